@@ -1,0 +1,266 @@
+"""The LLaMA decoder with a gate on every prunable unit: one model in three states (dense, masked, cut).
+
+Einsum letters: b batch, t query position, s key position, d embed, k kv_heads, g q_per_kv, h head_dim, f mlp,
+v vocab. Parameters carry their logical axes, once, where they are created here; sharding, discovery, surgery and
+counting read them from there.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from saap_jax.llama.runs import run_bounds, split_gates
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
+from saap_jax.types import Gates
+
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
+
+Rotation = tuple[Float[Array, "seq half"], Float[Array, "seq half"]]
+"""Cosine and sine of each position's rotary angles."""
+
+Observe = Callable[[str, Array], Any]
+"""Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
+
+Points: `attention` [batch, seq, kv_heads, q_per_kv, head_dim] and `mlp` [batch, seq, mlp], the gated activations that
+enter the output projections; `attention_in`, `attention_out`, `mlp_in`, `mlp_out` [batch, seq, embed], the residual
+stream before and after each sub-block.
+"""
+
+
+@runtime_checkable
+class Make(Protocol):
+    """Creates one parameter array; `fan_in` is None for a normalisation scale."""
+
+    def __call__(self, shape: tuple[int, ...], fan_in: int | None) -> Array: ...
+
+
+def param(axes: tuple[str, ...], value: Array) -> nnx.Param:
+    """Wrap an array as a parameter that carries its logical axis names."""
+    return nnx.Param(value, axes=axes)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention without biases, stacked over the layers of a run."""
+
+    def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
+        d, k, g, h = spec.embed, widths.kv_heads, widths.q_per_kv, spec.head_dim
+        self.query = param(("layers", "embed", "kv_heads", "q_per_kv", "head_dim"), make((layers, d, k, g, h), d))
+        self.key = param(("layers", "embed", "kv_heads", "head_dim"), make((layers, d, k, h), d))
+        self.value = param(("layers", "embed", "kv_heads", "head_dim"), make((layers, d, k, h), d))
+        self.output = param(
+            ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
+        )
+
+
+class Mlp(nnx.Module):
+    """Gated feed-forward block (SwiGLU), stacked over the layers of a run."""
+
+    def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
+        d, f = spec.embed, widths.mlp
+        self.gate = param(("layers", "embed", "mlp"), make((layers, d, f), d))
+        self.up = param(("layers", "embed", "mlp"), make((layers, d, f), d))
+        self.down = param(("layers", "mlp", "embed"), make((layers, f, d), max(f, 1)))
+
+
+class DecoderLayer(nnx.Module):
+    """A run: neighbouring layers of equal widths, each parameter stacked on a leading `layers` axis."""
+
+    def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
+        self.attention_norm = param(("layers", "embed"), make((layers, spec.embed), None))
+        self.attention = Attention(layers, spec, widths, make)
+        self.mlp_norm = param(("layers", "embed"), make((layers, spec.embed), None))
+        self.mlp = Mlp(layers, spec, widths, make)
+
+    @property
+    def length(self) -> int:
+        """Number of layers in the run."""
+        return self.attention_norm.shape[0]
+
+    @property
+    def widths(self) -> LayerWidths:
+        """Sizes of each layer of the run, read from the arrays."""
+        _, _, kv_heads, q_per_kv, _ = self.attention.query.shape
+        return LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=self.mlp.down.shape[1])
+
+
+class Llama(nnx.Module):
+    """A LLaMA-family causal language model; a plain pytree for `jax.jit`, `jax.grad` and `jax.vmap`.
+
+    Its only static part is `constants`: every size is read from the arrays, so nothing goes stale after a cut.
+    """
+
+    def __init__(self, spec: LlamaSpec, make: Make) -> None:
+        self.constants: Constants = spec.constants
+        self.embedding = param(("vocab", "embed"), make((spec.vocab, spec.embed), 1))
+        self.runs = nnx.List([DecoderLayer(length, spec, widths, make) for widths, length in spec.runs])
+        self.norm = param(("embed",), make((spec.embed,), None))
+        self.unembedding = None if spec.tied else param(("embed", "vocab"), make((spec.embed, spec.vocab), spec.embed))
+
+    @property
+    def spec(self) -> LlamaSpec:
+        """Sizes and constants, read from the arrays."""
+        vocab, embed = self.embedding.shape
+        return LlamaSpec(
+            vocab=vocab,
+            embed=embed,
+            head_dim=self.runs[0].attention.query.shape[-1],
+            layers=tuple(run.widths for run in self.runs for _ in range(run.length)),
+            tied=self.unembedding is None,
+            constants=self.constants,
+        )
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch seq"],
+        gates: Gates | None = None,
+        *,
+        observe: Observe | None = None,
+        remat: Remat = "none",
+    ) -> tuple[Float[Array, "batch seq embed"], list[Any]]:
+        """Return the normalised last hidden states and, for each run, what `observe` made, stacked over its layers.
+
+        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones.
+        """
+        rotation = rotary(tokens.shape[1], self.runs[0].attention.query.shape[-1], self.constants)
+        x = self.embedding[...][tokens]
+        observed = []
+        for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
+
+            def layer(x: Array, inputs: tuple[DecoderLayer, Gates | None]) -> tuple[Array, Any]:
+                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe)
+
+            x, seen = jax.lax.scan(_rematerialised(layer, remat), x, (run, run_gates))
+            observed.append(seen)
+        return rms_norm(x, self.norm[...], self.constants.norm_eps), observed
+
+    def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
+        """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        if self.unembedding is None:
+            return jnp.einsum("btd,vd->btv", hidden, self.embedding[...], preferred_element_type=wide)
+        return jnp.einsum("btd,dv->btv", hidden, self.unembedding[...], preferred_element_type=wide)
+
+    def __call__(
+        self, tokens: Int[Array, "batch seq"], gates: Gates | None = None, *, remat: Remat = "none"
+    ) -> Float[Array, "batch seq vocab"]:
+        """Return next-token logits. Padding goes on the right: attention is causal, so it changes nothing before it."""
+        return self.logits(self.hidden(tokens, gates, remat=remat)[0])
+
+
+def decode(
+    layer: DecoderLayer,
+    x: Float[Array, "batch seq embed"],
+    gates: Gates | None,
+    rotation: Rotation,
+    norm_eps: float,
+    observe: Observe | None = None,
+) -> tuple[Float[Array, "batch seq embed"], Any]:
+    """Apply one decoder layer (parameters and gates without their `layers` axis)."""
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation)
+    if gates is not None:
+        middle = middle * _per_token(gates["attention"], middle)[..., None, None]
+    y = x + jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...])
+    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
+    if gates is not None:
+        channels = channels * _per_token(gates["mlp"], channels)
+    z = y + jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...])
+    points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
+    return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
+
+
+def attend(
+    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation
+) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
+    """Causal attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
+    query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
+    key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
+    value = jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+    weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value)
+
+
+def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
+    """Channel activations silu(x W_gate) * (x W_up), which enter the down projection."""
+    gate = jnp.einsum("btd,df->btf", x, mlp.gate[...])
+    return jax.nn.silu(gate) * jnp.einsum("btd,df->btf", x, mlp.up[...])
+
+
+def rms_norm(
+    x: Float[Array, "batch seq embed"], scale: Float[Array, "embed"], eps: float
+) -> Float[Array, "batch seq embed"]:
+    """Root-mean-square normalisation, computed in float32 (at least), returned in the dtype of `x`."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale[None, None]
+
+
+def rotary(
+    length: int, head_dim: int, constants: Constants
+) -> tuple[Float[Array, "seq half"], Float[Array, "seq half"]]:
+    """Cosines and sines of the rotary embedding for positions 0 … length - 1, float32.
+
+    Source: RoFormer (arXiv:2104.09864) in the half-split layout of Hugging Face; `llama3` scaling as in Llama 3.1.
+    """
+    frequency = constants.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    scaling = constants.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling is not None:
+        turns = scaling.original_max_positions * frequency / (2 * jnp.pi)
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        smooth = jnp.clip(smooth, 0.0, 1.0)
+        frequency = frequency * (smooth + (1 - smooth) / scaling.factor)
+    angle = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, rotation: Rotation) -> Array:
+    """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
+    shape = (1, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
+    first, second = jnp.split(x.astype(wide), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def random_llama(spec: LlamaSpec, key: Array, dtype: Any = jnp.float32) -> Llama:
+    """Return a model with normal weights of variance 1/fan_in and unit norm scales, for tests and planning."""
+    count = iter(range(10**9))
+
+    def make(shape: tuple[int, ...], fan_in: int | None) -> Array:
+        if fan_in is None:
+            return jnp.ones(shape, dtype)
+        return jax.random.normal(jax.random.fold_in(key, next(count)), shape, dtype) * fan_in**-0.5
+
+    return Llama(spec, make)
+
+
+def abstract_llama(spec: LlamaSpec, dtype: Any = jnp.float32) -> Llama:
+    """Return the model with `jax.ShapeDtypeStruct` leaves: axis names and shapes without memory."""
+    return nnx.eval_shape(lambda: Llama(spec, lambda shape, fan_in: jnp.zeros(shape, dtype)))
+
+
+def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
+    """Broadcast a gate over the tokens: `[1 or batch, 1, units]` in the activation's dtype."""
+    return (gate if gate.ndim == 2 else gate[None]).astype(activation.dtype)[:, None]
+
+
+def _rematerialised(layer: Callable, remat: Remat) -> Callable:
+    match remat:
+        case "none":
+            return layer
+        case "full":
+            return jax.checkpoint(layer, prevent_cse=False)
+        case "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            return jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        case _:
+            raise ValueError(f"remat: expected 'none', 'dots' or 'full', got {remat!r}")

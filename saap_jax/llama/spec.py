@@ -1,0 +1,93 @@
+"""What a LLaMA-family model is: constants that no array shows, and the sizes of each layer."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Rescaling of the rotary frequencies for contexts longer than the original one.
+
+    `linear` divides every frequency by `factor`. `llama3` (Llama 3.1) divides only wavelengths longer than
+    `original_max_positions / low_freq_factor`, keeps those shorter than `original_max_positions / high_freq_factor`
+    and interpolates between.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope scaling: expected 'linear' or 'llama3', got {self.kind!r}")
+        if not self.factor >= 1:
+            raise ValueError(f"rope scaling: expected factor >= 1, got {self.factor}")
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                "rope scaling: expected low_freq_factor < high_freq_factor, "
+                f"got {self.low_freq_factor} and {self.high_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constants:
+    """Hyper-parameters that no parameter's shape tells: the only thing that a model stores beside its arrays."""
+
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 2048
+    bos_token: int | None = None
+    eos_tokens: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerWidths:
+    """Sizes of one decoder layer; `kv_heads` and `mlp` may be 0 (the sub-block is then skipped)."""
+
+    kv_heads: int
+    q_per_kv: int
+    mlp: int
+
+    def __post_init__(self) -> None:
+        if self.kv_heads < 0 or self.mlp < 0 or self.q_per_kv < 1:
+            raise ValueError(f"layer widths: expected kv_heads >= 0, mlp >= 0 and q_per_kv >= 1, got {self}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaSpec:
+    """Everything needed to allocate a model; derived from a model's arrays by `Llama.spec`."""
+
+    vocab: int
+    embed: int
+    head_dim: int
+    layers: tuple[LayerWidths, ...]
+    tied: bool
+    constants: Constants = Constants()
+
+    def __post_init__(self) -> None:
+        if min(self.vocab, self.embed, self.head_dim, len(self.layers)) < 1:
+            raise ValueError(
+                "model spec: expected vocab, embed, head_dim and the number of layers to be at least 1, "
+                f"got {self.vocab}, {self.embed}, {self.head_dim} and {len(self.layers)}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model spec: rotary embedding needs an even head_dim, got {self.head_dim}")
+
+    @property
+    def uniform(self) -> bool:
+        """True when all layers have the same widths, as in every dense model."""
+        return len(set(self.layers)) == 1
+
+    @property
+    def runs(self) -> tuple[tuple[LayerWidths, int], ...]:
+        """(widths, length) of each maximal stretch of neighbouring layers of equal widths."""
+        runs: list[tuple[LayerWidths, int]] = []
+        for widths in self.layers:
+            if runs and runs[-1][0] == widths:
+                runs[-1] = (widths, runs[-1][1] + 1)
+            else:
+                runs.append((widths, 1))
+        return tuple(runs)

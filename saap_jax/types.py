@@ -1,0 +1,34 @@
+"""Names that the whole library shares: axes, structures and the trees that are indexed by them.
+
+Axis glossary (logical axis, einsum letter):
+
+| axis       | letter | meaning                                                       |
+|------------|--------|---------------------------------------------------------------|
+| `batch`    | b      | examples of one microbatch                                    |
+| `seq`      | t (s)  | token positions (s where a second one is needed: the keys)    |
+| `embed`    | d      | width of the residual stream                                  |
+| `layers`   | l      | decoder layers; leading axis of a run's stacked parameters    |
+| `kv_heads` | k      | attention units: one key/value head with its query heads      |
+| `q_per_kv` | g      | query heads that read one key/value head                      |
+| `head_dim` | h      | width of one head                                             |
+| `mlp`      | f      | channels of the feed-forward block                            |
+| `vocab`    | v      | tokens of the vocabulary                                      |
+"""
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp"}
+"""Logical axis whose parameters within a layer are one coupled structure -> name of that structure."""
+
+STRUCTURES: tuple[str, ...] = tuple(PRUNABLE_AXES.values())
+"""Names of the structures, in the order that breaks ties everywhere."""
+
+Gates = dict[str, Float[Array, "*batch layers units"]]
+"""Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own."""
+
+Scores = dict[str, Float[Array | np.ndarray, "layers units"]]
+"""Importance of each unit, larger = more important; NaN where a layer has no such unit."""
+
+Keep = dict[str, Bool[np.ndarray, "layers units"]]
+"""True where a unit stays; False where it is removed or where a layer has no such unit."""
