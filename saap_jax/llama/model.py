@@ -140,7 +140,7 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
         """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
-        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        wide = at_least_float32(hidden.dtype)
         if self.unembedding is None:
             return jnp.einsum("btd,vd->btv", hidden, self.embedding[...], preferred_element_type=wide)
         return jnp.einsum("btd,dv->btv", hidden, self.unembedding[...], preferred_element_type=wide)
@@ -180,7 +180,7 @@ def attend(
     query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
     key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
     value = jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
     weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
@@ -193,11 +193,16 @@ def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch se
     return jax.nn.silu(gate) * jnp.einsum("btd,df->btf", x, mlp.up[...])
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype in which norms, softmax and losses are computed: float32, or float64 for float64 arrays."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 def rms_norm(
     x: Float[Array, "batch seq embed"], scale: Float[Array, "embed"], eps: float
 ) -> Float[Array, "batch seq embed"]:
     """Root-mean-square normalisation, computed in float32 (at least), returned in the dtype of `x`."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * scale[None, None]
 
@@ -225,7 +230,7 @@ def rotary(
 def rotate(x: Array, rotation: Rotation) -> Array:
     """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
     shape = (1, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
