@@ -15,6 +15,8 @@ Axis glossary (logical axis, einsum letter):
 | `vocab`    | v      | tokens of the vocabulary                                      |
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -32,3 +34,6 @@ Scores = dict[str, Float[Array | np.ndarray, "layers units"]]
 
 Keep = dict[str, Bool[np.ndarray, "layers units"]]
 """True where a unit stays; False where it is removed or where a layer has no such unit."""
+
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""

@@ -1,0 +1,17 @@
+"""Text: sources, windows of tokens cut from them, and scenarios, which are named calibration sets."""
+
+from saap_jax.data.scenarios import Scenario, load_scenarios, parse_scenario
+from saap_jax.data.sources import check_disjoint, read_texts
+from saap_jax.data.windows import Windows, batches, calibration_windows, evaluation_windows
+
+__all__ = [
+    "Scenario",
+    "Windows",
+    "batches",
+    "calibration_windows",
+    "check_disjoint",
+    "evaluation_windows",
+    "load_scenarios",
+    "parse_scenario",
+    "read_texts",
+]

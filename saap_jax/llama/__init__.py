@@ -1,0 +1,21 @@
+"""The LLaMA family: what a model is, the model itself, and its ways into and out of memory."""
+
+from saap_jax.llama.load import load_keep, load_model
+from saap_jax.llama.model import Llama, abstract_llama, random_llama
+from saap_jax.llama.save import save_model
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.tokenizer import load_tokenizer
+
+__all__ = [
+    "Constants",
+    "LayerWidths",
+    "Llama",
+    "LlamaSpec",
+    "RopeScaling",
+    "abstract_llama",
+    "load_keep",
+    "load_model",
+    "load_tokenizer",
+    "random_llama",
+    "save_model",
+]

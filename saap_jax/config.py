@@ -1,0 +1,229 @@
+"""The configuration of an experiment: frozen, keyword-only, JSON values only, refused early with the value named."""
+
+import dataclasses
+import math
+import re
+from typing import Literal
+
+from saap_jax.types import Remat
+
+
+def check_run_name(name: str) -> None:
+    """Raise ValueError unless `name` is a plain directory name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {name!r}")
+
+
+def check_ratios(ratios: tuple[float, ...]) -> None:
+    """Raise ValueError unless `ratios` is a non-empty tuple of distinct numbers in [0, 1)."""
+    if not ratios:
+        raise ValueError("ratios: expected at least one number in [0, 1), got none")
+    for ratio in ratios:
+        if not (math.isfinite(ratio) and 0 <= ratio < 1):
+            raise ValueError(f"ratios: expected numbers in [0, 1), got {ratio}")
+    if len(set(ratios)) < len(ratios):
+        raise ValueError(f"ratios: expected each once, got {list(ratios)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model."""
+
+    name: str = "smollm2-135m"
+    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """On which text importance is estimated."""
+
+    source: str = "builtin:reference"
+    """Text source: `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
+    examples: int = 32
+    """Windows drawn at random."""
+    length: int = 128
+    """Tokens a window."""
+    batch_size: int = 8
+    """Windows a microbatch; changes speed and memory, not the result."""
+    seed: int = 0
+    """Seed of the windows drawn."""
+
+    def __post_init__(self) -> None:
+        _at_least("calibration.examples", self.examples, 1)
+        _at_least("calibration.length", self.length, 2)
+        _at_least("calibration.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimationConfig:
+    """How importance is estimated."""
+
+    estimators: tuple[str, ...] = (
+        "random",
+        "magnitude",
+        "taylor_vector",
+        "taylor_element",
+        "gate_taylor",
+        "gate_fisher",
+        "wanda",
+        "fluctuation",
+    )
+    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerStructure:
+    """One number for each structure."""
+
+    attention: int = 1
+    mlp: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("attention", self.attention, 0)
+        _at_least("mlp", self.mlp, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a budget is shared between layers and structures."""
+
+    allocation: Literal["uniform", "global"] = "uniform"
+    """`uniform`: the same share of each layer; `global`: one ranking of all units."""
+    rank_by: Literal["score", "score_per_parameter"] = "score_per_parameter"
+    """Key of the global ranking."""
+    min_keep: PerStructure = PerStructure(attention=1, mlp=1)
+    """Units that each layer keeps at least."""
+    max_ratio: float = 1.0
+    """Largest share of a layer's units of one structure that may go."""
+    skip_layers: tuple[int, ...] = ()
+    """Layers left alone; negative numbers count from the end."""
+    multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
+    """Kept widths of pruned layers are multiples of these."""
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ("uniform", "global"):
+            raise ValueError(f"search.allocation: expected 'uniform' or 'global', got {self.allocation!r}")
+        if self.rank_by not in ("score", "score_per_parameter"):
+            raise ValueError(f"search.rank_by: expected 'score' or 'score_per_parameter', got {self.rank_by!r}")
+        if not 0 < self.max_ratio <= 1:
+            raise ValueError(f"search.max_ratio: expected a number in (0, 1], got {self.max_ratio}")
+        if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
+            raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """On which text quality is measured."""
+
+    in_domain: str = "builtin:reference"
+    """Text of the calibration domain, never the calibration text itself."""
+    out_of_domain: str = "builtin:descriptions"
+    """Text of another domain."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once; changes speed and memory, not the result."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.windows", self.windows, 0)
+        _at_least("evaluation.length", self.length, 2)
+        _at_least("evaluation.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A comparison of estimators: one calibration pass, one masked evaluation a candidate, the best one cut."""
+
+    name: str = "compare"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimation: EstimationConfig = EstimationConfig()
+    search: SearchConfig = SearchConfig()
+    ratios: tuple[float, ...] = (0.2, 0.5)
+    """Shares of the prunable parameters to remove."""
+    best_ratio: float = 0.2
+    """Ratio at which the best candidate is cut, saved and measured; one of `ratios`."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_ratios(self.ratios)
+        if self.best_ratio not in self.ratios:
+            raise ValueError(f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every unit and keep the scores: `scores.npz` and `run.json` in a run directory."""
+
+    name: str = "score"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimation: EstimationConfig = EstimationConfig()
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Prune a model with one estimator at one ratio, and save the smaller model."""
+
+    out: str = "models/pruned"
+    """Directory of the pruned model; it must not exist."""
+    estimator: str = "gate_fisher"
+    """Name, with hyper-parameters in brackets if any."""
+    ratio: float = 0.2
+    """Share of the prunable parameters to remove."""
+    from_run: str = ""
+    """A run directory whose scores are used; empty: score now."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
+    search: SearchConfig = SearchConfig()
+
+    def __post_init__(self) -> None:
+        check_ratios((self.ratio,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Perplexity of models on texts."""
+
+    models: tuple[str, ...] = ("smollm2-135m",)
+    """Models: names, GGUF files, directories."""
+    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
+    """Text sources; of a built-in one, the evaluation part."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once."""
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.sources:
+            raise ValueError("evaluate: expected at least one model and one source")
+        _at_least("windows", self.windows, 0)
+        _at_least("length", self.length, 2)
+        _at_least("batch_size", self.batch_size, 1)

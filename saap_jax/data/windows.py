@@ -1,0 +1,150 @@
+"""How text becomes examples: one token stream, cut into windows of equal length."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from saap_jax.data.sources import join_texts, read_texts
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What this module asks of a tokenizer: the call and the table of added tokens of a `transformers` one."""
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Id -> added token, with its text `content` and the flag `special`."""
+        ...
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Return a mapping whose `input_ids` are the tokens of the text."""
+        ...
+
+
+class Windows(NamedTuple):
+    """Examples of equal length, in host memory.
+
+    `tokens` int32 [examples, seq]; `mask` bool [examples, seq], True on real tokens and False on padding, which is on
+    the right and counts in no mean.
+    """
+
+    tokens: Int32[np.ndarray, "examples seq"]
+    mask: Bool[np.ndarray, "examples seq"]
+
+
+def tokenize(text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
+    """Tokenise a whole text at once, as plain text.
+
+    No token is added (no BOS: a tokenizer and a chat template would each add one), and none is read out of the text:
+    the `<unk>` of the Penn Treebank or an `<|endoftext|>` on a web page is spelled like any other word. Raises
+    ValueError when the tokenizer does not honour that.
+    """
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,  # no warning that the stream is longer than the model's context
+    )
+    tokens = np.asarray(encoded["input_ids"], np.int32).reshape(-1)
+    special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special and t.content in text}
+    parsed = tokens[np.isin(tokens, list(special))]
+    if parsed.size:
+        raise ValueError(
+            f"tokenizer: expected {special[int(parsed[0])]!r} in the text to be spelled out, got the special token "
+            f"{parsed[0]}; use a tokenizer that honours split_special_tokens (a fast one)"
+        )
+    return tokens
+
+
+def consecutive_windows(
+    stream: Int32[np.ndarray, " tokens"], length: int, limit: int | None = None
+) -> Int32[np.ndarray, "examples seq"]:
+    """Cut a stream into neighbouring windows, at most `limit` from the start; the tail is dropped.
+
+    Raises ValueError when the stream is shorter than one window.
+    """
+    _check_sizes(1 if limit is None else limit, length, "limit")
+    count = stream.size // length
+    if count == 0:
+        raise ValueError(_too_short(stream.size, 1, length))
+    count = count if limit is None else min(count, limit)
+    return stream[: count * length].reshape(count, length)
+
+
+def random_windows(
+    stream: Int32[np.ndarray, " tokens"], examples: int, length: int, seed: int
+) -> Int32[np.ndarray, "examples seq"]:
+    """Draw windows that share no position: a random phase, then slots of the grid that starts there.
+
+    Deterministic in `seed` (Philox). Raises ValueError when the stream is shorter than `examples` windows.
+    """
+    _check_sizes(examples, length, "examples")
+    spare = stream.size - examples * length
+    if spare < 0:
+        raise ValueError(_too_short(stream.size, examples, length))
+    random = np.random.Generator(np.random.Philox(seed))
+    phase = int(random.integers(min(spare, length - 1), endpoint=True))
+    slots = random.choice((stream.size - phase) // length, size=examples, replace=False)
+    return stream[phase + slots[:, None] * length + np.arange(length)]
+
+
+def evaluation_windows(source: str, tokenizer: Tokenizer, length: int, limit: int | None = None) -> Windows:
+    """Return the windows that perplexity is measured on: those of the source's evaluation part, in order.
+
+    Documents are joined by a blank line and tokenised once; see `consecutive_windows`.
+    """
+    tokens = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer)
+    return _full(_named(source, consecutive_windows, tokens, length, limit))
+
+
+def calibration_windows(source: str, tokenizer: Tokenizer, examples: int, length: int, seed: int) -> Windows:
+    """Return windows drawn at random from the source's calibration part; see `random_windows`.
+
+    Batching comes later, so the batch size changes nothing.
+    """
+    tokens = tokenize(join_texts(read_texts(source, "calibration")), tokenizer)
+    return _full(_named(source, random_windows, tokens, examples, length, seed))
+
+
+def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
+    """Return microbatches of `batch_size` examples each, with the number of real ones.
+
+    Only the last can be short; it is filled up with rows of token 0 that are masked throughout, so that every
+    microbatch has the same shape and one compiled program serves all.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batches: expected batch_size >= 1, got {batch_size}")
+
+    def batch(start: int) -> tuple[Windows, int]:
+        rows = [array[start : start + batch_size] for array in windows]
+        missing = batch_size - rows[0].shape[0]
+        return Windows(*(np.pad(array, ((0, missing), (0, 0))) for array in rows)), batch_size - missing
+
+    return (batch(start) for start in range(0, windows.tokens.shape[0], batch_size))
+
+
+def _full(tokens: Int32[np.ndarray, "examples seq"]) -> Windows:
+    return Windows(tokens, np.ones(tokens.shape, bool))
+
+
+def _named(source: str, cut: Any, *arguments: Any) -> Int32[np.ndarray, "examples seq"]:
+    """Call `cut`, and let its error name the source."""
+    try:
+        return cut(*arguments)
+    except ValueError as error:
+        raise ValueError(f"data source {source!r}: {error}") from None
+
+
+def _check_sizes(count: int, length: int, name: str) -> None:
+    if count < 1 or length < 2:
+        raise ValueError(f"windows: expected {name} >= 1 and length >= 2, got {count} and {length}")
+
+
+def _too_short(tokens: int, examples: int, length: int) -> str:
+    return (
+        f"expected at least {examples * length} tokens for {examples} x {length}, got {tokens}; "
+        "ask for less or give a longer text"
+    )

@@ -1,0 +1,127 @@
+"""The contract of an importance estimator, and the statistics of one calibration pass that it may ask for."""
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from saap_jax.discovery import Member, Structure, discover, unit_view
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import join_runs
+from saap_jax.types import Scores
+
+Reduction = Literal["sum", "mean", "max", "prod", "last"]
+"""How the scores of the matrices of one unit become the score of the unit."""
+
+
+class Statistic(enum.StrEnum):
+    """What a calibration pass can observe. Values are float32 (at least), padding excluded."""
+
+    WEIGHT_GRADIENT = "weight_gradient"
+    """Gradient of the mean loss over all tokens: a tree like the model's."""
+    GATE_GRADIENT = "gate_gradient"
+    """Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
+    ACTIVATION_MOMENTS = "activation_moments"
+    """`Moments` of the gated activations over all tokens."""
+
+
+class Moments(NamedTuple):
+    """Mean of a and of a² of each unit's coordinates: a channel has one, an attention unit q_per_kv · head_dim."""
+
+    mean: dict[str, Float[Array, "layers units coordinates"]]
+    square: dict[str, Float[Array, "layers units coordinates"]]
+
+
+class Statistics(NamedTuple):
+    """What one pass observed on one scenario."""
+
+    examples: Int[Array, ""]
+    tokens: Int[Array, ""]
+    """Predicted tokens: those that enter the loss."""
+    losses: Float[Array, "examples"]
+    """Mean loss of each example, in nats a token."""
+    values: dict[Statistic, Any]
+
+    def of(self, statistic: Statistic) -> Any:
+        """Return an observed statistic; a clear error when the pass did not observe it."""
+        if statistic not in self.values:
+            observed = ", ".join(self.values) or "none"
+            raise ValueError(
+                f"statistic {statistic.value} was not observed (observed: {observed}); "
+                "name it in the estimator's `needs`"
+            )
+        return self.values[statistic]
+
+
+class Estimator(NamedTuple):
+    """An importance estimator: the statistics that it needs, and its formula as a pure function of them."""
+
+    needs: frozenset[Statistic]
+    score: Callable[[Statistics, Llama], Scores]
+    """(statistics, weights) -> one number a unit, larger = more important; NaN where a layer has no such unit."""
+
+
+def score_matrices(formula: Callable[..., Array], *trees: Llama, reduction: Reduction = "sum") -> Scores:
+    """Score every unit by `formula(matrix of the first tree, the same of the second, …) -> [layers, units]`.
+
+    Each matrix comes as `[layers, units, rest]`; the results of a unit's matrices are combined by `reduction`, in the
+    order of the model's parameters (so `last` is the projection that writes: output, down).
+    """
+    scores = {}
+    for name, structure in discover(trees[0]).items():
+
+        def of_run(*runs: Any, members: tuple[Member, ...] = structure.members) -> Array:
+            matrices = [formula(*(wide(unit_view(run, member)) for run in runs)) for member in members]
+            return reduce_matrices(matrices, reduction)
+
+        scores[name] = over_runs(of_run, *trees)
+    return scores
+
+
+def score_writers(formula: Callable[..., Array], params: Llama, *statistics: dict[str, Array]) -> Scores:
+    """Score every unit by `formula(W_out [layers, units, coordinates, embed], statistic [layers, units, …], …)`.
+
+    W_out is the matrix that carries the unit's activation into the residual stream (output, down).
+    """
+    return {
+        name: formula(_writer(params, structure), *(statistic[name] for statistic in statistics))
+        for name, structure in discover(params).items()
+    }
+
+
+def _writer(params: Llama, structure: Structure) -> Float[Array, "layers units coordinates embed"]:
+    """Return the writing matrices of all layers; NaN in the padding of narrow layers."""
+    embed = params.embedding.shape[-1]
+    view = over_runs(lambda run: wide(unit_view(run, structure.writer)), params)
+    return view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
+
+
+def over_runs(function: Callable[..., Array], *trees: Llama) -> Array:
+    """Apply `function` to the runs of the trees and join what it returns, `[layers, units, ...]`, padded with NaN."""
+    pieces = [function(*runs) for runs in zip(*(tree.runs for tree in trees), strict=True)]
+    return join_runs(pieces, fill=jnp.nan)
+
+
+def reduce_matrices(values: Sequence[Array], reduction: Reduction) -> Float[Array, "layers units"]:
+    """Combine the scores of a unit's matrices."""
+    stacked = jnp.stack(list(values))
+    match reduction:
+        case "sum":
+            return jnp.sum(stacked, axis=0)
+        case "mean":
+            return jnp.mean(stacked, axis=0)
+        case "max":
+            return jnp.max(stacked, axis=0)
+        case "prod":
+            return jnp.prod(stacked, axis=0)
+        case "last":
+            return stacked[-1]
+        case _:
+            raise ValueError(f"reduction: expected 'sum', 'mean', 'max', 'prod' or 'last', got {reduction!r}")
+
+
+def wide(array: Array) -> Array:
+    """Cast to float32 (at least), in which every score is computed."""
+    return array.astype(jnp.float64 if array.dtype == jnp.float64 else jnp.float32)

@@ -1,0 +1,48 @@
+"""Estimators on gates: what the loss does when a unit's activation is scaled.
+
+∂ℒ/∂g_u at g = 1 equals Σ w_k ∂w_k over the unit's writing matrix (output, down), and equally over value or up. A gate
+is one number a unit, so its gradient is kept for each calibration example.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saap_jax.estimation.base import Estimator, Statistic, Statistics
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import existing_units
+from saap_jax.types import Scores
+
+
+def mean_absolute(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
+    """(1/N) Σ_n |∂ℒ_n/∂g_u|."""
+    return jnp.mean(jnp.abs(gradient), axis=0)
+
+
+def mean_square(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
+    """(1/N) Σ_n (∂ℒ_n/∂g_u)²."""
+    return jnp.mean(jnp.square(gradient), axis=0)
+
+
+def gate_taylor() -> Estimator:
+    """Score a unit by (1/N) Σ_n |∂ℒ_n/∂g_u|, the mean absolute first-order effect of removing it on an example.
+
+    Source: Molchanov et al. (arXiv:1906.10771) with gates; Michel et al. (arXiv:1905.10650) for attention heads.
+    """
+    return _on_gates(mean_absolute)
+
+
+def gate_fisher() -> Estimator:
+    """Score a unit by (1/N) Σ_n (∂ℒ_n/∂g_u)²: the second-order term wᵀHw with the empirical Fisher information for H.
+
+    Source: Kwon et al. (arXiv:2204.09656), the diagonal of their mask Fisher, without the factor ½.
+    """
+    return _on_gates(mean_square)
+
+
+def _on_gates(formula) -> Estimator:
+    def score(statistics: Statistics, params: Llama) -> Scores:
+        gradients = statistics.of(Statistic.GATE_GRADIENT)
+        exists = existing_units(params.runs)
+        return {name: jnp.where(jnp.asarray(exists[name]), formula(g), jnp.nan) for name, g in gradients.items()}
+
+    return Estimator(frozenset({Statistic.GATE_GRADIENT}), score)

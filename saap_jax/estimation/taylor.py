@@ -1,0 +1,44 @@
+"""First-order Taylor estimators on weights (LLM-Pruner, arXiv:2305.11627, equations 3 to 5).
+
+Removing a unit's weights w changes the loss by about ∂wᵀw. Here ∂w is the gradient of the mean loss over all tokens;
+LLM-Pruner sums over the calibration set, which scales every score alike.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
+from saap_jax.llama.model import Llama
+from saap_jax.types import Scores
+
+
+def vector_wise(
+    weight: Float[Array, "layers units rest"], gradient: Float[Array, "layers units rest"]
+) -> Float[Array, "layers units"]:
+    """|Σ_k w_k ∂w_k| over a unit's part of one matrix: the absolute value after the sum."""
+    return jnp.abs(jnp.sum(weight * gradient, axis=-1))
+
+
+def element_wise(
+    weight: Float[Array, "layers units rest"], gradient: Float[Array, "layers units rest"]
+) -> Float[Array, "layers units"]:
+    """Σ_k |w_k ∂w_k| over a unit's part of one matrix: the absolute value before the sum."""
+    return jnp.sum(jnp.abs(weight * gradient), axis=-1)
+
+
+def taylor_vector(*, reduction: Reduction = "sum") -> Estimator:
+    """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|."""
+
+    def score(statistics: Statistics, params: Llama) -> Scores:
+        return score_matrices(vector_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
+
+    return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)
+
+
+def taylor_element(*, reduction: Reduction = "sum") -> Estimator:
+    """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|."""
+
+    def score(statistics: Statistics, params: Llama) -> Scores:
+        return score_matrices(element_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
+
+    return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)

@@ -1,0 +1,70 @@
+"""Stage 4: perplexity over non-overlapping windows, for gates and for cut models, by one compiled program a shape."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.llama.loss import next_token_losses, predicted_tokens
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import ones_gates
+from saap_jax.types import Gates
+
+Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
+
+
+class WindowLosses(NamedTuple):
+    """Summed next-token loss of each window in nats (float64), and how many tokens it predicts."""
+
+    sums: Float[np.ndarray, "windows"]
+    counts: Int[np.ndarray, "windows"]
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean token loss over all windows)."""
+        return float(np.exp(self.sums.sum() / self.counts.sum()))
+
+
+@jax.jit
+def loss_step(
+    model: Llama, tokens: Int[Array, "batch seq"], mask: Bool[Array, "batch seq"], gates: Gates
+) -> tuple[Float[Array, "batch"], Int[Array, "batch"]]:
+    """Return each window's summed loss and predicted tokens; gates are inputs, so no candidate compiles anew."""
+    return next_token_losses(model, tokens, mask, gates)[0], predicted_tokens(mask)
+
+
+def window_losses(
+    model: Llama,
+    batches: Iterable[Batch],
+    gates: Gates | None = None,
+    *,
+    progress: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
+) -> WindowLosses:
+    """Return the loss of each window under `gates` (None: nothing removed). Padding rows are left out.
+
+    Raises:
+        ValueError: no window at all.
+    """
+    gates = ones_gates(model.runs) if gates is None else gates
+    sums, counts = [], []
+    for tokens, mask in progress(batches):
+        batch_sums, batch_counts = loss_step(model, jnp.asarray(tokens), jnp.asarray(mask), gates)
+        sums.append(np.asarray(batch_sums, np.float64))
+        counts.append(np.asarray(batch_counts))
+    if not sums:
+        raise ValueError("evaluation: expected at least one window, got none")
+    all_counts = np.concatenate(counts)
+    real = all_counts > 0
+    return WindowLosses(np.concatenate(sums)[real], all_counts[real])
+
+
+def metric_name(length: int, source: str) -> str:
+    """Return the name of a perplexity, which always tells the window length: `ppl@128 builtin:reference`.
+
+    >>> metric_name(128, "builtin:reference")
+    'ppl@128 builtin:reference'
+    """
+    return f"ppl@{length} {source}"

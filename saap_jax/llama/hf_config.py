@@ -1,0 +1,270 @@
+"""Hugging Face `config.json` <-> `LlamaSpec`: what a LLaMA config may say, and what is refused by name.
+
+A dense model, or one whose layers were all cut alike, is a plain `llama` config. Layers of different widths have no
+place in it, so such a model says `model_type: "saap_llama"` with one number a layer: other readers refuse it instead
+of misreading it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
+
+PER_LAYER_TYPE = "saap_llama"
+"""`model_type` of a config with one width a layer."""
+
+_PER_LAYER_KEYS = ("num_key_value_heads", "num_attention_heads", "query_heads_per_kv_head", "intermediate_size")
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "architectures": (None, ["LlamaForCausalLM"], ["LLaMAForCausalLM"]),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "hidden_act": (None, "silu"),
+    "quantization_config": (None,),
+    "sliding_window": (None,),
+    "partial_rotary_factor": (None, 1.0),
+    "rope_interleaved": (None, False),
+    "is_llama_config": (None, True),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+}
+"""Keys that change the computation -> the values that this model computes."""
+
+_READ = {
+    *("model_type", "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id"),
+}
+
+_HARMLESS = {
+    *("_name_or_path", "_commit_hash", "_attn_implementation", "attn_implementation", "attention_dropout", "dtype"),
+    *("torch_dtype", "transformers_version", "transformers.js_config", "initializer_range", "pad_token_id"),
+    *("pretraining_tp", "use_cache", "max_sequence_length", "output_attentions", "output_hidden_states"),
+    *("return_dict", "torchscript", "use_bfloat16", "problem_type", "id2label", "label2id", "is_decoder"),
+    *("chunk_size_feed_forward", "cross_attention_hidden_size", "unsloth_version", "unsloth_fixed"),
+}
+"""Keys that say nothing about the logits of a language model (training, bookkeeping, generation)."""
+
+_ROPE_KEYS = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; `FileNotFoundError` or `ValueError` with one line otherwise."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; the file is damaged, fetch it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
+    """Return the spec that a `config.json` describes; `where` names it in errors.
+
+    Missing keys have the defaults of `transformers.LlamaConfig`, except sizes, which must be there. Refuses
+    (`ValueError`, one line) other model types, unsupported attributes and keys that it does not know.
+    """
+    per_layer = config.get("model_type") == PER_LAYER_TYPE
+    if config.get("model_type") not in ("llama", PER_LAYER_TYPE):
+        raise ValueError(f"{where}: expected model_type 'llama', got {config.get('model_type')!r}; not a LLaMA model")
+    _refuse_unsupported(config, where, per_layer)
+    embed = _integer(config, "hidden_size", where)
+    layers = _layer_lists(config, where) if per_layer else _equal_layers(config, where)
+    head_dim = config.get("head_dim")
+    if head_dim is None and per_layer:
+        raise ValueError(f"{where}: expected an explicit head_dim beside per-layer widths, got none")
+    if head_dim is None:
+        heads = layers[0].kv_heads * layers[0].q_per_kv
+        if embed % heads:
+            raise ValueError(
+                f"{where}: hidden_size {embed} is no multiple of num_attention_heads {heads}; add head_dim"
+            )
+        head_dim = embed // heads
+    theta, scaling = _rope(config, where)
+    eos = config.get("eos_token_id", 2)
+    constants = Constants(
+        norm_eps=_number(config, "rms_norm_eps", where, 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=_integer(config, "max_position_embeddings", where, 2048),
+        bos_token=_token(config.get("bos_token_id", 1), f"{where}: bos_token_id"),
+        eos_tokens=tuple(
+            token
+            for item in (eos if isinstance(eos, list) else [eos])
+            if (token := _token(item, f"{where}: eos_token_id")) is not None
+        ),
+    )
+    return LlamaSpec(
+        vocab=_integer(config, "vocab_size", where),
+        embed=embed,
+        head_dim=_integer({"head_dim": head_dim}, "head_dim", where),
+        layers=layers,
+        tied=_flag(config, "tie_word_embeddings", where),
+        constants=constants,
+    )
+
+
+def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
+    """Return the `config.json` of a model: plain `llama` if its layers are alike and none is empty, else per layer.
+
+    The rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with
+    `rope_scaling`: a reader that knows only one of the two would otherwise fall back to defaults without a word.
+    """
+    first, constants = spec.layers[0], spec.constants
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if (given := constants.rope_scaling) is not None:
+        scaling = {"rope_type": given.kind, "factor": given.factor}
+        if given.kind == "llama3":
+            scaling |= {"low_freq_factor": given.low_freq_factor, "high_freq_factor": given.high_freq_factor}
+            scaling["original_max_position_embeddings"] = given.original_max_positions
+    if spec.uniform and first.kv_heads and first.mlp:
+        sizes: dict[str, Any] = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "num_key_value_heads": first.kv_heads,
+            "num_attention_heads": first.kv_heads * first.q_per_kv,
+            "intermediate_size": first.mlp,
+        }
+    else:
+        sizes = {
+            "model_type": PER_LAYER_TYPE,
+            "num_key_value_heads": [layer.kv_heads for layer in spec.layers],
+            "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in spec.layers],
+            "query_heads_per_kv_head": [layer.q_per_kv for layer in spec.layers],
+            "intermediate_size": [layer.mlp for layer in spec.layers],
+        }
+    eos = constants.eos_tokens
+    return sizes | {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.embed,
+        "head_dim": spec.head_dim,
+        "num_hidden_layers": len(spec.layers),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": spec.tied,
+        "rms_norm_eps": constants.norm_eps,
+        "max_position_embeddings": constants.max_positions,
+        "rope_parameters": scaling | {"rope_theta": constants.rope_theta},
+        "rope_theta": constants.rope_theta,
+        "rope_scaling": None if given is None else scaling,
+        "bos_token_id": constants.bos_token,
+        "eos_token_id": (eos[0] if len(eos) == 1 else list(eos)) if eos else None,
+        "torch_dtype": dtype,
+    }
+
+
+def _refuse_unsupported(config: dict[str, Any], where: str, per_layer: bool) -> None:
+    known = _READ | _HARMLESS | _ONLY.keys() | ({"query_heads_per_kv_head"} if per_layer else set())
+    if unknown := sorted(config.keys() - known):
+        raise ValueError(
+            f"{where}: unknown attributes {', '.join(unknown)}; they may change what the model computes, "
+            "so remove them only if you know that they do not"
+        )
+    for key, values in _ONLY.items():
+        if key in config and config[key] not in values:
+            raise ValueError(f"{where}: {key} = {config[key]!r} is not supported, expected {values[-1]!r}")
+
+
+def _equal_layers(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
+    heads = _integer(config, "num_attention_heads", where)
+    kv_heads = _integer(config, "num_key_value_heads", where, heads)
+    if heads % kv_heads:
+        raise ValueError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    widths = LayerWidths(
+        kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=_integer(config, "intermediate_size", where)
+    )
+    return (widths,) * _integer(config, "num_hidden_layers", where)
+
+
+def _layer_lists(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
+    count = _integer(config, "num_hidden_layers", where)
+    lists = {}
+    for key in _PER_LAYER_KEYS:
+        lists[key] = config.get(key)
+        good = isinstance(lists[key], list) and all(type(item) is int and item >= 0 for item in lists[key])
+        if not good or len(lists[key]) != count:
+            raise ValueError(f"{where}: expected {key} to be {count} non-negative integers, got {lists[key]!r}")
+    layers = []
+    for index, (kv_heads, heads, q_per_kv, mlp) in enumerate(zip(*lists.values(), strict=True)):
+        if heads != kv_heads * q_per_kv:
+            raise ValueError(
+                f"{where}: layer {index} has {heads} attention heads, expected {kv_heads} x {q_per_kv} "
+                "(num_key_value_heads x query_heads_per_kv_head)"
+            )
+        layers.append(LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=mlp))
+    return tuple(layers)
+
+
+def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+    """Read base and scaling of the rotary embedding, from `rope_parameters` or from the two older keys."""
+    found: list[dict[str, Any]] = []
+    for key in ("rope_parameters", "rope_scaling"):
+        given = config.get(key)
+        if given is not None and not isinstance(given, dict):
+            raise ValueError(f"{where}: expected {key} to be an object, got {given!r}")
+        if given:
+            settings = {name: value for name, value in given.items() if value is not None}
+            old = settings.pop("type", None)
+            if settings.setdefault("rope_type", old or "default") != (old or settings["rope_type"]):
+                raise ValueError(f"{where}: {key} says both type {old!r} and rope_type {settings['rope_type']!r}")
+            found.append(settings)
+    thetas = [settings.pop("rope_theta") for settings in found if "rope_theta" in settings]
+    thetas += [config["rope_theta"]] if config.get("rope_theta") is not None else []
+    if any(theta != thetas[0] for theta in thetas):
+        raise ValueError(f"{where}: rope_theta is given more than once, as {', '.join(map(str, thetas))}")
+    if len(found) == 2 and found[0] != found[1]:
+        raise ValueError(f"{where}: rope_parameters and rope_scaling disagree: {found[0]} and {found[1]}")
+    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, 10_000.0)
+    settings = found[0] if found else {"rope_type": "default"}
+    kind = settings.pop("rope_type")
+    if kind not in _ROPE_KEYS:
+        raise ValueError(f"{where}: rope type {kind!r} is not supported, expected default, linear or llama3")
+    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
+    if settings.keys() != _ROPE_KEYS[kind]:
+        expected = ", ".join(sorted(_ROPE_KEYS[kind])) or "no settings"
+        raise ValueError(f"{where}: expected {expected} for rope type {kind!r}, got {', '.join(sorted(settings))}")
+    if kind == "default":
+        return theta, None
+    numbers = {key: _number(settings, key, where) for key in settings}
+    if kind == "llama3":
+        numbers["original_max_positions"] = int(numbers.pop("original_max_position_embeddings"))
+    return theta, RopeScaling(kind=kind, **numbers)  # pyright: ignore[reportArgumentType]
+
+
+def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{where}: expected {key} to be a positive integer, got {value!r}")
+    return value
+
+
+def _number(config: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{where}: expected {key} to be a positive number, got {value!r}")
+    return float(value)
+
+
+def _flag(config: dict[str, Any], key: str, where: str) -> bool:
+    value = config.get(key)
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{where}: expected {key} to be true or false, got {value!r}")
+    return bool(value)
+
+
+def _token(value: Any, what: str) -> int | None:
+    if value is not None and (type(value) is not int):
+        raise ValueError(f"{what}: expected a token id, got {value!r}")
+    return None if value is None or value < 0 else value

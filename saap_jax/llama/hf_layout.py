@@ -1,0 +1,98 @@
+"""How a model's parameters lie in a checkpoint: Hugging Face names, and matrices stored `[outputs, inputs]`.
+
+Ours begin with the inputs and split heads into axes, so a stored matrix is the transpose of ours, flattened. Which
+axes are inputs follows from the axis names: a matrix has the residual stream (`embed`) on one side.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import run_bounds
+from saap_jax.llama.spec import LlamaSpec
+
+UNEMBEDDING = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+_WHOLE = {"embedding": EMBEDDING, "norm": "model.norm.weight", "unembedding": UNEMBEDDING}
+
+_LAYER = {
+    "attention_norm": "input_layernorm",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}
+
+
+class Checkpoint(NamedTuple):
+    """An opened source of tensors under Hugging Face names; `read` returns one of them, in a dtype of its own."""
+
+    where: str
+    spec: LlamaSpec
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+
+class Stored(NamedTuple):
+    """A parameter and the tensors that hold it: one, or one a layer in the order of its `layers` axis."""
+
+    path: str
+    variable: nnx.Variable
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """True when the parameter has a leading `layers` axis."""
+        return self.variable.axes[0] == "layers"
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """View a stored tensor in the layout of the parameter, without its `layers` axis."""
+        shape = self.variable.shape[1:] if self.stacked else self.variable.shape
+        return (tensor if self.path == "embedding" else tensor.T).reshape(shape)
+
+    def to_stored(self, array: np.ndarray) -> np.ndarray:
+        """View a parameter, without its `layers` axis, in the layout of the stored tensor."""
+        return array if self.path == "embedding" else array.reshape(self.shape[::-1]).T
+
+
+def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
+    """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    bounds = run_bounds(model.runs)
+    stored = []
+    for key_path, variable in leaves:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        if path in _WHOLE:
+            names, shape, axes = (_WHOLE[path],), variable.shape, variable.axes
+        else:
+            _, run, name = path.split("/", 2)
+            layers = range(bounds[int(run)].start, bounds[int(run)].stop)
+            names = tuple(f"model.layers.{layer}.{_LAYER[name]}.weight" for layer in layers)
+            shape, axes = variable.shape[1:], variable.axes[1:]
+        stored.append(Stored(path, variable, names, shape if path == "embedding" else _stored_shape(axes, shape)))
+    return stored, treedef
+
+
+def tensor_shapes(stored: list[Stored]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every stored tensor."""
+    for item in stored:
+        for name in item.names:
+            yield name, item.shape
+
+
+def _stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 1:
+        return shape
+    inputs = 1 if axes[0] == "embed" else len(shape) - 1
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])

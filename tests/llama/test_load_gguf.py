@@ -1,0 +1,217 @@
+"""GGUF files: the same model as the Hugging Face directory that they would be converted from."""
+
+import dataclasses
+
+import gguf
+import numpy as np
+import pytest
+
+from saap_jax.llama import Constants, RopeScaling, load_model
+from saap_jax.llama.load_gguf import _scaling_of_factors
+from tests.llama.conftest import assert_same, spec_of
+
+SPEC = spec_of((2, 12), (2, 12))
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+FIELDS = {
+    "block_count": 2,
+    "context_length": 2048,
+    "embedding_length": 16,
+    "feed_forward_length": 12,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 10000.0,
+}
+
+
+def permute(weights, heads):
+    """What llama.cpp's converter does to query and key rows (convert_hf_to_gguf.py)."""
+    return weights.reshape(heads, 2, weights.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weights.shape)
+
+
+def gguf_tensors(tensors):
+    """Rename and reorder Hugging Face tensors as the converter does."""
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    result = {}
+    for name, tensor in tensors.items():
+        stem = name.removesuffix(".weight")
+        if stem in whole:
+            result[whole[stem] + ".weight"] = tensor
+            continue
+        _, _, layer, rest = stem.split(".", 3)
+        heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(rest)
+        result[f"blk.{layer}.{NAMES[rest]}.weight"] = permute(tensor, heads) if heads else tensor
+    return result
+
+
+def write(path, tensors, fields=FIELDS, architecture="llama", quantise=()):
+    """Write a GGUF file; the tensors named in `quantise` as Q8_0."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in fields.items():
+        match value:
+            case str():
+                writer.add_string(f"llama.{key}", value)
+            case int():
+                writer.add_uint32(f"llama.{key}", value)
+            case float():
+                writer.add_float32(f"llama.{key}", value)
+    for name, tensor in tensors.items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if name in quantise else None
+        data = gguf.quants.quantize(tensor, kind) if kind is not None else np.ascontiguousarray(tensor)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def pair(saved, tmp_path):
+    """A model loaded from its directory, its tensors under GGUF names, and where to write a file."""
+    checkpoint = saved(SPEC)
+    checkpoint.config |= {"bos_token_id": None, "eos_token_id": None}
+    checkpoint.write_config()
+    return load_model(checkpoint.directory), gguf_tensors(checkpoint.tensors), tmp_path / "model.gguf"
+
+
+def test_equals_the_directory(pair):
+    model, tensors, path = pair
+    assert_same(load_model(write(path, tensors)), model)
+
+
+def test_permutation_matters(pair):
+    """Negative control: query rows that were never reordered load as another model."""
+    model, tensors, path = pair
+    tensors["blk.1.attn_q.weight"] = permute(tensors["blk.1.attn_q.weight"], 4)
+    loaded = load_model(write(path, tensors))
+    assert np.abs(loaded.runs[0].attention.query[...] - model.runs[0].attention.query[...]).max() > 0.1
+
+
+def test_tied_and_half_precision(pair):
+    model, tensors, path = pair
+    del tensors["output.weight"]
+    tensors["blk.0.ffn_up.weight"] = tensors["blk.0.ffn_up.weight"].astype(np.float16)
+    loaded = load_model(write(path, tensors))
+    assert loaded.spec.tied
+    expected = np.asarray(model.runs[0].mlp.up[...][0]).astype(np.float16)
+    np.testing.assert_array_equal(loaded.runs[0].mlp.up[...][0], expected.astype(np.float32))
+
+
+def test_quantised_tensors_are_within_half_a_step(saved, tmp_path):
+    spec = spec_of((2, 32), (2, 32))
+    checkpoint = saved(spec)
+    tensors, down = gguf_tensors(checkpoint.tensors), "blk.0.ffn_down.weight"
+    fields = FIELDS | {"feed_forward_length": 32}
+    loaded = load_model(write(tmp_path / "model.gguf", tensors, fields, quantise=(down,)))
+    error = np.abs(np.asarray(loaded.runs[0].mlp.down[...][0]).T - tensors[down]).max()
+    assert 0 < error <= 1.01 * np.abs(tensors[down]).max() / 127 / 2 + 1e-3
+
+
+def llama3_factors(factor, head_dim, theta):
+    """Frequency divisors that the converter writes for Llama 3.1 (its loop, in its words)."""
+    divisors = []
+    for frequency in 1.0 / theta ** (np.arange(0, head_dim, 2) / head_dim):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < 8192 / 4:
+            divisors.append(1)
+        elif wavelength > 8192 / 1:
+            divisors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_factors_are_recognised(factor):
+    """The sizes of Llama 3.1 8B; some of its divisors lie between 1 and the factor."""
+    spec = dataclasses.replace(SPEC, head_dim=128, constants=Constants(rope_theta=5e5))
+    factors = llama3_factors(factor, 128, 5e5)
+    assert np.sum((factors > 1) & (factors < factor)) > 3
+    assert _scaling_of_factors(factors, spec, "x") == RopeScaling(kind="llama3", factor=factor)
+    factors[np.argmax(factors > 1)] *= 1.01
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight is no llama3 scaling"):
+        _scaling_of_factors(factors, spec, "x")
+
+
+@pytest.mark.parametrize(("theta", "scaling"), [(1e4, None), (5e7, RopeScaling(kind="llama3", factor=8.0))])
+def test_llama3_factors_in_a_file(pair, theta, scaling):
+    _, tensors, path = pair
+    tensors["rope_freqs.weight"] = llama3_factors(8.0, 4, theta)
+    assert load_model(write(path, tensors, FIELDS | {"rope.freq_base": theta})).constants.rope_scaling == scaling
+
+
+def test_other_factors_are_refused(pair):
+    _, tensors, path = pair
+    tensors["rope_freqs.weight"] = np.array([1.0, 3.0], np.float32)
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight is no llama3 scaling"):
+        load_model(write(path, tensors))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}]
+)
+def test_linear_scaling(pair, fields):
+    _, tensors, path = pair
+    scaling = load_model(write(path, tensors, FIELDS | fields)).constants.rope_scaling
+    assert scaling == RopeScaling(kind="linear", factor=4.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope.scaling.type": "yarn"}, "llama.rope.scaling.type = 'yarn' is not supported"),
+        ({"rope.dimension_count": 2}, "llama.rope.dimension_count = 2 is not supported, expected head_dim 4"),
+        ({"expert_count": 8}, "llama.expert_count = 8"),
+        ({"attention.sliding_window": 512}, "unknown attributes llama.attention.sliding_window"),
+        ({"attention.head_count_kv": 3}, "no multiple of 3"),
+        ({"attention.head_count": 0}, "llama.attention.head_count to be a positive integer, got 0"),
+        ({"attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon to be a positive number"),
+    ],
+)
+def test_metadata_refusals(pair, fields, message):
+    _, tensors, path = pair
+    with pytest.raises(ValueError, match=r"model\.gguf") as error:
+        load_model(write(path, tensors, FIELDS | fields))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_architecture(pair):
+    _, tensors, path = pair
+    with pytest.raises(ValueError, match="expected architecture 'llama', got 'qwen2'"):
+        load_model(write(path, tensors, architecture="qwen2"))
+
+
+def test_tensor_refusals(pair):
+    _, tensors, path = pair
+    unknown = tensors | {"blk.0.attn_q.bias": np.zeros(16, np.float32)}
+    with pytest.raises(ValueError, match=r"unknown tensor blk\.0\.attn_q\.bias"):
+        load_model(write(path, unknown))
+    missing = {name: tensor for name, tensor in tensors.items() if name != "blk.1.ffn_up.weight"}
+    with pytest.raises(ValueError, match=r"missing tensors model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(write(path, missing))
+    nan = tensors | {"output_norm.weight": np.full(16, np.nan, np.float32)}
+    with pytest.raises(ValueError, match=r"model\.norm\.weight holds NaN"):
+        load_model(write(path, nan))
+
+
+def test_damaged_files(pair):
+    _, tensors, path = pair
+    content = write(path, tensors).read_bytes()
+    for damaged in (content[: len(content) * 2 // 3], content[:700], content[:40], content[:3], b"", b"GGUF" * 20):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a GGUF file, or truncated or corrupt") as error:
+            load_model(path)
+        assert "\n" not in str(error.value)

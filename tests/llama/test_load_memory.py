@@ -1,0 +1,102 @@
+"""Loading and saving hold the parameters and one tensor, measured in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from tests.llama.conftest import random_model
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+
+SPEC = LlamaSpec(
+    vocab=4096, embed=1024, head_dim=64, layers=(LayerWidths(kv_heads=4, q_per_kv=4, mlp=4096),) * 3, tied=False
+)
+MIB = 2**20
+PARAMETERS = 4 * (2 * 4096 * 1024 + 3 * (1024 * 1024 * 5 // 2 + 3 * 1024 * 4096)) / MIB
+TENSOR = 4 * 4096 * 1024 / MIB
+SLACK = 12  # code, descriptors, the allocator's rounding
+
+SAMPLER = """
+import sys, threading, time
+import jax, jax.numpy as jnp, numpy as np
+from safetensors.numpy import load_file
+from saap_jax.llama import load_model, save_model
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+def growth(work):
+    '''Run work; return its result and by how many MiB anonymous memory grew at most.'''
+    start = peak = anonymous()
+    done = threading.Event()
+    def sample():
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, anonymous())
+            time.sleep(0.0005)
+    thread = threading.Thread(target=sample)
+    thread.start()
+    result = work()
+    done.set()
+    thread.join()
+    return result, max(peak, anonymous()) - start
+
+jnp.zeros(3).block_until_ready()
+sys.setswitchinterval(0.0005)
+load_model(sys.argv[2])  # small: what is imported and compiled once
+"""
+
+
+def measure(script: str, *paths: Path) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLER + script, *map(str, paths)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    parent = tmp_path_factory.mktemp("memory")
+    small = LlamaSpec(
+        vocab=8, embed=8, head_dim=4, layers=(LayerWidths(kv_heads=1, q_per_kv=1, mlp=8),) * 3, tied=False
+    )
+    return save_model(random_model(SPEC), parent / "large"), save_model(random_model(small), parent / "small")
+
+
+def test_parameters_and_one_tensor(checkpoints, tmp_path):
+    loading, saving = measure(
+        """
+model, loading = growth(lambda: load_model(sys.argv[1]))
+_, saving = growth(lambda: save_model(model, sys.argv[3]))
+print(loading, saving)
+""",
+        *checkpoints,
+        tmp_path / "again",
+    )
+    assert PARAMETERS - 1 < loading < PARAMETERS + TENSOR + SLACK
+    assert saving < 2 * TENSOR + SLACK  # a tensor and its transpose's rows
+    assert load_model(tmp_path / "again").spec == SPEC
+
+
+def test_reading_everything_first_is_seen(checkpoints):
+    """Negative control: the usual way, all tensors and then their stacks, is over the bound."""
+    (loading,) = measure(
+        """
+def everything():
+    tensors = load_file(sys.argv[1] + "/model.safetensors")
+    names = [n for n in tensors if n.startswith("model.layers.0.")]
+    whole = [jnp.asarray(tensors[n]) for n in tensors if ".layers." not in n]
+    return whole + [
+        jnp.asarray(np.stack([tensors[n.replace(".0.", f".{layer}.")].T for layer in range(3)])) for n in names
+    ]
+_, loading = growth(everything)
+print(loading)
+""",
+        *checkpoints,
+    )
+    assert loading > PARAMETERS + TENSOR + SLACK

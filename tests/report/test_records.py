@@ -1,0 +1,279 @@
+"""Run directories: picked up, refused, torn, overwritten."""
+
+import ast
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import saap_jax.report
+from saap_jax.report import records
+from saap_jax.report.records import RunDirectory, git_commit, plain, provenance, read_run
+
+CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "runs" / "one"
+
+
+class TestOpen:
+    def test_creates_a_running_record(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        record = json.loads((path / "run.json").read_text())
+        assert (record["schema"], record["name"], record["status"]) == (1, "one", "running")
+        assert record["config"] == {"seed": 0, "search": {"ratios": [0.2, 0.5], "min_keep": 1}, "limit": "Infinity"}
+        assert run.candidates() == []
+        assert not run.finished
+
+    def test_picks_up_the_same_config(self, path):
+        RunDirectory.open(path, CONFIG).append({"candidate": "a"})
+        again = RunDirectory.open(path, json.loads(json.dumps(CONFIG)))  # tuples became lists: the same configuration
+        assert [found["candidate"] for found in again.candidates()] == ["a"]
+        again.update(status="finished")
+        assert RunDirectory.open(path, CONFIG).finished
+
+    def test_refuses_another_config_in_one_line(self, path):
+        RunDirectory.open(path, CONFIG).append({"candidate": "a"})
+        other = {"search": {"ratios": [0.3], "min_keep": 1}, "limit": math.inf, "new": None}
+        with pytest.raises(ValueError, match="another configuration") as caught:
+            RunDirectory.open(path, other)
+        message = str(caught.value)
+        assert "search.ratios [0.2, 0.5] -> [0.3]" in message
+        assert "seed 0 -> (absent)" in message
+        assert "new (absent) -> null" in message
+        assert "--overwrite" in message
+        assert "--name" in message
+        assert "min_keep" not in message
+        assert "limit" not in message
+        assert "\n" not in message
+
+    def test_names_a_few_of_many_fields(self, path):
+        RunDirectory.open(path, {"a": {str(i): 0 for i in range(9)}})
+        with pytest.raises(ValueError, match=r"a\.0 0 -> 1, a\.1 0 -> 1, a\.2 0 -> 1 and 6 more;"):
+            RunDirectory.open(path, {"a": {str(i): 1 for i in range(9)}})
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_never_takes_over_somebody_elses_directory(self, path, overwrite):
+        path.mkdir(parents=True)
+        (path / "thesis.tex").write_text("years of work")
+        with pytest.raises(ValueError, match="expected a run"):
+            RunDirectory.open(path, CONFIG, overwrite=overwrite)
+        assert (path / "thesis.tex").read_text() == "years of work"
+        assert not (path / "run.json").exists()
+
+    def test_takes_an_empty_directory_and_one_killed_before_its_first_record(self, path):
+        path.mkdir(parents=True)
+        RunDirectory.open(path, CONFIG)
+        os.rename(path / "run.json", path / ".run.json.partial")
+        assert RunDirectory.open(path, CONFIG).candidates() == []
+
+    def test_refuses_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ValueError, match="found a file"):
+            RunDirectory.open(tmp_path / "file", CONFIG)
+
+    def test_overwrite_removes_what_runs_write_and_nothing_else(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.append({"candidate": "a"})
+        run.save_arrays("scores", {"x": np.zeros(2)})
+        run.save_json("keep", {})
+        for name in ("report.html", "notes.txt", "other.json", "best/model.safetensors", "best/mine.txt"):
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_text("x")
+        run.update(status="finished")
+        again = RunDirectory.open(path, {"seed": 1}, overwrite=True)
+        left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+        assert left == {"run.json", "notes.txt", "other.json", "best/mine.txt"}
+        assert again.record["config"] == {"seed": 1}
+        assert (again.record["files"], again.record["status"]) == ([], "running")
+
+    def test_refuses_a_record_of_another_schema(self, path):
+        RunDirectory.open(path, CONFIG).update(schema=99)
+        with pytest.raises(ValueError, match="schema 1, got 99"):
+            RunDirectory.open(path, CONFIG)
+
+    def test_refuses_a_damaged_record(self, path):
+        RunDirectory.open(path, CONFIG)
+        (path / "run.json").write_text("{")
+        with pytest.raises(ValueError, match="expected JSON in"):
+            RunDirectory.open(path, CONFIG)
+
+
+class TestCandidates:
+    def test_skips_a_torn_line_and_goes_on_after_it(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.append({"candidate": "a", "seconds": 1.5})
+        whole = (path / "metrics.jsonl").read_bytes()
+        (path / "metrics.jsonl").write_bytes(whole + b'{"candidate": "b", "seco')
+        assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a"], 1)
+        run.append({"candidate": "c"})
+        assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "c"], 1)
+
+    def test_whole_lines_are_not_corrupt(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.append({"candidate": "a"})
+        run.append({"candidate": "b"})
+        assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "b"], 0)
+        assert (path / "metrics.jsonl").read_bytes().count(b"\n") == 2
+
+    @pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"{}", b"null", b'{"candidate": 3}'])
+    def test_counts_lines_that_are_no_candidate(self, path, line):
+        run = RunDirectory.open(path, CONFIG)
+        (path / "metrics.jsonl").write_bytes(line + b"\n")
+        assert (run.candidates(), run.corrupt_lines) == ([], 1)
+
+    def test_the_last_record_of_a_name_counts(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        for name, seconds in (("a", 1), ("b", 2), ("a", 3)):
+            run.append({"candidate": name, "seconds": seconds})
+        assert [(c["candidate"], c["seconds"]) for c in run.candidates()] == [("a", 3), ("b", 2)]
+
+    def test_non_finite_numbers_survive_as_strict_json(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.append({"candidate": "a", "ppl": {"x": math.inf, "y": np.float32("nan"), "z": -math.inf}})
+
+        def refuse(constant):
+            raise AssertionError(constant)
+
+        json.loads((path / "metrics.jsonl").read_text(), parse_constant=refuse)
+        ppl = run.candidates()[0]["ppl"]
+        assert (ppl["x"], ppl["z"]) == (math.inf, -math.inf)
+        assert math.isnan(ppl["y"])
+
+    def test_refuses_a_record_without_a_name(self, path):
+        with pytest.raises(ValueError, match="string `candidate`"):
+            RunDirectory.open(path, CONFIG).append({"estimator": "a"})
+
+
+class TestUpdate:
+    def test_merges_fields(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.update(dense={"ppl": {"x": math.inf}}, seeds={"root": np.int64(3)})
+        run.update(model={"name": "m"})
+        for record in (run.record, read_run(path)):
+            assert record["dense"]["ppl"]["x"] == math.inf
+            assert (record["seeds"], record["model"]) == ({"root": 3}, {"name": "m"})
+
+    def test_a_failed_write_leaves_the_old_record(self, path, monkeypatch):
+        run = RunDirectory.open(path, CONFIG)
+
+        def fail(descriptor):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(records.os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run.update(status="finished")
+        assert read_run(path)["status"] == "running"
+
+    def test_refuses_what_json_cannot_hold(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        with pytest.raises(ValueError, match="got set"):
+            run.update(oops={1, 2})
+        assert "oops" not in read_run(path)
+
+
+class TestStage:
+    def test_records_seconds_and_memory_and_adds_up(self, path, monkeypatch):
+        clock = iter([10.0, 12.5, 20.0, 21.0, 30.0, 31.0])
+        monkeypatch.setattr(records.time, "perf_counter", lambda: next(clock))
+        run = RunDirectory.open(path, CONFIG)
+        for name in ("load", "observe", "load"):
+            with run.stage(name):
+                pass
+        load, observe = read_run(path)["stages"]
+        assert (load["name"], load["seconds"], load["times"]) == ("load", 3.5, 2)
+        assert (observe["name"], observe["seconds"], observe["times"]) == ("observe", 1.0, 1)
+        assert 0.01 < load["peak_host_gib"] < 10_000
+
+    def test_records_a_stage_that_fails_and_what_was_updated_meanwhile(self, path):
+        run = RunDirectory.open(path, CONFIG)
+
+        def fail():
+            with run.stage("load"):
+                run.update(model={"name": "m"})
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert [stage["name"] for stage in read_run(path)["stages"]] == ["load"]
+        assert read_run(path)["model"] == {"name": "m"}
+
+
+class TestArrays:
+    def test_round_trip(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        arrays = {"a/mlp": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])}
+        run.save_arrays("scores", arrays)
+        found = run.load_arrays("scores")
+        assert found.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert found[key].dtype == array.dtype
+            np.testing.assert_array_equal(found[key], array)
+        assert [file.name for file in path.iterdir() if file.name.startswith(".")] == []
+
+    def test_refuses_objects_and_missing_files(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        with pytest.raises(ValueError, match=r"'x' of scores\.npz, got object"):
+            run.save_arrays("scores", {"x": np.array([object()])})
+        with pytest.raises(FileNotFoundError, match="expected arrays at"):
+            run.load_arrays("scores")
+
+    @pytest.mark.parametrize("name", ["run", "../keep", "a/b"])
+    def test_refuses_names_that_leave_the_directory_or_take_the_record(self, path, name):
+        run = RunDirectory.open(path, CONFIG)
+        with pytest.raises(ValueError, match="plain file name"):
+            run.save_json(name, {})
+
+    def test_json_round_trip(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        run.save_json("keep", {"mlp": np.array([[1, 2], [3, 4]])})
+        assert run.load_json("keep") == {"mlp": [[1, 2], [3, 4]]}
+        assert run.record["files"] == ["keep.json"]
+
+
+class TestProvenance:
+    def test_holds_versions_and_devices(self):
+        found = provenance()
+        assert found["versions"]["jax"]
+        assert found["versions"]["python"].startswith("3.")
+        assert found["devices"]["count"] >= 1
+        assert plain(found) == found
+
+    def test_commit_only_of_tracked_directories(self, tmp_path):
+        def git(*arguments: str) -> str:
+            identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+            done = subprocess.run(
+                ("git", *identity, *arguments), cwd=tmp_path, capture_output=True, text=True, check=True
+            )
+            return done.stdout.strip()
+
+        assert git_commit(tmp_path) is None
+        git("init", "-q")
+        for name in ("tracked", "untracked"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text("x")
+        git("add", "tracked/file")
+        git("commit", "-q", "-m", "m", "--no-verify")
+        head = git("rev-parse", "HEAD")
+        assert git_commit(tmp_path / "tracked") == head
+        assert git_commit(tmp_path / "untracked") is None
+        (tmp_path / "tracked" / "file").write_text("y")
+        assert git_commit(tmp_path / "tracked") == f"{head}-dirty"
+
+
+@pytest.mark.parametrize("module", ["records", "tables", "figures", "html"])
+def test_reports_import_no_model_and_no_jax(module):
+    """Records are read where no accelerator is: only `provenance` imports jax, when called."""
+    file = Path(saap_jax.report.__file__).with_name(f"{module}.py")
+    for node in ast.parse(file.read_text()).body:
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in modules:
+            assert name.partition(".")[0] not in {"jax", "jaxlib", "flax", "jaxtyping"}
+            assert name.startswith("saap_jax.report") or not name.startswith("saap_jax")
