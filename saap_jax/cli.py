@@ -21,14 +21,16 @@ from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreCon
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
 
-  saap compare [CONFIG.py] [--FIELD VALUE ...]   compare importance estimators on a real model, prune with the best one
-  saap discover [MODEL]                          print the coupled structures of a model
-  saap score [CONFIG.py] [--FIELD VALUE ...]     score every unit from one calibration pass, keep the scores
-  saap prune [CONFIG.py] [--FIELD VALUE ...]     prune with one estimator at one ratio, save the smaller model
-  saap evaluate [MODEL ...] [--FIELD VALUE ...]  perplexity of models, pruned or not
+  saap compare [CONFIG.py]     compare importance estimators on a real model, prune with the best
+  saap discover [MODEL]        print the coupled structures of a model
+  saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
+  saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
+  saap evaluate [MODEL ...]    perplexity of models, pruned or not
 
-`saap COMMAND --help` lists a command's fields. A CONFIG.py is a Python file that exports CONFIG; fields given on the
-command line override it. Start with `saap compare configs/quickstart.py` (or plain `saap compare`)."""
+A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
+override it, and `saap COMMAND --help` lists them.
+
+Start with `saap compare configs/quickstart.py`."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -74,11 +76,11 @@ def _one_line(error: Exception) -> str:
 def compare(words: list[str]) -> None:
     """Run `saap compare`."""
     config, options = _configure("compare", CompareConfig, words, overwrite=True)
-    from saap_jax import pipeline
+    from saap_jax import comparison
     from saap_jax.report import cut_rows, rich_cut_table, rich_table
 
     with _tracker() as track:
-        run = pipeline.compare(config, overwrite=options.overwrite, track=track)
+        run = comparison.compare(config, overwrite=options.overwrite, track=track)
     candidates = run.candidates()
     if run.corrupt_lines:
         console.print(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
@@ -189,7 +191,7 @@ class Options:
     """Start anew where the run directory holds a run already."""
 
 
-def _configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Options]:
+def _configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
     """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it."""
     positional, rest = _split(words)
     if len(positional) > 1:

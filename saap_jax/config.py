@@ -3,9 +3,17 @@
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
 from saap_jax.types import Remat
+
+FusionMethod = Literal["closed_form", "learned", "sampling"]
+FusionScope = Literal["global", "structure", "layer"]
+Allocation = Literal["uniform", "global", "adaptive"]
+RankBy = Literal["score", "score_per_parameter"]
+Normalization = Literal["none", "layer_zscore", "structure_mean"]
+Solver = Literal["greedy", "exact"]
+ScenarioReduction = Literal["mean", "max", "min_rank"]
 
 
 def check_run_name(name: str) -> None:
@@ -28,6 +36,24 @@ def check_ratios(ratios: tuple[float, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the `choices`, a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def _check_choices(name: str, config: Any) -> None:
+    """Check all fields of type Literal."""
+    for field in dataclasses.fields(config):
+        if get_origin(field.type) is Literal:
+            check_choice(f"{name}.{field.name}", getattr(config, field.name), field.type)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +101,8 @@ class EstimationConfig:
         "wanda",
         "fluctuation",
     )
-    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`."""
+    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
+    or more, `saap` those that `fusion.estimators` names."""
     remat: Remat = "dots"
     """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
 
@@ -93,31 +120,90 @@ class PerStructure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """How a budget is shared between layers and structures."""
+class SharePerStructure:
+    """One share for each structure."""
 
-    allocation: Literal["uniform", "global"] = "uniform"
-    """`uniform`: the same share of each layer; `global`: one ranking of all units."""
-    rank_by: Literal["score", "score_per_parameter"] = "score_per_parameter"
-    """Key of the global ranking."""
+    attention: float = 1.0
+    mlp: float = 1.0
+
+    def __post_init__(self) -> None:
+        _share("attention", self.attention)
+        _share("mlp", self.mlp)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the scores of several estimators become one."""
+
+    estimators: tuple[str, ...] = ("gate_taylor", "taylor_element")
+    """Two or more names, with hyper-parameters in brackets if any."""
+    method: FusionMethod = "closed_form"
+    """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
+    scope: FusionScope = "structure"
+    """Units that share a σ: all, those of a structure, or those of a structure in one layer (`layer`)."""
+    scope_constant: bool = False
+    """Add Σ log σ of its scope to each score."""
+
+    def __post_init__(self) -> None:
+        _check_choices("fusion", self)
+        if len(set(self.estimators)) < max(2, len(self.estimators)):
+            raise ValueError(f"fusion.estimators: expected two or more, each once, got {list(self.estimators)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a budget is shared between layers and structures.
+
+    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)`; FLAP (AL-AM) is `global` with
+    `rank_by="score"` and `normalize="layer_zscore"` on the scores of `fluctuation`.
+    """
+
+    allocation: Allocation = "uniform"
+    """`uniform`: the same share of each layer; `global`: one ranking of all units; `adaptive`: one ranking of
+    log score + `stability_weight` · stability indicator."""
+    rank_by: RankBy = "score_per_parameter"
+    """Key of the one ranking."""
+    normalize: Normalization = "none"
+    """Before ranking: `layer_zscore` standardises within layer and structure; `structure_mean` divides by the mean."""
+    stability_weight: float = 0.25
+    """λ of `adaptive`. Above 0 keeps what matters only sometimes; below 0 removes it."""
+    attention_share: float | None = None
+    """Share of the removed parameters that comes from attention; None: the ranking decides."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
     """Units that each layer keeps at least."""
-    max_ratio: float = 1.0
-    """Largest share of a layer's units of one structure that may go."""
+    max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
+    """Largest share of a layer's units that may go; 0 leaves a structure alone."""
     skip_layers: tuple[int, ...] = ()
     """Layers left alone; negative numbers count from the end."""
     multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
     """Kept widths of pruned layers are multiples of these."""
+    depth: bool = False
+    """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    solver: Solver = "greedy"
+    """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
 
     def __post_init__(self) -> None:
-        if self.allocation not in ("uniform", "global"):
-            raise ValueError(f"search.allocation: expected 'uniform' or 'global', got {self.allocation!r}")
-        if self.rank_by not in ("score", "score_per_parameter"):
-            raise ValueError(f"search.rank_by: expected 'score' or 'score_per_parameter', got {self.rank_by!r}")
-        if not 0 < self.max_ratio <= 1:
-            raise ValueError(f"search.max_ratio: expected a number in (0, 1], got {self.max_ratio}")
+        _check_choices("search", self)
+        if not math.isfinite(self.stability_weight):
+            raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
+        if self.attention_share is not None:
+            _share("search.attention_share", self.attention_share)
         if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
             raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
+        if self.allocation == "uniform" and (self.depth or self.solver == "exact"):
+            name = "depth" if self.depth else "solver 'exact'"
+            raise ValueError(f"search.allocation: {name} needs a ranking, 'global' or 'adaptive', got 'uniform'")
+        if self.normalize == "layer_zscore" and (self.allocation, self.rank_by) != ("global", "score"):
+            raise ValueError(
+                "search.normalize: 'layer_zscore' makes scores of either sign without a unit, for allocation 'global' "
+                f"and rank_by 'score' only, got {self.allocation!r} and {self.rank_by!r}"
+            )
+        pairs = [(self.min_keep.attention, self.max_ratio.attention), (self.min_keep.mlp, self.max_ratio.mlp)]
+        if self.depth and (0, 1) not in pairs:
+            raise ValueError(
+                f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
+                f"{self.max_ratio}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +236,7 @@ class CompareConfig:
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
     search: SearchConfig = SearchConfig()
     ratios: tuple[float, ...] = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
@@ -175,6 +262,7 @@ class ScoreConfig:
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
     runs: str = "runs"
     """Directory of all runs."""
 
@@ -198,6 +286,7 @@ class PruneConfig:
     calibration: CalibrationConfig = CalibrationConfig()
     remat: Remat = "dots"
     """What the backward pass recomputes."""
+    fusion: FusionConfig = FusionConfig()
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:

@@ -1,24 +1,41 @@
 """Stage 2c: from scores to what is kept, under a parameter budget. Sees scores and costs, no model.
 
-Units are removed in *blocks*. Within a layer and structure the units are sorted by score, least important first (equal
-scores: the lower index first), and cut into blocks such that after each block the kept width is a multiple of
-`multiple_of`. Blocks are then taken in ascending order of a key until the asked number of parameters is removed:
+Units are removed in *blocks*. Within a layer and structure the units are sorted by priority (their score as the
+allocation ranks it), least important first (equal: the lower index first), and cut into blocks such that after each
+block the kept width is a multiple of `multiple_of`; with `depth` all units are one block. Every allocation is the same
+solver, with its own key and its own split of the budget:
 
-- `uniform`: each layer has its own budget, the same share of its prunable parameters; the key is the share of the
-  layer's units of that structure that would be gone after the block. An attention unit so goes only when its whole
-  share is due.
-- `global`: one budget; the key is the block's mean score, by `rank_by` divided by the parameters of a unit.
+| allocation | key of a block, ascending                                           | budgets                   |
+|------------|---------------------------------------------------------------------|---------------------------|
+| `uniform`  | share of the units of its (layer, structure) that is gone after it  | each layer the same share |
+| `global`   | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
+| `adaptive` | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
 
-Equal keys: the cheaper block first, then attention before MLP, then the lower layer. At last, blocks are given back,
-most important first, while the removal still meets the budget.
+With `attention_share` each structure has budgets of its own. Equal keys: the cheaper block first, then attention before
+MLP, then the lower layer. The solver takes blocks until its budget is met, then gives back, last taken first, what the
+surplus covers; when all budgets are met, what they removed too much together is given back too, a block of the budget
+that is furthest exceeded first.
+
+How good is that? Scores of at least 0 and `score_per_parameter`, or equal costs: the score removed is at most that of
+the optimum plus that of one block, the one that crosses the budget (the blocks before it are a fractional optimum of
+the knapsack); with blocks of equal cost it is the optimum. `solver="exact"` is always the optimum.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Float
 
 from saap_jax.config import SearchConfig
+from saap_jax.stability import stabilised, standardised
 from saap_jax.types import STRUCTURES, Keep, Scores
+
+SLACK = 1e-12
+"""Relative rounding of a share, so that the ratio k / n of n parameters asks for k."""
+
+EXACT_LIMIT = 20_000_000
+"""Steps (blocks times budget, in units of the costs' common divisor) that the exact solver does at most."""
 
 
 class Selection(NamedTuple):
@@ -43,8 +60,7 @@ class Blocks(NamedTuple):
     cost: np.ndarray
     """Parameters in the block."""
     score: np.ndarray
-    """Mean score of the block's units, made non-decreasing within its (structure, layer)."""
-    unit_cost: np.ndarray
+    """Mean priority of the block's units, non-decreasing within its (structure, layer)."""
     share: np.ndarray
     """Share of the units of the (structure, layer) that are gone after this block."""
 
@@ -54,7 +70,12 @@ class Blocks(NamedTuple):
 
 
 def search(
-    scores: Scores, costs: dict[str, np.ndarray], existing: Keep, ratio: float, config: SearchConfig
+    scores: Scores,
+    costs: dict[str, np.ndarray],
+    existing: Keep,
+    ratio: float,
+    config: SearchConfig,
+    stability: Scores | None = None,
 ) -> Selection:
     """Choose the units to keep so that at least `ratio` of the prunable parameters is removed.
 
@@ -64,39 +85,86 @@ def search(
         existing: which units there are, `[layers, units]` a structure.
         ratio: share of all prunable parameters (layers left alone included) to remove, in [0, 1).
         config: allocation, floors and alignment.
+        stability: the indicator ASI, `[layers, units]` a structure; read by `adaptive` with a `stability_weight`.
 
     Raises:
         ValueError: a ratio outside [0, 1), a score missing or not finite, or a budget that cannot be met.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
-    _check_scores(scores, existing)
-    layers = len(existing[STRUCTURES[0]])
-    order = {name: _ascending(scores[name], existing[name]) for name in STRUCTURES}
-    blocks = _blocks(scores, order, costs, existing, config, _skipped(config.skip_layers, layers))
+    priority = _priority(scores, costs, existing, config, stability)
+    order = {name: np.argsort(priority[name], axis=1, kind="stable") for name in STRUCTURES}
+    skipped = _skipped(config.skip_layers, len(existing[STRUCTURES[0]]))
+    blocks = _blocks(priority, order, costs, existing, config, skipped)
     size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
-    layer_size = np.sum(list(size.values()), axis=0)
-    prunable = int(layer_size.sum())
-    target = int(np.ceil(ratio * prunable - 1e-6))
-    if config.allocation == "uniform":
-        taken = _uniform(blocks, layer_size, target, prunable)
-    else:
-        key = blocks.score / blocks.unit_cost if config.rank_by == "score_per_parameter" else blocks.score
-        taken = _take(blocks, key, target, prunable)
-    keep = _keep(blocks.rows(taken), order, existing)
+    prunable = sum(int(parameters.sum()) for parameters in size.values())
+    target = math.ceil(ratio * prunable * (1 - SLACK))
+    quotas = _quotas(blocks, {name: np.where(skipped, 0, size[name]) for name in STRUCTURES}, config)
+    taken = _take(blocks, quotas, target, prunable, config)
     removed = int(blocks.cost[taken].sum())
-    return Selection(keep, ratio, removed / prunable, removed)
+    return Selection(_keep(blocks.rows(taken), order, existing), ratio, removed / max(prunable, 1), removed)
 
 
-def _check_scores(scores: Scores, existing: Keep) -> None:
+# --- what is ranked --------------------------------------------------------------------------------
+
+
+def _priority(
+    scores: Scores, costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig, stability: Scores | None
+) -> Scores:
+    """Return what units are ranked by, float64, larger = kept longer, NaN where there is no unit."""
+    checked = _checked("scores", scores, existing)
+    priority: Scores = {name: _normalised(name, values, config) for name, values in checked.items()}
+    if config.allocation == "adaptive" and config.stability_weight != 0:
+        if stability is None:
+            raise ValueError(
+                f"search: allocation 'adaptive' with stability_weight {config.stability_weight:g} expects a stability "
+                "indicator, got none; pass stability=stability_indicator(fluctuation_of(per-example scores))"
+            )
+        indicator = _checked("stability", stability, existing)
+        priority = stabilised(priority, indicator, config.stability_weight)
+    if config.rank_by == "score_per_parameter":
+        priority = {name: values / costs[name][:, None] for name, values in priority.items()}
+    return priority
+
+
+def _checked(what: str, given: Scores, existing: Keep) -> Scores:
+    """Return one float64 array a structure, NaN where there is no unit; raise where something is missing."""
+    checked: Scores = {}
     for name in STRUCTURES:
-        if name not in scores:
-            raise ValueError(f"search: structure {name} has no scores (scored: {', '.join(scores) or 'none'})")
-        if scores[name].shape != existing[name].shape:
-            raise ValueError(f"search: expected {name} scores {existing[name].shape}, got {scores[name].shape}")
-        bad = np.argwhere(existing[name] & ~np.isfinite(scores[name]))
+        if name not in given:
+            raise ValueError(f"search: structure {name} has no {what} (given: {', '.join(given) or 'none'})")
+        if given[name].shape != existing[name].shape:
+            raise ValueError(f"search: expected {name} {what} of {existing[name].shape}, got {given[name].shape}")
+        checked[name] = np.where(existing[name], np.asarray(given[name], np.float64), np.nan)
+        bad = np.argwhere(existing[name] & ~np.isfinite(checked[name]))
         if len(bad):
-            raise ValueError(f"search: the score of {name} unit {bad[0][1]} in layer {bad[0][0]} is not finite")
+            raise ValueError(f"search: {what} of {name} unit {bad[0][1]} in layer {bad[0][0]} are not finite")
+    return checked
+
+
+def _normalised(
+    name: str, values: Float[Array | np.ndarray, "layers units"], config: SearchConfig
+) -> Float[Array | np.ndarray, "layers units"]:
+    """Return a structure's scores free of its unit, if `normalize` says so.
+
+    `layer_zscore` is FLAP's (arXiv:2312.11983), with its sample standard deviation (divisor n - 1). Deviation: FLAP
+    standardises the coordinates of all heads of a layer and then averages those of each head; here a head's score is
+    standardised among the layer's heads.
+    """
+    if config.normalize == "layer_zscore":
+        return standardised(values, ddof=1)
+    if config.normalize == "structure_mean":
+        mean = np.nanmean(values) if np.isfinite(values).any() else 1.0
+        if not mean > 0:
+            raise ValueError(
+                f"search: normalize 'structure_mean' expects scores of {name} with a mean above 0, got {mean:.4g}; "
+                "use another estimator or 'none'"
+            )
+        return values / mean
+    return values
+
+
+# --- blocks ----------------------------------------------------------------------------------------
 
 
 def _skipped(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
@@ -109,113 +177,48 @@ def _skipped(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
     return skipped
 
 
-def _ascending(scores: Any, existing: np.ndarray) -> np.ndarray:
-    """Return unit indices by ascending score, `[layers, units]`; units that do not exist come last."""
-    return np.argsort(np.where(existing, scores, np.inf), axis=1, kind="stable")
-
-
 def _blocks(
-    scores: Scores,
+    priority: Scores,
     order: dict[str, np.ndarray],
     costs: dict[str, np.ndarray],
     existing: Keep,
     config: SearchConfig,
     skipped: np.ndarray,
 ) -> Blocks:
-    parts = []
+    none, nothing = np.zeros(0, np.int64), np.zeros(0)
+    parts = [Blocks(none, none, none, none, nothing, nothing)]
     for index, name in enumerate(STRUCTURES):
-        multiple = getattr(config.multiple_of, name)
         for layer in np.flatnonzero(~skipped):
             units = int(existing[name][layer].sum())
-            floor = max(getattr(config.min_keep, name), int(np.ceil(units * (1 - config.max_ratio) - 1e-9)))
-            stops = np.arange(units % multiple or multiple, units - floor + 1, multiple)
+            stops = _stops(units, name, config)
             if not len(stops):
                 continue
-            ranked = np.asarray(scores[name][layer], np.float64)[order[name][layer]]
             starts = np.concatenate([[0], stops[:-1]])
-            sums = np.concatenate([[0.0], np.cumsum(ranked[: stops[-1]])])
-            # single units keep their exact score: equal scores must stay equal for the ties
-            means = ranked[: stops[-1]] if multiple == 1 else (sums[stops] - sums[starts]) / (stops - starts)
-            unit_cost = int(costs[name][layer])
+            ranked = np.asarray(priority[name])[layer, order[name][layer, : stops[-1]]]
+            # a block of one unit keeps its exact score, for equal scores must stay equal; rounding of the means
+            # must not put a block before its predecessor
+            means = np.maximum.accumulate(np.add.reduceat(ranked, starts) / (stops - starts))
             parts.append(
                 Blocks(
-                    structure=np.full(len(stops), index),
-                    layer=np.full(len(stops), layer),
+                    structure=np.full(len(stops), index, np.int64),
+                    layer=np.full(len(stops), layer, np.int64),
                     stop=stops,
-                    cost=(stops - starts) * unit_cost,
-                    score=np.maximum.accumulate(means),
-                    unit_cost=np.full(len(stops), unit_cost),
+                    cost=(stops - starts) * int(costs[name][layer]),
+                    score=means,
                     share=stops / units,
                 )
             )
-    if not parts:
-        empty = np.zeros(0, np.int64)
-        return Blocks(empty, empty, empty, empty, np.zeros(0), empty, np.zeros(0))
     return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _take(blocks: Blocks, key: np.ndarray, target: int, prunable: int) -> np.ndarray:
-    """Return the indices of the blocks that are removed: ascending keys until `target` parameters are gone."""
-    ranking = np.lexsort((blocks.stop, blocks.layer, blocks.structure, blocks.cost, key))
-    # blocks of one (structure, layer) must go in their own order, whatever their costs do to ties
-    ranking = _in_own_order(blocks, ranking)
-    gone = np.cumsum(blocks.cost[ranking])
-    if target > (gone[-1] if len(gone) else 0):
-        raise _impossible(target, int(gone[-1]) if len(gone) else 0, prunable)
-    taken = ranking[: int(np.searchsorted(gone, target)) + 1] if target > 0 else ranking[:0]
-    return _give_back(blocks, taken, int(blocks.cost[taken].sum()) - target)
-
-
-def _in_own_order(blocks: Blocks, ranking: np.ndarray) -> np.ndarray:
-    """Keep the places that each (structure, layer) has in the ranking, filled in ascending order of its blocks."""
-    group = (blocks.structure * (blocks.layer.max(initial=0) + 1) + blocks.layer)[ranking]
-    ordered = ranking.copy()
-    places = np.argsort(group, kind="stable")
-    inside = np.lexsort((blocks.stop[ranking], group))
-    ordered[places] = ranking[inside]
-    return ordered
-
-
-def _give_back(blocks: Blocks, taken: np.ndarray, surplus: int) -> np.ndarray:
-    """Drop taken blocks, most important first, while the surplus covers them and none behind them stays removed."""
-    held: set[tuple[int, int]] = set()
-    returned = []
-    cheapest = blocks.cost[taken].min(initial=0)
-    for place in range(len(taken) - 1, -1, -1):
-        if surplus < cheapest or surplus <= 0:
-            break
-        block = taken[place]
-        group = (int(blocks.structure[block]), int(blocks.layer[block]))
-        if group not in held and blocks.cost[block] <= surplus:
-            surplus -= int(blocks.cost[block])
-            returned.append(place)
-        else:
-            held.add(group)
-    return np.delete(taken, returned)
-
-
-def _uniform(blocks: Blocks, layer_size: np.ndarray, target: int, prunable: int) -> np.ndarray:
-    """Take the same share of every layer that may be pruned."""
-    open_layers = np.unique(blocks.layer)
-    open_size = int(layer_size[open_layers].sum())
-    most = min((blocks.cost[blocks.layer == layer].sum() / layer_size[layer] for layer in open_layers), default=0.0)
-    if target > most * open_size + 1e-6:
-        raise _impossible(target, int(most * open_size), prunable)
-    taken = []
-    for layer in open_layers:
-        rows = np.flatnonzero(blocks.layer == layer)
-        own = blocks.rows(rows)
-        share = int(np.ceil(target * int(layer_size[layer]) / open_size - 1e-6))
-        taken.append(rows[_take(own, own.share, min(share, int(own.cost.sum())), prunable)])
-    return np.concatenate(taken) if taken else np.zeros(0, np.int64)
-
-
-def _impossible(target: int, most: int, prunable: int) -> ValueError:
-    largest = np.floor(most / prunable * 10_000) / 10_000
-    return ValueError(
-        f"ratio: {target / prunable:.4g} of the prunable parameters cannot be removed; the largest possible ratio is "
-        f"{largest:.4f} under min_keep, max_ratio, skip_layers and multiple_of: relax one of them"
-    )
+def _stops(units: int, name: str, config: SearchConfig) -> np.ndarray:
+    """Return after how many of a layer's units a block may end, ascending."""
+    share: float = getattr(config.max_ratio, name)
+    most = min(units - getattr(config.min_keep, name), math.floor(units * share * (1 + SLACK)))
+    if config.depth:
+        return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
+    multiple = getattr(config.multiple_of, name)
+    return np.arange(units % multiple or multiple, most + 1, multiple)
 
 
 def _keep(removed: Blocks, order: dict[str, np.ndarray], existing: Keep) -> Keep:
@@ -225,3 +228,124 @@ def _keep(removed: Blocks, order: dict[str, np.ndarray], existing: Keep) -> Keep
         for layer in np.unique(own.layer):
             keep[name][layer, order[name][layer, : own.stop[own.layer == layer].max()]] = False
     return keep
+
+
+# --- budgets ---------------------------------------------------------------------------------------
+
+
+def _quotas(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig) -> list[tuple[np.ndarray, float]]:
+    """Split the blocks into groups with a budget each: their rows, and their part of the whole budget.
+
+    Args:
+        size: prunable parameters of each layer, 0 where it is left alone, `[layers]` a structure.
+    """
+    attention = config.attention_share
+    shares = [(STRUCTURES, 1.0)] if attention is None else [(("attention",), attention), (("mlp",), 1 - attention)]
+    quotas = []
+    for names, share in shares:
+        inside = np.isin(blocks.structure, [STRUCTURES.index(name) for name in names])
+        layer_size = np.sum([size[name] for name in names], axis=0)
+        if config.allocation == "uniform" and layer_size.any():
+            for layer in np.flatnonzero(layer_size):
+                own = np.flatnonzero(inside & (blocks.layer == layer))
+                quotas.append((own, share * float(layer_size[layer] / layer_size.sum())))
+        else:
+            quotas.append((np.flatnonzero(inside), share))
+    return [(rows, share) for rows, share in quotas if share > 0]
+
+
+def _take(
+    blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, config: SearchConfig
+) -> np.ndarray:
+    """Return the rows of the blocks that are removed."""
+    most = min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in quotas)
+    if target > most:
+        raise ValueError(
+            f"ratio: {target / prunable:.4g} of the prunable parameters cannot be removed; the largest possible ratio "
+            f"is {most * 10_000 // prunable / 10_000:.4f} under min_keep, max_ratio, skip_layers, multiple_of and "
+            "attention_share: relax one of them"
+        )
+    key = blocks.share if config.allocation == "uniform" else blocks.score
+    solve = _exact if config.solver == "exact" else _greedy
+    parts, levels = [], []
+    for rows, share in quotas:
+        due = math.ceil(target * share * (1 - SLACK))
+        parts.append(rows[solve(blocks.rows(rows), key[rows], due)])
+        levels.append(np.cumsum(blocks.cost[parts[-1]]) / max(due, 1))
+    # who is furthest above its budget gives back first, of equals the last: equal layers keep at most two widths
+    taken = np.concatenate(parts)[np.argsort(np.concatenate(levels), kind="stable")]
+    return taken[_needed(blocks.rows(taken), target)]
+
+
+def _ranking(blocks: Blocks, key: np.ndarray) -> np.ndarray:
+    """Return the blocks' order of removal. Equal keys of a (structure, layer) stay in order: its first is cheapest."""
+    return np.lexsort((blocks.stop, blocks.layer, blocks.structure, blocks.cost, key))
+
+
+def _greedy(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:
+    """Return the blocks of lowest key that together cost at least `target`, without those that it can do without."""
+    if target <= 0:
+        return np.zeros(0, np.int64)
+    ranking = _ranking(blocks, key)
+    taken = ranking[: int(np.searchsorted(np.cumsum(blocks.cost[ranking]), target)) + 1]
+    return taken[_needed(blocks.rows(taken), target)]
+
+
+def _needed(taken: Blocks, target: int) -> np.ndarray:
+    """Give back, last first, what the surplus covers and no later block needs gone; return which blocks remain."""
+    surplus = int(taken.cost.sum()) - target
+    needed = np.ones(len(taken.cost), bool)
+    cheapest = taken.cost.min(initial=0)
+    held: set[tuple[int, int]] = set()
+    for row in range(len(taken.cost) - 1, -1, -1):
+        if surplus < max(cheapest, 1):
+            break
+        group, cost = (int(taken.structure[row]), int(taken.layer[row])), int(taken.cost[row])
+        if group not in held and cost <= surplus:
+            surplus -= cost
+            needed[row] = False
+        else:
+            held.add(group)
+    return needed
+
+
+def _exact(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:
+    """Return the blocks that cost at least `target` at the lowest sum of cost · key.
+
+    That sum is the score removed where the key is a score per parameter. Keys below 0 are shifted up to 0, for else
+    removing more than asked would pay. Dynamic programme over the (structure, layer) groups g with j blocks gone:
+
+        value_g(n) = min_j  Σ_{i <= j} cost_i · key_i + value_{g-1}(n - Σ_{i <= j} cost_i),   n = parameters to remove
+
+    Raises:
+        ValueError: more than EXACT_LIMIT steps.
+    """
+    if target <= 0:
+        return np.zeros(0, np.int64)
+    step = int(np.gcd.reduce(blocks.cost))
+    need = np.arange(-(-target // step) + 1)
+    steps = len(need) * len(blocks.cost)
+    if steps > EXACT_LIMIT:
+        raise ValueError(
+            f"search: solver 'exact' expects at most {EXACT_LIMIT:,} steps, got {steps:,} ({len(blocks.cost):,} blocks "
+            f"times {len(need):,} sizes of budget); use 'greedy' or a coarser multiple_of"
+        )
+    worth = blocks.cost * (key - min(0.0, key.min()))
+    value = np.where(need > 0, np.inf, 0.0)
+    groups, choices = [], []
+    for structure, layer in sorted(set(zip(blocks.structure.tolist(), blocks.layer.tolist(), strict=True))):
+        rows = np.flatnonzero((blocks.structure == structure) & (blocks.layer == layer))
+        best, choice = value, np.zeros(len(need), np.int32)
+        for gone in range(1, len(rows) + 1):
+            cost, loss = int(blocks.cost[rows[:gone]].sum()) // step, worth[rows[:gone]].sum()
+            candidate = loss + value[np.maximum(need - cost, 0)]
+            better = candidate < best
+            best, choice = np.where(better, candidate, best), np.where(better, np.int32(gone), choice)
+        value = best
+        groups.append(rows)
+        choices.append(choice)
+    taken, left = [], int(need[-1])
+    for rows, choice in zip(reversed(groups), reversed(choices), strict=True):
+        taken.append(rows[: choice[left]])
+        left = max(left - int(blocks.cost[rows[: choice[left]]].sum()) // step, 0)
+    return np.concatenate(taken)

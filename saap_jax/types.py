@@ -26,13 +26,17 @@ PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp"}
 STRUCTURES: tuple[str, ...] = tuple(PRUNABLE_AXES.values())
 """Names of the structures, in the order that breaks ties everywhere."""
 
-Gates = dict[str, Float[Array, "*batch layers units"]]
+# `_units` binds to nothing: the structures have different numbers of units
+Gates = dict[str, Float[Array, "... _layers _units"]]
 """Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own."""
 
-Scores = dict[str, Float[Array | np.ndarray, "layers units"]]
+LayerGates = dict[str, Float[Array, "... _units"]]
+"""Gates as a scan over layers takes them: `[layers, *batch, units]`, and `[*batch, units]` inside it."""
+
+Scores = dict[str, Float[Array | np.ndarray, "_layers _units"]]
 """Importance of each unit, larger = more important; NaN where a layer has no such unit."""
 
-Keep = dict[str, Bool[np.ndarray, "layers units"]]
+Keep = dict[str, Bool[np.ndarray, "_layers _units"]]
 """True where a unit stays; False where it is removed or where a layer has no such unit."""
 
 Remat = Literal["none", "dots", "full"]

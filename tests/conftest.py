@@ -7,6 +7,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -17,3 +21,39 @@ def x64():
     """Run one test in double precision."""
     with jax.enable_x64(True):
         yield
+
+
+SPECIAL = ["<|endoftext|>", "<unk>"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for any text, with two special tokens that real text is known to contain."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat sat on the mat and the dog sat on the log"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=SPECIAL[0], eos_token=SPECIAL[0], unk_token=SPECIAL[1], model_max_length=16
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tokenizer, tmp_path_factory):
+    """A saved random model of two layers with a tokenizer, as a user's model directory."""
+    spec = LlamaSpec(
+        vocab=len(tokenizer),
+        embed=16,
+        head_dim=4,
+        layers=(LayerWidths(kv_heads=2, q_per_kv=2, mlp=24),) * 2,
+        tied=True,
+    )
+    return save_model(
+        random_llama(spec, jax.random.key(0)), tmp_path_factory.mktemp("models") / "tiny", tokenizer=tokenizer
+    )

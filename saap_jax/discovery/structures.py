@@ -82,7 +82,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
     """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one run."""
     members, units, each = [], set(), 0
     for path, parameter in parameters_by_path(run).items():
-        axes = parameter.axes
+        axes = parameter.get_metadata().get("axes", ())
         if len(axes) != len(parameter.shape):
             raise ValueError(f"parameter {path}: expected an axis name a dimension, got {axes} for {parameter.shape}")
         prunable = [name for name in axes if name in PRUNABLE_AXES]

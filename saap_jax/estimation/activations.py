@@ -1,11 +1,15 @@
 """Estimators on activations: how large, or how variable, a unit's contribution to the residual stream is."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saap_jax.estimation.base import Estimator, Moments, Statistic, Statistics, score_writers
 from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import existing_units
 from saap_jax.types import Scores
+
+MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+"""Multiples of the layer's RMS at which usage is counted, so that each of them can be scored from one pass."""
 
 
 def weighted_magnitude(
@@ -23,6 +27,17 @@ def weighted_variance(
     """Σ_c Var(a_c) · ‖W_out[c]‖² over a unit's coordinates c."""
     variance = jnp.maximum(square - jnp.square(mean), 0)
     return jnp.einsum("lucd,luc->lu", jnp.square(weight), variance)
+
+
+def used(activation: Float[Array, "batch seq units coordinates"], multiple: float) -> Bool[Array, "batch seq units"]:
+    """Return where r_u > multiple · √(mean_v r_v²), with r_u = √(mean_c a_{u,c}²) on one token.
+
+    r_u is |a_u| for a channel, and the RMS of its coordinates for an attention unit; the right side is the RMS of the
+    structure's whole activation in the layer on the same token. A token is compared with itself only, so neither the
+    batch nor the rest of the text matters.
+    """
+    square = jnp.mean(jnp.square(activation), axis=-1)
+    return square > multiple**2 * jnp.mean(square, axis=-1, keepdims=True)
 
 
 def wanda() -> Estimator:
@@ -50,3 +65,25 @@ def fluctuation() -> Estimator:
         return score_writers(weighted_variance, params, moments.mean, moments.square)
 
     return Estimator(frozenset({Statistic.ACTIVATION_MOMENTS}), score)
+
+
+def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
+    """Score a unit by the share of tokens on which it is `used`: how often, not how much. In [0, 1].
+
+    `multiple` is one of `MULTIPLES`: the statistic is counted at these only. No unit of a layer with n of them exceeds
+    √n times the RMS, so a multiple of 2 or more says nothing about layers with few attention units.
+
+    Raises:
+        ValueError: another multiple.
+    """
+    if multiple not in MULTIPLES:
+        expected = ", ".join(f"{m:g}" for m in MULTIPLES)
+        raise ValueError(f"activation_frequency: expected multiple to be one of {expected}, got {multiple}")
+    column = MULTIPLES.index(multiple)
+
+    def score(statistics: Statistics, params: Llama) -> Scores:
+        usage = statistics.of(Statistic.ACTIVATION_USAGE)
+        exists = existing_units(params.runs)
+        return {n: jnp.where(jnp.asarray(exists[n]), share[..., column], jnp.nan) for n, share in usage.items()}
+
+    return Estimator(frozenset({Statistic.ACTIVATION_USAGE}), score)

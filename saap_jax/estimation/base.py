@@ -1,16 +1,21 @@
 """The contract of an importance estimator, and the statistics of one calibration pass that it may ask for."""
 
+import dataclasses
 import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import join_runs
-from saap_jax.types import Scores
+from saap_jax.types import Gates, Scores
+
+Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
+"""Tokens and which of them are real; padding is on the right, a row without real tokens counts for nothing."""
 
 Reduction = Literal["sum", "mean", "max", "prod", "last"]
 """How the scores of the matrices of one unit become the score of the unit."""
@@ -21,10 +26,45 @@ class Statistic(enum.StrEnum):
 
     WEIGHT_GRADIENT = "weight_gradient"
     """Gradient of the mean loss over all tokens: a tree like the model's."""
+    SQUARED_WEIGHT_GRADIENT = "squared_weight_gradient"
+    """Mean over examples of the squared gradient of the example's mean loss: a tree like the model's."""
     GATE_GRADIENT = "gate_gradient"
     """Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
     ACTIVATION_MOMENTS = "activation_moments"
     """`Moments` of the gated activations over all tokens."""
+    ACTIVATION_USAGE = "activation_usage"
+    """Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: `activations.used`."""
+    BLOCK_CHANGE = "block_change"
+    """Mean over all tokens of 1 - cos(in, out) of the residual stream: {"attention", "mlp", "layer": [layers]}."""
+    GATE_HESSIAN = "gate_hessian"
+    """`GateHessian` of the mean loss over all tokens, by a step of its own, as `Curvature` says."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """How the diagonal of the gate Hessian is observed."""
+
+    probes: int = 16
+    """Random sign vectors; the error of an estimated entry shrinks as 1/√probes."""
+    seed: int = 0
+    attention: Literal["exact", "probes"] = "exact"
+    """`exact`: one Hessian-vector product an attention unit; `probes`: estimated like the channels."""
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise ValueError(f"gate_hessian: expected probes >= 1, got {self.probes}")
+        if self.attention not in ("exact", "probes"):
+            raise ValueError(f"gate_hessian: expected attention 'exact' or 'probes', got {self.attention!r}")
+
+
+class GateHessian(NamedTuple):
+    """First derivatives of the mean loss with respect to the gates, and what is known of the second ones."""
+
+    gradient: Gates
+    exact: Gates
+    """Diagonal entries; only the structures that were observed exactly."""
+    probed: Gates
+    """z ⊙ Hz of each probe z, [probes, layers, units], whose mean estimates the diagonal; the other structures."""
 
 
 class Moments(NamedTuple):
@@ -44,6 +84,11 @@ class Statistics(NamedTuple):
     """Mean loss of each example, in nats a token."""
     values: dict[Statistic, Any]
 
+    @property
+    def seen(self) -> Int[Array, ""]:
+        """Real tokens, each with one activation a unit: an example has one more than it predicts."""
+        return self.tokens + self.examples
+
     def of(self, statistic: Statistic) -> Any:
         """Return an observed statistic; a clear error when the pass did not observe it."""
         if statistic not in self.values:
@@ -61,6 +106,8 @@ class Estimator(NamedTuple):
     needs: frozenset[Statistic]
     score: Callable[[Statistics, Llama], Scores]
     """(statistics, weights) -> one number a unit, larger = more important; NaN where a layer has no such unit."""
+    curvature: Curvature | None = None
+    """How GATE_HESSIAN is to be observed, if it is needed."""
 
 
 def score_matrices(formula: Callable[..., Array], *trees: Llama, reduction: Reduction = "sum") -> Scores:

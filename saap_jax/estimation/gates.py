@@ -23,12 +23,26 @@ def mean_square(gradient: Float[Array, "examples layers units"]) -> Float[Array,
     return jnp.mean(jnp.square(gradient), axis=0)
 
 
+def negated_mean(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
+    """-(1/N) Σ_n ∂ℒ_n/∂g_u."""
+    return -jnp.mean(gradient, axis=0)
+
+
 def gate_taylor() -> Estimator:
     """Score a unit by (1/N) Σ_n |∂ℒ_n/∂g_u|, the mean absolute first-order effect of removing it on an example.
 
     Source: Molchanov et al. (arXiv:1906.10771) with gates; Michel et al. (arXiv:1905.10650) for attention heads.
     """
     return _on_gates(mean_absolute)
+
+
+def gate_taylor_signed() -> Estimator:
+    """Score a unit by -(1/N) Σ_n ∂ℒ_n/∂g_u, the first-order estimate of the change of the loss when it goes.
+
+    In nats, of either sign: a negative score says that removal is expected to help. Source: as `gate_taylor`, without
+    the absolute value.
+    """
+    return _on_gates(negated_mean)
 
 
 def gate_fisher() -> Estimator:

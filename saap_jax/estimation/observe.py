@@ -1,110 +1,32 @@
 """The one calibration pass: observe, batch by batch, the union of what all estimators need.
 
 Gates get a batch axis, so one backward pass yields each example's gate gradients together with the summed weight
-gradients. Accumulators are float32 sums with counts; the last step turns them into means (`Statistics`).
+gradients, and activations are summed on the way forward. Squared weight gradients need every example's own gradient:
+then each microbatch is worked off one example at a time, and all the rest comes from the same passes.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.estimation.base import Estimator, Moments, Statistic, Statistics, wide
+from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
+from saap_jax.estimation.activations import MULTIPLES, used
+from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
+from saap_jax.estimation.blocks import turn
+from saap_jax.estimation.hessian import hessian_step, joint_curvature
+from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
-from saap_jax.llama.model import Llama
+from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
-Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
-"""Tokens and which of them are real; a row without real tokens is padding and counts for nothing."""
-
-
-class Observation(NamedTuple):
-    """What one microbatch shows; None where no estimator needs it."""
-
-    weight_gradient: Llama | None
-    """Gradient of the summed loss."""
-    gate_gradient: Gates | None
-    """Gradient of each example's mean loss, [batch, layers, units]."""
-    activation_sums: Moments | None
-    """Sums of a and a² over the real tokens."""
-    position: Int[Array, ""]
-    """Index of the microbatch's first example in the pass."""
-
-
-class Accumulator(NamedTuple):
-    """How a statistic is kept during a pass: allocated, updated by a microbatch, and turned into means at the end."""
-
-    init: Callable[[Llama, int], Any]
-    """(model, examples) -> zeros, from shapes alone."""
-    update: Callable[[Any, Observation], Any]
-    finish: Callable[[Any, "Totals"], Any]
-
-
-class Totals(NamedTuple):
-    """Counts of a whole pass, as Python numbers."""
-
-    examples: int
-    predicted: int
-    """Tokens that enter the loss."""
-    seen: int
-    """Real tokens, each with one activation a unit."""
-
-
-def _float32_zeros(model: Llama, examples: int) -> Llama:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide_dtype(x)), model)
-
-
-def _example_rows(model: Llama, examples: int) -> Gates:
-    dtype = _wide_dtype(model.embedding[...])
-    return {name: jnp.zeros((examples, *units.shape), dtype) for name, units in existing_units(model.runs).items()}
-
-
-def _moment_zeros(model: Llama, examples: int) -> Moments:
-    q_per_kv, head_dim = (max(run.attention.query.shape[axis] for run in model.runs) for axis in (3, 4))
-    coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
-    dtype = _wide_dtype(model.embedding[...])
-    units = existing_units(model.runs)
-    return Moments(*({n: jnp.zeros((*u.shape, coordinates[n]), dtype) for n, u in units.items()} for _ in range(2)))
-
-
-def _write_rows(rows: Gates, observation: Observation) -> Gates:
-    def write(row: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(row, wide(new), observation.position, axis=0)
-
-    return jax.tree.map(write, rows, observation.gate_gradient)
-
-
-def _add(total: Any, new: Any) -> Any:
-    return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new)
-
-
-def _divide(total: Any, count: int) -> Any:
-    return jax.tree.map(lambda x: x / count, total)
-
-
-ACCUMULATORS: dict[Statistic, Accumulator] = {
-    Statistic.WEIGHT_GRADIENT: Accumulator(
-        init=_float32_zeros,
-        update=lambda total, seen: _add(total, seen.weight_gradient),
-        finish=lambda total, counts: _divide(total, counts.predicted),
-    ),
-    Statistic.GATE_GRADIENT: Accumulator(
-        init=_example_rows,
-        update=_write_rows,
-        finish=lambda rows, counts: {name: row[: counts.examples] for name, row in rows.items()},
-    ),
-    Statistic.ACTIVATION_MOMENTS: Accumulator(
-        init=_moment_zeros,
-        update=lambda total, seen: _add(total, seen.activation_sums),
-        finish=lambda total, counts: _divide(total, counts.seen),
-    ),
-}
+__all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
 
 
 def observe(
@@ -112,42 +34,73 @@ def observe(
     batches: Iterable[Batch],
     needs: frozenset[Statistic],
     *,
+    curvature: Curvature | None = None,
     remat: Remat = "dots",
     progress: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
 ) -> Statistics:
     """Run one pass over microbatches of one shape and return the statistics that `needs` names.
 
     Args:
-        batches: (tokens, mask) pairs, all of one shape; padding rows only at the end of the last one.
+        batches: (tokens, mask) pairs, all of one shape; padding tokens on the right, padding rows at the very end.
+        curvature: how the gate Hessian is observed, if it is needed; see `curvature_of`.
         remat: what the backward pass recomputes, see `saap_jax.llama.model.Remat`.
         progress: wraps the batches, to show progress.
 
     Raises:
-        ValueError: no example, or a loss or gradient that is not finite (with the example and the layer).
+        ValueError: no example, misplaced padding, or a loss, gradient or activation that is not finite (with the
+            statistic, the parameter or structure, the layer and, where it can be told, the example).
     """
     batches = list(batches)
-    if not batches or not any(mask.any() for _, mask in batches):
-        raise ValueError("calibration: expected at least one example with two tokens, got none")
-    size = batches[0][0].shape[0]
-    state = {need: ACCUMULATORS[need].init(model, size * len(batches)) for need in sorted(needs)}
-    losses = jnp.zeros(size * len(batches), _wide_dtype(model.embedding[...]))
-    if needs:
-        for index, (tokens, mask) in enumerate(progress(batches)):
-            position = jnp.asarray(index * size, jnp.int32)
-            state, losses = observe_step(
-                model, state, losses, jnp.asarray(tokens), jnp.asarray(mask), position, needs=needs, remat=remat
-            )
-            jax.block_until_ready(losses)  # so that progress tells the truth
-    masks = np.concatenate([mask for _, mask in batches])
-    totals = Totals(int(masks.any(axis=1).sum()), int(masks[:, 1:].sum()), int(masks.sum()))
-    statistics = Statistics(
-        examples=jnp.asarray(totals.examples),
-        tokens=jnp.asarray(totals.predicted),
-        losses=losses[: totals.examples],
-        values={need: ACCUMULATORS[need].finish(state.pop(need), totals) for need in sorted(needs)},
-    )
-    _refuse_not_finite(statistics)
+    _check_batches(batches)
+    statistics = _observe(model, batches, needs, curvature or Curvature(), remat, progress)
+
+    def alone(example: int, statistic: Statistic) -> Any:
+        batch, row = divmod(example, len(batches[0][0]))
+        tokens, mask = batches[batch]
+        one = (tokens[row : row + 1], mask[row : row + 1])
+        return _observe(model, [one], frozenset({statistic}), Curvature(probes=1), remat, iter).values[statistic]
+
+    refuse_not_finite(statistics, model, batches, alone)
     return statistics
+
+
+def _check_batches(batches: list[Batch]) -> None:
+    if not batches or not any(mask[:, 1:].any() for _, mask in batches):
+        raise ValueError("calibration: expected at least one example with two tokens, got none")
+    masks = np.concatenate([mask for _, mask in batches])
+    if (masks[:, 1:] & ~masks[:, :-1]).any() or (masks[1:, 0] & ~masks[:-1, 0]).any():
+        raise ValueError("calibration: expected padding tokens on the right and padding rows at the end; sort them so")
+
+
+def _observe(
+    model: Llama,
+    batches: list[Batch],
+    needs: frozenset[Statistic],
+    curvature: Curvature,
+    remat: Remat,
+    progress: Callable[[Iterable[Batch]], Iterator[Batch]],
+) -> Statistics:
+    size = len(batches[0][0])
+    plan = Plan(size * len(batches), curvature)
+    state = {need: ACCUMULATORS[need].init(model, plan) for need in sorted(needs)}
+    hessian = state.pop(Statistic.GATE_HESSIAN, None)
+    losses = jnp.zeros(plan.examples, statistics_dtype(model))
+    for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
+        tokens, mask, position = jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(index * size, jnp.int32)
+        state, losses = observe_step(model, state, losses, tokens, mask, position, needs=frozenset(state), remat=remat)
+        if hessian is not None:
+            hessian = hessian_step(model, hessian, tokens, mask, curvature=curvature, remat=remat)
+        jax.block_until_ready((losses, hessian))  # so that progress tells the truth
+    masks = np.concatenate([mask for _, mask in batches])
+    if hessian is not None:
+        state[Statistic.GATE_HESSIAN] = hessian
+    counts = Statistics(
+        examples=jnp.asarray(int(masks.any(axis=1).sum())),
+        tokens=jnp.asarray(int(masks[:, 1:].sum())),
+        losses=losses[: int(masks.any(axis=1).sum())],
+        values={},
+    )
+    return counts._replace(values={need: finish(need, state.pop(need), counts) for need in sorted(needs)})
 
 
 @functools.partial(jax.jit, static_argnames=("needs", "remat"), donate_argnames=("state", "losses"))
@@ -163,33 +116,54 @@ def observe_step(
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
     """Add one microbatch, whose first example has index `position`, to the accumulators."""
-    counts = jnp.maximum(predicted_tokens(mask), 1)
-    wants = Statistic.ACTIVATION_MOMENTS in needs
-    gates = {n: jnp.broadcast_to(g[None], (len(tokens), *g.shape)) for n, g in ones_gates(model.runs).items()}
+
+    def step(carry: tuple[dict[Statistic, Any], Array], part: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        (state, losses), (tokens, mask, position) = carry, part
+        new, means = contributions(model, tokens, mask, needs, remat)
+        state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
+        return (state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), None
+
+    if Statistic.SQUARED_WEIGHT_GRADIENT not in needs:
+        return step((state, losses), (tokens, mask, position))[0]
+    positions = position + jnp.arange(len(tokens), dtype=position.dtype)
+    return jax.lax.scan(step, (state, losses), (tokens[:, None], mask[:, None], positions))[0]
+
+
+def contributions(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    mask: Bool[Array, "batch seq"],
+    needs: frozenset[Statistic],
+    remat: Remat,
+) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
+    """Return what a microbatch adds to each statistic, and the mean loss of its examples.
+
+    Squared weight gradients are those of the whole microbatch: right for a single example only.
+    """
+    dtype = statistics_dtype(model)
+    counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
+    gates = {n: jnp.ones((len(tokens), *g.shape), dtype) for n, g in ones_gates(model.runs).items()}
 
     def summed_loss(model: Llama, gates: Gates | None) -> tuple[Array, tuple[Array, list]]:
-        sums, observed = next_token_losses(
-            model, tokens, mask, gates, observe=_moments_of(mask) if wants else None, remat=remat
-        )
+        sums, observed = next_token_losses(model, tokens, mask, gates, observe=observer(needs, mask), remat=remat)
         return jnp.sum(sums), (sums, observed)
 
-    wanted = {Statistic.WEIGHT_GRADIENT: 0, Statistic.GATE_GRADIENT: 1}
-    argnums = tuple(number for statistic, number in wanted.items() if statistic in needs)
-    inputs = (model, gates if Statistic.GATE_GRADIENT in needs else None)
+    on_weights = bool(needs & {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
+    on_gates = Statistic.GATE_GRADIENT in needs
+    inputs = (model, gates if on_gates else None)
+    argnums = (0,) * on_weights + (1,) * on_gates
     if argnums:
         gradients, (sums, observed) = jax.grad(summed_loss, argnums=argnums, has_aux=True)(*inputs)
     else:
         gradients, (_, (sums, observed)) = (), summed_loss(*inputs)
-    by_argument = dict(zip(argnums, gradients, strict=True))
-    observation = Observation(
-        weight_gradient=by_argument.get(0),
-        gate_gradient=jax.tree.map(lambda g: g / counts[:, None, None].astype(g.dtype), by_argument.get(1)),
-        activation_sums=_join_moments(observed) if wants else None,
-        position=position,
-    )
-    means = (sums / counts.astype(sums.dtype)).astype(losses.dtype)
-    updated = {need: ACCUMULATORS[need].update(state[need], observation) for need in sorted(needs)}
-    return updated, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)
+    by_argument: dict[int, Any] = dict(zip(argnums, gradients, strict=True))
+    new = _join(observed)
+    if on_weights:
+        new[Statistic.WEIGHT_GRADIENT] = by_argument[0]
+        new[Statistic.SQUARED_WEIGHT_GRADIENT] = jax.tree.map(lambda g: jnp.square(wide(g) / counts[0]), by_argument[0])
+    if on_gates:
+        new[Statistic.GATE_GRADIENT] = jax.tree.map(lambda g: g / counts[:, None, None], by_argument[1])
+    return new, sums.astype(dtype) / counts
 
 
 @functools.partial(jax.jit, static_argnames=("formulas",))
@@ -224,46 +198,70 @@ def union_of_needs(estimators: Iterable[Estimator]) -> frozenset[Statistic]:
     return frozenset[Statistic]().union(*(estimator.needs for estimator in estimators))
 
 
-def _moments_of(mask: Bool[Array, "batch seq"]) -> Callable[[str, Array], Any]:
-    """Return an observer that sums the gated activations and their squares over the real tokens."""
+def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
+    """Return how to observe the gate Hessian for all the estimators in one pass."""
+    return joint_curvature({e.curvature for e in estimators if e.curvature is not None})
 
-    def observe(point: str, activation: Array) -> tuple[Array, Array] | None:
-        if point not in STRUCTURES:
-            return None
-        values = wide(activation)
+
+def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"]) -> Observe | None:
+    """Return what sums activations over the real tokens of a microbatch, `{statistic: {name: sums}}` a point.
+
+    None where no activation is needed. Nothing of it is differentiated.
+    """
+    if not needs & {Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE, Statistic.BLOCK_CHANGE}:
+        return None
+    before: dict[str, Array] = {}  # inputs of a layer's sub-blocks, whose outputs come later in the same trace
+
+    def observe(point: str, activation: Array) -> dict[Statistic, dict[str, Any]]:
+        values = wide(jax.lax.stop_gradient(activation))
         weights = mask.astype(values.dtype)
-        return jnp.einsum("bt,bt...->...", weights, values), jnp.einsum("bt,bt...->...", weights, jnp.square(values))
+        if point in STRUCTURES:
+            batch, seq, units, *rest = values.shape
+            return _unit_sums(point, values.reshape(batch, seq, units, math.prod(rest)), mask, needs)
+        if Statistic.BLOCK_CHANGE not in needs:
+            return {}
+        name, _, side = point.rpartition("_")
+        if side == "in":
+            before[name] = values
+            return {}
+        turns = {name: turn(before[name], values)}
+        if name == "mlp":
+            turns["layer"] = turn(before["attention"], values)
+        return {Statistic.BLOCK_CHANGE: {n: jnp.sum(weights * each)[None] for n, each in turns.items()}}
 
     return observe
 
 
-def _join_moments(observed: list) -> Moments:
-    """Join the runs' sums, `[layers, units, ...]`, and flatten what follows the units into coordinates."""
+def _unit_sums(
+    structure: str,
+    values: Float[Array, "batch seq units coordinates"],
+    mask: Bool[Array, "batch seq"],
+    needs: frozenset[Statistic],
+) -> dict[Statistic, dict[str, Any]]:
+    sums: dict[Statistic, dict[str, Any]] = {}
+    if Statistic.ACTIVATION_MOMENTS in needs:
+        weights = mask.astype(values.dtype)
+        powers = (values, jnp.square(values))
+        sums[Statistic.ACTIVATION_MOMENTS] = {structure: [jnp.einsum("bt,btuc->uc", weights, p) for p in powers]}
+    if Statistic.ACTIVATION_USAGE in needs:
+        counts = [jnp.sum(used(values, multiple) & mask[..., None], axis=(0, 1)) for multiple in MULTIPLES]
+        sums[Statistic.ACTIVATION_USAGE] = {structure: jnp.stack(counts, axis=-1)}
+    return sums
 
-    def join(name: str, which: int) -> Array:
-        pieces = [run[name][which] for run in observed]
-        return join_runs([piece.reshape(*piece.shape[:2], math.prod(piece.shape[2:])) for piece in pieces])
 
-    return Moments(*({name: join(name, which) for name in STRUCTURES} for which in (0, 1)))
-
-
-def _wide_dtype(array: Any) -> Any:
-    return jnp.float64 if array.dtype == jnp.float64 else jnp.float32
-
-
-def _refuse_not_finite(statistics: Statistics) -> None:
-    """Raise where a loss or a gate gradient is not finite, naming the example and the layer."""
-    wrong = np.flatnonzero(~np.isfinite(np.asarray(statistics.losses)))
-    if len(wrong):
-        raise ValueError(
-            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}; "
-            "check the model's weights and its dtype"
-        )
-    for name, gradient in statistics.values.get(Statistic.GATE_GRADIENT, {}).items():
-        bad = np.argwhere(~np.isfinite(np.asarray(gradient)))
-        if len(bad):
-            example, layer, unit = bad[0]
-            raise ValueError(
-                f"calibration: the gate gradient of {name} unit {unit} in layer {layer} is not finite "
-                f"on example {example}; check the model's weights and its dtype"
-            )
+def _join(observed: list[dict[str, dict[Statistic, dict[str, Any]]]]) -> dict[Statistic, Any]:
+    """Join what was observed at the points of the layers of each run into trees of the whole model."""
+    runs = []
+    for points in observed:
+        run: dict[Statistic, dict[str, Any]] = {}
+        for point in points.values():
+            for statistic, sums in point.items():
+                run.setdefault(statistic, {}).update(sums)
+        runs.append(run)
+    joined = join_runs(runs)
+    if Statistic.ACTIVATION_MOMENTS in joined:
+        pairs = joined[Statistic.ACTIVATION_MOMENTS]
+        joined[Statistic.ACTIVATION_MOMENTS] = Moments(*({n: pair[i] for n, pair in pairs.items()} for i in (0, 1)))
+    if Statistic.BLOCK_CHANGE in joined:
+        joined[Statistic.BLOCK_CHANGE] = jax.tree.map(lambda x: x[:, 0], joined[Statistic.BLOCK_CHANGE])
+    return joined

@@ -5,7 +5,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 
-from saap_jax.estimation import activations, baselines, gates, taylor
+from saap_jax.estimation import activations, baselines, blocks, gates, hessian, second_order, taylor
 from saap_jax.estimation.base import Estimator
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -13,10 +13,16 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "magnitude": baselines.magnitude,
     "taylor_vector": taylor.taylor_vector,
     "taylor_element": taylor.taylor_element,
+    "taylor_element_second": second_order.taylor_element_second,
+    "fisher": second_order.fisher,
     "gate_taylor": gates.gate_taylor,
+    "gate_taylor_signed": gates.gate_taylor_signed,
     "gate_fisher": gates.gate_fisher,
+    "gate_hessian": hessian.gate_hessian,
     "wanda": activations.wanda,
     "fluctuation": activations.fluctuation,
+    "activation_frequency": activations.activation_frequency,
+    "block_influence": blocks.block_influence,
 }
 
 

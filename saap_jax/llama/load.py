@@ -57,10 +57,13 @@ def load_keep(directory: str | Path) -> Keep:
     """Read the `keep.json` of a saved model: which of the original model's units it still has."""
     path = Path(directory) / "keep.json"
     keep: Keep = {}
-    for structure, entry in read_json(path).items():
-        keep[structure] = np.zeros((len(entry["kept"]), entry["units"]), bool)
-        for layer, kept in enumerate(entry["kept"]):
-            keep[structure][layer, kept] = True
+    try:
+        for structure, entry in read_json(path).items():
+            keep[structure] = np.zeros((len(entry["kept"]), entry["units"]), bool)
+            for layer, kept in enumerate(entry["kept"]):
+                keep[structure][layer, kept] = True
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: expected units and kept indices a structure ({one_line(error)})") from None
     return keep
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.types import Gates, Remat
+from saap_jax.types import Gates, LayerGates, Remat
 
 Rotation = tuple[Float[Array, "seq half"], Float[Array, "seq half"]]
 """Cosine and sine of each position's rotary angles."""
@@ -128,7 +128,7 @@ class Llama(nnx.Module):
         observed = []
         for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
 
-            def layer(x: Array, inputs: tuple[DecoderLayer, Gates | None]) -> tuple[Array, Any]:
+            def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
                 return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe)
 
             x, seen = jax.lax.scan(_rematerialised(layer, remat), x, (run, run_gates))
@@ -152,7 +152,7 @@ class Llama(nnx.Module):
 def decode(
     layer: DecoderLayer,
     x: Float[Array, "batch seq embed"],
-    gates: Gates | None,
+    gates: LayerGates | None,
     rotation: Rotation,
     norm_eps: float,
     observe: Observe | None = None,

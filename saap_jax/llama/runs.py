@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.types import STRUCTURES, Gates, Keep
+from saap_jax.types import STRUCTURES, Gates, Keep, LayerGates
 
 
 class RunBounds(NamedTuple):
@@ -28,7 +28,7 @@ def run_bounds(runs: Sequence[Any]) -> list[RunBounds]:
     return bounds
 
 
-def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[Gates | None]:
+def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[LayerGates | None]:
     """Slice whole-model gates `[*batch, layers, units]` into one tree a run, `[layers, *batch, units]`, for scan."""
     if gates is None:
         return [None] * len(bounds)

@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -34,9 +35,6 @@ SCHEMA = 1
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FIXED_FILES = ("metrics.jsonl", "report.html")
-_MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
-                "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                "vocab.json", "merges.txt")  # fmt: skip
 _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
@@ -46,17 +44,20 @@ class RunDirectory:
     Made by `RunDirectory.open`. One process writes at a time; anybody may read at any time.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]):
+    def __init__(self, path: Path, record: dict[str, Any], *, begun: bool = True):
         self.path = path
         self._record = record
+        self._begun = begun
         self.corrupt_lines = 0
         """Lines of `metrics.jsonl` that the last call of `candidates` could not read."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False) -> "RunDirectory":
-        """Create the directory, or pick up the run of the same configuration that it holds.
+        """Return a new run, or pick up the run of the same configuration that the directory holds.
 
-        With `overwrite` a run of whatever configuration starts afresh: files that runs write are removed, others stay.
+        Nothing is written or removed before `begin` (or the first value that is kept), so bad input that is found until
+        then leaves no trace. With `overwrite` a run of whatever configuration starts afresh: what that run wrote is
+        removed, other files stay.
 
         Raises:
             ValueError: the directory holds a run of another configuration, or files but no run.
@@ -71,13 +72,20 @@ class RunDirectory:
             if not overwrite:
                 _check_config(path, old=run.record.get("config"), new=config)
                 return run
-            run._remove_outputs()
         elif path.exists() and any(not _is_partial(entry.name) for entry in path.iterdir()):
             raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, fresh)
-        run.update()
-        return run
+        return cls(path, fresh, begun=False)
+
+    def begin(self) -> "RunDirectory":
+        """Create the directory (and remove what an overwritten run left there); from now on everything is written."""
+        if self._begun:
+            return self
+        if (self.path / "run.json").exists():
+            RunDirectory(self.path, read_run(self.path))._remove_outputs()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._begun = True
+        self._set()
+        return self
 
     @property
     def record(self) -> dict[str, Any]:
@@ -91,14 +99,20 @@ class RunDirectory:
 
     def update(self, **fields: Any) -> None:
         """Set top-level fields of `run.json` and write the file."""
+        self.begin()
+        self._set(**fields)
+
+    def _set(self, **fields: Any) -> None:
         self._record = {**self._record, **_decode(plain(fields))}
-        write_atomically(self.path / "run.json", _dumps(plain(self._record), indent=1))
+        if self._begun:
+            write_atomically(self.path / "run.json", _dumps(plain(self._record), indent=1))
 
     def append(self, candidate: dict[str, Any]) -> None:
         """Add one finished candidate (an object with a `candidate` name) to `metrics.jsonl`."""
         if not isinstance(candidate.get("candidate"), str):
             raise ValueError(f"expected a record with a string `candidate`, got the fields {sorted(candidate)}")
         line = _dumps(plain(candidate)) + b"\n"
+        self.begin()
         with open(self.path / "metrics.jsonl", "ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -133,7 +147,7 @@ class RunDirectory:
                 seconds, peak = seconds + before["seconds"], max(peak, before["peak_host_gib"])
                 times += before["times"]
             stages[index : index + 1] = [{"name": name, "seconds": seconds, "peak_host_gib": peak, "times": times}]
-            self.update(stages=stages)
+            self._set(stages=stages)
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
         """Write arrays to `<name>.npz`; keys may hold slashes.
@@ -147,7 +161,7 @@ class RunDirectory:
                 raise ValueError(
                     f"expected numbers or text at {key!r} of {name}.npz, got {value.dtype}; convert it first"
                 )
-        path = self._claim(f"{name}.npz")
+        path = self.claim(f"{name}.npz")
         with _replacing(path) as file:
             np.savez(file, allow_pickle=False, **values)
         return path
@@ -162,7 +176,7 @@ class RunDirectory:
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write a plain value to `<name>.json`."""
-        path = self._claim(f"{name}.json")
+        path = self.claim(f"{name}.json")
         write_atomically(path, _dumps(plain(value), indent=1))
         return path
 
@@ -170,10 +184,11 @@ class RunDirectory:
         """Read the value of `<name>.json`."""
         return _read_json(self.path / f"{name}.json")
 
-    def _claim(self, filename: str) -> Path:
-        """Note in `run.json` that this run writes a file, so that `overwrite` knows what it may remove."""
+    def claim(self, filename: str) -> Path:
+        """Note in `run.json` that this run writes a file or directory, so that `overwrite` knows what it may remove."""
         if Path(filename).name != filename or filename == "run.json":
             raise ValueError(f"expected a plain file name other than run.json, got {filename!r}")
+        self.begin()
         files = self._record.get("files", [])
         if filename not in files:
             self.update(files=[*files, filename])
@@ -182,16 +197,13 @@ class RunDirectory:
     def _remove_outputs(self) -> None:
         self.update(status="running")  # killed half-way this is a partial run, not a finished one without candidates
         for name in (*_FIXED_FILES, *self._record.get("files", [])):
-            (self.path / Path(name).name).unlink(missing_ok=True)
+            path = self.path / Path(name).name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         for partial in filter(lambda entry: _is_partial(entry.name), list(self.path.iterdir())):
-            partial.unlink()
-        best = self.path / "best"
-        if best.is_dir() and not best.is_symlink():
-            for pattern in _MODEL_FILES:
-                for file in list(best.glob(pattern)):
-                    file.unlink()
-            if not any(best.iterdir()):
-                best.rmdir()
+            partial.unlink() if partial.is_file() else shutil.rmtree(partial)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:

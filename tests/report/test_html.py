@@ -126,7 +126,7 @@ class TestOddRuns:
         assert any(odd in attrs.get("data-value", "") for attrs in page.of("th"))
 
     def test_a_run_that_has_only_begun(self, tmp_path):
-        run = RunDirectory.open(tmp_path / "begun", {})
+        run = RunDirectory.open(tmp_path / "begun", {}).begin()
         page = Page(render_report(run.path))
         assert any("No candidate is finished yet." in text for _, text in page.texts)
         assert page.of("table") == page.of("svg") == []

@@ -24,12 +24,20 @@ def path(tmp_path) -> Path:
 
 class TestOpen:
     def test_creates_a_running_record(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         record = json.loads((path / "run.json").read_text())
         assert (record["schema"], record["name"], record["status"]) == (1, "one", "running")
         assert record["config"] == {"seed": 0, "search": {"ratios": [0.2, 0.5], "min_keep": 1}, "limit": "Infinity"}
         assert run.candidates() == []
         assert not run.finished
+
+    def test_writes_nothing_before_it_begins(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        with run.stage("load"):
+            pass
+        assert not path.exists()
+        run.update(kind="compare")
+        assert [stage["name"] for stage in read_run(path)["stages"]] == ["load"]
 
     def test_picks_up_the_same_config(self, path):
         RunDirectory.open(path, CONFIG).append({"candidate": "a"})
@@ -54,7 +62,7 @@ class TestOpen:
         assert "\n" not in message
 
     def test_names_a_few_of_many_fields(self, path):
-        RunDirectory.open(path, {"a": {str(i): 0 for i in range(9)}})
+        RunDirectory.open(path, {"a": {str(i): 0 for i in range(9)}}).begin()
         with pytest.raises(ValueError, match=r"a\.0 0 -> 1, a\.1 0 -> 1, a\.2 0 -> 1 and 6 more;"):
             RunDirectory.open(path, {"a": {str(i): 1 for i in range(9)}})
 
@@ -69,7 +77,7 @@ class TestOpen:
 
     def test_takes_an_empty_directory_and_one_killed_before_its_first_record(self, path):
         path.mkdir(parents=True)
-        RunDirectory.open(path, CONFIG)
+        RunDirectory.open(path, CONFIG).begin()
         os.rename(path / "run.json", path / ".run.json.partial")
         assert RunDirectory.open(path, CONFIG).candidates() == []
 
@@ -79,17 +87,20 @@ class TestOpen:
             RunDirectory.open(tmp_path / "file", CONFIG)
 
     def test_overwrite_removes_what_runs_write_and_nothing_else(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.append({"candidate": "a"})
         run.save_arrays("scores", {"x": np.zeros(2)})
         run.save_json("keep", {})
-        for name in ("report.html", "notes.txt", "other.json", "best/model.safetensors", "best/mine.txt"):
+        for name in ("report.html", "notes.txt", "other.json", "best/model.safetensors", "mine/notes.txt"):
             (path / name).parent.mkdir(exist_ok=True)
             (path / name).write_text("x")
         run.update(status="finished")
+        run.claim("best")
         again = RunDirectory.open(path, {"seed": 1}, overwrite=True)
+        assert read_run(path)["status"] == "finished", "nothing is removed before the new run begins"
+        again.begin()
         left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-        assert left == {"run.json", "notes.txt", "other.json", "best/mine.txt"}
+        assert left == {"run.json", "notes.txt", "other.json", "mine/notes.txt"}
         assert again.record["config"] == {"seed": 1}
         assert (again.record["files"], again.record["status"]) == ([], "running")
 
@@ -99,7 +110,7 @@ class TestOpen:
             RunDirectory.open(path, CONFIG)
 
     def test_refuses_a_damaged_record(self, path):
-        RunDirectory.open(path, CONFIG)
+        RunDirectory.open(path, CONFIG).begin()
         (path / "run.json").write_text("{")
         with pytest.raises(ValueError, match="expected JSON in"):
             RunDirectory.open(path, CONFIG)
@@ -107,7 +118,7 @@ class TestOpen:
 
 class TestCandidates:
     def test_skips_a_torn_line_and_goes_on_after_it(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.append({"candidate": "a", "seconds": 1.5})
         whole = (path / "metrics.jsonl").read_bytes()
         (path / "metrics.jsonl").write_bytes(whole + b'{"candidate": "b", "seco')
@@ -116,7 +127,7 @@ class TestCandidates:
         assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "c"], 1)
 
     def test_whole_lines_are_not_corrupt(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.append({"candidate": "a"})
         run.append({"candidate": "b"})
         assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "b"], 0)
@@ -124,18 +135,18 @@ class TestCandidates:
 
     @pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"{}", b"null", b'{"candidate": 3}'])
     def test_counts_lines_that_are_no_candidate(self, path, line):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         (path / "metrics.jsonl").write_bytes(line + b"\n")
         assert (run.candidates(), run.corrupt_lines) == ([], 1)
 
     def test_the_last_record_of_a_name_counts(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         for name, seconds in (("a", 1), ("b", 2), ("a", 3)):
             run.append({"candidate": name, "seconds": seconds})
         assert [(c["candidate"], c["seconds"]) for c in run.candidates()] == [("a", 3), ("b", 2)]
 
     def test_non_finite_numbers_survive_as_strict_json(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.append({"candidate": "a", "ppl": {"x": math.inf, "y": np.float32("nan"), "z": -math.inf}})
 
         def refuse(constant):
@@ -153,7 +164,7 @@ class TestCandidates:
 
 class TestUpdate:
     def test_merges_fields(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.update(dense={"ppl": {"x": math.inf}}, seeds={"root": np.int64(3)})
         run.update(model={"name": "m"})
         for record in (run.record, read_run(path)):
@@ -161,7 +172,7 @@ class TestUpdate:
             assert (record["seeds"], record["model"]) == ({"root": 3}, {"name": "m"})
 
     def test_a_failed_write_leaves_the_old_record(self, path, monkeypatch):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
 
         def fail(descriptor):
             raise OSError("disk full")
@@ -172,7 +183,7 @@ class TestUpdate:
         assert read_run(path)["status"] == "running"
 
     def test_refuses_what_json_cannot_hold(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         with pytest.raises(ValueError, match="got set"):
             run.update(oops={1, 2})
         assert "oops" not in read_run(path)
@@ -182,7 +193,7 @@ class TestStage:
     def test_records_seconds_and_memory_and_adds_up(self, path, monkeypatch):
         clock = iter([10.0, 12.5, 20.0, 21.0, 30.0, 31.0])
         monkeypatch.setattr(records.time, "perf_counter", lambda: next(clock))
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         for name in ("load", "observe", "load"):
             with run.stage(name):
                 pass
@@ -192,7 +203,7 @@ class TestStage:
         assert 0.01 < load["peak_host_gib"] < 10_000
 
     def test_records_a_stage_that_fails_and_what_was_updated_meanwhile(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
 
         def fail():
             with run.stage("load"):
@@ -207,7 +218,7 @@ class TestStage:
 
 class TestArrays:
     def test_round_trip(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         arrays = {"a/mlp": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])}
         run.save_arrays("scores", arrays)
         found = run.load_arrays("scores")
@@ -218,7 +229,7 @@ class TestArrays:
         assert [file.name for file in path.iterdir() if file.name.startswith(".")] == []
 
     def test_refuses_objects_and_missing_files(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         with pytest.raises(ValueError, match=r"'x' of scores\.npz, got object"):
             run.save_arrays("scores", {"x": np.array([object()])})
         with pytest.raises(FileNotFoundError, match="expected arrays at"):
@@ -226,12 +237,12 @@ class TestArrays:
 
     @pytest.mark.parametrize("name", ["run", "../keep", "a/b"])
     def test_refuses_names_that_leave_the_directory_or_take_the_record(self, path, name):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         with pytest.raises(ValueError, match="plain file name"):
             run.save_json(name, {})
 
     def test_json_round_trip(self, path):
-        run = RunDirectory.open(path, CONFIG)
+        run = RunDirectory.open(path, CONFIG).begin()
         run.save_json("keep", {"mlp": np.array([[1, 2], [3, 4]])})
         assert run.load_json("keep") == {"mlp": [[1, 2], [3, 4]]}
         assert run.record["files"] == ["keep.json"]

@@ -1,0 +1,58 @@
+"""Is the compile time of the scoring step flat in depth? Small width, all eight estimators' statistics.
+
+    python experiments/benchmarks/compile_time.py
+
+Prints seconds of lowering and compiling at 4, 8, 16 and 32 layers (median of the repeats, the depths taking turns) and
+the ratio to 4 layers.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from saap_jax.config import EstimationConfig
+from saap_jax.estimation import make_estimators, union_of_needs
+from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
+from saap_jax.estimation.base import Curvature
+from saap_jax.estimation.observe import observe_step
+from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+
+DEPTHS = (4, 8, 16, 32)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    seconds: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
+    for turn in range(repeats + 1):
+        for depth in DEPTHS:
+            taken = compile_seconds(depth)
+            if turn:  # the first turn warms up
+                seconds[depth].append(taken)
+    medians = {depth: statistics.median(values) for depth, values in seconds.items()}
+    for depth, median in medians.items():
+        print(f"{depth:3d} layers {median:6.2f} s  {median / medians[DEPTHS[0]]:.2f} x {DEPTHS[0]} layers")
+
+
+def compile_seconds(depth: int) -> float:
+    """Return the seconds that lowering and compiling the scoring step takes, without jax's caches."""
+    widths = LayerWidths(kv_heads=2, q_per_kv=2, mlp=64)
+    spec = LlamaSpec(vocab=256, embed=32, head_dim=8, layers=(widths,) * depth, tied=True)
+    model = random_llama(spec, jax.random.key(0))
+    needs = union_of_needs(make_estimators(EstimationConfig().estimators).values())
+    state = {need: ACCUMULATORS[need].init(model, Plan(2, Curvature())) for need in sorted(needs)}
+    tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
+    jax.clear_caches()
+    start = time.perf_counter()
+    arguments = (model, state, jnp.zeros(2), tokens, mask, jnp.zeros((), jnp.int32))
+    observe_step.lower(*arguments, needs=needs, remat="dots").compile()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Estimators of whole sub-blocks: how much attention or MLP of a layer turns the residual stream.
+
+All units of a sub-block get its score: they are tied, and depth pruning removes the sub-block as one.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saap_jax.estimation.base import Estimator, Statistic, Statistics
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import existing_units
+from saap_jax.types import Scores
+
+
+def turn(before: Float[Array, "batch seq embed"], after: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq"]:
+    """1 - cos(before, after) of each token, in [0, 2]; computed as ½ ‖before/‖before‖ - after/‖after‖‖².
+
+    The residual stream turns by little, and 1 - cos would lose the digits that tell the blocks apart. A zero vector
+    has no direction and counts as a zero unit vector.
+    """
+    return 0.5 * jnp.sum(jnp.square(_direction(before) - _direction(after)), axis=-1)
+
+
+def _direction(x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+def block_influence(*, granularity: Literal["sub_block", "layer"] = "sub_block") -> Estimator:
+    """Score every unit by 1 - mean cos(in, out) of its sub-block, or of its whole layer.
+
+    `sub_block`: the residual stream before and after attention, and before and after the MLP; `layer`: before and
+    after both, one score for attention and MLP. Scores are in [0, 2]. Source: ShortGPT (arXiv:2403.03853), equation 1,
+    which has `layer` only.
+    """
+    if granularity not in ("sub_block", "layer"):
+        raise ValueError(f"block_influence: expected granularity 'sub_block' or 'layer', got {granularity!r}")
+
+    def score(statistics: Statistics, params: Llama) -> Scores:
+        change = statistics.of(Statistic.BLOCK_CHANGE)
+        return {
+            name: jnp.where(jnp.asarray(exists), change["layer" if granularity == "layer" else name][:, None], jnp.nan)
+            for name, exists in existing_units(params.runs).items()
+        }
+
+    return Estimator(frozenset({Statistic.BLOCK_CHANGE}), score)

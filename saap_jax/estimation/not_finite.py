@@ -1,0 +1,99 @@
+"""Where a pass went wrong: the statistic, the place in the model and the example of a value that is not finite.
+
+A pass pays for one look at each statistic; the search for the example runs only when something was found.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from saap_jax.estimation.base import Batch, Statistic, Statistics
+from saap_jax.llama.model import Llama
+from saap_jax.llama.runs import run_bounds
+
+POINTS = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")
+"""Points of a layer in the order of the forward pass."""
+
+ADVICE = "check the model's weights and its dtype"
+
+
+def refuse_not_finite(
+    statistics: Statistics, model: Llama, batches: Sequence[Batch], alone: Callable[[int, Statistic], Any]
+) -> None:
+    """Raise ValueError where a loss or a statistic is not finite.
+
+    `alone(example, statistic)` observes one example, to find the one that a sum does not show.
+    """
+    wrong = np.flatnonzero(~np.isfinite(np.asarray(statistics.losses)))
+    if len(wrong):
+        batch, row = divmod(int(wrong[0]), len(batches[0][0]))
+        place = first_activation(model, jnp.asarray(batches[batch][0][row : row + 1]))
+        raise ValueError(
+            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}, "
+            f"where it starts in {place}; {ADVICE}"
+        )
+    for statistic, value in statistics.values.items():
+        for path, leaf in leaves_by_path(value).items():
+            if bool(jnp.all(jnp.isfinite(leaf))):
+                continue
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(leaf)))[0])
+            example = _example(statistic, path, index, int(statistics.examples), alone)
+            raise ValueError(
+                f"calibration: the {statistic.value.replace('_', ' ')} of {_place(statistic, path, index, model)} "
+                f"is not finite{'' if example is None else f' on example {example}'}; {ADVICE}"
+            )
+
+
+def leaves_by_path(tree: Any) -> dict[str, Array]:
+    """Return the arrays of a statistic by path, such as `runs/0/mlp/down` or `mean/attention`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"): x for p, x in leaves}
+
+
+def first_activation(model: Llama, tokens: Int[Array, "1 seq"]) -> str:
+    """Return the first point of the forward pass whose activation is not finite, in words."""
+    for bounds, run in zip(run_bounds(model.runs), _finite_points(model, tokens), strict=True):
+        for layer in range(bounds.stop - bounds.start):
+            for point in POINTS:
+                if not bool(run[point][layer]):
+                    return f"{point} of layer {bounds.start + layer}"
+    return "the logits"
+
+
+@jax.jit
+def _finite_points(model: Llama, tokens: Int[Array, "1 seq"]) -> list[dict[str, Array]]:
+    """Return, for each run, which points are finite in each layer."""
+    return model.hidden(tokens, observe=lambda _, activation: jnp.all(jnp.isfinite(activation)))[1]
+
+
+def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama) -> str:
+    """Say in words which parameter or unit of which layer an entry of a statistic belongs to."""
+    in_run = re.fullmatch(r"runs/(\d+)/(.+)", path)
+    if in_run:
+        return f"{in_run[2]} in layer {run_bounds(model.runs)[int(in_run[1])].start + index[0]}"
+    if statistic in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+        return path
+    structure = path.rpartition("/")[2]
+    if statistic is Statistic.BLOCK_CHANGE:
+        return f"{structure} in layer {index[0]}"
+    rows = statistic is Statistic.GATE_GRADIENT or path.startswith("probed")
+    layer, unit = index[1:3] if rows else index[:2]
+    return f"{structure} unit {unit} in layer {layer}"
+
+
+def _example(
+    statistic: Statistic, path: str, index: tuple[int, ...], examples: int, alone: Callable[[int, Statistic], Any]
+) -> int | None:
+    """Return the first example that shows the entry by itself, None where none does: the sum was too large."""
+    if statistic is Statistic.GATE_GRADIENT:
+        return index[0]
+    entry = (0, *index[1:]) if path.startswith("probed") else index  # one probe is observed again
+    for example in range(examples):
+        if not bool(jnp.isfinite(leaves_by_path(alone(example, statistic))[path][entry])):
+            return example
+    return None

@@ -1,0 +1,182 @@
+"""How faithful is an estimator? Rank correlation of its scores with the exact change of the loss (`ablation`).
+
+Both correlations come from the signs of all pairs, s_ij = sign(a_i - a_j), t_ij = sign(b_i - b_j), and from how often
+each unit counts, c_i (1 in the sample itself; in a bootstrap resample, how often it was drawn):
+
+    ranks         r_i = ½ Σ_j c_j s_ij, the centred mid-rank of a_i; q_i the same of b
+    Spearman      ρ = Σ_i c_i r_i q_i / √(Σ_i c_i r_i² · Σ_i c_i q_i²)
+    Kendall       τ_b = Σ_ij c_i c_j s_ij t_ij / √(Σ_ij c_i c_j |s_ij| · Σ_ij c_i c_j |t_ij|)
+
+so that a thousand resamples are a few matrix products. All sums are of whole and half numbers and exact: equal rankings
+give 1, reversed ones -1. A constant ranking has no correlation: NaN.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from saap_jax.types import STRUCTURES, Scores
+
+MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
+"""Correlation over all units of a scope, and the mean of the correlations within each layer."""
+
+SCOPES: tuple[str, ...] = (*STRUCTURES, "pooled")
+"""Units of one structure, or of both together: meant for scores that are comparable between structures."""
+
+
+class Fidelity(NamedTuple):
+    """One rank correlation of an estimator with the oracle, and its bootstrap interval; NaN where there is none."""
+
+    estimator: str
+    scope: str
+    measure: str
+    units: int
+    value: float
+    low: float
+    high: float
+
+
+def fidelity(
+    scores: dict[str, Scores], exact: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> list[Fidelity]:
+    """Correlate every estimator with the exact changes, on the units where these are finite.
+
+    Intervals are percentiles of a bootstrap over units; for the mean within layers, over layers, since three attention
+    units of a layer are too few to draw from. All estimators see the same resamples. The mean within layers leaves out
+    layers without a correlation (fewer than two units, or all scores equal); `pooled` has none.
+
+    Args:
+        scores: {estimator: {structure: [layers, units]}}.
+        exact: {structure: [layers, units]}, NaN where a unit was not measured.
+        level: probability that the interval is meant to cover the true value.
+
+    Raises:
+        ValueError: shapes that differ, or a score that is NaN where the change was measured.
+    """
+    if not (resamples >= 1 and 0 < level < 1):
+        raise ValueError(f"fidelity: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
+    rows = []
+    for scope in SCOPES:
+        names = STRUCTURES if scope == "pooled" else (scope,)
+        measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}
+        layers = np.concatenate([np.nonzero(measured[name])[0] for name in names])
+        truth = _measured(exact, measured)
+        for estimator, by_structure in scores.items():
+            _check(estimator, by_structure, measured)
+            random = np.random.default_rng(seed)  # anew: every estimator meets the same resamples
+            values = _measured(by_structure, measured)
+            found = [*bootstrap(values, truth, resamples, level, random)]
+            if scope == "pooled":
+                found += [np.full(3, np.nan)] * 2
+            else:
+                found += [*bootstrap_layers(values, truth, layers, resamples, level, random)]
+            rows += [
+                Fidelity(estimator, scope, measure, len(truth), *map(float, triple))
+                for measure, triple in zip(MEASURES, found, strict=True)
+            ]
+    return rows
+
+
+def correlations(
+    a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], counts: Float[np.ndarray, "resamples units"]
+) -> Float[np.ndarray, "2 resamples"]:
+    """Return Spearman's ρ and Kendall's τ_b of two samples in which unit i occurs `counts[:, i]` times.
+
+    >>> a = np.array([3.0, 1.0, 2.0])
+    >>> correlations(a, 2 * a, np.ones((1, 3))).ravel().tolist(), correlations(a, -a, np.ones((1, 3))).ravel().tolist()
+    ([1.0, 1.0], [-1.0, -1.0])
+    """
+    s, t = _signs(a), _signs(b)
+    r, q = counts @ s.T / 2, counts @ t.T / 2
+
+    def pairs(x: np.ndarray) -> np.ndarray:
+        return np.sum((counts @ x) * counts, axis=1)
+
+    rho = _ratio(np.sum(counts * r * q, axis=1), np.sum(counts * r * r, axis=1), np.sum(counts * q * q, axis=1))
+    return np.stack([rho, _ratio(pairs(s * t), pairs(np.abs(s)), pairs(np.abs(t)))])
+
+
+def correlations_in_layers(
+    a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], layers: np.ndarray
+) -> Float[np.ndarray, "2 layers"]:
+    """Return ρ and τ_b within each layer that has units; `layers` says which layer each unit is of."""
+    found = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
+    if not found:
+        return np.empty((2, 0))
+    return np.concatenate([correlations(a[of], b[of], np.ones((1, len(of)))) for of in found], axis=1)
+
+
+def bootstrap(
+    a: Float[np.ndarray, "units"],
+    b: Float[np.ndarray, "units"],
+    resamples: int,
+    level: float,
+    random: np.random.Generator,
+) -> Float[np.ndarray, "2 3"]:
+    """Return (value, low, high) of ρ and of τ_b: percentiles over resamples of the units."""
+    units = len(a)
+    if units == 0:
+        return np.full((2, 3), np.nan)
+    counts = random.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+    values = correlations(a, b, np.ones((1, units)))[:, 0]
+    return np.stack([_interval(*pair, level) for pair in zip(values, correlations(a, b, counts), strict=True)])
+
+
+def bootstrap_layers(
+    a: Float[np.ndarray, "units"],
+    b: Float[np.ndarray, "units"],
+    layers: np.ndarray,
+    resamples: int,
+    level: float,
+    random: np.random.Generator,
+) -> Float[np.ndarray, "2 3"]:
+    """Return (value, low, high) of the mean of ρ and of τ_b within layers: percentiles over resamples of the layers."""
+    rows = []
+    for by_layer in correlations_in_layers(a, b, layers):
+        defined = by_layer[np.isfinite(by_layer)]
+        if len(defined) == 0:
+            rows.append(np.full(3, np.nan))
+            continue
+        drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
+        rows.append(_interval(np.mean(defined), np.mean(drawn, axis=1), level))
+    return np.stack(rows)
+
+
+def _signs(values: Float[np.ndarray, "units"]) -> Float[np.ndarray, "units units"]:
+    """Return sign(a_i - a_j), of infinite values too."""
+    above = values[:, None] > values[None]
+    return above.astype(np.float64) - above.T
+
+
+def _ratio(product: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return product / √(first · second), NaN where a factor is 0."""
+    scale = np.sqrt(first * second)
+    return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 0)
+
+
+def _interval(value: float, resampled: np.ndarray, level: float) -> np.ndarray:
+    """Return the value and the percentile interval; resamples without a correlation (one unit only) are left out."""
+    defined = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value) or len(defined) == 0:
+        return np.array([value, np.nan, np.nan])
+    return np.array([value, *np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])])
+
+
+def _measured(scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:
+    return np.concatenate([np.asarray(scores[name], np.float64)[where] for name, where in measured.items()])
+
+
+def _check(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> None:
+    for name, where in measured.items():
+        values = np.asarray(scores[name])
+        if values.shape != where.shape:
+            raise ValueError(
+                f"fidelity: expected scores of {estimator} for {name} of {where.shape}, got {values.shape}"
+            )
+        wrong = np.argwhere(where & np.isnan(values))
+        if len(wrong):
+            raise ValueError(
+                f"fidelity: the score of {estimator} for {name} unit {wrong[0][1]} of layer {wrong[0][0]} is NaN, "
+                "though its change was measured; scores and changes must be of the same model"
+            )

@@ -1,0 +1,169 @@
+"""Formulas against numbers made by hand: one matrix, one unit, one number at a time, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.estimation import Moments, Statistic, make_estimator
+from saap_jax.estimation.base import Statistics, score_matrices
+from saap_jax.llama.runs import existing_units
+from saap_jax.types import STRUCTURES
+from tests.helpers import layers_of, ragged_model, random_model, spec_of
+
+REDUCTIONS = {"sum": sum, "mean": np.mean, "max": max, "prod": np.prod, "last": lambda values: values[-1]}
+UNITS = [
+    (name, layer, unit) for name, units in (("attention", 2), ("mlp", 3)) for layer in (0, 1) for unit in range(units)
+]
+
+
+@pytest.fixture
+def toy(x64):
+    """A model of two layers, and random numbers in place of what a pass observes."""
+    spec = spec_of((2, 3), (2, 3))
+    model, random = random_model(spec, dtype=np.float64), np.random.default_rng(5)
+    units = {"attention": (2, 2), "mlp": (2, 3)}
+    coordinates = {"attention": 2 * 4, "mlp": 1}
+    mean = {n: random.standard_normal((*u, coordinates[n])) for n, u in units.items()}
+    square = {n: m**2 + random.uniform(0.1, 1, m.shape) for n, m in mean.items()}
+    values = {
+        Statistic.WEIGHT_GRADIENT: random_model(spec, seed=1, dtype=np.float64),
+        Statistic.GATE_GRADIENT: {n: random.standard_normal((5, *u)) for n, u in units.items()},
+        Statistic.ACTIVATION_MOMENTS: Moments(mean, square),
+    }
+    values = jax.tree.map(jnp.asarray, values)
+    return model, Statistics(jnp.asarray(5), jnp.asarray(40), jnp.zeros(5), values)
+
+
+def scores_of(name, toy) -> dict[str, np.ndarray]:
+    model, statistics = toy
+    return jax.tree.map(np.asarray, make_estimator(name).score(statistics, model))
+
+
+def matrices(tree, structure: str, layer: int, unit: int) -> list[np.ndarray]:
+    """Return a unit's part of each matrix, the writing one last."""
+    w = layers_of(tree)[layer]
+    if structure == "mlp":
+        return [w["mlp/gate"][:, unit], w["mlp/up"][:, unit], w["mlp/down"][unit]]
+    parts = [w[f"attention/{name}"][:, unit] for name in ("query", "key", "value")]
+    return [*parts, w["attention/output"][unit]]
+
+
+def assert_scores(actual, by_hand) -> None:
+    """Assert that every score is what `by_hand(structure, layer, unit)` says."""
+    for structure, layer, unit in UNITS:
+        np.testing.assert_allclose(actual[structure][layer, unit], by_hand(structure, layer, unit), rtol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_magnitude(toy, reduction):
+    def by_hand(*unit):
+        return REDUCTIONS[reduction]([sum(w**2 for w in matrix.flat) for matrix in matrices(toy[0], *unit)]) ** 0.5
+
+    assert_scores(scores_of(f"magnitude(reduction='{reduction}')", toy), by_hand)
+
+
+def products(toy, unit) -> list[list[float]]:
+    """Return w · ∂w of each weight of each matrix of a unit."""
+    gradient = toy[1].values[Statistic.WEIGHT_GRADIENT]
+    pairs = zip(matrices(toy[0], *unit), matrices(gradient, *unit), strict=True)
+    return [[w * d for w, d in zip(weights.flat, gradients.flat, strict=True)] for weights, gradients in pairs]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_taylor_vector(toy, reduction):
+    """The absolute value comes after the sum over a matrix."""
+    assert_scores(
+        scores_of(f"taylor_vector(reduction='{reduction}')", toy),
+        lambda *unit: REDUCTIONS[reduction]([abs(sum(matrix)) for matrix in products(toy, unit)]),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_taylor_element(toy, reduction):
+    """The absolute value comes before the sum over a matrix."""
+    assert_scores(
+        scores_of(f"taylor_element(reduction='{reduction}')", toy),
+        lambda *unit: REDUCTIONS[reduction]([sum(abs(p) for p in matrix) for matrix in products(toy, unit)]),
+    )
+
+
+def test_sum_is_the_default_and_reductions_differ(toy):
+    for name in ("magnitude", "taylor_vector", "taylor_element"):
+        results = {reduction: scores_of(f"{name}(reduction='{reduction}')", toy)["mlp"] for reduction in REDUCTIONS}
+        np.testing.assert_array_equal(scores_of(name, toy)["mlp"], results["sum"])
+        assert all(not np.allclose(results["sum"], results[other]) for other in ("mean", "max", "prod", "last"))
+
+
+@pytest.mark.parametrize(("name", "each"), [("gate_taylor", abs), ("gate_fisher", lambda g: g**2)])
+def test_gates(toy, name, each):
+    gradients = toy[1].values[Statistic.GATE_GRADIENT]
+    assert_scores(
+        scores_of(name, toy),
+        lambda structure, layer, unit: sum(each(float(gradients[structure][n, layer, unit])) for n in range(5)) / 5,
+    )
+
+
+def written(toy, structure, layer, unit):
+    """Return (row of W_out, mean a, mean a²) of each coordinate of a unit."""
+    moments = toy[1].values[Statistic.ACTIVATION_MOMENTS]
+    weights = layers_of(toy[0])[layer]
+    if structure == "mlp":
+        rows = [weights["mlp/down"][unit]]
+    else:
+        rows = [weights["attention/output"][unit, g, h] for g in range(2) for h in range(4)]
+    mean, square = (np.asarray(m[structure])[layer, unit] for m in moments)
+    return zip(rows, mean, square, strict=True)
+
+
+def test_wanda(toy):
+    def by_hand(*unit):
+        return sum(abs(w) * square**0.5 for row, _, square in written(toy, *unit) for w in row)
+
+    assert_scores(scores_of("wanda", toy), by_hand)
+
+
+def test_fluctuation(toy):
+    def by_hand(*unit):
+        return sum((square - mean**2) * sum(w**2 for w in row) for row, mean, square in written(toy, *unit))
+
+    assert_scores(scores_of("fluctuation", toy), by_hand)
+
+
+def test_variance_lost_to_rounding_is_zero(toy):
+    """mean a² - (mean a)² may come out below zero; a score may not."""
+    model, statistics = toy
+    mean, square = statistics.values[Statistic.ACTIVATION_MOMENTS]
+    constant = Moments(mean, {name: jnp.square(m) * (1 - 1e-12) for name, m in mean.items()})
+    scores = make_estimator("fluctuation").score(
+        statistics._replace(values={Statistic.ACTIVATION_MOMENTS: constant}), model
+    )
+    assert all(bool(jnp.all(score == 0)) for score in scores.values())
+    assert all(bool(jnp.all(score > 0)) for score in scores_of("fluctuation", toy).values())
+    assert all(bool(jnp.all(square[name] >= jnp.square(mean[name]))) for name in STRUCTURES)
+
+
+def test_random_is_uniform_and_seeded(toy):
+    model = random_model(spec_of((2, 3000)))
+    first = np.asarray(make_estimator("random").score(toy[1], model)["mlp"])
+    assert 0 <= first.min() < 0.01
+    assert 0.99 < first.max() < 1
+    assert abs(first.mean() - 0.5) < 0.03
+    np.testing.assert_array_equal(first, make_estimator("random(seed=0)").score(toy[1], model)["mlp"])
+    assert not np.array_equal(first, make_estimator("random(seed=1)").score(toy[1], model)["mlp"])
+
+
+def test_matrices_come_one_by_one_in_runs_of_other_widths():
+    """score_matrices gives a formula `[layers, units, rest]` of one run, and fills missing units with NaN."""
+    model, shapes = ragged_model(), []
+
+    def count(weight):
+        shapes.append(weight.shape)
+        return jnp.full(weight.shape[:2], weight.shape[2], jnp.float32)
+
+    scores = score_matrices(count, model, reduction="last")
+    for name, exists in existing_units(model.runs).items():
+        size = {"attention": 2 * 4 * 8, "mlp": 8}[name]
+        np.testing.assert_array_equal(scores[name], np.where(exists, size, np.nan))
+    assert (2, 2, 8 * 2 * 4) in shapes
+    assert (1, 5, 8) in shapes

@@ -1,0 +1,267 @@
+"""The calibration pass: every statistic against its definition, computed another way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from saap_jax.discovery import Member, discover, parameters_by_path, unit_view
+from saap_jax.estimation import Statistic, make_estimator, observe, score
+from saap_jax.estimation.observe import ACCUMULATORS, observe_step
+from saap_jax.llama import load_model, save_model
+from saap_jax.llama.runs import join_runs, ones_gates
+from saap_jax.types import STRUCTURES
+from tests.helpers import (
+    changed,
+    dense_model,
+    forward,
+    length_mask,
+    losses_of,
+    ragged_model,
+    random_tokens,
+    reference,
+    reference_losses,
+)
+
+THREE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.GATE_GRADIENT, Statistic.ACTIVATION_MOMENTS})
+TOKENS = random_tokens(5, 8)
+LENGTHS = (8, 5, 7, 8, 3)
+MASK = length_mask(*LENGTHS, seq=8)
+
+
+def batched(tokens=TOKENS, mask=MASK, *, rows: int = 6, size: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cut examples into microbatches, filled with padding rows; equal rows and sizes share one compiled program."""
+    pad = ((0, rows - len(tokens)), (0, 0))
+    tokens, mask = np.pad(tokens, pad), np.pad(mask, pad)
+    return [(tokens[i : i + size], mask[i : i + size]) for i in range(0, rows, size)]
+
+
+def assert_trees_close(first, second, rtol=1e-4, atol=1e-6) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), first, second)
+
+
+def test_counts_and_losses():
+    model = dense_model()
+    seen = observe(model, batched(), THREE)
+    assert (int(seen.examples), int(seen.tokens)) == (5, sum(LENGTHS) - 5)
+    expected = [reference_losses(model, TOKENS[n, :length]).mean() for n, length in enumerate(LENGTHS)]
+    np.testing.assert_allclose(seen.losses, expected, rtol=1e-5)
+
+
+def test_weight_gradient_is_that_of_the_mean_over_tokens():
+    model = dense_model()
+    seen = observe(model, batched(), THREE).of(Statistic.WEIGHT_GRADIENT)
+    tokens, mask = jnp.asarray(TOKENS), jnp.asarray(MASK)
+    predicted = sum(LENGTHS) - 5
+    assert_trees_close(seen, jax.jit(jax.grad(lambda m: losses_of(m, tokens, mask).sum() / predicted))(model))
+    counts = jnp.asarray(LENGTHS, jnp.float32) - 1
+    mean_of_means = jax.jit(jax.grad(lambda m: (losses_of(m, tokens, mask) / counts).mean()))(model)
+    assert not np.allclose(seen.embedding[...], mean_of_means.embedding[...], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [dense_model, ragged_model])
+def test_gate_gradients_are_those_of_each_example(make):
+    model = make()
+    together = observe(model, batched(), THREE).of(Statistic.GATE_GRADIENT)
+    gradient = jax.jit(jax.grad(lambda g, m, t, k: losses_of(m, t, k, g).sum()))
+    for n, length in enumerate(LENGTHS):
+        tokens, mask = jnp.asarray(TOKENS[n : n + 1]), jnp.asarray(MASK[n : n + 1])
+        alone = gradient(ones_gates(model.runs), model, tokens, mask)
+        assert_trees_close({name: g[n] * (length - 1) for name, g in together.items()}, alone)
+    assert not np.allclose(together["mlp"][0], together["mlp"][1], rtol=1e-2)
+
+
+def test_gate_gradients_equal_finite_differences(x64):
+    model = dense_model(dtype=np.float64)
+    seen = observe(model, batched(), THREE).of(Statistic.GATE_GRADIENT)
+    step, ones = 1e-5, jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.runs))
+    for name in STRUCTURES:
+        size = ones[name].size
+        moves = jnp.concatenate([jnp.eye(size), -jnp.eye(size)]).reshape(2 * size, *ones[name].shape) * step
+        gates = {n: jnp.broadcast_to(g[None], (2 * size, *g.shape)) for n, g in ones.items()}
+        gates[name] = gates[name] + moves
+        repeated = [jnp.repeat(jnp.asarray(x[1:2]), 2 * size, axis=0) for x in (TOKENS, MASK)]
+        up, down = np.split(np.asarray(losses_of(model, *repeated, gates)) / (LENGTHS[1] - 1), 2)
+        np.testing.assert_allclose(seen[name][1].ravel(), (up - down) / (2 * step), rtol=1e-5, atol=1e-8)
+
+
+def test_moments_are_means_over_real_tokens():
+    model = ragged_model()
+    moments = observe(model, batched(), THREE).of(Statistic.ACTIVATION_MOMENTS)
+    examples = [reference(model, TOKENS[n, :length])[1] for n, length in enumerate(LENGTHS)]
+    for name in STRUCTURES:
+        for layer in range(4):
+            values = np.concatenate([example[layer][name] for example in examples])
+            values = values.reshape(*values.shape[:2], 8 if name == "attention" else 1)
+            units = values.shape[1]
+            for moment, power in ((moments.mean, 1), (moments.square, 2)):
+                expected = (values**power).mean(axis=0)
+                actual = np.asarray(moment[name])[layer]
+                np.testing.assert_allclose(
+                    actual[:units], expected.reshape(units, actual.shape[1]), rtol=1e-4, atol=1e-6
+                )
+                np.testing.assert_array_equal(actual[units:], 0)
+
+
+def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
+    """Return Σ w ∂w over each unit's part of one matrix, [layers, units]."""
+    pairs = zip(model.runs, gradient.runs, strict=True)
+    member = Member(path, axis, writes=False)
+    return np.asarray(join_runs([jnp.sum(unit_view(w, member) * unit_view(d, member), axis=2) for w, d in pairs]))
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa", "mqa"])
+def test_gate_gradient_is_the_sum_of_weight_times_gradient(kind, x64):
+    """Over down or up, over output or value; not over gate, query or key."""
+    model = dense_model(kind, dtype=np.float64)
+    seen = observe(model, batched(), THREE)
+    share = (np.asarray(LENGTHS) - 1) / (sum(LENGTHS) - 5)
+    equal = {"attention": {"attention/output", "attention/value"}, "mlp": {"mlp/down", "mlp/up"}}
+    for name, structure in discover(model).items():
+        gates = np.einsum("n,nlu->lu", share, seen.of(Statistic.GATE_GRADIENT)[name])
+        for member in structure.members:
+            products = weight_products(model, seen.of(Statistic.WEIGHT_GRADIENT), member.path, member.axis)
+            same = np.allclose(products, gates, rtol=1e-5, atol=1e-8)
+            assert same == (member.path in equal[name]), member.path
+
+
+def test_gate_of_a_kv_head_removes_exactly_the_query_heads_that_read_it(tmp_path):
+    """In the Hugging Face layout query head h reads KV head h // q_per_kv."""
+    model, q_per_kv, head_dim = dense_model("gqa"), 2, 4
+    directory = save_model(model, tmp_path / "saved")
+    tensors = load_file(directory / "model.safetensors")
+    tokens = jnp.asarray(TOKENS)
+
+    def without(heads):
+        damaged = {name: tensor.copy() for name, tensor in tensors.items()}
+        for head in heads:
+            columns = slice(head * head_dim, (head + 1) * head_dim)
+            damaged["model.layers.1.self_attn.o_proj.weight"][:, columns] = 0
+        save_file(damaged, directory / "model.safetensors", {"format": "pt"})
+        return np.asarray(forward(load_model(directory), tokens))
+
+    for unit in (0, 1):
+        gates = ones_gates(model.runs)
+        gates["attention"] = gates["attention"].at[1, unit].set(0)
+        gated = np.asarray(forward(model, tokens, gates))
+        readers = [h for h in range(4) if h // q_per_kv == unit]
+        np.testing.assert_allclose(gated, without(readers), rtol=0, atol=1e-6)
+        assert np.abs(gated - without([h for h in range(4) if h % 2 == unit])).max() > 1e-2
+
+
+def test_halves_make_the_whole():
+    """Statistics of two disjoint halves, weighted by their tokens, are those of all examples."""
+    model = dense_model()
+    whole = observe(model, batched(), THREE)
+    halves = [observe(model, batched(TOKENS[part], MASK[part]), THREE) for part in (slice(0, 2), slice(2, 5))]
+    predicted = [sum(LENGTHS[part]) - len(LENGTHS[part]) for part in (slice(0, 2), slice(2, 5))]
+    seen = [sum(LENGTHS[part]) for part in (slice(0, 2), slice(2, 5))]
+    assert [int(half.tokens) for half in halves] == predicted
+    for statistic, (first, second) in (
+        (Statistic.WEIGHT_GRADIENT, predicted),
+        (Statistic.ACTIVATION_MOMENTS, seen),
+    ):
+        a, b = (half.of(statistic) for half in halves)
+        mean = jax.tree.map(lambda x, y, m=first, n=second: (m * x + n * y) / (m + n), a, b)
+        assert_trees_close(whole.of(statistic), mean)
+    rows = [half.of(Statistic.GATE_GRADIENT)["mlp"] for half in halves]
+    np.testing.assert_allclose(whole.of(Statistic.GATE_GRADIENT)["mlp"], np.concatenate(rows), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(halves[0].of(Statistic.ACTIVATION_MOMENTS).mean["mlp"], 0, atol=1e-3)
+
+
+def test_a_bfloat16_model_is_summed_in_float32():
+    """Many equal microbatches have the mean of one: a bfloat16 sum would stop growing."""
+    model = dense_model(dtype=jnp.bfloat16)
+    many = observe(model, batched(TOKENS[[0] * 300], MASK[[0] * 300], rows=300, size=1), THREE)
+    one = observe(model, batched(TOKENS[:1], MASK[:1], rows=300, size=1), THREE)
+    assert {leaf.dtype for leaf in jax.tree.leaves((many.values, many.losses))} == {jnp.dtype(jnp.float32)}
+    for statistic in (Statistic.WEIGHT_GRADIENT, Statistic.ACTIVATION_MOMENTS):
+        assert_trees_close(many.of(statistic), one.of(statistic), rtol=1e-3)
+    assert (int(many.examples), int(one.examples)) == (300, 1)
+
+
+def test_one_compilation_for_all_microbatches_and_passes():
+    model, needs = dense_model(mlp=7), frozenset({Statistic.GATE_GRADIENT})
+    before = observe_step._cache_size()
+    first = observe(model, batched(), needs)
+    assert observe_step._cache_size() == before + 1
+    second = observe(jax.tree.map(lambda x: 2 * x, model), batched(TOKENS[::-1], MASK[::-1]), needs)
+    assert observe_step._cache_size() == before + 1
+    assert not np.allclose(first.losses, second.losses)
+
+
+@pytest.mark.parametrize("statistic", sorted(THREE))
+def test_only_what_is_asked_for_is_allocated(statistic, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("allocated without need")
+
+    for other in set(ACCUMULATORS) - {statistic}:
+        monkeypatch.setitem(ACCUMULATORS, other, ACCUMULATORS[other]._replace(init=refuse))
+    seen = observe(dense_model(), batched(), frozenset({statistic}))
+    assert set(seen.values) == {statistic}
+    with pytest.raises(ValueError, match="was not observed"):
+        seen.of(next(iter(set(ACCUMULATORS) - {statistic})))
+
+
+def test_no_needs_no_pass():
+    seen = observe(dense_model(mlp=9), batched(), frozenset())
+    assert seen.values == {}
+    assert int(seen.examples) == 5
+
+
+def test_rematerialisation_changes_no_statistic():
+    model = dense_model()
+    full = observe(model, batched(), THREE, remat="full")
+    assert_trees_close(observe(model, batched(), THREE).values, full.values)
+
+
+def test_loss_that_is_not_finite_names_the_example():
+    """Only example 3 contains the token whose embedding is broken."""
+    token = 23
+    tokens = np.where(token == TOKENS, 0, TOKENS)
+    model = changed(dense_model(), "embedding", lambda w: w.at[token].set(jnp.nan))
+    observe(model, batched(tokens), THREE)
+    tokens[3, 2] = token
+    with pytest.raises(ValueError, match="loss of 1 examples is not finite, the first is example 3,.* layer 0"):
+        observe(model, batched(tokens), THREE)
+
+
+def test_broken_weights_are_refused_with_their_layer():
+    model = changed(dense_model(), "runs/0/mlp/up", lambda w: w.at[1, 0, 2].set(jnp.nan))
+    with pytest.raises(
+        ValueError, match="calibration: the loss of 5 examples is not finite, the first is example 0,.* layer 1"
+    ):
+        observe(model, batched(), THREE)
+    with pytest.raises(ValueError, match="estimator magnitude: 1 scores of structure mlp .* layer 1, unit 2"):
+        score({"magnitude": make_estimator("magnitude")}, observe(model, batched(), frozenset()), model)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [[], [(TOKENS[:2], np.zeros((2, 8), bool))], [(TOKENS[:2], length_mask(1, 1, seq=8))]],
+    ids=["none", "only padding", "one token each"],
+)
+def test_empty_calibration_is_refused(batches):
+    with pytest.raises(ValueError, match="calibration: expected at least one example with two tokens, got none"):
+        observe(dense_model(), batches, THREE)
+
+
+def test_progress_sees_every_microbatch():
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(len(batch[0]))
+            yield batch
+
+    observe(dense_model(), batched(), THREE, progress=progress)
+    assert seen == [2, 2, 2]
+
+
+def test_gradient_tree_is_like_the_model():
+    model = dense_model()
+    gradient = observe(model, batched(), THREE).of(Statistic.WEIGHT_GRADIENT)
+    assert {p: v.shape for p, v in parameters_by_path(gradient).items()} == {
+        p: v.shape for p, v in parameters_by_path(model).items()
+    }

@@ -1,0 +1,99 @@
+"""Estimators by name, and what it takes to add one."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saap_jax.config import SearchConfig
+from saap_jax.discovery import discover, unit_costs
+from saap_jax.estimation import (
+    ESTIMATORS,
+    Moments,
+    Statistic,
+    make_estimator,
+    make_estimators,
+    observe,
+    score,
+    union_of_needs,
+)
+from saap_jax.llama.runs import existing_units
+from saap_jax.search import search
+from tests.helpers import layers_of, ragged_model, random_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taylor_elemnt", "unknown estimator 'taylor_elemnt'; did you mean 'taylor_element'"),
+        ("magnitde(reduction='max')", "did you mean 'magnitude'"),
+        ("wanda(reduction='max')", "estimator 'wanda': unknown hyper-parameter 'reduction'; it takes none"),
+        ("magnitude(reductoin='max')", "unknown hyper-parameter 'reductoin'; it takes reduction"),
+        ("taylor_element('max')", "expected NAME or NAME"),
+        ("taylor_element(reduction=max)", "expected NAME or NAME"),
+        ("taylor_element(**{'reduction': 'max'})", "expected NAME or NAME"),
+        ("taylor_element(", "expected NAME or NAME"),
+        ("a.b()", "expected NAME or NAME"),
+        ("3", "expected NAME or NAME"),
+        ("", "expected NAME or NAME"),
+    ],
+)
+def test_bad_names_are_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make_estimator(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ValueError, match="estimator 'wanda' is named twice"):
+        make_estimators(["wanda", "magnitude", "wanda"])
+    with pytest.raises(ValueError, match="expected at least one estimator"):
+        make_estimators([])
+
+
+def test_one_estimator_with_two_options_is_two():
+    names = ["taylor_element", "taylor_element(reduction='max')", 'taylor_element(reduction="last")']
+    assert list(make_estimators(names)) == names
+
+
+def test_every_name_is_made_with_its_defaults():
+    for name in ESTIMATORS:
+        assert make_estimator(f" {name}() ").needs == make_estimator(name).needs <= set(Statistic)
+
+
+def test_union_of_needs():
+    made = make_estimators(["random", "wanda", "taylor_element", "fluctuation"])
+    assert union_of_needs(made.values()) == {Statistic.ACTIVATION_MOMENTS, Statistic.WEIGHT_GRADIENT}
+    assert union_of_needs([make_estimator("magnitude")]) == frozenset()
+
+
+def test_the_how_to_adds_an_estimator(monkeypatch):
+    """The example of docs/new_estimator.md, as it stands there, is enough."""
+    page = (Path(__file__).parents[2] / "docs/new_estimator.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+    module: dict = {}
+    exec(compile(code, "docs/new_estimator.md", "exec"), module)
+    monkeypatch.setitem(ESTIMATORS, "energy", module["energy"])
+
+    model = ragged_model()
+    made = make_estimators(["energy", "energy(root=True)"])
+    statistics = observe(model, [(random_tokens(3, 8), np.ones((3, 8), bool))], union_of_needs(made.values()))
+    scores = score(made, statistics, model)
+
+    moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
+    down = layers_of(model)[2]["mlp/down"]
+    by_hand = [moments.square["mlp"][2, unit, 0] * (down[unit] ** 2).sum() for unit in range(3)]
+    np.testing.assert_allclose(scores["energy"]["mlp"][2], [*by_hand, *[np.nan] * 3], rtol=1e-5)
+    np.testing.assert_allclose(scores["energy(root=True)"]["mlp"] ** 2, scores["energy"]["mlp"], rtol=1e-5)
+
+    existing = existing_units(model.runs)
+    selection = search(scores["energy"], unit_costs(discover(model)), existing, 0.3, SearchConfig(allocation="global"))
+    assert selection.actual >= 0.3
+    for layer in range(4):
+        kept, gone = selection.keep["mlp"][layer], existing["mlp"][layer] & ~selection.keep["mlp"][layer]
+        if gone.any():
+            assert scores["energy"]["mlp"][layer][gone].max() <= scores["energy"]["mlp"][layer][kept].min()
+    with pytest.raises(ValueError, match="did you mean 'energy'"):
+        make_estimator("enrgy")

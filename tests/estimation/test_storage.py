@@ -1,0 +1,144 @@
+"""Statistics come back from a file as they were, and a file that does not fit is refused in one line."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from saap_jax.estimation import (
+    ESTIMATORS,
+    Curvature,
+    Statistic,
+    load_statistics,
+    make_estimators,
+    observe,
+    save_statistics,
+    score,
+    storage,
+)
+from saap_jax.llama.model import abstract_llama
+from tests.helpers import dense_model, length_mask, ragged_model, random_tokens
+
+WEIGHTS = {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT}
+SCENARIOS = ("builtin:reference", "text:/a/b.txt")
+
+
+@functools.cache
+def observed(attention: str = "exact"):
+    """Return statistics of two scenarios of 3 and 2 examples."""
+    masks = length_mask(6, 4, 5, seq=6), length_mask(6, 3, seq=6)
+    return {
+        name: observe(
+            ragged_model(),
+            [(random_tokens(len(mask), 6, seed), mask)],
+            frozenset(Statistic),
+            curvature=Curvature(probes=3, attention=attention),
+        )
+        for seed, (name, mask) in enumerate(zip(SCENARIOS, masks, strict=True))
+    }
+
+
+def assert_same(first, second) -> None:
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("attention", ["exact", "probes"])
+def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
+    path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention))
+    loaded = load_statistics(path, ragged_model(seed=1))
+    assert list(loaded) == list(SCENARIOS)
+    assert_same(loaded, observed(attention))
+    assert_same(load_statistics(path, abstract_llama(ragged_model().spec)), loaded)
+    with pytest.raises(AssertionError):
+        assert_same(
+            loaded[SCENARIOS[0]].values[Statistic.BLOCK_CHANGE], loaded[SCENARIOS[1]].values[Statistic.BLOCK_CHANGE]
+        )
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_every_estimator_scores_the_same_from_a_file(tmp_path):
+    path, name = save_statistics(tmp_path / "s", observed()), SCENARIOS[0]
+    made = make_estimators(n if n != "gate_hessian" else "gate_hessian(probes=3)" for n in ESTIMATORS)
+    assert_same(
+        score(made, load_statistics(path, ragged_model())[name], ragged_model()),
+        score(made, observed()[name], ragged_model()),
+    )
+
+
+def test_layout_of_the_file(tmp_path):
+    path = save_statistics(tmp_path / "s", observed())
+    tensors = load_file(path)
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
+    name = f"{SCENARIOS[1]}/squared_weight_gradient/runs/0/mlp/down"
+    expected = observed()[SCENARIOS[1]].values[Statistic.SQUARED_WEIGHT_GRADIENT].runs[0].mlp.down[...]
+    np.testing.assert_array_equal(tensors[name], expected)
+    with safe_open(path, framework="numpy") as file:
+        about = json.loads(file.metadata()["scenarios"])
+    assert [(s["examples"], s["tokens"]) for s in about.values()] == [(3, 12), (2, 7)]
+
+
+def test_only_some(tmp_path):
+    path = save_statistics(tmp_path / "s", observed(), only=frozenset(Statistic) - WEIGHTS)
+    assert not any("weight_gradient" in name for name in load_file(path))
+    loaded = load_statistics(path, ragged_model())[SCENARIOS[0]]
+    assert set(loaded.values) == set(Statistic) - WEIGHTS
+    with pytest.raises(ValueError, match="statistic weight_gradient was not observed"):
+        score(make_estimators(["taylor_vector"]), loaded, ragged_model())
+    assert path.stat().st_size < save_statistics(tmp_path / "all", observed()).stat().st_size / 2
+
+
+class TestRefuses:
+    @pytest.fixture
+    def path(self, tmp_path):
+        return save_statistics(tmp_path / "s", observed())
+
+    def test_another_model(self, path):
+        with pytest.raises(ValueError, match=r"s: expected tensor .* of shape .* for this model, got .*; load it with"):
+            load_statistics(path, dense_model())
+
+    def test_tensors_of_other_names_or_shapes(self, path):
+        tensors, name = load_file(path), f"{SCENARIOS[0]}/gate_gradient/mlp"
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        for change, message in (
+            ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 4, 6\) for this model, got \(3, 3, 6\)"),
+            ({"other": tensors[name]}, r"tensor other of shape None for this model, got \(3, 4, 6\)"),
+        ):
+            save_file({k: np.ascontiguousarray(v) for k, v in {**tensors, **change}.items()}, path, metadata)
+            with pytest.raises(ValueError, match=message):
+                load_statistics(path, ragged_model())
+        save_file({k: v for k, v in tensors.items() if k != name}, path, metadata)
+        with pytest.raises(ValueError, match=rf"{name} of shape \(3, 4, 6\) for this model, got None"):
+            load_statistics(path, ragged_model())
+        save_file(tensors, path, metadata)
+        assert_same(load_statistics(path, ragged_model()), observed())
+
+    def test_other_files(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="expected a file of statistics, found none"):
+            load_statistics(tmp_path / "none", ragged_model())
+        (tmp_path / "junk").write_bytes(b"no tensors here, but more than eight bytes")
+        with pytest.raises(ValueError, match="junk: expected a safetensors file"):
+            load_statistics(tmp_path / "junk", ragged_model())
+        save_file({"x": np.zeros(2)}, tmp_path / "model")
+        with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 1', got None"):
+            load_statistics(tmp_path / "model", ragged_model())
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = save_statistics(tmp_path / "s", observed())
+    before = path.read_bytes()
+
+    def fail(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_statistics(path, observed("probes"))
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
+    assert path.read_bytes() == before

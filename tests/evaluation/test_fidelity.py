@@ -1,0 +1,172 @@
+"""Fidelity: the same numbers as scipy, exact at the ends, and intervals that cover."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from saap_jax.evaluation.fidelity import MEASURES, bootstrap, bootstrap_layers, correlations, correlations_in_layers
+from saap_jax.evaluation.fidelity import fidelity as measure_fidelity
+
+SCIPY = {"spearman": lambda a, b: stats.spearmanr(a, b)[0], "kendall": lambda a, b: stats.kendalltau(a, b)[0]}
+
+
+def both(a, b) -> np.ndarray:
+    return correlations(np.asarray(a, float), np.asarray(b, float), np.ones((1, len(a))))[:, 0]
+
+
+def pair_of(random, units: int, correlation: float, ties: bool = False) -> np.ndarray:
+    """Return two normal samples of the given correlation, rounded for ties."""
+    first, noise = random.standard_normal((2, units))
+    second = correlation * first + math.sqrt(1 - correlation**2) * noise
+    return np.round(np.stack([first, second]), 0 if ties else 12)
+
+
+class TestCorrelations:
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_equal_those_of_scipy(self, ties):
+        a, b = pair_of(np.random.default_rng(0), 60, 0.4, ties)
+        np.testing.assert_allclose(both(a, b), [f(a, b) for f in SCIPY.values()], rtol=0, atol=1e-12)
+        assert abs(both(a, b)[0] - np.corrcoef(a, b)[0, 1]) > 1e-3  # ranks, not values
+
+    def test_resamples_equal_repeated_units(self):
+        random = np.random.default_rng(1)
+        a, b = pair_of(random, 30, -0.5)
+        counts = random.multinomial(30, np.full(30, 1 / 30), size=5).astype(float)
+        for column, count in zip(correlations(a, b, counts).T, counts.astype(int), strict=True):
+            drawn = np.repeat(a, count), np.repeat(b, count)
+            np.testing.assert_allclose(column, [f(*drawn) for f in SCIPY.values()], rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("units", [2, 3, 7, 100, 333])
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_equal_rankings_give_exactly_one(self, units, ties):
+        a = np.append(pair_of(np.random.default_rng(units), units, 0.0, ties)[0], [5.0, -5.0])
+        assert both(a, np.exp(a)).tolist() == [1.0, 1.0]
+        assert both(a, -(a**3)).tolist() == [-1.0, -1.0]
+        assert (both(a, a[::-1]) < 1).all()
+
+    def test_constant_scores_have_none(self):
+        for a, b in (([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([1], [2]), ([], [])):
+            assert np.isnan(both(a, b)).all()
+
+    def test_infinite_scores_are_ranked(self):
+        assert both([-np.inf, 0, 1, np.inf], [1, 2, 3, 4]).tolist() == [1.0, 1.0]
+
+    def test_within_layers(self):
+        layers = np.repeat([0, 1, 4], [3, 4, 1])
+        a = np.array([1.0, 2, 3, 10, 11, 12, 13, 0])
+        b = np.array([30.0, 20, 10, 1, 2, 3, 4, 0])
+        found = correlations_in_layers(a, b, layers)
+        np.testing.assert_array_equal(found, [[-1, 1, np.nan]] * 2)
+        assert both(a, b)[0] < 0
+
+
+class TestIntervals:
+    """Of 100 simulated data sets, about 95 % of the intervals hold the true value."""
+
+    rho = 0.6
+    truth = np.array([6 / np.pi * np.arcsin(rho / 2), 2 / np.pi * np.arcsin(rho)])
+
+    def test_cover_the_true_correlation(self):
+        random, hits = np.random.default_rng(2), np.zeros(2)
+        for _ in range(100):
+            found = bootstrap(*pair_of(random, 80, self.rho), 150, 0.95, random)
+            hits += (found[:, 1] <= self.truth) & (self.truth <= found[:, 2])
+        assert (hits / 100 >= 0.88).all()
+        assert (hits / 100 <= 0.995).all()
+
+    def test_cover_the_true_mean_within_layers(self):
+        random, hits, layers = np.random.default_rng(3), 0, np.repeat(np.arange(30), 3)
+        for _ in range(100):
+            a, b = pair_of(random, 90, self.rho)
+            _, (_, low, high) = bootstrap_layers(a + 10 * layers, b - 10 * layers, layers, 150, 0.95, random)
+            hits += low <= self.truth[1] <= high  # Kendall's is unbiased at any number of units
+        assert 0.88 <= hits / 100 <= 0.995
+
+    def test_shrink_with_units_and_grow_with_the_level(self):
+        def width(units, level):
+            random = np.random.default_rng(4)
+            _, low, high = bootstrap(*pair_of(random, units, self.rho), 400, level, random)[0]
+            return high - low
+
+        assert width(400, 0.95) == pytest.approx(width(100, 0.95) / 2, rel=0.3)
+        assert width(100, 0.99) > width(100, 0.95) > width(100, 0.5)
+
+
+def changes_and_scores(layers=6) -> tuple[dict, dict]:
+    random = np.random.default_rng(5)
+    exact = {"attention": random.standard_normal((layers, 3)), "mlp": 0.01 * random.standard_normal((layers, 40))}
+    exact["mlp"][:, 20:] = np.nan  # not sampled
+    scores = {
+        "same": {name: np.where(np.isnan(e), 7.0, np.exp(e)) for name, e in exact.items()},
+        "reversed": {name: np.where(np.isnan(e), np.nan, -e) for name, e in exact.items()},
+        "constant": {name: np.ones(e.shape) for name, e in exact.items()},
+        "a layer": {name: np.broadcast_to(np.arange(float(layers))[:, None], e.shape) for name, e in exact.items()},
+        "noisy": {name: np.nan_to_num(e) + 0.5 * random.standard_normal(e.shape) for name, e in exact.items()},
+    }
+    return scores, exact
+
+
+class TestFidelity:
+    scores, exact = changes_and_scores()
+
+    def found(self, **options) -> dict:
+        rows = measure_fidelity(self.scores, self.exact, resamples=50, **options)
+        return {(row.estimator, row.scope, row.measure): row for row in rows}
+
+    def test_has_every_estimator_scope_and_measure(self):
+        found = self.found()
+        assert len(found) == 5 * 3 * len(MEASURES)
+        assert {row.scope: row.units for row in found.values()} == {"attention": 18, "mlp": 120, "pooled": 138}
+
+    def test_ends_are_exact(self):
+        for (estimator, scope, measure), row in self.found().items():
+            if estimator in ("same", "reversed"):
+                value = {"same": 1.0, "reversed": -1.0}[estimator]
+                none = scope == "pooled" and "layers" in measure
+                np.testing.assert_array_equal(row[-3:], [np.nan if none else value] * 3)
+            if estimator == "constant" or (estimator == "a layer" and "layers" in measure):
+                assert np.isnan(row[-3:]).all()
+
+    def test_values_are_those_of_the_measured_units(self):
+        found = self.found()
+        where = np.isfinite(self.exact["mlp"])
+        a, b = self.scores["noisy"]["mlp"][where], self.exact["mlp"][where]
+        for measure, function in SCIPY.items():
+            assert found["noisy", "mlp", measure].value == pytest.approx(function(a, b), abs=1e-12)
+            rows = [function(self.scores["noisy"]["mlp"][i, :20], self.exact["mlp"][i, :20]) for i in range(6)]
+            assert found["noisy", "mlp", f"{measure}_in_layers"].value == pytest.approx(np.mean(rows), abs=1e-12)
+            pooled = [
+                np.concatenate([x["attention"].ravel(), y]) for x, y in ((self.scores["noisy"], a), (self.exact, b))
+            ]
+            assert found["noisy", "pooled", measure].value == pytest.approx(function(*pooled), abs=1e-12)
+
+    def test_intervals_hold_the_value_and_depend_on_the_seed_alone(self):
+        found = self.found()
+        row = found["noisy", "attention", "spearman"]
+        assert row.low < row.value < row.high
+        assert row == self.found()["noisy", "attention", "spearman"]
+        assert row != self.found(seed=1)["noisy", "attention", "spearman"]
+
+    def test_estimators_meet_the_same_resamples(self):
+        noisy = {name: 2 * values for name, values in self.scores["noisy"].items()}
+        rows = measure_fidelity({"first": self.scores["noisy"], "second": noisy}, self.exact, resamples=50)
+        first, second = ([row[3:] for row in rows if row.estimator == name] for name in ("first", "second"))
+        np.testing.assert_array_equal(first, second)
+
+    def test_nothing_measured(self):
+        nothing = {name: np.full(values.shape, np.nan) for name, values in self.exact.items()}
+        rows = measure_fidelity(self.scores, nothing, resamples=5)
+        assert all(row.units == 0 and np.isnan(row.value) for row in rows)
+
+    def test_refuses(self):
+        for options in ({"resamples": 0}, {"level": 1.0}):
+            with pytest.raises(ValueError, match="expected resamples >= 1 and 0 < level < 1"):
+                measure_fidelity(self.scores, self.exact, **options)
+        holes = {name: values.copy() for name, values in self.scores["noisy"].items()}
+        holes["mlp"][2, 5] = np.nan
+        with pytest.raises(ValueError, match="score of e for mlp unit 5 of layer 2 is NaN"):
+            measure_fidelity({"e": holes}, self.exact)
+        with pytest.raises(ValueError, match=r"scores of e for attention of \(6, 3\), got \(5, 3\)"):
+            measure_fidelity({"e": {name: values[1:] for name, values in holes.items()}}, self.exact)

@@ -1,0 +1,108 @@
+"""Perplexity: exp of the mean token loss, whatever the batches, by one program for all gates."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.perplexity import WindowLosses, loss_step, metric_name, window_losses
+from saap_jax.llama.runs import existing_units, ones_gates
+from saap_jax.surgery import cut, masks
+from tests.helpers import changed, dense_model, length_mask, random_keep, random_tokens, reference_losses
+
+TOKENS = random_tokens(5, 8)
+FULL = np.ones((5, 8), bool)
+
+
+def batched(size: int, tokens=TOKENS, mask=FULL) -> list[tuple[np.ndarray, np.ndarray]]:
+    pad = ((0, -len(tokens) % size), (0, 0))
+    tokens, mask = np.pad(tokens, pad), np.pad(mask, pad)
+    return [(tokens[i : i + size], mask[i : i + size]) for i in range(0, len(tokens), size)]
+
+
+def test_perplexity_equals_numpy():
+    model = dense_model()
+    losses = np.stack([reference_losses(model, row) for row in TOKENS])
+    measured = window_losses(model, batched(5))
+    np.testing.assert_allclose(measured.sums, losses.sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(measured.counts, [7] * 5)
+    assert measured.perplexity == pytest.approx(np.exp(losses.mean()), rel=1e-5)
+    assert window_losses(model, batched(5, TOKENS[:, ::-1])).perplexity != pytest.approx(
+        np.exp(losses.mean()), rel=1e-2
+    )
+
+
+def test_perplexity_weighs_tokens_not_windows():
+    model, mask = dense_model(), length_mask(8, 3, 8, 5, 2, seq=8)
+    losses = [reference_losses(model, row[:length]) for row, length in zip(TOKENS, mask.sum(axis=1), strict=True)]
+    measured = window_losses(model, batched(2, mask=mask))
+    np.testing.assert_array_equal(measured.counts, [7, 2, 7, 4, 1])
+    assert measured.perplexity == pytest.approx(np.exp(np.concatenate(losses).mean()), rel=1e-5)
+    assert measured.perplexity != pytest.approx(np.exp(np.mean([loss.mean() for loss in losses])), rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_batch_size_and_padding_rows_change_nothing(size):
+    model = dense_model()
+    whole, other = window_losses(model, batched(5)), window_losses(model, batched(size))
+    np.testing.assert_allclose(other.sums, whole.sums, rtol=1e-6)
+    np.testing.assert_array_equal(other.counts, whole.counts)
+    assert other.sums.dtype == np.float64
+
+
+def test_perplexity_of_a_known_loss():
+    """Two windows of 2 and 3 tokens with losses of 1 and 4 nats: exp(5 / 5)."""
+    assert WindowLosses(np.asarray([1.0, 4.0]), np.asarray([2, 3])).perplexity == pytest.approx(np.e)
+
+
+def test_uniform_model_has_the_perplexity_of_its_vocabulary():
+    model = changed(dense_model(), "norm", jnp.zeros_like)
+    assert window_losses(model, batched(5)).perplexity == pytest.approx(24, rel=1e-6)
+
+
+def test_masked_equals_cut():
+    model = dense_model(layers=3)
+    keep = random_keep(existing_units(model.runs), 0.6, seed=4)
+    masked, pruned = window_losses(model, batched(5), masks(keep)), window_losses(cut(model, keep), batched(5))
+    np.testing.assert_allclose(masked.sums, pruned.sums, rtol=1e-5)
+    assert masked.perplexity != pytest.approx(window_losses(model, batched(5)).perplexity, rel=1e-2)
+
+
+def test_no_gates_remove_nothing():
+    model = dense_model()
+    np.testing.assert_array_equal(
+        window_losses(model, batched(5)).sums, window_losses(model, batched(5), ones_gates(model.runs)).sums
+    )
+
+
+def test_one_compilation_for_all_candidates():
+    model = dense_model(mlp=7)
+    before = loss_step._cache_size()
+    dense = window_losses(model, batched(2)).perplexity
+    for seed in range(3):
+        keep = random_keep(existing_units(model.runs), 0.7, seed)
+        assert window_losses(model, batched(2), masks(keep)).perplexity != dense
+    assert loss_step._cache_size() == before + 1
+    window_losses(cut(model, keep), batched(2))
+    assert loss_step._cache_size() == before + 2
+
+
+def test_no_window_is_refused():
+    with pytest.raises(ValueError, match="evaluation: expected at least one window, got none"):
+        window_losses(dense_model(), [])
+
+
+def test_metric_name_tells_the_window_length():
+    assert metric_name(128, "builtin:reference") == "ppl@128 builtin:reference"
+    assert metric_name(128, "a") != metric_name(256, "a")
+
+
+def test_progress_sees_every_batch():
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(len(batch[0]))
+            yield batch
+
+    window_losses(dense_model(), batched(2), progress=progress)
+    assert seen == [2, 2, 2]

@@ -1,0 +1,149 @@
+"""Tiny models, and a second implementation of them in numpy to compare with."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from saap_jax.discovery import parameters_by_path
+from saap_jax.llama import LayerWidths, Llama, LlamaSpec
+from saap_jax.llama.loss import next_token_losses
+from saap_jax.types import PRUNABLE_AXES, Keep
+
+VOCAB = 24
+HEADS = {"mha": (4, 1), "gqa": (2, 2), "mqa": (1, 4)}
+"""(kv_heads, q_per_kv) of each kind of attention; four query heads."""
+
+forward = jax.jit(lambda model, tokens, gates=None: model(tokens, gates))
+losses_of = jax.jit(lambda model, tokens, mask, gates=None: next_token_losses(model, tokens, mask, gates)[0])
+
+
+def spec_of(*widths: tuple[int, int], q_per_kv: int = 2, tied: bool = False, **constants) -> LlamaSpec:
+    """Return a small spec with the given (kv_heads, mlp) of each layer."""
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=q_per_kv, mlp=mlp) for heads, mlp in widths)
+    return LlamaSpec(vocab=VOCAB, embed=8, head_dim=4, layers=layers, tied=tied, **constants)
+
+
+def random_model(spec: LlamaSpec, seed: int = 0, dtype=np.float32) -> Llama:
+    """Return a model of random numbers, norm scales too; drawn by numpy, because each of jax's draws compiles."""
+    random = np.random.default_rng(seed)
+
+    def make(shape: tuple[int, ...], fan_in: int | None) -> jax.Array:
+        draw = random.standard_normal(shape)
+        return jnp.asarray(1 + 0.2 * draw if fan_in is None else draw * fan_in**-0.5, dtype)
+
+    return Llama(spec, make)
+
+
+def dense_model(heads: str = "gqa", layers: int = 2, mlp: int = 6, tied: bool = False, **options) -> Llama:
+    """Return a random model whose layers are all alike."""
+    kv_heads, q_per_kv = HEADS[heads]
+    return random_model(spec_of(*[(kv_heads, mlp)] * layers, q_per_kv=q_per_kv, tied=tied), **options)
+
+
+def ragged_model(**options) -> Llama:
+    """Return a random model as after a cut: three runs, a layer without attention."""
+    return random_model(spec_of((2, 6), (2, 6), (1, 3), (0, 5)), **options)
+
+
+def random_tokens(batch: int, seq: int, seed: int = 0) -> np.ndarray:
+    """Return tokens, int32 [batch, seq]."""
+    return np.random.default_rng(seed).integers(0, VOCAB, (batch, seq), np.int32)
+
+
+def length_mask(*lengths: int, seq: int) -> np.ndarray:
+    """Return the mask of examples of the given lengths, bool [batch, seq]."""
+    return np.arange(seq) < np.asarray(lengths)[:, None]
+
+
+def changed(model: Llama, path: str, function: Callable) -> Llama:
+    """Return a copy whose parameter at a path (`runs/0/mlp/down`) is `function` of its array."""
+    assert path in parameters_by_path(model)
+
+    def change(key, parameter):
+        here = jax.tree_util.keystr(key, simple=True, separator="/")
+        value = function(parameter[...]) if here == path else parameter[...]
+        return nnx.Param(value, axes=parameter.axes)
+
+    return jax.tree_util.tree_map_with_path(change, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def permuted(model: Llama, order: dict[str, np.ndarray]) -> Llama:
+    """Return the same function of tokens with the units of a one-run model in another order, [layers, units]."""
+    for path, parameter in parameters_by_path(model).items():
+        for position, axis in enumerate(parameter.axes):
+            if axis in PRUNABLE_AXES:
+                rows = order[PRUNABLE_AXES[axis]]
+
+                def reorder(value, rows=rows, position=position):
+                    return jnp.stack([jnp.take(v, r, axis=position - 1) for v, r in zip(value, rows, strict=True)])
+
+                model = changed(model, path, reorder)
+    return model
+
+
+def random_keep(existing: Keep, share: float, seed: int = 0) -> Keep:
+    """Keep about `share` of the units, at random."""
+    random = np.random.default_rng(seed)
+    return {name: units & (random.random(units.shape) < share) for name, units in existing.items()}
+
+
+# --- the same model in numpy, float64, by loops -------------------------------------------------
+
+
+def layers_of(model: Llama) -> list[dict[str, np.ndarray]]:
+    """Return the parameters of each layer by path (`mlp/down`), float64."""
+    return [
+        {path: np.asarray(value[...][index], np.float64) for path, value in parameters_by_path(run).items()}
+        for run in model.runs
+        for index in range(run.length)
+    ]
+
+
+def reference(model: Llama, tokens: np.ndarray) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    """Return the logits [seq, vocab] of one example, and each layer's activations {structure: [seq, units, …]}.
+
+    The plain rotary embedding only, one head at a time.
+    """
+    eps, theta = model.constants.norm_eps, model.constants.rope_theta
+    embedding = np.asarray(model.embedding[...], np.float64)
+    x, activations = embedding[tokens], []
+    for layer in layers_of(model):
+        normed = _norm(x, layer["attention_norm"], eps)
+        query, key, value, output = (layer[f"attention/{name}"] for name in ("query", "key", "value", "output"))
+        heads = np.zeros((len(tokens), *output.shape[:3]))
+        for k in range(query.shape[1]):
+            for g in range(query.shape[2]):
+                scores = _rotate(normed @ query[:, k, g], theta) @ _rotate(normed @ key[:, k], theta).T
+                scores[np.triu_indices(len(tokens), 1)] = -np.inf
+                weights = np.exp(scores / np.sqrt(query.shape[-1]))
+                heads[:, k, g] = weights / weights.sum(axis=1, keepdims=True) @ (normed @ value[:, k])
+                x = x + heads[:, k, g] @ output[k, g]
+        normed = _norm(x, layer["mlp_norm"], eps)
+        gate = normed @ layer["mlp/gate"]
+        channels = gate / (1 + np.exp(-gate)) * (normed @ layer["mlp/up"])
+        x = x + channels @ layer["mlp/down"]
+        activations.append({"attention": heads, "mlp": channels})
+    head = embedding.T if model.unembedding is None else np.asarray(model.unembedding[...], np.float64)
+    return _norm(x, np.asarray(model.norm[...], np.float64), eps) @ head, activations
+
+
+def reference_losses(model: Llama, tokens: np.ndarray) -> np.ndarray:
+    """Return the loss of each predicted token of one example, [seq - 1]."""
+    logits = reference(model, tokens)[0][:-1]
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return -np.log([row[token] for row, token in zip(probability, tokens[1:], strict=True)])
+
+
+def _norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * scale
+
+
+def _rotate(x: np.ndarray, theta: float) -> np.ndarray:
+    """Turn pair i of position t by t · theta^(-2i/head_dim), as a complex number."""
+    half = x.shape[1] // 2
+    angle = np.outer(np.arange(len(x)), theta ** (-np.arange(half) / half))
+    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
+    return np.concatenate([turned.real, turned.imag], axis=1)

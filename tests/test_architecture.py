@@ -1,0 +1,120 @@
+"""The house rules that can be read off the source: imports run one way, no configuration field is idle."""
+
+import ast
+import dataclasses
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import saap_jax
+from saap_jax import config as configuration
+from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+
+PACKAGE = Path(saap_jax.__file__).parent
+PROJECT = PACKAGE.parent
+ORDER = (
+    ("types", "config"),
+    ("sharding",),
+    ("llama", "data"),
+    ("discovery",),
+    ("estimation",),
+    ("fusion",),
+    ("stability",),
+    ("search",),
+    ("surgery",),
+    ("recovery",),
+    ("evaluation",),
+    ("report",),
+    ("pipeline",),
+    ("comparison",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
+
+
+def imports_of(source: str) -> set[str]:
+    """Return the parts of saap_jax that a module imports; `saap_jax` itself for a name from the package's root."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            names = [node.module or ""]
+            if node.module == "saap_jax":
+                names = [f"saap_jax.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] if "." in name else name for name in names if name.split(".")[0] == "saap_jax"}
+    return found
+
+
+def upward(part: str, source: str) -> set[str]:
+    """Return what a module of `part` imports although it stands later in the order (or at the root)."""
+    return {name for name in imports_of(source) if LEVEL.get(name, 99) > LEVEL[part]}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if part != "__init__":
+        assert part in LEVEL, f"name the place of {part} in the order"
+        assert not upward(part, path.read_text())
+
+
+def test_an_upward_import_is_found():
+    assert upward("search", "from saap_jax.pipeline import compare") == {"pipeline"}
+    assert upward("llama", "import saap_jax") == {"saap_jax"}
+    assert not upward("search", "from saap_jax.config import SearchConfig")
+
+
+def config_classes() -> list[type]:
+    return [value for value in vars(configuration).values() if dataclasses.is_dataclass(value)]
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
+def test_every_field_is_read_somewhere(kind):
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "config.py"]
+    for field in dataclasses.fields(kind):
+        by_name = kind.__name__.endswith("PerStructure")  # read by the structure's name
+        pattern = r"getattr\(config\.\w+, name\)" if by_name else rf"\.{field.name}\b"
+        assert any(re.search(pattern, source) for source in sources), f"nobody reads {kind.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_builds(path):
+    """Each file exports a valid CONFIG, says how it is run, and its model takes its batches (abstractly)."""
+    exported = runpy.run_path(str(path))
+    config = exported["CONFIG"]
+    assert type(config) in config_classes()
+    assert f"saap compare configs/{path.name}" in exported["__doc__"]
+    widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
+    model = abstract_llama(LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True))
+    tokens = jax.ShapeDtypeStruct((config.calibration.batch_size, config.calibration.length), "int32")
+    logits = jax.eval_shape(lambda model, tokens: model(tokens), model, tokens)
+    assert logits.shape == (*tokens.shape, 49152)
+
+
+def test_there_are_configs():
+    assert PROJECT / "configs" / "quickstart.py" in CONFIGS
+
+
+def test_the_lock_pins_everything_and_names_no_index():
+    lines = (PROJECT / "requirements.lock").read_text().splitlines()
+    assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ;.*)?$", line) for line in lines)
+    assert not any("http" in line.partition("==")[2] for line in lines)
+    project = (PROJECT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", project, re.S | re.M)
+    assert dependencies is not None
+    wanted = set(re.findall(r'"([A-Za-z0-9_-]+)', dependencies[1]))
+    pinned = {line.partition("==")[0].lower() for line in lines}
+    assert {name.lower() for name in wanted} <= pinned
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_are_short(path):
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,180 @@
+"""The command line as a user meets it: help, tables, one clear line and exit code 2 for bad input."""
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from saap_jax import cli, comparison
+
+
+@pytest.fixture
+def options(tiny_model_directory, tmp_path) -> list[str]:
+    """Fields that make a comparison tiny."""
+    return [
+        *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path / "runs")),
+        *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
+    ]
+
+
+COMPARE = ["--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"]
+FEW = ["--estimation.estimators", "magnitude", "gate_fisher"]
+
+
+def refused(capsys, words: list[str]) -> str:
+    """Run a command that must fail with one line on the error stream and code 2; return the line."""
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saap: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_help(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"saap {command}" in text
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("command", ["compare", "score", "prune", "evaluate"])
+def test_help_of_a_command_tells_every_field(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: saap {command}" in text
+    assert "Tokens a window" in text
+
+
+def test_compare(options, capsys, tmp_path):
+    assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0
+    text = capsys.readouterr().out
+    assert "ppl@16: in = builtin:reference, out = builtin:descriptions" in text
+    assert len(re.findall(r"gate_fisher", text)) >= 2
+    assert max(map(len, text.splitlines())) <= 100
+    assert (tmp_path / "runs" / "compare" / "report.html").exists()
+    assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0, "the same again prints what is there"
+    assert "gate_fisher" in capsys.readouterr().out
+    line = refused(capsys, ["compare", *options, *COMPARE, "--estimation.estimators", "wanda"])
+    assert "another configuration" in line
+    assert "--overwrite" in line
+    assert cli.main(["compare", *options, *COMPARE, "--estimation.estimators", "wanda", "--overwrite"]) == 0
+
+
+def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from saap_jax.config import CompareConfig, EstimationConfig\n"
+        "CONFIG = CompareConfig(name='mine', estimation=EstimationConfig(estimators=('magnitude',)))\n"
+    )
+    words = ["compare", str(file), *options, *COMPARE, "--ratios", "0.3", "--best-ratio", "0.3"]
+    assert cli.main(words) == 0
+    record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
+    assert record["config"]["ratios"] == [0.3]
+    assert record["config"]["estimation"]["estimators"] == ["magnitude"]
+
+
+def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_directory):
+    assert cli.main(["score", *options, *FEW]) == 0
+    assert "2 gate_fisher" in capsys.readouterr().out
+    out = str(tmp_path / "pruned")
+    words = [word for word in options if word != "--runs" and not word.endswith("runs")]
+    assert cli.main(["prune", *words, "--ratio", "0.5", "--out", out, "--estimator", "magnitude"]) == 0
+    assert "asked 50.00%" in capsys.readouterr().out
+    tokens = ["--windows", "3", "--length", "16", "--batch-size", "2"]
+    assert cli.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0
+    assert "ppl@16 builtin:reference" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", ""))
+    assert cli.main(["discover", out]) == 0
+    text = capsys.readouterr().out
+    assert "mlp/down, 1" in text
+    assert "prunable" in text
+    assert cli.main(["discover", "--help"]) == 0
+
+
+class TestBadInput:
+    def test_command(self, capsys):
+        assert "unknown command 'compar'" in refused(capsys, ["compar"])
+
+    def test_configuration_file(self, capsys, tmp_path):
+        assert "found none at" in refused(capsys, ["compare", str(tmp_path / "none.py")])
+        empty = tmp_path / "empty.py"
+        empty.write_text("")
+        assert "expected CONFIG of type CompareConfig, got none" in refused(capsys, ["compare", str(empty)])
+        broken = tmp_path / "broken.py"
+        broken.write_text("1 / 0")
+        assert "ZeroDivisionError" in refused(capsys, ["compare", str(broken)])
+        assert "at most one" in refused(capsys, ["compare", str(empty), str(broken)])
+
+    @pytest.mark.parametrize("ratio", ["1.0", "-0.1", "nan"])
+    def test_ratio(self, capsys, options, ratio):
+        words = ["compare", *options, *COMPARE, "--ratios", ratio, "--best-ratio", ratio]
+        assert "[0, 1)" in refused(capsys, words)
+
+    def test_estimator(self, capsys, options):
+        words = ["compare", *options, *COMPARE, "--estimation.estimators", "gate_fischer"]
+        assert "did you mean 'gate_fisher'" in refused(capsys, words)
+
+    def test_model(self, capsys, options, tmp_path):
+        words = ["compare", *options[2:], *COMPARE, "--model.name"]
+        assert "none" in refused(capsys, [*words, str(tmp_path / "none")])
+        (tmp_path / "bert").mkdir()
+        (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+        assert "bert" in refused(capsys, [*words, str(tmp_path / "bert")])
+
+    def test_damaged_model(self, capsys, options, tmp_path, tiny_model_directory):
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for file in tiny_model_directory.iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        weights = copy / "model.safetensors"
+        tensors = load_file(weights)
+        name = "model.layers.1.mlp.down_proj.weight"
+        words = ["compare", *options[2:], *COMPARE, "--model.name", str(copy)]
+        save_file({**tensors, name: np.full_like(tensors[name], np.nan)}, weights)
+        assert name in refused(capsys, words)
+        weights.write_bytes((tiny_model_directory / "model.safetensors").read_bytes()[:-100])
+        assert "model.safetensors" in refused(capsys, words)
+
+    def test_text(self, capsys, options, tmp_path):
+        (tmp_path / "short.txt").write_text("short")
+        (tmp_path / "empty.txt").write_text("")
+        words = ["compare", *options, *COMPARE, "--calibration.source"]
+        assert "ask for less or give a longer text" in refused(capsys, [*words, str(tmp_path / "short.txt")])
+        assert "found none" in refused(capsys, [*words, str(tmp_path / "empty.txt")])
+        assert "did you mean builtin:reference" in refused(capsys, [*words, "builtin:referense"])
+
+    def test_nothing_is_left_behind(self, capsys, options, tmp_path):
+        (tmp_path / "empty.txt").write_text("")
+        refused(capsys, ["compare", *options, *COMPARE, "--calibration.source", str(tmp_path / "empty.txt")])
+        assert not (tmp_path / "runs").exists()
+
+    def test_full_disk(self, capsys, options, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+        monkeypatch.setattr(comparison, "save_model", full)
+        line = refused(capsys, ["compare", *options, *COMPARE, *FEW])
+        assert "no space left on the disk while writing model.safetensors" in line
+        assert not (tmp_path / "runs" / "compare" / "best").exists()
+        monkeypatch.undo()
+        assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0, "with space again, it goes on"
+
+    def test_interrupt(self, capsys, options, monkeypatch):
+        monkeypatch.setattr(comparison, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.main(["compare", *options]) == 130
+        assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).parent / "saap"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "saap compare" in done.stdout

@@ -1,0 +1,46 @@
+"""Bad values are refused where they enter, with the value in the message."""
+
+import dataclasses
+import json
+
+import pytest
+
+from saap_jax import config as c
+
+
+def test_the_default_is_json():
+    """A configuration survives JSON, so a run record says all of it."""
+    plain = dataclasses.asdict(c.CompareConfig())
+    assert json.loads(json.dumps(plain))["calibration"]["examples"] == 32
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: c.CompareConfig(ratios=(0.2, 1.0)), r"ratios: expected numbers in \[0, 1\), got 1.0"),
+        (lambda: c.CompareConfig(ratios=(-0.1,), best_ratio=-0.1), "got -0.1"),
+        (lambda: c.CompareConfig(ratios=(float("nan"),)), "got nan"),
+        (lambda: c.CompareConfig(ratios=()), "got none"),
+        (lambda: c.CompareConfig(ratios=(0.2, 0.2)), "each once"),
+        (lambda: c.CompareConfig(best_ratio=0.3), r"best_ratio: expected one of ratios \[0.2, 0.5\], got 0.3"),
+        (lambda: c.CompareConfig(name="a/b"), "name: expected letters, .* got 'a/b'"),
+        (lambda: c.ScoreConfig(name=""), "got ''"),
+        (lambda: c.PruneConfig(ratio=1.5), "got 1.5"),
+        (lambda: c.CalibrationConfig(examples=0), "calibration.examples: expected at least 1, got 0"),
+        (lambda: c.CalibrationConfig(length=1), "calibration.length: expected at least 2, got 1"),
+        (lambda: c.CalibrationConfig(batch_size=0), "calibration.batch_size: expected at least 1, got 0"),
+        (lambda: c.EvaluationConfig(windows=-1), "evaluation.windows: expected at least 0, got -1"),
+        (lambda: c.EvaluationConfig(length=1), "evaluation.length: expected at least 2, got 1"),
+        (lambda: c.EvaluationConfig(batch_size=0), "evaluation.batch_size: expected at least 1, got 0"),
+        (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
+        (lambda: c.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.ModelConfig().name = "other"  # type: ignore[misc]

@@ -1,0 +1,267 @@
+"""Fusion: the closed form by hand and as a minimum, gradient steps against it, variances over examples, refusals."""
+
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from saap_jax import fusion
+from saap_jax.config import FusionConfig
+from saap_jax.fusion import fuse, fuse_examples
+
+SCOPES = ("global", "structure", "layer")
+
+
+def two(seed: int = 0, scales: tuple[float, float] = (1.0, 1.0)) -> dict:
+    """Heavy-tailed scores of two estimators; the last layer has fewer channels."""
+    rng = np.random.default_rng(seed)
+    scores = {}
+    for name, scale in zip(("vector", "element"), scales, strict=True):
+        mlp = rng.lognormal(0, 2, (3, 40)) * scale
+        mlp[2, 30:] = np.nan
+        scores[name] = {"attention": rng.lognormal(0, 1, (3, 2)) * scale, "mlp": mlp}
+    return scores
+
+
+def likelihood(scores: dict, variances: dict, scope_of) -> float:
+    """Σ over scopes and estimators of the mean over the scope of I / (2 σ²) + log σ, unit by unit."""
+    terms: dict = {}
+    for name, by_structure in scores.items():
+        for structure, values in by_structure.items():
+            for layer, unit in np.argwhere(~np.isnan(values)):
+                scope = scope_of(structure, layer)
+                v = variances[name][scope]
+                terms.setdefault((name, scope), []).append(values[layer, unit] / (2 * v) + np.log(v) / 2)
+    return sum(float(np.mean(term)) for term in terms.values())
+
+
+class TestClosedForm:
+    def test_by_hand(self):
+        scores = {"a": {"mlp": np.array([[1.0, 3.0]])}, "b": {"mlp": np.array([[10.0, 30.0]])}}
+        fused = fuse(scores)
+        assert fused.sigmas["a"]["mlp"] == pytest.approx(2**0.5)
+        assert fused.weights["b"]["mlp"] == pytest.approx(1 / 40)
+        np.testing.assert_allclose(fused.scores["mlp"], [[0.5, 1.5]], rtol=1e-12)
+        assert fused.loss == pytest.approx(1 + (np.log(2) + np.log(20)) / 2)
+        assert fused.trajectory is None
+
+    def test_three_estimators_are_as_good_as_two(self):
+        scores = {**two(0), "third": two(1)["vector"]}
+        want = sum(s["mlp"] / np.nanmean(s["mlp"]) for s in scores.values()) / 2
+        np.testing.assert_allclose(fuse(scores).scores["mlp"], want, rtol=1e-12)
+
+    @pytest.mark.parametrize(
+        ("scope", "scope_of"),
+        [
+            ("global", lambda name, layer: "global"),
+            ("structure", lambda name, layer: name),
+            ("layer", lambda name, layer: f"{name}/{layer}"),
+        ],
+    )
+    def test_is_the_minimum_of_the_likelihood(self, scope, scope_of):
+        scores = two()
+        fused = fuse(scores, scope=scope)
+        best = {name: {key: s**2 for key, s in each.items()} for name, each in fused.sigmas.items()}
+        assert fused.loss == pytest.approx(likelihood(scores, best, scope_of), rel=1e-12)
+        for name in best:
+            for key in best[name]:
+                for factor in (0.9, 1.1):
+                    other = {**best, name: {**best[name], key: best[name][key] * factor}}
+                    assert likelihood(scores, other, scope_of) > fused.loss + 1e-4
+
+    def test_an_estimators_unit_does_not_matter_but_does_to_a_plain_sum(self):
+        plain, scaled = two(), two(scales=(1.0, 1e5))
+        np.testing.assert_allclose(fuse(scaled).scores["mlp"], fuse(plain).scores["mlp"], rtol=1e-9)
+        sums = [np.argsort((s["vector"]["mlp"] + s["element"]["mlp"])[0]) for s in (plain, scaled)]
+        assert (sums[0] != sums[1]).any()
+
+    def test_scopes_share_what_they_say(self):
+        scores = two()
+        assert list(fuse(scores, scope="global").sigmas["vector"]) == ["global"]
+        assert list(fuse(scores).sigmas["vector"]) == ["attention", "mlp"]
+        layer = fuse(scores, scope="layer")
+        assert list(layer.sigmas["element"]) == [f"{s}/{n}" for s in ("attention", "mlp") for n in range(3)]
+        assert layer.sigmas["element"]["mlp/2"] == pytest.approx(np.nanmean(scores["element"]["mlp"][2]) ** 0.5)
+        np.testing.assert_allclose(np.nanmean(layer.scores["mlp"], axis=1), 1, rtol=1e-12)
+
+    def test_a_layer_without_units_has_no_scope(self):
+        scores = two()
+        for each in scores.values():
+            each["mlp"][1] = np.nan
+        assert "mlp/1" not in fuse(scores, scope="layer").sigmas["vector"]
+
+    def test_scope_constant_shifts_each_scope_by_its_log_sigmas(self):
+        scores = two()
+        plain, shifted = fuse(scores), fuse(scores, scope_constant=True)
+        for name in ("attention", "mlp"):
+            want = sum(np.log(plain.sigmas[m][name]) for m in scores)
+            difference = np.asarray(shifted.scores[name]) - np.asarray(plain.scores[name])
+            np.testing.assert_allclose(difference[~np.isnan(difference)], want, rtol=1e-9)
+            assert abs(want) > 0.1
+
+    def test_missing_units_stay_missing_and_jax_arrays_are_taken(self):
+        scores = {m: {n: jnp.asarray(v, jnp.float32) for n, v in s.items()} for m, s in two().items()}
+        got = np.asarray(fuse(scores).scores["mlp"])
+        assert (np.isnan(got) == np.isnan(two()["vector"]["mlp"])).all()
+        np.testing.assert_allclose(got, fuse(two()).scores["mlp"], rtol=1e-5)
+
+
+class TestLearned:
+    @pytest.mark.parametrize("scope", SCOPES)
+    @pytest.mark.parametrize("scales", [(1.0, 1.0), (1e-12, 1e6), (1e6, 1e-12)])
+    def test_agrees_with_the_closed_form(self, scope, scales):
+        scores = two(scales=scales)
+        learned, closed = fuse(scores, "learned", scope), fuse(scores, scope=scope)
+        for name in scores:
+            for key, sigma in closed.sigmas[name].items():
+                assert learned.sigmas[name][key] == pytest.approx(sigma, rel=1e-4)
+        for name in ("attention", "mlp"):
+            np.testing.assert_allclose(learned.scores[name], closed.scores[name], rtol=1e-4)
+        assert learned.loss == pytest.approx(closed.loss, abs=1e-6)
+
+    def test_one_large_score_among_many_small_ones(self):
+        values = np.full((2, 30_000), 1e-9)
+        values[0, 0] = 1.0
+        scores = {name: {"mlp": values} for name in ("a", "b")}
+        assert fuse(scores, "learned").sigmas["a"]["mlp"] == pytest.approx(values.mean() ** 0.5, rel=1e-4)
+
+    def test_trajectory_is_learned_and_ends_at_the_sigmas(self):
+        fused = fuse(two(), "learned", "layer")
+        for name, steps in fused.trajectory.items():
+            assert steps.shape == (fusion.STEPS + 1, 6)
+            np.testing.assert_allclose(steps[-1], list(fused.sigmas[name].values()), rtol=1e-6)
+            assert (steps[0] / steps[-1] > 1.01).all()
+            assert (np.diff(np.log(steps), axis=0) < 1e-6).all()
+
+    def test_every_first_step_lowers_the_likelihood(self):
+        scores = two()
+        steps = fuse(scores, "learned").trajectory
+        losses = []
+        for at in range(8):
+            variances = {m: dict(zip(("attention", "mlp"), steps[m][at] ** 2, strict=True)) for m in scores}
+            losses.append(likelihood(scores, variances, lambda structure, layer: structure))
+        assert (np.diff(losses) < 0).all()
+
+    def test_compiles_once_for_the_same_shapes(self):
+        fuse(two(0), "learned")
+        before = fusion._descend._cache_size()
+        fuse(two(1), "learned")
+        assert fusion._descend._cache_size() == before
+
+
+class TestSampling:
+    def examples(self, scales=(1.0, 1.0)) -> dict:
+        rng = np.random.default_rng(5)
+        scores = two(scales=scales)
+        noise = {"vector": 0.1, "element": 0.4}
+        return {
+            m: {n: v[None] * rng.gamma(1 / noise[m], noise[m], (400, *v.shape)) for n, v in s.items()}
+            for m, s in scores.items()
+        }
+
+    def test_takes_the_variance_over_examples_by_the_mean(self):
+        per_example = self.examples()
+        scores = {m: {n: v.mean(0) for n, v in s.items()} for m, s in per_example.items()}
+        got = fuse(scores, "sampling", per_example=per_example)
+        for m, by_structure in per_example.items():
+            for n, values in by_structure.items():
+                want = np.nansum(values.var(0)) / np.nansum(values.mean(0))
+                assert got.sigmas[m][n] == pytest.approx(want**0.5, rel=1e-9)
+
+    def test_weighs_the_noisier_estimator_less_by_its_relative_variance(self):
+        per_example = {m: {"mlp": s["mlp"][:, :1, :1]} for m, s in self.examples().items()}
+        scores = {m: {"mlp": s["mlp"].mean(0)} for m, s in per_example.items()}
+        got = fuse(scores, "sampling", per_example=per_example)
+        part = {m: got.weights[m]["mlp"] * float(scores[m]["mlp"][0, 0]) for m in scores}
+        assert part["vector"] / part["element"] == pytest.approx(4, rel=0.3)
+
+    def test_an_estimators_unit_does_not_matter(self):
+        got = []
+        for scales in ((1.0, 1.0), (1e-6, 1e3)):
+            got.append(fuse(two(scales=scales), "sampling", per_example=self.examples(scales)).scores["mlp"])
+        np.testing.assert_allclose(got[0], got[1], rtol=1e-9)
+        assert np.nanmax(np.abs(got[0] - fuse(two()).scores["mlp"])) > 1e-2
+
+    def test_refuses_an_estimator_without_examples_by_name(self):
+        with pytest.raises(ValueError, match="per-example scores of element, got those of: vector"):
+            fuse(two(), "sampling", per_example={"vector": self.examples()["vector"]})
+        with pytest.raises(ValueError, match="per-example scores of vector, got those of: none"):
+            fuse(two(), "sampling")
+
+    def test_refuses_one_example_and_other_shapes(self):
+        per_example = self.examples()
+        single = {**per_example, "element": {n: v[:1] for n, v in per_example["element"].items()}}
+        with pytest.raises(ValueError, match=r"attention scores of element for two examples or more.*got \[1, 3, 2\]"):
+            fuse(two(), "sampling", per_example=single)
+        half = {**per_example, "element": {"attention": per_example["element"]["attention"]}}
+        with pytest.raises(ValueError, match="mlp scores of element.*got none"):
+            fuse(two(), "sampling", per_example=half)
+
+    def test_refuses_scores_without_variance(self):
+        per_example = self.examples()
+        per_example["element"]["mlp"] = np.ones_like(per_example["element"]["mlp"])
+        with pytest.raises(ValueError, match="element that vary and have a mean above 0 in scope mlp"):
+            fuse(two(), "sampling", per_example=per_example)
+
+
+class TestExamples:
+    @pytest.mark.parametrize("scope", SCOPES)
+    def test_fused_examples_average_to_the_fused_scores(self, scope):
+        per_example = TestSampling().examples()
+        scores = {m: {n: v.mean(0) for n, v in s.items()} for m, s in per_example.items()}
+        fused = fuse(scores, scope=scope)
+        each = fuse_examples(fused, per_example)
+        for name in ("attention", "mlp"):
+            np.testing.assert_allclose(np.mean(each[name], axis=0), fused.scores[name], rtol=1e-9)
+
+    def test_estimators_may_be_left_out_but_not_added(self):
+        per_example = TestSampling().examples()
+        fused = fuse(two())
+        each = fuse_examples(fused, {"vector": per_example["vector"]})
+        want = per_example["vector"]["mlp"] * fused.weights["vector"]["mlp"]
+        np.testing.assert_allclose(each["mlp"], want, rtol=1e-12)
+        with pytest.raises(ValueError, match=r"some of \['vector', 'element'\], got \['other'\]"):
+            fuse_examples(fused, {"other": per_example["vector"]})
+
+
+class TestRefusals:
+    def test_one_estimator(self):
+        with pytest.raises(ValueError, match=r"two or more estimators, got \['vector'\]"):
+            fuse({"vector": two()["vector"]})
+
+    def test_differing_structures_and_units(self):
+        scores = two()
+        del scores["element"]["mlp"]
+        with pytest.raises(ValueError, match=r"as of vector, got \['attention'\] of element"):
+            fuse(scores)
+        scores = two()
+        scores["element"]["mlp"][0, 0] = np.nan
+        with pytest.raises(ValueError, match="element to score the mlp units that vector scores"):
+            fuse(scores)
+
+    @pytest.mark.parametrize("value", [-1.0, np.inf])
+    def test_negative_and_infinite_scores(self, value):
+        scores = two()
+        scores["element"]["mlp"][1, 4] = value
+        with pytest.raises(ValueError, match=f"got {value:.4g} from element in scope mlp/1"):
+            fuse(scores, scope="layer")
+
+    def test_a_scope_of_zeros(self):
+        scores = two()
+        scores["element"]["mlp"][1] = 0
+        with pytest.raises(ValueError, match="all scores of element are zero in scope mlp/1"):
+            fuse(scores, scope="layer")
+        assert np.isfinite(fuse(scores).scores["mlp"][1]).all()
+
+    def test_configuration(self):
+        FusionConfig(estimators=("a", "b", "c"), method="learned", scope="layer")
+        for estimators in (("a",), ("a", "a"), ("a", "b", "a")):
+            with pytest.raises(ValueError, match="two or more, each once"):
+                FusionConfig(estimators=estimators)
+
+    def test_unknown_choices(self, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no type checks at run time
+        with pytest.raises(ValueError, match=r"fusion.method: expected one of closed_form, learned, sampling, got 'x'"):
+            FusionConfig(method="x")
+        with pytest.raises(ValueError, match=r"fuse.scope: expected one of global, structure, layer, got 'x'"):
+            fuse(two(), scope="x")

@@ -1,0 +1,138 @@
+"""Fluctuation, the stability indicator and the reduction of scenarios, against numbers worked out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saap_jax.stability import fluctuation_of, reduce_scenarios, stabilised, stability_indicator, standardised
+
+
+def one(values) -> dict:
+    return {"mlp": np.asarray(values, float)}
+
+
+class TestFluctuation:
+    def test_is_std_over_mean_of_the_examples(self):
+        got = fluctuation_of(one([[[1.0, 2.0]], [[3.0, 2.0]]]))["mlp"]
+        np.testing.assert_array_equal(got, [[0.5, 0.0]])
+
+    def test_takes_the_population_std(self):
+        values = np.random.default_rng(0).uniform(1, 2, (5, 3, 4))
+        np.testing.assert_allclose(fluctuation_of(one(values))["mlp"], values.std(0) / values.mean(0), rtol=1e-12)
+
+    def test_is_free_of_units(self):
+        values = np.random.default_rng(0).uniform(1, 2, (5, 3, 4))
+        large = fluctuation_of(one(values * 1e9))["mlp"]
+        np.testing.assert_allclose(large, fluctuation_of(one(values))["mlp"], rtol=1e-12)
+        assert np.abs(large - fluctuation_of(one(values + 1))["mlp"]).max() > 1e-2
+
+    @pytest.mark.parametrize("value", [0.0, 0.1, 1e-20])
+    def test_is_exactly_zero_where_all_examples_agree(self, value):
+        np.testing.assert_array_equal(fluctuation_of(one(np.full((3, 1, 2), value)))["mlp"], [[0.0, 0.0]])
+
+    def test_leaves_missing_units_missing_and_takes_jax_arrays(self):
+        values = jnp.asarray([[[1.0, jnp.nan]], [[3.0, jnp.nan]]], jnp.float32)
+        np.testing.assert_array_equal(fluctuation_of({"mlp": values})["mlp"], [[0.5, np.nan]])
+
+    def test_refuses_a_single_example(self):
+        with pytest.raises(ValueError, match="mlp for two examples or more, got 1"):
+            fluctuation_of(one(np.ones((1, 1, 2))))
+
+    def test_refuses_negative_scores_by_place(self):
+        with pytest.raises(ValueError, match=r"got -2 for mlp unit 1 in layer 0 on example 1"):
+            fluctuation_of(one([[[1.0, 2.0]], [[1.0, -2.0]]]))
+
+
+class TestIndicator:
+    def test_has_mean_zero_and_std_one_in_each_layer(self):
+        values = np.random.default_rng(0).uniform(0, 2, (3, 50))
+        got = np.asarray(stability_indicator(one(values))["mlp"])
+        np.testing.assert_allclose(got.mean(axis=1), 0, atol=1e-12)
+        np.testing.assert_allclose(got.std(axis=1), 1, rtol=1e-12)
+        assert (np.argsort(got, axis=1) == np.argsort(values, axis=1)).all()
+
+    def test_standardises_within_the_layer_only(self):
+        values = np.random.default_rng(0).uniform(0, 2, (2, 6))
+        got = stability_indicator(one(values))["mlp"]
+        np.testing.assert_allclose(stability_indicator(one(values * [[1.0], [9.0]]))["mlp"], got, rtol=1e-12)
+        assert np.abs(standardised(values.reshape(1, -1)).reshape(2, 6) - got).max() > 1e-3
+
+    def test_is_zero_where_a_layer_has_no_spread_or_one_unit(self):
+        got = stability_indicator(one([[0.1, 0.1, 0.1], [7.0, np.nan, np.nan], [np.nan] * 3]))["mlp"]
+        np.testing.assert_array_equal(got, [[0, 0, 0], [0, np.nan, np.nan], [np.nan] * 3])
+
+    def test_ignores_missing_units(self):
+        np.testing.assert_array_equal(stability_indicator(one([[1.0, np.nan, 3.0]]))["mlp"], [[-1, np.nan, 1]])
+
+    def test_sample_std_where_asked_for(self):
+        values = np.random.default_rng(0).normal(size=(2, 4))
+        want = (values - values.mean(1, keepdims=True)) / values.std(1, ddof=1, keepdims=True)
+        np.testing.assert_allclose(standardised(values, ddof=1), want, rtol=1e-12)
+
+
+class TestStabilised:
+    @given(st.integers(0, 1000), st.sampled_from([-2.0, -0.25, 0.25, 2.0]))
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    def test_ranks_as_the_log_of_the_score_plus_weighted_indicator(self, seed, weight):
+        rng = np.random.default_rng(seed)
+        scores, indicator = rng.lognormal(0, 2, (3, 5)), rng.normal(size=(3, 5))
+        wanted = np.log(scores) + weight * indicator
+        got = np.log(np.asarray(stabilised(one(scores), one(indicator), weight)["mlp"]))
+        np.testing.assert_allclose(got - got[0, 0], wanted - wanted[0, 0], rtol=1e-9, atol=1e-9)
+
+    def test_weight_zero_leaves_the_scores_as_they_are(self):
+        scores = np.random.default_rng(0).lognormal(size=(3, 5))
+        got = stabilised(one(scores), one(np.random.default_rng(1).normal(size=(3, 5))), 0.0)["mlp"]
+        np.testing.assert_array_equal(got, scores)
+
+    def test_neither_zero_scores_nor_large_weights_are_a_problem(self):
+        got = stabilised(one([[0.0, 1.0, np.nan]]), one([[0.0, 40.0, np.nan]]), 100.0)["mlp"]
+        np.testing.assert_array_equal(got, [[0.0, 1.0, np.nan]])
+
+    def test_refuses_negative_scores_by_place(self):
+        with pytest.raises(ValueError, match=r"got -1 for mlp unit 1 in layer 0"):
+            stabilised(one([[1.0, -1.0]]), one([[0.0, 0.0]]), 1.0)
+
+
+class TestScenarios:
+    prose = one([[4.0, 1.0], [2.0, 3.0]])
+    code = one([[10.0, 40.0], [20.0, np.nan]])
+
+    def test_mean_and_max(self):
+        scenarios = {"prose": self.prose, "code": one([[10.0, 40.0], [20.0, 1.0]])}
+        np.testing.assert_array_equal(reduce_scenarios(scenarios, "mean")["mlp"], [[7, 20.5], [11, 2]])
+        np.testing.assert_array_equal(reduce_scenarios(scenarios, "max")["mlp"], [[10, 40], [20, 3]])
+
+    def test_min_rank_is_the_best_place_in_any_scenario(self):
+        # places: prose 1 4 / 3 2, code 3 1 / 2 4; the best of both 1 1 / 2 2 of 4
+        scenarios = {"prose": self.prose, "code": one([[10.0, 40.0], [20.0, 1.0]])}
+        np.testing.assert_array_equal(reduce_scenarios(scenarios, "min_rank")["mlp"], [[1, 1], [0.75, 0.75]])
+
+    def test_min_rank_is_free_of_a_scenarios_unit_and_max_is_not(self):
+        scenarios = {"prose": self.prose, "code": one([[10.0, 40.0], [20.0, 1.0]])}
+        scaled = {"prose": one(self.prose["mlp"] * 1000), "code": scenarios["code"]}
+        for reduction, same in (("min_rank", True), ("max", False)):
+            order = [
+                np.argsort(reduce_scenarios(s, reduction)["mlp"].ravel(), kind="stable") for s in (scenarios, scaled)
+            ]
+            assert (order[0] == order[1]).all() == same
+
+    def test_equal_scores_share_their_mean_rank(self):
+        got = reduce_scenarios({"a": one([[5.0, 5.0, 1.0]])}, "min_rank")["mlp"]
+        np.testing.assert_allclose(got, [[2.5 / 3, 2.5 / 3, 1 / 3]], rtol=1e-12)
+
+    @pytest.mark.parametrize("reduction", ["mean", "max", "min_rank"])
+    def test_missing_units_stay_missing(self, reduction):
+        got = reduce_scenarios({"a": self.code, "b": self.code}, reduction)["mlp"]
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(self.code["mlp"]))
+        assert np.nanargmax(got) == 1
+
+    def test_refuses_scenarios_that_differ(self):
+        with pytest.raises(ValueError, match="at least one, got none"):
+            reduce_scenarios({}, "mean")
+        with pytest.raises(ValueError, match="the mlp units of prose in code"):
+            reduce_scenarios({"prose": self.prose, "code": self.code}, "mean")
+        with pytest.raises(ValueError, match=r"as in prose, got \['attention'\] in code"):
+            reduce_scenarios({"prose": self.prose, "code": {"attention": np.ones((2, 2))}}, "mean")

@@ -1,0 +1,208 @@
+"""Surgery: a masked model and a cut one are the same function of tokens."""
+
+import json
+from itertools import groupby
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from saap_jax.config import PerStructure, SearchConfig
+from saap_jax.discovery import discover, unit_costs
+from saap_jax.llama import load_model
+from saap_jax.llama.runs import existing_units, join_runs, ones_gates
+from saap_jax.search import search
+from saap_jax.surgery import cut, keep_from_json, keep_to_json, masks
+from saap_jax.types import STRUCTURES
+from tests.helpers import HEADS, dense_model, forward, ragged_model, random_keep, random_tokens
+
+TOKENS = jnp.asarray(random_tokens(2, 6))
+few_examples = hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
+
+
+def keep_of(attention: list[list[int]], mlp: list[list[int]]) -> dict[str, np.ndarray]:
+    return {"attention": np.asarray(attention, bool), "mlp": np.asarray(mlp, bool)}
+
+
+def masked_and_cut(model, keep) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(forward(model, TOKENS, masks(keep))), np.asarray(forward(cut(model, keep), TOKENS))
+
+
+@st.composite
+def keeps(draw, kv_heads: int, mlp: int):
+    """Draw any keep-set of three layers, whole layers emptied included."""
+    widths = {"attention": kv_heads, "mlp": mlp}
+    rows = {
+        n: st.one_of(st.just([False] * w), st.lists(st.booleans(), min_size=w, max_size=w)) for n, w in widths.items()
+    }
+    return {name: np.asarray([draw(row) for _ in range(3)], bool) for name, row in rows.items()}
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@few_examples
+@hypothesis.given(data=st.data())
+def test_masked_equals_cut(heads, data):
+    keep = data.draw(keeps(HEADS[heads][0], 5))
+    masked, pruned = masked_and_cut(dense_model(heads, layers=3, mlp=5), keep)
+    np.testing.assert_allclose(masked, pruned, rtol=0, atol=2e-5)
+
+
+EMPTIED = keep_of([[1, 1], [0, 0], [0, 1], [0, 0]], [[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0] * 5, [0] * 5])
+"""A layer without attention, one without MLP, and one without either."""
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-5), (np.float64, 1e-10)])
+def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
+    with jax.enable_x64(dtype == np.float64):
+        model = dense_model(layers=4, mlp=5, dtype=dtype)
+        masked, pruned = masked_and_cut(model, EMPTIED)
+        assert pruned.dtype == dtype
+        np.testing.assert_allclose(masked, pruned, rtol=0, atol=atol)
+        assert np.abs(masked - np.asarray(forward(model, TOKENS))).max() > 1e-2
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_masked_equals_cut_in_double_precision(heads, x64):
+    model = dense_model(heads, layers=3, dtype=np.float64)
+    masked, pruned = masked_and_cut(model, random_keep(existing_units(model.runs), 0.6, seed=2))
+    np.testing.assert_allclose(masked, pruned, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_one_unit_swapped_gives_another_model(name):
+    """The negative control: the same widths, one other unit."""
+    model = dense_model(layers=2, mlp=5)
+    keep = keep_of([[1, 0], [1, 1]], [[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
+    other = {n: kept.copy() for n, kept in keep.items()}
+    other[name][0, :3] = keep[name][0, :3][::-1]
+    assert cut(model, other).spec == cut(model, keep).spec
+    masked, _ = masked_and_cut(model, keep)
+    _, pruned = masked_and_cut(model, other)
+    assert np.abs(masked - pruned).max() > 1e-2
+
+
+def test_cutting_twice_equals_cutting_once():
+    """Units of the cut model are the kept ones of the first, in their order."""
+    model = dense_model(layers=3, mlp=5)
+    first = keep_of([[1, 1], [0, 1], [1, 1]], [[1, 1, 0, 1, 1], [0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
+    once = keep_of([[0, 1], [0, 1], [1, 1]], [[1, 0, 0, 1, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]])
+    between = cut(model, first)
+    second = existing_units(between.runs)
+    for name in STRUCTURES:
+        for layer in range(3):
+            second[name][layer, : first[name][layer].sum()] = once[name][layer][first[name][layer]]
+    twice, direct = cut(between, second), cut(model, once)
+    assert twice.spec == direct.spec != between.spec
+    jax.tree.map(np.testing.assert_array_equal, twice, direct)
+
+
+def test_kept_units_keep_their_weights():
+    model = dense_model(layers=2, mlp=5)
+    keep = keep_of([[0, 1], [1, 1]], [[1, 0, 0, 1, 0], [0, 1, 1, 1, 1]])
+    pruned = cut(model, keep)
+    old, new = model.runs[0], pruned.runs[0]
+    np.testing.assert_array_equal(new.mlp.down[...][0], old.mlp.down[...][0, [0, 3]])
+    np.testing.assert_array_equal(new.mlp.gate[...][0], old.mlp.gate[...][0][:, [0, 3]])
+    np.testing.assert_array_equal(new.attention.query[...][0], old.attention.query[...][0][:, [1]])
+    np.testing.assert_array_equal(pruned.runs[1].attention.value[...][0], old.attention.value[...][1])
+    np.testing.assert_array_equal(pruned.embedding[...], model.embedding[...])
+
+
+def test_the_original_is_untouched():
+    model = dense_model(layers=3)
+    spec, runs, leaves = model.spec, len(model.runs), jax.tree.map(np.array, model)
+    pruned = cut(model, random_keep(existing_units(model.runs), 0.5))
+    pruned.norm[...] = pruned.norm[...] * 0
+    assert (model.spec, len(model.runs)) == (spec, runs)
+    jax.tree.map(np.testing.assert_array_equal, leaves, jax.tree.map(np.array, model))
+    assert pruned.spec != spec
+
+
+def test_keeping_everything_changes_nothing():
+    for model in (dense_model(layers=3), ragged_model()):
+        same = cut(model, existing_units(model.runs))
+        assert same.spec == model.spec
+        assert jax.tree.structure(same) == jax.tree.structure(model)
+        jax.tree.map(np.testing.assert_array_equal, same, model)
+
+
+def test_number_of_runs_is_minimal():
+    """A run for each stretch of neighbouring layers of equal widths, also across the old runs."""
+    model = ragged_model()
+    keep = existing_units(model.runs)
+    keep["mlp"][:, 3:] = False
+    keep["attention"][0, 1] = False
+    keep["attention"][1, 0] = False
+    pruned = cut(model, keep)
+    widths = list(zip(keep["attention"].sum(axis=1), keep["mlp"].sum(axis=1), strict=True))
+    assert [(int(a), int(m)) for a, m in widths] == [(1, 3), (1, 3), (1, 3), (0, 3)]
+    assert [run.length for run in pruned.runs] == [len(list(stretch)) for _, stretch in groupby(widths)] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda keep: {"mlp": keep["mlp"]}, r"keep: expected attention of shape \(4, 2\) .*, got nothing"),
+        (lambda keep: {**keep, "mlp": keep["mlp"][:, :5]}, r"keep: expected mlp of shape \(4, 6\) .*, got \(4, 5\)"),
+        (lambda keep: {**keep, "mlp": keep["mlp"][:3]}, r"keep: expected mlp of shape \(4, 6\) .*, got \(3, 6\)"),
+        (lambda keep: {**keep, "attention": np.ones((4, 2), bool)}, "keep: attention unit 1 of layer 2 does not exist"),
+    ],
+)
+def test_wrong_keep_is_refused(change, message):
+    model = ragged_model()
+    keep = existing_units(model.runs)
+    cut(model, keep)
+    with pytest.raises(ValueError, match=message) as error:
+        cut(model, change(keep))
+    assert "\n" not in str(error.value)
+
+
+def test_masks():
+    gates = masks(EMPTIED)
+    assert all(gate.dtype == jnp.float32 for gate in gates.values())
+    jax.tree.map(np.testing.assert_array_equal, gates, {n: kept.astype(np.float32) for n, kept in EMPTIED.items()})
+
+
+@few_examples
+@hypothesis.given(keep=keeps(2, 5))
+def test_json_round_trip(keep):
+    text = json.dumps(keep_to_json(keep))
+    back = keep_from_json(json.loads(text))
+    assert all(value.dtype == bool for value in back.values())
+    jax.tree.map(np.testing.assert_array_equal, back, keep)
+
+
+def test_json_says_what_is_kept():
+    record = keep_to_json(EMPTIED)
+    assert record["attention"] == {"units": 2, "kept": [[0, 1], [], [1], []]}
+    assert record["mlp"]["kept"][0] == [0, 2, 3]
+
+
+def test_runs_of_a_cut_model_join_to_the_kept_units():
+    model = dense_model(layers=4, mlp=5)
+    pruned = cut(model, EMPTIED)
+    joined = join_runs([jnp.ones(run.mlp.down.shape[:2]) for run in pruned.runs])
+    np.testing.assert_array_equal(joined.sum(axis=1), EMPTIED["mlp"].sum(axis=1))
+    assert ones_gates(pruned.runs)["mlp"].shape == joined.shape
+
+
+@pytest.mark.slow
+def test_real_model_masked_equals_cut():
+    """30 % of the units of SmolLM2-135M at random, layers of many widths."""
+    try:
+        model = load_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    existing = existing_units(model.runs)
+    scores = {name: np.random.default_rng(3).random(units.shape) for name, units in existing.items()}
+    config = SearchConfig(allocation="global", rank_by="score", multiple_of=PerStructure(attention=1, mlp=256))
+    selection = search(scores, unit_costs(discover(model)), existing, 0.3, config)
+    pruned = cut(model, selection.keep)
+    assert len(pruned.runs) > 3
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, 32), np.int32))
+    masked = np.asarray(forward(model, tokens, masks(selection.keep)))
+    np.testing.assert_allclose(masked, np.asarray(forward(pruned, tokens)), rtol=0, atol=5e-4)
+    assert np.abs(masked - np.asarray(forward(model, tokens))).max() > 1
