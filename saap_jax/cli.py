@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreConfig
+from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -26,6 +26,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
   saap evaluate [MODEL ...]    perplexity of models, pruned or not
+  saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
 override it, and `saap COMMAND --help` lists them.
@@ -171,12 +172,33 @@ def evaluate(words: list[str]) -> None:
     console.print(table)
 
 
+def fidelity(words: list[str]) -> None:
+    """Run `saap fidelity`."""
+    config, options = _configure("fidelity", FidelityConfig, words, overwrite=True)
+    from saap_jax import pipeline
+    from saap_jax.report import fidelity as report
+
+    with _tracker() as track:
+        run, rows, scores, exact = pipeline.judge(config, overwrite=options.overwrite, track=track)
+    for scope in ("attention", "mlp", "pooled"):
+        console.print(report.rich_fidelity_table(rows, scope))
+    files = {
+        "fidelity.svg": report.fidelity_scatter(scores, exact, rows),
+        "fidelity.md": report.markdown_fidelity(rows),
+        "fidelity.csv": report.csv_fidelity(rows),
+    }
+    for name, text in files.items():
+        run.save_text(name, text)
+    console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "discover": discover,
     "score": score,
     "prune": prune,
     "evaluate": evaluate,
+    "fidelity": fidelity,
 }
 
 

@@ -316,3 +316,28 @@ class EvaluateConfig:
         _at_least("windows", self.windows, 0)
         _at_least("length", self.length, 2)
         _at_least("batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FidelityConfig:
+    """How well do estimators predict the exact change of loss when a unit goes?"""
+
+    name: str = "fidelity"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig(examples=8)
+    estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
+    channels_per_layer: int = 4
+    """MLP channels of each layer that are ablated, drawn at random; all attention units are."""
+    seed: int = 0
+    """Seed of the channels drawn and of the bootstrap."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        _at_least("channels_per_layer", self.channels_per_layer, 0)
+        _at_least("resamples", self.resamples, 1)

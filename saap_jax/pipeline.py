@@ -17,6 +17,7 @@ from saap_jax.config import (
     CalibrationConfig,
     CompareConfig,
     EvaluateConfig,
+    FidelityConfig,
     FusionConfig,
     PruneConfig,
     ScoreConfig,
@@ -25,8 +26,17 @@ from saap_jax.config import (
 from saap_jax.data import Windows, batches, calibration_windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.estimation import Statistic, make_estimators, observe, score, union_of_needs
+from saap_jax.estimation.ablation import (
+    Unit,
+    ablate,
+    changes_from_lines,
+    changes_to_lines,
+    changes_to_scores,
+    sample_units,
+)
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
+from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
@@ -239,11 +249,53 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     return rows
 
 
+def judge(
+    config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet
+) -> tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]:
+    """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
+
+    Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
+
+    Returns:
+        The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
+    """
+    check_estimators(config.estimation.estimators, config.fusion)
+    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
+    model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
+    windows = calibration_of(config.calibration, tokenizer)
+    run.begin()
+    with run.stage("score"):
+        scores = kept_scores(run, model, windows, config, False, track).scores
+    exists = existing_units(model.runs)
+    units = sample_units(exists, config.channels_per_layer, config.seed)
+    path = run.claim("ablation.jsonl")
+    done = changes_from_lines(path.read_text()) if path.exists() else {}
+    with run.stage("ablate"), open(path, "a") as file:
+
+        def save(changes: list[tuple[Unit, float]]) -> None:
+            file.write(changes_to_lines(changes))
+            file.flush()
+
+        changes = ablate(
+            model,
+            _pairs(windows, config.calibration.batch_size),
+            units,
+            done=done,
+            save=save,
+            progress=lambda groups: track("ablate units", groups, len(groups)),
+        )
+    exact = changes_to_scores({unit: changes[unit] for unit in units}, exists)
+    rows = fidelity(scores, exact, resamples=config.resamples, seed=config.seed)
+    run.save_json("fidelity", [row._asdict() for row in rows])
+    run.update(kind="fidelity", status="finished", **provenance())
+    return run, rows, scores, exact
+
+
 def kept_scores(
     run: RunDirectory,
     model: Llama,
     calibration: Windows,
-    config: CompareConfig | ScoreConfig,
+    config: CompareConfig | FidelityConfig | ScoreConfig,
     stability: bool,
     track: Track = quiet,
 ) -> Calibrated:

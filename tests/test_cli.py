@@ -44,7 +44,7 @@ def test_help(capsys):
     assert cli.main([]) == 2
 
 
-@pytest.mark.parametrize("command", ["compare", "score", "prune", "evaluate"])
+@pytest.mark.parametrize("command", ["compare", "score", "prune", "evaluate", "fidelity"])
 def test_help_of_a_command_tells_every_field(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -97,6 +97,20 @@ def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_dir
     assert "mlp/down, 1" in text
     assert "prunable" in text
     assert cli.main(["discover", "--help"]) == 0
+
+
+def test_fidelity(options, capsys, tmp_path):
+    words = ["fidelity", *options, *FEW, "--channels-per-layer", "3", "--resamples", "20"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "gate_fisher" in text
+    assert max(map(len, text.splitlines())) <= 100
+    run = tmp_path / "runs" / "fidelity"
+    assert len((run / "ablation.jsonl").read_text().split()) == (2 * 2 + 2 * 3) * 4  # four words a line
+    assert (run / "fidelity.svg").read_text().startswith("<svg")
+    before = (run / "ablation.jsonl").read_bytes()
+    assert cli.main(words) == 0
+    assert (run / "ablation.jsonl").read_bytes() == before, "nothing is ablated twice"
 
 
 class TestBadInput:

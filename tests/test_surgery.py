@@ -190,19 +190,23 @@ def test_runs_of_a_cut_model_join_to_the_kept_units():
 
 
 @pytest.mark.slow
-def test_real_model_masked_equals_cut():
-    """30 % of the units of SmolLM2-135M at random, layers of many widths."""
+def test_real_model_masked_equals_cut(x64):
+    """30 % of the parameters of SmolLM2-135M at random, layers of many widths; in float64.
+
+    Such a model amplifies rounding: in float32 its logits, masked or cut, are up to 1e-2 from those in float64.
+    """
     try:
         model = load_model("smollm2-135m")
     except FileNotFoundError as error:
         pytest.skip(str(error))
+    model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
     existing = existing_units(model.runs)
     scores = {name: np.random.default_rng(3).random(units.shape) for name, units in existing.items()}
     config = SearchConfig(allocation="global", rank_by="score", multiple_of=PerStructure(attention=1, mlp=256))
-    selection = search(scores, unit_costs(discover(model)), existing, 0.3, config)
-    pruned = cut(model, selection.keep)
+    keep = search(scores, unit_costs(discover(model)), existing, 0.3, config).keep
+    pruned = cut(model, keep)
     assert len(pruned.runs) > 3
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, 32), np.int32))
-    masked = np.asarray(forward(model, tokens, masks(selection.keep)))
-    np.testing.assert_allclose(masked, np.asarray(forward(pruned, tokens)), rtol=0, atol=5e-4)
+    masked = np.asarray(forward(model, tokens, masks(keep)))
+    np.testing.assert_allclose(masked, np.asarray(forward(pruned, tokens)), rtol=0, atol=1e-10)
     assert np.abs(masked - np.asarray(forward(model, tokens))).max() > 1

@@ -180,6 +180,12 @@ class RunDirectory:
         write_atomically(path, _dumps(plain(value), indent=1))
         return path
 
+    def save_text(self, filename: str, text: str) -> Path:
+        """Write a text file."""
+        path = self.claim(filename)
+        write_atomically(path, text.encode())
+        return path
+
     def load_json(self, name: str) -> Any:
         """Read the value of `<name>.json`."""
         return _read_json(self.path / f"{name}.json")
