@@ -11,8 +11,10 @@ import pytest
 from hypothesis import strategies as st
 
 from saap_jax.config import PerStructure, SearchConfig
+from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.discovery import discover, unit_costs
-from saap_jax.llama import load_model
+from saap_jax.estimation import make_estimators, observe, score
+from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
 from saap_jax.search import search
 from saap_jax.surgery import cut, keep_from_json, keep_to_json, masks
@@ -210,3 +212,24 @@ def test_real_model_masked_equals_cut(x64):
     masked = np.asarray(forward(model, tokens, masks(keep)))
     np.testing.assert_allclose(masked, np.asarray(forward(pruned, tokens)), rtol=0, atol=1e-10)
     assert np.abs(masked - np.asarray(forward(model, tokens))).max() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_real_model_masked_equals_cut_in_float32(ratio):
+    """What `saap compare` does with SmolLM2-135M: an estimator's keep-set, within 5e-4 (logits reach 40)."""
+    try:
+        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    windows = calibration_windows("builtin:reference", tokenizer, 4, 128, 0)
+    wanda = make_estimators(["wanda"])
+    scores = score(wanda, observe(model, [tuple(windows)], wanda["wanda"].needs), model)["wanda"]
+    config = SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1))
+    keep = search(scores, unit_costs(discover(model)), existing_units(model.runs), ratio, config).keep
+    tokens = jnp.asarray(evaluation_windows("builtin:descriptions", tokenizer, 128, 2).tokens)
+    masked, pruned = forward(model, tokens, masks(keep)), forward(cut(model, keep), tokens)
+    np.testing.assert_allclose(np.asarray(masked), np.asarray(pruned), rtol=0, atol=5e-4)
+    assert (masked.argmax(-1) == pruned.argmax(-1)).all()
+    swapped = {name: np.roll(kept, 1, axis=1) for name, kept in keep.items()}
+    assert np.abs(np.asarray(masked - forward(model, tokens, masks(swapped)))).max() > 1

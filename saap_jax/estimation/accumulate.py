@@ -125,7 +125,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
 def _merge_one(statistic: Statistic, first: Statistics, second: Statistics) -> Any:
     per = ACCUMULATORS[statistic].per
     parts = [part.values[statistic] for part in (first, second)]
-    shapes = [jax.tree.map(lambda x: x.shape[1:] if per is None else x.shape, part) for part in parts]
+    shapes = [[x.shape[1:] if per is None else x.shape for x in jax.tree.leaves(part)] for part in parts]
     if jax.tree.structure(parts[0]) != jax.tree.structure(parts[1]) or shapes[0] != shapes[1]:
         raise ValueError(
             f"merge: statistic {statistic.value} has other shapes in the second part than in the first; "

@@ -47,7 +47,7 @@ class Curvature:
     probes: int = 16
     """Random sign vectors; the error of an estimated entry shrinks as 1/√probes."""
     seed: int = 0
-    attention: Literal["exact", "probes"] = "exact"
+    attention: str = "exact"
     """`exact`: one Hessian-vector product an attention unit; `probes`: estimated like the channels."""
 
     def __post_init__(self) -> None:

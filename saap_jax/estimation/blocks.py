@@ -3,8 +3,6 @@
 All units of a sub-block get its score: they are tied, and depth pruning removes the sub-block as one.
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,7 +26,7 @@ def _direction(x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq em
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def block_influence(*, granularity: Literal["sub_block", "layer"] = "sub_block") -> Estimator:
+def block_influence(*, granularity: str = "sub_block") -> Estimator:
     """Score every unit by 1 - mean cos(in, out) of its sub-block, or of its whole layer.
 
     `sub_block`: the residual stream before and after attention, and before and after the MLP; `layer`: before and

@@ -49,8 +49,8 @@ def refuse_not_finite(
             )
 
 
-def leaves_by_path(tree: Any) -> dict[str, Array]:
-    """Return the arrays of a statistic by path, such as `runs/0/mlp/down` or `mean/attention`."""
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Return the arrays (or abstract ones) of a statistic by path, such as `runs/0/mlp/down` or `mean/attention`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"): x for p, x in leaves}
 

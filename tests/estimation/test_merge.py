@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saap_jax.estimation import Curvature, Statistic, Statistics, merge, observe
-from tests.helpers import dense_model, length_mask, ragged_model, random_tokens
+from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
 LENGTHS = (8, 3, 1, 6, 8)
 TOKENS, MASK = random_tokens(5, 8), length_mask(*LENGTHS, seq=8)
@@ -20,7 +20,7 @@ ALL = frozenset(Statistic)
 @functools.cache
 def parts() -> tuple[Statistics, list[Statistics]]:
     """Return the statistics of the whole text, and those of each example by itself."""
-    model, curvature = ragged_model(), Curvature(probes=2)
+    model, curvature = random_model(spec_of((2, 4), (0, 3))), Curvature(probes=2)
     batches = [(TOKENS[n : n + 1], MASK[n : n + 1]) for n in range(5)]
     # an example of one token predicts nothing, so it cannot be a pass of its own
     alone = [
@@ -55,7 +55,7 @@ def test_counts_and_rows():
     whole, alone = parts()
     both = merge(alone[1], alone[2])
     assert (int(both.examples), int(both.tokens), int(both.seen)) == (3, 7, 10)
-    assert both.values[Statistic.GATE_GRADIENT]["mlp"].shape == (3, 4, 6)
+    assert both.values[Statistic.GATE_GRADIENT]["mlp"].shape == (3, 2, 4)
     np.testing.assert_allclose(both.losses, whole.losses[1:4], rtol=1e-5)
     assert int(whole.seen) == sum(LENGTHS)
 
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused():
         ValueError, match=r"merge: expected the same statistics in both parts, got activation_moments, "
     ):
         merge(first, fewer)
-    other = observe(dense_model(), [(TOKENS, MASK)], ALL, curvature=Curvature(probes=2))
+    other = observe(dense_model(layers=3), [(TOKENS, MASK)], ALL, curvature=Curvature(probes=2))
     for statistic in ALL:
         one, two = (part._replace(values={statistic: part.values[statistic]}) for part in (first, other))
         with pytest.raises(ValueError, match=f"merge: statistic {statistic.value} has other shapes"):

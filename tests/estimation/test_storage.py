@@ -21,10 +21,15 @@ from saap_jax.estimation import (
     storage,
 )
 from saap_jax.llama.model import abstract_llama
-from tests.helpers import dense_model, length_mask, ragged_model, random_tokens
+from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
+WIDTHS = (2, 4), (0, 3)
 WEIGHTS = {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT}
 SCENARIOS = ("builtin:reference", "text:/a/b.txt")
+
+
+def model(seed: int = 0):
+    return random_model(spec_of(*WIDTHS), seed)
 
 
 @functools.cache
@@ -33,7 +38,7 @@ def observed(attention: str = "exact"):
     masks = length_mask(6, 4, 5, seq=6), length_mask(6, 3, seq=6)
     return {
         name: observe(
-            ragged_model(),
+            model(),
             [(random_tokens(len(mask), 6, seed), mask)],
             frozenset(Statistic),
             curvature=Curvature(probes=3, attention=attention),
@@ -50,10 +55,10 @@ def assert_same(first, second) -> None:
 @pytest.mark.parametrize("attention", ["exact", "probes"])
 def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
     path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention))
-    loaded = load_statistics(path, ragged_model(seed=1))
+    loaded = load_statistics(path, model(seed=1))
     assert list(loaded) == list(SCENARIOS)
     assert_same(loaded, observed(attention))
-    assert_same(load_statistics(path, abstract_llama(ragged_model().spec)), loaded)
+    assert_same(load_statistics(path, abstract_llama(model().spec)), loaded)
     with pytest.raises(AssertionError):
         assert_same(
             loaded[SCENARIOS[0]].values[Statistic.BLOCK_CHANGE], loaded[SCENARIOS[1]].values[Statistic.BLOCK_CHANGE]
@@ -65,8 +70,8 @@ def test_every_estimator_scores_the_same_from_a_file(tmp_path):
     path, name = save_statistics(tmp_path / "s", observed()), SCENARIOS[0]
     made = make_estimators(n if n != "gate_hessian" else "gate_hessian(probes=3)" for n in ESTIMATORS)
     assert_same(
-        score(made, load_statistics(path, ragged_model())[name], ragged_model()),
-        score(made, observed()[name], ragged_model()),
+        score(made, load_statistics(path, model())[name], model()),
+        score(made, observed()[name], model()),
     )
 
 
@@ -85,10 +90,10 @@ def test_layout_of_the_file(tmp_path):
 def test_only_some(tmp_path):
     path = save_statistics(tmp_path / "s", observed(), only=frozenset(Statistic) - WEIGHTS)
     assert not any("weight_gradient" in name for name in load_file(path))
-    loaded = load_statistics(path, ragged_model())[SCENARIOS[0]]
+    loaded = load_statistics(path, model())[SCENARIOS[0]]
     assert set(loaded.values) == set(Statistic) - WEIGHTS
     with pytest.raises(ValueError, match="statistic weight_gradient was not observed"):
-        score(make_estimators(["taylor_vector"]), loaded, ragged_model())
+        score(make_estimators(["taylor_vector"]), loaded, model())
     assert path.stat().st_size < save_statistics(tmp_path / "all", observed()).stat().st_size / 2
 
 
@@ -106,27 +111,27 @@ class TestRefuses:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
         for change, message in (
-            ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 4, 6\) for this model, got \(3, 3, 6\)"),
-            ({"other": tensors[name]}, r"tensor other of shape None for this model, got \(3, 4, 6\)"),
+            ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)"),
+            ({"other": tensors[name]}, r"tensor other of shape None for this model, got \(3, 2, 4\)"),
         ):
             save_file({k: np.ascontiguousarray(v) for k, v in {**tensors, **change}.items()}, path, metadata)
             with pytest.raises(ValueError, match=message):
-                load_statistics(path, ragged_model())
+                load_statistics(path, model())
         save_file({k: v for k, v in tensors.items() if k != name}, path, metadata)
-        with pytest.raises(ValueError, match=rf"{name} of shape \(3, 4, 6\) for this model, got None"):
-            load_statistics(path, ragged_model())
+        with pytest.raises(ValueError, match=rf"{name} of shape \(3, 2, 4\) for this model, got None"):
+            load_statistics(path, model())
         save_file(tensors, path, metadata)
-        assert_same(load_statistics(path, ragged_model()), observed())
+        assert_same(load_statistics(path, model()), observed())
 
     def test_other_files(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="expected a file of statistics, found none"):
-            load_statistics(tmp_path / "none", ragged_model())
+            load_statistics(tmp_path / "none", model())
         (tmp_path / "junk").write_bytes(b"no tensors here, but more than eight bytes")
         with pytest.raises(ValueError, match="junk: expected a safetensors file"):
-            load_statistics(tmp_path / "junk", ragged_model())
+            load_statistics(tmp_path / "junk", model())
         save_file({"x": np.zeros(2)}, tmp_path / "model")
         with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 1', got None"):
-            load_statistics(tmp_path / "model", ragged_model())
+            load_statistics(tmp_path / "model", model())
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
