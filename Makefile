@@ -12,7 +12,7 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -m slow

@@ -58,3 +58,6 @@ def tiny_model_directory(tokenizer, tmp_path_factory):
     return save_model(
         random_llama(spec, jax.random.key(0)), tmp_path_factory.mktemp("models") / "tiny", tokenizer=tokenizer
     )
+
+
+collect_ignore_glob = ["goldens/*"]  # generators need torch

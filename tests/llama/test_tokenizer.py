@@ -131,7 +131,12 @@ def test_directories_without_a_tokenizer(tmp_path):
 def test_without_torch_and_without_a_word():
     """In a process that cannot import torch: it works, transformers comes late, and nothing is printed."""
     script = (
-        "import sys; sys.modules['torch'] = None\n"
+        "import importlib.abc, sys\n"
+        "class NoTorch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
         "from saap_jax.llama import load_tokenizer\n"
         "assert 'transformers' not in sys.modules\n"
         "assert load_tokenizer('smollm2-135m').encode('is 1') == [271, 216, 33]\n"
