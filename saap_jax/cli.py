@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
+from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, ModelConfig, PruneConfig, ScoreConfig
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -93,20 +93,16 @@ def compare(words: list[str]) -> None:
 
 def discover(words: list[str]) -> None:
     """Run `saap discover`."""
-    positional, rest = _split(words)
-    config, _ = _parse("discover", EvaluateConfig(), [])
-    if rest:
-        if set(rest) & {"-h", "--help"}:
-            console.print("usage: saap discover [MODEL]\n\nPrint the coupled structures of a model.", markup=False)
-            return
+    if set(words) & {"-h", "--help"}:
+        console.print("usage: saap discover [MODEL]\n\nPrint the coupled structures of a model.", markup=False)
+        return
+    if len(words) > 1 or (words and words[0].startswith("-")):
         raise UsageError(f"discover: expected one model, got {' '.join(words)}")
-    if len(positional) > 1:
-        raise UsageError(f"discover: expected one model, got {len(positional)}: {' '.join(positional)}")
     from saap_jax.discovery import count_parameters, prunable_parameters
     from saap_jax.discovery import discover as structures_of
     from saap_jax.llama import load_model
 
-    name = positional[0] if positional else config.models[0]
+    name = words[0] if words else ModelConfig().name
     model = load_model(name)
     structures = structures_of(model)
     table = Table(title=f"coupled structures of {name}", title_justify="left")
