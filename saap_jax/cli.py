@@ -274,7 +274,7 @@ def _tracker() -> Iterator[Callable[[str, Iterable[Any], int], Iterator[Any]]]:
         def track(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
             start = time.perf_counter()
             if not console.is_terminal:
-                console.print(f"{doing}: {total} steps", markup=False)
+                console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
             yield from progress.track(items, total=total, description=doing)
             if not console.is_terminal:
                 console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)

@@ -28,6 +28,7 @@ from saap_jax.pipeline import (
     perplexity,
     quiet,
     select_units,
+    step,
 )
 from saap_jax.report import RunDirectory, provenance, write_report
 from saap_jax.surgery import cut, keep_to_json
@@ -45,10 +46,10 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run
-    with run.stage("load"):
+    with run.stage("load"), step(track, "load the model"):
         model = load_model(config.model.name, config.model.dtype)
         tokenizer = load_tokenizer(config.model.name)
-    with run.stage("text"):
+    with run.stage("text"), step(track, "tokenise the texts"):
         calibration = calibration_of(config.calibration, tokenizer)
         texts = evaluation_texts(config, tokenizer)
     equal: Scores = {name: np.ones(units.shape) for name, units in existing_units(model.runs).items()}
@@ -60,7 +61,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         scores = kept_scores(run, model, calibration, config, config.search.allocation == "adaptive", track)
     with run.stage("evaluate"):
         _evaluate_candidates(config, run, model, texts, scores, track)
-    with run.stage("cut"):
+    with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, texts, scores)
     run.update(status="finished")
     write_report(run.path)

@@ -6,6 +6,7 @@ The first half are the few functions that a Python session needs, the second hal
 `saap evaluate` run. The comparison of estimators is in `comparison`.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -54,6 +55,15 @@ Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
     """Show no progress."""
     return iter(items)
+
+
+@contextlib.contextmanager
+def step(track: Track, doing: str) -> Iterator[None]:
+    """Show a step that cannot be counted as one item of work."""
+    items = track(doing, [None], 1)
+    next(items)
+    yield
+    next(items, None)
 
 
 # --- what a Python session needs -----------------------------------------------------------------
