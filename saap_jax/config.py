@@ -225,6 +225,8 @@ class EvaluationConfig:
         _at_least("evaluation.windows", self.windows, 0)
         _at_least("evaluation.length", self.length, 2)
         _at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.in_domain == self.out_of_domain:
+            raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

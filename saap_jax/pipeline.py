@@ -2,8 +2,8 @@
 
     load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> cut (2d) -> save
 
-The first half are the few functions that a Python session needs, the second half what `saap score`, `saap prune` and
-`saap evaluate` run. The comparison of estimators is in `comparison`.
+The first half are the few functions that a Python session needs, the second half what `saap score`, `saap prune`,
+`saap evaluate` and `saap fidelity` run. The comparison of estimators is in `comparison`.
 """
 
 import contextlib

@@ -32,6 +32,10 @@ def test_the_default_is_json():
         (lambda: c.EvaluationConfig(windows=-1), "evaluation.windows: expected at least 0, got -1"),
         (lambda: c.EvaluationConfig(length=1), "evaluation.length: expected at least 2, got 1"),
         (lambda: c.EvaluationConfig(batch_size=0), "evaluation.batch_size: expected at least 1, got 0"),
+        (
+            lambda: c.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
+            "another text than in_domain, got 'a.txt'",
+        ),
         (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
         (lambda: c.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
     ],
