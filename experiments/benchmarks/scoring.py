@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 import saap_jax
+from saap_jax.calibration import calibrate
 from saap_jax.config import EstimationConfig
 from saap_jax.llama.model import Llama
-from saap_jax.pipeline import calibrate
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     product = jax.jit(jnp.matmul)
 
     def score(names: tuple[str, ...]) -> Callable[[], object]:
-        return lambda: calibrate(model, windows, names, batch_size=arguments.batch, remat=arguments.remat).scores
+        return lambda: calibrate(model, windows, names, batch_size=arguments.batch, remat=arguments.remat)
 
     jobs = {name: score(names) for name, names in variants.items()} | {"matmul": lambda: product(matrix, matrix)}
     seconds = take_turns(jobs, arguments.repeats)

@@ -25,8 +25,31 @@ def weighted_variance(
     square: Float[Array, "layers units coordinates"],
 ) -> Float[Array, "layers units"]:
     """Σ_c Var(a_c) · ‖W_out[c]‖² over a unit's coordinates c."""
-    variance = jnp.maximum(square - jnp.square(mean), 0)
-    return jnp.einsum("lucd,luc->lu", jnp.square(weight), variance)
+    return jnp.sum(coordinate_variance(weight, mean, square), axis=-1)
+
+
+def coordinate_variance(
+    weight: Float[Array, "layers units coordinates embed"],
+    mean: Float[Array, "layers units coordinates"],
+    square: Float[Array, "layers units coordinates"],
+) -> Float[Array, "layers units coordinates"]:
+    """Var(a_c) · ‖W_out[c]‖² of each coordinate c."""
+    return jnp.maximum(square - jnp.square(mean), 0) * jnp.sum(jnp.square(weight), axis=-1)
+
+
+def standardized_variance(
+    weight: Float[Array, "layers units coordinates embed"],
+    mean: Float[Array, "layers units coordinates"],
+    square: Float[Array, "layers units coordinates"],
+) -> Float[Array, "layers units"]:
+    """Mean over a unit's coordinates c of (f_c - mean f) / std f, with f_c = Var(a_c) · ‖W_out[c]‖².
+
+    Mean and std (divisor n - 1) are those of all n coordinates of a layer.
+    """
+    f = coordinate_variance(weight, mean, square)
+    center = jnp.nanmean(f, axis=(1, 2), keepdims=True)
+    spread = jnp.nanstd(f, axis=(1, 2), keepdims=True, ddof=1)
+    return jnp.mean(jnp.where(spread > 0, (f - center) / spread, jnp.where(jnp.isnan(f), f, 0)), axis=-1)
 
 
 def used(activation: Float[Array, "batch seq units coordinates"], multiple: float) -> Bool[Array, "batch seq units"]:
@@ -53,16 +76,21 @@ def wanda() -> Estimator:
     return Estimator(frozenset({Statistic.ACTIVATION_MOMENTS}), score)
 
 
-def fluctuation() -> Estimator:
+def fluctuation(*, standardize: bool = False) -> Estimator:
     """Score a unit by Var(a) · ‖W_out‖², summed over its coordinates.
 
+    With `standardize` the coordinates of each layer and structure get mean 0 and deviation 1 first, and their mean is
+    the score: what FLAP ranks over all layers (allocation `global`, `rank_by="score"`). Such scores have either sign.
+
     Source: FLAP (arXiv:2312.11983), WIFV, equation 3. Deviations: the population variance over all tokens (FLAP uses
-    the sample variance of batches), and a head's coordinates are summed (FLAP averages them: a constant factor).
+    the sample variance of batches), and without `standardize` a head's coordinates are summed (FLAP averages them: a
+    constant factor).
     """
+    formula = standardized_variance if standardize else weighted_variance
 
     def score(statistics: Statistics, params: Llama) -> Scores:
         moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
-        return score_writers(weighted_variance, params, moments.mean, moments.square)
+        return score_writers(formula, params, moments.mean, moments.square)
 
     return Estimator(frozenset({Statistic.ACTIVATION_MOMENTS}), score)
 

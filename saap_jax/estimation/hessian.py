@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import Curvature, Estimator, GateHessian, Statistic, Statistics
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.llama.runs import existing_units, ones_gates
+from saap_jax.llama.runs import existing_units
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4
@@ -93,13 +93,14 @@ def hessian_step(
     total: GateHessian,
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
+    gates: Gates,
     *,
     curvature: Curvature,
     remat: Remat,
 ) -> GateHessian:
-    """Add the derivatives of one microbatch's summed loss to `total`."""
+    """Add the derivatives of one microbatch's summed loss, at `gates`, to `total`."""
     dtype = at_least_float32(model.embedding.dtype)
-    gates = {name: gate.astype(dtype) for name, gate in ones_gates(model.runs).items()}
+    gates = {name: gate.astype(dtype) for name, gate in gates.items()}
     zeros = jax.tree.map(jnp.zeros_like, gates)
 
     def loss(gates: Gates) -> Float[Array, ""]:

@@ -34,6 +34,7 @@ def observe(
     batches: Iterable[Batch],
     needs: frozenset[Statistic],
     *,
+    gates: Gates | None = None,
     curvature: Curvature | None = None,
     remat: Remat = "dots",
     progress: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
@@ -42,6 +43,7 @@ def observe(
 
     Args:
         batches: (tokens, mask) pairs, all of one shape; padding tokens on the right, padding rows at the very end.
+        gates: where the model is observed, `[layers, units]` a structure: at masks, it is a pruned model; None: all 1.
         curvature: how the gate Hessian is observed, if it is needed; see `curvature_of`.
         remat: what the backward pass recomputes, see `saap_jax.llama.model.Remat`.
         progress: wraps the batches, to show progress.
@@ -52,13 +54,13 @@ def observe(
     """
     batches = list(batches)
     _check_batches(batches)
-    statistics = _observe(model, batches, needs, curvature or Curvature(), remat, progress)
+    statistics = _observe(model, batches, needs, gates, curvature or Curvature(), remat, progress)
 
     def alone(example: int, statistic: Statistic) -> Any:
         batch, row = divmod(example, len(batches[0][0]))
         tokens, mask = batches[batch]
         one = (tokens[row : row + 1], mask[row : row + 1])
-        return _observe(model, [one], frozenset({statistic}), Curvature(probes=1), remat, iter).values[statistic]
+        return _observe(model, [one], frozenset({statistic}), gates, Curvature(probes=1), remat, iter).values[statistic]
 
     refuse_not_finite(statistics, model, batches, alone)
     return statistics
@@ -76,20 +78,24 @@ def _observe(
     model: Llama,
     batches: list[Batch],
     needs: frozenset[Statistic],
+    gates: Gates | None,
     curvature: Curvature,
     remat: Remat,
     progress: Callable[[Iterable[Batch]], Iterator[Batch]],
 ) -> Statistics:
     size = len(batches[0][0])
+    gates = ones_gates(model.runs) if gates is None else gates
     plan = Plan(size * len(batches), curvature)
     state = {need: ACCUMULATORS[need].init(model, plan) for need in sorted(needs)}
     hessian = state.pop(Statistic.GATE_HESSIAN, None)
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(index * size, jnp.int32)
-        state, losses = observe_step(model, state, losses, tokens, mask, position, needs=frozenset(state), remat=remat)
+        state, losses = observe_step(
+            model, state, losses, tokens, mask, position, gates, needs=frozenset(state), remat=remat
+        )
         if hessian is not None:
-            hessian = hessian_step(model, hessian, tokens, mask, curvature=curvature, remat=remat)
+            hessian = hessian_step(model, hessian, tokens, mask, gates, curvature=curvature, remat=remat)
         jax.block_until_ready((losses, hessian))  # so that progress tells the truth
     masks = np.concatenate([mask for _, mask in batches])
     if hessian is not None:
@@ -111,6 +117,7 @@ def observe_step(
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
     position: Int[Array, ""],
+    gates: Gates,
     *,
     needs: frozenset[Statistic],
     remat: Remat,
@@ -119,7 +126,7 @@ def observe_step(
 
     def step(carry: tuple[dict[Statistic, Any], Array], part: tuple[Array, Array, Array]) -> tuple[Any, None]:
         (state, losses), (tokens, mask, position) = carry, part
-        new, means = contributions(model, tokens, mask, needs, remat)
+        new, means = contributions(model, tokens, mask, gates, needs, remat)
         state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
         return (state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), None
 
@@ -133,6 +140,7 @@ def contributions(
     model: Llama,
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
+    gates: Gates,
     needs: frozenset[Statistic],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
@@ -142,15 +150,15 @@ def contributions(
     """
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
-    gates = {n: jnp.ones((len(tokens), *g.shape), dtype) for n, g in ones_gates(model.runs).items()}
+    examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
 
-    def summed_loss(model: Llama, gates: Gates | None) -> tuple[Array, tuple[Array, list]]:
+    def summed_loss(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
         sums, observed = next_token_losses(model, tokens, mask, gates, observe=observer(needs, mask), remat=remat)
         return jnp.sum(sums), (sums, observed)
 
     on_weights = bool(needs & {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
     on_gates = Statistic.GATE_GRADIENT in needs
-    inputs = (model, gates if on_gates else None)
+    inputs = (model, examples_gates if on_gates else gates)
     argnums = (0,) * on_weights + (1,) * on_gates
     if argnums:
         gradients, (sums, observed) = jax.grad(summed_loss, argnums=argnums, has_aux=True)(*inputs)

@@ -130,6 +130,25 @@ def test_fluctuation(toy):
     assert_scores(scores_of("fluctuation", toy), by_hand)
 
 
+def test_fluctuation_standardised_as_flap_does(toy):
+    """By loops: the coordinates of a layer to mean 0 and deviation 1, then averaged to units."""
+    scores = scores_of("fluctuation(standardize=True)", toy)
+    for structure, values in scores.items():
+        for layer in range(values.shape[0]):
+            units = np.flatnonzero(np.isfinite(np.asarray(values[layer])))
+            each = [
+                [(square - mean**2) * sum(w**2 for w in row) for row, mean, square in written(toy, structure, layer, u)]
+                for u in units
+            ]
+            if not each:
+                continue
+            flat = np.concatenate(each)
+            by_hand = [((np.array(f) - flat.mean()) / flat.std(ddof=1)).mean() for f in each]
+            np.testing.assert_allclose(np.asarray(values[layer])[units], by_hand, rtol=1e-4, atol=1e-5)
+            assert abs(np.mean(by_hand)) < 1e-6
+    assert any(bool(jnp.any(values < 0)) for values in scores.values())
+
+
 def test_variance_lost_to_rounding_is_zero(toy):
     """mean a² - (mean a)² may come out below zero; a score may not."""
     model, statistics = toy

@@ -8,9 +8,11 @@ from safetensors.numpy import load_file, save_file
 
 from saap_jax.discovery import Member, discover, parameters_by_path, unit_view
 from saap_jax.estimation import Statistic, make_estimator, observe, score
+from saap_jax.estimation.base import Curvature
 from saap_jax.estimation.observe import ACCUMULATORS, observe_step
 from saap_jax.llama import load_model, save_model
-from saap_jax.llama.runs import join_runs, ones_gates
+from saap_jax.llama.runs import existing_units, join_runs, ones_gates
+from saap_jax.surgery import cut, masks
 from saap_jax.types import STRUCTURES
 from tests.helpers import (
     changed,
@@ -19,6 +21,7 @@ from tests.helpers import (
     length_mask,
     losses_of,
     ragged_model,
+    random_keep,
     random_tokens,
     reference,
     reference_losses,
@@ -265,3 +268,38 @@ def test_gradient_tree_is_like_the_model():
     assert {p: v.shape for p, v in parameters_by_path(gradient).items()} == {
         p: v.shape for p, v in parameters_by_path(model).items()
     }
+
+
+def test_a_masked_model_is_observed_as_the_cut_one(x64):
+    """What remains of a masked model has the statistics of the model that the cut leaves."""
+    model = dense_model(layers=3, dtype=np.float64)
+    keep = random_keep(existing_units(model.runs), 0.6, seed=1)
+    pruned = cut(model, keep)
+    needs = frozenset(Statistic) - {Statistic.ACTIVATION_USAGE}  # relative to the other units of its layer
+    curvature = Curvature(probes=1)
+    masked = observe(model, batched(), needs, gates=masks(keep), curvature=curvature)
+    small = observe(pruned, batched(), needs, curvature=curvature)
+    whole = observe(model, batched(), needs, curvature=curvature)
+    np.testing.assert_allclose(masked.losses, small.losses, rtol=1e-9)
+    assert not np.allclose(whole.losses, small.losses, rtol=1e-3)
+    for name in STRUCTURES:
+        for layer, kept in enumerate(keep[name]):
+            expected = small.of(Statistic.GATE_GRADIENT)[name][:, layer, : kept.sum()]
+            np.testing.assert_allclose(
+                masked.of(Statistic.GATE_GRADIENT)[name][:, layer, kept], expected, rtol=1e-7, atol=1e-12
+            )
+            if name == "attention":
+                np.testing.assert_allclose(
+                    masked.of(Statistic.GATE_HESSIAN).exact[name][layer, kept],
+                    small.of(Statistic.GATE_HESSIAN).exact[name][layer, : kept.sum()],
+                    rtol=1e-7,
+                    atol=1e-12,
+                )
+    for needed in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+        assert_trees_close(cut(masked.of(needed), keep), small.of(needed), rtol=1e-7, atol=1e-12)
+    formulas = {name: make_estimator(name) for name in ("taylor_element_second", "gate_fisher")}
+    for name, scores in score(formulas, masked, model).items():
+        for structure in STRUCTURES:
+            expected = score(formulas, small, pruned)[name][structure]
+            for row, kept, want in zip(scores[structure], keep[structure], expected, strict=True):
+                np.testing.assert_allclose(row[kept], want[: kept.sum()], rtol=1e-6, atol=1e-14, err_msg=name)

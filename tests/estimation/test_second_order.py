@@ -11,6 +11,7 @@ from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.runs import ones_gates
 from tests.helpers import (
     changed,
     dense_model,
@@ -113,7 +114,7 @@ class TestCost:
     def lowered(self, needs):
         state = {need: ACCUMULATORS[need].init(self.model, Plan(4)) for need in needs}
         position = jnp.asarray(0, jnp.int32)
-        arguments = (self.model, state, jnp.zeros(4), *self.batch, position)
+        arguments = (self.model, state, jnp.zeros(4), *self.batch, position, ones_gates(self.model.runs))
         return observe_step.lower(*arguments, needs=frozenset(needs), remat="none").compile()
 
     def flops(self, needs) -> float:

@@ -76,7 +76,7 @@ def test_causality(position):
 def test_right_padding_changes_nothing_before_it():
     model = dense_model()
     padded = np.pad(TOKENS, ((0, 0), (0, 4)))
-    np.testing.assert_allclose(logits(model, padded)[:, :7], logits(model), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(logits(model, padded)[:, :7], logits(model), rtol=0, atol=5e-6)
 
 
 def test_rematerialisation_keeps_gradients():
