@@ -124,12 +124,21 @@ def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = _configure("score", ScoreConfig, words, overwrite=True)
     from saap_jax import pipeline
+    from saap_jax.report.fusion import rich_fusions
+    from saap_jax.report.patterns import rich_patterns
+    from saap_jax.report.score_page import find_patterns
     from saap_jax.report.scores import rank_table
 
     with _tracker() as track:
-        run, scores = pipeline.score_run(config, overwrite=options.overwrite, track=track)
-    console.print(rank_table(scores))
-    console.print(f"scores: {run.path / 'scores.npz'}", markup=False)
+        run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
+    for scenario, scores in calibrated.scenarios.items():
+        console.print(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
+    if any(run.record["fusions"].values()):
+        console.print(rich_fusions(run.record["fusions"]))
+    if found := find_patterns(run.record, calibrated.scenarios):
+        for structure in found.structures:
+            console.print(rich_patterns(found, structure))
+    console.print(f"report: {run.path / 'report.html'}   scores: {run.path / 'scores.npz'}", markup=False)
 
 
 def prune(words: list[str]) -> None:

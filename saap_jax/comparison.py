@@ -11,28 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.calibration import Calibrated, Track, check_estimators, check_scenarios, kept_scores, quiet, scenarios_of
 from saap_jax.config import CompareConfig
-from saap_jax.data import Windows, check_disjoint, evaluation_windows
+from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
-from saap_jax.pipeline import (
-    Calibrated,
-    Track,
-    calibration_of,
-    check_estimators,
-    kept_parameters,
-    kept_scores,
-    perplexity,
-    quiet,
-    select_units,
-    step,
-)
+from saap_jax.pipeline import kept_parameters, perplexity, select_path, select_units, step
 from saap_jax.report import RunDirectory, provenance, write_report
 from saap_jax.surgery import cut, keep_to_json
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import STRUCTURES, Keep, Scores
 
 
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -42,7 +32,9 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         ValueError: bad input, or a cut model whose perplexity is not that of the masked one.
     """
     check_estimators(config.estimation.estimators, config.fusion)
-    check_disjoint([config.calibration.source], [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    check_scenarios(config.calibration, config.search)
+    sources = [parse_scenario(text).source for text in config.calibration.scenarios]
+    check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run
@@ -50,7 +42,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         model = load_model(config.model.name, config.model.dtype)
         tokenizer = load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
-        calibration = calibration_of(config.calibration, tokenizer)
+        calibration = scenarios_of(config.calibration, tokenizer)
         texts = evaluation_texts(config, tokenizer)
     equal: Scores = {name: np.ones(units.shape) for name, units in existing_units(model.runs).items()}
     for ratio in config.ratios:  # an impossible budget is refused before any time is spent
@@ -58,11 +50,14 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     run.begin()
     run.update(**_about(config, model, list(texts)))
     with run.stage("score"):
-        scores = kept_scores(run, model, calibration, config, config.search.allocation == "adaptive", track)
+        adaptive = config.search.allocation == "adaptive"
+        scores = kept_scores(run, model, calibration, config, stability=adaptive, track=track)
+    with run.stage("search"):
+        keeps = kept_units(config, run, model, calibration, scores, track)
     with run.stage("evaluate"):
-        _evaluate_candidates(config, run, model, texts, scores, track)
+        _evaluate_candidates(config, run, model, texts, keeps, track)
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, tokenizer, texts, scores)
+        _cut_best(config, run, model, tokenizer, texts, keeps)
     run.update(status="finished")
     write_report(run.path)
     return run
@@ -105,44 +100,84 @@ def _about(config: CompareConfig, model: Llama, metrics: list[str]) -> dict[str,
     }
 
 
+def kept_units(
+    config: CompareConfig,
+    run: RunDirectory,
+    model: Llama,
+    calibration: dict[str, Windows],
+    calibrated: Calibrated,
+    track: Track = quiet,
+) -> dict[str, Keep]:
+    """Return which units each candidate keeps, as the run's `keeps.npz` holds them, or search and keep them.
+
+    Searching takes a moment, but with `rescore_every` some passes over the text an estimator; so an estimator's
+    keep-sets are written as soon as they are known.
+    """
+    path = run.path / "keeps.npz"
+    arrays = run.load_arrays("keeps") if path.exists() else {}
+    for name in config.estimation.estimators:
+        if all(f"{candidate_name(name, ratio)}/{STRUCTURES[-1]}" in arrays for ratio in config.ratios):
+            continue
+        selections = select_path(
+            model,
+            calibrated,
+            calibration,
+            name,
+            config.ratios,
+            config.search,
+            fusion=config.fusion,
+            batch_size=config.calibration.batch_size,
+            remat=config.estimation.remat,
+            track=track,
+        )
+        for ratio, selection in selections.items():
+            arrays |= {f"{candidate_name(name, ratio)}/{part}": kept for part, kept in selection.keep.items()}
+        if config.search.rescore_every is not None:
+            run.save_arrays("keeps", arrays)
+    if not path.exists():
+        run.save_arrays("keeps", arrays)
+    keeps: dict[str, Keep] = {}
+    for key, kept in arrays.items():
+        candidate, _, part = key.rpartition("/")
+        keeps.setdefault(candidate, {})[part] = kept
+    return keeps
+
+
 def _evaluate_candidates(
     config: CompareConfig,
     run: RunDirectory,
     model: Llama,
     texts: dict[str, Windows],
-    calibrated: Calibrated,
+    keeps: dict[str, Keep],
     track: Track,
 ) -> None:
     """Evaluate the dense model and each candidate that the run does not hold yet; append as they finish."""
     size = config.evaluation.batch_size
     done = {candidate["candidate"] for candidate in run.candidates()}
     todo: list[tuple[str, float] | None] = [None] if "dense" not in run.record else []
-    chosen = {
-        (name, ratio): select_units(model, calibrated.scores[name], ratio, config.search, calibrated.stability)
-        for ratio in config.ratios
-        for name in config.estimation.estimators
-    }
-    todo += [pair for pair in chosen if candidate_name(*pair) not in done]
+    pairs = [(name, ratio) for ratio in config.ratios for name in config.estimation.estimators]
+    todo += [pair for pair in pairs if candidate_name(*pair) not in done]
+    prunable = prunable_parameters(discover(model))
     for pair in track("evaluate dense model and candidates", todo, len(todo)):
         start = time.perf_counter()
-        keep = None if pair is None else chosen[pair].keep
+        keep = None if pair is None else keeps[candidate_name(*pair)]
         ppl = {name: perplexity(model, windows, keep, batch_size=size) for name, windows in texts.items()}
         seconds = time.perf_counter() - start
-        if pair is None:
+        if pair is None or keep is None:
             run.update(dense={"ppl": ppl, "parameters": count_parameters(model), "seconds": seconds})
             continue
-        selection = chosen[pair]
+        parameters = kept_parameters(model, keep)
         run.append(
             {
                 "candidate": candidate_name(*pair),
                 "estimator": pair[0],
                 "allocation": config.search.allocation,
-                "ratio_asked": selection.asked,
-                "ratio_actual": selection.actual,
-                "parameters": kept_parameters(model, selection.keep),
+                "ratio_asked": pair[1],
+                "ratio_actual": (count_parameters(model) - parameters) / prunable,
+                "parameters": parameters,
                 "ppl": ppl,
                 "seconds": seconds,
-                "kept": {name: selection.keep[name].sum(axis=1) for name in STRUCTURES},
+                "kept": {name: keep[name].sum(axis=1) for name in STRUCTURES},
             }
         )
 
@@ -160,12 +195,11 @@ def _cut_best(
     model: Llama,
     tokenizer: Any,
     texts: dict[str, Windows],
-    calibrated: Calibrated,
+    keeps: dict[str, Keep],
 ) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
     best = best_candidate(run, config.best_ratio)
-    scores = calibrated.scores[best["estimator"]]
-    keep = select_units(model, scores, config.best_ratio, config.search, calibrated.stability).keep
+    keep = keeps[best["candidate"]]
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not directory.exists():

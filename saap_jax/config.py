@@ -14,6 +14,8 @@ RankBy = Literal["score", "score_per_parameter"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
 ScenarioReduction = Literal["mean", "max", "min_rank"]
+StabilityOver = Literal["examples", "scenarios"]
+KeepStatistics = Literal["all", "small", "none"]
 
 
 def check_run_name(name: str) -> None:
@@ -70,10 +72,11 @@ class ModelConfig:
 class CalibrationConfig:
     """On which text importance is estimated."""
 
-    source: str = "builtin:reference"
-    """Text source: `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
+    scenarios: tuple[str, ...] = ("builtin:reference",)
+    """One text source or more, whose scores are kept apart: `SOURCE` or `NAME=SOURCE`, where SOURCE is
+    `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
     examples: int = 32
-    """Windows drawn at random."""
+    """Windows drawn at random from each scenario."""
     length: int = 128
     """Tokens a window."""
     batch_size: int = 8
@@ -82,6 +85,8 @@ class CalibrationConfig:
     """Seed of the windows drawn."""
 
     def __post_init__(self) -> None:
+        if not self.scenarios:
+            raise ValueError("calibration.scenarios: expected at least one text source, got none")
         _at_least("calibration.examples", self.examples, 1)
         _at_least("calibration.length", self.length, 2)
         _at_least("calibration.batch_size", self.batch_size, 1)
@@ -102,7 +107,7 @@ class EstimationConfig:
         "fluctuation",
     )
     """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
-    or more, `saap` those that `fusion.estimators` names."""
+    or more, `saap` those that `fusion.estimators` names; `a/b` scores attention by a and MLP by b."""
     remat: Remat = "dots"
     """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
 
@@ -154,8 +159,9 @@ class FusionConfig:
 class SearchConfig:
     """How a budget is shared between layers and structures.
 
-    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)`; FLAP (AL-AM) is `global` with
-    `rank_by="score"` and `normalize="layer_zscore"` on the scores of `fluctuation`.
+    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)` on the scores of
+    `taylor_element_second`; FLAP (AL-AM) is `global` with `rank_by="score"` on those of
+    `fluctuation(standardize=True)`.
     """
 
     allocation: Allocation = "uniform"
@@ -167,6 +173,11 @@ class SearchConfig:
     """Before ranking: `layer_zscore` standardises within layer and structure; `structure_mean` divides by the mean."""
     stability_weight: float = 0.25
     """λ of `adaptive`. Above 0 keeps what matters only sometimes; below 0 removes it."""
+    stability_over: StabilityOver = "examples"
+    """What importance has to be stable over: examples, or the calibration scenarios (two or more)."""
+    scenario_reduction: ScenarioReduction = "mean"
+    """How the scores of several scenarios become one: `mean`, `max` (what any of them needs is kept), or `min_rank`
+    (the best rank: the same free of units)."""
     attention_share: float | None = None
     """Share of the removed parameters that comes from attention; None: the ranking decides."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
@@ -177,6 +188,9 @@ class SearchConfig:
     """Layers left alone; negative numbers count from the end."""
     multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
     """Kept widths of pruned layers are multiples of these."""
+    rescore_every: float | None = None
+    """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
+    pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
     solver: Solver = "greedy"
@@ -186,6 +200,8 @@ class SearchConfig:
         _check_choices("search", self)
         if not math.isfinite(self.stability_weight):
             raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
+        if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:
+            raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {self.rescore_every}")
         if self.attention_share is not None:
             _share("search.attention_share", self.attention_share)
         if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
@@ -256,8 +272,22 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PatternsConfig:
+    """Which units are unimportant in every scenario?"""
+
+    importance: str = ""
+    """The estimator that says what is important; empty: the first that is neither random nor a usage frequency, and
+    differs between scenarios."""
+    share: float = 0.2
+    """Units of each structure that count as unimportant in a scenario: those of the lowest scores."""
+
+    def __post_init__(self) -> None:
+        _share("patterns.share", self.share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Score every unit and keep the scores: `scores.npz` and `run.json` in a run directory."""
+    """Score every unit; keep scores, statistics and a report in a run directory."""
 
     name: str = "score"
     """Name of the run, a directory below `runs`."""
@@ -265,11 +295,18 @@ class ScoreConfig:
     calibration: CalibrationConfig = CalibrationConfig()
     estimation: EstimationConfig = EstimationConfig()
     fusion: FusionConfig = FusionConfig()
+    from_run: str = ""
+    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read."""
+    keep_statistics: KeepStatistics = "all"
+    """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
+    squared, each take as much space as the model in float32."""
+    patterns: PatternsConfig = PatternsConfig()
     runs: str = "runs"
     """Directory of all runs."""
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
+        check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,7 +320,7 @@ class PruneConfig:
     ratio: float = 0.2
     """Share of the prunable parameters to remove."""
     from_run: str = ""
-    """A run directory whose scores are used; empty: score now."""
+    """A run directory whose scores, or else statistics, are used; empty: score now."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     remat: Remat = "dots"

@@ -8,25 +8,31 @@ The first half are the few functions that a Python session needs, the second hal
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    EvaluateConfig,
-    FidelityConfig,
-    FusionConfig,
-    PruneConfig,
-    ScoreConfig,
-    SearchConfig,
+from saap_jax.calibration import (
+    Calibrated,
+    Track,
+    calibrate,
+    check_estimators,
+    check_scenarios,
+    kept_scores,
+    pairs,
+    quiet,
+    read_scores,
+    rescored,
+    save_scores,
+    scenarios_of,
+    statistics_path,
 )
-from saap_jax.data import Windows, batches, calibration_windows, evaluation_windows
+from saap_jax.config import EvaluateConfig, FidelityConfig, FusionConfig, PruneConfig, ScoreConfig, SearchConfig
+from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
-from saap_jax.estimation import Statistic, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.ablation import (
     Unit,
     ablate,
@@ -35,26 +41,16 @@ from saap_jax.estimation.ablation import (
     changes_to_scores,
     sample_units,
 )
-from saap_jax.estimation.observe import curvature_of
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.evaluation.perplexity import metric_name, window_losses
-from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.report import RunDirectory, provenance, read_run
+from saap_jax.report.scores import write_scores
 from saap_jax.search import Selection, search
-from saap_jax.stability import fluctuation_of, stability_indicator
 from saap_jax.surgery import cut, masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
-
-Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
-"""Wraps an iterable, to show progress: (what is being done, items, how many)."""
-
-
-def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Show no progress."""
-    return iter(items)
 
 
 @contextlib.contextmanager
@@ -69,96 +65,105 @@ def step(track: Track, doing: str) -> Iterator[None]:
 # --- what a Python session needs -----------------------------------------------------------------
 
 
-class Calibrated(NamedTuple):
-    """What one pass over the calibration text tells of every unit."""
-
-    scores: dict[str, Scores]
-    """`{estimator: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}`, larger = more important."""
-    stability: Scores | None
-    """Stability indicator ASI over examples, of |∂ℒ_n/∂g|; None where gate gradients were not observed."""
-    fusions: dict[str, Fused]
-    """Of the estimators that are fusions of others: how the fused scores came about."""
-
-
-def calibrate(
-    model: Llama,
-    windows: Windows,
-    estimators: Iterable[str],
-    *,
-    fusion: FusionConfig | None = None,
-    stability: bool = False,
-    batch_size: int = 8,
-    remat: Remat = "dots",
-    track: Track = quiet,
-) -> Calibrated:
-    """Score every unit of a model by every estimator named, from one pass over the calibration windows.
-
-    Args:
-        estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
-            and `saap` those that `fusion` names.
-        fusion: how scores are fused.
-        stability: observe what the stability indicator needs, even if no estimator does.
-    """
-    estimators, fusion = tuple(estimators), fusion or FusionConfig()
-    members = {name: fusion_members(name, fusion) for name in estimators}
-    made = make_estimators(dict.fromkeys(member for names in members.values() for member in names))
-    needs = union_of_needs(made.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
-    pairs = _pairs(windows, batch_size)
-    statistics = observe(
-        model,
-        pairs,
-        needs,
-        curvature=curvature_of(made.values()),
-        remat=remat,
-        progress=lambda items: track("observe the calibration text", items, len(pairs)),
-    )
-    scores = score(made, statistics, model)
-    examples: PerExample = {}
-    if Statistic.GATE_GRADIENT in needs:
-        gradients = statistics.of(Statistic.GATE_GRADIENT)
-        examples = {n: np.where(existing_units(model.runs)[n], np.abs(g), np.nan) for n, g in gradients.items()}
-    fusions = {
-        name: fuse(
-            {member: scores[member] for member in names},
-            fusion.method,
-            fusion.scope,
-            fusion.scope_constant,
-            {"gate_taylor": examples} if examples else None,
-        )
-        for name, names in members.items()
-        if len(names) > 1
-    }
-    indicator = stability_indicator(fluctuation_of(examples)) if len(statistics.losses) > 1 and examples else None
-    return Calibrated({n: fusions[n].scores if n in fusions else scores[n] for n in estimators}, indicator, fusions)
-
-
-def fusion_members(name: str, fusion: FusionConfig) -> tuple[str, ...]:
-    """Return the estimators that a name stands for: itself, or the parts of a fusion (`a+b`, `saap`).
-
-    >>> fusion_members("gate_taylor+taylor_element", FusionConfig())
-    ('gate_taylor', 'taylor_element')
-    """
-    return fusion.estimators if name == "saap" else tuple(part.strip() for part in name.split("+"))
-
-
 def score_units(
     model: Llama, windows: Windows, estimators: Iterable[str], *, batch_size: int = 8, track: Track = quiet
 ) -> dict[str, Scores]:
     """Return the scores of `calibrate`: `{estimator: {structure: [layers, units]}}`, larger = more important."""
-    return calibrate(model, windows, estimators, batch_size=batch_size, track=track).scores
+    calibrated = calibrate(model, windows, estimators, batch_size=batch_size, track=track)
+    return {name: calibrated.scores(name) for name in calibrated.estimators}
 
 
 def select_units(
-    model: Llama, scores: Scores, ratio: float, config: SearchConfig | None = None, stability: Scores | None = None
+    model: Llama,
+    scores: Scores,
+    ratio: float,
+    config: SearchConfig | None = None,
+    stability: Scores | None = None,
+    gone: Keep | None = None,
 ) -> Selection:
-    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes."""
+    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes; see `search`."""
     config, costs = config or SearchConfig(), unit_costs(discover(model))
-    return search(scores, costs, existing_units(model.runs), ratio, config, stability)
+    return search(scores, costs, existing_units(model.runs), ratio, config, stability, gone)
+
+
+def select_calibrated(
+    model: Llama,
+    calibrated: Calibrated,
+    estimator: str,
+    ratio: float,
+    config: SearchConfig,
+    gone: Keep | None = None,
+) -> Selection:
+    """Choose the units to keep by one estimator; `config` says how scenarios are reduced and what has to be stable."""
+    scores = calibrated.scores(estimator, config.scenario_reduction)
+    adaptive = config.allocation == "adaptive"
+    stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
+    return select_units(model, scores, ratio, config, stability, gone)
+
+
+def select_path(
+    model: Llama,
+    calibrated: Calibrated,
+    scenarios: Mapping[str, Windows],
+    estimator: str,
+    ratios: Iterable[float],
+    config: SearchConfig,
+    *,
+    fusion: FusionConfig | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+) -> dict[float, Selection]:
+    """Choose the units to keep at each ratio, estimating again on the way there if `config.rescore_every` says so.
+
+    A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
+    all of it equally: so the model is observed again, with the removed units masked and all statistics anew, whenever
+    a share `rescore_every` has gone. Removed units stay removed on the way to higher ratios.
+
+    Args:
+        calibrated: scores of the whole model.
+        scenarios: the calibration text of each scenario; read only on the way.
+        ratios: shares of the prunable parameters, in any order.
+    """
+    ratios = tuple(ratios)
+    selections: dict[float, Selection] = {}
+    gone = None
+    for ratio in checkpoints(ratios, config.rescore_every):
+        if gone is not None:
+            keep = {name: units & ~gone[name] for name, units in existing_units(model.runs).items()}
+            calibrated = calibrate(
+                model,
+                scenarios,
+                [estimator],
+                fusion=fusion,
+                stability=config.allocation == "adaptive",
+                keep=keep,
+                batch_size=batch_size,
+                remat=remat,
+                track=track,
+            )
+        selections[ratio] = select_calibrated(model, calibrated, estimator, ratio, config, gone)
+        if config.rescore_every is not None:
+            gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
+    return {ratio: selections[ratio] for ratio in ratios}
+
+
+def checkpoints(ratios: Iterable[float], every: float | None) -> list[float]:
+    """Return the ratios of a path in ascending order: those asked for, and the multiples of `every` on the way there.
+
+    >>> checkpoints((0.5, 0.2), 0.15)
+    [0.15, 0.2, 0.3, 0.45, 0.5]
+    """
+    asked = sorted(set(ratios))
+    if every is None:
+        return asked
+    steps = [round(n * every, 9) for n in range(1, math.ceil(asked[-1] / every))]
+    return sorted(set(asked) | {step for step in steps if step < asked[-1] and not np.isclose(step, asked).any()})
 
 
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:
     """Return exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked."""
-    return window_losses(model, _pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity
+    return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity
 
 
 def kept_parameters(model: Llama, keep: Keep) -> int:
@@ -168,28 +173,49 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
     return count_parameters(model) - int(removed)
 
 
-def _pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
-
-
 # --- what the commands run -----------------------------------------------------------------------
 
 
-def score_run(
-    config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet
-) -> tuple[RunDirectory, dict[str, Scores]]:
-    """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds)."""
+def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
+    """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
+
+    With `from_run` the statistics of that run are scored, and no text is read.
+    """
     check_estimators(config.estimation.estimators, config.fusion)
+    importance = config.patterns.importance
+    if importance and importance not in config.estimation.estimators:
+        names = ", ".join(config.estimation.estimators)
+        raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if not run.finished:
-        with run.stage("load"):
-            model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
-        calibration = calibration_of(config.calibration, tokenizer)
+    if run.finished:
+        return run, read_scores(run)
+    source = _source_run(config.from_run, config.model.name) if config.from_run else {}
+    with run.stage("load"), step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype)
+    if config.from_run:
+        with run.stage("score"), step(track, "score the statistics"):
+            calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
+        about = source["scenarios"]
+        save_scores(run, calibrated)
+    else:
+        scenarios = scenarios_of(config.calibration, load_tokenizer(config.model.name))
+        about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
         run.begin()
         with run.stage("score"):
-            kept_scores(run, model, calibration, config, False, track)
-        run.update(kind="score", status="finished", **provenance())
-    return run, read_scores(run).scores
+            kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
+    run.update(kind="score", scenarios=about, **provenance())
+    write_scores(run.path)
+    run.update(status="finished")
+    return run, read_scores(run)
+
+
+def _source_run(path: str, model: str) -> dict:
+    """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
+    record = read_run(path)
+    observed = record["config"]["model"]["name"]
+    if observed != model:
+        raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
+    return record
 
 
 class Pruned(NamedTuple):
@@ -209,26 +235,43 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
+    if not config.from_run:
+        check_scenarios(config.calibration, config.search)
+    elif config.search.rescore_every is not None:
+        raise ValueError(
+            f"from_run: expected no run where search.rescore_every is {config.search.rescore_every:g}, for the scores "
+            f"of steps are not kept, got {config.from_run}; leave one of the two out"
+        )
     model = load_model(config.model.name, config.model.dtype)
     tokenizer = load_tokenizer(config.model.name)
     if config.from_run:
-        calibrated = read_scores(RunDirectory(Path(config.from_run), read_run(config.from_run)))
-        if config.estimator not in calibrated.scores:
-            known = ", ".join(calibrated.scores)
-            raise ValueError(f"from_run: {config.from_run} has no scores of {config.estimator}; it has {known}")
+        calibrated = _calibrated_by(config, model)
+        selection = select_calibrated(model, calibrated, config.estimator, config.ratio, config.search)
     else:
+        scenarios = scenarios_of(config.calibration, tokenizer)
+        size = config.calibration.batch_size
         calibrated = calibrate(
             model,
-            calibration_of(config.calibration, tokenizer),
+            scenarios,
             [config.estimator],
             fusion=config.fusion,
             stability=config.search.allocation == "adaptive",
-            batch_size=config.calibration.batch_size,
+            batch_size=size,
             remat=config.remat,
             track=track,
         )
-    scores = calibrated.scores[config.estimator]
-    selection = select_units(model, scores, config.ratio, config.search, calibrated.stability)
+        selection = select_path(
+            model,
+            calibrated,
+            scenarios,
+            config.estimator,
+            [config.ratio],
+            config.search,
+            fusion=config.fusion,
+            batch_size=size,
+            remat=config.remat,
+            track=track,
+        )[config.ratio]
     pruned = cut(model, selection.keep)
     save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
     return Pruned(
@@ -237,6 +280,20 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
     )
+
+
+def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
+    """Return the scores that a run holds, or else score the statistics that it holds."""
+    record = _source_run(config.from_run, config.model.name)
+    calibrated = read_scores(RunDirectory(Path(config.from_run), record))
+    if config.estimator in calibrated.estimators:
+        return calibrated
+    if not all(statistics_path(Path(config.from_run), name).exists() for name in calibrated.scenarios):
+        known = ", ".join(calibrated.estimators)
+        raise ValueError(
+            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"
+        )
+    return rescored(config.from_run, model, [config.estimator], config.fusion)
 
 
 class Evaluated(NamedTuple):
@@ -272,10 +329,12 @@ def judge(
     check_estimators(config.estimation.estimators, config.fusion)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
-    windows = calibration_of(config.calibration, tokenizer)
+    scenarios = scenarios_of(config.calibration, tokenizer)
+    windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
     run.begin()
     with run.stage("score"):
-        scores = kept_scores(run, model, windows, config, False, track).scores
+        calibrated = kept_scores(run, model, scenarios, config, track=track)
+    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
     exists = existing_units(model.runs)
     units = sample_units(exists, config.channels_per_layer, config.seed)
     path = run.claim("ablation.jsonl")
@@ -288,7 +347,7 @@ def judge(
 
         changes = ablate(
             model,
-            _pairs(windows, config.calibration.batch_size),
+            pairs(windows, config.calibration.batch_size),
             units,
             done=done,
             save=save,
@@ -299,56 +358,3 @@ def judge(
     run.save_json("fidelity", [row._asdict() for row in rows])
     run.update(kind="fidelity", status="finished", **provenance())
     return run, rows, scores, exact
-
-
-def kept_scores(
-    run: RunDirectory,
-    model: Llama,
-    calibration: Windows,
-    config: CompareConfig | FidelityConfig | ScoreConfig,
-    stability: bool,
-    track: Track = quiet,
-) -> Calibrated:
-    """Return the scores that the run holds, or make and keep them."""
-    if not (run.path / "scores.npz").exists():
-        made = calibrate(
-            model,
-            calibration,
-            config.estimation.estimators,
-            fusion=config.fusion,
-            stability=stability,
-            batch_size=config.calibration.batch_size,
-            remat=config.estimation.remat,
-            track=track,
-        )
-        fusions = {name: f._asdict() | {"scores": None} for name, f in made.fusions.items()}
-        run.update(fusions=fusions)
-        run.save_arrays("stability", made.stability or {})
-        flat = {f"{name}/{part}": value for name, s in made.scores.items() for part, value in s.items()}
-        run.save_arrays("scores", flat)
-    return read_scores(run)
-
-
-def read_scores(run: RunDirectory) -> Calibrated:
-    """Read the scores and the stability indicator that a run keeps."""
-    scores: dict[str, Scores] = {}
-    for key, value in run.load_arrays("scores").items():
-        name, _, structure = key.rpartition("/")
-        scores.setdefault(name, {})[structure] = value
-    stability: Scores = dict(run.load_arrays("stability"))
-    return Calibrated(scores, stability or None, {})
-
-
-def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:
-    """Raise ValueError for an unknown estimator, alone or within a fusion, or one that is named twice."""
-    names = list(names)
-    for name in names:
-        make_estimators(fusion_members(name, fusion))
-        if names.count(name) > 1:
-            raise ValueError(f"estimator {name!r} is named twice")
-    if not names:
-        make_estimators(names)
-
-
-def calibration_of(config: CalibrationConfig, tokenizer: Any) -> Windows:
-    return calibration_windows(config.source, tokenizer, config.examples, config.length, config.seed)

@@ -76,6 +76,7 @@ def search(
     ratio: float,
     config: SearchConfig,
     stability: Scores | None = None,
+    gone: Keep | None = None,
 ) -> Selection:
     """Choose the units to keep so that at least `ratio` of the prunable parameters is removed.
 
@@ -86,13 +87,15 @@ def search(
         ratio: share of all prunable parameters (layers left alone included) to remove, in [0, 1).
         config: allocation, floors and alignment.
         stability: the indicator ASI, `[layers, units]` a structure; read by `adaptive` with a `stability_weight`.
+        gone: units that an earlier step toward this ratio removed, `[layers, units]` a structure. They are not kept,
+            and count toward `ratio`; their scores are not read.
 
     Raises:
         ValueError: a ratio outside [0, 1), a score missing or not finite, or a budget that cannot be met.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
-    priority = _priority(scores, costs, existing, config, stability)
+    priority = _priority(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(priority[name], axis=1, kind="stable") for name in STRUCTURES}
     skipped = _skipped(config.skip_layers, len(existing[STRUCTURES[0]]))
     blocks = _blocks(priority, order, costs, existing, config, skipped)
@@ -101,18 +104,27 @@ def search(
     target = math.ceil(ratio * prunable * (1 - SLACK))
     quotas = _quotas(blocks, {name: np.where(skipped, 0, size[name]) for name in STRUCTURES}, config)
     taken = _take(blocks, quotas, target, prunable, config)
-    removed = int(blocks.cost[taken].sum())
-    return Selection(_keep(blocks.rows(taken), order, existing), ratio, removed / max(prunable, 1), removed)
+    keep = _keep(blocks.rows(taken), order, existing)
+    if gone is not None:  # a surplus may have given some of it back
+        keep = {name: keep[name] & ~gone[name] for name in STRUCTURES}
+    removed = prunable - sum(int((keep[name].sum(axis=1) * costs[name]).sum()) for name in STRUCTURES)
+    return Selection(keep, ratio, removed / max(prunable, 1), removed)
 
 
 # --- what is ranked --------------------------------------------------------------------------------
 
 
 def _priority(
-    scores: Scores, costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig, stability: Scores | None
+    scores: Scores,
+    costs: dict[str, np.ndarray],
+    existing: Keep,
+    config: SearchConfig,
+    stability: Scores | None,
+    gone: Keep | None,
 ) -> Scores:
     """Return what units are ranked by, float64, larger = kept longer, NaN where there is no unit."""
-    checked = _checked("scores", scores, existing)
+    present = existing if gone is None else {name: existing[name] & ~gone[name] for name in STRUCTURES}
+    checked = _checked("scores", scores, present)
     priority: Scores = {name: _normalised(name, values, config) for name, values in checked.items()}
     if config.allocation == "adaptive" and config.stability_weight != 0:
         if stability is None:
@@ -120,11 +132,15 @@ def _priority(
                 f"search: allocation 'adaptive' with stability_weight {config.stability_weight:g} expects a stability "
                 "indicator, got none; pass stability=stability_indicator(fluctuation_of(per-example scores))"
             )
-        indicator = _checked("stability", stability, existing)
+        indicator = _checked("stability", stability, present)
         priority = stabilised(priority, indicator, config.stability_weight)
     if config.rank_by == "score_per_parameter":
         priority = {name: values / costs[name][:, None] for name, values in priority.items()}
-    return priority
+    if gone is None:
+        return priority
+    lowest = min(0.0, *(np.nanmin(np.asarray(values), initial=0.0) for values in priority.values()))
+    first = np.nextafter(lowest, -np.inf)
+    return {name: np.where(existing[name] & gone[name], first, values) for name, values in priority.items()}
 
 
 def _checked(what: str, given: Scores, existing: Keep) -> Scores:
@@ -147,9 +163,9 @@ def _normalised(
 ) -> Float[Array | np.ndarray, "layers units"]:
     """Return a structure's scores free of its unit, if `normalize` says so.
 
-    `layer_zscore` is FLAP's (arXiv:2312.11983), with its sample standard deviation (divisor n - 1). Deviation: FLAP
-    standardises the coordinates of all heads of a layer and then averages those of each head; here a head's score is
-    standardised among the layer's heads.
+    `layer_zscore` is the idea of FLAP (arXiv:2312.11983) for any estimator, with its sample standard deviation (divisor
+    n - 1). FLAP itself standardises the coordinates of a layer's heads before it averages those of each head: that is
+    `fluctuation(standardize=True)`, without `normalize`.
     """
     if config.normalize == "layer_zscore":
         return standardised(values, ddof=1)

@@ -28,6 +28,7 @@ ORDER = (
     ("recovery",),
     ("evaluation",),
     ("report",),
+    ("calibration",),
     ("pipeline",),
     ("comparison",),
     ("cli",),

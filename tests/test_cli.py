@@ -160,14 +160,14 @@ class TestBadInput:
     def test_text(self, capsys, options, tmp_path):
         (tmp_path / "short.txt").write_text("short")
         (tmp_path / "empty.txt").write_text("")
-        words = ["compare", *options, *COMPARE, "--calibration.source"]
+        words = ["compare", *options, *COMPARE, "--calibration.scenarios"]
         assert "ask for less or give a longer text" in refused(capsys, [*words, str(tmp_path / "short.txt")])
         assert "found none" in refused(capsys, [*words, str(tmp_path / "empty.txt")])
         assert "did you mean builtin:reference" in refused(capsys, [*words, "builtin:referense"])
 
     def test_nothing_is_left_behind(self, capsys, options, tmp_path):
         (tmp_path / "empty.txt").write_text("")
-        refused(capsys, ["compare", *options, *COMPARE, "--calibration.source", str(tmp_path / "empty.txt")])
+        refused(capsys, ["compare", *options, *COMPARE, "--calibration.scenarios", str(tmp_path / "empty.txt")])
         assert not (tmp_path / "runs").exists()
 
     def test_full_disk(self, capsys, options, tmp_path, monkeypatch):

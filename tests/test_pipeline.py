@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import comparison, pipeline
+from saap_jax import calibration, comparison, pipeline
 from saap_jax.config import (
     CalibrationConfig,
     CompareConfig,
@@ -51,10 +51,10 @@ def test_the_run_holds_every_candidate(config, run):
         assert candidate["ratio_asked"] <= candidate["ratio_actual"] < candidate["ratio_asked"] + 0.15
         assert set(candidate["ppl"]) == {"ppl@16 builtin:reference", "ppl@16 builtin:descriptions"}
     assert {path.name for path in run.path.iterdir()} == {
-        "run.json", "metrics.jsonl", "scores.npz", "stability.npz", "keep.json", "report.html", "best",
+        "run.json", "metrics.jsonl", "scores.npz", "stability.npz", "keeps.npz", "keep.json", "report.html", "best",
     }  # fmt: skip
     record = json.loads((run.path / "run.json").read_text())
-    assert [stage["name"] for stage in record["stages"]] == ["load", "text", "score", "evaluate", "cut"]
+    assert [stage["name"] for stage in record["stages"]] == ["load", "text", "score", "search", "evaluate", "cut"]
     assert record["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
     for name in ("keep.json", "report.html"):
         (tmp_path / "tiny" / name).unlink()
     shutil.rmtree(tmp_path / "tiny" / "best")
-    monkeypatch.setattr(pipeline, "calibrate", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(calibration, "observe", lambda *_, **__: pytest.fail("scored again"))
     resumed = comparison.compare(other)
     expected = [{k: v for k, v in c.items() if k != "seconds"} for c in run.candidates()]
     assert [{k: v for k, v in c.items() if k != "seconds"} for c in resumed.candidates()] == expected
@@ -127,7 +127,7 @@ def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run,
     assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
     anew = comparison.compare(other, overwrite=True)
     assert len(anew.candidates()) == 4
-    assert set(pipeline.read_scores(anew).scores) == {"magnitude", "random(seed=3)"}
+    assert set(calibration.read_scores(anew).estimators) == {"magnitude", "random(seed=3)"}
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_evaluated(config, tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_overlapping_texts_are_refused(config, tmp_path):
     other = dataclasses.replace(
         config,
         runs=str(tmp_path),
-        calibration=dataclasses.replace(config.calibration, source=f"text:{text}"),
+        calibration=dataclasses.replace(config.calibration, scenarios=(f"text:{text}",)),
         evaluation=dataclasses.replace(config.evaluation, out_of_domain=str(text)),
     )
     with pytest.raises(ValueError, match="calibrate on one text and evaluate on another"):
@@ -153,18 +153,19 @@ def test_overlapping_texts_are_refused(config, tmp_path):
 def test_fusion_and_adaptive_search(config, tmp_path):
     """`saap` is the fused pair, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
-    windows = pipeline.calibration_of(config.calibration, tokenizer)
+    windows = calibration.scenarios_of(config.calibration, tokenizer)
     names = ("saap", "gate_taylor+taylor_element", "gate_taylor")
-    made = pipeline.calibrate(model, windows, names, batch_size=2)
+    made = calibration.calibrate(model, windows, names, batch_size=2)
+    scores = {name: made.scores(name) for name in names}
     for structure in ("attention", "mlp"):
-        np.testing.assert_array_equal(made.scores["saap"][structure], made.scores[names[1]][structure])
-        assert not np.allclose(made.scores["saap"][structure], made.scores["gate_taylor"][structure])
+        np.testing.assert_array_equal(scores["saap"][structure], scores[names[1]][structure])
+        assert not np.allclose(scores["saap"][structure], scores["gate_taylor"][structure])
     searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
-    kept = [pipeline.select_units(model, made.scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
+    kept = [pipeline.select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
     assert (kept[0] != kept[1]).any()
     estimation = EstimationConfig(estimators=("saap", "wanda"))
     run = comparison.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
-    assert set(run.record["fusions"]["saap"]["weights"]) == {"gate_taylor", "taylor_element"}
+    assert set(run.record["fusions"]["reference"]["saap"]["weights"]) == {"gate_taylor", "taylor_element"}
     assert len(run.candidates()) == 4
 
 
@@ -175,9 +176,10 @@ def test_score_prune_evaluate(config, tmp_path):
         model=config.model,
         calibration=config.calibration,
         estimation=EstimationConfig(estimators=("wanda", "gate_fisher")),
+        keep_statistics="none",
     )
-    run, scores = pipeline.score_run(scored)
-    assert list(scores) == ["wanda", "gate_fisher"]
+    run, calibrated = pipeline.score_run(scored)
+    assert calibrated.estimators == ["wanda", "gate_fisher"]
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
     fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
@@ -187,7 +189,7 @@ def test_score_prune_evaluate(config, tmp_path):
         np.testing.assert_array_equal(kept, reused.selection.keep[name])
     with pytest.raises(ValueError, match="does not exist yet"):
         pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
-    with pytest.raises(ValueError, match="has no scores of magnitude"):
+    with pytest.raises(ValueError, match="has no scores of magnitude and no statistics"):
         pipeline.prune(
             PruneConfig(out=str(tmp_path / "x"), from_run=str(run.path), **{**options, "estimator": "magnitude"})
         )

@@ -589,3 +589,45 @@ class TestRefusals:
             SearchConfig(**fields)
         with pytest.raises(ValueError, match=r"mlp: expected a number in \[0, 1\], got 2"):
             SharePerStructure(mlp=2)
+
+
+class TestGone:
+    """Units that an earlier step removed."""
+
+    CONFIGS = (
+        FREE,
+        dataclasses.replace(FREE, rank_by="score"),
+        dataclasses.replace(FREE, rank_by="score", normalize="layer_zscore"),
+        dataclasses.replace(FREE, allocation="adaptive", stability_weight=0.5),
+        dataclasses.replace(FREE, attention_share=0.3),
+        dataclasses.replace(FREE, solver="exact"),
+        SearchConfig(min_keep=NO_FLOOR),
+    )
+
+    @given(seed=st.integers(0, 1000), config=st.sampled_from(CONFIGS))
+    @settings(max_examples=60, deadline=None)
+    def test_they_go_first_and_their_scores_are_not_read(self, seed, config):
+        problem = Problem(seed, missing=False)
+        gone = {name: ~kept for name, kept in problem.search(0.2, config).keep.items()}
+        rng = np.random.default_rng(seed)
+        # importance has changed since, and nothing is known of what is gone
+        fresh = {n: np.where(gone[n], np.nan, rng.lognormal(0, 1, gone[n].shape)) for n in STRUCTURES}
+        stability = {n: np.where(gone[n], np.nan, problem.stability[n]) for n in STRUCTURES}
+        found = search(fresh, problem.costs, problem.existing, 0.5, config, stability, gone)
+        assert problem.cost(found.keep) == found.removed >= 0.5 * problem.prunable * (1 - 1e-9)
+        assert not any((found.keep[n] & gone[n]).any() for n in STRUCTURES)
+        if config.allocation == "global" and config.solver == "greedy" and config.attention_share is None:
+            left = {n: problem.existing[n] & ~gone[n] for n in STRUCTURES}
+            before = sum(int((gone[n].sum(1) * problem.costs[n]).sum()) for n in STRUCTURES)
+            share = (0.5 * problem.prunable - before) / (problem.prunable - before)
+            rest = search(fresh, problem.costs, left, share, config, stability)
+            assert all(np.array_equal(rest.keep[n], found.keep[n]) for n in STRUCTURES)
+
+    def test_without_them_an_unknown_score_is_refused(self):
+        problem = Problem(0, missing=False)
+        problem.scores["mlp"][0, 0] = np.nan
+        gone = {n: np.zeros_like(problem.existing[n]) for n in STRUCTURES}
+        gone["mlp"][0, 0] = True
+        assert not search(problem.scores, problem.costs, problem.existing, 0.2, FREE, None, gone).keep["mlp"][0, 0]
+        with pytest.raises(ValueError, match="scores of mlp unit 0 in layer 0 are not finite"):
+            problem.search(0.2, FREE)

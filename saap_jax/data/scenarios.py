@@ -1,6 +1,5 @@
 """Scenarios: named calibration sets, whose statistics are kept apart."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +35,9 @@ def parse_scenario(text: str) -> Scenario:
 def load_scenarios(
     scenarios: Sequence[Scenario], tokenizer: Tokenizer, examples: int, length: int, seed: int
 ) -> dict[str, Windows]:
-    """Draw each scenario's calibration windows: `examples` of `length` tokens, with a seed of its own.
+    """Draw each scenario's calibration windows: `examples` of `length` tokens.
 
-    The seed is folded from `seed` and the name, so adding or reordering scenarios changes no other one's windows.
+    All are drawn with the same seed, so adding, renaming or reordering scenarios changes no other one's windows.
     Raises ValueError for no scenario at all and for a name or a source that comes twice.
     """
     if not scenarios:
@@ -48,12 +47,4 @@ def load_scenarios(
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ValueError(f"scenarios: expected each {field} once, got {twice!r} twice; {hint}")
-    return {
-        name: calibration_windows(source, tokenizer, examples, length, fold_seed(seed, name))
-        for name, source in scenarios
-    }
-
-
-def fold_seed(seed: int, name: str) -> int:
-    """Return a 64-bit seed that depends on both arguments."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8])
+    return {name: calibration_windows(source, tokenizer, examples, length, seed) for name, source in scenarios}

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from saap_jax.report import figures, tables
+from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
 from saap_jax.report.records import plain, read_candidates, read_run, write_atomically
 from saap_jax.report.tables import DENSE, Record, Row, format_ppl
 
@@ -32,7 +33,6 @@ def render_report(run_dir: str | os.PathLike[str]) -> str:
     """
     run = read_run(run_dir)
     candidates, corrupt = read_candidates(run_dir)
-    csv = tables.csv_table(run, candidates).encode()
     maps = _by_ratio(run, candidates)
     view = {
         "run": run,
@@ -41,7 +41,7 @@ def render_report(run_dir: str | os.PathLike[str]) -> str:
         "headline": tables.headline(run),
         "legend": tables.legend(run),
         "comparison": _comparison(run, candidates),
-        "csv": f"data:text/csv;base64,{base64.b64encode(csv).decode()}",
+        "csv": csv_link(tables.csv_table(run, candidates)),
         "frontiers": {
             f"{metric['name']} ({_DOMAINS[metric['domain']]})": figures.frontier(run, candidates, metric["name"])
             for metric in tables.metrics(run)
@@ -50,11 +50,17 @@ def render_report(run_dir: str | os.PathLike[str]) -> str:
             title: figures.kept_map(run, chosen, f"Share of units kept by layer, {title}")
             for title, chosen in maps.items()
         },
+        "fusion": fusion_section(run),
         "cut": tables.cut_rows(run),
         "cut_notes": cut_notes(run),
-        "facts": _facts(run),
+        "facts": run_facts(run),
         "config": json.dumps(plain(run.get("config")), indent=2),
     }
+    return render_page("report.html", view)
+
+
+def render_page(template: str, view: dict[str, Any]) -> str:
+    """Return a page made from one of this package's templates; what `view` holds is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -62,7 +68,28 @@ def render_report(run_dir: str | os.PathLike[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(view)
+    return environment.get_template(template).render(view)
+
+
+def fusion_section(run: Record) -> dict[str, Any]:
+    """Return what a page shows of a run's fused scores: formula, figure, table and CSV; empty if nothing was fused."""
+    fusions = run.get("fusions") or {}
+    header, lines = fusion_cells(fusions)
+    if not lines:
+        return {}
+    constant = ((run.get("config") or {}).get("fusion") or {}).get("scope_constant")
+    return {
+        "formula": "Σ I / (2 σ²)" + (" + Σ log σ" if constant else ""),
+        "header": header,
+        "lines": lines,
+        "figure": fusion_figure(fusions),
+        "csv": csv_link(csv_fusions(fusions)),
+    }
+
+
+def csv_link(text: str) -> str:
+    """Return CSV as an address that holds it, so that a page needs no second file."""
+    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def summary(run: Record, candidates: Sequence[Record]) -> list[str]:
@@ -141,7 +168,7 @@ def _comparison(run: Record, candidates: Sequence[Record]) -> dict[str, Any]:
     return {"header": header, "lines": lines}
 
 
-def _facts(run: Record) -> dict[str, str]:
+def run_facts(run: Record) -> dict[str, str]:
     """Return what a reader needs to repeat the run, beside its configuration."""
     devices, model = run.get("devices") or {}, run.get("model") or {}
     facts = {

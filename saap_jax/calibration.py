@@ -1,0 +1,373 @@
+"""From calibration text to scores: observe each scenario in one pass, score, fuse; and keep all of it with a run.
+
+| file of a run                     | content                                                                     |
+|-----------------------------------|-----------------------------------------------------------------------------|
+| `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
+| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios     |
+| `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.config import (
+    CalibrationConfig,
+    CompareConfig,
+    FidelityConfig,
+    FusionConfig,
+    KeepStatistics,
+    ScenarioReduction,
+    ScoreConfig,
+    SearchConfig,
+    StabilityOver,
+)
+from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
+from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
+from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.observe import curvature_of
+from saap_jax.estimation.storage import load_statistics, save_statistics
+from saap_jax.fusion import Fused, PerExample, fuse
+from saap_jax.llama import Llama
+from saap_jax.llama.runs import existing_units
+from saap_jax.report import RunDirectory, read_run
+from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.surgery import masks
+from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+
+Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
+"""Wraps an iterable, to show progress: (what is being done, items, how many)."""
+
+LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
+"""Statistics that take as much space as the model in float32."""
+
+
+def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
+    """Show no progress."""
+    return iter(items)
+
+
+class Scored(NamedTuple):
+    """What the statistics of one scenario tell of every unit."""
+
+    scores: dict[str, Scores]
+    """`{estimator: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}`, larger = more important."""
+    fusions: dict[str, Fused]
+    """Of the estimators that are fusions of others: how the fused scores came about."""
+    examples: PerExample
+    """|∂ℒ_n/∂g| of each example n, `[examples, layers, units]` a structure; empty where it was not observed."""
+
+
+class Calibrated(NamedTuple):
+    """What one pass over the calibration text tells of every unit."""
+
+    scenarios: dict[str, dict[str, Scores]]
+    """`{scenario: {estimator: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}}`, larger = more important."""
+    stability: Scores | None
+    """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
+    fusions: dict[str, dict[str, Fused]]
+    """`{scenario: {estimator: …}}` of the estimators that are fusions of others: how the fused scores came about."""
+
+    @property
+    def estimators(self) -> list[str]:
+        """Return the names of the estimators."""
+        return list(next(iter(self.scenarios.values())))
+
+    def scores(self, estimator: str, reduction: ScenarioReduction = "mean") -> Scores:
+        """Return an estimator's scores, those of several scenarios reduced to one (see `reduce_scenarios`)."""
+        return reduce_scenarios({name: each[estimator] for name, each in self.scenarios.items()}, reduction)
+
+    def indicator(self, estimator: str, over: StabilityOver = "examples") -> Scores | None:
+        """Return the stability indicator over examples, or over what an estimator says in each scenario."""
+        if over == "examples":
+            return self.stability
+        each = [scores[estimator] for scores in self.scenarios.values()]
+        stacked: PerExample = {
+            name: np.stack([np.asarray(scores[name], np.float64) for scores in each]) for name in each[0]
+        }
+        return stability_indicator(fluctuation_of(stacked))
+
+
+# --- pure: statistics to scores ------------------------------------------------------------------
+
+
+def calibrate(
+    model: Llama,
+    windows: Windows | Mapping[str, Windows],
+    estimators: Iterable[str],
+    *,
+    fusion: FusionConfig | None = None,
+    stability: bool = False,
+    keep: Keep | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+) -> Calibrated:
+    """Score every unit of a model by every estimator named, from one pass over the calibration windows.
+
+    Args:
+        windows: the calibration text, or that of each scenario by name.
+        estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
+            `saap` those that `fusion` names, and `a/b` scores attention by a and MLP by b.
+        fusion: how scores are fused.
+        stability: observe what the stability indicator needs, even if no estimator does.
+        keep: score the model with all other units masked; these then have no score (NaN).
+    """
+    estimators, fusion = tuple(estimators), fusion or FusionConfig()
+    scenarios = {"calibration": windows} if isinstance(windows, Windows) else windows
+    made = {}
+    for name, text in scenarios.items():
+        statistics = observe_windows(
+            model,
+            text,
+            make_members(estimators, fusion).values(),
+            stability=stability,
+            keep=keep,
+            batch_size=batch_size,
+            remat=remat,
+            track=track,
+            scenario=name if len(scenarios) > 1 else "",
+        )
+        made[name] = score_statistics(model, statistics, estimators, fusion, keep)
+    return joined(made)
+
+
+def observe_windows(
+    model: Llama,
+    windows: Windows,
+    estimators: Iterable[Estimator],
+    *,
+    stability: bool,
+    batch_size: int,
+    remat: Remat,
+    keep: Keep | None = None,
+    track: Track = quiet,
+    scenario: str = "",
+) -> Statistics:
+    """Run the one pass over a scenario's windows: for the estimators, and for the stability indicator if asked for.
+
+    With `keep` the model is observed with all other units masked.
+    """
+    estimators = list(estimators)
+    needs = union_of_needs(estimators) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
+    doing = f"observe the calibration text {scenario}".rstrip()
+    parts = pairs(windows, batch_size)
+    return observe(
+        model,
+        parts,
+        needs,
+        gates=None if keep is None else masks(keep),
+        curvature=curvature_of(estimators),
+        remat=remat,
+        progress=lambda items: track(doing, items, len(parts)),
+    )
+
+
+def score_statistics(
+    model: Llama,
+    statistics: Statistics,
+    estimators: Iterable[str],
+    fusion: FusionConfig,
+    keep: Keep | None = None,
+) -> Scored:
+    """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`."""
+    parts = {name: structure_parts(name) for name in estimators}
+    present = existing_units(model.runs) if keep is None else keep
+    by_part: dict[str, Scores] = {
+        name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}
+        for name, scores in score(make_members(parts, fusion), statistics, model).items()
+    }
+    gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
+    examples: PerExample = {n: np.where(present[n], np.abs(g), np.nan) for n, g in gradients.items()}
+    per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
+    fusions = {
+        part: fuse(
+            {member: by_part[member] for member in members},
+            fusion.method,
+            fusion.scope,
+            fusion.scope_constant,
+            per_example if examples else None,
+        )
+        for part in dict.fromkeys(part for each in parts.values() for part in each.values())
+        if len(members := fusion_members(part, fusion)) > 1
+    }
+    by_part |= {part: fused.scores for part, fused in fusions.items()}
+    scores: dict[str, Scores] = {
+        name: {structure: by_part[part][structure] for structure, part in each.items()} for name, each in parts.items()
+    }
+    return Scored(scores, fusions, examples)
+
+
+def joined(made: Mapping[str, Scored]) -> Calibrated:
+    """Put the scenarios side by side; the stability indicator is that of all their examples together."""
+    examples = [scored.examples for scored in made.values()]
+    indicator = None
+    if all(examples) and sum(len(each["mlp"]) for each in examples) > 1:
+        together: PerExample = {name: np.concatenate([each[name] for each in examples]) for name in examples[0]}
+        indicator = stability_indicator(fluctuation_of(together))
+    scores = {name: scored.scores for name, scored in made.items()}
+    return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
+
+
+def structure_parts(name: str) -> dict[str, str]:
+    """Return which estimator, or fusion, scores each structure: `a/b` attention by a and MLP by b.
+
+    >>> structure_parts("gate_fisher/saap")
+    {'attention': 'gate_fisher', 'mlp': 'saap'}
+    >>> structure_parts("wanda")
+    {'attention': 'wanda', 'mlp': 'wanda'}
+    """
+    attention, slash, mlp = (part.strip() for part in name.partition("/"))
+    return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
+
+
+def fusion_members(name: str, fusion: FusionConfig) -> tuple[str, ...]:
+    """Return the estimators that a name stands for: itself, or the parts of a fusion (`a+b`, `saap`).
+
+    >>> fusion_members("gate_taylor+taylor_element", FusionConfig())
+    ('gate_taylor', 'taylor_element')
+    """
+    return fusion.estimators if name == "saap" else tuple(part.strip() for part in name.split("+"))
+
+
+def make_members(names: Iterable[str], fusion: FusionConfig) -> dict[str, Estimator]:
+    """Make the estimators that the names stand for, each once."""
+    parts = (part for name in names for part in structure_parts(name).values())
+    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part, fusion)))
+
+
+def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:
+    """Raise ValueError for an unknown estimator, alone or within a fusion, or one that is named twice."""
+    names = list(names)
+    for name in names:
+        for part in dict.fromkeys(structure_parts(name).values()):
+            make_estimators(fusion_members(part, fusion))
+        if names.count(name) > 1:
+            raise ValueError(f"estimator {name!r} is named twice")
+    if not names:
+        make_estimators(names)
+
+
+def check_scenarios(calibration: CalibrationConfig, search: SearchConfig) -> None:
+    """Raise ValueError for an unknown source, or where stability over scenarios is asked for and there is only one."""
+    scenarios = [parse_scenario(text) for text in calibration.scenarios]
+    if (search.allocation, search.stability_over) == ("adaptive", "scenarios") and len(scenarios) < 2:
+        raise ValueError(
+            f"search.stability_over: 'scenarios' expects two or more calibration.scenarios, got {len(scenarios)}"
+        )
+
+
+def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the windows as microbatches (tokens, mask) of one shape."""
+    return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
+
+
+def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
+    """Draw the calibration windows of each scenario."""
+    scenarios = [parse_scenario(text) for text in config.scenarios]
+    return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed)
+
+
+# --- what a run keeps ----------------------------------------------------------------------------
+
+
+def kept_scores(
+    run: RunDirectory,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    config: CompareConfig | FidelityConfig | ScoreConfig,
+    *,
+    stability: bool = False,
+    keep: KeepStatistics = "none",
+    track: Track = quiet,
+) -> Calibrated:
+    """Return the scores that the run holds, or make and keep them.
+
+    A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
+    time.
+    """
+    if (run.path / "scores.npz").exists():
+        return read_scores(run)
+    names = config.estimation.estimators
+    made = {}
+    for name, windows in scenarios.items():
+        path = statistics_path(run.path, name)
+        if path.exists():
+            statistics = load_statistics(path, model)[name]
+        else:
+            statistics = observe_windows(
+                model,
+                windows,
+                make_members(names, config.fusion).values(),
+                stability=stability,
+                batch_size=config.calibration.batch_size,
+                remat=config.estimation.remat,
+                track=track,
+                scenario=name if len(scenarios) > 1 else "",
+            )
+        if keep != "none" and not path.exists():
+            run.claim(path.parent.name)
+            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
+            save_statistics(path, {name: statistics}, only=small)
+        made[name] = score_statistics(model, statistics, names, config.fusion)
+    save_scores(run, joined(made))
+    return read_scores(run)
+
+
+def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
+    """Score by the statistics that another run keeps, without a pass over any text.
+
+    Raises:
+        FileNotFoundError: no run there, or one that kept no statistics.
+        ValueError: statistics of another model, or not those that an estimator needs.
+    """
+    made = {}
+    for name in read_run(source).get("scenarios", {}):
+        path = statistics_path(Path(source), name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
+            )
+        try:
+            made[name] = score_statistics(model, load_statistics(path, model)[name], estimators, fusion)
+        except ValueError as error:
+            raise ValueError(f"from_run {source}: {error}") from None
+    if not made:
+        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
+    return joined(made)
+
+
+def statistics_path(run: Path, scenario: str) -> Path:
+    """Return where a run keeps the statistics of a scenario."""
+    return run / "statistics" / f"{scenario}.safetensors"
+
+
+def save_scores(run: RunDirectory, calibrated: Calibrated) -> None:
+    """Keep scores, stability indicator and how fusions came about."""
+    fusions = {
+        scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
+        for scenario, each in calibrated.fusions.items()
+        if each
+    }
+    run.update(fusions=fusions)
+    run.save_arrays("stability", calibrated.stability or {})
+    flat = {
+        f"{scenario}/{name}/{structure}": value
+        for scenario, scored in calibrated.scenarios.items()
+        for name, scores in scored.items()
+        for structure, value in scores.items()
+    }
+    run.save_arrays("scores", flat)
+
+
+def read_scores(run: RunDirectory) -> Calibrated:
+    """Read the scores and the stability indicator that a run keeps."""
+    scenarios: dict[str, dict[str, Scores]] = {}
+    for key, value in run.load_arrays("scores").items():
+        scenario, _, rest = key.partition("/")
+        name, _, structure = rest.rpartition("/")
+        scenarios.setdefault(scenario, {}).setdefault(name, {})[structure] = value
+    stability: Scores = dict(run.load_arrays("stability"))
+    return Calibrated(scenarios, stability or None, {})

@@ -1,0 +1,227 @@
+"""From text to scores: scenarios apart and together, what a run keeps, and scoring it without a second pass."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax import calibration, comparison, pipeline
+from saap_jax.config import (
+    CalibrationConfig,
+    CompareConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    FusionConfig,
+    ModelConfig,
+    PatternsConfig,
+    PruneConfig,
+    ScoreConfig,
+    SearchConfig,
+)
+from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.types import STRUCTURES
+
+SCENARIOS = ("code=builtin:reference", "prose=builtin:descriptions")
+NAMES = ("gate_taylor", "wanda", "gate_taylor+wanda")
+
+
+@pytest.fixture(scope="module")
+def score_config(tiny_model_directory, tmp_path_factory) -> ScoreConfig:
+    return ScoreConfig(
+        name="kept",
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(scenarios=SCENARIOS, examples=3, length=16, batch_size=2),
+        estimation=EstimationConfig(estimators=("taylor_element_second", "gate_taylor", "activation_frequency")),
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(score_config):
+    return pipeline.score_run(score_config)
+
+
+@pytest.fixture(scope="module")
+def session(score_config):
+    model = saap_jax.load_model(score_config.model.name)
+    tokenizer = saap_jax.load_tokenizer(score_config.model.name)
+    return model, calibration.scenarios_of(score_config.calibration, tokenizer)
+
+
+def assert_scores_equal(first, second):
+    for name in STRUCTURES:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
+    model, windows = session
+    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    assert list(both.scenarios) == ["code", "prose"]
+    assert list(both.fusions["prose"]) == ["gate_taylor+wanda"]
+    for scenario, text in windows.items():
+        alone = calibration.calibrate(model, text, NAMES, batch_size=2)
+        for name in NAMES:
+            assert_scores_equal(both.scenarios[scenario][name], alone.scores(name))
+    for name in NAMES:
+        apart = {scenario: scores[name] for scenario, scores in both.scenarios.items()}
+        assert not np.allclose(apart["code"]["mlp"], apart["prose"]["mlp"])
+        for reduction in ("mean", "max", "min_rank"):
+            assert_scores_equal(both.scores(name, reduction), reduce_scenarios(apart, reduction))
+
+
+def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session):
+    model, windows = session
+    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
+    together = calibration.calibrate(model, joined, NAMES, batch_size=2)
+    for name in STRUCTURES:
+        np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
+    apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
+    by_hand = stability_indicator(fluctuation_of({n: np.stack([s[n] for s in apart]) for n in STRUCTURES}))
+    over_scenarios = both.indicator("wanda", "scenarios")
+    assert_scores_equal(over_scenarios, by_hand)
+    assert not np.allclose(over_scenarios["mlp"], both.stability["mlp"], atol=0.1)
+
+
+def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(session):
+    model, windows = session
+    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    searches = [SearchConfig(allocation="global", scenario_reduction=name) for name in ("mean", "max", "min_rank")]
+    searches += [
+        SearchConfig(allocation="adaptive", stability_weight=1.0, stability_over=over)
+        for over in ("examples", "scenarios")
+    ]
+    kept = [pipeline.select_calibrated(model, both, "gate_taylor", 0.4, config).keep for config in searches]
+    chosen = {tuple(keep["mlp"].ravel()) for keep in kept}
+    assert len(chosen) >= 4, "the options change what is kept"
+
+
+def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("loaded a model"))
+    config = dataclasses.replace(score_config, patterns=PatternsConfig(importance="wanda"), runs=str(tmp_path))
+    with pytest.raises(ValueError, match=r"patterns\.importance: expected one of .*, got 'wanda'"):
+        pipeline.score_run(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stability_over_one_scenario_is_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "load_model", lambda *_: pytest.fail("loaded a model"))
+    config = CompareConfig(
+        model=score_config.model,
+        calibration=CalibrationConfig(examples=3, length=16),
+        search=SearchConfig(allocation="adaptive", stability_over="scenarios"),
+        runs=str(tmp_path),
+    )
+    with pytest.raises(ValueError, match=r"'scenarios' expects two or more calibration\.scenarios, got 1"):
+        comparison.compare(config)
+
+
+def test_a_comparison_over_scenarios(score_config, tmp_path):
+    config = CompareConfig(
+        name="several",
+        model=score_config.model,
+        calibration=dataclasses.replace(score_config.calibration, scenarios=(SCENARIOS[0], "x=builtin:descriptions")),
+        estimation=EstimationConfig(estimators=("gate_taylor", "saap")),
+        search=SearchConfig(allocation="adaptive", stability_over="scenarios", scenario_reduction="max"),
+        evaluation=EvaluationConfig(windows=3, length=16, batch_size=2),
+        ratios=(0.3,),
+        best_ratio=0.3,
+        runs=str(tmp_path),
+    )
+    run = comparison.compare(config)
+    assert set(run.record["fusions"]) == {"code", "x"}
+    assert len(run.candidates()) == 2
+
+
+def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, session, tmp_path, monkeypatch):
+    run, _ = kept
+    model, windows = session
+    names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", "saap")
+    fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
+    fresh = calibration.calibrate(model, windows, names, fusion=fusion, batch_size=2)
+    monkeypatch.setattr(calibration, "observe", lambda *_, **__: pytest.fail("observed again"))
+    monkeypatch.setattr(pipeline, "load_tokenizer", lambda *_: pytest.fail("looked for text"))
+    config = dataclasses.replace(
+        score_config,
+        name="again",
+        runs=str(tmp_path),
+        from_run=str(run.path),
+        estimation=EstimationConfig(estimators=names),
+        fusion=fusion,
+    )
+    again, calibrated = pipeline.score_run(config)
+    assert again.record["scenarios"] == run.record["scenarios"] == {"code": [3, 16], "prose": [3, 16]}
+    for scenario, expected in fresh.scenarios.items():
+        for name in names:
+            for structure in STRUCTURES:  # one pass more observes one statistic more: another program, other rounding
+                values = calibrated.scenarios[scenario][name][structure]
+                np.testing.assert_allclose(values, expected[name][structure], rtol=1e-4, atol=1e-9)
+    assert not np.allclose(calibrated.scores("fisher")["mlp"], calibrated.scores("gate_fisher")["mlp"])
+    for structure in STRUCTURES:
+        np.testing.assert_allclose(calibrated.stability[structure], kept[1].stability[structure], rtol=1e-6)
+
+
+def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
+    small = dataclasses.replace(score_config, name="small", runs=str(tmp_path), keep_statistics="small")
+    run, _ = pipeline.score_run(small)
+    sizes = [sum(path.stat().st_size for path in (r.path / "statistics").iterdir()) for r in (run, kept[0])]
+    assert sizes[0] < sizes[1]
+    again = dataclasses.replace(
+        score_config,
+        name="again",
+        runs=str(tmp_path),
+        from_run=str(run.path),
+        estimation=EstimationConfig(estimators=("fisher",)),
+    )
+    with pytest.raises(ValueError, match=r"from_run .*small: statistic squared_weight_gradient was not observed"):
+        pipeline.score_run(again)
+    assert not (tmp_path / "again" / "scores.npz").exists()
+    ok, _ = pipeline.score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
+    assert ok.finished
+    none = dataclasses.replace(score_config, name="none", runs=str(tmp_path), keep_statistics="none")
+    run, _ = pipeline.score_run(none)
+    assert not (run.path / "statistics").exists()
+    with pytest.raises(FileNotFoundError, match="run `saap score` with keep_statistics"):
+        pipeline.score_run(dataclasses.replace(again, name="b", from_run=str(run.path)))
+    with pytest.raises(ValueError, match="observed the model .*tiny, got smollm2-135m"):
+        pipeline.score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
+
+
+def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tmp_path, monkeypatch):
+    expected = kept[1]
+    config = dataclasses.replace(score_config, runs=str(tmp_path))
+    seen = []
+    observe = calibration.observe_windows
+
+    def observe_first(*arguments, **options):
+        seen.append(options["scenario"])
+        if options["scenario"] == "prose" and len(seen) == 2:
+            raise KeyboardInterrupt
+        return observe(*arguments, **options)
+
+    monkeypatch.setattr(calibration, "observe_windows", observe_first)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.score_run(config)
+    _, calibrated = pipeline.score_run(config)
+    assert seen == ["code", "prose", "prose"]
+    for scenario, scores in expected.scenarios.items():
+        for name in scores:
+            assert_scores_equal(scores[name], calibrated.scenarios[scenario][name])
+
+
+def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
+    options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
+    fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
+    reused = pipeline.prune(
+        PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)
+    )
+    assert_scores_equal(fresh.selection.keep, reused.selection.keep)
+    other = pipeline.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
+    assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
+
+
+def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    _, calibrated = pipeline.score_run(score_config)
+    assert_scores_equal(calibrated.scores("gate_taylor"), kept[1].scores("gate_taylor"))
