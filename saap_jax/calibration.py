@@ -110,7 +110,7 @@ def calibrate(
     Args:
         windows: the calibration text, or that of each scenario by name.
         estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
-            `saap` those that `fusion` names, and `a/b` scores attention by a and MLP by b.
+            `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names.
         fusion: how scores are fused.
         stability: observe what the stability indicator needs, even if no estimator does.
         keep: score the model with all other units masked; these then have no score (NaN).
@@ -173,7 +173,7 @@ def score_statistics(
     keep: Keep | None = None,
 ) -> Scored:
     """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`."""
-    parts = {name: structure_parts(name) for name in estimators}
+    parts = {name: structure_parts(name, fusion) for name in estimators}
     present = existing_units(model.runs) if keep is None else keep
     by_part: dict[str, Scores] = {
         name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}
@@ -191,7 +191,7 @@ def score_statistics(
             per_example if examples else None,
         )
         for part in dict.fromkeys(part for each in parts.values() for part in each.values())
-        if len(members := fusion_members(part, fusion)) > 1
+        if len(members := fusion_members(part)) > 1
     }
     by_part |= {part: fused.scores for part, fused in fusions.items()}
     scores: dict[str, Scores] = {
@@ -211,39 +211,42 @@ def joined(made: Mapping[str, Scored]) -> Calibrated:
     return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
 
 
-def structure_parts(name: str) -> dict[str, str]:
+def structure_parts(name: str, fusion: FusionConfig) -> dict[str, str]:
     """Return which estimator, or fusion, scores each structure: `a/b` attention by a and MLP by b.
 
-    >>> structure_parts("gate_fisher/saap")
-    {'attention': 'gate_fisher', 'mlp': 'saap'}
-    >>> structure_parts("wanda")
-    {'attention': 'wanda', 'mlp': 'wanda'}
+    >>> structure_parts("gate_fisher/wanda+magnitude", FusionConfig())
+    {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
+    >>> structure_parts("saap", FusionConfig(estimators=("fisher", "wanda"), attention="gate_taylor"))
+    {'attention': 'gate_taylor', 'mlp': 'fisher+wanda'}
     """
+    if name == "saap":
+        fused = "+".join(fusion.estimators)
+        return dict(zip(STRUCTURES, (fusion.attention or fused, fused), strict=True))
     attention, slash, mlp = (part.strip() for part in name.partition("/"))
     return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
 
 
-def fusion_members(name: str, fusion: FusionConfig) -> tuple[str, ...]:
-    """Return the estimators that a name stands for: itself, or the parts of a fusion (`a+b`, `saap`).
+def fusion_members(part: str) -> tuple[str, ...]:
+    """Return the estimators of a fusion, or the one estimator that it is.
 
-    >>> fusion_members("gate_taylor+taylor_element", FusionConfig())
+    >>> fusion_members("gate_taylor+taylor_element")
     ('gate_taylor', 'taylor_element')
     """
-    return fusion.estimators if name == "saap" else tuple(part.strip() for part in name.split("+"))
+    return tuple(member.strip() for member in part.split("+"))
 
 
 def make_members(names: Iterable[str], fusion: FusionConfig) -> dict[str, Estimator]:
     """Make the estimators that the names stand for, each once."""
-    parts = (part for name in names for part in structure_parts(name).values())
-    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part, fusion)))
+    parts = (part for name in names for part in structure_parts(name, fusion).values())
+    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)))
 
 
 def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:
     """Raise ValueError for an unknown estimator, alone or within a fusion, or one that is named twice."""
     names = list(names)
     for name in names:
-        for part in dict.fromkeys(structure_parts(name).values()):
-            make_estimators(fusion_members(part, fusion))
+        for part in dict.fromkeys(structure_parts(name, fusion).values()):
+            make_estimators(fusion_members(part))
         if names.count(name) > 1:
             raise ValueError(f"estimator {name!r} is named twice")
     if not names:

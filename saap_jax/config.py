@@ -107,7 +107,7 @@ class EstimationConfig:
         "fluctuation",
     )
     """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
-    or more, `saap` those that `fusion.estimators` names; `a/b` scores attention by a and MLP by b."""
+    or more, `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names."""
     remat: Remat = "dots"
     """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
 
@@ -140,8 +140,10 @@ class SharePerStructure:
 class FusionConfig:
     """How the scores of several estimators become one."""
 
-    estimators: tuple[str, ...] = ("gate_taylor", "taylor_element")
-    """Two or more names, with hyper-parameters in brackets if any."""
+    estimators: tuple[str, ...] = ("taylor_element", "fisher", "wanda")
+    """What `saap` fuses: two or more names, with hyper-parameters in brackets if any."""
+    attention: str = "gate_fisher"
+    """What scores attention units in `saap`, since sums over elements say little of heads; empty: the fusion."""
     method: FusionMethod = "closed_form"
     """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
     scope: FusionScope = "structure"
@@ -320,7 +322,8 @@ class PruneConfig:
     ratio: float = 0.2
     """Share of the prunable parameters to remove."""
     from_run: str = ""
-    """A run directory whose scores, or else statistics, are used; empty: score now."""
+    """A run directory whose scores, or else statistics, are used (and its text on the way, with
+    `search.rescore_every`); empty: score now."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     remat: Remat = "dots"

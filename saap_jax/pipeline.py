@@ -30,7 +30,15 @@ from saap_jax.calibration import (
     scenarios_of,
     statistics_path,
 )
-from saap_jax.config import EvaluateConfig, FidelityConfig, FusionConfig, PruneConfig, ScoreConfig, SearchConfig
+from saap_jax.config import (
+    CalibrationConfig,
+    EvaluateConfig,
+    FidelityConfig,
+    FusionConfig,
+    PruneConfig,
+    ScoreConfig,
+    SearchConfig,
+)
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.estimation.ablation import (
@@ -186,6 +194,8 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     if importance and importance not in config.estimation.estimators:
         names = ", ".join(config.estimation.estimators)
         raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
+    if not config.from_run:
+        check_scenarios(config.calibration, SearchConfig())
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run, read_scores(run)
@@ -235,43 +245,38 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
-    if not config.from_run:
-        check_scenarios(config.calibration, config.search)
-    elif config.search.rescore_every is not None:
-        raise ValueError(
-            f"from_run: expected no run where search.rescore_every is {config.search.rescore_every:g}, for the scores "
-            f"of steps are not kept, got {config.from_run}; leave one of the two out"
-        )
+    calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    check_scenarios(calibration, config.search)
     model = load_model(config.model.name, config.model.dtype)
     tokenizer = load_tokenizer(config.model.name)
+    scenarios = {}
+    if not config.from_run or config.search.rescore_every is not None:
+        scenarios = scenarios_of(calibration, tokenizer)
     if config.from_run:
         calibrated = _calibrated_by(config, model)
-        selection = select_calibrated(model, calibrated, config.estimator, config.ratio, config.search)
     else:
-        scenarios = scenarios_of(config.calibration, tokenizer)
-        size = config.calibration.batch_size
         calibrated = calibrate(
             model,
             scenarios,
             [config.estimator],
             fusion=config.fusion,
             stability=config.search.allocation == "adaptive",
-            batch_size=size,
+            batch_size=calibration.batch_size,
             remat=config.remat,
             track=track,
         )
-        selection = select_path(
-            model,
-            calibrated,
-            scenarios,
-            config.estimator,
-            [config.ratio],
-            config.search,
-            fusion=config.fusion,
-            batch_size=size,
-            remat=config.remat,
-            track=track,
-        )[config.ratio]
+    selection = select_path(
+        model,
+        calibrated,
+        scenarios,
+        config.estimator,
+        [config.ratio],
+        config.search,
+        fusion=config.fusion,
+        batch_size=calibration.batch_size,
+        remat=config.remat,
+        track=track,
+    )[config.ratio]
     pruned = cut(model, selection.keep)
     save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
     return Pruned(
@@ -280,6 +285,15 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
     )
+
+
+def _calibration_of(path: str, model: str) -> CalibrationConfig:
+    """Return on which text a run's scores were made."""
+    recorded = _source_run(path, model)["config"]
+    if recorded.get("from_run"):
+        recorded = _source_run(recorded["from_run"], model)["config"]
+    calibration = recorded["calibration"]
+    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
 
 
 def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:

@@ -92,7 +92,8 @@ def test_every_config_builds(path):
     exported = runpy.run_path(str(path))
     config = exported["CONFIG"]
     assert type(config) in config_classes()
-    assert f"saap compare configs/{path.name}" in exported["__doc__"]
+    command = type(config).__name__.removesuffix("Config").lower()
+    assert f"saap {command} configs/{path.name}" in exported["__doc__"]
     widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
     model = abstract_llama(LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True))
     tokens = jax.ShapeDtypeStruct((config.calibration.batch_size, config.calibration.length), "int32")

@@ -16,6 +16,7 @@ from saap_jax.config import (
     EstimationConfig,
     EvaluateConfig,
     EvaluationConfig,
+    FusionConfig,
     ModelConfig,
     PruneConfig,
     ScoreConfig,
@@ -151,21 +152,25 @@ def test_overlapping_texts_are_refused(config, tmp_path):
 
 
 def test_fusion_and_adaptive_search(config, tmp_path):
-    """`saap` is the fused pair, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
+    """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
     windows = calibration.scenarios_of(config.calibration, tokenizer)
-    names = ("saap", "gate_taylor+taylor_element", "gate_taylor")
+    fused = "taylor_element+fisher+wanda"
+    names = ("saap", fused, "gate_fisher", "fisher")
     made = calibration.calibrate(model, windows, names, batch_size=2)
     scores = {name: made.scores(name) for name in names}
+    np.testing.assert_array_equal(scores["saap"]["mlp"], scores[fused]["mlp"])
+    np.testing.assert_array_equal(scores["saap"]["attention"], scores["gate_fisher"]["attention"])
     for structure in ("attention", "mlp"):
-        np.testing.assert_array_equal(scores["saap"][structure], scores[names[1]][structure])
-        assert not np.allclose(scores["saap"][structure], scores["gate_taylor"][structure])
+        assert not np.allclose(scores["saap"][structure], scores["fisher"][structure])
+    whole = calibration.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
+    np.testing.assert_allclose(whole.scores("saap")["attention"], scores[fused]["attention"], rtol=1e-5)
     searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
     kept = [pipeline.select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
     assert (kept[0] != kept[1]).any()
     estimation = EstimationConfig(estimators=("saap", "wanda"))
     run = comparison.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
-    assert set(run.record["fusions"]["reference"]["saap"]["weights"]) == {"gate_taylor", "taylor_element"}
+    assert set(run.record["fusions"]["reference"][fused]["weights"]) == {"taylor_element", "fisher", "wanda"}
     assert len(run.candidates()) == 4
 
 
