@@ -140,7 +140,7 @@ class SharePerStructure:
 class FusionConfig:
     """How the scores of several estimators become one."""
 
-    estimators: tuple[str, ...] = ("taylor_element", "fisher", "wanda")
+    estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
     """What `saap` fuses: two or more names, with hyper-parameters in brackets if any."""
     attention: str = "gate_fisher"
     """What scores attention units in `saap`, since sums over elements say little of heads; empty: the fusion."""
@@ -222,6 +222,10 @@ class SearchConfig:
                 f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
                 f"{self.max_ratio}"
             )
+
+
+STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
+"""What docs/study.md found to go best with `saap`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,11 +317,11 @@ class ScoreConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Prune a model with one estimator at one ratio, and save the smaller model."""
+    """Prune a model with one estimator at one ratio, and save the smaller model; by default as docs/study.md found."""
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""
-    estimator: str = "gate_fisher"
+    estimator: str = "saap"
     """Name, with hyper-parameters in brackets if any."""
     ratio: float = 0.2
     """Share of the prunable parameters to remove."""
@@ -329,7 +333,7 @@ class PruneConfig:
     remat: Remat = "dots"
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = STUDIED
 
     def __post_init__(self) -> None:
         check_ratios((self.ratio,))

@@ -188,7 +188,10 @@ def _skipped(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
     skipped = np.zeros(layers, bool)
     for layer in skip_layers:
         if not -layers <= layer < layers:
-            raise ValueError(f"skip_layers: expected layers in [-{layers}, {layers}), got {layer}")
+            raise ValueError(
+                f"search.skip_layers: expected layers in [-{layers}, {layers}) of this model, got {layer}; "
+                "say which of its layers are left alone, or () for none"
+            )
         skipped[layer] = True
     return skipped
 

@@ -212,6 +212,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
+    options |= {"search": SearchConfig()}
     fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
     reused = pipeline.prune(
         PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)

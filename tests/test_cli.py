@@ -87,7 +87,10 @@ def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_dir
     assert "2 gate_fisher" in capsys.readouterr().out
     out = str(tmp_path / "pruned")
     words = [word for word in options if word != "--runs" and not word.endswith("runs")]
-    assert cli.main(["prune", *words, "--ratio", "0.5", "--out", out, "--estimator", "magnitude"]) == 0
+    words += ["--ratio", "0.5", "--out", out, "--estimator", "magnitude"]
+    assert cli.main(["prune", *words]) == 2
+    assert "skip_layers: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err.replace("\n", " ")
+    assert cli.main(["prune", *words, "--search.skip-layers"]) == 0
     assert "asked 50.00%" in capsys.readouterr().out
     tokens = ["--windows", "3", "--length", "16", "--batch-size", "2"]
     assert cli.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0

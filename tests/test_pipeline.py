@@ -155,7 +155,7 @@ def test_fusion_and_adaptive_search(config, tmp_path):
     """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
     windows = calibration.scenarios_of(config.calibration, tokenizer)
-    fused = "taylor_element+fisher+wanda"
+    fused = "taylor_element+gate_taylor+wanda"
     names = ("saap", fused, "gate_fisher", "fisher")
     made = calibration.calibrate(model, windows, names, batch_size=2)
     scores = {name: made.scores(name) for name in names}
@@ -170,7 +170,7 @@ def test_fusion_and_adaptive_search(config, tmp_path):
     assert (kept[0] != kept[1]).any()
     estimation = EstimationConfig(estimators=("saap", "wanda"))
     run = comparison.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
-    assert set(run.record["fusions"]["reference"][fused]["weights"]) == {"taylor_element", "fisher", "wanda"}
+    assert set(run.record["fusions"]["reference"][fused]["weights"]) == {"taylor_element", "gate_taylor", "wanda"}
     assert len(run.candidates()) == 4
 
 
@@ -187,6 +187,7 @@ def test_score_prune_evaluate(config, tmp_path):
     assert calibrated.estimators == ["wanda", "gate_fisher"]
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
+    options |= {"search": SearchConfig()}
     fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
     reused = pipeline.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
     assert fresh.selection.actual == reused.selection.actual >= 0.4

@@ -553,7 +553,7 @@ class TestRefusals:
             problem.search(0.2, FREE)
 
     def test_layers_left_alone(self):
-        with pytest.raises(ValueError, match=r"expected layers in \[-3, 3\), got 3"):
+        with pytest.raises(ValueError, match=r"expected layers in \[-3, 3\) of this model, got 3"):
             Problem(0).search(0.2, dataclasses.replace(FREE, skip_layers=(3,)))
         with pytest.raises(ValueError, match=r"largest possible ratio is 0\.0000"):
             Problem(0).search(0.2, SearchConfig(skip_layers=(0, 1, 2)))
