@@ -12,11 +12,11 @@ The pipeline in order (each name is importable from here):
     save_model                            the smaller model as a directory
 """
 
-from saap_jax.config import SearchConfig
 from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation import ESTIMATORS
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.options import SearchConfig
 from saap_jax.pipeline import perplexity, score_units, select_units
 from saap_jax.surgery import cut, masks
 

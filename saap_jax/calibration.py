@@ -13,17 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    FidelityConfig,
-    FusionConfig,
-    KeepStatistics,
-    ScenarioReduction,
-    ScoreConfig,
-    SearchConfig,
-    StabilityOver,
-)
+from saap_jax.config import CompareConfig, FidelityConfig, ScoreConfig
 from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
@@ -32,6 +22,14 @@ from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama
 from saap_jax.llama.runs import existing_units
+from saap_jax.options import (
+    CalibrationConfig,
+    FusionConfig,
+    KeepStatistics,
+    ScenarioReduction,
+    SearchConfig,
+    StabilityOver,
+)
 from saap_jax.report import RunDirectory, read_run
 from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.surgery import masks

@@ -1,22 +1,15 @@
 """The command line, `saap`: reads arguments, shows progress and tables, turns errors into one line and exit code 2."""
 
-import contextlib
-import dataclasses
 import errno
 import os
-import runpy
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, ModelConfig, PruneConfig, ScoreConfig
+from saap_jax.arguments import UsageError, configure, console, parse, show_progress, split_words
+from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
+from saap_jax.options import ModelConfig
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -32,12 +25,6 @@ A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as
 override it, and `saap COMMAND --help` lists them.
 
 Start with `saap compare configs/quickstart.py`."""
-
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-
-
-class UsageError(Exception):
-    """Bad words on the command line."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,11 +63,11 @@ def _one_line(error: Exception) -> str:
 
 def compare(words: list[str]) -> None:
     """Run `saap compare`."""
-    config, options = _configure("compare", CompareConfig, words, overwrite=True)
+    config, options = configure("compare", CompareConfig, words, overwrite=True)
     from saap_jax import comparison
     from saap_jax.report import cut_rows, rich_cut_table, rich_table
 
-    with _tracker() as track:
+    with show_progress() as track:
         run = comparison.compare(config, overwrite=options.overwrite, track=track)
     candidates = run.candidates()
     if run.corrupt_lines:
@@ -122,14 +109,14 @@ def discover(words: list[str]) -> None:
 
 def score(words: list[str]) -> None:
     """Run `saap score`."""
-    config, options = _configure("score", ScoreConfig, words, overwrite=True)
+    config, options = configure("score", ScoreConfig, words, overwrite=True)
     from saap_jax import pipeline
     from saap_jax.report.fusion import rich_fusions
     from saap_jax.report.patterns import rich_patterns
     from saap_jax.report.score_page import find_patterns
     from saap_jax.report.scores import rank_table
 
-    with _tracker() as track:
+    with show_progress() as track:
         run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
     for scenario, scores in calibrated.scenarios.items():
         console.print(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
@@ -143,10 +130,10 @@ def score(words: list[str]) -> None:
 
 def prune(words: list[str]) -> None:
     """Run `saap prune`."""
-    config, _ = _configure("prune", PruneConfig, words)
+    config, _ = configure("prune", PruneConfig, words)
     from saap_jax import pipeline
 
-    with _tracker() as track:
+    with show_progress() as track:
         pruned = pipeline.prune(config, track=track)
     table = Table(title=f"{config.estimator} at {config.ratio:.1%}", title_justify="left", show_header=False)
     asked, actual = pruned.selection.asked, pruned.selection.actual
@@ -160,12 +147,12 @@ def prune(words: list[str]) -> None:
 
 def evaluate(words: list[str]) -> None:
     """Run `saap evaluate`."""
-    positional, rest = _split(words)
+    positional, rest = split_words(words)
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
-    config, _ = _parse("evaluate [MODEL ...]", default, rest)
+    config, _ = parse("evaluate [MODEL ...]", default, rest)
     from saap_jax import pipeline
 
-    with _tracker() as track:
+    with show_progress() as track:
         rows = pipeline.evaluate(config, track=track)
     table = Table(title="perplexity", title_justify="left")
     table.add_column("model", overflow="fold")
@@ -179,11 +166,11 @@ def evaluate(words: list[str]) -> None:
 
 def fidelity(words: list[str]) -> None:
     """Run `saap fidelity`."""
-    config, options = _configure("fidelity", FidelityConfig, words, overwrite=True)
+    config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
     from saap_jax import pipeline
     from saap_jax.report import fidelity as report
 
-    with _tracker() as track:
+    with show_progress() as track:
         run, rows, scores, exact = pipeline.judge(config, overwrite=options.overwrite, track=track)
     for scope in ("attention", "mlp", "pooled"):
         console.print(report.rich_fidelity_table(rows, scope))
@@ -197,6 +184,11 @@ def fidelity(words: list[str]) -> None:
     console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
 
 
+def _range(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "discover": discover,
@@ -205,92 +197,3 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "fidelity": fidelity,
 }
-
-
-# --- arguments ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What belongs to this call and not to the experiment."""
-
-    overwrite: bool = False
-    """Start anew where the run directory holds a run already."""
-
-
-def _configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
-    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it."""
-    positional, rest = _split(words)
-    if len(positional) > 1:
-        raise UsageError(f"{command}: expected at most one configuration file, got {len(positional)}: {positional}")
-    default = load_config(positional[0], kind) if positional else kind()
-    return _parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split the words before the first option from the rest."""
-    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
-    return words[:first], words[first:]
-
-
-def _parse(command: str, default: Any, words: list[str], options: type | None = None) -> tuple[Any, Any]:
-    kind = type(default)
-    fields: list[tuple] = [("config", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=default))]
-    if options is not None:
-        fields.append(("options", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default=options())))
-    arguments = dataclasses.make_dataclass("Arguments", fields)
-    parsed = tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
-    return parsed.config, getattr(parsed, "options", None)
-
-
-def load_config(path: str, kind: type) -> Any:
-    """Read CONFIG from a Python file.
-
-    Raises:
-        ValueError: the file fails, exports no CONFIG, or one of another kind.
-        FileNotFoundError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"configuration: expected a Python file, found none at {path}; check the path")
-    try:
-        exported = runpy.run_path(path)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"configuration {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(exported.get("CONFIG"), kind):
-        got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
-        raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
-    return exported["CONFIG"]
-
-
-# --- progress ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _tracker() -> Iterator[Callable[[str, Iterable[Any], int], Iterator[Any]]]:
-    """Yield a `Track` that shows bars with the time left on a terminal, and a line a stage elsewhere."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def track(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-            start = time.perf_counter()
-            if not console.is_terminal:
-                console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
-            yield from progress.track(items, total=total, description=doing)
-            if not console.is_terminal:
-                console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)
-
-        yield track
-
-
-def _range(values: tuple[int, ...]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -30,15 +30,7 @@ from saap_jax.calibration import (
     scenarios_of,
     statistics_path,
 )
-from saap_jax.config import (
-    CalibrationConfig,
-    EvaluateConfig,
-    FidelityConfig,
-    FusionConfig,
-    PruneConfig,
-    ScoreConfig,
-    SearchConfig,
-)
+from saap_jax.config import EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.estimation.ablation import (
@@ -54,6 +46,7 @@ from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
+from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
 from saap_jax.report import RunDirectory, provenance, read_run
 from saap_jax.report.scores import write_scores
 from saap_jax.search import Selection, search

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config import SearchConfig
+from saap_jax.options import SearchConfig
 from saap_jax.stability import stabilised, standardised
 from saap_jax.types import STRUCTURES, Keep, Scores
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import rankdata
 
-from saap_jax.config import ScenarioReduction, check_choice
 from saap_jax.fusion import PerExample
+from saap_jax.options import ScenarioReduction, check_choice
 from saap_jax.types import Scores
 
 

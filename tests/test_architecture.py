@@ -11,12 +11,15 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
+from saap_jax import options
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
-    ("types", "config"),
+    ("types",),
+    ("options",),
+    ("config",),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),
@@ -31,6 +34,7 @@ ORDER = (
     ("calibration",),
     ("pipeline",),
     ("comparison",),
+    ("arguments",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -74,12 +78,13 @@ def test_an_upward_import_is_found():
 
 
 def config_classes() -> list[type]:
-    return [value for value in vars(configuration).values() if dataclasses.is_dataclass(value)]
+    both = vars(options) | vars(configuration)
+    return [value for value in both.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 
 
 @pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
 def test_every_field_is_read_somewhere(kind):
-    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "config.py"]
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name not in ("config.py", "options.py")]
     for field in dataclasses.fields(kind):
         by_name = kind.__name__.endswith("PerStructure")  # read by the structure's name
         pattern = r"getattr\(config\.\w+, name\)" if by_name else rf"\.{field.name}\b"

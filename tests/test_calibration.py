@@ -7,16 +7,13 @@ import pytest
 
 import saap_jax
 from saap_jax import calibration, comparison, pipeline
-from saap_jax.config import (
+from saap_jax.config import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
+from saap_jax.options import (
     CalibrationConfig,
-    CompareConfig,
     EstimationConfig,
     EvaluationConfig,
     FusionConfig,
     ModelConfig,
-    PatternsConfig,
-    PruneConfig,
-    ScoreConfig,
     SearchConfig,
 )
 from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator

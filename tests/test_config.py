@@ -6,6 +6,7 @@ import json
 import pytest
 
 from saap_jax import config as c
+from saap_jax import options as o
 
 
 def test_the_default_is_json():
@@ -26,18 +27,18 @@ def test_the_default_is_json():
         (lambda: c.CompareConfig(name="a/b"), "name: expected letters, .* got 'a/b'"),
         (lambda: c.ScoreConfig(name=""), "got ''"),
         (lambda: c.PruneConfig(ratio=1.5), "got 1.5"),
-        (lambda: c.CalibrationConfig(examples=0), "calibration.examples: expected at least 1, got 0"),
-        (lambda: c.CalibrationConfig(length=1), "calibration.length: expected at least 2, got 1"),
-        (lambda: c.CalibrationConfig(batch_size=0), "calibration.batch_size: expected at least 1, got 0"),
-        (lambda: c.EvaluationConfig(windows=-1), "evaluation.windows: expected at least 0, got -1"),
-        (lambda: c.EvaluationConfig(length=1), "evaluation.length: expected at least 2, got 1"),
-        (lambda: c.EvaluationConfig(batch_size=0), "evaluation.batch_size: expected at least 1, got 0"),
+        (lambda: o.CalibrationConfig(examples=0), "calibration.examples: expected at least 1, got 0"),
+        (lambda: o.CalibrationConfig(length=1), "calibration.length: expected at least 2, got 1"),
+        (lambda: o.CalibrationConfig(batch_size=0), "calibration.batch_size: expected at least 1, got 0"),
+        (lambda: o.EvaluationConfig(windows=-1), "evaluation.windows: expected at least 0, got -1"),
+        (lambda: o.EvaluationConfig(length=1), "evaluation.length: expected at least 2, got 1"),
+        (lambda: o.EvaluationConfig(batch_size=0), "evaluation.batch_size: expected at least 1, got 0"),
         (
-            lambda: c.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
+            lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
             "another text than in_domain, got 'a.txt'",
         ),
         (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
-        (lambda: c.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
+        (lambda: o.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
     ],
 )
 def test_refused(make, message):
@@ -47,4 +48,4 @@ def test_refused(make, message):
 
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        c.ModelConfig().name = "other"  # type: ignore[misc]
+        o.ModelConfig().name = "other"  # type: ignore[misc]

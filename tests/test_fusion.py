@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax import fusion
-from saap_jax.config import FusionConfig
 from saap_jax.fusion import fuse, fuse_examples
+from saap_jax.options import FusionConfig
 
 SCOPES = ("global", "structure", "layer")
 

@@ -7,18 +7,17 @@ import pytest
 
 import saap_jax
 from saap_jax import calibration, comparison, pipeline
-from saap_jax.config import (
+from saap_jax.config import CompareConfig, PruneConfig
+from saap_jax.llama.load import load_keep
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import (
     CalibrationConfig,
-    CompareConfig,
     EstimationConfig,
     EvaluationConfig,
     FusionConfig,
     ModelConfig,
-    PruneConfig,
     SearchConfig,
 )
-from saap_jax.llama.load import load_keep
-from saap_jax.llama.runs import existing_units
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, random_tokens
 

@@ -10,21 +10,18 @@ import pytest
 
 import saap_jax
 from saap_jax import calibration, comparison, pipeline
-from saap_jax.config import (
-    CalibrationConfig,
-    CompareConfig,
-    EstimationConfig,
-    EvaluateConfig,
-    EvaluationConfig,
-    FusionConfig,
-    ModelConfig,
-    PruneConfig,
-    ScoreConfig,
-    SearchConfig,
-)
+from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama.load import load_keep
+from saap_jax.options import (
+    CalibrationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    FusionConfig,
+    ModelConfig,
+    SearchConfig,
+)
 from saap_jax.report import RunDirectory
 
 

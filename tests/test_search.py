@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from saap_jax import search as module
-from saap_jax.config import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
 from saap_jax.search import search
 from saap_jax.types import STRUCTURES
 

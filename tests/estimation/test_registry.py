@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saap_jax.config import SearchConfig
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import (
     ESTIMATORS,
@@ -19,6 +18,7 @@ from saap_jax.estimation import (
     union_of_needs,
 )
 from saap_jax.llama.runs import existing_units
+from saap_jax.options import SearchConfig
 from saap_jax.search import search
 from tests.helpers import layers_of, ragged_model, random_tokens
 

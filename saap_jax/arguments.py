@@ -1,0 +1,101 @@
+"""What every command needs of the command line: its configuration, from a file and options; and shown progress."""
+
+import contextlib
+import dataclasses
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
+class UsageError(Exception):
+    """Bad words on the command line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What belongs to this call and not to the experiment."""
+
+    overwrite: bool = False
+    """Start anew where the run directory holds a run already."""
+
+
+def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
+    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it."""
+    positional, rest = split_words(words)
+    if len(positional) > 1:
+        raise UsageError(f"{command}: expected at most one configuration file, got {len(positional)}: {positional}")
+    default = load_config(positional[0], kind) if positional else kind()
+    return parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split the words before the first option from the rest."""
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]
+
+
+def parse(command: str, default: Any, words: list[str], options: type | None = None) -> tuple[Any, Any]:
+    kind = type(default)
+    fields: list[tuple] = [("config", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=default))]
+    if options is not None:
+        fields.append(("options", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default=options())))
+    arguments = dataclasses.make_dataclass("Arguments", fields)
+    parsed = tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
+    return parsed.config, getattr(parsed, "options", None)
+
+
+def load_config(path: str, kind: type) -> Any:
+    """Read CONFIG from a Python file.
+
+    Raises:
+        ValueError: the file fails, exports no CONFIG, or one of another kind.
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"configuration: expected a Python file, found none at {path}; check the path")
+    try:
+        exported = runpy.run_path(path)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"configuration {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(exported.get("CONFIG"), kind):
+        got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
+        raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
+    return exported["CONFIG"]
+
+
+# --- progress ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[Callable[[str, Iterable[Any], int], Iterator[Any]]]:
+    """Yield a `Track` that shows bars with the time left on a terminal, and a line a stage elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def track(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
+            start = time.perf_counter()
+            if not console.is_terminal:
+                console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
+            yield from progress.track(items, total=total, description=doing)
+            if not console.is_terminal:
+                console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)
+
+        yield track

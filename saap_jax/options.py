@@ -1,0 +1,251 @@
+"""The parts that configurations are made of: frozen, keyword-only, JSON values only, refused early, value named."""
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal, get_args, get_origin
+
+from saap_jax.types import Remat
+
+FusionMethod = Literal["closed_form", "learned", "sampling"]
+FusionScope = Literal["global", "structure", "layer"]
+Allocation = Literal["uniform", "global", "adaptive"]
+RankBy = Literal["score", "score_per_parameter"]
+Normalization = Literal["none", "layer_zscore", "structure_mean"]
+Solver = Literal["greedy", "exact"]
+ScenarioReduction = Literal["mean", "max", "min_rank"]
+StabilityOver = Literal["examples", "scenarios"]
+KeepStatistics = Literal["all", "small", "none"]
+
+
+def check_run_name(name: str) -> None:
+    """Raise ValueError unless `name` is a plain directory name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {name!r}")
+
+
+def check_ratios(ratios: tuple[float, ...]) -> None:
+    """Raise ValueError unless `ratios` is a non-empty tuple of distinct numbers in [0, 1)."""
+    if not ratios:
+        raise ValueError("ratios: expected at least one number in [0, 1), got none")
+    for ratio in ratios:
+        if not (math.isfinite(ratio) and 0 <= ratio < 1):
+            raise ValueError(f"ratios: expected numbers in [0, 1), got {ratio}")
+    if len(set(ratios)) < len(ratios):
+        raise ValueError(f"ratios: expected each once, got {list(ratios)}")
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the `choices`, a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def check_choices(name: str, config: Any) -> None:
+    """Check all fields of type Literal."""
+    for field in dataclasses.fields(config):
+        if get_origin(field.type) is Literal:
+            check_choice(f"{name}.{field.name}", getattr(config, field.name), field.type)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model."""
+
+    name: str = "smollm2-135m"
+    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """On which text importance is estimated."""
+
+    scenarios: tuple[str, ...] = ("builtin:reference",)
+    """One text source or more, whose scores are kept apart: `SOURCE` or `NAME=SOURCE`, where SOURCE is
+    `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
+    examples: int = 32
+    """Windows drawn at random from each scenario."""
+    length: int = 128
+    """Tokens a window."""
+    batch_size: int = 8
+    """Windows a microbatch; changes speed and memory, not the result."""
+    seed: int = 0
+    """Seed of the windows drawn."""
+
+    def __post_init__(self) -> None:
+        if not self.scenarios:
+            raise ValueError("calibration.scenarios: expected at least one text source, got none")
+        check_at_least("calibration.examples", self.examples, 1)
+        check_at_least("calibration.length", self.length, 2)
+        check_at_least("calibration.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimationConfig:
+    """How importance is estimated."""
+
+    estimators: tuple[str, ...] = (
+        "random",
+        "magnitude",
+        "taylor_vector",
+        "taylor_element",
+        "gate_taylor",
+        "gate_fisher",
+        "wanda",
+        "fluctuation",
+    )
+    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
+    or more, `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerStructure:
+    """One number for each structure."""
+
+    attention: int = 1
+    mlp: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least("attention", self.attention, 0)
+        check_at_least("mlp", self.mlp, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharePerStructure:
+    """One share for each structure."""
+
+    attention: float = 1.0
+    mlp: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share("attention", self.attention)
+        check_share("mlp", self.mlp)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the scores of several estimators become one."""
+
+    estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
+    """What `saap` fuses: two or more names, with hyper-parameters in brackets if any."""
+    attention: str = "gate_fisher"
+    """What scores attention units in `saap`, since sums over elements say little of heads; empty: the fusion."""
+    method: FusionMethod = "closed_form"
+    """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
+    scope: FusionScope = "structure"
+    """Units that share a σ: all, those of a structure, or those of a structure in one layer (`layer`)."""
+    scope_constant: bool = False
+    """Add Σ log σ of its scope to each score."""
+
+    def __post_init__(self) -> None:
+        check_choices("fusion", self)
+        if len(set(self.estimators)) < max(2, len(self.estimators)):
+            raise ValueError(f"fusion.estimators: expected two or more, each once, got {list(self.estimators)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a budget is shared between layers and structures.
+
+    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)` on the scores of
+    `taylor_element_second`; FLAP (AL-AM) is `global` with `rank_by="score"` on those of
+    `fluctuation(standardize=True)`.
+    """
+
+    allocation: Allocation = "uniform"
+    """`uniform`: the same share of each layer; `global`: one ranking of all units; `adaptive`: one ranking of
+    log score + `stability_weight` · stability indicator."""
+    rank_by: RankBy = "score_per_parameter"
+    """Key of the one ranking."""
+    normalize: Normalization = "none"
+    """Before ranking: `layer_zscore` standardises within layer and structure; `structure_mean` divides by the mean."""
+    stability_weight: float = 0.25
+    """λ of `adaptive`. Above 0 keeps what matters only sometimes; below 0 removes it."""
+    stability_over: StabilityOver = "examples"
+    """What importance has to be stable over: examples, or the calibration scenarios (two or more)."""
+    scenario_reduction: ScenarioReduction = "mean"
+    """How the scores of several scenarios become one: `mean`, `max` (what any of them needs is kept), or `min_rank`
+    (the best rank: the same free of units)."""
+    attention_share: float | None = None
+    """Share of the removed parameters that comes from attention; None: the ranking decides."""
+    min_keep: PerStructure = PerStructure(attention=1, mlp=1)
+    """Units that each layer keeps at least."""
+    max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
+    """Largest share of a layer's units that may go; 0 leaves a structure alone."""
+    skip_layers: tuple[int, ...] = ()
+    """Layers left alone; negative numbers count from the end."""
+    multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
+    """Kept widths of pruned layers are multiples of these."""
+    rescore_every: float | None = None
+    """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
+    pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
+    depth: bool = False
+    """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    solver: Solver = "greedy"
+    """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
+
+    def __post_init__(self) -> None:
+        check_choices("search", self)
+        if not math.isfinite(self.stability_weight):
+            raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
+        if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:
+            raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {self.rescore_every}")
+        if self.attention_share is not None:
+            check_share("search.attention_share", self.attention_share)
+        if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
+            raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
+        if self.allocation == "uniform" and (self.depth or self.solver == "exact"):
+            name = "depth" if self.depth else "solver 'exact'"
+            raise ValueError(f"search.allocation: {name} needs a ranking, 'global' or 'adaptive', got 'uniform'")
+        if self.normalize == "layer_zscore" and (self.allocation, self.rank_by) != ("global", "score"):
+            raise ValueError(
+                "search.normalize: 'layer_zscore' makes scores of either sign without a unit, for allocation 'global' "
+                f"and rank_by 'score' only, got {self.allocation!r} and {self.rank_by!r}"
+            )
+        pairs = [(self.min_keep.attention, self.max_ratio.attention), (self.min_keep.mlp, self.max_ratio.mlp)]
+        if self.depth and (0, 1) not in pairs:
+            raise ValueError(
+                f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
+                f"{self.max_ratio}"
+            )
+
+
+STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
+"""What docs/study.md found to go best with `saap`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """On which text quality is measured."""
+
+    in_domain: str = "builtin:reference"
+    """Text of the calibration domain, never the calibration text itself."""
+    out_of_domain: str = "builtin:descriptions"
+    """Text of another domain."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once; changes speed and memory, not the result."""
+
+    def __post_init__(self) -> None:
+        check_at_least("evaluation.windows", self.windows, 0)
+        check_at_least("evaluation.length", self.length, 2)
+        check_at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.in_domain == self.out_of_domain:
+            raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
