@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 import saap_jax
 from saap_jax.calibration import calibrate
-from saap_jax.config import EstimationConfig
 from saap_jax.llama.model import Llama
+from saap_jax.options import EstimationConfig
 
 
 def main() -> None:
