@@ -26,6 +26,8 @@ class Options:
 
     overwrite: bool = False
     """Start anew where the run directory holds a run already."""
+    resume: bool = False
+    """Go on with a run that is there (which happens in any case), and fail where there is none."""
 
 
 def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
@@ -34,7 +36,15 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     if len(positional) > 1:
         raise UsageError(f"{command}: expected at most one configuration file, got {len(positional)}: {positional}")
     default = load_config(positional[0], kind) if positional else kind()
-    return parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
+    config, options = parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
+    if options is not None and options.resume:
+        if options.overwrite:
+            raise UsageError(f"{command}: expected --resume or --overwrite, got both")
+        if not (path := Path(config.runs) / config.name / "run.json").exists():
+            raise UsageError(
+                f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
+            )
+    return config, options
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

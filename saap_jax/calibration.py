@@ -1,36 +1,25 @@
-"""From calibration text to scores: observe each scenario in one pass, score, fuse; and keep all of it with a run.
+"""From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-| file of a run                     | content                                                                     |
-|-----------------------------------|-----------------------------------------------------------------------------|
-| `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
-| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios     |
-| `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config import CompareConfig, FidelityConfig, ScoreConfig
 from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
-from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import (
     CalibrationConfig,
     FusionConfig,
-    KeepStatistics,
     ScenarioReduction,
     SearchConfig,
     StabilityOver,
 )
-from saap_jax.report import RunDirectory, read_run
 from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.surgery import masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
@@ -38,8 +27,8 @@ from saap_jax.types import STRUCTURES, Keep, Remat, Scores
 Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
 """Wraps an iterable, to show progress: (what is being done, items, how many)."""
 
-LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
-"""Statistics that take as much space as the model in float32."""
+Plan = Mapping[str, tuple[str, FusionConfig]]
+"""What is scored: {label: (estimator, how its scores are fused if it is a fusion)}."""
 
 
 def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
@@ -67,6 +56,8 @@ class Calibrated(NamedTuple):
     """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
     fusions: dict[str, dict[str, Fused]]
     """`{scenario: {estimator: …}}` of the estimators that are fusions of others: how the fused scores came about."""
+    stability_of: Mapping[str, Scores] = MappingProxyType({})
+    """`{scenario: …}`, the stability indicator over the examples of each scenario, where observed."""
 
     @property
     def estimators(self) -> list[str]:
@@ -86,6 +77,19 @@ class Calibrated(NamedTuple):
             name: np.stack([np.asarray(scores[name], np.float64) for scores in each]) for name in each[0]
         }
         return stability_indicator(fluctuation_of(stacked))
+
+    def only(self, scenario: str) -> "Calibrated":
+        """Return what one scenario alone tells.
+
+        Raises:
+            KeyError: there is no such scenario.
+        """
+        return Calibrated({scenario: self.scenarios[scenario]}, self.stability_of.get(scenario), {})
+
+    def renamed(self, name: str, new: str) -> "Calibrated":
+        """Return the scores of one estimator alone, under another name."""
+        scenarios = {scenario: {new: scores[name]} for scenario, scores in self.scenarios.items()}
+        return self._replace(scenarios=scenarios, fusions={})
 
 
 # --- pure: statistics to scores ------------------------------------------------------------------
@@ -198,15 +202,39 @@ def score_statistics(
     return Scored(scores, fusions, examples)
 
 
+def score_plan(model: Llama, statistics: Statistics, plan: Plan) -> Scored:
+    """Score every unit by each entry of a plan, from the same statistics."""
+    scores: dict[str, Scores] = {}
+    fusions: dict[str, Fused] = {}
+    examples: PerExample = {}
+    for fusion in dict.fromkeys(fusion for _, fusion in plan.values()):
+        names = {label: name for label, (name, own) in plan.items() if own == fusion}
+        scored = score_statistics(model, statistics, dict.fromkeys(names.values()), fusion)
+        scores |= {label: scored.scores[name] for label, name in names.items()}
+        for label, name in names.items():
+            parts = dict.fromkeys(structure_parts(name, fusion).values())
+            fusions |= {
+                part + label.removeprefix(name): scored.fusions[part] for part in parts if part in scored.fusions
+            }
+        examples = scored.examples
+    return Scored({label: scores[label] for label in plan}, fusions, examples)
+
+
 def joined(made: Mapping[str, Scored]) -> Calibrated:
     """Put the scenarios side by side; the stability indicator is that of all their examples together."""
-    examples = [scored.examples for scored in made.values()]
-    indicator = None
-    if all(examples) and sum(len(each["mlp"]) for each in examples) > 1:
-        together: PerExample = {name: np.concatenate([each[name] for each in examples]) for name in examples[0]}
-        indicator = stability_indicator(fluctuation_of(together))
+    indicator = _indicator([scored.examples for scored in made.values()])
+    each = {name: _indicator([scored.examples]) for name, scored in made.items()}
     scores = {name: scored.scores for name, scored in made.items()}
-    return Calibrated(scores, indicator, {name: scored.fusions for name, scored in made.items()})
+    fusions = {name: scored.fusions for name, scored in made.items()}
+    return Calibrated(scores, indicator, fusions, {name: own for name, own in each.items() if own is not None})
+
+
+def _indicator(parts: Sequence[PerExample]) -> Scores | None:
+    """Return the stability indicator over the examples of all parts; None where there are fewer than two."""
+    if not all(parts) or sum(len(each["mlp"]) for each in parts) < 2:
+        return None
+    together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
+    return stability_indicator(fluctuation_of(together))
 
 
 def structure_parts(name: str, fusion: FusionConfig) -> dict[str, str]:
@@ -269,106 +297,3 @@ def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows
     """Draw the calibration windows of each scenario."""
     scenarios = [parse_scenario(text) for text in config.scenarios]
     return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed)
-
-
-# --- what a run keeps ----------------------------------------------------------------------------
-
-
-def kept_scores(
-    run: RunDirectory,
-    model: Llama,
-    scenarios: Mapping[str, Windows],
-    config: CompareConfig | FidelityConfig | ScoreConfig,
-    *,
-    stability: bool = False,
-    keep: KeepStatistics = "none",
-    track: Track = quiet,
-) -> Calibrated:
-    """Return the scores that the run holds, or make and keep them.
-
-    A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
-    time.
-    """
-    if (run.path / "scores.npz").exists():
-        return read_scores(run)
-    names = config.estimation.estimators
-    made = {}
-    for name, windows in scenarios.items():
-        path = statistics_path(run.path, name)
-        if path.exists():
-            statistics = load_statistics(path, model)[name]
-        else:
-            statistics = observe_windows(
-                model,
-                windows,
-                make_members(names, config.fusion).values(),
-                stability=stability,
-                batch_size=config.calibration.batch_size,
-                remat=config.estimation.remat,
-                track=track,
-                scenario=name if len(scenarios) > 1 else "",
-            )
-        if keep != "none" and not path.exists():
-            run.claim(path.parent.name)
-            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
-            save_statistics(path, {name: statistics}, only=small)
-        made[name] = score_statistics(model, statistics, names, config.fusion)
-    save_scores(run, joined(made))
-    return read_scores(run)
-
-
-def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
-    """Score by the statistics that another run keeps, without a pass over any text.
-
-    Raises:
-        FileNotFoundError: no run there, or one that kept no statistics.
-        ValueError: statistics of another model, or not those that an estimator needs.
-    """
-    made = {}
-    for name in read_run(source).get("scenarios", {}):
-        path = statistics_path(Path(source), name)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
-            )
-        try:
-            made[name] = score_statistics(model, load_statistics(path, model)[name], estimators, fusion)
-        except ValueError as error:
-            raise ValueError(f"from_run {source}: {error}") from None
-    if not made:
-        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
-    return joined(made)
-
-
-def statistics_path(run: Path, scenario: str) -> Path:
-    """Return where a run keeps the statistics of a scenario."""
-    return run / "statistics" / f"{scenario}.safetensors"
-
-
-def save_scores(run: RunDirectory, calibrated: Calibrated) -> None:
-    """Keep scores, stability indicator and how fusions came about."""
-    fusions = {
-        scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
-        for scenario, each in calibrated.fusions.items()
-        if each
-    }
-    run.update(fusions=fusions)
-    run.save_arrays("stability", calibrated.stability or {})
-    flat = {
-        f"{scenario}/{name}/{structure}": value
-        for scenario, scored in calibrated.scenarios.items()
-        for name, scores in scored.items()
-        for structure, value in scores.items()
-    }
-    run.save_arrays("scores", flat)
-
-
-def read_scores(run: RunDirectory) -> Calibrated:
-    """Read the scores and the stability indicator that a run keeps."""
-    scenarios: dict[str, dict[str, Scores]] = {}
-    for key, value in run.load_arrays("scores").items():
-        scenario, _, rest = key.partition("/")
-        name, _, structure = rest.rpartition("/")
-        scenarios.setdefault(scenario, {}).setdefault(name, {})[structure] = value
-    stability: Scores = dict(run.load_arrays("stability"))
-    return Calibrated(scenarios, stability or None, {})

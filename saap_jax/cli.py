@@ -8,7 +8,15 @@ from collections.abc import Callable
 from rich.table import Table
 
 from saap_jax.arguments import UsageError, configure, console, parse, show_progress, split_words
-from saap_jax.config import CompareConfig, EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
+from saap_jax.config import (
+    AbConfig,
+    CompareConfig,
+    EvaluateConfig,
+    FidelityConfig,
+    GateConfig,
+    PruneConfig,
+    ScoreConfig,
+)
 from saap_jax.options import ModelConfig
 
 USAGE = """\
@@ -20,6 +28,8 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
   saap evaluate [MODEL ...]    perplexity of models, pruned or not
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
+  saap ab A B                  is A better than B, by how much, and how sure is that
+  saap gate MODEL              hold a model against limits; exit code 1 when one is broken
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
 override it, and `saap COMMAND --help` lists them.
@@ -28,7 +38,10 @@ Start with `saap compare configs/quickstart.py`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return 0 when it did its work, 2 for bad input (one line on the error stream)."""
+    """Run a command; return 0 when it did its work, 2 for bad input (one line on the error stream).
+
+    A command may return another code for what it found: `gate` returns 1 when a limit is broken.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -36,14 +49,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if words else 2
         if words[0] not in COMMANDS:
             raise UsageError(f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
-        COMMANDS[words[0]](words[1:])
+        return COMMANDS[words[0]](words[1:]) or 0
     except KeyboardInterrupt:
         return _fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
     except (ValueError, OSError, UsageError) as error:
         if os.environ.get("SAAP_DEBUG"):
             raise
         return _fail(_one_line(error), 2)
-    return 0
 
 
 def _fail(message: str, code: int) -> int:
@@ -184,16 +196,52 @@ def fidelity(words: list[str]) -> None:
     console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
 
 
+def ab(words: list[str]) -> None:
+    """Run `saap ab`."""
+    positional, rest = split_words(words)
+    if len(positional) > 2:
+        raise UsageError(f"ab: expected two models, A and B, got {len(positional)}: {', '.join(positional)}")
+    default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
+    config, _ = parse("ab A B", default, rest)
+    from saap_jax import quality
+    from saap_jax.report.quality import rich_comparison, sentences
+
+    with show_progress() as track:
+        comparison = quality.ab(config, track=track)
+    console.print(rich_comparison(comparison))
+    for sentence in sentences(comparison):
+        console.print(sentence, markup=False)
+
+
+def gate(words: list[str]) -> int:
+    """Run `saap gate`; return 1 when a limit is broken."""
+    positional, rest = split_words(words)
+    if len(positional) > 1:
+        raise UsageError(f"gate: expected one model, got {len(positional)}: {', '.join(positional)}")
+    config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
+    from saap_jax import quality
+    from saap_jax.evaluation.gate import verdict
+    from saap_jax.report.quality import rich_checks
+
+    with show_progress() as track:
+        checks = quality.gate(config, track=track)
+    console.print(rich_checks(config.model, config.baseline, checks))
+    console.print(verdict(checks), markup=False)
+    return 0 if all(check.passed for check in checks) else 1
+
+
 def _range(values: tuple[int, ...]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "compare": compare,
     "discover": discover,
     "score": score,
     "prune": prune,
     "evaluate": evaluate,
     "fidelity": fidelity,
+    "ab": ab,
+    "gate": gate,
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from saap_jax.types import Remat
 
@@ -56,6 +56,59 @@ def check_choices(name: str, config: Any) -> None:
     for field in dataclasses.fields(config):
         if get_origin(field.type) is Literal:
             check_choice(f"{name}.{field.name}", getattr(config, field.name), field.type)
+
+
+_NUMBER = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class Bound(NamedTuple):
+    """The most that something may take."""
+
+    value: float
+    unit: Literal["percent", "bytes"]
+    """Percent of the baseline's, or bytes."""
+
+
+def read_percent(name: str, text: Any) -> float:
+    """Return a percentage, which carries its sign so that nobody takes a share for it.
+
+    >>> read_percent("max_ppl_increase", "5 %")
+    5.0
+    """
+    match = re.fullmatch(_NUMBER + "%?", text if isinstance(text, str) else "") or re.fullmatch(_NUMBER, str(text))
+    if not match or not math.isfinite(float(match[1])):
+        raise ValueError(f"{name}: expected a percentage of at least 0, such as 5%, got {text!r}")
+    if not str(text).rstrip().endswith("%"):
+        share = float(match[1])
+        other = f", or {100 * share:g}% if it is a share" if share <= 1 else ""
+        raise ValueError(f"{name}: expected a percentage with its sign, got {text!r}; write {match[1]}%{other}")
+    return float(match[1])
+
+
+def read_bound(name: str, text: Any) -> Bound:
+    """Return a bound on bytes: a percentage of the baseline's, or a number with a unit.
+
+    >>> read_bound("max_size", "80%"), read_bound("max_size", "1.5 kB")
+    (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='bytes'))
+    """
+    match = re.fullmatch(_NUMBER + "([A-Za-z]+)", text.rstrip() if isinstance(text, str) else "")
+    units = {unit.lower(): size for unit, size in _BYTES.items()}
+    if match and match[2].lower() in units and math.isfinite(float(match[1])):
+        return Bound(float(match[1]) * units[match[2].lower()], "bytes")
+    if isinstance(text, str) and text.rstrip().endswith("%"):
+        return Bound(read_percent(name, text), "percent")
+    raise ValueError(
+        f"{name}: expected a percentage of the baseline's, such as 80%, or a number with one of the units "
+        f"{', '.join(_BYTES)}, such as 300MiB, got {text!r}"
+    )
+
+
+def read_points(name: str, value: Any) -> float:
+    """Return a number of points, the percent of a task's items."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected points, a number of at least 0, got {value!r}")
+    return float(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,10 +295,42 @@ class EvaluationConfig:
     """Tokens a window; part of the metric's name."""
     batch_size: int = 8
     """Windows evaluated at once; changes speed and memory, not the result."""
+    candidates_at_once: int = 8
+    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory."""
 
     def __post_init__(self) -> None:
+        check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)
         check_at_least("evaluation.windows", self.windows, 0)
         check_at_least("evaluation.length", self.length, 2)
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.in_domain == self.out_of_domain:
             raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """What is compared beside estimators and ratios: every combination of these, where empty stands for the one value
+    that `fusion`, `search` and `calibration` give. Combinations that cannot differ are one: a fusion of a single
+    estimator, a stability weight without `adaptive`, a key of ranking with `uniform`.
+    """
+
+    fusion_methods: tuple[FusionMethod, ...] = ()
+    """Values of `fusion.method`."""
+    fusion_scopes: tuple[FusionScope, ...] = ()
+    """Values of `fusion.scope`."""
+    allocations: tuple[Allocation, ...] = ()
+    """Values of `search.allocation`."""
+    rank_by: tuple[RankBy, ...] = ()
+    """Values of `search.rank_by`."""
+    stability_weights: tuple[float, ...] = ()
+    """Values of `search.stability_weight`, λ."""
+    scenarios: tuple[str, ...] = ()
+    """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
+    seeds: tuple[int, ...] = ()
+    """Values of `calibration.seed`; one pass each. Three or more say how much a result depends on the text drawn."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")

@@ -21,14 +21,9 @@ from saap_jax.calibration import (
     calibrate,
     check_estimators,
     check_scenarios,
-    kept_scores,
     pairs,
     quiet,
-    read_scores,
-    rescored,
-    save_scores,
     scenarios_of,
-    statistics_path,
 )
 from saap_jax.config import EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
 from saap_jax.data import Windows, evaluation_windows
@@ -44,10 +39,11 @@ from saap_jax.estimation.ablation import (
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
-from saap_jax.report import RunDirectory, provenance, read_run
+from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.scores import write_scores
 from saap_jax.search import Selection, search
 from saap_jax.surgery import cut, masks
@@ -204,12 +200,26 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         scenarios = scenarios_of(config.calibration, load_tokenizer(config.model.name))
         about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
         run.begin()
-        with run.stage("score"):
+        with run.stage("score") as stage:
+            tokens = tokens_to_observe(run, scenarios)
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
+            stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
     write_scores(run.path)
+    write_scalars(run)
     run.update(status="finished")
     return run, read_scores(run)
+
+
+def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffix: str = "") -> int:
+    """Count the calibration tokens, without padding, that `kept_scores` has yet to observe.
+
+    None of a run that holds its scores (`scores<suffix>.npz`), nor of a scenario whose statistics it keeps.
+    """
+    if (run.path / f"scores{suffix}.npz").exists():
+        return 0
+    new = [windows for name, windows in scenarios.items() if not statistics_path(run.path, name).exists()]
+    return sum(int(windows.mask.sum()) for windows in new)
 
 
 def _source_run(path: str, model: str) -> dict:
@@ -339,8 +349,10 @@ def judge(
     scenarios = scenarios_of(config.calibration, tokenizer)
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
     run.begin()
-    with run.stage("score"):
+    with run.stage("score") as stage:
+        tokens = tokens_to_observe(run, scenarios)
         calibrated = kept_scores(run, model, scenarios, config, track=track)
+        stage.tokens = tokens
     scores = {name: calibrated.scores(name) for name in calibrated.estimators}
     exists = existing_units(model.runs)
     units = sample_units(exists, config.channels_per_layer, config.seed)
@@ -363,5 +375,6 @@ def judge(
     exact = changes_to_scores({unit: changes[unit] for unit in units}, exists)
     rows = fidelity(scores, exact, resamples=config.resamples, seed=config.seed)
     run.save_json("fidelity", [row._asdict() for row in rows])
+    write_scalars(run)
     run.update(kind="fidelity", status="finished", **provenance())
     return run, rows, scores, exact

@@ -32,8 +32,12 @@ ORDER = (
     ("evaluation",),
     ("report",),
     ("calibration",),
+    ("kept",),
+    ("variants",),
     ("pipeline",),
     ("comparison",),
+    ("references",),
+    ("quality",),
     ("arguments",),
     ("cli",),
 )

@@ -7,6 +7,7 @@ import pytest
 
 import saap_jax
 from saap_jax import calibration, comparison, pipeline
+from saap_jax import kept as kept_module
 from saap_jax.config import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
 from saap_jax.options import (
     CalibrationConfig,
@@ -189,7 +190,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
     expected = kept[1]
     config = dataclasses.replace(score_config, runs=str(tmp_path))
     seen = []
-    observe = calibration.observe_windows
+    observe = kept_module.observe_windows
 
     def observe_first(*arguments, **options):
         seen.append(options["scenario"])
@@ -197,7 +198,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
             raise KeyboardInterrupt
         return observe(*arguments, **options)
 
-    monkeypatch.setattr(calibration, "observe_windows", observe_first)
+    monkeypatch.setattr(kept_module, "observe_windows", observe_first)
     with pytest.raises(KeyboardInterrupt):
         pipeline.score_run(config)
     _, calibrated = pipeline.score_run(config)

@@ -130,6 +130,11 @@ class TestBadInput:
         assert "ZeroDivisionError" in refused(capsys, ["compare", str(broken)])
         assert "at most one" in refused(capsys, ["compare", str(empty), str(broken)])
 
+    def test_resume(self, capsys, options):
+        words = ["compare", *options, *COMPARE, "--name", "nothing", "--resume"]
+        assert "--resume expected a run at" in refused(capsys, words)
+        assert "got both" in refused(capsys, [*words, "--overwrite"])
+
     @pytest.mark.parametrize("ratio", ["1.0", "-0.1", "nan"])
     def test_ratio(self, capsys, options, ratio):
         words = ["compare", *options, *COMPARE, "--ratios", ratio, "--best-ratio", ratio]

@@ -12,7 +12,9 @@ import saap_jax
 from saap_jax import calibration, comparison, pipeline
 from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreConfig
 from saap_jax.estimation.observe import observe_step
+from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import loss_step
+from saap_jax.kept import read_scores
 from saap_jax.llama.load import load_keep
 from saap_jax.options import (
     CalibrationConfig,
@@ -50,6 +52,7 @@ def test_the_run_holds_every_candidate(config, run):
         assert set(candidate["ppl"]) == {"ppl@16 builtin:reference", "ppl@16 builtin:descriptions"}
     assert {path.name for path in run.path.iterdir()} == {
         "run.json", "metrics.jsonl", "scores.npz", "stability.npz", "keeps.npz", "keep.json", "report.html", "best",
+        "tensorboard",
     }  # fmt: skip
     record = json.loads((run.path / "run.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == ["load", "text", "score", "search", "evaluate", "cut"]
@@ -82,9 +85,11 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
 def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_path):
     observe_step.clear_cache()
     loss_step.clear_cache()
+    candidates_step.clear_cache()
     comparison.compare(dataclasses.replace(config, runs=str(tmp_path)))
     assert observe_step._cache_size() == 1
-    assert loss_step._cache_size() == 2, "one for the dense shape (all masked candidates), one for the cut model"
+    assert candidates_step._cache_size() == 1, "the dense model and all masked candidates"
+    assert loss_step._cache_size() == 1, "the cut model"
 
 
 def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):
@@ -125,7 +130,7 @@ def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run,
     assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
     anew = comparison.compare(other, overwrite=True)
     assert len(anew.candidates()) == 4
-    assert set(calibration.read_scores(anew).estimators) == {"magnitude", "random(seed=3)"}
+    assert set(read_scores(anew).estimators) == {"magnitude", "random(seed=3)"}
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_evaluated(config, tmp_path, monkeypatch):

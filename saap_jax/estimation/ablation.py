@@ -12,7 +12,7 @@ is one compiled program: the first layer to run is an input of it.
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, feed, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, rms_norm, rotary
+from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.runs import existing_units, run_bounds
 from saap_jax.llama.spec import Constants
 from saap_jax.types import STRUCTURES, Keep, Scores
-
-VOCAB_CHUNK = 1024
-"""Logits that are in memory at once, a token: they stay in the cache, and large vocabularies fit."""
 
 
 class Unit(NamedTuple):
@@ -168,7 +166,7 @@ def remove_step(
     A sub-block's output is a sum over its units, so that z(g_u = 0) = z(g = 1) - a_u W_out[u]: the layer runs once,
     and what each unit writes is subtracted (behind an attention unit, the MLP runs again).
     """
-    parameters = _at(run, layer)
+    parameters = layer_of(run, layer)
     attention, mlp = parameters.attention, parameters.mlp
     rotation = rotary(x.shape[1], attention.query.shape[-1], constants)
     _, seen = decode(parameters, x, None, rotation, constants.norm_eps, lambda point, activation: activation)
@@ -191,53 +189,11 @@ def suffix_step(
 ) -> Float[Array, "units batch"]:
     """Run the layers from `start` on and return each example's summed loss, for each of several residual streams.
 
-    `start` is an input: loops with a dynamic start over the stacked parameters, one a run of equal layers, of which
-    those in front turn zero times. The cost is that of the remaining layers, and no layer compiles anew.
+    `start` is an input, so the cost is that of the remaining layers, and no layer compiles anew.
     """
-    x, constants = _flat(states), model.constants
-    rotation = rotary(tokens.shape[1], model.runs[0].attention.query.shape[-1], constants)
-    for run, bounds in zip(model.runs, run_bounds(model.runs), strict=True):
-
-        def layer(index: Array, x: Array, run: DecoderLayer = run) -> Array:
-            return decode(_at(run, index), x, None, rotation, constants.norm_eps)[0]
-
-        first = jnp.clip(start - bounds.start, 0, run.length)
-        x = jax.lax.fori_loop(first, jnp.asarray(run.length, first.dtype), layer, x)
-    hidden = rms_norm(x, model.norm[...], constants.norm_eps)
+    x = run_layers(model, _flat(states), start, len(model.spec.layers))
+    hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)
-
-
-def summed_losses(
-    model: Llama,
-    hidden: Float[Array, "units batch seq embed"],
-    tokens: Int[Array, "batch seq"],
-    mask: Bool[Array, "batch seq"],
-) -> Float[Array, "units batch"]:
-    """Return each example's summed next-token loss, as `next_token_losses` does, from normalised last hidden states.
-
-    log Σ_v exp(z_v) is gathered over chunks of the vocabulary, so that the logits z are never in memory at once.
-    """
-    tied, dtype = model.unembedding is None, at_least_float32(hidden.dtype)
-    table = model.embedding[...] if model.unembedding is None else model.unembedding[...]
-    axis, product = (0, "ubtd,vd->ubtv") if tied else (1, "ubtd,dv->ubtv")
-    vocab, chunk = table.shape[axis], min(VOCAB_CHUNK, table.shape[axis])
-    hidden, target = hidden[:, :, :-1], tokens[:, 1:]
-
-    def gather(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        highest, total = carry
-        start = jnp.minimum(index * chunk, vocab - chunk)  # the last chunk overlaps the one before
-        piece = jax.lax.dynamic_slice_in_dim(table, start, chunk, axis)
-        z = jnp.einsum(product, hidden, piece, preferred_element_type=dtype)
-        new = start + jnp.arange(chunk) >= index * chunk
-        z = jnp.where(new[None, None, None], z, -jnp.inf)
-        higher = jnp.maximum(highest, jnp.max(z, axis=-1))
-        return higher, total * jnp.exp(highest - higher) + jnp.sum(jnp.exp(z - higher[..., None]), axis=-1)
-
-    nothing = (jnp.full(hidden.shape[:3], -jnp.inf, dtype), jnp.zeros(hidden.shape[:3], dtype))
-    highest, total = jax.lax.fori_loop(0, -(-vocab // chunk), gather, nothing)
-    rows = table[target] if tied else jnp.moveaxis(table[:, target], 0, -1)
-    losses = highest + jnp.log(total) - jnp.einsum("ubtd,btd->ubt", hidden, rows, preferred_element_type=dtype)
-    return jnp.sum(jnp.where(mask[None, :, 1:], losses, 0), axis=-1)
 
 
 def _prefix(model: Llama, batch: Batch) -> Prefix:
@@ -298,11 +254,6 @@ def _check_units(units: Sequence[Unit], existing: Keep) -> None:
                 f"ablation: {unit} does not exist in this model of {existing[STRUCTURES[0]].shape[0]} layers; "
                 "choose units with `sample_units(existing_units(model.runs), …)`"
             )
-
-
-def _at(run: DecoderLayer, layer: Array) -> Any:
-    """Return the parameters of one layer of a run."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), run)
 
 
 def _flat(states: Float[Array, "units batch seq embed"]) -> Float[Array, "examples seq embed"]:

@@ -35,6 +35,20 @@ def forward_seconds(
     return tuple(statistics.median(seconds) for seconds in times)
 
 
+def forward_bytes(model: Llama, tokens: Int[np.ndarray, "batch seq"]) -> int:
+    """Return the bytes that a forward pass takes: all parameters, and the compiled program's results and temporaries.
+
+    Raises:
+        ValueError: the device's compiler tells no memory.
+    """
+    memory = forward_step.lower(model, jnp.asarray(tokens)).compile().memory_analysis()
+    if memory is None:
+        kind = jax.devices()[0].device_kind
+        raise ValueError(f"memory: expected the compiler's memory analysis, got none on {kind}; leave this limit out")
+    added = memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return weight_bytes(model) + added
+
+
 def weight_bytes(model: Llama) -> int:
     """Return the bytes of all parameters in memory; a tied unembedding counts once."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))

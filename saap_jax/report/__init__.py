@@ -2,8 +2,9 @@
 
 from saap_jax.report.html import render_report, write_report
 from saap_jax.report.records import RunDirectory, provenance, read_candidates, read_run
+from saap_jax.report.rows import comparison_rows
+from saap_jax.report.scalars import write_scalars
 from saap_jax.report.tables import (
-    comparison_rows,
     csv_table,
     cut_rows,
     headline,
@@ -26,4 +27,5 @@ __all__ = [
     "rich_cut_table",
     "rich_table",
     "write_report",
+    "write_scalars",
 ]

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from saap_jax.report.tables import DENSE, Record, format_percent, format_ppl, labels
+from saap_jax.report.rows import DENSE, Record, labels
+from saap_jax.report.tables import format_percent, format_ppl
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "currentColor")
 """Okabe and Ito's colours that stand out from white and from near black."""

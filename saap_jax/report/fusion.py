@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.report.figures import log_ticks
+from saap_jax.report.rows import Record
 from saap_jax.report.scores import INK, inline_svg, short_name
-from saap_jax.report.tables import Record
 
 Fusions = dict[str, dict[str, Record]]
 """`{scenario: {fused estimator: record}}`; a record has `sigmas` and `weights` `{member: {scope: number}}`, a

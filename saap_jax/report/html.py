@@ -13,7 +13,8 @@ import jinja2
 from saap_jax.report import figures, tables
 from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
 from saap_jax.report.records import plain, read_candidates, read_run, write_atomically
-from saap_jax.report.tables import DENSE, Record, Row, format_ppl
+from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, first_metric, merged, metrics
+from saap_jax.report.tables import format_ppl
 
 _DOMAINS = {"in": "in domain", "out": "out of domain"}
 
@@ -33,18 +34,19 @@ def render_report(run_dir: str | os.PathLike[str]) -> str:
     """
     run = read_run(run_dir)
     candidates, corrupt = read_candidates(run_dir)
-    maps = _by_ratio(run, candidates)
+    rows, variants = comparison_rows(run, candidates), merged(candidates)
+    maps = _by_ratio(rows, variants)
     view = {
         "run": run,
         "corrupt": corrupt,
-        "summary": summary(run, candidates),
+        "summary": summary(run, rows),
         "headline": tables.headline(run),
-        "legend": tables.legend(run),
-        "comparison": _comparison(run, candidates),
+        "legend": tables.legend(run, rows),
+        "comparison": _comparison(run, rows),
         "csv": csv_link(tables.csv_table(run, candidates)),
         "frontiers": {
-            f"{metric['name']} ({_DOMAINS[metric['domain']]})": figures.frontier(run, candidates, metric["name"])
-            for metric in tables.metrics(run)
+            f"{metric['name']} ({_DOMAINS[metric['domain']]})": figures.frontier(run, variants, metric["name"])
+            for metric in metrics(run)
         },
         "maps": {
             title: figures.kept_map(run, chosen, f"Share of units kept by layer, {title}")
@@ -92,17 +94,17 @@ def csv_link(text: str) -> str:
     return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def summary(run: Record, candidates: Sequence[Record]) -> list[str]:
-    """Say in words what the run found: the best estimator of each ratio, by how much, and what the cut model saves."""
-    rows = [row for row in tables.comparison_rows(run, candidates) if row.candidate != DENSE]
-    dense = next((row for row in tables.comparison_rows(run, []) if row.candidate == DENSE), None)
+def summary(run: Record, lines: Sequence[Row]) -> list[str]:
+    """Say in words what the run found: the best variant of each ratio, by how much, and what the cut model saves."""
+    rows = [row for row in lines if row.candidate != DENSE]
+    dense = next((row for row in lines if row.candidate == DENSE), None)
     sentences = [] if rows else ["No candidate is finished yet."]
     for ratio in dict.fromkeys(row.asked for row in rows):
         group = [row for row in rows if row.asked == ratio]
         said = [
             _lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan))
             for domain in ("out", "in")
-            if tables.first_metric(run, domain)
+            if first_metric(run, domain)
         ]
         sentences.append(f"At {100 * ratio:g} % asked, {'; '.join(said)}.")
     best = run.get("best") or {}
@@ -132,7 +134,7 @@ def _lead(group: Sequence[Row], domain: str, dense: float) -> str:
     finite = sorted((getattr(row, f"ppl_{domain}"), row.label) for row in group)
     finite = [(ppl, label) for ppl, label in finite if math.isfinite(ppl)]
     if not finite:
-        return f"no estimator has a finite perplexity {_DOMAINS[domain]}"
+        return f"no variant has a finite perplexity {_DOMAINS[domain]}"
     (ppl, label), *others = finite
     said = f"{label} is best {_DOMAINS[domain]} with perplexity {format_ppl(ppl)}"
     if math.isfinite(dense):
@@ -144,24 +146,23 @@ def _lead(group: Sequence[Row], domain: str, dense: float) -> str:
     return said
 
 
-def _by_ratio(run: Record, candidates: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the candidates of each asked ratio, in the order of the comparison."""
-    named = {candidate["candidate"]: candidate for candidate in candidates}
+def _by_ratio(rows: Sequence[Row], variants: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the variants at each asked ratio, in the order of the comparison."""
+    named = {variant["candidate"]: variant for variant in variants}
     found: dict[str, list[Record]] = {}
-    for row in tables.comparison_rows(run, candidates):
+    for row in rows:
         if row.candidate in named:
             found.setdefault(f"{100 * row.asked:g} % asked", []).append(named[row.candidate])
     return found
 
 
-def _comparison(run: Record, candidates: Sequence[Record]) -> dict[str, Any]:
+def _comparison(run: Record, rows: Sequence[Row]) -> dict[str, Any]:
     """Return header and lines of the comparison; each cell as text and as the value to sort by."""
-    header, cells = tables.comparison_cells(run, candidates)
-    rows = tables.comparison_rows(run, candidates)
+    header, cells = tables.comparison_cells(run, rows)
     lines = []
     for row, texts in zip(rows, cells, strict=True):
         ppl = [getattr(row, name.replace(" ", "_")) for name in header if name.startswith("ppl ")]
-        values = [row.label, row.asked, row.actual, row.parameters, *ppl, row.seconds]
+        values = [row.label, row.asked, row.actual, row.parameters, *ppl]
         lines.append(
             {"best": row.best, "dense": row.candidate == DENSE, "cells": list(zip(texts, values, strict=True))}
         )
@@ -180,7 +181,12 @@ def run_facts(run: Record) -> dict[str, str]:
         "units a layer": ", ".join(f"{name} {units}" for name, units in model.get("units", {}).items()),
         "parameters": f"{model['parameters']:,}" if "parameters" in model else None,
         "prunable parameters": f"{model['prunable_parameters']:,}" if "prunable_parameters" in model else None,
-        "seeds": ", ".join(f"{name} {seed}" for name, seed in (run.get("seeds") or {}).items()),
+        "seeds": "; ".join(f"{name} {_listed(seed)}" for name, seed in (run.get("seeds") or {}).items()),
         "libraries": ", ".join(f"{n} {v}" for n, v in (run.get("versions") or {}).items() if n != "saap_jax" and v),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _listed(value: Any) -> str:
+    """Return a number, or several, as text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -7,6 +7,7 @@
 | `<name>.npz`    | arrays, for instance `scores.npz`; never pickled                                              |
 | `<name>.json`   | further plain values, for instance `keep.json`                                                |
 | `report.html`   | what people look at                                                                           |
+| `tensorboard/`  | stages and candidates as TensorBoard scalars, see `scalars`                                   |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
 
 JSON has no NaN and no infinities: they are stored as the strings "NaN", "Infinity" and "-Infinity" (which `float`
@@ -19,16 +20,15 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from saap_jax.report.monitor import Stage, measuring, with_stage
 
 SCHEMA = 1
 """Version of the record layout, stored as `schema`."""
@@ -131,23 +131,17 @@ class RunDirectory:
         return candidates
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and record its seconds and the process's peak host memory so far (GiB) in `stages`.
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Measure a stage and record it in `stages`, see `monitor`; code inside adds to its `tokens`.
 
-        A stage that runs again, after a kill for instance, adds its seconds to those on record.
+        A stage that runs again, after a kill for instance, adds to what is on record.
         """
-        start = time.perf_counter()
+        stage = Stage(name)
         try:
-            yield
+            with measuring(stage):
+                yield stage
         finally:
-            seconds, peak, times = time.perf_counter() - start, _peak_host_gib(), 1
-            stages = list(self._record.get("stages", []))
-            index = next((i for i, stage in enumerate(stages) if stage["name"] == name), len(stages))
-            for before in stages[index : index + 1]:
-                seconds, peak = seconds + before["seconds"], max(peak, before["peak_host_gib"])
-                times += before["times"]
-            stages[index : index + 1] = [{"name": name, "seconds": seconds, "peak_host_gib": peak, "times": times}]
-            self._set(stages=stages)
+            self._set(stages=with_stage(self._record.get("stages", []), stage.record()))
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
         """Write arrays to `<name>.npz`; keys may hold slashes.
@@ -249,7 +243,10 @@ def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]],
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout)."""
+    """Return what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout).
+
+    `devices` has `platform`, `kind` and `count` of jax's devices, and how many `cores` of this host the run may use.
+    """
     import jax  # here, so that reading a report starts no accelerator
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -259,7 +256,8 @@ def provenance() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[library] = None
     devices = jax.devices()
-    kinds = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    kinds["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"versions": versions, "devices": kinds, "git_commit": git_commit(Path(__file__).parent)}
 
 
@@ -320,11 +318,6 @@ def _replacing(path: Path) -> Iterator[Any]:
 
 def _is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(".partial")
-
-
-def _peak_host_gib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB on Linux
 
 
 def _dumps(value: Any, indent: int | None = None) -> bytes:

@@ -13,8 +13,8 @@ import numpy as np
 from saap_jax.report.html import csv_link, fusion_section, render_page, run_facts
 from saap_jax.report.patterns import Patterns, csv_patterns, pattern_cells, pattern_figure, pattern_notes, patterns
 from saap_jax.report.records import plain, read_run
+from saap_jax.report.rows import Record
 from saap_jax.report.scores import format_correlation, rank_agreement, rank_cells
-from saap_jax.report.tables import Record
 from saap_jax.types import STRUCTURES, Scores
 
 ByScenario = dict[str, dict[str, Scores]]

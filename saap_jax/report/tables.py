@@ -4,37 +4,16 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-DENSE = "dense"
-"""Label of the row of the unpruned model."""
+from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number
 
-Record = dict[str, Any]
-"""`run.json`, or one line of `metrics.jsonl`."""
-
-
-class Row(NamedTuple):
-    """One line of the comparison; a number that was not recorded is NaN."""
-
-    candidate: str
-    """Name of the candidate, unique, or "dense"."""
-    label: str
-    """The candidate without its ratio, or "dense"."""
-    asked: float
-    """Fraction of the prunable parameters that was asked to go."""
-    actual: float
-    parameters: float
-    ppl_in: float
-    """Perplexity on the first metric of the calibration domain."""
-    ppl_out: float
-    """Perplexity on the first metric of another domain."""
-    seconds: float
-    best: bool
-    """True for the lowest perplexity among candidates of the same asked ratio, out of domain where there is one."""
+BEST, TIED = "*", "≈"
+"""Marks of the best of a ratio, and of what cannot be told apart from it."""
 
 
 class CutRow(NamedTuple):
@@ -44,19 +23,6 @@ class CutRow(NamedTuple):
     dense: str
     cut: str
     change: str
-
-
-def metrics(run: Record) -> list[Record]:
-    """Return the metrics of a run, each with `name` and `domain` ("in" or "out"), in the order of the record."""
-    if "metrics" in run:
-        return run["metrics"]
-    names = list(run.get("dense", {}).get("ppl", {}))
-    return [{"name": name, "domain": "in" if index == 0 else "out"} for index, name in enumerate(names)]
-
-
-def first_metric(run: Record, domain: str) -> str | None:
-    """Return the name of the first metric of a domain ("in" or "out"), None if the run has none."""
-    return next((metric["name"] for metric in metrics(run) if metric["domain"] == domain), None)
 
 
 def headline(run: Record) -> str:
@@ -75,104 +41,71 @@ def headline(run: Record) -> str:
     return prefix + ", ".join(f"{domain} = {name}" for domain, name in names.items())
 
 
-def labels(candidates: Sequence[Record]) -> list[str]:
-    """Return the name of each candidate without its ratio, with its allocation where these differ."""
-    several = len({candidate.get("allocation") for candidate in candidates}) > 1
-    found = []
-    for candidate in candidates:
-        label = candidate["candidate"].rpartition("@")[0] or candidate["candidate"]
-        allocation = str(candidate.get("allocation"))
-        found.append(f"{label} ({allocation})" if several and allocation not in label else label)
-    return found
-
-
-def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
-    """Return the dense model and then the candidates by asked ratio and perplexity (out of domain, else in domain).
-
-    Perplexities that are not finite come last within their ratio, and are never the best.
-    """
-    name_in, name_out = first_metric(run, "in"), first_metric(run, "out")
-    rows = []
-    for label, candidate in zip(labels(candidates), candidates, strict=True):
-        ppl = candidate.get("ppl", {})
-        numbers = (candidate.get(key) for key in ("ratio_asked", "ratio_actual", "parameters"))
-        numbers = (*numbers, ppl.get(name_in), ppl.get(name_out), candidate.get("seconds"))
-        rows.append(Row(candidate["candidate"], label, *map(_number, numbers), best=False))
-
-    def quality(row: Row) -> float:
-        ppl = row.ppl_in if name_out is None else row.ppl_out
-        return ppl if math.isfinite(ppl) else math.inf
-
-    rows.sort(key=lambda row: (row.asked, quality(row), row.label))
-    lowest: dict[float, float] = {}
-    for row in rows:
-        lowest.setdefault(row.asked, quality(row))
-    rows = [row._replace(best=math.isfinite(quality(row)) and quality(row) == lowest[row.asked]) for row in rows]
-    if "dense" in run:
-        ppl = run["dense"].get("ppl", {})
-        numbers = (run["dense"].get("parameters"), ppl.get(name_in), ppl.get(name_out), run["dense"].get("seconds"))
-        rows.insert(0, Row(DENSE, DENSE, 0.0, 0.0, *map(_number, numbers), best=False))
-    return rows
-
-
-def comparison_cells(run: Record, candidates: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the formatted cells of the comparison; the best of each ratio carries a star."""
-    header = ["estimator", "asked %", "actual %", "params (M)"]
+def comparison_cells(run: Record, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the formatted cells of the comparison; the best of each ratio carries a mark."""
     shown = [domain for domain in ("in", "out") if first_metric(run, domain)]
+    header = ["variant", "asked %", "actual %", "params (M)", *(f"ppl {domain}" for domain in shown)]
     cells = []
-    for row in comparison_rows(run, candidates):
-        ppl = [format_ppl({"in": row.ppl_in, "out": row.ppl_out}[domain]) for domain in shown]
+    for row in rows:
+        ppl = [format_spread(getattr(row, f"ppl_{d}"), getattr(row, f"spread_{d}")) for d in shown]
         asked = "-" if row.candidate == DENSE else format_percent(row.asked)
-        label = f"{row.label} *" if row.best else row.label
-        actual, parameters = format_percent(row.actual), format_millions(row.parameters)
-        cells.append([label, asked, actual, parameters, *ppl, format_seconds(row.seconds)])
-    return [*header, *(f"ppl {domain}" for domain in shown), "seconds"], cells
+        label = f"{row.label} {BEST if row.best else TIED}" if row.best or row.tied else row.label
+        cells.append([label, asked, format_percent(row.actual), format_millions(row.parameters), *ppl])
+    return header, cells
 
 
-def legend(run: Record) -> str:
-    """Say what the star means."""
-    return f"* lowest perplexity {'out of' if first_metric(run, 'out') else 'in'} domain at its ratio"
+def legend(run: Record, rows: Sequence[Row]) -> str:
+    """Say what the marks mean, and over how many seeds the numbers are."""
+    domain = "out of" if first_metric(run, "out") else "in"
+    said = f"{BEST} lowest perplexity {domain} domain at its ratio"
+    if any(row.tied for row in rows):
+        said += f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+    seeds = max((row.seeds for row in rows), default=1)
+    return f"{said}\nmean ± standard deviation over {seeds} seeds" if seeds > 1 else said
 
 
 def rich_table(run: Record, candidates: Sequence[Record]) -> Table:
     """Return the comparison for a terminal of 100 columns."""
+    rows = comparison_rows(run, candidates)
     table = Table(
         title=Text(headline(run), style="italic"),
-        caption=Text(legend(run)),
+        caption=Text(legend(run, rows)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
-    header, cells = comparison_cells(run, candidates)
+    header, cells = comparison_cells(run, rows)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for row, line in zip(comparison_rows(run, candidates), cells, strict=True):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
+    for row, line in zip(rows, cells, strict=True):
         table.add_row(*map(Text, line), style="bold" if row.best else None)
     return table
 
 
 def markdown_table(run: Record, candidates: Sequence[Record]) -> str:
     """Return the comparison as Markdown, headline and legend included."""
-    header, cells = comparison_cells(run, candidates)
+    rows = comparison_rows(run, candidates)
+    header, cells = comparison_cells(run, rows)
     rule = [":--", *["--:"] * (len(header) - 1)]
     lines = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in line] for line in [header, rule, *cells]]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{headline(run)}\n\n{table}\n\n\\{legend(run)}\n"
+    said = legend(run, rows).replace("*", "\\*").replace("\n", "  \n")
+    return f"{headline(run)}\n\n{table}\n\n{said}\n"
 
 
 def csv_table(run: Record, candidates: Sequence[Record]) -> str:
-    """Return dense model and candidates as CSV: every metric, fractions instead of percent, full precision."""
+    """Return dense model and candidates as CSV, one line a seed: every metric, fractions, full precision."""
     names = [metric["name"] for metric in metrics(run)]
-    keys = ["candidate", "estimator", "allocation", "ratio_asked", "ratio_actual", "parameters"]
-    records = sorted(candidates, key=lambda candidate: _number(candidate.get("ratio_asked")))
+    keys = ["candidate", "variant", "seed", "estimator", "allocation", "ratio_asked", "ratio_actual", "parameters"]
+    records = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
     if "dense" in run:
         records = [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"]}, *records]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, *names, "seconds"])
+    writer.writerow([*keys, *names])
     for record in records:
         ppl = record.get("ppl", {})
-        writer.writerow([*(record.get(key) for key in keys), *map(ppl.get, names), record.get("seconds")])
+        writer.writerow([*(record.get(key) for key in keys), *map(ppl.get, names)])
     return text.getvalue()
 
 
@@ -185,17 +118,17 @@ def cut_rows(run: Record) -> list[CutRow]:
     if not run.get("best"):
         return []
     best, dense = run["best"], run.get("dense", {})
-    tokens = _number(best.get("forward_tokens"))
-    seconds = tuple(_number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds"))
+    tokens = number(best.get("forward_tokens"))
+    seconds = tuple(number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds"))
     pairs = [
-        ("parameters (M)", _number(dense.get("parameters")), _number(best.get("parameters")), format_millions),
-        ("weights (MiB)", _number(best.get("dense_bytes")), _number(best.get("bytes")), format_mebibytes),
+        ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),
+        ("weights (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),
         ("forward pass (ms)", *seconds, format_milliseconds),
         ("tokens a second", *(tokens / each if each else math.nan for each in seconds), format_count),
     ]
     for metric in metrics(run):
         before, after = (record.get("ppl", {}).get(metric["name"]) for record in (dense, best))
-        pairs.append((f"{metric['name']} ({metric['domain']})", _number(before), _number(after), format_ppl))
+        pairs.append((f"{metric['name']} ({metric['domain']})", number(before), number(after), format_ppl))
     return [
         CutRow(label, form(before), form(after), format_change(before, after))
         for label, before, after, form in pairs
@@ -248,9 +181,13 @@ def format_milliseconds(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{1e3 * value:,.1f}"
 
 
-def format_seconds(value: float) -> str:
-    """Return seconds."""
-    return "n/a" if math.isnan(value) else f"{value:,.1f}"
+def format_spread(value: float, spread: float) -> str:
+    """Return a perplexity, with its standard deviation where there is one.
+
+    >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan)
+    ('58.17 ± 0.83', '58.17')
+    """
+    return format_ppl(value) + (f" ± {format_ppl(spread)}" if math.isfinite(spread) else "")
 
 
 def format_count(value: float) -> str:
@@ -267,7 +204,3 @@ def format_change(before: float, after: float) -> str:
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return "n/a"
     return f"x {after / before:.4g}" if after >= 10 * before else f"{100 * (after / before - 1):+.1f} %"
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)

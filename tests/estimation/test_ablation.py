@@ -16,11 +16,11 @@ from saap_jax.estimation.ablation import (
     prefix_step,
     sample_units,
     suffix_step,
-    summed_losses,
 )
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, save_model
+from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, resume, save_model
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.resume import summed_losses
 from saap_jax.llama.runs import existing_units, ones_gates
 
 DENSE = ((2, 6),) * 3
@@ -242,7 +242,7 @@ class TestSample:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [5, 1024])
 def test_loss_by_chunks_of_the_vocabulary(monkeypatch, tied, chunk):
-    monkeypatch.setattr(ablation, "VOCAB_CHUNK", chunk)
+    monkeypatch.setattr(resume, "VOCAB_CHUNK", chunk)
     model, (tokens, mask) = model_of(tied=tied), map(jnp.asarray, text())
     hidden = jnp.stack([model.hidden(tokens)[0], 30 * model.hidden(tokens[:, ::-1])[0]])
     losses = summed_losses(model, hidden, tokens, mask)

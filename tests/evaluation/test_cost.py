@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import count_parameters
-from saap_jax.evaluation.cost import directory_bytes, forward_seconds, forward_step, weight_bytes
+from saap_jax.evaluation.cost import directory_bytes, forward_bytes, forward_seconds, forward_step, weight_bytes
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
 from tests.helpers import dense_model, random_keep, random_tokens
@@ -52,3 +52,12 @@ def test_forward_seconds_times_compiled_programs():
     model, before = dense_model(mlp=8), forward_step._cache_size()
     forward_seconds([model, model], random_tokens(2, 6), repeats=3)
     assert forward_step._cache_size() == before + 1
+
+
+def test_forward_bytes_are_weights_results_and_temporaries():
+    model, tokens = dense_model(), random_tokens(2, 6)
+    pruned = cut(model, random_keep(existing_units(model.runs), 0.5))
+    logits = 4 * 2 * 6 * model.spec.vocab
+    assert forward_bytes(model, tokens) >= weight_bytes(model) + logits
+    assert forward_bytes(model, tokens) == forward_bytes(model, tokens)
+    assert forward_bytes(pruned, tokens) < forward_bytes(model, tokens) < forward_bytes(model, random_tokens(4, 6))

@@ -1,4 +1,4 @@
-"""The paired bootstrap: all resamples by brute force, coverage of a known truth, what pairing is good for."""
+"""The paired bootstrap: all resamples by brute force, coverage of a known truth, what pairing is good for; Holm."""
 
 import itertools
 
@@ -6,7 +6,13 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.paired import (
+    Difference,
+    holm,
+    paired_difference,
+    paired_items,
+    smallest_p_value,
+)
 
 
 def test_against_all_resamples():
@@ -22,15 +28,36 @@ def test_against_all_resamples():
     assert np.abs(np.quantile(wrong, [0.1, 0.9]) - [found.low, found.high]).max() > 0.06
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng, truth, windows = np.random.default_rng(1), -0.1, 40
-    covered = 0
-    for trial in range(400):
-        b = rng.normal(3, 1, (1, windows))
-        a = b + rng.normal(truth, 0.3, (1, windows))
-        found = paired_difference(a, b, resamples=500, seed=trial)
+def coverage(seeds: int, between_seeds: float, trials: int, windows: int = 100) -> float:
+    """Return how often the 95 % interval holds the true difference, on simulated losses.
+
+    A seed of calibration moves A as a whole, a window is hard for both, and each loss has noise of its own.
+    """
+    rng, truth, covered = np.random.default_rng(seeds), -0.1, 0
+    for trial in range(trials):
+        b = rng.normal(3, 1, (1, windows)) + rng.normal(0, 0.02, (seeds, windows))
+        by_seed, by_window = rng.normal(0, between_seeds, (seeds, 1)), rng.normal(0, 0.3, (1, windows))
+        a = b + truth + by_seed + by_window + rng.normal(0, 0.02, (seeds, windows))
+        found = paired_difference(a, b, resamples=400, seed=trial)
         covered += found.low <= truth <= found.high
-    assert 0.91 <= covered / 400 <= 0.97
+    return covered / trials
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    assert 0.93 <= coverage(seeds=1, between_seeds=0.0, trials=1000) <= 0.97
+    assert 0.93 <= coverage(seeds=40, between_seeds=0.1, trials=300) <= 0.97
+
+
+def test_of_three_seeds_the_interval_is_too_narrow_as_the_docstring_says():
+    assert coverage(seeds=3, between_seeds=0.3, trials=200) < 0.9
+
+
+def test_the_p_value_is_as_often_small_as_it_says_where_there_is_no_difference():
+    rng, small = np.random.default_rng(5), 0
+    for trial in range(600):
+        b = rng.normal(3, 1, (1, 80))
+        small += paired_difference(b + rng.normal(0, 0.3, b.shape), b, resamples=400, seed=trial).p_value < 0.1
+    assert 0.07 <= small / 600 <= 0.13
 
 
 def test_pairing_is_what_makes_it_narrow():
@@ -45,8 +72,72 @@ def test_pairing_is_what_makes_it_narrow():
 
 def test_equal_models_differ_by_nothing():
     a = np.random.default_rng(3).normal(size=(3, 8))
-    assert tuple(paired_difference(a, a)) == (0, 0, 0)
-    assert not paired_difference(a, a).sure
+    found = paired_difference(a, a)
+    assert found == Difference(0, 0, 0, win_rate=0.5, p_value=1, largest=0)
+    assert not found.sure
+    assert found.sentence == "A and B are the same: the difference is exactly 0"
+    assert found.same
+
+
+def test_what_rounding_alone_does_is_said():
+    a = np.random.default_rng(3).normal(size=(3, 8))
+    found = paired_difference(a + 1e-6, a)
+    assert found.value == pytest.approx(1e-6)
+    assert found.sure
+    assert found.same
+    assert "the same up to rounding: no window differs by more than 1e-06 nats" in found.sentence
+    assert not paired_difference(a + 2e-5, a).same
+
+
+def test_a_swap_of_a_and_b_mirrors():
+    a, b = np.random.default_rng(6).normal(size=(2, 3, 40))
+    one, other = paired_difference(a, b, seed=7), paired_difference(b, a, seed=7)
+    assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low), rel=1e-12)
+    assert other.win_rate == pytest.approx(1 - one.win_rate)
+    assert other.p_value == one.p_value
+    assert one.low != pytest.approx(-one.high, rel=1e-3), "not a mirror by itself"
+
+
+def test_win_rate_and_p_value_by_hand():
+    b = np.full((1, 4), 2.0)
+    a = b + np.array([[-1.0, -1.0, 0.0, 0.5]])  # two windows won, one tie, one lost
+    found = paired_difference(a, b, resamples=200_000)
+    assert found.win_rate == (2 + 0.5) / 4
+    means = np.array([np.mean(draw) for draw in itertools.product((a - b)[0], repeat=4)])
+    assert found.p_value == pytest.approx(2 * min((means <= 0).mean(), (means >= 0).mean()), abs=0.005)
+
+
+@pytest.mark.parametrize("resamples", [1, 39, 9_999])
+def test_the_smallest_p_value(resamples):
+    b = np.random.default_rng(8).normal(size=(1, 20))
+    assert paired_difference(b - 1, b, resamples=resamples).p_value == smallest_p_value(resamples)
+    assert smallest_p_value(resamples) == min(1, 2 / (resamples + 1))
+
+
+def test_more_windows_than_fit_at_once_are_drawn_in_parts(monkeypatch):
+    a, b = np.random.default_rng(9).normal(size=(2, 3, 50))
+    whole = paired_difference(a, b, resamples=101)
+    monkeypatch.setattr("saap_jax.evaluation.paired._DRAWS", 200)
+    assert paired_difference(a, b, resamples=101) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_losses_that_are_not_finite_are_no_evidence(bad):
+    a, b = np.zeros((2, 1, 5))
+    a[0, 2] = bad
+    found = paired_difference(a, b)
+    assert np.isnan([found.low, found.high, found.p_value]).all()
+    assert not found.sure
+    assert "not finite" in found.sentence
+    assert np.isnan(paired_difference(a, a).p_value)
+
+
+def test_sentences():
+    assert Difference(0.3, 0.2, 0.4).sentence == "A has a higher perplexity than B by 35.0 % (22.1 to 49.2 %)"
+    assert Difference(-1e-4, -2e-4, 1e-4).sentence == (
+        "A and B cannot be told apart: the difference is -0.0100 % (-0.0200 to +0.0100 %)"
+    )
+    assert "cannot be told apart" in Difference(0, -0.1, 0.1).sentence
 
 
 def test_a_shift_is_the_same_percentage_of_perplexity():
@@ -58,3 +149,69 @@ def test_a_shift_is_the_same_percentage_of_perplexity():
 def test_other_shapes_are_refused(a, b):
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         paired_difference(np.zeros(a), np.zeros(b))
+
+
+class TestItems:
+    def test_against_all_resamples(self):
+        a = np.array([True, True, False, True, True])
+        b = np.array([True, False, False, False, True])
+        found = paired_items(a, b, resamples=200_000)
+        draws = itertools.product(a.astype(int) - b, repeat=5)
+        means = np.array([100 * np.mean(draw) for draw in draws])
+        assert found.points == 40
+        assert found.win_rate == (2 + 3 / 2) / 5
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+        assert found.p_value == pytest.approx(2 * (means <= 0).mean(), abs=0.005)
+
+    def test_the_interval_covers_the_truth(self):
+        rng, covered = np.random.default_rng(10), 0
+        for trial in range(2000):  # A alone is right on 15 % of the items, B alone on 10 %: 5 points
+            draw = rng.random(400)
+            a, b = (draw < 0.15) | (draw > 0.5), ((draw >= 0.15) & (draw < 0.25)) | (draw > 0.5)
+            found = paired_items(a, b, resamples=400, seed=trial)
+            covered += found.low <= 5 <= found.high
+        assert 0.93 <= covered / 2000 <= 0.97
+
+    def test_equal_and_swapped(self):
+        a, b = np.random.default_rng(11).random((2, 300)) < [[0.7], [0.6]]
+        assert tuple(paired_items(a, a)) == (0, 0, 0, 0.5, 1)
+        one, other = paired_items(a, b), paired_items(b, a)
+        mirrored = (-one.points, -one.high, -one.low, 1 - one.win_rate, one.p_value)
+        assert tuple(other) == pytest.approx(mirrored)
+        assert one.low > 0
+
+    @pytest.mark.parametrize(("a", "b"), [((3,), (4,)), ((1,), (1,)), ((2, 2), (2, 2))])
+    def test_other_shapes_are_refused(self, a, b):
+        with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
+            paired_items(np.zeros(a, bool), np.zeros(b, bool))
+
+
+class TestHolm:
+    def test_by_hand(self):
+        """Four tests: 0.005 · 4, 0.01 · 3, 0.03 · 2, and 0.04 · 1 raised to the one before it."""
+        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+        assert holm([0.01, 0.04])[1] == 0.04, "Bonferroni's would be 0.08"
+
+    def test_against_the_closed_test(self):
+        """An adjusted p-value is the largest Bonferroni p-value of all sets of hypotheses with this one among them."""
+        rng = np.random.default_rng(12)
+        for m in range(1, 7):
+            p = rng.random(m).round(1) ** 2  # ties, zeros
+            subsets = [s for size in range(1, m + 1) for s in itertools.combinations(range(m), size)]
+            closed = [max(min(1, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(m)]
+            np.testing.assert_allclose(holm(p), closed, rtol=1e-12)
+
+    def test_monotone_capped_and_nan(self):
+        p = np.sort(np.random.default_rng(13).random(50))
+        adjusted = holm(p)
+        assert (np.diff(adjusted) >= 0).all()
+        assert adjusted.max() == 1
+        assert (adjusted >= p).all()
+        np.testing.assert_array_equal(holm([np.nan, 0.01, 0.02]), [np.nan, 0.02, 0.02])
+        assert np.isnan(holm([np.nan, np.nan])).all()
+        assert holm([]).shape == (0,)
+
+    @pytest.mark.parametrize("p", [[1.1], [-0.1], [np.inf]])
+    def test_what_is_no_probability_is_refused(self, p):
+        with pytest.raises(ValueError, match="holm: expected one list of numbers in"):
+            holm(p)

@@ -11,6 +11,7 @@ import pytest
 from saap_jax.report import csv_table, render_report, write_report
 from saap_jax.report.html import cut_notes, summary
 from saap_jax.report.records import RunDirectory
+from saap_jax.report.rows import comparison_rows
 from tests.report import conftest as fake
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -63,14 +64,14 @@ class TestPage:
 
     def test_shows_every_candidate_with_values_to_sort_by(self, run, page):
         table = [attrs["data-value"] for tag, attrs in page.tags if tag in {"th", "td"} and "data-value" in attrs]
-        rows = [table[i : i + 7] for i in range(0, len(table), 7)]
+        rows = [table[i : i + 6] for i in range(0, len(table), 6)]
         assert len(rows) == 17
         for line in run.candidates():
             row = next(r for r in rows if r[0] == line["estimator"] and float(r[1]) == line["ratio_asked"])
             assert float(row[2]) == line["ratio_actual"]
             for value, name in zip(row[4:6], fake.METRICS, strict=True):
                 assert float(value) == line["ppl"][name] or (value == "nan" and math.isnan(line["ppl"][name]))
-        assert [attrs["aria-sort"] for attrs in page.of("th") if "aria-sort" in attrs] == ["none"] * 7
+        assert [attrs["aria-sort"] for attrs in page.of("th") if "aria-sort" in attrs] == ["none"] * 6
 
     def test_marks_the_best_row_of_each_ratio(self, page):
         assert [attrs.get("class") for attrs in page.of("tr")].count("best") == 2
@@ -146,21 +147,22 @@ class TestSummary:
     def test_names_the_best_of_each_domain_and_the_gap(self):
         lines = [fake.candidate("a", 0.2, (30.0, 66.0)), fake.candidate("b", 0.2, (40.0, 60.0))]
         run = fake.fields() | {"best": None}
-        assert summary(run, lines) == [
+        assert summary(run, comparison_rows(run, lines)) == [
             "At 20 % asked, b is best out of domain with perplexity 60.00 (dense 34.70), 9.1 % below a (66.00); "
             "a is best in domain with perplexity 30.00 (dense 22.40), 25.0 % below b (40.00)."
         ]
 
     def test_says_when_nothing_is_finite(self):
         lines = [fake.candidate("a", 0.2, (math.inf, math.nan))]
-        (said,) = summary(fake.fields() | {"best": None}, lines)
+        run = fake.fields() | {"best": None}
+        (said,) = summary(run, comparison_rows(run, lines))
         assert said == (
-            "At 20 % asked, no estimator has a finite perplexity out of domain; "
-            "no estimator has a finite perplexity in domain."
+            "At 20 % asked, no variant has a finite perplexity out of domain; "
+            "no variant has a finite perplexity in domain."
         )
 
     def test_says_what_the_cut_saves(self):
-        said = summary(fake.fields(), fake.candidates())[-1]
+        said = summary(fake.fields(), comparison_rows(fake.fields(), fake.candidates()))[-1]
         assert "gate_fisher@0.2" in said
         assert "parameters (M) 134.5 to 113.0 (-16.0 %)" in said
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import saap_jax.report
-from saap_jax.report import records
+from saap_jax.report import monitor, records
 from saap_jax.report.records import RunDirectory, git_commit, plain, provenance, read_run
 
 CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
@@ -192,7 +192,7 @@ class TestUpdate:
 class TestStage:
     def test_records_seconds_and_memory_and_adds_up(self, path, monkeypatch):
         clock = iter([10.0, 12.5, 20.0, 21.0, 30.0, 31.0])
-        monkeypatch.setattr(records.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(clock))
         run = RunDirectory.open(path, CONFIG).begin()
         for name in ("load", "observe", "load"):
             with run.stage(name):
@@ -254,6 +254,7 @@ class TestProvenance:
         assert found["versions"]["jax"]
         assert found["versions"]["python"].startswith("3.")
         assert found["devices"]["count"] >= 1
+        assert 1 <= found["devices"]["cores"] <= (os.cpu_count() or 1)
         assert plain(found) == found
 
     def test_commit_only_of_tracked_directories(self, tmp_path):
@@ -278,9 +279,9 @@ class TestProvenance:
         assert git_commit(tmp_path / "tracked") == f"{head}-dirty"
 
 
-@pytest.mark.parametrize("module", ["records", "tables", "figures", "html"])
+@pytest.mark.parametrize("module", ["records", "monitor", "scalars", "tables", "figures", "html"])
 def test_reports_import_no_model_and_no_jax(module):
-    """Records are read where no accelerator is: only `provenance` imports jax, when called."""
+    """Records are read where no accelerator is: only `provenance` and what measures import jax, when called."""
     file = Path(saap_jax.report.__file__).with_name(f"{module}.py")
     for node in ast.parse(file.read_text()).body:
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.calibration import Calibrated, save_scores
+from saap_jax.calibration import Calibrated
 from saap_jax.config import ScoreConfig
 from saap_jax.fusion import fuse
+from saap_jax.kept import save_scores
 from saap_jax.report.patterns import csv_patterns
 from saap_jax.report.records import RunDirectory, plain
 from saap_jax.report.score_page import facts, find_patterns, read_scores, render_scores, summary

@@ -1,0 +1,126 @@
+"""Many pruned models at once: keep-sets as gates, in batches of one compiled program, their common layers run once.
+
+A batch of candidates shares the text, the weights and the layers in front of the first one that any of them prunes. A
+candidate's cost is then that of the remaining layers, and nothing compiles anew: gates and layer bounds are inputs.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.evaluation.perplexity import Batch, WindowLosses
+from saap_jax.llama.model import Llama, rms_norm
+from saap_jax.llama.resume import run_layers, summed_losses
+from saap_jax.llama.runs import existing_units
+from saap_jax.types import STRUCTURES, Gates, Keep
+
+
+class Group(NamedTuple):
+    """Candidates that are evaluated together, by their number, and how many layers all of them leave whole."""
+
+    members: tuple[int, ...]
+    whole: int
+
+
+def candidate_losses(
+    model: Llama,
+    batches: Sequence[Batch],
+    keeps: Sequence[Keep],
+    *,
+    done: Collection[int] = (),
+    at_once: int = 8,
+    progress: Callable[[Sequence[Group]], Iterator[Group]] = iter,
+) -> Iterator[dict[int, WindowLosses]]:
+    """Yield the losses of each window under each keep-set, by the number of the keep-set, a group at a time.
+
+    How keep-sets are grouped depends on all of them and not on `done`, so that a sweep that is taken up again gives the
+    same numbers to the last bit.
+
+    Args:
+        batches: (tokens, mask) pairs, all of one shape; rows without real tokens are padding.
+        keeps: `[layers, units]` a structure each.
+        done: numbers that need no evaluation; a group of such only is left out.
+        at_once: candidates in one batch; changes speed and memory.
+        progress: wraps the groups, to show progress.
+
+    Raises:
+        ValueError: no window at all.
+    """
+    if not batches:
+        raise ValueError("evaluation: expected at least one window, got none")
+    groups = [g for g in grouped(keeps, existing_units(model.runs), at_once) if not set(g.members) <= set(done)]
+    for group in progress(groups):
+        rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
+        gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
+        whole = jnp.asarray(group.whole, jnp.int32)
+        sums, counts = [], []
+        for tokens, mask in batches:
+            inputs = jnp.asarray(tokens), jnp.asarray(mask)
+            sums.append(np.asarray(candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)))
+            counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
+        by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
+        real = tokens_each > 0
+        yield {
+            member: WindowLosses(by_candidate[row][real], tokens_each[real]) for row, member in enumerate(group.members)
+        }
+
+
+def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
+    """Group keep-sets whose first pruned layers are close, so that much is shared; the order is kept among equals.
+
+    >>> whole, cut = np.array([[True], [True]]), np.array([[True], [False]])
+    >>> keeps = [{"attention": whole, "mlp": mlp} for mlp in (cut, whole, cut)]
+    >>> grouped(keeps, keeps[1], 2)
+    [Group(members=(1, 0), whole=1), Group(members=(2,), whole=1)]
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once: expected at least 1, got {at_once}")
+    whole = [whole_layers(keep, existing) for keep in keeps]
+    order = sorted(range(len(keeps)), key=lambda number: -whole[number])
+    pieces = [order[first : first + at_once] for first in range(0, len(order), at_once)]
+    return [Group(tuple(piece), min(whole[number] for number in piece)) for piece in pieces]
+
+
+def whole_layers(keep: Keep, existing: Keep) -> int:
+    """Return how many layers, from the first on, a keep-set leaves whole."""
+    pruned = np.any([np.any(existing[name] & ~keep[name], axis=1) for name in STRUCTURES], axis=0)
+    return int(np.argmax(pruned)) if pruned.any() else len(pruned)
+
+
+def keep_digest(keep: Keep) -> str:
+    """Return a name of a keep-set that equal ones share, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in STRUCTURES:
+        digest.update(f"{name}{keep[name].shape}".encode() + np.packbits(keep[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def shared_step(
+    model: Llama, tokens: Int[Array, "batch seq"], whole: Int[Array, ""]
+) -> Float[Array, "batch seq embed"]:
+    """Return the residual stream behind the layers that all candidates leave whole."""
+    return run_layers(model, model.embedding[...][tokens], 0, whole)
+
+
+@jax.jit
+def candidates_step(
+    model: Llama,
+    shared: Float[Array, "batch seq embed"],
+    gates: Gates,
+    whole: Int[Array, ""],
+    tokens: Int[Array, "batch seq"],
+    mask: Bool[Array, "batch seq"],
+) -> Float[Array, "candidates batch"]:
+    """Return each window's summed loss under each candidate's gates, `[candidates, layers, units]` a structure."""
+    candidates, batch = len(gates[STRUCTURES[0]]), len(tokens)
+    states = jnp.broadcast_to(shared[None], (candidates, *shared.shape))
+    own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
+    x = run_layers(model, states.reshape(-1, *shared.shape[1:]), whole, len(model.spec.layers), own)
+    hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)
+    return summed_losses(model, hidden.reshape(states.shape), tokens, mask)

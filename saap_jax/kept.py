@@ -1,0 +1,147 @@
+"""Scores that a run keeps: made once, read by whoever takes the run up again or prunes by it.
+
+| file of a run                     | content                                                                     |
+|-----------------------------------|-----------------------------------------------------------------------------|
+| `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
+| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios;    |
+|                                   | `SCENARIO/STRUCTURE`: over those of one                                     |
+| `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from saap_jax.calibration import (
+    Calibrated,
+    Plan,
+    Track,
+    joined,
+    make_members,
+    observe_windows,
+    quiet,
+    score_plan,
+    score_statistics,
+)
+from saap_jax.config import CompareConfig, FidelityConfig, ScoreConfig
+from saap_jax.data import Windows
+from saap_jax.estimation import Statistic
+from saap_jax.estimation.storage import load_statistics, save_statistics
+from saap_jax.llama import Llama
+from saap_jax.options import FusionConfig, KeepStatistics
+from saap_jax.report import RunDirectory, read_run
+from saap_jax.types import Scores
+
+LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
+"""Statistics that take as much space as the model in float32."""
+
+
+def kept_scores(
+    run: RunDirectory,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    config: CompareConfig | FidelityConfig | ScoreConfig,
+    *,
+    stability: bool = False,
+    keep: KeepStatistics = "none",
+    plan: Plan | None = None,
+    suffix: str = "",
+    track: Track = quiet,
+) -> Calibrated:
+    """Return the scores that the run holds, or make and keep them.
+
+    A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
+    time.
+
+    Args:
+        plan: what is scored, where that is more than the configuration's estimators with its fusion.
+        suffix: of the files' names, where a run keeps the scores of several calibration texts.
+    """
+    if (run.path / f"scores{suffix}.npz").exists():
+        return read_scores(run, suffix)
+    plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
+    members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
+    made = {}
+    for name, windows in scenarios.items():
+        path = statistics_path(run.path, name)
+        if path.exists():
+            statistics = load_statistics(path, model)[name]
+        else:
+            statistics = observe_windows(
+                model,
+                windows,
+                members.values(),
+                stability=stability,
+                batch_size=config.calibration.batch_size,
+                remat=config.estimation.remat,
+                track=track,
+                scenario=name if len(scenarios) > 1 else "",
+            )
+        if keep != "none" and not path.exists():
+            run.claim(path.parent.name)
+            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
+            save_statistics(path, {name: statistics}, only=small)
+        made[name] = score_plan(model, statistics, plan)
+    save_scores(run, joined(made), suffix)
+    return read_scores(run, suffix)
+
+
+def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
+    """Score by the statistics that another run keeps, without a pass over any text.
+
+    Raises:
+        FileNotFoundError: no run there, or one that kept no statistics.
+        ValueError: statistics of another model, or not those that an estimator needs.
+    """
+    made = {}
+    for name in read_run(source).get("scenarios", {}):
+        path = statistics_path(Path(source), name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
+            )
+        try:
+            made[name] = score_statistics(model, load_statistics(path, model)[name], estimators, fusion)
+        except ValueError as error:
+            raise ValueError(f"from_run {source}: {error}") from None
+    if not made:
+        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
+    return joined(made)
+
+
+def statistics_path(run: Path, scenario: str) -> Path:
+    """Return where a run keeps the statistics of a scenario."""
+    return run / "statistics" / f"{scenario}.safetensors"
+
+
+def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> None:
+    """Keep scores, stability indicators and how fusions came about (in `run.json`, of the first text only)."""
+    if not suffix:
+        fusions = {
+            scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
+            for scenario, each in calibrated.fusions.items()
+            if each
+        }
+        run.update(fusions=fusions)
+    indicators = {f"{scenario}/{n}": asi for scenario, own in calibrated.stability_of.items() for n, asi in own.items()}
+    run.save_arrays(f"stability{suffix}", dict(calibrated.stability or {}) | indicators)
+    flat = {
+        f"{scenario}/{name}/{structure}": value
+        for scenario, scored in calibrated.scenarios.items()
+        for name, scores in scored.items()
+        for structure, value in scores.items()
+    }
+    run.save_arrays(f"scores{suffix}", flat)
+
+
+def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
+    """Read the scores and the stability indicators that a run keeps."""
+    scenarios: dict[str, dict[str, Scores]] = {}
+    for key, value in run.load_arrays(f"scores{suffix}").items():
+        scenario, _, rest = key.partition("/")
+        name, _, structure = rest.rpartition("/")
+        scenarios.setdefault(scenario, {}).setdefault(name, {})[structure] = value
+    stability: dict[str, Scores] = {}
+    for key, value in run.load_arrays(f"stability{suffix}").items():
+        scenario, _, structure = key.rpartition("/")
+        stability.setdefault(scenario, {})[structure] = value
+    return Calibrated(scenarios, stability.pop("", None), {}, stability)

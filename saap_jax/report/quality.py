@@ -1,0 +1,150 @@
+"""What `saap ab` and `saap gate` show and write: tables for a terminal, JSON, JUnit XML."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from saap_jax.evaluation.gate import Check, verdict
+from saap_jax.evaluation.paired import Difference, decimals_of, smallest_p_value
+from saap_jax.report.records import plain
+from saap_jax.report.tables import format_ppl
+
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
+
+
+class Compared(NamedTuple):
+    """One metric of A and B."""
+
+    metric: str
+    """Name of the perplexity: `ppl@128 builtin:reference`."""
+    domain: str
+    """ "in" or "out" of the calibration domain of a run; empty where there is none."""
+    windows: int
+    ppl: tuple[float, float]
+    """Perplexities of A and B; of several seeds, exp of the mean loss of all."""
+    difference: Difference
+
+
+class Comparison(NamedTuple):
+    """A beside B on every text."""
+
+    a: str
+    b: str
+    seeds: int
+    """Seeds that were compared in pairs; 1 for single models."""
+    resamples: int
+    metrics: tuple[Compared, ...]
+
+
+def rich_comparison(comparison: Comparison) -> Table:
+    """Return A beside B for a terminal of 100 columns, a line a metric."""
+    smallest = f"{smallest_p_value(comparison.resamples):.2g}"
+    table = Table(
+        title=Text(f"A: {comparison.a}\nB: {comparison.b}", style="italic"),
+        caption=Text(
+            "95 % interval and two-sided p by the paired bootstrap; "
+            f"{comparison.resamples:,} resamples give no p below {smallest}"
+        ),
+        caption_justify="left",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("metric", overflow="fold")
+    for name in ("ppl A", "ppl B", "A - B %", "95 % interval", "A wins %", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.metrics:
+        name = f"{row.metric} ({row.domain})" if row.domain else row.metric
+        table.add_row(*map(Text, (name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples))))
+    return table
+
+
+def _numbers(difference: Difference, resamples: int) -> tuple[str, str, str, str]:
+    value, low, high = difference.percent
+    digits = decimals_of(value)
+    p, smallest = difference.p_value, smallest_p_value(resamples)
+    interval = "n/a" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    shown = "n/a" if math.isnan(p) else f"<= {p:.2g}" if p <= smallest < 1 else f"{p:.2g}"
+    return f"{value:+.{digits}f}", interval, f"{100 * difference.win_rate:.1f}", shown
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Return what each metric says, in words."""
+    return [f"{row.metric}: {row.difference.sentence}" for row in comparison.metrics]
+
+
+def comparison_json(comparison: Comparison) -> bytes:
+    """Return the comparison as a JSON object; differences in nats a token and in percent, each with its interval."""
+    rows = []
+    for row in comparison.metrics:
+        difference = row.difference
+        rows.append(
+            {
+                "metric": row.metric,
+                "domain": row.domain or None,
+                "windows": row.windows,
+                "ppl_a": row.ppl[0],
+                "ppl_b": row.ppl[1],
+                "percent": dict(zip(("value", "low", "high"), difference.percent, strict=True)),
+                "nats": {"value": difference.value, "low": difference.low, "high": difference.high},
+                "win_rate": difference.win_rate,
+                "p_value": difference.p_value,
+                "sure": difference.sure,
+                "sentence": difference.sentence,
+            }
+        )
+    content: dict[str, Any] = {
+        "a": comparison.a,
+        "b": comparison.b,
+        "seeds": comparison.seeds,
+        "level": 0.95,
+        "resamples": comparison.resamples,
+        "smallest_p_value": smallest_p_value(comparison.resamples),
+        "metrics": rows,
+    }
+    return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def rich_checks(model: str, baseline: str, checks: Sequence[Check]) -> Table:
+    """Return the limits beside what was measured for a terminal of 100 columns, a line a limit."""
+    title = Text(f"model: {model}\nbaseline: {baseline}", style="italic")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("limit", "of", "at most", "measured", ""):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        result = Text("PASS", style="green") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(*map(Text, (check.name, check.what, check.limit, check.measured)), result)
+    return table
+
+
+def junit(model: str, baseline: str, checks: Sequence[Check]) -> bytes:
+    """Return the outcome as JUnit XML: one suite, a test case a limit, a failure a broken one."""
+    counts = {"tests": str(len(checks)), "failures": str(sum(not check.passed for check in checks)), "errors": "0"}
+    suites = ET.Element("testsuites", counts)
+    suite = ET.SubElement(suites, "testsuite", {"name": "saap gate", **counts, "skipped": "0"})
+    properties = ET.SubElement(suite, "properties")
+    for name, value in (("model", model), ("baseline", baseline)):
+        ET.SubElement(properties, "property", {"name": name, "value": _legal(value)})
+    for check in checks:
+        name = _legal(f"{check.name} ({check.what})")
+        case = ET.SubElement(suite, "testcase", {"classname": "saap.gate", "name": name})
+        text = _legal(f"at most {check.limit}, measured {check.measured}")
+        if check.passed:
+            ET.SubElement(case, "system-out").text = text
+        else:
+            failure = ET.SubElement(case, "failure", {"type": "limit", "message": f"{check.name}: {text}"})
+            failure.text = text
+    ET.SubElement(suite, "system-out").text = _legal(verdict(checks))
+    ET.indent(suites)
+    return ET.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _legal(text: str) -> str:
+    """Replace characters that no XML may hold, not even escaped."""
+    return _ILLEGAL.sub("\ufffd", text)

@@ -1,0 +1,175 @@
+"""What the tables and figures of a comparison show: one row a variant and ratio, over its seeds, and who is the best.
+
+The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured.
+Every other one is compared with it by a paired bootstrap over seeds and windows; p-values are adjusted for how many
+there are (Holm), and what does not differ is *tied*.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.evaluation.many import p_values_against
+from saap_jax.evaluation.paired import holm
+
+DENSE = "dense"
+"""Label of the row of the unpruned model."""
+
+LEVEL = 0.05
+"""Adjusted p-values from here on count as no difference."""
+
+Record = dict[str, Any]
+"""`run.json`, or one line of `metrics.jsonl`."""
+
+
+class Row(NamedTuple):
+    """One line of the comparison; a number that was not recorded is NaN."""
+
+    candidate: str
+    """Name of the candidate, unique, without the seed where there are several; or "dense"."""
+    label: str
+    """The candidate without its ratio, or "dense"."""
+    asked: float
+    """Fraction of the prunable parameters that was asked to go."""
+    actual: float
+    """Fraction that went; like what follows, a mean over the seeds."""
+    parameters: float
+    ppl_in: float
+    """Perplexity on the first metric of the calibration domain; of several seeds, exp of the mean loss."""
+    ppl_out: float
+    """Perplexity on the first metric of another domain."""
+    spread_in: float
+    """Standard deviation of `ppl_in` over the seeds; NaN where there is one seed."""
+    spread_out: float
+    seeds: int
+    best: bool
+    """True for the lowest perplexity among variants of the same asked ratio, out of domain where there is one."""
+    p_value: float
+    """Of "as good as the best of its ratio", adjusted for the number of others; NaN for the best and where unknown."""
+
+    @property
+    def tied(self) -> bool:
+        """True where the difference from the best of its ratio may be chance."""
+        return self.p_value >= LEVEL
+
+
+def metrics(run: Record) -> list[Record]:
+    """Return the metrics of a run, each with `name` and `domain` ("in" or "out"), in the order of the record."""
+    if "metrics" in run:
+        return run["metrics"]
+    names = list(run.get("dense", {}).get("ppl", {}))
+    return [{"name": name, "domain": "in" if index == 0 else "out"} for index, name in enumerate(names)]
+
+
+def first_metric(run: Record, domain: str) -> str | None:
+    """Return the name of the first metric of a domain ("in" or "out"), None if the run has none."""
+    return next((metric["name"] for metric in metrics(run) if metric["domain"] == domain), None)
+
+
+def merged(candidates: Sequence[Record]) -> list[Record]:
+    """Return one record a variant and ratio, over its seeds; what was of one seed stays as it is.
+
+    `ppl` is exp of the mean loss over the seeds, `spread` its standard deviation, `seeds` their number, `losses` hold a
+    row a seed, and `kept` are means.
+    """
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for label, candidate in zip(labels(candidates), candidates, strict=True):
+        groups.setdefault((label, number(candidate.get("ratio_asked"))), []).append(candidate)
+    found = []
+    for (label, asked), members in groups.items():
+        first = members[0]
+        names = first.get("ppl", {})
+        ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
+        losses = [each.get("losses") for each in members]
+        several = len(members) > 1
+        record = first | {
+            "candidate": f"{label}@{asked:g}" if several else first["candidate"],
+            "label": label,
+            "ppl": {name: float(np.exp(np.mean(np.log(values)))) if several else float(values[0])
+                    for name, values in ppl.items()},
+            "spread": {name: float(np.std(values, ddof=1)) if several else math.nan for name, values in ppl.items()},
+            "losses": {name: [each[name] for each in losses] for name in names} if all(losses) else None,
+            "seeds": len(members),
+        }  # fmt: skip
+        for name in ("ratio_actual", "parameters"):
+            record[name] = float(np.mean([number(each.get(name)) for each in members])) if several else first.get(name)
+        if "kept" in first and several:
+            record["kept"] = {n: np.mean([each["kept"][n] for each in members], axis=0).tolist() for n in first["kept"]}
+        found.append(record)
+    return found
+
+
+def labels(candidates: Sequence[Record]) -> list[str]:
+    """Return the variant of each candidate; of older records the name without ratio, and allocation if these differ.
+
+    >>> labels([{"candidate": "wanda,seed=1@0.2", "variant": "wanda"}, {"candidate": "fisher@0.2"}])
+    ['wanda', 'fisher']
+    """
+    older = [candidate for candidate in candidates if "variant" not in candidate]
+    several = len({candidate.get("allocation") for candidate in older}) > 1
+    found = []
+    for candidate in candidates:
+        label = candidate.get("variant") or candidate["candidate"].rpartition("@")[0] or candidate["candidate"]
+        allocation = str(candidate.get("allocation"))
+        add = several and "variant" not in candidate and allocation not in label
+        found.append(f"{label} ({allocation})" if add else label)
+    return found
+
+
+def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
+    """Return the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
+
+    Perplexities that are not finite come last within their ratio, and are never the best.
+    """
+    name_in, name_out = first_metric(run, "in"), first_metric(run, "out")
+    records = merged(candidates)
+    primary = name_in if name_out is None else name_out
+
+    def quality(record: Record) -> float:
+        ppl = number(record.get("ppl", {}).get(primary))
+        return ppl if math.isfinite(ppl) else math.inf
+
+    records.sort(key=lambda record: (number(record.get("ratio_asked")), quality(record), record["label"]))
+    rows = []
+    for asked in dict.fromkeys(number(record.get("ratio_asked")) for record in records):
+        group = [record for record in records if number(record.get("ratio_asked")) == asked]
+        best = {id(record) for record in group if quality(record) == quality(group[0]) < math.inf}
+        adjusted = _adjusted(group, primary)
+        rows += [
+            _row(record, name_in, name_out, id(record) in best, p) for record, p in zip(group, adjusted, strict=True)
+        ]
+    if "dense" in run:
+        dense = run["dense"] | {"candidate": DENSE, "label": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0}
+        rows.insert(0, _row(dense, name_in, name_out, False, math.nan))
+    return rows
+
+
+def number(value: Any) -> float:
+    """Return a recorded number, NaN where there is none."""
+    return math.nan if value is None else float(value)
+
+
+def _row(record: Record, name_in: str | None, name_out: str | None, best: bool, p_value: float) -> Row:
+    ppl, spread = record.get("ppl", {}), record.get("spread", {})
+    return Row(
+        record["candidate"],
+        record["label"],
+        *(number(record.get(key)) for key in ("ratio_asked", "ratio_actual", "parameters")),
+        *(number(values.get(name)) for values in (ppl, spread) for name in (name_in, name_out)),
+        seeds=record.get("seeds", 1),
+        best=best,
+        p_value=math.nan if best else p_value,
+    )
+
+
+def _adjusted(group: Sequence[Record], metric: str | None) -> list[float]:
+    """Return Holm's adjusted p-value of each record against the first, the best; NaN without recorded windows."""
+    losses = [np.atleast_2d((record.get("losses") or {}).get(metric, np.zeros((1, 0)))) for record in group]
+    usable = [number for number, each in enumerate(losses) if each.shape == losses[0].shape and each.shape[1] > 1]
+    if len(usable) < 2 or usable[0] != 0:
+        return [math.nan] * len(group)
+    found = np.full(len(group), math.nan)
+    found[usable[1:]] = p_values_against(losses[0], np.stack([losses[number] for number in usable[1:]]))
+    return holm(found).tolist()

@@ -1,0 +1,67 @@
+"""A run as TensorBoard scalars: `tensorboardX` writes them, so no TensorFlow is needed.
+
+| tag                                                      | step               | value                     |
+|----------------------------------------------------------|--------------------|---------------------------|
+| `FIELD/STAGE`, for example `seconds/score`, of `FIELDS`  | 0                  | see `monitor`             |
+| `candidates/METRIC`                                      | its number, from 1 | perplexity of a candidate |
+
+The file is made anew from `run.json` and `metrics.jsonl` when a run ends, not written along the way. So it says what
+the records say, however often the run was killed, taken up again or overwritten; an event file can only grow, and a
+stage that goes on or a candidate that is recorded twice would stay in it twice.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saap_jax.report.records import RunDirectory
+
+DIRECTORY, FILE = "tensorboard", "events.out.tfevents.saap"
+"""TensorBoard reads every file whose name contains "tfevents"; one fixed name, so that writing replaces."""
+
+FIELDS = (
+    "seconds", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens", "tokens_per_second",
+)  # fmt: skip
+"""What is shown of a stage, where the record has it."""
+
+
+class Scalar(NamedTuple):
+    """One point of a curve."""
+
+    tag: str
+    step: int
+    value: float
+
+
+def write_scalars(run: RunDirectory) -> Path:
+    """Write the scalars of a run, finished or not, in place of those that are there; return the file's path."""
+    from tensorboardX import RecordWriter  # here: importing it takes a moment, and imports torch where there is one
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made on import)
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+    directory = run.claim(DIRECTORY)
+    directory.mkdir(exist_ok=True)
+    path, partial = directory / FILE, directory / f".{DIRECTORY}.partial"  # TensorBoard reads no such name
+    now = time.time()
+    writer = RecordWriter(str(partial))
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for tag, step, value in scalars(run.record, run.candidates()):
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        writer.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
+    writer.flush()
+    writer.close()
+    os.replace(partial, path)
+    return path
+
+
+def scalars(record: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Iterator[Scalar]:
+    """Return the scalars of a run; what was not recorded (null or absent) has none, rather than a zero."""
+    for stage in record.get("stages", []):
+        for field in FIELDS:
+            if stage.get(field) is not None:
+                yield Scalar(f"{field}/{stage['name']}", 0, float(stage[field]))
+    for number, candidate in enumerate(candidates, start=1):
+        for metric, ppl in candidate.get("ppl", {}).items():
+            yield Scalar(f"candidates/{metric}", number, float(ppl))

@@ -1,0 +1,104 @@
+"""Candidates in batches: the losses of one by one, whatever the batches, resumed to the last bit, by one program."""
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.candidates import candidate_losses, candidates_step, grouped, keep_digest, whole_layers
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama.runs import existing_units
+from saap_jax.surgery import cut, masks
+from saap_jax.types import STRUCTURES
+from tests.evaluation.test_perplexity import batched
+from tests.helpers import dense_model, length_mask, random_keep
+
+MODEL = dense_model(layers=4)
+EXISTING = existing_units(MODEL.runs)
+
+
+def pruned_from(layer: int, seed: int) -> dict[str, np.ndarray]:
+    """Return a keep-set that leaves the layers in front of `layer` whole."""
+    keep = random_keep(EXISTING, 0.6, seed)
+    return {n: np.where(np.arange(4)[:, None] < layer, EXISTING[n], keep[n]) for n in STRUCTURES}
+
+
+KEEPS = [pruned_from(layer, seed) for seed, layer in enumerate((2, 0, 4, 1, 3, 0, 2))]
+
+
+def all_losses(batches, keeps=KEEPS, model=MODEL, **options) -> dict[int, np.ndarray]:
+    found = {}
+    for group in candidate_losses(model, batches, keeps, **options):
+        assert not set(group) & set(found)
+        found |= {number: losses.sums for number, losses in group.items()}
+    return found
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8])
+@pytest.mark.parametrize("model", [MODEL, cut(MODEL, pruned_from(2, 9))], ids=["dense", "cut"])
+def test_equal_to_one_by_one(model, at_once):
+    existing = existing_units(model.runs)
+    keeps = [{n: keep[n][:, : existing[n].shape[1]] & existing[n] for n in STRUCTURES} for keep in KEEPS]
+    batches = batched(2, mask=length_mask(8, 3, 8, 5, 2, seq=8))
+    found = all_losses(batches, keeps, model, at_once=at_once)
+    assert sorted(found) == list(range(7))
+    for number, keep in enumerate(keeps):
+        alone = window_losses(model, batches, masks(keep))
+        np.testing.assert_allclose(found[number], alone.sums, rtol=2e-6)
+    assert not np.allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_counts_leave_padding_out():
+    (first, *_) = candidate_losses(MODEL, batched(2, mask=length_mask(8, 3, 8, 5, 2, seq=8)), KEEPS)
+    np.testing.assert_array_equal(first[0].counts, [7, 2, 7, 4, 1])
+
+
+def test_taken_up_again_to_the_last_bit():
+    """What is done does not change the groups: the same numbers, and only groups with something missing are run."""
+    batches, ran = batched(5), []
+    whole = all_losses(batches, at_once=3)
+
+    def note(groups):
+        ran.extend(groups)
+        return iter(groups)
+
+    again = all_losses(batches, at_once=3, done={0, 2, 4}, progress=note)
+    assert len(ran) == 2
+    for number, sums in again.items():
+        np.testing.assert_array_equal(sums, whole[number])
+
+
+def test_equal_keep_sets_have_equal_losses():
+    found = all_losses(batched(5), [KEEPS[0], KEEPS[1], KEEPS[0]])
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-6)
+    assert np.abs(found[0] - found[1]).min() > 1e-3
+
+
+def test_one_program_for_all():
+    model = dense_model(mlp=7)
+    keeps = [random_keep(existing_units(model.runs), 0.7, seed) for seed in range(7)]
+    before = candidates_step._cache_size()
+    found = all_losses(batched(2), keeps, model, at_once=3)
+    assert len(found) == 7
+    assert candidates_step._cache_size() == before + 1
+    all_losses(batched(2), keeps, model, at_once=2)
+    assert candidates_step._cache_size() == before + 2
+
+
+def test_groups_share_what_they_leave_whole():
+    assert [whole_layers(keep, EXISTING) for keep in KEEPS] == [2, 0, 4, 1, 3, 0, 2]
+    groups = grouped(KEEPS, EXISTING, 3)
+    assert [group.members for group in groups] == [(2, 4, 0), (6, 3, 1), (5,)]
+    assert [group.whole for group in groups] == [2, 0, 0]
+
+
+def test_digests_differ_where_keep_sets_do():
+    other = {name: kept.copy() for name, kept in KEEPS[0].items()}
+    assert keep_digest(other) == keep_digest(KEEPS[0])
+    other["mlp"][3, 0] ^= True
+    assert keep_digest(other) != keep_digest(KEEPS[0])
+    assert keep_digest({"attention": KEEPS[0]["attention"], "mlp": KEEPS[0]["mlp"][:, :-1]}) != keep_digest(KEEPS[0])
+
+
+@pytest.mark.parametrize(("batches", "at_once", "message"), [([], 2, "one window"), (batched(5), 0, "at least 1")])
+def test_refused(batches, at_once, message):
+    with pytest.raises(ValueError, match=message):
+        list(candidate_losses(MODEL, batches, KEEPS, at_once=at_once))

@@ -1,0 +1,91 @@
+"""What `ab` and `gate` show and write: rows, JSON that parses, JUnit that counts and escapes."""
+
+import io
+import json
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from saap_jax.evaluation.gate import Check
+from saap_jax.evaluation.paired import paired_difference
+from saap_jax.report.quality import (
+    Compared,
+    Comparison,
+    comparison_json,
+    junit,
+    rich_checks,
+    rich_comparison,
+    sentences,
+)
+
+GOOD = Check("max_size", "weights", "80 % of baseline", "70.0 % of 513.1 MiB", True)
+BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1.0 to +3.0 %)", False)
+
+
+def shown(table) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    b = np.random.default_rng(0).normal(3, 1, (1, 24))
+    c = b.copy()
+    c[0, 0] = math.inf
+    rows = [
+        Compared("ppl@128 builtin:reference", "in", 24, (30.0, 20.0), paired_difference(b + 0.4, b, resamples=999)),
+        Compared("ppl@128 builtin:descriptions", "out", 24, (20.0, 20.0), paired_difference(b, b, resamples=999)),
+        Compared("ppl@128 text:x[/]y.txt", "", 24, (math.inf, 20.0), paired_difference(c, b, resamples=999)),
+    ]
+    return Comparison("runs/x:wanda [a]@0.2", "runs/x:dense", 1, 999, tuple(rows))
+
+
+def test_table_and_sentences(comparison):
+    text = shown(rich_comparison(comparison))
+    assert max(map(len, text.splitlines())) <= 100
+    for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "<= 0.002", "999 resamples give no p below 0.002", "inf"):
+        assert part in text
+    assert "x[/]y" in text.replace("\n", "")
+    first, second, third = sentences(comparison)
+    assert first == "ppl@128 builtin:reference: A has a higher perplexity than B by 49.2 % (49.2 to 49.2 %)"
+    assert second.endswith("the difference is exactly 0")
+    assert third.endswith("not finite")
+
+
+def test_json(comparison):
+    found = json.loads(comparison_json(comparison))
+    assert found["a"] == comparison.a
+    assert found["smallest_p_value"] == 0.002
+    first, second, third = found["metrics"]
+    assert first["percent"]["value"] == pytest.approx(100 * math.expm1(0.4))
+    assert first["sure"]
+    assert (second["nats"]["value"], second["win_rate"], second["p_value"]) == (0, 0.5, 1)
+    assert (third["ppl_a"], third["p_value"], third["domain"]) == ("Infinity", "NaN", None)
+
+
+def test_checks():
+    text = shown(rich_checks("runs/x:[bold]y@0.2", "dense", [GOOD, BAD]))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "runs/x:[bold]y@0.2" in text
+    assert text.count("PASS") == text.count("FAIL") == 1
+
+
+def test_junit_counts_and_escapes():
+    name = "a<b>&\"c'\x01\ud800 é"
+    tree = ET.fromstring(junit(name, "base", [GOOD, BAD, BAD._replace(what=name)]))
+    suite = tree.find("testsuite")
+    assert suite is not None
+    for element in (tree, suite):
+        assert (element.get("tests"), element.get("failures"), element.get("errors")) == ("3", "2", "0")
+    cases = suite.findall("testcase")
+    assert len(cases) == 3
+    assert [case.find("failure") is not None for case in cases] == [False, True, True]
+    assert cases[2].get("name") == "max_ppl_increase (a<b>&\"c'\ufffd\ufffd é)"
+    failure = cases[1].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "max_ppl_increase: at most +1 %, measured +2.0 % (+1.0 to +3.0 %)"
+    assert ET.fromstring(junit("a", "b", [GOOD])).get("failures") == "0"

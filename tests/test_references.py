@@ -1,0 +1,72 @@
+"""What a reference to a model stands for, and what is said about one that stands for nothing."""
+
+import numpy as np
+import pytest
+
+from saap_jax.references import find, loadable, recorded_losses, recorded_parameters
+from tests.runs import METRICS, fake_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return fake_run(tmp_path / "run", seeds=(1, 0))
+
+
+def test_a_candidate_all_seeds_and_the_unpruned_model(run):
+    one = find(f"{run}:wanda, seed 1@0.2")
+    assert one.seeds == (1,)
+    assert recorded_losses(one)[METRICS[0]].shape == (1, 8)
+    both = find(f"{run}:wanda@0.2")
+    assert both.seeds == (0, 1), "by seed, whatever the order in the file"
+    np.testing.assert_array_equal(recorded_losses(both)[METRICS[1]][1:], recorded_losses(one)[METRICS[1]])
+    assert recorded_parameters(both) == 81
+    dense = find(f"{run}:dense")
+    assert dense.seeds is None
+    assert recorded_parameters(dense) == 100
+
+
+def test_a_run_of_one_seed_and_an_older_one(tmp_path):
+    run = fake_run(tmp_path / "old", older=True)
+    old = find(f"{run}:wanda@0.2")
+    assert old.seeds == (0,)
+    with pytest.raises(ValueError, match="holds no loss of each window of ppl@16 .*; run it again with --overwrite"):
+        recorded_losses(old)
+
+
+@pytest.mark.parametrize("text", ["smollm2-135m", "org/name", "models/pruned"])
+def test_a_model_to_load(text):
+    assert find(text).run is None
+    assert loadable(find(text), "") == text
+
+
+def test_a_path_with_a_colon_that_exists_is_a_model(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    assert find(f"{tmp_path}/a:b").run is None
+
+
+def test_a_run_below_a_directory_with_a_colon(tmp_path):
+    run = fake_run(tmp_path / "a:b" / "run")
+    assert find(f"{run}:dense").run == run
+
+
+def test_what_stands_for_nothing(run, tmp_path):
+    with pytest.raises(ValueError, match="is a run: expected RUN:CANDIDATE or RUN:dense, such as .*:wanda, seed 1@0.2"):
+        find(str(run))
+    with pytest.raises(ValueError, match="did you mean 'wanda@0.2'"):
+        find(f"{run}:wnda@0.2")
+    with pytest.raises(ValueError, match="expected one of the"):
+        find(f"{run}:wanda@0.5")
+    with pytest.raises(ValueError, match="found no run.json in .*none'; check the path"):
+        find(f"{tmp_path}/none:wanda@0.2")
+
+
+def test_what_of_a_run_can_be_loaded(run):
+    assert loadable(find(f"{run}:dense"), "") == "tiny"
+    (run / "best").mkdir()
+    (run / "best" / "config.json").write_text("{}")
+    assert loadable(find(f"{run}:wanda, seed 1@0.2"), "") == str(run / "best")
+    for name in ("wanda, seed 0@0.2", "wanda@0.2"):
+        with pytest.raises(
+            ValueError, match="why, but .* masks .* --from-run .* --model.name tiny --estimator 'wanda'"
+        ):
+            loadable(find(f"{run}:{name}"), "why")
