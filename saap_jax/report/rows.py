@@ -82,7 +82,7 @@ def merged(candidates: Sequence[Record]) -> list[Record]:
         first = members[0]
         names = first.get("ppl", {})
         ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
-        losses = [each.get("losses") for each in members]
+        losses = [each.get("losses") or {} for each in members]
         several = len(members) > 1
         record = first | {
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
