@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow parity lint lock clean
+.PHONY: quickstart test slow parity browser lint lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -20,6 +20,10 @@ slow: $(READY)  ## tests that take minutes
 parity: $(READY)  ## parity with transformers; installs torch
 	$(BIN)/pip install -q "torch>=2.9,<2.14"
 	$(BIN)/pytest -q -m parity
+
+browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on the path; installs playwright
+	$(BIN)/pip install -q "playwright>=1.49,<2"
+	$(BIN)/pytest -q -m browser
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

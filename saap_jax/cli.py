@@ -13,9 +13,12 @@ from saap_jax.config import (
     CompareConfig,
     EvaluateConfig,
     FidelityConfig,
+    FrontierConfig,
     GateConfig,
     PruneConfig,
+    ReportConfig,
     ScoreConfig,
+    SensitivityConfig,
 )
 from saap_jax.options import ModelConfig
 
@@ -28,6 +31,9 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
   saap evaluate [MODEL ...]    perplexity of models, pruned or not
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
+  saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
+  saap sensitivity [CONFIG.py] what a layer's attention or MLP costs when it alone is pruned; suggestions
+  saap report RUN [RUN ...]    one page of one run or several, any kind; figures for papers
   saap ab A B                  is A better than B, by how much, and how sure is that
   saap gate MODEL              hold a model against limits; exit code 1 when one is broken
 
@@ -196,6 +202,52 @@ def fidelity(words: list[str]) -> None:
     console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
 
 
+def frontier(words: list[str]) -> None:
+    """Run `saap frontier`."""
+    config, options = configure("frontier", FrontierConfig, words, overwrite=True)
+    from saap_jax import frontier as job
+    from saap_jax.evaluation.frontier import found_variants
+    from saap_jax.report import frontier as report
+    from saap_jax.report.suggestions import suggestion_lines
+
+    with show_progress() as track:
+        run = job.frontier(config, overwrite=options.overwrite, track=track)
+    found = found_variants(run.record, run.candidates())
+    console.print(report.rich_frontier(run.record, found))
+    console.print(report.summary(run.record, found), markup=False)
+    for line in suggestion_lines(run.record):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"figure: {run.path / 'frontier.svg'}   tables: frontier.md, frontier.csv, curve.csv", markup=False)
+
+
+def sensitivity(words: list[str]) -> None:
+    """Run `saap sensitivity`."""
+    config, options = configure("sensitivity", SensitivityConfig, words, overwrite=True)
+    from saap_jax import sensitivity as job
+    from saap_jax.report import sensitivity as report
+    from saap_jax.report.suggestions import suggestion_lines
+
+    with show_progress() as track:
+        run = job.sensitivity(config, overwrite=options.overwrite, track=track)
+    console.print(report.rich_sensitivity(run.record, run.candidates()))
+    for line in suggestion_lines(run.record):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"heat maps: {run.path / 'sensitivity.svg'}   tables: sensitivity.md, sensitivity.csv", markup=False)
+
+
+def report(words: list[str]) -> None:
+    """Run `saap report`."""
+    positional, rest = split_words(words)
+    config, _ = parse("report RUN [RUN ...]", ReportConfig(runs=tuple(positional)), rest)
+    from saap_jax.report.reports import write_reports
+
+    written = write_reports(config.runs, config.out, config.figures, overwrite=config.overwrite)
+    drawn = [path for path in written if path.suffix in (".svg", ".png", ".pdf")]
+    console.print(f"report: {'   '.join(str(path) for path in written if path not in drawn)}", markup=False)
+    if drawn:
+        console.print(f"figures: {len(drawn)} files in {config.figures}", markup=False)
+
+
 def ab(words: list[str]) -> None:
     """Run `saap ab`."""
     positional, rest = split_words(words)
@@ -242,6 +294,9 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prune": prune,
     "evaluate": evaluate,
     "fidelity": fidelity,
+    "frontier": frontier,
+    "sensitivity": sensitivity,
+    "report": report,
     "ab": ab,
     "gate": gate,
 }

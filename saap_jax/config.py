@@ -25,12 +25,15 @@ from saap_jax.options import (
 )
 from saap_jax.types import Remat
 
+Domain = Literal["in", "out"]
+"""Of an evaluation text: in the calibration domain, or out of it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A comparison: one calibration pass a seed, one masked evaluation a candidate, the best one cut."""
+class SweepConfig:
+    """Variants at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
 
-    name: str = "compare"
+    name: str = "sweep"
     """Name of the run, a directory below `runs`."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
@@ -40,8 +43,6 @@ class CompareConfig:
     ratios: tuple[float, ...] = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
     grid: GridConfig = GridConfig()
-    best_ratio: float = 0.2
-    """Ratio at which the best candidate is cut, saved and measured; one of `ratios`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     runs: str = "runs"
     """Directory of all runs."""
@@ -49,8 +50,50 @@ class CompareConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig(SweepConfig):
+    """A comparison: one calibration pass a seed, one masked evaluation a candidate, the best one cut."""
+
+    name: str = "compare"
+    """Name of the run, a directory below `runs`."""
+    best_ratio: float = 0.2
+    """Ratio at which the best candidate is cut, saved and measured; one of `ratios`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.best_ratio not in self.ratios:
             raise ValueError(f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierConfig(SweepConfig):
+    """Perplexity against ratio, and the largest ratio that still holds a limit, of each variant and seed."""
+
+    name: str = "frontier"
+    """Name of the run, a directory below `runs`."""
+    estimation: EstimationConfig = EstimationConfig(estimators=("wanda", "saap"))
+    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    """Points of the curve, as shares of the prunable parameters; where it first breaks the limit, it is bisected."""
+    max_ppl_increase: str = "10%"
+    """How far the perplexity may be above the unpruned model's: a percentage with its sign."""
+    judged: Domain = "out"
+    """Text whose perplexity is held against the limit: `out` of the calibration domain or `in` it."""
+    tolerance: float = 0.005
+    """How exactly the largest ratio is found."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.ratios) == 0:
+            raise ValueError("ratios: expected numbers above 0, got 0, which is the unpruned model: it is part anyway")
+        read_percent("max_ppl_increase", self.max_ppl_increase)
+        check_choice("judged", self.judged, Domain)
+        if not 0.0005 <= self.tolerance < 1:
+            raise ValueError(f"tolerance: expected a ratio in [0.0005, 1), got {self.tolerance}")
+        check_at_least("resamples", self.resamples, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,6 +275,21 @@ LIMITS: dict[str, Callable[[str, Any], Any]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """One page of one run or several, of any kind: tables, figures, intervals, cost; as Markdown and CSV too."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories."""
+    out: str = ""
+    """The page; Markdown and CSV go beside it. Empty: `report.html`, in the run's directory if there is one run, else
+    in the working directory."""
+    figures: str = ""
+    """Directory for each figure as SVG, PNG and PDF, in the size of a paper; empty: none."""
+    overwrite: bool = False
+    """Replace files even if they are no report and no figure of saap."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FidelityConfig:
     """How well do estimators predict the exact change of loss when a unit goes?"""
 
@@ -253,4 +311,53 @@ class FidelityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
+        check_at_least("resamples", self.resamples, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SensitivityConfig:
+    """What does a layer's attention or MLP cost, when units of it alone go? And what follows for the search?"""
+
+    name: str = "sensitivity"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimator: str = "saap"
+    """Whose lowest scores say which units of a layer go first; with hyper-parameters in brackets if any."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
+    fusion: FusionConfig = FusionConfig()
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    """Shares of a layer's units to remove, rounded up to whole units; 1 removes the whole structure from the layer."""
+    judged: Domain = "out"
+    """Text whose loss says what a removal costs: `out` of the calibration domain or `in` it."""
+    ratio: float = 0.2
+    """Share of all prunable parameters that suggestions are made for."""
+    search: SearchConfig = STUDIED
+    """How that share is spread now; what suggestions would change."""
+    align: int = 0
+    """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
+    repeats: int = 7
+    """Forward passes timed of each model, in turns, three times over."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+    evaluation: EvaluationConfig = EvaluationConfig(windows=8)
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_ratios((self.ratio,))
+        check_choice("judged", self.judged, Domain)
+        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError(f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}")
+        if len(set(self.fractions)) < len(self.fractions):
+            raise ValueError(f"fractions: expected each once, got {list(self.fractions)}")
+        if self.align < 0 or self.align == 1:
+            raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
+        if self.align and self.align == self.search.multiple_of.mlp:
+            raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
+        if self.evaluation.windows == 1:
+            raise ValueError("evaluation.windows: expected two or more, which intervals need, or 0 for all, got 1")
+        check_at_least("repeats", self.repeats, 1)
         check_at_least("resamples", self.resamples, 1)

@@ -31,6 +31,8 @@ class Fused(NamedTuple):
     """σ_m before the first and after each step of `learned`, scopes in the order of `sigmas`; None without steps."""
     loss: float
     """Σ over scopes and estimators of mean I_m / (2 σ_m²) + log σ_m: what the learned σ minimise."""
+    shares: dict[str, dict[str, float]]
+    """What each estimator contributes to the mean fused score of a scope, mean I_m / (2 σ_m²) over their sum."""
 
 
 class Units(NamedTuple):
@@ -117,8 +119,10 @@ def fuse(
             name: dict(zip(units.names, row.tolist(), strict=True)) for name, row in zip(scores, values, strict=True)
         }
 
-    loss = float((means * weights + np.log(variances) / 2).sum())
-    return Fused(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss)
+    parts = means * weights
+    loss = float((parts + np.log(variances) / 2).sum())
+    shares = named(parts / parts.sum(axis=0))
+    return Fused(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
 
 
 def fuse_examples(fused: Fused, per_example: dict[str, PerExample]) -> PerExample:

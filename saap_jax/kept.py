@@ -22,7 +22,7 @@ from saap_jax.calibration import (
     score_plan,
     score_statistics,
 )
-from saap_jax.config import CompareConfig, FidelityConfig, ScoreConfig
+from saap_jax.config import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.data import Windows
 from saap_jax.estimation import Statistic
 from saap_jax.estimation.storage import load_statistics, save_statistics
@@ -39,7 +39,7 @@ def kept_scores(
     run: RunDirectory,
     model: Llama,
     scenarios: Mapping[str, Windows],
-    config: CompareConfig | FidelityConfig | ScoreConfig,
+    config: FidelityConfig | ScoreConfig | SweepConfig,
     *,
     stability: bool = False,
     keep: KeepStatistics = "none",

@@ -205,9 +205,9 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
-    write_scores(run.path)
     write_scalars(run)
     run.update(status="finished")
+    write_scores(run.path)
     return run, read_scores(run)
 
 

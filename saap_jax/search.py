@@ -111,6 +111,18 @@ def search(
     return Selection(keep, ratio, removed / max(prunable, 1), removed)
 
 
+def largest_ratio(costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig) -> float:
+    """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
+    equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
+    order = {name: np.argsort(equal[name], axis=1, kind="stable") for name in STRUCTURES}
+    skipped = _skipped(config.skip_layers, len(existing[STRUCTURES[0]]))
+    blocks = _blocks(equal, order, costs, existing, config, skipped)
+    size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
+    most = _most(blocks, _quotas(blocks, {name: np.where(skipped, 0, size[name]) for name in STRUCTURES}, config))
+    prunable = sum(int(parameters.sum()) for parameters in size.values())
+    return min(most * 10_000 // max(prunable, 1) / 10_000, 0.9999)
+
+
 # --- what is ranked --------------------------------------------------------------------------------
 
 
@@ -277,7 +289,7 @@ def _take(
     blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, config: SearchConfig
 ) -> np.ndarray:
     """Return the rows of the blocks that are removed."""
-    most = min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in quotas)
+    most = _most(blocks, quotas)
     if target > most:
         raise ValueError(
             f"ratio: {target / prunable:.4g} of the prunable parameters cannot be removed; the largest possible ratio "
@@ -294,6 +306,11 @@ def _take(
     # who is furthest above its budget gives back first, of equals the last: equal layers keep at most two widths
     taken = np.concatenate(parts)[np.argsort(np.concatenate(levels), kind="stable")]
     return taken[_needed(blocks.rows(taken), target)]
+
+
+def _most(blocks: Blocks, quotas: list[tuple[np.ndarray, float]]) -> int:
+    """Return the parameters that all budgets can remove together."""
+    return min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in quotas)
 
 
 def _ranking(blocks: Blocks, key: np.ndarray) -> np.ndarray:

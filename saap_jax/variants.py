@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.calibration import fusion_members, structure_parts
-from saap_jax.config import CompareConfig
+from saap_jax.config import SweepConfig
 from saap_jax.data import parse_scenario
 from saap_jax.options import FusionConfig, SearchConfig
 
@@ -40,8 +40,25 @@ class Candidate(NamedTuple):
     seed: int
     ratio: float
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run records of it before it is evaluated."""
+        variant, search = self.variant, self.variant.search
+        fusion = {"method": variant.fusion.method, "scope": variant.fusion.scope}
+        return {
+            "variant": variant.name,
+            "seed": self.seed,
+            "estimator": variant.estimator,
+            "fusion": fusion if variant.fused else None,
+            "allocation": search.allocation,
+            "rank_by": search.rank_by,
+            "stability_weight": search.stability_weight if search.allocation == "adaptive" else None,
+            "scenario": variant.scenario,
+            "ratio_asked": self.ratio,
+        }
 
-def variants_of(config: CompareConfig) -> list[Variant]:
+
+def variants_of(config: SweepConfig) -> list[Variant]:
     """Return the variants of a comparison, in the order of the grid.
 
     Raises:
@@ -106,7 +123,7 @@ def candidate_name(variant: str, ratio: float, seed: int | None = None) -> str:
     return f"{variant}{'' if seed is None else f',seed={seed}'}@{ratio:g}"
 
 
-def seeds_of(config: CompareConfig) -> tuple[int, ...]:
+def seeds_of(config: SweepConfig) -> tuple[int, ...]:
     """Return the seeds of the calibration text, of the grid or else the one of the calibration."""
     return config.grid.seeds or (config.calibration.seed,)
 

@@ -44,6 +44,7 @@ class TestClosedForm:
         np.testing.assert_allclose(fused.scores["mlp"], [[0.5, 1.5]], rtol=1e-12)
         assert fused.loss == pytest.approx(1 + (np.log(2) + np.log(20)) / 2)
         assert fused.trajectory is None
+        assert fused.shares == {"a": {"mlp": 0.5}, "b": {"mlp": 0.5}}, "by construction"
 
     def test_three_estimators_are_as_good_as_two(self):
         scores = {**two(0), "third": two(1)["vector"]}

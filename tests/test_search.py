@@ -244,6 +244,7 @@ class TestRules:
     def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, fields):
         problem, config = Problem(seed), configured(fields)
         largest = largest_ratio(problem, config)
+        assert module.largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
         assume(largest < 1)
         assert problem.search(largest, config).actual >= largest - 1e-9
         with pytest.raises(ValueError, match="cannot be removed"):

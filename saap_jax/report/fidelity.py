@@ -66,7 +66,7 @@ def rich_fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     table = Table(title=Text(title, style="italic"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("estimator", overflow="fold")
     for measure in shown:
-        table.add_column(_heading(measure), justify="right", no_wrap=True)
+        table.add_column(heading(measure), justify="right", no_wrap=True)
     for estimator, found in ranked:
         table.add_row(Text(estimator), *(format_interval(found[measure], width=5) for measure in shown))
     return table
@@ -78,7 +78,7 @@ def markdown_fidelity(rows: Sequence[Fidelity]) -> str:
     for scope in SCOPES:
         ranked = ranking(rows, scope)
         measures = [m for m in MEASURES if scope != "pooled" or "layers" not in m]
-        lines = [["estimator", *map(_heading, measures)], [":--", *["--:"] * len(measures)]]
+        lines = [["estimator", *map(heading, measures)], [":--", *["--:"] * len(measures)]]
         lines += [[name.replace("|", "\\|"), *(format_interval(found[m]) for m in measures)] for name, found in ranked]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"{_about(scope, ranked)}\n\n{table}\n")
@@ -224,7 +224,8 @@ def _about(scope: str, ranked: Sequence[Ranked]) -> str:
     return f"{scope}, {units} units"
 
 
-def _heading(measure: str) -> str:
+def heading(measure: str) -> str:
+    """Return the heading of a measure's column."""
     return measure.replace("_in_layers", " in layers").capitalize()
 
 

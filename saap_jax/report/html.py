@@ -1,192 +1,93 @@
-"""The page of a run: one HTML file that needs no network."""
+"""The page: one HTML file, made of sections, that needs no network and no second file."""
 
-import base64
-import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jinja2
+import markupsafe
 
-from saap_jax.report import figures, tables
-from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
-from saap_jax.report.records import plain, read_candidates, read_run, write_atomically
-from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, first_metric, merged, metrics
-from saap_jax.report.tables import format_ppl
+from saap_jax.report.blocks import Detail, Section, Table
+from saap_jax.report.overview import overview_sections
+from saap_jax.report.records import write_atomically
+from saap_jax.report.strips import LEVELS, breakable
+from saap_jax.report.views import RunView, read_view
 
-_DOMAINS = {"in": "in domain", "out": "out of domain"}
+HERE = Path(__file__).parent
+
+
+class Page(NamedTuple):
+    """What a page holds."""
+
+    title: str
+    overview: Sequence[Section]
+    views: Sequence[RunView]
+    folded: bool
+    """Whether the runs are closed until somebody opens them."""
+
+    @property
+    def single(self) -> RunView | None:
+        """The run, where the page is of one."""
+        return self.views[0] if len(self.views) == 1 else None
+
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Identifier and title of what the page leads to from its top."""
+        found = [(one.id, one.title) for one in self.overview]
+        for view in self.views:
+            found += (
+                [(view.anchor(one.id), one.title) for one in view.sections] if self.single else [(view.id, view.name)]
+            )
+        return found  # fmt: skip
+
+    @property
+    def sortable(self) -> bool:
+        """True where the page needs its script."""
+        sections = [*self.overview, *(one for view in self.views for one in view.sections)]
+        return bool(self.overview) or any(isinstance(b, Table) and b.sortable for s in sections for b in s.blocks)
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into a run directory, finished or not, and return its path."""
+    """Write `report.html` into a run directory of any kind, finished or not, and return its path."""
     path = Path(run_dir) / "report.html"
     write_atomically(path, render_report(run_dir).encode())
     return path
 
 
 def render_report(run_dir: str | os.PathLike[str]) -> str:
-    """Return the page of a run, made from `run.json` and `metrics.jsonl` alone.
+    """Return the page of one run, made from its records alone.
 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    run = read_run(run_dir)
-    candidates, corrupt = read_candidates(run_dir)
-    rows, variants = comparison_rows(run, candidates), merged(candidates)
-    maps = _by_ratio(rows, variants)
-    view = {
-        "run": run,
-        "corrupt": corrupt,
-        "summary": summary(run, rows),
-        "headline": tables.headline(run),
-        "legend": tables.legend(run, rows),
-        "comparison": _comparison(run, rows),
-        "csv": csv_link(tables.csv_table(run, candidates)),
-        "frontiers": {
-            f"{metric['name']} ({_DOMAINS[metric['domain']]})": figures.frontier(run, variants, metric["name"])
-            for metric in metrics(run)
-        },
-        "maps": {
-            title: figures.kept_map(run, chosen, f"Share of units kept by layer, {title}")
-            for title, chosen in maps.items()
-        },
-        "fusion": fusion_section(run),
-        "cut": tables.cut_rows(run),
-        "cut_notes": cut_notes(run),
-        "facts": run_facts(run),
-        "config": json.dumps(plain(run.get("config")), indent=2),
-    }
-    return render_page("report.html", view)
+    view = read_view(run_dir, Detail())
+    return render_page(Page(view.name, [], [view], folded=False))
 
 
-def render_page(template: str, view: dict[str, Any]) -> str:
-    """Return a page made from one of this package's templates; what `view` holds is escaped."""
+def report_page(views: Sequence[RunView], *, folded: bool) -> Page:
+    """Return the page of one run, or of several side by side."""
+    title = views[0].name if len(views) == 1 else f"{len(views)} runs side by side"
+    return Page(title, overview_sections(views), views, folded)
+
+
+def render_page(page: Page) -> str:
+    """Return a page as HTML; all text that it holds is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(view)
+    environment.filters["breakable"] = lambda text: markupsafe.Markup(breakable(text))
+    view = {"page": page, "style": style_sheet(), "script": (HERE / "page.js").read_text(encoding="utf-8").strip()}
+    return environment.get_template("report.html").render(view).lstrip() + "\n"
 
 
-def fusion_section(run: Record) -> dict[str, Any]:
-    """Return what a page shows of a run's fused scores: formula, figure, table and CSV; empty if nothing was fused."""
-    fusions = run.get("fusions") or {}
-    header, lines = fusion_cells(fusions)
-    if not lines:
-        return {}
-    constant = ((run.get("config") or {}).get("fusion") or {}).get("scope_constant")
-    return {
-        "formula": "Σ I / (2 σ²)" + (" + Σ log σ" if constant else ""),
-        "header": header,
-        "lines": lines,
-        "figure": fusion_figure(fusions),
-        "csv": csv_link(csv_fusions(fusions)),
-    }
+def style_sheet() -> str:
+    """Return the style sheet, the colours of the cells of heat included."""
+    from saap_jax.report.figures import colour_of
 
-
-def csv_link(text: str) -> str:
-    """Return CSV as an address that holds it, so that a page needs no second file."""
-    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
-
-
-def summary(run: Record, lines: Sequence[Row]) -> list[str]:
-    """Say in words what the run found: the best variant of each ratio, by how much, and what the cut model saves."""
-    rows = [row for row in lines if row.candidate != DENSE]
-    dense = next((row for row in lines if row.candidate == DENSE), None)
-    sentences = [] if rows else ["No candidate is finished yet."]
-    for ratio in dict.fromkeys(row.asked for row in rows):
-        group = [row for row in rows if row.asked == ratio]
-        said = [
-            _lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan))
-            for domain in ("out", "in")
-            if first_metric(run, domain)
-        ]
-        sentences.append(f"At {100 * ratio:g} % asked, {'; '.join(said)}.")
-    best = run.get("best") or {}
-    if best:
-        changes = [f"{row.label} {row.dense} to {row.cut} ({row.change})" for row in tables.cut_rows(run)[:3]]
-        sentences.append(
-            f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {', '.join(changes)}."
-        )
-    return sentences
-
-
-def cut_notes(run: Record) -> list[str]:
-    """Say what else was recorded about the cut model: runs of equal layers, and whether masks and cuts agree."""
-    best = run.get("best") or {}
-    notes = []
-    if "runs" in best:
-        notes.append(f"Compiled as {best['runs']} run{'s' if best['runs'] != 1 else ''} of neighbouring equal layers.")
-    masked = best.get("ppl_masked", {})
-    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if best.get("ppl", {}).get(name)]
-    if gaps:
-        notes.append(f"Perplexity with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
-    return notes
-
-
-def _lead(group: Sequence[Row], domain: str, dense: float) -> str:
-    """Say which row has the lowest perplexity on a domain, and how it stands to the next and to the dense model."""
-    finite = sorted((getattr(row, f"ppl_{domain}"), row.label) for row in group)
-    finite = [(ppl, label) for ppl, label in finite if math.isfinite(ppl)]
-    if not finite:
-        return f"no variant has a finite perplexity {_DOMAINS[domain]}"
-    (ppl, label), *others = finite
-    said = f"{label} is best {_DOMAINS[domain]} with perplexity {format_ppl(ppl)}"
-    if math.isfinite(dense):
-        said += f" (dense {format_ppl(dense)})"
-    if others:
-        second, name = others[0]
-        gap = 100 * (1 - ppl / second)
-        said += f", level with {name}" if gap < 0.05 else f", {gap:,.1f} % below {name} ({format_ppl(second)})"
-    return said
-
-
-def _by_ratio(rows: Sequence[Row], variants: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the variants at each asked ratio, in the order of the comparison."""
-    named = {variant["candidate"]: variant for variant in variants}
-    found: dict[str, list[Record]] = {}
-    for row in rows:
-        if row.candidate in named:
-            found.setdefault(f"{100 * row.asked:g} % asked", []).append(named[row.candidate])
-    return found
-
-
-def _comparison(run: Record, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return header and lines of the comparison; each cell as text and as the value to sort by."""
-    header, cells = tables.comparison_cells(run, rows)
-    lines = []
-    for row, texts in zip(rows, cells, strict=True):
-        ppl = [getattr(row, name.replace(" ", "_")) for name in header if name.startswith("ppl ")]
-        values = [row.label, row.asked, row.actual, row.parameters, *ppl]
-        lines.append(
-            {"best": row.best, "dense": row.candidate == DENSE, "cells": list(zip(texts, values, strict=True))}
-        )
-    return {"header": header, "lines": lines}
-
-
-def run_facts(run: Record) -> dict[str, str]:
-    """Return what a reader needs to repeat the run, beside its configuration."""
-    devices, model = run.get("devices") or {}, run.get("model") or {}
-    facts = {
-        "saap_jax": (run.get("versions") or {}).get("saap_jax"),
-        "git commit": run.get("git_commit"),
-        "devices": f"{devices.get('count')} x {devices.get('kind')} ({devices.get('platform')})" if devices else None,
-        "model": model.get("name"),
-        "layers": model.get("layers"),
-        "units a layer": ", ".join(f"{name} {units}" for name, units in model.get("units", {}).items()),
-        "parameters": f"{model['parameters']:,}" if "parameters" in model else None,
-        "prunable parameters": f"{model['prunable_parameters']:,}" if "prunable_parameters" in model else None,
-        "seeds": "; ".join(f"{name} {_listed(seed)}" for name, seed in (run.get("seeds") or {}).items()),
-        "libraries": ", ".join(f"{n} {v}" for n, v in (run.get("versions") or {}).items() if n != "saap_jax" and v),
-    }
-    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
-
-
-def _listed(value: Any) -> str:
-    """Return a number, or several, as text."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    steps = [f".h{level} {{ stroke: {colour_of(level / LEVELS)}; }}" for level in range(LEVELS + 1)]
+    return (HERE / "style.css").read_text(encoding="utf-8").strip() + "\n" + "\n".join(steps)

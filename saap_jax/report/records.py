@@ -6,7 +6,7 @@
 | `metrics.jsonl` | one object a finished candidate                                                               |
 | `<name>.npz`    | arrays, for instance `scores.npz`; never pickled                                              |
 | `<name>.json`   | further plain values, for instance `keep.json`                                                |
-| `report.html`   | what people look at                                                                           |
+| `report.html`   | what people look at; `report.md` and `report.csv` beside it, where `saap report` was asked     |
 | `tensorboard/`  | stages and candidates as TensorBoard scalars, see `scalars`                                   |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
 
@@ -34,7 +34,7 @@ SCHEMA = 1
 """Version of the record layout, stored as `schema`."""
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_FIXED_FILES = ("metrics.jsonl", "report.html")
+_FIXED_FILES = ("metrics.jsonl", "report.html", "report.md", "report.csv")
 _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
@@ -182,7 +182,7 @@ class RunDirectory:
 
     def load_json(self, name: str) -> Any:
         """Read the value of `<name>.json`."""
-        return _read_json(self.path / f"{name}.json")
+        return read_json(self.path / f"{name}.json")
 
     def claim(self, filename: str) -> Path:
         """Note in `run.json` that this run writes a file or directory, so that `overwrite` knows what it may remove."""
@@ -216,7 +216,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not (path / "run.json").exists():
         raise FileNotFoundError(f"expected a run directory, found no run.json in {path}; check the name of the run")
-    record = _read_json(path / "run.json")
+    record = read_json(path / "run.json")
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"expected a run record of schema {SCHEMA}, got {found!r} in {path / 'run.json'}")
@@ -287,8 +287,11 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+    if isinstance(value, list | tuple):  # numbers at once: a run may hold a million of them
+        return [
+            item if type(item) is int or (type(item) is float and math.isfinite(item)) else plain(item)
+            for item in value
+        ]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
@@ -324,7 +327,12 @@ def _dumps(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent, allow_nan=False).encode()
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read the plain value of a JSON file, non-finite numbers included.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     try:
         return _decode(json.loads(path.read_bytes()))
     except ValueError as error:
@@ -335,12 +343,12 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _decode(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [_decode(item) if isinstance(item, dict | list | str) else item for item in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _check_config(path: Path, *, old: Any, new: Any, at_most: int = 3) -> None:
-    before, after = _flatten(plain(old)), _flatten(new)
+    before, after = flatten(plain(old)), flatten(new)
     absent = "(absent)"
     differing = [
         f"{key or 'config'} {before.get(key, absent)} -> {after.get(key, absent)}"
@@ -355,12 +363,12 @@ def _check_config(path: Path, *, old: Any, new: Any, at_most: int = 3) -> None:
         )
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     """Return the leaves of a configuration by dotted path, as JSON text; a list of plain values is one leaf."""
     items = value.items() if isinstance(value, dict) else ()
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         items = enumerate(value)
     leaves: dict[str, str] = {}
     for key, item in items:
-        leaves |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return leaves or {prefix: json.dumps(value)}

@@ -5,6 +5,7 @@ Every other one is compared with it by a paired bootstrap over seeds and windows
 there are (Holm), and what does not differ is *tied*.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -144,6 +145,21 @@ def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
         dense = run["dense"] | {"candidate": DENSE, "label": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0}
         rows.insert(0, _row(dense, name_in, name_out, False, math.nan))
     return rows
+
+
+def leading(rows: Sequence[Row], limit: int) -> list[str]:
+    """Return the labels of so many variants, those that are best at some ratio first of all.
+
+    They come in the order of the highest ratio, those that were not evaluated there after them.
+    """
+    groups: dict[float, list[str]] = {}
+    for row in rows:
+        if row.candidate != DENSE:
+            groups.setdefault(row.asked, []).append(row.label)
+    turns = itertools.zip_longest(*(group for _, group in sorted(groups.items(), reverse=True)))
+    chosen = set(list(dict.fromkeys(label for turn in turns for label in turn if label is not None))[:limit])
+    ordered = dict.fromkeys(label for _, group in sorted(groups.items(), reverse=True) for label in group)
+    return [label for label in ordered if label in chosen]
 
 
 def number(value: Any) -> float:

@@ -1,81 +1,120 @@
-"""The page of a score run: how estimators agree, how fusions came about, what scenarios have in common."""
+"""A score run as sections: how estimators agree, how fusions came about, what scenarios have in common."""
 
-import json
 import math
 import os
 import re
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from saap_jax.report.html import csv_link, fusion_section, render_page, run_facts
+from saap_jax.report.about import cost_section, model_name, reproduce_section
+from saap_jax.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Detail,
+    Download,
+    Folded,
+    Line,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Words,
+    plain_table,
+    plural,
+)
+from saap_jax.report.compare_page import fusion_section, score_parts
 from saap_jax.report.patterns import Patterns, csv_patterns, pattern_cells, pattern_figure, pattern_notes, patterns
-from saap_jax.report.records import plain, read_run
 from saap_jax.report.rows import Record
+from saap_jax.report.score_arrays import ByScenario, read_scores
 from saap_jax.report.scores import format_correlation, rank_agreement, rank_cells
 from saap_jax.types import STRUCTURES, Scores
-
-ByScenario = dict[str, dict[str, Scores]]
-"""`{scenario: {estimator: {structure: [layers, units]}}}`."""
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")
 """Names of estimators, with hyper-parameters or without; a fusion that one of them is part of does not match."""
 
 
-def render_scores(run_dir: str | os.PathLike[str]) -> str:
-    """Return the page of a score run, made from `run.json` and `scores.npz` alone.
+def score_sections(run_dir: str | os.PathLike[str], run: Record, detail: Detail) -> list[Section]:
+    """Return the sections of a score run, made from `run.json` and `scores.npz` alone.
 
     Patterns are shown of two scenarios or more, or where usage frequencies were scored. The estimator of importance is
     `config.patterns.importance`, else the first that is neither random nor a frequency and whose scores differ between
     scenarios (weights alone say nothing of them).
 
     Raises:
-        FileNotFoundError, ValueError: the directory holds no readable run, or its patterns name an unknown estimator.
+        ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
-    run, scores = read_run(run_dir), read_scores(run_dir)
+    scores = read_scores(run_dir)
     found = find_patterns(run, scores)
-    view = {
-        "style": _style(),
-        "run": run,
-        "model": _model(run),
-        "scored": bool(scores),
-        "summary": summary(scores, found),
-        "agreement": {name: _agreement(by_estimator) for name, by_estimator in scores.items() if len(by_estimator) > 1},
-        "fusion": fusion_section(run),
-        "many": len(scores),
-        "counted": "Unimportant in all scenarios" if len(scores) > 1 else "Unimportant units",
-        "patterns": _patterns(found) if found else {},
-        "patterns_csv": csv_link(csv_patterns(found, only_consistent=True)) if found and len(scores) > 1 else "",
-        "facts": facts(run, scores) | run_facts(run),
-        "config": json.dumps(plain(run.get("config")), indent=2),
-    }
-    return render_page("scores.html", view)
+    return [
+        Section("summary", "Summary", [Bullets(summary(scores, found))]),
+        *agreement_section(scores),
+        *distribution_section(scores, detail),
+        *fusion_section(run, detail),
+        *pattern_section(found, detail),
+        *cost_section(run),
+        reproduce_section(run, facts(run, scores)),
+    ]
 
 
-def read_scores(run_dir: str | os.PathLike[str]) -> ByScenario:
-    """Return the scores of `scores.npz`, whose arrays are named `scenario/estimator/structure`; empty without the file.
+def agreement_section(scores: ByScenario) -> list[Section]:
+    """Return the rank correlations of every scenario of two estimators or more."""
+    parts = []
+    for scenario, by_estimator in scores.items():
+        if len(by_estimator) > 1:
+            header = ["estimator", *map(str, range(1, len(by_estimator) + 1))]
+            table = Table(f"Rank correlations, {scenario}", header, _agreement(by_estimator), matrix=True)
+            parts.append(Part(scenario, [table]))
+    said = (
+        "Spearman's rank correlation between the scores of all units: attention units below the diagonal, MLP channels "
+        "above it. Blue agrees, orange disagrees."
+    )
+    return [Section("agreement", "Do estimators agree?", [Words(said), *parts])] if parts else []
 
-    Raises:
-        ValueError: an array of another name.
-    """
-    path = Path(run_dir) / "scores.npz"
-    scores: ByScenario = {}
-    if not path.exists():
-        return scores
-    with np.load(path, allow_pickle=False) as file:
-        for key in file.files:
-            scenario, _, rest = key.partition("/")
-            estimator, _, structure = rest.rpartition("/")
-            if not (scenario and estimator and structure in STRUCTURES):
-                raise ValueError(
-                    f"expected arrays named scenario/estimator/structure, got {key!r} in {path}; score again with "
-                    "--overwrite"
-                )
-            scores.setdefault(scenario, {}).setdefault(estimator, {})[structure] = file[key]
-    return scores
+
+def distribution_section(scores: ByScenario, detail: Detail) -> list[Section]:
+    """Return the distributions of the scores, scenario by scenario."""
+    several = len(scores) > 1
+    parts: list[Block] = []
+    for scenario, by_estimator in scores.items():
+        said, charts = score_parts(by_estimator, detail, scenario if several else "")
+        parts += ([] if parts else [Words(said)]) + charts if charts else []
+    return [Section("scores", "How scores are distributed", parts)] if parts else []
+
+
+def pattern_section(found: Patterns | None, detail: Detail) -> list[Section]:
+    """Return what scenarios have in common, structure by structure."""
+    if found is None:
+        return []
+    many = len(found.scenarios)
+    counted = "Unimportant in all scenarios" if many > 1 else "Unimportant units"
+    blocks: list[Block] = [
+        Words(
+            "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure, "
+            "over all layers."
+        )
+    ]
+    if many > 1 and detail.downloads:
+        csv = csv_patterns(found, only_consistent=True)
+        blocks.append(Download("CSV of the units that are unimportant in all scenarios", "unimportant.csv", csv))
+    parts = [
+        Part(
+            name,
+            [
+                plain_table(f"Patterns, {name}", *pattern_cells(found, name)),
+                *(Words(note, soft=False) for note in pattern_notes(found, name)),
+                *([Picture(f"Heat maps, {name}", pattern_figure(found, name), wide=True)] if detail.drawn else []),
+                Folded(f"{counted}, by layer", [_by_layer(f"{counted} by layer, {name}", part.layers)]),
+            ],
+        )
+        for name, part in found.structures.items()
+        if part.units
+    ]
+    title = "Patterns by scenario" if many > 1 else "Importance and usage"
+    return [Section("patterns", title, [*blocks, *parts])] if parts else []
 
 
 def find_patterns(run: Record, scores: ByScenario) -> Patterns | None:
@@ -112,8 +151,8 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     (scenario, by_estimator), many = next(iter(scores.items())), len(scores)
     first = next(iter(by_estimator.values()))
     units = ", ".join(f"{(~np.isnan(np.asarray(values))).sum():,} {name}" for name, values in first.items())
-    what = f"{_count(len(by_estimator), 'estimator')} scored all units ({units})"
-    sentences = [f"{what} in {_count(many, 'scenario')}: {', '.join(scores)}."]
+    what = f"{plural(len(by_estimator), 'estimator')} scored all units ({units})"
+    sentences = [f"{what} in {plural(many, 'scenario')}: {', '.join(scores)}."]
     chosen = {name: values for name, values in by_estimator.items() if not _RANDOM.fullmatch(name)}
     for structure in STRUCTURES:
         matrix = rank_agreement(chosen, structure)
@@ -134,7 +173,7 @@ def facts(run: Record, scores: ByScenario) -> dict[str, str]:
     config = run.get("config") or {}
     calibration, windows = config.get("calibration") or {}, run.get("scenarios") or {}
     about = {
-        "model": _model(run),
+        "model": model_name(run),
         "parameter type": (config.get("model") or {}).get("dtype"),
         "scenarios": ", ".join(
             f"{name} ({windows[name][0]:,} windows of {windows[name][1]:,} tokens)" if name in windows else name
@@ -147,46 +186,26 @@ def facts(run: Record, scores: ByScenario) -> dict[str, str]:
     return {name: str(value) for name, value in about.items() if value not in (None, "")}
 
 
-def _patterns(found: Patterns) -> dict[str, dict[str, Any]]:
-    """Return what the page shows of each structure that has units."""
-    return {
-        name: {
-            "table": pattern_cells(found, name),
-            "notes": pattern_notes(found, name),
-            "layers": part.layers,
-            "figure": pattern_figure(found, name),
-        }
-        for name, part in found.structures.items()
-        if part.units
-    }
+def _by_layer(title: str, layers: list[int]) -> Table:
+    """Return counts by layer, a column a layer."""
+    lines = [Line([Cell("layer"), *(Cell(str(layer)) for layer in range(len(layers)))])]
+    lines.append(Line([Cell("units"), *(Cell(str(count)) for count in layers)]))
+    return Table(title, [], lines)
 
 
-def _agreement(by_estimator: dict[str, Scores]) -> list[tuple[str, list[dict[str, str]]]]:
+def _agreement(by_estimator: dict[str, Scores]) -> list[Line]:
     """Return each estimator with its row of rank correlations; each as text and as a tint."""
     rows = []
     for index, (name, values) in enumerate(zip(by_estimator, rank_cells(by_estimator), strict=True)):
-        cells = []
+        cells = [Cell(f"{index + 1} {name}")]
         for other, value in enumerate(values):
             text = "·" if index == other else format_correlation(value)
             rgb = "0, 114, 178" if value > 0 else "213, 94, 0"
-            tint = "" if math.isnan(value) else f"background: rgba({rgb}, {0.55 * abs(value):.2f})"
-            cells.append({"text": text, "style": tint})
-        rows.append((name, cells))
+            tint = "" if math.isnan(value) else f"rgba({rgb}, {0.55 * abs(value):.2f})"
+            cells.append(Cell(text, tint=tint))
+        rows.append(Line(cells))
     return rows
-
-
-def _model(run: Record) -> str:
-    return str((run.get("model") or {}).get("name") or ((run.get("config") or {}).get("model") or {}).get("name") or "")
 
 
 def _short(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _style() -> str:
-    """Return the style sheet of the comparison's page: both pages look alike."""
-    return (Path(__file__).parent / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]

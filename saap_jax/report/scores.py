@@ -56,10 +56,10 @@ _STYLE = {
 
 def write_scores(run_dir: str | os.PathLike[str]) -> Path:
     """Write the page of a score run, `report.html` in its directory, and return its path."""
-    from saap_jax.report.score_page import render_scores  # here, because score_page reads this module
+    from saap_jax.report.html import render_report  # here, because html reads this module
 
     path = Path(run_dir) / "report.html"
-    write_atomically(path, render_scores(run_dir).encode())
+    write_atomically(path, render_report(run_dir).encode())
     return path
 
 

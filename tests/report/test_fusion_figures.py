@@ -18,6 +18,8 @@ from rich.console import Console
 import saap_jax
 from saap_jax.fusion import fuse
 from saap_jax.report import render_report
+from saap_jax.report.blocks import Detail, Words
+from saap_jax.report.compare_page import fusion_section
 from saap_jax.report.fusion import (
     FusionRow,
     csv_fusions,
@@ -26,7 +28,6 @@ from saap_jax.report.fusion import (
     fusion_rows,
     rich_fusions,
 )
-from saap_jax.report.html import fusion_section
 from saap_jax.report.records import RunDirectory, plain
 from tests.report import conftest as fake
 from tests.report.test_html import Page
@@ -136,8 +137,8 @@ class TestTables:
             assert fusion_rows(nothing) == fusion_cells(nothing)[1] == []
             assert fusion_figure(nothing) == ""
             assert csv_fusions(nothing).count("\n") == 1
-            assert fusion_section({"fusions": nothing}) == {}
-        assert fusion_section({}) == fusion_section({"fusions": None}) == {}
+            assert fusion_section({"fusions": nothing}, Detail()) == []
+        assert fusion_section({}, Detail()) == fusion_section({"fusions": None}, Detail()) == []
 
 
 class TestFigure:
@@ -299,12 +300,12 @@ class TestPageOfAComparison:
         page = Page(text)
         assert DRAWN() in text
         assert any("How fused scores came about" in said for _, said in page.texts)
-        cells = [cell for tag, cell in page.texts if tag == "td"]
+        cells = [cell for tag, cell in page.texts if tag in ("td", "th")]
         for line in fusion_cells(FUSIONS)[1]:
             place = cells.index(line[3])
             assert cells[place - 3 : place + 3] == line
             del cells[place - 3 : place + 3]
-        link = next(attrs for attrs in page.of("a") if attrs["download"] == "fusions.csv")
+        link = next(attrs for attrs in page.of("a") if attrs.get("download") == "fusions.csv")
         assert base64.b64decode(link["href"].partition("base64,")[2]).decode() == csv_fusions(FUSIONS)
 
     @pytest.mark.parametrize("fields", [{}, {"fusions": {}}, {"fusions": {"web": {}}}], ids=str)
@@ -329,7 +330,16 @@ class TestPageOfAComparison:
         assert "fused score is Σ I / (2 σ²) over the estimators" in text
         for constant, formula in [(False, "Σ I / (2 σ²)"), (True, "Σ I / (2 σ²) + Σ log σ")]:
             run = {"config": {"fusion": {"scope_constant": constant}}, "fusions": {"web": FUSIONS["web"]}}
-            assert fusion_section(run)["formula"] == formula
+            (section,) = fusion_section(run, Detail())
+            said = section.blocks[0]
+            assert isinstance(said, Words)
+            assert f"fused score is {formula} over" in said.text
+
+    def test_is_left_out_where_there_are_many_runs(self):
+        run = {"fusions": FUSIONS}
+        full, brief = (fusion_section(run, Detail(drawn=drawn, downloads=drawn))[0] for drawn in (True, False))
+        assert [block.kind for block in full.blocks] == ["words", "picture", "table", "download"]
+        assert [block.kind for block in brief.blocks] == ["words", "table"]
 
     def test_escapes_names(self, tmp_path):
         odd = "<script>alert('x')</script>"
@@ -338,7 +348,7 @@ class TestPageOfAComparison:
         text = render_report(run.path)
         assert "<script>alert" not in text
         assert len(Page(text).of("script")) == 1  # our own
-        assert [cell for tag, cell in Page(text).texts if tag == "td"].count(odd) == 5  # as text in the table
+        assert [cell for tag, cell in Page(text).texts if tag in ("td", "th")].count(odd) == 5  # as text in the table
 
 
 def imported_on_loading(source: str) -> set[str]:

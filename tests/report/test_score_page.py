@@ -11,9 +11,10 @@ from saap_jax.calibration import Calibrated
 from saap_jax.config import ScoreConfig
 from saap_jax.fusion import fuse
 from saap_jax.kept import save_scores
+from saap_jax.report.html import render_report
 from saap_jax.report.patterns import csv_patterns
 from saap_jax.report.records import RunDirectory, plain
-from saap_jax.report.score_page import facts, find_patterns, read_scores, render_scores, summary
+from saap_jax.report.score_page import facts, find_patterns, read_scores, summary
 from saap_jax.report.scores import format_correlation, rank_cells, write_scores
 from saap_jax.types import Scores
 from tests.report.test_html import Page
@@ -58,12 +59,17 @@ def run(tmp_path_factory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def text(run) -> str:
-    return render_scores(run.path)
+    return render_report(run.path)
 
 
 @pytest.fixture(scope="module")
 def page(text) -> Page:
     return Page(text)
+
+
+def drawings(page: Page) -> list[str]:
+    """Return the labels of the large drawings."""
+    return [attrs["aria-label"] for attrs in page.of("svg") if "aria-label" in attrs]
 
 
 class TestPage:
@@ -72,9 +78,9 @@ class TestPage:
         assert all(match.startswith("#") for match in re.findall(r"url\(([^)]*)", text))
         assert page.of("link") == page.of("script") == page.of("img") == page.of("iframe") == []
         assert all(attrs["href"].startswith("data:image/png;base64,") for attrs in page.of("image"))
-        assert all(attrs["href"].startswith("data:text/csv;base64,") for attrs in page.of("a"))
+        assert all(attrs["href"].startswith(("data:text/csv;base64,", "#")) for attrs in page.of("a"))
         policy = next(attrs["content"] for attrs in page.of("meta") if "content" in attrs and "http-equiv" in attrs)
-        assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
     def test_shows_the_correlations_of_each_scenario(self, run, page):
         scores = read_scores(run.path)
@@ -91,14 +97,14 @@ class TestPage:
 
     def test_tints_tell_sign_and_size(self, tmp_path):
         scores = {"a": units(1.0, 2.0, 3.0), "b": units(2.0, 1.0, 3.0), "c": units(3.0, 2.0, 1.0)}
-        page = Page(render_scores(kept(tmp_path / "r", {"s": scores}).path))
+        page = Page(render_report(kept(tmp_path / "r", {"s": scores}).path))
         tints = [attrs["style"] for attrs in page.of("td") if "style" in attrs]
         assert tints[2] == "background: rgba(0, 114, 178, 0.28)"  # b and a: 0.5
         assert tints[4] == "background: rgba(213, 94, 0, 0.55)"  # c and a: -1
         assert len(tints) == 6
 
     def test_shows_figures_with_their_alternatives(self, page):
-        labels = [attrs["aria-label"] for attrs in page.of("svg")]
+        labels = [attrs["aria-label"] for attrs in page.of("svg") if "aria-label" in attrs]
         assert labels == ["Fusion: σ and weights", "Patterns by scenario: attention", "Patterns by scenario: mlp"]
 
     def test_identifiers_are_unique_and_references_resolve(self, text, page):
@@ -110,7 +116,7 @@ class TestPage:
         assert used <= set(ids)
 
     def test_offers_the_units_that_are_unimportant_everywhere(self, run, page):
-        link = next(attrs for attrs in page.of("a") if attrs["download"] == "unimportant.csv")
+        link = next(attrs for attrs in page.of("a") if attrs.get("download") == "unimportant.csv")
         found = find_patterns(run.record, read_scores(run.path))
         assert found is not None
         said = base64.b64decode(link["href"].partition("base64,")[2]).decode()
@@ -153,40 +159,40 @@ class TestPage:
 
 class TestOddRuns:
     def test_a_run_that_has_only_begun(self, tmp_path):
-        run = RunDirectory.open(tmp_path / "begun", {}).begin()
-        page = Page(render_scores(run.path))
+        run = RunDirectory.open(tmp_path / "begun", {"keep_statistics": "all"}).begin()
+        page = Page(render_report(run.path))
         assert any("Nothing is scored yet." in text for _, text in page.texts)
-        assert any("nothing scored yet" in text for _, text in page.texts)
+        assert any(text == "score, running" for _, text in page.texts)
         assert page.of("table") == page.of("svg") == []
 
     def test_a_directory_without_a_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no run\.json in"):
-            render_scores(tmp_path)
+            render_report(tmp_path)
 
     @pytest.mark.parametrize("key", ["gate_fisher/mlp", "web//mlp", "web/gate_fisher/heads", "mlp"])
     def test_scores_of_another_layout(self, tmp_path, key):
         run = RunDirectory.open(tmp_path / "old", {})
         run.save_arrays("scores", {key: np.ones((1, 2))})
         with pytest.raises(ValueError, match=r"expected arrays named scenario/estimator/structure, got '.*' in .*npz"):
-            render_scores(run.path)
+            render_report(run.path)
 
     def test_one_scenario_without_usage_or_fusion(self, tmp_path):
-        text = render_scores(kept(tmp_path / "one", invented(NAMES[:4], ("web",))).path)
-        assert Page(text).of("svg") == []
+        text = render_report(kept(tmp_path / "one", invented(NAMES[:4], ("web",))).path)
+        assert drawings(Page(text)) == []
         assert "fused" not in text
         assert "Patterns" not in text
-        assert text.count('class="matrix"') == 1
+        assert text.count('class="w1 matrix"') == 1
 
     def test_one_scenario_with_usage(self, tmp_path):
-        text = render_scores(kept(tmp_path / "one", invented(NAMES, ("web",))).path)
+        text = render_report(kept(tmp_path / "one", invented(NAMES, ("web",))).path)
         page = Page(text)
-        assert len(page.of("svg")) == 2
+        assert len(drawings(page)) == 2
         assert "Importance and usage" in text
         assert "in all scenarios" not in text
-        assert page.of("a") == []
+        assert not any("download" in attrs for attrs in page.of("a"))
 
     def test_one_estimator(self, tmp_path):
-        page = Page(render_scores(kept(tmp_path / "one", invented(("wanda",), ("web",))).path))
+        page = Page(render_report(kept(tmp_path / "one", invented(("wanda",), ("web",))).path))
         assert page.of("table")
         assert not any("Do estimators agree?" in text for _, text in page.texts)
         assert any(text.startswith("1 estimator scored all units (8 attention, 15 mlp)") for _, text in page.texts)
@@ -196,16 +202,17 @@ class TestOddRuns:
         for by_estimator in scores.values():
             for values in by_estimator.values():
                 values["attention"] = np.full((4, 2), NAN)
-        page = Page(render_scores(kept(tmp_path / "none", scores).path))
-        assert [attrs["aria-label"] for attrs in page.of("svg")] == ["Patterns by scenario: mlp"]
+        page = Page(render_report(kept(tmp_path / "none", scores).path))
+        assert drawings(page) == ["Patterns by scenario: mlp"]
         assert any("No attention units." in text for _, text in page.texts)
         assert sum(text == "n/a" for tag, text in page.texts if tag == "td") == 2 * 6
 
     def test_many_estimators(self, tmp_path):
         names = tuple(f"taylor_element(reduction='max', number={n})" for n in range(25))
-        page = Page(render_scores(kept(tmp_path / "many", invented(names, ("web",))).path))
-        assert sum(name in text for name in names for tag, text in page.texts if tag == "th") == 25
-        matrix = next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("class") == "matrix")
+        page = Page(render_report(kept(tmp_path / "many", invented(names, ("web",))).path))
+        said = [name.partition(",")[0] for name in names]
+        assert sum(text == f"{i + 1} {name}," for i, name in enumerate(said) for _, text in page.texts) == 25
+        matrix = next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("class") == "w1 matrix")
         assert page.tags[matrix - 1][1]["class"] == "scroll"
 
     def test_escapes_names_everywhere(self, tmp_path):
@@ -218,13 +225,13 @@ class TestOddRuns:
         fusions = {scenario: {odd: fuse(by_estimator)} for scenario, by_estimator in scores.items()}
         run = RunDirectory.open(tmp_path / "odd", {"model": {"name": odd}})
         save_scores(run, Calibrated(scores, None, fusions))
-        run.update(name=odd, scenarios={odd: [1, 2]}, git_commit=odd)
+        run.update(kind="score", name=odd, scenarios={odd: [1, 2]}, git_commit=odd)
         with run.stage(odd):
             pass
-        text = render_scores(run.path)
+        text = render_report(run.path)
         assert "<script" not in text
         page = Page(text)
-        assert len(page.of("svg")) == 3
+        assert len(drawings(page)) == 3
         assert any(f"1 {odd}" == text for tag, text in page.texts if tag == "th")
 
     def test_a_fusion_with_a_usage_is_no_usage(self):

@@ -1,0 +1,130 @@
+"""What each layer's attention and MLP cost when they alone are pruned, and what that predicts of a whole keep-set.
+
+A *place* is a structure of a layer. Its cost is the change of loss when some of its units go and nothing else does.
+The cost of a keep-set that prunes many places is predicted as the sum of theirs, as if places did not interact. Losses
+grow faster than that, so a prediction is good for one thing: which of several keep-sets is worth evaluating.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from saap_jax.types import STRUCTURES
+
+Record = dict[str, Any]
+
+Place = tuple[str, int]
+"""Structure and layer."""
+
+Plan = dict[Place, float]
+"""Share of the units that goes at each place."""
+
+
+class Change(NamedTuple):
+    """What the removal of some units at one place changes."""
+
+    layer: int
+    structure: str
+    asked: float
+    """Share of the place's units that was to go."""
+    actual: float
+    """Share that went, whole units."""
+    removed: int
+    """Parameters."""
+    nats: float
+    """Change of the mean loss, nats a token."""
+    percent: float
+    """Change of the perplexity, percent: 100 · (e^nats - 1)."""
+    relative: float
+    """`nats` a removed parameter, over that of all layers of the structure together at the same `asked`; NaN where
+    these are not above 0."""
+
+
+class Cost(NamedTuple):
+    """What was measured at one place."""
+
+    units: int
+    fractions: Float[np.ndarray, "points"]
+    """Shares of its units that went, ascending from 0."""
+    nats: Float[np.ndarray, "points"]
+    """Change of the mean loss at each share, nats a token."""
+
+    def at(self, fraction: float) -> float:
+        """Return the change at a share, by lines between what was measured, the last of which goes on."""
+        after = int(np.clip(np.searchsorted(self.fractions, fraction), 1, len(self.fractions) - 1))
+        low, high = self.fractions[after - 1 : after + 1]
+        share = (fraction - low) / (high - low)
+        return float((1 - share) * self.nats[after - 1] + share * self.nats[after])
+
+
+def judged_metric(run: Record) -> str:
+    """Return the name of the metric that says what a removal costs."""
+    domain = run["config"]["judged"]
+    return next(metric["name"] for metric in run["metrics"] if metric["domain"] == domain)
+
+
+def changes_of(run: Record, candidates: Sequence[Record]) -> list[Change]:
+    """Return what each removal at one place changed, by structure, layer and share."""
+    metric = judged_metric(run)
+    dense = float(np.mean(run["dense"]["losses"][metric]))
+    rows = sorted(_at_one_place(candidates), key=lambda r: (STRUCTURES.index(r["structure"]), r["layer"], r["asked"]))
+    nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
+    totals: dict[tuple[str, float], list[float]] = {}
+    for row, change in zip(rows, nats, strict=True):
+        total = totals.setdefault((row["structure"], row["asked"]), [0.0, 0.0])
+        total[0] += change
+        total[1] += row["removed"]
+    found = []
+    for row, change in zip(rows, nats, strict=True):
+        total, removed = totals[row["structure"], row["asked"]]
+        relative = change / row["removed"] / (total / removed) if total > 0 and row["removed"] else math.nan
+        with np.errstate(over="ignore"):
+            percent = 100 * float(np.expm1(change))
+        fields = (row[name] for name in ("layer", "structure", "asked", "actual", "removed"))
+        found.append(Change(*fields, nats=change, percent=percent, relative=relative))
+    return found
+
+
+def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
+    """Return the changes at the asked share that is nearest to a ratio."""
+    nearest = min({change.asked for change in changes}, key=lambda share: (abs(share - ratio), share))
+    return [change for change in changes if change.asked == nearest]
+
+
+def a_parameter(changes: Sequence[Change], structure: str) -> float:
+    """Return what a removed parameter of a structure costs, nats a token, over all its places; NaN without any."""
+    own = [change for change in changes if change.structure == structure]
+    removed = sum(change.removed for change in own)
+    return sum(change.nats for change in own) / removed if removed else math.nan
+
+
+def costs_of(run: Record, candidates: Sequence[Record]) -> dict[Place, Cost]:
+    """Return the measured curve of each place."""
+    metric = judged_metric(run)
+    dense = float(np.mean(run["dense"]["losses"][metric]))
+    points: dict[Place, dict[float, Record]] = {}
+    for row in _at_one_place(candidates):
+        points.setdefault((row["structure"], row["layer"]), {})[row["actual"]] = row
+    costs = {}
+    for place, by_fraction in sorted(points.items()):
+        rows = [row for _, row in sorted(by_fraction.items())]
+        nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
+        costs[place] = Cost(rows[0]["units"], np.array([0.0, *sorted(by_fraction)]), np.array([0.0, *nats]))
+    return costs
+
+
+def _at_one_place(candidates: Sequence[Record]) -> list[Record]:
+    return [row for row in candidates if "layer" in row]
+
+
+def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int]]) -> Plan:
+    """Return the share that goes at each place, from the units kept of each layer, `{structure: [layers]}`."""
+    return {place: 1 - int(kept[place[0]][place[1]]) / cost.units for place, cost in costs.items()}
+
+
+def predicted(costs: Mapping[Place, Cost], plan: Plan) -> float:
+    """Return the change of the mean loss under a plan, nats a token: the sum over its places."""
+    return sum(costs[place].at(fraction) for place, fraction in plan.items())

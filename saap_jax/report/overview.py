@@ -1,0 +1,197 @@
+"""Several runs side by side: who is best at each ratio in which run, on one drawing, and where the runs differ."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from saap_jax.report.about import format_usd, seconds_of
+from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
+from saap_jax.report.figures import Curve, frontier, legend
+from saap_jax.report.records import flatten, plain
+from saap_jax.report.rows import DENSE, Row, first_metric
+from saap_jax.report.tables import format_percent, format_ppl, format_spread
+from saap_jax.report.views import RunView
+
+_TEXTS, _FIELDS, _LETTERS = 4, 12, 60
+"""Drawings, differing fields of the configuration, and letters of a value that are shown at most."""
+
+CSV_HEADER = (
+    "run", "kind", "model", "variant", "seeds", "ratio_asked", "ratio_actual", "parameters", "metric", "domain", "ppl",
+    "spread", "best", "percent_from_best", "low", "high", "win_rate", "p_adjusted", "tied",
+)  # fmt: skip
+
+
+def overview_sections(views: Sequence[RunView]) -> list[Section]:
+    """Return what the runs have in common and where they differ; nothing for a single run."""
+    if len(views) < 2:
+        return []
+    sections = [Section("overview", "Overview", [*best_blocks(views), run_table(views)])]
+    if drawn := joint_pictures(views):
+        said = (
+            "The best variant of each ratio, a line a run, from its unpruned model on. Logarithmic axis; lower is "
+            "better. Texts that two runs share, "
+            f"at most {_TEXTS}."
+        )
+        order = drawn_runs(views)
+        if alone := [view.name for view in views if view.compared and view.name not in order]:
+            said += f" No other run has the texts of {', '.join(alone)}."
+        sections.append(
+            Section("frontiers", "Best perplexity against ratio", [Words(said), Pictures(drawn, legend(order))])
+        )
+    if table := differences(views):
+        sections.append(Section("differences", "Where the configurations differ", table))
+    return sections
+
+
+def best_blocks(views: Sequence[RunView]) -> list[Block]:
+    """Return the best variant of every run and ratio as a table, and what its columns mean; nothing without any."""
+    lines, texts = [], []
+    for view in views:
+        domain, metric = primary(view)
+        dense = _dense(view)
+        texts += [metric] if metric else []
+        for row in best_rows(view):
+            ppl, spread = getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")
+            cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(format_percent(row.asked), 100 * row.asked)]
+            cells += [_number(ppl, format_spread(ppl, spread)), _number(dense, format_ppl(dense))]
+            lines.append(Line([*cells, _number(ppl / dense, f"{ppl / dense:.3g}")]))
+    if not lines:
+        return []
+    alike = len(set(texts)) == 1
+    said = "The best variant of each run and ratio: ppl is "
+    said += f"{texts[0]}." if alike else "on a text of each run's own, see below: compare within a text."
+    header = ["run", "best", "asked %", "ppl", "dense", "× dense"]
+    return [Words(said), Table("Best variants", header, lines, words=2, sortable=True)]
+
+
+def run_table(views: Sequence[RunView]) -> Table:
+    """Return a line a run: what it was made of, how long it took, what it cost."""
+    lines = []
+    for view in views:
+        rows = [row for row in view.compared.rows if row.candidate != DENSE] if view.compared else []
+        variants, seeds = len({row.label for row in rows}), max((row.seeds for row in rows), default=0)
+        seconds, usd = seconds_of(view.run), (view.run.get("cost") or {}).get("usd")
+        words = (view.kind, view.model.rstrip("/").rpartition("/")[2] or "-", primary(view)[1] or "-", view.status)
+        cells = [Cell(view.name, link=view.id), *map(Cell, words)]
+        cells += [_number(variants or math.nan, f"{variants:,}"), _number(seeds or math.nan, f"{seeds:,}")]
+        cells.append(_number(math.nan if seconds is None else seconds, f"{seconds or 0:,.0f}"))
+        cells.append(_number(math.nan if usd is None else usd, format_usd(usd or 0.0)))
+        lines.append(Line(cells))
+    header = ["run", "kind", "model", "text", "status", "variants", "seeds", "seconds", "cost"]
+    return Table("All runs", header, lines, words=5, sortable=True)
+
+
+def primary(view: RunView) -> tuple[str, str]:
+    """Return the domain and the name of the text by which a comparison's best is chosen; empty of other kinds."""
+    if view.compared is None:
+        return "out", ""
+    domain = "out" if first_metric(view.compared.run, "out") else "in"
+    return domain, first_metric(view.compared.run, domain) or ""
+
+
+def best_rows(view: RunView) -> list[Row]:
+    """Return the best row of each ratio of a comparison."""
+    best: dict[float, Row] = {}
+    for row in view.compared.rows if view.compared else ():
+        if row.best:
+            best.setdefault(row.asked, row)
+    return list(best.values())
+
+
+def _dense(view: RunView) -> float:
+    rows = view.compared.rows if view.compared else ()
+    return next((getattr(row, f"ppl_{primary(view)[0]}") for row in rows if row.candidate == DENSE), math.nan)
+
+
+def _number(value: Number, text: str) -> Cell:
+    return Cell("-" if math.isnan(value) else text, value)
+
+
+def joint_pictures(views: Sequence[RunView]) -> list[Picture]:
+    """Return the best of each ratio of all runs, a drawing a text that at least two runs share."""
+    found = joint_curves(views)
+    order = drawn_runs(views)
+    pictures = [
+        Picture(metric, frontier(lines, order, f"Best perplexity against ratio: {metric}"))
+        for metric, lines in found.items()
+    ]
+    return pictures[:_TEXTS]
+
+
+def drawn_runs(views: Sequence[RunView]) -> list[str]:
+    """Return the names of the runs that share a text with another one, in their order."""
+    names = {curve.name for lines in joint_curves(views).values() for curve in lines}
+    return [view.name for view in views if view.name in names]
+
+
+def joint_curves(views: Sequence[RunView]) -> dict[str, list[Curve]]:
+    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share."""
+    found: dict[str, list[Curve]] = {}
+    for view in views:
+        compared = view.compared
+        if compared is None:
+            continue
+        for domain in ("in", "out"):
+            metric = first_metric(compared.run, domain)
+            rows = [row for row in compared.rows if row.best or row.candidate == DENSE]
+            points = sorted((row.actual, getattr(row, f"ppl_{domain}")) for row in rows)
+            points = [(ratio, ppl) for ratio, ppl in points if ppl > 0]  # no NaN
+            if metric and any(ratio > 0 for ratio, _ in points):
+                found.setdefault(metric, []).append(Curve(view.name, points))
+    return {metric: lines for metric, lines in found.items() if len(lines) > 1}
+
+
+def differences(views: Sequence[RunView]) -> list[Block]:
+    """Return the fields of the configurations that differ, a line a run; nothing where none does."""
+    leaves = [flatten(plain(view.run.get("config") or {})) for view in views]
+    keys = [key for key in dict.fromkeys(key for each in leaves for key in each) if key not in ("name", "runs", "")]
+    differing = [key for key in keys if len({each.get(key) for each in leaves}) > 1]
+    if not differing:
+        return []
+    shown = differing[:_FIELDS]
+    lines = [
+        Line([Cell(view.name), *(Cell(_short(each.get(key, "-"))) for key in shown)])
+        for view, each in zip(views, leaves, strict=True)
+    ]
+    more = f" {plural(len(differing) - _FIELDS, 'more field')} differ." if len(differing) > _FIELDS else ""
+    said = "Fields that are not the same in all runs; - where a run has no such field." + more
+    return [Words(said), Table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
+
+
+def csv_report(views: Sequence[RunView]) -> str:
+    """Return the comparisons of all runs as CSV, a line a run, variant, ratio and text, in full precision.
+
+    An empty cell is what was not recorded, and what has no meaning: the dense model and the best are not compared.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for view in views:
+        compared = view.compared
+        if compared is None:
+            continue
+        against = {(one.candidate, one.domain): one for one in reversed(compared.against)}
+        for row in compared.rows:
+            for domain in ("in", "out"):
+                if not (metric := first_metric(compared.run, domain)):
+                    continue
+                one = against.get((row.candidate, domain))
+                versus = (
+                    (*one.difference.percent, one.difference.win_rate, one.p_value, int(one.tied)) if one else ("",) * 6
+                )
+                about = (view.name, view.kind, view.model, row.label, row.seeds, row.asked, row.actual, row.parameters)
+                values = (
+                    metric,
+                    domain,
+                    getattr(row, f"ppl_{domain}"),
+                    getattr(row, f"spread_{domain}"),
+                    int(row.best),
+                )
+                writer.writerow(["" if value != value else value for value in (*about, *values, *versus)])
+    return text.getvalue()  # fmt: skip
+
+
+def _short(text: str) -> str:
+    text = text.strip('"')
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"

@@ -1,0 +1,127 @@
+"""The report of one run or of several: the page, the same as Markdown and CSV, and figures for papers."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from saap_jax.report.blocks import Detail
+from saap_jax.report.html import Page, render_page, report_page
+from saap_jax.report.markdown import MARK, markdown_report
+from saap_jax.report.overview import CSV_HEADER, csv_report
+from saap_jax.report.records import read_run, write_atomically
+from saap_jax.report.views import RunView, read_view
+
+OPEN = 3
+"""Runs up to this number are shown open; more of them are closed until somebody opens them."""
+
+_MANY_RUNS, _MANY_CANDIDATES = 4, 600
+"""More runs, or more candidates in all, and each is shown in less detail."""
+
+_MARKS = (
+    b'<meta name="generator" content="saap_jax">',
+    b"saap_jax</title>",
+    MARK.encode(),
+    ",".join(CSV_HEADER).encode(),
+)
+"""What a file of ours begins with; the second is of pages before the first was written into them."""  # fmt: skip
+
+
+def write_reports(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "",
+    figures: str | os.PathLike[str] = "",
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the report of run directories of any kind; return the paths of page, Markdown, CSV and figures.
+
+    Markdown, and CSV of the comparisons, lie beside the page, under its name. A file that is no report of ours is never
+    replaced unless `overwrite` says so; neither is a figure.
+
+    Args:
+        out: the page; empty: `report.html`, in the run's directory if there is one run, else in the working directory.
+        figures: a directory for the figures as SVG, PNG and PDF; empty: none are drawn.
+
+    Raises:
+        FileNotFoundError, ValueError: no run given, a directory without a readable run, or a file in the way.
+    """
+    if not runs:
+        raise ValueError("report: expected at least one run directory, got none; name one, such as runs/quickstart")
+    page_path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
+    if page_path.suffix not in (".html", ".htm"):
+        raise ValueError(f"--out: expected a file that ends in .html, got {page_path}")
+    views = read_views(runs)
+    page = report_page(views, folded=len(views) > OPEN)
+    texts = {page_path: render_page(page), page_path.with_suffix(".md"): markdown_report(page)}
+    if any(view.compared for view in views):
+        texts[page_path.with_suffix(".csv")] = csv_report(views)
+    for path in texts:
+        if not overwrite and not is_ours(path):
+            raise ValueError(f"{path} is no report of saap; pass --overwrite to replace it, or another --out")
+    drawn = draw(page, Path(figures)) if figures else {}
+    taken = [] if overwrite else [path for path in drawn if path.exists() and b"saap_jax" not in path.read_bytes()]
+    if taken:
+        raise ValueError(f"{taken[0]} is no figure of saap; pass --overwrite to replace it, or other --figures")
+    for path, content in ({path: text.encode() for path, text in texts.items()} | drawn).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return [*texts, *drawn]
+
+
+def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[RunView]:
+    """Read the runs, in as much detail as their number allows, under names that differ."""
+    for run in runs:
+        if not (Path(run) / "run.json").exists():
+            read_run(run)  # refuses it, before any work is done
+    files = [Path(run) / "metrics.jsonl" for run in runs]
+    candidates = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+    many = len(runs) > _MANY_RUNS or (len(runs) > 1 and candidates > _MANY_CANDIDATES)
+    detail = (
+        Detail(8 if len(runs) <= 10 else 6, drawn=False, downloads=False)
+        if many
+        else Detail(20 if len(runs) == 1 else 12)
+    )
+    names = names_of([Path(run) for run in runs]) if len(runs) > 1 else [""]
+    ids = [f"run-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
+    return [read_view(run, detail, id=id, name=name) for run, id, name in zip(runs, ids, names, strict=True)]
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return a name a run: that of its directory, with those above it where two would be the same.
+
+    >>> names_of([Path("a/x"), Path("b/x"), Path("b/y"), Path("b/y")])
+    ['a/x', 'b/x', 'b/y', 'b/y (2)']
+    """
+    parts = [path.resolve().parts for path in paths]
+    length = next(
+        (
+            count
+            for count in range(1, max(map(len, parts)) + 1)
+            if len({part[-count:] for part in parts}) == len(set(parts))
+        ),
+        1,
+    )
+    names: list[str] = []
+    for part in parts:
+        name = "/".join(part[-length:])
+        again = sum(before == name or before.startswith(f"{name} (") for before in names)
+        names.append(f"{name} ({again + 1})" if again else name)
+    return names
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a report may be written to a path: nothing is there, or an earlier report."""
+    if not path.exists():
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    return any(mark in start for mark in _MARKS)
+
+
+def draw(page: Page, directory: Path) -> dict[Path, bytes]:
+    """Return the figures of a page for papers, by path."""
+    from saap_jax.report.paper import paper_figures  # here, because plotting takes long to import
+
+    return {directory / name: content for name, content in paper_figures(page.views)}

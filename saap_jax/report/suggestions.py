@@ -1,0 +1,86 @@
+"""What a run suggests to try next, for whoever shows it: each a text, the effect to expect, and the command."""
+
+import math
+from collections.abc import Sequence
+
+from saap_jax.evaluation.commands import prune_command
+from saap_jax.evaluation.frontier import found_variants
+from saap_jax.evaluation.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
+from saap_jax.report.rows import DENSE, Record, comparison_rows, labels, number
+from saap_jax.report.tables import format_ppl
+
+
+def suggestions_of(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+    """Return what a run suggests, from its records alone; none of a kind of run that has none.
+
+    Args:
+        run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
+        candidates: its lines of `metrics.jsonl`.
+    """
+    if run.get("kind") == "sensitivity":
+        return sensitivity_suggestions(run, candidates)
+    if run.get("kind") == "frontier" and run.get("frontier"):
+        return _prune_there(run, candidates)
+    if run.get("kind") == "compare":
+        return comparison_suggestions(run, _standings(run, candidates))
+    return []
+
+
+def _standings(run: Record, candidates: Sequence[Record]) -> list[Standing]:
+    """Return the variants of a comparison at `best_ratio`, the best first; those without a perplexity are left out.
+
+    Records of an older version, without a variant, give none.
+    """
+    asked = (run.get("config") or {}).get("best_ratio")
+    by_label = {
+        label: row
+        for label, row in zip(labels(candidates), candidates, strict=True)
+        if "variant" in row and number(row.get("ratio_asked")) == asked
+    }
+    found = []
+    for row in comparison_rows(run, candidates):
+        ppl, spread = (row.ppl_in, row.spread_in) if math.isnan(row.ppl_out) else (row.ppl_out, row.spread_out)
+        if row.candidate != DENSE and row.asked == asked and row.label in by_label and math.isfinite(ppl):
+            found.append(Standing(by_label[row.label], ppl, spread, row.seeds, row.p_value, row.tied))
+    return found
+
+
+def _prune_there(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+    """Prune with the variant that goes furthest, at the largest ratio that holds for all its seeds."""
+    best, frontier = found_variants(run, candidates)[0], run["frontier"]
+    lines = [line for line in frontier["lines"] if line["variant"] == best.variant and line["ratio"] > 0]
+    if len(lines) < best.seeds:
+        return []
+    least = min(lines, key=lambda line: line["ratio"])
+    row = next(row for row in candidates if row["candidate"] == least["candidate"])
+    metric = frontier["metric"]
+    change = 100 * (row["ppl"][metric] / run[DENSE]["ppl"][metric] - 1)
+    return [
+        Suggestion(
+            f"{best.variant} can be pruned to {100 * least['ratio']:.4g} % within +{frontier['percent']:g} %"
+            + (", whatever the seed." if best.seeds > 1 else "."),
+            f"measured: {metric} {format_ppl(row['ppl'][metric])}, {change:+.1f} %",
+            prune_command(run, row),
+        )
+    ]
+
+
+def suggestion_lines(run: Record) -> list[str]:
+    """Return the suggestions that a run keeps as lines for a terminal or a text file."""
+    suggestions = [Suggestion(**each) for each in run.get("suggestions") or []]
+    if not suggestions:
+        return ["No suggestion: nothing measured is sure to be an improvement."]
+    lines = []
+    for place, each in enumerate(suggestions, start=1):
+        lines += [f"{place}. {each.text}", f"   {each.effect}", f"   {each.command}"]
+    return lines
+
+
+def markdown_suggestions(run: Record) -> str:
+    """Return the suggestions that a run keeps as a Markdown list."""
+    lines = suggestion_lines(run)
+    if len(lines) == 1:
+        return f"{lines[0]}\n"
+    texts, effects, commands = lines[::3], lines[1::3], lines[2::3]
+    said = zip(texts, effects, commands, strict=True)
+    return "".join(f"{text}\n   {effect.strip()}\n\n   `{command.strip()}`\n" for text, effect, command in said)

@@ -1,0 +1,93 @@
+"""A run directory of any kind as what a report shows of it.
+
+A kind of run gets sections of its own by an entry of `KINDS`; without one its files are shown, see `attached`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from saap_jax.report.about import cost_section, model_name, reproduce_section, suggestions_section
+from saap_jax.report.attached import attached_sections
+from saap_jax.report.blocks import Bullets, Detail, Section, plural
+from saap_jax.report.compare_page import Compared, compare_sections, read_compared
+from saap_jax.report.fidelity_page import fidelity_sections
+from saap_jax.report.records import read_run
+from saap_jax.report.rows import Record
+from saap_jax.report.score_page import score_sections
+
+
+class RunView(NamedTuple):
+    """What a page shows of a run."""
+
+    id: str
+    """Prefix of identifiers; empty where the page shows this run alone."""
+    name: str
+    kind: str
+    status: str
+    model: str
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    run: Record
+    compared: Compared | None
+    """A comparison's numbers; None of other kinds."""
+
+    def anchor(self, section: str) -> str:
+        """Return the identifier of a section on the page."""
+        return f"{self.id}-{section}" if self.id else section
+
+
+KINDS: dict[str, Callable[[Path, Record, Detail], list[Section]]] = {
+    "score": score_sections,
+    "fidelity": fidelity_sections,
+}
+"""Kind of a run, as `run.json` says: its sections, made of its directory and its record. `read_view` has `compare`."""
+
+_BY_CONFIG = {"channels_per_layer": "fidelity", "keep_statistics": "score", "best_ratio": "compare"}
+"""A field of the configuration that tells the kind of a run that has not come far enough to record it."""
+
+
+def read_view(run_dir: str | os.PathLike[str], detail: Detail, *, id: str = "", name: str = "") -> RunView:
+    """Read a run of any kind; `name` is what the page calls it, by default as its record does.
+
+    Raises:
+        FileNotFoundError, ValueError: the directory holds no readable run.
+    """
+    path, run = Path(run_dir), read_run(run_dir)
+    kind, compared, notes = kind_of(run), None, []
+    if kind == "compare":
+        compared = read_compared(path, run)
+        sections = compare_sections(compared, detail)
+        if compared.corrupt:
+            notes = [f"{plural(compared.corrupt, 'unreadable line')} of metrics.jsonl left out."]
+    elif kind in KINDS:
+        sections = KINDS[kind](path, run, detail)
+    else:
+        sections = _other_sections(path, run, kind, detail)
+    if compared is not None or kind in KINDS:
+        sections = [*sections[:-1], *attached_sections(path, run, detail, shown=(kind,)), sections[-1]]
+    status = str(run.get("status") or "unknown")
+    name = name or str(run.get("name", path.name))
+    return RunView(id, name, kind, status, model_name(run), notes, sections, run, compared)
+
+
+def kind_of(run: Record) -> str:
+    """Return the kind of a run; of one that has only begun, what its configuration says.
+
+    >>> kind_of({"kind": "score"}), kind_of({"config": {"channels_per_layer": 4}}), kind_of({"config": {}})
+    ('score', 'fidelity', 'compare')
+    """
+    if run.get("kind"):
+        return str(run["kind"])
+    config = run.get("config") or {}
+    return next((kind for field, kind in _BY_CONFIG.items() if field in config), "compare")
+
+
+def _other_sections(path: Path, run: Record, kind: str, detail: Detail) -> list[Section]:
+    """Return the sections of a kind that has none of its own: its files, and what every run has."""
+    files = attached_sections(path, run, detail)
+    if not files:
+        said = f"A run of kind {kind}, which has written no figure and no table yet."
+        files = [Section("summary", "Summary", [Bullets([said])])]
+    return [*suggestions_section(run), *files, *cost_section(run), reproduce_section(run)]

@@ -1,0 +1,206 @@
+"""What commands share that try many keep-sets on one model: texts, scores of each seed, and evaluation by masks.
+
+A keep-set is evaluated once, whoever asks for it; what is finished is a line of the run's `metrics.jsonl`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saap_jax.calibration import Calibrated, Track, pairs, quiet
+from saap_jax.config import SweepConfig
+from saap_jax.data import Windows, evaluation_windows
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.evaluation.candidates import candidate_losses, keep_digest
+from saap_jax.evaluation.perplexity import WindowLosses, metric_name
+from saap_jax.kept import kept_scores
+from saap_jax.llama import Llama
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import EvaluationConfig
+from saap_jax.pipeline import kept_parameters, tokens_to_observe
+from saap_jax.report import RunDirectory, provenance
+from saap_jax.report.monitor import Stage
+from saap_jax.report.rows import DENSE
+from saap_jax.types import STRUCTURES, Keep
+from saap_jax.variants import Variant
+
+Row = dict[str, Any]
+"""One line of `metrics.jsonl`, or the record of the unpruned model."""
+
+
+def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
+    """Return the evaluation windows by metric name, the calibration domain first."""
+    return {
+        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
+        for source in (config.in_domain, config.out_of_domain)
+    }
+
+
+def about_run(kind: str, name: str, model: Llama, metrics: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first)."""
+    structures = discover(model)
+    return {
+        "kind": kind,
+        **provenance(),
+        "seeds": {"calibration": list(seeds)},
+        "model": {
+            "name": name,
+            "parameters": count_parameters(model),
+            "prunable_parameters": prunable_parameters(structures),
+            "layers": len(model.spec.layers),
+            "units": {name: max(structure.units) for name, structure in structures.items()},
+        },
+        "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=True)],
+    }
+
+
+def scores_of_seeds(
+    config: SweepConfig,
+    run: RunDirectory,
+    model: Llama,
+    calibration: Mapping[int, dict[str, Windows]],
+    variants: Sequence[Variant],
+    track: Track,
+    stage: Stage,
+) -> dict[int, Calibrated]:
+    """Return the scores of each seed, all variants from one pass over its text; the first seed's are `scores.npz`."""
+    first, plan = next(iter(calibration)), {variant.scores: (variant.estimator, variant.fusion) for variant in variants}
+    adaptive = any(variant.search.allocation == "adaptive" for variant in variants)
+    scores = {}
+    for seed, scenarios in calibration.items():
+        suffix = "" if seed == first else f"-seed{seed}"
+        tokens = tokens_to_observe(run, scenarios, suffix)
+        scores[seed] = kept_scores(
+            run, model, scenarios, config, stability=adaptive, plan=plan, suffix=suffix, track=track
+        )
+        stage.tokens += tokens
+    return scores
+
+
+class Evaluator:
+    """The evaluation texts under keep-sets of a run's model, by one program, in batches of `at_once`.
+
+    How keep-sets are batched depends on the calls of `measure`, and not on what the run holds already. So a run that is
+    taken up again and makes the same calls gets the same numbers, to the last bit.
+    """
+
+    def __init__(
+        self, run: RunDirectory, model: Llama, texts: dict[str, Windows], config: EvaluationConfig, at_once: int
+    ):
+        self.run, self.model, self.texts, self.at_once = run, model, texts, at_once
+        windows = Windows(*(np.concatenate(parts) for parts in zip(*texts.values(), strict=True)))
+        self.batches, self.tokens = pairs(windows, config.batch_size), int(windows.mask.sum())
+        self.prunable, self.parameters = prunable_parameters(discover(model)), count_parameters(model)
+        self._known: dict[str, tuple[str, Row]] = {}
+
+    def measure(
+        self,
+        keeps: Mapping[str, Keep],
+        about: Mapping[str, Row],
+        *,
+        doing: str,
+        track: Track = quiet,
+        stage: Stage | None = None,
+    ) -> dict[str, Row]:
+        """Return the record of each candidate; those that the run does not hold yet are appended as they finish.
+
+        Args:
+            keeps: by the name of the candidate. The unpruned model, `dense`, is one of them, so that it differs in
+                nothing from a candidate that removes nothing.
+            about: what a record says beside what is measured.
+        """
+        rows = {row["candidate"]: row for row in self.run.candidates()}
+        rows |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
+        by_digest: dict[str, list[str]] = {}
+        for name, keep in keeps.items():
+            by_digest.setdefault(keep_digest(keep), []).append(name)
+        new = {digest: names for digest, names in by_digest.items() if digest not in self._known}
+        for digest, names in by_digest.items():
+            if digest not in new:
+                self._record(digest, names, keeps, about, rows)
+        for digest, losses, seconds in self._evaluated(new, keeps, rows, doing, track, stage):
+            self._known[digest] = new[digest][0], self._measured(losses) | {"seconds": seconds}
+            self._record(digest, new[digest], keeps, about, rows)
+        for digest, names in new.items():
+            self._known.setdefault(digest, (names[0], rows[names[0]]))
+        return {name: rows[name] for name in keeps}
+
+    def _evaluated(
+        self,
+        new: Mapping[str, list[str]],
+        keeps: Mapping[str, Keep],
+        rows: Mapping[str, Row],
+        doing: str,
+        track: Track,
+        stage: Stage | None,
+    ) -> Iterator[tuple[str, WindowLosses, float]]:
+        """Yield digest, losses and seconds of each new keep-set, in groups; not of groups that the run holds."""
+        digests = list(new)
+        if not digests:
+            return
+        done = {number for number, names in enumerate(new.values()) if all(name in rows for name in names)}
+        sets = [keeps[names[0]] for names in new.values()]
+        filled = sets + sets[-1:] * (self.at_once - len(sets))  # one shape: fewer would be another program
+        start = time.perf_counter()
+        for group in candidate_losses(
+            self.model,
+            self.batches,
+            filled,
+            done=done | set(range(len(sets), len(filled))),
+            at_once=self.at_once,
+            progress=lambda groups: track(doing, groups, len(groups)),
+        ):
+            members = {number: losses for number, losses in group.items() if number < len(sets)}
+            seconds = (time.perf_counter() - start) / len(members)
+            if stage is not None:
+                stage.tokens += len(members) * self.tokens
+            yield from ((digests[number], losses, seconds) for number, losses in members.items())
+            start = time.perf_counter()
+
+    def _record(
+        self,
+        digest: str,
+        names: Sequence[str],
+        keeps: Mapping[str, Keep],
+        about: Mapping[str, Row],
+        rows: dict[str, Row],
+    ) -> None:
+        """Add the records of the candidates with one keep-set that are missing, to the run and to `rows`."""
+        first, measured = self._known[digest]
+        measured = {key: measured[key] for key in ("ppl", "losses", "seconds")}
+        for name in names:
+            if name in rows:
+                continue
+            parameters = kept_parameters(self.model, keeps[name])
+            if name == DENSE:
+                self.run.update(dense=measured | {"parameters": parameters})
+                rows[name] = self.run.record[DENSE]
+                continue
+            rows[name] = {
+                "candidate": name,
+                **about[name],
+                "ratio_actual": (self.parameters - parameters) / self.prunable,
+                "parameters": parameters,
+                **measured,
+                "kept": {structure: keeps[name][structure].sum(axis=1).tolist() for structure in STRUCTURES},
+                "keep": digest,
+                "same_as": None if name == first else first,
+            }
+            self.run.append(rows[name])
+
+    def _measured(self, losses: WindowLosses) -> Row:
+        """Return perplexity and mean loss of each window, by metric; `losses` holds the texts one behind the other."""
+        ends = np.cumsum([len(windows.tokens) for windows in self.texts.values()])[:-1]
+        parts = zip(self.texts, np.split(losses.sums, ends), np.split(losses.counts, ends), strict=True)
+        each = {name: WindowLosses(sums, counts) for name, sums, counts in parts}
+        return {
+            "ppl": {name: part.perplexity for name, part in each.items()},
+            "losses": {name: (part.sums / part.counts).tolist() for name, part in each.items()},
+        }
+
+
+def unpruned(model: Llama) -> dict[str, Keep]:
+    """Return the keep-set of the unpruned model under its name."""
+    return {DENSE: existing_units(model.runs)}

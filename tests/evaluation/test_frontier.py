@@ -1,0 +1,159 @@
+"""How far a model can be pruned: bisection, knee and intervals on invented curves whose answers are known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.frontier import Bracket, bisect, crossing, first_bracket, found_variants, knee
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def search(edges: dict[str, float], tolerance: float, top: float = 0.9) -> tuple[dict[str, Bracket], list[dict]]:
+    """Bisect curves that hold up to their edge; return the brackets and what was asked in each round."""
+    rounds = []
+
+    def judge(asked: dict[str, float]) -> dict[str, bool]:
+        rounds.append(asked)
+        return {key: ratio <= edges[key] for key, ratio in asked.items()}
+
+    starts = {key: first_bracket(RATIOS, [ratio <= edge for ratio in RATIOS], top) for key, edge in edges.items()}
+    return bisect(starts, judge, tolerance), rounds
+
+
+class TestBisection:
+    @pytest.mark.parametrize("tolerance", [0.05, 0.005, 0.001])
+    def test_finds_the_ratio_to_the_tolerance_in_log2_rounds(self, tolerance):
+        edges = {"a": 0.137, "b": 0.4999, "c": 0.3}
+        found, rounds = search(edges, tolerance)
+        for key, edge in edges.items():
+            assert found[key].low <= edge < found[key].high <= found[key].low + tolerance
+        assert len(rounds) == math.ceil(math.log2(0.1 / tolerance))
+        assert all(len(asked) == 3 for asked in rounds), "all advance together, one batch a round"
+
+    def test_a_coarser_tolerance_stops_earlier(self):
+        """Negative control: the bracket says how sure it is, and the fine one is not found by the coarse search."""
+        coarse, fine = (search({"a": 0.137}, tolerance)[0]["a"] for tolerance in (0.05, 0.001))
+        assert coarse.high - coarse.low > 0.01 > fine.high - fine.low
+        assert coarse.rounds < fine.rounds
+
+    def test_broken_at_the_smallest_ratio(self):
+        """The unpruned model holds: the first bracket starts at 0, and the answer may be below the tolerance."""
+        found, _ = search({"a": 0.021, "b": 0.0}, 0.005)
+        assert found["a"].low <= 0.021 < found["a"].high
+        assert found["b"].low == 0
+        assert found["b"].high <= 0.005
+
+    def test_held_on_the_whole_grid(self):
+        found, rounds = search({"a": 0.95, "b": 0.71, "c": 0.2}, 0.005)
+        assert found["a"] == Bracket(0.9, math.inf, 0.9, 1)
+        assert rounds[0]["a"] == rounds[0]["b"] == 0.9
+        assert found["b"].low <= 0.71 < found["b"].high <= found["b"].low + 0.005
+        assert set(rounds[-1]) == {"b"}, "what is known is not asked again"
+
+    def test_the_first_crossing_from_below_counts(self):
+        assert first_bracket((0.3, 0.1, 0.2), (True, True, False), 0.9) == Bracket(0.1, 0.2, 0.9)
+        assert first_bracket((0.1, 0.2), (False, True), 0.9) == Bracket(0.0, 0.1, 0.9)
+        assert first_bracket((0.1, 0.2), (True, True), 0.9) == Bracket(0.2, math.inf, 0.9)
+
+
+class TestKnee:
+    def test_of_a_known_curve(self):
+        """y = x² is furthest below y = x at ½; y = x⁴ where 4 x³ = 1."""
+        x = np.linspace(0, 1, 2001)
+        assert knee(x, x**2) == pytest.approx(0.5, abs=1e-3)
+        assert knee(x, x**4) == pytest.approx(0.25 ** (1 / 3), abs=1e-3)
+        assert knee(0.6 * x, 3 + 2 * x**2) == pytest.approx(0.3, abs=1e-3), "no matter the units of the axes"
+
+    def test_several_curves_at_once(self):
+        x = np.linspace(0, 1, 101)
+        np.testing.assert_allclose(knee(x, np.stack([x**2, x**4])), [0.5, 0.63], atol=0.01)
+
+    @pytest.mark.parametrize("curve", [lambda x: x, np.sqrt, lambda x: -(x**2), lambda x: x**2 + np.inf * (x == 1)])
+    def test_none_where_there_is_none(self, curve):
+        """Negative control: straight, concave, falling, not finite."""
+        with np.errstate(invalid="ignore"):
+            assert np.isnan(knee(np.linspace(0, 1, 11), curve(np.linspace(0, 1, 11))))
+
+
+def test_crossing_reads_between_points():
+    ratios, losses = np.array([0.0, 0.2, 0.4]), np.array([[1.0, 1.2, 2.2], [1.0, 2.0, 1.1], [1.0, 1.0, np.inf]])
+    found = crossing(ratios, losses, np.array([1.7, 1.5, 1.5]))
+    np.testing.assert_allclose(found, [0.3, 0.1, 0.2], atol=1e-9)
+    assert crossing(ratios, losses[:1], np.array([9.0])) == 0.4, "held as far as was measured"
+
+
+# --- from records --------------------------------------------------------------------------------
+
+METRIC = "ppl@8 b"
+
+
+def records(curves: dict[str, list], noise: float, windows: int = 40, percent: float = 10.0) -> tuple[dict, list[dict]]:
+    """Return an invented run; a curve gives the loss of a seed at a ratio, `windows` windows scatter about it."""
+    dice = np.random.default_rng(0)
+    hard = dice.normal(0, 0.3, windows)  # a window is hard or easy for all
+    hard -= hard.mean()
+    dense = 3.0 + hard
+    limit = 3.0 + math.log1p(percent / 100)
+    candidates, lines = [], []
+    for variant, seeds in curves.items():
+        for seed, curve in enumerate(seeds):
+            edge = next((ratio for ratio in np.arange(0.001, 0.6, 0.001) if curve(ratio) > limit), 0.6)
+            low = round(float(edge) - 0.002, 3)
+            for ratio in (*RATIOS, low):
+                scatter = dice.normal(0, noise, windows)
+                losses = curve(ratio) + hard + scatter - scatter.mean()
+                candidates.append(
+                    {"candidate": f"{variant},{seed}@{ratio}", "variant": variant, "seed": seed, "ratio_asked": ratio,
+                     "ratio_actual": ratio, "losses": {METRIC: losses.tolist()},
+                     "ppl": {METRIC: float(np.exp(losses.mean()))}}
+                )  # fmt: skip
+            lines.append({"variant": variant, "seed": seed, "ratio": low, "breaks_at": low + 0.004, "again": []})
+    run = {
+        "dense": {"losses": {METRIC: dense.tolist()}, "ppl": {METRIC: math.exp(3.0)}},
+        "frontier": {"metric": METRIC, "percent": percent, "limit": math.exp(limit), "ratios": list(RATIOS),
+                     "resamples": 500, "lines": lines},
+    }  # fmt: skip
+    return run, candidates
+
+
+def steep(where: float):
+    """Return a curve that is flat up to about `where` and then goes up."""
+    return lambda ratio: 3.0 + 0.1 * ratio + 4 * max(0.0, ratio - where) ** 2
+
+
+class TestRecords:
+    def test_the_furthest_comes_first_with_mean_and_spread_over_seeds(self):
+        run, candidates = records({"a": [steep(0.1)] * 3, "b": [steep(0.1), steep(0.15), steep(0.2)]}, 0.0)
+        found = found_variants(run, candidates)
+        assert [each.variant for each in found] == ["b", "a"]
+        lines = [line["ratio"] for line in run["frontier"]["lines"]]
+        assert found[0].ratio.mean == pytest.approx(np.mean(lines[3:]))
+        assert found[0].ratio.spread == pytest.approx(np.std(lines[3:], ddof=1))
+        assert found[1].ratio.spread == 0
+        assert found[0].ppl <= run["frontier"]["limit"]
+
+    def test_intervals_hold_the_answer_and_grow_with_noise(self):
+        few, many = (found_variants(*records({"a": [steep(0.1)] * 3}, noise))[0].ratio for noise in (0.01, 0.1))
+        for estimate in (few, many):
+            assert estimate.low <= estimate.mean <= estimate.high
+        assert many.high - many.low > 2 * (few.high - few.low)
+
+    def test_seeds_that_differ_widen_the_interval(self):
+        alike, differing = (
+            found_variants(*records({"a": [steep(x) for x in places]}, 0.01))[0]
+            for places in ((0.15, 0.15, 0.15), (0.05, 0.15, 0.25))
+        )
+        assert differing.ratio.high - differing.ratio.low > 3 * (alike.ratio.high - alike.ratio.low)
+
+    def test_the_knee_is_of_the_grid(self):
+        """Points of bisection are not looked at: the knee does not depend on the limit."""
+        curves = {"a": [lambda ratio: 3.0 + 6 * ratio**2]}
+        for percent in (5.0, 30.0):
+            found = found_variants(*records(curves, 0.0, percent=percent))[0]
+            assert found.knee.mean in (0.2, 0.3)
+            assert math.isnan(found.knee.spread), "one seed has no spread"
+        straight = found_variants(*records({"a": [lambda ratio: 3.0 + ratio]}, 0.0))[0]
+        assert math.isnan(straight.knee.mean)
+        assert math.isnan(straight.knee.low)

@@ -1,0 +1,407 @@
+"""Suggestions on planted data: they are made where they should be, and following one has the effect that it claims."""
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from saap_jax import sensitivity, sweep
+from saap_jax.arguments import configure
+from saap_jax.calibration import Calibrated
+from saap_jax.config import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
+from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.commands import compare_command, options
+from saap_jax.evaluation.perplexity import WindowLosses
+from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
+from saap_jax.evaluation.suggestions import aligned_sentence, effort
+from saap_jax.kept import read_scores
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.options import (
+    CalibrationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    FusionConfig,
+    GridConfig,
+    ModelConfig,
+    SearchConfig,
+)
+from saap_jax.pipeline import select_units
+from saap_jax.report.records import plain
+from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of
+from saap_jax.types import STRUCTURES
+from tests.helpers import random_model
+
+METRICS = ("ppl@8 a", "ppl@8 b")
+WINDOWS = 30
+
+
+def record_of(config, **fields) -> dict:
+    domains = [{"name": name, "domain": domain} for name, domain in zip(METRICS, ("in", "out"), strict=True)]
+    return {"config": json.loads(json.dumps(plain(dataclasses.asdict(config)))), "metrics": domains, **fields}
+
+
+def following(command: str, kind: type = CompareConfig):
+    """Return the configuration that a command stands for, as the command line reads it."""
+    saap, name, *words = shlex.split(command)
+    assert (saap, name) == ("saap", kind.__name__.removesuffix("Config").lower())
+    return configure(name, kind, words)[0]
+
+
+# --- sensitivity: a model of six layers whose losses and scores are planted ------------------------
+
+LAYERS, UNITS, EACH = 6, {"attention": 10, "mlp": 40}, {"attention": 64, "mlp": 24}
+"""Layers, units of each, and parameters of a unit: two fifths of the prunable ones are attention's."""
+
+
+def size(structure: str, fraction: float) -> float:
+    return fraction * UNITS[structure] * EACH[structure]
+
+
+def flat(gone: dict) -> float:
+    """Every parameter costs the same, wherever it is; `gone` are shares by structure and layer."""
+    return sum(1e-4 * size(structure, fraction) for (structure, _), fraction in gone.items())
+
+
+def times(factors: dict, interaction=lambda gone: 0.0):
+    """Return a truth in which a parameter costs more at some places, and whatever else the whole costs."""
+
+    def truth(gone: dict) -> float:
+        loss = sum(1e-4 * size(s, f) * factors.get((s, n), factors.get(s, 1.0)) for (s, n), f in gone.items())
+        return loss + interaction(gone)
+
+    return truth
+
+
+@pytest.fixture(scope="module")
+def six_layers(tokenizer, tmp_path_factory):
+    widths = LayerWidths(kv_heads=UNITS["attention"], q_per_kv=1, mlp=UNITS["mlp"])
+    spec = LlamaSpec(vocab=len(tokenizer), embed=8, head_dim=3 - 1, layers=(widths,) * LAYERS, tied=True)
+    return save_model(random_model(spec), tmp_path_factory.mktemp("models") / "six", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def planted(six_layers, tmp_path, monkeypatch):
+    """Return a function that runs `saap sensitivity` with a truth in place of the model's losses."""
+
+    def run(truth, noise: float = 1e-3, **changes):
+        def losses(model, batches, keeps, *, done=(), at_once=8, progress=iter):
+            masks = np.concatenate([mask for _, mask in batches])
+            counts = masks[masks.any(axis=1)][:, 1:].sum(axis=1)
+            for number, keep in ((n, keep) for n, keep in enumerate(keeps) if n not in done):
+                dice = np.random.default_rng(int(keep_digest(keep), 16))
+                mean = 3 + truth(shares(keep)) + np.linspace(-1, 1, len(counts)) + dice.normal(0, noise, len(counts))
+                yield {number: WindowLosses(mean * counts, counts)}
+
+        def scores(model, *_, **__):
+            """What a unit costs, as single layers tell it; the first units the least."""
+            own = {s: np.zeros((LAYERS, UNITS[s])) for s in STRUCTURES}
+            for structure in STRUCTURES:
+                for layer in range(LAYERS):
+                    cost = truth({(structure, layer): 1.0}) / UNITS[structure]
+                    own[structure][layer] = cost * np.linspace(0.99, 1.01, UNITS[structure])
+            return Calibrated({"reference": {"wanda": own}}, None, {})
+
+        monkeypatch.setattr(sweep, "candidate_losses", losses)
+        monkeypatch.setattr(sensitivity, "calibrate", scores)
+        options = {"search": SearchConfig(), "fractions": (0.1, 0.3, 0.5), "resamples": 200} | changes
+        config = SensitivityConfig(
+            model=ModelConfig(name=str(six_layers)),
+            calibration=CalibrationConfig(examples=2, length=8),
+            estimator="wanda",
+            repeats=1,
+            evaluation=EvaluationConfig(windows=8, length=8),
+            runs=str(tmp_path),
+            **options,
+        )
+        return sensitivity.sensitivity(config, overwrite=True)
+
+    return run
+
+
+def shares(keep: dict) -> dict:
+    return {(s, n): 1 - float(keep[s][n].mean()) for s in STRUCTURES for n in range(LAYERS)}
+
+
+def cost_of(truth, run, search: SearchConfig) -> float:
+    """Return what a search at the run's ratio costs in truth, searched anew by the run's scores."""
+    model, scores = load_model(run.record["model"]["name"]), read_scores(run).scores("wanda")
+    return truth(shares(select_units(model, scores, run.record["config"]["ratio"], search).keep))
+
+
+def follow(truth, run, place: int = 0) -> tuple[str, SearchConfig, float, float]:
+    """Return a suggestion's text, the search that its command stands for, and the change it claims and the true one."""
+    found = run.record["suggestions"][place]
+    said = re.search(
+        r"ppl ([\d.]+) instead of ([\d.]+) \(([+-][\d.]+) %, ([+-][\d.]+) to ([+-][\d.]+) %\)", found["effect"]
+    )
+    assert said is not None, found["effect"]
+    new, old, change, low, high = map(float, said.groups())
+    assert low <= change <= high < 0
+    assert change == pytest.approx(100 * (new / old - 1), abs=0.1)
+    search = following(found["command"]).search
+    gain = cost_of(truth, run, search) - cost_of(
+        truth, run, following(found["command"].partition(" --search")[0]).search
+    )
+    return found["text"], search, math.log1p(change / 100), gain
+
+
+class TestSensitivity:
+    def test_a_costly_layer_is_left_alone_and_that_pays(self, planted):
+        truth = times({("mlp", 4): 20.0})
+        run = planted(truth)
+        text, search, claimed, gain = follow(truth, run)
+        assert text.startswith("Layer 4's MLP costs 4.8 x the average of its structure")  # 20 / (25 / 6)
+        assert text.endswith("leave layer 4 alone.")
+        assert search.skip_layers == (4,)
+        assert gain < 0
+        assert claimed == pytest.approx(gain, abs=0.003)
+
+    def test_layers_that_are_skipped_already_stay_so(self, planted):
+        truth = times({("mlp", 4): 20.0})
+        run = planted(truth, search=SearchConfig(skip_layers=(0, -1)))
+        assert following(run.record["suggestions"][0]["command"]).search.skip_layers == (0, -1, 4)
+        run = planted(truth, search=SearchConfig(skip_layers=(-2,)))
+        assert not any("leave" in each["text"] for each in run.record["suggestions"]), "layer 4 of 6 is layer -2"
+
+    def test_no_difference_no_suggestion(self, planted):
+        """Negative control: all parameters cost the same, without and with noise."""
+        for noise in (0.0, 0.02):
+            run = planted(flat, noise)
+            assert run.record["suggestions"] == []
+            assert "No suggestion" in suggestion_lines(run.record)[0]
+
+    def test_what_single_layers_promise_and_the_whole_does_not_keep_is_not_suggested(self, planted):
+        """Negative control: predicted better, tried, and measured worse, since the others cannot make up for it."""
+        factors = {("mlp", 4): 20.0}
+        crowded = times(
+            factors, lambda gone: 30 * max(0.0, max([f for (_, n), f in gone.items() if n != 4], default=0.0) - 0.21)
+        )
+        run = planted(crowded, fractions=(0.1, 0.2))
+        tried = {trial["kind"]: trial for trial in run.record["trials"]}
+        assert tried["skip-layers"]["changes"] == {"search.skip_layers": [4]}
+        assert not any("leave" in each["text"] for each in run.record["suggestions"])
+        assert cost_of(crowded, run, SearchConfig(skip_layers=(4,))) > cost_of(crowded, run, SearchConfig())
+
+    def test_cheap_layers_give_more_and_that_pays(self, planted):
+        truth = times({("mlp", 2): 0.01, ("mlp", 3): 0.01, ("mlp", 0): 1.5})
+        run = planted(truth)
+        place = next(n for n, each in enumerate(run.record["suggestions"]) if "rank all" in each["text"])
+        text, search, claimed, gain = follow(truth, run, place)
+        assert text == "MLP of layers 2, 3 cost at most 0.1 x the average: rank all layers together."
+        assert search.allocation == "global"
+        assert gain < 0
+        assert claimed == pytest.approx(gain, abs=0.003)
+        again = planted(truth, search=SearchConfig(allocation="global"))
+        assert not any("rank all" in each["text"] for each in again.record["suggestions"]), "it ranks already"
+
+    @pytest.mark.parametrize(("dearer", "lower"), [("attention", True), ("mlp", False)])
+    def test_the_budget_moves_to_where_a_parameter_costs_less(self, planted, dearer, lower):
+        truth = times({dearer: 3.0})
+        run = planted(truth)
+        text, search, claimed, gain = follow(truth, run)
+        expected = 3.0 if lower else 1 / 3
+        assert text.startswith(f"A parameter of attention costs {expected:.2g} x one of the MLP")
+        natural = 640 / (640 + 960)
+        assert (search.attention_share < natural) == lower
+        assert f"of what is removed from attention, not {100 * natural:.0f} %" in text
+        assert gain < 0
+        assert claimed == pytest.approx(gain, abs=0.003)
+
+    def test_alignment_says_what_was_measured_and_how(self, planted, monkeypatch):
+        aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
+        truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)
+        for factor, saved in ((0.9, True), (1.1, False), (1.0, False)):
+            clock = iter([(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)])
+            monkeypatch.setattr(sensitivity, "forward_seconds", lambda *_, clock=clock, **__: next(clock))
+            run = planted(truth, 0.0, align=12)
+            sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])
+            assert sentence.startswith("widths to multiples of 12 change the ppl by ")
+            found = [each for each in run.record["suggestions"] if "multiples" in each["text"]]
+            assert len(found) == saved
+            if saved:
+                assert "and save 10.0 % time (8.2 to 10.0 % over 3 rounds)" in sentence
+                assert found[0]["effect"] == f"measured at 20 %: {sentence}"
+                assert following(found[0]["command"]).search.multiple_of.mlp == 12
+            assert (("cost 10.0 %" if factor > 1 else "do not measurably") in sentence) != saved
+
+    def test_predictions_are_sums_over_places(self, planted):
+        truth = times({("mlp", 4): 20.0, "attention": 2.0})
+        run = planted(truth, 0.0)
+        costs = costs_of(run.record, run.candidates())
+        dice = np.random.default_rng(0)
+        for most in (0.5, 1.0):  # measured were 50 %; beyond, the last line goes on
+            plan = {place: float(dice.uniform(0, most)) for place in costs}
+            assert predicted(costs, plan) == pytest.approx(truth(plan), rel=1e-6)
+        row = next(row for row in run.candidates() if row["candidate"] == "wanda,plain@0.2")
+        assert plan_of(costs, row["kept"]) == pytest.approx(shares_of(row["kept"]))
+
+    def test_relative_costs_average_one_a_structure(self, planted):
+        run = planted(times({("mlp", 4): 20.0}))
+        for asked in (0.1, 0.3, 0.5):
+            for structure in STRUCTURES:
+                changes = changes_of(run.record, run.candidates())
+                own = [change for change in changes if (change.structure, change.asked) == (structure, asked)]
+                assert np.average([c.relative for c in own], weights=[c.removed for c in own]) == pytest.approx(1)
+
+
+def shares_of(kept: dict) -> dict:
+    return {(s, n): 1 - kept[s][n] / UNITS[s] for s in STRUCTURES for n in range(LAYERS)}
+
+
+# --- comparisons ---------------------------------------------------------------------------------
+
+
+def compared(ppl: dict[str, tuple[float, ...]], **changes) -> tuple[dict, list[dict]]:
+    """Return a comparison: perplexity of each estimator and seed at 20 %, the windows scattered about it."""
+    seeds = tuple(range(len(next(iter(ppl.values())))))
+    grid = GridConfig(seeds=seeds) if len(seeds) > 1 else GridConfig()
+    options = {"estimation": EstimationConfig(estimators=tuple(ppl)), "grid": grid} | changes
+    config = CompareConfig(ratios=(0.2,), **options)
+    dice = np.random.default_rng(0)
+    hard = dice.normal(0, 0.3, WINDOWS)
+    rows = []
+    for name, values in ppl.items():
+        for seed, value in zip(seeds, values, strict=True):
+            scatter = dice.normal(0, 0.01, WINDOWS)
+            losses = math.log(value) + hard - hard.mean() + scatter - scatter.mean()
+            rows.append(
+                {"candidate": f"{name},seed={seed}@0.2", "variant": name, "seed": seed, "estimator": name,
+                 "fusion": None, "allocation": "uniform", "rank_by": "score", "stability_weight": None,
+                 "scenario": "all", "ratio_asked": 0.2, "ratio_actual": 0.2, "parameters": 100,
+                 "ppl": dict.fromkeys(METRICS, value), "losses": {m: losses.tolist() for m in METRICS}}
+            )  # fmt: skip
+    return record_of(config, kind="compare", seeds={"calibration": list(seeds)}), rows
+
+
+class TestComparison:
+    def test_the_cheaper_of_those_that_are_tied(self):
+        run, rows = compared({"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1), "fisher": (80.0,) * 3})
+        found = suggestions_of(run, rows)[0]
+        assert found.text.startswith("wanda cannot be told apart from the best, taylor_element (p = ")
+        assert "activations only instead of gradients of weights" in found.text
+        assert "ppl 50.06 instead of 49.99 (+0.13 %)" in found.effect
+        config = following(found.command, PruneConfig)
+        assert (config.estimator, config.ratio, config.search) == ("wanda", 0.2, SearchConfig(rank_by="score"))
+
+    def test_what_is_not_tied_or_not_cheaper_is_not_suggested(self):
+        """Negative control: a cheaper one that is worse; a tied one that costs more."""
+        for ppl in ({"taylor_element": (50.0,) * 3, "wanda": (60.0,) * 3},
+                    {"wanda": (50.0, 51.0, 49.0), "taylor_element": (50.1, 51.0, 49.1)}):  # fmt: skip
+            assert not any("told apart" in each.text for each in suggestions_of(*compared(ppl)))
+
+    def test_seeds_that_differ_more_than_the_variants(self):
+        run, rows = compared({"wanda": (48.0, 50.0, 52.0), "fisher": (48.4, 50.6, 52.5)})
+        (found,) = suggestions_of(run, rows)
+        assert "differ at 20 % by 0.5" in found.text
+        assert following(found.command).grid.seeds == tuple(range(10))
+        before, after = map(float, re.findall(r"from ([\d.]+) with 3 seeds to ([\d.]+) with 10", found.effect)[0])
+        spread = np.std((48.4, 50.6, 52.5), ddof=1)
+        assert before == pytest.approx(spread / math.sqrt(3), rel=0.05)
+        assert after == pytest.approx(spread / math.sqrt(10), rel=0.05)
+        dice = np.random.default_rng(0)
+        errors = [dice.normal(0, spread, (4000, count)).mean(axis=1).std() for count in (3, 10)]
+        assert errors == pytest.approx([before, after], rel=0.06), "more seeds do what is claimed"
+        apart = compared({"wanda": (48.0, 48.1, 48.2), "fisher": (58.0, 58.1, 58.2)})
+        assert suggestions_of(*apart) == []
+
+    def test_one_seed_says_nothing_of_seeds(self):
+        run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
+        (found,) = suggestions_of(run, rows)
+        assert following(found.command).grid.seeds == (0, 1, 2)
+        assert "one seed has measured none" in found.effect
+
+    @pytest.mark.parametrize(
+        ("estimator", "part", "expected"),
+        [
+            ("saap", "taylor_element+gate_taylor+wanda", "gate_fisher/gate_taylor+wanda"),
+            ("taylor_element+gate_taylor+wanda", "taylor_element+gate_taylor+wanda", "gate_taylor+wanda"),
+            ("fisher/taylor_element+gate_taylor", "taylor_element+gate_taylor", "fisher/gate_taylor"),
+        ],
+    )
+    def test_a_member_without_weight_is_dropped(self, estimator, part, expected):
+        members = part.split("+")
+        shares = {
+            member: {"mlp": 0.01 if member == "taylor_element" else 0.99 / (len(members) - 1)} for member in members
+        }
+        run, rows = compared({estimator: (50.0,)})
+        run["fusions"] = {"all": {part: {"shares": shares}}}
+        (found,) = suggestions_of(run, rows)
+        assert "taylor_element hardly counts" in found.text
+        assert "at most 1 % of the mean fused score" in found.effect
+        assert following(found.command).estimation.estimators == (estimator, expected)
+        shares["taylor_element"]["attention"] = 0.3  # negative control: it counts somewhere
+        assert suggestions_of(run, rows) == []
+
+    def test_older_records_suggest_nothing(self):
+        run, rows = compared({"wanda": (48.0,), "fisher": (49.0,)})
+        older = [{key: value for key, value in row.items() if key not in ("variant", "losses")} for row in rows]
+        assert suggestions_of(run, older) == []
+        assert suggestions_of({"kind": "score"}, []) == []
+
+    def test_effort(self):
+        fusion = dataclasses.asdict(FusionConfig())
+        names = ("random", "wanda", "gate_taylor", "saap", "fisher", "gate_hessian")
+        ranks = [effort(name, fusion)[0] for name in names]
+        assert ranks == sorted(ranks, reverse=True)
+        assert len(set(ranks)) == len(ranks)
+
+
+class TestCommands:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            CompareConfig(),
+            CompareConfig(
+                name="mine",
+                ratios=(0.3,),
+                best_ratio=0.3,
+                estimation=EstimationConfig(estimators=('taylor_element(reduction="max")', "a b")),
+                calibration=CalibrationConfig(scenarios=("a=text:with space.txt", "builtin:reference")),
+                fusion=FusionConfig(scope_constant=True, attention=""),
+                search=SearchConfig(skip_layers=(0, -1), attention_share=0.1, rescore_every=0.1, allocation="global"),
+            ),
+        ],
+        ids=["default", "changed"],
+    )
+    def test_the_command_line_reads_the_same_configuration(self, config):
+        run = record_of(config)
+        assert following(compare_command(run, "x", {})) == dataclasses.replace(config, name=f"{config.name}-x")
+        changed = following(compare_command(run, "x", {"search.skip_layers": [3, -2]}))
+        search = dataclasses.replace(config.search, skip_layers=(3, -2))
+        assert changed == dataclasses.replace(config, name=f"{config.name}-x", search=search)
+
+    def test_of_a_sensitivity_run(self):
+        config = SensitivityConfig(estimator="wanda", ratio=0.3, fractions=(0.5,))
+        found = following(compare_command(record_of(config), "x", {}))
+        assert (found.ratios, found.best_ratio, found.estimation.estimators) == ((0.3,), 0.3, ("wanda",))
+        assert (found.search, found.evaluation) == (config.search, config.evaluation)
+
+    def test_what_is_as_usual_is_left_out(self):
+        assert options(dataclasses.asdict(CompareConfig()), CompareConfig()) == []
+
+
+def test_a_frontier_suggests_to_prune_at_its_end():
+    config = FrontierConfig(estimation=EstimationConfig(estimators=("wanda",)), grid=GridConfig(seeds=(0, 4)))
+    _, rows = compared({"wanda": (41.0, 42.0)})
+    rows = [row | {"seed": seed, "ratio_asked": 0.2 + 0.01 * seed} for row, seed in zip(rows, (0, 4), strict=True)]
+    losses = {name: np.full(WINDOWS, math.log(40.0)).tolist() for name in METRICS}
+    lines = [{"variant": "wanda", "seed": row["seed"], "ratio": row["ratio_asked"], "candidate": row["candidate"],
+              "breaks_at": 0.3, "again": []} for row in rows]  # fmt: skip
+    frontier = {"metric": METRICS[1], "percent": 10.0, "limit": 44.0, "ratios": [0.2], "resamples": 20, "lines": lines}
+    dense = {"ppl": dict.fromkeys(METRICS, 40.0), "losses": losses}
+    (found,) = suggestions_of(record_of(config, kind="frontier", dense=dense, frontier=frontier), rows)
+    assert "wanda can be pruned to 20 % within +10 %, whatever the seed" in found.text
+    assert "41.00, +2.5 %" in found.effect
+    assert following(found.command, PruneConfig).ratio == 0.2
+
+
+def test_shown_as_lines_and_markdown(planted):
+    run = planted(times({("mlp", 4): 20.0})).record
+    lines = suggestion_lines(run)
+    assert len(lines) == 3 * len(run["suggestions"])
+    assert lines[0].startswith("1. Layer 4's MLP")
+    assert f"`{run['suggestions'][0]['command']}`" in markdown_suggestions(run)

@@ -1,0 +1,67 @@
+"""The page of a fidelity run: true to the correlations, made for unfinished runs too."""
+
+import math
+
+import pytest
+
+from saap_jax.evaluation.fidelity import Fidelity
+from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter
+from saap_jax.report.fidelity_page import correlation_chart, fidelity_summary, read_fidelity
+from saap_jax.report.html import render_report
+from saap_jax.report.records import RunDirectory
+from tests.report.test_fidelity import EXACT, ROWS, SCORES
+from tests.report.test_html import Page
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    run = RunDirectory.open(tmp_path / "judged", {"channels_per_layer": 4})
+    run.save_json("fidelity", [row._asdict() for row in ROWS])
+    run.save_text("fidelity.svg", fidelity_scatter(SCORES, EXACT, ROWS))
+    run.save_text("fidelity.md", "# not shown a second time")
+    run.update(kind="fidelity", status="finished")
+    return run
+
+
+def test_reads_what_the_run_keeps(run, tmp_path):
+    assert [row[:4] for row in read_fidelity(run.path)] == [row[:4] for row in ROWS]
+    assert read_fidelity(tmp_path) == []
+
+
+def test_shows_chart_table_drawing_and_csv(run):
+    text = render_report(run.path)
+    page = Page(text)
+    charts = [attrs for attrs in page.of("table") if attrs.get("class") == "chart numbered"]
+    assert len(charts) == 3
+    assert any(attrs.get("aria-label") == "Scores against exact changes" for attrs in page.of("svg"))
+    assert "not shown a second time" not in text
+    assert [attrs["download"] for attrs in page.of("a") if "download" in attrs] == ["fidelity.csv"]
+    assert csv_fidelity(read_fidelity(run.path)) == csv_fidelity(ROWS)
+
+
+def test_the_summary_names_the_best():
+    said = fidelity_summary(ROWS)
+    assert said[0].startswith("On attention units (36 measured), best agrees best with the exact change of the loss")
+    assert len(said) == 3
+    assert fidelity_summary([]) == ["Nothing is measured yet."]
+
+
+def test_the_chart_is_hollow_where_the_interval_holds_zero():
+    rows = [Fidelity(name, "mlp", m, 9, value, low, 0.9) for name, value, low in (("a", 0.5, 0.2), ("b", 0.4, -0.1))
+            for m in ("spearman", "kendall")]  # fmt: skip
+    drawn = correlation_chart(rows, "mlp", 20)
+    assert drawn.index("point") < drawn.index("open")
+    assert "open" not in correlation_chart(rows[:2], "mlp", 20)
+    constant = [Fidelity("c", "mlp", "spearman", 9, math.nan, math.nan, math.nan)]
+    assert "circle" not in correlation_chart(constant, "mlp", 20)
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    run = RunDirectory.open(tmp_path / "begun", {"channels_per_layer": 4}).begin()
+    assert "Nothing is measured yet." in render_report(run.path)
+
+
+def test_other_fields_are_refused(run):
+    run.save_json("fidelity", [{"estimator": "a"}])
+    with pytest.raises(ValueError, match=r"expected rows of estimator, scope, .* run it again"):
+        render_report(run.path)

@@ -1,0 +1,139 @@
+"""Intervals: those of the paired bootstrap, against the right reference, shown as they are."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.paired import Difference, holm, paired_difference
+from saap_jax.report.intervals import against_best, forest, format_difference, format_interval, percent_axis
+from saap_jax.report.rows import comparison_rows, merged
+from tests.report import conftest as fake
+
+SHIFTS = {"best": 0.0, "level": 0.002, "worse": 0.3, "lost": 4.0}
+
+
+def sweep(seeds: int = 1, shifts: dict[str, float] = SHIFTS, windows: int = 16) -> list[dict]:
+    """Return candidates at 20 % whose losses are those of `best` plus a shift and noise; in domain, others are best."""
+    random = np.random.default_rng(0)
+    base = {metric: random.normal(4, 1, windows) for metric in fake.METRICS}
+    lines = []
+    for seed in range(seeds):
+        for name, shift in shifts.items():
+            noise = 0.05 * random.normal(size=windows)
+            losses = {
+                fake.METRICS[0]: (base[fake.METRICS[0]] - shift / 2 + noise).tolist(),
+                fake.METRICS[1]: (base[fake.METRICS[1]] + shift + (noise if shift else 0)).tolist(),
+            }
+            line = fake.candidate(name, 0.2, (1.0, 1.0))
+            line |= {"candidate": f"{name},seed={seed}@0.2", "variant": name, "seed": seed, "losses": losses}
+            lines.append(line | {"ppl": {metric: math.exp(np.mean(values)) for metric, values in losses.items()}})
+    return lines
+
+
+def found(lines: list[dict]):
+    run = fake.fields()
+    return against_best(run, merged(lines), comparison_rows(run, lines))
+
+
+class TestAgainst:
+    @pytest.mark.parametrize("seeds", [1, 3])
+    def test_are_those_of_the_paired_bootstrap(self, seeds):
+        lines = sweep(seeds)
+        by_name = {line["candidate"]: line["losses"] for line in lines}
+        for one in found(lines):
+            mine, best = (
+                np.array([by_name[f"{name},seed={seed}@0.2"][one.metric] for seed in range(seeds)])
+                for name in (one.label, one.best)
+            )
+            wanted = paired_difference(mine, best)
+            assert one.difference.value == pytest.approx(wanted.value)
+            assert one.difference.win_rate == wanted.win_rate
+            assert one.difference.low == pytest.approx(wanted.low, abs=0.01)
+            assert one.difference.high == pytest.approx(wanted.high, abs=0.01)
+
+    def test_p_values_are_adjusted_and_those_of_the_rows(self):
+        lines = sweep()
+        rows = {row.label: row for row in comparison_rows(fake.fields(), lines)}
+        out = [one for one in found(lines) if one.domain == "out"]
+        assert [one.p_value for one in out] == holm([one.difference.p_value for one in out]).tolist()
+        for one in out:
+            assert one.p_value == rows[one.label].p_value
+            assert one.tied == rows[one.label].tied
+        assert {one.label for one in out if one.tied} == {"level"}
+
+    def test_the_reference_is_the_best_out_of_domain_on_every_text(self):
+        lines = sweep()
+        assert {one.best for one in found(lines)} == {"best"}
+        assert {one.label for one in found(lines) if one.domain == "in" and one.difference.high < 0} == {
+            "worse",
+            "lost",
+        }
+
+    def test_losses_that_are_not_finite(self):
+        lines = sweep()
+        lines[2]["losses"][fake.METRICS[1]][0] = math.inf
+        lines[2]["ppl"][fake.METRICS[1]] = math.inf
+        worse = next(one for one in found(lines) if (one.label, one.domain) == ("worse", "out"))
+        assert math.isnan(worse.p_value)
+        assert not worse.tied
+        assert format_interval(worse.difference) == ""
+
+    def test_nothing_to_compare(self):
+        assert found(fake.candidates()) == []  # an older run: no losses
+        assert found(sweep()[:1]) == []
+        assert found([]) == []
+        assert found(sweep(windows=1)) == []
+
+    def test_other_windows_are_left_out(self):
+        lines = sweep()
+        lines[1]["losses"] = {metric: values[:5] for metric, values in lines[1]["losses"].items()}
+        assert {one.label for one in found(lines)} == {"worse", "lost"}
+
+
+class TestForest:
+    def test_a_line_a_variant_the_reference_first(self):
+        drawn = forest(found(sweep()), "best", 20)
+        names = re.findall(r'<th scope="row">(.*?)</th>', drawn)
+        assert names == ["best *", "level", "worse", "lost"]
+        assert drawn.count('class="open"') >= 1
+        assert "adjusted p" in drawn
+
+    def test_shows_so_many(self):
+        assert len(re.findall(r'<th scope="row">', forest(found(sweep()), "best", 2))) == 3
+
+    def test_what_is_far_off_is_an_arrow_and_its_number_stays(self):
+        drawn = forest(found(sweep()), "best", 20)
+        lost = drawn.split("<tr>")[-1]
+        assert "→" in lost
+        assert "× 5" in lost  # e⁴ = 54.6
+        assert "→" not in forest(found(sweep(shifts={"best": 0.0, "worse": 0.3})), "best", 20)
+
+    def test_nothing_to_show(self):
+        assert forest([], "best", 20) == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0.0306, 0.0117, 0.0488), ("+3.1", "[+1.2, +5.0]")),
+        ((-0.04, -0.0695, -0.0069), ("−3.9", "[−6.7, −0.7]")),
+        ((0.001, -0.0005, 0.0025), ("+0.10", "[−0.05, +0.25]")),
+        ((0.9, 0.1, 1.2), ("+146", "[+11, +232]")),
+        ((7.0, 6.0, 8.0), ("× 1,097", "[403, 2,981]")),
+        ((math.inf, math.nan, math.nan), ("× inf", "")),
+        ((math.nan, math.nan, math.nan), ("n/a", "")),
+        ((0.0, 0.0, 0.0), ("+0.00", "[+0.00, +0.00]")),
+    ],
+)
+def test_differences_stay_readable(numbers, said):
+    difference = Difference(*numbers)
+    assert (format_difference(difference), format_interval(difference)) == said
+
+
+def test_the_axis_holds_zero_and_most_intervals():
+    axis = percent_axis([Difference(0.1, 0.05, 0.15), Difference(0.2, 0.1, 0.3), Difference(5.0, 4.0, 6.0)])
+    assert axis.low < 0 < 34.9 < axis.high < 400
+    assert percent_axis([]).low < 0 < percent_axis([]).high
+    assert percent_axis([Difference(math.nan, math.nan, math.nan)]).low < 0

@@ -1,0 +1,236 @@
+"""`saap sensitivity` on a tiny model: each candidate prunes one place, and its loss is the one it has alone."""
+
+import dataclasses
+import itertools
+import json
+import shlex
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from saap_jax import cli, comparison, sensitivity, sweep
+from saap_jax.arguments import configure
+from saap_jax.calibration import pairs
+from saap_jax.config import CompareConfig, SensitivityConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.evaluation.candidates import candidates_step
+from saap_jax.evaluation.commands import compare_command
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.sensitivity import changes_of
+from saap_jax.kept import read_scores
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.surgery import cut, masks
+from saap_jax.types import STRUCTURES
+
+IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
+FRACTIONS = (0.2, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_directory, tmp_path_factory) -> SensitivityConfig:
+    return SensitivityConfig(
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
+        estimator="gate_fisher",
+        fractions=FRACTIONS,
+        search=SearchConfig(attention_share=0.0),
+        ratio=0.15,
+        align=8,
+        repeats=1,
+        resamples=50,
+        evaluation=EvaluationConfig(windows=4, length=16, batch_size=2, candidates_at_once=3),
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    candidates_step.clear_cache()
+    run = sensitivity.sensitivity(config)
+    assert candidates_step._cache_size() == 1, "one program for all"
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return load_model(config.model.name)
+
+
+def places(run) -> list[dict]:
+    return [row for row in run.candidates() if "layer" in row]
+
+
+class TestCandidates:
+    def test_every_layer_structure_and_fraction(self, run):
+        asked = {(row["layer"], row["structure"], row["asked"]) for row in places(run)}
+        assert asked == set(itertools.product(range(2), STRUCTURES, FRACTIONS))
+
+    def test_only_the_lowest_scores_of_one_place_go(self, config, run, model):
+        scores, existing = read_scores(run).scores("gate_fisher"), existing_units(model.runs)
+        keeps, about = sensitivity.one_place_each(model, scores, FRACTIONS)
+        for name, keep in keeps.items():
+            row = about[name]
+            layer, structure = row["layer"], row["structure"]
+            gone = {n: existing[n] & ~keep[n] for n in STRUCTURES}
+            assert sum(int(gone[n].sum()) for n in STRUCTURES) == int(gone[structure][layer].sum())
+            units = existing[structure][layer].sum()
+            assert gone[structure][layer].sum() == np.ceil(units * row["asked"]) == round(units * row["actual"])
+            left = scores[structure][layer][keep[structure][layer]]
+            assert not len(left) or scores[structure][layer][gone[structure][layer]].max() <= left.min()
+            assert row["removed"] == count_parameters(model) - count_parameters(cut(model, keep))
+
+    def test_losses_are_those_of_one_by_one(self, config, run, model):
+        scores = read_scores(run).scores("gate_fisher")
+        keeps, _ = sensitivity.one_place_each(model, scores, FRACTIONS)
+        texts = sweep.texts_of(config.evaluation, load_tokenizer(config.model.name))
+        rows = {row["candidate"]: row for row in places(run)}
+        assert rows.keys() == keeps.keys()
+        dense = {name: window_losses(model, pairs(windows, 2)) for name, windows in texts.items()}
+        for name, keep in keeps.items():
+            for metric, windows in texts.items():
+                alone = window_losses(model, pairs(windows, 2), masks(keep))
+                np.testing.assert_allclose(rows[name]["losses"][metric], alone.sums / alone.counts, rtol=2e-6)
+                assert not np.allclose(alone.sums, dense[metric].sums, rtol=1e-6), "negative control: it is pruned"
+
+    def test_equal_keep_sets_are_evaluated_once(self, run):
+        """Of two heads, 20 % and 50 % are one each."""
+        rows = {row["candidate"]: row for row in places(run)}
+        for layer in (0, 1):
+            first, second = (rows[f"layer={layer},attention@{fraction}"] for fraction in (0.2, 0.5))
+            assert (first["actual"], second["actual"]) == (0.5, 0.5)
+            assert second["same_as"] == first["candidate"]
+            assert second["losses"] == first["losses"]
+
+    def test_changes(self, run):
+        rows = {(row["layer"], row["structure"], row["asked"]): row for row in places(run)}
+        changes = changes_of(run.record, run.candidates())
+        dense = np.mean(run.record["dense"]["losses"][OUT])
+        for change in changes:
+            row = rows[change.layer, change.structure, change.asked]
+            assert change.nats == pytest.approx(np.mean(row["losses"][OUT]) - dense)
+            assert change.percent == pytest.approx(100 * (row["ppl"][OUT] / run.record["dense"]["ppl"][OUT] - 1))
+        for structure, asked in itertools.product(STRUCTURES, FRACTIONS):
+            own = [change for change in changes if (change.structure, change.asked) == (structure, asked)]
+            if sum(change.nats for change in own) > 0:
+                share = [change.relative * change.removed for change in own]
+                assert sum(share) == pytest.approx(sum(change.removed for change in own)), "their average is 1"
+            else:
+                assert all(np.isnan(change.relative) for change in own)
+
+
+def stripped(run):
+    rows = sorted(({**row, "seconds": 0} for row in run.candidates()), key=lambda row: row["candidate"])
+    trials = [{**trial, "seconds": 0} for trial in run.record["trials"]]
+    return rows, trials, {**run.record["dense"], "seconds": 0}
+
+
+def test_killed_and_taken_up_again(config, run, tmp_path, monkeypatch):
+    other, append = dataclasses.replace(config, runs=str(tmp_path)), sweep.RunDirectory.append
+    for moment in (0, 4, 8):
+        count = itertools.count()
+
+        def dying(self, row, count=count, moment=moment):
+            if next(count) == moment:
+                raise KeyboardInterrupt
+            append(self, row)
+
+        monkeypatch.setattr(sweep.RunDirectory, "append", dying)
+        with pytest.raises(KeyboardInterrupt):
+            sensitivity.sensitivity(other)
+        monkeypatch.setattr(sensitivity, "calibrate", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(sweep.RunDirectory, "append", append)
+    again = sensitivity.sensitivity(other)
+    assert stripped(again) == stripped(run)
+    assert (again.path / "sensitivity.csv").read_text() == (run.path / "sensitivity.csv").read_text()
+    before = (again.path / "metrics.jsonl").read_bytes()
+    assert sensitivity.sensitivity(other).finished
+    assert (again.path / "metrics.jsonl").read_bytes() == before
+
+
+class TestTrials:
+    def test_widths_are_multiples_at_the_same_ratio(self, config, run):
+        trial, rows = run.record["trials"][-1], {row["candidate"]: row for row in run.candidates()}
+        plain, aligned = (rows[trial[key]] for key in ("instead_of", "candidate"))
+        assert all(width % 8 == 0 for width in aligned["kept"]["mlp"])
+        assert not all(width % 8 == 0 for width in plain["kept"]["mlp"])
+        assert min(plain["ratio_actual"], aligned["ratio_actual"]) >= config.ratio
+        assert [len(each) for each in trial["seconds"]] == [3, 3]
+        assert np.min(trial["seconds"]) > 0
+
+    @pytest.mark.parametrize("steps", [None, 0.1])
+    def test_a_comparison_by_the_command_measures_what_the_suggestion_claims(
+        self, config, tmp_path, monkeypatch, steps
+    ):
+        """On a model and with estimators as they are; with steps on the way the trial takes them too."""
+        monkeypatch.setattr(comparison, "write_report", lambda path: None)
+        search = SearchConfig(rescore_every=steps, attention_share=0.3)
+        other = dataclasses.replace(
+            config, runs=str(tmp_path), search=search, ratio=0.3, align=0, estimator="magnitude"
+        )
+        run = sensitivity.sensitivity(other)
+        (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention-share"]
+        command = compare_command(run.record, "tried", trial["changes"])
+        compared = comparison.compare(configure("compare", CompareConfig, shlex.split(command)[2:])[0])
+        rows = {row["candidate"]: row for row in run.candidates()}
+        (found,) = compared.candidates()
+        assert found["keep"] == rows[trial["candidate"]]["keep"] != rows[trial["instead_of"]]["keep"]
+        np.testing.assert_allclose(found["losses"][OUT], rows[trial["candidate"]]["losses"][OUT], rtol=1e-5)
+        for suggestion in run.record["suggestions"]:
+            assert f"ppl {found['ppl'][OUT]:.2f} instead of" in suggestion["effect"]
+
+    def test_an_impossible_alignment_is_refused_before_anything_is_kept(self, config, tmp_path):
+        other = dataclasses.replace(config, align=4096, runs=str(tmp_path / "runs"))
+        with pytest.raises(ValueError, match="ratio: expected at most 0.0000, .* to multiples of 4096, got 0.15"):
+            sensitivity.sensitivity(other)
+        assert not (tmp_path / "runs").exists()
+
+
+class TestOutput:
+    def test_files(self, config, run):
+        root = ElementTree.fromstring((run.path / "sensitivity.svg").read_text())
+        assert root.attrib["role"] == "img"
+        description = root.findtext("{http://www.w3.org/2000/svg}desc") or ""
+        assert "What costs most at 20 %, nats a token: layer" in description
+        lines = (run.path / "sensitivity.csv").read_text().splitlines()
+        assert len(lines) == 1 + 2 * 2 * 3
+        assert lines[0].endswith(f"{IN},{OUT}")
+        text = (run.path / "sensitivity.md").read_text()
+        for heading in ("## Suggestions", "## What costs most and least", "## attention: change", "## mlp: change"):
+            assert heading in text
+        assert "widths to multiples of 8" in text
+        kept = json.loads((run.path / "run.json").read_text())["suggestions"]
+        assert isinstance(kept, list)
+        assert all(set(each) == {"text", "effect", "command"} for each in kept)
+
+    def test_on_the_command_line(self, tmp_path, capsys, tiny_model_directory):
+        words = [
+            *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--estimator", "magnitude"),
+            *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
+            *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
+        ]
+        assert cli.main(["sensitivity", *words]) == 2
+        assert "skip_layers: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err
+        words += ["--search.skip-layers", "--search.rescore-every", "None", "--fractions", "0.25", "0.5"]
+        assert cli.main(["sensitivity", *words]) == 0
+        text = capsys.readouterr().out
+        assert "25 % of the units of one place" in text
+        assert "uggestion" in text or "saap compare" in text
+        table = text.partition("saap compare")[0]
+        assert max(map(len, table.splitlines()[:-3])) <= 100
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"fractions": (0.0, 0.5)}, r"fractions: expected one or more numbers in \(0, 1\], got \[0.0, 0.5\]"),
+            ({"fractions": ()}, r"got \[\]"),
+            ({"fractions": (0.5, 0.5)}, "each once"),
+            ({"align": 1}, "align: expected a multiple of at least 2, such as 64, or 0 for none, got 1"),
+            ({"evaluation": EvaluationConfig(windows=1)}, "evaluation.windows: expected two or more"),
+        ],
+    )
+    def test_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            SensitivityConfig(**options)
