@@ -2,6 +2,7 @@
 
 from saap_jax.report.html import render_report, write_report
 from saap_jax.report.records import RunDirectory, provenance, read_candidates, read_run
+from saap_jax.report.reports import write_reports
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.scalars import write_scalars
 from saap_jax.report.tables import (
@@ -27,5 +28,6 @@ __all__ = [
     "rich_cut_table",
     "rich_table",
     "write_report",
+    "write_reports",
     "write_scalars",
 ]

@@ -84,8 +84,9 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
         blocks.append(
             Words(
                 "Δ: how far the perplexity is above that of the best of its ratio (×: how many times as high), and "
-                "its 95 % interval. Wins: share of the windows on which it has the lower loss. p: of no difference, "
-                "adjusted for the number of variants (paired bootstrap, Holm)."
+                f"its 95 % interval. {DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on "
+                "which it has the lower loss; p: of no difference, adjusted for the number of variants (paired "
+                "bootstrap, Holm)."
             )
         )
     blocks.append(comparison_table(found))
@@ -103,7 +104,7 @@ def comparison_table(found: Compared) -> Table:
     by_row = {(one.candidate, one.domain): one for one in reversed(found.against)}  # the first text of a domain counts
     for domain in domains:
         header = [*header, f"Δ {domain} %"]
-    header += [f"wins {primary} %", f"p {primary}"] if primary else []
+    header += ["wins %", "p"] if primary else []
     lines = []
     for row, texts in zip(found.rows, cells, strict=True):
         ppl = [row.ppl_in if name == "ppl in" else row.ppl_out for name in header if name.startswith("ppl ")]

@@ -5,14 +5,20 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from saap_jax.report import csv_table, render_report, write_report
-from saap_jax.report.records import RunDirectory
-from saap_jax.report.rows import comparison_rows
+from saap_jax.report.blocks import Detail
+from saap_jax.report.compare_page import read_compared
+from saap_jax.report.html import render_page, report_page
+from saap_jax.report.records import RunDirectory, read_run
+from saap_jax.report.rows import Row, comparison_rows, leading
 from saap_jax.report.summary import cut_notes, summary
+from saap_jax.report.views import read_view
 from tests.report import conftest as fake
+from tests.report.sweeps import write_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
@@ -128,6 +134,50 @@ class TestPage:
         assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "sweep", 0, 60)
+
+
+class TestSections:
+    """A run with all records of this version."""
+
+    def test_follow_each_other(self, path):
+        page = Page(render_report(path))
+        heads = [attrs["id"] for attrs in page.of("h2")]
+        assert heads == [
+            "summary", "suggestions", "comparison", "frontier", "intervals", "kept", "scores", "fusion", "cut",
+            "stages", "reproduce",
+        ]  # fmt: skip
+        assert [attrs["href"] for attrs in page.of("a") if "download" not in attrs] == [f"#{id}" for id in heads]
+
+    def test_say_what_figures_leave_out(self, path):
+        text = render_report(path)
+        assert text.count("10 more variants in the table above.") == 1 + 2, "a frontier, a map a ratio"
+        assert text.count("9 more variants in the table above.") == 2, "the best is no line of the intervals"
+        brief = render_page(report_page([read_view(path, Detail(6, drawn=False, downloads=False))], folded=False))
+        assert brief.count("24 more variants in the table above.") == 3
+        assert len(sortable_rows(brief)) == len(sortable_rows(text)) == 61
+
+    def test_show_differences_that_are_those_of_the_intervals(self, path):
+        compared = read_compared(path, read_run(path))
+        out = {(one.label, one.asked): one for one in compared.against if one.domain == "out"}
+        assert len(out) == 58
+        for row in sortable_rows(render_report(path))[1:]:
+            name = row[0].replace("<wbr>", "").removesuffix(" *").removesuffix(" ≈")
+            one = out.get((name, row[1] / 100))
+            if one is None:
+                assert math.isnan(row[7])
+            else:
+                assert row[7] == pytest.approx(one.difference.value, rel=1e-6)
+                assert row[8] == round(100 * one.difference.win_rate)
+                assert row[9] == pytest.approx(one.p_value, rel=1e-6)
+                assert row[0].endswith(" ≈") == one.tied
+
+    def test_an_older_run_says_that_it_has_no_intervals(self, run):
+        assert "this run did not record the losses of its windows" in render_report(run.path)
+
+
 class TestOddRuns:
     def test_escapes_names_everywhere(self, tmp_path):
         odd = '<script>alert("x")</script>&'
@@ -186,8 +236,30 @@ class TestSummary:
         assert "gate_fisher@0.2" in said
         assert "parameters (M) 134.5 to 113.0 (-16.0 %)" in said
 
+    def test_names_what_cannot_be_told_apart_from_the_best(self):
+        def row(label: str, ppl: float, p: float = math.nan) -> Row:
+            none = math.nan
+            return Row(f"{label}@0.2", label, 0.2, 0.2, 1.0, ppl, ppl, none, none, 1, best=label == "a", p_value=p)
+
+        rows = [row("a", 10.0), *(row(f"t{number}", 11.0, 0.5) for number in range(5)), row("b", 12.0, 0.01)]
+        (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, rows)
+        assert said.endswith("5 others cannot be told apart from a: t0, t1, t2 and 2 more.")
+        (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, [rows[0], rows[-1]])
+        assert "told apart" not in said
+
     def test_compares_masks_with_cuts(self):
         notes = cut_notes(fake.fields())
         assert notes[0] == "Compiled as 27 runs of neighbouring equal layers."
         assert "8.7e-09" in notes[1]
         assert cut_notes({}) == []
+
+
+def test_the_leading_are_the_best_of_every_ratio_first():
+    lines = [fake.candidate(name, ratio, (1.0, ppl)) for name, ratio, ppl in (
+        ("a", 0.2, 1.0), ("b", 0.2, 2.0), ("c", 0.2, 3.0), ("c", 0.5, 4.0), ("b", 0.5, 5.0), ("a", 0.5, 6.0),
+        ("d", 0.2, 9.0),
+    )]  # fmt: skip
+    rows = comparison_rows(fake.fields(), lines)
+    assert leading(rows, 2) == ["c", "a"], "the best of 50 % and of 20 %"
+    assert leading(rows, 9) == ["c", "b", "a", "d"], "in the order of the highest ratio"
+    assert leading([], 9) == []
