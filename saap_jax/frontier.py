@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import FrontierConfig
-from saap_jax.data import Windows, check_disjoint, parse_scenario
+from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.frontier import Bracket, bisect, first_bracket
 from saap_jax.kept import read_scores, save_scores
@@ -26,7 +26,7 @@ from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE, first_metric
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
-from saap_jax.sweep import Evaluator, Row, about_run, scores_of_seeds, texts_of, unpruned
+from saap_jax.sweep import Evaluator, Row, about_run, check_texts, scores_of_seeds, texts_of, unpruned
 from saap_jax.types import Keep
 from saap_jax.variants import ALL, Candidate, Variant, candidate_name, seeds_of, variants_of
 
@@ -44,8 +44,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
     variants, seeds = variants_of(config), seeds_of(config)
     for variant in variants:
         check_scenarios(config.calibration, variant.search)
-    sources = [parse_scenario(text).source for text in config.calibration.scenarios]
-    check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    check_texts(config.calibration, config.evaluation)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run

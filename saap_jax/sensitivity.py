@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import SensitivityConfig
-from saap_jax.data import Windows, check_disjoint, parse_scenario
+from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
@@ -29,7 +29,7 @@ from saap_jax.report.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
 from saap_jax.surgery import cut
-from saap_jax.sweep import Evaluator, Row, about_run, texts_of, unpruned
+from saap_jax.sweep import Evaluator, Row, about_run, check_texts, texts_of, unpruned
 from saap_jax.types import STRUCTURES, Keep, Scores
 
 ROUNDS = 3
@@ -44,8 +44,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     """
     check_estimators([config.estimator], config.fusion)
     check_scenarios(config.calibration, config.search)
-    sources = [parse_scenario(text).source for text in config.calibration.scenarios]
-    check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    check_texts(config.calibration, config.evaluation)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run

@@ -11,14 +11,14 @@ import numpy as np
 
 from saap_jax.calibration import Calibrated, Track, pairs, quiet
 from saap_jax.config import SweepConfig
-from saap_jax.data import Windows, evaluation_windows
+from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.candidates import candidate_losses, keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses, metric_name
 from saap_jax.kept import kept_scores
 from saap_jax.llama import Llama
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import EvaluationConfig
+from saap_jax.options import CalibrationConfig, EvaluationConfig
 from saap_jax.pipeline import kept_parameters, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.monitor import Stage
@@ -28,6 +28,12 @@ from saap_jax.variants import Variant
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`, or the record of the unpruned model."""
+
+
+def check_texts(calibration: CalibrationConfig, evaluation: EvaluationConfig) -> None:
+    """Raise ValueError for an unknown source, or where the same text serves calibration and evaluation."""
+    sources = [parse_scenario(text).source for text in calibration.scenarios]
+    check_disjoint(sources, [evaluation.in_domain, evaluation.out_of_domain])
 
 
 def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
