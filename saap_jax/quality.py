@@ -24,9 +24,10 @@ from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.options import read_bound, read_percent
 from saap_jax.pipeline import step
-from saap_jax.references import DENSE, Losses, Reference, find, loadable, recorded_losses, recorded_parameters
+from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
 from saap_jax.report.records import write_atomically
+from saap_jax.report.rows import DENSE
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 

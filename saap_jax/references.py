@@ -18,9 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.report import read_candidates, read_run
-
-DENSE = "dense"
-"""Name of the unpruned model among the candidates of a run."""
+from saap_jax.report.rows import DENSE
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]

@@ -225,21 +225,17 @@ def test_killed_at_ten_random_moments(config, sweep, tmp_path):
     config_file(tmp_path / "config.py", other)
     dice = random.Random(7)
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    kills = 0
-    while kills < 10:
-        process = subprocess.Popen(
+    for _ in range(10):
+        with subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path / "config.py")],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        target = dice.randint(0, 14)  # lines of output: stages first, then candidates
-        for _ in range(target):
-            if not process.stdout.readline():
-                break
-        time.sleep(dice.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            for _ in range(dice.randint(0, 14)):  # lines of output: stages first, then candidates
+                if not process.stdout.readline():
+                    break
+            time.sleep(dice.random() * 0.05)
+            process.send_signal(signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "config.py")], env=environment, check=False)
     assert done.returncode == 0
     run = comparison.RunDirectory.open(tmp_path / "runs" / "sweep", dataclasses.asdict(other))
