@@ -37,10 +37,13 @@ def random_model(spec: LlamaSpec, seed: int = 0, dtype=np.float32) -> Llama:
     return Llama(spec, make)
 
 
-def dense_model(heads: str = "gqa", layers: int = 2, mlp: int = 6, tied: bool = False, **options) -> Llama:
+def dense_model(
+    heads: str = "gqa", layers: int = 2, mlp: int = 6, tied: bool = False, output_biases: bool = False, **options
+) -> Llama:
     """Return a random model whose layers are all alike."""
     kv_heads, q_per_kv = HEADS[heads]
-    return random_model(spec_of(*[(kv_heads, mlp)] * layers, q_per_kv=q_per_kv, tied=tied), **options)
+    spec = spec_of(*[(kv_heads, mlp)] * layers, q_per_kv=q_per_kv, tied=tied, output_biases=output_biases)
+    return random_model(spec, **options)
 
 
 def ragged_model(**options) -> Llama:

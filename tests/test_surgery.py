@@ -19,7 +19,7 @@ from saap_jax.options import PerStructure, SearchConfig
 from saap_jax.search import search
 from saap_jax.surgery import cut, keep_from_json, keep_to_json, masks
 from saap_jax.types import STRUCTURES
-from tests.helpers import HEADS, dense_model, forward, ragged_model, random_keep, random_tokens
+from tests.helpers import HEADS, changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
 TOKENS = jnp.asarray(random_tokens(2, 6))
 few_examples = hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
@@ -64,6 +64,14 @@ def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
         assert pruned.dtype == dtype
         np.testing.assert_allclose(masked, pruned, rtol=0, atol=atol)
         assert np.abs(masked - np.asarray(forward(model, TOKENS))).max() > 1e-2
+
+
+def test_output_biases_are_added_masked_and_cut_whatever_is_left_of_a_layer():
+    model = dense_model(layers=4, mlp=5, output_biases=True)
+    masked, pruned = masked_and_cut(model, EMPTIED)
+    np.testing.assert_allclose(masked, pruned, rtol=0, atol=2e-5)
+    without = changed(model, "runs/0/attention/output_bias", jnp.zeros_like)
+    assert np.abs(masked - np.asarray(forward(without, TOKENS, masks(EMPTIED)))).max() > 1e-2
 
 
 @pytest.mark.parametrize("heads", HEADS)

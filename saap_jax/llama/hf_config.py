@@ -1,8 +1,8 @@
 """Hugging Face `config.json` <-> `LlamaSpec`: what a LLaMA config may say, and what is refused by name.
 
 A dense model, or one whose layers were all cut alike, is a plain `llama` config. Layers of different widths have no
-place in it, so such a model says `model_type: "saap_llama"` with one number a layer: other readers refuse it instead
-of misreading it.
+place in it, nor has a bias of the output projections alone, so such a model says `model_type: "saap_llama"` with one
+number a layer: other readers refuse it instead of misreading it.
 """
 
 import json
@@ -13,6 +13,9 @@ from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
+
+_OUTPUT_BIASES = "output_biases"
+"""True when attention output and MLP down projection, and no other matrices, add a bias."""
 
 _PER_LAYER_KEYS = ("num_key_value_heads", "num_attention_heads", "query_heads_per_kv_head", "intermediate_size")
 
@@ -108,12 +111,14 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
         head_dim=_integer({"head_dim": head_dim}, "head_dim", where),
         layers=layers,
         tied=_flag(config, "tie_word_embeddings", where),
+        output_biases=_flag(config, _OUTPUT_BIASES, where),
         constants=constants,
     )
 
 
 def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
-    """Return the `config.json` of a model: plain `llama` if its layers are alike and none is empty, else per layer.
+    """Return the `config.json` of a model: plain `llama` if its layers are alike, none is empty and no biases
+    were added, else per layer.
 
     The rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with
     `rope_scaling`: a reader that knows only one of the two would otherwise fall back to defaults without a word.
@@ -125,7 +130,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
         if given.kind == "llama3":
             scaling |= {"low_freq_factor": given.low_freq_factor, "high_freq_factor": given.high_freq_factor}
             scaling["original_max_position_embeddings"] = given.original_max_positions
-    if spec.uniform and first.kv_heads and first.mlp:
+    if spec.uniform and first.kv_heads and first.mlp and not spec.output_biases:
         sizes: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -140,6 +145,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
             "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in spec.layers],
             "query_heads_per_kv_head": [layer.q_per_kv for layer in spec.layers],
             "intermediate_size": [layer.mlp for layer in spec.layers],
+            _OUTPUT_BIASES: spec.output_biases,
         }
     eos = constants.eos_tokens
     return sizes | {
@@ -163,7 +169,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
 
 
 def _refuse_unsupported(config: dict[str, Any], where: str, per_layer: bool) -> None:
-    known = _READ | _HARMLESS | _ONLY.keys() | ({"query_heads_per_kv_head"} if per_layer else set())
+    known = _READ | _HARMLESS | _ONLY.keys() | ({"query_heads_per_kv_head", _OUTPUT_BIASES} if per_layer else set())
     if unknown := sorted(config.keys() - known):
         raise ValueError(
             f"{where}: unknown attributes {', '.join(unknown)}; they may change what the model computes, "

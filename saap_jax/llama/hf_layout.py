@@ -27,10 +27,12 @@ _LAYER = {
     "attention/key": "self_attn.k_proj",
     "attention/value": "self_attn.v_proj",
     "attention/output": "self_attn.o_proj",
+    "attention/output_bias": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
     "mlp/gate": "mlp.gate_proj",
     "mlp/up": "mlp.up_proj",
     "mlp/down": "mlp.down_proj",
+    "mlp/down_bias": "mlp.down_proj",
 }
 
 
@@ -78,7 +80,8 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
         else:
             _, run, name = path.split("/", 2)
             layers = range(bounds[int(run)].start, bounds[int(run)].stop)
-            names = tuple(f"model.layers.{layer}.{_LAYER[name]}.weight" for layer in layers)
+            kind = "bias" if name.endswith("_bias") else "weight"
+            names = tuple(f"model.layers.{layer}.{_LAYER[name]}.{kind}" for layer in layers)
             shape, axes = variable.shape[1:], variable.axes[1:]
         stored.append(Stored(path, variable, names, shape if path == "embedding" else _stored_shape(axes, shape)))
     return stored, treedef

@@ -42,7 +42,7 @@ def param(axes: tuple[str, ...], value: Array) -> nnx.Param:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention without biases, stacked over the layers of a run."""
+    """Grouped-query attention, stacked over the layers of a run; no bias but that of a compensated output."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, k, g, h = spec.embed, widths.kv_heads, widths.q_per_kv, spec.head_dim
@@ -52,6 +52,7 @@ class Attention(nnx.Module):
         self.output = param(
             ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
         )
+        self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
 
 
 class Mlp(nnx.Module):
@@ -62,6 +63,7 @@ class Mlp(nnx.Module):
         self.gate = param(("layers", "embed", "mlp"), make((layers, d, f), d))
         self.up = param(("layers", "embed", "mlp"), make((layers, d, f), d))
         self.down = param(("layers", "mlp", "embed"), make((layers, f, d), max(f, 1)))
+        self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
 
 
 class DecoderLayer(nnx.Module):
@@ -108,6 +110,7 @@ class Llama(nnx.Module):
             head_dim=self.runs[0].attention.query.shape[-1],
             layers=tuple(run.widths for run in self.runs for _ in range(run.length)),
             tied=self.unembedding is None,
+            output_biases=self.runs[0].mlp.down_bias is not None,
             constants=self.constants,
         )
 
@@ -161,11 +164,11 @@ def decode(
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
-    y = x + jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...])
+    y = x + _biased(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    z = y + jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...])
+    z = y + _biased(jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...]), layer.mlp.down_bias)
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -253,6 +256,10 @@ def abstract_llama(spec: LlamaSpec, dtype: Any = jnp.float32) -> Llama:
 def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
     """Broadcast a gate over the tokens: `[1 or batch, 1, units]` in the activation's dtype."""
     return (gate if gate.ndim == 2 else gate[None]).astype(activation.dtype)[:, None]
+
+
+def _biased(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:
+    return x if bias is None else x + bias[...][None, None]
 
 
 def _rematerialised(layer: Callable, remat: Remat) -> Callable:

@@ -65,6 +65,8 @@ class LlamaSpec:
     head_dim: int
     layers: tuple[LayerWidths, ...]
     tied: bool
+    output_biases: bool = False
+    """True when the attention output and the MLP down projection add a bias, as `bias` compensation needs."""
     constants: Constants = Constants()
 
     def __post_init__(self) -> None:

@@ -15,9 +15,10 @@ from tests.llama.conftest import assert_same, random_model, spec_of
 
 DENSE = spec_of((2, 12), (2, 12))
 CUT = spec_of((2, 12), (1, 12), (1, 12), (0, 0), (2, 4), tied=True)
+BIASED = spec_of((2, 12), (2, 12), output_biases=True)
 
 
-@pytest.mark.parametrize("spec", [DENSE, CUT], ids=["dense", "cut"])
+@pytest.mark.parametrize("spec", [DENSE, CUT, BIASED], ids=["dense", "cut", "biased"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_round_trip_is_bitwise(spec, dtype, tmp_path):
     model = random_model(spec, dtype)
@@ -38,6 +39,22 @@ def test_empty_layer_keeps_its_query_heads(tmp_path):
     assert config["query_heads_per_kv_head"] == [2, 2, 2, 2, 2]
     assert config["intermediate_size"] == [12, 12, 12, 0, 4]
     assert load_model(tmp_path / "cut").spec.layers[3].q_per_kv == 2
+
+
+def test_output_biases_are_stored_under_their_names_and_said_in_the_config(tmp_path):
+    model = random_model(BIASED)
+    directory = save_model(model, tmp_path / "biased")
+    tensors, config = load_file(directory / "model.safetensors"), json.loads((directory / "config.json").read_text())
+    assert (config["model_type"], config["output_biases"]) == ("saap_llama", True)
+    np.testing.assert_array_equal(
+        tensors["model.layers.1.self_attn.o_proj.bias"], model.runs[0].attention.output_bias[...][1]
+    )
+    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.bias"], model.runs[0].mlp.down_bias[...][0])
+    assert not [
+        name
+        for name in load_file(save_model(random_model(DENSE), tmp_path / "d") / "model.safetensors")
+        if name.endswith("bias")
+    ]
 
 
 def test_names_and_shapes_are_hugging_face(tmp_path):
