@@ -293,6 +293,18 @@ def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarra
     return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
 
 
+def microbatches(config: CalibrationConfig, scenarios: int) -> int:
+    """Count the microbatches of `scenario_pairs`."""
+    windows = scenarios * config.examples
+    return -(-windows // min(config.batch_size, windows))
+
+
+def scenario_pairs(parts: Iterable[Windows], config: CalibrationConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the windows of several scenarios together as microbatches (tokens, mask) of one shape."""
+    together = Windows(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    return pairs(together, config.batch_size)
+
+
 def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
     """Draw the calibration windows of each scenario."""
     scenarios = [parse_scenario(text) for text in config.scenarios]

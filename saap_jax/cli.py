@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+import numpy as np
 from rich.table import Table
 
 from saap_jax.arguments import UsageError, configure, console, parse, show_progress, split_words
@@ -159,6 +160,14 @@ def prune(words: list[str]) -> None:
     table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
     table.add_row("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes))
     table.add_row("runs of equal layers", str(pruned.runs))
+    if pruned.corrections:
+        before, after = (
+            np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
+        )
+        table.add_row(
+            f"error of what {len(pruned.corrections)} sub-blocks write, by {config.compensation.method}",
+            f"{before:.1%} -> {after:.1%}",
+        )
     console.print(table)
     console.print(f"model: {config.out}", markup=False)
 
@@ -185,11 +194,11 @@ def evaluate(words: list[str]) -> None:
 def fidelity(words: list[str]) -> None:
     """Run `saap fidelity`."""
     config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
-    from saap_jax import pipeline
+    from saap_jax import fidelity as job
     from saap_jax.report import fidelity as report
 
     with show_progress() as track:
-        run, rows, scores, exact = pipeline.judge(config, overwrite=options.overwrite, track=track)
+        run, rows, scores, exact = job.judge(config, overwrite=options.overwrite, track=track)
     for scope in ("attention", "mlp", "pooled"):
         console.print(report.rich_fidelity_table(rows, scope))
     files = {

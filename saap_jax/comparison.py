@@ -25,7 +25,16 @@ from saap_jax.report import RunDirectory, write_report, write_scalars
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.surgery import cut, keep_to_json
-from saap_jax.sweep import Evaluator, about_run, check_texts, scores_of_seeds, texts_of, unpruned
+from saap_jax.sweep import (
+    Evaluator,
+    about_run,
+    check_compensation,
+    check_texts,
+    compensator,
+    scores_of_seeds,
+    texts_of,
+    unpruned,
+)
 from saap_jax.types import STRUCTURES, Keep, Scores
 from saap_jax.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
 
@@ -40,6 +49,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     variants = variants_of(config)
     for variant in variants:
         check_scenarios(config.calibration, variant.search)
+    check_compensation(config, variants)
     check_texts(config.calibration, config.evaluation)
     prices = read_prices()  # a wrong table is refused before any time is spent
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
@@ -67,7 +77,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         keeps = kept_units(config, run, model, calibration, scores, candidates, track)
     with run.stage("evaluate") as stage:
         at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
-        Evaluator(run, model, texts, config.evaluation, at_once).measure(
+        Evaluator(run, model, texts, config.evaluation, at_once, compensator(config, model, calibration)).measure(
             unpruned(model) | {candidate.name: keeps[candidate.name] for candidate in candidates},
             {candidate.name: candidate.about for candidate in candidates},
             doing="evaluate dense model and candidates",
@@ -75,7 +85,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             stage=stage,
         )
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, tokenizer, texts, keeps)
+        _cut_best(config, run, model, tokenizer, calibration, texts, keeps)
     run.update(cost=run_cost(run.record, prices))
     write_scalars(run)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
@@ -103,11 +113,12 @@ def kept_units(
     """
     path = run.path / "keeps.npz"
     arrays = run.load_arrays("keeps") if path.exists() else {}
-    paths: dict[tuple[int, Variant], dict[float, str]] = {}
+    paths: dict[tuple[int, Variant], dict[float, list[str]]] = {}
     for candidate in candidates:
-        paths.setdefault((candidate.seed, candidate.variant), {})[candidate.ratio] = candidate.name
+        path_names = paths.setdefault((candidate.seed, candidate.variant.chosen), {})
+        path_names.setdefault(candidate.ratio, []).append(candidate.name)
     for (seed, variant), names in paths.items():
-        if all(f"{name}/{STRUCTURES[-1]}" in arrays for name in names.values()):
+        if all(f"{name}/{STRUCTURES[-1]}" in arrays for each in names.values() for name in each):
             continue
         own = scores[seed].renamed(variant.scores, variant.estimator)
         alone = variant.scenario != ALL
@@ -124,7 +135,7 @@ def kept_units(
             track=track,
         )
         for ratio, selection in selections.items():
-            arrays |= {f"{names[ratio]}/{part}": kept for part, kept in selection.keep.items()}
+            arrays |= {f"{name}/{part}": kept for name in names[ratio] for part, kept in selection.keep.items()}
         if variant.search.rescore_every is not None:
             run.save_arrays("keeps", arrays)
     if not path.exists():
@@ -153,6 +164,7 @@ def _cut_best(
     run: RunDirectory,
     model: Llama,
     tokenizer: Any,
+    calibration: Mapping[int, dict[str, Windows]],
     texts: dict[str, Windows],
     keeps: dict[str, Keep],
 ) -> None:
@@ -162,7 +174,8 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not directory.exists():
-        save_model(cut(model, keep), directory, tokenizer=tokenizer, keep=keep)
+        whole = compensator(config, model, calibration)(best, keep)
+        save_model(cut(whole, keep), directory, tokenizer=tokenizer, keep=keep)
     gc.collect()
     loaded = load_model(directory, config.model.dtype)
     size = config.evaluation.batch_size

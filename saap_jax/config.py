@@ -7,6 +7,7 @@ from typing import Any, Literal
 from saap_jax.options import (
     STUDIED,
     CalibrationConfig,
+    CompensationConfig,
     EstimationConfig,
     EvaluationConfig,
     FusionConfig,
@@ -43,6 +44,7 @@ class SweepConfig:
     ratios: tuple[float, ...] = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
     grid: GridConfig = GridConfig()
+    compensation: CompensationConfig = CompensationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runs: str = "runs"
     """Directory of all runs."""
@@ -153,6 +155,7 @@ class PruneConfig:
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
+    compensation: CompensationConfig = CompensationConfig()
 
     def __post_init__(self) -> None:
         check_ratios((self.ratio,))

@@ -26,7 +26,17 @@ from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE, first_metric
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
-from saap_jax.sweep import Evaluator, Row, about_run, check_texts, scores_of_seeds, texts_of, unpruned
+from saap_jax.sweep import (
+    Evaluator,
+    Row,
+    about_run,
+    check_compensation,
+    check_texts,
+    compensator,
+    scores_of_seeds,
+    texts_of,
+    unpruned,
+)
 from saap_jax.types import Keep
 from saap_jax.variants import ALL, Candidate, Variant, candidate_name, seeds_of, variants_of
 
@@ -44,6 +54,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
     variants, seeds = variants_of(config), seeds_of(config)
     for variant in variants:
         check_scenarios(config.calibration, variant.search)
+    check_compensation(config, variants)
     check_texts(config.calibration, config.evaluation)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
@@ -72,7 +83,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
         for seed in seeds
     }
     at_once = min(config.evaluation.candidates_at_once, len(lines))
-    evaluator = Evaluator(run, model, texts, config.evaluation, at_once)
+    evaluator = Evaluator(run, model, texts, config.evaluation, at_once, compensator(config, model, calibration))
     found = _measure(config, lines, evaluator, track)
     run.update(frontier=found)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])

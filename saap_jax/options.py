@@ -16,6 +16,8 @@ Solver = Literal["greedy", "exact"]
 ScenarioReduction = Literal["mean", "max", "min_rank"]
 StabilityOver = Literal["examples", "scenarios"]
 KeepStatistics = Literal["all", "small", "none"]
+CompensationMethod = Literal["none", "bias", "least_squares"]
+Propagate = Literal["dense", "pruned"]
 
 
 def check_run_name(name: str) -> None:
@@ -277,6 +279,25 @@ class SearchConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompensationConfig:
+    """How what is left of a layer stands in for what was removed: in closed form, without training."""
+
+    method: CompensationMethod = "none"
+    """`bias` adds to each output projection what it lacks on average; `least_squares` changes its kept weights."""
+    propagate: Propagate = "pruned"
+    """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
+    of the model as pruned so far, making up for the layers before too."""
+    damping: float | None = None
+    """Of `least_squares`: δ, how much each kept weight resists, relative to its input's mean square; None: what does
+    best on every fourth microbatch of the calibration text, for each sub-block."""
+
+    def __post_init__(self) -> None:
+        check_choices("compensation", self)
+        if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
+            raise ValueError(f"compensation.damping: expected a number above 0 or None, got {self.damping}")
+
+
 STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
 """What docs/study.md found to go best with `saap`."""
 
@@ -326,6 +347,8 @@ class GridConfig:
     """Values of `search.stability_weight`, λ."""
     scenarios: tuple[str, ...] = ()
     """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
+    compensations: tuple[CompensationMethod, ...] = ()
+    """Values of `compensation.method`."""
     seeds: tuple[int, ...] = ()
     """Values of `calibration.seed`; one pass each. Three or more say how much a result depends on the text drawn."""
 

@@ -1,15 +1,16 @@
 """The method from end to end: the calls in their order. Read this file first.
 
-    load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> cut (2d) -> save
+    load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> compensate and cut
+    (2d) -> save
 
-The first half are the few functions that a Python session needs, the second half what `saap score`, `saap prune`,
-`saap evaluate` and `saap fidelity` run. The comparison of estimators is in `comparison`.
+The first half are the few functions that a Python session needs, the second half what `saap score`, `saap prune` and
+`saap evaluate` run. The comparison of estimators is in `comparison`, their judgement by the oracle in `fidelity`.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +22,17 @@ from saap_jax.calibration import (
     calibrate,
     check_estimators,
     check_scenarios,
+    microbatches,
     pairs,
     quiet,
+    scenario_pairs,
     scenarios_of,
 )
-from saap_jax.config import EvaluateConfig, FidelityConfig, PruneConfig, ScoreConfig
+from saap_jax.compensation import Compensated, Correction, check_batches, compensate
+from saap_jax.config import EvaluateConfig, PruneConfig, ScoreConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
-from saap_jax.estimation.ablation import (
-    Unit,
-    ablate,
-    changes_from_lines,
-    changes_to_lines,
-    changes_to_scores,
-    sample_units,
-)
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
-from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
@@ -240,6 +235,8 @@ class Pruned(NamedTuple):
     bytes: tuple[int, int]
     """Of the weights in memory before, of the saved file after."""
     runs: int
+    corrections: list[Correction]
+    """What compensation did to each sub-block."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -250,10 +247,12 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     check_estimators([config.estimator], config.fusion)
     calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
+    check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
     model = load_model(config.model.name, config.model.dtype)
     tokenizer = load_tokenizer(config.model.name)
     scenarios = {}
-    if not config.from_run or config.search.rescore_every is not None:
+    compensated = config.compensation.method != "none"
+    if not config.from_run or config.search.rescore_every is not None or compensated:
         scenarios = scenarios_of(calibration, tokenizer)
     if config.from_run:
         calibrated = _calibrated_by(config, model)
@@ -280,13 +279,35 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         remat=config.remat,
         track=track,
     )[config.ratio]
-    pruned = cut(model, selection.keep)
+    compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
+    pruned = cut(compensated.model, selection.keep)
     save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
     return Pruned(
         selection=selection,
         parameters=(count_parameters(model), count_parameters(pruned)),
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
+        corrections=compensated.corrections,
+    )
+
+
+def compensated_units(
+    config: PruneConfig,
+    model: Llama,
+    keep: Keep,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> Compensated:
+    """Return the model whose kept units stand in for the removed ones, as `config.compensation` says."""
+    if config.compensation.method == "none":
+        return Compensated(model, [])
+
+    def progress(layers: Sequence[int]) -> Iterator[int]:
+        return track("compensate layers", layers, len(layers))
+
+    return compensate(
+        model, keep, scenario_pairs(scenarios.values(), calibration), config.compensation, progress=progress
     )
 
 
@@ -331,50 +352,3 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
             ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
         rows[name] = Evaluated(count_parameters(model), ppl)
     return rows
-
-
-def judge(
-    config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet
-) -> tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]:
-    """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
-
-    Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
-
-    Returns:
-        The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
-    """
-    check_estimators(config.estimation.estimators, config.fusion)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
-    scenarios = scenarios_of(config.calibration, tokenizer)
-    windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
-    run.begin()
-    with run.stage("score") as stage:
-        tokens = tokens_to_observe(run, scenarios)
-        calibrated = kept_scores(run, model, scenarios, config, track=track)
-        stage.tokens = tokens
-    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
-    exists = existing_units(model.runs)
-    units = sample_units(exists, config.channels_per_layer, config.seed)
-    path = run.claim("ablation.jsonl")
-    done = changes_from_lines(path.read_text()) if path.exists() else {}
-    with run.stage("ablate"), open(path, "a") as file:
-
-        def save(changes: list[tuple[Unit, float]]) -> None:
-            file.write(changes_to_lines(changes))
-            file.flush()
-
-        changes = ablate(
-            model,
-            pairs(windows, config.calibration.batch_size),
-            units,
-            done=done,
-            save=save,
-            progress=lambda groups: track("ablate units", groups, len(groups)),
-        )
-    exact = changes_to_scores({unit: changes[unit] for unit in units}, exists)
-    rows = fidelity(scores, exact, resamples=config.resamples, seed=config.seed)
-    run.save_json("fidelity", [row._asdict() for row in rows])
-    write_scalars(run)
-    run.update(kind="fidelity", status="finished", **provenance())
-    return run, rows, scores, exact

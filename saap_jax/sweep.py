@@ -3,13 +3,16 @@
 A keep-set is evaluated once, whoever asks for it; what is finished is a line of the run's `metrics.jsonl`.
 """
 
+import dataclasses
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from saap_jax.calibration import Calibrated, Track, pairs, quiet
+from saap_jax.calibration import Calibrated, Track, microbatches, pairs, quiet, scenario_pairs
+from saap_jax.compensation import check_batches, compensate
 from saap_jax.config import SweepConfig
 from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
@@ -24,7 +27,7 @@ from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE
 from saap_jax.types import STRUCTURES, Keep
-from saap_jax.variants import Variant
+from saap_jax.variants import ALL, Variant
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`, or the record of the unpruned model."""
@@ -85,20 +88,53 @@ def scores_of_seeds(
     return scores
 
 
+def check_compensation(config: SweepConfig, variants: Sequence[Variant]) -> None:
+    """Raise ValueError where a variant is to be compensated and there is too little text for that."""
+    for variant in variants:
+        scenarios = len(config.calibration.scenarios) if variant.scenario == ALL else 1
+        options = dataclasses.replace(config.compensation, method=variant.compensation)
+        check_batches(microbatches(config.calibration, scenarios), options)
+
+
+Compensate = Callable[[Row, Keep], Llama]
+"""Returns the model whose kept units stand in for the removed ones, for what a record says of a candidate."""
+
+
+def compensator(config: SweepConfig, model: Llama, calibration: Mapping[int, dict[str, Windows]]) -> Compensate:
+    """Return what compensates a candidate on the calibration text of its seed and scenario."""
+
+    def made(about: Row, keep: Keep) -> Llama:
+        scenarios, alone = calibration[about["seed"]], about["scenario"] != ALL
+        parts = scenario_pairs([scenarios[about["scenario"]]] if alone else scenarios.values(), config.calibration)
+        options = dataclasses.replace(config.compensation, method=about.get("compensation", "none"))
+        return compensate(model, keep, parts, options).model
+
+    return made
+
+
 class Evaluator:
     """The evaluation texts under keep-sets of a run's model, by one program, in batches of `at_once`.
+
+    A candidate that is compensated has weights of its own and is evaluated alone, by a second program.
 
     How keep-sets are batched depends on the calls of `measure`, and not on what the run holds already. So a run that is
     taken up again and makes the same calls gets the same numbers, to the last bit.
     """
 
     def __init__(
-        self, run: RunDirectory, model: Llama, texts: dict[str, Windows], config: EvaluationConfig, at_once: int
+        self,
+        run: RunDirectory,
+        model: Llama,
+        texts: dict[str, Windows],
+        config: EvaluationConfig,
+        at_once: int,
+        compensate: Compensate | None = None,
     ):
         self.run, self.model, self.texts, self.at_once = run, model, texts, at_once
         windows = Windows(*(np.concatenate(parts) for parts in zip(*texts.values(), strict=True)))
         self.batches, self.tokens = pairs(windows, config.batch_size), int(windows.mask.sum())
         self.prunable, self.parameters = prunable_parameters(discover(model)), count_parameters(model)
+        self.compensate = compensate
         self._known: dict[str, tuple[str, Row]] = {}
 
     def measure(
@@ -121,12 +157,17 @@ class Evaluator:
         rows |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
         by_digest: dict[str, list[str]] = {}
         for name, keep in keeps.items():
-            by_digest.setdefault(keep_digest(keep), []).append(name)
+            by_digest.setdefault(_digest(keep, about.get(name, {})), []).append(name)
         new = {digest: names for digest, names in by_digest.items() if digest not in self._known}
         for digest, names in by_digest.items():
             if digest not in new:
                 self._record(digest, names, keeps, about, rows)
-        for digest, losses, seconds in self._evaluated(new, keeps, rows, doing, track, stage):
+        by_masks = {digest: names for digest, names in new.items() if "/" not in digest}
+        by_weights = {digest: names for digest, names in new.items() if "/" in digest}
+        for digest, losses, seconds in itertools.chain(
+            self._evaluated(by_masks, keeps, rows, doing, track, stage),
+            self._compensated(by_weights, keeps, about, rows, track, stage),
+        ):
             self._known[digest] = new[digest][0], self._measured(losses) | {"seconds": seconds}
             self._record(digest, new[digest], keeps, about, rows)
         for digest, names in new.items():
@@ -165,6 +206,31 @@ class Evaluator:
             yield from ((digests[number], losses, seconds) for number, losses in members.items())
             start = time.perf_counter()
 
+    def _compensated(
+        self,
+        new: Mapping[str, list[str]],
+        keeps: Mapping[str, Keep],
+        about: Mapping[str, Row],
+        rows: Mapping[str, Row],
+        track: Track,
+        stage: Stage | None,
+    ) -> Iterator[tuple[str, WindowLosses, float]]:
+        """Yield the same of each new keep-set with weights of its own; not of those that the run holds."""
+        missing = {digest: names[0] for digest, names in new.items() if not all(name in rows for name in names)}
+        if not missing:
+            return
+        if self.compensate is None:
+            raise ValueError(
+                f"evaluation: {next(iter(missing.values()))} is compensated, and nothing says on which text"
+            )
+        for digest, name in track("compensate and evaluate", list(missing.items()), len(missing)):
+            start = time.perf_counter()
+            model = self.compensate(about[name], keeps[name])
+            (group,) = candidate_losses(model, self.batches, [keeps[name]], at_once=1)
+            if stage is not None:
+                stage.tokens += self.tokens
+            yield digest, group[0], time.perf_counter() - start
+
     def _record(
         self,
         digest: str,
@@ -191,7 +257,7 @@ class Evaluator:
                 "parameters": parameters,
                 **measured,
                 "kept": {structure: keeps[name][structure].sum(axis=1).tolist() for structure in STRUCTURES},
-                "keep": digest,
+                "keep": digest.partition("/")[0],
                 "same_as": None if name == first else first,
             }
             self.run.append(rows[name])
@@ -205,6 +271,14 @@ class Evaluator:
             "ppl": {name: part.perplexity for name, part in each.items()},
             "losses": {name: (part.sums / part.counts).tolist() for name, part in each.items()},
         }
+
+
+def _digest(keep: Keep, about: Row) -> str:
+    """Return a name that equal candidates share: those of one keep-set, compensated alike."""
+    own = keep_digest(keep)
+    if about.get("compensation", "none") == "none":
+        return own
+    return f"{own}/{about['compensation']}/{about['seed']}/{about['scenario']}"
 
 
 def unpruned(model: Llama) -> dict[str, Keep]:

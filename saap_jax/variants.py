@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from saap_jax.calibration import fusion_members, structure_parts
 from saap_jax.config import SweepConfig
 from saap_jax.data import parse_scenario
-from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.options import CompensationMethod, FusionConfig, SearchConfig
 
 ALL = "all"
 """The scenario that stands for all of them together."""
@@ -25,6 +25,12 @@ class Variant(NamedTuple):
     """Scenario to score by, or `all`."""
     scores: str
     """Name of its scores: the estimator, and how it is fused where that differs between variants."""
+    compensation: CompensationMethod = "none"
+
+    @property
+    def chosen(self) -> "Variant":
+        """What decides which units are kept: the variant without its compensation."""
+        return self._replace(name="", compensation="none")
 
     @property
     def fused(self) -> bool:
@@ -54,6 +60,7 @@ class Candidate(NamedTuple):
             "rank_by": search.rank_by,
             "stability_weight": search.stability_weight if search.allocation == "adaptive" else None,
             "scenario": variant.scenario,
+            "compensation": variant.compensation,
             "ratio_asked": self.ratio,
         }
 
@@ -75,6 +82,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         "rank_by": grid.rank_by or (config.search.rank_by,),
         "stability_weight": grid.stability_weights or (config.search.stability_weight,),
         "scenario": grid.scenarios or (ALL,),
+        "compensation": grid.compensations or (config.compensation.method,),
     }
     found: dict[tuple, Variant] = {}
     for estimator, values in itertools.product(config.estimation.estimators, itertools.product(*axes.values())):
@@ -100,6 +108,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
             dataclasses.replace(config.search, **search),
             chosen["scenario"],
             ",".join([estimator, *(s for n, s in said.items() if n in ("method", "scope"))]),
+            chosen["compensation"],
         )
     return list(found.values())
 
@@ -136,7 +145,9 @@ def is_fused(estimator: str, fusion: FusionConfig) -> bool:
 def _said(axis: str, value: Any) -> str:
     """Return how a name tells a value.
 
-    >>> _said("allocation", "global"), _said("stability_weight", -0.25)
-    ('global', 'lambda=-0.25')
+    >>> _said("allocation", "global"), _said("stability_weight", -0.25), _said("compensation", "none")
+    ('global', 'lambda=-0.25', 'uncompensated')
     """
+    if axis == "compensation" and value == "none":
+        return "uncompensated"
     return f"lambda={value:g}" if axis == "stability_weight" else str(value)

@@ -38,6 +38,7 @@ def prune_command(run: Record, row: Record) -> str:
         "search": {**config["search"], **search},
         "fusion": {**config["fusion"], **(row.get("fusion") or {})},
         "calibration": calibration,
+        "compensation": {**config.get("compensation", {}), "method": row.get("compensation") or "none"},
         "remat": config["estimation"]["remat"],
         "estimator": row["estimator"],
         "ratio": row["ratio_asked"],

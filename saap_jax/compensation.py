@@ -1,0 +1,359 @@
+"""Stage 2d, compensation: the rest of a layer stands in for what was removed, in closed form, without training.
+
+A sub-block writes a W into the residual stream, with a its gated activations and W its output matrix. When units R go
+and K stay, W[K] (or a bias) is chosen so that what is written stays close to a target T on the calibration text:
+
+    bias            b = mean(T - â W)                                    with W[R] = 0
+    least_squares   W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]),     G = Σ â âᵀ,  C = Σ â Tᵀ,  D = diag(G_KK)
+
+`propagate` says on which model. `dense`: every sub-block for itself, on the activations of the unpruned model, with
+T = a W. Then C_K - G_KK W[K] = G_KR W[R]: the formula as usually written. `pruned`: from the first layer to the last,
+on the activations â of the model as pruned and corrected so far, with T = (unpruned residual stream behind the
+sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong.
+
+Sources: FLAP (arXiv:2312.11983) section 3.3 for the bias; least squares as in ZipLM (2302.04089) and SlimGPT
+(2412.18110), here with a damping δ that is chosen on held-out windows, and with the accumulated error as the target.
+Our deviations: damping relative to each coordinate's own energy, so that it is free of their scales; and every token
+counts by 1/mean(x²) of the residual stream x behind the sub-block, since whatever reads the
+stream divides it by its root mean square; otherwise the few tokens with massive activations decide everything.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.estimation.base import wide
+from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, rms_norm, rotary
+from saap_jax.llama.resume import layer_of
+from saap_jax.llama.runs import existing_units, run_bounds
+from saap_jax.llama.spec import LayerWidths
+from saap_jax.options import CompensationConfig
+from saap_jax.surgery import check_keep
+from saap_jax.types import STRUCTURES, Keep
+
+HELD_OUT = 4
+"""Every fourth microbatch is held out when the damping is chosen; then all are used."""
+
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Candidates for δ."""
+
+Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
+"""Tokens and which of them are real."""
+
+
+class Normal(NamedTuple):
+    """What a least-squares problem needs to know of the text: weighted sums over its tokens."""
+
+    gram: Float[Array, "coordinates coordinates"]
+    """Σ w â âᵀ."""
+    cross: Float[Array, "coordinates embed"]
+    """Σ w â Tᵀ."""
+    mean: Float[Array, "coordinates"]
+    """Σ w â."""
+    target: Float[Array, "embed"]
+    """Σ w T."""
+    square: Float[Array, ""]
+    """Σ w |T|²."""
+    weight: Float[Array, ""]
+    """Σ w."""
+
+
+class Correction(NamedTuple):
+    """What was done to the output matrix of one sub-block, and what it helped, on the windows that were held out."""
+
+    structure: str
+    layer: int
+    damping: float | None
+    """δ; None of a bias."""
+    error: float
+    """|T - â W|² / |T|² with the removed rows gone and nothing corrected."""
+    corrected: float
+    """The same with the correction made from the other windows; of all windows where none were held out."""
+
+
+# --- the formulas --------------------------------------------------------------------------------
+
+
+@jax.jit
+def least_squares(
+    normal: Normal,
+    weight: Float[Array, "coordinates embed"],
+    kept: Bool[Array, "coordinates"],
+    damping: Float[Array, ""],
+) -> Float[Array, "coordinates embed"]:
+    """Return W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
+
+    `damping` is δ: 0 is plain least squares, and with a growing one W' becomes W[K].
+    """
+    both = kept[:, None] & kept[None, :]
+    gram = jnp.where(both, normal.gram, 0)
+    energy = jnp.diag(gram)
+    system = gram + jnp.diag(jnp.where(energy > 0, damping.astype(gram.dtype) * energy, 1))
+    start = jnp.where(kept[:, None], weight, 0)
+    rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
+    return start + jnp.where(kept[:, None], cho_solve(cho_factor(system), rest), 0)
+
+
+@jax.jit
+def output_bias(
+    normal: Normal, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
+) -> Float[Array, "embed"]:
+    """Return b = mean(T - â W[K]): what the sub-block lacks on average. Source: FLAP section 3.3."""
+    left = jnp.where(kept[:, None], weight, 0)
+    return (normal.target - normal.mean @ left) / jnp.maximum(normal.weight, jnp.finfo(normal.weight.dtype).tiny)
+
+
+@jax.jit
+def output_error(
+    normal: Normal, weight: Float[Array, "coordinates embed"], bias: Float[Array, "embed"]
+) -> Float[Array, ""]:
+    """Return Σ w |T - â W - b|² / Σ w |T|², from the sums alone."""
+    written = jnp.sum(weight * (normal.gram @ weight)) + 2 * jnp.dot(bias, normal.mean @ weight)
+    missed = jnp.sum(weight * normal.cross) + jnp.dot(bias, normal.target)
+    total = normal.square - 2 * missed + written + normal.weight * jnp.dot(bias, bias)
+    return total / jnp.maximum(normal.square, jnp.finfo(normal.square.dtype).tiny)
+
+
+def dense_normal(
+    gram: Float[Array, "coordinates coordinates"],
+    mean: Float[Array, "coordinates"],
+    count: Float[Array, ""],
+    weight: Float[Array, "coordinates embed"],
+) -> Normal:
+    """Return the problem of one sub-block by itself, T = a W: all of it follows from the sums over a."""
+    cross = gram @ weight
+    return Normal(gram, cross, mean, mean @ weight, jnp.sum(weight * cross), count)
+
+
+def corrected(
+    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
+) -> tuple[Array, Array, float | None, tuple[float, float]]:
+    """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
+
+    Args:
+        sums: over the text that the correction is made from; and over other text, that chooses the damping, or None.
+    """
+    fit, held = sums
+    rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
+    weight = weight.astype(fit.gram.dtype)
+    left = jnp.where(rows[:, None], weight, 0)
+    everything = fit if held is None else jax.tree.map(jnp.add, fit, held)
+    judge = fit if held is None else held
+    before = float(output_error(judge, left, nothing))
+    if config.method == "bias":
+        after = float(output_error(judge, left, output_bias(fit, weight, rows)))
+        return left, output_bias(everything, weight, rows), None, (before, after)
+    choices = DAMPINGS if config.damping is None else (config.damping,)
+    errors = [float(output_error(judge, least_squares(fit, weight, rows, jnp.asarray(d)), nothing)) for d in choices]
+    best = int(np.argmin(errors))
+    damping = jnp.asarray(choices[best])
+    return least_squares(everything, weight, rows, damping), nothing, choices[best], (before, errors[best])
+
+
+# --- on the text ---------------------------------------------------------------------------------
+
+
+class Stream(NamedTuple):
+    """The residual stream of a microbatch in front of a sub-block, in the unpruned model and in the pruned one."""
+
+    dense: Float[Array, "batch seq embed"]
+    pruned: Float[Array, "batch seq embed"]
+
+
+class Compensated(NamedTuple):
+    """A model whose kept units stand in for the removed ones, and what was done where."""
+
+    model: Llama
+    """Of the shapes of the given one, rows of removed units 0; as a pruned model, it wants the masks all the same."""
+    corrections: list[Correction]
+
+
+def compensate(
+    model: Llama,
+    keep: Keep,
+    batches: Sequence[Batch],
+    config: CompensationConfig,
+    *,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+) -> Compensated:
+    """Correct the output matrices (or add biases) of a model that keeps only some units, on calibration text.
+
+    Costs about one forward pass of the unpruned model and two of the pruned one; in memory, the residual streams of all
+    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is.
+
+    Args:
+        keep: `[layers, units]` a structure.
+        batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
+        progress: wraps the layers, to show progress.
+
+    Raises:
+        ValueError: a keep-set of another model, or too few batches to hold some out.
+    """
+    check_keep(keep, existing_units(model.runs))
+    if config.method == "none":
+        return Compensated(model, [])
+    check_batches(len(batches), config)
+    masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
+    streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
+    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
+    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    corrections, same = [], True
+    for layer in progress(range(len(places))):
+        run, index = places[layer]
+        for structure in STRUCTURES:
+            old = writer_of(model.runs[run], structure, index)
+            kept = coordinates(keep[structure][layer], model.runs[run].widths, old.weight.shape[0], structure)
+            same = bool(kept.all()) and (same or not through)
+            advance = functools.partial(advance_step, model, index=index, run=run, structure=structure)
+            if same:
+                after = [advance(old, stream.dense) for stream in streams]
+                streams = [Stream(dense, dense) for dense in after]
+                made[structure].append(old)
+                continue
+            observe = functools.partial(normal_step, model, index=index, run=run, structure=structure, config=config)
+            sums, after = summed(observe, streams, masks)
+            weight, bias, damping, errors = corrected(sums, old.weight, kept, config)
+            new = Written(weight.astype(old.weight.dtype), old.bias + bias.astype(old.bias.dtype))
+            streams = [
+                Stream(dense, advance(new, stream.pruned) if through else dense)
+                for stream, dense in zip(streams, after, strict=True)
+            ]
+            made[structure].append(new)
+            corrections.append(Correction(structure, layer, damping, *errors))
+    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def check_batches(count: int, config: CompensationConfig) -> None:
+    """Raise ValueError where there are too few microbatches to choose the damping on some that were held out."""
+    if config.method == "least_squares" and config.damping is None and count < HELD_OUT:
+        raise ValueError(
+            f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
+            f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or a "
+            "number for compensation.damping"
+        )
+
+
+class Written(NamedTuple):
+    """What carries a sub-block's activations into the residual stream."""
+
+    weight: Float[Array, "coordinates embed"]
+    bias: Float[Array, "embed"]
+    """Zeros where the model has none."""
+
+
+@functools.partial(jax.jit, static_argnames=("structure",))
+def writer_of(run: DecoderLayer, structure: str, index: Int[Array, ""]) -> Written:
+    """Return the output matrix and the bias of one layer, by its number within the run."""
+    layer = layer_of(run, index)
+    weight, bias = {
+        "attention": (layer.attention.output[...], layer.attention.output_bias),
+        "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
+    }[structure]
+    weight = weight.reshape(-1, weight.shape[-1])
+    return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
+
+
+@functools.partial(jax.jit, static_argnames=("run", "structure", "config"))
+def normal_step(
+    model: Llama,
+    stream: Stream,
+    mask: Bool[Array, "batch seq"],
+    *,
+    index: Int[Array, ""],
+    run: int,
+    structure: str,
+    config: CompensationConfig,
+) -> tuple[Normal, Float[Array, "batch seq embed"]]:
+    """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it."""
+    own = writer_of(model.runs[run], structure, index)
+    active = activations(model, stream.dense, index, run, structure)
+    written = active @ own.weight
+    after = stream.dense + written + own.bias[None, None]
+    if config.propagate == "pruned":
+        active = activations(model, stream.pruned, index, run, structure)
+        written = after - stream.pruned - own.bias[None, None]
+    a, target, behind = wide(active), wide(written), wide(after)
+    importance = mask.astype(behind.dtype) / (jnp.mean(jnp.square(behind), axis=-1) + model.constants.norm_eps)
+    weighted = a * importance[..., None]
+    return Normal(
+        gram=jnp.einsum("btc,bte->ce", weighted, a),
+        cross=jnp.einsum("btc,btd->cd", weighted, target),
+        mean=jnp.sum(weighted, axis=(0, 1)),
+        target=jnp.einsum("bt,btd->d", importance, target),
+        square=jnp.einsum("bt,btd->", importance, jnp.square(target)),
+        weight=jnp.sum(importance),
+    ), after
+
+
+@functools.partial(jax.jit, static_argnames=("run", "structure"))
+def advance_step(
+    model: Llama,
+    new: Written,
+    pruned: Float[Array, "batch seq embed"],
+    *,
+    index: Int[Array, ""],
+    run: int,
+    structure: str,
+) -> Float[Array, "batch seq embed"]:
+    """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`."""
+    return pruned + activations(model, pruned, index, run, structure) @ new.weight + new.bias[None, None]
+
+
+def activations(
+    model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], run: int, structure: str
+) -> Float[Array, "batch seq coordinates"]:
+    """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
+    layer, eps = layer_of(model.runs[run], index), model.constants.norm_eps
+    if structure == "mlp":
+        return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
+    rotation = rotary(x.shape[1], layer.attention.query.shape[-1], model.constants)
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation)
+    return middle.reshape(*middle.shape[:2], -1)
+
+
+def summed(
+    step: Callable[..., tuple[Normal, Array]], streams: Sequence[Stream], masks: Sequence[Array]
+) -> tuple[tuple[Normal, Normal | None], list[Array]]:
+    """Return the sums over the text, those of what is held out apart, and the unpruned streams behind the sub-block."""
+    sums: list[Normal | None] = [None, None]
+    after = []
+    for number, (stream, mask) in enumerate(zip(streams, masks, strict=True)):
+        new, behind = step(stream, mask)
+        after.append(behind)
+        slot = int(number % HELD_OUT == HELD_OUT - 1)
+        before = sums[slot]
+        sums[slot] = new if before is None else jax.tree.map(jnp.add, before, new)
+    fit, held = sums
+    assert fit is not None
+    return (fit, held), after
+
+
+def coordinates(
+    kept: Bool[np.ndarray, "units"], widths: LayerWidths, count: int, structure: str
+) -> Bool[np.ndarray, "coordinates"]:
+    """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer."""
+    units = widths.kv_heads if structure == "attention" else widths.mlp
+    return np.repeat(kept[:units], count // max(units, 1))
+
+
+def rewritten(model: Llama, made: dict[str, list[Written]], biases: bool) -> Llama:
+    """Return a copy of a model with other output matrices, and other biases if it has or gets them."""
+    new = jax.tree.map(lambda x: x, model)
+    bounds = run_bounds(model.runs)
+    for run, at in zip(new.runs, bounds, strict=True):
+        for part, name, structure in ((run.attention, "output", "attention"), (run.mlp, "down", "mlp")):
+            own = made[structure][at.start : at.stop]
+            parameter = getattr(part, name)
+            weight = jnp.stack([each.weight for each in own]).reshape(parameter.shape)
+            setattr(part, name, param(parameter.axes, weight))
+            if biases or getattr(part, f"{name}_bias") is not None:
+                bias = param(("layers", "embed"), jnp.stack([each.bias for each in own]))
+                setattr(part, f"{name}_bias", nnx.data(bias))
+    return new

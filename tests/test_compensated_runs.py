@@ -1,0 +1,126 @@
+"""Compensation in comparisons and in `saap prune`: same units, other weights, the same model masked, cut and saved."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax import comparison, pipeline
+from saap_jax.calibration import scenario_pairs, scenarios_of
+from saap_jax.compensation import compensate
+from saap_jax.config import CompareConfig, PruneConfig
+from saap_jax.options import (
+    CalibrationConfig,
+    CompensationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    GridConfig,
+    ModelConfig,
+    SearchConfig,
+)
+from saap_jax.report import csv_table
+from saap_jax.surgery import cut
+from saap_jax.sweep import texts_of
+from saap_jax.types import STRUCTURES
+
+CALIBRATION = CalibrationConfig(examples=8, length=16, batch_size=2)
+METHODS = ("none", "bias", "least_squares")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
+    return CompareConfig(
+        name="compensated",
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CALIBRATION,
+        estimation=EstimationConfig(estimators=("wanda", "magnitude")),
+        grid=GridConfig(compensations=METHODS, seeds=(0, 1)),
+        evaluation=EvaluationConfig(windows=4, length=16, batch_size=2, candidates_at_once=3),
+        ratios=(0.5,),
+        best_ratio=0.5,
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    return comparison.compare(config)
+
+
+def test_compensation_changes_quality_and_not_the_units(run):
+    rows = {(row["estimator"], row["seed"], row["compensation"]): row for row in run.candidates()}
+    assert len(rows) == 2 * 2 * 3
+    for estimator in ("wanda", "magnitude"):
+        none, *others = (rows[estimator, 0, method] for method in METHODS)
+        assert {row["keep"] for row in others} == {none["keep"]}
+        assert len({json.dumps(row["ppl"]) for row in (none, *others)}) == 3
+        assert {row["same_as"] for row in others} == {None}
+    of_seeds = [rows["magnitude", seed, "least_squares"] for seed in (0, 1)]
+    assert of_seeds[0]["keep"] == of_seeds[1]["keep"]  # magnitude reads no text, compensation does
+    assert of_seeds[0]["ppl"] != of_seeds[1]["ppl"]
+    assert rows["magnitude", 0, "none"]["ppl"] == rows["magnitude", 1, "none"]["ppl"]
+
+
+def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
+    model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
+    texts, arrays = texts_of(config.evaluation, tokenizer), run.load_arrays("keeps")
+    windows = scenarios_of(dataclasses.replace(CALIBRATION, seed=1), tokenizer)
+    for method in METHODS:
+        (row,) = (r for r in run.candidates() if (r["estimator"], r["seed"], r["compensation"]) == ("wanda", 1, method))
+        keep = {structure: arrays[f"{row['candidate']}/{structure}"] for structure in STRUCTURES}
+        parts = scenario_pairs(windows.values(), CALIBRATION)
+        pruned = cut(compensate(model, keep, parts, CompensationConfig(method=method)).model, keep)
+        for metric, text in texts.items():
+            assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
+
+
+def test_taken_up_again_bit_for_bit(config, run, tmp_path):
+    again = dataclasses.replace(config, runs=str(tmp_path))
+    partial = comparison.compare(again)
+    lines = (partial.path / "metrics.jsonl").read_text().splitlines()
+    (partial.path / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    record = json.loads((partial.path / "run.json").read_text())
+    (partial.path / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    resumed = comparison.compare(again)
+    assert csv_table(resumed.record, resumed.candidates()) == csv_table(run.record, run.candidates())
+
+
+def test_pruned_models_are_compensated(tiny_model_directory, tmp_path):
+    def prune(name: str, **options):
+        return pipeline.prune(
+            PruneConfig(
+                out=str(tmp_path / name),
+                model=ModelConfig(name=str(tiny_model_directory)),
+                estimator="wanda",
+                ratio=0.5,
+                calibration=CALIBRATION,
+                search=SearchConfig(),
+                compensation=CompensationConfig(**options),
+            )
+        )
+
+    plain, least, biased = prune("plain"), prune("least", method="least_squares"), prune("biased", method="bias")
+    assert [len(each.corrections) for each in (plain, least, biased)] == [0, 4, 4]
+    assert all(each.corrected < each.error for each in biased.corrections[:1])
+    models = {name: saap_jax.load_model(tmp_path / name) for name in ("plain", "least", "biased")}
+    assert models["least"].spec == models["plain"].spec
+    assert [model.spec.output_biases for model in models.values()] == [False, False, True]
+    same = [np.array_equal(m.runs[0].mlp.up[...], models["plain"].runs[0].mlp.up[...]) for m in models.values()]
+    assert all(same)
+    assert float(jnp.abs(models["least"].runs[0].mlp.down[...] - models["plain"].runs[0].mlp.down[...]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["compare", "prune"])
+def test_too_little_text_is_refused_before_any_work(kind, config, tmp_path):
+    few = dataclasses.replace(CALIBRATION, examples=6)
+    least = CompensationConfig(method="least_squares")
+    calls = {
+        "compare": lambda: comparison.compare(dataclasses.replace(config, runs=str(tmp_path), calibration=few)),
+        "prune": lambda: pipeline.prune(PruneConfig(out=str(tmp_path / "out"), calibration=few, compensation=least)),
+    }
+    with pytest.raises(ValueError, match="expected at least 4 microbatches .*, got 3"):
+        calls[kind]()
+    assert not list(tmp_path.iterdir())

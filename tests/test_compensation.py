@@ -1,0 +1,263 @@
+"""Compensation: the formulas against plain algebra, the pass against loops, and what it can restore exactly."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.compensation import (
+    Normal,
+    compensate,
+    dense_normal,
+    least_squares,
+    output_bias,
+    output_error,
+)
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import CompensationConfig
+from saap_jax.surgery import cut, masks
+from saap_jax.types import STRUCTURES
+from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
+
+LEAST = CompensationConfig(method="least_squares", damping=1e-6)
+BIAS = CompensationConfig(method="bias")
+TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
+
+
+def batches_of(count: int = 4, batch: int = 2, seq: int = 8, seed: int = 1):
+    tokens = random_tokens(count * batch, seq, seed)
+    mask = np.ones(tokens.shape, bool)
+    mask[-1, seq // 2 :] = False
+    return [(tokens[i : i + batch], mask[i : i + batch]) for i in range(0, len(tokens), batch)]
+
+
+def problem(seed: int = 0, count: int = 50, coordinates: int = 7, embed: int = 3):
+    random = np.random.default_rng(seed)
+    a, target = random.standard_normal((count, coordinates)), random.standard_normal((count, embed))
+    weights, w = random.uniform(0.1, 2, count), random.standard_normal((coordinates, embed))
+    kept = np.array([True, False, True, True, False, True, True])
+    normal = Normal(
+        *(
+            jnp.asarray(x)
+            for x in (
+                a.T @ (weights[:, None] * a),
+                a.T @ (weights[:, None] * target),
+                weights @ a,
+                weights @ target,
+                (weights[:, None] * target**2).sum(),
+                weights.sum(),
+            )
+        )
+    )
+    return a, target, weights, w, kept, normal
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_least_squares_is_ridge_regression_towards_the_old_weights(damping, x64):
+    a, target, weights, w, kept, normal = problem()
+    found = np.asarray(least_squares(normal, jnp.asarray(w), jnp.asarray(kept), jnp.asarray(damping)))
+    root = np.sqrt(weights)[:, None]
+    resist = np.diag(np.sqrt(damping * np.square(root * a[:, kept]).sum(axis=0)))
+    rows, right = np.concatenate([root * a[:, kept], resist]), np.concatenate([root * target, resist @ w[kept]])
+    np.testing.assert_allclose(found[kept], np.linalg.lstsq(rows, right)[0], rtol=1e-9, atol=1e-11)
+    assert not found[~kept].any()
+
+
+def test_nothing_near_the_least_squares_solution_has_a_lower_error(x64):
+    *_, w, kept, normal = problem()
+    best = least_squares(normal, jnp.asarray(w), jnp.asarray(kept), jnp.asarray(0.0))
+    zero, random = jnp.zeros(w.shape[1]), np.random.default_rng(3)
+    lowest = float(output_error(normal, best, zero))
+    for _ in range(20):
+        step = jnp.asarray(0.01 * random.standard_normal(w.shape) * kept[:, None])
+        assert float(output_error(normal, best + step, zero)) > lowest
+    assert float(output_error(normal, jnp.where(kept[:, None], w, 0), zero)) > lowest  # what it started from
+
+
+def test_the_error_is_that_of_the_tokens(x64):
+    a, target, weights, w, _, normal = problem()
+    bias = np.array([0.3, -1.0, 2.0])
+    expected = (weights[:, None] * (target - a @ w - bias) ** 2).sum() / (weights[:, None] * target**2).sum()
+    np.testing.assert_allclose(output_error(normal, jnp.asarray(w), jnp.asarray(bias)), expected, rtol=1e-12)
+
+
+def test_the_bias_is_the_weighted_mean_of_what_is_missing(x64):
+    a, target, weights, w, kept, normal = problem()
+    missing = target - a[:, kept] @ w[kept]
+    expected = weights @ missing / weights.sum()
+    np.testing.assert_allclose(output_bias(normal, jnp.asarray(w), jnp.asarray(kept)), expected, rtol=1e-10)
+
+
+def observed(model, tokens, mask):
+    """Return {structure: activations [layers, tokens, coordinates]}, and the weight of each token in the sums."""
+    points = {}
+
+    def observe(point, x):
+        return x
+
+    _, seen = jax.jit(lambda m, t: m.hidden(t, None, observe=observe))(model, jnp.asarray(tokens))
+    for structure in STRUCTURES:
+        active, behind = (np.concatenate([np.asarray(run[p]) for run in seen]) for p in (structure, f"{structure}_out"))
+        importance = mask / (np.square(behind).mean(-1) + model.constants.norm_eps)
+        points[structure] = active.reshape(len(active), -1, active[0, 0, 0].size), importance.reshape(len(active), -1)
+    return points
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias"])
+def test_dense_propagation_is_the_formula_of_each_sub_block(method, x64):
+    model = dense_model(layers=2, mlp=6, dtype=np.float64)
+    keep = random_keep(existing_units(model.runs), 0.5, seed=2)
+    keep["attention"][:] = [[True, False], [True, True]]
+    batches = batches_of()
+    config = CompensationConfig(method=method, propagate="dense", damping=0.1)
+    new = compensate(model, keep, batches, config).model
+    tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
+    for structure, (a, weights) in observed(model, tokens, mask).items():
+        part, name = {"attention": ("attention", "output"), "mlp": ("mlp", "down")}[structure]
+        for layer in range(2):
+            old, found = (
+                np.asarray(getattr(getattr(m.runs[0], part), name)[...][layer]).reshape(a.shape[-1], -1)
+                for m in (model, new)
+            )
+            kept = np.repeat(keep[structure][layer], a.shape[-1] // keep[structure].shape[1])
+            gram = a[layer].T @ (weights[layer][:, None] * a[layer])
+            across, among = gram[np.ix_(kept, ~kept)], gram[np.ix_(kept, kept)]
+            expected = old[kept]
+            if method == "least_squares":
+                expected = expected + np.linalg.solve(among + 0.1 * np.diag(np.diag(among)), across @ old[~kept])
+            else:
+                bias = getattr(getattr(new.runs[0], part), f"{name}_bias")[...][layer]
+                mean = weights[layer] @ a[layer] / weights[layer].sum()
+                np.testing.assert_allclose(bias, mean[~kept] @ old[~kept], rtol=1e-7, atol=1e-12)
+            np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-10)
+            assert not found[~kept].any()
+
+
+def twins():
+    """Return a model whose last half of channels and second KV head compute what the first compute, and the first."""
+    model = dense_model(layers=3, mlp=6, dtype=np.float64)
+    for name in ("gate", "up"):
+        model = changed(model, f"runs/0/mlp/{name}", lambda x: x.at[..., 3:].set(x[..., :3]))
+    for name in ("query", "key", "value"):
+        model = changed(model, f"runs/0/attention/{name}", lambda x: x.at[:, :, 1].set(x[:, :, 0]))
+    keep = {"attention": np.array([[True, False]] * 3), "mlp": np.array([[True] * 3 + [False] * 3] * 3)}
+    return model, keep
+
+
+@pytest.mark.parametrize("propagate", ["dense", "pruned"])
+def test_what_a_kept_unit_can_stand_in_for_is_restored(propagate, x64):
+    model, keep = twins()
+    config = dataclasses.replace(LEAST, propagate=propagate, damping=1e-12)
+    new = compensate(model, keep, batches_of(8), config)
+    whole, masked = forward(model, TOKENS), forward(model, TOKENS, masks(keep))
+    assert np.abs(whole - masked).max() > 0.1
+    np.testing.assert_allclose(forward(new.model, TOKENS, masks(keep)), whole, rtol=0, atol=1e-6)
+    assert all(each.error > 1e-3 > 1e-9 > each.corrected for each in new.corrections)
+    biased = compensate(model, keep, batches_of(8), dataclasses.replace(BIAS, propagate=propagate)).model
+    assert np.abs(whole - forward(biased, TOKENS, masks(keep))).max() > 0.01  # no constant does that
+
+
+def test_later_layers_make_up_for_earlier_ones():
+    model = dense_model(layers=3, mlp=6)
+    keep = existing_units(model.runs)
+    keep["mlp"][0, :4] = False
+    batches = batches_of(16)
+    alone = compensate(model, keep, batches, dataclasses.replace(LEAST, propagate="dense"))
+    through = compensate(model, keep, batches, LEAST)
+    assert [(each.structure, each.layer) for each in alone.corrections] == [("mlp", 0)]
+    assert [(each.structure, each.layer) for each in through.corrections] == [
+        ("mlp", 0),
+        ("attention", 1),
+        ("mlp", 1),
+        ("attention", 2),
+        ("mlp", 2),
+    ]
+    tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
+
+    def error(new):
+        hidden = jax.jit(lambda m, g: m.hidden(jnp.asarray(tokens), g)[0])
+        return float(np.square(np.asarray(hidden(model, None) - hidden(new, masks(keep))))[mask].mean())
+
+    assert error(through.model) < error(alone.model) < error(model)
+
+
+@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
+@pytest.mark.parametrize("make", [dense_model, ragged_model])
+def test_cut_is_masked_after_compensation(make, config):
+    model = make()
+    keep = random_keep(existing_units(model.runs), 0.4, seed=4)
+    keep["attention"][-1] = False
+    new = compensate(model, keep, batches_of(), config).model
+    masked, pruned = forward(new, TOKENS, masks(keep)), forward(cut(new, keep), TOKENS)
+    np.testing.assert_allclose(masked, pruned, rtol=0, atol=2e-5)
+    assert np.abs(masked - forward(model, TOKENS, masks(keep))).max() > 1e-3
+
+
+@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
+def test_a_whole_model_is_left_as_it_is(config):
+    model = dense_model()
+    new = compensate(model, existing_units(model.runs), batches_of(), config)
+    assert not new.corrections
+    np.testing.assert_array_equal(forward(new.model, TOKENS), forward(model, TOKENS))
+
+
+def test_biases_that_a_model_has_are_kept_and_added_to():
+    model = dense_model(output_biases=True)
+    keep = random_keep(existing_units(model.runs), 0.5, seed=1)
+    keep["attention"][0, 0] = keep["mlp"][1, 0] = False
+    least, biased = (compensate(model, keep, batches_of(), config).model for config in (LEAST, BIAS))
+    old = model.runs[0].mlp.down_bias[...]
+    np.testing.assert_array_equal(least.runs[0].mlp.down_bias[...], old)
+    assert np.abs(biased.runs[0].mlp.down_bias[...] - old).max() > 1e-3
+
+
+@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
+def test_the_size_of_the_microbatches_changes_nothing(config, x64):
+    model = dense_model(dtype=np.float64)
+    keep = random_keep(existing_units(model.runs), 0.5, seed=1)
+    keep["mlp"][0, :2] = False
+    one, other = (forward(compensate(model, keep, batches_of(8 // n, n), config).model, TOKENS) for n in (1, 4))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
+
+
+def test_the_damping_is_what_does_best_on_text_that_was_held_out():
+    model = dense_model(layers=1, mlp=6)
+    keep = existing_units(model.runs)
+    keep["mlp"][0, :3] = False
+    (chosen,) = compensate(model, keep, batches_of(8), dataclasses.replace(LEAST, damping=None)).corrections
+    others = [
+        compensate(model, keep, batches_of(8), dataclasses.replace(LEAST, damping=d)).corrections[0].corrected
+        for d in (0.01, 0.1, 1.0, 10.0)
+    ]
+    assert chosen.corrected <= min(others) + 1e-6
+    assert max(others) > chosen.corrected + 1e-4
+
+
+def test_too_little_text_to_hold_some_out_is_refused():
+    model = dense_model()
+    keep = random_keep(existing_units(model.runs), 0.5)
+    with pytest.raises(ValueError, match="at least 4 microbatches .* got 3; give more calibration.examples"):
+        compensate(model, keep, batches_of(3), dataclasses.replace(LEAST, damping=None))
+    assert compensate(model, keep, batches_of(3), LEAST).corrections
+
+
+def test_sums_of_an_unpruned_sub_block_follow_from_its_activations(x64):
+    a, _, weights, w, *_ = problem()
+    target = a @ w
+    normal = dense_normal(*(jnp.asarray(x) for x in (a.T @ (weights[:, None] * a), weights @ a, weights.sum(), w)))
+    np.testing.assert_allclose(normal.square, (weights[:, None] * target**2).sum(), rtol=1e-10)
+    np.testing.assert_allclose(normal.target, weights @ target, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"damping": 0.0}, "compensation.damping: expected a number above 0 or None, got 0.0"),
+        ({"damping": float("inf")}, "compensation.damping: expected a number above 0 or None, got inf"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CompensationConfig(**options)
