@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from saap_jax.export.hf import write_hf
-from saap_jax.llama import load_model
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.runs import existing_units
+from saap_jax.surgery import cut
 from tests.export.models import EMPTY, PLAIN, SPECS, spec_of
 from tests.helpers import forward, random_model
 
@@ -31,9 +33,9 @@ def modules_cache(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def exported(model, directory, form):
+def exported(model, directory, form, tokenizer=None):
     directory.mkdir()
-    write_hf(model, directory, form, np.dtype(np.float32))
+    write_hf(model, directory, form, np.dtype(np.float32), tokenizer=tokenizer)
     return directory
 
 
@@ -151,9 +153,7 @@ def test_without_trust_it_is_refused(tmp_path):
 
 def test_real_model(tmp_path):
     """SmolLM2 with layers cut to different widths, one without heads, one without channels."""
-    from saap_jax.llama import load_tokenizer, save_model
-    from saap_jax.llama.runs import existing_units
-    from saap_jax.surgery import cut
+    from transformers import AutoTokenizer
 
     try:
         model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
@@ -163,10 +163,12 @@ def test_real_model(tmp_path):
     keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.runs).items()}
     keep["attention"][0] = keep["mlp"][9] = False
     pruned = cut(model, keep)
-    save_model(pruned, tmp_path / "source", tokenizer=tokenizer)
     ids = np.asarray([tokenizer.encode("The capital of France is")], np.int32)
     for form in ("ragged", "padded"):
-        theirs = load_torch(exported(pruned, tmp_path / form, form))
+        theirs = load_torch(exported(pruned, tmp_path / form, form, tokenizer))
+        loaded = AutoTokenizer.from_pretrained(tmp_path / form, trust_remote_code=True)
+        assert loaded("The capital of France is")["input_ids"] == ids[0].tolist()
+        assert theirs.generation_config.eos_token_id == tokenizer.eos_token_id
         expected = np.asarray(forward(pruned, jnp.asarray(ids)))
         np.testing.assert_allclose(torch_logits(theirs, ids), expected, rtol=0, atol=5e-4)
         got = theirs.generate(torch.tensor(ids, dtype=torch.long), max_new_tokens=12, do_sample=False).numpy()
