@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow parity browser lint lock clean
+.PHONY: quickstart test slow parity llamacpp browser lint lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -20,6 +20,10 @@ slow: $(READY)  ## tests that take minutes
 parity: $(READY)  ## parity with transformers; installs torch
 	$(BIN)/pip install -q "torch>=2.9,<2.14"
 	$(BIN)/pytest -q -m parity
+
+llamacpp: $(READY)  ## exported GGUF files run in llama.cpp; installs a ready-built one
+	$(BIN)/pip install -q "llama-cpp-py-sync>=0.11739"
+	$(BIN)/pytest -q -m llamacpp
 
 browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on the path; installs playwright
 	$(BIN)/pip install -q "playwright>=1.49,<2"

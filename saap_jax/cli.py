@@ -1,6 +1,7 @@
 """The command line, `saap`: reads arguments, shows progress and tables, turns errors into one line and exit code 2."""
 
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from saap_jax.config import (
     AbConfig,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     FidelityConfig,
     FrontierConfig,
     GateConfig,
@@ -30,6 +32,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap discover [MODEL]        print the coupled structures of a model
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
+  saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
   saap evaluate [MODEL ...]    perplexity of models, pruned or not
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
   saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
@@ -172,6 +175,33 @@ def prune(words: list[str]) -> None:
     console.print(f"model: {config.out}", markup=False)
 
 
+def export(words: list[str]) -> None:
+    """Run `saap export`."""
+    positional, rest = split_words(words)
+    if len(positional) > 2:
+        raise UsageError(f"export: expected MODEL and OUT, got {len(positional)} words: {' '.join(positional)}")
+    default = ExportConfig(**dict(zip(("model", "out"), positional, strict=False)))
+    config, _ = parse("export MODEL OUT", default, rest)
+    from saap_jax.export import export_model
+    from saap_jax.pipeline import step
+
+    with show_progress() as track:
+        exported = export_model(config, step=functools.partial(step, track))
+    agreement = exported.agreement
+    table = Table(title=exported.kind, title_justify="left", show_header=False)
+    table.add_row("parameters", f"{exported.parameters:,}")
+    table.add_row("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})")
+    table.add_row("bytes", f"{exported.bytes:,}")
+    table.add_row(f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}")
+    share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
+    table.add_row("  root mean square", share)
+    table.add_row("  same most likely token", f"{agreement.argmax:.1%}")
+    console.print(table)
+    for note in exported.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"model: {config.out}", markup=False)
+
+
 def evaluate(words: list[str]) -> None:
     """Run `saap evaluate`."""
     positional, rest = split_words(words)
@@ -301,6 +331,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "discover": discover,
     "score": score,
     "prune": prune,
+    "export": export,
     "evaluate": evaluate,
     "fidelity": fidelity,
     "frontier": frontier,

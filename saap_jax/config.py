@@ -293,6 +293,27 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model for other programs, read it back, and compare its logits with the source's. See docs/export.md."""
+
+    model: str = ""
+    """The model: a name, GGUF file or directory."""
+    out: str = ""
+    """What to write: a directory, or with format gguf a file; it must not exist."""
+    format: Literal["hf", "padded", "ragged", "gguf"] = "hf"
+    """`hf`: a plain LLaMA, if all layers are alike. `padded`: a plain LLaMA, widened by zeros. `ragged`: widths as they
+    are, with code for transformers. `gguf`: a file for llama.cpp."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
+    """Type of the stored matrices; q8_0 is for gguf alone."""
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ExportConfig.__annotations__["format"])
+        check_choice("dtype", self.dtype, ExportConfig.__annotations__["dtype"])
+        if self.dtype == "q8_0" and self.format != "gguf":
+            raise ValueError(f"dtype: q8_0 is a type of GGUF, expected float32, bfloat16 or float16 for {self.format}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FidelityConfig:
     """How well do estimators predict the exact change of loss when a unit goes?"""
 

@@ -2,7 +2,8 @@
 
 A dense model, or one whose layers were all cut alike, is a plain `llama` config. Layers of different widths have no
 place in it, nor has a bias of the output projections alone, so such a model says `model_type: "saap_llama"` with one
-number a layer: other readers refuse it instead of misreading it.
+number a layer: other readers refuse it instead of misreading it. A plain config may say that all projections have
+biases; all but those of the output projections must then be zero.
 """
 
 import json
@@ -21,8 +22,6 @@ _PER_LAYER_KEYS = ("num_key_value_heads", "num_attention_heads", "query_heads_pe
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "architectures": (None, ["LlamaForCausalLM"], ["LLaMAForCausalLM"]),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
     "hidden_act": (None, "silu"),
     "quantization_config": (None,),
     "sliding_window": (None,),
@@ -37,7 +36,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _READ = {
     *("model_type", "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id", "attention_bias", "mlp_bias"),
 }
 
 _HARMLESS = {
@@ -48,6 +47,15 @@ _HARMLESS = {
     *("chunk_size_feed_forward", "cross_attention_hidden_size", "unsloth_version", "unsloth_fixed"),
 }
 """Keys that say nothing about the logits of a language model (training, bookkeeping, generation)."""
+
+_PER_LAYER_ONLY = {
+    "architectures": (None, ["SaapLlamaForCausalLM"]),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+}
+"""The same, of a config with one width a layer."""
+
+_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, "auto_map"}
 
 _ROPE_KEYS = {
     "default": set(),
@@ -111,14 +119,16 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
         head_dim=_integer({"head_dim": head_dim}, "head_dim", where),
         layers=layers,
         tied=_flag(config, "tie_word_embeddings", where),
-        output_biases=_flag(config, _OUTPUT_BIASES, where),
+        output_biases=_flag(config, _OUTPUT_BIASES, where) if per_layer else _all_biases(config, where),
         constants=constants,
     )
 
 
-def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
+def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = None) -> dict[str, Any]:
     """Return the `config.json` of a model: plain `llama` if its layers are alike, none is empty and no biases
-    were added, else per layer.
+    were added, else per layer; `per_layer` says it for a checkpoint that is written otherwise.
+
+    A plain config of a model with output biases says that all projections have one.
 
     The rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with
     `rope_scaling`: a reader that knows only one of the two would otherwise fall back to defaults without a word.
@@ -130,7 +140,9 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
         if given.kind == "llama3":
             scaling |= {"low_freq_factor": given.low_freq_factor, "high_freq_factor": given.high_freq_factor}
             scaling["original_max_position_embeddings"] = given.original_max_positions
-    if spec.uniform and first.kv_heads and first.mlp and not spec.output_biases:
+    if per_layer is None:
+        per_layer = not fits_plain_config(spec) or spec.output_biases
+    if not per_layer:
         sizes: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -154,8 +166,8 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "num_hidden_layers": len(spec.layers),
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": spec.output_biases and not per_layer,
+        "mlp_bias": spec.output_biases and not per_layer,
         "tie_word_embeddings": spec.tied,
         "rms_norm_eps": constants.norm_eps,
         "max_position_embeddings": constants.max_positions,
@@ -168,14 +180,30 @@ def config_from_spec(spec: LlamaSpec, dtype: str) -> dict[str, Any]:
     }
 
 
+def fits_plain_config(spec: LlamaSpec) -> bool:
+    """Say whether a plain `llama` config can hold the widths: layers all alike, with heads and channels."""
+    return spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp > 0
+
+
+def _all_biases(config: dict[str, Any], where: str) -> bool:
+    """Say whether a plain config has biases: in attention and MLP, or in neither."""
+    attention, mlp = (_flag(config, key, where) for key in ("attention_bias", "mlp_bias"))
+    if attention != mlp:
+        raise ValueError(
+            f"{where}: attention_bias = {attention} with mlp_bias = {mlp} is not supported, expected both alike"
+        )
+    return attention
+
+
 def _refuse_unsupported(config: dict[str, Any], where: str, per_layer: bool) -> None:
-    known = _READ | _HARMLESS | _ONLY.keys() | ({"query_heads_per_kv_head", _OUTPUT_BIASES} if per_layer else set())
+    only = _ONLY | _PER_LAYER_ONLY if per_layer else _ONLY
+    known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else set())
     if unknown := sorted(config.keys() - known):
         raise ValueError(
             f"{where}: unknown attributes {', '.join(unknown)}; they may change what the model computes, "
             "so remove them only if you know that they do not"
         )
-    for key, values in _ONLY.items():
+    for key, values in only.items():
         if key in config and config[key] not in values:
             raise ValueError(f"{where}: {key} = {config[key]!r} is not supported, expected {values[-1]!r}")
 

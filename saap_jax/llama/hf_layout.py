@@ -63,10 +63,6 @@ class Stored(NamedTuple):
         shape = self.variable.shape[1:] if self.stacked else self.variable.shape
         return (tensor if self.path == "embedding" else tensor.T).reshape(shape)
 
-    def to_stored(self, array: np.ndarray) -> np.ndarray:
-        """View a parameter, without its `layers` axis, in the layout of the stored tensor."""
-        return array if self.path == "embedding" else array.reshape(self.shape[::-1]).T
-
 
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
     """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
@@ -83,7 +79,7 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
             kind = "bias" if name.endswith("_bias") else "weight"
             names = tuple(f"model.layers.{layer}.{_LAYER[name]}.{kind}" for layer in layers)
             shape, axes = variable.shape[1:], variable.axes[1:]
-        stored.append(Stored(path, variable, names, shape if path == "embedding" else _stored_shape(axes, shape)))
+        stored.append(Stored(path, variable, names, shape if path == "embedding" else stored_shape(axes, shape)))
     return stored, treedef
 
 
@@ -94,7 +90,8 @@ def tensor_shapes(stored: list[Stored]) -> Iterator[tuple[str, tuple[int, ...]]]
             yield name, item.shape
 
 
-def _stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the stored shape `[outputs, inputs]` of a matrix with the given axes and sizes; of a vector, its own."""
     if len(shape) == 1:
         return shape
     inputs = 1 if axes[0] == "embed" else len(shape) - 1

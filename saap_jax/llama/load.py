@@ -29,6 +29,7 @@ PACKAGED = "smollm2-135m"
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
+_INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
 _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -142,7 +143,24 @@ def _open_directory(directory: Path) -> Checkpoint:
             if view.get_dtype() not in _FLOATS:
                 raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected floating point")
             shapes[name] = tuple(view.get_shape())
-    return Checkpoint(str(directory), spec, shapes, lambda name: homes[name].get_tensor(name))
+    checkpoint = Checkpoint(str(directory), spec, shapes, lambda name: homes[name].get_tensor(name))
+    if spec.output_biases:
+        _drop_zero_biases(checkpoint)
+    return checkpoint
+
+
+def _drop_zero_biases(checkpoint: Checkpoint) -> None:
+    """Take biases of other than the output projections out of a checkpoint; `ValueError` for one that is not zero.
+
+    transformers knows biases of all projections or of none, so an exported model has more than its own.
+    """
+    for name in [name for name in checkpoint.shapes if _INNER_BIAS.fullmatch(name)]:
+        if np.any(checkpoint.read(name)):
+            raise ValueError(
+                f"{checkpoint.where}: {name} is not zero, expected biases of o_proj and down_proj only; "
+                "a model with other biases is not supported"
+            )
+        del checkpoint.shapes[name]
 
 
 def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:

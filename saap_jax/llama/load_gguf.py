@@ -1,35 +1,19 @@
-"""Read GGUF files of architecture `llama`, dequantised tensor by tensor and presented under Hugging Face names."""
+"""Read GGUF files, dequantised tensor by tensor and presented under Hugging Face names.
+
+Architecture `llama` has equal layers, `deci` one number a layer. What `deci` leaves out of a layer without heads or
+channels (matrices of no size, a norm that nothing reads) is filled in.
+"""
 
 import dataclasses
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 
+from saap_jax.llama.gguf_layout import ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
 from saap_jax.llama.hf_layout import Checkpoint
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
-
-_WHOLE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-_ROPE_FACTORS = "rope_freqs.weight"
 
 _READ = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
@@ -55,122 +39,187 @@ def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
     return {key: field.contents() for key, field in reader.fields.items() if key not in long}
 
 
+class _Fields(NamedTuple):
+    """The attributes of a model in a GGUF file, without the name of the architecture before them."""
+
+    architecture: str
+    values: dict[str, Any]
+    where: str
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"{self.where}: expected {self.architecture}.{key} to be a positive integer, got {value!r}"
+            )
+        return value
+
+    def integers(self, key: str, count: int) -> list[int]:
+        """Read one number a layer, or one for all of them."""
+        value = self.values.get(key)
+        if not isinstance(value, list):
+            return [self.integer(key)] * count
+        if len(value) != count or not all(type(item) is int and item >= 0 for item in value):
+            name = f"{self.architecture}.{key}"
+            raise ValueError(f"{self.where}: expected {name} to be {count} non-negative integers, got {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise ValueError(f"{self.where}: expected {self.architecture}.{key} to be a positive number, got {value!r}")
+        return float(str(np.float32(value)))  # stored as float32: the shortest decimal that is meant (1e-05)
+
+
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file as a checkpoint; refuses by name what the model cannot express."""
     reader = read_gguf(path)
     fields = metadata(reader)
     architecture = fields.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{path}: expected architecture 'llama', got {architecture!r}; not a LLaMA model")
+    if architecture not in ("llama", "deci"):
+        raise ValueError(f"{path}: expected architecture 'llama' or 'deci', got {architecture!r}; not a LLaMA model")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    factors = tensors.pop(_ROPE_FACTORS, None)
-    values = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
-    spec = _spec(values, fields, str(path), tied="output.weight" not in tensors, vocab=_rows(tensors, path))
+    factors = tensors.pop(ROPE_FACTORS, None)
+    prefix = f"{architecture}."
+    values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    spec = _spec(_Fields(architecture, values, str(path)), fields, tensors)
     if factors is not None:
-        scaling = _scaling_of_factors(_dequantise(factors, path), spec, str(path))
+        scaling = _scaling_of_factors(_dequantise(factors, path), spec, str(path), fields)
         spec = _with_scaling(spec, scaling, str(path))
-    names = {_hf_name(name, path): tensor for name, tensor in tensors.items()}
+    names = {}
+    for name, tensor in tensors.items():
+        if (known := hf_name(name)) is None:
+            raise ValueError(f"{path}: unknown tensor {name}; not a plain LLaMA model")
+        names[known] = tensor
+    return _checkpoint(path, spec, names)
+
+
+def _checkpoint(path: Path, spec: LlamaSpec, names: dict[str, Any]) -> Checkpoint:
+    """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
+    absent = {name: shape for name, shape in _empty_shapes(spec).items() if name not in names}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in names.items()}
 
     def read(name: str) -> np.ndarray:
+        if name in absent:
+            return np.ones(absent[name], np.float32)
         values = _dequantise(names[name], path)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            widths = spec.layers[0]
+            widths = spec.layers[int(name.split(".")[2])]
             heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
             return unpermute(values, heads)
         return values
 
-    return Checkpoint(str(path), spec, shapes, read)
+    return Checkpoint(str(path), spec, shapes | absent, read)
 
 
-def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's reordering of query and key rows: rotary pairs side by side -> halves of each head."""
-    rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
+    """Return what belongs to layers without heads, or without channels: matrices of no size, and their norms."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, widths in enumerate(spec.layers):
+        layer = f"model.layers.{index}"
+        if widths.kv_heads == 0:
+            shapes |= {f"{layer}.self_attn.{name}_proj.weight": (0, spec.embed) for name in "qkv"}
+            shapes |= {f"{layer}.self_attn.o_proj.weight": (spec.embed, 0)}
+            shapes |= {f"{layer}.input_layernorm.weight": (spec.embed,)}
+        if widths.mlp == 0:
+            shapes |= {f"{layer}.mlp.{name}_proj.weight": (0, spec.embed) for name in ("gate", "up")}
+            shapes |= {f"{layer}.mlp.down_proj.weight": (spec.embed, 0)}
+            shapes |= {f"{layer}.post_attention_layernorm.weight": (spec.embed,)}
+    return shapes
 
 
-def _spec(values: dict[str, Any], fields: dict[str, Any], where: str, *, tied: bool, vocab: int) -> LlamaSpec:
+def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaSpec:
+    where, values, prefix = found.where, found.values, f"{found.architecture}."
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{where}: missing tensor token_embd.weight")
     if unknown := sorted(values.keys() - _READ):
-        raise ValueError(f"{where}: unknown attributes {', '.join('llama.' + key for key in unknown)}")
+        raise ValueError(f"{where}: unknown attributes {', '.join(prefix + key for key in unknown)}")
     if values.get("expert_count"):
-        raise ValueError(
-            f"{where}: llama.expert_count = {values['expert_count']}: mixtures of experts are not supported"
-        )
-    heads = _integer(values, "attention.head_count", where)
-    kv_heads = _integer(values, "attention.head_count_kv", where, heads)
-    embed = _integer(values, "embedding_length", where)
-    head_dim = _integer(values, "attention.key_length", where, embed // heads)
+        count = values["expert_count"]
+        raise ValueError(f"{where}: {prefix}expert_count = {count}: mixtures of experts are not supported")
+    layers = _widths(found)
+    embed = found.integer("embedding_length")
+    default = embed // (layers[0].kv_heads * layers[0].q_per_kv) if layers[0].kv_heads else None
+    head_dim = found.integer("attention.key_length", default)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if _integer(values, key, where, head_dim) != head_dim:
-            raise ValueError(f"{where}: llama.{key} = {values[key]} is not supported, expected head_dim {head_dim}")
-    if heads % kv_heads:
-        raise ValueError(f"{where}: {heads} attention heads are no multiple of {kv_heads} key/value heads")
-    widths = LayerWidths(
-        kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=_integer(values, "feed_forward_length", where)
-    )
+        if found.integer(key, head_dim) != head_dim:
+            raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
     bos, eos = fields.get("tokenizer.ggml.bos_token_id"), fields.get("tokenizer.ggml.eos_token_id")
     constants = Constants(
-        norm_eps=_number(values, "attention.layer_norm_rms_epsilon", where),
-        rope_theta=_number(values, "rope.freq_base", where, 10_000.0),
-        rope_scaling=_scaling(values, where),
-        max_positions=_integer(values, "context_length", where),
+        norm_eps=found.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=found.number("rope.freq_base", 10_000.0),
+        rope_scaling=_scaling(found),
+        max_positions=found.integer("context_length"),
         bos_token=None if bos is None else int(bos),
         eos_tokens=() if eos is None else (int(eos),),
     )
-    layers = (widths,) * _integer(values, "block_count", where)
-    return LlamaSpec(vocab=vocab, embed=embed, head_dim=head_dim, layers=layers, tied=tied, constants=constants)
+    return LlamaSpec(
+        vocab=int(tensors["token_embd.weight"].shape[-1]),
+        embed=embed,
+        head_dim=head_dim,
+        layers=layers,
+        tied="output.weight" not in tensors,
+        output_biases=any(name.endswith(".bias") and hf_name(name) for name in tensors),
+        constants=constants,
+    )
 
 
-def _scaling(values: dict[str, Any], where: str) -> RopeScaling | None:
-    kind = values.get("rope.scaling.type", "linear" if "rope.scale_linear" in values else "none")
+def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
+    count = found.integer("block_count")
+    heads = found.integers("attention.head_count", count)
+    kv_heads = heads
+    if "attention.head_count_kv" in found.values:
+        kv_heads = found.integers("attention.head_count_kv", count)
+    mlp = found.integers("feed_forward_length", count)
+    layers = []
+    for index, (queries, keys, channels) in enumerate(zip(heads, kv_heads, mlp, strict=True)):
+        where = f"{found.where}: layer {index}"
+        if (queries == 0) != (keys == 0):
+            raise ValueError(f"{where} has {queries} attention heads on {keys} key/value heads; not supported")
+        if keys and queries % keys:
+            raise ValueError(f"{where}: {queries} attention heads are no multiple of {keys} key/value heads")
+        if keys and not channels:  # llama.cpp skips such a layer as a whole, which no model here means
+            raise ValueError(f"{where} has attention heads but no feed-forward channels; not supported")
+        layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, mlp=channels))
+    if found.architecture == "llama" and (len(set(layers)) > 1 or not layers[0].kv_heads):
+        raise ValueError(f"{found.where}: expected layers of equal widths for architecture 'llama', got {layers}")
+    return tuple(layers)
+
+
+def _scaling(found: _Fields) -> RopeScaling | None:
+    kind = found.values.get("rope.scaling.type", "linear" if "rope.scale_linear" in found.values else "none")
     if kind == "none":
         return None
     if kind != "linear":
-        raise ValueError(f"{where}: llama.rope.scaling.type = {kind!r} is not supported, expected 'none' or 'linear'")
-    old = _number(values, "rope.scale_linear", where, 1.0)
-    factor = _number(values, "rope.scaling.factor", where, old)
+        key = f"{found.architecture}.rope.scaling.type"
+        raise ValueError(f"{found.where}: {key} = {kind!r} is not supported, expected 'none' or 'linear'")
+    factor = found.number("rope.scaling.factor", found.number("rope.scale_linear", 1.0))
     return None if factor == 1 else RopeScaling(kind="linear", factor=factor)
 
 
-def _scaling_of_factors(factors: np.ndarray, spec: LlamaSpec, where: str) -> RopeScaling | None:
-    """Recognise the frequency divisors of Llama 3.1 and 3.2, the only ones that the converter writes for `llama`."""
-    factor = float(factors.max())
+def _scaling_of_factors(
+    factors: np.ndarray, spec: LlamaSpec, where: str, fields: dict[str, Any] | None = None
+) -> RopeScaling | None:
+    """Recognise the frequency divisors of a llama3 scaling: Llama 3.1's and 3.2's, or with settings in our keys."""
     if np.all(factors == 1):
         return None
-    scaling = RopeScaling(kind="llama3", factor=max(factor, 1.0))
-    frequency = spec.constants.rope_theta ** (-np.arange(0, spec.head_dim, 2) / spec.head_dim)
-    turns = scaling.original_max_positions * frequency / (2 * np.pi)
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = np.clip(smooth, 0, 1)
-    expected = 1 / (smooth + (1 - smooth) / scaling.factor)
+    given = {name: fields[key] for name, key in SCALING_KEYS.items() if fields and key in fields}
+    scaling = RopeScaling(**{"kind": "llama3", "factor": max(float(factors.max()), 1.0)} | given)
+    expected = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
         raise ValueError(
-            f"{where}: {_ROPE_FACTORS} is no llama3 scaling with low_freq_factor 1, high_freq_factor 4 and 8192 "
-            "original positions; load the Hugging Face directory of this model instead"
+            f"{where}: {ROPE_FACTORS} is no llama3 scaling with low_freq_factor {scaling.low_freq_factor:g}, "
+            f"high_freq_factor {scaling.high_freq_factor:g} and {scaling.original_max_positions} original positions; "
+            "load the Hugging Face directory of this model instead"
         )
     return scaling
 
 
 def _with_scaling(spec: LlamaSpec, scaling: RopeScaling | None, where: str) -> LlamaSpec:
     if spec.constants.rope_scaling is not None and scaling is not None:
-        raise ValueError(f"{where}: both {_ROPE_FACTORS} and llama.rope.scaling.type are given, expected one")
+        raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
     constants = dataclasses.replace(spec.constants, rope_scaling=scaling or spec.constants.rope_scaling)
     return dataclasses.replace(spec, constants=constants)
-
-
-def _hf_name(name: str, path: Path) -> str:
-    if name in _WHOLE:
-        return _WHOLE[name]
-    parts = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if parts is None or parts[2] not in _LAYER:
-        raise ValueError(f"{path}: unknown tensor {name}; not a plain LLaMA model")
-    return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.weight"
-
-
-def _rows(tensors: dict[str, Any], path: Path) -> int:
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path}: missing tensor token_embd.weight")
-    return int(tensors["token_embd.weight"].shape[-1])
 
 
 def _dequantise(tensor: Any, path: Path) -> np.ndarray:
@@ -180,17 +229,3 @@ def _dequantise(tensor: Any, path: Path) -> np.ndarray:
         raise ValueError(
             f"{path}: {tensor.name} has quantisation type {tensor.tensor_type.name}, which cannot be dequantised"
         ) from None
-
-
-def _integer(values: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
-    value = values.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{where}: expected llama.{key} to be a positive integer, got {value!r}")
-    return value
-
-
-def _number(values: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
-    value = values.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{where}: expected llama.{key} to be a positive number, got {value!r}")
-    return float(str(np.float32(value)))  # stored as float32: the shortest decimal that is meant (1e-05)

@@ -7,14 +7,12 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
+from saap_jax.llama.gguf_tokenizer import IGNORE_MERGES, PRE_TOKENIZERS
 from saap_jax.llama.load import one_line, resolve
 from saap_jax.llama.load_gguf import metadata, read_gguf
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""
-
-_PRE_TOKENIZERS = {"smollm": lambda: [pre_tokenizers.Digits(individual_digits=True)]}
-"""`tokenizer.ggml.pre` -> what runs before the byte-level split; as in the `tokenizer.json` of that family."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
 
@@ -65,20 +63,20 @@ def _from_gguf(path: Path) -> Tokenizer:
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     if kind != "gpt2":
         raise ValueError(f"{path}: tokenizer.ggml.model = {kind!r} is not supported, expected 'gpt2' (byte-level BPE)")
-    if pre not in _PRE_TOKENIZERS:
-        raise ValueError(
-            f"{path}: tokenizer.ggml.pre = {pre!r} is not supported, expected {', '.join(_PRE_TOKENIZERS)}"
-        )
+    if pre not in PRE_TOKENIZERS:
+        raise ValueError(f"{path}: tokenizer.ggml.pre = {pre!r} is not supported, expected {', '.join(PRE_TOKENIZERS)}")
     if fields.get("tokenizer.ggml.add_space_prefix"):
         raise ValueError(f"{path}: tokenizer.ggml.add_space_prefix = true is not supported")
-    tokens, types, merges = (
-        reader.fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges")
-    )
+    tokens, types = (reader.fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type"))
+    merges = reader.fields["tokenizer.ggml.merges"].contents() if "tokenizer.ggml.merges" in reader.fields else []
     byte_level = tokenizers.Tokenizer(
-        models.BPE({token: index for index, token in enumerate(tokens)}, [tuple(pair.split(" ")) for pair in merges])
+        models.BPE(
+            {token: index for index, token in enumerate(tokens)},
+            [tuple(pair.split(" ")) for pair in merges],
+            ignore_merges=pre in IGNORE_MERGES,
+        )
     )
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    byte_level.pre_tokenizer = pre_tokenizers.Sequence([*_PRE_TOKENIZERS[pre](), split])
+    byte_level.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     byte_level.decoder = decoders.ByteLevel()
     _add_special(byte_level, tokens, types, path)
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
@@ -88,7 +86,7 @@ def _from_gguf(path: Path) -> Tokenizer:
     return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=byte_level,
         clean_up_tokenization_spaces=False,
-        model_max_length=fields["llama.context_length"],
+        model_max_length=fields[f"{fields['general.architecture']}.context_length"],
         chat_template=fields.get("tokenizer.chat_template"),
         **named,
     )

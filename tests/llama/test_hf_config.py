@@ -95,6 +95,11 @@ def test_old_and_new_rope_keys_agree(rope):
     assert (constants.rope_theta, constants.rope_scaling) == (5e5, RopeScaling(kind="llama3", factor=8.0))
 
 
+def test_biases_are_all_or_none():
+    assert not spec_from_config(SIZES, "x").output_biases
+    assert spec_from_config(SIZES | {"attention_bias": True, "mlp_bias": True}, "x").output_biases
+
+
 def test_linear_rope_and_explicit_head_dim():
     spec = spec_from_config(SIZES | {"rope_scaling": {"type": "linear", "factor": 2}, "head_dim": 16}, "x")
     assert (spec.constants.rope_scaling, spec.head_dim) == (RopeScaling(kind="linear", factor=2.0), 16)
@@ -106,8 +111,8 @@ def test_linear_rope_and_explicit_head_dim():
         ({"model_type": "mistral"}, "got 'mistral'; not a LLaMA"),
         ({"model_type": None}, "got None; not a LLaMA"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures = "),
-        ({"attention_bias": True}, "attention_bias = True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+        ({"attention_bias": True}, "attention_bias = True with mlp_bias = False is not supported"),
+        ({"mlp_bias": True}, "attention_bias = False with mlp_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"sliding_window": 4096}, "sliding_window = 4096"),
@@ -168,6 +173,8 @@ def test_round_trip(scaling, widths, eos):
         ({"intermediate_size": 8}, "expected intermediate_size to be 2 non-negative integers"),
         ({"query_heads_per_kv_head": None}, "expected query_heads_per_kv_head to be 2 non-negative integers, got None"),
         ({"head_dim": None}, "expected an explicit head_dim"),
+        ({"attention_bias": True}, "attention_bias = True is not supported, expected False"),
+        ({"architectures": ["LlamaForCausalLM"]}, "architectures = .* is not supported"),
     ],
 )
 def test_per_layer_refusals(change, message):

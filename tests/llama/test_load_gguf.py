@@ -190,7 +190,7 @@ def test_metadata_refusals(pair, fields, message):
 
 def test_other_architecture(pair):
     _, tensors, path = pair
-    with pytest.raises(ValueError, match="expected architecture 'llama', got 'qwen2'"):
+    with pytest.raises(ValueError, match="expected architecture 'llama' or 'deci', got 'qwen2'"):
         load_model(write(path, tensors, architecture="qwen2"))
 
 

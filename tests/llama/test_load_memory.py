@@ -83,6 +83,29 @@ print(loading, saving)
     assert load_model(tmp_path / "again").spec == SPEC
 
 
+def test_exports_hold_one_tensor(checkpoints, tmp_path):
+    """Beside the model: a tensor, its transpose's rows, and while a Q8_0 is made its blocks and their roundings."""
+    parts = """
+import pathlib
+from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_vocabulary import no_vocabulary
+from saap_jax.export.hf import write_hf
+model, small = load_model(sys.argv[1]), load_model(sys.argv[2])
+out = pathlib.Path(sys.argv[3])
+def padded(model, name):
+    (out / name).mkdir(parents=True)
+    write_hf(model, out / name, "padded", np.dtype(np.float32))
+def gguf(dtype):
+    return lambda model, name: write_gguf(model, out / name, dtype, name=name, vocabulary=no_vocabulary())
+for number, write in enumerate((padded, gguf("float32"), gguf("float16"), gguf("q8_0"))):
+    write(small, f"small{number}")
+    print(growth(lambda: write(model, f"large{number}"))[1])
+"""
+    padded, float32, float16, q8_0 = measure(parts, *checkpoints, tmp_path)
+    assert max(padded, float32, float16) < 2 * TENSOR + SLACK
+    assert q8_0 < 5 * TENSOR + SLACK < PARAMETERS
+
+
 def test_reading_everything_first_is_seen(checkpoints):
     """Negative control: the usual way, all tensors and then their stacks, is over the bound."""
     (loading,) = measure(

@@ -113,7 +113,7 @@ def test_existing_target_is_refused(tmp_path):
     assert not os.listdir(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("failing", ["_write_tensors", "_write_json"])
+@pytest.mark.parametrize("failing", ["write_tensors", "write_json"])
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch, failing):
     model = random_model(DENSE)
 
@@ -137,7 +137,7 @@ def test_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(save_module, "_write_json", interrupt)
+    monkeypatch.setattr(save_module, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_model(random_model(DENSE), tmp_path / "model")
     assert os.listdir(tmp_path) == []

@@ -36,7 +36,7 @@ def test_known_splits(smollm2_tokenizer):
 def test_digits_are_split_before_the_spaces(smollm2_tokenizer, monkeypatch):
     """Negative control: with the byte-level split alone, spaces before a number come out otherwise."""
     assert smollm2_tokenizer.tokenize("  12") == ["ĠĠ", "1", "2"]
-    monkeypatch.setitem(tokenizer_module._PRE_TOKENIZERS, "smollm", list)
+    monkeypatch.setitem(tokenizer_module.PRE_TOKENIZERS, "smollm", tokenizer_module.PRE_TOKENIZERS["gpt-2"])
     assert load_tokenizer("smollm2-135m").tokenize("  12") == ["Ġ", "Ġ", "1", "2"]
 
 
@@ -107,7 +107,7 @@ def test_user_defined_tokens_are_not_special(rebuilt):
     ("changes", "message"),
     [
         ({"model": "llama"}, "tokenizer.ggml.model = 'llama' is not supported"),
-        ({"pre": "qwen2"}, "tokenizer.ggml.pre = 'qwen2' is not supported, expected smollm"),
+        ({"pre": "qwen2"}, "tokenizer.ggml.pre = 'qwen2' is not supported, expected gpt-2, llama-bpe, smollm"),
         ({"pre": None}, "tokenizer.ggml.pre = None is not supported"),
         ({"add_space_prefix": True}, "tokenizer.ggml.add_space_prefix"),
         ({"token_type": [3, 6, 1, 1, 1, 3, 4]}, "token 'a' has token_type 6"),

@@ -1,0 +1,94 @@
+"""The tokenizer's part of a GGUF file's metadata: copied from a GGUF source, or made of a byte-level BPE tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType as Kind
+from gguf import TokenType
+
+from saap_jax.llama.gguf_tokenizer import pre_tokenizer_name
+from saap_jax.llama.load_gguf import read_gguf
+from saap_jax.llama.spec import Constants
+from saap_jax.llama.tokenizer import Tokenizer
+
+Pair = tuple[str, Any, tuple[Kind, ...]]
+"""Key, value and type of an entry; of an array, its type and that of its items."""
+
+_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+
+
+def copied_vocabulary(path: Path) -> list[Pair]:
+    """Return the tokenizer metadata of a GGUF file, as it is."""
+    fields = read_gguf(path).fields
+    return [
+        (key, field.contents(), tuple(field.types[:2]))
+        for key, field in fields.items()
+        if key.startswith("tokenizer.") and field.contents() != []
+    ]
+
+
+def no_vocabulary() -> list[Pair]:
+    """Return the metadata of a model without a tokenizer, which llama.cpp runs on token ids alone."""
+    return [("tokenizer.ggml.model", "none", (Kind.STRING,))]
+
+
+def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> list[Pair]:
+    """Return the metadata of a byte-level BPE tokenizer; `vocab` is the number of the model's embeddings.
+
+    Ids that the tokenizer does not use are named `[PADn]`. Beginning and end tokens are the model's, or else the
+    tokenizer's; a second and a third end token become end of turn and end of message.
+
+    Raises:
+        ValueError: another kind of tokenizer, or one whose pre-tokenizer llama.cpp has no name for.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = pre_tokenizer_name(backend)
+    tokens, types = _tokens(tokenizer, vocab)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
+    pairs: list[Pair] = [
+        ("tokenizer.ggml.model", "gpt2", (Kind.STRING,)),
+        ("tokenizer.ggml.pre", pre, (Kind.STRING,)),
+        ("tokenizer.ggml.tokens", tokens, (Kind.ARRAY, Kind.STRING)),
+        ("tokenizer.ggml.token_type", types, (Kind.ARRAY, Kind.INT32)),
+    ]
+    if merges:  # a GGUF array has at least one item
+        pairs.append(("tokenizer.ggml.merges", merges, (Kind.ARRAY, Kind.STRING)))
+    ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
+    ids["bos"] = ids["bos"] if constants.bos_token is None else constants.bos_token
+    ends = constants.eos_tokens or tuple(token for token in (ids["eos"],) if token is not None)
+    ids |= dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    pairs += [
+        (f"tokenizer.ggml.{key}_token_id", token, (Kind.UINT32,))
+        for key, token in ids.items()
+        if token is not None and token < vocab
+    ]
+    encoded = tokenizer.encode("a")
+    added = {"bos": encoded[:1] == [ids["bos"]], "eos": encoded[-1:] == [ids["eos"]]}
+    pairs += [(f"tokenizer.ggml.add_{key}_token", value, (Kind.BOOL,)) for key, value in added.items()]
+    pairs.append(("tokenizer.ggml.add_space_prefix", False, (Kind.BOOL,)))
+    if isinstance(tokenizer.chat_template, str):
+        pairs.append(("tokenizer.chat_template", tokenizer.chat_template, (Kind.STRING,)))
+    return pairs
+
+
+def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:
+    """Return text and type of each token id below `vocab`."""
+    known = {index: token for token, index in tokenizer.get_vocab().items()}
+    if max(known) >= vocab:
+        raise ValueError(
+            f"tokenizer: expected token ids below the model's {vocab} embeddings, got {max(known)}; "
+            "give the tokenizer that belongs to the model"
+        )
+    added = tokenizer.added_tokens_decoder
+    tokens, types = [], []
+    for index in range(vocab):
+        if index not in known:
+            kind = TokenType.UNUSED
+        elif index in added:
+            kind = TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED
+        else:
+            kind = TokenType.NORMAL
+        tokens.append(known.get(index, f"[PAD{index}]"))
+        types.append(int(kind))
+    return tokens, types

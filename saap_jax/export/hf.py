@@ -1,0 +1,105 @@
+"""Write a Hugging Face directory: plain, padded to equal widths, or with one width a layer and code of its own."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from saap_jax.export.widths import added_parameters, uniform_widths
+from saap_jax.llama.hf_config import config_from_spec, fits_plain_config
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import LlamaSpec
+from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.write import Tensor, model_tensors, write_json, write_tensors
+
+REMOTE = Path(__file__).parent / "remote"
+"""Code that travels with a ragged model. It imports torch and transformers, and nothing of this library."""
+
+Form = Literal["hf", "padded", "ragged"]
+
+
+def write_hf(
+    model: Llama,
+    place: Path,
+    form: Form,
+    dtype: np.dtype,
+    *,
+    tokenizer: Tokenizer | None = None,
+    generation: Path | None = None,
+) -> int:
+    """Write config, weights, generation settings and tokenizer into an empty directory; return the parameters added.
+
+    `generation` is the `generation_config.json` of the model's source, if it has one. Raises `ValueError` where a
+    plain LLaMA (`hf`) cannot hold the model, naming what can.
+    """
+    spec = model.spec
+    if form == "hf":
+        check_plain(spec)
+    layers = uniform_widths(spec) if form == "padded" else spec.layers
+    config = config_from_spec(dataclasses.replace(spec, layers=layers), dtype.name, per_layer=form == "ragged")
+    if form == "ragged":
+        config |= {
+            "architectures": ["SaapLlamaForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_saap_llama.SaapLlamaConfig",
+                "AutoModelForCausalLM": "modeling_saap_llama.SaapLlamaForCausalLM",
+            },
+        }
+        for file in REMOTE.glob("*.py"):
+            shutil.copyfile(file, place / file.name)
+    settings = _generation(spec, tokenizer)
+    config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
+    tensors = model_tensors(model, layers)
+    zeros = _zero_biases(tensors) if config["attention_bias"] else []
+    write_json(config, place / "config.json")
+    write_tensors(tensors + zeros, place / "model.safetensors", dtype)
+    if generation is not None:
+        shutil.copyfile(generation, place / "generation_config.json")
+    else:
+        write_json(settings, place / "generation_config.json")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(place))
+    return added_parameters(spec, layers) + sum(tensor.shape[0] for tensor in zeros)
+
+
+def check_plain(spec: LlamaSpec) -> None:
+    """Raise `ValueError` unless a plain LLaMA configuration can hold the widths of a model."""
+    first = spec.layers[0]
+    heads = first.kv_heads * first.q_per_kv
+    if fits_plain_config(spec) and spec.embed % heads == 0:
+        return
+    kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", "MLP channels": "mlp"}
+    ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
+    got = ", ".join(f"{found[0]} to {found[-1]} {kind}" for kind, found in ranges.items() if len(found) > 1)
+    if not got and heads and first.mlp:
+        got = f"{heads} attention heads, which transformers refuses beside a hidden size of {spec.embed}"
+    raise ValueError(
+        f"format hf: expected layers of equal widths above zero, got {got or 'layers without heads or channels'}; "
+        "choose --format padded (a plain LLaMA with zeros added), ragged (transformers with trust_remote_code) or "
+        "gguf (llama.cpp)"
+    )
+
+
+def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return where a text begins and ends: as the model says, or else as its tokenizer does."""
+    found = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad")}
+    ends = list(spec.constants.eos_tokens)
+    if spec.constants.bos_token is not None:
+        found["bos"] = spec.constants.bos_token
+    if ends:
+        found["eos"] = ends[0] if len(ends) == 1 else ends
+    return {f"{role}_token_id": value for role, value in found.items() if value is not None}
+
+
+def _zero_biases(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the biases that a plain LLaMA with biases has beside those of the output projections."""
+    inner = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+    zeros = []
+    for tensor in tensors:
+        if tensor.name.endswith(inner):
+            rows = tensor.shape[0]
+            name = tensor.name.removesuffix("weight") + "bias"
+            zeros.append(Tensor(name, (rows,), lambda rows=rows: np.zeros(rows, np.float32)))
+    return zeros

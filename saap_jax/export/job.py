@@ -1,0 +1,113 @@
+"""Export a model: write it, read it back, compare, and only then give it its name."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from saap_jax.config import ExportConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
+from saap_jax.export.hf import write_hf
+from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.load import resolve
+from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.write import new_output
+
+Step = Callable[[str], contextlib.AbstractContextManager]
+"""Shows a step of the work while it runs."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote, and how it compares with its source."""
+
+    kind: str
+    """The model type or architecture that was written."""
+    parameters: int
+    """Of the source."""
+    added: int
+    """Zeros that the format needed beside them."""
+    bytes: int
+    """Of everything that was written."""
+    agreement: Agreement
+    notes: tuple[str, ...]
+    """What a user should know: a sentence each."""
+
+
+def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -> Exported:
+    """Write `config.model` to `config.out`, which appears only when its logits were found to be those of the source.
+
+    Raises:
+        ValueError: the format cannot hold the model, or the model that was read back computes something else.
+        FileExistsError: `out` exists.
+        FileNotFoundError: there is no such model.
+    """
+    for name in ("model", "out"):
+        if not getattr(config, name):
+            raise ValueError(
+                f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
+            )
+    source, out = resolve(config.model), Path(config.out).expanduser()
+    if config.format == "gguf" and out.suffix != ".gguf":
+        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {out}")
+    with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
+        with step("load the model"):
+            model = load_model(source)
+            tokenizer, notes = _tokenizer(source)
+        tokens = sample_tokens(tokenizer, model.spec.vocab, model.constants.max_positions)
+        with step("write"):
+            kind, added, more = _write(config, model, tokenizer, source, place)
+        with step("read back and compare"):
+            agreement = check_agreement(model, load_model(place), tokens, config.dtype)
+            if tokenizer is not None:
+                check_tokenizer(tokenizer, load_tokenizer(place), str(out))
+    return Exported(
+        kind=kind,
+        parameters=count_parameters(model),
+        added=added,
+        bytes=sum(file.stat().st_size for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()),
+        agreement=agreement,
+        notes=(*notes, *more),
+    )
+
+
+def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """Return the tokenizer of a model; None, with a note, where it has none."""
+    try:
+        return load_tokenizer(source), ()
+    except FileNotFoundError:
+        return None, (f"{source} has no tokenizer, so there is none in what was written either",)
+
+
+def _write(
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path
+) -> tuple[str, int, tuple[str, ...]]:
+    """Write one format; return what it is called, the parameters added, and notes."""
+    if config.format == "gguf":
+        vocabulary = _vocabulary(model, tokenizer, source)
+        name = Path(config.out).stem
+        written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
+        notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
+        return f"GGUF, architecture {written.architecture}", written.added, notes
+    generation = source / "generation_config.json"
+    added = write_hf(
+        model,
+        place,
+        config.format,
+        jnp.dtype(config.dtype),
+        tokenizer=tokenizer,
+        generation=generation if generation.is_file() else None,
+    )
+    if config.format == "ragged":
+        return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
+    return "LlamaForCausalLM", added, ()
+
+
+def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:
+    if source.is_file():
+        return copied_vocabulary(source)
+    return no_vocabulary() if tokenizer is None else vocabulary_of(tokenizer, model.spec.vocab, model.constants)

@@ -1,0 +1,110 @@
+"""A LLaMA model whose layers have widths of their own, built of the modules in transformers.
+
+Travels with the model's weights; load it with `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
+Only sizes and biases are set here: the computation is that of `transformers.models.llama.modeling_llama`.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from .configuration_saap_llama import SaapLlamaConfig
+
+
+class SaapLlamaAttention(LlamaAttention):
+    """Attention with the heads of one layer; without heads it returns its bias, or zero."""
+
+    def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
+        heads, group = config.num_key_value_heads[layer], config.query_heads_per_kv_head[layer]
+        sizes = LlamaConfig(
+            hidden_size=config.head_dim * group,  # only so that it is accepted: the projections are made below
+            head_dim=config.head_dim,
+            num_attention_heads=group,
+            num_key_value_heads=1,
+            attention_dropout=config.attention_dropout,
+        )
+        # A cache's length is that of its first layer: count only layers that have something to keep.
+        super().__init__(sizes, sum(count > 0 for count in config.num_key_value_heads[:layer]))
+        self.config = config  # which attention to run is set on the model's configuration
+        self.heads = heads
+        inner = config.head_dim * heads
+        self.q_proj = nn.Linear(config.hidden_size, inner * group, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.o_proj = nn.Linear(inner * group, config.hidden_size, bias=config.output_biases)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        """Attend as in LLaMA."""
+        if self.heads == 0:
+            return self.o_proj(hidden_states[..., :0]), None
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+class SaapLlamaMLP(LlamaMLP):
+    """Feed-forward block with the channels of one layer, perhaps none; a bias of the down projection alone."""
+
+    def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
+        sizes = LlamaConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size[layer],
+            num_attention_heads=1,
+            hidden_act=config.hidden_act,
+        )
+        super().__init__(sizes)
+        self.config = config
+        self.down_proj = nn.Linear(self.intermediate_size, config.hidden_size, bias=config.output_biases)
+
+
+class SaapLlamaDecoderLayer(LlamaDecoderLayer):
+    """A decoder layer with its own widths."""
+
+    def __init__(self, config: SaapLlamaConfig, layer: int) -> None:
+        super(LlamaDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = SaapLlamaAttention(config, layer)
+        self.mlp = SaapLlamaMLP(config, layer)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class SaapLlamaPreTrainedModel(LlamaPreTrainedModel):
+    """What both models share."""
+
+    config: SaapLlamaConfig
+    config_class = SaapLlamaConfig
+    _no_split_modules = ("SaapLlamaDecoderLayer",)
+    _can_record_outputs = {"hidden_states": SaapLlamaDecoderLayer, "attentions": SaapLlamaAttention}  # noqa: RUF012
+
+
+class SaapLlamaModel(SaapLlamaPreTrainedModel, LlamaModel):
+    """Embedding, layers and final norm; runs as `LlamaModel`."""
+
+    def __init__(self, config: SaapLlamaConfig) -> None:
+        super(LlamaModel, self).__init__(config)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(SaapLlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class SaapLlamaForCausalLM(SaapLlamaPreTrainedModel, LlamaForCausalLM):
+    """The language model; runs and generates as `LlamaForCausalLM`."""
+
+    def __init__(self, config: SaapLlamaConfig) -> None:
+        super(LlamaForCausalLM, self).__init__(config)
+        self.model = SaapLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

@@ -1,0 +1,62 @@
+"""What the widths of a model become in a format that cannot hold them as they are."""
+
+from collections.abc import Sequence
+
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
+
+DECI_CHANNELS = 32
+"""Channels of zeros that a layer without channels gets in GGUF; a whole block of Q8_0."""
+
+
+def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
+    """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
+
+    transformers refuses a number of attention heads that does not divide `embed`, so there may be more heads than in
+    any layer. Raises `ValueError` if no number does.
+
+    >>> layers = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=8), LayerWidths(kv_heads=0, q_per_kv=3, mlp=9))
+    >>> uniform_widths(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))[0]
+    LayerWidths(kv_heads=4, q_per_kv=1, mlp=9)
+    """
+    attending = [layer for layer in spec.layers if layer.kv_heads] or [LayerWidths(kv_heads=1, q_per_kv=1, mlp=1)]
+    kv_heads, q_per_kv = max(layer.kv_heads for layer in attending), max(layer.q_per_kv for layer in attending)
+    fitting = [
+        (kv * group, group, kv)
+        for group in range(q_per_kv, spec.embed // kv_heads + 1)
+        for kv in range(kv_heads, spec.embed // group + 1)
+        if spec.embed % (kv * group) == 0
+    ]
+    if not fitting:
+        raise ValueError(
+            f"format padded: expected a number of heads of at least {kv_heads} x {q_per_kv} that divides the width of "
+            f"the embeddings, {spec.embed}, found none; choose --format ragged or gguf"
+        )
+    _, q_per_kv, kv_heads = min(fitting)
+    widest = LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=max(1, *(layer.mlp for layer in spec.layers)))
+    return (widest,) * len(spec.layers)
+
+
+def deci_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
+    """Return the narrowest widths of each layer that llama.cpp's `deci` computes rightly.
+
+    Its graph skips a layer without channels as a whole, its attention too, so such a layer gets channels of zeros. It
+    takes the head width from the first layer, and adds the bias of an attention output only where there is attention:
+    there a layer without heads gets one KV head of zeros.
+
+    Source: llama.cpp, `src/models/deci.cpp` and `load_hparams` in `src/llama-model.cpp`.
+    """
+    layers = []
+    for index, layer in enumerate(spec.layers):
+        kv_heads = layer.kv_heads or int(index == 0 or spec.output_biases)
+        layers.append(LayerWidths(kv_heads=kv_heads, q_per_kv=layer.q_per_kv, mlp=layer.mlp or DECI_CHANNELS))
+    return tuple(layers)
+
+
+def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
+    """Count the parameters, all zero, that widening a model to `layers` adds."""
+    return _prunable(spec, layers) - _prunable(spec, spec.layers)
+
+
+def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
+    heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
+    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers))

@@ -1,0 +1,87 @@
+"""How a model lies in a GGUF file: llama.cpp's names, its order of rotary rows, its frequency divisors."""
+
+import re
+
+import numpy as np
+from jaxtyping import Float
+
+from saap_jax.llama.spec import RopeScaling
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Tensor of the divisors of each rotary frequency, float32 `[head_dim / 2]`."""
+
+SCALING_KEYS = {
+    "factor": "saap.rope.factor",
+    "low_freq_factor": "saap.rope.low_freq_factor",
+    "high_freq_factor": "saap.rope.high_freq_factor",
+    "original_max_positions": "saap.rope.original_context_length",
+}
+"""Setting of a llama3 scaling -> where our files keep it; llama.cpp needs the divisors alone."""
+
+_WHOLE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+_LAYER = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_output.bias": "self_attn.o_proj.bias",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "ffn_down.bias": "mlp.down_proj.bias",
+}
+
+_TO_WHOLE = {theirs: ours for ours, theirs in _WHOLE.items()}
+_TO_LAYER = {theirs: ours for ours, theirs in _LAYER.items()}
+
+
+def hf_name(name: str) -> str | None:
+    """Return the Hugging Face name of a tensor in a GGUF file; None if a LLaMA model has no such tensor.
+
+    >>> hf_name("blk.3.attn_q.weight")
+    'model.layers.3.self_attn.q_proj.weight'
+    """
+    parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    if parts is None:
+        return _WHOLE.get(name)
+    return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}" if parts[2] in _LAYER else None
+
+
+def gguf_name(name: str) -> str:
+    """Return the name in a GGUF file of a tensor with a Hugging Face name.
+
+    >>> gguf_name("model.layers.3.mlp.down_proj.bias")
+    'blk.3.ffn_down.bias'
+    """
+    if name in _TO_WHOLE:
+        return _TO_WHOLE[name]
+    layer, rest = name.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{layer}.{_TO_LAYER[rest]}"
+
+
+def permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder query or key rows `[heads * head_dim, embed]`: halves of each head -> rotary pairs side by side."""
+    rows, columns = values.shape
+    return values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's reordering of query and key rows: rotary pairs side by side -> halves of each head."""
+    rows, columns = values.shape
+    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def llama3_divisors(scaling: RopeScaling, theta: float, head_dim: int) -> Float[np.ndarray, "half"]:
+    """Return what a llama3 scaling divides each rotary frequency by, float64 in [1, factor]."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling.original_max_positions * frequency / (2 * np.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = np.clip(smooth, 0, 1)
+    return 1 / (smooth + (1 - smooth) / scaling.factor)

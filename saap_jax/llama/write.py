@@ -1,0 +1,149 @@
+"""Write checkpoints tensor by tensor, and outputs that appear under their final name only when they are complete."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
+from saap_jax.llama.model import Llama
+from saap_jax.llama.spec import LayerWidths
+
+CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Name of a dtype -> how safetensors calls it."""
+
+
+class Tensor(NamedTuple):
+    """A tensor that is about to be written; `read` makes it, in its stored layout, and nothing keeps it."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> list[Tensor]:
+    """Return the tensors of a model under their Hugging Face names, in the layout of a Hugging Face checkpoint.
+
+    With `layers`, one entry a layer, every layer is widened to the widths given there by units of zeros, which change
+    no logit: an added channel or head enters an output projection whose rows for it are zero.
+
+    Raises `ValueError` if a layer is wider than what is asked for.
+    """
+    wanted = model.spec.layers if layers is None else tuple(layers)
+    tensors = []
+    for item in stored_parameters(model)[0]:
+        start = 0 if not item.stacked else int(item.names[0].split(".")[2])
+        for index, name in enumerate(item.names):
+            size = {}
+            if item.stacked:
+                widths = wanted[start + index]
+                size = {"kv_heads": widths.kv_heads, "q_per_kv": widths.q_per_kv, "mlp": widths.mlp}
+            tensors.append(_tensor(item, index, name, size))
+    return tensors
+
+
+def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> None:
+    """Write a safetensors file: 8 bytes of header length, the JSON header, the tensors in the header's order.
+
+    The header is written here, because the library's writer wants all tensors at once, and ours are transposed copies.
+    Raises `ValueError` for a tensor whose values are too large for `dtype`.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        size = int(np.prod(tensor.shape)) * dtype.itemsize
+        offsets = [offset, offset + size]
+        header[tensor.name] = {"dtype": CODES[dtype.name], "shape": list(tensor.shape), "data_offsets": offsets}
+        offset += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for tensor in tensors:
+            file.write(converted(tensor, dtype).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def converted(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Read a tensor, contiguous, in another dtype; `ValueError` where a finite value would become infinite."""
+    values = tensor.read()
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(values, dtype)
+    narrower = np.dtype(values.dtype).itemsize > dtype.itemsize
+    if narrower and result.size and np.isinf([result.min(), result.max()]).any() and np.isfinite(values).all():
+        raise ValueError(
+            f"{tensor.name}: holds values up to {np.abs(values).max():.3g}, beyond the range of {dtype.name}; "
+            "choose float32 or bfloat16"
+        )
+    return result
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterator[Path]:
+    """Yield where to write, and give it its final name when the block ends without an error.
+
+    What is yielded lies in a hidden sibling of `target`: an empty directory, or, with a `suffix`, the path of a file
+    to make. `what` says in errors what was not saved. Raises `FileExistsError` if `target` exists, `OSError` if the
+    disk is full; in each case, as after any error in the block, nothing is left behind.
+    """
+    kind = "directory" if suffix is None else "file"
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
+    hidden = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        place = hidden / f"content{suffix or ''}"
+        if suffix is None:
+            place.mkdir()
+        yield place
+        place.rename(target)
+    except OSError as error:
+        if error.errno is None:  # not of the system: a message of ours
+            raise
+        raise OSError(error.errno, f"{target}: {what} was not saved ({error.strerror or error})") from error
+    finally:
+        if hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _tensor(item: Stored, index: int, name: str, size: dict[str, int]) -> Tensor:
+    """Return one layer of a parameter (or all of one without layers), widened along the axes in `size`."""
+    axes = item.variable.axes[1:] if item.stacked else item.variable.axes
+    have = item.variable.shape[1:] if item.stacked else item.variable.shape
+    want = tuple(size.get(axis, length) for axis, length in zip(axes, have, strict=True))
+    if any(wide < length for wide, length in zip(want, have, strict=True)):
+        raise ValueError(f"{name}: expected {dict(zip(axes, have, strict=True))} or wider, got {size}")
+    shape = want if item.path == "embedding" else stored_shape(axes, want)
+
+    def read() -> np.ndarray:
+        array = _layer(item, index)
+        if want != have:
+            array = np.pad(array, [(0, wide - length) for wide, length in zip(want, have, strict=True)])
+        return array if item.path == "embedding" else array.reshape(shape[::-1]).T
+
+    return Tensor(name, shape, read)
+
+
+def _layer(item: Stored, index: int) -> np.ndarray:
+    """Return a parameter's layer on the host: a view of memory that a CPU already holds, else fetched.
+
+    Never fetched whole from an accelerator, because jax would keep that copy as long as the parameter lives.
+    """
+    value = item.variable[...]
+    if {device.platform for device in value.devices()} == {"cpu"} and len(value.devices()) == 1:
+        value = np.asarray(value)
+    return np.asarray(value[index] if item.stacked else value)

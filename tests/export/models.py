@@ -1,0 +1,47 @@
+"""Small models of every shape that an export meets."""
+
+import dataclasses
+
+from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
+
+LINEAR = RopeScaling(kind="linear", factor=4.0)
+LLAMA3 = RopeScaling(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64)
+
+
+def spec_of(*widths: tuple[int, int, int], vocab: int = 300, embed: int = 32, **options) -> LlamaSpec:
+    """Return a spec with the given (kv_heads, q_per_kv, mlp) of each layer, head_dim 8."""
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=group, mlp=mlp) for heads, group, mlp in widths)
+    options = {"tied": False} | options
+    return LlamaSpec(vocab=vocab, embed=embed, head_dim=8, layers=layers, **options)
+
+
+UNIFORM = spec_of((2, 2, 24), (2, 2, 24))
+RAGGED = spec_of((2, 2, 24), (1, 2, 17), (1, 2, 17), (3, 2, 5))
+EMPTY = spec_of((0, 1, 8), (2, 3, 0), (0, 2, 0), (1, 1, 40), (0, 1, 9), (2, 1, 0))
+
+
+def with_scaling(spec: LlamaSpec, scaling: RopeScaling) -> LlamaSpec:
+    """Return the spec with rescaled rotary frequencies and a longer context."""
+    return dataclasses.replace(spec, constants=Constants(rope_scaling=scaling, max_positions=512))
+
+
+PLAIN = {
+    "uniform": UNIFORM,
+    "tied": dataclasses.replace(UNIFORM, tied=True),
+    "biased": dataclasses.replace(UNIFORM, output_biases=True),
+    "linear": with_scaling(UNIFORM, LINEAR),
+    "llama3": with_scaling(UNIFORM, LLAMA3),
+}
+"""What a plain LLaMA can hold."""
+
+SPECS = PLAIN | {
+    "ragged": RAGGED,
+    "empty": EMPTY,
+    "empty_tied": dataclasses.replace(EMPTY, tied=True),
+    "empty_biased": dataclasses.replace(EMPTY, output_biases=True),
+    "groups": spec_of((2, 1, 24), (1, 4, 24), (2, 3, 24)),
+    "ragged_linear": with_scaling(RAGGED, LINEAR),
+    "ragged_llama3": with_scaling(RAGGED, LLAMA3),
+    "nothing": spec_of((0, 1, 0), (0, 1, 0)),
+}
+"""All of them."""

@@ -1,0 +1,121 @@
+"""Tokenizers in GGUF files: the tokenizer rebuilt from the file encodes as the one that was written."""
+
+import gguf
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_vocabulary import copied_vocabulary, vocabulary_of
+from saap_jax.llama import Constants, load_tokenizer
+from saap_jax.llama.gguf_tokenizer import PRE_TOKENIZERS
+from saap_jax.llama.load import resolve
+from tests.export.models import spec_of
+from tests.helpers import random_model
+from tests.llama.conftest import smollm2_tokenizer  # noqa: F401  a fixture
+
+TEXTS = [
+    "the cat sat on the mat, 1234 times; DON'T 'S it's",
+    "  two  spaces,\ttabs\n\n\nand new lines \r\n ",
+    "naïve café — 東京 🙂 e\u0301",
+    "<|begin|>the<|user|> dog",
+]
+
+
+def trained(pre: str, *, bos: bool = False, eos: bool = False, **changes) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the named pre-tokenizer, trained on a line of text."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
+    backend.decoder = decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the cat sat on the mat and the dog's 12 logs sat on the log, it's 1999"] * 3, trainer)
+    backend.add_tokens([AddedToken("<|user|>", special=False, normalized=False)])
+    backend.model.ignore_merges = changes.pop("ignore_merges", pre == "llama-bpe")
+    for name, value in changes.items():
+        setattr(backend, name, value)
+    if bos or eos:
+        template = " ".join(["<|begin|>"] * bos + ["$A"] + ["<|end|>"] * eos)
+        ends = [(token, backend.token_to_id(token)) for token in ("<|begin|>", "<|end|>")]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", chat_template="{{ messages }}"
+    )
+
+
+def pairs_of(tokenizer, vocab=None, constants=None):
+    return {key: value for key, value, _ in vocabulary_of(tokenizer, vocab or len(tokenizer), constants or Constants())}
+
+
+def through_a_file(tokenizer, path, vocab):
+    model = random_model(spec_of((1, 1, 4), vocab=vocab))
+    write_gguf(model, path, "float16", name="x", vocabulary=vocabulary_of(tokenizer, vocab, Constants()))
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+@pytest.mark.parametrize("ends", [(False, False), (True, False), (True, True)])
+def test_round_trip(pre, ends, tmp_path):
+    tokenizer = trained(pre, bos=ends[0], eos=ends[1])
+    assert pairs_of(tokenizer)["tokenizer.ggml.pre"] == pre
+    rebuilt = through_a_file(tokenizer, tmp_path / "x.gguf", len(tokenizer) + 3)
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert rebuilt.encode(text) == ids
+        assert rebuilt.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert rebuilt.chat_template == tokenizer.chat_template
+    assert (rebuilt.bos_token, rebuilt.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
+
+
+def test_the_pre_tokenizers_differ():
+    """Negative control: with another name, text comes out otherwise."""
+    ids = [trained(pre).backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's 1234 IT'S") for pre in PRE_TOKENIZERS]
+    assert ids[0] != ids[1] != ids[2] != ids[0]
+
+
+def test_the_packaged_tokenizer(smollm2_tokenizer):  # noqa: F811
+    pairs = pairs_of(smollm2_tokenizer)
+    theirs = {key: value for key, value, _ in copied_vocabulary(resolve("smollm2-135m"))}
+    for key in ("model", "pre", "tokens", "merges", "bos_token_id", "eos_token_id", "padding_token_id"):
+        assert pairs[f"tokenizer.ggml.{key}"] == theirs[f"tokenizer.ggml.{key}"], key
+    assert pairs["tokenizer.chat_template"] == theirs["tokenizer.chat_template"]
+
+
+def test_ids_and_types():
+    tokenizer = trained("gpt-2")
+    constants = Constants(bos_token=5, eos_tokens=(7, 8, 9))
+    pairs = pairs_of(tokenizer, len(tokenizer) + 2, constants)
+    ids = {key: pairs[f"tokenizer.ggml.{key}_token_id"] for key in ("bos", "eos", "eot", "eom")}
+    assert ids == {"bos": 5, "eos": 7, "eot": 8, "eom": 9}
+    tokens, types = pairs["tokenizer.ggml.tokens"], pairs["tokenizer.ggml.token_type"]
+    assert tokens[-2:] == [f"[PAD{len(tokenizer)}]", f"[PAD{len(tokenizer) + 1}]"]
+    assert types[:2] == [gguf.TokenType.CONTROL] * 2
+    assert types[-3:] == [gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED, gguf.TokenType.UNUSED]
+    assert pairs["tokenizer.ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pre_tokenizer": pre_tokenizers.Whitespace()}, r"got another \(Whitespace\)"),
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, r"got another \(ByteLevel\)"),
+        ({"normalizer": normalizers.NFC()}, "expects byte-level BPE without a normalizer"),
+        ({"ignore_merges": True}, "'gpt-2' expects ignore_merges = False, got True"),
+    ],
+)
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pairs_of(trained("gpt-2", **changes))
+    assert "--format hf, padded or ragged instead" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused():
+    tokenizer = trained("gpt-2")
+    with pytest.raises(ValueError, match="expected token ids below the model's 100 embeddings"):
+        pairs_of(tokenizer, 100)

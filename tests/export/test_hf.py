@@ -1,0 +1,137 @@
+"""Hugging Face directories: plain, padded and ragged ones compute what their source computes."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from saap_jax.discovery import count_parameters
+from saap_jax.export.hf import REMOTE, write_hf
+from saap_jax.llama import Constants, load_model
+from tests.export.models import EMPTY, PLAIN, RAGGED, SPECS, UNIFORM, spec_of
+from tests.helpers import forward, random_model
+from tests.llama.conftest import assert_same
+
+FLOAT32 = np.dtype(np.float32)
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12), np.int32)
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_padded_computes_the_same(name, tmp_path):
+    model = random_model(SPECS[name])
+    added = write_hf(model, tmp_path, "padded", FLOAT32)
+    config = config_of(tmp_path)
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert (config["attention_bias"], config["mlp_bias"]) == (model.spec.output_biases,) * 2
+    loaded = load_model(tmp_path)
+    assert loaded.spec.uniform
+    stored = load_file(tmp_path / "model.safetensors")
+    assert sum(tensor.size for tensor in stored.values()) == count_parameters(model) + added
+    np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=2e-5)
+
+
+def test_padding_other_values_would_show(tmp_path):
+    """Negative control: a padded channel that is not zero changes the logits."""
+    model = random_model(RAGGED)
+    write_hf(model, tmp_path, "padded", FLOAT32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in ("gate", "up", "down"):
+        tensor = tensors[f"model.layers.1.mlp.{name}_proj.weight"]
+        (tensor.T if name == "down" else tensor)[-1] = 1.0
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert np.abs(forward(load_model(tmp_path), TOKENS) - forward(model, TOKENS)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_is_the_same_model(name, tmp_path):
+    model = random_model(PLAIN[name])
+    added = write_hf(model, tmp_path, "hf", FLOAT32)
+    assert config_of(tmp_path)["model_type"] == "llama"
+    assert_same(load_model(tmp_path), model)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    biases = [name for name in names if name.endswith(".bias")]
+    assert len(biases) == (7 * len(model.spec.layers) if model.spec.output_biases else 0)
+    assert (added > 0) == model.spec.output_biases
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_ragged_is_the_same_model_with_its_code(name, tmp_path):
+    model = random_model(SPECS[name])
+    assert write_hf(model, tmp_path, "ragged", FLOAT32) == 0
+    config = config_of(tmp_path)
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_saap_llama.SaapLlamaForCausalLM"
+    for file in ("modeling_saap_llama.py", "configuration_saap_llama.py"):
+        assert (tmp_path / file).read_bytes() == (REMOTE / file).read_bytes()
+    assert config["num_key_value_heads"] == [layer.kv_heads for layer in model.spec.layers]
+    assert_same(load_model(tmp_path), model)
+    biases = [name for name in load_file(tmp_path / "model.safetensors") if name.endswith(".bias")]
+    assert len(biases) == (2 * len(model.spec.layers) if model.spec.output_biases else 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (RAGGED, "got 1 to 3 KV heads, 5 to 24 MLP channels; choose --format padded"),
+        (SPECS["groups"], "1 to 2 KV heads, 1 to 4 query heads a KV head; choose"),
+        (spec_of((3, 1, 8), (3, 1, 8)), "got 3 attention heads, which transformers refuses beside a hidden size of 32"),
+        (SPECS["nothing"], "got layers without heads or channels; choose"),
+    ],
+)
+def test_plain_refuses_what_it_cannot_hold(spec, message, tmp_path):
+    with pytest.raises(ValueError, match="format hf") as error:
+        write_hf(random_model(spec), tmp_path, "hf", FLOAT32)
+    assert message in str(error.value)
+    assert "ragged" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_of_other_projections_are_refused(tmp_path):
+    write_hf(random_model(SPECS["biased"]), tmp_path, "hf", FLOAT32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.v_proj.bias"
+    assert not tensors[name].any()
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.v_proj\.bias is not zero, expected biases of o_proj"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype_rounds_once(dtype, tmp_path):
+    model = random_model(EMPTY)
+    write_hf(model, tmp_path, "ragged", jnp.dtype(dtype))
+    assert config_of(tmp_path)["torch_dtype"] == dtype
+    loaded = load_model(tmp_path)
+    for got, whole in zip(loaded.runs, model.runs, strict=True):
+        rounded = np.asarray(whole.mlp.gate[...]).astype(jnp.dtype(dtype)).astype(np.float32)
+        np.testing.assert_array_equal(got.mlp.gate[...], rounded)
+
+
+def test_generation_settings_travel_or_are_made(tokenizer, tmp_path):
+    model = random_model(UNIFORM)
+    (tmp_path / "made").mkdir()
+    write_hf(model, tmp_path / "made", "hf", FLOAT32, tokenizer=tokenizer)
+    assert json.loads((tmp_path / "made" / "generation_config.json").read_text()) == {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text('{"eos_token_id": [1, 2], "temperature": 0.7}')
+    (tmp_path / "copied").mkdir()
+    write_hf(model, tmp_path / "copied", "hf", FLOAT32, generation=theirs)
+    assert (tmp_path / "copied" / "generation_config.json").read_bytes() == theirs.read_bytes()
+    ends = dataclasses.replace(UNIFORM, constants=Constants(bos_token=1, eos_tokens=(2, 3)))
+    (tmp_path / "ends").mkdir()
+    write_hf(random_model(ends), tmp_path / "ends", "padded", FLOAT32)
+    assert json.loads((tmp_path / "ends" / "generation_config.json").read_text()) == {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+    }

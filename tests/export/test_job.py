@@ -1,0 +1,149 @@
+"""`saap export`: what is printed was measured on what was written, and failure leaves nothing behind."""
+
+import json
+import os
+import re
+
+import gguf
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax import cli
+from saap_jax.config import ExportConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.export import export_model, job
+from saap_jax.export.verify import TOLERANCES, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.llama import load_model, load_tokenizer, save_model
+from tests.export.models import EMPTY, LLAMA3, RAGGED, SPECS, UNIFORM, with_scaling
+from tests.helpers import changed, random_model
+
+FORMATS = ["padded", "ragged", "gguf"]
+
+
+@pytest.fixture
+def source(tokenizer, tmp_path):
+    """Return a maker of saved models, with the tiny tokenizer: `source(spec)`."""
+
+    def make(spec, **options):
+        model = random_model(spec)
+        return save_model(model, tmp_path / "source", **({"tokenizer": tokenizer} | options))
+
+    return make
+
+
+def export(source, out, form, dtype="float32"):
+    return export_model(ExportConfig(model=str(source), out=str(out), format=form, dtype=dtype))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["empty_biased", "ragged_llama3", "groups"])
+def test_every_format_is_verified(form, name, source, tokenizer, tmp_path):
+    out = tmp_path / ("x.gguf" if form == "gguf" else "x")
+    exported = export(source(SPECS[name]), out, form)
+    assert exported.agreement.deviation < 1e-5
+    assert exported.agreement.argmax == 1
+    assert exported.agreement.tokens == 96
+    assert load_tokenizer(out).encode("the cat") == tokenizer.encode("the cat")
+    assert load_model(out).spec.vocab == 300
+    assert exported.bytes == sum(p.stat().st_size for p in ([out] if out.is_file() else out.iterdir()))
+    assert sorted(os.listdir(tmp_path)) == ["source", out.name]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+def test_rounding_is_measured(dtype, source, tmp_path):
+    """Coarser types deviate more, each within what is accepted."""
+    agreement = export(source(RAGGED), tmp_path / "x.gguf", "gguf", dtype).agreement
+    assert TOLERANCES["float32"] < agreement.deviation < TOLERANCES[dtype]
+
+
+def test_a_gguf_of_a_gguf_keeps_its_tokenizer(source, tmp_path):
+    export(source(UNIFORM), tmp_path / "x.gguf", "gguf")
+    export(tmp_path / "x.gguf", tmp_path / "y.gguf", "gguf", "q8_0")
+    first, second = (gguf.GGUFReader(tmp_path / name).fields for name in ("x.gguf", "y.gguf"))
+    keys = {key for key in first if key.startswith("tokenizer.")}
+    assert len(keys) > 5
+    for key in keys:
+        assert second[key].contents() == first[key].contents()
+        assert second[key].types == first[key].types
+
+
+def wrong_model(model, *args, **kwargs):
+    return changed(load_model(model), "runs/0/attention/value", lambda value: value * 1.01)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_wrong_export_is_found_and_not_kept(form, source, tmp_path, monkeypatch):
+    directory = source(UNIFORM)
+    loads = iter([load_model, wrong_model])
+    monkeypatch.setattr(job, "load_model", lambda path: next(loads)(path))
+    out = tmp_path / ("x.gguf" if form == "gguf" else "x")
+    with pytest.raises(ValueError, match="within 0.0001 of the source's spread .* nothing was kept"):
+        export(directory, out, form)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_agreement_of_not_a_number_is_none(tmp_path):
+    model = random_model(UNIFORM)
+    broken = changed(model, "norm", lambda value: value * jnp.nan)
+    with pytest.raises(ValueError, match="got nan"):
+        check_agreement(model, broken, np.arange(8, dtype=np.int32)[None], "q8_0")
+
+
+def test_a_tokenizer_that_splits_otherwise_is_found(tokenizer, tmp_path):
+    tokenizer.save_pretrained(str(tmp_path))
+    check_tokenizer(tokenizer, load_tokenizer(tmp_path), "x")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][1:]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected the tokenizer that was written to encode"):
+        check_tokenizer(tokenizer, load_tokenizer(tmp_path), "x")
+
+
+def test_tokens_compared(tokenizer):
+    assert sample_tokens(tokenizer, 300, 20).shape == (1, 20)
+    np.testing.assert_array_equal(sample_tokens(None, 7, 4096), sample_tokens(None, 7, 4096))
+    assert sample_tokens(None, 7, 4096).max() == 6
+    with pytest.raises(ValueError, match="token ids below the model's 50 embeddings"):
+        sample_tokens(tokenizer, 50, 4096)
+
+
+class TestCommand:
+    def test_what_is_printed(self, source, capsys, tmp_path):
+        directory = source(EMPTY)
+        assert cli.main(["export", str(directory), str(tmp_path / "x"), "--format", "padded"]) == 0
+        text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+        added = count_parameters(load_model(tmp_path / "x")) - count_parameters(load_model(directory))
+        assert f"zeros added by the format {added:,}" in text
+        assert "(accepted for float32: 0.0001)" in text
+        assert "same most likely token 100.0%" in text
+
+    def test_notes(self, source, capsys, tmp_path):
+        directory = source(with_scaling(RAGGED, LLAMA3), tokenizer=None)
+        words = ["export", str(directory), str(tmp_path / "x.gguf"), "--format", "gguf", "--dtype", "q8_0"]
+        assert cli.main(words) == 0
+        text = capsys.readouterr().out
+        assert "has no tokenizer" in text
+        assert "7 matrices are F16: their rows are no multiple of 32" in text
+        assert "architecture deci" in text
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["{source}", "{tmp}/x"], "choose --format padded (a plain LLaMA with zeros"),
+            (["{source}", "{tmp}/x", "--format", "gguf"], "expected a file name that ends in .gguf"),
+            (["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"], "q8_0 is a type of GGUF"),
+            (["{source}", "{source}", "--format", "ragged"], "exists already and is never overwritten"),
+            (["{tmp}/none", "{tmp}/x", "--format", "ragged"], "no such file or directory"),
+            (["{source}"], "out: expected a path, got nothing"),
+            ([], "model: expected a path, got nothing"),
+            (["{source}", "a", "b"], "expected MODEL and OUT, got 3 words"),
+        ],
+    )
+    def test_bad_input(self, words, message, source, capsys, tmp_path):
+        directory = source(RAGGED)
+        assert cli.main(["export", *(word.format(source=directory, tmp=tmp_path) for word in words)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert os.listdir(tmp_path) == ["source"]

@@ -1,0 +1,161 @@
+"""Exported GGUF files in llama.cpp itself, one thread: the same logits, the same greedy text, the same tokens."""
+
+import contextlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.config import ExportConfig
+from saap_jax.export import export_model, gguf_file
+from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
+from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
+from saap_jax.llama.runs import existing_units
+from saap_jax.surgery import cut
+from tests.export.models import PLAIN, SPECS, spec_of
+from tests.export.test_gguf_vocabulary import TEXTS, trained
+from tests.helpers import forward, random_model
+
+pytestmark = pytest.mark.llamacpp
+llama_cpp = pytest.importorskip("llama_cpp_py_sync")
+
+TOKENS = np.random.default_rng(0).integers(0, 300, 24, np.int32).tolist()
+
+
+@contextlib.contextmanager
+def opened(path):
+    """Open a file in llama.cpp: one thread, keys and values kept in float32."""
+    runtime = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, type_k="f32", type_v="f32")
+    try:
+        yield runtime
+    finally:
+        runtime.close()
+
+
+def last_logits(runtime):
+    """Return the logits of the last position, float32 [vocab]."""
+    pointer = runtime._lib.llama_get_logits_ith(runtime._ctx, -1)
+    return np.frombuffer(runtime._ffi.buffer(pointer, 4 * runtime.n_vocab), np.float32).copy()
+
+
+def logits_of(path, tokens):
+    """Return llama.cpp's logits after each token, float32 [seq, vocab]: the first half at once, then one by one."""
+    half, rows = len(tokens) // 2, []
+    with opened(path) as runtime:
+        past = runtime._eval_tokens(tokens[:half], 0)
+        rows.append(last_logits(runtime))
+        for token in tokens[half:]:
+            past = runtime._eval_tokens([token], past)
+            rows.append(last_logits(runtime))
+    return np.stack(rows)
+
+
+def expected_logits(model, tokens):
+    return np.asarray(forward(model, jnp.asarray([tokens], jnp.int32)))[0, len(tokens) // 2 - 1 :]
+
+
+def written(model, path, dtype="float32"):
+    write_gguf(model, path, dtype, name="test", vocabulary=no_vocabulary())
+    return path
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_logits(name, tmp_path):
+    model = random_model(SPECS[name])
+    expected = expected_logits(model, TOKENS)
+    got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    other = expected_logits(model, TOKENS[::-1])
+    assert np.abs(got - other).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+@pytest.mark.parametrize("name", ["uniform", "empty", "empty_biased"])
+def test_other_types_run(name, dtype, tmp_path):
+    """llama.cpp rounds activations too, so only near; the logits of another model would be off by their spread."""
+    model = random_model(SPECS[name])
+    expected = expected_logits(model, TOKENS)
+    difference = logits_of(written(model, tmp_path / "x.gguf", dtype), TOKENS) - expected
+    assert np.sqrt(np.mean(difference**2)) < 0.1 * expected.std()
+
+
+def test_biases_are_read(tmp_path):
+    """Negative control: without its biases, the same model computes something else."""
+    for name, spec in (("biased", PLAIN["biased"]), ("empty", SPECS["empty_biased"])):
+        model = random_model(spec)
+        got = logits_of(written(model, tmp_path / f"{name}.gguf"), TOKENS)
+        for run in model.runs:
+            run.attention.output_bias[...] = jnp.zeros_like(run.attention.output_bias[...])
+        assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
+
+
+class TestLayersThatDeciCannotHold:
+    """Negative controls for the zeros that are added: what llama.cpp does with such layers as they are."""
+
+    def test_attention_without_channels_is_left_out(self, tmp_path, monkeypatch):
+        model = random_model(spec_of((2, 2, 24), (1, 2, 0), (2, 2, 24)))
+        without = cut(model, existing_units(model.runs) | {"attention": np.array([[1, 1], [0, 0], [1, 1]], bool)})
+        norm = "model.layers.1.post_attention_layernorm.weight"  # llama.cpp has none in such a layer
+        tensors = gguf_file.model_tensors
+        monkeypatch.setattr(gguf_file, "deci_widths", lambda spec: spec.layers)
+        monkeypatch.setattr(gguf_file, "model_tensors", lambda *args: [t for t in tensors(*args) if t.name != norm])
+        got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+        np.testing.assert_allclose(got, expected_logits(without, TOKENS), rtol=0, atol=1e-4)
+        assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
+
+    def test_a_first_layer_without_heads_is_refused(self, tmp_path, monkeypatch):
+        model = random_model(spec_of((0, 2, 24), (2, 2, 24)))
+        monkeypatch.setattr(gguf_file, "deci_widths", lambda spec: spec.layers)
+        path = written(model, tmp_path / "x.gguf")
+        with pytest.raises(RuntimeError, match="Failed to load model"):
+            logits_of(path, TOKENS)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_tokenizers_agree(pre, bos, tmp_path):
+    tokenizer = trained(pre, bos=bos)
+    model = random_model(spec_of((1, 1, 4), vocab=len(tokenizer) + 3))
+    vocabulary = vocabulary_of(tokenizer, model.spec.vocab, Constants())
+    write_gguf(model, tmp_path / "x.gguf", "float32", name="x", vocabulary=vocabulary)
+    with opened(tmp_path / "x.gguf") as runtime:
+        for text in TEXTS:
+            assert runtime.tokenize(text, add_special=True, parse_special=True) == tokenizer.encode(text)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """SmolLM2 whole, and cut to layers of different widths, two of them without heads and two without channels."""
+    try:
+        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    random = np.random.default_rng(0)
+    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.runs).items()}
+    keep["attention"][[5, 7]] = False
+    keep["mlp"][[6, 29]] = False
+    directory = tmp_path_factory.mktemp("smollm2") / "cut"
+    return {"dense": "smollm2-135m", "cut": str(save_model(cut(model, keep), directory, tokenizer=tokenizer))}
+
+
+@pytest.mark.parametrize("name", ["dense", "cut"])
+def test_real_model(name, smollm2, tmp_path):
+    """32 greedy tokens are those of our model, and text is split alike."""
+    source = smollm2[name]
+    exported = export_model(ExportConfig(model=source, out=str(tmp_path / "x.gguf"), format="gguf"))
+    assert exported.kind == ("GGUF, architecture llama" if name == "dense" else "GGUF, architecture deci")
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    prompt = tokenizer.encode("The capital of France is")
+    tokens, rows = list(prompt), []
+    with opened(tmp_path / "x.gguf") as runtime:
+        past = runtime._eval_tokens(prompt, 0)
+        for _ in range(32):
+            rows.append(last_logits(runtime))
+            tokens.append(int(rows[-1].argmax()))
+            past = runtime._eval_tokens(tokens[-1:], past)
+        text = "In 1912 it cost 1234.56 —  naïve café 東京 🙂\n\n\tx = y ** 2\n<|im_start|>user\nHi<|im_end|>"
+        assert runtime.tokenize(text, add_special=True, parse_special=True) == tokenizer.encode(text)
+    ours = np.asarray(forward(model, jnp.asarray([tokens[:-1]], jnp.int32)))[0, len(prompt) - 1 :]
+    assert ours.argmax(-1).tolist() == tokens[len(prompt) :]
+    np.testing.assert_allclose(np.stack(rows), ours, rtol=0, atol=2e-3)

@@ -1,0 +1,175 @@
+"""Exported directories in transformers (torch, float32): the same logits, the same greedy text, through its cache."""
+
+import json
+import shutil
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.export.hf import write_hf
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.runs import existing_units
+from saap_jax.surgery import cut
+from tests.export.models import EMPTY, PLAIN, SPECS, spec_of
+from tests.helpers import forward, random_model
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+torch = pytest.importorskip("torch")
+
+TOKENS = np.random.default_rng(1).integers(0, 300, (2, 24), np.int32)
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path, monkeypatch):
+    """Keep the code that transformers copies out of a model directory within the test."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def exported(model, directory, form, tokenizer=None):
+    directory.mkdir()
+    write_hf(model, directory, form, np.dtype(np.float32), tokenizer=tokenizer)
+    return directory
+
+
+def load_torch(directory, attention="sdpa"):
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=True,
+        output_loading_info=True,
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
+def torch_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+
+
+def greedy(model, tokens, new):
+    """Return the greedy continuation by our model, the whole sequence run anew for each token."""
+    tokens = np.pad(tokens, [(0, 0), (0, new)])
+    for end in range(tokens.shape[1] - new, tokens.shape[1]):
+        tokens[:, end] = np.asarray(forward(model, tokens))[:, end - 1].argmax(-1)
+    return tokens
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", ["padded", "ragged"])
+@pytest.mark.parametrize("name", SPECS)
+def test_logits(name, form, attention, tmp_path):
+    model = random_model(SPECS[name])
+    theirs = load_torch(exported(model, tmp_path / "model", form), attention)
+    expected = np.asarray(forward(model, TOKENS))
+    got = torch_logits(theirs, TOKENS)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-5)
+    assert np.abs(torch_logits(theirs, TOKENS[:, ::-1].copy()) - expected).max() > 0.1
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if form == "padded" else "SaapLlamaForCausalLM")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain(name, tmp_path):
+    model = random_model(PLAIN[name])
+    theirs = load_torch(exported(model, tmp_path / "model", "hf"))
+    np.testing.assert_allclose(torch_logits(theirs, TOKENS), forward(model, TOKENS), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("form", ["padded", "ragged"])
+@pytest.mark.parametrize("name", ["ragged", "empty", "empty_biased", "groups", "ragged_llama3", "nothing"])
+def test_greedy_generation(name, form, tmp_path):
+    """Token by token with a cache; a cache whose first layer never fills would count positions wrongly."""
+    model = random_model(SPECS[name])
+    theirs = load_torch(exported(model, tmp_path / "model", form))
+    got = {
+        cached: theirs.generate(
+            torch.tensor(TOKENS[:, :8], dtype=torch.long),
+            attention_mask=torch.ones(2, 8, dtype=torch.long),
+            max_new_tokens=16,
+            do_sample=False,
+            use_cache=cached,
+            eos_token_id=None,
+        ).numpy()
+        for cached in (True, False)
+    }
+    np.testing.assert_array_equal(got[True], greedy(model, TOKENS[:, :8], 16))
+    np.testing.assert_array_equal(got[False], got[True])
+
+
+def test_left_padding_and_static_cache(tmp_path):
+    """What a batch of prompts of two lengths needs; each row continues as it does alone."""
+    model = random_model(EMPTY)
+    theirs = load_torch(exported(model, tmp_path / "model", "ragged"))
+    prompts = torch.tensor(TOKENS[:, :8], dtype=torch.long)
+    mask = torch.ones_like(prompts)
+    mask[0, :3] = 0
+    options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    together = theirs.generate(prompts, attention_mask=mask, **options).numpy()
+    np.testing.assert_array_equal(together[:1, 3:], greedy(model, TOKENS[:1, 3:8], 10))
+    np.testing.assert_array_equal(together[1:], greedy(model, TOKENS[1:, :8], 10))
+    static = theirs.generate(prompts, attention_mask=mask, cache_implementation="static", **options).numpy()
+    np.testing.assert_array_equal(static, together)
+
+
+def test_saved_again_and_trained(tmp_path):
+    """transformers saves the directory with its code, and gradients reach every parameter."""
+    model = random_model(spec_of((2, 2, 8), (1, 2, 4), output_biases=True))
+    theirs = load_torch(exported(model, tmp_path / "model", "ragged"))
+    theirs.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "modeling_saap_llama.py").is_file()
+    again = load_torch(tmp_path / "again")
+    np.testing.assert_array_equal(torch_logits(again, TOKENS), torch_logits(theirs, TOKENS))
+    np.testing.assert_allclose(forward(load_model(tmp_path / "model"), TOKENS), forward(model, TOKENS), atol=1e-6)
+    ids = torch.tensor(TOKENS, dtype=torch.long)
+    theirs.train()(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in theirs.parameters())
+
+
+def test_without_trust_it_is_refused(tmp_path):
+    """The type is unknown to transformers, so nothing can load it as a plain LLaMA by mistake."""
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    directory = exported(random_model(EMPTY), tmp_path / "model", "ragged")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False)
+    plain = tmp_path / "plain"
+    shutil.copytree(directory, plain)
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(config | {"model_type": "llama", "auto_map": None}))
+    with pytest.raises(Exception, match=r"num_key_value_heads|num_attention_heads|intermediate_size"):
+        LlamaForCausalLM.from_pretrained(plain)
+
+
+def test_real_model(tmp_path):
+    """SmolLM2 with layers cut to different widths, one without heads, one without channels."""
+    from transformers import AutoTokenizer
+
+    try:
+        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    random = np.random.default_rng(0)
+    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.runs).items()}
+    keep["attention"][0] = keep["mlp"][9] = False
+    pruned = cut(model, keep)
+    ids = np.asarray([tokenizer.encode("The capital of France is")], np.int32)
+    for form in ("ragged", "padded"):
+        theirs = load_torch(exported(pruned, tmp_path / form, form, tokenizer))
+        loaded = AutoTokenizer.from_pretrained(tmp_path / form, trust_remote_code=True)
+        assert loaded("The capital of France is")["input_ids"] == ids[0].tolist()
+        assert theirs.generation_config.eos_token_id == tokenizer.eos_token_id
+        expected = np.asarray(forward(pruned, jnp.asarray(ids)))
+        np.testing.assert_allclose(torch_logits(theirs, ids), expected, rtol=0, atol=5e-4)
+        got = theirs.generate(torch.tensor(ids, dtype=torch.long), max_new_tokens=12, do_sample=False).numpy()
+        np.testing.assert_array_equal(got, greedy(pruned, ids, got.shape[1] - ids.shape[1]))
