@@ -1,9 +1,11 @@
 """Keys and values of the tokens seen so far, and the decoder that reads and extends them.
 
-A cache has one pair of arrays a run, `[layers, batch, kv_heads, slots, head_dim]`: what a layer's query heads share
-(GQA) is stored once, and a layer without heads stores nothing. Prompts of one batch end at the same slot, with their
-padding on the left: row b starts at slot `start[b]`, which is its position 0. So every row writes to the same slot, and
-one update in place serves all.
+A cache has one pair of arrays a run. What a layer's query heads share (GQA) is stored once, and a layer without heads
+stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
+`start[b]`, which is its position 0. So every row writes to the same slot, and one update in place serves all.
+
+The shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the
+product that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
 """
 
 from typing import NamedTuple
@@ -11,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import (
+    Attention,
     DecoderLayer,
     Llama,
     Rotation,
@@ -27,10 +30,13 @@ from saap_jax.llama.model import (
 
 
 class RunCache(NamedTuple):
-    """Keys (turned to their positions) and values of the layers of one run."""
+    """Keys (turned to their positions) and values of a run; a run of one layer has no `layers` axis.
 
-    keys: Float[Array, "layers batch kv_heads slots head_dim"]
-    values: Float[Array, "layers batch kv_heads slots head_dim"]
+    An entry of the axis `heads` is a key/value head of a row of the batch: batch * kv_heads of them.
+    """
+
+    keys: Float[Array, "*layers heads slots head_dim"]
+    values: Float[Array, "*layers heads slots head_dim"]
 
 
 Cache = list[RunCache]
@@ -41,8 +47,8 @@ def empty_cache(model: Llama, batch: int, slots: int) -> Cache:
     """Return a cache for `slots` tokens a row, zeros in the dtype of the model."""
 
     def zeros(run: DecoderLayer) -> Array:
-        head_dim = run.attention.query.shape[-1]
-        return jnp.zeros((run.length, batch, run.widths.kv_heads, slots, head_dim), run.attention.query.dtype)
+        shape = (batch * run.widths.kv_heads, slots, run.attention.query.shape[-1])
+        return jnp.zeros(shape if run.length == 1 else (run.length, *shape), run.attention.query.dtype)
 
     return [RunCache(zeros(run), zeros(run)) for run in model.runs]
 
@@ -82,78 +88,78 @@ def extend(
     start: Int[Array, "batch"],
     slot: Int[Array, ""],
     *,
-    window: int,
+    empty: bool,
 ) -> tuple[Float[Array, "batch seq embed"], Cache]:
     """Write `tokens` to the slots from `slot` on; return their normalised last hidden states, and the cache.
 
-    `window` is how many slots, from the first, are looked at: all that are filled once the tokens are in.
+    `empty` says that nothing is in the cache yet, so that the tokens have only each other to look at.
     """
     slots = slot + jnp.arange(tokens.shape[1])
     positions = jnp.maximum(slots[None] - start[:, None], 0)
     rotation = rotary_at(positions, model.runs[0].attention.query.shape[-1], model.constants)
-    keys = jnp.arange(window)
-    visible = (keys[None, None] >= start[:, None, None]) & (keys[None, None] <= slots[None, :, None])
+    seen = slots if empty else jnp.arange(max(run.keys.shape[-2] for run in cache))
+    visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
+
+    def step(x: Array, inputs: tuple[DecoderLayer, RunCache]) -> tuple[Array, RunCache]:
+        return _layer(*inputs, x, rotation, visible, slot, model.constants.norm_eps, empty)
+
     x = model.embedding[...][tokens]
     extended = []
     for run, run_cache in zip(model.runs, cache, strict=True):
-
-        def step(
-            carry: tuple[Array, RunCache], inputs: tuple[DecoderLayer, Array]
-        ) -> tuple[tuple[Array, RunCache], None]:
-            layer, index = inputs
-            return _layer(layer, index, *carry, rotation, visible, slot, model.constants.norm_eps), None
-
-        if run.length == 1:  # no loop, hence no copy of the weights out of a stack
-            (x, run_cache), _ = step((x, run_cache), (jax.tree.map(lambda leaf: leaf[0], run), jnp.int32(0)))
+        if run.length == 1:  # no loop: a scan would copy the layer out of its stack before using it
+            x, run_cache = step(x, (jax.tree.map(lambda leaf: leaf[0], run), run_cache))
         else:
-            (x, run_cache), _ = jax.lax.scan(step, (x, run_cache), (run, jnp.arange(run.length, dtype=jnp.int32)))
+            x, run_cache = jax.lax.scan(step, x, (run, run_cache))
         extended.append(run_cache)
     return rms_norm(x, model.norm[...], model.constants.norm_eps), extended
 
 
 def _layer(
     layer: DecoderLayer,
-    index: Int[Array, ""],
-    x: Float[Array, "batch seq embed"],
     cache: RunCache,
+    x: Float[Array, "batch seq embed"],
     rotation: Rotation,
-    visible: Array,
+    visible: Bool[Array, "batch seq seen"],
     slot: Int[Array, ""],
     norm_eps: float,
+    empty: bool,
 ) -> tuple[Float[Array, "batch seq embed"], RunCache]:
-    """Apply layer `index` of a run, extending its part of the run's cache."""
-    middle, cache = _attend(
-        layer, index, rms_norm(x, layer.attention_norm[...], norm_eps), cache, rotation, visible, slot
-    )
-    x = x + add_bias(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
-    channels = feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
-    return x + add_bias(jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...]), layer.mlp.down_bias), cache
+    """Apply one layer to new tokens, extending its cache."""
+    attention, mlp = layer.attention, layer.mlp
+    if cache.keys.size:
+        normed = rms_norm(x, layer.attention_norm[...], norm_eps)
+        heads, cache = _attend(attention, normed, cache, rotation, visible, slot, empty)
+        # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
+        x = x + jnp.einsum("btf,fd->btd", heads, attention.output[...].reshape(heads.shape[-1], -1))
+    x = add_bias(x, attention.output_bias)
+    channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
+    return x + add_bias(jnp.einsum("btf,fd->btd", channels, mlp.down[...]), mlp.down_bias), cache
 
 
 def _attend(
-    layer: DecoderLayer,
-    index: Int[Array, ""],
+    attention: Attention,
     x: Float[Array, "batch seq embed"],
     cache: RunCache,
     rotation: Rotation,
-    visible: Array,
+    visible: Bool[Array, "batch seq seen"],
     slot: Int[Array, ""],
-) -> tuple[Float[Array, "batch seq kv_heads q_per_kv head_dim"], RunCache]:
-    """Attention of new tokens to the cache, up to, not including, the output projection; softmax in float32."""
-    query, key, value = project(layer.attention, x, rotation)
-    if not query.shape[2]:  # a layer without heads
-        return query, cache
-    place = (index, 0, 0, slot, 0)
-    cache = RunCache(
-        *(
-            jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2)[None], place)
-            for old, new in zip(cache, (key, value), strict=True)
-        )
-    )
-    window, wide = visible.shape[-1], at_least_float32(x.dtype)
-    keys, values = (jax.lax.dynamic_index_in_dim(array, index, keepdims=False)[:, :, :window] for array in cache)
-    scores = jnp.einsum("btkgh,bksh->bkgts", query, keys, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    empty: bool,
+) -> tuple[Float[Array, "batch seq heads_times_dim"], RunCache]:
+    """Attention of new tokens, up to, not including, the output projection; scores and softmax in float32.
+
+    Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
+    """
+    query, key, value = project(attention, x, rotation)
+    batch, seq, kv_heads, q_per_kv, head_dim = query.shape
+    new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
+    cache = RunCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
+    keys, values = new if empty else cache
+    wide = at_least_float32(x.dtype)
+    queries = query.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, q_per_kv * seq, head_dim)
+    scores = jnp.einsum("rsh,rqh->rsq", keys, queries, preferred_element_type=wide) * head_dim**-0.5
+    scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, q_per_kv, seq, -1)
     # Not -inf: a padding token sees nothing, and its NaN would spread to the rows that multiply it by zero.
     scores = jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, values), cache
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
+    mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache

@@ -59,7 +59,7 @@ def prefill(
     """Read the prompts, padded on the left, and draw the first token of each row (-1 where it stops or is done)."""
     batch, seq = tokens.shape
     slot = jnp.int32(0)
-    hidden, cache = extend(model, tokens, empty_cache(model, batch, slots), start, slot, window=seq)
+    hidden, cache = extend(model, tokens, empty_cache(model, batch, slots), start, slot, empty=True)
     state = State(cache, start, tokens[:, -1], done, keys, slot + seq, jnp.int32(0))
     return _next(model, hidden[:, -1:], state, settings, stops)
 
@@ -69,7 +69,6 @@ def decode_steps(
     model: Llama, state: State, settings: Settings, stops: Int[Array, "stops"], steps: Int[Array, ""]
 ) -> tuple[Int[Array, "batch steps"], State]:
     """Make `steps` more tokens, at most `STEPS`, or fewer if all rows end; -1 where a row has none. Reuses `state`."""
-    slots = next((run.keys.shape[3] for run in state.cache if run.keys.size), 1)
 
     def going(carry: tuple[Array, Array, State]) -> Array:
         made, _, state = carry
@@ -77,7 +76,7 @@ def decode_steps(
 
     def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         made, tokens, state = carry
-        hidden, cache = extend(model, state.token[:, None], state.cache, state.start, state.slot, window=slots)
+        hidden, cache = extend(model, state.token[:, None], state.cache, state.start, state.slot, empty=False)
         token, state = _next(model, hidden, state._replace(cache=cache, slot=state.slot + 1), settings, stops)
         return made + 1, jax.lax.dynamic_update_index_in_dim(tokens, token, made, axis=1), state
 

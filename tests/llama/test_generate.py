@@ -75,11 +75,11 @@ def test_logits_of_prompt_and_steps(name, dtype, form):
     shifted = np.zeros((2, 16), np.int32)  # the second row is shorter by two
     shifted[0, :12], shifted[1, 2:12] = tokens[0], tokens[1, :10]
     start, used = jnp.asarray([0, 2], jnp.int32), form(model)
-    step = jax.jit(extend, static_argnames="window")
-    hidden, cache = step(used, jnp.asarray(shifted[:, :8]), empty_cache(used, 2, 16), start, jnp.int32(0), window=8)
+    step = jax.jit(extend, static_argnames="empty")
+    hidden, cache = step(used, jnp.asarray(shifted[:, :8]), empty_cache(used, 2, 16), start, jnp.int32(0), empty=True)
     seen = [np.asarray(model.logits(hidden), np.float32)]
     for slot in range(8, 12):
-        hidden, cache = step(used, jnp.asarray(shifted[:, slot : slot + 1]), cache, start, jnp.int32(slot), window=16)
+        hidden, cache = step(used, jnp.asarray(shifted[:, slot : slot + 1]), cache, start, jnp.int32(slot), empty=False)
         seen.append(np.asarray(model.logits(hidden), np.float32))
     ours = np.concatenate(seen, axis=1)
     tolerance = 2e-5 if dtype == np.float32 else 0.15
