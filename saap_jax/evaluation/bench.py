@@ -92,9 +92,9 @@ def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Prog
     inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
     arguments = (model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops)
     slots = rounded(inputs.tokens.shape[1] + new)
-    reading = prefill.lower(*arguments, slots=slots).compile()
-    _, state = jax.eval_shape(lambda *a: prefill(*a, slots=slots), *arguments)
-    making = decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
+    lowered = prefill.lower(*arguments, slots=slots)
+    _, state = lowered.out_info
+    reading, making = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
     memory = [program_bytes(program) for program in (reading, making)]
     known = [each for each in memory if each is not None]
     return Programs(model, workload, prompts, keys, reading, making, max(known) if len(known) == 2 else None)
