@@ -23,6 +23,7 @@ from saap_jax.config import (
     ScoreConfig,
     SensitivityConfig,
 )
+from saap_jax.config_use import BenchConfig, GenerateConfig
 from saap_jax.options import ModelConfig
 
 USAGE = """\
@@ -40,6 +41,8 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap report RUN [RUN ...]    one page of one run or several, any kind; figures for papers
   saap ab A B                  is A better than B, by how much, and how sure is that
   saap gate MODEL              hold a model against limits; exit code 1 when one is broken
+  saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
+  saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
 override it, and `saap COMMAND --help` lists them.
@@ -321,6 +324,46 @@ def gate(words: list[str]) -> int:
     return 0 if all(check.passed for check in checks) else 1
 
 
+def generate(words: list[str]) -> None:
+    """Run `saap generate`."""
+    options = next((place for place, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
+    model, *prompts = words[:options] or [""]
+    if {"-h", "--help"} & set(words):
+        model, prompts = "MODEL", ["TEXT"]
+    elif not prompts:
+        raise UsageError(f'generate: expected a model and a text, as in MODEL "text", got {" ".join(words) or "none"}')
+    default = GenerateConfig(model=model, prompts=tuple(prompts))
+    config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
+    from saap_jax.generation import continuations
+
+    pieces = continuations(config)
+    if len(config.prompts) == 1:
+        for _, piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    texts = [""] * len(config.prompts)
+    for row, piece in pieces:
+        texts[row] += piece
+    for number, text in enumerate(texts, start=1):
+        print(f"--- {number}\n{text}")
+
+
+def bench(words: list[str]) -> None:
+    """Run `saap bench`."""
+    positional, rest = split_words(words)
+    default = BenchConfig(models=tuple(positional)) if positional else BenchConfig()
+    config, _ = parse("bench [MODEL ...]", default, rest)
+    from saap_jax import benchmark
+    from saap_jax.report.bench import footnotes, rich_bench
+
+    with show_progress() as track:
+        result = benchmark.bench(config, track=track)
+    console.print(rich_bench(result))
+    for line in footnotes(result):
+        console.print(line, markup=False)
+
+
 def _range(values: tuple[int, ...]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -339,4 +382,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "report": report,
     "ab": ab,
     "gate": gate,
+    "generate": generate,
+    "bench": bench,
 }

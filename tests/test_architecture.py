@@ -11,7 +11,7 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
-from saap_jax import options
+from saap_jax import config_use, options
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -19,7 +19,7 @@ PROJECT = PACKAGE.parent
 ORDER = (
     ("types",),
     ("options",),
-    ("config",),
+    ("config", "config_use"),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),
@@ -36,7 +36,7 @@ ORDER = (
     ("calibration",),
     ("kept",),
     ("variants",),
-    ("pipeline",),
+    ("pipeline", "generation", "benchmark"),
     ("sweep",),
     ("comparison",),
     ("fidelity",),
@@ -50,6 +50,7 @@ ORDER = (
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
+CONFIGURATION = ("config.py", "config_use.py", "options.py")
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 
 
@@ -108,13 +109,13 @@ def test_an_upward_import_is_found():
 
 
 def config_classes() -> list[type]:
-    both = vars(options) | vars(configuration)
-    return [value for value in both.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+    defined = vars(options) | vars(configuration) | vars(config_use)
+    return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 
 
 @pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
 def test_every_field_is_read_somewhere(kind):
-    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name not in ("config.py", "options.py")]
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name not in CONFIGURATION]
     for field in dataclasses.fields(kind):
         by_name = kind.__name__.endswith("PerStructure")  # read by the structure's name
         pattern = r"getattr\(config\.\w+, name\)" if by_name else rf"\.{field.name}\b"

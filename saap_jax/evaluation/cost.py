@@ -1,5 +1,6 @@
-"""Stage 4: what a model costs: bytes and time."""
+"""Stage 4: what a model costs: bytes, operations and the time of a forward pass."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saap_jax.discovery import parameters_by_path
+from saap_jax.llama.cache import cache_bytes
 from saap_jax.llama.model import Llama
 
 
@@ -57,3 +60,41 @@ def weight_bytes(model: Llama) -> int:
 def directory_bytes(directory: Path, pattern: str = "*") -> int:
     """Return the bytes of a directory's files that match a pattern."""
     return sum(path.stat().st_size for path in directory.glob(pattern))
+
+
+def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) -> int | float:
+    """Return the multiply-accumulates of one token that attends to `context` positions, its own among them.
+
+    Every entry of every matrix once, Σ size over the parameters with two axes or more besides `layers`; embedding a
+    token is a look-up and counts nothing, unembedding counts vocab · embed (`unembed`, tied or not). Attention adds,
+    in each layer, 2 · kv_heads · q_per_kv · head_dim · context: scores, and the sum of values. Norms, rotations and
+    softmax are left out.
+    """
+    matrices = sum(
+        parameter[...].size
+        for run in model.runs
+        for parameter in parameters_by_path(run).values()
+        if len(parameter.axes) > 2
+    )
+    heads = sum(run.length * math.prod(run.attention.query.shape[-3:]) for run in model.runs)
+    return matrices + 2 * heads * context + (model.embedding[...].size if unembed else 0)
+
+
+def prefill_macs(model: Llama, batch: int, seq: int) -> int | float:
+    """Return the multiply-accumulates of reading `batch` prompts of `seq` tokens; only the last one is unembedded.
+
+    All seq² products of attention count, since the masked ones are computed too.
+    """
+    return batch * (seq * token_macs(model, seq, unembed=False) + model.embedding[...].size)
+
+
+def step_bytes(model: Llama, batch: int, context: int | float) -> int | float:
+    """Return the bytes that one decoding step reads: the weights once, and each row's keys and values.
+
+    Of an embedding that is not tied only the rows of the tokens are read.
+    """
+    embedding = model.embedding[...]
+    read = weight_bytes(model)
+    if model.unembedding is not None:
+        read += (batch - embedding.shape[0]) * embedding.shape[1] * embedding.dtype.itemsize
+    return read + cache_bytes(model, batch, 1) * context

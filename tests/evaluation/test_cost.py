@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import count_parameters
-from saap_jax.evaluation.cost import directory_bytes, forward_bytes, forward_seconds, forward_step, weight_bytes
+from saap_jax.evaluation.cost import (
+    directory_bytes,
+    forward_bytes,
+    forward_seconds,
+    forward_step,
+    prefill_macs,
+    step_bytes,
+    token_macs,
+    weight_bytes,
+)
+from saap_jax.llama.cache import empty_cache, extend, single_layers
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
-from tests.helpers import dense_model, random_keep, random_tokens
+from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -61,3 +71,43 @@ def test_forward_bytes_are_weights_results_and_temporaries():
     assert forward_bytes(model, tokens) >= weight_bytes(model) + logits
     assert forward_bytes(model, tokens) == forward_bytes(model, tokens)
     assert forward_bytes(pruned, tokens) < forward_bytes(model, tokens) < forward_bytes(model, random_tokens(4, 6))
+
+
+def counted(function, *arguments) -> int:
+    """Return the multiply-accumulates of a function's matrix products, read off its program."""
+    total = 0
+    for equation in jax.make_jaxpr(function)(*arguments).eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            total += int(np.prod(equation.outvars[0].aval.shape)) * int(np.prod(lengths))
+    return total
+
+
+@pytest.mark.parametrize("make", [dense_model, ragged_model, lambda: dense_model("mqa", tied=True)])
+def test_operations_are_those_of_the_programs(make):
+    """Single layers, so that no scan hides its body."""
+    model = single_layers(make())
+    start, slot = jnp.zeros(3, jnp.int32), jnp.int32(0)
+
+    def read(tokens, empty):
+        hidden, _ = extend(model, tokens, empty_cache(model, 3, 16), start, slot, empty=empty)
+        return model.logits(hidden[:, -1:])
+
+    tokens = jnp.zeros((3, 7), jnp.int32)
+    assert counted(lambda t: read(t, True), tokens) == prefill_macs(model, 3, 7)
+    assert counted(lambda t: read(t, False), tokens[:, :1]) == 3 * token_macs(model, 16)
+    assert counted(lambda t: read(t, False), tokens[:, :1]) != 3 * token_macs(model, 15)
+
+
+def test_operations_by_hand():
+    model = dense_model("gqa", layers=2, mlp=6)
+    assert token_macs(model) == 2 * (2 * 192 + 6 * 24) + 24 * 8
+    assert token_macs(model, 10, unembed=False) == 2 * (2 * 192 + 6 * 24) + 2 * 2 * 4 * 4 * 10
+
+
+def test_a_step_reads_weights_and_cache():
+    tied, untied = dense_model(tied=True), dense_model()
+    cache = 2 * 2 * 2 * 4 * 4  # layers, keys and values, heads, head_dim, bytes
+    assert step_bytes(tied, 3, 10) == weight_bytes(tied) + 3 * 10 * cache
+    assert step_bytes(untied, 3, 10) == weight_bytes(untied) - 4 * (24 - 3) * 8 + 3 * 10 * cache

@@ -1,0 +1,165 @@
+"""Keys and values of the tokens seen so far, and the decoder that reads and extends them.
+
+A cache has one pair of arrays a run. What a layer's query heads share (GQA) is stored once, and a layer without heads
+stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
+`start[b]`, which is its position 0. So every row writes to the same slot, and one update in place serves all.
+
+The shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the
+product that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.llama.model import (
+    Attention,
+    DecoderLayer,
+    Llama,
+    Rotation,
+    add_bias,
+    at_least_float32,
+    feed,
+    project,
+    rms_norm,
+    rotary_at,
+)
+
+
+class RunCache(NamedTuple):
+    """Keys (turned to their positions) and values of a run; a run of one layer has no `layers` axis.
+
+    An entry of the axis `heads` is a key/value head of a row of the batch: batch * kv_heads of them.
+    """
+
+    keys: Float[Array, "*layers heads slots head_dim"]
+    values: Float[Array, "*layers heads slots head_dim"]
+
+
+Cache = list[RunCache]
+"""One for each run of the model."""
+
+
+def empty_cache(model: Llama, batch: int, slots: int) -> Cache:
+    """Return a cache for `slots` tokens a row, zeros in the dtype of the model."""
+
+    def zeros(run: DecoderLayer) -> Array:
+        shape = (batch * run.widths.kv_heads, slots, run.attention.query.shape[-1])
+        return jnp.zeros(shape if run.length == 1 else (run.length, *shape), run.attention.query.dtype)
+
+    return [RunCache(zeros(run), zeros(run)) for run in model.runs]
+
+
+def cache_bytes(model: Llama, batch: int, slots: int) -> int:
+    """Return the bytes of such a cache."""
+    shapes = jax.eval_shape(lambda: empty_cache(model, batch, slots))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def single_layers(model: Llama) -> Llama:
+    """Return the same model with every layer as a run of its own, which is how a CPU decodes fastest.
+
+    A scan over the layers of a run copies each layer's weights out of the stack before it uses them. A decoder that
+    makes one token reads all weights once, so on a CPU that copy doubles its time. The layers are copied here, once,
+    and each has its arrays to itself; embeddings are shared with `model`. Memory: one more copy of the layers' weights
+    as long as `model` is kept. A model whose runs are single layers already is returned as it is.
+    """
+    if all(run.length == 1 for run in model.runs):
+        return model
+    graph, rest = nnx.split(model)
+    single = nnx.merge(graph, rest)
+    single.runs = nnx.List(
+        [
+            jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], run)
+            for run in model.runs
+            for index in range(run.length)
+        ]
+    )
+    return single
+
+
+def extend(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    cache: Cache,
+    start: Int[Array, "batch"],
+    slot: Int[Array, ""],
+    *,
+    empty: bool,
+) -> tuple[Float[Array, "batch seq embed"], Cache]:
+    """Write `tokens` to the slots from `slot` on; return their normalised last hidden states, and the cache.
+
+    `empty` says that nothing is in the cache yet, so that the tokens have only each other to look at.
+    """
+    slots = slot + jnp.arange(tokens.shape[1])
+    positions = jnp.maximum(slots[None] - start[:, None], 0)
+    rotation = rotary_at(positions, model.runs[0].attention.query.shape[-1], model.constants)
+    seen = slots if empty else jnp.arange(max(run.keys.shape[-2] for run in cache))
+    visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
+
+    def step(x: Array, inputs: tuple[DecoderLayer, RunCache]) -> tuple[Array, RunCache]:
+        return _layer(*inputs, x, rotation, visible, slot, model.constants.norm_eps, empty)
+
+    x = model.embedding[...][tokens]
+    extended = []
+    for run, run_cache in zip(model.runs, cache, strict=True):
+        if run.length == 1:  # no loop: a scan would copy the layer out of its stack before using it
+            x, run_cache = step(x, (jax.tree.map(lambda leaf: leaf[0], run), run_cache))
+        else:
+            x, run_cache = jax.lax.scan(step, x, (run, run_cache))
+        extended.append(run_cache)
+    return rms_norm(x, model.norm[...], model.constants.norm_eps), extended
+
+
+def _layer(
+    layer: DecoderLayer,
+    cache: RunCache,
+    x: Float[Array, "batch seq embed"],
+    rotation: Rotation,
+    visible: Bool[Array, "batch seq seen"],
+    slot: Int[Array, ""],
+    norm_eps: float,
+    empty: bool,
+) -> tuple[Float[Array, "batch seq embed"], RunCache]:
+    """Apply one layer to new tokens, extending its cache."""
+    attention, mlp = layer.attention, layer.mlp
+    if cache.keys.size:
+        normed = rms_norm(x, layer.attention_norm[...], norm_eps)
+        heads, cache = _attend(attention, normed, cache, rotation, visible, slot, empty)
+        # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
+        x = x + jnp.einsum("btf,fd->btd", heads, attention.output[...].reshape(heads.shape[-1], -1))
+    x = add_bias(x, attention.output_bias)
+    channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
+    return x + add_bias(jnp.einsum("btf,fd->btd", channels, mlp.down[...]), mlp.down_bias), cache
+
+
+def _attend(
+    attention: Attention,
+    x: Float[Array, "batch seq embed"],
+    cache: RunCache,
+    rotation: Rotation,
+    visible: Bool[Array, "batch seq seen"],
+    slot: Int[Array, ""],
+    empty: bool,
+) -> tuple[Float[Array, "batch seq heads_times_dim"], RunCache]:
+    """Attention of new tokens, up to, not including, the output projection; scores and softmax in float32.
+
+    Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
+    """
+    query, key, value = project(attention, x, rotation)
+    batch, seq, kv_heads, q_per_kv, head_dim = query.shape
+    new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
+    cache = RunCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
+    keys, values = new if empty else cache
+    wide = at_least_float32(x.dtype)
+    queries = query.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, q_per_kv * seq, head_dim)
+    scores = jnp.einsum("rsh,rqh->rsq", keys, queries, preferred_element_type=wide) * head_dim**-0.5
+    scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, q_per_kv, seq, -1)
+    # Not -inf: a padding token sees nothing, and its NaN would spread to the rows that multiply it by zero.
+    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
+    mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache

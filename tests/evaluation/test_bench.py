@@ -1,0 +1,152 @@
+"""`saap bench`: what is measured is what generation runs; of the size of times no test can say anything."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax import cli
+from saap_jax.benchmark import bench
+from saap_jax.config_use import BenchConfig
+from saap_jax.evaluation.bench import Times, Workload, compile_programs, speed_up, spread, time_in_turns, time_once
+from saap_jax.evaluation.cost import step_bytes, weight_bytes
+from saap_jax.llama import load_model, save_model
+from saap_jax.llama.cache import single_layers
+from saap_jax.llama.generate import generate, stops_of
+from saap_jax.llama.runs import existing_units
+from saap_jax.llama.sample import Sampling, settings_of
+from saap_jax.surgery import cut
+from tests.helpers import dense_model, random_keep
+from tests.test_cli import refused
+
+WORKLOAD = Workload(batch=2, prompt=5, new=7)
+
+
+@pytest.fixture(scope="module")
+def models():
+    model = dense_model()
+    return single_layers(model), single_layers(cut(model, random_keep(existing_units(model.runs), 0.5)))
+
+
+@pytest.fixture(scope="module")
+def programs(models):
+    return [compile_programs(model, WORKLOAD) for model in models]
+
+
+def test_the_timed_programs_generate(programs):
+    """They make the tokens that `generate` returns."""
+    mine = programs[0]
+    settings, stops, inputs = settings_of(Sampling()), stops_of(()), mine.inputs()
+    token, state = mine.prefill(mine.model, inputs.tokens, inputs.start, inputs.done, mine.keys, settings, stops)
+    tokens, _ = mine.decode(mine.model, state, settings, stops, jnp.int32(6))
+    made = np.concatenate([np.asarray(token)[:, None], np.asarray(tokens)[:, :6]], axis=1).tolist()
+    assert made == generate(mine.model, mine.prompts, max_new_tokens=7, stop_tokens=())
+
+
+def test_times_are_numbers(programs):
+    times = time_in_turns(programs, 2)
+    assert [len(each) for each in times] == [2, 2]
+    for each in (*times[0], *times[1]):
+        assert all(np.isfinite(seconds) and seconds > 0 for seconds in each)
+        assert each.first_token >= each.prefill
+    assert np.isnan(time_once(compile_programs(programs[0].model, WORKLOAD._replace(new=1))).step)
+
+
+def test_memory_is_weights_cache_and_temporaries(programs):
+    dense, pruned = programs
+    assert dense.memory_bytes > weight_bytes(dense.model) + 2 * 2 * 2 * 2 * 32 * 4 * 4
+    assert pruned.memory_bytes < dense.memory_bytes
+
+
+def test_speed_ups_are_ratios_of_the_same_round(programs):
+    dense, pruned = programs
+    slow = [Times(4.0, 4.0, 2.0), Times(8.0, 8.0, 4.0), Times(4.0, 4.0, 2.0)]
+    fast = [Times(2.0, 2.0, 0.5), Times(4.0, 4.0, 1.0), Times(1.0, 1.0, 1.0)]
+    found = speed_up(pruned, fast, dense, slow)
+    assert found.measured_prefill == (2.0, 2.0, 4.0)
+    assert found.measured_step == (4.0, 2.0, 4.0)
+    assert found.step == step_bytes(dense.model, 2, 8.5) / step_bytes(pruned.model, 2, 8.5) > 1
+    assert found.prefill > 1
+    same = speed_up(dense, slow, dense, slow)
+    assert (same.prefill, same.step, same.measured_step.median) == (1, 1, 1)
+
+
+def test_spread():
+    assert spread(iter([4.0, 1.0, 2.0, 3.0])) == (2.5, 1.0, 4.0)
+
+
+def test_a_workload_beyond_the_positions_is_refused(models):
+    with pytest.raises(ValueError, match="2040 tokens and 9 new ones make 2049, more than the model's 2048 positions"):
+        compile_programs(models[0], Workload(1, 2040, 9))
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pruned_directory(tiny_model_directory, tmp_path_factory):
+    model = load_model(tiny_model_directory)
+    keep = existing_units(model.runs)
+    keep["mlp"][0, :12] = False
+    keep["attention"][1] = False
+    return save_model(cut(model, keep), tmp_path_factory.mktemp("pruned") / "cut", keep=keep)
+
+
+FEW = ["--prompt-lengths", "6", "20", "--new-tokens", "4", "--repeats", "2"]
+
+
+def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
+    names, out = [str(tiny_model_directory), str(pruned_directory)], tmp_path / "bench.json"
+    assert cli.main(["bench", names[1], "--baseline", names[0], *FEW, "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "batch 1, 6 prompt tokens, 4 new ones" in text
+    assert "batch 1, 20 prompt tokens, 4 new ones" in text
+    result = json.loads(out.read_text())
+    assert [row["model"] for row in result["models"]] == names
+    assert [(row["model"], row["prompt"], row["padded"]) for row in result["workloads"]] == [
+        (names[0], 6, 16),
+        (names[1], 6, 16),
+        (names[0], 20, 32),
+        (names[1], 20, 32),
+    ]
+    dense, pruned = result["models"]
+    assert dense["parameters"] - pruned["parameters"] == (dense["weight_bytes"] - pruned["weight_bytes"]) / 4
+    removed = 12 * 3 * 16 + 2 * (2 + 2 + 1 + 1) * 4 * 16
+    assert dense["macs_per_token"] - pruned["macs_per_token"] == removed
+    for row in result["workloads"]:
+        assert row["tokens_per_second"]["low"] <= row["tokens_per_second"]["median"] <= row["tokens_per_second"]["high"]
+        assert row["prefill_speed_up"]["predicted"] == (1 if row["model"] == names[0] else pytest.approx(1.4, abs=0.39))
+    assert result["devices"]["platform"] == "cpu"
+
+
+def test_the_first_model_is_the_baseline_if_none_is_named(tiny_model_directory):
+    name = str(tiny_model_directory)
+    config = BenchConfig(models=(name,), baseline="", batch_sizes=(1, 2), prompt_lengths=(4,), new_tokens=1, repeats=1)
+    result = bench(config)
+    assert result["baseline"] == name
+    assert [row["batch"] for row in result["workloads"]] == [1, 2]
+    assert "tokens_per_second" not in result["workloads"][0]
+    assert result["workloads"][0]["prefill_speed_up"]["median"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prompt-lengths", "0"], "prompt_lengths: expected at least 1, got 0"),
+        (["--batch-sizes", "2", "2"], "batch_sizes: expected one or more numbers, each once, got [2, 2]"),
+        (["--new-tokens", "0"], "new_tokens: expected at least 1, got 0"),
+        (["--repeats", "0"], "repeats: expected at least 1, got 0"),
+        (["--prompt-lengths", "2048"], "more than the model's 2048 positions"),
+        (["--json", "no/such/place.json"], "json: expected a file in a directory that exists, got no/such/place.json"),
+        (["--baseline", "no/such/model"], "no/such/model: no such file"),
+    ],
+)
+def test_refused(capsys, tiny_model_directory, more, message):
+    words = ["bench", str(tiny_model_directory), "--repeats", "1"]
+    words += [] if "--baseline" in more else ["--baseline", ""]
+    assert message in refused(capsys, [*words, *more])
+
+
+def test_a_model_twice_is_refused(capsys, tiny_model_directory):
+    assert "each once" in refused(capsys, ["bench", str(tiny_model_directory), str(tiny_model_directory)])

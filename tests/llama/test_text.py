@@ -1,0 +1,146 @@
+"""Text as it comes: whole characters only, stop strings never shown, no second BOS."""
+
+import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama.generate import generate
+from saap_jax.llama.sample import Sampling
+from saap_jax.llama.text import TextOutput, encode_chat, encode_prompt, stream_texts
+from tests.helpers import random_model
+
+TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"
+
+
+def pieces_of(tokenizer, tokens, stops=()) -> list[str]:
+    output = TextOutput(tokenizer, stops)
+    pieces = [output.push(token) for token in tokens]
+    pieces.append(output.finish())
+    assert output.text == "".join(pieces)
+    return pieces
+
+
+def test_characters_are_never_cut(tokenizer):
+    """This tokenizer splits every character beyond ASCII into its bytes."""
+    tokens = tokenizer.encode(TEXT)
+    pieces = pieces_of(tokenizer, tokens)
+    assert "".join(pieces) == TEXT
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+    assert "".join(tokenizer.decode([token]) for token in tokens) != TEXT  # what a naive stream would show
+
+
+@pytest.mark.parametrize("text", [TEXT, "  two  spaces,\ttabs", "1234 + 5.6"])
+def test_the_packaged_tokenizer(smollm2_tokenizer, text):
+    assert "".join(pieces_of(smollm2_tokenizer, smollm2_tokenizer.encode(text))) == text
+
+
+def test_a_decoder_that_drops_the_first_space():
+    """As SentencePiece models do: each token decoded alone would lose its space."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁the": 0, "▁cat": 1, "s": 2}, unk_token="s"))
+    backend.decoder = tokenizers.decoders.Metaspace()
+    words = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert pieces_of(words, [0, 1, 2, 0]) == ["the", " cat", "s", " the", ""]
+    assert "".join(words.decode([token]) for token in [0, 1, 2, 0]) == "thecatsthe"
+
+
+def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer):
+    tokens = tokenizer.encode("ab🙂")[:-1]
+    assert "".join(pieces_of(tokenizer, tokens)) == tokenizer.decode(tokens)
+    assert tokenizer.decode(tokens).startswith("ab\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "cat\n\nsat", "the", "東京", "t on the m"])
+def test_text_ends_before_a_stop_string(tokenizer, stop):
+    pieces = pieces_of(tokenizer, tokenizer.encode(TEXT), [stop, "never there"])
+    assert "".join(pieces) == TEXT[: TEXT.index(stop)]
+
+
+def test_the_first_of_several_stop_strings_counts(tokenizer):
+    assert "".join(pieces_of(tokenizer, tokenizer.encode(TEXT), ["sat", "cat", "mat"])) == TEXT[: TEXT.index("cat")]
+
+
+def test_the_beginning_of_a_stop_string_is_shown_after_all(tokenizer):
+    text = "one\ntwo\n"
+    pieces = pieces_of(tokenizer, tokenizer.encode(text), ["\n\n"])
+    assert "".join(pieces) == text
+    assert pieces[tokenizer.encode(text).index(tokenizer.encode("\n")[0])] == ""
+
+
+def test_special_tokens_are_not_shown(tokenizer):
+    assert "".join(pieces_of(tokenizer, [*tokenizer.encode("ab"), tokenizer.eos_token_id])) == "ab"
+
+
+def with_bos(tokenizer, template):
+    """Return a copy whose `encode` adds a BOS token."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>", chat_template=template)
+
+
+def test_a_chat_has_one_bos(tokenizer):
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    adds = with_bos(tokenizer, template)
+    tokens = encode_chat(adds, "the cat")
+    assert tokens.count(adds.bos_token_id) == 1
+    assert adds.decode(tokens) == "<|endoftext|>user: the cat\nassistant: "
+    twice = adds.encode(adds.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False))
+    assert twice.count(adds.bos_token_id) == 2  # the trap
+
+
+def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
+    text = smollm2_tokenizer.decode(encode_chat(smollm2_tokenizer, "Hi"))
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_prompts(tokenizer):
+    assert encode_prompt(tokenizer, "the cat") == tokenizer.encode("the cat")
+    assert encode_prompt(tokenizer, "") == [tokenizer.bos_token_id]
+    adds = with_bos(tokenizer, None)
+    assert encode_prompt(adds, "ab")[0] == adds.bos_token_id
+    with pytest.raises(ValueError, match="chat: expected a tokenizer with a chat template"):
+        encode_chat(adds, "ab")
+    nothing = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="expected some text, got none"):
+        encode_prompt(nothing, "")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    layers = (LayerWidths(kv_heads=2, q_per_kv=2, mlp=8), LayerWidths(kv_heads=0, q_per_kv=2, mlp=4))
+    return random_model(LlamaSpec(vocab=len(tokenizer), embed=8, head_dim=4, layers=layers, tied=True))
+
+
+PROMPTS = ["the cat sat", "東京", "on"]
+
+
+def joined(pieces, count=3) -> list[str]:
+    texts = [""] * count
+    for row, piece in pieces:
+        texts[row] += piece
+    return texts
+
+
+def test_texts_are_the_decoded_tokens(model, tokenizer):
+    sampling = Sampling(temperature=1.5, seed=3)
+    rows = generate(model, [tokenizer.encode(p) for p in PROMPTS], max_new_tokens=12, sampling=sampling)
+    ours = joined(stream_texts(model, tokenizer, PROMPTS, max_new_tokens=12, sampling=sampling))
+    assert ours == [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert len(set(ours)) == 3
+    stop = ours[0][2:4]
+    stopped = joined(stream_texts(model, tokenizer, PROMPTS, max_new_tokens=12, sampling=sampling, stop_strings=[stop]))
+    assert stopped == [text.partition(stop)[0] for text in ours]
+
+
+def test_refused_at_the_call(model, tokenizer):
+    for options, message in (
+        ({"prompts": []}, "expected one or more texts"),
+        ({"stop_strings": ["a", ""]}, "got an empty one"),
+        ({"chat": True}, "chat template"),
+        ({"max_new_tokens": 5000}, "positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stream_texts(model, tokenizer, **{"prompts": ["a"], "max_new_tokens": 3, **options})

@@ -1,0 +1,84 @@
+"""`saap generate` as a user meets it."""
+
+import io
+
+import pytest
+
+from saap_jax import cli
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.generate import generate
+from saap_jax.llama.sample import Sampling
+from tests.test_cli import refused
+
+SHORT = ["--max-new-tokens", "6"]
+
+
+@pytest.fixture
+def words(tiny_model_directory) -> list[str]:
+    return ["generate", str(tiny_model_directory)]
+
+
+def expected(directory, prompts, **options) -> list[str]:
+    model, tokenizer = load_model(directory), load_tokenizer(directory)
+    rows = generate(model, [tokenizer.encode(p) for p in prompts], max_new_tokens=6, sampling=Sampling(**options))
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def test_a_text(words, capsys, tiny_model_directory):
+    assert cli.main([*words, "the cat", *SHORT]) == 0
+    assert capsys.readouterr().out == expected(tiny_model_directory, ["the cat"])[0] + "\n"
+
+
+def test_several_texts_drawn(words, capsys, tiny_model_directory):
+    assert cli.main([*words, "the cat", "on", *SHORT, "--temperature", "1.5", "--top-k", "50", "--seed", "3"]) == 0
+    first, second = expected(tiny_model_directory, ["the cat", "on"], temperature=1.5, top_k=50, seed=3)
+    assert capsys.readouterr().out == f"--- 1\n{first}\n--- 2\n{second}\n"
+
+
+def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the dog"))
+    assert cli.main([*words, "-", *SHORT]) == 0
+    assert capsys.readouterr().out == expected(tiny_model_directory, ["the dog"])[0] + "\n"
+
+
+def test_stop(words, capsys, tiny_model_directory):
+    whole = expected(tiny_model_directory, ["the cat"])[0]
+    stop = whole[3:5]
+    assert cli.main([*words, "the cat", *SHORT, "--stop", stop, "never"]) == 0
+    assert capsys.readouterr().out == whole.partition(stop)[0] + "\n"
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--chat", "--top-p", "--max-new-tokens", "--stop", "--seed"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "expected a model and a text"),
+        (["a", "--max-new-tokens", "0"], "max_new_tokens: expected at least 1, got 0"),
+        (["a", "--max-new-tokens", "99999"], "more than the model's 2048 positions"),
+        (["a", "--temperature", "-1"], "temperature: expected a number of at least 0 (0 is greedy), got -1.0"),
+        (["a", "--top-p", "2"], "top_p: expected a probability in (0, 1], got 2.0"),
+        (["a", "--top-k", "-2"], "top_k: expected at least 1"),
+        (["a", "--batch-size", "0"], "batch_size: expected at least 1, got 0"),
+        (["a", "--chat"], "chat: expected a tokenizer with a chat template"),
+        (["a", "--stop", ""], "stop: expected strings of one character or more"),
+    ],
+)
+def test_refused(words, capsys, more, message):
+    assert message in refused(capsys, [*words, *more])
+
+
+def test_no_model(capsys):
+    assert "no/such/model: no such file" in refused(capsys, ["generate", "no/such/model", "text"])
+    assert "expected a model and a text" in refused(capsys, ["generate"])
+
+
+def test_empty_standard_input(words, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "standard input" in refused(capsys, [*words, "-"])
