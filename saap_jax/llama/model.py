@@ -11,14 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.types import Gates, LayerGates, Remat
 
-Rotation = tuple[Float[Array, "seq half"], Float[Array, "seq half"]]
-"""Cosine and sine of each position's rotary angles."""
+Rotation = tuple[Float[Array, "*rows seq half"], Float[Array, "*rows seq half"]]
+"""Cosine and sine of each position's rotary angles; with a leading batch axis, positions of each example's own."""
 
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
@@ -159,9 +159,10 @@ def decode(
     rotation: Rotation,
     norm_eps: float,
     observe: Observe | None = None,
+    allowed: Bool[Array, "batch seq seq"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
-    """Apply one decoder layer (parameters and gates without their `layers` axis)."""
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation)
+    """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`."""
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
     y = x + _biased(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
@@ -174,16 +175,23 @@ def decode(
 
 
 def attend(
-    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation
+    attention: Attention,
+    x: Float[Array, "batch seq embed"],
+    rotation: Rotation,
+    allowed: Bool[Array, "batch seq seq"] | None = None,
 ) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
-    """Causal attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
+    """Attention up to, not including, the output projection; scores and softmax in float32 (at least).
+
+    `allowed[b, t, s]` says whether position t sees position s, and at least one has to be seen; None stands for s <= t.
+    """
     query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
     key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
     value = jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
     wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-    causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-    weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
+    if allowed is None:
+        allowed = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None]
+    weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, value)
 
 
@@ -229,7 +237,8 @@ def rotary(
 
 def rotate(x: Array, rotation: Rotation) -> Array:
     """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
-    shape = (1, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
+    examples = rotation[0].shape[0] if rotation[0].ndim == 3 else 1
+    shape = (examples, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
     wide = at_least_float32(x.dtype)
     cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
