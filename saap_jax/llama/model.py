@@ -17,8 +17,8 @@ from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.types import Gates, LayerGates, Remat
 
-Rotation = tuple[Float[Array, "*rows seq half"], Float[Array, "*rows seq half"]]
-"""Cosine and sine of each position's rotary angles; with a leading batch axis, positions of each example's own."""
+Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]
+"""Cosine and sine of each position's rotary angles; with a batch axis where rows start at different positions."""
 
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
@@ -165,11 +165,11 @@ def decode(
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
-    y = x + _biased(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
+    y = x + add_bias(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    z = y + _biased(jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...]), layer.mlp.down_bias)
+    z = y + add_bias(jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...]), layer.mlp.down_bias)
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -184,9 +184,7 @@ def attend(
 
     `allowed[b, t, s]` says whether position t sees position s, and at least one has to be seen; None stands for s <= t.
     """
-    query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
-    key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
-    value = jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
+    query, key, value = project(attention, x, rotation)
     wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     if allowed is None:
@@ -195,10 +193,28 @@ def attend(
     return jnp.einsum("bkgts,bskh->btkgh", weights, value)
 
 
+def project(
+    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation
+) -> tuple[
+    Float[Array, "batch seq kv_heads q_per_kv head_dim"],
+    Float[Array, "batch seq kv_heads head_dim"],
+    Float[Array, "batch seq kv_heads head_dim"],
+]:
+    """Return queries, keys and values; queries and keys turned to their positions."""
+    query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
+    key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
+    return query, key, jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
+
+
 def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
     """Channel activations silu(x W_gate) * (x W_up), which enter the down projection."""
     gate = jnp.einsum("btd,df->btf", x, mlp.gate[...])
     return jax.nn.silu(gate) * jnp.einsum("btd,df->btf", x, mlp.up[...])
+
+
+def add_bias(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:
+    """Add the bias of a compensated output projection, if there is one."""
+    return x if bias is None else x + bias[...][None, None]
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -218,7 +234,12 @@ def rms_norm(
 def rotary(
     length: int, head_dim: int, constants: Constants
 ) -> tuple[Float[Array, "seq half"], Float[Array, "seq half"]]:
-    """Cosines and sines of the rotary embedding for positions 0 … length - 1, float32.
+    """Cosines and sines of the rotary embedding for positions 0 … length - 1, float32."""
+    return rotary_at(jnp.arange(length), head_dim, constants)
+
+
+def rotary_at(positions: Int[Array, "*batch seq"], head_dim: int, constants: Constants) -> Rotation:
+    """Cosines and sines of the rotary embedding at any positions, float32 `[*batch, seq, head_dim / 2]`.
 
     Source: RoFormer (arXiv:2104.09864) in the half-split layout of Hugging Face; `llama3` scaling as in Llama 3.1.
     """
@@ -231,15 +252,14 @@ def rotary(
         smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         smooth = jnp.clip(smooth, 0.0, 1.0)
         frequency = frequency * (smooth + (1 - smooth) / scaling.factor)
-    angle = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency)
+    angle = positions.astype(jnp.float32)[..., None] * frequency.reshape((1,) * positions.ndim + (-1,))
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
     """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
-    examples = rotation[0].shape[0] if rotation[0].ndim == 3 else 1
-    shape = (examples, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
-    wide = at_least_float32(x.dtype)
+    wide, batch = at_least_float32(x.dtype), rotation[0].shape[0] if rotation[0].ndim == 3 else 1
+    shape = (batch, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
     cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -265,10 +285,6 @@ def abstract_llama(spec: LlamaSpec, dtype: Any = jnp.float32) -> Llama:
 def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
     """Broadcast a gate over the tokens: `[1 or batch, 1, units]` in the activation's dtype."""
     return (gate if gate.ndim == 2 else gate[None]).astype(activation.dtype)[:, None]
-
-
-def _biased(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:
-    return x if bias is None else x + bias[...][None, None]
 
 
 def _rematerialised(layer: Callable, remat: Remat) -> Callable:

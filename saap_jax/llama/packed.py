@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rms_norm, rotary_at
 from saap_jax.llama.resume import VOCAB_CHUNK
 
 TARGETS = 64
@@ -32,12 +32,11 @@ def packed_hidden(
     """Return the normalised last hidden states of packed rows.
 
     Args:
-        positions: of each token within its own sequence, below `seq`.
+        positions: of each token within its own sequence.
         segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding.
     """
     length = tokens.shape[1]
-    cos, sin = rotary(length, model.runs[0].attention.query.shape[-1], model.constants)
-    rotation = (cos[positions], sin[positions])
+    rotation = rotary_at(positions, model.runs[0].attention.query.shape[-1], model.constants)
     causal = jnp.tril(jnp.ones((length, length), bool))[None]
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     allowed = causal & (shared | same)

@@ -1,0 +1,250 @@
+"""Generation with a cache is recomputation without one, whatever the shape of the model, the padding or the batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.llama import Constants, RopeScaling
+from saap_jax.llama.cache import cache_bytes, empty_cache, extend, single_layers
+from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
+from saap_jax.llama.sample import Sampling, settings_of
+from saap_jax.surgery import cut
+from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
+
+PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2]]
+SCALING = RopeScaling(kind="llama3", factor=8.0, original_max_positions=32)
+MODELS = {
+    "mha": lambda **o: dense_model("mha", **o),
+    "gqa": lambda **o: dense_model("gqa", layers=3, tied=True, **o),
+    "mqa": lambda **o: dense_model("mqa", **o),
+    "ragged": ragged_model,
+    "biases": lambda **o: dense_model("gqa", output_biases=True, **o),
+    "llama3 positions": lambda **o: random_model(scaled_spec(), **o),
+    "no heads at all": lambda **o: random_model(spec_of((0, 6), (0, 6)), **o),
+    "no channels": lambda **o: random_model(spec_of((2, 0), (2, 0), (1, 6)), **o),
+    "nothing left": lambda **o: random_model(spec_of((0, 0), (2, 4)), **o),
+    "queries differ": lambda **o: mixed_queries(**o),
+}
+
+
+def scaled_spec():
+    return dataclasses.replace(spec_of((2, 6), (2, 6)), constants=Constants(rope_scaling=SCALING))
+
+
+def mixed_queries(**options):
+    """Return a model whose layers have different numbers of query heads a key/value head."""
+    first, second = spec_of((2, 6), q_per_kv=2), spec_of((2, 6), q_per_kv=1)
+    return random_model(dataclasses.replace(first, layers=first.layers + second.layers), **options)
+
+
+def recomputed(model, prompt: list[int], count: int) -> list[int]:
+    """Return the greedy continuation, the whole text anew for each token; padding on the right changes nothing."""
+    tokens, length = np.zeros((1, 32), np.int32), len(prompt)
+    tokens[0, :length] = prompt
+    for place in range(length, length + count):
+        tokens[0, place] = np.asarray(forward(model, tokens))[0, place - 1].argmax()
+    return tokens[0, length : length + count].tolist()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_recomputation(name):
+    """Prompts of different lengths in one batch, so three of four are padded."""
+    model = MODELS[name]()
+    ours = generate(model, PROMPTS, max_new_tokens=9, stop_tokens=())
+    assert ours == [recomputed(model, prompt, 9) for prompt in PROMPTS]
+    assert len({tuple(row) for row in ours}) > 1 or name == "no heads at all"
+
+
+def test_a_wrong_cache_would_be_seen():
+    """The negative control: keys of another model's layer give other tokens."""
+    model = ragged_model()
+    other = changed(model, "runs/0/attention/key", lambda value: -value)
+    assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != [recomputed(other, p, 9) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["gqa", "ragged", "biases"])
+@pytest.mark.parametrize("form", [lambda model: model, single_layers], ids=["runs", "single layers"])
+def test_logits_of_prompt_and_steps(name, dtype, form):
+    """`extend`, over a padded prompt and then token by token, gives the hidden states of the whole forward pass."""
+    model, tokens = MODELS[name](dtype=dtype), random_tokens(2, 12)
+    expected = np.asarray(model.logits(model.hidden(jnp.asarray(tokens))[0]), np.float32)
+    shifted = np.zeros((2, 16), np.int32)  # the second row is shorter by two
+    shifted[0, :12], shifted[1, 2:12] = tokens[0], tokens[1, :10]
+    start, used = jnp.asarray([0, 2], jnp.int32), form(model)
+    step = jax.jit(extend, static_argnames="window")
+    hidden, cache = step(used, jnp.asarray(shifted[:, :8]), empty_cache(used, 2, 16), start, jnp.int32(0), window=8)
+    seen = [np.asarray(model.logits(hidden), np.float32)]
+    for slot in range(8, 12):
+        hidden, cache = step(used, jnp.asarray(shifted[:, slot : slot + 1]), cache, start, jnp.int32(slot), window=16)
+        seen.append(np.asarray(model.logits(hidden), np.float32))
+    ours = np.concatenate(seen, axis=1)
+    tolerance = 2e-5 if dtype == np.float32 else 0.15
+    np.testing.assert_allclose(ours[0], expected[0], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(ours[1, 2:], expected[1, :10], rtol=0, atol=tolerance)
+    assert np.isfinite(ours).all()
+    assert np.abs(ours[1, 1:-1] - expected[1, :10]).max() > 10 * tolerance
+
+
+def test_bfloat16_generates():
+    model = ragged_model(dtype=jnp.bfloat16)
+    rows = generate(model, PROMPTS, max_new_tokens=5, stop_tokens=())
+    assert [len(row) for row in rows] == [5] * 4
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)])
+def test_a_row_does_not_depend_on_its_batch(sampling):
+    model = ragged_model()
+    rows = generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=sampling)
+    for batch_size in (1, 3):
+        again = generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=sampling, batch_size=batch_size)
+        assert again == rows
+    if sampling.temperature:
+        seeded = Sampling(temperature=sampling.temperature, seed=1)
+        assert generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=seeded) != rows
+
+
+def test_equal_prompts_have_streams_of_their_own():
+    rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, stop_tokens=(), sampling=Sampling(temperature=1.0))
+    assert len({tuple(row) for row in rows}) == 3
+
+
+def test_stop_tokens_end_a_row_and_are_not_part_of_it():
+    model = dense_model()
+    whole = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=())
+    stop = whole[1][4]
+    ours = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop])
+    expected = [row[: row.index(stop)] if stop in row else row for row in whole]
+    assert ours == expected
+    assert ours != whole
+    assert generate(model, PROMPTS, max_new_tokens=20) == whole  # this model names no end token
+
+
+def test_the_models_own_end_tokens_are_the_default():
+    model = dense_model()
+    whole = generate(model, PROMPTS, max_new_tokens=20)
+    model.constants = dataclasses.replace(model.constants, eos_tokens=(whole[1][4], whole[0][0]))
+    stopped = generate(model, PROMPTS, max_new_tokens=20)
+    assert stopped[0] == []
+    assert stopped == generate(model, PROMPTS, max_new_tokens=20, stop_tokens=model.constants.eos_tokens)
+
+
+def test_more_tokens_than_one_call_makes():
+    model = dense_model()
+    count = 2 * STEPS + 3
+    rows = generate(model, [[7, 7]], max_new_tokens=count, stop_tokens=())
+    assert len(rows[0]) == count
+    streamed = stream(model, [[7, 7]], max_new_tokens=count, stop_tokens=())
+    assert [token for _, token in streamed] == rows[0]
+
+
+def test_stream_yields_what_generate_returns_row_by_row():
+    model = ragged_model()
+    pairs = list(stream(model, PROMPTS, max_new_tokens=6, stop_tokens=(), batch_size=4))
+    assert [row for row, _ in pairs[:4]] == [row for row, _ in pairs[4:8]]
+    rows = generate(model, PROMPTS, max_new_tokens=6, stop_tokens=())
+    assert [[token for place, token in pairs if place == row] for row in range(4)] == rows
+
+
+@pytest.mark.parametrize("steps", [1, 5, STEPS])
+def test_a_row_can_be_ended_from_outside(steps):
+    model = dense_model()
+    whole = generate(model, PROMPTS, max_new_tokens=10, stop_tokens=())
+
+    def finished(row, tokens):
+        return row == 2 and len(tokens) == 3
+
+    pairs = stream(model, PROMPTS, max_new_tokens=10, stop_tokens=(), finished=finished, steps=steps)
+    rows = [[] for _ in PROMPTS]
+    for row, token in pairs:
+        rows[row].append(token)
+    assert rows == [whole[0], whole[1], whole[2][:3], whole[3]]
+
+
+def test_programs_compile_once_a_shape():
+    """Neither lengths within a bucket, nor draws, stops and counts of tokens compile anything new."""
+    model = dense_model("mqa", mlp=10)
+    before = prefill._cache_size(), decode_steps._cache_size()
+    generate(model, [[1, 2, 3], [4]], max_new_tokens=5, stop_tokens=())
+    assert (prefill._cache_size(), decode_steps._cache_size()) == (before[0] + 1, before[1] + 1)
+    generate(model, [[1] * 9, [4, 5]], max_new_tokens=4, stop_tokens=[3], sampling=Sampling(temperature=1.0, top_k=3))
+    list(stream(model, [[1] * 16, [4, 5]], max_new_tokens=6, sampling=Sampling(top_p=0.3, seed=9)))
+    assert (prefill._cache_size(), decode_steps._cache_size()) == (before[0] + 1, before[1] + 1)
+    generate(model, [[1] * 17, [4, 5]], max_new_tokens=4)
+    assert prefill._cache_size() == before[0] + 2
+
+
+def test_the_cache_is_reused_in_place():
+    model = single_layers(ragged_model())
+    inputs = padded(PROMPTS, 4)
+    keys = jax.random.split(jax.random.key(0), 4)
+    settings, stops = settings_of(Sampling()), stops_of(())
+    _, state = prefill(model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=64)
+    places = [run.keys.unsafe_buffer_pointer() for run in state.cache if run.keys.size]
+    _, after = decode_steps(model, state, settings, stops, jnp.int32(3))
+    assert all(run.keys.is_deleted() for run in state.cache if run.keys.size)
+    assert [run.keys.unsafe_buffer_pointer() for run in after.cache if run.keys.size] == places
+    assert int(after.slot) == inputs.tokens.shape[1] + 3
+
+
+def test_cache_bytes_count_one_key_and_value_a_kv_head():
+    model = dense_model("gqa", layers=3)
+    assert cache_bytes(model, 2, 16) == 2 * 3 * 2 * 2 * 16 * 4 * 4
+    assert cache_bytes(single_layers(model), 2, 16) == cache_bytes(model, 2, 16)
+    assert cache_bytes(random_model(spec_of((0, 6))), 2, 16) == 0
+
+
+def test_single_layers_is_the_same_function_of_more_runs():
+    model = ragged_model()
+    single = single_layers(model)
+    assert [run.length for run in single.runs] == [1, 1, 1, 1]
+    assert [run.length for run in model.runs] == [2, 1, 1]
+    assert single.spec == model.spec
+    tokens = random_tokens(2, 7)
+    np.testing.assert_allclose(forward(single, tokens), forward(model, tokens), rtol=0, atol=1e-5)
+    assert single_layers(single) is single
+
+
+def test_cut_models_generate_as_their_masks_do():
+    model = dense_model("mha", layers=3, mlp=8)
+    keep = {"attention": np.ones((3, 4), bool), "mlp": np.ones((3, 8), bool)}
+    keep["attention"][1] = False
+    keep["mlp"][2, :5] = False
+    keep["attention"][0, 2] = False
+    pruned = cut(model, keep)
+    assert generate(pruned, PROMPTS, max_new_tokens=6) == [recomputed(pruned, prompt, 6) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1], []], {}, "prompt 1: expected at least one token, got none"),
+        ([[1, VOCAB]], {}, f"prompt 0: expected tokens in 0 … {VOCAB - 1}, got 1 … {VOCAB}"),
+        ([[-1]], {}, "prompt 0: expected tokens in 0"),
+        ([[1] * 2040], {"max_new_tokens": 9}, "2040 tokens and 9 new ones make 2049, more than the model's 2048 pos"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),
+        ([[1]], {"batch_size": 0}, "batch_size >= 1 .* got 0"),
+    ],
+)
+def test_refused(prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(dense_model(), prompts, **{"max_new_tokens": 4, **options})
+
+
+def test_stream_refuses_at_the_call():
+    with pytest.raises(ValueError, match="prompt 0"):
+        stream(dense_model(), [[]], max_new_tokens=4)
+
+
+def test_no_prompts_no_rows():
+    assert generate(dense_model(), [], max_new_tokens=4) == []
+
+
+def test_few_sizes():
+    sizes = {rounded(length) for length in range(1, 2049)}
+    assert len(sizes) == 13
+    assert all(rounded(length) >= length for length in range(1, 2049))
+    assert all(rounded(length) <= 1.5 * length for length in range(64, 2049))
