@@ -26,7 +26,7 @@ from saap_jax.options import read_bound, read_percent
 from saap_jax.pipeline import step
 from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
-from saap_jax.report.records import write_atomically
+from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.rows import DENSE
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
@@ -52,7 +52,7 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
     """
     if not (config.a and config.b):
         raise ValueError("ab: expected two models before the options, such as saap ab RUN:CANDIDATE RUN:dense")
-    _check_target("json", config.json)
+    check_target("json", config.json)
     comparison = _compare(config, find(config.a), find(config.b), track)
     if config.json:
         write_atomically(Path(config.json), comparison_json(comparison))
@@ -198,7 +198,7 @@ def gate(config: GateConfig, *, track: Track = quiet) -> list[Check]:
     """
     if not (config.model and config.baseline):
         raise ValueError("gate: expected a model before the options, and --baseline, such as saap gate A --baseline B")
-    _check_target("junit", config.junit)
+    check_target("junit", config.junit)
     config = with_limits(config)
     model, baseline = find(config.model), find(config.baseline)
     heavy = [name for name in ("max_latency", "max_memory") if getattr(config, name)]
@@ -291,9 +291,3 @@ def _check_costs(
             check_bytes("max_memory", "forward pass", bound, *(forward_bytes(each, tokens) for each in models))
         )
     return checks
-
-
-def _check_target(name: str, path: str) -> None:
-    """Raise, before any work, where a file cannot be written."""
-    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")

@@ -9,7 +9,7 @@ Source: lm-evaluation-harness 0.4.13, `lm_eval/api/model.py` and, for what the r
 import difflib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""
 
 
-@register_model("saap")
 class HarnessModel(TemplateLM):
     """A model of this library as the harness sees it."""
 
@@ -144,7 +143,7 @@ class HarnessModel(TemplateLM):
             for _, context, continuation in requests
         ]
 
-        def progress(batches: Iterable[Batch]) -> Iterator[Batch]:
+        def progress(batches: Sequence[Batch]) -> Iterator[Batch]:
             return iter(tqdm(batches, desc="Running loglikelihood batches", disable=disable_tqdm))
 
         scored = log_likelihoods(self.model, cut, batch_size=self.batch_size, progress=progress)
@@ -221,6 +220,9 @@ class HarnessModel(TemplateLM):
         )
         decoded = (self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made)
         return [postprocess_generated_text(text, until, None) for text in decoded]
+
+
+register_model("saap")(HarnessModel)
 
 
 # --- tasks by name -------------------------------------------------------------------------------------

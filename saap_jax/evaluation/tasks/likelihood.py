@@ -34,7 +34,7 @@ _SHORTEST = 32  # length of a row at least
 _FEW_RUNS = 4  # a program of more runs compiles for longer: then lengths are coarser
 
 Tokens = tuple[int, ...]
-Progress = Callable[[Iterable["Batch"]], Iterator["Batch"]]
+Progress = Callable[[Sequence["Batch"]], Iterator["Batch"]]
 
 
 class Request(NamedTuple):

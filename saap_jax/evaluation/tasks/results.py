@@ -1,7 +1,7 @@
 """What came out of a task: a number for each item, so that two models can be compared item by item."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,19 +38,19 @@ METRICS = ("acc", "exact_match")
 """Metrics of which one model's is compared with another's, in the order of preference; all are 0 or 1 an item."""
 
 
-def compared_metric(result: TaskResult, metric: str = "") -> str:
-    """Return the metric by which two models are compared: the one asked for, or the first of `METRICS` there is.
+def compared_metric(result: TaskResult, metric: str = "auto") -> str:
+    """Return the metric by which two models are compared: the one asked for, or of `auto` the first of `METRICS`.
 
     Raises:
-        ValueError: the task does not have it.
+        ValueError: the task does not have it, or its values are not 0 and 1.
     """
-    wanted = (metric,) if metric else METRICS
+    wanted = METRICS if metric == "auto" else (metric,)
     for name in wanted:
         found = [key for key in result.values if key == name or key.startswith(f"{name},")]
-        if found:
+        if found and set(np.unique(result.values[found[0]])) <= {0.0, 1.0}:
             return found[0]
     raise ValueError(
-        f"task {result.task}: expected the metric {' or '.join(wanted)}, it has {', '.join(result.values)}"
+        f"task {result.task}: expected {' or '.join(wanted)} of 0 or 1 an item, it has {', '.join(result.values)}"
     )
 
 
@@ -66,10 +66,3 @@ def result_json(result: TaskResult) -> dict[str, Any]:
             item["log_likelihoods"] = list(result.log_likelihoods[number])
         items.append(item)
     return {"task": result.task, "source": result.source, "metrics": metrics, "items": items}
-
-
-def check_same_items(a: Sequence[TaskResult], b: Sequence[TaskResult]) -> None:
-    """Raise ValueError where two models were not given the same items of the same tasks."""
-    for one, other in zip(a, b, strict=True):
-        if (one.task, one.ids) != (other.task, other.ids):
-            raise ValueError(f"task {one.task}: expected the same items of both models, got those of {other.task} too")

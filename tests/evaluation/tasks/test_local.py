@@ -136,5 +136,7 @@ def test_compared_metric():
     generated = TaskResult("t", "", ("1", "2"), {"f1,none": values, "exact_match,strict": values})
     assert compared_metric(generated) == "exact_match,strict"
     assert compared_metric(TaskResult("t", "", ("1",), {"acc": values, "acc_norm": values}), "acc_norm") == "acc_norm"
-    with pytest.raises(ValueError, match="task t: expected the metric acc or exact_match, it has f1"):
+    with pytest.raises(ValueError, match="task t: expected acc or exact_match of 0 or 1 an item, it has f1"):
         compared_metric(TaskResult("t", "", ("1",), {"f1": values}))
+    with pytest.raises(ValueError, match="expected acc .* it has acc"):
+        compared_metric(TaskResult("t", "", ("1",), {"acc": np.array([0.5])}), "acc")
