@@ -253,11 +253,14 @@ def ab(words: list[str]) -> None:
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
     from saap_jax import quality
-    from saap_jax.report.quality import rich_comparison, sentences
+    from saap_jax.report.quality import rich_comparison, rich_task_comparison, sentences
 
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
-    console.print(rich_comparison(comparison))
+    if comparison.metrics:
+        console.print(rich_comparison(comparison))
+    if comparison.tasks:
+        console.print(rich_task_comparison(comparison))
     for sentence in sentences(comparison):
         console.print(sentence, markup=False)
 

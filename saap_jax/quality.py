@@ -18,7 +18,7 @@ from saap_jax.calibration import Track, pairs, quiet
 from saap_jax.config import LIMITS, AbConfig, GateConfig, PairConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
-from saap_jax.evaluation.gate import Check, check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.gate import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer
@@ -28,6 +28,7 @@ from saap_jax.references import Losses, Reference, find, loadable, recorded_loss
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.rows import DENSE
+from saap_jax.task_comparison import compare_tasks
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 
@@ -54,13 +55,17 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
         raise ValueError("ab: expected two models before the options, such as saap ab RUN:CANDIDATE RUN:dense")
     check_target("json", config.json)
     comparison = _compare(config, find(config.a), find(config.b), track)
+    if config.tasks:
+        comparison = comparison._replace(tasks=compare_tasks(config, find(config.a), find(config.b), track))
     if config.json:
         write_atomically(Path(config.json), comparison_json(comparison))
     return comparison
 
 
 def _compare(config: PairConfig, a: Reference, b: Reference, track: Track) -> Comparison:
-    """Compare the losses of two models, each on record or evaluated now."""
+    """Compare the losses of two models, each on record or evaluated now; nothing without sources."""
+    if not config.sources:
+        return Comparison(a.text, b.text, _check_seeds(a, b), config.resamples, ())
     a, b = _on_record(config, a, b), _on_record(config, b, a)
     losses_a, losses_b = _losses(config, a, b, track)
     if losses_a.keys() != losses_b.keys():
@@ -208,6 +213,10 @@ def gate(config: GateConfig, *, track: Track = quiet) -> list[Check]:
         limit = read_percent("max_ppl_increase", config.max_ppl_increase)
         found = _compare(config, model, baseline, track).metrics
         checks += [check_perplexity(row.metric, row.difference, limit) for row in found]
+    if config.max_accuracy_drop is not None:
+        _check_seeds(model, baseline)
+        compared = compare_tasks(config, model, baseline, track)
+        checks += [check_accuracy(row.task, row.difference, config.max_accuracy_drop) for row in compared]
     if config.max_size or heavy:
         checks += _check_costs(config, model, baseline, names, track)
     if config.junit:
@@ -219,7 +228,7 @@ def with_limits(config: GateConfig) -> GateConfig:
     """Return the configuration with the limits of its file beside those given, which come first.
 
     Raises:
-        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on tasks, which are not evaluated yet.
+        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on tasks where none are named.
     """
     if config.limits:
         known = read_limits(config.limits)
@@ -229,10 +238,10 @@ def with_limits(config: GateConfig) -> GateConfig:
         raise ValueError(
             "gate: expected at least one limit, such as --max-ppl-increase 5% or --limits configs/gates/default.toml"
         )
-    if config.max_accuracy_drop is not None:
+    if config.max_accuracy_drop is not None and not config.tasks:
         raise ValueError(
-            f"max_accuracy_drop: no task results were given to hold against {config.max_accuracy_drop:g} points; no "
-            "zero-shot tasks are evaluated yet: leave this limit out"
+            f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
+            "such as --tasks boolq piqa, or leave this limit out"
         )
     return config
 

@@ -40,6 +40,7 @@ ORDER = (
     ("frontier",),
     ("sensitivity",),
     ("references",),
+    ("task_comparison",),
     ("quality",),
     ("arguments",),
     ("cli", "lm_eval"),

@@ -22,7 +22,7 @@ def paired_tasks(
     """Return how much the accuracies of two models differ on each task and, of two tasks or more, over all of them.
 
     Items are drawn with replacement within each task, and seeds for all tasks together (a seed is one pruned model); A
-    and B are looked at on the same draw. The tasks themselves are not drawn: `ALL` speaks of these tasks, not of others.
+    and B are looked at on the same draw. The tasks are not drawn: `ALL` speaks of these tasks and of no others.
 
     Items with the same outcomes on all seeds are exchangeable, so how often each such pattern is drawn is one
     multinomial draw, and many items cost no more than few.

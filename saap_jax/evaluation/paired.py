@@ -109,7 +109,8 @@ class AccuracyDifference(NamedTuple):
             return f"A and B cannot be told apart: the difference is {shown}"
         than = "higher" if self.points > 0 else "lower"
         least, most = sorted((abs(self.low), abs(self.high)))
-        return f"A has a {than} accuracy than B by {abs(self.points):.{digits}f} points ({least:.{digits}f} to {most:.{digits}f})"
+        size = f"{abs(self.points):.{digits}f} points ({least:.{digits}f} to {most:.{digits}f})"
+        return f"A has a {than} accuracy than B by {size}"
 
 
 def paired_difference(
