@@ -22,7 +22,7 @@ eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it i
 	$(BIN)/pytest -q -m lmeval
 
 parity: $(READY)  ## parity with transformers, also inside lm-evaluation-harness; installs torch
-	$(BIN)/pip install -q "torch>=2.9,<2.14"
+	$(BIN)/pip install -q "torch>=2.9,<2.14" "accelerate>=1.10,<2"
 	$(BIN)/pip install -q --no-deps -r requirements-eval.lock
 	$(BIN)/pytest -q -m parity
 
