@@ -3,10 +3,10 @@
     python experiments/benchmarks/zero_shot.py [--tasks boolq piqa hellaswag winogrande arc_easy] [--limit 200]
 
 Needs tasks below SAAP_DATA (`zeroshot/NAME.jsonl`). A *needed pass* is the ordinary forward pass of the model (logits
-and losses of all positions by `loss_step`, as perplexity has it) over each input that differs: the context and the choice
-without its last token, once where two requests need the same. Its time is taken without padding: windows of the mean
-length of those inputs, full of tokens, as many as make up the tokens of all of them. So length buckets, shared contexts
-and logits that nobody needs are what the tasks can lose or win against the passes.
+and losses of all positions by `loss_step`, as perplexity has it) over each input that differs: the context and the
+choice without its last token, once where two requests need the same. Its time is taken without padding: windows of the
+mean length of those inputs, full of tokens, as many as make up the tokens of all of them. So padding is what tasks can
+lose against the passes; shared contexts, and logits that nobody needs, are what they can win.
 
 The tasks are scored as `saap evaluate --tasks` does, tokenising included, compiling left out (its seconds are printed).
 Prints tokens, seconds (wall and CPU) of both, in turns, medians, their ratio (limit: 1.2), padding, programs compiled.
