@@ -22,7 +22,7 @@ import numpy as np
 import saap_jax
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.evaluation.tasks.encode import encode_pair
-from saap_jax.evaluation.tasks.likelihood import Request, batches_of, distinct_inputs, pack, score_step
+from saap_jax.evaluation.tasks.likelihood import Request, cheapest_batches, distinct_inputs, pack, score_step
 from saap_jax.evaluation.tasks.local import pairs_of, run_tasks
 from saap_jax.evaluation.tasks.named import find_tasks
 from saap_jax.llama.runs import ones_gates
@@ -84,7 +84,7 @@ def describe(requests: list[Request], positions: int, batch_size: int) -> None:
     """Print how many tokens there are, as they come, as they are needed, as they run, and with padding."""
     inputs = distinct_inputs(requests, positions)
     rows = pack(inputs)
-    batches = batches_of(rows, batch_size)
+    batches = cheapest_batches(rows, batch_size)
     plain = sum(len(request.context) + len(request.continuation) - 1 for request in requests)
     counts = {
         f"{len(requests)} requests": plain,

@@ -29,9 +29,11 @@ QUADRATIC = 640
 """Length of a row at which attention among its positions costs as much as everything else: measured with SmolLM2-135M
 on a CPU, where 2048 tokens in rows of 512 took 1.65 times as long as in rows of 64."""
 
+PROGRAM = 2000
+"""Tokens that run in about the time in which a program is compiled: measured with SmolLM2-135M on a CPU."""
+
 _SIBLINGS = 64  # sequences of one row at most, which bounds the dynamic program
 _SHORTEST = 32  # length of a row at least
-_FEW_RUNS = 4  # a program of more runs compiles for longer: then lengths are coarser
 
 Tokens = tuple[int, ...]
 Progress = Callable[[Sequence["Batch"]], Iterator["Batch"]]
@@ -108,7 +110,7 @@ def log_likelihoods(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     rows = pack(distinct_inputs(requests, model.constants.max_positions))
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
-    for batch in progress(batches_of(rows, batch_size, 4 if len(model.runs) <= _FEW_RUNS else 2)):
+    for batch in progress(cheapest_batches(rows, batch_size, len(model.runs))):
         *arrays, owner = lay_out(batch, requests)
         values, likeliest = score_step(model, *map(jnp.asarray, arrays), jnp.asarray(len(owner), jnp.int32))
         np.add.at(sums, owner, np.asarray(values, np.float64)[: len(owner)])
@@ -197,11 +199,11 @@ def common_length(a: Tokens, b: Tokens) -> int:
 # --- batches ---------------------------------------------------------------------------------------
 
 
-def padded_length(length: int, steps: int = 4) -> int:
+def padded_length(length: int, steps: int = 2) -> int:
     """Return the length that a row is padded to, one of `steps` between each power of two and the next.
 
     >>> [padded_length(length) for length in (3, 32, 33, 41, 64, 65, 200)]
-    [32, 32, 40, 48, 64, 80, 224]
+    [32, 32, 48, 48, 64, 96, 256]
     """
     if length <= _SHORTEST:
         return _SHORTEST
@@ -209,7 +211,7 @@ def padded_length(length: int, steps: int = 4) -> int:
     return power + -(-(length - power) * steps // power) * power // steps
 
 
-def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 4) -> list[Batch]:
+def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Batch]:
     """Return batches of rows, the longest first, so that what does not fit into memory is known at once."""
     batches: list[Batch] = []
     left = 0
@@ -221,6 +223,22 @@ def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 4) -> list[Bat
         batches[-1] = batches[-1]._replace(rows=(*batches[-1].rows, row))
         left -= row.targets
     return batches
+
+
+def cheapest_batches(rows: Sequence[Row], batch_size: int, runs: int = 1) -> list[Batch]:
+    """Return batches with as many different lengths as pay: more of them pad less, but compile more programs.
+
+    A program takes longer to compile the more `runs` of equal layers the model has: each by a third of the first.
+    """
+    if not rows:
+        return []
+    options = [batches_of(rows, batch_size, steps) for steps in (1, 2, 4)]
+
+    def cost(batches: list[Batch]) -> float:
+        padded = sum(batch.size * batch.length for batch in batches)
+        return padded + PROGRAM * (2 + runs) / 3 * len({batch.length for batch in batches})
+
+    return min(options, key=cost)
 
 
 def targets_of(batch: Batch) -> int:

@@ -160,7 +160,7 @@ class TestWhatRuns:
         """200 requests of all lengths compile one program a padded length; again, or fewer of them: none."""
         model, random = dense_model(), np.random.default_rng(0)
         requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(1, 55, 200)]
-        batches = likelihood.batches_of(pack(likelihood.distinct_inputs(requests, 2048)), 16)
+        batches = likelihood.cheapest_batches(pack(likelihood.distinct_inputs(requests, 2048)), 16)
         assert len({batch.length for batch in batches}) < len({len(request.context) for request in requests}) / 4
         score_step.clear_cache()
         log_likelihoods(model, requests)
@@ -175,10 +175,21 @@ class TestWhatRuns:
         random = np.random.default_rng(0)
         requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(40, 300, 400)]
         rows = pack(likelihood.distinct_inputs(requests, 2048))
-        batches = likelihood.batches_of(rows, 16)
+        batches = likelihood.batches_of(rows, 16, 4)
         assert sum(len(batch.rows) for batch in batches) == len(rows)
         padded = sum(batch.length * batch.size for batch in batches)
         assert padded < 1.2 * sum(row.length for row in rows)
+
+    def test_more_rows_or_fewer_runs_pay_for_more_programs(self):
+        random = np.random.default_rng(0)
+        requests = [Request(draw(random, int(size)), draw(random, 3)) for size in random.integers(40, 300, 4000)]
+        rows = pack(likelihood.distinct_inputs(requests, 2048))
+
+        def programs(rows, runs):
+            return len({batch.length for batch in likelihood.cheapest_batches(rows, 16, runs)})
+
+        assert programs(rows[::200], 1) < programs(rows, 1)
+        assert programs(rows, 100) < programs(rows, 1)
 
 
 def cost_of(tokens: list[tuple[int, ...]]) -> float:
