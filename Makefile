@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow parity llamacpp browser lint lock clean
+.PHONY: quickstart test slow eval parity llamacpp browser lint lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -17,8 +17,13 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -m slow
 
-parity: $(READY)  ## parity with transformers; installs torch
-	$(BIN)/pip install -q "torch>=2.9,<2.14"
+eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
+	$(BIN)/pip install -q --no-deps -r requirements-eval.lock
+	$(BIN)/pytest -q -m lmeval
+
+parity: $(READY)  ## parity with transformers, also inside lm-evaluation-harness; installs torch
+	$(BIN)/pip install -q "torch>=2.9,<2.14" "accelerate>=1.10,<2"
+	$(BIN)/pip install -q --no-deps -r requirements-eval.lock
 	$(BIN)/pytest -q -m parity
 
 llamacpp: $(READY)  ## exported GGUF files run in llama.cpp; installs a ready-built one

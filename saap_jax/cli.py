@@ -34,7 +34,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
   saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
-  saap evaluate [MODEL ...]    perplexity of models, pruned or not
+  saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
   saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
   saap sensitivity [CONFIG.py] what a layer's attention or MLP costs when it alone is pruned; suggestions
@@ -211,17 +211,14 @@ def evaluate(words: list[str]) -> None:
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
     from saap_jax import pipeline
+    from saap_jax.report.tasks import rich_perplexities, rich_tasks
 
     with show_progress() as track:
         rows = pipeline.evaluate(config, track=track)
-    table = Table(title="perplexity", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("parameters", justify="right")
-    for metric in next(iter(rows.values())).ppl:
-        table.add_column(metric, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, f"{row.parameters:,}", *(f"{value:.2f}" for value in row.ppl.values()))
-    console.print(table)
+    if config.sources:
+        console.print(rich_perplexities(rows))
+    if config.tasks:
+        console.print(rich_tasks(rows))
 
 
 def fidelity(words: list[str]) -> None:
@@ -298,11 +295,14 @@ def ab(words: list[str]) -> None:
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
     from saap_jax import quality
-    from saap_jax.report.quality import rich_comparison, sentences
+    from saap_jax.report.quality import rich_comparison, rich_task_comparison, sentences
 
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
-    console.print(rich_comparison(comparison))
+    if comparison.metrics:
+        console.print(rich_comparison(comparison))
+    if comparison.tasks:
+        console.print(rich_task_comparison(comparison))
     for sentence in sentences(comparison):
         console.print(sentence, markup=False)
 

@@ -15,6 +15,7 @@ from saap_jax.options import (
     KeepStatistics,
     ModelConfig,
     SearchConfig,
+    TasksConfig,
     check_at_least,
     check_choice,
     check_ratios,
@@ -28,6 +29,9 @@ from saap_jax.types import Remat
 
 Domain = Literal["in", "out"]
 """Of an evaluation text: in the calibration domain, or out of it."""
+
+TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
+"""Metrics that are 0 or 1 of an item."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,13 +166,13 @@ class PruneConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Perplexity of models on texts."""
+class EvaluateConfig(TasksConfig):
+    """Perplexity of models on texts, and their accuracy on zero-shot tasks."""
 
     models: tuple[str, ...] = ("smollm2-135m",)
     """Models: names, GGUF files, directories."""
     sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
-    """Text sources; of a built-in one, the evaluation part."""
+    """Text sources; of a built-in one, the evaluation part. None after `--sources`, with tasks: no perplexity."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters."""
     windows: int = 24
@@ -176,19 +180,23 @@ class EvaluateConfig:
     length: int = 128
     """Tokens a window; part of the metric's name."""
     batch_size: int = 8
-    """Windows evaluated at once."""
+    """Windows evaluated at once, and rows of 128 tokens of tasks."""
+    json: str = ""
+    """File that the results are written to, with every item of the tasks; empty: none."""
 
     def __post_init__(self) -> None:
-        if not self.models or not self.sources:
-            raise ValueError("evaluate: expected at least one model and one source")
+        super().__post_init__()
+        if not self.models or not (self.sources or self.tasks):
+            raise ValueError("evaluate: expected at least one model, and at least one source or task")
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
         check_at_least("batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairConfig:
-    """Two models on the same text. Where one of them is of a run, the run's text, type and batch size are taken."""
+class PairConfig(TasksConfig):
+    """Two models on the same text and tasks. Where one of them is of a run, the run's text, type and batch size are
+    taken."""
 
     sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
     """Text sources; of a built-in one, the evaluation part."""
@@ -199,15 +207,19 @@ class PairConfig:
     length: int = 128
     """Tokens a window; part of the metric's name."""
     batch_size: int = 8
-    """Windows evaluated at once."""
+    """Windows evaluated at once, and rows of 128 tokens of tasks."""
+    task_metric: TaskMetric = "auto"
+    """What of a task is compared; `auto`: `acc`, or else `exact_match`."""
     resamples: int = 10_000
     """Bootstrap resamples of each interval."""
     seed: int = 0
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources: expected at least one text source, got none")
+        super().__post_init__()
+        check_choice("task_metric", self.task_metric, TaskMetric)
+        if not (self.sources or self.tasks):
+            raise ValueError("sources: expected at least one text source, or tasks, got none")
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
         check_at_least("batch_size", self.batch_size, 1)
@@ -216,7 +228,7 @@ class PairConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbConfig(PairConfig):
-    """Is model A better than model B on the same text, by how much, and how sure is that?
+    """Is model A better than model B on the same text and tasks, by how much, and how sure is that?
 
     A model is `RUN:CANDIDATE`, `RUN:VARIANT@RATIO` (all its seeds together), `RUN:dense` (the unpruned model of a run),
     or a name, GGUF file or directory. Of two runs, the losses on record are compared and no model is loaded.
@@ -251,7 +263,7 @@ class GateConfig(PairConfig):
     max_memory: str = ""
     """The most memory that its forward pass may take, weights included: `90%` of the baseline's, or `2GiB`."""
     max_accuracy_drop: float | None = None
-    """How far its accuracy on tasks may be below the baseline's, in points; needs task results."""
+    """How far its accuracy may be below the baseline's, in points, on each task and over all; needs `tasks`."""
     limits: str = ""
     """A TOML file of limits, such as configs/gates/default.toml; a limit on the command line overrides the file's."""
     repeats: int = 7

@@ -34,12 +34,16 @@ from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.evaluation.tasks.likelihood import Progress
+from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
+from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
+from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
 from saap_jax.surgery import cut, masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
@@ -334,21 +338,26 @@ def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
     return rescored(config.from_run, model, [config.estimator], config.fusion)
 
 
-class Evaluated(NamedTuple):
-    """Perplexities of one model, by metric name."""
-
-    parameters: int
-    ppl: dict[str, float]
-
-
 def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evaluated]:
-    """Return the perplexity of every model on every text; one model is in memory at a time."""
-    rows = {}
+    """Return the perplexity of every model on every text and its results on tasks; one model is in memory at a time.
+
+    The results are written to `config.json` if it is named.
+    """
+    check_target("json", config.json)
+    rows, tasks = {}, find_tasks(config)
     for name in track("evaluate models", config.models, len(config.models)):
         model, tokenizer = load_model(name, config.dtype), load_tokenizer(name)
         ppl = {}
         for source in config.sources:
             windows = evaluation_windows(source, tokenizer, config.length, config.windows or None)
             ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
-        rows[name] = Evaluated(count_parameters(model), ppl)
+        results = run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=scoring(track, name))
+        rows[name] = Evaluated(count_parameters(model), ppl, results)
+    if config.json:
+        write_atomically(Path(config.json), evaluation_json(rows))
     return rows
+
+
+def scoring(track: Track, name: str) -> Progress:
+    """Return what shows the progress of a model's tasks."""
+    return lambda batches: track(f"score tasks of {name}", batches, len(batches))

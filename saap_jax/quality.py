@@ -18,7 +18,7 @@ from saap_jax.calibration import Track, pairs, quiet
 from saap_jax.config import LIMITS, AbConfig, GateConfig, PairConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
-from saap_jax.evaluation.gate import Check, check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.gate import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer
@@ -26,8 +26,9 @@ from saap_jax.options import read_bound, read_percent
 from saap_jax.pipeline import step
 from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
-from saap_jax.report.records import write_atomically
+from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.rows import DENSE
+from saap_jax.task_comparison import compare_tasks
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 
@@ -52,15 +53,19 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
     """
     if not (config.a and config.b):
         raise ValueError("ab: expected two models before the options, such as saap ab RUN:CANDIDATE RUN:dense")
-    _check_target("json", config.json)
+    check_target("json", config.json)
     comparison = _compare(config, find(config.a), find(config.b), track)
+    if config.tasks:
+        comparison = comparison._replace(tasks=compare_tasks(config, find(config.a), find(config.b), track))
     if config.json:
         write_atomically(Path(config.json), comparison_json(comparison))
     return comparison
 
 
 def _compare(config: PairConfig, a: Reference, b: Reference, track: Track) -> Comparison:
-    """Compare the losses of two models, each on record or evaluated now."""
+    """Compare the losses of two models, each on record or evaluated now; nothing without sources."""
+    if not config.sources:
+        return Comparison(a.text, b.text, _check_seeds(a, b), config.resamples, ())
     a, b = _on_record(config, a, b), _on_record(config, b, a)
     losses_a, losses_b = _losses(config, a, b, track)
     if losses_a.keys() != losses_b.keys():
@@ -198,7 +203,7 @@ def gate(config: GateConfig, *, track: Track = quiet) -> list[Check]:
     """
     if not (config.model and config.baseline):
         raise ValueError("gate: expected a model before the options, and --baseline, such as saap gate A --baseline B")
-    _check_target("junit", config.junit)
+    check_target("junit", config.junit)
     config = with_limits(config)
     model, baseline = find(config.model), find(config.baseline)
     heavy = [name for name in ("max_latency", "max_memory") if getattr(config, name)]
@@ -208,6 +213,10 @@ def gate(config: GateConfig, *, track: Track = quiet) -> list[Check]:
         limit = read_percent("max_ppl_increase", config.max_ppl_increase)
         found = _compare(config, model, baseline, track).metrics
         checks += [check_perplexity(row.metric, row.difference, limit) for row in found]
+    if config.max_accuracy_drop is not None:
+        _check_seeds(model, baseline)
+        compared = compare_tasks(config, model, baseline, track)
+        checks += [check_accuracy(row.task, row.difference, config.max_accuracy_drop) for row in compared]
     if config.max_size or heavy:
         checks += _check_costs(config, model, baseline, names, track)
     if config.junit:
@@ -219,7 +228,7 @@ def with_limits(config: GateConfig) -> GateConfig:
     """Return the configuration with the limits of its file beside those given, which come first.
 
     Raises:
-        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on tasks, which are not evaluated yet.
+        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on tasks where none are named.
     """
     if config.limits:
         known = read_limits(config.limits)
@@ -229,10 +238,10 @@ def with_limits(config: GateConfig) -> GateConfig:
         raise ValueError(
             "gate: expected at least one limit, such as --max-ppl-increase 5% or --limits configs/gates/default.toml"
         )
-    if config.max_accuracy_drop is not None:
+    if config.max_accuracy_drop is not None and not config.tasks:
         raise ValueError(
-            f"max_accuracy_drop: no task results were given to hold against {config.max_accuracy_drop:g} points; no "
-            "zero-shot tasks are evaluated yet: leave this limit out"
+            f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
+            "such as --tasks boolq piqa, or leave this limit out"
         )
     return config
 
@@ -291,9 +300,3 @@ def _check_costs(
             check_bytes("max_memory", "forward pass", bound, *(forward_bytes(each, tokens) for each in models))
         )
     return checks
-
-
-def _check_target(name: str, path: str) -> None:
-    """Raise, before any work, where a file cannot be written."""
-    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")

@@ -43,9 +43,10 @@ ORDER = (
     ("frontier",),
     ("sensitivity",),
     ("references",),
+    ("task_comparison",),
     ("quality",),
     ("arguments",),
-    ("cli",),
+    ("cli", "lm_eval"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
@@ -143,8 +144,12 @@ def test_there_are_configs():
 
 def test_the_lock_pins_everything_and_names_no_index():
     lines = (PROJECT / "requirements.lock").read_text().splitlines()
-    assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ;.*)?$", line) for line in lines)
-    assert not any("http" in line.partition("==")[2] for line in lines)
+    further = (PROJECT / "requirements-eval.lock").read_text().splitlines()
+    assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ;.*)?$", line) for line in lines + further)
+    assert not any("http" in line.partition("==")[2] for line in lines + further)
+    everywhere = {line.partition("==")[0] for line in lines if ";" not in line}
+    assert not everywhere & {line.partition("==")[0] for line in further}
+    assert any(line.startswith("lm-eval==") for line in further)
     project = (PROJECT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[(.*?)^\]", project, re.S | re.M)
     assert dependencies is not None

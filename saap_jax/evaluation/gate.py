@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from saap_jax.evaluation.paired import Difference, decimals_of
+from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of
 from saap_jax.options import Bound
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
@@ -38,6 +38,15 @@ def check_perplexity(metric: str, difference: Difference, percent: float) -> Che
         digits = decimals_of(value)
         measured = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
     return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, value <= percent + _SLACK)
+
+
+def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
+    """Hold a drop of accuracy, the model's below the baseline's, against a limit in points; the estimate decides."""
+    digits = decimals_of(difference.points)
+    measured = f"{difference.points:+.{digits}f} points ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
+    if difference.points == difference.low == difference.high == 0:
+        measured = "0 points"
+    return Check("max_accuracy_drop", task, f"-{points:g} points", measured, -difference.points <= points + _SLACK)
 
 
 def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:

@@ -89,6 +89,29 @@ class AccuracyDifference(NamedTuple):
     p_value: float
     """Two-sided, of "there is no difference"."""
 
+    @property
+    def sure(self) -> bool:
+        """True where the interval does not hold 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers say in words.
+
+        >>> AccuracyDifference(-3.0, -5.5, -0.5, 0.47, 0.02).sentence
+        'A has a lower accuracy than B by 3.0 points (0.5 to 5.5)'
+        """
+        if self.points == self.low == self.high == 0:
+            return "A and B are right on the same items"
+        digits = decimals_of(self.points)
+        if not self.sure:
+            shown = f"{self.points:+.{digits}f} points ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+            return f"A and B cannot be told apart: the difference is {shown}"
+        than = "higher" if self.points > 0 else "lower"
+        least, most = sorted((abs(self.low), abs(self.high)))
+        size = f"{abs(self.points):.{digits}f} points ({least:.{digits}f} to {most:.{digits}f})"
+        return f"A has a {than} accuracy than B by {size}"
+
 
 def paired_difference(
     a: Float[np.ndarray, "seeds windows"],
@@ -125,7 +148,7 @@ def paired_difference(
             f"paired_difference: expected [seeds, windows] of two windows or more, twice the same, got {a.shape} and "
             f"{b.shape}"
         )
-    _check_options("paired_difference", resamples, level)
+    check_options("paired_difference", resamples, level)
     with np.errstate(invalid="ignore"):
         difference = a - b
         value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
@@ -141,7 +164,7 @@ def paired_difference(
         by_window = random.multinomial(windows, np.full(windows, 1 / windows), size=count) / windows
         means.append(np.einsum("rs,sw,rw->r", by_seed[rows], difference, by_window, optimize=True))
     means = np.concatenate(means)
-    return Difference(value, *_interval(means, level), win_rate, _p_value(means), largest)
+    return Difference(value, *interval_of(means, level), win_rate, p_value_of(means), largest)
 
 
 def paired_items(
@@ -165,14 +188,14 @@ def paired_items(
         raise ValueError(
             f"paired_items: expected two items or more, twice the same, got {a_correct.shape} and {b_correct.shape}"
         )
-    _check_options("paired_items", resamples, level)
+    check_options("paired_items", resamples, level)
     items, a_alone, b_alone = a_correct.size, int((a_correct & ~b_correct).sum()), int((b_correct & ~a_correct).sum())
     more, fewer = max(a_alone, b_alone), min(a_alone, b_alone)  # one order of draws, so that a swap mirrors exactly
     shares = np.array([more, fewer, items - more - fewer]) / items
     drawn = np.random.default_rng(seed).multinomial(items, shares, size=resamples)
     means = (1 if a_alone >= b_alone else -1) * 100 * (drawn[:, 0] - drawn[:, 1]) / items
     points, win_rate = 100 * (a_alone - b_alone) / items, 0.5 + (a_alone - b_alone) / items / 2
-    return AccuracyDifference(points, *_interval(means, level), win_rate, _p_value(means))
+    return AccuracyDifference(points, *interval_of(means, level), win_rate, p_value_of(means))
 
 
 def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.ndarray, "tests"]:
@@ -219,7 +242,8 @@ def decimals_of(value: float) -> int:
     return min(6, max(1, 1 - math.floor(math.log10(abs(value)))))
 
 
-def _check_options(name: str, resamples: int, level: float) -> None:
+def check_options(name: str, resamples: int, level: float) -> None:
+    """Raise ValueError for fewer than one resample, or a level outside (0, 1)."""
     if not (resamples >= 1 and 0 < level < 1):
         raise ValueError(f"{name}: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
 
@@ -229,11 +253,13 @@ def _chunks(resamples: int, windows: int) -> Iterator[slice]:
     return (slice(start, min(start + size, resamples)) for start in range(0, resamples, size))
 
 
-def _interval(means: Float[np.ndarray, "resamples"], level: float) -> tuple[float, float]:
+def interval_of(means: Float[np.ndarray, "resamples"], level: float) -> tuple[float, float]:
+    """Return the percentile interval of resampled means."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _p_value(means: Float[np.ndarray, "resamples"]) -> float:
+def p_value_of(means: Float[np.ndarray, "resamples"]) -> float:
+    """Return the two-sided p-value of resampled means, as the head of this file has it."""
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return min(1.0, 2 * (1 + tail) / (len(means) + 1))

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
@@ -159,9 +159,10 @@ def decode(
     rotation: Rotation,
     norm_eps: float,
     observe: Observe | None = None,
+    allowed: Bool[Array, "batch seq seq"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
-    """Apply one decoder layer (parameters and gates without their `layers` axis)."""
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation)
+    """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`."""
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
     y = x + add_bias(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
@@ -174,14 +175,21 @@ def decode(
 
 
 def attend(
-    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation
+    attention: Attention,
+    x: Float[Array, "batch seq embed"],
+    rotation: Rotation,
+    allowed: Bool[Array, "batch seq seq"] | None = None,
 ) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
-    """Causal attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
+    """Attention up to, not including, the output projection; scores and softmax in float32 (at least).
+
+    `allowed[b, t, s]` says whether position t sees position s, and at least one has to be seen; None stands for s <= t.
+    """
     query, key, value = project(attention, x, rotation)
     wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-    causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-    weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
+    if allowed is None:
+        allowed = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None]
+    weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, value)
 
 

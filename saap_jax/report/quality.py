@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.gate import Check, verdict
-from saap_jax.evaluation.paired import Difference, decimals_of, smallest_p_value
+from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, smallest_p_value
 from saap_jax.report.records import plain
 from saap_jax.report.tables import format_ppl
 
@@ -32,8 +32,20 @@ class Compared(NamedTuple):
     difference: Difference
 
 
+class ComparedTask(NamedTuple):
+    """One task of A and B, or all of them together."""
+
+    task: str
+    metric: str
+    """`acc`, for instance."""
+    items: int
+    accuracy: tuple[float, float]
+    """Of A and B, in percent; over all tasks, the mean of theirs."""
+    difference: AccuracyDifference
+
+
 class Comparison(NamedTuple):
-    """A beside B on every text."""
+    """A beside B on every text and task."""
 
     a: str
     b: str
@@ -41,10 +53,36 @@ class Comparison(NamedTuple):
     """Seeds that were compared in pairs; 1 for single models."""
     resamples: int
     metrics: tuple[Compared, ...]
+    tasks: tuple[ComparedTask, ...] = ()
 
 
 def rich_comparison(comparison: Comparison) -> Table:
     """Return A beside B for a terminal of 100 columns, a line a metric."""
+    table = _table(comparison, ("metric", "ppl A", "ppl B", "A - B %"))
+    for row in comparison.metrics:
+        name = f"{row.metric} ({row.domain})" if row.domain else row.metric
+        table.add_row(*map(Text, (name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples))))
+    return table
+
+
+def rich_task_comparison(comparison: Comparison) -> Table:
+    """Return the accuracies of A beside those of B for a terminal of 100 columns, a line a task."""
+    table = _table(comparison, ("task", "acc A %", "acc B %", "A - B points"))
+    for row in comparison.tasks:
+        each = row.difference
+        digits = decimals_of(each.points)
+        numbers = (
+            *(f"{value:.1f}" for value in row.accuracy),
+            f"{each.points:+.{digits}f}",
+            f"{each.low:+.{digits}f} to {each.high:+.{digits}f}",
+            f"{100 * each.win_rate:.1f}",
+            _p_value(each.p_value, comparison.resamples),
+        )
+        table.add_row(*map(Text, (f"{row.task} ({row.metric}, {row.items:,} items)", *numbers)))
+    return table
+
+
+def _table(comparison: Comparison, columns: tuple[str, ...]) -> Table:
     smallest = f"{smallest_p_value(comparison.resamples):.2g}"
     table = Table(
         title=Text(f"A: {comparison.a}\nB: {comparison.b}", style="italic"),
@@ -56,49 +94,35 @@ def rich_comparison(comparison: Comparison) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("metric", overflow="fold")
-    for name in ("ppl A", "ppl B", "A - B %", "95 % interval", "A wins %", "p"):
+    table.add_column(columns[0], overflow="fold")
+    for name in (*columns[1:], "95 % interval", "A wins %", "p"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison.metrics:
-        name = f"{row.metric} ({row.domain})" if row.domain else row.metric
-        table.add_row(*map(Text, (name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples))))
     return table
 
 
 def _numbers(difference: Difference, resamples: int) -> tuple[str, str, str, str]:
     value, low, high = difference.percent
     digits = decimals_of(value)
-    p, smallest = difference.p_value, smallest_p_value(resamples)
     interval = "n/a" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
-    shown = "n/a" if math.isnan(p) else f"<= {p:.2g}" if p <= smallest < 1 else f"{p:.2g}"
-    return f"{value:+.{digits}f}", interval, f"{100 * difference.win_rate:.1f}", shown
+    p = _p_value(difference.p_value, resamples)
+    return f"{value:+.{digits}f}", interval, f"{100 * difference.win_rate:.1f}", p
+
+
+def _p_value(p: float, resamples: int) -> str:
+    smallest = smallest_p_value(resamples)
+    return "n/a" if math.isnan(p) else f"<= {p:.2g}" if p <= smallest < 1 else f"{p:.2g}"
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return what each metric says, in words."""
-    return [f"{row.metric}: {row.difference.sentence}" for row in comparison.metrics]
+    """Return what each metric and task says, in words."""
+    texts = [f"{row.metric}: {row.difference.sentence}" for row in comparison.metrics]
+    return texts + [f"{row.task}: {row.difference.sentence}" for row in comparison.tasks]
 
 
 def comparison_json(comparison: Comparison) -> bytes:
-    """Return the comparison as a JSON object; differences in nats a token and in percent, each with its interval."""
-    rows = []
-    for row in comparison.metrics:
-        difference = row.difference
-        rows.append(
-            {
-                "metric": row.metric,
-                "domain": row.domain or None,
-                "windows": row.windows,
-                "ppl_a": row.ppl[0],
-                "ppl_b": row.ppl[1],
-                "percent": dict(zip(("value", "low", "high"), difference.percent, strict=True)),
-                "nats": {"value": difference.value, "low": difference.low, "high": difference.high},
-                "win_rate": difference.win_rate,
-                "p_value": difference.p_value,
-                "sure": difference.sure,
-                "sentence": difference.sentence,
-            }
-        )
+    """Return the comparison as a JSON object; differences in nats a token and in percent, each with its interval, and
+    of tasks in points.
+    """
     content: dict[str, Any] = {
         "a": comparison.a,
         "b": comparison.b,
@@ -106,9 +130,43 @@ def comparison_json(comparison: Comparison) -> bytes:
         "level": 0.95,
         "resamples": comparison.resamples,
         "smallest_p_value": smallest_p_value(comparison.resamples),
-        "metrics": rows,
+        "metrics": [_metric_json(row) for row in comparison.metrics],
+        "tasks": [_task_json(row) for row in comparison.tasks],
     }
     return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _metric_json(row: Compared) -> dict[str, Any]:
+    difference = row.difference
+    return {
+        "metric": row.metric,
+        "domain": row.domain or None,
+        "windows": row.windows,
+        "ppl_a": row.ppl[0],
+        "ppl_b": row.ppl[1],
+        "percent": dict(zip(("value", "low", "high"), difference.percent, strict=True)),
+        "nats": {"value": difference.value, "low": difference.low, "high": difference.high},
+        "win_rate": difference.win_rate,
+        "p_value": difference.p_value,
+        "sure": difference.sure,
+        "sentence": difference.sentence,
+    }
+
+
+def _task_json(row: ComparedTask) -> dict[str, Any]:
+    difference = row.difference
+    return {
+        "task": row.task,
+        "metric": row.metric,
+        "items": row.items,
+        "accuracy_a": row.accuracy[0],
+        "accuracy_b": row.accuracy[1],
+        "points": {"value": difference.points, "low": difference.low, "high": difference.high},
+        "win_rate": difference.win_rate,
+        "p_value": difference.p_value,
+        "sure": difference.sure,
+        "sentence": difference.sentence,
+    }
 
 
 def rich_checks(model: str, baseline: str, checks: Sequence[Check]) -> Table:

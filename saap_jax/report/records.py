@@ -303,6 +303,12 @@ def plain(value: Any) -> Any:
     raise ValueError(f"expected a value that JSON can hold, got {type(value).__name__}: {value!r}")
 
 
+def check_target(name: str, path: str) -> None:
+    """Raise ValueError, before any work, where a file cannot be written; an empty path stands for none."""
+    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+        raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that its name holds either the old content or the whole new one, whenever the process ends."""
     with _replacing(path) as file:

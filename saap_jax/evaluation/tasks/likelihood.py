@@ -1,0 +1,274 @@
+"""Log-likelihoods of continuations: no token runs twice that need not, and few programs are compiled.
+
+1. Continuations that need the same inputs (all but their last token), such as " yes" and " no" of one question, are
+   predicted by one sequence.
+2. Sequences that begin alike, such as the choices of an item, share a row: see `saap_jax.llama.packed`. Which of them
+   do, a dynamic program over the sorted sequences decides, by the cost of the rows.
+3. Rows are sorted by length and padded on the right to one of a few lengths, which is all that a program depends on.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.llama.model import Llama
+from saap_jax.llama.packed import TARGETS, log_likelihoods_of, packed_hidden
+
+ROW_TOKENS = 128
+"""`batch_size` counts rows of this length; of longer ones, fewer run at once."""
+
+ROW_LIMIT = 512
+"""Tokens, and targets, up to which sequences share a row."""
+
+QUADRATIC = 640
+"""Length of a row at which attention among its positions costs as much as everything else: measured with SmolLM2-135M
+on a CPU, where 2048 tokens in rows of 512 took 1.65 times as long as in rows of 64."""
+
+PROGRAM = 2000
+"""Tokens that run in about the time in which a program is compiled: measured with SmolLM2-135M on a CPU."""
+
+_SIBLINGS = 64  # sequences of one row at most, which bounds the dynamic program
+_SHORTEST = 32  # length of a row at least
+
+Tokens = tuple[int, ...]
+Progress = Callable[[Sequence["Batch"]], Iterator["Batch"]]
+
+
+class Request(NamedTuple):
+    """Tokens, and those that follow and are scored; neither may be empty."""
+
+    context: Tokens
+    continuation: Tokens
+
+
+class Likelihood(NamedTuple):
+    """Σ log p(token | all before it) over a continuation, in nats, and whether each token was the likeliest."""
+
+    log_likelihood: float
+    greedy: bool
+
+
+class Inputs(NamedTuple):
+    """Tokens that run once, and the numbers of the requests that they answer, with `targets` tokens to score."""
+
+    tokens: Tokens
+    requests: tuple[int, ...]
+    targets: int
+
+
+class Row(NamedTuple):
+    """Sequences that share their first `shared` tokens; `length` tokens in all, with `targets` to score."""
+
+    inputs: tuple[Inputs, ...]
+    shared: int
+    length: int
+    targets: int
+
+
+class Batch(NamedTuple):
+    """Up to `size` rows that run at once, padded to `length`."""
+
+    rows: tuple[Row, ...]
+    length: int
+    size: int
+
+
+@jax.jit
+def score_step(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    segments: Int[Array, "batch seq"],
+    source: Int[Array, "targets"],
+    target: Int[Array, "targets"],
+    count: Int[Array, ""],
+) -> tuple[Float[Array, "targets"], Bool[Array, "targets"]]:
+    """Return the log-likelihood of each target, and whether it is the likeliest token; one program a row length."""
+    hidden = packed_hidden(model, tokens, positions, segments)
+    return log_likelihoods_of(model, hidden.reshape(-1, hidden.shape[-1]), source, target, count)
+
+
+def log_likelihoods(
+    model: Llama, requests: Sequence[Request], *, batch_size: int = 16, progress: Progress = iter
+) -> list[Likelihood]:
+    """Return the log-likelihood of each request's continuation, in their order.
+
+    A request longer than the model's positions loses tokens on the left, as in lm-evaluation-harness.
+
+    Args:
+        batch_size: rows of `ROW_TOKENS` tokens that run at once; changes speed and memory, not the result.
+
+    Raises:
+        ValueError: an empty context or continuation, or a continuation longer than the model's positions.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    rows = pack(distinct_inputs(requests, model.constants.max_positions))
+    sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+    for batch in progress(cheapest_batches(rows, batch_size, len(model.runs))):
+        *arrays, owner = lay_out(batch, requests)
+        values, likeliest = score_step(model, *map(jnp.asarray, arrays), jnp.asarray(len(owner), jnp.int32))
+        np.add.at(sums, owner, np.asarray(values, np.float64)[: len(owner)])
+        np.logical_and.at(greedy, owner, np.asarray(likeliest)[: len(owner)])
+    return [Likelihood(float(value), bool(top)) for value, top in zip(sums, greedy, strict=True)]
+
+
+# --- what runs, and with what ----------------------------------------------------------------------
+
+
+def distinct_inputs(requests: Sequence[Request], limit: int) -> list[Inputs]:
+    """Return the different inputs that requests need, sorted; `limit` is the most tokens that a model takes.
+
+    >>> distinct_inputs([Request((1, 2), (3,)), Request((1, 2), (4,)), Request((1,), (2, 5))], 8)
+    [Inputs(tokens=(1, 2), requests=(0, 1, 2), targets=4)]
+    """
+    found: dict[Tokens, list[list[int]]] = {}
+    for number, (context, continuation) in enumerate(requests):
+        if not context or not continuation:
+            empty = "continuation" if context else "context"
+            raise ValueError(f"request {number}: expected a context and a continuation, got an empty {empty}")
+        if len(continuation) > limit:
+            raise ValueError(
+                f"request {number}: expected a continuation of at most {limit} tokens, the positions of the model, "
+                f"got {len(continuation)}; shorten it"
+            )
+        shares = found.setdefault((*context, *continuation)[-(limit + 1) : -1], [[]])
+        if sum(len(requests[other].continuation) for other in shares[-1]) + len(continuation) > ROW_LIMIT:
+            shares.append([])
+        shares[-1].append(number)
+    return [
+        Inputs(tokens, tuple(share), sum(len(requests[number].continuation) for number in share))
+        for tokens in sorted(found)
+        for share in found[tokens]
+        if share
+    ]
+
+
+def row_cost(length: int) -> float:
+    """Return what a row costs, in tokens: the longer it is, the more each token has to attend to."""
+    return length * (1 + length / QUADRATIC)
+
+
+def pack(inputs: Sequence[Inputs]) -> list[Row]:
+    """Put sorted inputs into rows, neighbours together where that is cheapest for all.
+
+    best[j], the least cost of the first j inputs, is the minimum over i of best[i] + row_cost(a row of i … j - 1).
+
+    >>> [(row.shared, row.length) for row in pack([Inputs((1, 2, 3, n), (n,), 1) for n in (4, 5)])]
+    [(3, 5)]
+    """
+    alike = [0, *(common_length(a.tokens, b.tokens) for a, b in itertools.pairwise(inputs))]
+    best: list[tuple[float, Row | None]] = [(0.0, None)]
+    for stop in range(1, len(inputs) + 1):
+        last = inputs[stop - 1]
+        shared = length = len(last.tokens)
+        targets = last.targets
+        options = [(best[stop - 1][0] + row_cost(length), Row((last,), shared, length, targets))]
+        for start in range(stop - 2, max(stop - 1 - _SIBLINGS, -1), -1):
+            total = length + (stop - start - 2) * shared + len(inputs[start].tokens)
+            shared = min(shared, alike[start + 1])
+            length, targets = total - (stop - start - 1) * shared, targets + inputs[start].targets
+            if shared == 0 or max(length, targets) > ROW_LIMIT:
+                break
+            row = Row(tuple(inputs[start:stop]), shared, length, targets)
+            options.append((best[start][0] + row_cost(length), row))
+        best.append(min(options, key=lambda option: option[0]))
+    rows, stop = [], len(inputs)
+    while stop:
+        row = best[stop][1]
+        assert row is not None
+        rows.append(row)
+        stop -= len(row.inputs)
+    return rows[::-1]
+
+
+def common_length(a: Tokens, b: Tokens) -> int:
+    """Return how many tokens two sequences begin with alike.
+
+    >>> common_length((1, 2, 3), (1, 2, 4, 5))
+    2
+    """
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+# --- batches ---------------------------------------------------------------------------------------
+
+
+def padded_length(length: int, steps: int = 2) -> int:
+    """Return the length that a row is padded to, one of `steps` between each power of two and the next.
+
+    >>> [padded_length(length) for length in (3, 32, 33, 41, 64, 65, 200)]
+    [32, 32, 48, 48, 64, 96, 256]
+    """
+    if length <= _SHORTEST:
+        return _SHORTEST
+    power = 1 << ((length - 1).bit_length() - 1)
+    return power + -(-(length - power) * steps // power) * power // steps
+
+
+def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Batch]:
+    """Return batches of rows, the longest first, so that what does not fit into memory is known at once."""
+    batches: list[Batch] = []
+    left = 0
+    for row in sorted(rows, key=lambda row: -row.length):
+        if not batches or len(batches[-1].rows) == batches[-1].size or row.targets > left:
+            length = padded_length(row.length, steps)
+            batches.append(Batch((), length, max(1, batch_size * ROW_TOKENS // length)))
+            left = targets_of(batches[-1])
+        batches[-1] = batches[-1]._replace(rows=(*batches[-1].rows, row))
+        left -= row.targets
+    return batches
+
+
+def cheapest_batches(rows: Sequence[Row], batch_size: int, runs: int = 1) -> list[Batch]:
+    """Return batches with as many different lengths as pay: more of them pad less, but compile more programs.
+
+    A program takes longer to compile the more `runs` of equal layers the model has: each by a third of the first.
+    """
+    if not rows:
+        return []
+    options = [batches_of(rows, batch_size, steps) for steps in (1, 2, 4)]
+
+    def cost(batches: list[Batch]) -> float:
+        padded = sum(batch.size * batch.length for batch in batches)
+        return padded + PROGRAM * (2 + runs) / 3 * len({batch.length for batch in batches})
+
+    return min(options, key=cost)
+
+
+def targets_of(batch: Batch) -> int:
+    """Return how many targets a batch has room for."""
+    return -(-max(batch.size * batch.length, ROW_LIMIT) // TARGETS) * TARGETS
+
+
+def lay_out(batch: Batch, requests: Sequence[Request]) -> tuple[np.ndarray, ...]:
+    """Return tokens, positions and segments `[size, length]`, source and target `[targets]`, and the targets' requests.
+
+    A source is the place in the flat batch of the token that predicts a target. The last array is as long as there are
+    targets, those before it are padded; requests come in any order.
+    """
+    tokens, positions = np.zeros((2, batch.size, batch.length), np.int32)
+    segments = np.full((batch.size, batch.length), -1, np.int32)
+    source, target = np.zeros((2, targets_of(batch)), np.int32)
+    owner: list[int] = []
+    for number, row in enumerate(batch.rows):
+        end = row.shared
+        tokens[number, :end], segments[number, :end] = row.inputs[0].tokens[:end], 0
+        positions[number, :end] = np.arange(end)
+        for branch, inputs in enumerate(row.inputs, 1):
+            rest = slice(end, end + len(inputs.tokens) - row.shared)
+            tokens[number, rest], segments[number, rest] = inputs.tokens[row.shared :], branch
+            positions[number, rest] = np.arange(row.shared, len(inputs.tokens))
+            places = number * batch.length + np.r_[: row.shared, rest]
+            for request in inputs.requests:
+                continuation = requests[request].continuation
+                own = slice(len(owner), len(owner) + len(continuation))
+                source[own], target[own] = places[len(places) - len(continuation) :], continuation
+                owner += [request] * len(continuation)
+            end = rest.stop
+    return tokens, positions, segments, source, target, np.asarray(owner, np.int64)

@@ -1,0 +1,24 @@
+"""The command line of lm-evaluation-harness with the models of this library, `--model saap`; needs the extra `eval`.
+
+    python -m saap_jax.lm_eval run --model saap --model_args path=smollm2-135m --tasks boolq --limit 100
+
+The harness looks for no plug-ins, so that its own command `lm_eval` cannot know the model. Options of `--model_args`
+are those of `saap_jax.evaluation.tasks.harness.HarnessModel`: path, dtype, max_length.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Register the model and run the harness's command."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ModuleNotFoundError as error:
+        sys.exit(f"saap: lm-evaluation-harness is not installed ({error}); run `pip install 'saap_jax[eval]'`")
+    import saap_jax.evaluation.tasks.harness  # noqa: F401  (registers the model)
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
