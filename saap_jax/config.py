@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+from saap_jax.amounts import read_bound, read_percent, read_points
 from saap_jax.options import (
     STUDIED,
     CalibrationConfig,
@@ -21,9 +22,6 @@ from saap_jax.options import (
     check_ratios,
     check_run_name,
     check_share,
-    read_bound,
-    read_percent,
-    read_points,
 )
 from saap_jax.types import Remat
 

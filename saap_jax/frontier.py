@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from saap_jax.amounts import read_percent
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import FrontierConfig
 from saap_jax.data import Windows
@@ -18,7 +19,6 @@ from saap_jax.evaluation.frontier import Bracket, bisect, first_bracket
 from saap_jax.kept import read_scores, save_scores
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import read_percent
 from saap_jax.pipeline import checkpoints, select_calibrated, step
 from saap_jax.report import RunDirectory, write_scalars
 from saap_jax.report.frontier import frontier_files

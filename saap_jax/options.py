@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from saap_jax.types import Remat
 
@@ -13,6 +13,7 @@ Allocation = Literal["uniform", "global", "adaptive"]
 RankBy = Literal["score", "score_per_parameter"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
+Device = Literal["any", "tpu", "gpu", "cpu"]
 ScenarioReduction = Literal["mean", "max", "min_rank"]
 StabilityOver = Literal["examples", "scenarios"]
 KeepStatistics = Literal["all", "small", "none"]
@@ -58,59 +59,6 @@ def check_choices(name: str, config: Any) -> None:
     for field in dataclasses.fields(config):
         if get_origin(field.type) is Literal:
             check_choice(f"{name}.{field.name}", getattr(config, field.name), field.type)
-
-
-_NUMBER = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-class Bound(NamedTuple):
-    """The most that something may take."""
-
-    value: float
-    unit: Literal["percent", "bytes"]
-    """Percent of the baseline's, or bytes."""
-
-
-def read_percent(name: str, text: Any) -> float:
-    """Return a percentage, which carries its sign so that nobody takes a share for it.
-
-    >>> read_percent("max_ppl_increase", "5 %")
-    5.0
-    """
-    match = re.fullmatch(_NUMBER + "%?", text if isinstance(text, str) else "") or re.fullmatch(_NUMBER, str(text))
-    if not match or not math.isfinite(float(match[1])):
-        raise ValueError(f"{name}: expected a percentage of at least 0, such as 5%, got {text!r}")
-    if not str(text).rstrip().endswith("%"):
-        share = float(match[1])
-        other = f", or {100 * share:g}% if it is a share" if share <= 1 else ""
-        raise ValueError(f"{name}: expected a percentage with its sign, got {text!r}; write {match[1]}%{other}")
-    return float(match[1])
-
-
-def read_bound(name: str, text: Any) -> Bound:
-    """Return a bound on bytes: a percentage of the baseline's, or a number with a unit.
-
-    >>> read_bound("max_size", "80%"), read_bound("max_size", "1.5 kB")
-    (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='bytes'))
-    """
-    match = re.fullmatch(_NUMBER + "([A-Za-z]+)", text.rstrip() if isinstance(text, str) else "")
-    units = {unit.lower(): size for unit, size in _BYTES.items()}
-    if match and match[2].lower() in units and math.isfinite(float(match[1])):
-        return Bound(float(match[1]) * units[match[2].lower()], "bytes")
-    if isinstance(text, str) and text.rstrip().endswith("%"):
-        return Bound(read_percent(name, text), "percent")
-    raise ValueError(
-        f"{name}: expected a percentage of the baseline's, such as 80%, or a number with one of the units "
-        f"{', '.join(_BYTES)}, such as 300MiB, got {text!r}"
-    )
-
-
-def read_points(name: str, value: Any) -> float:
-    """Return a number of points, the percent of a task's items."""
-    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: expected points, a number of at least 0, got {value!r}")
-    return float(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,6 +193,13 @@ class SearchConfig:
     """Layers left alone; negative numbers count from the end."""
     multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
     """Kept widths of pruned layers are multiples of these."""
+    device: Device = "any"
+    """Widths that suit a device: MLP channels in multiples of 128 (`tpu`), 64 (`gpu`) or 16 (`cpu`), if `multiple_of`
+    says nothing of them."""
+    max_runs: int | None = None
+    """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
+    max_shapes: int | None = None
+    """Different widths (attention and MLP together) that its layers have at most."""
     rescore_every: float | None = None
     """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
     pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
@@ -261,6 +216,11 @@ class SearchConfig:
             raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {self.rescore_every}")
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
+        for name in ("max_runs", "max_shapes"):
+            if (most := getattr(self, name)) is not None:
+                check_at_least(f"search.{name}", most, 1)
+                if self.solver == "exact":
+                    raise ValueError(f"search.{name}: expected solver 'greedy' beside it, got 'exact'")
         if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
             raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
         if self.allocation == "uniform" and (self.depth or self.solver == "exact"):

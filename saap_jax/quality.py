@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.amounts import read_bound, read_percent
 from saap_jax.calibration import Track, pairs, quiet
 from saap_jax.config import LIMITS, AbConfig, GateConfig, PairConfig
 from saap_jax.data import Windows, evaluation_windows
@@ -22,7 +23,6 @@ from saap_jax.evaluation.gate import Check, check_accuracy, check_bytes, check_p
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.options import read_bound, read_percent
 from saap_jax.pipeline import step
 from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit

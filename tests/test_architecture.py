@@ -18,7 +18,7 @@ PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
     ("types",),
-    ("options",),
+    ("options", "amounts"),
     ("config", "config_use"),
     ("sharding",),
     ("llama", "data"),
@@ -26,6 +26,8 @@ ORDER = (
     ("estimation",),
     ("fusion",),
     ("stability",),
+    ("budget",),
+    ("shapes",),
     ("search",),
     ("surgery",),
     ("compensation",),

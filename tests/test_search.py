@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saap_jax import search as module
+from saap_jax import budget as module
 from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
-from saap_jax.search import search
+from saap_jax.search import largest_ratio, search
 from saap_jax.types import STRUCTURES
 
 NO_FLOOR = PerStructure(attention=0, mlp=0)
@@ -244,7 +244,7 @@ class TestRules:
     def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, fields):
         problem, config = Problem(seed), configured(fields)
         largest = largest_ratio(problem, config)
-        assert module.largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
+        assert largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
         assume(largest < 1)
         assert problem.search(largest, config).actual >= largest - 1e-9
         with pytest.raises(ValueError, match="cannot be removed"):

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from saap_jax.amounts import Bound
 from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of
-from saap_jax.options import Bound
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from saap_jax.amounts import Bound
 from saap_jax.evaluation.gate import check_bytes, check_perplexity, check_seconds, verdict
 from saap_jax.evaluation.paired import paired_difference
-from saap_jax.options import Bound
 
 
 def shifted(percent: float, windows: int = 12):

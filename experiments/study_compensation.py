@@ -1,0 +1,148 @@
+"""How much of what pruning costs does compensation undo, without training? The study behind docs/compensation.md.
+
+    SAAP_DATA=DATA python experiments/study_compensation.py run    # three seeds, 20 % and 50 %: an hour on two cores
+    python experiments/study_compensation.py report                # the tables of docs/compensation.md
+
+Units are chosen by the defaults of `saap prune` (docs/study.md), calibrated on C4; evaluation is on WikiText-2 and Penn
+Treebank, never on C4. Every arm keeps the same units and differs in what is done to the output matrices. Appends to a
+run directory a seed, and goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
+
+import saap_jax
+from saap_jax.calibration import calibrate, pairs
+from saap_jax.compensation import compensate
+from saap_jax.data import Windows
+from saap_jax.evaluation.paired import paired_difference
+from saap_jax.llama import Llama
+from saap_jax.options import STUDIED, CompensationConfig
+from saap_jax.pipeline import select_path
+from saap_jax.report import RunDirectory, read_run
+from saap_jax.report.records import read_candidates
+from saap_jax.types import STRUCTURES, Keep
+
+SEEDS = (0, 1, 2)
+WINDOWS = 64
+
+
+class Arm(NamedTuple):
+    """What is done to the kept units, on how many windows of calibration text."""
+
+    config: CompensationConfig
+    examples: int = 32
+
+
+ARMS = {
+    "none": Arm(CompensationConfig()),
+    "least squares": Arm(CompensationConfig(method="least_squares")),
+    "least squares, 128 windows": Arm(CompensationConfig(method="least_squares"), 128),
+    "FLAP's bias": Arm(CompensationConfig(method="bias", propagate="dense")),
+    "least squares, dense": Arm(CompensationConfig(method="least_squares", propagate="dense")),
+}
+
+
+def run_seed(seed: int, model: Llama, tokenizer: object, texts: dict[str, Windows], runs: Path) -> None:
+    """Do what the run directory of a seed does not hold yet."""
+    run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "search": dataclasses.asdict(STUDIED)})
+    calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
+    keeps = chosen(run, model, calibration)
+    done = {row["candidate"] for row in run.candidates()}
+    if "dense" not in run.record:
+        run.update(dense={source: evaluated(model, windows, None) for source, windows in texts.items()})
+    for name, arm in ARMS.items():
+        windows = saap_jax.calibration_windows(CALIBRATION, tokenizer, arm.examples, LENGTH, seed)
+        for ratio in RATIOS:
+            if f"{name}@{ratio:g}" in done:
+                continue
+            start = time.perf_counter()
+            made = compensate(model, keeps[ratio], pairs(windows, 8), arm.config)
+            seconds = time.perf_counter() - start
+            losses = {source: evaluated(made.model, text, keeps[ratio]) for source, text in texts.items()}
+            corrections = [each._asdict() for each in made.corrections]
+            run.append(
+                {"candidate": f"{name}@{ratio:g}", "losses": losses, "seconds": seconds, "corrections": corrections}
+            )
+            ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
+            print(f"seed {seed}  {name:<28} {ratio:.0%} {ppl}  {seconds:.0f} s", flush=True)
+    run.update(status="finished")
+
+
+def chosen(run: RunDirectory, model: Llama, calibration: Windows) -> dict[float, Keep]:
+    """Return which units are kept at each ratio, as the run holds them or by the defaults of `saap prune`."""
+    if not (run.path / "keeps.npz").exists():
+        first = calibrate(model, calibration, ["saap"])
+        path = select_path(model, first, {"calibration": calibration}, "saap", RATIOS, STUDIED)
+        run.save_arrays("keeps", {f"{r}/{n}": kept for r, each in path.items() for n, kept in each.keep.items()})
+    arrays = run.load_arrays("keeps")
+    return {ratio: {name: arrays[f"{ratio}/{name}"] for name in STRUCTURES} for ratio in RATIOS}
+
+
+def print_tables(runs: Path) -> None:
+    """Print perplexities over the seeds, and differences from no compensation and from FLAP's bias."""
+    rows = []
+    for seed in (seed for seed in SEEDS if (runs / f"compensation-{seed}" / "metrics.jsonl").exists()):
+        rows.append({row["candidate"]: row for row in read_candidates(runs / f"compensation-{seed}")[0]})
+        dense = {
+            s: float(np.exp(np.mean(each))) for s, each in read_run(runs / f"compensation-{seed}")["dense"].items()
+        }
+    columns = [(source, ratio) for source in (WIKITEXT, TREEBANK) for ratio in RATIOS]
+    losses = {
+        (arm, source, ratio): np.array([each[f"{arm}@{ratio:g}"]["losses"][source] for each in rows])
+        for arm in ARMS
+        for source, ratio in columns
+        if all(f"{arm}@{ratio:g}" in each for each in rows)
+    }
+    arms = [arm for arm in ARMS if all((arm, *column) in losses for column in columns)]
+    print("dense: " + ", ".join(f"{SHORT[source]} {value:.1f}" for source, value in dense.items()) + "\n")
+    print("| compensation | " + " | ".join(f"{SHORT[s]} {r:.0%}" for s, r in columns) + " |\n|---" + "|---" * 4 + "|")
+    for arm in arms:
+        cells = [np.exp(losses[arm, *column].mean(axis=1)) for column in columns]
+        print(f"| {arm} | " + " | ".join(f"{cell.mean():.1f} ± {cell.std(ddof=1):.1f}" for cell in cells) + " |")
+    for base in ("none", "FLAP's bias"):
+        print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
+        print(
+            "| compensation | " + " | ".join(f"{SHORT[s]} {r:.0%}" for s, r in columns) + " |\n|---" + "|---" * 4 + "|"
+        )
+        for arm in (arm for arm in arms if arm != base and base in arms):
+            cells = [paired_difference(losses[arm, *c], losses[base, *c]).percent for c in columns]
+            print(f"| {arm} | " + " | ".join(f"{v:+.1f} ({low:+.1f} to {high:+.1f})" for v, low, high in cells) + " |")
+    print(
+        "\nMean error of what the corrected sub-blocks write, on held-out windows, before -> after; share of the rise"
+    )
+    print("of the mean loss on WikiText-2 that is undone\n")
+    for arm in (arm for arm in arms if arm != "none"):
+        for ratio in RATIOS:
+            made = [c for each in rows for c in each[f"{arm}@{ratio:g}"]["corrections"]]
+            before, after = (np.mean([c[key] for c in made]) for key in ("error", "corrected"))
+            whole, none, own = np.log(dense[WIKITEXT]), *(losses[a, WIKITEXT, ratio].mean() for a in ("none", arm))
+            print(f"{arm:<28} {ratio:.0%}  {before:.3f} -> {after:.3f}   {(none - own) / (none - whole):.0%}")
+
+
+def main() -> None:
+    """Run the study, or print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        if "SAAP_DATA" not in os.environ:
+            parser.error("expected SAAP_DATA, the directory that holds text/, wikitext2/ and ptb/; it is not set")
+        model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
+        texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
+        for seed in arguments.seeds:
+            run_seed(seed, model, tokenizer, texts, arguments.runs)
+    print_tables(arguments.runs)
+
+
+if __name__ == "__main__":
+    main()

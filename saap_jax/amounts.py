@@ -1,0 +1,57 @@
+"""How percentages, bytes and points are written in a configuration or on the command line."""
+
+import math
+import re
+from typing import Any, Literal, NamedTuple
+
+_NUMBER = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class Bound(NamedTuple):
+    """The most that something may take."""
+
+    value: float
+    unit: Literal["percent", "bytes"]
+    """Percent of the baseline's, or bytes."""
+
+
+def read_percent(name: str, text: Any) -> float:
+    """Return a percentage, which carries its sign so that nobody takes a share for it.
+
+    >>> read_percent("max_ppl_increase", "5 %")
+    5.0
+    """
+    match = re.fullmatch(_NUMBER + "%?", text if isinstance(text, str) else "") or re.fullmatch(_NUMBER, str(text))
+    if not match or not math.isfinite(float(match[1])):
+        raise ValueError(f"{name}: expected a percentage of at least 0, such as 5%, got {text!r}")
+    if not str(text).rstrip().endswith("%"):
+        share = float(match[1])
+        other = f", or {100 * share:g}% if it is a share" if share <= 1 else ""
+        raise ValueError(f"{name}: expected a percentage with its sign, got {text!r}; write {match[1]}%{other}")
+    return float(match[1])
+
+
+def read_bound(name: str, text: Any) -> Bound:
+    """Return a bound on bytes: a percentage of the baseline's, or a number with a unit.
+
+    >>> read_bound("max_size", "80%"), read_bound("max_size", "1.5 kB")
+    (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='bytes'))
+    """
+    match = re.fullmatch(_NUMBER + "([A-Za-z]+)", text.rstrip() if isinstance(text, str) else "")
+    units = {unit.lower(): size for unit, size in _BYTES.items()}
+    if match and match[2].lower() in units and math.isfinite(float(match[1])):
+        return Bound(float(match[1]) * units[match[2].lower()], "bytes")
+    if isinstance(text, str) and text.rstrip().endswith("%"):
+        return Bound(read_percent(name, text), "percent")
+    raise ValueError(
+        f"{name}: expected a percentage of the baseline's, such as 80%, or a number with one of the units "
+        f"{', '.join(_BYTES)}, such as 300MiB, got {text!r}"
+    )
+
+
+def read_points(name: str, value: Any) -> float:
+    """Return a number of points, the percent of a task's items."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected points, a number of at least 0, got {value!r}")
+    return float(value)
