@@ -11,9 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saap_jax import budget as module
+from saap_jax import budget
+from saap_jax import search as search_module
 from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
-from saap_jax.search import largest_ratio, search
+from saap_jax.search import search
 from saap_jax.types import STRUCTURES
 
 NO_FLOOR = PerStructure(attention=0, mlp=0)
@@ -215,7 +216,7 @@ class TestOptimum:
             np.testing.assert_equal(got, want)
 
     def test_exact_refuses_large_problems(self, monkeypatch):
-        monkeypatch.setattr(module, "EXACT_LIMIT", 100)
+        monkeypatch.setattr(budget, "EXACT_LIMIT", 100)
         with pytest.raises(ValueError, match=r"at most 100 steps, got [\d,]+ .27 blocks times \d+ sizes"):
             Problem(0, missing=False).search(0.5, dataclasses.replace(FREE, solver="exact"))
 
@@ -244,7 +245,7 @@ class TestRules:
     def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, fields):
         problem, config = Problem(seed), configured(fields)
         largest = largest_ratio(problem, config)
-        assert largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
+        assert search_module.largest_ratio(problem.costs, problem.existing, config) == min(largest, 0.9999)
         assume(largest < 1)
         assert problem.search(largest, config).actual >= largest - 1e-9
         with pytest.raises(ValueError, match="cannot be removed"):
