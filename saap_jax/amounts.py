@@ -2,18 +2,19 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 _NUMBER = r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+BYTES: dict[str, float] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 
 class Bound(NamedTuple):
-    """The most that something may take."""
+    """The most, or the least, that something may take."""
 
     value: float
-    unit: Literal["percent", "bytes"]
-    """Percent of the baseline's, or bytes."""
+    unit: Literal["percent", "bytes", "amount"]
+    """Percent of the baseline's, or bytes, or whatever is counted."""
 
 
 def read_percent(name: str, text: Any) -> float:
@@ -39,14 +40,14 @@ def read_bound(name: str, text: Any) -> Bound:
     (Bound(value=80.0, unit='percent'), Bound(value=1500.0, unit='bytes'))
     """
     match = re.fullmatch(_NUMBER + "([A-Za-z]+)", text.rstrip() if isinstance(text, str) else "")
-    units = {unit.lower(): size for unit, size in _BYTES.items()}
+    units = {unit.lower(): size for unit, size in BYTES.items()}
     if match and match[2].lower() in units and math.isfinite(float(match[1])):
         return Bound(float(match[1]) * units[match[2].lower()], "bytes")
     if isinstance(text, str) and text.rstrip().endswith("%"):
         return Bound(read_percent(name, text), "percent")
     raise ValueError(
         f"{name}: expected a percentage of the baseline's, such as 80%, or a number with one of the units "
-        f"{', '.join(_BYTES)}, such as 300MiB, got {text!r}"
+        f"{', '.join(BYTES)}, such as 300MiB, got {text!r}"
     )
 
 
@@ -55,3 +56,21 @@ def read_points(name: str, value: Any) -> float:
     if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name}: expected points, a number of at least 0, got {value!r}")
     return float(value)
+
+
+def read_limit(name: str, text: Any, units: Mapping[str, float], example: str) -> Bound:
+    """Return a limit: a percentage of the baseline's, or an amount with one of some units, of which one may be empty.
+
+    >>> read_limit("latency", "250 ms", {"ms": 1e-3, "s": 1.0}, "250ms")
+    Bound(value=0.25, unit='amount')
+    """
+    if isinstance(text, str) and text.rstrip().endswith("%"):
+        return Bound(read_percent(name, text), "percent")
+    match = re.fullmatch(_NUMBER + "([A-Za-z]*)", text.rstrip() if isinstance(text, str) else "")
+    if match and match[2] in units and 0 < float(match[1]) < math.inf:
+        return Bound(float(match[1]) * units[match[2]], "amount")
+    named = ", ".join(unit for unit in units if unit)
+    raise ValueError(
+        f"{name}: expected a percentage of the unpruned model's, such as 80%, or a number above 0"
+        f"{f' with one of the units {named}' if named else ''}, such as {example}, got {text!r}"
+    )

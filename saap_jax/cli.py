@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 
-import numpy as np
 from rich.table import Table
 
 from saap_jax.arguments import UsageError, configure, console, parse, show_progress, split_words
@@ -156,25 +155,22 @@ def score(words: list[str]) -> None:
 def prune(words: list[str]) -> None:
     """Run `saap prune`."""
     config, _ = configure("prune", PruneConfig, words)
-    from saap_jax import pipeline
+    from saap_jax import pruning
 
     with show_progress() as track:
-        pruned = pipeline.prune(config, track=track)
-    table = Table(title=f"{config.estimator} at {config.ratio:.1%}", title_justify="left", show_header=False)
-    asked, actual = pruned.selection.asked, pruned.selection.actual
-    table.add_row("prunable parameters removed", f"{actual:.2%} (asked {asked:.2%})")
-    table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
-    table.add_row("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes))
-    table.add_row("runs of equal layers", str(pruned.runs))
-    if pruned.corrections:
-        before, after = (
-            np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
-        )
-        table.add_row(
-            f"error of what {len(pruned.corrections)} sub-blocks write, by {config.compensation.method}",
-            f"{before:.1%} -> {after:.1%}",
-        )
+        pruned = pruning.prune(config, track=track)
+    title = f"{config.estimator} at {pruned.selection.asked:.1%}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in pruning.summary_rows(pruned):
+        table.add_row(*row)
     console.print(table)
+    if pruned.reached:
+        table = Table("target", "asked", "unpruned", "predicted", "reached", "prediction off")
+        for row in pruning.target_rows(pruned):
+            table.add_row(*row)
+        console.print(table)
+    for line in pruning.warnings(pruned):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"model: {config.out}", markup=False)
 
 

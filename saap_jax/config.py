@@ -16,6 +16,7 @@ from saap_jax.options import (
     KeepStatistics,
     ModelConfig,
     SearchConfig,
+    TargetsConfig,
     TasksConfig,
     check_at_least,
     check_choice,
@@ -146,8 +147,9 @@ class PruneConfig:
     """Directory of the pruned model; it must not exist."""
     estimator: str = "saap"
     """Name, with hyper-parameters in brackets if any."""
-    ratio: float = 0.2
-    """Share of the prunable parameters to remove."""
+    ratio: float | None = None
+    """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
+    targets: TargetsConfig = TargetsConfig()
     from_run: str = ""
     """A run directory whose scores, or else statistics, are used (and its text on the way, with
     `search.rescore_every`); empty: score now."""
@@ -160,7 +162,8 @@ class PruneConfig:
     compensation: CompensationConfig = CompensationConfig()
 
     def __post_init__(self) -> None:
-        check_ratios((self.ratio,))
+        if self.ratio is not None:
+            check_ratios((self.ratio,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any, Literal, get_args, get_origin
 
+from saap_jax.amounts import BYTES, read_limit
 from saap_jax.types import Remat
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
@@ -256,6 +257,50 @@ class CompensationConfig:
         check_choices("compensation", self)
         if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
             raise ValueError(f"compensation.damping: expected a number above 0 or None, got {self.damping}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetsConfig:
+    """What a pruned model may take: the smallest ratio at which all of these hold is found. Each is a percentage of the
+    unpruned model's, such as 70%, or an amount; empty: no such target.
+    """
+
+    parameters: str = ""
+    """All parameters, at most: `70%`, `100M`."""
+    macs: str = ""
+    """Multiply-accumulates of reading the prompts, at most: `70%`, `10G`."""
+    weight_bytes: str = ""
+    """Bytes of the weights in memory, at most: `70%`, `300MiB`."""
+    peak_memory: str = ""
+    """Bytes of weights, cache and temporaries while prompts are read and tokens generated, at most: `70%`, `500MiB`."""
+    latency: str = ""
+    """Time to read the prompts on this device, at most: `70%`, `250ms`."""
+    tokens_per_second: str = ""
+    """Tokens generated on this device, all rows together, at least: `150%`, `40`."""
+    batch: int = 1
+    """Prompts that are read together."""
+    length: int = 128
+    """Tokens of each prompt."""
+    repeats: int = 5
+    """Measurements, of which the median counts."""
+
+    def __post_init__(self) -> None:
+        for name, (units, example) in TARGETS.items():
+            if getattr(self, name):
+                read_limit(f"targets.{name}", getattr(self, name), units, example)
+        for name in ("batch", "length", "repeats"):
+            check_at_least(f"targets.{name}", getattr(self, name), 1)
+
+
+TARGETS: dict[str, tuple[dict[str, float], str]] = {
+    "parameters": ({"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}, "100M"),
+    "macs": ({"M": 1e6, "G": 1e9, "T": 1e12}, "10G"),
+    "weight_bytes": (BYTES, "300MiB"),
+    "peak_memory": (BYTES, "500MiB"),
+    "latency": ({"us": 1e-6, "ms": 1e-3, "s": 1.0}, "250ms"),
+    "tokens_per_second": ({"": 1.0}, "40"),
+}
+"""What a model can be pruned to -> units of an amount, and an example of one."""
 
 
 STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)

@@ -3,16 +3,16 @@
     load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> compensate and cut
     (2d) -> save
 
-The first half are the few functions that a Python session needs, the second half what `saap score`, `saap prune` and
-`saap evaluate` run. The comparison of estimators is in `comparison`, their judgement by the oracle in `fidelity`.
+The first half are the few functions that a Python session needs, the second half what `saap score` and `saap evaluate`
+run. Pruning to a ratio or to targets is in `pruning`, the comparison of estimators in `comparison`, their judgement by
+the oracle in `fidelity`.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,30 +22,26 @@ from saap_jax.calibration import (
     calibrate,
     check_estimators,
     check_scenarios,
-    microbatches,
     pairs,
     quiet,
-    scenario_pairs,
     scenarios_of,
 )
-from saap_jax.compensation import Compensated, Correction, check_batches, compensate
-from saap_jax.config import EvaluateConfig, PruneConfig, ScoreConfig
+from saap_jax.config import EvaluateConfig, ScoreConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
-from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
+from saap_jax.options import FusionConfig, SearchConfig
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
-from saap_jax.surgery import cut, masks
+from saap_jax.surgery import masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
 
 
@@ -187,7 +183,7 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run, read_scores(run)
-    source = _source_run(config.from_run, config.model.name) if config.from_run else {}
+    source = source_run(config.from_run, config.model.name) if config.from_run else {}
     with run.stage("load"), step(track, "load the model"):
         model = load_model(config.model.name, config.model.dtype)
     if config.from_run:
@@ -221,121 +217,13 @@ def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffi
     return sum(int(windows.mask.sum()) for windows in new)
 
 
-def _source_run(path: str, model: str) -> dict:
+def source_run(path: str, model: str) -> dict:
     """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
     record = read_run(path)
     observed = record["config"]["model"]["name"]
     if observed != model:
         raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
     return record
-
-
-class Pruned(NamedTuple):
-    """What `prune` did."""
-
-    selection: Selection
-    parameters: tuple[int, int]
-    """Before and after."""
-    bytes: tuple[int, int]
-    """Of the weights in memory before, of the saved file after."""
-    runs: int
-    corrections: list[Correction]
-    """What compensation did to each sub-block."""
-
-
-def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
-    """Prune a model by one estimator at one ratio, and save the smaller model as a directory."""
-    out = Path(config.out)
-    if out.exists():
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-    check_estimators([config.estimator], config.fusion)
-    calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
-    check_scenarios(calibration, config.search)
-    check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
-    model = load_model(config.model.name, config.model.dtype)
-    tokenizer = load_tokenizer(config.model.name)
-    scenarios = {}
-    compensated = config.compensation.method != "none"
-    if not config.from_run or config.search.rescore_every is not None or compensated:
-        scenarios = scenarios_of(calibration, tokenizer)
-    if config.from_run:
-        calibrated = _calibrated_by(config, model)
-    else:
-        calibrated = calibrate(
-            model,
-            scenarios,
-            [config.estimator],
-            fusion=config.fusion,
-            stability=config.search.allocation == "adaptive",
-            batch_size=calibration.batch_size,
-            remat=config.remat,
-            track=track,
-        )
-    selection = select_path(
-        model,
-        calibrated,
-        scenarios,
-        config.estimator,
-        [config.ratio],
-        config.search,
-        fusion=config.fusion,
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )[config.ratio]
-    compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
-    pruned = cut(compensated.model, selection.keep)
-    save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
-    return Pruned(
-        selection=selection,
-        parameters=(count_parameters(model), count_parameters(pruned)),
-        bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
-        runs=len(pruned.runs),
-        corrections=compensated.corrections,
-    )
-
-
-def compensated_units(
-    config: PruneConfig,
-    model: Llama,
-    keep: Keep,
-    scenarios: Mapping[str, Windows],
-    calibration: CalibrationConfig,
-    track: Track,
-) -> Compensated:
-    """Return the model whose kept units stand in for the removed ones, as `config.compensation` says."""
-    if config.compensation.method == "none":
-        return Compensated(model, [])
-
-    def progress(layers: Sequence[int]) -> Iterator[int]:
-        return track("compensate layers", layers, len(layers))
-
-    return compensate(
-        model, keep, scenario_pairs(scenarios.values(), calibration), config.compensation, progress=progress
-    )
-
-
-def _calibration_of(path: str, model: str) -> CalibrationConfig:
-    """Return on which text a run's scores were made."""
-    recorded = _source_run(path, model)["config"]
-    if recorded.get("from_run"):
-        recorded = _source_run(recorded["from_run"], model)["config"]
-    calibration = recorded["calibration"]
-    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
-
-
-def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
-    """Return the scores that a run holds, or else score the statistics that it holds."""
-    record = _source_run(config.from_run, config.model.name)
-    calibrated = read_scores(RunDirectory(Path(config.from_run), record))
-    if config.estimator in calibrated.estimators:
-        return calibrated
-    if not all(statistics_path(Path(config.from_run), name).exists() for name in calibrated.scenarios):
-        known = ", ".join(calibrated.estimators)
-        raise ValueError(
-            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"
-        )
-    return rescored(config.from_run, model, [config.estimator], config.fusion)
 
 
 def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evaluated]:

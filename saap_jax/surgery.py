@@ -1,5 +1,6 @@
 """Stage 2d: from a keep-set to a pruned model, masked (gates) or cut (smaller arrays). Both give the same logits."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array
 
 from saap_jax.llama.model import DecoderLayer, Llama
 from saap_jax.llama.runs import existing_units, run_bounds
+from saap_jax.llama.spec import LlamaSpec
 from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Gates, Keep
 
 
@@ -35,6 +37,15 @@ def cut(model: Llama, keep: Keep) -> Llama:
     pruned = jax.tree.map(lambda x: x, model)
     pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
     return pruned
+
+
+def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
+    """Return the spec of the model that `cut` makes."""
+    layers = (
+        dataclasses.replace(widths, kv_heads=int(attention.sum()), mlp=int(mlp.sum()))
+        for widths, attention, mlp in zip(spec.layers, keep["attention"], keep["mlp"], strict=True)
+    )
+    return dataclasses.replace(spec, layers=tuple(layers))
 
 
 def check_keep(keep: Keep, existing: Keep) -> None:

@@ -18,7 +18,8 @@ PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
     ("types",),
-    ("options", "amounts"),
+    ("amounts",),
+    ("options",),
     ("config", "config_use"),
     ("sharding",),
     ("llama", "data"),
@@ -39,6 +40,7 @@ ORDER = (
     ("kept",),
     ("variants",),
     ("pipeline", "generation", "benchmark"),
+    ("pruning",),
     ("sweep",),
     ("comparison",),
     ("fidelity",),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline
+from saap_jax import calibration, comparison, pipeline, pruning
 from saap_jax import kept as kept_module
 from saap_jax.config import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
 from saap_jax.options import (
@@ -211,12 +211,12 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
     options |= {"search": SearchConfig()}
-    fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
-    reused = pipeline.prune(
+    fresh = pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
+    reused = pruning.prune(
         PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)
     )
     assert_scores_equal(fresh.selection.keep, reused.selection.keep)
-    other = pipeline.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
+    other = pruning.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
     assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
 
 

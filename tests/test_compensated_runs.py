@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import comparison, pipeline
+from saap_jax import comparison, pruning
 from saap_jax.calibration import scenario_pairs, scenarios_of
 from saap_jax.compensation import compensate
 from saap_jax.config import CompareConfig, PruneConfig
@@ -90,7 +90,7 @@ def test_taken_up_again_bit_for_bit(config, run, tmp_path):
 
 def test_pruned_models_are_compensated(tiny_model_directory, tmp_path):
     def prune(name: str, **options):
-        return pipeline.prune(
+        return pruning.prune(
             PruneConfig(
                 out=str(tmp_path / name),
                 model=ModelConfig(name=str(tiny_model_directory)),
@@ -119,7 +119,7 @@ def test_too_little_text_is_refused_before_any_work(kind, config, tmp_path):
     least = CompensationConfig(method="least_squares")
     calls = {
         "compare": lambda: comparison.compare(dataclasses.replace(config, runs=str(tmp_path), calibration=few)),
-        "prune": lambda: pipeline.prune(PruneConfig(out=str(tmp_path / "out"), calibration=few, compensation=least)),
+        "prune": lambda: pruning.prune(PruneConfig(out=str(tmp_path / "out"), calibration=few, compensation=least)),
     }
     with pytest.raises(ValueError, match="expected at least 4 microbatches .*, got 3"):
         calls[kind]()

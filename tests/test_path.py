@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline
+from saap_jax import calibration, comparison, pipeline, pruning
 from saap_jax.config import CompareConfig, PruneConfig
 from saap_jax.llama.load import load_keep
 from saap_jax.llama.runs import existing_units
@@ -119,11 +119,11 @@ def run(config):
 def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
     best = run.record["best"]["candidate"].partition("@")[0]
     options = {"model": config.model, "calibration": config.calibration, "search": config.search, "ratio": 0.2}
-    pipeline.prune(PruneConfig(out=str(tmp_path / "pruned"), estimator=best, **options))
+    pruning.prune(PruneConfig(out=str(tmp_path / "pruned"), estimator=best, **options))
     assert same(load_keep(tmp_path / "pruned"), load_keep(run.path / "best"))
     # the run's own scores and text, whatever `calibration` says
     options |= {"calibration": CalibrationConfig(examples=1, length=8), "from_run": str(run.path)}
-    pipeline.prune(PruneConfig(out=str(tmp_path / "reused"), estimator=best, **options))
+    pruning.prune(PruneConfig(out=str(tmp_path / "reused"), estimator=best, **options))
     assert same(load_keep(tmp_path / "reused"), load_keep(run.path / "best"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline
+from saap_jax import calibration, comparison, pipeline, pruning
 from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step
@@ -190,15 +190,15 @@ def test_score_prune_evaluate(config, tmp_path):
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
     options |= {"search": SearchConfig()}
-    fresh = pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
-    reused = pipeline.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
+    fresh = pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
+    reused = pruning.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
     assert fresh.selection.actual == reused.selection.actual >= 0.4
     for name, kept in fresh.selection.keep.items():
         np.testing.assert_array_equal(kept, reused.selection.keep[name])
     with pytest.raises(ValueError, match="does not exist yet"):
-        pipeline.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
+        pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
     with pytest.raises(ValueError, match="has no scores of magnitude and no statistics"):
-        pipeline.prune(
+        pruning.prune(
             PruneConfig(out=str(tmp_path / "x"), from_run=str(run.path), **{**options, "estimator": "magnitude"})
         )
     models = (config.model.name, str(tmp_path / "fresh"))

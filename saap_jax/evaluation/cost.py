@@ -71,13 +71,13 @@ def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) 
     softmax are left out.
     """
     matrices = sum(
-        parameter[...].size
+        math.prod(parameter.shape)
         for run in model.runs
         for parameter in parameters_by_path(run).values()
         if len(parameter.axes) > 2
     )
     heads = sum(run.length * math.prod(run.attention.query.shape[-3:]) for run in model.runs)
-    return matrices + 2 * heads * context + (model.embedding[...].size if unembed else 0)
+    return matrices + 2 * heads * context + (math.prod(model.embedding.shape) if unembed else 0)
 
 
 def prefill_macs(model: Llama, batch: int, seq: int) -> int | float:
@@ -85,7 +85,7 @@ def prefill_macs(model: Llama, batch: int, seq: int) -> int | float:
 
     All seq² products of attention count, since the masked ones are computed too.
     """
-    return batch * (seq * token_macs(model, seq, unembed=False) + model.embedding[...].size)
+    return batch * (seq * token_macs(model, seq, unembed=False) + math.prod(model.embedding.shape))
 
 
 def step_bytes(model: Llama, batch: int, context: int | float) -> int | float:
@@ -93,8 +93,7 @@ def step_bytes(model: Llama, batch: int, context: int | float) -> int | float:
 
     Of an embedding that is not tied only the rows of the tokens are read.
     """
-    embedding = model.embedding[...]
-    read = weight_bytes(model)
+    read, (vocab, embed) = weight_bytes(model), model.embedding.shape
     if model.unembedding is not None:
-        read += (batch - embedding.shape[0]) * embedding.shape[1] * embedding.dtype.itemsize
+        read += (batch - vocab) * embed * jnp.dtype(model.embedding.dtype).itemsize
     return read + cache_bytes(model, batch, 1) * context

@@ -1,0 +1,394 @@
+"""One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.calibration import (
+    Calibrated,
+    Track,
+    calibrate,
+    check_estimators,
+    check_scenarios,
+    microbatches,
+    quiet,
+    scenario_pairs,
+    scenarios_of,
+)
+from saap_jax.compensation import Compensated, Correction, check_batches, compensate
+from saap_jax.config import PruneConfig
+from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters, discover, unit_costs
+from saap_jax.evaluation.bench import compile_programs
+from saap_jax.evaluation.cost import directory_bytes, weight_bytes
+from saap_jax.evaluation.latency import measure_table, measured
+from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
+from saap_jax.kept import read_scores, rescored, statistics_path
+from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.generate import decoder_of
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import CalibrationConfig, TargetsConfig
+from saap_jax.pipeline import select_calibrated, select_path, source_run, step
+from saap_jax.report import RunDirectory, provenance
+from saap_jax.report.records import plain, write_atomically
+from saap_jax.search import Selection, largest_ratio
+from saap_jax.surgery import cut, pruned_spec
+from saap_jax.types import Keep
+
+DEFAULT_RATIO = 0.2
+"""Share of the prunable parameters that goes where neither a ratio nor a target says more."""
+
+TOLERANCE = 0.001
+"""How exactly the smallest ratio that meets the targets is found."""
+
+WITHIN = 0.1
+"""How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
+
+Recalibrate = Callable[[Keep], Calibrated]
+"""Returns the scores of a model that keeps only some units."""
+
+
+class Reached(NamedTuple):
+    """A target, and what came of it."""
+
+    name: str
+    asked: str
+    limit: float
+    dense: float
+    """Of the unpruned model: counted, or measured beside the pruned one."""
+    predicted: float
+    """Of the pruned model, when its units were chosen."""
+    reached: float
+    """Of the pruned model: counted, or measured."""
+    held: bool
+    """True where `reached` is within the limit."""
+
+    @property
+    def off(self) -> float:
+        """How far the prediction was from what was reached, as a share of that."""
+        return self.predicted / self.reached - 1 if self.reached else math.inf
+
+
+class Pruned(NamedTuple):
+    """What `prune` did."""
+
+    selection: Selection
+    parameters: tuple[int, int]
+    """Before and after."""
+    bytes: tuple[int, int]
+    """Of the weights in memory before, of the saved file after."""
+    runs: int
+    corrections: list[Correction]
+    """What compensation did to each sub-block."""
+    reached: list[Reached]
+    """The targets that were asked for."""
+
+
+def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
+    """Prune a model by one estimator, to a ratio or as little as its targets allow, and save it as a directory.
+
+    With targets, the directory holds `targets.json`: what was asked and reached, and the table of sub-block times.
+
+    Raises:
+        ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
+    """
+    out = Path(config.out)
+    if out.exists():
+        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+    check_estimators([config.estimator], config.fusion)
+    calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    check_scenarios(calibration, config.search)
+    check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
+    model = load_model(config.model.name, config.model.dtype)
+    tokenizer = load_tokenizer(config.model.name)
+    scenarios = {}
+    if not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none":
+        scenarios = scenarios_of(calibration, tokenizer)
+    costs = costs_of(config.targets, model, track)
+    targets = targets_of(config.targets, costs.of(model.spec))
+    selection = _selected(config, model, calibration, scenarios, costs, targets, track)
+    compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
+    pruned = cut(compensated.model, selection.keep)
+    reached = reached_by(pruned, model, costs, targets, track)
+    save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
+    if reached:
+        record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
+        write_atomically(out / "targets.json", (json.dumps(plain(record), indent=2) + "\n").encode())
+    return Pruned(
+        selection=selection,
+        parameters=(count_parameters(model), count_parameters(pruned)),
+        bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
+        runs=len(pruned.runs),
+        corrections=compensated.corrections,
+        reached=reached,
+    )
+
+
+def _selected(
+    config: PruneConfig,
+    model: Llama,
+    calibration: CalibrationConfig,
+    scenarios: Mapping[str, Windows],
+    costs: Costs,
+    targets: Sequence[Target],
+    track: Track,
+) -> Selection:
+    """Choose the units to keep, by the scores of a run or new ones."""
+    observe = functools.partial(
+        calibrate,
+        model,
+        scenarios,
+        [config.estimator],
+        fusion=config.fusion,
+        stability=config.search.allocation == "adaptive",
+        batch_size=calibration.batch_size,
+        remat=config.remat,
+        track=track,
+    )
+    calibrated = _calibrated_by(config, model) if config.from_run else observe()
+    if targets:
+        return select_smallest(
+            model, calibrated, config, lambda keep: costs.of(pruned_spec(model.spec, keep)), targets,
+            lambda keep: observe(keep=keep),
+        )  # fmt: skip
+    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
+    return select_path(
+        model,
+        calibrated,
+        scenarios,
+        config.estimator,
+        [ratio],
+        config.search,
+        fusion=config.fusion,
+        batch_size=calibration.batch_size,
+        remat=config.remat,
+        track=track,
+    )[ratio]
+
+
+def compensated_units(
+    config: PruneConfig,
+    model: Llama,
+    keep: Keep,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> Compensated:
+    """Return the model whose kept units stand in for the removed ones, as `config.compensation` says."""
+    if config.compensation.method == "none":
+        return Compensated(model, [])
+
+    def progress(layers: Sequence[int]) -> Iterator[int]:
+        return track("compensate layers", layers, len(layers))
+
+    return compensate(
+        model, keep, scenario_pairs(scenarios.values(), calibration), config.compensation, progress=progress
+    )
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:
+    """Measure what the targets need to know: sub-block times, and the memory of the unpruned model's programs."""
+    table, temporaries = None, 0
+    if set(TIMED) & set(asked_of(config)):
+        rounds = _rounds("time sub-blocks", track)
+        table = measure_table(model, workload_of(config), repeats=config.repeats, progress=rounds)
+    if "peak_memory" in asked_of(config):
+        with step(track, "compile the unpruned model"):
+            temporaries = temporaries_of(compile_programs(decoder_of(model), workload_of(config)), config)
+    return Costs(config, model.embedding.dtype, table, temporaries)
+
+
+def select_smallest(
+    model: Llama,
+    calibrated: Calibrated,
+    config: PruneConfig,
+    costs: Callable[[Keep], Mapping[str, float]],
+    targets: Sequence[Target],
+    recalibrate: Recalibrate,
+) -> Selection:
+    """Choose the units to keep at the smallest ratio, to `TOLERANCE`, at which all targets hold.
+
+    Found by bisection, since each target is met the better the more goes; with `rescore_every`, within the first step
+    at whose end they hold.
+
+    Raises:
+        ValueError: targets that do not hold at the largest ratio that the search can meet.
+    """
+    search, existing = config.search, existing_units(model.runs)
+    top = largest_ratio(unit_costs(discover(model)), existing, search)
+    every, least = search.rescore_every or top, config.ratio or 0.0
+    if least > top:
+        raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the search can meet, got {least}")
+    ends = sorted({*(round(n * every, 9) for n in range(1, math.ceil(top / every))), top})
+    low, gone = 0.0, None
+
+    def select(ratio: float) -> Selection:
+        return select_calibrated(model, calibrated, config.estimator, ratio, search, gone)
+
+    def missed(keep: Keep) -> list[str]:
+        found = costs(keep)
+        return [f"{t.name} {t.asked} ({found[t.name]:.4g})" for t in targets if not t.holds(found[t.name])]
+
+    for end in ends:
+        if end >= least and not missed(select(end).keep):
+            return _bisected(max(low, least), end, select, lambda keep: not missed(keep))
+        if end < top:
+            keep = select(end).keep
+            low, calibrated = end, recalibrate(keep)
+            gone = {name: units & ~keep[name] for name, units in existing.items()}
+    raise ValueError(
+        f"targets: cannot be met by removing {top:.2%} of the prunable parameters, the most that the search can: "
+        f"{', '.join(missed(select(top).keep))}; ask for less, or relax search.min_keep, max_ratio, skip_layers, …"
+    )
+
+
+def _bisected(
+    low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]
+) -> Selection:
+    """Return the selection at the smallest ratio that holds, where that of `high` does."""
+    if holds(select(low).keep):
+        return select(low)
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(select(middle).keep) else (middle, high)
+    return select(high)
+
+
+def reached_by(
+    pruned: Llama, model: Llama, costs: Costs, targets: Sequence[Target], track: Track = quiet
+) -> list[Reached]:
+    """Return what became of the targets; times and memory are measured anew, the unpruned model taking turns."""
+    if not targets:
+        return []
+    config = costs.config
+    predicted, dense = costs.of(pruned.spec), costs.of(model.spec)
+    now, before = dict(predicted), dict(dense)
+    if {*TIMED, "peak_memory"} & set(asked_of(config)):
+        programs = [compile_programs(decoder_of(each), workload_of(config)) for each in (model, pruned)]
+        if "peak_memory" in asked_of(config):
+            for each, program in ((before, programs[0]), (now, programs[1])):
+                each["peak_memory"] = float(program.memory_bytes or math.nan)
+        if set(TIMED) & set(asked_of(config)):
+            times = measured(programs, config.repeats, _rounds("time the pruned model", track))
+            for each, (latency, speed) in zip((before, now), times, strict=True):
+                each |= {name: {"latency": latency, "tokens_per_second": speed}[name] for name in TIMED if name in each}
+    return [
+        Reached(t.name, t.asked, t.limit, before[t.name], predicted[t.name], now[t.name], t.holds(now[t.name]))
+        for t in targets
+    ]
+
+
+def _rounds(doing: str, track: Track) -> Callable[[Iterable[int]], Iterator[int]]:
+    def progress(rounds: Iterable[int]) -> Iterator[int]:
+        listed = list(rounds)
+        return track(doing, listed, len(listed))
+
+    return progress
+
+
+def _plain_table(costs: Costs) -> dict[str, Any] | None:
+    """Return the table of sub-block times as JSON values."""
+    if costs.table is None:
+        return None
+    table = costs.table._asdict()
+    return table | {name: table[name]._asdict() for name in ("workload", "reading", "step")}
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
+    """Return what was done as rows of text."""
+    selection = pruned.selection
+    rows = [
+        ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
+        ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
+        ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
+        ("runs of equal layers", str(pruned.runs)),
+    ]
+    if pruned.corrections:
+        before, after = (
+            np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
+        )
+        corrected = f"error of what {len(pruned.corrections)} sub-blocks write, before and after compensation"
+        rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
+    return rows
+
+
+def target_rows(pruned: Pruned) -> list[tuple[str, ...]]:
+    """Return asked and reached of each target as rows of text."""
+    return [
+        (
+            each.name,
+            f"{'≥' if each.name == 'tokens_per_second' else '≤'} {_amount(each.name, each.limit)} ({each.asked})",
+            *(_amount(each.name, value) for value in (each.dense, each.predicted, each.reached)),
+            f"{each.off:+.1%}",
+        )
+        for each in pruned.reached
+    ]
+
+
+def warnings(pruned: Pruned) -> list[str]:
+    """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`."""
+    lines = []
+    for each in pruned.reached:
+        if not each.held:
+            reached = _amount(each.name, each.reached)
+            lines.append(f"warning: {each.name} {each.asked} was predicted to hold, and what was reached is {reached}")
+        if abs(each.off) > WITHIN:
+            off = f"{abs(each.off):.0%}, more than {WITHIN:.0%}, off what was measured"
+            lines.append(f"warning: the prediction of {each.name} is {off}; is something else running here?")
+    return lines
+
+
+def _amount(name: str, value: float) -> str:
+    """Return an amount with its unit.
+
+    >>> _amount("latency", 0.0123), _amount("weight_bytes", 3 * 2**20), _amount("parameters", 134_515_008)
+    ('12.3 ms', '3 MiB', '134.5M')
+    """
+    match name:
+        case "latency":
+            return f"{1e3 * value:.3g} ms"
+        case "tokens_per_second":
+            return f"{value:.3g}/s"
+        case "weight_bytes" | "peak_memory":
+            return f"{value / 2**20:.4g} MiB"
+        case "macs":
+            return f"{value / 1e9:.3g}G"
+        case _:
+            return f"{value / 1e6:.4g}M"
+
+
+# --- from a run ----------------------------------------------------------------------------------
+
+
+def _calibration_of(path: str, model: str) -> CalibrationConfig:
+    """Return on which text a run's scores were made."""
+    recorded = source_run(path, model)["config"]
+    if recorded.get("from_run"):
+        recorded = source_run(recorded["from_run"], model)["config"]
+    calibration = recorded["calibration"]
+    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+
+
+def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
+    """Return the scores that a run holds, or else score the statistics that it holds."""
+    record = source_run(config.from_run, config.model.name)
+    calibrated = read_scores(RunDirectory(Path(config.from_run), record))
+    if config.estimator in calibrated.estimators:
+        return calibrated
+    if not all(statistics_path(Path(config.from_run), name).exists() for name in calibrated.scenarios):
+        known = ", ".join(calibrated.estimators)
+        raise ValueError(
+            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"
+        )
+    return rescored(config.from_run, model, [config.estimator], config.fusion)

@@ -1,0 +1,209 @@
+"""Targets: the smallest ratio at which all hold, counted exactly, timed by a table that models are checked against."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax import pruning
+from saap_jax.calibration import Calibrated
+from saap_jax.config import PruneConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.evaluation import latency
+from saap_jax.evaluation.bench import Times, Workload, compile_programs
+from saap_jax.evaluation.cost import prefill_macs, weight_bytes
+from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
+from saap_jax.evaluation.targets import Costs, Target, held_bytes, targets_of, temporaries_of, workload_of
+from saap_jax.llama.runs import existing_units
+from saap_jax.options import CalibrationConfig, ModelConfig, SearchConfig, TargetsConfig
+from saap_jax.surgery import cut, pruned_spec
+from tests.helpers import dense_model, random_keep
+
+UNIFORM = SearchConfig()
+
+
+def scores_of(model, seed: int = 0):
+    random = np.random.default_rng(seed)
+    return {name: random.uniform(1, 2, units.shape) for name, units in existing_units(model.runs).items()}
+
+
+def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=None):
+    costs = Costs(targets, np.float32, None, 0)
+    found = targets_of(targets, costs.of(model.spec))
+    return costs, found, pruning.select_smallest(
+        model, Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
+        lambda keep: costs.of(pruned_spec(model.spec, keep)), found, recalibrate or (lambda keep: pytest.fail("anew")),
+    )  # fmt: skip
+
+
+def test_costs_of_widths_are_those_of_the_cut_model():
+    model = dense_model(layers=4, mlp=12)
+    keep = random_keep(existing_units(model.runs), 0.4, seed=3)
+    config = TargetsConfig(parameters="90%", macs="90%", weight_bytes="90%", batch=2, length=16)
+    pruned = cut(model, keep)
+    assert pruned_spec(model.spec, keep) == pruned.spec
+    assert Costs(config, np.float32, None, 0).of(pruned.spec) == {
+        "parameters": count_parameters(pruned),
+        "macs": prefill_macs(pruned, 2, 16),
+        "weight_bytes": weight_bytes(pruned),
+    }
+
+
+@pytest.mark.parametrize("options", [
+    {"parameters": "80%"}, {"weight_bytes": "9kB"}, {"macs": "70%", "batch": 3}, {"parameters": "90%", "macs": "60%"},
+])  # fmt: skip
+def test_targets_hold_and_not_much_less_would_do(options):
+    model = dense_model(layers=4, mlp=64)
+    config = PruneConfig(search=UNIFORM)
+    costs, targets, found = smallest(model, config, TargetsConfig(length=16, **options))
+    value = costs.of(pruned_spec(model.spec, found.keep))
+    assert all(target.holds(value[target.name]) for target in targets)
+    less = saap_jax.select_units(model, scores_of(model), found.asked - 0.004, UNIFORM)
+    value = costs.of(pruned_spec(model.spec, less.keep))
+    assert not all(target.holds(value[target.name]) for target in targets)
+
+
+def test_a_ratio_beside_targets_is_removed_at_least():
+    model = dense_model(layers=4, mlp=64)
+    targets = TargetsConfig(parameters="99%")
+    *_, alone = smallest(model, PruneConfig(search=UNIFORM), targets)
+    *_, both = smallest(model, PruneConfig(search=UNIFORM, ratio=0.3), targets)
+    assert alone.asked < 0.1
+    assert both.asked == 0.3
+
+
+def test_in_steps_the_model_is_observed_again_until_the_step_that_does_it():
+    model = dense_model(layers=4, mlp=64)
+    config = PruneConfig(search=dataclasses.replace(UNIFORM, rescore_every=0.1))
+    kept = []
+
+    def recalibrate(keep):
+        kept.append(keep)
+        return Calibrated({"text": {"saap": scores_of(model, seed=len(kept))}}, None, {})
+
+    _, _, found = smallest(model, config, TargetsConfig(parameters="80%"), recalibrate)
+    assert len(kept) == int(found.asked / 0.1)
+    assert len(kept) >= 1
+    assert not any((found.keep[name] & ~kept[-1][name]).any() for name in kept[-1])
+
+
+def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
+    model = dense_model(layers=4, mlp=64)
+    message = r"targets: cannot be met by removing [\d.]+% .*parameters 1% \(\d+\); ask for less"
+    with pytest.raises(ValueError, match=message):
+        smallest(model, PruneConfig(search=UNIFORM), TargetsConfig(parameters="1%"))
+    with pytest.raises(ValueError, match="ratio: expected at most .* got 0.99"):
+        smallest(model, PruneConfig(search=UNIFORM, ratio=0.99), TargetsConfig(parameters="50%"))
+
+
+def test_memory_is_no_less_than_the_compiler_says_of_the_pruned_model():
+    model = dense_model(layers=4, mlp=64)
+    config = TargetsConfig(peak_memory="90%", length=16)
+    costs = Costs(config, np.float32, None, temporaries_of(compile_programs(model, workload_of(config)), config))
+    dense = compile_programs(model, workload_of(config)).memory_bytes
+    assert costs.of(model.spec)["peak_memory"] == dense
+    keep = random_keep(existing_units(model.runs), 0.5)
+    pruned = cut(model, keep)
+    said, real = costs.of(pruned.spec)["peak_memory"], compile_programs(pruned, workload_of(config)).memory_bytes
+    assert dense > said
+    assert said >= 0.98 * real
+    assert said > held_bytes(pruned, config)
+
+
+TABLE = LatencyTable(
+    Workload(2, 16, 9), "test", (0, 1, 2), (0, 10, 20),
+    Phase(1.0, (0.0, 0.1, 0.3), (0.0, 0.2, 0.4), 2.0), Phase(0.1, (0.0, 0.01, 0.02), (0.0, 0.01, 0.02), 1.0),
+)  # fmt: skip
+
+
+def test_a_table_adds_up_its_sub_blocks():
+    spec = dense_model(layers=2, mlp=15).spec  # 2 KV heads, 15 channels
+    assert TABLE.latency(spec) == pytest.approx(2.0 * (1.0 + 2 * (0.3 + 0.3)))
+    assert TABLE.tokens_per_second(spec) == pytest.approx(2 / (0.1 + 2 * (0.02 + 0.015)))
+    costs = Costs(TargetsConfig(latency="50%", tokens_per_second="120%"), np.float32, TABLE, 0)
+    slow, fast = targets_of(costs.config, costs.of(spec))
+    assert (slow.limit, fast.limit) == (pytest.approx(2.2), pytest.approx(1.2 * TABLE.tokens_per_second(spec)))
+    assert (slow.holds(2.1), slow.holds(2.3), fast.holds(fast.limit + 1), fast.holds(1.0)) == (True, False, True, False)
+
+
+def test_a_table_is_what_models_took(monkeypatch):
+    """Times that are linear in widths are found again, and scaled to what the whole model takes."""
+
+    def times(programs, repeats, *, progress=iter):
+        def of(model):
+            layers = model.spec.layers
+            return 1.0 + sum(0.5 * layer.kv_heads + 0.01 * layer.mlp for layer in layers)
+
+        def real(model):
+            return 1.1 * of(model) if len(model.spec.layers) == 3 else of(model)
+
+        return [[Times(real(p.model), 0.0, 0.1 * real(p.model)) for _ in range(repeats)] for p in programs]
+
+    monkeypatch.setattr(latency, "time_in_turns", times)
+    monkeypatch.setattr(latency, "compile_programs", lambda model, workload: SimpleNamespace(model=model))
+    model = dense_model(layers=3, mlp=12)
+    table = measure_table(model, Workload(1, 16, 2), repeats=3)
+    assert table.latency(model.spec) == pytest.approx(1.1 * (1 + 3 * (1.0 + 0.12)))
+    narrow = pruned_spec(model.spec, random_keep(existing_units(model.runs), 0.5, seed=1))
+    expected = 1.1 * (1 + sum(0.5 * layer.kv_heads + 0.01 * layer.mlp for layer in narrow.layers))
+    assert table.latency(narrow) == pytest.approx(expected)
+    assert table.tokens_per_second(narrow) == pytest.approx(10 / expected)
+
+
+def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "LAYERS", 1)  # each program is compiled
+    monkeypatch.setattr(latency, "POINTS", 1)
+    config = PruneConfig(
+        out=str(tmp_path / "out"),
+        model=ModelConfig(name=str(tiny_model_directory)),
+        estimator="wanda",
+        calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
+        search=UNIFORM,
+        targets=TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1),
+    )
+    pruned = pruning.prune(config)
+    record = json.loads((tmp_path / "out" / "targets.json").read_text())
+    assert [each["name"] for each in record["reached"]] == ["weight_bytes", "latency", "tokens_per_second"]
+    size = record["reached"][0]
+    loaded = saap_jax.load_model(tmp_path / "out")
+    assert size["reached"] == size["predicted"] == weight_bytes(loaded) <= 0.95 * size["dense"]
+    assert all(each.held for each in pruned.reached)
+    assert record["table"]["workload"]["prompt"] == 8
+    rows = pruning.target_rows(pruned)
+    assert [row[0] for row in rows] == ["weight_bytes", "latency", "tokens_per_second"]
+    missed = pruned._replace(reached=[pruned.reached[0]._replace(held=False, predicted=1.0)])
+    assert len(pruning.warnings(missed)) == 2
+
+
+def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
+    calibration = CalibrationConfig(examples=2, length=16, batch_size=2)
+    config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
+                         estimator="wanda", calibration=calibration, search=UNIFORM)  # fmt: skip
+    pruned = pruning.prune(config)
+    assert pruned.selection.asked == pruning.DEFAULT_RATIO
+    assert not pruned.reached
+    assert not (tmp_path / "out" / "targets.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latency": "70"}, "targets.latency: expected a percentage .* one of the units us, ms, s, such as 250ms, got"),
+        ({"macs": "0G"}, "targets.macs: expected .* a number above 0 with one of the units M, G, T, such as 10G"),
+        ({"parameters": "many"}, "targets.parameters: expected .* such as 100M, got 'many'"),
+        ({"tokens_per_second": "-3"}, "targets.tokens_per_second: expected .* a number above 0, such as 40, got '-3'"),
+        ({"batch": 0}, "targets.batch: expected at least 1, got 0"),
+    ],
+)
+def test_bad_targets_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TargetsConfig(**options)
+
+
+def test_target_order_is_that_of_the_options():
+    config = TargetsConfig(latency="1s", parameters="5M")
+    assert [(t.name, t.limit) for t in targets_of(config, {})] == [("parameters", 5e6), ("latency", 1.0)]
+    assert Target("parameters", "5M", 5e6).holds(5e6)
