@@ -121,17 +121,6 @@ def output_error(
     return total / jnp.maximum(normal.square, jnp.finfo(normal.square.dtype).tiny)
 
 
-def dense_normal(
-    gram: Float[Array, "coordinates coordinates"],
-    mean: Float[Array, "coordinates"],
-    count: Float[Array, ""],
-    weight: Float[Array, "coordinates embed"],
-) -> Normal:
-    """Return the problem of one sub-block by itself, T = a W: all of it follows from the sums over a."""
-    cross = gram @ weight
-    return Normal(gram, cross, mean, mean @ weight, jnp.sum(weight * cross), count)
-
-
 def corrected(
     sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
 ) -> tuple[Array, Array, float | None, tuple[float, float]]:
@@ -217,7 +206,7 @@ def compensate(
                 streams = [Stream(dense, dense) for dense in after]
                 made[structure].append(old)
                 continue
-            observe = functools.partial(normal_step, model, index=index, run=run, structure=structure, config=config)
+            observe = functools.partial(normal_step, model, index=index, run=run, structure=structure, through=through)
             sums, after = summed(observe, streams, masks)
             weight, bias, damping, errors = corrected(sums, old.weight, kept, config)
             new = Written(weight.astype(old.weight.dtype), old.bias + bias.astype(old.bias.dtype))
@@ -260,7 +249,7 @@ def writer_of(run: DecoderLayer, structure: str, index: Int[Array, ""]) -> Writt
     return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
-@functools.partial(jax.jit, static_argnames=("run", "structure", "config"))
+@functools.partial(jax.jit, static_argnames=("run", "structure", "through"))
 def normal_step(
     model: Llama,
     stream: Stream,
@@ -269,14 +258,17 @@ def normal_step(
     index: Int[Array, ""],
     run: int,
     structure: str,
-    config: CompensationConfig,
+    through: bool,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
-    """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it."""
+    """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
+
+    `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one.
+    """
     own = writer_of(model.runs[run], structure, index)
     active = activations(model, stream.dense, index, run, structure)
     written = active @ own.weight
     after = stream.dense + written + own.bias[None, None]
-    if config.propagate == "pruned":
+    if through:
         active = activations(model, stream.pruned, index, run, structure)
         written = after - stream.pruned - own.bias[None, None]
     a, target, behind = wide(active), wide(written), wide(after)

@@ -10,7 +10,6 @@ import pytest
 from saap_jax.compensation import (
     Normal,
     compensate,
-    dense_normal,
     least_squares,
     output_bias,
     output_error,
@@ -241,14 +240,6 @@ def test_too_little_text_to_hold_some_out_is_refused():
     with pytest.raises(ValueError, match="at least 4 microbatches .* got 3; give more calibration.examples"):
         compensate(model, keep, batches_of(3), dataclasses.replace(LEAST, damping=None))
     assert compensate(model, keep, batches_of(3), LEAST).corrections
-
-
-def test_sums_of_an_unpruned_sub_block_follow_from_its_activations(x64):
-    a, _, weights, w, *_ = problem()
-    target = a @ w
-    normal = dense_normal(*(jnp.asarray(x) for x in (a.T @ (weights[:, None] * a), weights @ a, weights.sum(), w)))
-    np.testing.assert_allclose(normal.square, (weights[:, None] * target**2).sum(), rtol=1e-10)
-    np.testing.assert_allclose(normal.target, weights @ target, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
