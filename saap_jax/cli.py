@@ -165,6 +165,8 @@ def prune(words: list[str]) -> None:
     table.add_row("prunable parameters removed", f"{actual:.2%} (asked {asked:.2%})")
     table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
     table.add_row("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes))
+    if pruned.query_heads is not None:
+        table.add_row("query heads", "{:,} -> {:,}".format(*pruned.query_heads))
     table.add_row("runs of equal layers", str(pruned.runs))
     if pruned.corrections:
         before, after = (

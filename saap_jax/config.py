@@ -22,6 +22,7 @@ from saap_jax.options import (
     check_ratios,
     check_run_name,
     check_share,
+    check_whole_units,
 )
 from saap_jax.types import Remat
 
@@ -54,6 +55,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
+        check_whole_units(self.search)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -382,6 +384,7 @@ class SensitivityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios((self.ratio,))
+        check_whole_units(self.search)
         check_choice("judged", self.judged, Domain)
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}")

@@ -40,13 +40,14 @@ from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, stati
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
+from saap_jax.query_stage import count_query_heads, heads_of, remove_query_heads, together
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
 from saap_jax.surgery import cut, masks
-from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Remat, Scores
 
 
 @contextlib.contextmanager
@@ -166,6 +167,11 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
     """Count the parameters that a model has after a cut."""
     exists, costs = existing_units(model.runs), unit_costs(discover(model))
     removed = sum(((exists[n] & ~keep[n]).sum(axis=1) * costs[n]).sum() for n in STRUCTURES)
+    if QUERY_HEADS in keep:  # those of kept KV heads
+        spec, heads = model.spec, keep[QUERY_HEADS]
+        removed += (
+            (heads_of(keep["attention"], spec.layers, heads.shape) & ~heads).sum() * 2 * spec.embed * spec.head_dim
+        )
     return count_parameters(model) - int(removed)
 
 
@@ -239,6 +245,8 @@ class Pruned(NamedTuple):
     bytes: tuple[int, int]
     """Of the weights in memory before, of the saved file after."""
     runs: int
+    query_heads: tuple[int, int] | None
+    """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
 
@@ -249,6 +257,11 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
+    if config.from_run and config.search.query_share:
+        raise ValueError(
+            f"search.query_share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of "
+            "query heads; leave from_run out to score now"
+        )
     calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
@@ -258,31 +271,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     compensated = config.compensation.method != "none"
     if not config.from_run or config.search.rescore_every is not None or compensated:
         scenarios = scenarios_of(calibration, tokenizer)
-    if config.from_run:
-        calibrated = _calibrated_by(config, model)
-    else:
-        calibrated = calibrate(
-            model,
-            scenarios,
-            [config.estimator],
-            fusion=config.fusion,
-            stability=config.search.allocation == "adaptive",
-            batch_size=calibration.batch_size,
-            remat=config.remat,
-            track=track,
-        )
-    selection = select_path(
-        model,
-        calibrated,
-        scenarios,
-        config.estimator,
-        [config.ratio],
-        config.search,
-        fusion=config.fusion,
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )[config.ratio]
+    selection = chosen_units(config, model, scenarios, calibration, track)
     compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
     pruned = cut(compensated.model, selection.keep)
     save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
@@ -291,8 +280,33 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         parameters=(count_parameters(model), count_parameters(pruned)),
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
+        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.search.query_share else None,
         corrections=compensated.corrections,
     )
+
+
+def chosen_units(
+    config: PruneConfig,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> Selection:
+    """Return what is kept: by the scores of a run or by new ones, and with `query_share` after query heads are gone."""
+    options = {"fusion": config.fusion, "batch_size": calibration.batch_size, "remat": config.remat, "track": track}
+    if config.search.query_share:
+        first = remove_query_heads(model, scenarios, config.estimator, config.ratio, config.search, **options)
+        search = dataclasses.replace(config.search, query_share=0.0)
+        rest = dataclasses.replace(config, ratio=first.rest, search=search)
+        return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), config.ratio)
+    if config.from_run:
+        calibrated = _calibrated_by(config, model)
+    else:
+        adaptive = config.search.allocation == "adaptive"
+        calibrated = calibrate(model, scenarios, [config.estimator], stability=adaptive, **options)
+    return select_path(model, calibrated, scenarios, config.estimator, [config.ratio], config.search, **options)[
+        config.ratio
+    ]
 
 
 def compensated_units(
