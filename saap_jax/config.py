@@ -15,6 +15,7 @@ from saap_jax.options import (
     GridConfig,
     KeepStatistics,
     ModelConfig,
+    QueryHeadsConfig,
     SearchConfig,
     TasksConfig,
     check_at_least,
@@ -22,7 +23,6 @@ from saap_jax.options import (
     check_ratios,
     check_run_name,
     check_share,
-    check_whole_units,
 )
 from saap_jax.types import Remat
 
@@ -55,7 +55,6 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
-        check_whole_units(self.search)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +158,7 @@ class PruneConfig:
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
+    query_heads: QueryHeadsConfig = QueryHeadsConfig()
     compensation: CompensationConfig = CompensationConfig()
 
     def __post_init__(self) -> None:
@@ -384,7 +384,6 @@ class SensitivityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios((self.ratio,))
-        check_whole_units(self.search)
         check_choice("judged", self.judged, Domain)
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}")

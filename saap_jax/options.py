@@ -185,11 +185,6 @@ class SearchConfig:
     (the best rank: the same free of units)."""
     attention_share: float | None = None
     """Share of the removed parameters that comes from attention; None: the ranking decides."""
-    query_share: float = 0.0
-    """Share of the removed parameters that comes from query heads whose KV heads stay, the same number of each KV head
-    of a layer. They go first, ranked over all layers; all else here says how the rest goes. For `saap prune`."""
-    min_query_heads: int = 1
-    """Query heads that each KV head keeps at least."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
     """Units that each layer keeps at least."""
     max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
@@ -221,12 +216,8 @@ class SearchConfig:
             raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {self.rescore_every}")
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
-        check_share("search.query_share", self.query_share)
-        check_at_least("search.min_query_heads", self.min_query_heads, 1)
         for name in ("max_runs", "max_shapes"):
             if (most := getattr(self, name)) is not None:
-                if self.query_share:
-                    raise ValueError(f"search.{name}: expected query_share 0 beside it, got {self.query_share}")
                 check_at_least(f"search.{name}", most, 1)
                 if self.solver == "exact":
                     raise ValueError(f"search.{name}: expected solver 'greedy' beside it, got 'exact'")
@@ -248,10 +239,21 @@ class SearchConfig:
             )
 
 
-def check_whole_units(search: SearchConfig) -> None:
-    """Raise ValueError where query heads are to go by themselves and only whole units can."""
-    if search.query_share:
-        raise ValueError(f"search.query_share: expected 0 but for `saap prune`, got {search.query_share}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryHeadsConfig:
+    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
+
+    They go first, ranked over all layers; `search` says how all the rest goes.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
+    min_keep: int = 1
+    """Query heads that each KV head keeps at least."""
+
+    def __post_init__(self) -> None:
+        check_share("query_heads.share", self.share)
+        check_at_least("query_heads.min_keep", self.min_keep, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, FusionConfig, SearchConfig
+from saap_jax.options import CalibrationConfig, FusionConfig, QueryHeadsConfig, SearchConfig
 from saap_jax.query_stage import count_query_heads, heads_of, remove_query_heads, together
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
@@ -257,11 +257,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
-    if config.from_run and config.search.query_share:
-        raise ValueError(
-            f"search.query_share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of "
-            "query heads; leave from_run out to score now"
-        )
+    check_query_heads(config)
     calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
@@ -280,9 +276,26 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         parameters=(count_parameters(model), count_parameters(pruned)),
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
-        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.search.query_share else None,
+        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,
     )
+
+
+def check_query_heads(config: PruneConfig) -> None:
+    """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
+    if not config.query_heads.share:
+        return
+    if config.from_run:
+        raise ValueError(
+            f"query_heads.share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of "
+            "query heads; leave from_run out to score now"
+        )
+    for name in ("max_runs", "max_shapes"):
+        if (most := getattr(config.search, name)) is not None:
+            raise ValueError(
+                f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by layer; "
+                "leave one of the two out"
+            )
 
 
 def chosen_units(
@@ -292,12 +305,13 @@ def chosen_units(
     calibration: CalibrationConfig,
     track: Track,
 ) -> Selection:
-    """Return what is kept: by the scores of a run or by new ones, and with `query_share` after query heads are gone."""
+    """Return what is kept: by the scores of a run or by new ones, and after query heads if some go by themselves."""
     options = {"fusion": config.fusion, "batch_size": calibration.batch_size, "remat": config.remat, "track": track}
-    if config.search.query_share:
-        first = remove_query_heads(model, scenarios, config.estimator, config.ratio, config.search, **options)
-        search = dataclasses.replace(config.search, query_share=0.0)
-        rest = dataclasses.replace(config, ratio=first.rest, search=search)
+    if config.query_heads.share:
+        first = remove_query_heads(
+            model, scenarios, config.estimator, config.ratio, config.search, config.query_heads, **options
+        )
+        rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
         return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), config.ratio)
     if config.from_run:
         calibrated = _calibrated_by(config, model)

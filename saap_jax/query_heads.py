@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.llama.spec import LayerWidths
-from saap_jax.options import PerStructure, SearchConfig
+from saap_jax.options import PerStructure, QueryHeadsConfig, SearchConfig
 from saap_jax.search import priorities, search, skipped_layers
 
 
@@ -24,6 +24,7 @@ def search_query_heads(
     parameters: int,
     target: int,
     config: SearchConfig,
+    options: QueryHeadsConfig,
     stability: Float[Array | np.ndarray, "layers heads"] | None = None,
 ) -> Bool[np.ndarray, "layers heads"]:
     """Return which query heads stay so that at least `target` parameters go, by less than one block more.
@@ -33,7 +34,8 @@ def search_query_heads(
         widths: sizes of each layer.
         parameters: of one query head, in query and output.
         target: parameters to remove.
-        config: `min_query_heads`, `skip_layers`, `normalize`, `solver`; `stability_weight` with `adaptive`.
+        config: `skip_layers`, `normalize`, `solver`; `stability_weight` with `adaptive`.
+        options: `min_keep`.
         stability: the indicator ASI of each query head; read by `adaptive` with a `stability_weight`.
 
     Raises:
@@ -41,12 +43,12 @@ def search_query_heads(
             do not tell the query heads of a KV head apart.
     """
     skipped = skipped_layers(config.skip_layers, len(widths))
-    check_target(widths, skipped, parameters, target, config)
+    check_target(widths, skipped, parameters, target, options)
     ranked = _ranked(np.asarray(scores), widths, parameters, config, stability)
     groups = [ranked[layer, : w.kv_heads * w.q_per_kv].reshape(-1, w.q_per_kv) for layer, w in enumerate(widths)]
     if all((group == group[:, :1]).all() for group in groups):
         raise ValueError(
-            "search.query_share: expected scores that tell the query heads of a KV head apart, got equal ones; "
+            "query_heads.share: expected scores that tell the query heads of a KV head apart, got equal ones; "
             "use an estimator of units, such as gate_fisher"
         )
     means = np.full((len(widths), max(w.q_per_kv for w in widths)), np.nan)
@@ -56,7 +58,7 @@ def search_query_heads(
     blocks = SearchConfig(
         allocation="global",
         rank_by="score",
-        min_keep=PerStructure(attention=config.min_query_heads, mlp=0),
+        min_keep=PerStructure(attention=options.min_keep, mlp=0),
         skip_layers=config.skip_layers,
         solver=config.solver,
     )
@@ -73,20 +75,20 @@ def check_target(
     skipped: Bool[np.ndarray, "layers"],
     parameters: int,
     target: int,
-    config: SearchConfig,
+    options: QueryHeadsConfig,
 ) -> None:
     """Raise ValueError where query heads cannot make up `target` parameters."""
     if all(w.q_per_kv == 1 for w in widths if w.kv_heads):
         raise ValueError(
-            "search.query_share: expected KV heads with two query heads or more, got a model with one each: there, "
-            "attention units are query heads; leave query_share 0"
+            "query_heads.share: expected KV heads with two query heads or more, got a model with one each: there, "
+            "attention units are query heads; leave it 0"
         )
-    free = [max(w.q_per_kv - config.min_query_heads, 0) * w.kv_heads for w in widths]
+    free = [max(w.q_per_kv - options.min_keep, 0) * w.kv_heads for w in widths]
     most = int(np.asarray(free)[~skipped].sum()) * parameters
     if target > most:
         raise ValueError(
-            f"search.query_share: expected at most {most:,} parameters from query heads, which min_query_heads and "
-            f"skip_layers leave, got {target:,}; lower query_share or the ratio, or relax these"
+            f"query_heads.share: expected at most {most:,} parameters from query heads, as query_heads.min_keep and "
+            f"search.skip_layers allow, got {target:,}; lower it or the ratio, or relax those"
         )
 
 

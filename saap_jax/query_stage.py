@@ -21,7 +21,7 @@ from saap_jax.discovery import discover, prunable_parameters
 from saap_jax.llama import LayerWidths, Llama
 from saap_jax.llama.runs import existing_query_heads, existing_units
 from saap_jax.llama.ungroup import ungrouped
-from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.options import FusionConfig, QueryHeadsConfig, SearchConfig
 from saap_jax.query_heads import check_target, search_query_heads
 from saap_jax.search import Selection, skipped_layers
 from saap_jax.surgery import cut
@@ -45,13 +45,14 @@ def remove_query_heads(
     estimator: str,
     ratio: float,
     config: SearchConfig,
+    options: QueryHeadsConfig,
     *,
     fusion: FusionConfig | None = None,
     batch_size: int = 8,
     remat: Remat = "dots",
     track: Track = quiet,
 ) -> QueryStage:
-    """Remove query heads that make up `config.query_share` of what `ratio` asks for, KV heads and channels untouched.
+    """Remove query heads that make up `options.share` of what `ratio` asks for, KV heads and channels untouched.
 
     The query heads are scored as the attention units of `ungrouped(model)`, by what `estimator` scores attention with.
 
@@ -60,9 +61,9 @@ def remove_query_heads(
     """
     whole = prunable_parameters(discover(model))
     target = math.ceil(ratio * whole * (1 - SLACK))
-    due = math.ceil(config.query_share * target * (1 - SLACK))
+    due = math.ceil(options.share * target * (1 - SLACK))
     widths, each = model.spec.layers, 2 * model.spec.embed * model.spec.head_dim
-    check_target(widths, skipped_layers(config.skip_layers, len(widths)), each, due, config)
+    check_target(widths, skipped_layers(config.skip_layers, len(widths)), each, due, options)
     fusion = fusion or FusionConfig()
     part = structure_parts(estimator, fusion)["attention"]
     calibrated = calibrate(
@@ -78,7 +79,7 @@ def remove_query_heads(
     scores = calibrated.scores(part, config.scenario_reduction)["attention"]
     stability = calibrated.indicator(part, config.stability_over) if config.allocation == "adaptive" else None
     indicator = None if stability is None else stability["attention"]
-    heads = search_query_heads(scores, widths, each, due, config, indicator)
+    heads = search_query_heads(scores, widths, each, due, config, options, indicator)
     keep = existing_units(model.runs) | {QUERY_HEADS: heads}
     smaller = cut(model, keep)
     left = prunable_parameters(discover(smaller))

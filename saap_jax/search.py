@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saap_jax.budget import SLACK, Blocks, most_removable, split_budget, take_blocks
-from saap_jax.options import PerStructure, SearchConfig, check_whole_units
+from saap_jax.options import PerStructure, SearchConfig
 from saap_jax.shapes import most_shaped, take_shaped
 from saap_jax.stability import stabilised, standardised
 from saap_jax.types import STRUCTURES, Keep, Scores
@@ -77,7 +77,6 @@ def search(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
-    check_whole_units(config)
     priority = priorities(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(priority[name], axis=1, kind="stable") for name in STRUCTURES}
     skipped = skipped_layers(config.skip_layers, len(existing[STRUCTURES[0]]))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths
-from saap_jax.options import PerStructure, SearchConfig
+from saap_jax.options import QueryHeadsConfig, SearchConfig
 from saap_jax.query_heads import search_query_heads
-from saap_jax.search import search
 
 WIDTHS = tuple(LayerWidths(kv_heads=k, q_per_kv=g, mlp=4) for k, g in ((2, 3), (2, 2), (1, 4), (0, 3), (3, 1)))
 EACH = 10
@@ -22,8 +21,8 @@ def scores_of(seed: int = 0) -> np.ndarray:
     return np.where(np.arange(heads.max()) < heads[:, None], drawn, np.nan)
 
 
-def searched(target: int, config: SearchConfig = RANKED, seed: int = 0, **options) -> np.ndarray:
-    return search_query_heads(scores_of(seed), WIDTHS, EACH, target, config, **options)
+def searched(target: int, config: SearchConfig = RANKED, seed: int = 0, min_keep: int = 1) -> np.ndarray:
+    return search_query_heads(scores_of(seed), WIDTHS, EACH, target, config, QueryHeadsConfig(min_keep=min_keep))
 
 
 def removed(keep: np.ndarray) -> int:
@@ -79,11 +78,11 @@ def test_one_ranking_of_means_by_hand():
     """Two layers of two KV heads: the blocks of lowest mean go, other heads in each group."""
     widths = (LayerWidths(kv_heads=2, q_per_kv=2, mlp=1),) * 2
     scores = np.array([[5.0, 1.0, 2.0, 9.0], [3.0, 4.0, 8.0, 3.0]])
-    one = search_query_heads(scores, widths, EACH, 20, SearchConfig())
+    one = search_query_heads(scores, widths, EACH, 20, SearchConfig(), QueryHeadsConfig())
     np.testing.assert_array_equal(one, [[1, 0, 0, 1], [1, 1, 1, 1]])
-    both = search_query_heads(scores, widths, EACH, 21, SearchConfig())
+    both = search_query_heads(scores, widths, EACH, 21, SearchConfig(), QueryHeadsConfig())
     np.testing.assert_array_equal(both, [[1, 0, 0, 1], [0, 1, 1, 0]])
-    swapped = search_query_heads(scores[::-1], widths, EACH, 20, SearchConfig())
+    swapped = search_query_heads(scores[::-1], widths, EACH, 20, SearchConfig(), QueryHeadsConfig())
     np.testing.assert_array_equal(swapped, one[::-1])
 
 
@@ -91,13 +90,15 @@ def test_heads_in_another_order_are_chosen_in_that_order():
     order = np.array([2, 0, 1, 5, 3, 4])
     widths = (LayerWidths(kv_heads=2, q_per_kv=3, mlp=1),) * 3
     scores = np.random.default_rng(1).lognormal(0, 1, (3, 6))
-    keep = search_query_heads(scores, widths, EACH, 60, RANKED)
-    np.testing.assert_array_equal(search_query_heads(scores[:, order], widths, EACH, 60, RANKED), keep[:, order])
+    keep = search_query_heads(scores, widths, EACH, 60, RANKED, QueryHeadsConfig())
+    np.testing.assert_array_equal(
+        search_query_heads(scores[:, order], widths, EACH, 60, RANKED, QueryHeadsConfig()), keep[:, order]
+    )
     assert (keep[:, order] != keep).any()
 
 
 def test_floor_and_skipped_layers():
-    assert left_of(searched(20, SearchConfig(min_query_heads=2, skip_layers=(0,)))) == [
+    assert left_of(searched(20, SearchConfig(skip_layers=(0,)), min_keep=2)) == [
         [3, 3],
         [2, 2],
         [2],
@@ -106,13 +107,14 @@ def test_floor_and_skipped_layers():
     ]
     assert left_of(searched(90)) == [[1, 1], [1, 1], [1], [], [1] * 3]
     with pytest.raises(ValueError, match=r"expected at most 20 parameters from query heads.*got 21"):
-        searched(21, SearchConfig(min_query_heads=2, skip_layers=(0,)))
+        searched(21, SearchConfig(skip_layers=(0,)), min_keep=2)
 
 
 def test_stability_counts_where_it_is_asked_for():
     widths = (LayerWidths(kv_heads=1, q_per_kv=3, mlp=1),)
     scores, stability = np.array([[1.0, 2.0, 3.0]]), np.array([[5.0, -5.0, 0.0]])
     options = {"scores": scores, "widths": widths, "parameters": EACH, "target": 10, "stability": stability}
+    options["options"] = QueryHeadsConfig()
     adaptive = SearchConfig(allocation="adaptive", stability_weight=1.0)
     np.testing.assert_array_equal(search_query_heads(config=adaptive, **options), [[1, 0, 1]])
     np.testing.assert_array_equal(search_query_heads(config=RANKED, **options), [[0, 1, 1]])
@@ -122,39 +124,38 @@ def test_normalized_scores():
     """Scores of other sizes in each layer: standardised ones take a block of each, plain ones both of the first."""
     widths = (LayerWidths(kv_heads=1, q_per_kv=3, mlp=1),) * 2
     scores = np.array([[1.0, 2.0, 3.0], [100.0, 200.0, 300.0]])
-    plain = search_query_heads(scores, widths, EACH, 20, SearchConfig(allocation="global", rank_by="score"))
+    plain = search_query_heads(
+        scores, widths, EACH, 20, SearchConfig(allocation="global", rank_by="score"), QueryHeadsConfig()
+    )
     np.testing.assert_array_equal(plain, [[0, 0, 1], [1, 1, 1]])
     normal = SearchConfig(allocation="global", rank_by="score", normalize="layer_zscore")
-    np.testing.assert_array_equal(search_query_heads(scores, widths, EACH, 20, normal), [[0, 1, 1]] * 2)
+    np.testing.assert_array_equal(
+        search_query_heads(scores, widths, EACH, 20, normal, QueryHeadsConfig()), [[0, 1, 1]] * 2
+    )
 
 
 def test_refusals():
     alone = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=1), LayerWidths(kv_heads=0, q_per_kv=2, mlp=1))
     with pytest.raises(ValueError, match="got a model with one each"):
-        search_query_heads(scores_of()[:2], alone, EACH, 10, RANKED)
+        search_query_heads(scores_of()[:2], alone, EACH, 10, RANKED, QueryHeadsConfig())
     tied = np.where(np.isfinite(scores_of()), np.arange(5.0)[:, None], np.nan)
     with pytest.raises(ValueError, match="tell the query heads of a KV head apart, got equal ones"):
-        search_query_heads(tied, WIDTHS, EACH, 10, RANKED)
+        search_query_heads(tied, WIDTHS, EACH, 10, RANKED, QueryHeadsConfig())
     with pytest.raises(ValueError, match="scores of attention unit 1 in layer 0 are not finite"):
-        search_query_heads(np.where(np.arange(6) == 1, np.nan, scores_of()), WIDTHS, EACH, 10, RANKED)
+        search_query_heads(
+            np.where(np.arange(6) == 1, np.nan, scores_of()), WIDTHS, EACH, 10, RANKED, QueryHeadsConfig()
+        )
     with pytest.raises(ValueError, match=r"search.skip_layers: expected layers in \[-5, 5\)"):
         searched(10, SearchConfig(skip_layers=(7,)))
-    existing = {"attention": np.ones((1, 2), bool), "mlp": np.ones((1, 2), bool)}
-    costs = dict.fromkeys(existing, np.array([1]))
-    with pytest.raises(ValueError, match=r"search.query_share: expected 0 but for `saap prune`, got 0.1"):
-        search({n: np.ones((1, 2)) for n in existing}, costs, existing, 0.2, SearchConfig(query_share=0.1))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_share": 1.5}, r"search.query_share: expected a number in \[0, 1\], got 1.5"),
-        ({"min_query_heads": 0}, "search.min_query_heads: expected at least 1, got 0"),
-        ({"query_share": 0.1, "max_runs": 3}, "search.max_runs: expected query_share 0 beside it, got 0.1"),
-        ({"query_share": 0.1, "max_shapes": 3}, "search.max_shapes: expected query_share 0 beside it, got 0.1"),
+        ({"share": 1.5}, r"query_heads.share: expected a number in \[0, 1\], got 1.5"),
+        ({"min_keep": 0}, "query_heads.min_keep: expected at least 1, got 0"),
     ],
 )
 def test_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SearchConfig(**options)
-    SearchConfig(query_share=0.1, min_keep=PerStructure(attention=0))
+        QueryHeadsConfig(**options)

@@ -1,7 +1,5 @@
 """Pruning with query heads first: what goes, against direct ablation; exact budgets; what composes; `saap prune`."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +8,21 @@ import pytest
 from saap_jax import cli, pipeline
 from saap_jax.calibration import calibrate, pairs, quiet
 from saap_jax.compensation import compensate
-from saap_jax.config import EvaluateConfig, FrontierConfig, PruneConfig, SensitivityConfig
+from saap_jax.config import EvaluateConfig, PruneConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.runs import existing_query_heads, existing_units, ones_gates
 from saap_jax.llama.ungroup import ungrouped
-from saap_jax.options import CalibrationConfig, CompensationConfig, ModelConfig, PerStructure, SearchConfig
+from saap_jax.options import (
+    CalibrationConfig,
+    CompensationConfig,
+    ModelConfig,
+    PerStructure,
+    QueryHeadsConfig,
+    SearchConfig,
+)
 from saap_jax.query_stage import remove_query_heads
 from saap_jax.surgery import cut, masks
 from saap_jax.types import QUERY_HEADS, STRUCTURES
@@ -42,9 +47,15 @@ def model_of(weak: bool = False, **options):
     return model
 
 
-def chosen(model, ratio: float, search: SearchConfig, estimator: str = "gate_fisher"):
-    config = PruneConfig(ratio=ratio, estimator=estimator, search=search)
+def chosen(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher", min_keep: int = 1):
+    heads = QueryHeadsConfig(share=share, min_keep=min_keep)
+    config = PruneConfig(ratio=ratio, estimator=estimator, search=search, query_heads=heads)
     return pipeline.chosen_units(config, model, SCENARIOS, CALIBRATION, quiet)
+
+
+def first_stage(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher"):
+    heads = QueryHeadsConfig(share=share)
+    return remove_query_heads(model, SCENARIOS, estimator, ratio, search, heads, batch_size=4)
 
 
 def removed_heads(heads: np.ndarray) -> dict[int, tuple[int, ...]]:
@@ -83,11 +94,10 @@ def test_what_goes_is_what_direct_ablation_ranks_lowest(estimator):
     assert {layer: lowest[layer] for layer in WEAK} == WEAK
     assert change.min(axis=2)[1].min() > 10 * max(change.min(axis=2)[layer].max() for layer in WEAK)
     block, whole = 2 * 2 * 4 * 8, prunable_parameters(discover(model))
-    search = SearchConfig(query_share=1.0)
-    first = remove_query_heads(model, SCENARIOS, estimator, 2 * block / whole, search, batch_size=4)
+    first = first_stage(model, 2 * block / whole, SearchConfig(), 1.0, estimator)
     assert removed_heads(first.keep[QUERY_HEADS]) == WEAK
     assert first.rest == 0
-    strong = remove_query_heads(model_of(), SCENARIOS, estimator, 2 * block / whole, search, batch_size=4)
+    strong = first_stage(model_of(), 2 * block / whole, SearchConfig(), 1.0, estimator)
     assert removed_heads(strong.keep[QUERY_HEADS]) != WEAK
 
 
@@ -95,8 +105,7 @@ def test_heads_in_another_order_give_the_same_model(x64):
     model, order = model_of(dtype=np.float64), np.array([2, 0, 1])
     permuted = changed(model, "runs/0/attention/query", lambda value: value[:, :, :, order])
     permuted = changed(permuted, "runs/0/attention/output", lambda value: value[:, :, order])
-    search = SearchConfig(query_share=0.4, allocation="global")
-    one, two = (chosen(each, 0.3, search) for each in (model, permuted))
+    one, two = (chosen(each, 0.3, SearchConfig(allocation="global"), 0.4) for each in (model, permuted))
     heads = one.keep[QUERY_HEADS].reshape(3, 2, 3)
     np.testing.assert_array_equal(two.keep[QUERY_HEADS].reshape(3, 2, 3), heads[:, :, order])
     assert (heads[:, :, order] != heads).any()
@@ -111,7 +120,7 @@ COMPOSED = {
     "adaptive": SearchConfig(allocation="adaptive", stability_weight=-1.0),
     "shares": SearchConfig(attention_share=0.3, skip_layers=(-1,), rescore_every=0.1),
     "whole heads": SearchConfig(allocation="global", min_keep=PerStructure(attention=0, mlp=2), attention_share=0.7),
-    "exact": SearchConfig(allocation="global", solver="exact", min_query_heads=2),
+    "exact": SearchConfig(allocation="global", solver="exact"),
     "standardised": SearchConfig(allocation="global", rank_by="score", normalize="layer_zscore"),
 }
 
@@ -120,8 +129,8 @@ COMPOSED = {
 @pytest.mark.parametrize(("ratio", "share"), [(0.25, 0.3), (0.1, 1.0)])
 def test_budgets_are_exact_and_masked_equals_cut(name, ratio, share, x64):
     model = model_of(dtype=np.float64)
-    search = dataclasses.replace(COMPOSED[name], query_share=share)
-    selection = chosen(model, ratio, search)
+    search, least = COMPOSED[name], 2 if name == "exact" else 1
+    selection = chosen(model, ratio, search, share, min_keep=least)
     pruned, whole = cut(model, selection.keep), prunable_parameters(discover(model))
     assert count_parameters(model) - count_parameters(pruned) == selection.removed
     assert count_parameters(pruned) == pipeline.kept_parameters(model, selection.keep)
@@ -131,7 +140,7 @@ def test_budgets_are_exact_and_masked_equals_cut(name, ratio, share, x64):
     assert selection.removed < ratio * whole + largest
     left = [w.q_per_kv for w in pruned.spec.layers if w.kv_heads]
     assert min(left) < 3
-    assert min(left) >= search.min_query_heads
+    assert min(left) >= least
     if search.skip_layers:
         assert pruned.spec.layers[-1] == model.spec.layers[-1]
     tokens = jnp.asarray(WINDOWS.tokens)
@@ -145,7 +154,7 @@ def test_budgets_are_exact_and_masked_equals_cut(name, ratio, share, x64):
 def test_the_share_is_met_by_less_than_a_block_more(share):
     model = model_of()
     whole, block = prunable_parameters(discover(model)), 2 * 2 * 4 * 8
-    first = remove_query_heads(model, SCENARIOS, "gate_fisher", 0.3, SearchConfig(query_share=share), batch_size=4)
+    first = first_stage(model, 0.3, SearchConfig(), share)
     gone = whole - prunable_parameters(discover(first.model))
     assert share * 0.3 * whole <= gone < share * 0.3 * whole + block
     assert first.rest == pytest.approx((np.ceil(0.3 * whole) - gone) / (whole - gone))
@@ -153,10 +162,10 @@ def test_the_share_is_met_by_less_than_a_block_more(share):
 
 def test_the_rest_is_the_usual_search_on_the_model_without_them():
     model = model_of()
-    search = SearchConfig(allocation="global", query_share=0.3, min_keep=PerStructure(attention=0, mlp=1))
-    selection = chosen(model, 0.5, search, "wanda")
-    first = remove_query_heads(model, SCENARIOS, "wanda", 0.5, search, batch_size=4)
-    rest = chosen(first.model, first.rest, dataclasses.replace(search, query_share=0.0), "wanda")
+    search = SearchConfig(allocation="global", min_keep=PerStructure(attention=0, mlp=1))
+    selection = chosen(model, 0.5, search, 0.3, "wanda")
+    first = first_stage(model, 0.5, search, 0.3, "wanda")
+    rest = chosen(first.model, first.rest, search, 0.0, "wanda")
     assert not rest.keep["attention"].all(), "KV heads and query heads go together"
     once, twice = cut(model, selection.keep), cut(first.model, rest.keep)
     assert [w.q_per_kv for w in once.spec.layers if w.kv_heads] == [w.q_per_kv for w in twice.spec.layers if w.kv_heads]
@@ -168,9 +177,8 @@ def test_the_rest_is_the_usual_search_on_the_model_without_them():
 
 def test_scores_see_the_model_without_the_query_heads_that_went():
     model = model_of()
-    search = SearchConfig(allocation="global", query_share=0.5)
-    selection = chosen(model, 0.4, search)
-    first = remove_query_heads(model, SCENARIOS, "gate_fisher", 0.4, search, batch_size=4)
+    search = SearchConfig(allocation="global")
+    selection, first = chosen(model, 0.4, search, 0.5), first_stage(model, 0.4, search, 0.5)
     again = calibrate(first.model, WINDOWS, ["gate_fisher"], batch_size=4).scores("gate_fisher")["mlp"]
     before = calibrate(model, WINDOWS, ["gate_fisher"], batch_size=4).scores("gate_fisher")["mlp"]
     kept = selection.keep["mlp"]
@@ -207,15 +215,14 @@ def test_compensation_is_that_of_the_ungrouped_model(method, propagate, x64):
 
 def test_models_without_groups_and_too_large_shares_are_refused():
     alone = random_model(spec_of((4, 8), (4, 8), q_per_kv=1))
-    with pytest.raises(ValueError, match=r"search.query_share: .* got a model with one each"):
-        chosen(alone, 0.2, SearchConfig(query_share=0.5))
-    with pytest.raises(ValueError, match=r"search.query_share: expected at most 256 parameters .* lower query_share"):
-        chosen(model_of(), 0.9, SearchConfig(query_share=0.9, skip_layers=(0, 1)))
+    with pytest.raises(ValueError, match=r"query_heads.share: .* got a model with one each"):
+        chosen(alone, 0.2, SearchConfig(), 0.5)
+    with pytest.raises(
+        ValueError, match=r"query_heads.share: expected at most 256 parameters .* lower it or the ratio"
+    ):
+        chosen(model_of(), 0.9, SearchConfig(skip_layers=(0, 1)), 0.9)
     with pytest.raises(ValueError, match="tell the query heads of a KV head apart"):
-        chosen(model_of(), 0.2, SearchConfig(query_share=0.5), "block_influence")
-    for kind in (FrontierConfig, SensitivityConfig):
-        with pytest.raises(ValueError, match="search.query_share: expected 0 but for `saap prune`, got 0.5"):
-            kind(search=SearchConfig(query_share=0.5))
+        chosen(model_of(), 0.2, SearchConfig(), 0.5, "block_influence")
 
 
 @pytest.fixture
@@ -229,10 +236,11 @@ def options(tiny_model_directory) -> dict:
 
 
 def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
-    search = SearchConfig(query_share=0.4, rescore_every=0.1)
+    search, heads = SearchConfig(rescore_every=0.1), QueryHeadsConfig(share=0.4)
     compensation = CompensationConfig(method="least_squares")
     out = str(tmp_path / "pruned")
-    pruned = pipeline.prune(PruneConfig(out=out, search=search, compensation=compensation, **options))
+    config = PruneConfig(out=out, search=search, query_heads=heads, compensation=compensation, **options)
+    pruned = pipeline.prune(config)
     loaded, keep = load_model(out), load_keep(out)
     assert count_parameters(loaded) == pruned.parameters[1] == pruned.parameters[0] - pruned.selection.removed
     assert min(w.q_per_kv for w in loaded.spec.layers) == 1
@@ -247,11 +255,16 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
 
 def test_on_the_command_line(options, tmp_path, capsys):
     words = ["--model.name", options["model"].name, "--calibration.examples", "3", "--calibration.length", "16"]
-    words += ["--search.skip-layers", "--search.query-share", "0.5", "--ratio", "0.2", "--estimator", "gate_fisher"]
+    words += ["--search.skip-layers", "--query-heads.share", "0.5", "--ratio", "0.2", "--estimator", "gate_fisher"]
     assert cli.main(["prune", "--out", str(tmp_path / "pruned"), *words]) == 0
     assert "query heads" in capsys.readouterr().out
-    assert cli.main(["prune", "--out", str(tmp_path / "other"), "--from-run", str(tmp_path / "run"), *words]) == 2
-    error = capsys.readouterr().err
-    assert "search.query_share: expected no from_run beside it" in error
-    assert error.count("\n") == 1
+    for option, value, message in (
+        ("--from-run", str(tmp_path / "run"), "query_heads.share: expected no from_run beside it"),
+        ("--search.max-runs", "2", "query_heads.share: expected no search.max_runs beside it, got 2"),
+        ("--search.max-shapes", "2", "query_heads.share: expected no search.max_shapes beside it, got 2"),
+    ):
+        assert cli.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "other").exists()
