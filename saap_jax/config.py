@@ -15,6 +15,7 @@ from saap_jax.options import (
     GridConfig,
     KeepStatistics,
     ModelConfig,
+    QueryHeadsConfig,
     SearchConfig,
     TargetsConfig,
     TasksConfig,
@@ -159,6 +160,7 @@ class PruneConfig:
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
+    query_heads: QueryHeadsConfig = QueryHeadsConfig()
     compensation: CompensationConfig = CompensationConfig()
 
     def __post_init__(self) -> None:

@@ -241,6 +241,23 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryHeadsConfig:
+    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
+
+    They go first, ranked over all layers; `search` says how all the rest goes.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
+    min_keep: int = 1
+    """Query heads that each KV head keeps at least."""
+
+    def __post_init__(self) -> None:
+        check_share("query_heads.share", self.share)
+        check_at_least("query_heads.min_keep", self.min_keep, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompensationConfig:
     """How what is left of a layer stands in for what was removed: in closed form, without training."""
 

@@ -162,6 +162,11 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
     """Count the parameters that a model has after a cut."""
     exists, costs = existing_units(model.runs), unit_costs(discover(model))
     removed = sum(((exists[n] & ~keep[n]).sum(axis=1) * costs[n]).sum() for n in STRUCTURES)
+    if QUERY_HEADS in keep:  # those of kept KV heads
+        spec, heads = model.spec, keep[QUERY_HEADS]
+        removed += (
+            (heads_of(keep["attention"], spec.layers, heads.shape) & ~heads).sum() * 2 * spec.embed * spec.head_dim
+        )
     return count_parameters(model) - int(removed)
 
 

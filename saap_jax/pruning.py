@@ -1,5 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -32,8 +33,9 @@ from saap_jax.kept import read_scores, rescored, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, TargetsConfig
+from saap_jax.options import CalibrationConfig, QueryHeadsConfig, TargetsConfig
 from saap_jax.pipeline import select_calibrated, select_path, source_run, step
+from saap_jax.query_stage import count_query_heads, remove_query_heads, together
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.records import plain, write_atomically
 from saap_jax.search import Selection, largest_ratio
@@ -83,6 +85,8 @@ class Pruned(NamedTuple):
     bytes: tuple[int, int]
     """Of the weights in memory before, of the saved file after."""
     runs: int
+    query_heads: tuple[int, int] | None
+    """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
     reached: list[Reached]
@@ -101,6 +105,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
+    check_query_heads(config)
     calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
@@ -111,7 +116,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         scenarios = scenarios_of(calibration, tokenizer)
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))
-    selection = _selected(config, model, calibration, scenarios, costs, targets, track)
+    selection = chosen_units(config, model, scenarios, calibration, track, costs=costs, targets=targets)
     compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
     pruned = cut(compensated.model, selection.keep)
     reached = reached_by(pruned, model, costs, targets, track)
@@ -124,51 +129,67 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         parameters=(count_parameters(model), count_parameters(pruned)),
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
+        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,
         reached=reached,
     )
 
 
-def _selected(
+def chosen_units(
     config: PruneConfig,
     model: Llama,
-    calibration: CalibrationConfig,
     scenarios: Mapping[str, Windows],
-    costs: Costs,
-    targets: Sequence[Target],
-    track: Track,
+    calibration: CalibrationConfig,
+    track: Track = quiet,
+    *,
+    costs: Costs | None = None,
+    targets: Sequence[Target] = (),
 ) -> Selection:
-    """Choose the units to keep, by the scores of a run or new ones."""
-    observe = functools.partial(
-        calibrate,
-        model,
-        scenarios,
-        [config.estimator],
-        fusion=config.fusion,
-        stability=config.search.allocation == "adaptive",
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )
+    """Choose the units to keep, by the scores of a run or new ones, and after query heads if some go by themselves."""
+    options: dict[str, Any] = {
+        "fusion": config.fusion,
+        "batch_size": calibration.batch_size,
+        "remat": config.remat,
+        "track": track,
+    }
+    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
+    if config.query_heads.share:
+        first = remove_query_heads(
+            model, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
+        )
+        rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
+        return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), ratio)
+    adaptive = config.search.allocation == "adaptive"
+    observe = functools.partial(calibrate, model, scenarios, [config.estimator], stability=adaptive, **options)
     calibrated = _calibrated_by(config, model) if config.from_run else observe()
-    if targets:
+    if targets and costs is not None:
         return select_smallest(
             model, calibrated, config, lambda keep: costs.of(pruned_spec(model.spec, keep)), targets,
             lambda keep: observe(keep=keep),
         )  # fmt: skip
-    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
-    return select_path(
-        model,
-        calibrated,
-        scenarios,
-        config.estimator,
-        [ratio],
-        config.search,
-        fusion=config.fusion,
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )[ratio]
+    return select_path(model, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
+
+
+def check_query_heads(config: PruneConfig) -> None:
+    """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
+    if not config.query_heads.share:
+        return
+    if config.from_run:
+        raise ValueError(
+            f"query_heads.share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of query "
+            "heads; leave from_run out to score now"
+        )
+    if asked := ", ".join(asked_of(config.targets)):
+        raise ValueError(
+            f"query_heads.share: expected a ratio and no targets beside it, got {asked}; it is a share of what a ratio "
+            "asks for"
+        )
+    for name in ("max_runs", "max_shapes"):
+        if (most := getattr(config.search, name)) is not None:
+            raise ValueError(
+                f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by layer; "
+                "leave one of the two out"
+            )
 
 
 def compensated_units(
@@ -314,6 +335,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
         ("runs of equal layers", str(pruned.runs)),
     ]
+    if pruned.query_heads is not None:
+        rows.insert(3, ("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
     if pruned.corrections:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
