@@ -379,27 +379,3 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TasksConfig:
-    """Zero-shot tasks: multiple choice from local files, and the tasks of lm-evaluation-harness."""
-
-    tasks: tuple[str, ...] = ()
-    """Tasks, apart or with commas: a JSON-lines file; a NAME of `zeroshot/NAME.jsonl` below SAAP_DATA; or else a name
-    that lm-evaluation-harness knows (extra `eval`)."""
-    limit: int = 0
-    """Items of each task, the first ones; 0 takes all."""
-    task_path: str = ""
-    """Directory of further harness tasks (YAML files)."""
-
-    def __post_init__(self) -> None:
-        check_at_least("limit", self.limit, 0)
-        names = self.task_names
-        if len(set(names)) < len(names):
-            raise ValueError(f"tasks: expected each once, got {', '.join(names)}")
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks, each by itself."""
-        return tuple(name.strip() for word in self.tasks for name in word.split(",") if name.strip())

@@ -26,7 +26,8 @@ from saap_jax.calibration import (
     quiet,
     scenarios_of,
 )
-from saap_jax.config import EvaluateConfig, ScoreConfig
+from saap_jax.config import ScoreConfig
+from saap_jax.config_use import EvaluateConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.evaluation.perplexity import metric_name, window_losses

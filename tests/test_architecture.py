@@ -41,6 +41,7 @@ ORDER = (
     ("kept",),
     ("variants", "query_stage"),
     ("pipeline", "generation", "benchmark"),
+    ("selection",),
     ("pruning",),
     ("sweep",),
     ("comparison",),

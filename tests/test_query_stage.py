@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli, pipeline, pruning
+from saap_jax import cli, pipeline, pruning, selection
 from saap_jax.calibration import calibrate, pairs, quiet
 from saap_jax.compensation import compensate
-from saap_jax.config import EvaluateConfig, PruneConfig
+from saap_jax.config import PruneConfig
+from saap_jax.config_use import EvaluateConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation.ablation import Unit, ablate
@@ -50,7 +51,7 @@ def model_of(weak: bool = False, **options):
 def chosen(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher", min_keep: int = 1):
     heads = QueryHeadsConfig(share=share, min_keep=min_keep)
     config = PruneConfig(ratio=ratio, estimator=estimator, search=search, query_heads=heads)
-    return pruning.chosen_units(config, model, SCENARIOS, CALIBRATION, quiet)
+    return selection.chosen_units(config, model, SCENARIOS, CALIBRATION, quiet)
 
 
 def first_stage(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher"):
