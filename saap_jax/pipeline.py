@@ -37,13 +37,14 @@ from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, stati
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
 from saap_jax.surgery import masks
-from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Remat, Scores
 
 
 @contextlib.contextmanager

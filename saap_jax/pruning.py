@@ -248,7 +248,7 @@ def warnings(pruned: Pruned) -> list[str]:
 def _amount(name: str, value: float) -> str:
     """Return an amount with its unit.
 
-    >>> _amount("latency", 0.0123), _amount("weight_bytes", 3 * 2**20), _amount("parameters", 134_515_008)
+    >>> _amount("latency", 0.0123), _amount("weight_bytes", 3.0 * 2**20), _amount("parameters", 134_515_008.0)
     ('12.3 ms', '3 MiB', '134.5M')
     """
     match name:

@@ -1,6 +1,8 @@
 """Settings for every test: strict dtypes and ranks, float64 where a test asks for it, no network."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The suite compiles thousands of tiny programs and runs each a few times: optimising them costs more than it saves.
@@ -15,6 +17,20 @@ from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MOST_MAPS = 20_000
+"""Memory maps of a process (Linux allows 65,530) from which on compiled programs are thrown away."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Throw compiled programs away before a worker holds so many that it crashes: each takes a few memory maps."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

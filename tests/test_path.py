@@ -59,7 +59,14 @@ def same(first, second) -> bool:
     return all(np.array_equal(first[name], second[name]) for name in STRUCTURES)
 
 
-@pytest.mark.parametrize("estimator", ["gate_fisher", "taylor_element", "wanda", "gate_taylor+taylor_element"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        "gate_fisher",
+        "gate_taylor+taylor_element",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("taylor_element", "wanda")),
+    ],
+)
 @pytest.mark.parametrize("options", [{}, {"allocation": "adaptive", "stability_weight": 0.5}], ids=["global", "λ"])
 def test_steps_by_masks_are_steps_by_cutting(estimator, options):
     search = dataclasses.replace(STEPS, **options)

@@ -98,6 +98,9 @@ def operations(compiled: Callable[[], Any]) -> float:
     return compiled().cost_analysis()["flops"]
 
 
+pytestmark = pytest.mark.slow  # a process of its own with four devices compiles everything anew
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, np.ndarray]:
     path = tmp_path_factory.mktemp("devices") / "found.npz"

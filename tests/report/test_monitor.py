@@ -7,7 +7,7 @@ import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
-from saap_jax import pipeline
+from saap_jax import fidelity, pipeline
 from saap_jax.config import FidelityConfig, ScoreConfig
 from saap_jax.options import CalibrationConfig, EstimationConfig, ModelConfig
 from saap_jax.report import monitor
@@ -211,7 +211,7 @@ class TestRuns:
         assert stages_of(pipeline.score_run(other)[0])["score"]["tokens"] is None, "no text was read"
 
     def test_of_fidelity(self, fields):
-        run, *_ = pipeline.judge(FidelityConfig(**fields, channels_per_layer=1, resamples=10))
+        run, *_ = fidelity.judge(FidelityConfig(**fields, channels_per_layer=1, resamples=10))
         assert stages_of(run)["score"]["tokens"] == 5 * 16
         assert stages_of(run)["ablate"]["tokens"] is None
         assert list((run.path / "tensorboard").iterdir())
