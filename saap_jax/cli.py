@@ -12,7 +12,6 @@ from saap_jax.arguments import UsageError, configure, console, parse, show_progr
 from saap_jax.config import (
     AbConfig,
     CompareConfig,
-    EvaluateConfig,
     ExportConfig,
     FidelityConfig,
     FrontierConfig,
@@ -22,7 +21,7 @@ from saap_jax.config import (
     ScoreConfig,
     SensitivityConfig,
 )
-from saap_jax.config_use import BenchConfig, GenerateConfig
+from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
 from saap_jax.options import ModelConfig
 
 USAGE = """\

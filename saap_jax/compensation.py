@@ -32,11 +32,11 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import wide
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
-from saap_jax.llama.runs import existing_units, run_bounds
+from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.options import CompensationConfig
 from saap_jax.surgery import check_keep
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
 
 HELD_OUT = 4
 """Every fourth microbatch is held out when the damping is chosen; then all are used."""
@@ -178,14 +178,14 @@ def compensate(
     windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is.
 
     Args:
-        keep: `[layers, units]` a structure.
+        keep: `[layers, units]` a structure, and `QUERY_HEADS` if they are told apart.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
         progress: wraps the layers, to show progress.
 
     Raises:
         ValueError: a keep-set of another model, or too few batches to hold some out.
     """
-    check_keep(keep, existing_units(model.runs))
+    check_keep(keep, model.runs)
     if config.method == "none":
         return Compensated(model, [])
     check_batches(len(batches), config)
@@ -198,7 +198,8 @@ def compensate(
         run, index = places[layer]
         for structure in STRUCTURES:
             old = writer_of(model.runs[run], structure, index)
-            kept = coordinates(keep[structure][layer], model.runs[run].widths, old.weight.shape[0], structure)
+            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
+            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
             same = bool(kept.all()) and (same or not through)
             advance = functools.partial(advance_step, model, index=index, run=run, structure=structure)
             if same:
@@ -328,10 +329,14 @@ def summed(
 
 
 def coordinates(
-    kept: Bool[np.ndarray, "units"], widths: LayerWidths, count: int, structure: str
+    kept: Bool[np.ndarray, "units"], widths: LayerWidths, count: int, which: str
 ) -> Bool[np.ndarray, "coordinates"]:
-    """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer."""
-    units = widths.kv_heads if structure == "attention" else widths.mlp
+    """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer.
+
+    `which` units they are: `attention`, `mlp`, or `QUERY_HEADS`.
+    """
+    heads = {"attention": widths.kv_heads, QUERY_HEADS: widths.kv_heads * widths.q_per_kv}
+    units = heads.get(which, widths.mlp)
     return np.repeat(kept[:units], count // max(units, 1))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from saap_jax.amounts import read_bound, read_percent, read_points
+from saap_jax.config_use import TasksConfig
 from saap_jax.options import (
     STUDIED,
     CalibrationConfig,
@@ -15,9 +16,9 @@ from saap_jax.options import (
     GridConfig,
     KeepStatistics,
     ModelConfig,
+    QueryHeadsConfig,
     SearchConfig,
     TargetsConfig,
-    TasksConfig,
     check_at_least,
     check_choice,
     check_ratios,
@@ -159,39 +160,12 @@ class PruneConfig:
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
+    query_heads: QueryHeadsConfig = QueryHeadsConfig()
     compensation: CompensationConfig = CompensationConfig()
 
     def __post_init__(self) -> None:
         if self.ratio is not None:
             check_ratios((self.ratio,))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TasksConfig):
-    """Perplexity of models on texts, and their accuracy on zero-shot tasks."""
-
-    models: tuple[str, ...] = ("smollm2-135m",)
-    """Models: names, GGUF files, directories."""
-    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
-    """Text sources; of a built-in one, the evaluation part. None after `--sources`, with tasks: no perplexity."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the parameters."""
-    windows: int = 24
-    """Windows of each text; 0 takes all."""
-    length: int = 128
-    """Tokens a window; part of the metric's name."""
-    batch_size: int = 8
-    """Windows evaluated at once, and rows of 128 tokens of tasks."""
-    json: str = ""
-    """File that the results are written to, with every item of the tasks; empty: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.models or not (self.sources or self.tasks):
-            raise ValueError("evaluate: expected at least one model, and at least one source or task")
-        check_at_least("windows", self.windows, 0)
-        check_at_least("length", self.length, 2)
-        check_at_least("batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

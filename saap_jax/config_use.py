@@ -1,9 +1,61 @@
-"""The configurations of the commands that use a model, pruned or not: `generate` and `bench`."""
+"""The configurations of the commands that use a model, pruned or not: `evaluate`, `generate` and `bench`."""
 
 import dataclasses
 from typing import Literal
 
 from saap_jax.options import check_at_least, check_choices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """Zero-shot tasks: multiple choice from local files, and the tasks of lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks, apart or with commas: a JSON-lines file; a NAME of `zeroshot/NAME.jsonl` below SAAP_DATA; or else a name
+    that lm-evaluation-harness knows (extra `eval`)."""
+    limit: int = 0
+    """Items of each task, the first ones; 0 takes all."""
+    task_path: str = ""
+    """Directory of further harness tasks (YAML files)."""
+
+    def __post_init__(self) -> None:
+        check_at_least("limit", self.limit, 0)
+        names = self.task_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: expected each once, got {', '.join(names)}")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks, each by itself."""
+        return tuple(name.strip() for word in self.tasks for name in word.split(",") if name.strip())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(TasksConfig):
+    """Perplexity of models on texts, and their accuracy on zero-shot tasks."""
+
+    models: tuple[str, ...] = ("smollm2-135m",)
+    """Models: names, GGUF files, directories."""
+    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
+    """Text sources; of a built-in one, the evaluation part. None after `--sources`, with tasks: no perplexity."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once, and rows of 128 tokens of tasks."""
+    json: str = ""
+    """File that the results are written to, with every item of the tasks; empty: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.models or not (self.sources or self.tasks):
+            raise ValueError("evaluate: expected at least one model, and at least one source or task")
+        check_at_least("windows", self.windows, 0)
+        check_at_least("length", self.length, 2)
+        check_at_least("batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -241,6 +241,23 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryHeadsConfig:
+    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
+
+    They go first, ranked over all layers; `search` says how all the rest goes.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
+    min_keep: int = 1
+    """Query heads that each KV head keeps at least."""
+
+    def __post_init__(self) -> None:
+        check_share("query_heads.share", self.share)
+        check_at_least("query_heads.min_keep", self.min_keep, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompensationConfig:
     """How what is left of a layer stands in for what was removed: in closed form, without training."""
 
@@ -362,27 +379,3 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TasksConfig:
-    """Zero-shot tasks: multiple choice from local files, and the tasks of lm-evaluation-harness."""
-
-    tasks: tuple[str, ...] = ()
-    """Tasks, apart or with commas: a JSON-lines file; a NAME of `zeroshot/NAME.jsonl` below SAAP_DATA; or else a name
-    that lm-evaluation-harness knows (extra `eval`)."""
-    limit: int = 0
-    """Items of each task, the first ones; 0 takes all."""
-    task_path: str = ""
-    """Directory of further harness tasks (YAML files)."""
-
-    def __post_init__(self) -> None:
-        check_at_least("limit", self.limit, 0)
-        names = self.task_names
-        if len(set(names)) < len(names):
-            raise ValueError(f"tasks: expected each once, got {', '.join(names)}")
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks, each by itself."""
-        return tuple(name.strip() for word in self.tasks for name in word.split(",") if name.strip())

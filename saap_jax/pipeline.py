@@ -26,7 +26,8 @@ from saap_jax.calibration import (
     quiet,
     scenarios_of,
 )
-from saap_jax.config import EvaluateConfig, ScoreConfig
+from saap_jax.config import ScoreConfig
+from saap_jax.config_use import EvaluateConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.discovery import count_parameters, discover, unit_costs
 from saap_jax.evaluation.perplexity import metric_name, window_losses
@@ -36,13 +37,14 @@ from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, stati
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
 from saap_jax.surgery import masks
-from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Remat, Scores
 
 
 @contextlib.contextmanager
@@ -162,6 +164,11 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
     """Count the parameters that a model has after a cut."""
     exists, costs = existing_units(model.runs), unit_costs(discover(model))
     removed = sum(((exists[n] & ~keep[n]).sum(axis=1) * costs[n]).sum() for n in STRUCTURES)
+    if QUERY_HEADS in keep:  # those of kept KV heads
+        spec, heads = model.spec, keep[QUERY_HEADS]
+        removed += (
+            (heads_of(keep["attention"], spec.layers, heads.shape) & ~heads).sum() * 2 * spec.embed * spec.head_dim
+        )
     return count_parameters(model) - int(removed)
 
 

@@ -1,6 +1,5 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,9 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.calibration import (
-    Calibrated,
     Track,
-    calibrate,
     check_estimators,
     check_scenarios,
     microbatches,
@@ -23,34 +20,25 @@ from saap_jax.calibration import (
 from saap_jax.compensation import Compensated, Correction, check_batches, compensate
 from saap_jax.config import PruneConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, unit_costs
+from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.bench import compile_programs
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
-from saap_jax.kept import read_scores, rescored, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
-from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, TargetsConfig
-from saap_jax.pipeline import select_calibrated, select_path, source_run, step
-from saap_jax.report import RunDirectory, provenance
+from saap_jax.pipeline import step
+from saap_jax.query_stage import count_query_heads
+from saap_jax.report import provenance
 from saap_jax.report.records import plain, write_atomically
-from saap_jax.search import Selection, largest_ratio
-from saap_jax.surgery import cut, pruned_spec
+from saap_jax.search import Selection
+from saap_jax.selection import calibration_of, check_query_heads, chosen_units
+from saap_jax.surgery import cut
 from saap_jax.types import Keep
-
-DEFAULT_RATIO = 0.2
-"""Share of the prunable parameters that goes where neither a ratio nor a target says more."""
-
-TOLERANCE = 0.001
-"""How exactly the smallest ratio that meets the targets is found."""
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
-
-Recalibrate = Callable[[Keep], Calibrated]
-"""Returns the scores of a model that keeps only some units."""
 
 
 class Reached(NamedTuple):
@@ -83,6 +71,8 @@ class Pruned(NamedTuple):
     bytes: tuple[int, int]
     """Of the weights in memory before, of the saved file after."""
     runs: int
+    query_heads: tuple[int, int] | None
+    """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
     reached: list[Reached]
@@ -101,7 +91,8 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if out.exists():
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
-    calibration = _calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    check_query_heads(config)
+    calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
     model = load_model(config.model.name, config.model.dtype)
@@ -111,7 +102,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         scenarios = scenarios_of(calibration, tokenizer)
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))
-    selection = _selected(config, model, calibration, scenarios, costs, targets, track)
+    selection = chosen_units(config, model, scenarios, calibration, track, costs=costs, targets=targets)
     compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
     pruned = cut(compensated.model, selection.keep)
     reached = reached_by(pruned, model, costs, targets, track)
@@ -124,51 +115,10 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         parameters=(count_parameters(model), count_parameters(pruned)),
         bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
         runs=len(pruned.runs),
+        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,
         reached=reached,
     )
-
-
-def _selected(
-    config: PruneConfig,
-    model: Llama,
-    calibration: CalibrationConfig,
-    scenarios: Mapping[str, Windows],
-    costs: Costs,
-    targets: Sequence[Target],
-    track: Track,
-) -> Selection:
-    """Choose the units to keep, by the scores of a run or new ones."""
-    observe = functools.partial(
-        calibrate,
-        model,
-        scenarios,
-        [config.estimator],
-        fusion=config.fusion,
-        stability=config.search.allocation == "adaptive",
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )
-    calibrated = _calibrated_by(config, model) if config.from_run else observe()
-    if targets:
-        return select_smallest(
-            model, calibrated, config, lambda keep: costs.of(pruned_spec(model.spec, keep)), targets,
-            lambda keep: observe(keep=keep),
-        )  # fmt: skip
-    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
-    return select_path(
-        model,
-        calibrated,
-        scenarios,
-        config.estimator,
-        [ratio],
-        config.search,
-        fusion=config.fusion,
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )[ratio]
 
 
 def compensated_units(
@@ -204,62 +154,6 @@ def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs
         with step(track, "compile the unpruned model"):
             temporaries = temporaries_of(compile_programs(decoder_of(model), workload_of(config)), config)
     return Costs(config, model.embedding.dtype, table, temporaries)
-
-
-def select_smallest(
-    model: Llama,
-    calibrated: Calibrated,
-    config: PruneConfig,
-    costs: Callable[[Keep], Mapping[str, float]],
-    targets: Sequence[Target],
-    recalibrate: Recalibrate,
-) -> Selection:
-    """Choose the units to keep at the smallest ratio, to `TOLERANCE`, at which all targets hold.
-
-    Found by bisection, since each target is met the better the more goes; with `rescore_every`, within the first step
-    at whose end they hold.
-
-    Raises:
-        ValueError: targets that do not hold at the largest ratio that the search can meet.
-    """
-    search, existing = config.search, existing_units(model.runs)
-    top = largest_ratio(unit_costs(discover(model)), existing, search)
-    every, least = search.rescore_every or top, config.ratio or 0.0
-    if least > top:
-        raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the search can meet, got {least}")
-    ends = sorted({*(round(n * every, 9) for n in range(1, math.ceil(top / every))), top})
-    low, gone = 0.0, None
-
-    def select(ratio: float) -> Selection:
-        return select_calibrated(model, calibrated, config.estimator, ratio, search, gone)
-
-    def missed(keep: Keep) -> list[str]:
-        found = costs(keep)
-        return [f"{t.name} {t.asked} ({found[t.name]:.4g})" for t in targets if not t.holds(found[t.name])]
-
-    for end in ends:
-        if end >= least and not missed(select(end).keep):
-            return _bisected(max(low, least), end, select, lambda keep: not missed(keep))
-        if end < top:
-            keep = select(end).keep
-            low, calibrated = end, recalibrate(keep)
-            gone = {name: units & ~keep[name] for name, units in existing.items()}
-    raise ValueError(
-        f"targets: cannot be met by removing {top:.2%} of the prunable parameters, the most that the search can: "
-        f"{', '.join(missed(select(top).keep))}; ask for less, or relax search.min_keep, max_ratio, skip_layers, …"
-    )
-
-
-def _bisected(
-    low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]
-) -> Selection:
-    """Return the selection at the smallest ratio that holds, where that of `high` does."""
-    if holds(select(low).keep):
-        return select(low)
-    while high - low > TOLERANCE:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(select(middle).keep) else (middle, high)
-    return select(high)
 
 
 def reached_by(
@@ -314,6 +208,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
         ("runs of equal layers", str(pruned.runs)),
     ]
+    if pruned.query_heads is not None:
+        rows.insert(3, ("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
     if pruned.corrections:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
@@ -366,29 +262,3 @@ def _amount(name: str, value: float) -> str:
             return f"{value / 1e9:.3g}G"
         case _:
             return f"{value / 1e6:.4g}M"
-
-
-# --- from a run ----------------------------------------------------------------------------------
-
-
-def _calibration_of(path: str, model: str) -> CalibrationConfig:
-    """Return on which text a run's scores were made."""
-    recorded = source_run(path, model)["config"]
-    if recorded.get("from_run"):
-        recorded = source_run(recorded["from_run"], model)["config"]
-    calibration = recorded["calibration"]
-    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
-
-
-def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
-    """Return the scores that a run holds, or else score the statistics that it holds."""
-    record = source_run(config.from_run, config.model.name)
-    calibrated = read_scores(RunDirectory(Path(config.from_run), record))
-    if config.estimator in calibrated.estimators:
-        return calibrated
-    if not all(statistics_path(Path(config.from_run), name).exists() for name in calibrated.scenarios):
-        known = ", ".join(calibrated.estimators)
-        raise ValueError(
-            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"
-        )
-    return rescored(config.from_run, model, [config.estimator], config.fusion)

@@ -77,9 +77,9 @@ def search(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
-    priority = _priority(scores, costs, existing, config, stability, gone)
+    priority = priorities(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(priority[name], axis=1, kind="stable") for name in STRUCTURES}
-    skipped = _skipped(config.skip_layers, len(existing[STRUCTURES[0]]))
+    skipped = skipped_layers(config.skip_layers, len(existing[STRUCTURES[0]]))
     blocks = _blocks(priority, order, costs, existing, config, skipped)
     size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
     prunable = sum(int(parameters.sum()) for parameters in size.values())
@@ -103,7 +103,7 @@ def largest_ratio(costs: dict[str, np.ndarray], existing: Keep, config: SearchCo
     """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
     equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
     order = {name: np.argsort(equal[name], axis=1, kind="stable") for name in STRUCTURES}
-    skipped = _skipped(config.skip_layers, len(existing[STRUCTURES[0]]))
+    skipped = skipped_layers(config.skip_layers, len(existing[STRUCTURES[0]]))
     blocks = _blocks(equal, order, costs, existing, config, skipped)
     size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
     prunable = sum(int(parameters.sum()) for parameters in size.values())
@@ -126,7 +126,7 @@ def aligned(config: SearchConfig) -> PerStructure:
 # --- what is ranked --------------------------------------------------------------------------------
 
 
-def _priority(
+def priorities(
     scores: Scores,
     costs: dict[str, np.ndarray],
     existing: Keep,
@@ -195,7 +195,7 @@ def _normalised(
 # --- blocks ----------------------------------------------------------------------------------------
 
 
-def _skipped(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
+def skipped_layers(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
     """Return which layers are left alone; negative numbers count from the end."""
     skipped = np.zeros(layers, bool)
     for layer in skip_layers:

@@ -1,22 +1,22 @@
 """Stage 2d: from a keep-set to a pruned model, masked (gates) or cut (smaller arrays). Both give the same logits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama
-from saap_jax.llama.runs import existing_units, run_bounds
+from saap_jax.llama.runs import existing_query_heads, existing_units, run_bounds
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Gates, Keep
+from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, STRUCTURES, Gates, Keep
 
 
 def masks(keep: Keep) -> Gates:
-    """Return gates that are 1 where a unit is kept and 0 where it is removed, float32."""
+    """Return gates that are 1 where a unit (or a query head) is kept and 0 where it is removed, float32."""
     return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
 
 
@@ -26,13 +26,16 @@ def cut(model: Llama, keep: Keep) -> Llama:
     A layer may lose all units of a structure. The given model is left as it is.
 
     Raises:
-        ValueError: a keep-set of the wrong shape, or one that keeps a unit that does not exist.
+        ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or one whose query heads
+            are not the same number in each KV head of a layer.
     """
-    check_keep(keep, existing_units(model.runs))
+    check_keep(keep, model.runs)
     layers: list[DecoderLayer] = []
     for run, bounds in zip(model.runs, run_bounds(model.runs), strict=True):
         for offset, layer in enumerate(range(bounds.start, bounds.stop)):
             kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
+            if QUERY_HEADS in keep and len(kept["kv_heads"]):
+                kept["q_per_kv"] = _kept_of_group(keep[QUERY_HEADS][layer], run.widths.q_per_kv, kept["kv_heads"])
             layers.append(_map_params(_layer_cutter(offset, kept), run))
     pruned = jax.tree.map(lambda x: x, model)
     pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
@@ -48,15 +51,30 @@ def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
     return dataclasses.replace(spec, layers=tuple(layers))
 
 
-def check_keep(keep: Keep, existing: Keep) -> None:
-    """Raise ValueError unless `keep` has the shape of `existing` and keeps only units that exist."""
+def check_keep(keep: Keep, runs: Sequence[DecoderLayer]) -> None:
+    """Raise ValueError unless `keep` has the shape of a model with these runs and keeps only units that exist."""
     for name in STRUCTURES:
-        if name not in keep or keep[name].shape != existing[name].shape:
-            got = keep[name].shape if name in keep else "nothing"
-            raise ValueError(f"keep: expected {name} of shape {existing[name].shape} for this model, got {got}")
-        extra = np.argwhere(keep[name] & ~existing[name])
-        if len(extra):
-            raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
+        _check_units(name, keep, existing_units(runs)[name])
+    if QUERY_HEADS in keep:
+        _check_units(QUERY_HEADS, keep, existing_query_heads(runs))
+        widths = [run.widths for run in runs for _ in range(run.length)]
+        for layer, (kv_heads, each) in enumerate(zip(keep["attention"], widths, strict=True)):
+            count = keep[QUERY_HEADS][layer, : each.kv_heads * each.q_per_kv].reshape(-1, each.q_per_kv).sum(axis=1)
+            left = count[kv_heads[: each.kv_heads]]
+            if (left != left[:1]).any() or (left == 0).any() or count.sum() != left.sum():
+                raise ValueError(
+                    f"keep: expected as many query heads in each kept KV head of layer {layer}, at least one, and none "
+                    f"in the others, got {count.tolist()} with KV heads {np.flatnonzero(kv_heads).tolist()} kept"
+                )
+
+
+def _check_units(name: str, keep: Keep, existing: Bool[np.ndarray, "layers units"]) -> None:
+    if name not in keep or keep[name].shape != existing.shape:
+        got = keep[name].shape if name in keep else "nothing"
+        raise ValueError(f"keep: expected {name} of shape {existing.shape} for this model, got {got}")
+    extra = np.argwhere(keep[name] & ~existing)
+    if len(extra):
+        raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
 
 
 def keep_to_json(keep: Keep) -> dict:
@@ -70,7 +88,7 @@ def keep_to_json(keep: Keep) -> dict:
 def keep_from_json(record: dict) -> Keep:
     """Return the keep-set that `keep_to_json` wrote."""
     keep = {}
-    for name in STRUCTURES:
+    for name in STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in record else ()):
         kept = np.zeros((len(record[name]["kept"]), record[name]["units"]), bool)
         for row, indices in zip(kept, record[name]["kept"], strict=True):
             row[indices] = True
@@ -82,13 +100,28 @@ def _map_params(function: Callable[[nnx.Param], nnx.Param], tree: DecoderLayer) 
     return jax.tree.map(function, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def _kept_of_group(
+    heads: Bool[np.ndarray, "heads"], q_per_kv: int, kv_heads: Int[np.ndarray, "kept"]
+) -> Int[np.ndarray, "kept left"]:
+    """Return the numbers, within its group, of the query heads that each kept KV head keeps: the same count of each."""
+    groups = heads[: len(heads) // q_per_kv * q_per_kv].reshape(-1, q_per_kv)[kv_heads]
+    return np.nonzero(groups)[1].reshape(len(kv_heads), -1)
+
+
 def _layer_cutter(offset: int, kept: dict[str, np.ndarray]) -> Callable[[nnx.Param], nnx.Param]:
-    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis."""
+    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis.
+
+    `kept["q_per_kv"]`, if there, are the query heads of each kept KV head, `[kept, left]`: another choice in each.
+    """
 
     def cut_parameter(parameter: nnx.Param) -> nnx.Param:
         value: Array = parameter[...][offset : offset + 1]
         for position, axis in enumerate(parameter.axes):
-            if axis in kept:
+            if axis == "q_per_kv" and axis in kept:  # behind `kv_heads`, which is cut by now
+                ones = (1,) * (value.ndim - position - 1)
+                each = kept[axis].reshape((1,) * (position - 1) + kept[axis].shape + ones)
+                value = jnp.take_along_axis(value, jnp.asarray(each), axis=position)
+            elif axis in kept:
                 value = jnp.take(value, kept[axis], axis=position)
         return nnx.Param(value, axes=parameter.axes)
 

@@ -26,9 +26,18 @@ PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp"}
 STRUCTURES: tuple[str, ...] = tuple(PRUNABLE_AXES.values())
 """Names of the structures, in the order that breaks ties everywhere."""
 
+QUERY_HEADS = "query_heads"
+"""Key of the query heads, `[layers, heads]`, in gates and keep-sets that tell the query heads of a KV head apart.
+
+Head k · q_per_kv + g of a layer is query head g of KV head k: the numbers of Hugging Face. Absent: all query heads of a
+kept KV head stay.
+"""
+
 # `_units` binds to nothing: the structures have different numbers of units
 Gates = dict[str, Float[Array, "... _layers _units"]]
-"""Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own."""
+"""Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own.
+
+An entry `QUERY_HEADS`, if there is one, multiplies the output of each query head beside the gate of its KV head."""
 
 LayerGates = dict[str, Float[Array, "... _units"]]
 """Gates as a scan over layers takes them: `[layers, *batch, units]`, and `[*batch, units]` inside it."""
@@ -37,7 +46,10 @@ Scores = dict[str, Float[Array | np.ndarray, "_layers _units"]]
 """Importance of each unit, larger = more important; NaN where a layer has no such unit."""
 
 Keep = dict[str, Bool[np.ndarray, "_layers _units"]]
-"""True where a unit stays; False where it is removed or where a layer has no such unit."""
+"""True where a unit stays; False where it is removed or where a layer has no such unit.
+
+An entry `QUERY_HEADS`, if there is one, says which query heads stay: of each kept KV head of a layer the same number,
+one or more, and none of the others."""
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""

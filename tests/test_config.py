@@ -6,6 +6,7 @@ import json
 import pytest
 
 from saap_jax import config as c
+from saap_jax import config_use as use
 from saap_jax import options as o
 
 
@@ -37,7 +38,7 @@ def test_the_default_is_json():
             lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
             "another text than in_domain, got 'a.txt'",
         ),
-        (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
+        (lambda: use.EvaluateConfig(models=()), "expected at least one model"),
         (lambda: o.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
     ],
 )

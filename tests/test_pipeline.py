@@ -10,7 +10,8 @@ import pytest
 
 import saap_jax
 from saap_jax import calibration, comparison, pipeline, pruning
-from saap_jax.config import CompareConfig, EvaluateConfig, PruneConfig, ScoreConfig
+from saap_jax.config import CompareConfig, PruneConfig, ScoreConfig
+from saap_jax.config_use import EvaluateConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import loss_step

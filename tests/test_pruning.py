@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import pruning
+from saap_jax import pruning, selection
 from saap_jax.calibration import Calibrated
 from saap_jax.config import PruneConfig
 from saap_jax.discovery import count_parameters
@@ -33,7 +33,7 @@ def scores_of(model, seed: int = 0):
 def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=None):
     costs = Costs(targets, np.float32, None, 0)
     found = targets_of(targets, costs.of(model.spec))
-    return costs, found, pruning.select_smallest(
+    return costs, found, selection.select_smallest(
         model, Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
         lambda keep: costs.of(pruned_spec(model.spec, keep)), found, recalibrate or (lambda keep: pytest.fail("anew")),
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
                          estimator="wanda", calibration=calibration, search=UNIFORM)  # fmt: skip
     pruned = pruning.prune(config)
-    assert pruned.selection.asked == pruning.DEFAULT_RATIO
+    assert pruned.selection.asked == selection.DEFAULT_RATIO
     assert not pruned.reached
     assert not (tmp_path / "out" / "targets.json").exists()
 

@@ -323,7 +323,7 @@ def test_help(command, capsys):
 def test_losses_are_those_of_evaluate(tiny_model_directory, capsys):
     """The perplexity that `ab` shows is that of `evaluate`."""
     from saap_jax import pipeline
-    from saap_jax.config import EvaluateConfig
+    from saap_jax.config_use import EvaluateConfig
 
     name, text = str(tiny_model_directory), {"sources": ("builtin:reference",), "windows": 4, "length": 16}
     row = quality.ab(AbConfig(a=name, b=name, batch_size=2, **text)).metrics[0]

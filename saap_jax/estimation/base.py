@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import join_runs
+from saap_jax.llama.runs import join_runs, run_bounds
 from saap_jax.types import Gates, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
@@ -132,16 +132,20 @@ def score_writers(formula: Callable[..., Array], params: Llama, *statistics: dic
 
     W_out is the matrix that carries the unit's activation into the residual stream (output, down).
     """
-    return {
-        name: formula(_writer(params, structure), *(statistic[name] for statistic in statistics))
-        for name, structure in discover(params).items()
-    }
+    bounds, scores = run_bounds(params.runs), {}
+    for name, structure in discover(params).items():
+        pieces = []
+        for run, place in zip(params.runs, bounds, strict=True):
+            weight = _writer(run, structure, params.embedding.shape[-1])
+            own = (x[name][place.start : place.stop, : weight.shape[1]] for x in statistics)
+            pieces.append(formula(weight, *(x[:, :, : weight.shape[2]] for x in own)))
+        scores[name] = join_runs(pieces, fill=jnp.nan)
+    return scores
 
 
-def _writer(params: Llama, structure: Structure) -> Float[Array, "layers units coordinates embed"]:
-    """Return the writing matrices of all layers; NaN in the padding of narrow layers."""
-    embed = params.embedding.shape[-1]
-    view = over_runs(lambda run: wide(unit_view(run, structure.writer)), params)
+def _writer(run: Any, structure: Structure, embed: int) -> Float[Array, "layers units coordinates embed"]:
+    """Return the writing matrices of the layers of a run."""
+    view = wide(unit_view(run, structure.writer))
     return view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
 
 

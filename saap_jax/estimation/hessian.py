@@ -124,7 +124,10 @@ def hessian_step(
     if exact and len(units):
         entries = in_chunks(entry, jnp.asarray(units))
         exact["attention"] = zeros["attention"].at[units[:, 0], units[:, 1]].set(entries)
-    seen = GateHessian(jax.grad(loss)(gates), exact, in_chunks(probe, jnp.arange(curvature.probes)))
+    gradient = jax.grad(loss)(gates)
+    seen = GateHessian(
+        {name: gradient[name] for name in STRUCTURES}, exact, in_chunks(probe, jnp.arange(curvature.probes))
+    )
     return jax.tree.map(jnp.add, total, seen)
 
 

@@ -170,7 +170,7 @@ def contributions(
         new[Statistic.WEIGHT_GRADIENT] = by_argument[0]
         new[Statistic.SQUARED_WEIGHT_GRADIENT] = jax.tree.map(lambda g: jnp.square(wide(g) / counts[0]), by_argument[0])
     if on_gates:
-        new[Statistic.GATE_GRADIENT] = jax.tree.map(lambda g: g / counts[:, None, None], by_argument[1])
+        new[Statistic.GATE_GRADIENT] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}
     return new, sums.astype(dtype) / counts
 
 

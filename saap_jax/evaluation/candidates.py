@@ -17,7 +17,7 @@ from saap_jax.evaluation.perplexity import Batch, WindowLosses
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
 from saap_jax.llama.runs import existing_units
-from saap_jax.types import STRUCTURES, Gates, Keep
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
 
 
 class Group(NamedTuple):
@@ -49,10 +49,12 @@ def candidate_losses(
         progress: wraps the groups, to show progress.
 
     Raises:
-        ValueError: no window at all.
+        ValueError: no window at all, or keep-sets that tell the query heads of a KV head apart.
     """
     if not batches:
         raise ValueError("evaluation: expected at least one window, got none")
+    if any(QUERY_HEADS in keep for keep in keeps):
+        raise ValueError("candidates: expected keep-sets of whole KV heads, got query heads; use `perplexity` for them")
     groups = [g for g in grouped(keeps, existing_units(model.runs), at_once) if not set(g.members) <= set(done)]
     for group in progress(groups):
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.types import Gates, LayerGates, Remat
+from saap_jax.types import QUERY_HEADS, Gates, LayerGates, Remat
 
 Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]
 """Cosine and sine of each position's rotary angles; with a batch axis where rows start at different positions."""
@@ -124,7 +124,8 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "batch seq embed"], list[Any]]:
         """Return the normalised last hidden states and, for each run, what `observe` made, stacked over its layers.
 
-        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones.
+        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
+        `QUERY_HEADS` tells the query heads of a KV head apart.
         """
         rotation = rotary(tokens.shape[1], self.runs[0].attention.query.shape[-1], self.constants)
         x = self.embedding[...][tokens]
@@ -165,6 +166,9 @@ def decode(
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
+        if QUERY_HEADS in gates:
+            heads = _per_token(gates[QUERY_HEADS], middle)
+            middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     y = x + add_bias(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:

@@ -6,12 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
-from saap_jax.types import STRUCTURES, Gates, Keep, LayerGates
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep, LayerGates
 
 
 class RunBounds(NamedTuple):
-    """Layers `start … stop - 1` of the model form a run whose layers have `units[structure]` units each."""
+    """Layers `start … stop - 1` of the model form a run whose layers have `units[structure]` units each.
+
+    `units[QUERY_HEADS]` are their query heads.
+    """
 
     start: int
     stop: int
@@ -23,7 +27,9 @@ def run_bounds(runs: Sequence[Any]) -> list[RunBounds]:
     bounds, start = [], 0
     for run in runs:
         widths = run.widths
-        bounds.append(RunBounds(start, start + run.length, {"attention": widths.kv_heads, "mlp": widths.mlp}))
+        heads = widths.kv_heads * widths.q_per_kv
+        units = {"attention": widths.kv_heads, "mlp": widths.mlp, QUERY_HEADS: heads}
+        bounds.append(RunBounds(start, start + run.length, units))
         start += run.length
     return bounds
 
@@ -32,25 +38,28 @@ def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[LayerGates
     """Slice whole-model gates `[*batch, layers, units]` into one tree a run, `[layers, *batch, units]`, for scan."""
     if gates is None:
         return [None] * len(bounds)
-    widest = {name: max(run.units[name] for run in bounds) for name in STRUCTURES}
-    for name in STRUCTURES:
+    names = STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in gates else ())
+    widest = {name: max(run.units[name] for run in bounds) for name in names}
+    for name in names:
         if gates[name].shape[-2:] != (bounds[-1].stop, widest[name]):
             raise ValueError(
                 f"gates: expected {name} of shape [..., {bounds[-1].stop} layers, {widest[name]} units] for this "
                 f"model, got {gates[name].shape}; make them with `ones_gates(model)`"
             )
     return [
-        {n: jnp.moveaxis(gates[n][..., run.start : run.stop, : run.units[n]], -2, 0) for n in STRUCTURES}
-        for run in bounds
+        {n: jnp.moveaxis(gates[n][..., run.start : run.stop, : run.units[n]], -2, 0) for n in names} for run in bounds
     ]
 
 
 def join_runs(pieces: Sequence[Any], fill: float = 0.0) -> Any:
-    """Join per-run trees with leaves `[layers, units, ...]` into whole-model ones, narrow layers padded with `fill`."""
+    """Join per-run trees with leaves `[layers, units, ...]` into whole-model ones, narrow layers padded with `fill`.
+
+    So is a unit with fewer coordinates, as of a layer with fewer query heads a KV head.
+    """
 
     def join(*leaves: jax.Array) -> jax.Array:
-        widest = max(leaf.shape[1] for leaf in leaves)
-        pads = [[(0, 0), (0, widest - leaf.shape[1])] + [(0, 0)] * (leaf.ndim - 2) for leaf in leaves]
+        widest = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
+        pads = [[(0, 0), *((0, most - n) for most, n in zip(widest, leaf.shape[1:], strict=True))] for leaf in leaves]
         return jnp.concatenate([jnp.pad(x, p, constant_values=fill) for x, p in zip(leaves, pads, strict=True)])
 
     return jax.tree.map(join, *pieces)
@@ -58,13 +67,18 @@ def join_runs(pieces: Sequence[Any], fill: float = 0.0) -> Any:
 
 def existing_units(runs: Sequence[Any]) -> Keep:
     """Return which units a model has: all True for a dense one, False in the padding of a cut one's narrow layers."""
+    return {name: _existing(runs, name) for name in STRUCTURES}
+
+
+def existing_query_heads(runs: Sequence[Any]) -> Bool[np.ndarray, "_layers _heads"]:
+    """Return which query heads a model has; False in the padding of layers with fewer than others."""
+    return _existing(runs, QUERY_HEADS)
+
+
+def _existing(runs: Sequence[Any], name: str) -> Bool[np.ndarray, "_layers _units"]:
     bounds = run_bounds(runs)
-    units: Keep = {}
-    for name in STRUCTURES:
-        widest = max(run.units[name] for run in bounds)
-        rows = [np.arange(widest) < run.units[name] for run in bounds for _ in range(run.start, run.stop)]
-        units[name] = np.stack(rows)
-    return units
+    widest = max(run.units[name] for run in bounds)
+    return np.stack([np.arange(widest) < run.units[name] for run in bounds for _ in range(run.start, run.stop)])
 
 
 def ones_gates(runs: Sequence[Any]) -> Gates:

@@ -10,7 +10,7 @@ from saap_jax.llama.hf_config import config_from_spec
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
 
 
 def save_model(
@@ -43,7 +43,7 @@ def save_model(
 
 
 def _check_keep(keep: Keep, model: Llama) -> None:
-    for name in STRUCTURES:
+    for name in _names(keep):
         widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
         kept = keep[name].sum(axis=1).tolist()
         if kept != widths:
@@ -53,5 +53,9 @@ def _check_keep(keep: Keep, model: Llama) -> None:
 def _keep_record(keep: Keep) -> dict[str, Any]:
     return {
         name: {"units": keep[name].shape[1], "kept": [np.flatnonzero(layer).tolist() for layer in keep[name]]}
-        for name in STRUCTURES
+        for name in _names(keep)
     }
+
+
+def _names(keep: Keep) -> tuple[str, ...]:
+    return STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in keep else ())
