@@ -16,7 +16,7 @@ from saap_jax.options import CalibrationConfig, EstimationConfig
 
 CONFIG = FidelityConfig(
     name="fidelity",
-    calibration=CalibrationConfig(examples=16),
+    calibration=CalibrationConfig(examples=8),
     estimation=EstimationConfig(estimators=(*ESTIMATORS, "saap")),
     channels_per_layer=8,
 )
