@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.product import check_plain, is_parameter
 from saap_jax.types import PRUNABLE_AXES
 
 
@@ -57,8 +58,9 @@ def discover(model: Llama) -> dict[str, Structure]:
     """Return the coupled structures of a model (concrete, traced or abstract) by name.
 
     Raises:
-        ValueError: a parameter carries no axis names, or two prunable ones.
+        ValueError: a parameter carries no axis names, or two prunable ones, or matrices are not plain floats.
     """
+    check_plain(model, "pruning")
     structures = {}
     for axis, name in PRUNABLE_AXES.items():
         layouts = [_layout(run, axis) for run in model.runs]
@@ -99,8 +101,11 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
 
 
 def parameters_by_path(tree: Any) -> dict[str, nnx.Variable]:
-    """Return the parameters of a module keyed by path, such as `mlp/gate`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    """Return the parameters of a module keyed by path, such as `mlp/gate`.
+
+    What stands in the place of one (`Matrix`) is there under its path, with the shape and axes of the parameter.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
