@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from saap_jax.llama.model import DecoderLayer, Llama
-from saap_jax.llama.product import check_plain, is_parameter
+from saap_jax.llama.product import Matrix, check_plain, is_parameter
 from saap_jax.types import PRUNABLE_AXES
 
 
@@ -84,7 +84,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
     """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one run."""
     members, units, each = [], set(), 0
     for path, parameter in parameters_by_path(run).items():
-        axes = parameter.get_metadata().get("axes", ())
+        axes = getattr(parameter, "axes", ())
         if len(axes) != len(parameter.shape):
             raise ValueError(f"parameter {path}: expected an axis name a dimension, got {axes} for {parameter.shape}")
         prunable = [name for name in axes if name in PRUNABLE_AXES]
@@ -100,7 +100,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
     return tuple(sorted(members, key=lambda member: (member.writes, member.path))), units.pop(), each
 
 
-def parameters_by_path(tree: Any) -> dict[str, nnx.Variable]:
+def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
     """Return the parameters of a module keyed by path, such as `mlp/gate`.
 
     What stands in the place of one (`Matrix`) is there under its path, with the shape and axes of the parameter.

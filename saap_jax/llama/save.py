@@ -32,10 +32,10 @@ def save_model(
     stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
     if stored_dtype.name not in CODES:
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
-    target = Path(directory).expanduser()
+    config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
     with new_output(target, "the model") as place:
         write_tensors(model_tensors(model), place / "model.safetensors", stored_dtype)
-        write_json(_config(model, stored_dtype.name), place / "config.json")
+        write_json(config, place / "config.json")
         if keep is not None:
             write_json(_keep_record(keep), place / "keep.json")
         if tokenizer is not None:
