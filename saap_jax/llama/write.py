@@ -13,7 +13,7 @@ import numpy as np
 
 from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
 from saap_jax.llama.model import Llama
-from saap_jax.llama.quantized import QuantizedArray, quantization_of
+from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -38,13 +38,13 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
     With `layers`, one entry a layer, every layer is widened to the widths given there by units of zeros, which change
     no logit: an added channel or head enters an output projection whose rows for it are zero.
 
-    The arrays of quantised matrices are as they are, and cannot be widened (`dequantized` can).
+    The arrays of quantised matrices are as they are.
 
-    Raises `ValueError` if a layer is wider than what is asked for.
+    Raises `ValueError` if a layer is wider than what is asked for, or a quantised matrix (that is not empty) would have
+    to be widened.
     """
-    wanted = model.spec.layers if layers is None else tuple(layers)
-    if wanted != model.spec.layers and quantization_of(model) is not None:
-        raise ValueError("layers: expected the widths of the model, whose quantised matrices cannot be widened")
+    own = model.spec.layers
+    wanted = own if layers is None else tuple(layers)
     tensors = []
     for item in stored_parameters(model)[0]:
         start = 0 if not item.stacked else int(item.names[0].split(".")[2])
@@ -52,9 +52,18 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
             size = {}
             if item.stacked:
                 widths = wanted[start + index]
+                if isinstance(item.variable, QuantizedArray) and widths != own[start + index] and item.variable.size:
+                    _check_kept(item.path, own[start + index], widths)
                 size = {"kv_heads": widths.kv_heads, "q_per_kv": widths.q_per_kv, "mlp": widths.mlp}
             tensors.append(_tensor(item, index, name, size))
     return tensors
+
+
+def _check_kept(path: str, own: LayerWidths, wanted: LayerWidths) -> None:
+    """Raise ValueError if the widths of the sub-block that a quantised matrix belongs to are to change."""
+    names = ("mlp",) if "/mlp/" in path else ("kv_heads", "q_per_kv")
+    if any(getattr(own, name) != getattr(wanted, name) for name in names):
+        raise ValueError(f"{path}: expected widths of {own} for a quantised matrix, got {wanted}; dequantise the model")
 
 
 def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> None:
