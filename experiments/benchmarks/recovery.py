@@ -100,7 +100,8 @@ def report_steps(steps: dict[str, tuple[Callable[[], Any], Any]], repeats: int, 
         memory = compiled.memory_analysis()
         held = [getattr(memory, f"{kind}_size_in_bytes") / MIB for kind in ("argument", "output", "temp")]
         print(
-            f"{name:<10} {shown(times[name])} ms   arguments {held[0]:.0f}, output {held[1]:.1f}, temporaries {held[2]:.0f} MiB"
+            f"{name:<10} {shown(times[name])} ms   "
+            f"arguments {held[0]:.0f}, output {held[1]:.1f}, temporaries {held[2]:.0f} MiB"
         )
     ratio = spread(ours / theirs for ours, theirs in zip(times["groupwise"], times["lora"], strict=True))
     print(f"group-wise against LoRA: {ratio.median:.3f} x ({ratio.low:.3f} to {ratio.high:.3f})")
