@@ -4,8 +4,8 @@
 
 What is stored is the offset m = −α·β instead of the zero point β, a real number: adding to m what an adapter learned is
 exact, and so it is where a group is constant and α is 0. The inputs of a matrix are counted in the order of a stored
-Hugging Face matrix's columns. Written by hand because qwix, whose arrays the product would otherwise take, refuses
-fractional zero points, and tiles that do not divide an axis, and packs nothing below a byte.
+Hugging Face matrix's columns. Written by hand because the arrays of qwix refuse fractional zero points, which the merge
+of an adapter needs.
 """
 
 import math
