@@ -27,6 +27,7 @@ from saap_jax.llama.model import (
     rms_norm,
     rotary_at,
 )
+from saap_jax.llama.product import product
 
 
 class RunCache(NamedTuple):
@@ -48,7 +49,7 @@ def empty_cache(model: Llama, batch: int, slots: int) -> Cache:
 
     def zeros(run: DecoderLayer) -> Array:
         shape = (batch * run.widths.kv_heads, slots, run.attention.query.shape[-1])
-        return jnp.zeros(shape if run.length == 1 else (run.length, *shape), run.attention.query.dtype)
+        return jnp.zeros(shape if run.length == 1 else (run.length, *shape), model.embedding.dtype)
 
     return [RunCache(zeros(run), zeros(run)) for run in model.runs]
 
@@ -130,10 +131,10 @@ def _layer(
         normed = rms_norm(x, layer.attention_norm[...], norm_eps)
         heads, cache = _attend(attention, normed, cache, rotation, visible, slot, empty)
         # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
-        x = x + jnp.einsum("btf,fd->btd", heads, attention.output[...].reshape(heads.shape[-1], -1))
+        x = x + product("btf,fd->btd", heads, attention.output)
     x = add_bias(x, attention.output_bias)
     channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
-    return x + add_bias(jnp.einsum("btf,fd->btd", channels, mlp.down[...]), mlp.down_bias), cache
+    return x + add_bias(product("btf,fd->btd", channels, mlp.down), mlp.down_bias), cache
 
 
 def _attend(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.llama.product import product
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.types import QUERY_HEADS, Gates, LayerGates, Remat
@@ -169,11 +170,11 @@ def decode(
         if QUERY_HEADS in gates:
             heads = _per_token(gates[QUERY_HEADS], middle)
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
-    y = x + add_bias(jnp.einsum("btkgh,kghd->btd", middle, layer.attention.output[...]), layer.attention.output_bias)
+    y = x + add_bias(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    z = y + add_bias(jnp.einsum("btf,fd->btd", channels, layer.mlp.down[...]), layer.mlp.down_bias)
+    z = y + add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -205,15 +206,15 @@ def project(
     Float[Array, "batch seq kv_heads head_dim"],
 ]:
     """Return queries, keys and values; queries and keys turned to their positions."""
-    query = rotate(jnp.einsum("btd,dkgh->btkgh", x, attention.query[...]), rotation)
-    key = rotate(jnp.einsum("bsd,dkh->bskh", x, attention.key[...]), rotation)
-    return query, key, jnp.einsum("bsd,dkh->bskh", x, attention.value[...])
+    query = rotate(product("btd,dkgh->btkgh", x, attention.query), rotation)
+    key = rotate(product("bsd,dkh->bskh", x, attention.key), rotation)
+    return query, key, product("bsd,dkh->bskh", x, attention.value)
 
 
 def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
     """Channel activations silu(x W_gate) * (x W_up), which enter the down projection."""
-    gate = jnp.einsum("btd,df->btf", x, mlp.gate[...])
-    return jax.nn.silu(gate) * jnp.einsum("btd,df->btf", x, mlp.up[...])
+    gate = product("btd,df->btf", x, mlp.gate)
+    return jax.nn.silu(gate) * product("btd,df->btf", x, mlp.up)
 
 
 def add_bias(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:

@@ -1,0 +1,93 @@
+"""The product of activations with a matrix of the model, whatever stands in the matrix's place.
+
+A matrix is an `nnx.Param`, or a module put into the tree instead of it: quantised, or with an adapter beside it. Every
+use of a matrix in the model goes through `product`, so such a model runs wherever a dense one does.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+
+class Matrix(nnx.Module):
+    """What stands in the tree in place of the `nnx.Param` of a matrix.
+
+    Its array leaves all begin with `layers`, as a parameter does, so that `lax.scan` slices it like one. `matrix[...]`
+    is the matrix in floats, as of a parameter: for what needs the numbers rather than the product.
+    """
+
+    axes: tuple[str, ...]
+    """Names of the axes of the matrix, `layers` among them, as of its parameter."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the matrix, read from the arrays; without `layers` where a scan took that axis."""
+        raise NotImplementedError
+
+    def product(self, equation: str, x: Array) -> Array:
+        """Return what `jnp.einsum(equation, x, matrix)` would; see `product`."""
+        raise NotImplementedError
+
+    def dense(self) -> Array:
+        """Return the matrix in floats."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Array:
+        """Return the matrix in floats, or a part of it."""
+        return self.dense()[index]
+
+
+Weight = nnx.Param | Matrix
+"""What a layer has for a matrix."""
+
+
+def product(equation: str, x: Array, weight: Weight) -> Array:
+    """Return `einsum(equation, x, weight)`, with a matrix of one layer.
+
+    `x` is `[batch, seq, *inputs]`; the equation contracts all inputs. One with fewer letters for the matrix than it has
+    axes takes them as one: `x` is then `[batch, seq, inputs]`.
+    """
+    if isinstance(weight, Matrix):
+        return weight.product(equation, x)
+    value = weight[...]
+    if value.ndim != len(equation.partition("->")[0].partition(",")[2]):
+        value = value.reshape(x.shape[-1], value.shape[-1])
+    return jnp.einsum(equation, x, value)
+
+
+def sides(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Split the sizes of a matrix of one layer into those of its inputs and of its outputs.
+
+    A matrix has the residual stream (`embed`) on one side: it is the input where it comes first.
+
+    >>> sides(("kv_heads", "q_per_kv", "head_dim", "embed"), (3, 3, 64, 576))
+    ((3, 3, 64), (576,))
+    """
+    inputs = 1 if axes[0] == "embed" else len(shape) - 1
+    return shape[:inputs], shape[inputs:]
+
+
+def inputs_and_outputs(weight: Weight) -> tuple[int, int]:
+    """Return the number of inputs and of outputs of a stacked matrix."""
+    inputs, outputs = sides(weight.axes[1:], tuple(weight.shape[1:]))
+    return math.prod(inputs), math.prod(outputs)
+
+
+def is_parameter(leaf: Any) -> bool:
+    """Say whether a node of a model's tree is a parameter, or stands in the place of one."""
+    return isinstance(leaf, nnx.Variable | Matrix)
+
+
+def check_plain(model: Any, what: str) -> None:
+    """Raise ValueError if a module stands in the place of a matrix, naming `what` cannot be done with it."""
+    for run in model.runs:
+        for block in (run.attention, run.mlp):
+            for name, value in vars(block).items():
+                if isinstance(value, Matrix):
+                    raise ValueError(
+                        f"{what}: expected a model whose matrices are plain floats, got {type(value).__name__} for "
+                        f"{name}; prune and compensate first, recover (quantise, adapt) the pruned model after that"
+                    )

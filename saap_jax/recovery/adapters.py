@@ -1,0 +1,145 @@
+"""Low-rank adapters beside frozen matrices, in floats (LoRA) or quantised (QA-LoRA), and how they merge.
+
+Sources: LoRA (arXiv:2106.09685); QA-LoRA (arXiv:2309.14717), whose pooling is a mean here, and whose zero points are
+kept as offsets (see `saap_jax.llama.quantized`).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from saap_jax.llama.model import Llama, param
+from saap_jax.llama.product import Matrix, Weight, inputs_and_outputs, product
+from saap_jax.llama.quantized import MATRICES, Quantized, with_matrices
+
+
+class AdapterParam(nnx.Variable):
+    """A trained array of an adapter; no `nnx.Param`, so that a filter for parameters does not take it."""
+
+
+class Adapted(Matrix):
+    """A frozen matrix and its adapter: y = x·W + (η/r)·x·A·B, or with groups pool(x) for the second x.
+
+    pool(x)_j is the mean of x over group j of `group_size` inputs, flattened in their order.
+    """
+
+    def __init__(self, base: Weight, a: Array, b: Array, factor: float, group_size: int | None) -> None:
+        self.axes: tuple[str, ...] = base.axes
+        self.base = base
+        self.a = AdapterParam(a, axes=("layers", "inputs" if group_size is None else "groups", "rank"))
+        self.b = AdapterParam(b, axes=("layers", "rank", "outputs"))
+        self.factor = factor
+        """η/r."""
+        self.group_size = group_size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+    def product(self, equation: str, x: Array) -> Array:
+        y = product(equation, x, self.base)
+        batch, seq = x.shape[:2]
+        a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+        seen = x.reshape(batch, seq, math.prod(x.shape[2:]))
+        if self.group_size is not None:
+            seen = jnp.mean(seen.reshape(batch, seq, a.shape[0], self.group_size), axis=-1)
+        added = jnp.einsum("btr,ro->bto", jnp.einsum("btj,jr->btr", seen, a), b)
+        return y + self.factor * added.reshape(y.shape)
+
+    def dense(self) -> Array:
+        base = self.base[...]
+        return base + self.added().reshape(self.shape).astype(base.dtype)
+
+    def added(self) -> Float[Array, "*layers inputs outputs"]:
+        """Return what the adapter adds to each weight: (η/r)·A·B, of which each input of a group has a share 1/s."""
+        change = self.factor * jnp.einsum("...jr,...ro->...jo", self.a[...], self.b[...])
+        if self.group_size is None:
+            return change
+        return jnp.repeat(change / self.group_size, self.group_size, axis=-2)
+
+
+def adapted(
+    model: Llama,
+    key: Array,
+    *,
+    rank: int,
+    scale: float,
+    matrices: tuple[str, ...],
+    group_size: int | None = None,
+) -> Llama:
+    """Return a model with an adapter beside each named matrix, which computes what the given one does: B is zero.
+
+    A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
+    """
+    every = [getattr(getattr(run, MATRICES[name]), name) for run in model.runs for name in matrices]
+    if any(isinstance(matrix, Adapted) for matrix in every):
+        raise ValueError("model: expected one without adapters, got one that has them; merge them first")
+    shapes = [_shape_of_a(matrix, rank, group_size) for matrix in every]
+    # One draw, cut up on the host: a draw for each shape would compile a program for each.
+    flat = np.asarray(jax.random.uniform(key, (sum(map(math.prod, shapes)),), jnp.float32, -1.0, 1.0))
+    pieces = iter(np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1]))
+
+    def adapt(matrix: Weight) -> Weight:
+        shape = _shape_of_a(matrix, rank, group_size)
+        a = next(pieces).reshape(shape) * np.float32(max(shape[1], 1) ** -0.5)
+        b = np.zeros((matrix.shape[0], rank, inputs_and_outputs(matrix)[1]), np.float32)
+        return Adapted(matrix, jnp.asarray(a), jnp.asarray(b), scale / rank, group_size)
+
+    return with_matrices(model, adapt, matrices)
+
+
+def _shape_of_a(matrix: Weight, rank: int, group_size: int | None) -> tuple[int, int, int]:
+    inputs, _ = inputs_and_outputs(matrix)
+    return matrix.shape[0], inputs // (group_size or 1), rank
+
+
+def merged(model: Llama) -> Llama:
+    """Return the model without adapters that computes the same; matrices in floats take W + (η/r)·A·B.
+
+    A quantised matrix takes what a group's adapter adds into its offset, m' = m + (η/r)(A·B)/s, which is
+    β' = β − (η/r)(A·B)/(s·α): the integers, the scales and the size stay as they are.
+
+    Raises:
+        ValueError: an adapter over single inputs beside a quantised matrix, which its zero points cannot take.
+    """
+    return _merged(model)
+
+
+@jax.jit  # one program for all matrices, where each by itself would compile several
+def _merged(model: Llama) -> Llama:
+    def merge(matrix: Weight) -> Weight:
+        if not isinstance(matrix, Adapted):
+            return matrix
+        base = matrix.base
+        if not isinstance(base, Quantized):
+            return param(matrix.axes, matrix.dense())
+        size = matrix.group_size
+        if size is None or size != base.group_size:
+            raise ValueError(
+                f"merge: expected an adapter over groups of {base.group_size} inputs beside a matrix quantised in "
+                f"those, got {size or 1}; dequantise the model first (`dequantized`)"
+            )
+        change = matrix.factor / size * jnp.einsum("ljr,lro->ljo", matrix.a[...], matrix.b[...])
+        arrays = (base.packed[...], base.scale[...], base.offset[...] + change)
+        return Quantized(base.axes, base.sizes, base.bits, base.group_size, arrays)
+
+    return with_matrices(model, merge)
+
+
+def check_adapters(rank: int, scale: float, matrices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the settings of adapters make sense."""
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {rank}")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    check_matrices(matrices)
+
+
+def check_matrices(matrices: tuple[str, ...]) -> None:
+    """Raise ValueError unless each name is a matrix, once."""
+    if not matrices or len(set(matrices)) < len(matrices) or not set(matrices) <= MATRICES.keys():
+        raise ValueError(f"matrices: expected some of {', '.join(MATRICES)}, each once, got {', '.join(matrices)!r}")
