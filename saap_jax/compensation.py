@@ -306,7 +306,7 @@ def activations(
     layer, eps = layer_of(model.runs[run], index), model.constants.norm_eps
     if structure == "mlp":
         return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
-    rotation = rotary(x.shape[1], layer.attention.query.shape[-1], model.constants)
+    rotation = rotary(x.shape[1], layer.attention.output.shape[-2], model.constants)
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation)
     return middle.reshape(*middle.shape[:2], -1)
 

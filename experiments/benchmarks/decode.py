@@ -21,7 +21,7 @@ from typing import Any
 
 import saap_jax
 from saap_jax.evaluation.bench import Programs, Spread, Times, Workload, compile_programs, speed_up, spread, time_once
-from saap_jax.llama.cache import single_layers
+from saap_jax.llama.generate import decoder_of
 from saap_jax.options import PerStructure, SearchConfig
 
 
@@ -44,8 +44,8 @@ def main() -> None:
         else cut_by_magnitude(dense, arguments.ratio, arguments.multiple_of)
     )
     start = time.perf_counter()
-    ours = compile_programs(single_layers(dense), workload)
-    smaller = compile_programs(single_layers(pruned), workload)
+    ours = compile_programs(decoder_of(dense), workload)
+    smaller = compile_programs(decoder_of(pruned), workload)
     print(f"compiled in {time.perf_counter() - start:.1f} s; {len(pruned.runs)} runs in the cut model")
     runners: dict[str, Callable[[], Times]] = {"dense": lambda: time_once(ours), "cut": lambda: time_once(smaller)}
     if (theirs := torch_runner(dense, ours, arguments.dtype, arguments.threads)) is None:

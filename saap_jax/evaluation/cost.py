@@ -76,7 +76,7 @@ def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) 
         for parameter in parameters_by_path(run).values()
         if len(parameter.axes) > 2
     )
-    heads = sum(run.length * math.prod(run.attention.query.shape[-3:]) for run in model.runs)
+    heads = sum(run.length * math.prod(run.attention.output.shape[-4:-1]) for run in model.runs)
     return matrices + 2 * heads * context + (math.prod(model.embedding.shape) if unembed else 0)
 
 

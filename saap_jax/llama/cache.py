@@ -48,7 +48,7 @@ def empty_cache(model: Llama, batch: int, slots: int) -> Cache:
     """Return a cache for `slots` tokens a row, zeros in the dtype of the model."""
 
     def zeros(run: DecoderLayer) -> Array:
-        shape = (batch * run.widths.kv_heads, slots, run.attention.query.shape[-1])
+        shape = (batch * run.widths.kv_heads, slots, run.attention.output.shape[-2])
         return jnp.zeros(shape if run.length == 1 else (run.length, *shape), model.embedding.dtype)
 
     return [RunCache(zeros(run), zeros(run)) for run in model.runs]
@@ -97,7 +97,7 @@ def extend(
     """
     slots = slot + jnp.arange(tokens.shape[1])
     positions = jnp.maximum(slots[None] - start[:, None], 0)
-    rotation = rotary_at(positions, model.runs[0].attention.query.shape[-1], model.constants)
+    rotation = rotary_at(positions, model.runs[0].attention.output.shape[-2], model.constants)
     seen = slots if empty else jnp.arange(max(run.keys.shape[-2] for run in cache))
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
 

@@ -55,6 +55,17 @@ class Attention(nnx.Module):
         )
         self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
 
+    def heads(
+        self, x: Float[Array, "batch seq embed"]
+    ) -> tuple[
+        Float[Array, "batch seq kv_heads q_per_kv head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+    ]:
+        """Return queries, keys and values of one layer, without positions."""
+        query = product("btd,dkgh->btkgh", x, self.query)
+        return query, product("bsd,dkh->bskh", x, self.key), product("bsd,dkh->bskh", x, self.value)
+
 
 class Mlp(nnx.Module):
     """Gated feed-forward block (SwiGLU), stacked over the layers of a run."""
@@ -65,6 +76,12 @@ class Mlp(nnx.Module):
         self.up = param(("layers", "embed", "mlp"), make((layers, d, f), d))
         self.down = param(("layers", "mlp", "embed"), make((layers, f, d), max(f, 1)))
         self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
+
+    def halves(
+        self, x: Float[Array, "batch seq embed"]
+    ) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
+        """Return x W_gate and x W_up of one layer."""
+        return product("btd,df->btf", x, self.gate), product("btd,df->btf", x, self.up)
 
 
 class DecoderLayer(nnx.Module):
@@ -84,7 +101,7 @@ class DecoderLayer(nnx.Module):
     @property
     def widths(self) -> LayerWidths:
         """Sizes of each layer of the run, read from the arrays."""
-        _, _, kv_heads, q_per_kv, _ = self.attention.query.shape
+        _, kv_heads, q_per_kv, _, _ = self.attention.output.shape
         return LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=self.mlp.down.shape[1])
 
 
@@ -108,7 +125,7 @@ class Llama(nnx.Module):
         return LlamaSpec(
             vocab=vocab,
             embed=embed,
-            head_dim=self.runs[0].attention.query.shape[-1],
+            head_dim=self.runs[0].attention.output.shape[-2],
             layers=tuple(run.widths for run in self.runs for _ in range(run.length)),
             tied=self.unembedding is None,
             output_biases=self.runs[0].mlp.down_bias is not None,
@@ -128,7 +145,7 @@ class Llama(nnx.Module):
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
         `QUERY_HEADS` tells the query heads of a KV head apart.
         """
-        rotation = rotary(tokens.shape[1], self.runs[0].attention.query.shape[-1], self.constants)
+        rotation = rotary(tokens.shape[1], self.runs[0].attention.output.shape[-2], self.constants)
         x = self.embedding[...][tokens]
         observed = []
         for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
@@ -206,15 +223,14 @@ def project(
     Float[Array, "batch seq kv_heads head_dim"],
 ]:
     """Return queries, keys and values; queries and keys turned to their positions."""
-    query = rotate(product("btd,dkgh->btkgh", x, attention.query), rotation)
-    key = rotate(product("bsd,dkh->bskh", x, attention.key), rotation)
-    return query, key, product("bsd,dkh->bskh", x, attention.value)
+    query, key, value = attention.heads(x)
+    return rotate(query, rotation), rotate(key, rotation), value
 
 
 def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
     """Channel activations silu(x W_gate) * (x W_up), which enter the down projection."""
-    gate = product("btd,df->btf", x, mlp.gate)
-    return jax.nn.silu(gate) * product("btd,df->btf", x, mlp.up)
+    gate, up = mlp.halves(x)
+    return jax.nn.silu(gate) * up
 
 
 def add_bias(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:

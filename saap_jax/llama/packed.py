@@ -36,7 +36,7 @@ def packed_hidden(
         segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding.
     """
     length = tokens.shape[1]
-    rotation = rotary_at(positions, model.runs[0].attention.query.shape[-1], model.constants)
+    rotation = rotary_at(positions, model.runs[0].attention.output.shape[-2], model.constants)
     causal = jnp.tril(jnp.ones((length, length), bool))[None]
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     allowed = causal & (shared | same)

@@ -32,7 +32,7 @@ def run_layers(
     Args:
         gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones.
     """
-    rotation = rotary(x.shape[1], model.runs[0].attention.query.shape[-1], model.constants)
+    rotation = rotary(x.shape[1], model.runs[0].attention.output.shape[-2], model.constants)
     bounds = run_bounds(model.runs)
     for run, run_gates, place in zip(model.runs, split_gates(gates, bounds), bounds, strict=True):
 

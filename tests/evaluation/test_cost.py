@@ -17,6 +17,7 @@ from saap_jax.evaluation.cost import (
     weight_bytes,
 )
 from saap_jax.llama.cache import empty_cache, extend, single_layers
+from saap_jax.llama.fused import fused_layers
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
 from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
@@ -84,10 +85,11 @@ def counted(function, *arguments) -> int:
     return total
 
 
+@pytest.mark.parametrize("form", [single_layers, fused_layers])
 @pytest.mark.parametrize("make", [dense_model, ragged_model, lambda: dense_model("mqa", tied=True)])
-def test_operations_are_those_of_the_programs(make):
+def test_operations_are_those_of_the_programs(make, form):
     """Single layers, so that no scan hides its body."""
-    model = single_layers(make())
+    model = form(make())
     start, slot = jnp.zeros(3, jnp.int32), jnp.int32(0)
 
     def read(tokens, empty):

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama import Constants, RopeScaling
 from saap_jax.llama.cache import cache_bytes, empty_cache, extend, single_layers
+from saap_jax.llama.fused import FusedAttention, FusedMlp, fused_layers
 from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
+from saap_jax.llama.model import Attention
 from saap_jax.llama.sample import Sampling, settings_of
 from saap_jax.surgery import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
@@ -67,7 +70,7 @@ def test_a_wrong_cache_would_be_seen():
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["gqa", "ragged", "biases"])
-@pytest.mark.parametrize("form", [lambda model: model, single_layers], ids=["runs", "single layers"])
+@pytest.mark.parametrize("form", [lambda model: model, single_layers, fused_layers], ids=["runs", "single", "fused"])
 def test_logits_of_prompt_and_steps(name, dtype, form):
     """`extend`, over a padded prompt and then token by token, gives the hidden states of the whole forward pass."""
     model, tokens = MODELS[name](dtype=dtype), random_tokens(2, 12)
@@ -206,6 +209,26 @@ def test_single_layers_is_the_same_function_of_more_runs():
     tokens = random_tokens(2, 7)
     np.testing.assert_allclose(forward(single, tokens), forward(model, tokens), rtol=0, atol=1e-5)
     assert single_layers(single) is single
+
+
+@pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
+def test_fused_layers_are_the_same_function_of_larger_matrices(name):
+    model = MODELS[name]()
+    fused, tokens = fused_layers(model), random_tokens(2, 7)
+    assert all(isinstance(run.attention, FusedAttention) and isinstance(run.mlp, FusedMlp) for run in fused.runs)
+    assert fused.spec == model.spec
+    assert weight_bytes(fused) == weight_bytes(model)
+    np.testing.assert_allclose(forward(fused, tokens), forward(model, tokens), rtol=0, atol=1e-5)
+    assert fused_layers(fused) is fused
+    assert type(model.runs[0].attention) is Attention  # the model that it was made of is as it was
+
+
+def test_fused_layers_with_a_column_moved_are_another_function():
+    model, tokens = dense_model("gqa"), random_tokens(2, 7)
+    fused = fused_layers(model)
+    attention = fused.runs[0].attention
+    attention.inputs[...] = jnp.roll(attention.inputs[...], 1, axis=-1)
+    assert np.abs(forward(fused, tokens) - forward(model, tokens)).max() > 1e-3
 
 
 def test_cut_models_generate_as_their_masks_do():
