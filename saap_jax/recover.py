@@ -122,7 +122,7 @@ def read_text(config: RecoverConfig, tokenizer: Any) -> Text:
     """Read, tokenise and pack the text, the held-out part apart."""
     data = config.data
     pieces = read_pieces(data.sources, tokenizer, length=data.length, template=data.template, seed=data.seed)
-    kept, held = split_pieces(pieces.pieces, data.held_out)
+    kept, held = split_pieces(pieces.pieces, float(data.held_out))
     packed = functools.partial(pack, length=data.length, together=data.packing)
     if not held:
         return Text(pieces, packed(kept), None)

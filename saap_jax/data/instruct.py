@@ -36,7 +36,7 @@ class Exchange(NamedTuple):
     def prompt(self) -> str:
         """The instruction in Alpaca's template."""
         template = WITH_CONTEXT if self.context else WITHOUT_CONTEXT
-        return template.replace("{instruction}", self.instruction).replace("{context}", self.context)
+        return template.format(instruction=self.instruction, context=self.context)
 
     @property
     def said(self) -> str:

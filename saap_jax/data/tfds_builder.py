@@ -91,6 +91,7 @@ def _prepare(name: str, splits: dict[str, list[Document]], root: Path, number: s
 
     class LocalText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(number)
+        code_path = None  # there are no files beside this code, which TFDS would look for
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "name": tfds.features.Text()})

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
@@ -21,6 +20,7 @@ from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import (
     Frozen,
     Measured,
+    Parameters,
     Schedule,
     State,
     held_out_step,
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 class Outcome(NamedTuple):
     """What training ended with."""
 
-    trained: nnx.State
+    trained: Parameters
     steps: int
     best_step: int | None
     """The step whose parameters these are, the lowest held-out loss; None where no text is held out."""
@@ -78,7 +78,7 @@ class NotFiniteError(ValueError):
 class Training(NamedTuple):
     """Everything that a training is made of."""
 
-    initial: nnx.State
+    initial: Parameters
     frozen: Frozen
     rows: Rows
     held_out: Rows | None
@@ -139,7 +139,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
     return _outcome(training, checkpoints, state, progress, step < schedule.steps)
 
 
-def held_out_loss(trained: nnx.State, training: Training) -> float | None:
+def held_out_loss(trained: Parameters, training: Training) -> float | None:
     """Return the mean loss of the held-out rows in nats; None where there are none."""
     if training.held_out is None:
         return None

@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
 
+Parameters = Any
+"""An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
+
 
 class Schedule(NamedTuple):
     """How the trainable parameters move, as static values."""
@@ -38,14 +41,14 @@ class Frozen(NamedTuple):
     """What does not change: the model's structure, its other parameters, and the unpruned model to learn from."""
 
     graph: Any
-    parameters: nnx.State
+    parameters: Parameters
     teacher: Llama | None = None
 
 
 class State(NamedTuple):
     """What changes: a pytree, donated from step to step."""
 
-    trained: nnx.State
+    trained: Parameters
     optimizer: Any
     step: Int[Array, ""]
 
@@ -62,7 +65,7 @@ class Measured(NamedTuple):
     """False where loss or gradient was not: then nothing has changed."""
 
 
-def split(model: Llama, trainable: type[nnx.Variable], teacher: Llama | None = None) -> tuple[nnx.State, Frozen]:
+def split(model: Llama, trainable: type[nnx.Variable], teacher: Llama | None = None) -> tuple[Parameters, Frozen]:
     """Split a model into its trainable parameters and all the rest.
 
     Raises:
@@ -74,12 +77,12 @@ def split(model: Llama, trainable: type[nnx.Variable], teacher: Llama | None = N
     return trained, Frozen(graph, rest, teacher)
 
 
-def join(trained: nnx.State, frozen: Frozen) -> Llama:
+def join(trained: Parameters, frozen: Frozen) -> Llama:
     """Return the model again."""
     return nnx.merge(frozen.graph, trained, frozen.parameters)
 
 
-def start(trained: nnx.State, schedule: Schedule) -> State:
+def start(trained: Parameters, schedule: Schedule) -> State:
     """Return the state before the first step.
 
     The parameters are copied, because a step takes its state's memory, and raised to float32 where they are narrower:
@@ -100,7 +103,7 @@ def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
     """Return AdamW after clipping; norms and biases, which have one axis a layer, do not decay."""
     clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
 
-    def decays(trained: nnx.State) -> Any:
+    def decays(trained: Parameters) -> Any:
         return jax.tree.map(lambda x: x.ndim > 2, trained)
 
     adam = optax.adamw(learning_rate_of(schedule), weight_decay=schedule.weight_decay, mask=decays)
@@ -110,7 +113,7 @@ def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnames=("graph", "objective", "schedule"), donate_argnames="state")
 def train_step(
     state: State,
-    parameters: nnx.State,
+    parameters: Parameters,
     teacher: Llama | None,
     rows: Packed,
     *,
@@ -125,7 +128,7 @@ def train_step(
     """
     frozen = Frozen(graph, parameters, teacher)
 
-    def total(trained: nnx.State, some: Packed) -> tuple[Float[Array, ""], Sums]:
+    def total(trained: Parameters, some: Packed) -> tuple[Float[Array, ""], Sums]:
         sums = sums_of(join(trained, frozen), teacher, some, objective)
         return total_of(sums, objective), sums
 
@@ -138,7 +141,7 @@ def train_step(
     (gradient, sums), _ = jax.lax.scan(accumulate, (jax.tree.map(jnp.zeros_like, state.trained), nothing), rows)
     count = jnp.maximum(sums.tokens, 1).astype(wide)
     gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(sums.divergence)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, optimizer = optimizer_of(schedule).update(gradient, state.optimizer, state.trained)
@@ -150,7 +153,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective"))
 def held_out_step(
-    trained: nnx.State, parameters: nnx.State, rows: Packed, *, graph: Any, objective: Objective
+    trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return the summed loss of rows `[batch, seq]` in nats, and how many tokens it predicts."""
     sums = sums_of(join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0))
