@@ -78,17 +78,19 @@ def packed_logits(model: Llama, rows: Packed, objective: Objective) -> Float[Arr
 
 
 def cast(model: Llama, dtype: Any) -> Llama:
-    """Return the model with its floating-point arrays in another type; integers stay what they are.
+    """Return the model with its parameters in another type; "float32" keeps wider ones, and raises narrower ones.
 
-    "float32" keeps wider types, and raises narrower ones.
+    Variables that are no `nnx.Param`, such as those of quantised matrices and adapters, stay what they are: the
+    products that they are part of convert them.
     """
 
     def convert(variable: Any) -> Any:
+        if not isinstance(variable, nnx.Param):
+            return variable
         return jax.tree.map(lambda x: x.astype(_type(x, dtype)), variable)
 
     return jax.tree.map(convert, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _type(x: Array, dtype: Any) -> Any:
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return dtype if floating and not (x.dtype == jnp.float64 and dtype == "float32") else x.dtype
+    return x.dtype if x.dtype == jnp.float64 and dtype == "float32" else dtype
