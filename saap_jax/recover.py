@@ -243,7 +243,6 @@ def _train(
         told = _Told(run, stage, training.schedule.steps, checkpoints.latest or 0, track, note)
         outcome = train(training, checkpoints, done=told)
         told.end()
-    leaves = jax.tree.leaves(training.initial)
     run.update(
         training={
             "steps": outcome.steps,
@@ -252,8 +251,7 @@ def _train(
             "best_loss": outcome.best_loss,
             "first_loss": run.record["first_loss"],
             "stopped": outcome.stopped,
-            "trained": sum(leaf.size for leaf in leaves),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves((training.initial, training.frozen.parameters))),
+            "trained": sum(leaf.size for leaf in jax.tree.leaves(training.initial)),
         }
     )
     return outcome

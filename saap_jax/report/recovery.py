@@ -86,7 +86,7 @@ def summary(run: Record) -> list[str]:
         f"{data['predicted']:,} tokens to predict an epoch; {held:,} rows held out; {data['cut']:,} responses cut, "
         f"{data['left_out']:,} pieces without a token to predict left out"
     ]
-    trained = f"{training['trained']:,} of {training['parameters']:,} numbers trained"
+    trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
     if training["best_step"] is None:
         lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: no text was held out")
     else:
