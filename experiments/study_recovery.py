@@ -1,12 +1,12 @@
 """What does training bring back, and does quantising first cost anything? The study of recovery.
 
-    SAAP_DATA=DATA python experiments/study_recovery.py run      # three seeds, 20 % and 50 %: about an hour on two cores
-    python experiments/study_recovery.py report                  # its tables
+    SAAP_DATA=DATA python experiments/study_recovery.py run     # three seeds, 20 % and 50 %: about an hour on two cores
+    python experiments/study_recovery.py report                 # its tables
 
 SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 32 (the groups of the
-quantisation), calibrated on C4. Every arm trains the same pruned model on the same tokens: 24 steps of 4 rows of 256
-tokens, 24,576 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
-takes about 500 times as much. Read the differences between arms, not how far recovery can go. Evaluated on WikiText-2
+quantisation), calibrated on C4. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
+tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
+takes several hundred times as much. Read the differences between arms, not how far recovery can go. Evaluated on WikiText-2
 and Penn Treebank, neither of which is trained on. Appends to a run directory a seed, and goes on where it was stopped,
 within a training at its last checkpoint.
 """
@@ -50,7 +50,7 @@ from saap_jax.types import STRUCTURES, Keep
 SEEDS = (0, 1, 2)
 WINDOWS = 32
 SOURCES = (CALIBRATION, "instruct:instruct/alpaca_random9k.jsonl")
-ROW, BATCH, STEPS = 256, 4, 24
+ROW, BATCH, STEPS = 256, 4, 16
 SEARCH = dataclasses.replace(STUDIED, multiple_of=PerStructure(attention=1, mlp=32))
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from saap_jax.data import tfds_builder, tfds_source
+from saap_jax.data.pieces import read_pieces
 from saap_jax.data.scenarios import parse_scenario
 from saap_jax.data.sources import Document, check_disjoint, parse_source, read_texts
 from saap_jax.data.tfds_builder import build_data_set, split_documents
@@ -53,6 +54,15 @@ def test_version_split_and_field_can_be_named(sets):
 def test_it_calibrates(sets, tokenizer):
     windows = calibration_windows("tfds:my_text", tokenizer, 3, 16, seed=0)
     assert windows.tokens.shape == (3, 16)
+
+
+def test_it_is_trained_on(sets, tokenizer):
+    found = read_pieces(["tfds:my_text"], tokenizer, length=32, template="alpaca", seed=0)
+    assert found.documents == 16
+    whole = sum(len(tokenizer.encode(document.text)) for document in read_texts("tfds:my_text"))
+    lost = sum(len(tokenizer.encode(document.text)) % 32 == 1 for document in read_texts("tfds:my_text"))
+    assert sum(len(piece.tokens) for piece in found.pieces) == whole - lost
+    assert found.left_out == lost
 
 
 def test_a_reference_is_read_without_files():
