@@ -6,9 +6,9 @@
 SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 32 (the groups of the
 quantisation), calibrated on C4. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
 tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
-takes several hundred times as much. Read the differences between arms, not how far recovery can go. Evaluated on WikiText-2
-and Penn Treebank, neither of which is trained on. Appends to a run directory a seed, and goes on where it was stopped,
-within a training at its last checkpoint.
+takes several hundred times as much. Read the differences between arms, not how far recovery can go. Evaluated on
+WikiText-2 and Penn Treebank, neither of which is trained on. Appends to a run directory a seed, and goes on where it
+was stopped, within a training at its last checkpoint.
 """
 
 import argparse

@@ -117,7 +117,7 @@ def _records(builder: Any, reference: Reference, split: str, field: str) -> Any:
     features = builder.info.features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     if kinds.get(field) != "Text":
-        found = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        found = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
         raise ValueError(
             f"data source {reference.source!r}: expected a feature {field!r} of type Text, found features: {found}; "
             "name one as #FIELD"
