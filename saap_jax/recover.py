@@ -278,6 +278,8 @@ class _Told:
             f"step {told.step} of {self._steps}: loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s",
             milestone,
         )
+        if milestone:
+            write_scalars(self._run)
         next(self._bar, None)
 
     def end(self) -> None:

@@ -6,7 +6,8 @@
 | `candidates/METRIC`                                      | its number, from 1 | perplexity of a candidate |
 | `training/FIELD`, of `TRAINING`                          | its step           | what a training step told |
 
-The file is made anew from `run.json` and `metrics.jsonl` when a run ends, not written along the way. So it says what
+The file is made anew from `run.json` and `metrics.jsonl` when a run ends (and at each check of a training), not written
+along the way. So it says what
 the records say, however often the run was killed, taken up again or overwritten; an event file can only grow, and a
 stage that goes on or a candidate that is recorded twice would stay in it twice.
 """
