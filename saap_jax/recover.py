@@ -78,6 +78,8 @@ def recover(
         training = training_of(config, method, model, dense, text, schedule)
     run.begin()
     run.update(**_about(config, text, training, model))
+    if not config.out:
+        run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
     with run.stage("evaluate"):
         for name, each in (("dense", dense), ("before", model)):
@@ -274,10 +276,8 @@ class _Told:
         self._run.append({"candidate": f"step {told.step}", **record, "tokens_per_second": rate})
         held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
         milestone = told.held_out is not None or told.step == self._steps
-        self._note(
-            f"step {told.step} of {self._steps}: loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s",
-            milestone,
-        )
+        where = f"step {told.step} of {self._steps}: " if milestone else ""
+        self._note(f"{where}loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s", milestone)
         if milestone:
             write_scalars(self._run)
         next(self._bar, None)

@@ -86,6 +86,10 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
     assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
     said = refused(capsys, [*words, "--training.learning-rate", "0.02"])
     assert "holds a run of another configuration: training.learning_rate 0.01 -> 0.02" in said
+    model = tmp_path / "runs" / "mine" / "model" / "model.safetensors"
+    before = model.read_bytes()
+    assert cli.main([*words, "--training.seed", "1", "--overwrite"]) == 0
+    assert model.read_bytes() != before
     assert "--resume expected a run at" in refused(capsys, [*words, "--name", "other", "--resume"])
 
 
