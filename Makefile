@@ -15,7 +15,7 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 	$(BIN)/pytest -q -n auto --dist worksteal
 
 slow: $(READY)  ## tests that take minutes
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n auto --dist worksteal -m slow
 
 eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
 	$(BIN)/pip install -q --no-deps -r requirements-eval.lock

@@ -137,6 +137,7 @@ def steps(config, tmp_path_factory):
     return other, frontier.frontier(other)
 
 
+@pytest.mark.slow
 class TestSteps:
     """With `rescore_every` every point is what `saap prune` makes at its ratio."""
 
@@ -204,6 +205,7 @@ def test_taken_up_again_to_the_last_bit(config, run, tmp_path, rows):
     assert stripped(again) == stripped(run)
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes(config, run, tmp_path, monkeypatch):
     """Negative control of the above: interrupted for real, at three moments, in one directory."""
     other, append = dataclasses.replace(config, runs=str(tmp_path)), frontier.RunDirectory.append

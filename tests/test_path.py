@@ -61,13 +61,10 @@ def same(first, second) -> bool:
 
 @pytest.mark.parametrize(
     "estimator",
-    [
-        "gate_fisher",
-        "gate_taylor+taylor_element",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("taylor_element", "wanda")),
-    ],
+    ["gate_fisher", "gate_taylor+taylor_element", "taylor_element", "wanda"],
 )
 @pytest.mark.parametrize("options", [{}, {"allocation": "adaptive", "stability_weight": 0.5}], ids=["global", "λ"])
+@pytest.mark.slow
 def test_steps_by_masks_are_steps_by_cutting(estimator, options):
     search = dataclasses.replace(STEPS, **options)
     found, ratios = path(estimator, (0.6, 0.3), search), (0.3, 0.6)

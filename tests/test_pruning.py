@@ -129,6 +129,7 @@ def test_a_table_adds_up_its_sub_blocks():
     assert (slow.holds(2.1), slow.holds(2.3), fast.holds(fast.limit + 1), fast.holds(1.0)) == (True, False, True, False)
 
 
+@pytest.mark.slow
 def test_a_table_is_what_models_took(monkeypatch):
     """Times that are linear in widths are found again, and scaled to what the whole model takes."""
 

@@ -29,6 +29,9 @@ from saap_jax.surgery import cut, masks
 from saap_jax.types import QUERY_HEADS, STRUCTURES
 from tests.helpers import changed, forward, length_mask, losses_of, random_model, random_tokens, spec_of
 
+pytestmark = pytest.mark.slow
+"""An option of one command; what it is made of is in the default suite (`test_query_heads`)."""
+
 WINDOWS = Windows(random_tokens(8, 12), length_mask(12, 9, 12, 12, 7, 12, 12, 10, seq=12))
 CALIBRATION = CalibrationConfig(examples=8, length=12, batch_size=4)
 SCENARIOS = {"calibration": WINDOWS}

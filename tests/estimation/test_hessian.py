@@ -59,8 +59,16 @@ def observed(probes: int, attention: str = "exact"):
 
 
 class TestAgainstTheFullHessian:
-    @pytest.mark.parametrize("make", [dense_model, cut_model])
-    @pytest.mark.parametrize("size", [1, 2])
+    @pytest.mark.parametrize(
+        ("make", "size"),
+        [
+            (cut_model, 2),
+            *(
+                pytest.param(*each, marks=pytest.mark.slow)
+                for each in ((dense_model, 1), (dense_model, 2), (cut_model, 1))
+            ),
+        ],
+    )
     def test_attention_is_exact_whatever_the_batches(self, x64, make, size):
         model = make(dtype=np.float64)
         gradient, hessian, ranges = full_hessian(model)

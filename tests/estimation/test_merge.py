@@ -44,6 +44,7 @@ def assert_equal(first: Statistics, second: Statistics) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), first, second)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=3))
 def test_any_order_of_merging_gives_the_whole(cuts):

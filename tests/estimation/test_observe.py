@@ -270,6 +270,7 @@ def test_gradient_tree_is_like_the_model():
     }
 
 
+@pytest.mark.slow
 def test_a_masked_model_is_observed_as_the_cut_one(x64):
     """What remains of a masked model has the statistics of the model that the cut leaves."""
     model = dense_model(layers=3, dtype=np.float64)

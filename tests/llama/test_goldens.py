@@ -75,6 +75,7 @@ def test_real(goldens, smollm2):
     assert np.abs(logits[:, 1::512] - goldens[0]["real/every_512th"]).max() > 1  # negative control: other tokens
 
 
+@pytest.mark.slow
 def test_real_in_bfloat16(goldens):
     try:
         model = load_model("smollm2-135m", "bfloat16")

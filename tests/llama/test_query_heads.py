@@ -171,6 +171,7 @@ def test_save_and_load(tmp_path):
     assert QUERY_HEADS not in keep_from_json(keep_to_json(whole))
 
 
+@pytest.mark.slow
 def test_every_estimator_scores_layers_of_different_groups():
     """A model with other numbers of query heads in its layers scores as the masked one that it is a cut of."""
     model = mixed_model()
@@ -187,6 +188,7 @@ def test_every_estimator_scores_layers_of_different_groups():
         assert not np.allclose(dense.scores(name)["mlp"], masked.scores(name)["mlp"], rtol=1e-2, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_statistics_at_query_head_gates():
     model = mixed_model()
     keep = keep_of(model)
