@@ -17,6 +17,7 @@ from saap_jax.evaluation.bench import Times, Workload, compile_programs
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
 from saap_jax.evaluation.targets import Costs, Target, held_bytes, targets_of, temporaries_of, workload_of
+from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, ModelConfig, SearchConfig, TargetsConfig
 from saap_jax.surgery import cut, pruned_spec
@@ -139,7 +140,7 @@ def test_a_table_is_what_models_took(monkeypatch):
             return 1.0 + sum(0.5 * layer.kv_heads + 0.01 * layer.mlp for layer in layers)
 
         def real(model):
-            return 1.1 * of(model) if len(model.spec.layers) == 3 else of(model)
+            return 1.1 * of(model) if all(layer.kv_heads and layer.mlp for layer in model.spec.layers) else of(model)
 
         return [[Times(real(p.model), 0.0, 0.1 * real(p.model)) for _ in range(repeats)] for p in programs]
 
@@ -154,8 +155,22 @@ def test_a_table_is_what_models_took(monkeypatch):
     assert table.tokens_per_second(narrow) == pytest.approx(10 / expected)
 
 
+def test_narrow_layers_are_timed_in_deeper_models():
+    """So that their weights do not stay in the cache: bytes are those of SmolLM2."""
+    widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
+    spec = LlamaSpec(vocab=8, embed=576, head_dim=64, layers=(widths,) * 30, tied=True)
+
+    def layers(kv_heads: int, mlp: int) -> int:
+        return latency.layers_of(spec, dataclasses.replace(widths, kv_heads=kv_heads, mlp=mlp), "float32")
+
+    assert layers(0, 1536) == -(-(2**28) // (4 * 576 * 3 * 1536)) == 26
+    assert layers(0, 768) == layers(1, 0) == 30  # no more than the model has
+    assert layers(0, 100 * 1536) == latency.FEWEST
+
+
 def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(latency, "LAYERS", 1)  # each program is compiled
+    monkeypatch.setattr(latency, "ENOUGH", 1)  # few layers, since each program is compiled
+    monkeypatch.setattr(latency, "FEWEST", 1)
     monkeypatch.setattr(latency, "POINTS", 1)
     config = PruneConfig(
         out=str(tmp_path / "out"),

@@ -1,8 +1,8 @@
 """Stage 4: how fast a model of any widths is on this device, from a table of sub-block times at a few widths.
 
-A layer's attention and its MLP are timed inside whole models of a few equal layers in which the other one is empty:
-t(width) = (time of that model - time of the model without any) / layers. So weights come from memory and not from
-the cache, as in a real model. A model's time is then
+A layer's attention and its MLP are timed inside whole models of equal layers in which the other one is empty:
+t(width) = (time of that model - time of the model without any) / layers. There are as many layers as it takes for their
+weights to come from memory and not from the cache, as in a real model. A model's time is then
 
     T = scale · (T_empty + Σ_l t_attention(kv_heads_l) + Σ_l t_mlp(channels_l)),
 
@@ -11,18 +11,23 @@ measured for it in the same rounds. All models take turns, and medians count.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.evaluation.bench import Programs, Times, Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, random_llama
 from saap_jax.llama.generate import decoder_of
 
-LAYERS = 6
-"""Equal layers of the models that are timed."""
+ENOUGH = 256 * 2**20
+"""Bytes of weights that the equal layers of a timed model take, unless the given model has not as many layers."""
+
+FEWEST = 2
+"""Layers of a timed model, at least."""
 
 POINTS = 4
 """Widths of a structure that are timed, beside none."""
@@ -85,16 +90,18 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, progres
     kv_heads, mlp = points(widest.kv_heads), points(widest.mlp)
     shapes = [dataclasses.replace(widest, kv_heads=k, mlp=0) for k in kv_heads]
     shapes += [dataclasses.replace(widest, kv_heads=0, mlp=width) for width in mlp[1:]]
+    layers = [layers_of(spec, shape, dtype) for shape in shapes]
     programs = [compile_programs(decoder_of(model), workload)]
-    for shape in shapes:
-        small = random_llama(dataclasses.replace(spec, layers=(shape,) * LAYERS), jax.random.key(0), dtype)
+    for shape, count in zip(shapes, layers, strict=True):
+        small = random_llama(dataclasses.replace(spec, layers=(shape,) * count), jax.random.key(0), dtype)
         programs.append(compile_programs(decoder_of(small), workload))
     whole, *parts = time_in_turns(programs, repeats, progress=progress)
 
     def phase(pick: Callable[[Times], float]) -> Phase:
         seconds = [spread(pick(each) for each in times).median for times in parts]
-        empty, attention, channels = seconds[0], seconds[1 : len(kv_heads)], seconds[len(kv_heads) :]
-        made = Phase(empty, layer_times(empty, attention), layer_times(empty, channels), 1.0)
+        empty, end = seconds[0], len(kv_heads)
+        attention = layer_times(empty, seconds[1:end], layers[1:end])
+        made = Phase(empty, attention, layer_times(empty, seconds[end:], layers[end:]), 1.0)
         table = LatencyTable(workload, "", kv_heads, mlp, made, made)
         return made._replace(scale=spread(pick(each) for each in whole).median / made.seconds(spec, table))
 
@@ -111,13 +118,23 @@ def points(widest: int) -> tuple[int, ...]:
     return tuple(sorted({round(widest * part / POINTS) for part in range(POINTS + 1)}))
 
 
-def layer_times(empty: float, seconds: Sequence[float]) -> tuple[float, ...]:
+def layers_of(spec: LlamaSpec, shape: LayerWidths, dtype: Any) -> int:
+    """Return the number of layers of such widths whose weights fill `ENOUGH`, no more than the model has.
+
+    A model of one layer is timed as `FEWEST` of it.
+    """
+    heads = 2 * shape.kv_heads * (shape.q_per_kv + 1) * spec.head_dim
+    layer = spec.embed * (heads + 3 * shape.mlp) * jnp.dtype(dtype).itemsize
+    return max(FEWEST, min(len(spec.layers), math.ceil(ENOUGH / max(layer, 1))))
+
+
+def layer_times(empty: float, seconds: Sequence[float], layers: Sequence[int]) -> tuple[float, ...]:
     """Return the time of one layer's sub-block at each width, from those of whole models; never less at a larger one.
 
-    >>> layer_times(1.0, [7.0, 4.0, 13.0])
+    >>> layer_times(1.0, [7.0, 4.0, 13.0], [6, 6, 6])
     (0.0, 1.0, 1.0, 2.0)
     """
-    each = [max(0.0, (second - empty) / LAYERS) for second in seconds]
+    each = [max(0.0, (second - empty) / count) for second, count in zip(seconds, layers, strict=True)]
     return (0.0, *np.maximum.accumulate([0.0, *each])[1:].tolist())
 
 
