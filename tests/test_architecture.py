@@ -60,6 +60,7 @@ REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
 CONFIGURATION = ("config.py", "config_recover.py", "config_use.py", "options.py")
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
+EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
 
 def imports_of(source: str) -> set[str]:
@@ -128,6 +129,12 @@ def test_every_field_is_read_somewhere(kind):
         by_name = kind.__name__.endswith("PerStructure")  # read by the structure's name
         pattern = r"getattr\(config\.\w+, name\)" if by_name else rf"\.{field.name}\b"
         assert any(re.search(pattern, source) for source in sources), f"nobody reads {kind.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_experiment_finds_what_it_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)
+    assert runpy.run_path(str(path))["__doc__"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
