@@ -25,10 +25,9 @@ from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.load import load_keep, resolve
 from saap_jax.pipeline import step
-from saap_jax.recovery import methods
 from saap_jax.recovery.checkpoints import Checkpoints, digest_of
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
-from saap_jax.recovery.methods import Method
+from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report import RunDirectory, provenance, write_scalars
@@ -114,10 +113,7 @@ def method_of(config: MethodConfig) -> Method:
         options |= {"rank": config.rank, "scale": config.scale, "matrices": config.matrices}
     if config.name == "groupwise":
         options |= {"bits": config.bits, "group_size": config.group_size, "rounding": config.rounding}
-    factory = getattr(methods, config.name, None)
-    if factory is None:
-        raise ValueError(f"method.name: {config.name} is not part of this installation; take full")
-    return factory(**options)
+    return METHODS[config.name](**options)
 
 
 def read_text(config: RecoverConfig, tokenizer: Any) -> Text:

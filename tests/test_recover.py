@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 from saap_jax import cli
 from saap_jax.config_recover import MethodConfig
+from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama import load_model
+from saap_jax.llama.quantized import Quantized
 from saap_jax.recover import method_of
 from saap_jax.report.records import read_candidates, read_run
 from tests.report.test_scalars import read
@@ -63,6 +66,22 @@ def test_recover(options, capsys, tmp_path):
     assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["lora", "groupwise"])
+def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path):
+    """What is saved is the merged model: the one that the last held-out loss was measured on, quantised or not."""
+    words = ["--method.name", method, *(("--method.group-size", "8") if method == "groupwise" else ())]
+    assert cli.main(["recover", *options, *words, "--training.learning-rate", "0.05"]) == 0
+    run = read_run(tmp_path / "runs" / "recover")
+    assert run["training"]["best_loss"] < 0.9 * run["training"]["first_loss"]
+    made, base = load_model(tmp_path / "runs" / "recover" / "model"), load_model(options[1])
+    assert isinstance(made.runs[0].mlp.down, Quantized if method == "groupwise" else nnx.Param)
+    assert made.spec == base.spec
+    assert (weight_bytes(made) == weight_bytes(base)) == (method == "lora")
+    np.testing.assert_array_equal(made.embedding[...], base.embedding[...])
+    assert not np.allclose(made.runs[0].mlp.down[...], base.runs[0].mlp.down[...], atol=1e-3)
+    assert run["after"]["ppl"] != run["before"]["ppl"]
 
 
 def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, tmp_path):
