@@ -115,6 +115,7 @@ def test_stability_over_one_scenario_is_refused_before_anything_is_loaded(score_
         comparison.compare(config)
 
 
+@pytest.mark.slow
 def test_a_comparison_over_scenarios(score_config, tmp_path):
     config = CompareConfig(
         name="several",

@@ -158,6 +158,7 @@ def test_what_a_kept_unit_can_stand_in_for_is_restored(propagate, x64):
     assert np.abs(whole - forward(biased, TOKENS, masks(keep))).max() > 0.01  # no constant does that
 
 
+@pytest.mark.slow
 def test_later_layers_make_up_for_earlier_ones():
     model = dense_model(layers=3, mlp=6)
     keep = existing_units(model.runs)

@@ -154,6 +154,7 @@ def test_overlapping_texts_are_refused(config, tmp_path):
         comparison.compare(other)
 
 
+@pytest.mark.slow
 def test_fusion_and_adaptive_search(config, tmp_path):
     """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)

@@ -168,6 +168,7 @@ def test_narrow_layers_are_timed_in_deeper_models():
     assert layers(0, 100 * 1536) == latency.FEWEST
 
 
+@pytest.mark.slow
 def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "ENOUGH", 1)  # few layers, since each program is compiled
     monkeypatch.setattr(latency, "FEWEST", 1)

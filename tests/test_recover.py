@@ -84,6 +84,7 @@ def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path)
     assert run["after"]["ppl"] != run["before"]["ppl"]
 
 
+@pytest.mark.slow
 def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, tmp_path):
     """On instruction data with distillation. A finished run is shown again; another configuration is refused."""
     data = tmp_path / "data.jsonl"

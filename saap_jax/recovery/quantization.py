@@ -94,7 +94,8 @@ Fitted = tuple[Int[Array, "rows group"], Float[Array, "rows"], Float[Array, "row
 def nearest(rows: Float[Array, "rows group"], levels: int) -> Fitted:
     """Round each group to the nearest of the levels + 1 values from its least to its largest weight.
 
-    α = (max − min)/levels, m = min, q = round((w − m)/α); a constant group has α = 0, q = 0 and is m exactly.
+    α = (max − min)/levels, m = min, q = round((w − m)/α); a constant group has α = 0, q = 0 and is m exactly. So
+    does one whose α is below the smallest normal float32 (1.2e-38), which XLA takes for 0.
     """
     low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
     return _on_grid(rows, low, (high - low) / levels, levels)

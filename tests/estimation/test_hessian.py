@@ -99,6 +99,7 @@ class TestAgainstTheFullHessian:
                 expected = (z * (hessian @ z))[ranges[name]]
                 np.testing.assert_allclose(value.probed[name][number].ravel(), expected, rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.slow
     def test_error_shrinks_as_one_over_the_root_of_the_probes(self, x64):
         """The mean squared error of n probes is Σ_{v≠u} H_uv² / n; probes of channels touch no attention gate."""
         _, hessian, ranges = full_hessian(dense_model(dtype=np.float64))
@@ -165,6 +166,7 @@ class TestOptions:
         assert scores["attention"].shape == (1, 0)
         assert (scores["mlp"] > 0).all()
 
+    @pytest.mark.slow
     def test_runs_only_when_asked_for_and_compiles_once(self):
         model, before = dense_model(), hessian_step._cache_size()
         observe(model, [(TOKENS, MASK)], frozenset(Statistic) - NEED)

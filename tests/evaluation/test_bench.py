@@ -96,6 +96,7 @@ def pruned_directory(tiny_model_directory, tmp_path_factory):
 FEW = ["--prompt-lengths", "6", "20", "--new-tokens", "4", "--repeats", "2"]
 
 
+@pytest.mark.slow
 def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
     names, out = [str(tiny_model_directory), str(pruned_directory)], tmp_path / "bench.json"
     assert cli.main(["bench", names[1], "--baseline", names[0], *FEW, "--json", str(out)]) == 0

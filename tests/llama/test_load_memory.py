@@ -83,6 +83,7 @@ print(loading, saving)
     assert load_model(tmp_path / "again").spec == SPEC
 
 
+@pytest.mark.slow
 def test_exports_hold_one_tensor(checkpoints, tmp_path):
     """Beside the model: a tensor, its transpose's rows, and while a Q8_0 is made its blocks and their roundings."""
     parts = """

@@ -96,11 +96,23 @@ class TestRounding:
     )
     @settings(max_examples=50, deadline=None)
     def test_any_group_is_within_a_step(self, row, fit):
-        """Constant groups, also of zeros, are exact; others are off by no more than a step of the whole range."""
+        """Constant groups, also of zeros, are exact; others are off by no more than a step of the whole range.
+
+        A step too small for a normal float32 is taken as 0, so that a group of such a range becomes constant.
+        """
         rows = np.asarray([row], np.float32)
         q, scale, offset = (np.asarray(each, np.float64) for each in fit(jnp.asarray(rows), 15))
         error = np.abs(q * scale[:, None] + offset[:, None] - rows).max()
-        assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max()
+        tiny = 15 * float(np.finfo(np.float32).tiny)
+        assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max() + tiny
+
+    def test_a_range_below_the_smallest_float_becomes_constant(self):
+        rows = np.zeros((1, 8), np.float32)
+        rows[0, 7] = np.finfo(np.float32).tiny
+        for fit in (nearest, searched):
+            q, scale, offset = map(np.asarray, fit(jnp.asarray(rows), 15))
+            assert np.isfinite([scale, offset]).all()
+            assert np.abs(q * scale[:, None] + offset[:, None] - rows).max() <= rows[0, 7]
 
     def test_constant_groups_are_exact(self):
         model = constant_groups(pruned_model())
