@@ -97,9 +97,9 @@ class TestLayersThatDeciCannotHold:
         model = random_model(spec_of((2, 2, 24), (1, 2, 0), (2, 2, 24)))
         without = cut(model, existing_units(model.runs) | {"attention": np.array([[1, 1], [0, 0], [1, 1]], bool)})
         norm = "model.layers.1.post_attention_layernorm.weight"  # llama.cpp has none in such a layer
-        tensors = gguf_file.model_tensors
+        tensors = gguf_file.gguf_tensors
         monkeypatch.setattr(gguf_file, "deci_widths", lambda spec: spec.layers)
-        monkeypatch.setattr(gguf_file, "model_tensors", lambda *args: [t for t in tensors(*args) if t.name != norm])
+        monkeypatch.setattr(gguf_file, "gguf_tensors", lambda *args: [t for t in tensors(*args) if t.name != norm])
         got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
         np.testing.assert_allclose(got, expected_logits(without, TOKENS), rtol=0, atol=1e-4)
         assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
