@@ -1,10 +1,12 @@
 """What does training bring back, and does quantising first cost anything? The study of recovery.
 
     SAAP_DATA=DATA python experiments/study_recovery.py run     # three seeds, 20 % and 50 %: about an hour on two cores
+    SAAP_DATA=DATA python experiments/study_recovery.py speed   # tokens a second of the first seed, on an idle machine
     python experiments/study_recovery.py report                 # its tables
 
-SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 32 (the groups of the
-quantisation), calibrated on C4. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
+SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 64 (the groups of the
+quantisation), calibrated on C4. Groups of 64, because this SmolLM2 comes from a file of 4-bit blocks of 32: rounding to
+those again would lose nothing. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
 tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
 takes several hundred times as much. Read the differences between arms, not how far recovery can go. Evaluated on
 WikiText-2 and Penn Treebank, neither of which is trained on. Appends to a run directory a seed, and goes on where it
@@ -17,7 +19,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +43,7 @@ from saap_jax.recover import method_of
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Plan, Training, train
 from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report import RunDirectory, read_run
 from saap_jax.report.records import read_candidates
@@ -51,25 +54,31 @@ SEEDS = (0, 1, 2)
 WINDOWS = 32
 SOURCES = (CALIBRATION, "instruct:instruct/alpaca_random9k.jsonl")
 ROW, BATCH, STEPS = 256, 4, 16
-SEARCH = dataclasses.replace(STUDIED, multiple_of=PerStructure(attention=1, mlp=32))
+GROUP = 64
+SEARCH = dataclasses.replace(STUDIED, multiple_of=PerStructure(attention=1, mlp=GROUP))
 
 
 class Arm(NamedTuple):
-    """A method, how fast it learns, and whether what it made is quantised afterwards."""
+    """A method, how fast it learns, and how what it made is rounded afterwards, to how many bits."""
 
-    method: str
+    method: str = ""
     rate: float = 0.0
-    quantised: bool = False
+    bits: int = 4
+    rounding: Literal["", "nearest", "search"] = ""
 
 
 ARMS = {
-    "pruned": Arm(""),
-    "pruned, rounded to 4 bits": Arm("", quantised=True),
+    "pruned": Arm(),
+    "pruned, then 4 bits": Arm(rounding="nearest"),
     "group-wise, 4 bits": Arm("groupwise", 1e-3),
     "LoRA": Arm("lora", 1e-3),
-    "LoRA, rounded to 4 bits": Arm("lora", 1e-3, quantised=True),
+    "LoRA, then 4 bits": Arm("lora", 1e-3, rounding="nearest"),
+    "LoRA, then 4 bits, scales searched": Arm("lora", 1e-3, rounding="search"),
     "all parameters": Arm("full", 5e-5),
+    "group-wise, 3 bits": Arm("groupwise", 1e-3, bits=3),
+    "LoRA, then 3 bits, scales searched": Arm("lora", 1e-3, bits=3, rounding="search"),
 }
+"""Group-wise training begins with searched scales, the default of `saap recover`."""
 
 
 def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path, arms: list[str]) -> None:
@@ -92,20 +101,23 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
             if f"{name}@{ratio:g}" in {row["candidate"] for row in run.candidates()}:
                 continue
             start = time.perf_counter()
-            made = recovered(ARMS[name], pruned, rows, seed, run.claim(f"checkpoints-{ratio:g}-{ARMS[name].method}"))
+            made = recovered(ARMS[name], pruned, rows, seed, run.claim(directory_of(ARMS[name], ratio)))
             seconds = time.perf_counter() - start
             losses = evaluated(made, texts)
             row = {"candidate": f"{name}@{ratio:g}", "losses": losses, "bytes": weight_bytes(made), "seconds": seconds}
-            if seed == SEEDS[0]:
-                row["tokens_per_second"] = speed(made)
             run.append(row)
             ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
             print(f"seed {seed}  {name:<28} {ratio:.0%} {ppl}  {seconds:.0f} s", flush=True)
 
 
-def chosen(run: RunDirectory, model: Llama, calibration: Windows) -> dict[float, Keep]:
+def directory_of(arm: Arm, ratio: float) -> str:
+    """Return the name of the checkpoints of a training, which arms that differ in rounding afterwards share."""
+    return f"checkpoints-{ratio:g}-{arm.method}" + (f"-{arm.bits}" if arm.method == "groupwise" else "")
+
+
+def chosen(run: RunDirectory, model: Llama, calibration: Windows | None) -> dict[float, Keep]:
     """Return which units are kept at each ratio, as the run holds them or by the defaults of `saap prune`."""
-    if not (run.path / "keeps.npz").exists():
+    if calibration is not None and not (run.path / "keeps.npz").exists():
         first = calibrate(model, calibration, ["saap"])
         path = select_path(model, first, {"calibration": calibration}, "saap", RATIOS, SEARCH)
         run.save_arrays("keeps", {f"{r}/{n}": kept for r, each in path.items() for n, kept in each.keep.items()})
@@ -129,7 +141,7 @@ def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -
     """Return the pruned model as an arm makes it; a training goes on from its checkpoint, or is read from its last."""
     model = pruned
     if arm.method:
-        method = method_of(MethodConfig(name=arm.method))  # type: ignore[arg-type]
+        method = method_of(MethodConfig(name=arm.method, bits=arm.bits, group_size=GROUP))  # type: ignore[arg-type]
         trained, frozen = split(method.prepare(pruned, jax.random.key(seed)), method.trainable)
         plan = Plan(BATCH, BATCH, 1, check_every=8, patience=0, seed=seed)
         schedule = Schedule(learning_rate=arm.rate, warmup=4, steps=STEPS)
@@ -138,17 +150,9 @@ def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -
             training = Training(trained, frozen, rows, None, Objective(), schedule, plan, about)
             outcome = train(training, checkpoints)
         model = method.merge(join(outcome.trained, frozen))
-    if arm.quantised:
-        from saap_jax.recovery.quantization import quantize
-
-        options = MethodConfig()
-        model = quantize(
-            model,
-            bits=options.bits,
-            group_size=options.group_size,
-            matrices=options.matrices,
-            rounding="nearest",
-        )
+    if arm.rounding:
+        matrices = MethodConfig().matrices
+        model = quantize(model, bits=arm.bits, group_size=GROUP, matrices=matrices, rounding=arm.rounding)
     return model
 
 
@@ -158,11 +162,20 @@ def evaluated(model: Llama, texts: dict[str, Windows]) -> dict[str, list[float]]
     return {source: (each.sums / each.counts).tolist() for source, each in losses.items()}
 
 
-def speed(model: Llama) -> float:
-    """Return the tokens a second of greedy decoding after 128 tokens, the median of five."""
-    program = compile_programs(decoder_of(model), Workload(1, LENGTH, 33))
-    [times] = time_in_turns([program], 5)
-    return 1 / spread(each.step for each in times).median
+def measure_speeds(model: Llama, tokenizer: Any, runs: Path) -> None:
+    """Time greedy decoding of what the arms made with the first seed, in turns; on an idle machine, after `run`."""
+    seed = SEEDS[0]
+    run = RunDirectory.open(runs / f"recovery-{seed}", read_run(runs / f"recovery-{seed}")["config"])
+    keeps, rows, speeds = chosen(run, model, None), rows_of(tokenizer, seed), {}
+    for ratio in RATIOS:
+        pruned = cut(model, keeps[ratio])
+        arms = [name for name in ARMS if f"{name}@{ratio:g}" in {row["candidate"] for row in run.candidates()}]
+        made = [recovered(ARMS[name], pruned, rows, seed, run.claim(directory_of(ARMS[name], ratio))) for name in arms]
+        programs = [compile_programs(decoder_of(each), Workload(1, LENGTH, 33)) for each in [model, *made]]
+        steps = [1 / spread(each.step for each in times).median for times in time_in_turns(programs, 5)]
+        speeds |= {f"{name}@{ratio:g}": step for name, step in zip(["dense", *arms], steps, strict=True)}
+        print({name: round(value, 1) for name, value in speeds.items()}, flush=True)
+    run.update(tokens_per_second=speeds)
 
 
 def print_tables(runs: Path, seeds: Sequence[int]) -> None:
@@ -172,7 +185,8 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
         print(f"no results below {runs} yet")
         return
     rows = [{row["candidate"]: row for row in read_candidates(runs / f"recovery-{seed}")[0]} for seed in present]
-    dense = read_run(runs / f"recovery-{present[0]}")["dense"]
+    record = read_run(runs / f"recovery-{present[0]}")
+    dense, measured = record["dense"], record.get("tokens_per_second", {})
     columns = [(source, ratio) for source in (WIKITEXT, TREEBANK) for ratio in RATIOS]
     whole = [arm for arm in ARMS if all(f"{arm}@{ratio:g}" in each for each in rows for ratio in RATIOS)]
     losses = {
@@ -189,9 +203,9 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
         ppl = [np.exp(losses[arm, *column].mean(axis=1)) for column in columns]
         cells = [f"{each.mean():.1f} ± {each.std(ddof=1):.1f}" if len(each) > 1 else f"{each[0]:.1f}" for each in ppl]
         cells += [f"{rows[0][f'{arm}@{ratio:g}']['bytes'] / 2**20:.0f}" for ratio in RATIOS]
-        speeds = [rows[0][f"{arm}@{ratio:g}"].get("tokens_per_second") for ratio in RATIOS]
+        speeds = [measured.get(f"{arm}@{ratio:g}") for ratio in RATIOS]
         print(f"| {arm} | " + " | ".join([*cells, *("-" if each is None else f"{each:.1f}" for each in speeds)]) + " |")
-    for base in (base for base in ("LoRA", "LoRA, rounded to 4 bits") if base in whole):
+    for base in (base for base in ("LoRA", "LoRA, then 4 bits") if base in whole):
         print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
         print("| arm | " + " | ".join(head[:4]) + " |\n|---" + "|---:" * 4 + "|")
         for arm in (arm for arm in whole if arm != base):
@@ -199,18 +213,25 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
             print(f"| {arm} | " + " | ".join(f"{v:+.1f} ({low:+.1f} to {high:+.1f})" for v, low, high in found) + " |")
 
 
+def model_and_tokenizer() -> tuple[Llama, Any]:
+    """Return those of SmolLM2-135M."""
+    return saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
+
+
 def main() -> None:
     """Run the study, or print what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("what", choices=("run", "speed", "report"))
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     arguments = parser.parse_args()
+    if arguments.what != "report" and "SAAP_DATA" not in os.environ:
+        parser.error("expected SAAP_DATA, the directory that holds text/, instruct/, wikitext2/ and ptb/")
+    if arguments.what == "speed":
+        measure_speeds(*model_and_tokenizer(), arguments.runs)
     if arguments.what == "run":
-        if "SAAP_DATA" not in os.environ:
-            parser.error("expected SAAP_DATA, the directory that holds text/, instruct/, wikitext2/ and ptb/")
-        model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
+        model, tokenizer = model_and_tokenizer()
         texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
         for seed in arguments.seeds:
             run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.arms)

@@ -1,9 +1,10 @@
-"""How fast are matrices read when one token passes through MLPs of a width? What bounds decoding of a cut model.
+"""How fast are matrices read when one token passes through MLPs of a width? What bounds decoding of cut models.
 
-    python experiments/benchmarks/matrix_vector.py [--embed 576] [--widths 1536 683] [--megabytes 300]
+    python experiments/benchmarks/matrix_vector.py [--embed 576] [--widths 1536 683] [--parts 2] [--megabytes 300]
 
 Gate and up are one matrix, as when decoding on a CPU; as many layers as take the megabytes, so that they come from
-memory. Prints the median time of a layer and bytes a second: of a width that XLA gives one core they are lower.
+memory. Each width is timed with whole matrices and with matrices in parts (`llama.fused.Shared`), in turns. Prints the
+median time of a layer and bytes a second: of a whole matrix that XLA gives one core they are lower.
 """
 
 import argparse
@@ -13,14 +14,34 @@ import time
 import jax
 import jax.numpy as jnp
 
+from saap_jax.llama.fused import Shared
+from saap_jax.llama.product import product
+
+Mlps = list[tuple[Shared, Shared]]
+
 
 @jax.jit
-def through(x: jax.Array, inputs: list[jax.Array], outputs: list[jax.Array]) -> jax.Array:
+def through(x: jax.Array, mlps: Mlps) -> jax.Array:
     """Return the residual stream behind all MLPs."""
-    for both, down in zip(inputs, outputs, strict=True):
-        gate, up = jnp.split(x @ both, 2, axis=-1)
-        x = x + (jax.nn.silu(gate) * up) @ down
+    for inputs, down in mlps:
+        gate, up = jnp.split(product("btd,df->btf", x, inputs), 2, axis=-1)
+        x = x + product("btf,fd->btd", jax.nn.silu(gate) * up, down)
     return x
+
+
+def mlps_of(embed: int, width: int, layers: int, parts: int) -> Mlps:
+    """Return that many MLPs, each with arrays of its own, without a `layers` axis."""
+
+    def shared(axes: tuple[str, ...], shape: tuple[int, ...], value: float) -> Shared:
+        return jax.tree.map(lambda leaf: leaf[0], Shared(axes, jnp.full((1, *shape), value), parts))
+
+    return [
+        (
+            shared(("layers", "embed", "mlp"), (embed, 2 * width), 1e-3 + 1e-6 * layer),
+            shared(("layers", "mlp", "embed"), (width, embed), 1e-3 + 1e-6 * layer),
+        )
+        for layer in range(layers)
+    ]
 
 
 def main() -> None:
@@ -28,20 +49,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embed", type=int, default=576)
     parser.add_argument("--widths", type=int, nargs="+", default=[1536, 683])
+    parser.add_argument("--parts", type=int, default=2)
     parser.add_argument("--megabytes", type=int, default=300)
     arguments = parser.parse_args()
     for width in arguments.widths:
         size = 4 * 3 * arguments.embed * width
         layers = max(1, round(1e6 * arguments.megabytes / size))
-        inputs = [jnp.full((arguments.embed, 2 * width), 1e-3 + 1e-6 * n) for n in range(layers)]
-        outputs = [jnp.full((width, arguments.embed), 1e-3 + 1e-6 * n) for n in range(layers)]
-        x, times = jnp.ones((1, arguments.embed)), []
-        for _ in range(31):
-            start = time.perf_counter()
-            jax.block_until_ready(through(x, inputs, outputs))
-            times.append(time.perf_counter() - start)
-        each = statistics.median(times[1:]) / layers
-        print(f"width {width:>5}, {layers} layers: {1e6 * each:.0f} us a layer, {size / each / 1e9:.1f} GB/s")
+        forms = {parts: mlps_of(arguments.embed, width, layers, parts) for parts in (1, arguments.parts)}
+        x, times = jnp.ones((1, 1, arguments.embed)), {parts: [] for parts in forms}
+        for turn in range(31):
+            for parts, mlps in forms.items():
+                start = time.perf_counter()
+                jax.block_until_ready(through(x, mlps))
+                if turn:  # the first round compiles
+                    times[parts].append(time.perf_counter() - start)
+        for parts, seconds in times.items():
+            each = statistics.median(seconds) / layers
+            print(f"width {width:>5}, {parts} parts: {1e6 * each:.0f} us a layer, {size / each / 1e9:.1f} GB/s")
 
 
 if __name__ == "__main__":

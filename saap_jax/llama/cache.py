@@ -25,7 +25,7 @@ from saap_jax.llama.model import (
     feed,
     project,
     rms_norm,
-    rotary_at,
+    rotary,
 )
 from saap_jax.llama.product import product
 
@@ -97,8 +97,9 @@ def extend(
     """
     slots = slot + jnp.arange(tokens.shape[1])
     positions = jnp.maximum(slots[None] - start[:, None], 0)
-    rotation = rotary_at(positions, model.runs[0].attention.output.shape[-2], model.constants)
-    seen = slots if empty else jnp.arange(max(run.keys.shape[-2] for run in cache))
+    count = max(run.keys.shape[-2] for run in cache)
+    rotation = _rotation(positions, count, model)
+    seen = slots if empty else jnp.arange(count)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
 
     def step(x: Array, inputs: tuple[DecoderLayer, RunCache]) -> tuple[Array, RunCache]:
@@ -113,6 +114,16 @@ def extend(
             x, run_cache = jax.lax.scan(step, x, (run, run_cache))
         extended.append(run_cache)
     return rms_norm(x, model.norm[...], model.constants.norm_eps), extended
+
+
+def _rotation(positions: Int[Array, "batch seq"], count: int, model: Llama) -> Rotation:
+    """Look up the rotation of positions below `count` in a table, made when the program is traced.
+
+    XLA would take sines and cosines into every layer that uses them, a twentieth of the time of a prompt on a CPU.
+    """
+    with jax.ensure_compile_time_eval():
+        cos, sin = rotary(count, model.runs[0].attention.output.shape[-2], model.constants)
+    return cos[positions], sin[positions]
 
 
 def _layer(

@@ -10,9 +10,10 @@ import pytest
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama import Constants, RopeScaling
 from saap_jax.llama.cache import cache_bytes, empty_cache, extend, single_layers
-from saap_jax.llama.fused import FusedAttention, FusedMlp, fused_layers
+from saap_jax.llama.fused import FusedAttention, FusedMlp, Shared, fused_layers
 from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
 from saap_jax.llama.model import Attention
+from saap_jax.llama.product import product
 from saap_jax.llama.sample import Sampling, settings_of
 from saap_jax.surgery import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
@@ -223,11 +224,37 @@ def test_fused_layers_are_the_same_function_of_larger_matrices(name):
     assert type(model.runs[0].attention) is Attention  # the model that it was made of is as it was
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 16])
+def test_products_of_shared_matrices_are_those_of_the_matrix(rows, parts):
+    axes, sizes = ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), (3, 2, 5, 4)
+    value = jnp.asarray(np.random.default_rng(0).normal(size=(1, *sizes)))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(*rows, 30)))
+    shared = Shared(axes, value, parts)
+    assert shared.shape == value.shape
+    np.testing.assert_array_equal(shared.dense(), value)
+    layer = jax.tree.map(lambda leaf: leaf[0], shared)
+    assert layer.shape == sizes
+    expected = jnp.einsum("btf,fd->btd", x, value.reshape(30, 4))
+    np.testing.assert_allclose(product("btf,fd->btd", x, layer), expected, rtol=0, atol=1e-6)
+    assert np.abs(product("btf,fd->btd", jnp.roll(x, 1, axis=-1), layer) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
+def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
+    """One row is the case in which matrices are read in parts."""
+    model = MODELS[name]()
+    fused = fused_layers(model, parts)
+    for prompt in PROMPTS:
+        assert generate(fused, [prompt], max_new_tokens=6, stop_tokens=()) == [recomputed(model, prompt, 6)]
+
+
 def test_fused_layers_with_a_column_moved_are_another_function():
     model, tokens = dense_model("gqa"), random_tokens(2, 7)
     fused = fused_layers(model)
-    attention = fused.runs[0].attention
-    attention.inputs[...] = jnp.roll(attention.inputs[...], 1, axis=-1)
+    inputs = fused.runs[0].attention.inputs
+    inputs.parts[...] = jnp.roll(inputs.parts[...], 1, axis=-1)
     assert np.abs(forward(fused, tokens) - forward(model, tokens)).max() > 1e-3
 
 
