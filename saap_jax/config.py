@@ -292,6 +292,9 @@ class ExportConfig:
     are, with code for transformers. `gguf`: a file for llama.cpp."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Type of the stored matrices; q8_0 is for gguf alone."""
+    dequantize: bool = False
+    """Write quantised matrices in `dtype`. Without it, gguf takes those of 4 bits in groups of 32 as they are and
+    refuses others; the other formats always dequantise."""
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, ExportConfig.__annotations__["format"])

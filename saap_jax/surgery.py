@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_query_heads, existing_units, run_bounds
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, STRUCTURES, Gates, Keep
@@ -27,8 +28,9 @@ def cut(model: Llama, keep: Keep) -> Llama:
 
     Raises:
         ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or one whose query heads
-            are not the same number in each KV head of a layer.
+            are not the same number in each KV head of a layer, or a model whose matrices are not plain floats.
     """
+    check_plain(model, "cut")
     check_keep(keep, model.runs)
     layers: list[DecoderLayer] = []
     for run, bounds in zip(model.runs, run_bounds(model.runs), strict=True):

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.product import Matrix, check_plain, is_parameter
 from saap_jax.types import PRUNABLE_AXES
 
 
@@ -57,8 +58,9 @@ def discover(model: Llama) -> dict[str, Structure]:
     """Return the coupled structures of a model (concrete, traced or abstract) by name.
 
     Raises:
-        ValueError: a parameter carries no axis names, or two prunable ones.
+        ValueError: a parameter carries no axis names, or two prunable ones, or matrices are not plain floats.
     """
+    check_plain(model, "pruning")
     structures = {}
     for axis, name in PRUNABLE_AXES.items():
         layouts = [_layout(run, axis) for run in model.runs]
@@ -82,7 +84,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
     """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one run."""
     members, units, each = [], set(), 0
     for path, parameter in parameters_by_path(run).items():
-        axes = parameter.get_metadata().get("axes", ())
+        axes = getattr(parameter, "axes", ())
         if len(axes) != len(parameter.shape):
             raise ValueError(f"parameter {path}: expected an axis name a dimension, got {axes} for {parameter.shape}")
         prunable = [name for name in axes if name in PRUNABLE_AXES]
@@ -98,9 +100,12 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
     return tuple(sorted(members, key=lambda member: (member.writes, member.path))), units.pop(), each
 
 
-def parameters_by_path(tree: Any) -> dict[str, nnx.Variable]:
-    """Return the parameters of a module keyed by path, such as `mlp/gate`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
+    """Return the parameters of a module keyed by path, such as `mlp/gate`.
+
+    What stands in the place of one (`Matrix`) is there under its path, with the shape and axes of the parameter.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

@@ -23,6 +23,7 @@ from saap_jax.estimation.hessian import hessian_step, joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
+from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
@@ -50,8 +51,10 @@ def observe(
 
     Raises:
         ValueError: no example, misplaced padding, or a loss, gradient or activation that is not finite (with the
-            statistic, the parameter or structure, the layer and, where it can be told, the example).
+            statistic, the parameter or structure, the layer and, where it can be told, the example); a model whose
+            matrices are not plain floats.
     """
+    check_plain(model, "observing")
     batches = list(batches)
     _check_batches(batches)
     statistics = _observe(model, batches, needs, gates, curvature or Curvature(), remat, progress)

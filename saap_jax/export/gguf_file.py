@@ -8,13 +8,14 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
+from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.widths import added_parameters, deci_widths
 from saap_jax.llama.gguf_layout import ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
 from saap_jax.llama.hf_config import fits_plain_config
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LayerWidths, LlamaSpec
-from saap_jax.llama.write import Tensor, converted, model_tensors
+from saap_jax.llama.write import Tensor, converted
 
 _TYPES = {
     "float32": (Type.F32, gguf.LlamaFileType.ALL_F32),
@@ -22,6 +23,11 @@ _TYPES = {
     "bfloat16": (Type.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+
+_FILE_TYPES = {name: kinds[1] for name, kinds in _TYPES.items()} | {"q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
+
+_BLOCKS = np.dtype(np.uint8)
+"""Type of the rows of a matrix that comes as blocks of Q4_1."""
 
 _FLOAT16 = np.dtype(np.float16)
 
@@ -39,16 +45,17 @@ class Written(NamedTuple):
 def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: Sequence[Pair]) -> Written:
     """Write a model as one GGUF file; `dtype` is that of its matrices, vectors stay float32.
 
-    `vocabulary` is the tokenizer's metadata. One tensor at a time is in memory beside the model. Raises `ValueError`
-    for a matrix whose values are beyond float16.
+    Matrices of 4 bits in groups of 32 become Q4_1 whatever `dtype`, their integers as they are. `vocabulary` is the
+    tokenizer's metadata. One tensor at a time is in memory beside the model. Raises `ValueError` for a matrix whose
+    values are beyond float16, or that is quantised otherwise.
     """
-    spec = model.spec
+    blocks, spec = check_blocks(model), model.spec
     uniform = fits_plain_config(spec)
     architecture, layers = ("llama", spec.layers) if uniform else ("deci", deci_widths(spec))
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value, kind in [*_attributes(spec, layers, architecture, name, dtype), *vocabulary]:
+    for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
-    tensors = [_in_gguf(tensor, spec, layers) for tensor in model_tensors(model, layers) if 0 not in tensor.shape]
+    tensors = [_in_gguf(tensor, spec, layers) for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
     unread = {f"blk.{index}.attn_norm.weight" for index, layer in enumerate(layers) if not layer.kv_heads}
     tensors = [tensor for tensor in tensors if tensor.name not in unread]  # llama.cpp refuses tensors it does not use
     tensors += _rope_factors(spec)
@@ -80,8 +87,8 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     }
     pairs: list[Pair] = [
         ("general.name", name, text),
-        ("general.file_type", int(_TYPES[dtype][1]), integer),
-        *([("general.quantization_version", gguf.GGML_QUANT_VERSION, integer)] if dtype == "q8_0" else []),
+        ("general.file_type", int(_FILE_TYPES[dtype]), integer),
+        *([("general.quantization_version", gguf.GGML_QUANT_VERSION, integer)] if dtype in ("q8_0", "q4_1") else []),
         (f"{arch}.vocab_size", spec.vocab, integer),
         (f"{arch}.context_length", constants.max_positions, integer),
         (f"{arch}.embedding_length", spec.embed, integer),
@@ -109,7 +116,7 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, layers: Sequence[LayerWidths]) -> 
     if not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
     heads = tensor.shape[0] // spec.head_dim
-    return Tensor(name, tensor.shape, lambda: permute(tensor.read(), heads))
+    return Tensor(name, tensor.shape, lambda: permute(tensor.read(), heads), tensor.dtype)
 
 
 def _rope_factors(spec: LlamaSpec) -> list[Tensor]:
@@ -123,11 +130,15 @@ def _rope_factors(spec: LlamaSpec) -> list[Tensor]:
 def _type_of(tensor: Tensor, dtype: str) -> Type:
     if len(tensor.shape) == 1:
         return Type.F32
+    if tensor.dtype == _BLOCKS:
+        return Type.Q4_1
     kind = _TYPES[dtype][0]
     return Type.F16 if kind == Type.Q8_0 and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
 
 
 def _stored(tensor: Tensor, kind: Type) -> np.ndarray:
+    if kind == Type.Q4_1:
+        return tensor.read()
     if kind == Type.F16:
         return converted(tensor, _FLOAT16)
     values = converted(tensor, np.dtype(np.float32))

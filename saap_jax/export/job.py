@@ -15,6 +15,7 @@ from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.load import resolve
+from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.llama.tokenizer import Tokenizer
 from saap_jax.llama.write import new_output
 
@@ -58,11 +59,14 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         with step("load the model"):
             model = load_model(source)
             tokenizer, notes = _tokenizer(source)
+        written, more = _in_floats(config, model)
+        blocks = written is model and quantization_of(model) is not None
+        notes += more
         tokens = sample_tokens(tokenizer, model.spec.vocab, model.constants.max_positions)
         with step("write"):
-            kind, added, more = _write(config, model, tokenizer, source, place)
+            kind, added, more = _write(config, written, tokenizer, source, place)
         with step("read back and compare"):
-            agreement = check_agreement(model, load_model(place), tokens, config.dtype)
+            agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
     return Exported(
@@ -81,6 +85,16 @@ def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
         return load_tokenizer(source), ()
     except FileNotFoundError:
         return None, (f"{source} has no tokenizer, so there is none in what was written either",)
+
+
+def _in_floats(config: ExportConfig, model: Llama) -> tuple[Llama, tuple[str, ...]]:
+    """Return the model as the format takes it: dequantised, with a note, unless as blocks of GGUF."""
+    if (quantization := quantization_of(model)) is None:
+        return model, ()
+    if config.format == "gguf" and not config.dequantize:
+        return model, ("quantised matrices are Q4_1: their integers as they are, scales and offsets in float16",)
+    note = f"matrices of {quantization.bits} bits were dequantised to {config.dtype}, so the model is no smaller there"
+    return dequantized(model), (note,)
 
 
 def _write(

@@ -19,7 +19,7 @@ were still dry. By morning there were eleven of 24, and nobody spoke of the brid
 
 LENGTH = 96
 
-TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2, "q8_0": 1e-1}
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2, "q8_0": 1e-1, "q4_1": 1e-2}
 """Type of the exported weights -> largest accepted deviation of the logits, as a share of their spread."""
 
 
@@ -52,8 +52,12 @@ def sample_tokens(tokenizer: Tokenizer | None, vocab: int, max_positions: int) -
     return np.asarray([ids], np.int32)
 
 
-def check_agreement(source: Llama, exported: Llama, tokens: Int[np.ndarray, "1 seq"], dtype: str) -> Agreement:
+def check_agreement(
+    source: Llama, exported: Llama, tokens: Int[np.ndarray, "1 seq"], dtype: str, *, blocks: bool = False
+) -> Agreement:
     """Compare two models on tokens, int32; `dtype` names the type of the exported weights.
+
+    `blocks` says that quantised matrices were written as Q4_1, whose scales are float16.
 
     Raises:
         ValueError: the deviation is above `TOLERANCES[dtype]`.
@@ -67,7 +71,7 @@ def check_agreement(source: Llama, exported: Llama, tokens: Int[np.ndarray, "1 s
         largest=float(difference.max()),
         deviation=float(np.sqrt(np.mean(difference**2)) / max(logits.std(), 1e-12)),
         argmax=float(np.mean(logits.argmax(-1) == others.argmax(-1))),
-        tolerance=TOLERANCES[dtype],
+        tolerance=max(TOLERANCES[dtype], TOLERANCES["q4_1"] if blocks else 0.0),
     )
     if not agreement.deviation <= agreement.tolerance:
         raise ValueError(

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
 
 PER_LAYER_TYPE = "saap_llama"
@@ -55,7 +56,10 @@ _PER_LAYER_ONLY = {
 }
 """The same, of a config with one width a layer."""
 
-_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, "auto_map"}
+_QUANTIZATION = "saap_quantization"
+"""How the matrices are quantised: bits, group_size and their names; absent where none is."""
+
+_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map"}
 
 _ROPE_KEYS = {
     "default": set(),
@@ -178,6 +182,30 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
         "eos_token_id": (eos[0] if len(eos) == 1 else list(eos)) if eos else None,
         "torch_dtype": dtype,
     }
+
+
+def quantization_to_config(quantization: Quantization) -> dict[str, Any]:
+    """Return the entry of a per-layer `config.json` that says how matrices are quantised."""
+    return {_QUANTIZATION: quantization._asdict() | {"matrices": list(quantization.matrices)}}
+
+
+def quantization_from_config(config: dict[str, Any], where: str) -> Quantization | None:
+    """Return how the matrices of a checkpoint are quantised; None if they are floats."""
+    entry = config.get(_QUANTIZATION)
+    if entry is None:
+        return None
+    names = entry.get("matrices") if isinstance(entry, dict) else None
+    if (
+        not isinstance(names, list)
+        or entry.keys() != set(Quantization._fields)
+        or names != [name for name in MATRICES if name in names]
+        or entry["bits"] not in PLANES
+    ):
+        raise ValueError(
+            f"{where}: expected {_QUANTIZATION} to have bits ({', '.join(map(str, PLANES))}), group_size and matrices "
+            f"(some of {', '.join(MATRICES)}, in this order), got {entry!r}"
+        )
+    return Quantization(entry["bits"], _integer(entry, "group_size", f"{where}: {_QUANTIZATION}"), tuple(names))
 
 
 def fits_plain_config(spec: LlamaSpec) -> bool:

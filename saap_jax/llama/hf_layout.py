@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 
 from saap_jax.llama.model import Llama
+from saap_jax.llama.product import sides
+from saap_jax.llama.quantized import Quantization
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.spec import LlamaSpec
 
@@ -35,6 +37,11 @@ _LAYER = {
     "mlp/down_bias": "mlp.down_proj",
 }
 
+PACKED = "weight_packed"
+
+QUANTIZED = {"packed": PACKED, "scale": "weight_scale", "offset": "weight_offset"}
+"""Array of a quantised matrix -> the last part of the name of its tensor, `[outputs, groups * bytes or groups]`."""
+
 
 class Checkpoint(NamedTuple):
     """An opened source of tensors under Hugging Face names; `read` returns one of them, in a dtype of its own."""
@@ -43,6 +50,7 @@ class Checkpoint(NamedTuple):
     spec: LlamaSpec
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
+    quantization: Quantization | None = None
 
 
 class Stored(NamedTuple):
@@ -76,7 +84,11 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
         else:
             _, run, name = path.split("/", 2)
             layers = range(bounds[int(run)].start, bounds[int(run)].stop)
-            kind = "bias" if name.endswith("_bias") else "weight"
+            whole, _, part = name.rpartition("/")
+            if part in QUANTIZED:
+                name, kind = whole, QUANTIZED[part]
+            else:
+                kind = "bias" if name.endswith("_bias") else "weight"
             names = tuple(f"model.layers.{layer}.{_LAYER[name]}.{kind}" for layer in layers)
             shape, axes = variable.shape[1:], variable.axes[1:]
         stored.append(Stored(path, variable, names, shape if path == "embedding" else stored_shape(axes, shape)))
@@ -94,5 +106,5 @@ def stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
     """Return the stored shape `[outputs, inputs]` of a matrix with the given axes and sizes; of a vector, its own."""
     if len(shape) == 1:
         return shape
-    inputs = 1 if axes[0] == "embed" else len(shape) - 1
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    inputs, outputs = sides(axes, shape)
+    return math.prod(outputs), math.prod(inputs)

@@ -17,10 +17,19 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
-from saap_jax.llama.hf_config import read_json, spec_from_config
-from saap_jax.llama.hf_layout import EMBEDDING, UNEMBEDDING, Checkpoint, Stored, stored_parameters, tensor_shapes
+from saap_jax.llama.hf_config import quantization_from_config, read_json, spec_from_config
+from saap_jax.llama.hf_layout import (
+    EMBEDDING,
+    PACKED,
+    UNEMBEDDING,
+    Checkpoint,
+    Stored,
+    stored_parameters,
+    tensor_shapes,
+)
 from saap_jax.llama.load_gguf import open_gguf
 from saap_jax.llama.model import Llama, abstract_llama
+from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.types import Keep
 
 PACKAGED = "smollm2-135m"
@@ -37,6 +46,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 def load_model(name: str | Path, dtype: Any = "float32") -> Llama:
     """Load a LLaMA-family model, its parameters in `dtype` (float32, bfloat16, float16; float64 under x64).
 
+    Matrices that were saved quantised stay so.
+
     `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
     `save_model`; or a hub name "org/name". Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor,
     file or attribute.
@@ -44,11 +55,14 @@ def load_model(name: str | Path, dtype: Any = "float32") -> Llama:
     target = _parameter_dtype(dtype)
     path = resolve(name)
     checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
-    stored, treedef = stored_parameters(abstract_llama(checkpoint.spec, target))
+    abstract = abstract_llama(checkpoint.spec, target)
+    if checkpoint.quantization is not None:
+        abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
+    stored, treedef = stored_parameters(abstract)
     _check_tensors(checkpoint, stored)
     leaves = []
     for item in stored:
-        leaves.append(item.variable.replace(_read_parameter(checkpoint, item, target)))
+        leaves.append(item.variable.replace(_read_parameter(checkpoint, item)))
         if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
             _check_duplicate(checkpoint, np.asarray(leaves[-1][...]))
     return jax.tree_util.tree_unflatten(treedef, leaves)
@@ -122,7 +136,8 @@ def _parameter_dtype(dtype: Any) -> Any:
 
 def _open_directory(directory: Path) -> Checkpoint:
     config = directory / "config.json"
-    spec = spec_from_config(read_json(config), str(config))
+    content = read_json(config)
+    spec = spec_from_config(content, str(config))
     files = _tensor_files(directory)
     shapes, homes = {}, {}
     for file, expected in files.items():
@@ -140,10 +155,13 @@ def _open_directory(directory: Path) -> Checkpoint:
             view = handle.get_slice(name)
             if _IGNORED.fullmatch(name):
                 continue
-            if view.get_dtype() not in _FLOATS:
-                raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected floating point")
+            packed = name.endswith(PACKED)
+            if view.get_dtype() not in ({"U8"} if packed else _FLOATS):
+                expected_dtype = "bytes (U8)" if packed else "floating point"
+                raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected {expected_dtype}")
             shapes[name] = tuple(view.get_shape())
     checkpoint = Checkpoint(str(directory), spec, shapes, lambda name: homes[name].get_tensor(name))
+    checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
     if spec.output_biases:
         _drop_zero_biases(checkpoint)
     return checkpoint
@@ -198,7 +216,8 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
             )
 
 
-def _read_parameter(checkpoint: Checkpoint, item: Stored, dtype: Any) -> jax.Array:
+def _read_parameter(checkpoint: Checkpoint, item: Stored) -> jax.Array:
+    dtype = jnp.dtype(item.variable.dtype)
     buffer = _aligned_empty(item.variable.shape, dtype)
     for index, name in enumerate(item.names):
         into = buffer[index] if item.stacked else buffer

@@ -10,7 +10,7 @@ fractional zero points, and tiles that do not divide an axis, and packs nothing 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from saap_jax.llama.model import Llama, param
-from saap_jax.llama.product import Matrix, Weight, sides
+from saap_jax.llama.product import Matrix, Weight, inputs_and_outputs, sides
 
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 """Bits of an integer -> how they are split into parts that fill a byte; the lowest bits first."""
@@ -65,7 +65,7 @@ class Quantized(Matrix):
         sizes: tuple[int, ...],
         bits: int,
         group_size: int,
-        arrays: tuple[Array, Array, Array],
+        arrays: tuple[Any, Any, Any],
     ) -> None:
         self.axes = axes
         self.sizes = sizes
@@ -253,3 +253,24 @@ def with_matrices(
             block = getattr(run, MATRICES[name])
             setattr(block, name, function(getattr(block, name)))
     return new
+
+
+def abstract_quantized(model: Llama, quantization: Quantization, where: str) -> Llama:
+    """Return an abstract model with quantised matrices in the place of those named.
+
+    Raises `ValueError`, naming `where` that was said, if a matrix has no whole number of groups.
+    """
+    bits, group_size, names = quantization
+
+    def one(weight: Weight) -> Weight:
+        inputs, outputs = inputs_and_outputs(weight)
+        if inputs % group_size:
+            raise ValueError(
+                f"{where}: expected a group_size that divides the inputs of matrices, {inputs}, got {group_size}"
+            )
+        groups = (weight.shape[0], inputs // group_size)
+        packed = jax.ShapeDtypeStruct((*groups, group_size * bits // 8, outputs), jnp.uint8)
+        scale, offset = (jax.ShapeDtypeStruct((*groups, outputs), jnp.float32) for _ in range(2))
+        return Quantized(weight.axes, tuple(weight.shape[1:]), bits, group_size, (packed, scale, offset))
+
+    return with_matrices(model, one, names)

@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.llama.hf_config import config_from_spec
+from saap_jax.llama.hf_config import config_from_spec, quantization_to_config
 from saap_jax.llama.model import Llama
+from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
@@ -18,28 +19,35 @@ def save_model(
 ) -> Path:
     """Write `model.safetensors`, `config.json`, tokenizer files and `keep.json` to a new directory; return its path.
 
-    `dtype` converts the parameters (None keeps theirs). `keep`, `[layers, units]` a structure, says which units of
-    the original model are left; it must agree with the widths of `model`. Everything goes to a hidden sibling
-    directory that is renamed at the end, so nothing incomplete appears under the final name. One tensor at a time is
-    held beside the model.
+    `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
+    `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
+    `model`. Everything goes to a hidden sibling directory that is renamed at the end, so nothing incomplete appears
+    under the final name. One tensor at a time is held beside the model.
 
-    Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model, `OSError` if the disk
-    is full; in each case nothing is left behind.
+    Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
+    merged, `OSError` if the disk is full; in each case nothing is left behind.
     """
     if keep is not None:
         _check_keep(keep, model)
     stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
     if stored_dtype.name not in CODES:
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
-    target = Path(directory).expanduser()
+    config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
     with new_output(target, "the model") as place:
         write_tensors(model_tensors(model), place / "model.safetensors", stored_dtype)
-        write_json(config_from_spec(model.spec, stored_dtype.name), place / "config.json")
+        write_json(config, place / "config.json")
         if keep is not None:
             write_json(_keep_record(keep), place / "keep.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(str(place))
     return target
+
+
+def _config(model: Llama, dtype: str) -> dict[str, Any]:
+    """Return the `config.json`; of a quantised model one that other readers refuse, as they would misread it."""
+    if (quantization := quantization_of(model)) is None:
+        return config_from_spec(model.spec, dtype)
+    return config_from_spec(model.spec, dtype, per_layer=True) | quantization_to_config(quantization)
 
 
 def _check_keep(keep: Keep, model: Llama) -> None:

@@ -13,10 +13,13 @@ import numpy as np
 
 from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
 from saap_jax.llama.model import Llama
+from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""Name of a dtype -> how safetensors calls it."""
+"""Name of a dtype of parameters -> how safetensors calls it."""
+
+_BYTES = {"uint8": "U8"}
 
 
 class Tensor(NamedTuple):
@@ -25,6 +28,8 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    dtype: np.dtype | None = None
+    """How it is stored, where that is not up to the writer: of the arrays of a quantised matrix."""
 
 
 def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> list[Tensor]:
@@ -33,9 +38,13 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
     With `layers`, one entry a layer, every layer is widened to the widths given there by units of zeros, which change
     no logit: an added channel or head enters an output projection whose rows for it are zero.
 
-    Raises `ValueError` if a layer is wider than what is asked for.
+    The arrays of quantised matrices are as they are.
+
+    Raises `ValueError` if a layer is wider than what is asked for, or a quantised matrix (that is not empty) would have
+    to be widened.
     """
-    wanted = model.spec.layers if layers is None else tuple(layers)
+    own = model.spec.layers
+    wanted = own if layers is None else tuple(layers)
     tensors = []
     for item in stored_parameters(model)[0]:
         start = 0 if not item.stacked else int(item.names[0].split(".")[2])
@@ -43,9 +52,18 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
             size = {}
             if item.stacked:
                 widths = wanted[start + index]
+                if isinstance(item.variable, QuantizedArray) and widths != own[start + index] and item.variable.size:
+                    _check_kept(item.path, own[start + index], widths)
                 size = {"kv_heads": widths.kv_heads, "q_per_kv": widths.q_per_kv, "mlp": widths.mlp}
             tensors.append(_tensor(item, index, name, size))
     return tensors
+
+
+def _check_kept(path: str, own: LayerWidths, wanted: LayerWidths) -> None:
+    """Raise ValueError if the widths of the sub-block that a quantised matrix belongs to are to change."""
+    names = ("mlp",) if "/mlp/" in path else ("kv_heads", "q_per_kv")
+    if any(getattr(own, name) != getattr(wanted, name) for name in names):
+        raise ValueError(f"{path}: expected widths of {own} for a quantised matrix, got {wanted}; dequantise the model")
 
 
 def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> None:
@@ -57,9 +75,14 @@ def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> Non
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        size = int(np.prod(tensor.shape)) * dtype.itemsize
+        stored = tensor.dtype or dtype
+        size = int(np.prod(tensor.shape)) * stored.itemsize
         offsets = [offset, offset + size]
-        header[tensor.name] = {"dtype": CODES[dtype.name], "shape": list(tensor.shape), "data_offsets": offsets}
+        header[tensor.name] = {
+            "dtype": (CODES | _BYTES)[stored.name],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -67,7 +90,7 @@ def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> Non
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for tensor in tensors:
-            file.write(converted(tensor, dtype).reshape(-1).view(np.uint8).data)
+            file.write(converted(tensor, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -135,7 +158,8 @@ def _tensor(item: Stored, index: int, name: str, size: dict[str, int]) -> Tensor
             array = np.pad(array, [(0, wide - length) for wide, length in zip(want, have, strict=True)])
         return array if item.path == "embedding" else array.reshape(shape[::-1]).T
 
-    return Tensor(name, shape, read)
+    fixed = np.dtype(item.variable.dtype) if isinstance(item.variable, QuantizedArray) else None
+    return Tensor(name, shape, read, fixed)
 
 
 def _layer(item: Stored, index: int) -> np.ndarray:

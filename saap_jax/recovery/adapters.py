@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -74,19 +75,26 @@ def adapted(
 
     A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
     """
-    count = iter(range(10**9))
+    every = [getattr(getattr(run, MATRICES[name]), name) for run in model.runs for name in matrices]
+    if any(isinstance(matrix, Adapted) for matrix in every):
+        raise ValueError("model: expected one without adapters, got one that has them; merge them first")
+    shapes = [_shape_of_a(matrix, rank, group_size) for matrix in every]
+    # One draw, cut up on the host: a draw for each shape would compile a program for each.
+    flat = np.asarray(jax.random.uniform(key, (sum(map(math.prod, shapes)),), jnp.float32, -1.0, 1.0))
+    pieces = iter(np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1]))
 
     def adapt(matrix: Weight) -> Weight:
-        if isinstance(matrix, Adapted):
-            raise ValueError("model: expected one without adapters, got one that has them; merge them first")
-        inputs, outputs = inputs_and_outputs(matrix)
-        seen = inputs if group_size is None else inputs // group_size
-        each, bound = jax.random.fold_in(key, next(count)), max(seen, 1) ** -0.5
-        a = jax.random.uniform(each, (matrix.shape[0], seen, rank), jnp.float32, -bound, bound)
-        b = jnp.zeros((matrix.shape[0], rank, outputs), jnp.float32)
-        return Adapted(matrix, a, b, scale / rank, group_size)
+        shape = _shape_of_a(matrix, rank, group_size)
+        a = next(pieces).reshape(shape) * np.float32(max(shape[1], 1) ** -0.5)
+        b = np.zeros((matrix.shape[0], rank, inputs_and_outputs(matrix)[1]), np.float32)
+        return Adapted(matrix, jnp.asarray(a), jnp.asarray(b), scale / rank, group_size)
 
     return with_matrices(model, adapt, matrices)
+
+
+def _shape_of_a(matrix: Weight, rank: int, group_size: int | None) -> tuple[int, int, int]:
+    inputs, _ = inputs_and_outputs(matrix)
+    return matrix.shape[0], inputs // (group_size or 1), rank
 
 
 def merged(model: Llama) -> Llama:
@@ -98,7 +106,11 @@ def merged(model: Llama) -> Llama:
     Raises:
         ValueError: an adapter over single inputs beside a quantised matrix, which its zero points cannot take.
     """
+    return _merged(model)
 
+
+@jax.jit  # one program for all matrices, where each by itself would compile several
+def _merged(model: Llama) -> Llama:
     def merge(matrix: Weight) -> Weight:
         if not isinstance(matrix, Adapted):
             return matrix

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from saap_jax.llama.generate import power_of_two
 from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices
@@ -26,7 +27,8 @@ SHRINK = 24
 
 LEAST = 0.5
 
-_ROWS = 2**15  # groups that are quantised at once: 4 MiB of floats with 32 weights each, one program for all matrices
+_FEWEST, _ROWS = 2**8, 2**15
+"""Groups that are quantised at once, a power of two: 4 MiB of floats with 32 weights each; few programs for all."""
 
 
 def quantize(
@@ -55,7 +57,7 @@ def quantize(
     def one(weight: Weight) -> Weight:
         inputs, outputs = inputs_and_outputs(weight)
         arrays = [
-            quantize_matrix(np.asarray(layer, np.float32).reshape(inputs, outputs), bits, group_size, rounding)
+            quantize_matrix(layer.astype(np.float32).reshape(inputs, outputs), bits, group_size, rounding)
             for layer in np.asarray(weight[...])
         ]
         packed, scale, offset = (jnp.asarray(np.stack(each)) for each in zip(*arrays, strict=True))
@@ -73,12 +75,13 @@ def quantize_matrix(
     rows = np.ascontiguousarray(weight.reshape(groups, group_size, outputs).swapaxes(1, 2)).reshape(-1, group_size)
     integers, scale, offset = np.empty(rows.shape, np.uint8), *(np.empty(len(rows), np.float32) for _ in range(2))
     fit = {"nearest": nearest, "search": searched}[rounding]
-    for start in range(0, len(rows), _ROWS):
-        piece = rows[start : start + _ROWS]
-        padded = np.zeros((_ROWS if len(rows) > _ROWS else len(rows), group_size), np.float32)
+    count = min(_ROWS, max(_FEWEST, power_of_two(len(rows))))
+    for start in range(0, len(rows), count):
+        piece = rows[start : start + count]
+        padded = np.zeros((count, group_size), np.float32)
         padded[: len(piece)] = piece
         for into, found in zip((integers, scale, offset), fit(jnp.asarray(padded), 2**bits - 1), strict=True):
-            into[start : start + _ROWS] = np.asarray(found)[: len(piece)]
+            into[start : start + count] = np.asarray(found)[: len(piece)]
     grouped = integers.reshape(groups, outputs, group_size).swapaxes(1, 2)
     return pack(grouped, bits), scale.reshape(groups, outputs), offset.reshape(groups, outputs)
 

@@ -1,0 +1,309 @@
+"""Group quantisation: packing, rounding, products, saved models; against numpy, and never worse than the nearest."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saap_jax import cli
+from saap_jax.discovery import count_parameters, discover
+from saap_jax.evaluation.cost import directory_bytes, token_macs, weight_bytes
+from saap_jax.llama import load_model, quantized, save_model
+from saap_jax.llama.model import param
+from saap_jax.llama.product import product
+from saap_jax.llama.quantized import MATRICES, Quantization, Quantized, dequantized, pack, quantization_of, unpack
+from saap_jax.llama.runs import existing_units
+from saap_jax.recovery import check_group_size, lora, quantize
+from saap_jax.recovery.quantization import nearest, quantize_matrix, searched
+from saap_jax.surgery import cut
+from tests.helpers import forward, random_model, random_tokens
+from tests.recovery.models import constant_groups, pruned_model, spec_of
+
+BITS = [2, 3, 4, 8]
+TOKENS = jnp.asarray(random_tokens(2, 7))
+
+
+def stacked(weight, bits, size, rounding="nearest"):
+    """Return a down projection of one layer with this weight, quantised."""
+    arrays = (jnp.asarray(each)[None] for each in quantize_matrix(weight, bits, size, rounding))
+    return Quantized(("layers", "mlp", "embed"), weight.shape, bits, size, tuple(arrays))
+
+
+def layer_of(matrix):
+    return jax.tree.map(lambda leaf: leaf[0], matrix)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class TestPacking:
+    @pytest.mark.parametrize("bits", BITS)
+    def test_bytes_hold_all_bits(self, bits):
+        integers = np.random.default_rng(0).integers(0, 2**bits, (3, 2, 16, 5), np.uint8)
+        packed = pack(integers, bits)
+        assert packed.dtype == np.uint8
+        assert packed.nbytes * 8 == integers.size * bits
+        np.testing.assert_array_equal(unpack(jnp.asarray(packed), bits), integers)
+        changed = packed.copy()
+        changed[0, 0, -1, 0] ^= 128
+        assert (np.asarray(unpack(jnp.asarray(changed), bits)) != integers).sum() == 1
+
+    def test_four_bits_lie_as_in_gguf(self):
+        """gguf's own dequantisation of a Q4_1 block with d = 1 and m = 0 gives our integers."""
+        gguf = pytest.importorskip("gguf")
+        integers = np.random.default_rng(0).integers(0, 16, (32, 1), np.uint8)
+        block = np.concatenate([np.array([1, 0], np.float16).view(np.uint8), pack(integers, 4)[:, 0]])
+        values = gguf.quants.dequantize(block[None], gguf.GGMLQuantizationType.Q4_1)[0]
+        np.testing.assert_array_equal(values, integers[:, 0])
+
+
+class TestRounding:
+    @pytest.mark.parametrize("bits", BITS)
+    def test_nearest_against_numpy(self, bits):
+        rows = normal(64, 8)
+        q, scale, offset = (np.asarray(each) for each in nearest(jnp.asarray(rows), 2**bits - 1))
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        np.testing.assert_array_equal(offset, low)
+        np.testing.assert_allclose(scale, (high - low) / (2**bits - 1), rtol=1e-6)
+        error = np.abs(q * scale[:, None] + offset[:, None] - rows)
+        assert (error <= 0.5001 * scale[:, None] + 1e-6).all()
+        assert q.min() == 0
+        assert q.max() == 2**bits - 1
+
+    @pytest.mark.parametrize("bits", BITS)
+    def test_search_is_never_worse(self, bits):
+        """In any group; and better in most at 2 bits, where outliers cost most."""
+        rows = normal(256, 16) ** 3
+
+        def errors(fit):
+            q, scale, offset = (np.asarray(each, np.float64) for each in fit(jnp.asarray(rows), 2**bits - 1))
+            assert q.min() >= 0
+            assert q.max() < 2**bits
+            return np.square(q * scale[:, None] + offset[:, None] - rows).sum(axis=1)
+
+        plain, best = errors(nearest), errors(searched)
+        assert (best <= plain * (1 + 1e-5)).all()
+        assert bits != 2 or np.mean(best < 0.9 * plain) > 0.8
+
+    @given(
+        row=st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=8, max_size=8),
+        fit=st.sampled_from([nearest, searched]),
+    )
+    @settings(max_examples=50, deadline=None)
+    def test_any_group_is_within_a_step(self, row, fit):
+        """Constant groups, also of zeros, are exact; others are off by no more than a step of the whole range."""
+        rows = np.asarray([row], np.float32)
+        q, scale, offset = (np.asarray(each, np.float64) for each in fit(jnp.asarray(rows), 15))
+        error = np.abs(q * scale[:, None] + offset[:, None] - rows).max()
+        assert error <= np.ptp(rows) / 15 * 2 + 1e-6 * np.abs(rows).max()
+
+    def test_constant_groups_are_exact(self):
+        model = constant_groups(pruned_model())
+        quantised = quantize(model, group_size=8, bits=2)
+        for name, block in (("value", "attention"), ("gate", "mlp")):
+            ours, theirs = (getattr(getattr(each.runs[0], block), name)[...] for each in (quantised, model))
+            np.testing.assert_array_equal(ours, theirs)
+
+
+class TestProduct:
+    @pytest.mark.parametrize("bits", BITS)
+    @pytest.mark.parametrize("rows", [1, 5])
+    def test_against_floats(self, bits, rows):
+        """One row takes the pass over bytes where there is one, several the matrix in floats."""
+        weight, x = normal(16, 5), normal(1, rows, 16, seed=1)
+        matrix = layer_of(stacked(weight, bits, 8))
+        dense = np.asarray(matrix.dense(), np.float64)
+        np.testing.assert_allclose(product("btf,fd->btd", jnp.asarray(x), matrix), x @ dense, rtol=1e-5, atol=1e-5)
+        assert np.abs(x @ dense - x @ weight).max() > 1e-3
+
+    @pytest.mark.parametrize("chunk", [1, 40, 80])
+    def test_chunks_add_up(self, chunk, monkeypatch):
+        """A group, or some groups, in floats at once; gradients too."""
+        matrix, x = layer_of(stacked(normal(32, 5), 4, 8)), jnp.asarray(normal(2, 3, 32, seed=1))
+
+        def both(x):
+            return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(matrix.product("btf,fd->btd", x))))(x)
+
+        whole = both(x)
+        monkeypatch.setattr(quantized, "CHUNK", chunk)
+        scans = str(jax.make_jaxpr(lambda x: matrix.product("btf,fd->btd", x))(x)).count("scan[")
+        assert scans == 1
+        for one, other in zip(both(x), whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+    def test_half_precision_stays(self):
+        matrix = layer_of(stacked(normal(16, 5), 4, 8))
+        for rows in (1, 5):
+            x = jnp.asarray(normal(1, rows, 16), jnp.bfloat16)
+            y = matrix.product("btf,fd->btd", x)
+            assert y.dtype == jnp.bfloat16
+            np.testing.assert_allclose(y.astype(jnp.float32), x.astype(jnp.float32) @ matrix.dense(), atol=0.1)
+
+    def test_dense_matrices_are_multiplied_as_ever(self):
+        """The seam adds nothing to the program of plain floats, nor does it change a bit."""
+        x, weight = jnp.asarray(normal(2, 3, 2, 4)), jnp.asarray(normal(2, 4, 5))
+
+        def direct(x, weight):
+            return jnp.einsum("btkh,khd->btd", x, weight)
+
+        def seam(x, weight):
+            return product("btkh,khd->btd", x, param(("kv_heads", "head_dim", "embed"), weight))
+
+        assert str(jax.make_jaxpr(direct)(x, weight)) == str(jax.make_jaxpr(seam)(x, weight))
+        np.testing.assert_array_equal(direct(x, weight), seam(x, weight))
+        flat = product("btf,fd->btd", x.reshape(2, 3, 8), param(("kv_heads", "head_dim", "embed"), weight))
+        np.testing.assert_array_equal(flat, jnp.einsum("btf,fd->btd", x.reshape(2, 3, 8), weight.reshape(8, 5)))
+
+
+class TestModels:
+    def test_it_is_the_dequantised_model(self):
+        model = pruned_model()
+        quantised = quantize(model, bits=3, group_size=8)
+        plain = dequantized(quantised)
+        assert quantization_of(plain) is None
+        assert jax.tree.structure(plain) == jax.tree.structure(model)
+        np.testing.assert_allclose(forward(quantised, TOKENS), forward(plain, TOKENS), rtol=1e-5, atol=1e-5)
+        assert np.abs(forward(quantised, TOKENS) - forward(model, TOKENS)).max() > 0.01
+
+    def test_sizes_are_those_of_the_matrices(self):
+        model = pruned_model()
+        quantised = quantize(model, group_size=8)
+        assert quantised.spec == model.spec
+        assert count_parameters(quantised) == count_parameters(model)
+        assert token_macs(quantised, 5) == token_macs(model, 5)
+        assert weight_bytes(quantised) < 0.5 * weight_bytes(model)
+        assert quantization_of(quantised) == Quantization(4, 8, tuple(MATRICES))
+
+    def test_some_matrices(self):
+        quantised = quantize(pruned_model(), group_size=8, matrices=("down", "query"))
+        assert quantization_of(quantised) == Quantization(4, 8, ("query", "down"))
+
+    def test_models_of_two_kinds_are_refused(self):
+        """Negative control of `quantization_of`: what a config could not say."""
+        quantised, other = (quantize(pruned_model(), bits=bits, group_size=8) for bits in (4, 8))
+        quantised.runs[0].mlp.up = other.runs[0].mlp.up
+        with pytest.raises(ValueError, match="quantised alike"):
+            quantization_of(quantised)
+
+    def test_pruning_comes_first(self):
+        quantised = quantize(pruned_model(), group_size=8)
+        with pytest.raises(ValueError, match="cut: expected .* plain floats, got Quantized for key; prune"):
+            cut(quantised, existing_units(quantised.runs))
+        with pytest.raises(ValueError, match="pruning: expected"):
+            discover(quantised)
+        assert discover(dequantized(quantised))
+
+
+class TestWidths:
+    @pytest.mark.parametrize(
+        ("size", "bits", "message"),
+        [
+            (8, 5, "bits: expected 2, 3, 4, 8, got 5"),
+            (6, 3, "group_size: expected a multiple of 8, so that 3 bits fill bytes, got 6"),
+            (0, 8, "group_size: expected a multiple of 1"),
+            (10, 8, "group_size: expected a divisor of the width of the residual stream, 16, got 10"),
+            (
+                16,
+                4,
+                "layer 1 has 1 x 8 inputs of its attention output, .* search.multiple_of.attention a multiple of 2,",
+            ),
+            (8, 4, "layer 1 has 12 MLP channels, no multiple of 8; prune with search.multiple_of.mlp a multiple of 8"),
+        ],
+    )
+    def test_widths_that_do_not_fit_are_refused(self, size, bits, message):
+        spec = spec_of((2, 16), (1, 12))
+        with pytest.raises(ValueError, match=message):
+            check_group_size(spec, bits, size)
+        with pytest.raises(ValueError, match=message):
+            quantize(random_model(spec), bits=bits, group_size=size)
+
+    def test_what_the_message_says_helps(self):
+        check_group_size(spec_of((2, 16), (4, 32)), 4, 16)
+        check_group_size(spec_of((2, 16), (1, 12)), 4, 8, ("query", "up", "output"))
+
+
+class TestSaving:
+    @pytest.mark.parametrize("bits", BITS)
+    def test_a_saved_model_is_the_same(self, bits, tmp_path):
+        model = quantize(random_model(spec_of((2, 16), (1, 0), (0, 8), output_biases=True)), bits=bits, group_size=8)
+        path = save_model(model, tmp_path / "model")
+        loaded = load_model(path)
+        assert jax.tree.structure(loaded) == jax.tree.structure(model)
+        for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("bits", BITS)
+    def test_bytes_on_disk(self, bits, tmp_path):
+        """Within 5 % of b/8 a weight, scales and offsets, and the floats that are not quantised."""
+        spec = spec_of((2, 96), (2, 64), embed=64)
+        model = quantize(
+            random_model(spec), bits=bits, group_size=32, rounding="nearest", matrices=("gate", "up", "down")
+        )
+        weights = 3 * 64 * (96 + 64)
+        floats = count_parameters(model) - weights
+        expected = weights * bits / 8 + weights / 32 * 2 * 4 + 4 * floats
+        path = save_model(model, tmp_path / "model")
+        assert weight_bytes(model) == expected
+        header = int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little") + 8
+        assert directory_bytes(path, "*.safetensors") - header == expected
+
+    def test_half_precision_leaves_the_scales(self, tmp_path):
+        path = save_model(quantize(pruned_model(), group_size=8), tmp_path / "model", dtype="bfloat16")
+        model = load_model(path, "bfloat16")
+        assert model.embedding.dtype == jnp.bfloat16
+        assert model.runs[0].mlp.up.scale.dtype == jnp.float32
+        logits = forward(model, TOKENS)
+        assert np.isfinite(logits).all()
+
+    def test_a_model_with_adapters_is_not_saved(self, tmp_path):
+        model = lora(rank=2).prepare(pruned_model(), jax.random.key(0))
+        with pytest.raises(ValueError, match="got Adapted for query; merge it first"):
+            save_model(model, tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"bits": 5}, "expected saap_quantization to have bits"),
+            ({"matrices": ["wq"]}, "expected saap_quantization to have bits"),
+            ({"more": 1}, "expected saap_quantization to have bits"),
+            ({"group_size": 3}, "expected a group_size that divides the inputs of matrices, 16, got 3"),
+            ({"group_size": 4}, "weight_offset has shape"),
+            ({"bits": 8}, "weight_packed has shape"),
+            ({"matrices": ["query"]}, "missing tensors"),
+        ],
+    )
+    def test_a_damaged_config_is_refused(self, change, message, tmp_path):
+        path = save_model(quantize(pruned_model(), group_size=8), tmp_path / "model")
+        config = json.loads((path / "config.json").read_text())
+        config["saap_quantization"] |= change
+        (path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            load_model(path)
+
+    def test_other_readers_refuse_it(self, tmp_path):
+        """A plain reader would fill the matrices with random numbers, so the config does not say `llama`."""
+        model = random_model(spec_of((2, 16), (2, 16)))
+        configs = [
+            json.loads((save_model(each, tmp_path / name) / "config.json").read_text())
+            for name, each in (("plain", model), ("quantised", quantize(model, group_size=8)))
+        ]
+        assert [config["model_type"] for config in configs] == ["llama", "saap_llama"]
+
+
+@pytest.mark.parametrize("command", [["prune"], ["compare"]])
+def test_pruning_commands_say_one_line(command, tiny_model_directory, tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(quantize(load_model(tiny_model_directory), group_size=8), "quantised", tokenizer=tokenizer)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log " * 40)
+    words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "2"]
+    words += ["--calibration.length", "8", "--calibration.batch-size", "2"]
+    words += ["--out", "out", "--ratio", "0.2"] if command == ["prune"] else []
+    assert cli.main([*command, *words]) == 2
+    assert "plain floats, got Quantized" in capsys.readouterr().err
