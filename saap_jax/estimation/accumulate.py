@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from saap_jax.estimation.activations import MULTIPLES
@@ -37,7 +38,14 @@ class Accumulator(NamedTuple):
 
 
 def _like_parameters(model: Llama, plan: Plan) -> Llama:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, at_least_float32(x.dtype)), model)
+    """Zeros where the parameters are: spread over the same devices."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, at_least_float32(x.dtype), device=_place(x)), model)
+
+
+def _place(array: Any) -> Any:
+    """Return the sharding of a parameter that is spread over devices; None of any other, also of an abstract one."""
+    place = getattr(array, "sharding", None)
+    return place if isinstance(place, NamedSharding) else None
 
 
 def _like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int] | None = None) -> Gates:
@@ -49,7 +57,7 @@ def _like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int
 
 
 def _moments(model: Llama, plan: Plan) -> Moments:
-    q_per_kv, head_dim = (max(run.attention.query.shape[axis] for run in model.runs) for axis in (3, 4))
+    q_per_kv, head_dim = (max(run.attention.output.shape[axis] for run in model.runs) for axis in (2, 3))
     coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
     return Moments(_like_units(model, after=coordinates), _like_units(model, after=coordinates))
 

@@ -25,6 +25,7 @@ from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
+from saap_jax.sharding import spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
@@ -93,7 +94,7 @@ def _observe(
     hessian = state.pop(Statistic.GATE_HESSIAN, None)
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
-        tokens, mask, position = jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(index * size, jnp.int32)
+        tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
         state, losses = observe_step(
             model, state, losses, tokens, mask, position, gates, needs=frozenset(state), remat=remat
         )
