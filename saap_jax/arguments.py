@@ -5,7 +5,7 @@ import dataclasses
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,20 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
                 f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
             )
     return config, options
+
+
+def model_first(command: str, words: list[str]) -> list[str]:
+    """Return the words of `COMMAND [MODEL] [CONFIG.py] …` with the model as an option.
+
+    >>> model_first("recover", ["models/small", "my.py", "--name", "a"])
+    ['my.py', '--model', 'models/small', '--name', 'a']
+    """
+    positional, rest = split_words(words)
+    models = [word for word in positional if not word.endswith(".py")]
+    if len(models) > 1:
+        raise UsageError(f"{command}: expected one model, got {len(models)}: {', '.join(models)}")
+    files = [word for word in positional if word.endswith(".py")]
+    return [*files, *(["--model", *models] if models else []), *rest]
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -87,9 +101,32 @@ def load_config(path: str, kind: type) -> Any:
 # --- progress ----------------------------------------------------------------------------------------
 
 
+class Shown:
+    """A `Track` that shows bars with the time left on a terminal, and a line a stage elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
+        start = time.perf_counter()
+        if not console.is_terminal:
+            console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
+        task = self._progress.add_task(doing, total=total, note="")
+        yield from self._progress.track(items, total=total, task_id=task)
+        if not console.is_terminal:
+            console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)
+
+    def note(self, text: str, milestone: bool = False) -> None:
+        """Say how it goes: beside the newest bar on a terminal; elsewhere a line, of milestones only."""
+        if console.is_terminal and self._progress.task_ids:
+            self._progress.update(self._progress.task_ids[-1], note=text)
+        elif milestone:
+            console.print(text, markup=False)
+
+
 @contextlib.contextmanager
-def show_progress() -> Iterator[Callable[[str, Iterable[Any], int], Iterator[Any]]]:
-    """Yield a `Track` that shows bars with the time left on a terminal, and a line a stage elsewhere."""
+def show_progress() -> Iterator[Shown]:
+    """Show progress while the body runs, by the `Track` that is yielded."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -97,15 +134,7 @@ def show_progress() -> Iterator[Callable[[str, Iterable[Any], int], Iterator[Any
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def track(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-            start = time.perf_counter()
-            if not console.is_terminal:
-                console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
-            yield from progress.track(items, total=total, description=doing)
-            if not console.is_terminal:
-                console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)
-
-        yield track
+        yield Shown(progress)

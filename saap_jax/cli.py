@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from saap_jax.arguments import UsageError, configure, console, parse, show_progress, split_words
+from saap_jax.arguments import UsageError, configure, console, model_first, parse, show_progress, split_words
 from saap_jax.config import (
     AbConfig,
     CompareConfig,
@@ -21,6 +21,7 @@ from saap_jax.config import (
     ScoreConfig,
     SensitivityConfig,
 )
+from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
 from saap_jax.options import ModelConfig
 
@@ -31,6 +32,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap discover [MODEL]        print the coupled structures of a model
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
+  saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
   saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
@@ -171,6 +173,20 @@ def prune(words: list[str]) -> None:
     for line in pruning.warnings(pruned):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"model: {config.out}", markup=False)
+
+
+def recover(words: list[str]) -> None:
+    """Run `saap recover`."""
+    config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
+    from saap_jax import recover as job
+    from saap_jax.report.recovery import rich_recovery, summary
+
+    with show_progress() as track:
+        run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
+    console.print(rich_recovery(run.record))
+    for line in summary(run.record):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"model: {run.record['out']}   run: {run.path}", markup=False)
 
 
 def export(words: list[str]) -> None:
@@ -369,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "discover": discover,
     "score": score,
     "prune": prune,
+    "recover": recover,
     "export": export,
     "evaluate": evaluate,
     "fidelity": fidelity,

@@ -11,7 +11,7 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
-from saap_jax import config_use, options, options_mesh
+from saap_jax import config_recover, config_use, options, options_mesh
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -21,7 +21,7 @@ ORDER = (
     ("amounts",),
     ("options",),
     ("options_mesh",),
-    ("config", "config_use"),
+    ("config", "config_use", "config_recover"),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),
@@ -46,6 +46,7 @@ ORDER = (
     ("pruning",),
     ("sweep",),
     ("comparison",),
+    ("recover",),
     ("fidelity",),
     ("frontier",),
     ("sensitivity",),
@@ -58,7 +59,7 @@ ORDER = (
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGURATION = ("config.py", "config_use.py", "options.py", "options_mesh.py")
+CONFIGURATION = ("config.py", "config_recover.py", "config_use.py", "options.py", "options_mesh.py")
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 
 
@@ -117,7 +118,7 @@ def test_an_upward_import_is_found():
 
 
 def config_classes() -> list[type]:
-    defined = vars(options) | vars(configuration) | vars(config_use) | vars(options_mesh)
+    defined = vars(options) | vars(configuration) | vars(config_recover) | vars(config_use) | vars(options_mesh)
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 
 
@@ -140,7 +141,12 @@ def test_every_config_builds(path):
     assert f"saap {command} configs/{path.name}" in exported["__doc__"]
     widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
     model = abstract_llama(LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True))
-    tokens = jax.ShapeDtypeStruct((config.calibration.batch_size, config.calibration.length), "int32")
+    rows = (
+        (config.training.microbatch, config.data.length)
+        if command == "recover"
+        else (config.calibration.batch_size, config.calibration.length)
+    )
+    tokens = jax.ShapeDtypeStruct(rows, "int32")
     logits = jax.eval_shape(lambda model, tokens: model(tokens), model, tokens)
     assert logits.shape == (*tokens.shape, 49152)
 

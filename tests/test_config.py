@@ -6,6 +6,7 @@ import json
 import pytest
 
 from saap_jax import config as c
+from saap_jax import config_recover as r
 from saap_jax import config_use as use
 from saap_jax import options as o
 
@@ -40,6 +41,17 @@ def test_the_default_is_json():
         ),
         (lambda: use.EvaluateConfig(models=()), "expected at least one model"),
         (lambda: o.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
+        (lambda: r.MethodConfig(rank=0), "method.rank: expected at least 1, got 0"),
+        (lambda: r.MethodConfig(matrices=()), "method.matrices: expected one or more"),
+        (lambda: r.MethodConfig(scale=float("nan")), "method.scale: expected a finite number"),
+        (lambda: r.TrainingTextConfig(sources=("a.txt", "a.txt")), "data.sources: .* each once"),
+        (lambda: r.TrainingTextConfig(held_out=1.5), r"data.held_out: expected a number in \[0, 1\], got 1.5"),
+        (lambda: r.TrainingTextConfig(seed=-1), "data.seed: expected a number in"),
+        (lambda: r.TrainingConfig(batch_size=8, microbatch=3), "expected a divisor of batch_size 8, got 3"),
+        (lambda: r.TrainingConfig(learning_rate=0.0), "training.learning_rate: expected a number above 0, got 0.0"),
+        (lambda: r.TrainingConfig(clip=-1.0), "training.clip: expected a number of at least 0, got -1.0"),
+        (lambda: r.TrainingConfig(distillation=2.0), "training.distillation: expected a number in"),
+        (lambda: r.RecoverConfig(new_tokens=1), "new_tokens: expected 0, or at least 2"),
     ],
 )
 def test_refused(make, message):

@@ -29,7 +29,10 @@ def parse_scenario(text: str) -> Scenario:
     named = re.fullmatch(r"([\w.-]+)=(.+)", text)
     source = named[2] if named else text
     parsed = parse_source(source)
-    return Scenario(named[1] if named else Path(parsed.path).stem, source)
+    stem = Path(parsed.path).stem
+    if parsed.format == "tfds":
+        stem = re.split("[:@]", parsed.path)[0].replace("/", "-")
+    return Scenario(named[1] if named else stem, source)
 
 
 def load_scenarios(

@@ -8,6 +8,8 @@
 | `jsonl:PATH#FIELD`        | string FIELD (default `text`) of the JSON object on each line                      |
 | `wikitext:PATH`           | a raw WikiText file, as one document, joined as papers join its rows               |
 | `ptb:PATH`                | a Penn Treebank file (a sentence a line), as one document, sentences joined by " " |
+| `instruct:PATH`           | instructions with responses, see `instruct`: Alpaca's prompt with the response     |
+| `tfds:NAME@SPLIT#FIELD`   | text FIELD of a prepared TensorFlow data set's examples, see `tfds_source`         |
 
 A plain path that ends in .txt or .md means `text:`, one that ends in .jsonl (or .jsonl#FIELD) means `jsonl:`. A
 relative PATH that does not exist as given is looked up below the directory that the variable SAAP_DATA names.
@@ -18,12 +20,15 @@ import difflib
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from saap_jax.data import tfds_source
+from saap_jax.data.instruct import Exchange, parse_exchanges
+from saap_jax.data.json_lines import fields_of, json_lines
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""
@@ -46,7 +51,7 @@ class Document(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A parsed source: `FORMAT:PATH`, and the field of a JSON line (empty for every other format)."""
+    """A parsed source: `FORMAT:PATH`, and the field of a JSON line or of a TFDS example (else empty)."""
 
     format: str
     path: str
@@ -68,9 +73,11 @@ def parse_source(source: str) -> Source:
         kind, path = _SUFFIXES.get(Path(source.partition("#")[0]).suffix, ""), source
     if kind == "builtin" and path in BUILTIN:
         return Source(kind, path)
-    if kind not in FORMATS or not path:
+    if kind not in (*FORMATS, "tfds") or not path:
         raise ValueError(_unknown(source))
-    if kind != "jsonl":
+    if kind == "tfds":
+        tfds_source.parse_reference(source, path.partition("#")[0])
+    if kind not in ("jsonl", "tfds"):
         return Source(kind, path)
     path, _, field = path.partition("#")
     return Source(kind, path, field or DEFAULT_FIELD)
@@ -88,12 +95,27 @@ def read_texts(source: str, part: Part = "all") -> tuple[Document, ...]:
     if parsed.format == "builtin":
         documents = BUILTIN[parsed.path]()
         documents = tuple(d for d in documents if part in ("all", part_of(d.name)))
+    elif parsed.format == "tfds":
+        reference = tfds_source.parse_reference(source, parsed.path)
+        documents = tuple(Document(*each) for each in tfds_source.read_examples(reference, parsed.field, part))
     else:
         documents = FORMATS[parsed.format](_decode(source, _find(source, parsed.path)), source, parsed)
     documents = tuple(d for d in documents if d.text.strip())
     if not documents:
         raise ValueError(f"data source {source!r}: expected text, found none; give a file that is not empty")
     return documents
+
+
+def read_exchanges(source: str) -> tuple[Exchange, ...]:
+    """Read the instructions and responses of a source `instruct:PATH`.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_texts`; the source is of another format.
+    """
+    parsed = parse_source(source)
+    if parsed.format != "instruct":
+        raise ValueError(f"data source {source!r}: expected instruct:PATH, got the format {parsed.format}")
+    return parse_exchanges(_decode(source, _find(source, parsed.path)), source)
 
 
 def join_texts(documents: Sequence[Document]) -> str:
@@ -128,7 +150,7 @@ def check_disjoint(calibration: Sequence[str], evaluation: Sequence[str]) -> Non
 def _fingerprints(source: str, part: Part) -> Iterator[tuple[str, str]]:
     """Yield (digest, what it is the digest of) for a source's file and for each of its longer documents."""
     parsed = parse_source(source)
-    if parsed.format != "builtin":
+    if parsed.format not in ("builtin", "tfds"):
         yield hashlib.sha256(_find(source, parsed.path).read_bytes()).hexdigest(), "the file"
     for document in read_texts(source, part):
         if len(document.text) >= SHORT:
@@ -142,7 +164,11 @@ def _words(text: str) -> str:
 def _unknown(source: str) -> str:
     """Return the message for a source whose format or built-in name does not exist."""
     builtin = {name: f"builtin:{name}" for name in BUILTIN}
-    known = builtin | {name: name for name in builtin.values()} | {name: f"{name}:PATH" for name in FORMATS}
+    known = (
+        builtin
+        | {name: name for name in builtin.values()}
+        | {name: f"{name}:{'NAME' if name == 'tfds' else 'PATH'}" for name in (*FORMATS, "tfds")}
+    )
     near = difflib.get_close_matches(source, known, 1) or difflib.get_close_matches(source.partition(":")[0], known, 1)
     hint = f"; did you mean {known[near[0]]}?" if near else ""
     expected = ", ".join(dict.fromkeys(known.values()))
@@ -182,22 +208,12 @@ def _read_text(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
 
 def _read_jsonl(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
     documents = []
-    # Not `splitlines`: a JSON string may hold U+2028 and others that it takes for the end of a line.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"data source {source!r}: line {number} is not JSON: {error.msg}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"data source {source!r}: line {number}: expected an object, got {type(record).__name__}")
+    for number, record in json_lines(text, source):
         value = record.get(parsed.field)
         if not isinstance(value, str):
-            fields = ", ".join(f"{key} ({type(item).__name__})" for key, item in record.items()) or "none"
             raise ValueError(
                 f"data source {source!r}: line {number}: expected a string field {parsed.field!r}, "
-                f"found fields: {fields}; name one as PATH#FIELD"
+                f"found fields: {fields_of(record)}; name one as PATH#FIELD"
             )
         documents.append(Document(f"line {number}", value))
     return tuple(documents)
@@ -213,13 +229,19 @@ def _read_ptb(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
     return (Document(source, " ".join(row.strip() for row in text.split("\n") if row.strip())),)
 
 
+def _read_instruct(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
+    exchanges = parse_exchanges(text, source)
+    return tuple(Document(each.name, each.prompt + each.response) for each in exchanges)
+
+
 FORMATS: dict[str, Callable[[str, str, Source], tuple[Document, ...]]] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "wikitext": _read_wikitext,
     "ptb": _read_ptb,
+    "instruct": _read_instruct,
 }
-"""Format -> reader of (content of the file, source as written, parsed source)."""
+"""Format of a file -> reader of (content of the file, source as written, parsed source)."""
 
 _SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
 

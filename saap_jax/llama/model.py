@@ -153,7 +153,7 @@ class Llama(nnx.Module):
             def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
                 return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe)
 
-            x, seen = jax.lax.scan(_rematerialised(layer, remat), x, (run, run_gates))
+            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (run, run_gates))
             observed.append(seen)
         return rms_norm(x, self.norm[...], self.constants.norm_eps), observed
 
@@ -308,7 +308,8 @@ def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
     return (gate if gate.ndim == 2 else gate[None]).astype(activation.dtype)[:, None]
 
 
-def _rematerialised(layer: Callable, remat: Remat) -> Callable:
+def rematerialised(layer: Callable, remat: Remat) -> Callable:
+    """Return a layer whose backward pass recomputes what `remat` says."""
     match remat:
         case "none":
             return layer

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rms_norm, rotary_at
+from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised, rms_norm, rotary_at
 from saap_jax.llama.resume import VOCAB_CHUNK
+from saap_jax.types import Remat
 
 TARGETS = 64
 """Tokens whose log-likelihoods are computed at once: with `VOCAB_CHUNK`, all the logits that are in memory."""
@@ -28,12 +29,15 @@ def packed_hidden(
     tokens: Int[Array, "batch seq"],
     positions: Int[Array, "batch seq"],
     segments: Int[Array, "batch seq"],
+    *,
+    remat: Remat = "none",
 ) -> Float[Array, "batch seq embed"]:
     """Return the normalised last hidden states of packed rows.
 
     Args:
         positions: of each token within its own sequence.
-        segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding.
+        segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding. Without any 0 the branches have
+            nothing in common: each is a document of its own.
     """
     length = tokens.shape[1]
     rotation = rotary_at(positions, model.runs[0].attention.output.shape[-2], model.constants)
@@ -47,7 +51,7 @@ def packed_hidden(
         def layer(x: Array, layer: DecoderLayer) -> tuple[Array, Any]:
             return decode(layer, x, None, rotation, eps, allowed=allowed)
 
-        x, _ = jax.lax.scan(layer, x, run)
+        x, _ = jax.lax.scan(rematerialised(layer, remat), x, run)
     return rms_norm(x, model.norm[...], eps)
 
 

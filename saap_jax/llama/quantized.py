@@ -4,8 +4,8 @@
 
 What is stored is the offset m = −α·β instead of the zero point β, a real number: adding to m what an adapter learned is
 exact, and so it is where a group is constant and α is 0. The inputs of a matrix are counted in the order of a stored
-Hugging Face matrix's columns. Written by hand because qwix, whose arrays the product would otherwise take, refuses
-fractional zero points, and tiles that do not divide an axis, and packs nothing below a byte.
+Hugging Face matrix's columns. Written by hand because the arrays of qwix refuse fractional zero points, which the merge
+of an adapter needs.
 """
 
 import math
@@ -89,6 +89,8 @@ class Quantized(Matrix):
         batch, seq = x.shape[:2]
         inputs, outputs = sides(self.axes[1:], self.sizes)
         flat = x.reshape(batch, seq, math.prod(inputs))
+        if not flat.size:
+            return jnp.zeros((batch, seq, *outputs), x.dtype)
         multiply = _few_rows if batch * seq <= FEW and self.bits == 4 else _in_chunks
         y = multiply(flat, self.packed[...], self.scale[...], self.offset[...], self.bits)
         return y.reshape(batch, seq, *outputs)
@@ -154,21 +156,19 @@ def _in_chunks(
 ) -> Float[Array, "batch seq outputs"]:
     """Return x·W with as many groups in floats at once as `CHUNK` allows; the sum over chunks in float32."""
     groups, outputs = scale.shape
-    if not groups or not outputs:
-        return jnp.zeros((*x.shape[:2], outputs), x.dtype)
     size = x.shape[-1] // groups
 
     # The backward pass makes the floats anew: kept, those of all layers would be a copy of the model.
     @jax.checkpoint
-    def partly(x: Array, packed: Array, scale: Array, offset: Array) -> Array:
-        return jnp.einsum("btd,df->btf", x, dequantize(packed, scale, offset, bits).astype(x.dtype))
+    def partly(x: Array, packed: Array, scale: Array, offset: Array, first: Array) -> Array:
+        return jnp.einsum("btd,df->btf", x, dequantize(_after(packed, first), scale, offset, bits).astype(x.dtype))
 
     chunks = _chunks(groups, groups * size * outputs)
     if chunks == 1:
-        return partly(x, packed, scale, offset)
+        return partly(x, packed, scale, offset, x[0, 0, 0])
 
     def step(total: Array, chunk: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-        return total + partly(*chunk).astype(total.dtype), None
+        return total + partly(*chunk, x[0, 0, 0]).astype(total.dtype), None
 
     def split(array: Array) -> Array:
         return array.reshape(chunks, groups // chunks, *array.shape[1:])
@@ -177,6 +177,17 @@ def _in_chunks(
     chunked = (parts, split(packed), split(scale), split(offset))
     total, _ = jax.lax.scan(step, jnp.zeros((*x.shape[:2], outputs), scale.dtype), chunked)
     return total.astype(x.dtype)
+
+
+def _after(
+    packed: UInt8[Array, "groups bytes outputs"], first: Float[Array, ""]
+) -> UInt8[Array, "groups bytes outputs"]:
+    """Return the bytes as they are, made to depend on the `first` number of what they are multiplied by.
+
+    What depends on parameters alone, XLA moves out of a loop of decoding, and to the beginning of a program of single
+    layers: all matrices would be in floats at once. An optimisation barrier does not help, as it goes too early.
+    """
+    return packed ^ ((first != first) & (first == first)).astype(packed.dtype)  # never true, which XLA does not know
 
 
 def _chunks(groups: int, weights: int) -> int:
@@ -201,6 +212,7 @@ def _few_rows(
     """Return x·W = Σ_j α_j (x_j·q_j) + (Σ_i∈j x_i) m_j of 4 bits, as one reduction that XLA fuses: no floats stored."""
     groups, half, _ = packed.shape
     assert bits == 4, bits
+    packed = _after(packed, x[0, 0, 0])
     parts = x.astype(scale.dtype).reshape(*x.shape[:2], groups, 2, half)
     low, high = ((p.astype(scale.dtype))[None, None] for p in (packed & 15, packed >> 4))
     products = parts[..., 0, :, None] * low + parts[..., 1, :, None] * high

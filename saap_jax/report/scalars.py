@@ -4,8 +4,10 @@
 |----------------------------------------------------------|--------------------|---------------------------|
 | `FIELD/STAGE`, for example `seconds/score`, of `FIELDS`  | 0                  | see `monitor`             |
 | `candidates/METRIC`                                      | its number, from 1 | perplexity of a candidate |
+| `training/FIELD`, of `TRAINING`                          | its step           | what a training step told |
 
-The file is made anew from `run.json` and `metrics.jsonl` when a run ends, not written along the way. So it says what
+The file is made anew from `run.json` and `metrics.jsonl` when a run ends (and at each check of a training), not written
+along the way. So it says what
 the records say, however often the run was killed, taken up again or overwritten; an event file can only grow, and a
 stage that goes on or a candidate that is recorded twice would stay in it twice.
 """
@@ -25,6 +27,10 @@ FIELDS = (
     "seconds", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens", "tokens_per_second",
 )  # fmt: skip
 """What is shown of a stage, where the record has it."""
+
+
+TRAINING = ("loss", "held_out", "divergence", "norm", "learning_rate", "tokens_per_second")
+"""What is shown of a step of training."""
 
 
 class Scalar(NamedTuple):
@@ -65,3 +71,6 @@ def scalars(record: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) 
     for number, candidate in enumerate(candidates, start=1):
         for metric, ppl in candidate.get("ppl", {}).items():
             yield Scalar(f"candidates/{metric}", number, float(ppl))
+        for field in TRAINING if "step" in candidate else ():
+            if candidate.get(field) is not None:
+                yield Scalar(f"training/{field}", candidate["step"], float(candidate[field]))

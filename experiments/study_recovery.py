@@ -1,0 +1,221 @@
+"""What does training bring back, and does quantising first cost anything? The study of recovery.
+
+    SAAP_DATA=DATA python experiments/study_recovery.py run     # three seeds, 20 % and 50 %: about an hour on two cores
+    python experiments/study_recovery.py report                 # its tables
+
+SmolLM2-135M, units chosen by the defaults of `saap prune` with MLP widths to multiples of 32 (the groups of the
+quantisation), calibrated on C4. Every arm trains the same pruned model on the same tokens: 16 steps of 4 rows of 256
+tokens, 16,384 in all, half of the rows text (C4), half responses to instructions (Alpaca). That is little: LLM-Pruner
+takes several hundred times as much. Read the differences between arms, not how far recovery can go. Evaluated on
+WikiText-2 and Penn Treebank, neither of which is trained on. Appends to a run directory a seed, and goes on where it
+was stopped, within a training at its last checkpoint.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
+
+import saap_jax
+from saap_jax.calibration import calibrate, pairs
+from saap_jax.config_recover import MethodConfig
+from saap_jax.data import Windows
+from saap_jax.data.packing import Rows, pack
+from saap_jax.data.pieces import read_pieces
+from saap_jax.evaluation.bench import Workload, compile_programs, spread, time_in_turns
+from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama import Llama
+from saap_jax.llama.generate import decoder_of
+from saap_jax.options import STUDIED, PerStructure
+from saap_jax.pipeline import select_path
+from saap_jax.recover import method_of
+from saap_jax.recovery.checkpoints import Checkpoints
+from saap_jax.recovery.loop import Plan, Training, train
+from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.train import Schedule, join, split
+from saap_jax.report import RunDirectory, read_run
+from saap_jax.report.records import read_candidates
+from saap_jax.surgery import cut
+from saap_jax.types import STRUCTURES, Keep
+
+SEEDS = (0, 1, 2)
+WINDOWS = 32
+SOURCES = (CALIBRATION, "instruct:instruct/alpaca_random9k.jsonl")
+ROW, BATCH, STEPS = 256, 4, 16
+SEARCH = dataclasses.replace(STUDIED, multiple_of=PerStructure(attention=1, mlp=32))
+
+
+class Arm(NamedTuple):
+    """A method, how fast it learns, and whether what it made is quantised afterwards."""
+
+    method: str
+    rate: float = 0.0
+    quantised: bool = False
+
+
+ARMS = {
+    "pruned": Arm(""),
+    "pruned, rounded to 4 bits": Arm("", quantised=True),
+    "group-wise, 4 bits": Arm("groupwise", 1e-3),
+    "LoRA": Arm("lora", 1e-3),
+    "LoRA, rounded to 4 bits": Arm("lora", 1e-3, quantised=True),
+    "all parameters": Arm("full", 5e-5),
+}
+
+
+def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path, arms: list[str]) -> None:
+    """Do what the run directory of a seed does not hold yet."""
+    config = {
+        "seed": seed,
+        "search": dataclasses.asdict(SEARCH),
+        "sources": SOURCES,
+        "steps": STEPS,
+        "windows": WINDOWS,
+    }
+    run = RunDirectory.open(runs / f"recovery-{seed}", config)
+    keeps = chosen(run, model, saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed))
+    rows = rows_of(tokenizer, seed)
+    if "dense" not in run.record:
+        run.update(dense={"losses": evaluated(model, texts), "bytes": weight_bytes(model)})
+    for ratio in RATIOS:
+        pruned = cut(model, keeps[ratio])
+        for name in arms:
+            if f"{name}@{ratio:g}" in {row["candidate"] for row in run.candidates()}:
+                continue
+            start = time.perf_counter()
+            made = recovered(ARMS[name], pruned, rows, seed, run.claim(f"checkpoints-{ratio:g}-{ARMS[name].method}"))
+            seconds = time.perf_counter() - start
+            losses = evaluated(made, texts)
+            row = {"candidate": f"{name}@{ratio:g}", "losses": losses, "bytes": weight_bytes(made), "seconds": seconds}
+            if seed == SEEDS[0]:
+                row["tokens_per_second"] = speed(made)
+            run.append(row)
+            ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
+            print(f"seed {seed}  {name:<28} {ratio:.0%} {ppl}  {seconds:.0f} s", flush=True)
+
+
+def chosen(run: RunDirectory, model: Llama, calibration: Windows) -> dict[float, Keep]:
+    """Return which units are kept at each ratio, as the run holds them or by the defaults of `saap prune`."""
+    if not (run.path / "keeps.npz").exists():
+        first = calibrate(model, calibration, ["saap"])
+        path = select_path(model, first, {"calibration": calibration}, "saap", RATIOS, SEARCH)
+        run.save_arrays("keeps", {f"{r}/{n}": kept for r, each in path.items() for n, kept in each.keep.items()})
+    arrays = run.load_arrays("keeps")
+    return {ratio: {name: arrays[f"{ratio}/{name}"] for name in STRUCTURES} for ratio in RATIOS}
+
+
+def rows_of(tokenizer: Any, seed: int) -> Rows:
+    """Return the rows that every arm is trained on, half of them of each source."""
+    parts = []
+    for source in SOURCES:
+        pieces = read_pieces([source], tokenizer, length=ROW, template="alpaca", seed=seed).pieces
+        parts.append(pack(pieces, ROW).first(STEPS * BATCH // len(SOURCES)))
+    tokens, segments, positions, targets = (
+        np.concatenate(each) for each in zip(*(part.arrays().values() for part in parts), strict=True)
+    )
+    return Rows(tokens, segments, positions, targets, sum((part.names for part in parts), ()))
+
+
+def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -> Llama:
+    """Return the pruned model as an arm makes it; a training goes on from its checkpoint, or is read from its last."""
+    model = pruned
+    if arm.method:
+        method = method_of(MethodConfig(name=arm.method))  # type: ignore[arg-type]
+        trained, frozen = split(method.prepare(pruned, jax.random.key(seed)), method.trainable)
+        plan = Plan(BATCH, BATCH, 1, check_every=8, patience=0, seed=seed)
+        schedule = Schedule(learning_rate=arm.rate, warmup=4, steps=STEPS)
+        about = {"arm": list(arm[:2]), "seed": seed}
+        with Checkpoints(directory, keep=1) as checkpoints:
+            training = Training(trained, frozen, rows, None, Objective(), schedule, plan, about)
+            outcome = train(training, checkpoints)
+        model = method.merge(join(outcome.trained, frozen))
+    if arm.quantised:
+        from saap_jax.recovery.quantization import quantize
+
+        options = MethodConfig()
+        model = quantize(
+            model,
+            bits=options.bits,
+            group_size=options.group_size,
+            matrices=options.matrices,
+            rounding="nearest",
+        )
+    return model
+
+
+def evaluated(model: Llama, texts: dict[str, Windows]) -> dict[str, list[float]]:
+    """Return the mean loss of each window of each text."""
+    losses = {source: window_losses(model, pairs(windows, 8)) for source, windows in texts.items()}
+    return {source: (each.sums / each.counts).tolist() for source, each in losses.items()}
+
+
+def speed(model: Llama) -> float:
+    """Return the tokens a second of greedy decoding after 128 tokens, the median of five."""
+    program = compile_programs(decoder_of(model), Workload(1, LENGTH, 33))
+    [times] = time_in_turns([program], 5)
+    return 1 / spread(each.step for each in times).median
+
+
+def print_tables(runs: Path, seeds: Sequence[int]) -> None:
+    """Print perplexities over the seeds, sizes and speeds, and differences from plain LoRA."""
+    present = [seed for seed in seeds if (runs / f"recovery-{seed}" / "metrics.jsonl").exists()]
+    if not present:
+        print(f"no results below {runs} yet")
+        return
+    rows = [{row["candidate"]: row for row in read_candidates(runs / f"recovery-{seed}")[0]} for seed in present]
+    dense = read_run(runs / f"recovery-{present[0]}")["dense"]
+    columns = [(source, ratio) for source in (WIKITEXT, TREEBANK) for ratio in RATIOS]
+    whole = [arm for arm in ARMS if all(f"{arm}@{ratio:g}" in each for each in rows for ratio in RATIOS)]
+    losses = {
+        (arm, source, ratio): np.array([each[f"{arm}@{ratio:g}"]["losses"][source] for each in rows])
+        for arm in whole
+        for source, ratio in columns
+    }
+    said = ", ".join(f"{SHORT[source]} {np.exp(np.mean(each)):.1f}" for source, each in dense["losses"].items())
+    print(f"{len(present)} seeds, {STEPS * BATCH * ROW:,} tokens of training; dense: {said}; ppl@{LENGTH}\n")
+    head = [f"{SHORT[s]} {r:.0%}" for s, r in columns] + [f"MiB {r:.0%}" for r in RATIOS]
+    head += [f"tokens/s {r:.0%}" for r in RATIOS]
+    print("| arm | " + " | ".join(head) + " |\n|---" + "|---:" * len(head) + "|")
+    for arm in whole:
+        ppl = [np.exp(losses[arm, *column].mean(axis=1)) for column in columns]
+        cells = [f"{each.mean():.1f} ± {each.std(ddof=1):.1f}" if len(each) > 1 else f"{each[0]:.1f}" for each in ppl]
+        cells += [f"{rows[0][f'{arm}@{ratio:g}']['bytes'] / 2**20:.0f}" for ratio in RATIOS]
+        speeds = [rows[0][f"{arm}@{ratio:g}"].get("tokens_per_second") for ratio in RATIOS]
+        print(f"| {arm} | " + " | ".join([*cells, *("-" if each is None else f"{each:.1f}" for each in speeds)]) + " |")
+    for base in (base for base in ("LoRA", "LoRA, rounded to 4 bits") if base in whole):
+        print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
+        print("| arm | " + " | ".join(head[:4]) + " |\n|---" + "|---:" * 4 + "|")
+        for arm in (arm for arm in whole if arm != base):
+            found = [paired_difference(losses[arm, *c], losses[base, *c]).percent for c in columns]
+            print(f"| {arm} | " + " | ".join(f"{v:+.1f} ({low:+.1f} to {high:+.1f})" for v, low, high in found) + " |")
+
+
+def main() -> None:
+    """Run the study, or print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        if "SAAP_DATA" not in os.environ:
+            parser.error("expected SAAP_DATA, the directory that holds text/, instruct/, wikitext2/ and ptb/")
+        model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
+        texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
+        for seed in arguments.seeds:
+            run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.arms)
+    print_tables(arguments.runs, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Text of TensorFlow data sets that are prepared on this machine, read by random access, without TensorFlow or network.
+
+    tfds:NAME[/CONFIG][:VERSION][@SPLIT][#FIELD]        tfds:c4/en:3.0.1@train[:1%]#text        tfds:lm1b
+
+SPLIT is TFDS's own notation, slices included (`train[:1000]`, `train[10%:20%]`, `train+validation`). Without one,
+calibration and training read `train`, evaluation reads `validation`, or `test` where there is none. FIELD is a feature
+of type text, by default `text`. Data sets are looked for below the directory that TFDS_DATA_DIR names (by default
+`~/tensorflow_datasets`). They have to be in the format array_record, the one that needs no TensorFlow: prepare them by
+`tfds build NAME --file_format=array_record`, or make one of local text by `python -m saap_jax.data.tfds_builder`.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MOST = 100_000
+"""Examples that a source may hold: they are read into memory. Larger splits have to be sliced."""
+
+AT_ONCE = 1000
+"""Examples that are read by one call."""
+
+
+class Reference(NamedTuple):
+    """A parsed `NAME[/CONFIG][:VERSION][@SPLIT]`; version and split are empty where none is named."""
+
+    source: str
+    name: str
+    version: str
+    split: str
+
+
+def parse_reference(source: str, path: str) -> Reference:
+    """Split what follows `tfds:` (without its field) into its parts; no file is looked at.
+
+    Raises:
+        ValueError: it is no such reference.
+
+    >>> parse_reference("", "c4/en:3.0.1@train[:1%]")[1:]
+    ('c4/en', '3.0.1', 'train[:1%]')
+    """
+    match = re.fullmatch(r"(?P<name>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?(@(?P<split>[^@]+))?", path)
+    if match is None:
+        raise ValueError(
+            f"data source {source!r}: expected tfds:NAME[/CONFIG][:VERSION][@SPLIT][#FIELD], such as "
+            "tfds:c4/en:3.0.1@train[:1%]#text"
+        )
+    return Reference(source, match["name"], match["version"] or "", match["split"] or "")
+
+
+def read_examples(reference: Reference, field: str, part: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each example of a split, in its order.
+
+    Args:
+        field: the feature of type text.
+        part: `evaluation`, `calibration` or `all`; it chooses the split where the reference names none.
+
+    Raises:
+        FileNotFoundError: the data set is not prepared here.
+        ValueError: another file format; an unknown split or field; more than `MOST` examples.
+    """
+    with _quiet():
+        import tensorflow_datasets as tfds
+
+        builder = _builder(tfds, reference)
+        split = reference.split or _split_of(builder, reference, part)
+        records = _records(builder, reference, split, field)
+    for start in range(0, len(records), AT_ONCE):
+        rows = range(start, min(start + AT_ONCE, len(records)))
+        for row, record in zip(rows, records.__getitems__(rows), strict=True):
+            text = record[field]
+            yield f"{split} {row}", text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+
+def data_directory() -> Path:
+    """Return the directory below which prepared data sets are."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _builder(tfds: Any, reference: Reference) -> Any:
+    """Open a prepared data set from its files, whether or not its code is known."""
+    root, named = data_directory(), reference.name + (f":{reference.version}" if reference.version else "")
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(named, data_dir=str(root))
+    except tfds.core.registered.DatasetNotFoundError:
+        raise FileNotFoundError(
+            f"data source {reference.source!r}: expected the data set {named}, prepared below {root}, found none; "
+            f"name its directory in TFDS_DATA_DIR, or prepare it there: tfds build {reference.name} "
+            f"--data_dir={root} --file_format=array_record"
+        ) from None
+    kind = builder.info.file_format
+    if kind is None or kind.value != "array_record":
+        raise ValueError(
+            f"data source {reference.source!r}: expected files in the format array_record, got "
+            f"{kind.value if kind else 'none'} in {builder.data_dir}; prepare the data set again: "
+            f"tfds build {reference.name} --file_format=array_record"
+        )
+    return builder
+
+
+def _split_of(builder: Any, reference: Reference, part: str) -> str:
+    wanted = ("validation", "test") if part == "evaluation" else ("train",)
+    found = next((name for name in wanted if name in builder.info.splits), None)
+    if found is None:
+        raise ValueError(
+            f"data source {reference.source!r}: expected a split {' or '.join(wanted)} for {part}, found "
+            f"{', '.join(builder.info.splits)}; name one as @SPLIT"
+        )
+    return found
+
+
+def _records(builder: Any, reference: Reference, split: str, field: str) -> Any:
+    features = builder.info.features
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    if kinds.get(field) != "Text":
+        found = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
+        raise ValueError(
+            f"data source {reference.source!r}: expected a feature {field!r} of type Text, found features: {found}; "
+            "name one as #FIELD"
+        )
+    try:
+        count = builder.info.splits[split].num_examples
+        records = builder.as_data_source(split=split)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"data source {reference.source!r}: expected a split of {', '.join(builder.info.splits)}, or a slice of "
+            f"one, got {split!r} ({' '.join(str(error).split())[:100]})"
+        ) from None
+    if count > MOST:
+        share = MOST / count * 100
+        raise ValueError(
+            f"data source {reference.source!r}: expected at most {MOST:,} examples, got {count:,}; take a slice, such "
+            f"as @{split.split('[')[0]}[:{MOST}] ({share:.2g} %)"
+        )
+    return records
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TFDS from printing that TensorFlow is absent, which it is meant to be."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

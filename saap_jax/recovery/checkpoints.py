@@ -1,0 +1,152 @@
+"""Checkpoints of a training that is going on: written by orbax in the background, whole or not at all.
+
+A checkpoint `STEP/` holds `state` (the trainable parameters, the optimiser's state and the step, by path) and
+`progress`: where the data iterator is, the random key, what held-out losses were so far, what identifies the frozen
+model (a digest of all of its arrays) and the configuration. Frozen parameters are not in it. The latest ones and the
+best one are kept.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.recovery.train import State
+
+SCHEMA = 1
+"""Version of what a checkpoint holds."""
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read back."""
+
+    state: State
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a directory of their own. Close it, or use it in a `with` statement."""
+
+    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+        import orbax.checkpoint as ocp  # here: it takes most of a second
+        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # a line for each file that is written, otherwise
+        best = BestN(
+            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, state: State, progress: dict[str, Any], loss: float | None) -> None:
+        """Copy a state and begin to write it; the state may be donated as soon as this returns.
+
+        Args:
+            loss: on held-out text, by which the best checkpoint is known; None where none is held out.
+        """
+        args = self._ocp.args
+        self._manager.save(
+            int(state.step),
+            args=args.Composite(
+                state=args.StandardSave(arrays_of(state)), progress=args.JsonSave({"schema": SCHEMA, **progress})
+            ),
+            metrics=None if loss is None else {"loss": loss},
+        )
+
+    def wait(self) -> None:
+        """Wait until all is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until all is written, and end the threads that write."""
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint that is whole; None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that are kept."""
+        self.wait()
+        return sorted(self._manager.all_steps())
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Read the progress of a checkpoint.
+
+        Raises:
+            ValueError: it was written by another version.
+        """
+        args = self._ocp.args
+        progress = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
+        if progress.get("schema") != SCHEMA:
+            raise ValueError(
+                f"checkpoint {step}: expected schema {SCHEMA}, got {progress.get('schema')!r}; it was written by "
+                "another version of saap_jax: start anew with --overwrite"
+            )
+        return progress
+
+    def read(self, step: int, like: State) -> Saved:
+        """Read a checkpoint back, to the last bit.
+
+        Args:
+            like: a state of the same training.
+
+        Raises:
+            ValueError: the checkpoint is of other parameters.
+        """
+        progress, args = self.progress(step), self._ocp.args
+        wanted = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, arrays_of(like))
+        try:
+            restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"checkpoint {step}: expected the parameters that are trained now, found others "
+                f"({' '.join(str(error).split())[:200]}); start anew with --overwrite"
+            ) from None
+        return Saved(with_arrays(like, restored["state"]), progress)
+
+
+def arrays_of(state: State) -> dict[str, Any]:
+    """Return the arrays of a state by path; empty ones, which orbax refuses to write, are left out."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): leaf for path, leaf in leaves if leaf.size}
+
+
+def with_arrays(like: State, arrays: dict[str, Any]) -> State:
+    """Return a state with the arrays of `arrays_of`; empty ones are those of `like`."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    values = [jnp.asarray(arrays[_name(path)]) if leaf.size else leaf for path, leaf in leaves]
+    return jax.tree_util.tree_unflatten(structure, values)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def digest_of(tree: Any) -> str:
+    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{_name(path)} {array.shape} {array.dtype.name};".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

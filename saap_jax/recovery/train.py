@@ -1,0 +1,173 @@
+"""One step of training: gradients of the trainable parameters over microbatches, clipped, and AdamW.
+
+    ḡ = Σ_m ∂(total of microbatch m) / Σ_m tokens of m        (the mean over tokens, whatever the microbatches)
+    ĝ = ḡ · min(1, clip / ‖ḡ‖)
+    θ ← θ - η(step) · (AdamW of ĝ)
+
+A step whose loss or gradient is not finite changes nothing, so that what is saved afterwards is the state before it.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.llama.model import Llama, at_least_float32
+from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
+
+Parameters = Any
+"""An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
+
+
+class Schedule(NamedTuple):
+    """How the trainable parameters move, as static values."""
+
+    learning_rate: float = 1e-4
+    warmup: int = 100
+    """Steps in which the learning rate rises from 0."""
+    steps: int = 1000
+    """Steps in all; after the warm-up the learning rate falls to 0 along half a cosine."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """The largest norm of the gradient, all parameters together; 0: any."""
+
+
+class Frozen(NamedTuple):
+    """What does not change: the model's structure, its other parameters, and the unpruned model to learn from."""
+
+    graph: Any
+    parameters: Parameters
+    teacher: Llama | None = None
+
+
+class State(NamedTuple):
+    """What changes: a pytree, donated from step to step."""
+
+    trained: Parameters
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class Measured(NamedTuple):
+    """What one step tells; means over the tokens that were predicted."""
+
+    loss: Float[Array, ""]
+    divergence: Float[Array, ""]
+    tokens: Int[Array, ""]
+    norm: Float[Array, ""]
+    """Of the gradient, before it was clipped."""
+    finite: Bool[Array, ""]
+    """False where loss or gradient was not: then nothing has changed."""
+
+
+def split(model: Llama, trainable: type[nnx.Variable], teacher: Llama | None = None) -> tuple[Parameters, Frozen]:
+    """Split a model into its trainable parameters and all the rest.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    graph, trained, rest = nnx.split(model, trainable, ...)
+    if not jax.tree.leaves(trained):
+        raise ValueError(f"recovery: expected parameters of type {trainable.__name__} to train, the model has none")
+    return trained, Frozen(graph, rest, teacher)
+
+
+def join(trained: Parameters, frozen: Frozen) -> Llama:
+    """Return the model again."""
+    return nnx.merge(frozen.graph, trained, frozen.parameters)
+
+
+def start(trained: Parameters, schedule: Schedule) -> State:
+    """Return the state before the first step.
+
+    The parameters are copied, because a step takes its state's memory, and raised to float32 where they are narrower:
+    most updates are smaller than what bfloat16 tells apart.
+    """
+    copied = jax.tree.map(lambda x: jnp.array(x, at_least_float32(x.dtype)), trained)
+    return State(copied, optimizer_of(schedule).init(copied), jnp.zeros((), jnp.int32))
+
+
+@functools.cache
+def learning_rate_of(schedule: Schedule) -> optax.Schedule:
+    """Return the learning rate as a function of the step, from 0."""
+    return optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, schedule.warmup, schedule.steps)
+
+
+@functools.cache
+def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
+    """Return AdamW after clipping; norms and biases, which have one axis a layer, do not decay."""
+    clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
+
+    def decays(trained: Parameters) -> Any:
+        return jax.tree.map(lambda x: x.ndim > 2, trained)
+
+    adam = optax.adamw(learning_rate_of(schedule), weight_decay=schedule.weight_decay, mask=decays)
+    return optax.chain(clip, adam)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "objective", "schedule"), donate_argnames="state")
+def train_step(
+    state: State,
+    parameters: Parameters,
+    teacher: Llama | None,
+    rows: Packed,
+    *,
+    graph: Any,
+    objective: Objective,
+    schedule: Schedule,
+) -> tuple[State, Measured]:
+    """Take one step on rows `[microbatches, batch, seq]`; the state's memory is taken over.
+
+    Args:
+        parameters, teacher, graph: those of `Frozen`.
+    """
+    frozen = Frozen(graph, parameters, teacher)
+
+    def total(trained: Parameters, some: Packed) -> tuple[Float[Array, ""], Sums]:
+        sums = sums_of(join(trained, frozen), teacher, some, objective)
+        return total_of(sums, objective), sums
+
+    def accumulate(carry: tuple[Any, Sums], some: Packed) -> tuple[tuple[Any, Sums], None]:
+        (_, sums), gradient = jax.value_and_grad(total, has_aux=True)(state.trained, some)
+        return jax.tree.map(jnp.add, carry, (gradient, sums)), None
+
+    wide = at_least_float32(jax.tree.leaves(state.trained)[0].dtype)
+    nothing = Sums(jnp.zeros((), wide), jnp.zeros((), wide), jnp.zeros((), jnp.int32))
+    (gradient, sums), _ = jax.lax.scan(accumulate, (jax.tree.map(jnp.zeros_like, state.trained), nothing), rows)
+    count = jnp.maximum(sums.tokens, 1).astype(wide)
+    gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(sums.divergence)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
+        updates, optimizer = optimizer_of(schedule).update(gradient, state.optimizer, state.trained)
+        trained: Any = optax.apply_updates(state.trained, updates)
+        moved = State(trained, optimizer, state.step + 1)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+    return state, Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "objective"))
+def held_out_step(
+    trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return the summed loss of rows `[batch, seq]` in nats, and how many tokens it predicts."""
+    sums = sums_of(join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0))
+    return sums.loss, sums.tokens
+
+
+def microbatches(batch: dict[str, Any], size: int) -> Packed:
+    """Return the rows of a batch as `[microbatches, size, seq]`."""
+    return Packed(*(jnp.asarray(batch[name]).reshape(-1, size, batch[name].shape[-1]) for name in Packed._fields))
+
+
+def rate_at(schedule: Schedule, step: int) -> float:
+    """Return the learning rate of a step, from 0."""
+    if step < schedule.warmup:
+        return schedule.learning_rate * step / schedule.warmup
+    done = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))
+    return schedule.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,127 @@
+"""What `saap recover` shows and keeps: before and after beside the dense model, and the course of the training."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from saap_jax.report.rows import Record, metrics, number
+from saap_jax.report.scores import inline_svg
+from saap_jax.report.tables import format_change, format_count, format_mebibytes, format_millions, format_ppl
+
+VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
+"""Key of a model in the record -> what the table calls it."""
+
+
+def recovery_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
+    """Return the files of a run: the table, and every step's numbers with their figure."""
+    header, rows = recovery_cells(run)
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return {
+        "recovery.md": "\n".join(lines) + "\n",
+        "recovery.csv": csv_recovery(run),
+        "training.svg": training_figure(candidates),
+    }
+
+
+def recovery_cells(run: Record) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the formatted cells of the table: a line a property, a column a model."""
+    models = [key for key in VARIANTS if key in run]
+    properties = [("parameters (M)", "parameters", format_millions), ("weights (MiB)", "bytes", format_mebibytes)]
+    if any(run[key].get("tokens_per_second") for key in models):
+        properties.append(("decoding (tokens a second)", "tokens_per_second", format_count))
+    rows = [
+        [label, *_cells([number(run[key].get(field)) for key in models], models, form)]
+        for label, field, form in properties
+    ]
+    for metric in metrics(run):
+        values = [number(run[key]["ppl"].get(metric["name"])) for key in models]
+        rows.append([f"{metric['name']} ({metric['domain']})", *_cells(values, models, format_ppl)])
+    return ["", *(VARIANTS[key] for key in models), "change"], rows
+
+
+def _cells(values: Sequence[float], models: Sequence[str], form: Callable[[float], str]) -> list[str]:
+    by_model = dict(zip(models, values, strict=True))
+    return [*map(form, values), format_change(by_model["before"], by_model["after"])]
+
+
+def rich_recovery(run: Record) -> Table:
+    """Return the table for a terminal of 100 columns."""
+    header, rows = recovery_cells(run)
+    title = f"{run['config']['method']['name']}, {run['training']['steps']} steps of {run['training']['rows']} rows"
+    table = Table(title=Text(title, style="italic"), box=box.SIMPLE_HEAD, title_justify="left")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def csv_recovery(run: Record) -> str:
+    """Return the table with all digits: a line a model."""
+    names, text = [metric["name"] for metric in metrics(run)], io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "parameters", "bytes", "tokens_per_second", *names])
+    for key, label in VARIANTS.items():
+        if key in run:
+            row = run[key]
+            fields = [row.get(field) for field in ("parameters", "bytes", "tokens_per_second")]
+            writer.writerow([label, *fields, *(row["ppl"].get(name) for name in names)])
+    return text.getvalue()
+
+
+def summary(run: Record) -> list[str]:
+    """Say what was trained on what, and which parameters the recovered model has."""
+    data, training = run["data"], run["training"]
+    tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
+    lines = [
+        f"text: {data['documents']:,} documents in {data['rows']:,} rows of {tokens} tokens, "
+        f"{data['filled']:.0%} filled; "
+        f"{data['predicted']:,} tokens to predict an epoch; {held:,} rows held out; {data['cut']:,} responses cut, "
+        f"{data['left_out']:,} pieces without a token to predict left out"
+    ]
+    trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
+    if training["best_step"] is None:
+        lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: no text was held out")
+    else:
+        stopped = " (stopped: no lower held-out loss came)" if training["stopped"] else ""
+        lines.append(
+            f"{trained}; the model is that of step {training['best_step']} of {training['steps']}{stopped}, where the "
+            f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}"
+        )
+    return lines
+
+
+def training_figure(candidates: Sequence[Record]) -> str:
+    """Return the loss of each step, and the held-out losses, as SVG."""
+    steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
+    curves = {
+        field: [(row["step"], value) for row in steps if math.isfinite(value := number(row.get(field)))]
+        for field in ("loss", "held_out")
+    }
+    said = [
+        f"{name}: {points[0][1]:.3f} at step {points[0][0]}, {points[-1][1]:.3f} at step {points[-1][0]}."
+        for name, points in zip(("Training", "Held out"), curves.values(), strict=True)
+        if points
+    ]
+    return inline_svg(
+        lambda figure: _paint(figure, curves), height=3.2, title="Loss of training", description=" ".join(said)
+    )
+
+
+def _paint(figure: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
+    axes = figure.subplots()
+    for field, colour, marker, label in (("loss", "#0072b2", "", "training"), ("held_out", "#d55e00", "o", "held out")):
+        if curves[field]:
+            steps, losses = zip(*curves[field], strict=True)
+            axes.plot(steps, losses, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    if any(curves.values()):
+        axes.legend(frameon=False)

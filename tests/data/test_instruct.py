@@ -1,0 +1,128 @@
+"""Instruction data: fields of Alpaca and Dolly, prompts to the letter, and what of it is to be predicted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from saap_jax.data.instruct import parse_exchanges
+from saap_jax.data.pieces import encode_exchange, read_pieces, response_piece, text_pieces
+from saap_jax.data.sources import read_exchanges, read_texts
+
+ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
+DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "category": "open_qa"}
+CHAT = "{% for m in messages %}<|endoftext|>{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>assistant:"
+
+
+def lines(*records) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(lines(ALPACA, DOLLY, {**ALPACA, "output": "  "}))
+    return f"instruct:{path}"
+
+
+def test_both_kinds_of_fields_are_read():
+    alpaca, dolly = parse_exchanges(lines(ALPACA, DOLLY), "a")
+    assert alpaca[1:] == ("Add the numbers.", "1 and 2", "3")
+    assert dolly[1:] == ("Say hello.", "", "hello")
+
+
+def test_the_prompts_are_those_of_alpaca():
+    alpaca, dolly = parse_exchanges(lines(ALPACA, DOLLY), "a")
+    assert alpaca.prompt == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n"
+        "1 and 2\n\n### Response:\n"
+    )
+    assert dolly.prompt == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nSay hello.\n\n### Response:\n"
+    )
+    assert (alpaca.said, dolly.said) == ("Add the numbers.\n\n1 and 2", "Say hello.")
+
+
+def test_braces_in_the_data_stay_what_they_are():
+    (exchange,) = parse_exchanges(lines({**ALPACA, "instruction": "Format {context} and {x}"}), "a")
+    assert "Format 1 and 2 and {x}" not in exchange.prompt
+    assert "Format {context} and {x}" in exchange.prompt
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "a"}, r"line 1: expected a string field 'instruction', found fields: text \(str\)"),
+        ({"instruction": "a", "output": 3}, "expected a string field 'output' or 'response'"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "expected a string field 'input' or 'context'"),
+        (["a"], "line 1: expected an object, got list"),
+    ],
+)
+def test_other_data_is_refused_with_its_line(record, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_exchanges(lines(record), "instruct:a.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_it_is_a_text_source_too(source):
+    documents = read_texts(source)
+    assert [document.name for document in documents] == ["line 1", "line 2", "line 3"]
+    assert documents[0].text.endswith("### Response:\n3")
+    with pytest.raises(ValueError, match="expected instruct:PATH, got the format builtin"):
+        read_exchanges("builtin:reference")
+
+
+def test_the_response_is_predicted_and_nothing_else(source, tokenizer):
+    """Counted: the tokens of the response and the one that ends it."""
+    found = read_pieces([source], tokenizer, length=400, template="alpaca", seed=0)
+    assert (found.documents, found.cut, found.left_out) == (3, 0, 1)  # the empty response
+    assert len(found.pieces) == 2
+    for piece in found.pieces:
+        wanted = "3" if "line 1" in piece.name else "hello"
+        learned = piece.tokens[piece.targets]
+        assert learned[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(learned[:-1]) == wanted
+        assert piece.targets.sum() == len(tokenizer.encode(wanted)) + 1
+        assert tokenizer.decode(piece.tokens[~piece.targets]).endswith("### Response:\n")
+
+
+def test_a_long_response_is_cut_and_a_long_prompt_left_out(source, tokenizer):
+    whole = read_pieces([source], tokenizer, length=400, template="alpaca", seed=0)
+    shorter = min(len(piece.tokens) for piece in whole.pieces)
+    found = read_pieces([source], tokenizer, length=shorter - 1, template="alpaca", seed=0)
+    assert (found.cut, found.left_out, len(found.pieces)) == (1, 2, 1)
+    assert found.pieces[0].tokens[-1] != tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="expected something to predict"):
+        read_pieces([source], tokenizer, length=20, template="alpaca", seed=0)
+
+
+def test_special_tokens_in_the_data_are_spelled_out(tokenizer):
+    (exchange,) = parse_exchanges(lines({**DOLLY, "response": "a<|endoftext|>b"}), "a")
+    prompt, response = encode_exchange(exchange, tokenizer, "alpaca", [])
+    assert tokenizer.eos_token_id not in response
+    assert tokenizer.eos_token_id not in prompt
+
+
+def test_a_chat_template_writes_its_own_special_tokens_once(tokenizer, monkeypatch):
+    (exchange,) = parse_exchanges(lines(ALPACA), "a")
+    with pytest.raises(ValueError, match="data.template: expected a tokenizer with a chat template"):
+        encode_exchange(exchange, tokenizer, "chat", [])
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    prompt, response = encode_exchange(exchange, tokenizer, "chat", [7])
+    assert prompt.count(tokenizer.eos_token_id) == 2
+    assert tokenizer.decode(prompt) == "<|endoftext|>user:Add the numbers.\n\n1 and 2<|endoftext|>assistant:"
+    assert tokenizer.decode(response) == "3"
+
+
+def test_pieces_of_text_hold_every_token_once():
+    tokens = np.arange(10, dtype=np.int32)
+    pieces = list(text_pieces("a", tokens, 4))
+    np.testing.assert_array_equal(np.concatenate([piece.tokens for piece in pieces]), tokens)
+    assert [piece.targets.tolist() for piece in pieces] == [[False] + [True] * 3] * 2 + [[False, True]]
+
+
+def test_a_first_token_is_never_a_target():
+    piece = response_piece("a", [], [5, 6], 9, 8)
+    assert piece.targets.tolist() == [False, True, True]

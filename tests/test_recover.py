@@ -1,0 +1,177 @@
+"""`saap recover` as a user meets it: a model that loads, a table, a run that can be killed, one line for bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from saap_jax import cli
+from saap_jax.config_recover import MethodConfig
+from saap_jax.llama import load_model
+from saap_jax.recover import method_of
+from saap_jax.report.records import read_candidates, read_run
+from tests.report.test_scalars import read
+from tests.test_cli import refused
+
+
+@pytest.fixture
+def options(tiny_model_directory, tmp_path) -> list[str]:
+    """Fields that make a recovery tiny: all parameters, on 12 steps of text that holds little new."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log. " * 250)
+    return [
+        *("--model", str(tiny_model_directory), "--dense", str(tiny_model_directory), "--runs", str(tmp_path / "runs")),
+        *("--method.name", "full", "--data.sources", f"text:{text}", "--data.length", "32", "--training.epochs", "3"),
+        *("--training.batch-size", "8", "--training.microbatch", "4", "--training.warmup", "2"),
+        *("--training.learning-rate", "0.01", "--training.check-every", "4", "--training.max-steps", "12"),
+        *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
+        *("--new-tokens", "0"),
+    ]
+
+
+def test_recover(options, capsys, tmp_path):
+    assert cli.main(["recover", *options]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"dense +pruned +recovered +change", text)
+    assert "ppl@16 builtin:reference (in)" in text
+    assert "decoding (tokens a second)" not in text
+    run = read_run(tmp_path / "runs" / "recover")
+    assert (run["kind"], run["status"], run["planned_steps"]) == ("recover", "finished", 12)
+    assert run["before"]["ppl"] == run["dense"]["ppl"]
+    training = run["training"]
+    assert training["first_loss"] > 5
+    assert training["best_loss"] < 0.6 * training["first_loss"]
+    rows, corrupt = read_candidates(tmp_path / "runs" / "recover")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert not corrupt
+    assert [row["step"] for row in rows if "held_out" in row] == [4, 8, 12]
+    points = read(tmp_path / "runs" / "recover" / "tensorboard")
+    assert {point.tag for point in points} > {"training/loss", "training/held_out", "training/tokens_per_second"}
+    losses = {point.step: point.value for point in points if point.tag == "training/loss"}
+    np.testing.assert_allclose([losses[row["step"]] for row in rows], [row["loss"] for row in rows], rtol=1e-6)
+    model = load_model(tmp_path / "runs" / "recover" / "model")
+    assert model.spec == load_model(options[1]).spec
+    assert cli.main(["evaluate", str(tmp_path / "runs" / "recover" / "model"), "--windows", "3", "--length", "16"]) == 0
+    assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "runs" / "recover")]) == 0
+    assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
+
+
+def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, tmp_path):
+    """On instruction data with distillation. A finished run is shown again; another configuration is refused."""
+    data = tmp_path / "data.jsonl"
+    lines = [{"instruction": f"Count {n}.", "input": "", "output": f"{n} and {n}"} for n in range(30)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from saap_jax.config_recover import RecoverConfig\nCONFIG = RecoverConfig(name='mine', new_tokens=0)\n"
+    )
+    words = ["recover", str(tiny_model_directory), str(file), *options[2:], "--training.max-steps", "3"]
+    words += ["--data.sources", f"instruct:{data}", "--data.length", "200", "--training.distillation", "0.5"]
+    assert cli.main(words) == 0
+    first = capsys.readouterr().out
+    assert "30 documents" in first
+    first_step, *_, last_step = read_candidates(tmp_path / "runs" / "mine")[0]
+    assert abs(first_step["divergence"]) < 1e-5  # the model is still the dense one
+    assert last_step["divergence"] > 1e-4
+    assert cli.main([*words, "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
+    said = refused(capsys, [*words, "--training.learning-rate", "0.02"])
+    assert "holds a run of another configuration: training.learning_rate 0.01 -> 0.02" in said
+    model = tmp_path / "runs" / "mine" / "model" / "model.safetensors"
+    before = model.read_bytes()
+    assert cli.main([*words, "--training.seed", "1", "--overwrite"]) == 0
+    assert model.read_bytes() != before
+    assert "--resume expected a run at" in refused(capsys, [*words, "--name", "other", "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.warmup", "100"], "training.warmup: expected fewer than the 12 steps"),
+        (["--data.held-out", "0", "--training.patience", "1"], "expected held-out text"),
+        (["--evaluation.in-domain", "builtin:none"], "did you mean"),
+        (["--data.sources", "instruct:none.jsonl"], "expected a file none.jsonl"),
+        (["--dense", "", "--training.distillation", "0.5"], "expected a dense model to learn from"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(options, words, message, capsys, tmp_path):
+    assert message in refused(capsys, ["recover", *options, *words])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_directory_in_the_way_is_refused_before_any_work(options, capsys, tmp_path):
+    (tmp_path / "there").mkdir()
+    said = refused(capsys, ["recover", *options, "--out", str(tmp_path / "there")])
+    assert "out: expected a directory that does not exist yet" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_decoding_is_timed(options, capsys, tmp_path):
+    more = ["--new-tokens", "3", "--repeats", "2", "--training.max-steps", "3"]
+    assert cli.main(["recover", *options, *more]) == 0
+    assert "decoding (tokens a second)" in capsys.readouterr().out
+    run = read_run(tmp_path / "runs" / "recover")
+    assert all(run[name]["tokens_per_second"] > 0 for name in ("dense", "before", "after"))
+
+
+def test_the_method_takes_its_options():
+    assert method_of(MethodConfig(name="full")).name == "full"
+
+
+def process(words: list[str]) -> subprocess.Popen:
+    code = "import sys; from saap_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "recover", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def killed_after(words: list[str], run: Path, lines: int, wait: float) -> None:
+    """Start the command, and kill it (-9) some time after it has recorded so many steps."""
+    running = process(words)
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+        assert running.poll() is None, running.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(wait)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_model(options, tmp_path):
+    """kill -9 before the first checkpoint, after and while one is written, and at the end: the same bytes."""
+    steps = ["--training.max-steps", "40", "--training.epochs", "20", "--training.check-every", "3"]
+    whole = process([*options, *steps, "--name", "whole"])
+    assert whole.communicate()[1] == b""
+    run = tmp_path / "runs" / "killed"
+    words, seen = [*options, *steps, "--name", "killed"], 0
+    for lines, wait in ((1, 0.0), (4, 0.0), (7, 0.01), (12, 0.03), (20, 0.005), (31, 0.02), (39, 0.05)):
+        have = (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").exists() else 0
+        killed_after(words, run, max(lines, have + 1), wait)
+        seen += read_run(run)["status"] == "running"
+    assert seen >= 5
+    last = process([*words, "--resume"])
+    assert last.communicate()[1] == b""
+    assert last.returncode == 0
+    names = [tmp_path / "runs" / name / "model" / "model.safetensors" for name in ("whole", "killed")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+    before = load_file(Path(options[1]) / "model.safetensors")
+    assert any((before[name] != value).any() for name, value in load_file(names[0]).items())
+    losses = [[row["loss"] for row in read_candidates(path.parent.parent)[0]] for path in names]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 40
