@@ -11,7 +11,7 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
-from saap_jax import config_recover, config_use, options
+from saap_jax import config_recover, config_use, options, options_mesh
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -20,6 +20,7 @@ ORDER = (
     ("types",),
     ("amounts",),
     ("options",),
+    ("options_mesh",),
     ("config", "config_use", "config_recover"),
     ("sharding",),
     ("llama", "data"),
@@ -58,7 +59,7 @@ ORDER = (
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGURATION = ("config.py", "config_recover.py", "config_use.py", "options.py")
+CONFIGURATION = ("config.py", "config_recover.py", "config_use.py", "options.py", "options_mesh.py")
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
@@ -118,7 +119,7 @@ def test_an_upward_import_is_found():
 
 
 def config_classes() -> list[type]:
-    defined = vars(options) | vars(configuration) | vars(config_use) | vars(config_recover)
+    defined = vars(options) | vars(configuration) | vars(config_recover) | vars(config_use) | vars(options_mesh)
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 
 
