@@ -79,7 +79,7 @@ def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
     >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8)
     (1, 4, 2)
     """
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    sizes = [config.data, config.fsdp, config.tensor]
     given = math.prod(size for size in sizes if size != -1)
     asked = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if devices % given or (-1 not in sizes and given != devices):

@@ -77,8 +77,10 @@ class Stored(NamedTuple):
         """Return which part of a stored tensor holds a part of the parameter (without its `layers` axis).
 
         None where it is not one block of the stored matrix: where axes that are stored as one are split behind the
-        first of them.
+        first of them, and of quantised matrices.
         """
+        if "groups" in self.variable.axes:
+            return None
         shape = self.variable.shape[1:] if self.stacked else self.variable.shape
         bounds = [each.indices(size)[:2] for each, size in zip(part, shape, strict=True)]
         if self.path == "embedding" or len(shape) == 1:

@@ -250,7 +250,8 @@ def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) ->
     sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
     buffer = _aligned_empty(tuple(sizes), dtype)
     layers, inner = (part[0], part[1:]) if item.stacked else (slice(None), part)
-    block = item.stored_part(inner)
+    whole = sizes[item.stacked :] == list(shape[item.stacked :])
+    block = None if whole else item.stored_part(inner)
     for index, name in enumerate(item.names[layers]):
         into = buffer[index] if item.stacked else buffer
         if block is None or checkpoint.read_part is None:
