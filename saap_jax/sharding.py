@@ -16,16 +16,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from saap_jax.options_mesh import MESH_AXES, MeshConfig
+from saap_jax.options_mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
 
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
 
-BATCH = ("data", "fsdp")
-"""Mesh axes that the examples of a batch are spread over."""
-
 RULES: Rules = {
-    "embed": ("fsdp",),
+    "embed": (WEIGHTS,),
     "vocab": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
