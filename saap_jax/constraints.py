@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
@@ -68,7 +69,7 @@ def sum_of_examples(each: Array, embed: int) -> Array:
 
 
 def gathered(tree: Any) -> Any:
-    """Return the parameters of a layer with the residual width whole, and their gradients split by it."""
+    """Return the parameters of a layer whole along the axis that weights are split by; their gradients stay split."""
     if not in_force():
         return tree
     return jax.tree.map(_gathered, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -76,9 +77,10 @@ def gathered(tree: Any) -> Any:
 
 def _gathered(variable: Any) -> Any:
     axes, value = getattr(variable, "axes", ()), variable[...] if isinstance(variable, nnx.Variable) else None
-    if value is None or "embed" not in axes:
+    split = next((axis for axis in ("embed", "outputs") if axis in axes), None)
+    if value is None or split is None:
         return variable
-    place = axes.index("embed") - len(axes)  # from the end: a scan took `layers`
+    place = axes.index(split) - len(axes)  # from the end: a scan took `layers`
     sizes = jax.sharding.get_abstract_mesh().shape
     even = value.shape[place] % sizes.get(WEIGHTS, 1) == 0
 
@@ -87,6 +89,8 @@ def _gathered(variable: Any) -> Any:
         spec[place] = axis
         return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return variable.replace(checkpoint_name(constrained(value, None), GATHERED))
     whole = linear_call(
         lambda _, x: constrained(x, None), lambda _, x: constrained(x, WEIGHTS if even else None), (), value
     )

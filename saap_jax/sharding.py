@@ -29,12 +29,17 @@ RULES: Rules = {
     "layers": (),
     "q_per_kv": (),
     "head_dim": (),
+    "outputs": (WEIGHTS,),
+    "inputs": (),
+    "groups": (),
+    "bytes": (),
+    "rank": (),
 }
 """The rules that hold unless `MeshConfig.rules` says otherwise.
 
 `tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
-splits the residual width of the weights, which are gathered layer by layer, and the batch with them; `data` splits the
-batch alone.
+splits the residual width of the weights, or the outputs of a quantised matrix or of an adapter, which are gathered
+layer by layer, and the batch with them; `data` splits the batch alone.
 """
 
 
