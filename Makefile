@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow sharded eval parity llamacpp browser lint lock clean
+.PHONY: quickstart test slow sharded tpu-plan eval parity llamacpp browser lint lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -19,6 +19,10 @@ slow: $(READY)  ## tests that take minutes
 
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU
 	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -m sharded
+
+tpu-plan: $(READY)  ## programs compiled for TPUs that are not there; installs libtpu
+	$(BIN)/pip install -q "libtpu>=0.0.52"
+	JAX_PLATFORMS=cpu $(BIN)/pytest -q -m tpuplan
 
 eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
 	$(BIN)/pip install -q --no-deps -r requirements-eval.lock

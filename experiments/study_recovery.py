@@ -70,15 +70,15 @@ class Arm(NamedTuple):
 ARMS = {
     "pruned": Arm(),
     "pruned, then 4 bits": Arm(rounding="nearest"),
-    "group-wise, 4 bits": Arm("groupwise", 1e-3),
-    "LoRA": Arm("lora", 1e-3),
-    "LoRA, then 4 bits": Arm("lora", 1e-3, rounding="nearest"),
-    "LoRA, then 4 bits, scales searched": Arm("lora", 1e-3, rounding="search"),
+    "group-wise, 4 bits": Arm("groupwise", 3e-2),
+    "LoRA": Arm("lora", 3e-3),
+    "LoRA, then 4 bits": Arm("lora", 3e-3, rounding="nearest"),
+    "LoRA, then 4 bits, scales searched": Arm("lora", 3e-3, rounding="search"),
     "all parameters": Arm("full", 5e-5),
-    "group-wise, 3 bits": Arm("groupwise", 1e-3, bits=3),
-    "LoRA, then 3 bits, scales searched": Arm("lora", 1e-3, bits=3, rounding="search"),
 }
-"""Group-wise training begins with searched scales, the default of `saap recover`."""
+"""Group-wise training begins with searched scales, the default of `saap recover`. Learning rates were compared on other
+rows of the same text with another seed, at 20 %: loss 3.89, 3.75 and 3.69 at 3e-3, 1e-2 and 3e-2 for group-wise, 3.61
+and 3.58 at 1e-3 and 3e-3 for LoRA, 3.75 of the pruned model; larger ones were not tried."""
 
 
 def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path, arms: list[str]) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-GIB = 2**30
+GIB = 2.0**30
 
 
 class Chip(NamedTuple):

@@ -25,7 +25,7 @@ def plan(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
     if config.search:
         best, tried = search(config, spec, target, progress=lambda items: track("trying machines", items, len(items)))
     else:
-        [best] = track(f"compiling for {target.topology}", _lazily(config, spec, target), 1)
+        [best] = track(f"planning for {target.topology}", _lazily(config, spec, target), 1)
         tried = [best]
     result = {"plan": best, "tried": tried}
     if config.json:

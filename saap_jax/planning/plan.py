@@ -20,7 +20,7 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.options_mesh import MESH_AXES
 from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Target, targets
-from saap_jax.planning.count import collectives_of, shard_bytes, work_of
+from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Mesh, estimate, meshes
 from saap_jax.planning.programs import program_of, weight_sizes
 from saap_jax.sharding import layout_of, mesh_sizes
@@ -124,7 +124,7 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
         found |= {"fits": False, "overrun": overrun}
     else:
         memory: Any = executable.memory_analysis()
-        sent = collectives_of(executable.as_text() or "", target.devices)
+        sent = _sent(executable, config, spec, mesh, batch, remat, target)
         peak = memory.peak_memory_in_bytes or (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -142,6 +142,17 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
         partial.write_text(json.dumps(found), encoding="utf-8")
         partial.replace(path)
     return found
+
+
+def _sent(
+    executable: Any, config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat: Remat, target: Target
+) -> Collectives:
+    """Return what the program sends; by arithmetic where the compiler cannot print what it made (as XLA, at times)."""
+    try:
+        text = executable.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        return Collectives({"by arithmetic": estimate(config, spec, mesh, batch, remat).sent}, {})
+    return collectives_of(text, target.devices)
 
 
 def _times(config: PlanConfig, record: Record, target: Target) -> Record:
@@ -228,7 +239,7 @@ def overrun_of(message: str) -> float | None:
     found = re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message)
     if found:
         return float(found[1]) * _unit(found[2])
-    found = re.search(r"([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
     if found:
         return float(found[1]) * _unit(found[2]) - float(found[3]) * _unit(found[4])
     return None

@@ -16,7 +16,7 @@ from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import observe_step, union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.llama.model import Llama, abstract_llama
+from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import Quantization, abstract_quantized
 from saap_jax.llama.runs import existing_units
 from saap_jax.llama.spec import LlamaSpec
@@ -25,7 +25,7 @@ from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
 from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
 from saap_jax.sharding import Layout, shardings
-from saap_jax.types import Gates, Remat
+from saap_jax.types import Remat
 
 
 class Program(NamedTuple):
@@ -141,7 +141,7 @@ def _moments(trained: Any, schedule: Schedule, layout: Layout) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, whole)), state)
 
 
-def _gates(model: Llama, layout: Layout) -> Gates:
+def _gates(model: Any, layout: Layout) -> Any:
     return {name: _whole(layout, units.shape, jnp.float32) for name, units in existing_units(model.runs).items()}
 
 

@@ -1,0 +1,85 @@
+"""Programs compiled for TPUs that are not there; needs libtpu (`make tpu-plan`)."""
+
+import pytest
+
+from saap_jax.config_plan import PlanConfig
+from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.options_mesh import MeshConfig
+from saap_jax.planning.chips import GIB, target_of
+from saap_jax.planning.models import spec_of
+from saap_jax.planning.plan import plan_one
+
+pytestmark = pytest.mark.tpuplan
+
+WIDTHS = LayerWidths(kv_heads=4, q_per_kv=2, mlp=2048)
+SMALL = LlamaSpec(vocab=4096, embed=1024, head_dim=128, layers=(WIDTHS,) * 6, tied=False)
+MATRIX = 1024 * 2048 * 2
+"""Bytes of the largest matrix of a layer in bfloat16."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAAP_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def plan(target="v5e:2x2", **fields):
+    config = PlanConfig(**({"mesh": MeshConfig(fsdp=-1), "length": 256, "examples": 16} | fields))
+    return plan_one(config, SMALL, target_of(target), None, config.batch, config.remat)
+
+
+TASKS = [{"task": "evaluate"}, {}, {"task": "recover"}, {"task": "recover", "method": "groupwise"}]
+
+
+@pytest.mark.parametrize("fields", TASKS)
+def test_every_task_compiles_and_is_split(fields):
+    record = plan(**fields)
+    assert record["fits"]
+    assert record["source"] == "compiled"
+    parameters = 2 * (2 * 4096 * 1024 + 6 * (1024 * 128 * (8 + 4 + 4 + 8) + 3 * 1024 * 2048))
+    if fields.get("method") != "groupwise":
+        assert parameters / 4 <= record["bytes"]["parameters"] <= 1.1 * parameters / 4
+    assert record["bytes"]["peak"] < record["memory"]
+    assert record["tokens_per_second"] > 0
+
+
+def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
+    record = plan()
+    statistics = 4 * (2 * 4096 * 1024 + 2 * 6 * (1024 * 128 * 24 + 3 * 1024 * 2048))
+    assert record["bytes"]["state"] <= 1.1 * statistics / 4
+    assert record["largest"]["all-gather"] <= max(MATRIX, 4096 * 1024 * 2)  # a matrix of a layer, or the embedding
+    layers = 2 * 6 * (1024 * 128 * 24 + 3 * 1024 * 2048)
+    # forward and backward pass, and the two embeddings once or twice
+    assert record["sent"]["all-gather"] <= 0.75 * (2 * layers + 4 * 2 * 4096 * 1024) * 1.05
+
+
+def test_plans_are_kept(cache):
+    first = plan()
+    [path] = cache.glob("plans/*.json")
+    path.write_text(path.read_text().replace('"compile_seconds"', '"marked": true, "compile_seconds"'))
+    assert plan()["marked"]
+    assert "marked" not in plan(cache=False)
+    assert "marked" not in plan(length=128)
+    assert first["sent"] == plan()["sent"]
+
+
+def test_more_devices_hold_less():
+    peaks = [plan(target, batch=16)["bytes"]["peak"] for target in ("v5e:2x2", "v5e:4x4")]
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_what_does_not_fit_says_by_how_much():
+    config = PlanConfig(length=4096, batch=8, remat="none")
+    record = plan_one(config, spec_of("llama-2-7b"), target_of("v5e:2x2"), None, 8, "none")
+    assert not record["fits"]
+    assert record["overrun"] > GIB
+    assert len(record["remedies"]) == 3
+
+
+def test_seven_billion_with_squared_gradients_fit_sixteen_small_chips():
+    config = PlanConfig()
+    assert "taylor_element_second" in config.estimators
+    record = plan_one(config, spec_of("llama-2-7b"), target_of("v5e-16"), None, 0, "full")
+    assert record["fits"]
+    assert record["bytes"]["peak"] < 0.75 * record["memory"]
+    assert record["largest"]["all-gather"] <= 32000 * 4096 * 2

@@ -1,0 +1,180 @@
+"""Plans by arithmetic, the search over machines, messages; programs that are compiled are tested where libtpu is."""
+
+import dataclasses
+import json
+
+import pytest
+
+from saap_jax.cli import main
+from saap_jax.config_plan import PlanConfig
+from saap_jax.planning.chips import GIB, target_of
+from saap_jax.planning.estimate import estimate, meshes
+from saap_jax.planning.models import KNOWN, spec_of
+from saap_jax.planning.plan import overrun_of, plan_one, remedies
+from saap_jax.planning.search import search, settings_of, ways
+
+SEVEN = spec_of("llama-2-7b")
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llama-7b", 6.74), ("llama-2-13b", 13.02), ("llama-3-8b", 8.03)])
+def test_known_models_have_the_published_sizes(name, billions):
+    spec = spec_of(name)
+    config = PlanConfig(task="evaluate")
+    bytes_ = estimate(config, spec, (1, 1, 1), 1, "none").parameters
+    assert bytes_ / 2 / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_seventy_billion():
+    for name in ("llama-2-70b", "llama-3-70b"):
+        assert 68e9 < estimate(PlanConfig(task="evaluate"), spec_of(name), (1, 1, 1), 1, "none").parameters / 2 < 71e9
+
+
+def test_a_model_may_be_a_file(tmp_path):
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 100,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert spec_of(str(tmp_path)) == spec_of(str(tmp_path / "config.json"))
+    assert spec_of(str(tmp_path)).embed == 64
+    with pytest.raises(ValueError, match="model: expected one of llama-7b"):
+        spec_of("llama-9b")
+    assert set(KNOWN) >= {"llama-7b", "llama-2-13b", "llama-3-8b", "llama-3-70b"}
+
+
+def test_estimates_go_the_right_way():
+    config = PlanConfig()
+
+    def peak(mesh=(1, 16, 1), batch=16, remat="full", **changes):
+        return estimate(dataclasses.replace(config, **changes), SEVEN, mesh, batch, remat).peak
+
+    assert peak(remat="full") < peak(remat="dots") < peak(remat="none")
+    assert peak(batch=16) < peak(batch=32)
+    assert peak(mesh=(1, 16, 1)) < peak(mesh=(2, 8, 1)) < peak(mesh=(16, 1, 1))
+    assert peak(estimators=("gate_fisher",)) < peak(estimators=("taylor_element",)) < peak()
+    assert peak(task="evaluate") < peak(task="recover", method="lora") < peak(task="recover", method="full")
+
+
+def test_meshes_divide_the_model():
+    found = meshes(16, SEVEN)
+    assert (1, 16, 1) in found
+    assert (16, 1, 1) in found
+    assert (2, 4, 2) in found
+    assert all(data * fsdp * tensor == 16 for data, fsdp, tensor in found)
+    odd = dataclasses.replace(SEVEN, layers=tuple(dataclasses.replace(w, kv_heads=3) for w in SEVEN.layers))
+    assert all(tensor == 1 for *_, tensor in meshes(16, odd))
+
+
+def test_a_plan_for_gpus_is_arithmetic():
+    config = PlanConfig(task="evaluate")
+    record = plan_one(config, SEVEN, target_of("gpu:h100:8"), None, 0, "full")
+    assert record["fits"]
+    assert record["source"] == "arithmetic"
+    assert record["batch"] == 8
+    assert record["step_seconds"] == max(record["seconds"].values()) == record["seconds"][record["bound"]]
+    assert record["tokens_per_second"] == pytest.approx(8 * 2048 / record["step_seconds"])
+    assert record["chip_hours"] == pytest.approx(16 * record["step_seconds"] * 8 / 3600)
+
+
+def test_what_does_not_fit_comes_with_remedies():
+    config = PlanConfig(batch=32, remat="none")
+    record = plan_one(config, SEVEN, target_of("gpu:h100:2"), None, 32, "none")
+    assert not record["fits"]
+    assert record["overrun"] > 0
+    assert len(record["remedies"]) == 3
+    assert any(each.startswith("--remat full: saves about") for each in record["remedies"])
+
+
+def test_remedies_save_what_they_say():
+    target = target_of("v5e-4")
+    found = remedies(PlanConfig(), SEVEN, target, (2, 2, 1), 8, "full", 1 * GIB)
+    assert any("--mesh.data 1 --mesh.fsdp 4" in each for each in found)
+    saved = (
+        estimate(PlanConfig(), SEVEN, (2, 2, 1), 8, "full").peak
+        - estimate(PlanConfig(), SEVEN, (1, 4, 1), 8, "full").peak
+    )
+    assert any(f"{saved / GIB:.1f} GiB" in each for each in found)
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    with pytest.raises(ValueError, match="expected a multiple of 8"):
+        plan_one(PlanConfig(), SEVEN, target_of("gpu:h100:8"), None, 12, "full")
+
+
+def test_the_search_takes_the_smallest_machine_and_the_fastest_way_on_it():
+    config, asked = PlanConfig(task="evaluate"), []
+
+    def plan(config, spec, machine, mesh, batch, remat):
+        asked.append(machine.chips)
+        guess = estimate(config, spec, mesh, batch, remat)
+        return {
+            "target": machine.topology, "fits": machine.chips >= 4, "batch": batch,
+            "step_seconds": max(guess.seconds(machine).values()),
+        }  # fmt: skip
+
+    best, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=plan)
+    assert best is not None
+    assert best["target"] == "a100:4"
+    assert asked == sorted(asked)
+    assert max(asked) == 4
+    here = [record for record in tried if record["fits"]]
+    assert best["step_seconds"] / best["batch"] == min(r["step_seconds"] / r["batch"] for r in here)
+    none, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=lambda *a: plan(*a) | {"fits": False})
+    assert none is None
+    assert tried
+
+
+def test_ways_are_ranked_by_time_a_row():
+    config, target = PlanConfig(), target_of("v5e-16")
+    found = ways(config, SEVEN, target)
+    times = [
+        max(estimate(config, SEVEN, way.mesh, way.batch, way.remat).seconds(target).values()) / way.batch
+        for way in found
+    ]
+    assert times == sorted(times)
+    assert len(found) > 5
+
+
+@pytest.mark.parametrize(
+    ("message", "gibibytes"),
+    [
+        ("Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", 4.75),
+        ("required for HLO temporaries (27.07G) exceeds available HBM (15.75G). HLO", 11.32),
+        ("Exceeded hbm capacity by 512.0M.", 0.5),
+        ("something else went wrong", None),
+    ],
+)
+def test_overruns_are_read_from_the_compilers_message(message, gibibytes):
+    found = overrun_of(message)
+    assert found is None if gibibytes is None else found == pytest.approx(gibibytes * GIB)
+
+
+def test_the_command(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    words = ["plan", "llama-2-7b", "gpu:h100:8", "--task", "evaluate", "--json", str(out)]
+    assert main(words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "evaluate of llama-2-7b on h100:8" in text
+    assert "by arithmetic alone" in text
+    record = json.loads(out.read_text())["plan"]
+    assert settings_of(record) in text
+    assert main(["plan", "llama-2-70b", "gpu:a100:1"]) == 0
+    assert "does not fit a100:1: it needs" in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "llama-2-70b", "gpu:a100:1", "--search", "--task", "recover", "--method", "full"]) == 0
+    assert "does not fit any a100 machine" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["llama-9b"], "model: expected one of"),
+        (["llama-7b", "v9-8"], "target: expected KIND:SHAPE"),
+        (["a", "b", "c"], "expected a model and a target"),
+        (["--mesh.fsdp", "3", "--target", "gpu:h100:8"], "mesh: expected"),
+    ],
+)
+def test_bad_words(words, message, capsys):
+    assert main(["plan", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
