@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal[
-    "output", "input", "constant", "scan", "unknown", "order", "split", "lookup", "window", "repeat", "reshape", "unused"
+    "output",
+    "input",
+    "constant",
+    "scan",
+    "unknown",
+    "order",
+    "split",
+    "lookup",
+    "window",
+    "repeat",
+    "reshape",
+    "unused",
 ]
 """Why an atom keeps its size. See `REASONS`."""
 
@@ -21,10 +32,10 @@ REASONS: dict[str, str] = {
     "constant": "meets a constant of that size",
     "scan": "is what a loop runs over: a unit is an iteration",
     "unknown": "meets an operation without a rule",
-    "order": "its order counts",
+    "order": "holds values whose order counts",
     "split": "is split and recombined",
     "lookup": "is looked up by position",
-    "window": "a window slides over it",
+    "window": "is spanned by a window",
     "repeat": "has size 1 and is repeated",
     "reshape": "is reshaped across its blocks",
     "unused": "has no effect on an output",
@@ -32,7 +43,7 @@ REASONS: dict[str, str] = {
 
 
 class Place(NamedTuple):
-    """Where the units of an atom lie in an axis: unit i has the indices offset + i · block + [0, block) + Σ r_j stride_j.
+    """Where the units of an atom lie in an axis: unit i has indices offset + i · block + [0, block) + Σ r_j stride_j.
 
     `repeats` are pairs (count_j, stride_j), 0 <= r_j < count_j.
     """
@@ -179,7 +190,7 @@ class Axes:
             segments = self.segments(node)
             if not parts[0] or len(segments) != major or len({self.size(segment) for segment in segments}) > 1:
                 return None
-            if not all([self._unite(segments[0], segment) for segment in segments[1:]]):
+            if not all(self._unite(segments[0], segment) for segment in segments[1:]):
                 return None
             factors = self.atom(major), segments[0]
             self.pin(factors[0], "split", "numbers the parts of a fused axis")

@@ -73,4 +73,4 @@ def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], fo
         for layout in layouts.values():
             if any(atom in axes.atoms(node) for node in layout):
                 whole &= {axes.find(node) for node in layout}
-        found[atom].companions = frozenset(whole)
+        found[atom].companions = frozenset() if found[atom].pins else frozenset(whole)

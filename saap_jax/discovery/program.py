@@ -11,9 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from saap_jax.discovery.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.windows import WINDOW_RULES
 
-CALLS = frozenset(
-    "jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call".split()
-)
+CALLS = frozenset("jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call".split())
 """Operations that apply the one program inside them to their operands."""
 
 
@@ -45,8 +43,10 @@ class Site(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The file's name, the line and the function that the equation was traced from, if known."""
+        """The file's name, the line and the function that the equation (or what calls it) was traced from, if known."""
         file, colon, rest = source_info_util.summarize(self.eqn.source_info).partition(":")
+        if not colon:
+            return "" if self.parent is None else self.parent.source
         return Path(file).name + colon + rest
 
 
@@ -86,13 +86,17 @@ class Follower:
     ) -> list[Value]:
         notes = self.notes
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-        known.update((variable, self.constant(value)) for variable, value in zip(jaxpr.constvars, constants, strict=True))
+        known.update(
+            (variable, self.constant(value)) for variable, value in zip(jaxpr.constvars, constants, strict=True)
+        )
         for value in inputs:
             self.seen[Seen(value.layout, loops)] = None
 
         def read(atom: Any) -> Value:
             return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
+        everything = [*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars)]
+        live = {atom for atom in everything if not isinstance(atom, Literal)}
         for index, eqn in enumerate(jaxpr.eqns):
             self.equations += 1
             site = notes.axes.site = Site(index, eqn, parent, branch)
@@ -102,6 +106,7 @@ class Follower:
                 results = inner(self, site, values, loops)
             else:
                 notes.active = tuple(value.active for value in values)
+                notes.read = tuple(variable in live for variable in eqn.outvars)
                 name = eqn.primitive.name
                 rule = RULES.get(name) or WINDOW_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])

@@ -52,6 +52,8 @@ class Notes:
     """Operations without a rule, and where."""
     active: tuple[bool, ...] = ()
     """Which operands of the present equation depend on the inputs."""
+    read: tuple[bool, ...] = ()
+    """Which results of the present equation something reads."""
 
     def pin(self, node: int, kind: Kind, detail: str) -> None:
         """Say that an axis keeps its size."""
@@ -70,17 +72,14 @@ class Notes:
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
 
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil
-    clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2
-    expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul
-    name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
-    sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta sharding_constraint""".split()
-)
-REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split()
-)
+_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type
+cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2
+expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name
+ne neg nextafter not optimization_barrier or polygamma population_count pow pvary real reduce_precision
+regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta sharding_constraint"""
+_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
+ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
 SEVERAL = frozenset({"optimization_barrier"})
 """Operations that treat each operand by itself."""
 
@@ -201,7 +200,7 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     axis = eqn.params.get("axis", -1) % len(ins[0])
     node = ins[0][axis]
     notes.reductions.append(Reduction(node, "top_k", axis, notes.axes.site))
-    if type(eqn.outvars[1]).__name__ != "DropVar":
+    if notes.read[1]:
         notes.pin(node, "order", "top_k")
     chosen = notes.axes.pinned(shape_of(eqn.outvars[0])[axis], "order", "top_k")
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2

@@ -12,7 +12,7 @@ arrays is well-formed; that the user's function yields this program from smaller
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ class TracedStructure:
     """Axes of parameters that must be cut together."""
 
     name: str
-    """The first member's path and axis."""
+    """The first member's path and axis; numbered from the second structure of that axis on."""
     units: int
     copies: int
     """How often the units may be chosen anew (layers of a scan, experts), each time as many."""
@@ -137,7 +137,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
     found = collect(follower, layouts)
-    structures = tuple(_structure(follower, layouts, coupling) for coupling in found)
+    structures = _named(_structure(follower, layouts, coupling) for coupling in found)
     unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
     return Traced(structures, unknown, follower.equations, shapes, program)
@@ -163,7 +163,7 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
     less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), leaf.dtype) for leaf in leaves])
     try:
         before, after = jax.eval_shape(function, params, *inputs), jax.eval_shape(function, less, *inputs)
-    except Exception as error:  # noqa: BLE001: whatever the user's code says about sizes
+    except Exception as error:  # whatever the user's code says about sizes
         return f"{type(error).__name__}: {error}"
     shapes = [[leaf.shape for leaf in jax.tree.leaves(out)] for out in (before, after)]
     return "" if shapes[0] == shapes[1] else f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
@@ -210,6 +210,18 @@ def _placed(member: AxisMember) -> str:
         + "".join(f", {count} times every {stride}" for count, stride in place.repeats)
         for place in member.places
     )
+
+
+def _named(structures: Iterable[TracedStructure]) -> tuple[TracedStructure, ...]:
+    """Tell structures apart whose first member is the same axis."""
+    named: dict[str, TracedStructure] = {}
+    for structure in structures:
+        name, number = structure.name, 1
+        while name in named:
+            number += 1
+            name = f"{structure.name}.{number}"
+        named[name] = dataclasses.replace(structure, name=name)
+    return tuple(named.values())
 
 
 def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling: Coupling) -> TracedStructure:

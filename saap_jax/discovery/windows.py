@@ -12,18 +12,18 @@ def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     joined = eqn.params["dimension"]
     out = list(ins[0])
     for layout in ins[1:]:
-        out = [
-            a if axis == joined else notes.equate(a, b) for axis, (a, b) in enumerate(zip(out, layout, strict=True))
-        ]
+        out = [a if axis == joined else notes.equate(a, b) for axis, (a, b) in enumerate(zip(out, layout, strict=True))]
     out[joined] = notes.axes.total([layout[joined] for layout in ins])
     return [tuple(out)]
 
 
 def split(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`split`: an axis is cut into neighbouring parts."""
+    """`split`: an axis is cut into neighbouring parts; parts of equal size stay so, or the code would cut elsewhere."""
     axis = eqn.params["axis"]
     sizes = [int(size) for size in eqn.params["sizes"]]
     parts = _cut(notes, ins[0][axis], sizes, "split")
+    if len(set(sizes)) == 1:
+        parts = [notes.equate(parts[0], part) for part in parts]
     return [(*ins[0][:axis], part, *ins[0][axis + 1 :]) for part in parts]
 
 
@@ -98,7 +98,9 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def dynamic_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`dynamic_slice`: whole axes pass; an axis of which a part is taken is read by position."""
-    return [tuple(_partial(notes, node, int(size)) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))]
+    return [
+        tuple(_partial(notes, node, int(size)) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))
+    ]
 
 
 def _partial(notes: Notes, node: int, size: int) -> int:
