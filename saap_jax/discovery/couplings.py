@@ -46,8 +46,9 @@ def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Cou
 def _pin_uneven_splits(follower: Follower) -> None:
     """Pin atoms that a cut axis holds unevenly: after removing a unit, the code would cut at other places."""
     axes = follower.notes.axes
-    for parts, site in follower.notes.splits:
+    for cut, site in follower.notes.splits:
         axes.site = site
+        parts = [part for part in cut if axes.size(part)]
         sizes = [axes.size(part) for part in parts]
         for atom in {atom for part in parts for atom in axes.atoms(part)}:
             lost = [axes.drop(part, atom) for part in parts]

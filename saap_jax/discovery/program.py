@@ -11,7 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from saap_jax.discovery.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.windows import WINDOW_RULES
 
-CALLS = frozenset("jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call custom_vjp_call".split())
+_PLAIN = ("jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
+CALLS = frozenset((*_PLAIN, "custom_jvp_call", "custom_vjp_call"))
 """Operations that apply the one program inside them to their operands."""
 
 

@@ -29,8 +29,8 @@ def split(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`slice`: a stretch of an axis, or every n-th index of the whole of it."""
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-    strides = eqn.params["strides"] or (1,) * len(starts)
+    starts, limits = (map(int, eqn.params[key]) for key in ("start_indices", "limit_indices"))
+    strides = map(int, eqn.params["strides"] or (1,) * len(ins[0]))
     out = []
     for node, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
         size = notes.axes.size(node)
@@ -86,7 +86,7 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if (low, high, interior) == (0, 0, 0):
             out.append(node)
         elif interior == 0 and low >= 0 and high >= 0:
-            ends = [notes.axes.atom(low), notes.axes.atom(high)]
+            ends = [notes.axes.atom(int(low)), notes.axes.atom(int(high))]
             for end in ends:
                 notes.pin(end, "constant", "pad")
             out.append(notes.axes.total([ends[0], node, ends[1]]))
