@@ -46,7 +46,7 @@ def layer_norm(x, scale, bias):
 
 
 def attend(q, k, v, causal=False):
-    scores = jnp.einsum("bthe,bshe->bhts", q, k) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    scores = jnp.einsum("bthe,bshe->bhts", q, k) * 0.5
     if causal:
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None], scores, -jnp.inf)
     return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(scores), v)

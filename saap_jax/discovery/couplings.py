@@ -11,6 +11,8 @@ class Coupling:
     """An atom that lies in parameters, and what concerns it."""
 
     atom: int
+    holders: list[str] = dataclasses.field(default_factory=list)
+    """Paths of the parameters in which it lies."""
     pins: list[Pin] = dataclasses.field(default_factory=list)
     contractions: list[int] = dataclasses.field(default_factory=list)
     """Indices of the contractions over the atom."""
@@ -23,11 +25,10 @@ def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Cou
     """Return the couplings of a followed program, in the order in which the parameters name their atoms."""
     notes, axes = follower.notes, follower.notes.axes
     found: dict[int, Coupling] = {}
-    for layout in layouts.values():
-        for node in layout:
-            for atom in axes.atoms(node):
-                if axes.size(atom) and atom != ONE:
-                    found.setdefault(atom, Coupling(atom))
+    for path, layout in layouts.items():
+        for atom in dict.fromkeys(atom for node in layout for atom in axes.atoms(node)):
+            if axes.size(atom) and atom != ONE:
+                found.setdefault(atom, Coupling(atom)).holders.append(path)
     _pin_uneven_splits(follower)
     for pin in notes.axes.pins:
         for atom in set(axes.atoms(pin.node)) & found.keys():
@@ -71,7 +72,6 @@ def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], fo
             beside[atom] = beside[atom] & others if atom in beside else others
     for atom, others in beside.items():
         whole = {other for other in others if other in found and other not in moved}
-        for layout in layouts.values():
-            if any(atom in axes.atoms(node) for node in layout):
-                whole &= {axes.find(node) for node in layout}
+        for path in found[atom].holders:
+            whole &= {axes.find(node) for node in layouts[path]}
         found[atom].companions = frozenset() if found[atom].pins else frozenset(whole)

@@ -26,7 +26,7 @@ class Value(NamedTuple):
 class Site(NamedTuple):
     """An equation of a program: its index in its jaxpr, and the equation and number of the program that holds that."""
 
-    index: int
+    number: int
     eqn: JaxprEqn
     parent: "Site | None" = None
     branch: int = 0
@@ -35,12 +35,12 @@ class Site(NamedTuple):
     def path(self) -> tuple[int, ...]:
         """Indices from the outermost program: equation, then (program inside it, equation) for each level."""
         above = () if self.parent is None else (*self.parent.path, self.branch)
-        return (*above, self.index)
+        return (*above, self.number)
 
     def __str__(self) -> str:
         """Return the names and indices of the equations, outermost first, such as `scan[18]/dot_general[14]`."""
         above = "" if self.parent is None else f"{self.parent}/"
-        return f"{above}{self.eqn.primitive.name}[{self.index}]"
+        return f"{above}{self.eqn.primitive.name}[{self.number}]"
 
     @property
     def source(self) -> str:
@@ -64,6 +64,8 @@ class Follower:
     def __init__(self) -> None:
         self.notes = Notes()
         self.seen: dict[Seen, None] = {}
+        self.lengths: dict[tuple[int, ...], int] = {}
+        """The node of the axis that each scan runs over, by the path of its equation."""
         self.equations = 0
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
@@ -146,7 +148,7 @@ def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int,
     constants, carry, stacked = values[:first], values[first:last], values[last:]
     active = any(value.active for value in values)
     carry = [value._replace(active=active) for value in carry]
-    length = axes.atom(int(parameters["length"]))
+    length = follower.lengths[site.path] = axes.atom(int(parameters["length"]))
     for value in stacked:
         axes.equate(length, value.layout[0], "stacked")
     axes.pin(length, "scan", f"of {parameters['length']} iterations")

@@ -25,6 +25,8 @@ class Contraction(NamedTuple):
     operand: int
     """The operand that a gate would multiply: the first that depends on the inputs."""
     axis: int
+    layout: Layout
+    """That operand's."""
     site: Any
 
 
@@ -64,10 +66,10 @@ class Notes:
         self.axes.equate(first, second, "its blocks do not fit those of another axis")
         return first if first != ONE else second
 
-    def contract(self, node: int, axes: Sequence[int]) -> None:
+    def contract(self, node: int, axes: Sequence[int], ins: Sequence[Layout]) -> None:
         """Note a contraction over axis `axes[i]` of operand i."""
         operand = next((i for i, active in enumerate(self.active[: len(axes)]) if active), 0)
-        self.contractions.append(Contraction(node, operand, axes[operand], self.axes.site))
+        self.contractions.append(Contraction(node, operand, axes[operand], ins[operand], self.axes.site))
 
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
@@ -160,7 +162,7 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     for i, j in zip(left_sum, right_sum, strict=True):
-        notes.contract(notes.equate(left[i], right[j]), (i, j))
+        notes.contract(notes.equate(left[i], right[j]), (i, j), ins)
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
     return [(*batch, *free)]

@@ -7,12 +7,13 @@ program does; a test holds the two together. Source: the dependency graph of LLM
 (arXiv:2301.12900), on axes of a jaxpr instead of layers of an autograd graph.
 
 What a jaxpr does not tell: whether a size stands in the code as a number. `prunable` says that the program with smaller
-arrays is well-formed; that the user's function yields this program from smaller parameters is for `retrace` to see.
+arrays is well-formed; that the user's function yields this program from smaller parameters is for `removal.retrace`
+to see.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jax.extend.core import ClosedJaxpr
 from saap_jax.discovery.axes import REASONS, Kind, Place
 from saap_jax.discovery.couplings import Coupling, collect
 from saap_jax.discovery.program import Follower, Value
+from saap_jax.discovery.rules import Contraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class AxisMember:
     places: tuple[Place, ...]
     """Where the units lie in the axis; several when it is fused of parts, such as query, key and value."""
     shared: tuple[int, ...] = ()
-    """Axes of the parameter along each index of which the units may be chosen anew, such as stacked layers, experts."""
+    """Axes of the parameter along which the units may be chosen anew (layers, experts), in the order of `copied`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Gate:
     operand: int
     axis: int
     places: tuple[Place, ...]
+    along: tuple[int | tuple[int, ...], ...]
+    """For each axis of the structure's copies: the operand's axis, or the path of the scan that runs over it."""
     where: str
 
 
@@ -69,8 +73,8 @@ class TracedStructure:
     name: str
     """The first member's path and axis; numbered from the second structure of that axis on."""
     units: int
-    copies: int
-    """How often the units may be chosen anew (layers of a scan, experts), each time as many."""
+    copied: tuple[int, ...]
+    """Sizes of the axes along which the units may be chosen anew (layers of a scan, experts), each time as many."""
     members: tuple[AxisMember, ...]
     parameters_per_unit: int
     """Parameters that one unit of one copy takes with it."""
@@ -79,6 +83,11 @@ class TracedStructure:
     """Equations that take a statistic over the units, such as the mean of a norm: it changes when a unit goes."""
     gates: tuple[Gate, ...]
     """Where the units act. Multiplied by zero at all of them, a unit is gone, but for its part in a mean's divisor."""
+
+    @property
+    def copies(self) -> int:
+        """How often the units may be chosen anew."""
+        return math.prod(self.copied)
 
     @property
     def prunable(self) -> bool:
@@ -102,6 +111,8 @@ class Traced:
     shapes: dict[str, tuple[int, ...]]
     """Shape of each parameter by path."""
     program: ClosedJaxpr
+    results: Any
+    """The pytree of the shapes of the outputs."""
 
     @property
     def prunable(self) -> tuple[TracedStructure, ...]:
@@ -122,7 +133,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     paths = parameter_paths(params)
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
-    program = jax.make_jaxpr(function)(params, *inputs)
+    program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
     follower = Follower()
     axes = follower.notes.axes
     variables = [tuple(int(size) for size in variable.aval.shape) for variable in program.jaxpr.invars]
@@ -130,9 +141,9 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     values += [
         Value(tuple(axes.pinned(size, "input", "") for size in shape), True) for shape in variables[len(paths) :]
     ]
-    results = follower.run(program.jaxpr, program.consts, values)
+    last = follower.run(program.jaxpr, program.consts, values)
     axes.site = None
-    for result in results:
+    for result in last:
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
@@ -140,7 +151,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     structures = _named(_structure(follower, layouts, coupling) for coupling in found)
     unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
-    return Traced(structures, unknown, follower.equations, shapes, program)
+    return Traced(structures, unknown, follower.equations, shapes, program, results)
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -151,33 +162,6 @@ def parameter_paths(params: Any) -> list[str]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         paths += [name] * len(jax.tree.leaves(leaf))
     return paths
-
-
-def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStructure, params: Any, *inputs: Any) -> str:
-    """Trace the function again with parameters that lack one unit; return the error it raises, "" if none.
-
-    An error means that the code holds a size of the structure as a number, or takes it from another array's shape.
-    """
-    smaller = iter(removed_shapes(traced, structure).values())
-    leaves, tree = jax.tree.flatten(params)
-    less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), leaf.dtype) for leaf in leaves])
-    try:
-        before, after = jax.eval_shape(function, params, *inputs), jax.eval_shape(function, less, *inputs)
-    except Exception as error:  # whatever the user's code says about sizes
-        return f"{type(error).__name__}: {error}"
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(out)] for out in (before, after)]
-    return "" if shapes[0] == shapes[1] else f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
-
-
-def removed_shapes(
-    traced: Traced, structure: TracedStructure, members: Sequence[AxisMember] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter when one unit of a structure (of some of its members) is removed."""
-    shapes = {path: list(shape) for path, shape in traced.shapes.items()}
-    for member in structure.members if members is None else members:
-        gone = {index for place in member.places for index in place.indices(0)}
-        shapes[member.path][member.axis] -= len(gone)
-    return {path: tuple(shape) for path, shape in shapes.items()}
 
 
 def describe(traced: Traced, *, pinned: bool = True) -> str:
@@ -226,29 +210,43 @@ def _named(structures: Iterable[TracedStructure]) -> tuple[TracedStructure, ...]
 
 def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling: Coupling) -> TracedStructure:
     axes, notes, atom = follower.notes.axes, follower.notes, coupling.atom
-    members, removed, copies = [], 0, math.prod(map(axes.size, coupling.companions))
-    for path, layout in layouts.items():
+    copied = sorted(coupling.companions)
+    members, removed = [], 0
+    for path in coupling.holders:
+        layout = layouts[path]
         lost = [axes.drop(node, atom) for node in layout]
         shape = [axes.size(node) for node in layout]
         removed += math.prod(shape) - math.prod(n - gone for n, gone in zip(shape, lost, strict=True))
-        shared = tuple(axis for axis, node in enumerate(layout) if axes.find(node) in coupling.companions)
+        roots = [axes.find(node) for node in layout]
+        shared = tuple(roots.index(companion) for companion in copied)
         members += [
             AxisMember(path, axis, axes.places(layout[axis], atom), shared) for axis, gone in enumerate(lost) if gone
         ]
-    gates = {
-        (each.site.path, each.operand, each.axis): Gate(
-            each.site.path, each.operand, each.axis, axes.places(each.node, atom), str(each.site)
-        )
-        for each in (notes.contractions[i] for i in coupling.contractions)
-    }
+    gates = [_gate(follower, notes.contractions[i], atom, copied) for i in coupling.contractions]
     reasons = {Reason(pin.kind, pin.detail, str(pin.site) if pin.site else ""): None for pin in coupling.pins}
+    sizes = tuple(map(axes.size, copied))
     return TracedStructure(
         name=f"{members[0].path}[{members[0].axis}]",
         units=axes.size(atom),
-        copies=copies,
+        copied=sizes,
         members=tuple(members),
-        parameters_per_unit=removed // copies,
+        parameters_per_unit=removed // math.prod(sizes),
         pinned=tuple(reasons),
         normalised=tuple(str(notes.reductions[i].site) for i in coupling.reductions),
-        gates=tuple(gates.values()),
+        gates=tuple(dict.fromkeys(gates)),
     )
+
+
+def _gate(follower: Follower, found: Contraction, atom: int, copied: list[int]) -> Gate:
+    axes, along = follower.notes.axes, []
+    scans: dict[int, tuple[int, ...]] = {}
+    site = found.site.parent
+    while site is not None:
+        if site.path in follower.lengths:
+            scans[axes.find(follower.lengths[site.path])] = site.path
+        site = site.parent
+    roots = [axes.find(node) for node in found.layout]
+    for companion in copied:
+        along.append(roots.index(companion) if companion in roots else scans[companion])
+    places = axes.places(found.node, atom)
+    return Gate(found.site.path, found.operand, found.axis, places, tuple(along), str(found.site))

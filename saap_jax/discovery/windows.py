@@ -179,7 +179,7 @@ def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     (batch, features, *spatial), (outs, inputs, *kernel) = numbers.lhs_spec, numbers.rhs_spec
     out: dict[int, int] = dict(zip(numbers.out_spec[:2], (left[batch], right[outs]), strict=True))
     if groups == 1:
-        notes.contract(notes.equate(left[features], right[inputs]), (features, inputs))
+        notes.contract(notes.equate(left[features], right[inputs]), (features, inputs), ins)
     elif groups == shape_of(eqn.outvars[0])[numbers.out_spec[1]] == notes.axes.size(left[features]):
         out[numbers.out_spec[1]] = notes.equate(left[features], right[outs])
         notes.pin(right[inputs], "window", "one channel a group")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.discovery.trace import retrace, trace
+from saap_jax.discovery.removal import removed_shapes, retrace
+from saap_jax.discovery.trace import trace
 
 Array = Any
 Step = Callable[[list[Array], dict[str, Array]], list[Array]]
@@ -167,6 +168,15 @@ def check(builder: Builder) -> None:
     assert not traced.unknown
     for structure in traced.prunable:
         assert retrace(builder.function, traced, structure, params, x) == "", structure
+        if structure.units < 3:  # one that is left may be repeated to fit
+            continue
+        for left_out in structure.members:
+            others = [member for member in structure.members if member != left_out]
+            smaller = removed_shapes(traced, structure, others)
+            less = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in smaller.items()}
+            if others:
+                with pytest.raises((TypeError, ValueError)):
+                    jax.eval_shape(builder.function, less, x)
 
 
 @given(programs())

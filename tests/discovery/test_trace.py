@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import discover, parameters_by_path
-from saap_jax.discovery.trace import TracedStructure, describe, removed_shapes, retrace, trace
+from saap_jax.discovery.removal import removed_shapes, retrace
+from saap_jax.discovery.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from tests.helpers import HEADS, dense_model, ragged_model
 from tests.models_for_tracing import EXAMPLES, floats
