@@ -224,7 +224,8 @@ WINDOW_RULES: dict[str, Rule] = {
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
-    **dict.fromkeys(("scatter", "scatter_add", "scatter_mul", "scatter_min", "scatter_max"), scatter),
+    **dict.fromkeys((f"scatter{mark}{how}" for how in ("add", "sub", "mul", "min", "max") for mark in "-_"), scatter),
+    "scatter": scatter,
     "conv_general_dilated": convolution,
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), reduce_window),
 }

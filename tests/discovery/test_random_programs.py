@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.discovery.removal import removed_shapes, retrace
+from saap_jax.discovery.gates import gated
+from saap_jax.discovery.removal import keep_units, removed_shapes, retrace
 from saap_jax.discovery.trace import trace
 
 Array = Any
@@ -180,7 +182,7 @@ def check(builder: Builder) -> None:
 
 
 @given(programs())
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 def test_what_is_prunable_can_be_removed(builder):
     check(builder)
 
@@ -190,3 +192,26 @@ def test_what_is_prunable_can_be_removed(builder):
 @settings(max_examples=1500, deadline=None, database=None)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
+
+
+def check_masked(builder: Builder) -> None:
+    random = np.random.default_rng(0)
+    params = {name: jnp.asarray(random.uniform(-1, 1, s), jnp.float32) for name, s in builder.params.items()}
+    x = jnp.asarray(random.uniform(-1, 1, (BATCH, 7)), jnp.float32)
+    traced = trace(builder.function, params, x)
+    for structure in traced.prunable:
+        if structure.normalised or structure.units < 2:
+            continue
+        every = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
+        order = random.permuted(every, axis=-1)
+        gates = {structure.name: jnp.asarray(order > 0, jnp.float32)}
+        masked = gated(traced)(gates, params, x)
+        cut = builder.function(keep_units(structure, order > 0, params), x)
+        np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+
+
+@pytest.mark.slow
+@given(programs())
+@settings(max_examples=150, deadline=None, database=None)
+def test_masked_is_cut_in_many_programs(builder):
+    check_masked(builder)
