@@ -213,6 +213,15 @@ class Axes:
             return sum(self.drop(part, atom) for part in parts[1])
         return self.size(node) - math.prod(self.size(part) - self.drop(part, atom) for part in parts[1])
 
+    def resized(self, node: int, removed: dict[int, int]) -> int:
+        """Return the size of an axis when atoms lose units: how many each loses."""
+        node = self.find(node)
+        parts = self._parts[node]
+        if parts is None:
+            return self.size(node) - removed.get(node, 0)
+        sizes = [self.resized(part, removed) for part in parts[1]]
+        return sum(sizes) if parts[0] else math.prod(sizes)
+
     def places(self, node: int, atom: int) -> tuple[Place, ...]:
         """Return where the units of an atom lie in an axis, once for each of its occurrences."""
         return tuple(self._places(node, atom, Place(0, 1)))

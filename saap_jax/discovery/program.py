@@ -66,6 +66,8 @@ class Follower:
         self.seen: dict[Seen, None] = {}
         self.lengths: dict[tuple[int, ...], int] = {}
         """The node of the axis that each scan runs over, by the path of its equation."""
+        self.layouts: dict[tuple[int, ...], tuple[Layout, ...]] = {}
+        """The layouts of the results of each equation, by its path."""
         self.equations = 0
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
@@ -114,6 +116,7 @@ class Follower:
                 rule = RULES.get(name) or WINDOW_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
                 results = [Value(tuple(layout), any(notes.active)) for layout in layouts]
+            self.layouts[site.path] = tuple(value.layout for value in results)
             for variable, value in zip(eqn.outvars, results, strict=True):
                 assert tuple(map(notes.axes.size, value.layout)) == shape_of(variable), (site, value)
                 known[variable] = value

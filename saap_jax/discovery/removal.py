@@ -1,6 +1,6 @@
 """Parameters without some units of a traced structure, and whether the model's code takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,14 +38,39 @@ def removed_shapes(
     return {path: tuple(shape) for path, shape in shapes.items()}
 
 
-def keep_units(structure: TracedStructure, keep: Bool[np.ndarray, "*_copied _units"], params: Any) -> Any:
-    """Return the parameters with the kept units of a structure only.
-
-    `keep` has the shape of the structure's gates.
+def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _units"]], params: Any) -> Any:
+    """Return the parameters with the kept units only; `keep` has the names and shapes of gates.
 
     Raises:
-        ValueError: `keep` has another shape, the structure is pinned, or copies would keep different numbers of units.
+        ValueError: a keep-set has no structure or another shape, its structure is pinned, copies keep different numbers
+            of units, or each of two structures is copied along the other.
     """
+    structures = {structure.name: structure for structure in traced.structures}
+    leaves, tree = jax.tree.flatten(params)
+    values = dict(zip(parameter_paths(params), leaves, strict=True))
+    masks: dict[str, dict[int, np.ndarray]] = {}
+    for name, kept in keep.items():
+        if name not in structures:
+            raise ValueError(f"keep: expected names of structures {sorted(structures)}, got {name}")
+        check_keep(structures[name], kept)
+        for member in structures[name].members:
+            axes = masks.setdefault(member.path, {})
+            mask = _mask(values[member.path].shape, member, kept)
+            axes[member.axis] = axes.get(member.axis, True) & mask
+    for path, axes in masks.items():
+        while axes:
+            # an axis along which the units of another are chosen goes after that one
+            last = [axis for axis in axes if all(axes[other].shape[axis] == 1 for other in axes if other != axis)]
+            if not last:
+                raise ValueError(
+                    f"keep of {path}: expected units chosen along one of the axes {sorted(axes)}, got each"
+                )
+            values[path] = _taken(values[path], last[0], axes.pop(last[0]))
+    return tree.unflatten(list(values.values()))
+
+
+def check_keep(structure: TracedStructure, keep: Bool[np.ndarray, "*_copied _units"]) -> None:
+    """Raise ValueError unless `keep` names the units of a prunable structure, as many in each copy."""
     shape = (*structure.copied, structure.units)
     if not structure.prunable:
         raise ValueError(f"structure {structure.name} is pinned: it {structure.pinned[0]}")
@@ -54,23 +79,19 @@ def keep_units(structure: TracedStructure, keep: Bool[np.ndarray, "*_copied _uni
     counts = set(keep.sum(-1).ravel().tolist())
     if len(counts) > 1:
         raise ValueError(f"keep of {structure.name}: expected as many units in each copy, got {sorted(counts)}")
-    leaves, tree = jax.tree.flatten(params)
-    values = dict(zip(parameter_paths(params), leaves, strict=True))
-    for member in structure.members:
-        values[member.path] = _taken(values[member.path], member, keep)
-    return tree.unflatten(list(values.values()))
 
 
-def _taken(value: Array, member: AxisMember, keep: Bool[np.ndarray, "*_copied _units"]) -> Array:
-    kept = np.ones((*keep.shape[:-1], value.shape[member.axis]), bool)
+def _mask(shape: tuple[int, ...], member: AxisMember, keep: Bool[np.ndarray, "*_copied _units"]) -> np.ndarray:
+    """Return what a member keeps along its axis; other axes than those of the copies have size 1."""
+    kept = np.ones((*keep.shape[:-1], shape[member.axis]), bool)
     for place in member.places:
         for unit in range(keep.shape[-1]):
             kept[..., place.indices(unit)] &= keep[..., unit, None]
-    indices = np.nonzero(kept)[-1].reshape(*kept.shape[:-1], kept.reshape(-1, kept.shape[-1])[0].sum())
-    if indices.ndim == 1:
-        return jnp.take(value, indices, axis=member.axis)
     axes = (*member.shared, member.axis)
-    indices = indices.transpose(np.argsort(axes))
-    ordered = dict(zip(sorted(axes), indices.shape, strict=True))
-    indices = indices.reshape([ordered.get(axis, 1) for axis in range(value.ndim)])
-    return jnp.take_along_axis(value, jnp.asarray(indices), axis=member.axis)
+    return kept.transpose(np.argsort(axes)).reshape([n if axis in axes else 1 for axis, n in enumerate(shape)])
+
+
+def _taken(value: Array, axis: int, mask: np.ndarray) -> Array:
+    last = np.moveaxis(mask, axis, -1)
+    indices = np.nonzero(last)[-1].reshape(*last.shape[:-1], last.reshape(-1, last.shape[-1])[0].sum())
+    return jnp.take_along_axis(value, jnp.asarray(np.moveaxis(indices, -1, axis)), axis=axis)

@@ -48,6 +48,8 @@ class Notes:
     reductions: list[Reduction] = dataclasses.field(default_factory=list)
     splits: list[tuple[Layout, Any]] = dataclasses.field(default_factory=list)
     """The parts of each axis that was cut into parts, and where."""
+    slices: dict[tuple[int, ...], list[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+    """What each slice leaves out before and takes of each axis, by the path of its equation."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
@@ -74,7 +76,7 @@ class Notes:
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
 
-_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+_ELEMENTWISE = """device_put abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to
 erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log log1p
 logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary
@@ -82,7 +84,7 @@ real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift
 shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
 ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
-SEVERAL = frozenset({"optimization_barrier"})
+SEVERAL = frozenset({"optimization_barrier", "device_put"})
 """Operations that treat each operand by itself."""
 
 
@@ -174,6 +176,8 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     axes = eqn.params["axes"]
     for axis in axes:
         notes.reductions.append(Reduction(ins[0][axis], name, axis, notes.axes.site))
+        if name == "reduce_sum":
+            notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
             notes.pin(ins[0][axis], "order", name)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
@@ -220,7 +224,7 @@ def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def free(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Random bits: as many as the program asks for."""
+    """Random keys and bits: as many as the program asks for."""
     return [tuple(notes.axes.fresh(size) for size in shape_of(out)) for out in eqn.outvars]
 
 
@@ -279,7 +283,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative),
-    **dict.fromkeys(("random_bits", "rng_bit_generator", "rng_uniform"), free),
+    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in", "random_wrap"), free),
+    **dict.fromkeys(("random_unwrap", "random_gamma", "rng_bit_generator", "rng_uniform"), free),
     "broadcast_in_dim": broadcast,
     "transpose": transpose,
     "squeeze": squeeze,

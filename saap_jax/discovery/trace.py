@@ -113,6 +113,9 @@ class Traced:
     program: ClosedJaxpr
     results: Any
     """The pytree of the shapes of the outputs."""
+    follower: Follower
+    atoms: dict[str, int]
+    """The atom of each structure in the follower's axes."""
 
     @property
     def prunable(self) -> tuple[TracedStructure, ...]:
@@ -151,7 +154,8 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     structures = _named(_structure(follower, layouts, coupling) for coupling in found)
     unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
-    return Traced(structures, unknown, follower.equations, shapes, program, results)
+    atoms = {structure.name: each.atom for structure, each in zip(structures, found, strict=True)}
+    return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms)
 
 
 def parameter_paths(params: Any) -> list[str]:

@@ -31,18 +31,23 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`slice`: a stretch of an axis, or every n-th index of the whole of it."""
     starts, limits = (map(int, eqn.params[key]) for key in ("start_indices", "limit_indices"))
     strides = map(int, eqn.params["strides"] or (1,) * len(ins[0]))
-    out = []
+    out, taken = [], []
     for node, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
         size = notes.axes.size(node)
+        before, part = notes.axes.atom(start), node
         if (start, limit, stride) == (0, size, 1):
             out.append(node)
         elif stride == 1:
-            out.append(_cut(notes, node, [start, limit - start, size - limit], "slice")[1])
+            before, part, _ = _cut(notes, node, [start, limit - start, size - limit], "slice")
+            out.append(part)
         elif start < stride and size % stride == 0 and limit > size - stride + start:
             out.append(_every(notes, node, stride))
         else:
             notes.pin(node, "split", "slice")
+            part = notes.axes.atom(limit - start)
             out.append(notes.axes.pinned(-(-(limit - start) // stride), "split", "slice"))
+        taken.append((before, part))
+    notes.slices[notes.axes.site.path] = taken
     return [tuple(out)]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from saap_jax.discovery.gates import all_ones, gated
 from saap_jax.discovery.removal import keep_units, retrace
+from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import Traced, trace
 from saap_jax.llama.runs import run_bounds, split_gates
 from tests.helpers import dense_model, ragged_model, random_tokens
@@ -57,10 +58,26 @@ def test_masked_is_cut(name):
         keep = keep_of(structure, random)
         masked = run(all_ones(traced.prunable) | {structure.name: jnp.asarray(keep, jnp.float32)}, params, *inputs)
         assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
-        fits = not retrace(example.function, traced, structure, example.params, *example.inputs)
-        if fits and not structure.normalised:
-            cut = example.function(keep_units(structure, keep, params), *inputs)
+        less = keep_units(traced, {structure.name: keep}, params)
+        if not any("top_k" in place for place in structure.normalised):
+            cut = smaller(traced, {structure.name: keep})(less, *inputs)
             np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+        if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
+            cut = example.function(less, *inputs)
+            np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_all_structures_at_once(name):
+    example, params, inputs = example_of(name)
+    traced = trace(example.function, params, *inputs)
+    random = np.random.default_rng(2)
+    keep = {s.name: keep_of(s, random) for s in traced.prunable if not any("top_k" in place for place in s.normalised)}
+    gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+    masked = gated(traced)(gates, params, *inputs)
+    less = keep_units(traced, keep, params)
+    np.testing.assert_allclose(smaller(traced, keep)(less, *inputs), masked, rtol=1e-4, atol=1e-4)
 
 
 def of_llama(traced: Traced, model, gates):
@@ -111,8 +128,12 @@ def test_wrong_gates_are_errors():
         gated(traced)({"b": jnp.ones(4)}, params, jnp.ones((5, 3)))
     with pytest.raises(ValueError, match=r"gates of a\[1\]: expected shape \(4,\), got \(3,\)"):
         gated(traced)({"a[1]": jnp.ones(3)}, params, jnp.ones((5, 3)))
-    (hidden,) = traced.prunable
-    with pytest.raises(ValueError, match=r"keep of a\[1\]: expected shape \(4,\), got \(2,\)"):
-        keep_units(hidden, np.ones(2, bool), params)
-    with pytest.raises(ValueError, match="is pinned: it reaches an input"):
-        keep_units(traced.structures[0], np.ones(3, bool), params)
+    for name, kept, message in (
+        ("a[1]", np.ones(2, bool), r"keep of a\[1\]: expected shape \(4,\), got \(2,\)"),
+        ("a[0]", np.ones(3, bool), "is pinned: it reaches an input"),
+        ("b", np.ones(3, bool), "expected names of structures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keep_units(traced, {name: kept}, params)
+    with pytest.raises(ValueError, match="expected names of structures"):
+        smaller(traced, {"b": np.ones(3, bool)})

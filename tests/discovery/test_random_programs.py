@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from saap_jax.discovery.gates import gated
 from saap_jax.discovery.removal import keep_units, removed_shapes, retrace
+from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import trace
 
 Array = Any
@@ -200,14 +201,17 @@ def check_masked(builder: Builder) -> None:
     x = jnp.asarray(random.uniform(-1, 1, (BATCH, 7)), jnp.float32)
     traced = trace(builder.function, params, x)
     for structure in traced.prunable:
-        if structure.normalised or structure.units < 2:
+        if structure.units < 2:
             continue
         every = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
         order = random.permuted(every, axis=-1)
         gates = {structure.name: jnp.asarray(order > 0, jnp.float32)}
         masked = gated(traced)(gates, params, x)
-        cut = builder.function(keep_units(structure, order > 0, params), x)
+        less = keep_units(traced, {structure.name: order > 0}, params)
+        cut = smaller(traced, {structure.name: order > 0})(less, x)
         np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+        if not structure.normalised:
+            np.testing.assert_allclose(masked, builder.function(less, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
