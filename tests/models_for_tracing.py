@@ -22,6 +22,8 @@ class Example:
     params: Any
     inputs: tuple[Any, ...]
     variants: tuple[Callable[..., Any], ...] = ()
+    fixed: bool = False
+    """Whether the modules keep the sizes that they were made with: the code does not take smaller parameters."""
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -78,7 +80,7 @@ class LinenMlp(linen.Module):
 
 def linen_mlp() -> Example:
     variables = jax.eval_shape(LinenMlp().init, jax.random.key(0), floats(3, 5))
-    return Example(LinenMlp().apply, variables, (floats(3, 5),))
+    return Example(LinenMlp().apply, variables, (floats(3, 5),), fixed=True)
 
 
 def gpt2(heads: int, params, tokens):
@@ -242,6 +244,68 @@ def control_flow() -> Example:
     return Example(unrolled, params, (floats(2, 5),))
 
 
+class NnxDecoder(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(30, 16, rngs=rngs)
+        self.norm = nnx.LayerNorm(16, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, 16, qkv_features=12, decode=False, rngs=rngs)
+        self.mlp_norm = nnx.RMSNorm(16, rngs=rngs)
+        self.up = nnx.Linear(16, 20, rngs=rngs)
+        self.down = nnx.Linear(20, 16, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.attention(self.norm(x), mask=nnx.make_causal_mask(tokens))
+        x = x + self.down(nnx.gelu(self.up(self.mlp_norm(x))))
+        return self.embed.attend(x)
+
+
+class NnxCnn(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.batch_norm = nnx.BatchNorm(8, use_running_average=True, rngs=rngs)
+        self.group_norm = nnx.GroupNorm(8, num_groups=2, rngs=rngs)
+        self.depthwise = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=rngs)
+        self.second = nnx.Conv(8, 6, (1, 1), rngs=rngs)
+        self.head = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.group_norm(self.depthwise(nnx.relu(self.batch_norm(self.first(x)))))
+        x = nnx.relu(self.second(nnx.max_pool(x, (2, 2), strides=(2, 2))))
+        return self.head(x.mean((1, 2)))
+
+
+def nnx_example(kind: type[nnx.Module], *inputs: jax.ShapeDtypeStruct) -> Example:
+    model = nnx.eval_shape(lambda: kind(nnx.Rngs(0)))
+    graph, params, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+
+    def function(params, *inputs):
+        return nnx.merge(graph, params, rest)(*inputs)
+
+    return Example(function, params, inputs, fixed=True)
+
+
+class LinenLayer(linen.Module):
+    @linen.compact
+    def __call__(self, x, _):
+        x = x + linen.MultiHeadDotProductAttention(num_heads=3, qkv_features=12)(linen.LayerNorm()(x))
+        return x + linen.Dense(x.shape[-1])(linen.gelu(linen.Dense(20)(linen.LayerNorm()(x)))), None
+
+
+class LinenEncoder(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(16)(x)
+        layers = linen.scan(linen.remat(LinenLayer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x = linen.Conv(8, (3,))(layers()(x, None)[0])
+        return linen.Dense(5)(linen.RNN(linen.LSTMCell(10))(x))
+
+
+def linen_encoder() -> Example:
+    x = floats(2, 7, 6)
+    return Example(LinenEncoder().apply, jax.eval_shape(LinenEncoder().init, jax.random.key(0), x), (x,), fixed=True)
+
+
 EXAMPLES = {
     "nnx_mlp": nnx_mlp,
     "linen_mlp": linen_mlp,
@@ -252,4 +316,7 @@ EXAMPLES = {
     "vit": vision,
     "cross_attention": cross_attention,
     "control_flow": control_flow,
+    "nnx_decoder": lambda: nnx_example(NnxDecoder, jax.ShapeDtypeStruct((2, 7), jnp.int32)),
+    "nnx_cnn": lambda: nnx_example(NnxCnn, floats(2, 8, 8, 3)),
+    "linen_encoder": linen_encoder,
 }

@@ -58,12 +58,18 @@ def _pin_uneven_splits(follower: Follower) -> None:
 
 
 def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], found: dict[int, Coupling]) -> None:
-    """Intersect the atoms that share a layout, or surround it as a loop's axis, over all layouts of the program."""
+    """Intersect the atoms that share a layout, or surround it as a loop's axis, over all layouts of the program.
+
+    Along an atom whose indices meet each other (it is reordered, or two axes of one array) no unit is chosen anew.
+    """
     axes = follower.notes.axes
     moved = {atom for node in follower.notes.moved for atom in axes.atoms(node)}
     beside: dict[int, frozenset[int]] = {}
     resolved: dict[tuple[frozenset[int], frozenset[int]], None] = {}
     for seen in follower.seen:
+        atoms = [atom for node in seen.layout for atom in axes.atoms(node)]
+        if len(set(atoms)) < len(atoms):  # values at one of its indices meet those at another
+            moved |= {atom for atom in atoms if atoms.count(atom) > 1}
         roots = frozenset(map(axes.find, seen.layout))
         resolved[roots, roots | frozenset(map(axes.find, seen.loops))] = None
     for roots, around in resolved:
@@ -75,3 +81,8 @@ def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], fo
         for path in found[atom].holders:
             whole &= {axes.find(node) for node in layouts[path]}
         found[atom].companions = frozenset() if found[atom].pins else frozenset(whole)
+    for atom, coupling in found.items():  # two axes that go together everywhere: units of neither are chosen along both
+        mutual = {other for other in coupling.companions if atom in found[other].companions}
+        for other in mutual:
+            found[other].companions -= {atom}
+        coupling.companions -= mutual

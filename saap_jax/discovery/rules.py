@@ -164,7 +164,7 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     for i, j in zip(left_sum, right_sum, strict=True):
-        notes.contract(notes.equate(left[i], right[j]), (i, j), ins)
+        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
     return [(*batch, *free)]
@@ -173,7 +173,7 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Reductions over axes: a statistic of the units. The position of an extremum is a number that the program uses."""
     name = eqn.primitive.name
-    axes = eqn.params["axes"]
+    axes = [int(axis) for axis in eqn.params["axes"]]
     for axis in axes:
         notes.reductions.append(Reduction(ins[0][axis], name, axis, notes.axes.site))
         if name == "reduce_sum":

@@ -6,6 +6,7 @@ units, and an equation that holds a size gets the new one. Sizes that entered as
 scale of attention scores) stay those of the dense model, as they do when units are masked.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Bool
 
 from saap_jax.discovery.evaluate import Changes, Path, evaluate
+from saap_jax.discovery.rules import shape_of
 from saap_jax.discovery.trace import Traced
 
 
@@ -22,7 +24,7 @@ def smaller(traced: Traced, keep: dict[str, Bool[np.ndarray, "*_copied _units"]]
     """Return `function(params, *inputs)` for parameters that `removal.keep_units` cut by the same keep-sets.
 
     Raises:
-        ValueError: a name that is no structure of the program.
+        ValueError: a name that is no structure of the program; in the function: parameters that do not fit together.
     """
     missing = keep.keys() - traced.atoms.keys()
     if missing:
@@ -49,6 +51,8 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
     axes, name = traced.follower.notes.axes, eqn.primitive.name
     parameters = dict(eqn.primitive.get_bind_params(eqn.params))
     outs = [tuple(axes.resized(node, removed) for node in layout) for layout in traced.follower.layouts[path]]
+    if name in ("broadcast_in_dim", "reshape"):
+        _check(path, eqn, values[0].shape, outs[0])
     if name in ("broadcast_in_dim", "iota", "rng_uniform"):
         parameters["shape"] = outs[0]
     elif name == "reshape":
@@ -61,7 +65,7 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
     elif name == "gather":
         parameters["slice_sizes"] = tuple(
             now if size == was else size
-            for size, was, now in zip(parameters["slice_sizes"], eqn.invars[0].aval.shape, values[0].shape, strict=True)
+            for size, was, now in zip(parameters["slice_sizes"], shape_of(eqn.invars[0]), values[0].shape, strict=True)
         )
     elif name == "slice":
         taken = traced.follower.notes.slices[path]
@@ -75,6 +79,17 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
         parameters["sizes"] = tuple(out[parameters["axis"]] for out in outs)
     elif name == "conv_general_dilated" and parameters["feature_group_count"] > 1:
         features = parameters["dimension_numbers"].lhs_spec[1]
-        if parameters["feature_group_count"] == eqn.invars[0].aval.shape[features]:
+        if parameters["feature_group_count"] == shape_of(eqn.invars[0])[features]:
             parameters["feature_group_count"] = values[0].shape[features]
     return parameters
+
+
+def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
+    """Raise ValueError unless an array can be reshaped or broadcast so: JAX checks that before it makes the equation."""
+    fits = math.prod(shape) == math.prod(out)
+    if "broadcast_dimensions" in eqn.params:
+        places = zip(shape, eqn.params["broadcast_dimensions"], strict=True)
+        fits = all(size in (1, out[axis]) for size, axis in places)
+    if not fits:
+        name = eqn.primitive.name
+        raise ValueError(f"equation {path}, {name}: expected an array that fits shape {out}, got shape {shape}")

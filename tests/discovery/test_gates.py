@@ -28,6 +28,8 @@ def drawn(shapes, random):
 def example_of(name):
     example, random = EXAMPLES[name](), np.random.default_rng(0)
     params = drawn(example.params, random)
+    if name == "nnx_cnn":
+        params["batch_norm"]["var"].set_value(params["batch_norm"]["var"][...] ** 2)
     if name == "convnet":
         params = {
             key: value | {"variance": value["variance"] ** 2} if "norm" in key else value

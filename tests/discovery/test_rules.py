@@ -149,6 +149,25 @@ def test_grouped_convolutions_are_pinned():
     assert not traced.prunable
 
 
+def test_axes_that_go_together_everywhere_are_no_copies_of_each_other():
+    def function(params, x):
+        return jnp.einsum("bei,eio->bo", jax.nn.relu(jnp.einsum("bd,edi->bei", x, params["up"])), params["down"])
+
+    traced = trace(function, {"up": floats(4, 3, 5), "down": floats(4, 5, 2)}, floats(BATCH, 3))
+    assert [(s.units, s.copied) for s in traced.prunable] == [(4, ()), (5, ())]
+
+
+@pytest.mark.parametrize(("equation", "copied"), [("ef,gf->eg", ()), ("ef,ef->e", (4,))])
+def test_units_that_meet_those_of_another_copy_are_chosen_once(equation, copied):
+    def function(params, x):
+        h, codes = x @ params["up"], jnp.einsum(equation, params["codes"], params["codes"])
+        return (h @ codes if codes.ndim == 2 else h * codes[None]) @ params["down"]
+
+    params = {"codes": floats(4, 6), "up": floats(3, 4), "down": floats(4, 2)}
+    traced = trace(function, params, floats(BATCH, 3))
+    assert [(s.units, s.copied) for s in traced.prunable] == [(4, ()), (6, copied)]
+
+
 def test_joined_widths_stay_apart():
     def function(params, x):
         return jnp.concatenate([x @ params["a"], x @ params["b"]], -1) @ params["down"]

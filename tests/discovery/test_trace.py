@@ -9,6 +9,7 @@ import pytest
 
 from saap_jax.discovery import discover, parameters_by_path
 from saap_jax.discovery.removal import removed_shapes, retrace
+from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from tests.helpers import HEADS, dense_model, ragged_model
@@ -56,31 +57,41 @@ def test_listings(name):
     assert listing(name) == goldens()[name]
 
 
+def without(example, traced, structure, left_out=None):
+    """Return the shapes of an example's parameters without a unit, but for one member."""
+    members = [member for member in structure.members if member != left_out]
+    shapes = removed_shapes(traced, structure, members).values()
+    leaves, tree = jax.tree.flatten(example.params)
+    return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_unit_leaves_all_members_or_none(name):
-    """Without a unit in every member the function traces to the same outputs; without it in all but one it does not."""
+    """Without a unit in every member the program has the same outputs; without it in all but one it has none."""
     example = EXAMPLES[name]()
     traced = trace(example.function, example.params, *example.inputs)
     assert traced.prunable
-    functions = [example.function, *example.variants]
     for structure in traced.prunable:
-        errors = [retrace(function, traced, structure, example.params, *example.inputs) for function in functions]
-        if name == "linen_mlp":  # a module checks the shapes that it was made with
-            assert all(error.startswith("ScopeParamShapeError") for error in errors)
-            continue
-        assert "" in errors, (structure.name, errors)
-        for left_out in structure.members:
-            others = tuple(member for member in structure.members if member != left_out)
-            smaller = removed_shapes(traced, structure, others)
-            params = jax.tree.unflatten(jax.tree.structure(example.params), list(map(floats_of, smaller.values())))
-            for function, error in zip(functions, errors, strict=True):
-                if not error:
-                    with pytest.raises((TypeError, ValueError)):
-                        jax.eval_shape(function, params, *example.inputs)
+        keep = np.broadcast_to(np.arange(structure.units) > 0, (*structure.copied, structure.units))
+        functions = [smaller(traced, {structure.name: keep})]
+        if not example.fixed:
+            all_of_them = [example.function, *example.variants]
+            fitting = [f for f in all_of_them if not retrace(f, traced, structure, example.params, *example.inputs)]
+            assert fitting, structure.name
+            functions += fitting
+        for function in functions:
+            out = jax.eval_shape(function, without(example, traced, structure), *example.inputs)
+            assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, traced.results)
+            for left_out in structure.members:
+                with pytest.raises((TypeError, ValueError)):
+                    jax.eval_shape(function, without(example, traced, structure, left_out), *example.inputs)
 
 
-def floats_of(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    return floats(*shape)
+def test_code_that_holds_its_sizes_is_told():
+    example = EXAMPLES["linen_mlp"]()
+    traced = trace(example.function, example.params, *example.inputs)
+    error = retrace(example.function, traced, traced.prunable[0], example.params, *example.inputs)
+    assert error.startswith("ScopeParamShapeError: For parameter")
 
 
 def members_named(model, axis: str) -> set[tuple[str, int]]:
