@@ -85,11 +85,11 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
 
 
 def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
-    """Raise ValueError unless an array can be reshaped or broadcast so: JAX checks that before it makes the equation."""
+    """Raise ValueError unless an array can be reshaped or broadcast so: JAX checks it when an equation is made."""
     fits = math.prod(shape) == math.prod(out)
     if "broadcast_dimensions" in eqn.params:
         places = zip(shape, eqn.params["broadcast_dimensions"], strict=True)
         fits = all(size in (1, out[axis]) for size, axis in places)
     if not fits:
         name = eqn.primitive.name
-        raise ValueError(f"equation {path}, {name}: expected an array that fits shape {out}, got shape {shape}")
+        raise ValueError(f"equation {path}, {name}: expected an array for shape {out}, got {shape}")

@@ -44,7 +44,7 @@ def keep_of(structure, random):
     return order >= max(structure.units // 3, 1)
 
 
-QUICK = ("phi", "moe")
+QUICK = ("phi",)
 SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
 
 
