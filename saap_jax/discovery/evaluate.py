@@ -40,15 +40,18 @@ class Changes:
 
 
 def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
-    """Return the results of a program, or of one inside it at `path`, with changes."""
+    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it."""
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else known[atom]
 
+    gates: dict[int, Placed] = {}
+    for each in changes.gates:
+        gates.setdefault(each[0].equation[len(path)], []).append(each)
     for number, eqn in enumerate(jaxpr.eqns):
         here = (*path, number)
-        inside = changes.inside(here)
+        inside = Changes(gates.get(number, []), changes.resize)
         values = [read(atom) for atom in eqn.invars]
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:

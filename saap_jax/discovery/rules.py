@@ -223,8 +223,14 @@ def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     ]
 
 
+def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Random keys, and bits from them: the axes of the keys come first, the others are as many as the program asks."""
+    shape, first = shape_of(eqn.outvars[0]), ins[0]
+    return [(*first[: len(shape)], *(notes.axes.fresh(size) for size in shape[len(first) :]))]
+
+
 def free(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Random keys and bits: as many as the program asks for."""
+    """Random bits without typed keys: as many as the program asks for."""
     return [tuple(notes.axes.fresh(size) for size in shape_of(out)) for out in eqn.outvars]
 
 
@@ -283,8 +289,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative),
-    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in", "random_wrap"), free),
-    **dict.fromkeys(("random_unwrap", "random_gamma", "rng_bit_generator", "rng_uniform"), free),
+    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
+    **dict.fromkeys(("random_wrap", "random_unwrap"), keys),
+    **dict.fromkeys(("rng_bit_generator", "rng_uniform"), free),
     "broadcast_in_dim": broadcast,
     "transpose": transpose,
     "squeeze": squeeze,

@@ -57,9 +57,8 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
         parameters["shape"] = outs[0]
     elif name == "reshape":
         parameters["new_sizes"] = outs[0]
-    elif name in ("random_bits", "random_gamma", "rng_bit_generator"):
-        if "shape" in parameters:
-            parameters["shape"] = outs[-1][len(outs[-1]) - len(parameters["shape"]) :]
+    elif name in ("random_bits", "rng_bit_generator"):
+        parameters["shape"] = outs[-1][len(outs[-1]) - len(parameters["shape"]) :]
     elif name == "dynamic_slice":
         parameters["slice_sizes"] = outs[0]
     elif name == "gather":

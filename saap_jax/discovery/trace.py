@@ -130,6 +130,13 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     the variables of a Linen module (`module.apply` is the function). Arrays that the function holds itself are
     constants and pin the sizes that they meet.
 
+    >>> def mlp(params, x):
+    ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
+    >>> params = {"up": jax.ShapeDtypeStruct((3, 4), "float32"), "down": jax.ShapeDtypeStruct((4, 2), "float32")}
+    >>> (hidden,) = trace(mlp, params, jax.ShapeDtypeStruct((5, 3), "float32")).prunable
+    >>> hidden.units, [(member.path, member.axis) for member in hidden.members]
+    (4, [('down', 0), ('up', 1)])
+
     Raises:
         ValueError: `params` holds no arrays.
     """
@@ -163,8 +170,10 @@ def parameter_paths(params: Any) -> list[str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     paths = []
     for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        paths += [name] * len(jax.tree.leaves(leaf))
+        within = [inner for inner, _ in jax.tree_util.tree_flatten_with_path(leaf)[0]]
+        if len(within) < 2:
+            within = [()] * len(within)
+        paths += [jax.tree_util.keystr((*path, *inner), simple=True, separator="/") for inner in within]
     return paths
 
 

@@ -10,6 +10,7 @@ from saap_jax.discovery.removal import keep_units, retrace
 from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import Traced, trace
 from saap_jax.llama.runs import run_bounds, split_gates
+from saap_jax.surgery import cut
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, floats
 
@@ -62,11 +63,11 @@ def test_masked_is_cut(name):
         assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
         less = keep_units(traced, {structure.name: keep}, params)
         if not any("top_k" in place for place in structure.normalised):
-            cut = smaller(traced, {structure.name: keep})(less, *inputs)
-            np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+            after = smaller(traced, {structure.name: keep})(less, *inputs)
+            np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
         if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
-            cut = example.function(less, *inputs)
-            np.testing.assert_allclose(masked, cut, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+            after = example.function(less, *inputs)
+            np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
 
 
 @pytest.mark.slow
@@ -121,6 +122,24 @@ def test_injected_gates_are_those_of_llama(kind):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for name in gates:
         np.testing.assert_allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_smaller_program_is_the_cut_llama():
+    model, tokens, random = (
+        dense_model("gqa", layers=3, mlp=7),
+        jnp.asarray(random_tokens(2, 5)),
+        np.random.default_rng(0),
+    )
+    keep = {
+        "attention": np.array([[True, False], [False, True], [True, False]]),
+        "mlp": random.permuted(np.tile(np.arange(7) % 3 > 0, (3, 1)), axis=1),
+    }
+    traced = trace(lambda model, tokens: model(tokens), model, tokens)
+    gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+    found = {name: np.asarray(kept) > 0 for name, kept in of_llama(traced, model, gates).items()}
+    logits = smaller(traced, found)(keep_units(traced, found, model), tokens)
+    np.testing.assert_allclose(logits, cut(model, keep)(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_gates_are_errors():

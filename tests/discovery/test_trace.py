@@ -12,6 +12,7 @@ from saap_jax.discovery.removal import removed_shapes, retrace
 from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.model import decode, rotary
 from tests.helpers import HEADS, dense_model, ragged_model
 from tests.models_for_tracing import EXAMPLES, floats
 
@@ -140,6 +141,25 @@ def test_the_axis_names_of_llama_are_found(kind):
     rotated = sets[frozenset((f"runs/{i}/attention/{p}", axis) for i in range(len(model.runs)) for p, axis in rotated)]
     assert [reason.kind for reason in rotated.pinned] == ["constant"]
     assert {structure.name for structure in traced.prunable} == expected
+
+
+def test_unrolled_layers_have_the_structures_of_scanned_ones():
+    model = dense_model("gqa", layers=3, mlp=7)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.runs[0])
+
+    def function(layers, tokens):
+        x = model.embedding[...][tokens]
+        for layer in layers:
+            x, _ = decode(layer, x, None, rotary(tokens.shape[1], 4, model.constants), model.constants.norm_eps)
+        return x
+
+    scanned = trace(lambda model, tokens: model(tokens), model, TOKENS).prunable
+    unrolled = trace(function, [one] * 3, TOKENS)
+    assert not unrolled.unknown
+    expected = {(s.units, s.parameters_per_unit) for s in scanned if s.copies > 1}
+    assert len(unrolled.prunable) == 3 * len(expected)
+    assert {(s.units, s.parameters_per_unit) for s in unrolled.prunable} == expected
+    assert all(s.gate for s in unrolled.prunable)
 
 
 def test_a_text_names_members_gates_and_reasons():
