@@ -12,7 +12,7 @@ from saap_jax.discovery.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.windows import WINDOW_RULES
 
 _PLAIN = ("jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
-CALLS = frozenset((*_PLAIN, "custom_jvp_call", "custom_vjp_call"))
+CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
 """Operations that apply the one program inside them to their operands."""
 
 

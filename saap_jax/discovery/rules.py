@@ -76,12 +76,13 @@ class Notes:
 
 Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
 
-_ELEMENTWISE = """device_put abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to
-erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to lgamma log log1p
-logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary
-real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta sharding_constraint"""
+_ELEMENTWISE = """device_put layout_constraint reshard mulhi zeros_like abs acos acosh add add_any and asin asinh atan
+atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
+copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or
+polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+threefry2x32 xor zeta sharding_constraint"""
 _REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
 ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
 SEVERAL = frozenset({"optimization_barrier", "device_put"})
@@ -173,7 +174,9 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Reductions over axes: a statistic of the units. The position of an extremum is a number that the program uses."""
     name = eqn.primitive.name
-    axes = [int(axis) for axis in eqn.params["axes"]]
+    axes = [int(axis) for axis in eqn.params["dimensions" if name == "reduce" else "axes"]]
+    for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
+        ins = [tuple(map(notes.equate, ins[0], layout)), *ins[1:]]
     for axis in axes:
         notes.reductions.append(Reduction(ins[0][axis], name, axis, notes.axes.site))
         if name == "reduce_sum":
@@ -287,10 +290,10 @@ def _regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys(REDUCTIONS, reduce),
+    **dict.fromkeys((*REDUCTIONS, "reduce"), reduce),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative),
     **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
-    **dict.fromkeys(("random_wrap", "random_unwrap"), keys),
+    **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone"), keys),
     **dict.fromkeys(("rng_bit_generator", "rng_uniform"), free),
     "broadcast_in_dim": broadcast,
     "transpose": transpose,

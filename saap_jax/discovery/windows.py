@@ -17,6 +17,36 @@ def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     return [tuple(out)]
 
 
+def stack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`stack`: a new axis that numbers the arrays."""
+    out, axis = list(ins[0]), eqn.params["axis"]
+    for layout in ins[1:]:
+        out = list(map(notes.equate, out, layout))
+    return [(*out[:axis], notes.axes.pinned(len(ins), "split", "stack"), *out[axis:])]
+
+
+def unstack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`unstack`: each index of an axis becomes an array."""
+    axis = eqn.params["axis"]
+    notes.pin(ins[0][axis], "split", "unstack")
+    return [(*ins[0][:axis], *ins[0][axis + 1 :])] * len(eqn.outvars)
+
+
+def tile(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`tile`: the repetitions are the major factor of the axis."""
+    out = []
+    for node, size in zip(ins[0], shape_of(eqn.outvars[0]), strict=True):
+        held = notes.axes.size(node)
+        if held == size:
+            out.append(node)
+        elif held <= 1:
+            notes.pin(node, "repeat", "tile")
+            out.append(notes.axes.fresh(size))
+        else:
+            out.append(notes.axes.product([notes.axes.pinned(size // held, "repeat", "tile"), node]))
+    return [tuple(out)]
+
+
 def split(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`split`: an axis is cut into neighbouring parts; parts of equal size stay so, or the code would cut elsewhere."""
     axis = eqn.params["axis"]
@@ -223,6 +253,9 @@ def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[La
 
 WINDOW_RULES: dict[str, Rule] = {
     "concatenate": concatenate,
+    "stack": stack,
+    "unstack": unstack,
+    "tile": tile,
     "split": split,
     "slice": slice_,
     "pad": pad,

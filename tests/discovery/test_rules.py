@@ -24,6 +24,10 @@ passed.defvjp(lambda x: (x * 2, None), lambda _, g: (g,))
 key = functools.partial(jax.random.key, 0)
 
 
+def pairs(a, b):
+    return a[0] + b[0], jnp.maximum(a[1], b[1])
+
+
 def dropped(h):
     return jnp.where(jax.random.bernoulli(key(), 0.5, h.shape), h, 0)
 
@@ -76,6 +80,11 @@ PRUNABLE = {
     "pooling over batch": lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (3, 1), (1, 1), "SAME"),
     "pad of the batch": lambda h: jnp.pad(h, [(1, 1), (0, 0)])[1:-1],
     "one-sized axes": lambda h: jnp.squeeze(h[None, :, None, :] + jnp.zeros((1, 1, 1, 1)), (0, 2)),
+    "stack": lambda h: jnp.stack([h, h], 1)[:, 0],
+    "unstack of the batch": lambda h: jnp.stack(jnp.unstack(h)),
+    "tiled batch": lambda h: jnp.tile(h, (2, 1))[:BATCH],
+    "composite": jax.lax.composite(lambda h: h + 1, "tests.composite"),
+    "general reduction": lambda h: h * jax.lax.reduce((h, h), (0.0, 0.0), pairs, (1,))[0][:, None],
     "halves": lambda h: jnp.concatenate(jnp.split(h, 2, -1), -1),
     "gradient": lambda h: jax.grad(lambda h: jnp.sum(jnp.sin(h) ** 2))(h),
     "optimization barrier": lambda h: jax.lax.optimization_barrier((h, h))[0],
@@ -98,6 +107,7 @@ PINNED = {
     "taken along": (lambda h: h + jnp.take_along_axis(h, jnp.zeros((BATCH, 1), jnp.int32), 1), "lookup"),
     "written": (lambda h: h.at[:, 1].set(0.0), "lookup"),
     "dynamic slice": (lambda h: h + jax.lax.dynamic_slice(h, (0, jnp.int32(1)), (BATCH, 1)), "lookup"),
+    "unstack": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "split"),
     "first": (lambda h: h + h[:, :1], "split"),
     "shift": (lambda h: jnp.pad(h, [(0, 0), (1, 0)])[:, :-1], "split"),
     "pooling": (lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (1, 3), (1, 1), "SAME"), "window"),
