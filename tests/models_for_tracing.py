@@ -244,6 +244,42 @@ def control_flow() -> Example:
     return Example(unrolled, params, (floats(2, 5),))
 
 
+def state_space(params, x):
+    h, z = jnp.split(jnp.einsum("btd,dn->btn", x, params["in"]), 2, -1)
+    decay, b = jnp.exp(-jnp.exp(params["decay"])), jnp.einsum("btn,ns->bts", h, params["write"])
+
+    def step(state, row):
+        state = state * decay[None] + row[0][:, :, None] * row[1][:, None, :]
+        return state, state.sum(-1)
+
+    state = jnp.zeros((x.shape[0], *decay.shape))
+    _, y = jax.lax.scan(step, state, (h.swapaxes(0, 1), b.swapaxes(0, 1)))
+    return jnp.einsum("btn,nd->btd", y.swapaxes(0, 1) * jax.nn.silu(z) * params["skip"][None, None], params["out"])
+
+
+def mamba() -> Example:
+    params = {"in": floats(8, 12), **shapes(decay=(6, 3), write=(6, 3), skip=(6,), out=(6, 8))}
+    return Example(state_space, params, (floats(2, 5, 8),))
+
+
+def repeated(params, x):
+    q, k, v = (jnp.einsum("btd,dhe->bthe", x, params[name]) for name in ("query", "key", "value"))
+    angle = jnp.arange(q.shape[1], dtype=jnp.float32)[:, None] * jnp.arange(q.shape[3] // 2, dtype=jnp.float32)[None]
+    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+
+    def rotate(x):
+        even, odd = x[..., ::2], x[..., 1::2]
+        return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape)
+
+    k, v = jnp.repeat(rotate(k), 2, axis=2), jnp.repeat(v, 2, axis=2)
+    return jnp.einsum("bthe,hed->btd", attend(rotate(q), k, v, causal=True), params["out"])
+
+
+def repeated_heads() -> Example:
+    params = shapes(query=(8, 6, 4), key=(8, 3, 4), value=(8, 3, 4), out=(6, 4, 7))
+    return Example(repeated, params, (floats(2, 5, 8),), fixed=True)  # two query heads a key head, by number
+
+
 class NnxDecoder(nnx.Module):
     def __init__(self, rngs):
         self.embed = nnx.Embed(30, 16, rngs=rngs)
@@ -316,6 +352,8 @@ EXAMPLES = {
     "vit": vision,
     "cross_attention": cross_attention,
     "control_flow": control_flow,
+    "mamba": mamba,
+    "repeated_heads": repeated_heads,
     "nnx_decoder": lambda: nnx_example(NnxDecoder, jax.ShapeDtypeStruct((2, 7), jnp.int32)),
     "nnx_cnn": lambda: nnx_example(NnxCnn, floats(2, 8, 8, 3)),
     "linen_encoder": linen_encoder,

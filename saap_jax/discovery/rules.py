@@ -48,8 +48,8 @@ class Notes:
     reductions: list[Reduction] = dataclasses.field(default_factory=list)
     splits: list[tuple[Layout, Any]] = dataclasses.field(default_factory=list)
     """The parts of each axis that was cut into parts, and where."""
-    slices: dict[tuple[int, ...], list[tuple[int, int]]] = dataclasses.field(default_factory=dict)
-    """What each slice leaves out before and takes of each axis, by the path of its equation."""
+    slices: dict[tuple[int, ...], list[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
+    """Of each axis of each slice: what it leaves out before, what it takes, and the axis; by the equation's path."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)

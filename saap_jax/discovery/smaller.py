@@ -60,20 +60,16 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
     elif name in ("random_bits", "rng_bit_generator"):
         parameters["shape"] = outs[-1][len(outs[-1]) - len(parameters["shape"]) :]
     elif name == "dynamic_slice":
+        whole = zip(_sizes(eqn, values), outs[0], strict=True)
+        _check(path, eqn, values[0].shape, tuple(out if size == was else now for (now, was, size), out in whole))
         parameters["slice_sizes"] = outs[0]
     elif name == "gather":
-        parameters["slice_sizes"] = tuple(
-            now if size == was else size
-            for size, was, now in zip(parameters["slice_sizes"], shape_of(eqn.invars[0]), values[0].shape, strict=True)
-        )
+        parameters["slice_sizes"] = tuple(now if size == was else size for now, was, size in _sizes(eqn, values))
     elif name == "slice":
-        taken = traced.follower.notes.slices[path]
-        starts = tuple(axes.resized(before, removed) for before, _ in taken)
-        parameters["start_indices"] = starts
-        parameters["limit_indices"] = tuple(
-            min(start + axes.resized(part, removed), size)
-            for start, (_, part), size in zip(starts, taken, values[0].shape, strict=True)
-        )
+        taken = [[axes.resized(node, removed) for node in nodes] for nodes in traced.follower.notes.slices[path]]
+        _check(path, eqn, values[0].shape, tuple(size for _, _, size in taken))
+        parameters["start_indices"] = tuple(start for start, _, _ in taken)
+        parameters["limit_indices"] = tuple(min(start + part, size) for start, part, size in taken)
     elif name == "split":
         parameters["sizes"] = tuple(out[parameters["axis"]] for out in outs)
     elif name == "conv_general_dilated" and parameters["feature_group_count"] > 1:
@@ -83,9 +79,14 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
     return parameters
 
 
+def _sizes(eqn: JaxprEqn, values: Sequence[Any]) -> list[tuple[int, int, int]]:
+    """Return the present size, the traced size and the traced slice's size of each axis of the operand."""
+    return list(zip(values[0].shape, shape_of(eqn.invars[0]), eqn.params["slice_sizes"], strict=True))
+
+
 def _check(path: Path, eqn: JaxprEqn, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
-    """Raise ValueError unless an array can be reshaped or broadcast so: JAX checks it when an equation is made."""
-    fits = math.prod(shape) == math.prod(out)
+    """Raise ValueError unless an array can be reshaped or broadcast so, or is one that can be sliced so."""
+    fits = math.prod(shape) == math.prod(out) if eqn.primitive.name == "reshape" else tuple(shape) == out
     if "broadcast_dimensions" in eqn.params:
         places = zip(shape, eqn.params["broadcast_dimensions"], strict=True)
         fits = all(size in (1, out[axis]) for size, axis in places)

@@ -76,7 +76,7 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             notes.pin(node, "split", "slice")
             part = notes.axes.atom(limit - start)
             out.append(notes.axes.pinned(-(-(limit - start) // stride), "split", "slice"))
-        taken.append((before, part))
+        taken.append((before, part, node))
     notes.slices[notes.axes.site.path] = taken
     return [tuple(out)]
 
