@@ -110,11 +110,11 @@ class Traced:
     equations: int
     shapes: dict[str, tuple[int, ...]]
     """Shape of each parameter by path."""
-    program: ClosedJaxpr
+    program: ClosedJaxpr = dataclasses.field(repr=False)
     results: Any
     """The pytree of the shapes of the outputs."""
-    follower: Follower
-    atoms: dict[str, int]
+    follower: Follower = dataclasses.field(repr=False)
+    atoms: dict[str, int] = dataclasses.field(repr=False)
     """The atom of each structure in the follower's axes."""
 
     @property

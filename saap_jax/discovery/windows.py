@@ -41,7 +41,7 @@ def tile(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             out.append(node)
         elif held <= 1:
             notes.pin(node, "repeat", "tile")
-            out.append(notes.axes.fresh(size))
+            out.append(notes.axes.pinned(size, "repeat", "tile"))
         else:
             out.append(notes.axes.product([notes.axes.pinned(size // held, "repeat", "tile"), node]))
     return [tuple(out)]

@@ -74,6 +74,9 @@ def unary(builder: Builder, i: int, kind: str) -> None:
         "twist": lambda x: [jnp.concatenate([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)],
         "odd": lambda x: [x[..., ::2]],
         "twice": lambda x: [jnp.concatenate([x, x], -1)],
+        "interleave": lambda x: [jnp.stack([x[..., ::2], -x[..., 1::2]], -1).reshape(x.shape)],
+        "tile": lambda x: [jnp.tile(x, (1,) * (x.ndim - 1) + (2,))],
+        "unstack": lambda x: [sum(jnp.unstack(x, axis=-1))],
         "swap": lambda x: [jnp.swapaxes(x, -1, -2)],
         "merge": lambda x: [x.reshape(*x.shape[:-2], -1)],
         "merge_back": lambda x: [jax.nn.relu(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)],
@@ -83,9 +86,9 @@ def unary(builder: Builder, i: int, kind: str) -> None:
         "loop": lambda x: [jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x), x)],
         "checkpoint": lambda x: [jax.checkpoint(jnp.tanh)(x)],
     }
-    if kind in ("halves", "twist", "odd", "head") and shape[-1] % 2:
+    if kind in ("halves", "twist", "odd", "head", "interleave") and shape[-1] % 2:
         return
-    if len(shape) < 3 and kind in ("swap", "merge", "merge_back", "sum"):
+    if len(shape) < 3 and kind in ("swap", "merge", "merge_back", "sum", "unstack"):
         return
     if len(shape) > 3 and kind == "outer":
         return
@@ -144,7 +147,7 @@ def binary(builder: Builder, i: int, kind: str) -> None:
 
 
 UNARY = """relu softmax centre sum cumsum sort flip tail pad take head halves twist odd twice swap merge merge_back
-outer zeros branch loop checkpoint"""
+interleave tile unstack outer zeros branch loop checkpoint"""
 KINDS = {
     **dict.fromkeys(UNARY.split(), unary),
     **dict.fromkeys(("dense", "scale", "unmerge", "scan", "experts", "conv"), with_parameter),
