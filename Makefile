@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow eval parity llamacpp browser lint lock clean
+.PHONY: quickstart test slow sharded eval parity llamacpp browser lint lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -16,6 +16,9 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
+
+sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU
+	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -m sharded
 
 eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
 	$(BIN)/pip install -q --no-deps -r requirements-eval.lock

@@ -10,10 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from saap_jax.estimation.activations import MULTIPLES
 from saap_jax.estimation.base import Curvature, GateHessian, Moments, Statistic, Statistics, wide
+from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.runs import existing_units
 from saap_jax.types import STRUCTURES, Gates
@@ -37,7 +40,23 @@ class Accumulator(NamedTuple):
 
 
 def _like_parameters(model: Llama, plan: Plan) -> Llama:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, at_least_float32(x.dtype)), model)
+    """Zeros where the parameters are: spread over the same devices."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, at_least_float32(x.dtype), device=_place(x)), model)
+
+
+def _like_matrices(model: Llama, plan: Plan) -> Llama:
+    """Zeros like the matrices of the layers, and a single one for each other parameter: see `squares.parts`."""
+    return jax.tree.map(
+        lambda variable: variable if is_matrix(variable) else variable.replace(jnp.zeros((), variable.dtype)),
+        _like_parameters(model, plan),
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
+def _place(array: Any) -> Any:
+    """Return the sharding of a parameter that is spread over devices; None of any other, also of an abstract one."""
+    place = getattr(array, "sharding", None)
+    return place if isinstance(place, NamedSharding) else None
 
 
 def _like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int] | None = None) -> Gates:
@@ -49,7 +68,7 @@ def _like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int
 
 
 def _moments(model: Llama, plan: Plan) -> Moments:
-    q_per_kv, head_dim = (max(run.attention.query.shape[axis] for run in model.runs) for axis in (3, 4))
+    q_per_kv, head_dim = (max(run.attention.output.shape[axis] for run in model.runs) for axis in (2, 3))
     coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
     return Moments(_like_units(model, after=coordinates), _like_units(model, after=coordinates))
 
@@ -68,7 +87,7 @@ def _gate_hessian(model: Llama, plan: Plan) -> GateHessian:
 
 ACCUMULATORS: dict[Statistic, Accumulator] = {
     Statistic.WEIGHT_GRADIENT: Accumulator(_like_parameters, per="tokens"),
-    Statistic.SQUARED_WEIGHT_GRADIENT: Accumulator(_like_parameters, per="examples"),
+    Statistic.SQUARED_WEIGHT_GRADIENT: Accumulator(_like_matrices, per="examples"),
     Statistic.GATE_GRADIENT: Accumulator(lambda model, plan: _like_units(model, (plan.examples,)), per=None),
     Statistic.ACTIVATION_MOMENTS: Accumulator(_moments, per="seen"),
     Statistic.ACTIVATION_USAGE: Accumulator(

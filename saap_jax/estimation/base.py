@@ -27,7 +27,8 @@ class Statistic(enum.StrEnum):
     WEIGHT_GRADIENT = "weight_gradient"
     """Gradient of the mean loss over all tokens: a tree like the model's."""
     SQUARED_WEIGHT_GRADIENT = "squared_weight_gradient"
-    """Mean over examples of the squared gradient of the example's mean loss: a tree like the model's."""
+    """Mean over examples of the squared gradient of its mean loss: a tree like the model's, of the matrices of
+    its layers; each other parameter has a single 0."""
     GATE_GRADIENT = "gate_gradient"
     """Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
     ACTIVATION_MOMENTS = "activation_moments"

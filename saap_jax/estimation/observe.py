@@ -1,8 +1,8 @@
 """The one calibration pass: observe, batch by batch, the union of what all estimators need.
 
 Gates get a batch axis, so one backward pass yields each example's gate gradients together with the summed weight
-gradients, and activations are summed on the way forward. Squared weight gradients need every example's own gradient:
-then each microbatch is worked off one example at a time, and all the rest comes from the same passes.
+gradients, and activations are summed on the way forward. Squared weight gradients, which need every example's own, come
+from the same backward pass (`squares`).
 """
 
 import functools
@@ -15,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
 from saap_jax.estimation.activations import MULTIPLES, used
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
 from saap_jax.estimation.blocks import turn
 from saap_jax.estimation.hessian import hessian_step, joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
+from saap_jax.estimation.squares import parts, watched
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
+from saap_jax.sharding import spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
@@ -93,12 +96,13 @@ def _observe(
     hessian = state.pop(Statistic.GATE_HESSIAN, None)
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
-        tokens, mask, position = jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(index * size, jnp.int32)
-        state, losses = observe_step(
-            model, state, losses, tokens, mask, position, gates, needs=frozenset(state), remat=remat
-        )
-        if hessian is not None:
-            hessian = hessian_step(model, hessian, tokens, mask, gates, curvature=curvature, remat=remat)
+        tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
+        with on_mesh_of(model):
+            state, losses = observe_step(
+                model, state, losses, tokens, mask, position, gates, needs=frozenset(state), remat=remat
+            )
+            if hessian is not None:
+                hessian = hessian_step(model, hessian, tokens, mask, gates, curvature=curvature, remat=remat)
         jax.block_until_ready((losses, hessian))  # so that progress tells the truth
     masks = np.concatenate([mask for _, mask in batches])
     if hessian is not None:
@@ -127,16 +131,9 @@ def observe_step(
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
     """Add one microbatch, whose first example has index `position`, to the accumulators."""
 
-    def step(carry: tuple[dict[Statistic, Any], Array], part: tuple[Array, Array, Array]) -> tuple[Any, None]:
-        (state, losses), (tokens, mask, position) = carry, part
-        new, means = contributions(model, tokens, mask, gates, needs, remat)
-        state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
-        return (state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), None
-
-    if Statistic.SQUARED_WEIGHT_GRADIENT not in needs:
-        return step((state, losses), (tokens, mask, position))[0]
-    positions = position + jnp.arange(len(tokens), dtype=position.dtype)
-    return jax.lax.scan(step, (state, losses), (tokens[:, None], mask[:, None], positions))[0]
+    new, means = contributions(model, tokens, mask, gates, needs, remat)
+    state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
+    return state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)
 
 
 def contributions(
@@ -147,10 +144,7 @@ def contributions(
     needs: frozenset[Statistic],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Return what a microbatch adds to each statistic, and the mean loss of its examples.
-
-    Squared weight gradients are those of the whole microbatch: right for a single example only.
-    """
+    """Return what a microbatch adds to each statistic, and the mean loss of its examples."""
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
@@ -159,9 +153,10 @@ def contributions(
         sums, observed = next_token_losses(model, tokens, mask, gates, observe=observer(needs, mask), remat=remat)
         return jnp.sum(sums), (sums, observed)
 
-    on_weights = bool(needs & {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
+    on_squares = Statistic.SQUARED_WEIGHT_GRADIENT in needs
+    on_weights = on_squares or Statistic.WEIGHT_GRADIENT in needs
     on_gates = Statistic.GATE_GRADIENT in needs
-    inputs = (model, examples_gates if on_gates else gates)
+    inputs = (watched(model, 1 / counts) if on_squares else model, examples_gates if on_gates else gates)
     argnums = (0,) * on_weights + (1,) * on_gates
     if argnums:
         gradients, (sums, observed) = jax.grad(summed_loss, argnums=argnums, has_aux=True)(*inputs)
@@ -170,8 +165,8 @@ def contributions(
     by_argument: dict[int, Any] = dict(zip(argnums, gradients, strict=True))
     new = _join(observed)
     if on_weights:
-        new[Statistic.WEIGHT_GRADIENT] = by_argument[0]
-        new[Statistic.SQUARED_WEIGHT_GRADIENT] = jax.tree.map(lambda g: jnp.square(wide(g) / counts[0]), by_argument[0])
+        gradient, squares = parts(by_argument[0]) if on_squares else (by_argument[0], None)
+        new |= {Statistic.WEIGHT_GRADIENT: gradient, Statistic.SQUARED_WEIGHT_GRADIENT: squares}
     if on_gates:
         new[Statistic.GATE_GRADIENT] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}
     return new, sums.astype(dtype) / counts

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.evaluation.perplexity import Batch, WindowLosses
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
 from saap_jax.llama.runs import existing_units
+from saap_jax.sharding import fetched, spread
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
 
 
@@ -62,8 +64,10 @@ def candidate_losses(
         whole = jnp.asarray(group.whole, jnp.int32)
         sums, counts = [], []
         for tokens, mask in batches:
-            inputs = jnp.asarray(tokens), jnp.asarray(mask)
-            sums.append(np.asarray(candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)))
+            inputs = spread(tokens, model), spread(mask, model)
+            with on_mesh_of(model):
+                made = candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)
+            sums.append(fetched(made))
             counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
         by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
         real = tokens_each > 0

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import ones_gates
+from saap_jax.sharding import fetched, spread
 from saap_jax.types import Gates
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
@@ -51,9 +52,10 @@ def window_losses(
     gates = ones_gates(model.runs) if gates is None else gates
     sums, counts = [], []
     for tokens, mask in progress(batches):
-        batch_sums, batch_counts = loss_step(model, jnp.asarray(tokens), jnp.asarray(mask), gates)
-        sums.append(np.asarray(batch_sums, np.float64))
-        counts.append(np.asarray(batch_counts))
+        with on_mesh_of(model):
+            batch_sums, batch_counts = loss_step(model, spread(tokens, model), spread(mask, model), gates)
+        sums.append(fetched(batch_sums).astype(np.float64))
+        counts.append(fetched(batch_counts))
     if not sums:
         raise ValueError("evaluation: expected at least one window, got none")
     all_counts = np.concatenate(counts)

@@ -5,7 +5,7 @@ axes are inputs follows from the axis names: a matrix has the residual stream (`
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +50,8 @@ class Checkpoint(NamedTuple):
     spec: LlamaSpec
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
+    read_part: Callable[[str, tuple[slice, ...]], np.ndarray] | None = None
+    """Reads a part of a tensor without the rest; None where the source cannot."""
     quantization: Quantization | None = None
 
 
@@ -70,6 +72,22 @@ class Stored(NamedTuple):
         """View a stored tensor in the layout of the parameter, without its `layers` axis."""
         shape = self.variable.shape[1:] if self.stacked else self.variable.shape
         return (tensor if self.path == "embedding" else tensor.T).reshape(shape)
+
+    def stored_part(self, part: tuple[slice, ...]) -> tuple[slice, ...] | None:
+        """Return which part of a stored tensor holds a part of the parameter (without its `layers` axis).
+
+        None where it is not one block of the stored matrix: where axes that are stored as one are split behind the
+        first of them, and of quantised matrices.
+        """
+        if "groups" in self.variable.axes:
+            return None
+        shape = self.variable.shape[1:] if self.stacked else self.variable.shape
+        bounds = [each.indices(size)[:2] for each, size in zip(part, shape, strict=True)]
+        if self.path == "embedding" or len(shape) == 1:
+            return tuple(slice(*each) for each in bounds)
+        inputs = len(sides(self.variable.axes[1:] if self.stacked else self.variable.axes, shape)[0])
+        rows, columns = _block(bounds[inputs:], shape[inputs:]), _block(bounds[:inputs], shape[:inputs])
+        return None if rows is None or columns is None else (rows, columns)
 
 
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
@@ -108,3 +126,11 @@ def stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
         return shape
     inputs, outputs = sides(axes, shape)
     return math.prod(outputs), math.prod(inputs)
+
+
+def _block(bounds: Sequence[tuple[int, int]], shape: Sequence[int]) -> slice | None:
+    """Return the stretch of the flattened axes that a part of them is, or None if it is not one."""
+    if any(each != (0, size) for each, size in zip(bounds[1:], shape[1:], strict=True)):
+        return None
+    rest = math.prod(shape[1:])
+    return slice(bounds[0][0] * rest, bounds[0][1] * rest)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from saap_jax.llama.hf_config import quantization_from_config, read_json, spec_from_config
@@ -30,6 +31,7 @@ from saap_jax.llama.hf_layout import (
 from saap_jax.llama.load_gguf import open_gguf
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
+from saap_jax.sharding import Layout, shardings
 from saap_jax.types import Keep
 
 PACKAGED = "smollm2-135m"
@@ -43,10 +45,11 @@ _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def load_model(name: str | Path, dtype: Any = "float32") -> Llama:
+def load_model(name: str | Path, dtype: Any = "float32", *, layout: Layout | None = None) -> Llama:
     """Load a LLaMA-family model, its parameters in `dtype` (float32, bfloat16, float16; float64 under x64).
 
-    Matrices that were saved quantised stay so.
+    Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
+    reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
 
     `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
     `save_model`; or a hub name "org/name". Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor,
@@ -60,11 +63,13 @@ def load_model(name: str | Path, dtype: Any = "float32") -> Llama:
         abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
     stored, treedef = stored_parameters(abstract)
     _check_tensors(checkpoint, stored)
+    places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
     leaves = []
-    for item in stored:
-        leaves.append(item.variable.replace(_read_parameter(checkpoint, item)))
+    for item, place in zip(stored, places, strict=True):
+        value = _read_parameter(checkpoint, item) if place is None else _read_shards(checkpoint, item, place)
+        leaves.append(item.variable.replace(value))
         if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
-            _check_duplicate(checkpoint, np.asarray(leaves[-1][...]))
+            _check_duplicate(checkpoint, value)
     return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
@@ -160,7 +165,13 @@ def _open_directory(directory: Path) -> Checkpoint:
                 expected_dtype = "bytes (U8)" if packed else "floating point"
                 raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected {expected_dtype}")
             shapes[name] = tuple(view.get_shape())
-    checkpoint = Checkpoint(str(directory), spec, shapes, lambda name: homes[name].get_tensor(name))
+    checkpoint = Checkpoint(
+        str(directory),
+        spec,
+        shapes,
+        lambda name: homes[name].get_tensor(name),
+        lambda name, part: homes[name].get_slice(name)[part],
+    )
     checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
     if spec.output_biases:
         _drop_zero_biases(checkpoint)
@@ -217,23 +228,54 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
 
 
 def _read_parameter(checkpoint: Checkpoint, item: Stored) -> jax.Array:
-    dtype = jnp.dtype(item.variable.dtype)
-    buffer = _aligned_empty(item.variable.shape, dtype)
-    for index, name in enumerate(item.names):
+    return jax.device_put(_read_part(checkpoint, item, (slice(None),) * len(item.variable.shape)), may_alias=True)
+
+
+def _read_shards(checkpoint: Checkpoint, item: Stored, place: NamedSharding) -> jax.Array:
+    """Return a parameter spread over devices, of which this process reads what its own ones hold."""
+    held: dict[tuple, np.ndarray] = {}  # several devices may hold the same part
+
+    def read(part: Any) -> np.ndarray:
+        key = tuple((each.start, each.stop) for each in part)
+        if key not in held:
+            held[key] = _read_part(checkpoint, item, part)
+        return held[key]
+
+    return jax.make_array_from_callback(item.variable.shape, place, read)
+
+
+def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) -> np.ndarray:
+    """Return a part of a parameter, tensor by tensor."""
+    dtype, shape = jnp.dtype(item.variable.dtype), item.variable.shape
+    sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
+    buffer = _aligned_empty(tuple(sizes), dtype)
+    layers, inner = (part[0], part[1:]) if item.stacked else (slice(None), part)
+    whole = sizes[item.stacked :] == list(shape[item.stacked :])
+    block = None if whole else item.stored_part(inner)
+    for index, name in enumerate(item.names[layers]):
         into = buffer[index] if item.stacked else buffer
+        if block is None or checkpoint.read_part is None:
+            values = item.to_ours(checkpoint.read(name))[inner]
+        else:
+            values = checkpoint.read_part(name, block)
+            values = (values if item.path == "embedding" else values.T).reshape(into.shape)
         with np.errstate(over="ignore", invalid="ignore"):  # reported below, by name
-            into[...] = item.to_ours(checkpoint.read(name))
+            into[...] = values
         if not _finite(into):
             raise ValueError(f"{checkpoint.where}: {name} holds NaN or infinite values (as {dtype}); it is damaged")
-    return jax.device_put(buffer, may_alias=True)
+    return buffer
 
 
-def _check_duplicate(checkpoint: Checkpoint, embedding: np.ndarray) -> None:
-    tensor = checkpoint.read(UNEMBEDDING)
-    same = checkpoint.shapes[UNEMBEDDING] == embedding.shape and all(
-        np.array_equal(tensor[row : row + _ROWS].astype(embedding.dtype), embedding[row : row + _ROWS])
-        for row in range(0, len(embedding), _ROWS)
-    )
+def _check_duplicate(checkpoint: Checkpoint, embedding: jax.Array) -> None:
+    """Refuse an unembedding beside a tied embedding that is not the same; each process looks at what it holds."""
+    same = checkpoint.shapes[UNEMBEDDING] == embedding.shape
+    tensor = checkpoint.read(UNEMBEDDING) if same else np.empty(0)
+    for shard in embedding.addressable_shards if same else ():
+        part, values = tensor[shard.index], np.asarray(shard.data)
+        same = same and all(
+            np.array_equal(part[row : row + _ROWS].astype(values.dtype), values[row : row + _ROWS])
+            for row in range(0, len(values), _ROWS)
+        )
     if not same:
         raise ValueError(
             f"{checkpoint.where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "

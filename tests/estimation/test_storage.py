@@ -114,7 +114,7 @@ class TestRefuses:
             ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)"),
             ({"other": tensors[name]}, r"tensor other of shape None for this model, got \(3, 2, 4\)"),
         ):
-            save_file({k: np.ascontiguousarray(v) for k, v in {**tensors, **change}.items()}, path, metadata)
+            save_file({k: np.array(v, order="C") for k, v in {**tensors, **change}.items()}, path, metadata)
             with pytest.raises(ValueError, match=message):
                 load_statistics(path, model())
         save_file({k: v for k, v in tensors.items() if k != name}, path, metadata)

@@ -1,0 +1,127 @@
+"""Squares of each example's weight gradient, summed over a batch, from one backward pass over the whole batch.
+
+For y_b = x_b W the gradient of example b is G_b = Σ_t x_btᵀ dy_bt, and what is wanted is Σ_b (s_b G_b)², s_b the weight
+of the example. A product of activations with a matrix that is watched gives, beside dW = Σ_b G_b, this sum as the
+derivative of an array of zeros that stands beside the matrix. So squares need no pass an example, no gradient of the
+whole model an example, and are spread over devices like any other gradient: each makes those of its own examples, layer
+by layer, and they are summed.
+
+Sources: gradients of examples from activations and output gradients as in Goodfellow (arXiv:1510.01799), here squared
+and summed entry by entry instead of as norms.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from saap_jax.constraints import sum_of_examples
+from saap_jax.llama.model import Llama, at_least_float32, param
+from saap_jax.llama.product import Matrix, product
+
+
+class Watched(Matrix):
+    """A matrix whose product also gives the sum over examples of their squared gradients."""
+
+    def __init__(self, weight: nnx.Param, scale: Float[Array, "batch"]) -> None:
+        self.axes = weight.axes
+        self.weight = weight
+        self.square = param(weight.axes, jnp.zeros(weight.shape, at_least_float32(weight.dtype)))
+        self.scale = param(("layers", "batch"), jnp.broadcast_to(scale[None], (weight.shape[0], *scale.shape)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the matrix."""
+        return tuple(self.weight.shape)
+
+    def product(self, equation: str, x: Array) -> Array:
+        """Return what `einsum(equation, x, matrix)` is."""
+        return _product(equation, self.axes[1] == "embed", x, self.weight[...], self.square[...], self.scale[...])
+
+    def dense(self) -> Array:
+        """Return the matrix."""
+        return self.weight[...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array) -> Array:
+    return product(equation, x, nnx.Param(weight))
+
+
+def _forward(
+    equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array
+) -> tuple[Array, Any]:
+    return _product(equation, embed_first, x, weight, square, scale), (x, weight, scale)
+
+
+def _backward(
+    equation: str, embed_first: bool, kept: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array, Array]:
+    x, weight, scale = kept
+    of_x, of_weight = jax.vjp(lambda x, weight: product(equation, x, nnx.Param(weight)), x, weight)[1](cotangent)
+    return of_x, of_weight, squared(x, cotangent, scale, weight.shape, embed_first), jnp.zeros_like(scale)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def squared(
+    x: Float[Array, "batch seq *inputs"],
+    cotangent: Float[Array, "batch seq *outputs"],
+    scale: Float[Array, "batch"],
+    shape: tuple[int, ...],
+    embed_first: bool,
+) -> Float[Array, "..."]:
+    """Return Σ_b (s_b Σ_t x_btᵀ dy_bt)², of the shape of the matrix, whose inputs or else outputs are `embed`."""
+    batch, seq = x.shape[:2]
+    inputs, outputs = x.reshape(batch, seq, -1), cotangent.reshape(batch, seq, -1)
+    wide = at_least_float32(x.dtype)
+    each = jnp.einsum("bti,bto->bio", inputs, outputs, preferred_element_type=wide)
+    return sum_of_examples(jnp.square(each * scale[:, None, None]), 0 if embed_first else 1).reshape(shape)
+
+
+def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
+    """Return a model with every matrix of its layers watched.
+
+    Args:
+        scale: weight s_b of each example; 1 / tokens makes the gradient of a summed loss that of the mean one.
+    """
+    graph, rest = nnx.split(model)
+    made = nnx.merge(graph, rest)
+    for run in made.runs:
+        for block in (run.attention, run.mlp):
+            for name, value in list(vars(block).items()):
+                if is_matrix(value):
+                    setattr(block, name, Watched(value, scale))
+    return made
+
+
+def is_matrix(value: Any) -> bool:
+    """Say whether a variable of a run is a matrix: with inputs and outputs beside its layers."""
+    return isinstance(value, nnx.Param) and len(value.axes) > 2
+
+
+def parts(gradients: Llama) -> tuple[Llama, Llama]:
+    """Return the gradients of a watched model's weights as a model, and its squares as another.
+
+    What is not watched, embeddings and vectors, has a single 0 for its squares: no structure counts them.
+    """
+
+    def first(value: Any) -> Any:
+        return value.weight if isinstance(value, Watched) else value
+
+    def second(value: Any) -> Any:
+        if isinstance(value, Watched):
+            return value.square
+        return value.replace(jnp.zeros((), at_least_float32(value.dtype)))
+
+    def watched_or_parameter(value: Any) -> bool:
+        return isinstance(value, nnx.Variable | Watched)
+
+    return (
+        jax.tree.map(first, gradients, is_leaf=watched_or_parameter),
+        jax.tree.map(second, gradients, is_leaf=watched_or_parameter),
+    )

@@ -1,0 +1,210 @@
+"""Where every array of a job lies: a mesh, rules from logical axis names to mesh axes, shardings from metadata alone.
+
+A parameter carries the names of its axes (`saap_jax.types`); a rule maps a name to the mesh axes that its elements are
+spread over. Nothing else says where an array is: loading, scoring, evaluating, recovering and saving all ask here.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from saap_jax.options_mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
+
+Rules = Mapping[str, tuple[str, ...]]
+"""Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
+
+RULES: Rules = {
+    "embed": (WEIGHTS,),
+    "vocab": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "q_per_kv": (),
+    "head_dim": (),
+    "outputs": (WEIGHTS,),
+    "inputs": (),
+    "groups": (),
+    "bytes": (),
+    "rank": (),
+}
+"""The rules that hold unless `MeshConfig.rules` says otherwise.
+
+`tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
+splits the residual width of the weights, or the outputs of a quantised matrix or of an adapter, which are gathered
+layer by layer, and the batch with them; `data` splits the batch alone.
+"""
+
+
+class Layout(NamedTuple):
+    """A mesh and the rules that place arrays on it."""
+
+    mesh: Mesh
+    rules: Rules
+    uneven: str = "refuse"
+    """`refuse` or `replicate` an axis that its mesh axes do not divide."""
+
+    def spec(self, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4) -> PartitionSpec:
+        """Return how an array of these logical axes and sizes is split; see `partition_spec`."""
+        return partition_spec(self, axes, shape, name, itemsize)
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts that a batch is split into."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH)
+
+
+def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
+    """Return the mesh of a configuration, over all devices of all processes unless some are given.
+
+    Raises:
+        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, or two axes of one
+            parameter on the same mesh axis.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
+    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=automatic, devices=devices)
+    return Layout(mesh, rules_of(config.rules), config.uneven)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Return the sizes of the mesh axes, the one that is -1 filled up.
+
+    >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8)
+    (1, 4, 2)
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    asked = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if devices % given or (-1 not in sizes and given != devices):
+        raise ValueError(
+            f"mesh: expected {asked} to make {devices} devices, got {given}; set one axis to -1 for what is left"
+        )
+    return tuple(devices // given if size == -1 else size for size in sizes)
+
+
+def rules_of(overrides: Sequence[str]) -> Rules:
+    """Return the rules, with those replaced that `overrides` names: `mlp=tensor`, `embed=data+fsdp`, `vocab=`.
+
+    >>> rules_of(["vocab=", "embed=data+fsdp"])["embed"]
+    ('data', 'fsdp')
+    """
+    rules = dict(RULES)
+    for text in overrides:
+        axis, equals, places = text.partition("=")
+        parts = tuple(part for part in places.split("+") if part)
+        wrong = [part for part in parts if part not in MESH_AXES]
+        if not equals or axis not in RULES or wrong or len(set(parts)) < len(parts):
+            raise ValueError(
+                f"mesh.rules: expected AXIS=MESH_AXIS+…, with an axis of {', '.join(RULES)} and mesh axes of "
+                f"{', '.join(MESH_AXES)}, each once, got {text!r}"
+            )
+        rules[axis] = parts
+    return rules
+
+
+def partition_spec(
+    layout: Layout, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4
+) -> PartitionSpec:
+    """Return how an array is split: for each of its axes the mesh axes that its rule names, those of size 1 left out.
+
+    Args:
+        axes: logical names of the axes, one for each entry of `shape`.
+        name: of the array, for messages.
+        itemsize: bytes an element, to say what replication wastes.
+
+    Raises:
+        ValueError: an axis without a rule, two axes on one mesh axis, or one that is not divided by its mesh axes
+            (where `layout.uneven` is `replicate`, that axis is held whole, with a warning).
+    """
+    used: dict[str, str] = {}
+    entries: list[Any] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis not in layout.rules:
+            raise ValueError(f"{name}: no rule for axis {axis!r}; the rules know {', '.join(layout.rules)}")
+        parts = tuple(part for part in layout.rules[axis] if layout.mesh.shape[part] > 1)
+        for part in parts:
+            if part in used:
+                raise ValueError(
+                    f"{name}: axes {used[part]!r} and {axis!r} are both on mesh axis {part!r}, which can split only "
+                    f"one of them; change a rule, such as mesh.rules={axis}="
+                )
+            used[part] = axis
+        split = math.prod(layout.mesh.shape[part] for part in parts)
+        if split > 1 and size % split:
+            if layout.uneven == "refuse":
+                raise ValueError(
+                    f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split}; change the "
+                    f"mesh, leave the axis whole with mesh.rules={axis}=, or set mesh.uneven=replicate"
+                )
+            wasted = math.prod(shape) * itemsize * (split - 1) // split
+            warnings.warn(
+                f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split} and is held "
+                f"whole on each device, {wasted:,} bytes more than if it were",
+                stacklevel=2,
+            )
+            parts = ()
+        entries.append(parts[0] if len(parts) == 1 else parts or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(tree: Any, layout: Layout) -> Any:
+    """Return a tree like `tree`, a model or its statistics (concrete or abstract), with a sharding for each parameter.
+
+    Raises:
+        ValueError: see `partition_spec`; the message names the parameter.
+    """
+
+    def place(path: tuple, variable: nnx.Variable) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        itemsize = np.dtype(variable.dtype).itemsize
+        return variable.replace(
+            NamedSharding(layout.mesh, partition_spec(layout, variable.axes, variable.shape, name, itemsize))
+        )
+
+    return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def spread(batch: np.ndarray, model: Any) -> jax.Array:
+    """Return the rows of a batch, which every process has, where the devices that hold the model want them.
+
+    Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide
+    the number of rows.
+    """
+    place = model.embedding.get_value().sharding
+    if not isinstance(place, NamedSharding):
+        return jnp.asarray(batch)
+    parts = tuple(axis for axis in BATCH if place.mesh.shape.get(axis, 1) > 1)
+    if len(batch) % math.prod(place.mesh.shape[axis] for axis in parts):
+        parts = ()
+    where = NamedSharding(place.mesh, PartitionSpec(parts or None))
+    return jax.make_array_from_callback(batch.shape, where, lambda part: batch[part])
+
+
+def fetched(array: jax.Array) -> np.ndarray:
+    """Return an array on the host, whole, on every process."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def put(tree: Any, layout: Layout) -> Any:
+    """Return a model that is on this host with every parameter where the layout places it."""
+    return jax.tree.map(jax.device_put, tree, shardings(tree, layout))
+
+
+def check_batch(size: int, layout: Layout) -> None:
+    """Raise ValueError unless a batch of `size` examples can be split."""
+    if size % layout.batch_shards:
+        raise ValueError(
+            f"batch_size: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
+            f"({' x '.join(BATCH)}), got {size}"
+        )

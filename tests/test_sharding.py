@@ -1,0 +1,109 @@
+"""Meshes, rules and the shardings that follow from a model's axis names."""
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.options_mesh import MESH_AXES, MeshConfig
+from saap_jax.sharding import RULES, Layout, check_batch, layout_of, mesh_sizes, partition_spec, rules_of, shardings
+
+P = PartitionSpec
+
+
+def layout(*sizes: int, rules: tuple[str, ...] = (), uneven: str = "refuse") -> Layout:
+    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return Layout(mesh, rules_of(rules), uneven)
+
+
+def model(**changes):
+    widths = LayerWidths(kv_heads=4, q_per_kv=2, mlp=24)
+    sizes = {"vocab": 32, "embed": 16, "head_dim": 4, "layers": (widths,) * 2, "tied": True, "constants": Constants()}
+    return abstract_llama(LlamaSpec(**sizes | changes))
+
+
+def specs(tree, where: Layout) -> dict[str, PartitionSpec]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        shardings(tree, where), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.get_value().spec for path, leaf in leaves}
+
+
+def test_golden_specs_of_the_default_rules():
+    assert specs(model(tied=False), layout(1, 2, 2)) == {
+        "embedding": P("tensor", "fsdp"),
+        "norm": P("fsdp"),
+        "runs/0/attention/key": P(None, "fsdp", "tensor", None),
+        "runs/0/attention/output": P(None, "tensor", None, None, "fsdp"),
+        "runs/0/attention/query": P(None, "fsdp", "tensor", None, None),
+        "runs/0/attention/value": P(None, "fsdp", "tensor", None),
+        "runs/0/attention_norm": P(None, "fsdp"),
+        "runs/0/mlp/down": P(None, "tensor", "fsdp"),
+        "runs/0/mlp/gate": P(None, "fsdp", "tensor"),
+        "runs/0/mlp/up": P(None, "fsdp", "tensor"),
+        "runs/0/mlp_norm": P(None, "fsdp"),
+        "unembedding": P("fsdp", "tensor"),
+    }
+
+
+def test_axes_of_size_one_split_nothing():
+    assert all(spec == P(*[None] * len(spec)) for spec in specs(model(), layout(4, 1, 1)).values())
+
+
+def test_a_rule_can_be_changed():
+    assert specs(model(), layout(2, 2, 2, rules=("embed=data+fsdp", "vocab=")))["embedding"] == P(
+        None, ("data", "fsdp")
+    )
+    assert rules_of(()) == RULES
+
+
+@pytest.mark.parametrize("rule", ["heads=tensor", "mlp=pipeline", "mlp", "mlp=fsdp+fsdp"])
+def test_wrong_rules_are_refused(rule):
+    with pytest.raises(
+        ValueError, match=r"mesh.rules: expected AXIS=MESH_AXIS\+…, .* got '" + rule.replace("+", r"\+")
+    ):
+        rules_of((rule,))
+
+
+def test_two_axes_on_one_mesh_axis_are_refused():
+    with pytest.raises(ValueError, match="mlp/down: axes 'mlp' and 'embed' are both on mesh axis 'fsdp'"):
+        shardings(model(), layout(1, 2, 1, rules=("mlp=fsdp",)))
+    shardings(model(), layout(1, 2, 1, rules=("mlp=fsdp", "embed=")))
+
+
+def test_an_axis_that_does_not_divide_is_refused_or_replicated():
+    three = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=24),) * 2
+    with pytest.raises(ValueError, match="attention/.*: axis 'kv_heads' of size 3 is not divided by tensor = 2"):
+        shardings(model(layers=three), layout(1, 1, 2))
+    with pytest.warns(UserWarning, match=r"attention/.*: axis 'kv_heads' of size 3 .* 768 bytes more") as found:
+        made = specs(model(layers=three), layout(1, 1, 2, uneven="replicate"))
+    assert len(found) == 4
+    assert made["runs/0/attention/key"] == P(None, None, None, None)
+    assert made["runs/0/mlp/up"] == P(None, None, "tensor")
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(ValueError, match="bias: no rule for axis 'heads'"):
+        partition_spec(layout(1, 2, 2), ("heads",), (4,), "bias")
+
+
+def test_sizes_of_a_mesh():
+    assert mesh_sizes(MeshConfig(data=-1, tensor=2), 8) == (4, 1, 2)
+    for config in (MeshConfig(data=3, fsdp=-1), MeshConfig(data=2)):
+        with pytest.raises(ValueError, match="mesh: expected data .* to make 8 devices, got"):
+            mesh_sizes(config, 8)
+    for wrong in ({"data": 0}, {"data": -2}, {"data": -1, "fsdp": -1}):
+        with pytest.raises(ValueError, match="mesh: expected sizes of at least 1"):
+            MeshConfig(**wrong)
+
+
+def test_one_device_is_a_mesh_too():
+    made = layout_of(MeshConfig(data=-1), jax.devices()[:1])
+    assert dict(made.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+def test_a_batch_is_a_multiple_of_its_parts():
+    check_batch(8, layout(2, 2, 2))
+    with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 4, .*\(data x fsdp\), got 6"):
+        check_batch(6, layout(2, 2, 2))
