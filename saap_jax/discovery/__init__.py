@@ -1,4 +1,9 @@
-"""Stage 1: which weights must go together."""
+"""Stage 1: which weights must go together.
+
+For our LLaMA, from the axis names that its parameters carry: the names below. For any other function of parameters,
+from the traced program: `trace.trace` finds the structures, `gates.gated` puts gates on their units,
+`removal.keep_units` cuts parameters and `smaller.smaller` runs the program on them.
+"""
 
 from saap_jax.discovery.structures import (
     Member,

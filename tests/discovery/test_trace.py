@@ -1,0 +1,210 @@
+"""Structures read off traced programs: golden listings, agreement with axis names, brute force."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.discovery import discover, parameters_by_path
+from saap_jax.discovery.removal import removed_shapes, retrace
+from saap_jax.discovery.smaller import smaller
+from saap_jax.discovery.trace import TracedStructure, describe, trace
+from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.model import decode, rotary
+from tests.helpers import HEADS, dense_model, ragged_model
+from tests.models_for_tracing import EXAMPLES, floats
+
+LISTINGS = Path(__file__).parents[1] / "goldens" / "traced_structures.txt"
+TOKENS = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+
+
+def line(structure: TracedStructure) -> str:
+    """Return a structure in one line that does not depend on how JAX numbers equations."""
+    members = []
+    for member in structure.members:
+        places = [f"{p.offset}+{p.block}" + "".join(f"x{n}by{s}" for n, s in p.repeats) for p in member.places]
+        members.append(f"{member.path}[{member.axis}]" + ("" if places == ["0+1"] else f"@{','.join(places)}"))
+    state = f"gates {len(structure.gates)}" + (", normalised" if structure.normalised else "")
+    if structure.pinned:
+        state = "pinned: " + " ".join(sorted({reason.kind for reason in structure.pinned}))
+    units = f"{structure.units} x {structure.copies} units of {structure.parameters_per_unit}"
+    return f"{units}, {state}: {' '.join(members)}"
+
+
+def listing(name: str) -> list[str]:
+    example = EXAMPLES[name]()
+    return sorted(line(s) for s in trace(example.function, example.params, *example.inputs).structures)
+
+
+def goldens() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in LISTINGS.read_text().splitlines():
+        if text.startswith("# "):
+            lines = found.setdefault(text[2:], [])
+        elif text:
+            lines.append(text)
+    return found
+
+
+def write_goldens() -> None:
+    """Write the listings anew (`python -c 'from tests.discovery.test_trace import *; write_goldens()'`)."""
+    LISTINGS.write_text("\n\n".join("\n".join([f"# {name}", *listing(name)]) for name in EXAMPLES) + "\n")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_listings(name):
+    assert listing(name) == goldens()[name]
+
+
+def without(example, traced, structure, left_out=None):
+    """Return the shapes of an example's parameters without a unit, but for one member."""
+    members = [member for member in structure.members if member != left_out]
+    shapes = removed_shapes(traced, structure, members).values()
+    leaves, tree = jax.tree.flatten(example.params)
+    return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_unit_leaves_all_members_or_none(name):
+    """Without a unit in every member the program has the same outputs; without it in all but one it has none."""
+    example = EXAMPLES[name]()
+    traced = trace(example.function, example.params, *example.inputs)
+    assert traced.prunable
+    for structure in traced.prunable:
+        keep = np.broadcast_to(np.arange(structure.units) > 0, (*structure.copied, structure.units))
+        functions = [smaller(traced, {structure.name: keep})]
+        if not example.fixed:
+            all_of_them = [example.function, *example.variants]
+            fitting = [f for f in all_of_them if not retrace(f, traced, structure, example.params, *example.inputs)]
+            assert fitting, structure.name
+            functions += fitting
+        for function in functions:
+            out = jax.eval_shape(function, without(example, traced, structure), *example.inputs)
+            assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, traced.results)
+            for left_out in structure.members:
+                with pytest.raises((TypeError, ValueError)):
+                    jax.eval_shape(function, without(example, traced, structure, left_out), *example.inputs)
+
+
+def test_code_that_holds_its_sizes_is_told():
+    example = EXAMPLES["linen_mlp"]()
+    traced = trace(example.function, example.params, *example.inputs)
+    error = retrace(example.function, traced, traced.prunable[0], example.params, *example.inputs)
+    assert error.startswith("ScopeParamShapeError: For parameter")
+
+
+def members_named(model, axis: str) -> set[tuple[str, int]]:
+    parameters = parameters_by_path(model).items()
+    return {(path, p.axes.index(axis)) for path, p in parameters if axis in p.axes and p.shape[p.axes.index(axis)]}
+
+
+MODELS = {
+    **{f"{heads}-{'tied' if tied else 'untied'}": (heads, tied) for heads in HEADS for tied in (True, False)},
+    "ragged": None,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_axis_names_of_llama_are_found(kind):
+    options = MODELS[kind]
+    model = ragged_model() if options is None else dense_model(options[0], tied=options[1], mlp=7)
+    traced = trace(lambda model, tokens: model(tokens), model, TOKENS)
+    assert not traced.unknown
+    sets = {frozenset((m.path, m.axis) for m in s.members): s for s in traced.structures}
+    residual = sets[frozenset(members_named(model, "embed"))]
+    assert residual.prunable
+    assert residual.normalised
+    assert (residual.copies, residual.units) == (1, 8)
+
+    expected, first = {residual.name}, 0
+    for run_index, run in enumerate(model.runs):
+        for structure in discover(model).values():
+            if not structure.units[first]:
+                continue
+            found = sets[frozenset((f"runs/{run_index}/{m.path}", m.axis) for m in structure.members)]
+            assert found.prunable
+            assert found.gate is not None
+            assert (found.units, found.copies) == (structure.units[first], run.length)
+            assert found.parameters_per_unit == structure.parameters_per_unit[first]
+            assert all(m.shared == (0,) for m in found.members)
+            expected.add(found.name)
+        prefix, copies = f"runs/{run_index}/attention", run.length * max(run.widths.kv_heads, 1)
+        for free in ({("query", 3), ("output", 2)}, {("value", 3), ("output", 3)}):  # query heads, width of the values
+            found = sets[frozenset((f"{prefix}/{path}", axis) for path, axis in free)]
+            assert found.prunable
+            assert found.copies == copies
+            expected.add(found.name)
+        first += run.length
+    rotated = (("query", 4), ("key", 3))  # by one table in all runs
+    rotated = sets[frozenset((f"runs/{i}/attention/{p}", axis) for i in range(len(model.runs)) for p, axis in rotated)]
+    assert [reason.kind for reason in rotated.pinned] == ["constant"]
+    assert {structure.name for structure in traced.prunable} == expected
+
+
+def test_unrolled_layers_have_the_structures_of_scanned_ones():
+    model = dense_model("gqa", layers=3, mlp=7)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.runs[0])
+
+    def function(layers, tokens):
+        x = model.embedding[...][tokens]
+        for layer in layers:
+            x, _ = decode(layer, x, None, rotary(tokens.shape[1], 4, model.constants), model.constants.norm_eps)
+        return x
+
+    scanned = trace(lambda model, tokens: model(tokens), model, TOKENS).prunable
+    unrolled = trace(function, [one] * 3, TOKENS)
+    assert not unrolled.unknown
+    expected = {(s.units, s.parameters_per_unit) for s in scanned if s.copies > 1}
+    assert len(unrolled.prunable) == 3 * len(expected)
+    assert {(s.units, s.parameters_per_unit) for s in unrolled.prunable} == expected
+    assert all(s.gate for s in unrolled.prunable)
+
+
+def test_a_text_names_members_gates_and_reasons():
+    spec = LlamaSpec(vocab=9, embed=6, head_dim=4, layers=(LayerWidths(kv_heads=2, q_per_kv=3, mlp=5),) * 2, tied=False)
+    text = describe(trace(lambda model, tokens: model(tokens), abstract_llama(spec), TOKENS))
+    assert "runs/0/mlp/down[1]: 5 units in each of 2, 18 parameters a unit, prunable\n    runs/0/mlp/down[1]\n" in text
+    assert "    it meets a constant of that size (iota) at iota[" in text
+    assert "    it is looked up by position (gather) at gather[" in text
+    assert "    changes the statistic of scan[" in text
+    assert "    acts at scan[" in text
+    assert "pinned" not in describe(trace(lambda w, x: x @ w @ w.T, floats(3, 4), floats(2, 3)), pinned=False)
+
+
+def test_an_operation_without_a_rule_pins_what_it_touches_and_says_where():
+    def function(params, x):
+        inverse = jnp.linalg.inv(params["square"])
+        return jax.nn.relu(x @ params["up"]) @ inverse @ params["out"]
+
+    params = {"up": floats(3, 4), "square": floats(4, 4), "out": floats(4, 2)}
+    traced = trace(function, params, floats(5, 3))
+    assert not traced.prunable
+    assert any(text.startswith("lu at ") and "test_trace.py" in text for text in traced.unknown)
+    square = next(s for s in traced.structures if ("square", 0) in {(m.path, m.axis) for m in s.members})
+    assert "unknown" in {reason.kind for reason in square.pinned}
+    assert "no rule for lu at " in describe(traced)
+
+
+def test_a_constant_pins_and_a_broadcast_scalar_does_not():
+    params = {"up": floats(3, 4), "down": floats(4, 2)}
+
+    def function(bias, params, x):
+        return (x @ params["up"] + bias) @ params["down"]
+
+    for bias, prunable in ((np.ones((1, 4), np.float32), False), (jnp.float32(1), True)):
+        traced = trace(lambda params, x, bias=bias: function(bias, params, x), params, floats(5, 3))
+        assert bool(traced.prunable) == prunable
+    zeros = trace(lambda params, x: function(jnp.zeros((1, params["up"].shape[1])), params, x), params, floats(5, 3))
+    assert zeros.prunable
+
+
+def test_what_has_no_effect_is_pinned():
+    traced = trace(lambda params, x: x * 2, {"idle": floats(3)}, floats(3))
+    assert [reason.kind for reason in traced.structures[0].pinned] == ["unused"]
+
+
+def test_no_parameters_is_an_error():
+    with pytest.raises(ValueError, match="params: expected a pytree of arrays"):
+        trace(lambda params, x: x, {}, floats(3))
