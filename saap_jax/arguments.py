@@ -1,17 +1,28 @@
-"""What every command needs of the command line: its configuration, from a file and options; and shown progress."""
+"""What every command needs of the command line: its configuration, from a file and options; shown progress; errors in
+one line; and the other processes of its job, if there are any.
+"""
 
 import contextlib
 import dataclasses
+import errno
 import runpy
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from saap_jax.processes import agreed, first, join, leave, place, split_flags
+
+SPREADING = ("score", "compare", "prune", "recover", "evaluate")
+"""Commands that run on many devices, and in many processes."""
+
+LOST = 3
+"""Exit code of a process whose job another process has left."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -40,7 +51,7 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")
-        if not (path := Path(config.runs) / config.name / "run.json").exists():
+        if not agreed((path := Path(config.runs) / config.name / "run.json").exists):
             raise UsageError(
                 f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
             )
@@ -96,6 +107,61 @@ def load_config(path: str, kind: type) -> Any:
         got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
         raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
     return exported["CONFIG"]
+
+
+# --- processes and errors ----------------------------------------------------------------------------
+
+
+def run_command(command: str, run: Callable[[list[str]], int | None], words: list[str]) -> int:
+    """Run a command, as one of the processes of a job if the words say so; return its exit code.
+
+    Raises:
+        UsageError, ValueError, OSError: bad input, in a job of one process. One of several says it by itself and ends,
+            and the others within a minute: those that find the same say so too.
+    """
+    cluster, rest = split_flags(words)
+    if cluster is None:
+        return run(rest) or 0
+    if command not in SPREADING:
+        raise UsageError(
+            f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
+        )
+    join(cluster)
+    console.quiet = not first()
+    try:
+        code = run(rest) or 0
+    except (ValueError, OSError, UsageError) as error:
+        code = fail(one_line(error), 2)
+    except Exception as error:
+        if not _is_lost(error):
+            raise
+        fail(
+            f"another process of this job has ended, and this one cannot go on without it: see what that one said, "
+            f"then start the job again; what is finished is kept ({one_line(error)[:200]})",
+            LOST,
+        )
+        leave(LOST)
+    leave()
+    return code
+
+
+def _is_lost(error: Exception) -> bool:
+    """Say whether jax failed, as it does where another process has gone, and not our own code."""
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error in one line, and return the exit code."""
+    print(f"saap: {place()}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- progress ----------------------------------------------------------------------------------------

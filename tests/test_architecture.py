@@ -22,6 +22,7 @@ ORDER = (
     ("options",),
     ("options_mesh",),
     ("config", "config_use", "config_recover"),
+    ("processes",),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),

@@ -26,7 +26,7 @@ from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
-from saap_jax.sharding import spread
+from saap_jax.sharding import fetched, mesh_of, settled, spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
@@ -94,6 +94,7 @@ def _observe(
     state = {need: ACCUMULATORS[need].init(model, plan) for need in sorted(needs)}
     hessian = state.pop(Statistic.GATE_HESSIAN, None)
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
+    state, hessian, losses, gates = settled((state, hessian, losses, gates), mesh_of(model))
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
         state, losses = observe_step(
@@ -183,7 +184,7 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Llama
         ValueError: a score that is not finite, with the estimator, the layer and the unit.
     """
     values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
-    scores = {name: jax.tree.map(np.asarray, value) for name, value in zip(estimators, values, strict=True)}
+    scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
     exists = existing_units(model.runs)
     for name, by_structure in scores.items():
         for structure in STRUCTURES:

@@ -25,6 +25,7 @@ from saap_jax.recovery.train import (
     State,
     held_out_step,
     microbatches,
+    places_of,
     rate_at,
     start,
     train_step,
@@ -113,7 +114,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
         _check_same(training.about, checkpoints.progress(latest), latest)
         state, progress = checkpoints.read(latest, state)
         batches.set_state(progress["iterator"])
-    step = int(state.step)
+    step, places = int(state.step), places_of(state)
     while step < schedule.steps and not _stops(progress, plan):
         began, place = time.perf_counter(), batches.get_state()
         batch = next(batches)
@@ -121,10 +122,11 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
             state,
             frozen.parameters,
             frozen.teacher,
-            microbatches(batch, plan.microbatch),
+            microbatches(batch, plan.microbatch, state),
             graph=frozen.graph,
             objective=training.objective,
             schedule=schedule,
+            places=places,
         )
         if not bool(measured.finite):
             raise _not_finite(training, checkpoints, state, batch, measured, progress | {"iterator": place})
@@ -145,7 +147,7 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
         return None
     frozen, total, count = training.frozen, 0.0, 0
     for batch in _batches(training.held_out, training.plan.microbatch):
-        rows = jax.tree.map(lambda x: x[0], microbatches(batch, training.plan.microbatch))
+        rows = jax.tree.map(lambda x: x[0], microbatches(batch, training.plan.microbatch, trained))
         loss, tokens = held_out_step(trained, frozen.parameters, rows, graph=frozen.graph, objective=training.objective)
         total, count = total + float(loss), count + int(tokens)
     return total / count
