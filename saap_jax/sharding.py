@@ -229,6 +229,26 @@ def settled(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
+Places = tuple[NamedSharding, ...]
+"""Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
+
+
+def places_of(tree: Any) -> Places:
+    """Return where the arrays of a tree lie that is spread over devices; nothing of one that is not."""
+    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+
+
+def held(tree: Any, places: Places) -> Any:
+    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
+
+    So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
+    """
+    if not places:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
+
+
 def fetched(array: Any) -> np.ndarray:
     """Return an array on the host, whole, on every process; a numpy array as it is."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:

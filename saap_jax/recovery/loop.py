@@ -25,11 +25,11 @@ from saap_jax.recovery.train import (
     State,
     held_out_step,
     microbatches,
-    places_of,
     rate_at,
     start,
     train_step,
 )
+from saap_jax.sharding import places_of
 
 
 class Plan(NamedTuple):

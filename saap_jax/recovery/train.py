@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
-from saap_jax.sharding import mesh_of, settled, spread
+from saap_jax.sharding import Places, held, mesh_of, settled, spread
 
 Parameters = Any
 """An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
@@ -96,13 +95,6 @@ def start(trained: Parameters, schedule: Schedule) -> State:
     return settled(state, mesh_of(copied))
 
 
-def places_of(state: State) -> tuple[NamedSharding, ...]:
-    """Return where the arrays of a state lie that is spread over devices; nothing of one that is not."""
-    if mesh_of(state) is None:
-        return ()
-    return tuple(leaf.sharding for leaf in jax.tree.leaves(state))
-
-
 @functools.cache
 def learning_rate_of(schedule: Schedule) -> optax.Schedule:
     """Return the learning rate as a function of the step, from 0."""
@@ -131,13 +123,13 @@ def train_step(
     graph: Any,
     objective: Objective,
     schedule: Schedule,
-    places: tuple[NamedSharding, ...] = (),
+    places: Places = (),
 ) -> tuple[State, Measured]:
     """Take one step on rows `[microbatches, batch, seq]`; the state's memory is taken over.
 
     Args:
         parameters, teacher, graph: those of `Frozen`.
-        places: where the state lies, see `places_of`, so that it stays there.
+        places: where the state lies, see `saap_jax.sharding.held`.
     """
     frozen = Frozen(graph, parameters, teacher)
 
@@ -161,10 +153,7 @@ def train_step(
         trained: Any = optax.apply_updates(state.trained, updates)
         moved = State(trained, optimizer, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-    if places:
-        leaves, tree = jax.tree.flatten(state)
-        state = jax.tree.unflatten(tree, map(jax.lax.with_sharding_constraint, leaves, places))
-    return state, Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
+    return held(state, places), Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective"))
