@@ -5,24 +5,27 @@ one line; and the other processes of its job, if there are any.
 import contextlib
 import dataclasses
 import errno
+import os
 import runpy
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from saap_jax.processes import agreed, first, join, leave, place, split_flags
+from saap_jax.watch import start_watch
 
 SPREADING = ("score", "compare", "prune", "recover", "evaluate")
 """Commands that run on many devices, and in many processes."""
 
-LOST = 3
-"""Exit code of a process whose job another process has left."""
+GRACE = 3.0
+"""Seconds that a process with an error waits before it ends, so that others can say it too if they have the same."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -127,27 +130,32 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
             f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
         )
     join(cluster)
+    watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
     console.quiet = not first()
     try:
         code = run(rest) or 0
-    except (ValueError, OSError, UsageError) as error:
-        code = fail(one_line(error), 2)
-    except Exception as error:
-        if not _is_lost(error):
-            raise
-        fail(
-            f"another process of this job has ended, and this one cannot go on without it: see what that one said, "
-            f"then start the job again; what is finished is kept ({one_line(error)[:200]})",
-            LOST,
-        )
-        leave(LOST)
+    except BaseException as error:
+        _end(error)
+    watch.leaving()
     leave()
     return code
 
 
-def _is_lost(error: Exception) -> bool:
-    """Say whether jax failed, as it does where another process has gone, and not our own code."""
-    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+def _end(error: BaseException) -> NoReturn:
+    """Say what went wrong in one process of a job, and end it without waiting for the others, whom that ends too."""
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, ValueError | OSError | UsageError):
+        code = fail(one_line(error), 2)
+    elif isinstance(error, KeyboardInterrupt):
+        code = fail("interrupted", 130)
+    else:
+        traceback.print_exception(error)
+    time.sleep(GRACE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def fail(message: str, code: int) -> int:

@@ -6,7 +6,6 @@ tells the others what it found (`agreed`). In a job of one process all of this d
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -93,16 +92,10 @@ def join(cluster: Cluster) -> None:
         ) from None
 
 
-def leave(code: int | None = None) -> None:
-    """End this process's part in the job; with a code, and a process that others wait for no more, end the process."""
-    jax = _jax_of_many()
-    if jax is None:
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code is not None:
-        os._exit(code)
-    jax.distributed.shutdown()
+def leave() -> None:
+    """Wait until all processes of the job are done, and part from them."""
+    if (jax := _jax_of_many()) is not None:
+        jax.distributed.shutdown()
 
 
 def count() -> int:
@@ -111,16 +104,20 @@ def count() -> int:
     return 1 if jax is None else jax.process_count()
 
 
+def number() -> int:
+    """Return the number of this process, from 0."""
+    jax = _jax_of_many()
+    return 0 if jax is None else jax.process_index()
+
+
 def first() -> bool:
     """Say whether this is the process that writes: the only one, or the first of several."""
-    jax = _jax_of_many()
-    return jax is None or jax.process_index() == 0
+    return number() == 0
 
 
 def place() -> str:
     """Return which process this is, to be put before a message; empty in a job of one."""
-    jax = _jax_of_many()
-    return "" if jax is None else f"process {jax.process_index()} of {jax.process_count()}: "
+    return f"process {number()} of {count()}: " if _jax_of_many() else ""
 
 
 def agreed(find: Callable[[], Any]) -> Any:

@@ -23,6 +23,7 @@ ORDER = (
     ("options_mesh",),
     ("config", "config_use", "config_recover"),
     ("processes",),
+    ("watch",),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),
