@@ -65,9 +65,7 @@ def together(processes: int, devices: int, jobs: list[list[str]], directory: Pat
     file, at = directory / "jobs.json", str(port())
     file.write_text(json.dumps(jobs))
     worker = str(Path(__file__).with_name("worker.py"))
-    running = started(
-        [[worker, at, str(processes), str(number), str(devices), str(file)] for number in range(processes)], devices
-    )
+    running = started([[worker, at, str(processes), str(number), str(file)] for number in range(processes)], devices)
     said = [each.communicate(timeout=200)[0] for each in running]
     assert [each.returncode for each in running] == [0] * processes, "\n".join(said)
     return said
@@ -75,32 +73,14 @@ def together(processes: int, devices: int, jobs: list[list[str]], directory: Pat
 
 def jobs_of(model: Path, place: Path, mesh: list[str]) -> list[list[str]]:
     """Return the jobs: what is scored is pruned and evaluated; a model is recovered for two steps."""
-    runs = ["--runs", str(place / "runs"), *mesh]
+    named, runs = ["--model.name", str(model)], ["--runs", str(place / "runs")]
+    scores, out = ["--from-run", str(place / "runs" / "score")], ["--out", str(place / "pruned")]
+    text = ["--data.sources", f"text:{text_of(model)}", "--training.max-steps", "2"]
     return [
-        ["score", "--model.name", str(model), *SCORE, *runs],
-        [
-            "prune",
-            "--model.name",
-            str(model),
-            *PRUNE,
-            "--out",
-            str(place / "pruned"),
-            *mesh,
-            "--from-run",
-            str(place / "runs" / "score"),
-        ],
+        ["score", *named, *SCORE, *runs, *mesh],
+        ["prune", *named, *PRUNE, *scores, *out, *mesh],
         ["evaluate", str(model), *EVALUATE, "--json", str(place / "ppl.json"), *mesh],
-        [
-            "recover",
-            "--model",
-            str(model),
-            *RECOVER,
-            "--training.max-steps",
-            "2",
-            *runs,
-            "--data.sources",
-            f"text:{text_of(model)}",
-        ],
+        ["recover", "--model", str(model), *RECOVER, *text, *runs, *mesh],
     ]
 
 
