@@ -15,8 +15,8 @@ import numpy as np
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead; then jax ends all others."""
 
-LEAVING = 20
-"""Seconds that a process which ends waits for the others to end too."""
+LEAVING = 1800
+"""Seconds that a process which is done waits for the others, of which the first may still write a report."""
 
 _SWITCH = "--distributed"
 _FLAGS = ("coordinator", "processes", "process")

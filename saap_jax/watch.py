@@ -56,6 +56,7 @@ class Watch:
                     _end(self._peers[peer])
                 selector.unregister(peer)
                 del self._peers[peer]
+                peer.close()
 
     def follow(self, server: socket.socket) -> None:
         """Watch the first process, which also tells of others."""
