@@ -135,6 +135,7 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
     try:
         code = run(rest) or 0
     except BaseException as error:
+        watch.failing()
         _end(error)
     watch.leaving()
     leave()

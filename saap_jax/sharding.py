@@ -201,10 +201,11 @@ def shardings(tree: Any, layout: Layout) -> Any:
 def mesh_of(tree: Any) -> Mesh | None:
     """Return the mesh that the arrays of a model, or of a part of one, are spread over; None of those on one device."""
     places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    return next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
+    meshes = (place.mesh for place in places if isinstance(place, NamedSharding))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
 
 
-def spread(batch: np.ndarray, model: Any, axis: int = 0) -> jax.Array:
+def spread(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
     """Return the rows of a batch, which every process has, where the devices that hold the model want them.
 
     Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide

@@ -30,6 +30,10 @@ class Watch:
         self._leaving = False
         self._peers: dict[socket.socket, int] = {}
 
+    def failing(self) -> None:
+        """Stop watching, because this process has an error of its own to end with."""
+        self._leaving = True
+
     def leaving(self) -> None:
         """Say that this process ends in order, and stop watching."""
         self._leaving = True
