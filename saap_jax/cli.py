@@ -53,6 +53,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap gate MODEL              hold a model against limits; exit code 1 when one is broken
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
+  saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
 override it, and `saap COMMAND --help` lists them. On many devices and hosts: docs/pods.md.
@@ -108,26 +109,13 @@ def discover(words: list[str]) -> None:
         return
     if len(words) > 1 or (words and words[0].startswith("-")):
         raise UsageError(f"discover: expected one model, got {' '.join(words)}")
-    from saap_jax.discovery import count_parameters, prunable_parameters
-    from saap_jax.discovery import discover as structures_of
+    from saap_jax.discovery.listing import listing
     from saap_jax.llama import load_model
 
     name = words[0] if words else ModelConfig().name
-    model = load_model(name)
-    structures = structures_of(model)
-    table = Table(title=f"coupled structures of {name}", title_justify="left")
-    for column in ("structure", "members (path, axis)", "units a layer", "units", "parameters a unit"):
-        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
-    for structure in structures.values():
-        members = "\n".join(f"{member.path}, {member.axis}" for member in structure.members)
-        units, each = _range(structure.units), _range(structure.parameters_per_unit)
-        table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
+    table, said = listing(name, load_model(name))
     console.print(table)
-    prunable, total = prunable_parameters(structures), count_parameters(model)
-    console.print(
-        f"{len(model.spec.layers)} layers in {len(model.runs)} runs; {total:,} parameters, "
-        f"{prunable:,} of them prunable ({prunable / total:.1%})"
-    )
+    console.print(said)
 
 
 def score(words: list[str]) -> None:
@@ -358,6 +346,13 @@ def generate(words: list[str]) -> None:
         print(f"--- {number}\n{text}")
 
 
+def plan(words: list[str]) -> None:
+    """Run `saap plan`."""
+    from saap_jax.planning import command
+
+    command.run(words)
+
+
 def bench(words: list[str]) -> None:
     """Run `saap bench`."""
     positional, rest = split_words(words)
@@ -371,11 +366,6 @@ def bench(words: list[str]) -> None:
     console.print(rich_bench(result))
     for line in footnotes(result):
         console.print(line, markup=False)
-
-
-def _range(values: tuple[int, ...]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
@@ -394,4 +384,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "gate": gate,
     "generate": generate,
     "bench": bench,
+    "plan": plan,
 }

@@ -8,6 +8,12 @@ from saap_jax.options import check_choices
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of the mesh of devices: what splits batches alone, batches and weights, and heads and channels."""
 
+BATCH = ("data", "fsdp")
+"""Mesh axes that the examples of a batch are spread over."""
+
+WEIGHTS = "fsdp"
+"""Mesh axis that the residual width of the weights is spread over."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:

@@ -16,28 +16,30 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from saap_jax.options_mesh import MESH_AXES, MeshConfig
+from saap_jax.options_mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
 
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
 
-BATCH = ("data", "fsdp")
-"""Mesh axes that the examples of a batch are spread over."""
-
 RULES: Rules = {
-    "embed": ("fsdp",),
+    "embed": (WEIGHTS,),
     "vocab": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "layers": (),
     "q_per_kv": (),
     "head_dim": (),
+    "outputs": (WEIGHTS,),
+    "inputs": (),
+    "groups": (),
+    "bytes": (),
+    "rank": (),
 }
 """The rules that hold unless `MeshConfig.rules` says otherwise.
 
 `tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
-splits the residual width of the weights, which are gathered layer by layer, and the batch with them; `data` splits the
-batch alone.
+splits the residual width of the weights, or the outputs of a quantised matrix or of an adapter, which are gathered
+layer by layer, and the batch with them; `data` splits the batch alone.
 """
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
 from saap_jax.estimation.activations import MULTIPLES, used
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
@@ -98,14 +99,15 @@ def _observe(
     places = places_of((state, losses)), places_of(hessian)  # once: jax spells those of a result otherwise
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
-        state, losses = observe_step(
-            model, state, losses, tokens, mask, position, gates,
-            needs=frozenset(state), remat=remat, places=places[0],
-        )  # fmt: skip
-        if hessian is not None:
-            hessian = hessian_step(
-                model, hessian, tokens, mask, gates, curvature=curvature, remat=remat, places=places[1]
-            )
+        with on_mesh_of(model):
+            state, losses = observe_step(
+                model, state, losses, tokens, mask, position, gates,
+                needs=frozenset(state), remat=remat, places=places[0],
+            )  # fmt: skip
+            if hessian is not None:
+                hessian = hessian_step(
+                    model, hessian, tokens, mask, gates, curvature=curvature, remat=remat, places=places[1]
+                )
         jax.block_until_ready((losses, hessian))  # so that progress tells the truth
     masks = np.concatenate([mask for _, mask in batches])
     if hessian is not None:

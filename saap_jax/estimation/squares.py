@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from saap_jax.constraints import sum_of_examples
 from saap_jax.llama.model import Llama, at_least_float32, param
 from saap_jax.llama.product import Matrix, product
 
@@ -38,26 +39,30 @@ class Watched(Matrix):
 
     def product(self, equation: str, x: Array) -> Array:
         """Return what `einsum(equation, x, matrix)` is."""
-        return _product(equation, x, self.weight[...], self.square[...], self.scale[...])
+        return _product(equation, self.axes[1] == "embed", x, self.weight[...], self.square[...], self.scale[...])
 
     def dense(self) -> Array:
         """Return the matrix."""
         return self.weight[...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(equation: str, x: Array, weight: Array, square: Array, scale: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array) -> Array:
     return product(equation, x, nnx.Param(weight))
 
 
-def _forward(equation: str, x: Array, weight: Array, square: Array, scale: Array) -> tuple[Array, Any]:
-    return _product(equation, x, weight, square, scale), (x, weight, scale)
+def _forward(
+    equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array
+) -> tuple[Array, Any]:
+    return _product(equation, embed_first, x, weight, square, scale), (x, weight, scale)
 
 
-def _backward(equation: str, kept: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array, Array, Array]:
+def _backward(
+    equation: str, embed_first: bool, kept: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array, Array]:
     x, weight, scale = kept
     of_x, of_weight = jax.vjp(lambda x, weight: product(equation, x, nnx.Param(weight)), x, weight)[1](cotangent)
-    return of_x, of_weight, squared(x, cotangent, scale, weight.shape), jnp.zeros_like(scale)
+    return of_x, of_weight, squared(x, cotangent, scale, weight.shape, embed_first), jnp.zeros_like(scale)
 
 
 _product.defvjp(_forward, _backward)
@@ -68,13 +73,14 @@ def squared(
     cotangent: Float[Array, "batch seq *outputs"],
     scale: Float[Array, "batch"],
     shape: tuple[int, ...],
+    embed_first: bool,
 ) -> Float[Array, "..."]:
-    """Return Σ_b (s_b Σ_t x_btᵀ dy_bt)², of the shape of the matrix."""
+    """Return Σ_b (s_b Σ_t x_btᵀ dy_bt)², of the shape of the matrix, whose inputs or else outputs are `embed`."""
     batch, seq = x.shape[:2]
     inputs, outputs = x.reshape(batch, seq, -1), cotangent.reshape(batch, seq, -1)
     wide = at_least_float32(x.dtype)
     each = jnp.einsum("bti,bto->bio", inputs, outputs, preferred_element_type=wide)
-    return jnp.sum(jnp.square(each * scale[:, None, None]), axis=0).reshape(shape)
+    return sum_of_examples(jnp.square(each * scale[:, None, None]), 0 if embed_first else 1).reshape(shape)
 
 
 def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.evaluation.perplexity import Batch, WindowLosses
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
@@ -64,7 +65,9 @@ def candidate_losses(
         sums, counts = [], []
         for tokens, mask in batches:
             inputs = spread(tokens, model), spread(mask, model)
-            sums.append(fetched(candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)))
+            with on_mesh_of(model):
+                made = candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)
+            sums.append(fetched(made))
             counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
         by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
         real = tokens_each > 0

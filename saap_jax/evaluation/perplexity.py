@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import ones_gates
@@ -51,7 +52,8 @@ def window_losses(
     gates = ones_gates(model.runs) if gates is None else gates
     sums, counts = [], []
     for tokens, mask in progress(batches):
-        batch_sums, batch_counts = loss_step(model, spread(tokens, model), spread(mask, model), gates)
+        with on_mesh_of(model):
+            batch_sums, batch_counts = loss_step(model, spread(tokens, model), spread(mask, model), gates)
         sums.append(fetched(batch_sums).astype(np.float64))
         counts.append(fetched(batch_counts))
     if not sums:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.llama.product import product
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
@@ -146,7 +147,7 @@ class Llama(nnx.Module):
         `QUERY_HEADS` tells the query heads of a KV head apart.
         """
         rotation = rotary(tokens.shape[1], self.runs[0].attention.output.shape[-2], self.constants)
-        x = self.embedding[...][tokens]
+        x = by_example(gathered(self.embedding)[...][tokens])
         observed = []
         for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
 
@@ -161,8 +162,8 @@ class Llama(nnx.Module):
         """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
         wide = at_least_float32(hidden.dtype)
         if self.unembedding is None:
-            return jnp.einsum("btd,vd->btv", hidden, self.embedding[...], preferred_element_type=wide)
-        return jnp.einsum("btd,dv->btv", hidden, self.unembedding[...], preferred_element_type=wide)
+            return jnp.einsum("btd,vd->btv", hidden, gathered(self.embedding)[...], preferred_element_type=wide)
+        return jnp.einsum("btd,dv->btv", hidden, gathered(self.unembedding)[...], preferred_element_type=wide)
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], gates: Gates | None = None, *, remat: Remat = "none"
@@ -181,6 +182,7 @@ def decode(
     allowed: Bool[Array, "batch seq seq"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
     """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`."""
+    layer = gathered(layer)
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
@@ -188,10 +190,11 @@ def decode(
             heads = _per_token(gates[QUERY_HEADS], middle)
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     y = x + add_bias(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
+    y = by_example(y)
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    z = y + add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
+    z = by_example(y + add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias))
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -311,6 +314,9 @@ def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
 def rematerialised(layer: Callable, remat: Remat) -> Callable:
     """Return a layer whose backward pass recomputes what `remat` says."""
     match remat:
+        case "none" if in_force():
+            policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+            return jax.checkpoint(layer, prevent_cse=False, policy=policy)
         case "none":
             return layer
         case "full":

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.constraints import by_example, gathered
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised, rms_norm, rotary_at
 from saap_jax.llama.resume import VOCAB_CHUNK
 from saap_jax.types import Remat
@@ -45,7 +46,7 @@ def packed_hidden(
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     allowed = causal & (shared | same)
     eps = model.constants.norm_eps
-    x = model.embedding[...][tokens]
+    x = by_example(gathered(model.embedding)[...][tokens])
     for run in model.runs:
 
         def layer(x: Array, layer: DecoderLayer) -> tuple[Array, Any]:

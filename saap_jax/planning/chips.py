@@ -1,0 +1,140 @@
+"""Chips: their memory and what bounds their speed, by data sheet; and how a target such as `v5e-16` is spelled.
+
+Sources: the vendors' public specifications and, for the links of a TPU, "How to Scale Your Model" (Google DeepMind,
+2025), chapter 2. Peak rates are those of dense bfloat16 products.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One chip, or one GPU."""
+
+    kind: str
+    memory: float
+    """Bytes that a program may use."""
+    flops: float
+    """Operations a second, bfloat16."""
+    bandwidth: float
+    """Bytes a second between memory and cores."""
+    link: float
+    """Bytes a second that a chip sends along one axis of the mesh, both directions of a ring."""
+    dimensions: int
+    """Of the torus that the chips form; 0 where any of them reaches any other."""
+    most: int
+    """Chips of the largest machine."""
+    devices: int = 1
+    """Devices a chip, as the compiler sees it."""
+
+
+CHIPS = {
+    chip.kind: chip
+    for chip in (
+        Chip("v4", 31.75 * GIB, 2.75e14, 1.2e12, 9e10, 3, 4096, 2),
+        Chip("v5e", 15.75 * GIB, 1.97e14, 8.1e11, 9e10, 2, 256),
+        Chip("v5p", 95.74 * GIB, 4.59e14, 2.8e12, 1.8e11, 3, 8960),
+        Chip("v6e", 31.25 * GIB, 9.2e14, 1.6e12, 1.8e11, 2, 256),
+        Chip("a100", 79.0 * GIB, 3.12e14, 2.0e12, 3e11, 0, 8),
+        Chip("h100", 79.0 * GIB, 9.9e14, 3.35e12, 4.5e11, 0, 8),
+        Chip("h200", 139.0 * GIB, 9.9e14, 4.8e12, 4.5e11, 0, 8),
+    )
+}
+"""By kind; the GPUs are the SXM modules."""
+
+
+class Target(NamedTuple):
+    """Chips of one kind, joined in one machine."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Chips along each axis of the torus; of GPUs, their number."""
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """Number of devices, as a program sees them."""
+        return self.chips * self.chip.devices
+
+    @property
+    def topology(self) -> str:
+        """Name of the topology, as the compiler wants it: `v5e:4x4`; of GPUs `h100:8`."""
+        return f"{self.chip.kind}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def memory(self) -> float:
+        """Bytes a device."""
+        return self.chip.memory / self.chip.devices
+
+
+def target_of(name: str) -> Target:
+    """Read a target: `v5e:4x4`, `v5e-16`, `v5p:2x2x2`, `v5p-64` (64 cores, 32 chips), `gpu:h100:8`.
+
+    Raises:
+        ValueError: an unknown kind of chip, or a shape that no machine of that kind has.
+
+    >>> target_of("v5e-16").shape, target_of("v5p-64").shape, target_of("gpu:h100:8").chips
+    ((4, 4), (2, 4, 4), 8)
+    """
+    gpu = re.fullmatch(r"gpu:(\w+):(\d+)", name)
+    if gpu and gpu[1] in CHIPS and CHIPS[gpu[1]].dimensions == 0:
+        return _checked(Target(CHIPS[gpu[1]], (int(gpu[2]),)), name)
+    shaped = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+    counted = re.fullmatch(r"(\w+)-(\d+)", name)
+    kind = (shaped or counted or [None, None])[1]
+    if kind is None or kind not in CHIPS or CHIPS[kind].dimensions == 0:
+        known = ", ".join(kind for kind, chip in CHIPS.items() if chip.dimensions)
+        gpus = ", ".join(kind for kind, chip in CHIPS.items() if not chip.dimensions)
+        raise ValueError(
+            f"target: expected KIND:SHAPE or KIND-N with a kind of {known}, such as v5e:4x4 or v5e-16, or gpu:KIND:N "
+            f"with a kind of {gpus}, got {name!r}"
+        )
+    chip = CHIPS[kind]
+    if shaped:
+        return _checked(Target(chip, tuple(map(int, shaped[2].split("x")))), name)
+    assert counted is not None
+    cores = chip.dimensions == 3  # of the chips with a 3D torus the name counts cores, two a chip
+    count = int(counted[2]) // 2 if cores else int(counted[2])
+    for target in targets(chip):
+        if target.chips == count and int(counted[2]) == count * (2 if cores else 1):
+            return target
+    names = ", ".join(f"{kind}-{each.chips * (2 if cores else 1)}" for each in targets(chip)[:8])
+    raise ValueError(f"target: expected one of {names}, …, got {name!r}; or give its shape, such as {kind}:4x4")
+
+
+def targets(chip: Chip) -> list[Target]:
+    """Return the machines that can be asked for, from the smallest: each axis doubled in turn.
+
+    >>> [target.topology for target in targets(CHIPS["v5e"])][:4]
+    ['v5e:1x1', 'v5e:2x2', 'v5e:2x4', 'v5e:4x4']
+    """
+    if chip.dimensions == 0:
+        return [Target(chip, (1 << power,)) for power in range(chip.most.bit_length())]
+    shapes = [(1, 1), (2, 2)] if chip.dimensions == 2 else [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)]
+    while math.prod(shapes[-1]) * 2 <= chip.most:
+        last = list(shapes[-1])
+        last[last.index(min(last), last.index(min(last)) if len(set(last)) > 1 else len(last) - 1)] *= 2
+        shapes.append(tuple(sorted(last)))
+    return [Target(chip, shape) for shape in shapes]
+
+
+def _checked(target: Target, name: str) -> Target:
+    kind, shape = target.chip.kind, target.shape
+    if target.chip.dimensions == 0:
+        if not 1 <= target.chips <= target.chip.most:
+            raise ValueError(f"target: expected 1 to {target.chip.most} GPUs that reach each other, got {name!r}")
+        return target
+    if len(shape) != target.chip.dimensions or min(shape) < 1 or target.chips > target.chip.most:
+        example = targets(target.chip)[3].topology
+        raise ValueError(
+            f"target: expected {target.chip.dimensions} sizes that multiply to at most {target.chip.most} chips for "
+            f"{kind}, such as {example}, got {name!r}"
+        )
+    return target

@@ -1,0 +1,224 @@
+"""What a program does, counted: operations and bytes from its jaxpr, bytes between chips from the compiled text.
+
+The compiler's own analysis counts the body of a loop once, however often it turns, so it is not used.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+class Work(NamedTuple):
+    """Of a whole program, all devices together; loops counted as often as they turn."""
+
+    flops: float
+    """Two for each multiplication of a matrix product; the rest is small and left out."""
+    weight_bytes: float
+    """Of operands and results of matrix products that have as many elements as a weight: read or written whole."""
+    other_bytes: float
+    """Of their other operands and results, once each; elementwise work is taken to be fused with them."""
+
+
+def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
+    """Count a program.
+
+    Args:
+        jaxpr: of the program as it runs, gradients included.
+        weights: numbers of elements that a weight of one layer, or an embedding, has.
+
+    A `while` whose turns are not known counts once, a `cond` as its dearest branch.
+    """
+    total = [0.0, 0.0, 0.0]
+    for equation, times in equations(jaxpr):
+        if equation.primitive.name != "dot_general":
+            continue
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left, right, out = (*(var.aval for var in equation.invars), equation.outvars[0].aval)
+        total[0] += times * 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+        for array in (left, right, out):
+            total[1 if array.size in weights else 2] += times * array.size * array.dtype.itemsize
+    return Work(*total)
+
+
+def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
+    """Yield every equation of a program and of the programs in it, with the times that it runs."""
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    for equation in inner.eqns:
+        yield equation, 1.0
+        name, params = equation.primitive.name, equation.params
+        if name == "cond":
+            branches = [list(equations(branch)) for branch in params["branches"]]
+            yield from max(branches, key=lambda each: sum(times for _, times in each))
+            continue
+        parts = [params["callee"]] if name == "linear_call" else _programs(params)
+        for part in parts:
+            for found, times in equations(part):
+                yield found, times * (params["length"] if name == "scan" else 1)
+
+
+def _programs(params: dict[str, Any]) -> list[Any]:
+    values = (each for value in params.values() for each in (value if isinstance(value, tuple | list) else [value]))
+    return [value for value in values if isinstance(value, ClosedJaxpr | Jaxpr)]
+
+
+# --- between chips -------------------------------------------------------------------------------
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
+_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({_KINDS})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(?:%?([\w.\-]+)|\{([^}]*)\})"
+)
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+
+
+class Collectives(NamedTuple):
+    """What a compiled program sends from each device, by kind of operation."""
+
+    bytes: dict[str, float]
+    largest: dict[str, float]
+    """The largest result of one operation."""
+
+
+def collectives_of(text: str, devices: int) -> Collectives:
+    """Read off the text of a compiled program how many bytes each device sends over its links in one run.
+
+    On a ring of n devices, for a result of R bytes: all-gather and all-to-all (n-1)/n · R, all-reduce 2 (n-1)/n · R,
+    reduce-scatter (n-1) · R, permutation R. An operation that is cut into steps has one channel and counts once. A loop
+    turns as often as the constant in its condition says; one that has none, once.
+    """
+    computations = _computations(text)
+    times: dict[str, float] = defaultdict(float)
+    entry = next((name for name, (lines, first) in computations.items() if first), None)
+    if entry is None:
+        raise ValueError("program: expected the text of a compiled program with an ENTRY, found none")
+    _walk(entry, 1.0, computations, times)
+    total: dict[str, float] = defaultdict(float)
+    largest: dict[str, float] = defaultdict(float)
+    counted: set[str] = set()
+    for name, (lines, _) in computations.items():
+        for line in lines:
+            found = _COLLECTIVE.match(line)
+            if not found or not times[name]:
+                continue
+            channel = re.search(r"channel_id=(\d+)", line)
+            if channel and channel[1] in counted:
+                continue
+            counted |= {channel[1]} if channel else set()
+            kind, size = found[2], _size(found[1], halved=bool(found[3]))
+            n = _group_size(line, devices)
+            share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
+            total[kind] += times[name] * size * share.get(kind, (n - 1) / n)
+            largest[kind] = max(largest[kind], size)
+    return Collectives(dict(total), dict(largest))
+
+
+def _computations(text: str) -> dict[str, tuple[list[str], bool]]:
+    found: dict[str, tuple[list[str], bool]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start and line.rstrip().endswith("{"):
+            lines = []
+            found[start[1]] = (lines, line.startswith("ENTRY"))
+        else:
+            lines.append(line)
+    return found
+
+
+def _walk(name: str, count: float, computations: dict[str, tuple[list[str], bool]], times: dict[str, float]) -> None:
+    times[name] += count
+    for line in computations[name][0]:
+        loop = _WHILE.search(line)
+        for one, several in _CALLED.findall(line):
+            for each in (one or several).replace("%", "").split(","):
+                if (inner := each.strip()) in computations:
+                    turns = (
+                        _turns(computations[loop[1]][0], computations[loop[2]][0])
+                        if loop and inner in loop.groups()
+                        else 1
+                    )
+                    _walk(inner, count * turns, computations, times)
+
+
+def _turns(condition: list[str], body: list[str]) -> int:
+    """Return how often a loop turns: from the constant that its counter stays below, and what is added to it."""
+    compare = next((line for line in condition if " compare(" in line and "direction=LT" in line), None)
+    constants = _constants(condition)
+    if not constants:
+        return 1
+    if compare is None:
+        return max(constants.values())
+    left, right = (each.strip().lstrip("%") for each in compare.split(" compare(")[1].split(")")[0].split(","))
+    limit = constants.get(right, max(constants.values()))
+    place = next((found[1] for line in condition if (found := re.search(_element(left), line))), None)
+    return max(1, -(-limit // _step(body, int(place)))) if place is not None else limit
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+    found = (re.match(r"\s*%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", line) for line in lines)
+    return {each[1]: int(each[2]) for each in found if each}
+
+
+def _element(name: str) -> str:
+    return rf"^\s*%?{re.escape(name)} = .*get-tuple-element\(.*\), index=(\d+)"
+
+
+def _step(body: list[str], place: int) -> int:
+    """Return what a turn adds to the counter at a place of the loop's tuple; 1 where that cannot be read."""
+    root = next((line for line in body if line.lstrip().startswith("ROOT") and " tuple(" in line), "")
+    names = [each.strip().lstrip("%") for each in re.sub(r"/\*.*?\*/", "", root.partition(" tuple(")[2]).split(",")]
+    names = [each.rstrip(") ") for each in names]
+    constants, total = _constants(body), 0
+    name = names[place] if place < len(names) else ""
+    while found := next((m for line in body if (m := re.match(_ADD.format(name=re.escape(name)), line))), None):
+        values = [constants.get(operand) for operand in found.groups()]
+        if values[0] is None and values[1] is None:
+            break
+        total += values[0] or values[1] or 0
+        name = found[1] if values[0] is None else found[2]
+    return total or 1
+
+
+_ADD = r"^\s*(?:ROOT )?%?{name} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"
+
+
+def _size(shape: str, *, halved: bool) -> float:
+    """Return the bytes of a result; that of a started operation holds the operand beside it."""
+    sizes = []
+    for kind, dimensions in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
+        bits = re.search(r"\d+$", kind)
+        width = {"pred": 1.0}.get(kind, int(bits[0]) / 8 if bits else 0.0)
+        sizes.append(width * math.prod(int(each) for each in dimensions.split(",") if each))
+    if halved and len(sizes) > 1:
+        return max(sizes)
+    return sum(sizes)
+
+
+def _group_size(line: str, devices: int) -> int:
+    """Return how many devices take part in one group of an operation."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        return math.prod(sizes[axis] for axis in re.findall(r"'([^']+)'", named[2]) if axis in sizes)
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(tiled[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(listed[1].split(","))
+    return devices
+
+
+def shard_bytes(tree: Any) -> int:
+    """Return the bytes that each device holds of a tree of arrays, concrete or abstract, with their shardings."""
+
+    def one(leaf: Any) -> int:
+        place = getattr(leaf, "sharding", None)
+        shape = leaf.shape if place is None else place.shard_shape(tuple(leaf.shape))
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(one(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,132 @@
+"""By arithmetic alone: what a step holds and does. Ranks what is worth compiling, and answers where no compiler can.
+
+P parameters of `width` bytes on `shards` = fsdp · tensor devices; n tokens a device; E the width of the residual
+stream. What is held beside parameters and state:
+
+    a gradient of the weights, and the squares of those of examples, split like the parameters
+    the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
+    the activations of one layer, its gathered weights twice, logits and their gradient in float32
+
+Sent: with `fsdp`, all weights gathered in the forward and again in the backward pass, and gradients summed; with
+`tensor`, two sums of the residual stream a layer and pass; with `data`, one sum of the gradients.
+"""
+
+import math
+from typing import NamedTuple
+
+from saap_jax.config_plan import PlanConfig
+from saap_jax.estimation.base import Statistic
+from saap_jax.estimation.observe import union_of_needs
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.llama.spec import LlamaSpec
+from saap_jax.planning.chips import Target
+from saap_jax.types import Remat
+
+Mesh = tuple[int, int, int]
+"""Devices along data, fsdp and tensor."""
+
+
+class Estimate(NamedTuple):
+    """Of one step on one device."""
+
+    parameters: float
+    state: float
+    temporaries: float
+    flops: float
+    memory_bytes: float
+    """Read and written by matrix products."""
+    sent: float
+    """Bytes over the links."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes in all."""
+        return self.parameters + self.state + self.temporaries
+
+    def seconds(self, target: Target) -> dict[str, float]:
+        """Return the time that each limit alone would take."""
+        chip = target.chip
+        return {
+            "compute": self.flops / chip.flops * chip.devices,
+            "memory": self.memory_bytes / chip.bandwidth * chip.devices,
+            "links": self.sent / chip.link * chip.devices,
+        }
+
+
+def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat: Remat) -> Estimate:
+    """Estimate a step of `batch` rows on all devices."""
+    data, fsdp, tensor = mesh
+    shards, rows = fsdp * tensor, batch / (data * fsdp)
+    tokens, width = rows * config.length, 2 if config.dtype == "bfloat16" else 4
+    layers = [(w.kv_heads, w.kv_heads * w.q_per_kv, w.mlp) for w in spec.layers]
+    matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
+    embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
+    count = sum(matrices) + embeddings
+    gradient, squares, state = _state(config, spec, count, sum(matrices), shards)
+    working = [
+        tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor
+        + rows * max(heads / tensor, 1) * config.length**2 * 6
+        for kv, heads, mlp in layers
+    ]
+    backward = config.task != "evaluate"
+    kept = {"none": sum(working), "dots": 0.7 * sum(working), "full": 0.0}[remat] if backward else 0.0
+    temporaries = (
+        gradient
+        + squares
+        + kept
+        + (len(layers) * tokens * spec.embed * width if backward else 0)
+        + 2 * max(working)
+        + 2 * max(matrices) * width / tensor
+        + tokens * spec.vocab / tensor * 4 * (2.5 if backward else 1.5)
+        + (rows * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
+    )
+    passes = (4 if remat == "full" else 3) if backward else 1
+    if config.task == "recover" and config.method != "full":
+        passes -= 1  # weights that are not trained have no gradient
+    passes += 1 if squares else 0  # the gradients of single examples are products of their own
+    attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
+    flops = tokens / tensor * (passes * (2 * (sum(matrices) + spec.vocab * spec.embed) + attention))
+    weights = count * width / tensor
+    sent = 0.0
+    if fsdp > 1:
+        sent += (fsdp - 1) / fsdp * weights * (2 if backward else 1) + (fsdp - 1) * (gradient + squares)
+    if tensor > 1:
+        sent += 2 * (tensor - 1) / tensor * 2 * passes * len(layers) * tokens * spec.embed * width
+    if data > 1:
+        sent += 2 * (data - 1) / data * (gradient + squares)
+    moved = passes * (weights + sum(working)) + 2 * (gradient + squares)
+    return Estimate(count * width / shards, state, temporaries, flops, moved, sent)
+
+
+def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shards: int) -> tuple[float, float, float]:
+    """Return the bytes of a gradient, of squared gradients, and of what is carried from step to step."""
+    width = 2 if config.dtype == "bfloat16" else 4
+    if config.task == "evaluate":
+        return 0.0, 0.0, 0.0
+    if config.task == "recover":
+        trained = (
+            count if config.method == "full" else 16 * len(spec.layers) * (11 * spec.embed + 3 * spec.layers[0].mlp)
+        )
+        return 4 * trained / shards, 0.0, 12 * trained / shards
+    needs = union_of_needs(make_estimator(name) for name in config.estimators)
+    squared = Statistic.SQUARED_WEIGHT_GRADIENT in needs
+    first = Statistic.WEIGHT_GRADIENT in needs
+    units = sum(w.kv_heads + w.mlp for w in spec.layers)
+    gates = 4 * config.examples * units if Statistic.GATE_GRADIENT in needs else 0
+    state = 4 * (count * first + matrices * squared) / shards + gates
+    return (width * count / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
+
+
+def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:
+    """Return the ways to arrange devices for a model whose axes divide: each as (data, fsdp, tensor)."""
+    heads = math.gcd(*(w.kv_heads for w in spec.layers))
+    channels = math.gcd(spec.vocab, *(w.mlp for w in spec.layers))
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if devices % tensor or heads % tensor or channels % tensor:
+            continue
+        rest = devices // tensor
+        found += [
+            (rest // fsdp, fsdp, tensor) for fsdp in range(1, rest + 1) if rest % fsdp == 0 and spec.embed % fsdp == 0
+        ]
+    return found

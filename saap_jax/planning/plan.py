@@ -1,0 +1,271 @@
+"""Compile a task's program for a machine that need not be there; say what it holds, does and sends, and how long.
+
+The time is a roofline: the largest of operations at the chip's peak, bytes at its memory's bandwidth, and bytes between
+chips at one axis' links. Real programs reach 40 to 60 % of it; what bounds them is what it says.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from saap_jax.config_plan import PlanConfig
+from saap_jax.llama.spec import LlamaSpec
+from saap_jax.options_mesh import MESH_AXES
+from saap_jax.planning import count
+from saap_jax.planning.chips import GIB, Target, targets
+from saap_jax.planning.count import collectives_of, shard_bytes, work_of
+from saap_jax.planning.estimate import Mesh, estimate, meshes
+from saap_jax.planning.programs import program_of, weight_sizes
+from saap_jax.sharding import layout_of, mesh_sizes
+from saap_jax.types import Remat
+
+Record = dict[str, Any]
+
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def plan_one(
+    config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh | None, batch: int, remat: Remat
+) -> Record:
+    """Plan a task for one machine, mesh, batch and rematerialisation; `fits` says whether it can run.
+
+    Args:
+        mesh: sizes, or None for those of `config.mesh`.
+        batch: rows at once, or 0 for one a part of the batch.
+
+    Raises:
+        ValueError: what cannot be spread so, or no compiler for the machine.
+    """
+    sizes = mesh or mesh_sizes(config.mesh, target.devices)
+    data, fsdp, _ = sizes
+    batch = batch or data * fsdp
+    if batch % (data * fsdp):
+        raise ValueError(
+            f"batch: expected a multiple of {data * fsdp}, the parts that data {data} x fsdp {fsdp} make, got {batch}"
+        )
+    guess = estimate(config, spec, sizes, batch, remat)
+    about: Record = {
+        "model": config.model,
+        "target": target.topology,
+        "chips": target.chips,
+        "task": config.task,
+        "mesh": dict(zip(MESH_AXES, sizes, strict=True)),
+        "batch": batch,
+        "length": config.length,
+        "dtype": config.dtype,
+        "remat": remat,
+        "memory": target.memory,
+    }
+    if target.chip.dimensions == 0:
+        held = {"parameters": guess.parameters, "state": guess.state, "temporaries": guess.temporaries}
+        made = {
+            "source": "arithmetic",
+            "bytes": held | {"peak": guess.peak},
+            "flops": guess.flops,
+            "moved": guess.memory_bytes,
+            "sent": {"all": guess.sent},
+            "fits": guess.peak <= 0.92 * target.memory,
+        }
+        if not made["fits"]:
+            made["overrun"] = guess.peak - 0.92 * target.memory
+    else:
+        made = compiled(config, spec, target, sizes, batch, remat)
+    record = about | made
+    if record["fits"]:
+        record |= _times(config, record, target)
+    else:
+        record["remedies"] = remedies(config, spec, target, sizes, batch, remat, record["overrun"])
+    return record
+
+
+def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat) -> Record:
+    """Compile the program for the target's devices and read off what it holds and does; kept in the cache."""
+    devices = _devices(target)
+    sizes = dict(zip(MESH_AXES, mesh, strict=True))
+    rules = config.mesh.rules
+    layout = layout_of(type(config.mesh)(**sizes, rules=rules, uneven=config.mesh.uneven), devices)
+    program = program_of(config, spec, layout, batch, remat)
+    with jax.set_mesh(layout.mesh):
+        traced = program.trace()
+        lowered = traced.lower()
+    key = hashlib.sha256(f"{target.topology} {sizes} {_versions()}\n{lowered.as_text()}".encode()).hexdigest()[:32]
+    path = cache_directory() / f"{key}.json"
+    if config.cache and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    work = work_of(traced.jaxpr, weight_sizes(spec))
+    parts = target.devices
+    found: Record = {
+        "source": "compiled",
+        "bytes": {"parameters": shard_bytes(program.parameters), "state": shard_bytes(program.state)},
+        "flops": work.flops / parts,
+        "moved": work.weight_bytes / mesh[2] + work.other_bytes / parts,
+    }
+    try:
+        executable = lowered.compile()
+    except Exception as error:  # the compiler's own kinds are private
+        overrun = overrun_of(str(error))
+        if overrun is None:
+            raise ValueError(f"{target.topology}: the compiler failed: {str(error).splitlines()[0][:300]}") from error
+        found |= {"fits": False, "overrun": overrun}
+    else:
+        memory: Any = executable.memory_analysis()
+        sent = collectives_of(executable.as_text() or "", target.devices)
+        peak = memory.peak_memory_in_bytes or (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+        found["bytes"] |= {"temporaries": memory.temp_size_in_bytes, "peak": peak}
+        found |= {"sent": sent.bytes, "largest": sent.largest, "fits": peak <= target.memory}
+        if not found["fits"]:
+            found["overrun"] = peak - target.memory
+    found["compile_seconds"] = time.perf_counter() - start
+    if config.cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.replace(path)
+    return found
+
+
+def _times(config: PlanConfig, record: Record, target: Target) -> Record:
+    """Return the roofline of a step, and of the whole text."""
+    chip = target.chip
+    rates = {"compute": chip.flops, "memory": chip.bandwidth, "links": chip.link}
+    amounts = {"compute": record["flops"], "memory": record["moved"], "links": sum(record["sent"].values())}
+    seconds = {name: amounts[name] / rates[name] * chip.devices for name in rates}
+    bound = max(seconds, key=lambda name: seconds[name])
+    step, steps = seconds[bound], -(-config.examples // record["batch"])
+    tokens = record["batch"] * config.length
+    return {
+        "seconds": seconds,
+        "bound": bound,
+        "step_seconds": step,
+        "tokens_per_second": tokens / step,
+        "steps": steps,
+        "total_seconds": steps * step,
+        "chip_hours": steps * step * target.chips / 3600,
+        "overlap_efficiency": seconds["compute"] / step,
+        "serial_efficiency": seconds["compute"] / sum(seconds.values()),
+    }
+
+
+def remedies(
+    config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat, overrun: float
+) -> list[str]:
+    """Return the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
+    data, fsdp, tensor = mesh
+    before = estimate(config, spec, mesh, batch, remat).peak
+    found: list[tuple[str, float]] = []
+
+    def add(text: str, after: float) -> None:
+        if before - after > 0.02 * GIB:
+            found.append((text, before - after))
+
+    if config.task != "evaluate" and remat != "full":
+        add("--remat full", estimate(config, spec, mesh, batch, "full").peak)
+    if batch > data * fsdp and batch // 2 % (data * fsdp) == 0:
+        add(f"--batch {batch // 2}", estimate(config, spec, mesh, batch // 2, remat).peak)
+    if data > 1 and spec.embed % (data * fsdp) == 0:
+        add(
+            f"--mesh.data 1 --mesh.fsdp {data * fsdp}",
+            estimate(config, spec, (1, data * fsdp, tensor), batch, remat).peak,
+        )
+    if fsdp % 2 == 0 and (data, fsdp // 2, 2 * tensor) in _even(spec, target):
+        half = batch // 2 if batch // 2 % (data * fsdp // 2) == 0 else batch
+        add(
+            f"--mesh.fsdp {fsdp // 2} --mesh.tensor {2 * tensor} --batch {half}",
+            estimate(config, spec, (data, fsdp // 2, 2 * tensor), half, remat).peak,
+        )
+    if config.length > 512:
+        shorter = PlanConfig(**{**_fields(config), "length": config.length // 2})
+        add(f"--length {config.length // 2}", estimate(shorter, spec, mesh, batch, remat).peak)
+    if config.dtype == "float32":
+        narrow = PlanConfig(**{**_fields(config), "dtype": "bfloat16"})
+        add("--dtype bfloat16", estimate(narrow, spec, mesh, batch, remat).peak)
+    larger = [each for each in targets(target.chip) if each.chips > target.chips]
+    if larger:
+        grown = (data, fsdp * larger[0].devices // target.devices, tensor)
+        add(
+            f"--target {larger[0].topology} (with --mesh.fsdp -1)",
+            estimate(config, spec, grown, grown[0] * grown[1], remat).peak,
+        )
+    enough = [each for each in found if each[1] >= overrun]
+    rest = [each for each in found if each[1] < overrun]
+    return [f"{text}: saves about {saved / GIB:.1f} GiB a device" for text, saved in (enough + rest)[:3]]
+
+
+def _fields(config: PlanConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _even(spec: LlamaSpec, target: Target) -> list[Mesh]:
+    return meshes(target.devices, spec)
+
+
+def overrun_of(message: str) -> float | None:
+    """Return by how many bytes a program exceeds the memory, from the compiler's message; None if it does not say.
+
+    >>> overrun_of("Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.") / 2**30
+    4.75
+    """
+    found = re.search(r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", message)
+    if found:
+        return float(found[1]) * _unit(found[2])
+    found = re.search(r"([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    if found:
+        return float(found[1]) * _unit(found[2]) - float(found[3]) * _unit(found[4])
+    return None
+
+
+def _unit(letter: str) -> float:
+    return 1024.0 ** " KMGT".index(letter or " ")
+
+
+def _devices(target: Target) -> Any:
+    """Return the devices of a machine that is not there, as the compiler describes them."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import libtpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"target {target.topology}: planning for a TPU compiles for it, which needs libtpu; "
+            "pip install 'saap_jax[tpu-plan]'"
+        ) from None
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.topology).devices
+    except Exception as error:  # the runtime's own kinds are private
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"target: {target.topology} is no machine that the compiler knows: {reason}") from error
+
+
+def _versions() -> str:
+    """Return what a kept result depends on beside the program: the compiler, and how its output is read."""
+    reader = hashlib.sha256(Path(count.__file__).read_bytes()).hexdigest()[:8]
+    return " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu")) + reader
+
+
+def cache_directory() -> Path:
+    """Return where plans are kept: SAAP_CACHE, or else the user's cache directory."""
+    if given := os.environ.get("SAAP_CACHE"):
+        return Path(given) / "plans"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax" / "plans"

@@ -1,0 +1,164 @@
+"""The real programs of a task, with abstract arrays that say where on the machine they lie."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from saap_jax.config_plan import PlanConfig
+from saap_jax.config_recover import MethodConfig
+from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
+from saap_jax.estimation.base import Statistic
+from saap_jax.estimation.observe import observe_step, union_of_needs
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.evaluation.perplexity import loss_step
+from saap_jax.llama.model import Llama, abstract_llama
+from saap_jax.llama.quantized import Quantization, abstract_quantized
+from saap_jax.llama.runs import existing_units
+from saap_jax.llama.spec import LlamaSpec
+from saap_jax.options_mesh import BATCH
+from saap_jax.recovery.adapters import AdapterParam, adapted
+from saap_jax.recovery.objective import Objective, Packed
+from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
+from saap_jax.sharding import Layout, shardings
+from saap_jax.types import Gates, Remat
+
+
+class Program(NamedTuple):
+    """A program of a task, not compiled yet, and what it holds."""
+
+    trace: Callable[[], Any]
+    """Traces it; to be called with the mesh in force."""
+    parameters: Any
+    state: Any
+    """What is carried from step to step: statistics, or what is trained and the optimiser's moments."""
+    tokens: int
+    """Tokens that one run of the program reads."""
+
+
+def program_of(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
+    """Return the program that a task runs over and over, for one batch."""
+    return {"score": _score, "evaluate": _evaluate, "recover": _recover}[config.task](
+        config, spec, layout, batch, remat
+    )
+
+
+def _score(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
+    plain = abstract_llama(spec, jnp.dtype(config.dtype))
+    model = placed(plain, layout)
+    needs = union_of_needs(make_estimator(name) for name in config.estimators)
+    if Statistic.GATE_HESSIAN in needs:
+        raise ValueError("estimators: expected none that needs gate Hessians, whose passes are not planned for")
+    examples = -(-config.examples // batch) * batch
+    state = {
+        need: placed(
+            jax.eval_shape(lambda model, need=need: ACCUMULATORS[need].init(model, Plan(examples)), plain), layout
+        )
+        for need in sorted(needs)
+    }
+    tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
+    losses, position = _whole(layout, (examples,), jnp.float32), _whole(layout, (), jnp.int32)
+
+    def trace() -> Any:
+        return observe_step.trace(
+            model, state, losses, tokens, mask, position, _gates(model, layout), needs=needs, remat=remat
+        )
+
+    return Program(trace, model, state, batch * config.length)
+
+
+def _evaluate(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
+    model = placed(abstract_llama(spec, jnp.dtype(config.dtype)), layout)
+    tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))
+    return Program(
+        lambda: loss_step.trace(model, tokens, mask, _gates(model, layout)), model, {}, batch * config.length
+    )
+
+
+def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
+    method = MethodConfig(name=config.method)
+    model, trainable = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param
+    if config.method == "groupwise":
+        model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")
+    if config.method != "full":
+        group = method.group_size if config.method == "groupwise" else None
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            model = adapted(
+                model,
+                jax.random.key(0),
+                rank=method.rank,
+                scale=method.scale,
+                matrices=method.matrices,
+                group_size=group,
+            )
+        trainable = AdapterParam
+    model = placed(model, layout)
+    trained, frozen = split(model, trainable)
+    trained = jax.tree.map(lambda x: _like(x, jnp.float32), trained)
+    schedule, objective = Schedule(), Objective(compute=config.dtype, remat=remat)
+    state = State(trained, _moments(trained, schedule, layout), _whole(layout, (), jnp.int32))
+    shape = (1, batch, config.length)
+    rows = Packed(*(_batch(layout, shape, kind) for kind in (jnp.int32, jnp.int32, jnp.int32, jnp.bool_)))
+
+    def trace() -> Any:
+        return train_step.trace(
+            state, frozen.parameters, None, rows, graph=frozen.graph, objective=objective, schedule=schedule
+        )
+
+    return Program(trace, (trained, frozen.parameters), state.optimizer, batch * config.length)
+
+
+def placed(tree: Any, layout: Layout) -> Any:
+    """Return abstract arrays with their places: parameters by the rules, all else on every device."""
+
+    def variable(leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable):
+            value = leaf.get_value()
+            if tuple(value.shape):
+                [place] = jax.tree.leaves(shardings(leaf, layout))
+                return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place))
+            return leaf.replace(_whole(layout, (), value.dtype))
+        return _whole(layout, tuple(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(variable, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _like(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+
+def _moments(trained: Any, schedule: Schedule, layout: Layout) -> Any:
+    """Return the optimiser's abstract state, each moment where its parameter is."""
+    places = {}
+    for leaf in jax.tree.leaves(trained):
+        places.setdefault(leaf.shape, leaf.sharding)
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+    state = jax.eval_shape(optimizer_of(schedule).init, trained)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(x.shape, whole)), state)
+
+
+def _gates(model: Llama, layout: Layout) -> Gates:
+    return {name: _whole(layout, units.shape, jnp.float32) for name, units in existing_units(model.runs).items()}
+
+
+def _whole(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec()))
+
+
+def _batch(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
+    parts = tuple(axis for axis in BATCH if layout.mesh.shape[axis] > 1)
+    spec = PartitionSpec(*(None,) * (len(shape) - 2), parts or None)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, spec))
+
+
+def weight_sizes(spec: LlamaSpec) -> frozenset[int]:
+    """Return the numbers of elements of a layer's matrices and of the embedding."""
+    sizes = {spec.vocab * spec.embed}
+    for widths in set(spec.layers):
+        kv = spec.embed * widths.kv_heads * spec.head_dim
+        sizes |= {kv, kv * widths.q_per_kv, spec.embed * widths.mlp}
+    return frozenset(int(np.int64(size)) for size in sizes if size)
