@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from saap_jax.options_mesh import BATCH, WEIGHTS
@@ -31,9 +31,8 @@ def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     over, if any.
     """
     places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
-    meshes = (place.mesh for place in places if isinstance(place, NamedSharding) and place.mesh.size > 1)
-    mesh = next(meshes, None)
-    return jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext()
+    mesh = next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) and mesh.size > 1 else contextlib.nullcontext()
 
 
 def in_force() -> bool:
