@@ -17,7 +17,7 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
 
-sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU
+sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -m sharded
 
 tpu-plan: $(READY)  ## programs compiled for TPUs that are not there; installs libtpu

@@ -1,17 +1,31 @@
-"""What every command needs of the command line: its configuration, from a file and options; and shown progress."""
+"""What every command needs of the command line: its configuration, from a file and options; shown progress; errors in
+one line; and the other processes of its job, if there are any.
+"""
 
 import contextlib
 import dataclasses
+import errno
+import os
 import runpy
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from saap_jax.processes import agreed, first, join, leave, place, split_flags
+from saap_jax.watch import start_watch
+
+SPREADING = ("score", "compare", "prune", "recover", "evaluate")
+"""Commands that run on many devices, and in many processes."""
+
+GRACE = 3.0
+"""Seconds that a process with an error waits before it ends, so that others can say it too if they have the same."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -40,7 +54,7 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")
-        if not (path := Path(config.runs) / config.name / "run.json").exists():
+        if not agreed((path := Path(config.runs) / config.name / "run.json").exists):
             raise UsageError(
                 f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
             )
@@ -96,6 +110,67 @@ def load_config(path: str, kind: type) -> Any:
         got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
         raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
     return exported["CONFIG"]
+
+
+# --- processes and errors ----------------------------------------------------------------------------
+
+
+def run_command(command: str, run: Callable[[list[str]], int | None], words: list[str]) -> int:
+    """Run a command, as one of the processes of a job if the words say so; return its exit code.
+
+    Raises:
+        UsageError, ValueError, OSError: bad input, in a job of one process. One of several says it by itself and ends,
+            and the others within a minute: those that find the same say so too.
+    """
+    cluster, rest = split_flags(words)
+    if cluster is None:
+        return run(rest) or 0
+    if command not in SPREADING:
+        raise UsageError(
+            f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
+        )
+    join(cluster)
+    watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
+    console.quiet = not first()
+    try:
+        code = run(rest) or 0
+    except BaseException as error:
+        watch.failing()
+        _end(error)
+    watch.leaving()
+    leave()
+    return code
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Say what went wrong in one process of a job, and end it without waiting for the others, whom that ends too."""
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, ValueError | OSError | UsageError):
+        code = fail(one_line(error), 2)
+    elif isinstance(error, KeyboardInterrupt):
+        code = fail("interrupted", 130)
+    else:
+        traceback.print_exception(error)
+    time.sleep(GRACE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error in one line, and return the exit code."""
+    print(f"saap: {place()}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- progress ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from saap_jax.options import (
     SearchConfig,
     StabilityOver,
 )
+from saap_jax.sharding import fetched
 from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.surgery import masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
@@ -182,7 +183,7 @@ def score_statistics(
         for name, scores in score(make_members(parts, fusion), statistics, model).items()
     }
     gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
-    examples: PerExample = {n: np.where(present[n], np.abs(g), np.nan) for n, g in gradients.items()}
+    examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
     per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
     fusions = {
         part: fuse(

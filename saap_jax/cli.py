@@ -1,6 +1,5 @@
 """The command line, `saap`: reads arguments, shows progress and tables, turns errors into one line and exit code 2."""
 
-import errno
 import functools
 import os
 import sys
@@ -8,7 +7,18 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from saap_jax.arguments import UsageError, configure, console, model_first, parse, show_progress, split_words
+from saap_jax.arguments import (
+    UsageError,
+    configure,
+    console,
+    fail,
+    model_first,
+    one_line,
+    parse,
+    run_command,
+    show_progress,
+    split_words,
+)
 from saap_jax.config import (
     AbConfig,
     CompareConfig,
@@ -46,7 +56,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
-override it, and `saap COMMAND --help` lists them.
+override it, and `saap COMMAND --help` lists them. On many devices and hosts: docs/pods.md.
 
 Start with `saap compare configs/quickstart.py`."""
 
@@ -63,25 +73,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0 if words else 2
         if words[0] not in COMMANDS:
             raise UsageError(f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
-        return COMMANDS[words[0]](words[1:]) or 0
+        return run_command(words[0], COMMANDS[words[0]], words[1:])
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
+        return fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
     except (ValueError, OSError, UsageError) as error:
         if os.environ.get("SAAP_DEBUG"):
             raise
-        return _fail(_one_line(error), 2)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"saap: {message}", file=sys.stderr)
-    return code
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
-    return " ".join(str(error).split()) or type(error).__name__
+        return fail(one_line(error), 2)
 
 
 # --- commands ----------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from saap_jax.evaluation.price import read_prices, run_cost
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
+from saap_jax.processes import agreed, first
 from saap_jax.report import RunDirectory, write_report, write_scalars
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of
+from saap_jax.sharding import Layout, layout_of_job
 from saap_jax.surgery import cut, keep_to_json
 from saap_jax.sweep import (
     Evaluator,
@@ -51,12 +53,19 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         check_scenarios(config.calibration, variant.search)
     check_compensation(config, variants)
     check_texts(config.calibration, config.evaluation)
+    layout = layout_of_job(
+        config.mesh,
+        **{
+            "calibration.batch_size": config.calibration.batch_size,
+            "evaluation.batch_size": config.evaluation.batch_size,
+        },
+    )
     prices = read_prices()  # a wrong table is refused before any time is spent
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run
     with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype)
+        model = load_model(config.model.name, config.model.dtype, layout=layout)
         tokenizer = load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         calibration = {
@@ -85,12 +94,13 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             stage=stage,
         )
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, tokenizer, calibration, texts, keeps)
+        _cut_best(config, run, model, tokenizer, calibration, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
     write_scalars(run)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     run.update(status="finished")
-    write_report(run.path)
+    if first():
+        write_report(run.path)
     return run
 
 
@@ -111,8 +121,8 @@ def kept_units(
     Searching takes a moment, but with `rescore_every` some passes over the text a variant; so its keep-sets are written
     as soon as they are known.
     """
-    path = run.path / "keeps.npz"
-    arrays = run.load_arrays("keeps") if path.exists() else {}
+    kept = run.has("keeps.npz")
+    arrays = run.load_arrays("keeps") if kept else {}
     paths: dict[tuple[int, Variant], dict[float, list[str]]] = {}
     for candidate in candidates:
         path_names = paths.setdefault((candidate.seed, candidate.variant.chosen), {})
@@ -138,7 +148,7 @@ def kept_units(
             arrays |= {f"{name}/{part}": kept for name in names[ratio] for part, kept in selection.keep.items()}
         if variant.search.rescore_every is not None:
             run.save_arrays("keeps", arrays)
-    if not path.exists():
+    if not kept:
         run.save_arrays("keeps", arrays)
     keeps: dict[str, Keep] = {}
     for key, kept in arrays.items():
@@ -167,17 +177,18 @@ def _cut_best(
     calibration: Mapping[int, dict[str, Windows]],
     texts: dict[str, Windows],
     keeps: dict[str, Keep],
+    layout: Layout | None,
 ) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
     best = best_candidate(run, config.best_ratio)
     keep = keeps[best["candidate"]]
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
-    if not directory.exists():
+    if not run.has("best"):
         whole = compensator(config, model, calibration)(best, keep)
         save_model(cut(whole, keep), directory, tokenizer=tokenizer, keep=keep)
     gc.collect()
-    loaded = load_model(directory, config.model.dtype)
+    loaded = load_model(directory, config.model.dtype, layout=layout and layout.lenient())
     size = config.evaluation.batch_size
     ppl = {name: perplexity(loaded, windows, batch_size=size) for name, windows in texts.items()}
     for name, value in ppl.items():
@@ -192,7 +203,7 @@ def _cut_best(
         best={
             "candidate": best["candidate"],
             "parameters": count_parameters(loaded),
-            "bytes": directory_bytes(directory, "*.safetensors"),
+            "bytes": agreed(lambda: directory_bytes(directory, "*.safetensors")),
             "dense_bytes": weight_bytes(model),
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,

@@ -25,6 +25,7 @@ from saap_jax.options import (
     check_run_name,
     check_share,
 )
+from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
 
 Domain = Literal["in", "out"]
@@ -66,6 +67,7 @@ class CompareConfig(SweepConfig):
     """Name of the run, a directory below `runs`."""
     best_ratio: float = 0.2
     """Ratio at which the best candidate is cut, saved and measured; one of `ratios`."""
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +134,7 @@ class ScoreConfig:
     """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
     squared, each take as much space as the model in float32."""
     patterns: PatternsConfig = PatternsConfig()
+    mesh: MeshConfig = MeshConfig()
     runs: str = "runs"
     """Directory of all runs."""
 
@@ -162,6 +165,7 @@ class PruneConfig:
     search: SearchConfig = STUDIED
     query_heads: QueryHeadsConfig = QueryHeadsConfig()
     compensation: CompensationConfig = CompensationConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         if self.ratio is not None:

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from saap_jax.options import EvaluationConfig, check_at_least, check_choices, check_run_name, check_share
+from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
 
 Matrix = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -147,6 +148,7 @@ class RecoverConfig:
     data: TrainingTextConfig = TrainingTextConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
     new_tokens: int = 32
     """Tokens that each model decodes to be timed, after a prompt of `evaluation.length` tokens; 0: no timing."""
     repeats: int = 5

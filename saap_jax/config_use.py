@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from saap_jax.options import check_at_least, check_choices
+from saap_jax.options_mesh import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class EvaluateConfig(TasksConfig):
     """Windows evaluated at once, and rows of 128 tokens of tasks."""
     json: str = ""
     """File that the results are written to, with every item of the tasks; empty: none."""
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from saap_jax.options_mesh import BATCH, WEIGHTS
@@ -26,11 +26,13 @@ GATHERED = "gathered weights"
 """Name of a layer's gathered weights, which are not kept for the backward pass: they would be the whole model."""
 
 
-def on_mesh_of(model: Any) -> contextlib.AbstractContextManager:
-    """Return a context in which programs know the mesh that a model (concrete or abstract) is spread over, if any."""
-    place = model.embedding.get_value().sharding
-    spread = isinstance(place, NamedSharding) and place.mesh.size > 1
-    return jax.set_mesh(place.mesh) if spread else contextlib.nullcontext()
+def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
+    """Return a context in which programs know the mesh that a model, or a part of one (concrete or abstract), is spread
+    over, if any.
+    """
+    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    mesh = next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) and mesh.size > 1 else contextlib.nullcontext()
 
 
 def in_force() -> bool:

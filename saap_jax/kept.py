@@ -28,6 +28,7 @@ from saap_jax.estimation import Statistic
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.llama import Llama
 from saap_jax.options import FusionConfig, KeepStatistics
+from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory, read_run
 from saap_jax.types import Scores
 
@@ -56,14 +57,15 @@ def kept_scores(
         plan: what is scored, where that is more than the configuration's estimators with its fusion.
         suffix: of the files' names, where a run keeps the scores of several calibration texts.
     """
-    if (run.path / f"scores{suffix}.npz").exists():
+    if run.has(f"scores{suffix}.npz"):
         return read_scores(run, suffix)
     plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
     members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
     made = {}
     for name, windows in scenarios.items():
         path = statistics_path(run.path, name)
-        if path.exists():
+        observed = run.has(str(path.relative_to(run.path)))
+        if observed:
             statistics = load_statistics(path, model)[name]
         else:
             statistics = observe_windows(
@@ -76,7 +78,7 @@ def kept_scores(
                 track=track,
                 scenario=name if len(scenarios) > 1 else "",
             )
-        if keep != "none" and not path.exists():
+        if keep != "none" and not observed:
             run.claim(path.parent.name)
             small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
             save_statistics(path, {name: statistics}, only=small)
@@ -95,7 +97,7 @@ def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: Fusio
     made = {}
     for name in read_run(source).get("scenarios", {}):
         path = statistics_path(Path(source), name)
-        if not path.exists():
+        if not agreed(path.exists):
             raise FileNotFoundError(
                 f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
             )

@@ -37,12 +37,14 @@ from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, stati
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.processes import first
 from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
 from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
+from saap_jax.sharding import layout_of_job
 from saap_jax.surgery import masks
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Remat, Scores
 
@@ -187,12 +189,13 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
     if not config.from_run:
         check_scenarios(config.calibration, SearchConfig())
+    layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run, read_scores(run)
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype)
+        model = load_model(config.model.name, config.model.dtype, layout=layout)
     if config.from_run:
         with run.stage("score"), step(track, "score the statistics"):
             calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
@@ -209,7 +212,8 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     run.update(kind="score", scenarios=about, **provenance())
     write_scalars(run)
     run.update(status="finished")
-    write_scores(run.path)
+    if first():
+        write_scores(run.path)
     return run, read_scores(run)
 
 
@@ -218,9 +222,9 @@ def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffi
 
     None of a run that holds its scores (`scores<suffix>.npz`), nor of a scenario whose statistics it keeps.
     """
-    if (run.path / f"scores{suffix}.npz").exists():
+    if run.has(f"scores{suffix}.npz"):
         return 0
-    new = [windows for name, windows in scenarios.items() if not statistics_path(run.path, name).exists()]
+    new = [windows for name, windows in scenarios.items() if not run.has(str(statistics_path(Path(), name)))]
     return sum(int(windows.mask.sum()) for windows in new)
 
 
@@ -239,9 +243,12 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     The results are written to `config.json` if it is named.
     """
     check_target("json", config.json)
+    layout = layout_of_job(config.mesh, batch_size=config.batch_size)
+    if layout is not None and config.tasks:
+        raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
     rows, tasks = {}, find_tasks(config)
     for name in track("evaluate models", config.models, len(config.models)):
-        model, tokenizer = load_model(name, config.dtype), load_tokenizer(name)
+        model, tokenizer = load_model(name, config.dtype, layout=layout), load_tokenizer(name)
         ppl = {}
         for source in config.sources:
             windows = evaluation_windows(source, tokenizer, config.length, config.windows or None)

@@ -29,11 +29,13 @@ from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.options import CalibrationConfig, TargetsConfig
 from saap_jax.pipeline import step
+from saap_jax.processes import agreed
 from saap_jax.query_stage import count_query_heads
 from saap_jax.report import provenance
 from saap_jax.report.records import plain, write_atomically
 from saap_jax.search import Selection
 from saap_jax.selection import calibration_of, check_query_heads, chosen_units
+from saap_jax.sharding import layout_of_job
 from saap_jax.surgery import cut
 from saap_jax.types import Keep
 
@@ -88,14 +90,20 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
     out = Path(config.out)
-    if out.exists():
+    if agreed(out.exists):
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
     check_query_heads(config)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
-    model = load_model(config.model.name, config.model.dtype)
+    layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
+    if layout is not None and (asked := {*TIMED, "peak_memory"} & set(asked_of(config.targets))):
+        raise ValueError(
+            f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
+            "prune to a ratio, or measure on one device"
+        )
+    model = load_model(config.model.name, config.model.dtype, layout=layout)
     tokenizer = load_tokenizer(config.model.name)
     scenarios = {}
     if not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none":
@@ -113,7 +121,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     return Pruned(
         selection=selection,
         parameters=(count_parameters(model), count_parameters(pruned)),
-        bytes=(weight_bytes(model), directory_bytes(out, "*.safetensors")),
+        bytes=(weight_bytes(model), agreed(lambda: directory_bytes(out, "*.safetensors"))),
         runs=len(pruned.runs),
         query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,

@@ -25,6 +25,7 @@ from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.load import load_keep, resolve
 from saap_jax.pipeline import step
+from saap_jax.processes import agreed
 from saap_jax.recovery.checkpoints import Checkpoints, digest_of
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
@@ -34,6 +35,7 @@ from saap_jax.report import RunDirectory, provenance, write_scalars
 from saap_jax.report.monitor import Stage
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.recovery import recovery_files
+from saap_jax.sharding import Layout, layout_of_job, mesh_of, settled
 from saap_jax.sweep import texts_of
 
 Note = Callable[[str, bool], None]
@@ -61,14 +63,15 @@ def recover(
         ValueError: bad input, found before anything is written where that can be; a loss that is not finite.
     """
     check_disjoint(config.data.sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    layout = _layout(config)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
     if run.finished:
         return run
     out = _target(config, run)
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
-        model, tokenizer = load_model(config.model, config.dtype), load_tokenizer(config.model)
-        dense = load_model(config.dense, config.dtype) if config.dense else None
+        model, tokenizer = load_model(config.model, config.dtype, layout=layout), load_tokenizer(config.model)
+        dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
         _check_dense(config, model, dense)
     with run.stage("text"), step(track, "tokenise the texts"):
         texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
@@ -88,9 +91,9 @@ def recover(
     outcome = _train(config, run, training, text, track, note)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
-        if not out.exists():
+        if not agreed(out.exists):
             save_model(recovered, out, tokenizer=tokenizer, keep=_keep_of(config.model))
-        recovered = load_model(out, config.dtype)
+        recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
     if config.new_tokens:
@@ -104,6 +107,23 @@ def recover(
 
 
 # --- before the training -------------------------------------------------------------------------
+
+
+def _layout(config: RecoverConfig) -> Layout | None:
+    """Return where the job's arrays lie.
+
+    Raises:
+        ValueError: something that needs one device, and a mesh of more.
+    """
+    sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
+    layout = layout_of_job(config.mesh, **sizes)
+    if layout is not None and config.method.name == "groupwise":
+        raise ValueError("method.name: expected lora or full on a mesh of several devices, got groupwise")
+    if layout is not None and config.new_tokens:
+        raise ValueError(
+            f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
+        )
+    return layout
 
 
 def method_of(config: MethodConfig) -> Method:
@@ -151,6 +171,7 @@ def training_of(
     """Return everything that the training is made of."""
     options = config.training
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
+    prepared = settled(prepared, mesh_of(model))
     teacher = dense if options.distillation else None
     trained, frozen = split(prepared, method.trainable, teacher)
     base = digest_of((prepared, teacher))
@@ -184,7 +205,7 @@ def _digest(text: Text) -> str:
 def _target(config: RecoverConfig, run: RunDirectory) -> Path:
     """Return where the recovered model goes; refuse a directory that is there, unless this very run wrote it."""
     out = Path(config.out) if config.out else run.path / "model"
-    if config.out and out.exists() and "training" not in run.record:
+    if config.out and agreed(out.exists) and "training" not in run.record:
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     return out
 

@@ -22,6 +22,7 @@ from saap_jax.llama import Llama
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, QueryHeadsConfig
 from saap_jax.pipeline import select_calibrated, select_path, source_run
+from saap_jax.processes import agreed
 from saap_jax.query_stage import remove_query_heads, together
 from saap_jax.report import RunDirectory
 from saap_jax.search import Selection, largest_ratio
@@ -166,7 +167,7 @@ def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
     if config.estimator in calibrated.estimators:
         return calibrated
-    if not all(statistics_path(Path(config.from_run), name).exists() for name in calibrated.scenarios):
+    if not all(agreed(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
         known = ", ".join(calibrated.estimators)
         raise ValueError(
             f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"

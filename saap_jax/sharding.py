@@ -49,7 +49,11 @@ class Layout(NamedTuple):
     mesh: Mesh
     rules: Rules
     uneven: str = "refuse"
-    """`refuse` or `replicate` an axis that its mesh axes do not divide."""
+    """What becomes of an axis that its mesh axes do not divide: `refuse`, `replicate` with a warning, or `whole`."""
+
+    def lenient(self) -> "Layout":
+        """Return the layout for a cut model, whose widths the mesh seldom divides: those axes are held whole."""
+        return self._replace(uneven="whole")
 
     def spec(self, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4) -> PartitionSpec:
         """Return how an array of these logical axes and sizes is split; see `partition_spec`."""
@@ -73,6 +77,28 @@ def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layou
     automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
     mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=automatic, devices=devices)
     return Layout(mesh, rules_of(config.rules), config.uneven)
+
+
+def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
+    """Return where the arrays of a job lie; None where it has one device, and nothing is spread.
+
+    Args:
+        batch_sizes: sizes of the batches that will be split, by the name that an error gives them.
+
+    Raises:
+        ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
+    """
+    if (config.data, config.fsdp, config.tensor) == (1, 1, 1):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"mesh: expected the {jax.device_count()} devices of {jax.process_count()} processes to be on it, got "
+                "a mesh of one; give --mesh.data -1 (other examples on each) or --mesh.fsdp -1 (weights spread too)"
+            )
+        return None
+    layout = layout_of(config)
+    for name, size in batch_sizes.items():
+        check_batch(size, layout, name)
+    return layout
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
@@ -123,7 +149,7 @@ def partition_spec(
 
     Raises:
         ValueError: an axis without a rule, two axes on one mesh axis, or one that is not divided by its mesh axes
-            (where `layout.uneven` is `replicate`, that axis is held whole, with a warning).
+            (where `layout.uneven` is not `refuse`, that axis is held whole, with a warning or without).
     """
     used: dict[str, str] = {}
     entries: list[Any] = []
@@ -145,12 +171,13 @@ def partition_spec(
                     f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split}; change the "
                     f"mesh, leave the axis whole with mesh.rules={axis}=, or set mesh.uneven=replicate"
                 )
-            wasted = math.prod(shape) * itemsize * (split - 1) // split
-            warnings.warn(
-                f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split} and is held "
-                f"whole on each device, {wasted:,} bytes more than if it were",
-                stacklevel=2,
-            )
+            if layout.uneven == "replicate":
+                wasted = math.prod(shape) * itemsize * (split - 1) // split
+                warnings.warn(
+                    f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split} and is held "
+                    f"whole on each device, {wasted:,} bytes more than if it were",
+                    stacklevel=2,
+                )
             parts = ()
         entries.append(parts[0] if len(parts) == 1 else parts or None)
     return PartitionSpec(*entries)
@@ -173,25 +200,61 @@ def shardings(tree: Any, layout: Layout) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def spread(batch: np.ndarray, model: Any) -> jax.Array:
+def mesh_of(tree: Any) -> Mesh | None:
+    """Return the mesh that the arrays of a model, or of a part of one, are spread over; None of those on one device."""
+    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    meshes = (place.mesh for place in places if isinstance(place, NamedSharding))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
+
+
+def spread(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
     """Return the rows of a batch, which every process has, where the devices that hold the model want them.
 
     Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide
-    the number of rows.
+    the number of rows, the size of `axis`.
     """
-    place = model.embedding.get_value().sharding
-    if not isinstance(place, NamedSharding):
+    if (mesh := mesh_of(model)) is None:
         return jnp.asarray(batch)
-    parts = tuple(axis for axis in BATCH if place.mesh.shape.get(axis, 1) > 1)
-    if len(batch) % math.prod(place.mesh.shape[axis] for axis in parts):
+    parts = tuple(name for name in BATCH if mesh.shape.get(name, 1) > 1)
+    if batch.shape[axis] % math.prod(mesh.shape[name] for name in parts):
         parts = ()
-    where = NamedSharding(place.mesh, PartitionSpec(parts or None))
+    where = NamedSharding(mesh, PartitionSpec(*[None] * axis, parts or None))
     return jax.make_array_from_callback(batch.shape, where, lambda part: batch[part])
 
 
-def fetched(array: jax.Array) -> np.ndarray:
-    """Return an array on the host, whole, on every process."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+def settled(tree: Any, mesh: Mesh | None) -> Any:
+    """Return a tree whose arrays all lie on the mesh: those that are spread as they are, others on every device."""
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: x if isinstance(getattr(x, "sharding", None), NamedSharding) else jax.device_put(x, whole), tree
+    )
+
+
+Places = tuple[NamedSharding, ...]
+"""Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
+
+
+def places_of(tree: Any) -> Places:
+    """Return where the arrays of a tree lie that is spread over devices; nothing of one that is not."""
+    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+
+
+def held(tree: Any, places: Places) -> Any:
+    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
+
+    So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
+    """
+    if not places:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
+
+
+def fetched(array: Any) -> np.ndarray:
+    """Return an array on the host, whole, on every process; a numpy array as it is."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
@@ -201,10 +264,10 @@ def put(tree: Any, layout: Layout) -> Any:
     return jax.tree.map(jax.device_put, tree, shardings(tree, layout))
 
 
-def check_batch(size: int, layout: Layout) -> None:
+def check_batch(size: int, layout: Layout, name: str = "batch_size") -> None:
     """Raise ValueError unless a batch of `size` examples can be split."""
     if size % layout.batch_shards:
         raise ValueError(
-            f"batch_size: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
+            f"{name}: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
             f"({' x '.join(BATCH)}), got {size}"
         )

@@ -1,12 +1,14 @@
 """Stage 2d: from a keep-set to a pruned model, masked (gates) or cut (smaller arrays). Both give the same logits."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama
@@ -24,7 +26,8 @@ def masks(keep: Keep) -> Gates:
 def cut(model: Llama, keep: Keep) -> Llama:
     """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one run.
 
-    A layer may lose all units of a structure. The given model is left as it is.
+    A layer may lose all units of a structure. The given model is left as it is. Of one that is spread over devices, so
+    is the result: an axis that they do not divide any more is held whole on each.
 
     Raises:
         ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or one whose query heads
@@ -42,6 +45,18 @@ def cut(model: Llama, keep: Keep) -> Llama:
     pruned = jax.tree.map(lambda x: x, model)
     pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
     return pruned
+
+
+def _kept_in_place(whole: Array, part: Array) -> Array:
+    """Return a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
+    if not isinstance(place := whole.sharding, NamedSharding):
+        return part
+    entries = [*place.spec, *[None] * (part.ndim - len(place.spec))]
+    for position, entry in enumerate(entries):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        if part.shape[position] % math.prod(place.mesh.shape[axis] for axis in axes):
+            entries[position] = None
+    return jax.device_put(part, NamedSharding(place.mesh, PartitionSpec(*entries)))
 
 
 def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
@@ -125,7 +140,7 @@ def _layer_cutter(offset: int, kept: dict[str, np.ndarray]) -> Callable[[nnx.Par
                 value = jnp.take_along_axis(value, jnp.asarray(each), axis=position)
             elif axis in kept:
                 value = jnp.take(value, kept[axis], axis=position)
-        return nnx.Param(value, axes=parameter.axes)
+        return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
 
     return cut_parameter
 
@@ -142,4 +157,4 @@ def _stretches(layers: list[DecoderLayer]) -> list[list[DecoderLayer]]:
 
 
 def _stack(layers: list[DecoderLayer]) -> DecoderLayer:
-    return jax.tree.map(lambda *values: jnp.concatenate(values), *layers)
+    return jax.tree.map(lambda *values: _kept_in_place(values[0], jnp.concatenate(values)), *layers)

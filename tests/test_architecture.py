@@ -22,6 +22,8 @@ ORDER = (
     ("options",),
     ("options_mesh",),
     ("config", "config_plan", "config_use", "config_recover"),
+    ("processes",),
+    ("watch",),
     ("constraints",),
     ("sharding",),
     ("llama", "data"),

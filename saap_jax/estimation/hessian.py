@@ -20,6 +20,7 @@ from saap_jax.estimation.base import Curvature, Estimator, GateHessian, Statisti
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.runs import existing_units
+from saap_jax.sharding import Places, held
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4
@@ -87,7 +88,7 @@ def joint_curvature(asked: set[Curvature]) -> Curvature:
     return max(asked, key=lambda one: one.probes, default=Curvature())
 
 
-@functools.partial(jax.jit, static_argnames=("curvature", "remat"), donate_argnames=("total",))
+@functools.partial(jax.jit, static_argnames=("curvature", "remat", "places"), donate_argnames=("total",))
 def hessian_step(
     model: Llama,
     total: GateHessian,
@@ -97,8 +98,9 @@ def hessian_step(
     *,
     curvature: Curvature,
     remat: Remat,
+    places: Places = (),
 ) -> GateHessian:
-    """Add the derivatives of one microbatch's summed loss, at `gates`, to `total`."""
+    """Add the derivatives of one microbatch's summed loss, at `gates`, to `total`, which stays at `places`."""
     dtype = at_least_float32(model.embedding.dtype)
     gates = {name: gate.astype(dtype) for name, gate in gates.items()}
     zeros = jax.tree.map(jnp.zeros_like, gates)
@@ -128,7 +130,7 @@ def hessian_step(
     seen = GateHessian(
         {name: gradient[name] for name in STRUCTURES}, exact, in_chunks(probe, jnp.arange(curvature.probes))
     )
-    return jax.tree.map(jnp.add, total, seen)
+    return held(jax.tree.map(jnp.add, total, seen), places)
 
 
 def in_chunks(function: Callable[[Array], Any], inputs: Array) -> Any:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from saap_jax.estimation.base import Batch, Statistic, Statistics
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import run_bounds
+from saap_jax.sharding import fetched
 
 POINTS = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")
 """Points of a layer in the order of the forward pass."""
@@ -29,7 +30,7 @@ def refuse_not_finite(
 
     `alone(example, statistic)` observes one example, to find the one that a sum does not show.
     """
-    wrong = np.flatnonzero(~np.isfinite(np.asarray(statistics.losses)))
+    wrong = np.flatnonzero(~np.isfinite(fetched(statistics.losses)))
     if len(wrong):
         batch, row = divmod(int(wrong[0]), len(batches[0][0]))
         place = first_activation(model, jnp.asarray(batches[batch][0][row : row + 1]))
@@ -41,7 +42,7 @@ def refuse_not_finite(
         for path, leaf in leaves_by_path(value).items():
             if bool(jnp.all(jnp.isfinite(leaf))):
                 continue
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(leaf)))[0])
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(fetched(leaf)))[0])
             example = _example(statistic, path, index, int(statistics.examples), alone)
             raise ValueError(
                 f"calibration: the {statistic.value.replace('_', ' ')} of {_place(statistic, path, index, model)} "

@@ -27,7 +27,7 @@ from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_units, join_runs, ones_gates
-from saap_jax.sharding import spread
+from saap_jax.sharding import Places, fetched, held, mesh_of, places_of, settled, spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
@@ -95,14 +95,19 @@ def _observe(
     state = {need: ACCUMULATORS[need].init(model, plan) for need in sorted(needs)}
     hessian = state.pop(Statistic.GATE_HESSIAN, None)
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
+    state, hessian, losses, gates = settled((state, hessian, losses, gates), mesh_of(model))
+    places = places_of((state, losses)), places_of(hessian)  # once: jax spells those of a result otherwise
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
         with on_mesh_of(model):
             state, losses = observe_step(
-                model, state, losses, tokens, mask, position, gates, needs=frozenset(state), remat=remat
-            )
+                model, state, losses, tokens, mask, position, gates,
+                needs=frozenset(state), remat=remat, places=places[0],
+            )  # fmt: skip
             if hessian is not None:
-                hessian = hessian_step(model, hessian, tokens, mask, gates, curvature=curvature, remat=remat)
+                hessian = hessian_step(
+                    model, hessian, tokens, mask, gates, curvature=curvature, remat=remat, places=places[1]
+                )
         jax.block_until_ready((losses, hessian))  # so that progress tells the truth
     masks = np.concatenate([mask for _, mask in batches])
     if hessian is not None:
@@ -116,7 +121,7 @@ def _observe(
     return counts._replace(values={need: finish(need, state.pop(need), counts) for need in sorted(needs)})
 
 
-@functools.partial(jax.jit, static_argnames=("needs", "remat"), donate_argnames=("state", "losses"))
+@functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state", "losses"))
 def observe_step(
     model: Llama,
     state: dict[Statistic, Any],
@@ -128,12 +133,13 @@ def observe_step(
     *,
     needs: frozenset[Statistic],
     remat: Remat,
+    places: Places = (),
 ) -> tuple[dict[Statistic, Any], Float[Array, "examples"]]:
-    """Add one microbatch, whose first example has index `position`, to the accumulators."""
+    """Add one microbatch, whose first example has index `position`, to the accumulators, which stay at `places`."""
 
     new, means = contributions(model, tokens, mask, gates, needs, remat)
     state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
-    return state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)
+    return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
 
 
 def contributions(
@@ -185,7 +191,7 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Llama
         ValueError: a score that is not finite, with the estimator, the layer and the unit.
     """
     values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
-    scores = {name: jax.tree.map(np.asarray, value) for name, value in zip(estimators, values, strict=True)}
+    scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
     exists = existing_units(model.runs)
     for name, by_structure in scores.items():
         for structure in STRUCTURES:

@@ -8,20 +8,23 @@ file of another model is refused.
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
 from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
 from saap_jax.estimation.not_finite import leaves_by_path
 from saap_jax.llama.model import Llama
+from saap_jax.llama.write import Tensor, write_tensors
+from saap_jax.processes import first
+from saap_jax.sharding import fetched, mesh_of
 
 FORMAT = "saap_jax statistics 1"
 
@@ -32,22 +35,37 @@ def save_statistics(
     """Write the statistics of each scenario to a safetensors file; return its path.
 
     `only` leaves the others out: weight gradients take as much space as the model. The file is written under a
-    temporary name and renamed, and replaces one of an earlier run.
+    temporary name and renamed, and replaces one of an earlier run. One layer of a statistic at a time is held beside
+    the statistics. Of several processes of a job, all have to call this, and the first one writes.
     """
     target = Path(path)
-    tensors: dict[str, np.ndarray] = {}
+    tensors: list[Tensor] = []
     scenarios = {}
     for scenario, observed in statistics.items():
         kept = {key: value for key, value in observed.values.items() if only is None or key in only}
         for name, tree in {"losses": observed.losses, **kept}.items():
-            tensors |= {key: np.asarray(leaf, np.float32) for key, leaf in _flat(f"{scenario}/{name}", tree).items()}
+            tensors += [_tensor(key, leaf) for key, leaf in _flat(f"{scenario}/{name}", tree).items()]
         counts = {"examples": int(observed.examples), "tokens": int(observed.tokens)}
         scenarios[scenario] = {**counts, "statistics": sorted(kept), **_curvature(kept.get(Statistic.GATE_HESSIAN))}
+    about = {"format": FORMAT, "scenarios": json.dumps(scenarios)}
+    if not first():
+        write_tensors(tensors, target, np.dtype(np.float32), about)
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        save_file(tensors, Path(temporary) / "file", {"format": FORMAT, "scenarios": json.dumps(scenarios)})
+        write_tensors(tensors, Path(temporary) / "file", np.dtype(np.float32), about)
         os.replace(Path(temporary) / "file", target)
     return target
+
+
+def _tensor(name: str, leaf: Any) -> Tensor:
+    """Return how an array of a statistic is written: layer by layer, or example by example."""
+
+    def pieces() -> Iterator[np.ndarray]:
+        return (fetched(leaf[index]) for index in range(leaf.shape[0]))
+
+    rows = pieces if leaf.ndim > 2 and leaf.size and mesh_of(leaf) else None
+    return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
 
 
 def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
@@ -67,7 +85,10 @@ def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
             scenarios = json.loads(metadata["scenarios"])
             expected = {scenario: _expected(about, model) for scenario, about in scenarios.items()}
             _check_tensors(path, file, expected)
-            return {scenario: _read(file, scenario, scenarios[scenario], expected[scenario]) for scenario in expected}
+            homes = leaves_by_path(model)
+            return {
+                scenario: _read(file, scenario, scenarios[scenario], expected[scenario], homes) for scenario in expected
+            }
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file ({str(error).splitlines()[0]})") from None
 
@@ -107,10 +128,26 @@ def _check_tensors(path: str | Path, file: Any, expected: dict[str, dict[str, An
             )
 
 
-def _read(file: Any, scenario: str, about: dict[str, Any], expected: dict[str, Any]) -> Statistics:
+def _placed(file: Any, name: str, leaf: Any, home: Any) -> jax.Array:
+    """Read a tensor; where it is like a parameter that is spread over devices, what this process holds of that."""
+    place = getattr(home, "sharding", None)
+    if isinstance(place, NamedSharding) and home.shape == leaf.shape:
+        view = file.get_slice(name)
+        return jax.make_array_from_callback(
+            leaf.shape, place, lambda part: np.asarray(view[part] if part else file.get_tensor(name), leaf.dtype)
+        )
+    return jnp.asarray(file.get_tensor(name), leaf.dtype)
+
+
+def _read(
+    file: Any, scenario: str, about: dict[str, Any], expected: dict[str, Any], homes: dict[str, Any]
+) -> Statistics:
     def read(name: str, tree: Any) -> Any:
-        flat = _flat(f"{scenario}/{name}", tree)
-        leaves = [jnp.asarray(file.get_tensor(tensor), leaf.dtype) for tensor, leaf in flat.items()]
+        start = f"{scenario}/{name}"
+        leaves = [
+            _placed(file, tensor, leaf, homes.get(tensor.removeprefix(f"{start}/")))
+            for tensor, leaf in _flat(start, tree).items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     trees = {name: read(name, tree) for name, tree in expected.items()}

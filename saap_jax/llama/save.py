@@ -11,6 +11,7 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors
+from saap_jax.processes import first
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
 
 
@@ -22,7 +23,8 @@ def save_model(
     `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
     `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
     `model`. Everything goes to a hidden sibling directory that is renamed at the end, so nothing incomplete appears
-    under the final name. One tensor at a time is held beside the model.
+    under the final name. One tensor at a time is held beside the model, also of one that is spread over devices. Of
+    several processes of a job, all have to call this, and the first one writes.
 
     Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
     merged, `OSError` if the disk is full; in each case nothing is left behind.
@@ -35,11 +37,12 @@ def save_model(
     config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
     with new_output(target, "the model") as place:
         write_tensors(model_tensors(model), place / "model.safetensors", stored_dtype)
-        write_json(config, place / "config.json")
-        if keep is not None:
-            write_json(_keep_record(keep), place / "keep.json")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(place))
+        if first():
+            write_json(config, place / "config.json")
+            if keep is not None:
+                write_json(_keep_record(keep), place / "keep.json")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(place))
     return target
 
 

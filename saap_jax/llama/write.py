@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
+from saap_jax.processes import agreed, first, meet
+from saap_jax.sharding import fetched
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a dtype of parameters -> how safetensors calls it."""
@@ -30,6 +32,8 @@ class Tensor(NamedTuple):
     read: Callable[[], np.ndarray]
     dtype: np.dtype | None = None
     """How it is stored, where that is not up to the writer: of the arrays of a quantised matrix."""
+    pieces: Callable[[], Iterator[np.ndarray]] | None = None
+    """Makes it in pieces that follow each other along its first axis, where all of it at once would be large."""
 
 
 def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> list[Tensor]:
@@ -66,13 +70,21 @@ def _check_kept(path: str, own: LayerWidths, wanted: LayerWidths) -> None:
         raise ValueError(f"{path}: expected widths of {own} for a quantised matrix, got {wanted}; dequantise the model")
 
 
-def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> None:
+def write_tensors(
+    tensors: Sequence[Tensor], path: Path, dtype: np.dtype, about: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file: 8 bytes of header length, the JSON header, the tensors in the header's order.
 
     The header is written here, because the library's writer wants all tensors at once, and ours are transposed copies.
-    Raises `ValueError` for a tensor whose values are too large for `dtype`.
+    Of several processes of a job, all have to call this: each tensor is gathered by all, and written by the first.
+
+    Args:
+        about: the metadata of the file.
+
+    Raises:
+        ValueError: a tensor whose values are too large for `dtype`.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(about or {"format": "pt"})}
     offset = 0
     for tensor in tensors:
         stored = tensor.dtype or dtype
@@ -86,18 +98,26 @@ def write_tensors(tensors: Sequence[Tensor], path: Path, dtype: np.dtype) -> Non
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+    with path.open("wb") if first() else contextlib.nullcontext() as file:
+        if file is not None:
+            file.write(len(encoded).to_bytes(8, "little"))
+            file.write(encoded)
         for tensor in tensors:
-            file.write(converted(tensor, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+            for values in (tensor.read(),) if tensor.pieces is None else tensor.pieces():
+                if file is not None:
+                    file.write(_fitted(values, tensor, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def converted(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     """Read a tensor, contiguous, in another dtype; `ValueError` where a finite value would become infinite."""
-    values = tensor.read()
+    return _fitted(tensor.read(), tensor, dtype)
+
+
+def _fitted(values: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Return what was read of a tensor, contiguous, in another dtype; see `converted`."""
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(values, dtype)
     narrower = np.dtype(values.dtype).itemsize > dtype.itemsize
@@ -121,10 +141,17 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
     What is yielded lies in a hidden sibling of `target`: an empty directory, or, with a `suffix`, the path of a file
     to make. `what` says in errors what was not saved. Raises `FileExistsError` if `target` exists, `OSError` if the
     disk is full; in each case, as after any error in the block, nothing is left behind.
+
+    Of several processes of a job, the first makes and names it, and the others leave the block when it is there; what
+    they are given does not exist.
     """
     kind = "directory" if suffix is None else "file"
-    if target.exists() or target.is_symlink():
+    if agreed(lambda: target.exists() or target.is_symlink()):
         raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
+    if not first():
+        yield target.with_name(f".{target.name}.partial")
+        meet(f"{what} is saved")
+        return
     hidden = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +161,7 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
             place.mkdir()
         yield place
         place.rename(target)
+        meet(f"{what} is saved")
     except OSError as error:
         if error.errno is None:  # not of the system: a message of ours
             raise
@@ -170,4 +198,4 @@ def _layer(item: Stored, index: int) -> np.ndarray:
     value = item.variable[...]
     if {device.platform for device in value.devices()} == {"cpu"} and len(value.devices()) == 1:
         value = np.asarray(value)
-    return np.asarray(value[index] if item.stacked else value)
+    return fetched(value[index] if item.stacked else value)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.recovery.train import State
+from saap_jax.sharding import fetched, mesh_of
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""
@@ -143,10 +144,11 @@ def _name(path: Any) -> str:
 
 
 def digest_of(tree: Any) -> str:
-    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types."""
+    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.asarray(leaf)
-        digest.update(f"{_name(path)} {array.shape} {array.dtype.name};".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
+        digest.update(f"{_name(path)} {leaf.shape} {leaf.dtype.name};".encode())
+        layers = (leaf[index] for index in range(leaf.shape[0])) if leaf.ndim > 2 and mesh_of(leaf) else (leaf,)
+        for array in map(fetched, layers if leaf.size else ()):
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from saap_jax.constraints import on_mesh_of
 from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.not_finite import likely_cause
@@ -29,6 +30,7 @@ from saap_jax.recovery.train import (
     start,
     train_step,
 )
+from saap_jax.sharding import places_of
 
 
 class Plan(NamedTuple):
@@ -113,19 +115,16 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
         _check_same(training.about, checkpoints.progress(latest), latest)
         state, progress = checkpoints.read(latest, state)
         batches.set_state(progress["iterator"])
-    step = int(state.step)
+    step, places = int(state.step), places_of(state)
     while step < schedule.steps and not _stops(progress, plan):
         began, place = time.perf_counter(), batches.get_state()
         batch = next(batches)
-        state, measured = train_step(
-            state,
-            frozen.parameters,
-            frozen.teacher,
-            microbatches(batch, plan.microbatch),
-            graph=frozen.graph,
-            objective=training.objective,
-            schedule=schedule,
-        )
+        rows = microbatches(batch, plan.microbatch, state)
+        with on_mesh_of(state):
+            state, measured = train_step(
+                state, frozen.parameters, frozen.teacher, rows,
+                graph=frozen.graph, objective=training.objective, schedule=schedule, places=places,
+            )  # fmt: skip
         if not bool(measured.finite):
             raise _not_finite(training, checkpoints, state, batch, measured, progress | {"iterator": place})
         step += 1
@@ -145,8 +144,11 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
         return None
     frozen, total, count = training.frozen, 0.0, 0
     for batch in _batches(training.held_out, training.plan.microbatch):
-        rows = jax.tree.map(lambda x: x[0], microbatches(batch, training.plan.microbatch))
-        loss, tokens = held_out_step(trained, frozen.parameters, rows, graph=frozen.graph, objective=training.objective)
+        rows = jax.tree.map(lambda x: x[0], microbatches(batch, training.plan.microbatch, trained))
+        with on_mesh_of(trained):
+            loss, tokens = held_out_step(
+                trained, frozen.parameters, rows, graph=frozen.graph, objective=training.objective
+            )
         total, count = total + float(loss), count + int(tokens)
     return total / count
 

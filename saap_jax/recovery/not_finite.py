@@ -40,7 +40,7 @@ def first_not_finite(tree: Any) -> str | None:
 
 
 def _finite_loss(state: State, frozen: Frozen, batch: dict[str, np.ndarray], objective: Objective, size: int) -> bool:
-    parts = microbatches(batch, size)
+    parts = microbatches(batch, size, state.trained)
     losses = [
         held_out_step(
             state.trained,

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
+from saap_jax.sharding import Places, held, mesh_of, settled, spread
 
 Parameters = Any
 """An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
@@ -86,10 +88,11 @@ def start(trained: Parameters, schedule: Schedule) -> State:
     """Return the state before the first step.
 
     The parameters are copied, because a step takes its state's memory, and raised to float32 where they are narrower:
-    most updates are smaller than what bfloat16 tells apart.
+    most updates are smaller than what bfloat16 tells apart. The optimiser's state lies where the parameters do.
     """
     copied = jax.tree.map(lambda x: jnp.array(x, at_least_float32(x.dtype)), trained)
-    return State(copied, optimizer_of(schedule).init(copied), jnp.zeros((), jnp.int32))
+    state = State(copied, optimizer_of(schedule).init(copied), jnp.zeros((), jnp.int32))
+    return settled(state, mesh_of(copied))
 
 
 @functools.cache
@@ -110,7 +113,7 @@ def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
     return optax.chain(clip, adam)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "objective", "schedule"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("graph", "objective", "schedule", "places"), donate_argnames="state")
 def train_step(
     state: State,
     parameters: Parameters,
@@ -120,11 +123,13 @@ def train_step(
     graph: Any,
     objective: Objective,
     schedule: Schedule,
+    places: Places = (),
 ) -> tuple[State, Measured]:
     """Take one step on rows `[microbatches, batch, seq]`; the state's memory is taken over.
 
     Args:
         parameters, teacher, graph: those of `Frozen`.
+        places: where the state lies, see `saap_jax.sharding.held`.
     """
     frozen = Frozen(graph, parameters, teacher)
 
@@ -148,7 +153,7 @@ def train_step(
         trained: Any = optax.apply_updates(state.trained, updates)
         moved = State(trained, optimizer, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-    return state, Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
+    return held(state, places), Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective"))
@@ -160,9 +165,10 @@ def held_out_step(
     return sums.loss, sums.tokens
 
 
-def microbatches(batch: dict[str, Any], size: int) -> Packed:
-    """Return the rows of a batch as `[microbatches, size, seq]`."""
-    return Packed(*(jnp.asarray(batch[name]).reshape(-1, size, batch[name].shape[-1]) for name in Packed._fields))
+def microbatches(batch: dict[str, np.ndarray], size: int, like: Any = None) -> Packed:
+    """Return the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them."""
+    rows = (batch[name].reshape(-1, size, batch[name].shape[-1]) for name in Packed._fields)
+    return Packed(*(spread(each, like, axis=1) for each in rows))
 
 
 def rate_at(schedule: Schedule, step: int) -> float:

@@ -16,6 +16,7 @@ understands), and come back as floats.
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.processes import agreed, agreed_bytes, first
 from saap_jax.report.monitor import Stage, measuring, with_stage
 
 SCHEMA = 1
@@ -41,7 +43,8 @@ _LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transforme
 class RunDirectory:
     """A directory that one run writes into and that the next call of the same run picks up.
 
-    Made by `RunDirectory.open`. One process writes at a time; anybody may read at any time.
+    Made by `RunDirectory.open`. One process writes at a time, of a job of many the first, which also tells the others
+    what is there; anybody may read at any time.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, begun: bool = True):
@@ -55,34 +58,28 @@ class RunDirectory:
     def open(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False) -> "RunDirectory":
         """Return a new run, or pick up the run of the same configuration that the directory holds.
 
-        Nothing is written or removed before `begin` (or the first value that is kept), so bad input that is found until
-        then leaves no trace. With `overwrite` a run of whatever configuration starts afresh: what that run wrote is
-        removed, other files stay.
+        Nothing is written or removed before `begin` (or the first value that is kept), so bad input leaves no trace.
+        With `overwrite` a run of whatever configuration starts afresh: what it wrote is removed, other files stay.
 
         Raises:
             ValueError: the directory holds a run of another configuration, or files but no run.
         """
-        path = Path(path)
-        config = plain(config)
+        path, config = Path(path), plain(config)
         fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "config": config, "stages": [], "files": []}
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
-        if (path / "run.json").exists():
-            run = cls(path, read_run(path))
-            if not overwrite:
-                _check_config(path, old=run.record.get("config"), new=config)
-                return run
-        elif path.exists() and any(not _is_partial(entry.name) for entry in path.iterdir()):
-            raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
-        return cls(path, fresh, begun=False)
+        found = agreed(lambda: _found(path))
+        if found is None or overwrite:
+            return cls(path, fresh, begun=False)
+        _check_config(path, old=found.get("config"), new=config)
+        return cls(path, found)
 
     def begin(self) -> "RunDirectory":
         """Create the directory (and remove what an overwritten run left there); from now on everything is written."""
         if self._begun:
             return self
-        if (self.path / "run.json").exists():
-            RunDirectory(self.path, read_run(self.path))._remove_outputs()
-        self.path.mkdir(parents=True, exist_ok=True)
+        if first():
+            if (self.path / "run.json").exists():
+                RunDirectory(self.path, read_run(self.path))._remove_outputs()
+            self.path.mkdir(parents=True, exist_ok=True)
         self._begun = True
         self._set()
         return self
@@ -113,6 +110,8 @@ class RunDirectory:
             raise ValueError(f"expected a record with a string `candidate`, got the fields {sorted(candidate)}")
         line = _dumps(plain(candidate)) + b"\n"
         self.begin()
+        if not first():
+            return
         with open(self.path / "metrics.jsonl", "ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -127,8 +126,12 @@ class RunDirectory:
 
         Lines that cannot be read (torn by a kill) are skipped and counted in `corrupt_lines`.
         """
-        candidates, self.corrupt_lines = read_candidates(self.path)
+        candidates, self.corrupt_lines = agreed(lambda: read_candidates(self.path))
         return candidates
+
+    def has(self, name: str) -> bool:
+        """Say whether the directory holds a file or directory, such as `scores.npz`."""
+        return agreed(lambda: (self.path / name).exists())
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -156,16 +159,18 @@ class RunDirectory:
                     f"expected numbers or text at {key!r} of {name}.npz, got {value.dtype}; convert it first"
                 )
         path = self.claim(f"{name}.npz")
-        with _replacing(path) as file:
-            np.savez(file, allow_pickle=False, **values)
+        if first():
+            with _replacing(path) as file:
+                np.savez(file, allow_pickle=False, **values)
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Read the arrays of `<name>.npz`."""
         path = self.path / f"{name}.npz"
-        if not path.exists():
+        if not self.has(path.name):
             raise FileNotFoundError(f"expected arrays at {path}, found no file; the run has not come that far")
-        with np.load(path, allow_pickle=False) as file:
+        content = agreed_bytes(path.read_bytes() if first() else b"")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
 
     def save_json(self, name: str, value: Any) -> Path:
@@ -182,7 +187,7 @@ class RunDirectory:
 
     def load_json(self, name: str) -> Any:
         """Read the value of `<name>.json`."""
-        return read_json(self.path / f"{name}.json")
+        return agreed(lambda: read_json(self.path / f"{name}.json"))
 
     def claim(self, filename: str) -> Path:
         """Note in `run.json` that this run writes a file or directory, so that `overwrite` knows what it may remove."""
@@ -204,6 +209,17 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
         for partial in filter(lambda entry: _is_partial(entry.name), list(self.path.iterdir())):
             partial.unlink() if partial.is_file() else shutil.rmtree(partial)
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    """Return the record of the run that a directory holds, None where there is none; see `RunDirectory.open`."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
+    if (path / "run.json").exists():
+        return read_run(path)
+    if path.exists() and any(not _is_partial(entry.name) for entry in path.iterdir()):
+        raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
+    return None
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -310,9 +326,13 @@ def check_target(name: str, path: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name holds either the old content or the whole new one, whenever the process ends."""
-    with _replacing(path) as file:
-        file.write(content)
+    """Write a file so that its name holds either the old content or the whole new one, whenever the process ends.
+
+    Of several processes of a job, the first one writes it.
+    """
+    if first():
+        with _replacing(path) as file:
+            file.write(content)
 
 
 @contextlib.contextmanager

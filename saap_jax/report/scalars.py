@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saap_jax.report.records import RunDirectory
+from saap_jax.processes import first
+from saap_jax.report.records import RunDirectory, read_candidates
 
 DIRECTORY, FILE = "tensorboard", "events.out.tfevents.saap"
 """TensorBoard reads every file whose name contains "tfevents"; one fixed name, so that writing replaces."""
@@ -48,12 +49,14 @@ def write_scalars(run: RunDirectory) -> Path:
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     directory = run.claim(DIRECTORY)
-    directory.mkdir(exist_ok=True)
     path, partial = directory / FILE, directory / f".{DIRECTORY}.partial"  # TensorBoard reads no such name
+    if not first():
+        return path
+    directory.mkdir(exist_ok=True)
     now = time.time()
     writer = RecordWriter(str(partial))
     writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for tag, step, value in scalars(run.record, run.candidates()):
+    for tag, step, value in scalars(run.record, read_candidates(run.path)[0]):
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
         writer.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
     writer.flush()

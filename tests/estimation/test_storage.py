@@ -138,11 +138,11 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = save_statistics(tmp_path / "s", observed())
     before = path.read_bytes()
 
-    def fail(tensors, target, metadata):
+    def fail(tensors, target, dtype, about):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "save_file", fail)
+    monkeypatch.setattr(storage, "write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         save_statistics(path, observed("probes"))
     assert [file.name for file in tmp_path.iterdir()] == ["s"]

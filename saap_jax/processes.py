@@ -1,0 +1,174 @@
+"""Many processes that run one job: how they find each other, what the first does alone, how the others learn of it.
+
+Every process runs the same program, each on its own devices, and all take the same turns: what a turn depends on has to
+be the same everywhere. So the first process alone reads and writes what belongs to all, run directories and models, and
+tells the others what it found (`agreed`). In a job of one process all of this does nothing.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a process counts as dead; then jax ends all others."""
+
+LEAVING = 1800
+"""Seconds that a process which is done waits for the others, of which the first may still write a report."""
+
+_SWITCH = "--distributed"
+_FLAGS = ("coordinator", "processes", "process")
+_SMALLEST = 1024  # bytes that are sent at once, or this times a power of two: each size compiles a program
+
+
+class Cluster(NamedTuple):
+    """Where the processes of a job meet; nothing where the cluster's own software says it."""
+
+    coordinator: str | None = None
+    """HOST:PORT of the first process."""
+    processes: int | None = None
+    process: int | None = None
+    """Number of this process, from 0."""
+
+
+def split_flags(words: Sequence[str]) -> tuple[Cluster | None, list[str]]:
+    """Take what says where the processes meet out of the words of a command; None where nothing does.
+
+    >>> split_flags(["a.py", "--distributed", "auto", "--mesh.fsdp", "-1"])
+    (Cluster(coordinator=None, processes=None, process=None), ['a.py', '--mesh.fsdp', '-1'])
+    >>> split_flags("--distributed.coordinator h:1 --distributed.processes=2 --distributed.process 0".split())[0]
+    Cluster(coordinator='h:1', processes=2, process=0)
+
+    Raises:
+        ValueError: a flag that is not known or not complete, or numbers that do not fit.
+    """
+    given: dict[str, str] = {}
+    rest = []
+    pending = iter(words)
+    for word in pending:
+        name, equals, value = word.partition("=")
+        if name != _SWITCH and not name.startswith(f"{_SWITCH}."):
+            rest.append(word)
+            continue
+        given[name.removeprefix(_SWITCH).removeprefix(".")] = value if equals else next(pending, "")
+    if not given:
+        return None, rest
+    if given == {"": "auto"}:
+        return Cluster(), rest
+    return _explicit(given), rest
+
+
+def _explicit(given: dict[str, str]) -> Cluster:
+    flags = " ".join(f"{_SWITCH}.{name} {what}" for name, what in zip(_FLAGS, ("HOST:PORT", "N", "I"), strict=True))
+    got = " ".join(f"{_SWITCH}{'.' * bool(name)}{name} {value}" for name, value in given.items())
+    host, _, port = given.get("coordinator", "").rpartition(":")
+    numbers = [given.get(name, "") for name in ("processes", "process")]
+    if set(given) != set(_FLAGS) or not host or not all(each.isdecimal() for each in (port, *numbers)):
+        raise ValueError(f"expected {_SWITCH} auto, or all of {flags}, got {got}")
+    processes, process = map(int, numbers)
+    if process >= processes:
+        raise ValueError(f"{_SWITCH}.process: expected a number from 0 to {processes - 1}, got {process}")
+    return Cluster(given["coordinator"], processes, process)
+
+
+def join(cluster: Cluster) -> None:
+    """Meet the other processes of the job; call it before anything else uses a device.
+
+    Raises:
+        ValueError: no cluster that says where they are, or they cannot be reached.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
+    except (ValueError, RuntimeError) as error:
+        where = "what Slurm, Open MPI, a TPU pod or GKE says" if cluster.coordinator is None else cluster.coordinator
+        raise ValueError(
+            f"{_SWITCH}: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
+            f"{_SWITCH}.coordinator HOST:PORT, a port of the first process that all can reach"
+        ) from None
+
+
+def leave() -> None:
+    """Wait until all processes of the job are done, and part from them."""
+    if (jax := _jax_of_many()) is not None:
+        jax.distributed.shutdown()
+
+
+def count() -> int:
+    """Return how many processes the job has."""
+    jax = _jax_of_many()
+    return 1 if jax is None else jax.process_count()
+
+
+def number() -> int:
+    """Return the number of this process, from 0."""
+    jax = _jax_of_many()
+    return 0 if jax is None else jax.process_index()
+
+
+def first() -> bool:
+    """Say whether this is the process that writes: the only one, or the first of several."""
+    return number() == 0
+
+
+def place() -> str:
+    """Return which process this is, to be put before a message; empty in a job of one."""
+    return f"process {number()} of {count()}: " if _jax_of_many() else ""
+
+
+def agreed(find: Callable[[], Any]) -> Any:
+    """Return what the first process finds, on every process: plain values, as JSON holds them (lists, no tuples).
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: where `find` does so on the first process.
+    """
+    if count() == 1:
+        return find()
+    found: dict[str, Any] = {}
+    if first():
+        try:
+            found = {"value": find()}
+        except tuple(_ERRORS.values()) as error:
+            found = {"error": type(error).__name__, "message": str(error)}
+    found = json.loads(agreed_bytes(json.dumps(found).encode()))
+    if "error" in found:
+        raise _ERRORS[found["error"]](found["message"])
+    return found["value"]
+
+
+_ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, FileExistsError)}
+"""Errors that the first process shares with the others; any other ends it, and so them."""
+
+
+def agreed_bytes(content: bytes) -> bytes:
+    """Return the content that the first process gives, on every process; what the others give is not looked at."""
+    if count() == 1:
+        return content
+    from jax.experimental import multihost_utils
+
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))
+    room = _SMALLEST
+    while room < size:
+        room *= 2
+    padded = np.zeros(room, np.uint8)
+    if first():
+        padded[:size] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()
+
+
+def meet(name: str) -> None:
+    """Wait until all processes are here, for instance so that what the first one wrote is there for all."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _jax_of_many() -> Any:
+    """Return jax if this process has joined others, else None, without importing what nobody has imported."""
+    jax = sys.modules.get("jax")
+    return jax if jax is not None and jax.distributed.is_initialized() else None

@@ -1,0 +1,120 @@
+"""Words that say where processes meet, what a job of one does without them, and how a death is noticed."""
+
+import re
+import socket
+import threading
+
+import pytest
+
+from saap_jax import cli, processes, watch
+from saap_jax.processes import Cluster, agreed, agreed_bytes, first, meet, place, split_flags
+
+
+def test_one_process_needs_nobody():
+    assert first()
+    assert place() == ""
+    assert agreed(lambda: {"a": (1, 2)}) == {"a": (1, 2)}
+    assert agreed_bytes(b"x") == b"x"
+    meet("nowhere")
+    processes.leave()
+    assert split_flags(["configs/a.py", "--name", "b"]) == (None, ["configs/a.py", "--name", "b"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--distributed", "expected --distributed auto, or all of --distributed.coordinator HOST:PORT"),
+        ("--distributed.coordinator h:1 --distributed.processes 2", "or all of .*--distributed.process I, got"),
+        ("--distributed.coordinator h --distributed.processes 2 --distributed.process 0", "HOST:PORT"),
+        ("--distributed.coordinator h:1 --distributed.processes 2 --distributed.process -1", "got .*process -1"),
+        ("--distributed.coordinator h:1 --distributed.processes 2 --distributed.process 2", "from 0 to 1, got 2"),
+        ("--distributed auto --distributed.host h", "expected --distributed auto, or all of"),
+    ],
+)
+def test_words_that_do_not_say_where(words, message):
+    with pytest.raises(ValueError, match=message):
+        split_flags(words.split())
+
+
+def test_an_address_may_be_ipv6():
+    where = ["--distributed.coordinator", "[::1]:80", "--distributed.processes", "3", "--distributed.process", "1"]
+    assert split_flags(["a", *where, "b"]) == (Cluster("[::1]:80", 3, 1), ["a", "b"])
+
+
+def test_a_command_for_one_process_says_so(capsys):
+    assert cli.main(["bench", "--distributed", "auto"]) == 2
+    assert "bench: runs in one process; expected no --distributed" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_none_is_one_line(capsys, monkeypatch):
+    def nobody(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", nobody)
+    assert cli.main(["score", "--distributed", "auto"]) == 2
+    assert "did not meet at what Slurm, Open MPI, a TPU pod or GKE says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", "x", "--tasks", "piqa"], "tasks: expected none on a mesh"),
+        (["recover", "x", "--method.name", "lora"], "new_tokens: expected 0 on a mesh of several devices"),
+        (["recover", "x", "--new-tokens", "0"], "method.name: expected lora or full on a mesh"),
+        (["prune", "--targets.latency", "70%"], "targets: expected none that is measured on a mesh .* got latency"),
+    ],
+)
+def test_what_needs_one_device_is_refused_on_a_mesh(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--mesh.data", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Watched:
+    """The first process of a job, which watches others that a test plays."""
+
+    def __init__(self, monkeypatch):
+        self.lost, self.told = [], threading.Event()
+        monkeypatch.setattr(watch, "_end", self._end)
+        self.watch, server = watch.Watch(), socket.create_server(("127.0.0.1", 0))
+        self.port, self.token = server.getsockname()[1], b"t" * 16
+        threading.Thread(target=self.watch.serve, args=(server, self.token), daemon=True).start()
+
+    def _end(self, lost: int) -> None:
+        self.lost.append(lost)
+        self.told.set()
+
+    def connect(self, process: int, token: bytes | None = None) -> socket.socket:
+        connection = watch._connect("127.0.0.1", self.port, (token or self.token) + process.to_bytes(4, "big"))
+        assert connection is not None
+        return connection
+
+
+def test_a_connection_that_closes_tells_who_died_and_all_others(monkeypatch):
+    watched = Watched(monkeypatch)
+    stays, dies = watched.connect(1), watched.connect(2)
+    stranger = watched.connect(3, b"x" * 16)
+    stranger.settimeout(10)
+    assert stranger.recv(1) == b""  # and by then the two before it are known
+    dies.close()
+    assert watched.told.wait(10)
+    assert watched.lost == [2]
+    watch.Watch().follow(stays)
+    assert watched.lost == [2, 2]
+    watched.watch.leaving()
+    stays.close()
+    stranger.close()
+
+
+def test_a_farewell_is_no_death(monkeypatch):
+    watched = Watched(monkeypatch)
+    leaves, dies = watched.connect(1), watched.connect(2)
+    leaves.sendall(b".")
+    leaves.close()
+    dies.close()
+    assert watched.told.wait(10)
+    assert watched.lost == [2]
+    assert "start the job again" in watch.lost_words("process 2")
