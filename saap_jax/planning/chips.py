@@ -117,10 +117,11 @@ def targets(chip: Chip) -> list[Target]:
     """
     if chip.dimensions == 0:
         return [Target(chip, (1 << power,)) for power in range(chip.most.bit_length())]
-    shapes = [(1, 1), (2, 2)] if chip.dimensions == 2 else [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)]
+    flat, deep = [(1, 1), (2, 2)], [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)]
+    shapes: list[tuple[int, ...]] = [*flat] if chip.dimensions == 2 else [*deep]
     while math.prod(shapes[-1]) * 2 <= chip.most:
         last = list(shapes[-1])
-        last[last.index(min(last), last.index(min(last)) if len(set(last)) > 1 else len(last) - 1)] *= 2
+        last[0 if len(set(last)) > 1 else -1] *= 2  # they are sorted
         shapes.append(tuple(sorted(last)))
     return [Target(chip, shape) for shape in shapes]
 

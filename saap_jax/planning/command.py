@@ -23,7 +23,9 @@ def plan(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
     """
     spec, target = spec_of(config.model), target_of(config.target)
     if config.search:
-        best, tried = search(config, spec, target, progress=lambda items: track("trying machines", items, len(items)))
+        best, tried = search(
+            config, spec, target, progress=lambda items: track("trying machines", items, len(list(items)))
+        )
     else:
         [best] = track(f"planning for {target.topology}", _lazily(config, spec, target), 1)
         tried = [best]
@@ -45,11 +47,11 @@ def shown(config: PlanConfig, result: Record) -> list[Table | str]:
         return [f"{config.model} does not fit any {kind} machine: the largest that was tried is {_last(result)}."]
     if not record["fits"]:
         over = record["overrun"] / GIB
-        said = [
+        said: list[Table | str] = [
             f"{config.task} of {config.model} does not fit {record['target']}: it needs {over:.1f} GiB more than the "
             f"{record['memory'] / GIB:.1f} GiB of a device."
         ]
-        return said + [f"  {remedy}" for remedy in record["remedies"]] + ["Or let --search find a machine."]
+        return [*said, *(f"  {remedy}" for remedy in record["remedies"]), "Or let --search find a machine."]
     return [_table(config, record), *_sentences(config, record)]
 
 

@@ -155,7 +155,9 @@ def _turns(condition: list[str], body: list[str]) -> int:
         return 1
     if compare is None:
         return max(constants.values())
-    left, right = (each.strip().lstrip("%") for each in compare.split(" compare(")[1].split(")")[0].split(","))
+    left, _, right = (
+        compare.partition(" compare(")[2].partition(")")[0].replace("%", "").replace(" ", "").partition(",")
+    )
     limit = constants.get(right, max(constants.values()))
     place = next((found[1] for line in condition if (found := re.search(_element(left), line))), None)
     return max(1, -(-limit // _step(body, int(place)))) if place is not None else limit
@@ -177,13 +179,19 @@ def _step(body: list[str], place: int) -> int:
     names = [each.rstrip(") ") for each in names]
     constants, total = _constants(body), 0
     name = names[place] if place < len(names) else ""
-    while found := next((m for line in body if (m := re.match(_ADD.format(name=re.escape(name)), line))), None):
-        values = [constants.get(operand) for operand in found.groups()]
-        if values[0] is None and values[1] is None:
+    while found := _added(body, name):
+        left, right = (constants.get(operand) for operand in found)
+        if left is None and right is None:
             break
-        total += values[0] or values[1] or 0
-        name = found[1] if values[0] is None else found[2]
+        total += left or right or 0
+        name = found[0] if left is None else found[1]
     return total or 1
+
+
+def _added(body: list[str], name: str) -> tuple[str, str] | None:
+    """Return the two operands of the addition that makes a scalar, if one does."""
+    matches = (re.match(_ADD.format(name=re.escape(name)), line) for line in body)
+    return next(((each[1], each[2]) for each in matches if each), None)
 
 
 _ADD = r"^\s*(?:ROOT )?%?{name} = [su]32\[\]\S* add\(%?([\w.\-]+), %?([\w.\-]+)\)"

@@ -50,8 +50,8 @@ def plan_one(
     Raises:
         ValueError: what cannot be spread so, or no compiler for the machine.
     """
-    sizes = mesh or mesh_sizes(config.mesh, target.devices)
-    data, fsdp, _ = sizes
+    data, fsdp, tensor = mesh or mesh_sizes(config.mesh, target.devices)
+    sizes = (data, fsdp, tensor)
     batch = batch or data * fsdp
     if batch % (data * fsdp):
         raise ValueError(
