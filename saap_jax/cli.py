@@ -39,7 +39,7 @@ USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
 
   saap compare [CONFIG.py]     compare importance estimators on a real model, prune with the best
-  saap discover [MODEL]        print the coupled structures of a model
+  saap discover [MODEL]        print the coupled structures of a model, also of your own (MODULE:FACTORY)
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
   saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
@@ -105,14 +105,21 @@ def compare(words: list[str]) -> None:
 def discover(words: list[str]) -> None:
     """Run `saap discover`."""
     if set(words) & {"-h", "--help"}:
-        console.print("usage: saap discover [MODEL]\n\nPrint the coupled structures of a model.", markup=False)
+        console.print("usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY]\n", markup=False)
+        console.print(
+            "Print the coupled structures of a model, or of what a factory returns: (function, params, *inputs)."
+        )
         return
     if len(words) > 1 or (words and words[0].startswith("-")):
         raise UsageError(f"discover: expected one model, got {' '.join(words)}")
+    name = words[0] if words else ModelConfig().name
+    if ":" in name:
+        from saap_jax.discovery.factory import traced_listing
+
+        return console.print(traced_listing(name), markup=False)
     from saap_jax.discovery.listing import listing
     from saap_jax.llama import load_model
 
-    name = words[0] if words else ModelConfig().name
     table, said = listing(name, load_model(name))
     console.print(table)
     console.print(said)

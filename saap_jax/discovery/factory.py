@@ -1,0 +1,74 @@
+"""A researcher's own model, named on the command line as `module:factory` or `file.py:factory`."""
+
+import importlib
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from saap_jax.discovery.trace import Traced, describe, trace
+
+
+def traced_factory(name: str) -> Traced:
+    """Return the structures of what a factory returns: a function of parameters and inputs, and both.
+
+    The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
+    that a model of any size needs no memory. The current directory is searched for the module first.
+
+    Raises:
+        ValueError: no such module or factory, a factory that fails or returns something else, or a function that cannot
+            be traced.
+    """
+    place, _, attribute = name.rpartition(":")
+    made = _call(_find(place, attribute), name)
+    if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
+        raise ValueError(
+            f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
+            + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
+        )
+    function, params, *inputs = made
+    try:
+        return trace(function, params, *inputs)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
+
+
+def traced_listing(name: str) -> str:
+    """Return the structures as text, and how many of the parameters they hold."""
+    traced = traced_factory(name)
+    prunable = [structure for structure in traced.structures if structure.prunable]
+    units = sum(structure.units * structure.copies for structure in prunable)
+    kinds = "structure" if len(prunable) == 1 else "structures"
+    return (
+        f"{describe(traced)}\n\n{name}: {len(prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units"
+    )
+
+
+def _find(place: str, attribute: str) -> Callable[[], Any]:
+    where = f"{place}:{attribute}"
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise ValueError(f"discover {where}: expected a Python file, found none at {place}; check the path")
+            found = runpy.run_path(place)
+        else:
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())
+            found = vars(importlib.import_module(place))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"discover {where}: {type(error).__name__}: {error}; check the module's name") from error
+    if not callable(found.get(attribute)):
+        names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
+        raise ValueError(f"discover {where}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
+    return found[attribute]
+
+
+def _call(factory: Callable[[], Any], name: str) -> Any:
+    try:
+        return factory()
+    except Exception as error:  # whatever the factory raises
+        raise ValueError(f"discover {name}: the factory failed: {type(error).__name__}: {error}") from error

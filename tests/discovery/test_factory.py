@@ -1,0 +1,64 @@
+"""`saap discover module:factory` on a model that has never heard of this library; bad factories in one line."""
+
+import pytest
+
+from saap_jax.cli import main
+
+MODULE = """
+import jax, jax.numpy as jnp
+
+def mlp():
+    shapes = {"up": (8, 12), "bias": (12,), "down": (12, 3)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    def function(params, x):
+        return jax.nn.relu(x @ params["up"] + params["bias"][None]) @ params["down"]
+    return function, params, jax.ShapeDtypeStruct((2, 8), jnp.float32)
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def strange():
+    return 3
+
+def wrong():
+    function, params, x = mlp()
+    return function, params, jax.ShapeDtypeStruct((2, 9), jnp.float32)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path / "mine.py"
+
+
+def test_a_file(file, capsys):
+    assert main(["discover", f"{file}:mlp"]) == 0
+    text = capsys.readouterr().out
+    for line in ("12 units", "up[1]", "bias[0]", "down[0]", "prunable", "1 prunable structure of 3, 12 units"):
+        assert line in text
+
+
+def test_a_module_of_the_current_directory(file, capsys, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr("sys.path", ["/nowhere"])
+    assert main(["discover", "mine:mlp"]) == 0
+    assert "12 units" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FILE:broken", "the factory failed: RuntimeError: no weights here"),
+        ("FILE:strange", "expected the factory to return (function, params, *inputs), got int"),
+        ("FILE:wrong", "the function cannot be traced: TypeError"),
+        ("FILE:missing", "expected a function 'missing'"),
+        ("nowhere.py:mlp", "found none at nowhere.py"),
+        ("no_such_module_at_all:mlp", "ModuleNotFoundError"),
+    ],
+)
+def test_bad_factories(name, message, file, capsys):
+    assert main(["discover", name.replace("FILE", str(file))]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
