@@ -120,6 +120,7 @@ def run(config):
     return comparison.compare(config)
 
 
+@pytest.mark.slow
 def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
     best = run.record["best"]["candidate"].partition("@")[0]
     options = {"model": config.model, "calibration": config.calibration, "search": config.search, "ratio": 0.2}
@@ -131,6 +132,7 @@ def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
     assert same(load_keep(tmp_path / "reused"), load_keep(run.path / "best"))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_searches_only_what_is_missing(config, run, tmp_path, monkeypatch):
     select, searched = pipeline.select_path, []
 

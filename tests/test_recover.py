@@ -68,7 +68,7 @@ def test_recover(options, capsys, tmp_path):
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("method", ["lora", "groupwise"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "groupwise"])
 def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path):
     """What is saved is the merged model: the one that the last held-out loss was measured on, quantised or not."""
     words = ["--method.name", method, *(("--method.group-size", "8") if method == "groupwise" else ())]

@@ -127,6 +127,7 @@ def stripped(run):
     return rows, trials, {**run.record["dense"], "seconds": 0}
 
 
+@pytest.mark.slow
 def test_killed_and_taken_up_again(config, run, tmp_path, monkeypatch):
     other, append = dataclasses.replace(config, runs=str(tmp_path)), sweep.RunDirectory.append
     for moment in (0, 4, 8):
@@ -160,7 +161,7 @@ class TestTrials:
         assert [len(each) for each in trial["seconds"]] == [3, 3]
         assert np.min(trial["seconds"]) > 0
 
-    @pytest.mark.parametrize("steps", [None, 0.1])
+    @pytest.mark.parametrize("steps", [None, pytest.param(0.1, marks=pytest.mark.slow)])
     def test_a_comparison_by_the_command_measures_what_the_suggestion_claims(
         self, config, tmp_path, monkeypatch, steps
     ):

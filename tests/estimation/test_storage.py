@@ -52,7 +52,8 @@ def assert_same(first, second) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("attention", [pytest.param("exact", marks=pytest.mark.slow), "probes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["exact", "probes"])
 def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
     path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention))
     loaded = load_statistics(path, model(seed=1))

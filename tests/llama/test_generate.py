@@ -18,6 +18,7 @@ from saap_jax.llama.sample import Sampling, settings_of
 from saap_jax.surgery import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
 
+SAMPLINGS = [Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)]
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2]]
 SCALING = RopeScaling(kind="llama3", factor=8.0, original_max_positions=32)
 MODELS = {
@@ -99,7 +100,7 @@ def test_bfloat16_generates():
     assert [len(row) for row in rows] == [5] * 4
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)])
+@pytest.mark.parametrize("sampling", [pytest.param(Sampling(), marks=pytest.mark.slow), *SAMPLINGS])
 def test_a_row_does_not_depend_on_its_batch(sampling):
     model = ragged_model()
     rows = generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=sampling)
@@ -240,8 +241,11 @@ def test_products_of_shared_matrices_are_those_of_the_matrix(rows, parts):
     assert np.abs(product("btf,fd->btd", jnp.roll(x, 1, axis=-1), layer) - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-@pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
+ALONE = [("ragged", 2), ("biases", 5), ("no heads at all", 2)]
+SLOW = [("gqa", 1), ("gqa", 2), ("ragged", 1), ("ragged", 5), ("biases", 1), ("no heads at all", 5)]
+
+
+@pytest.mark.parametrize(("name", "parts"), [*ALONE, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
 def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
     """One row is the case in which matrices are read in parts."""
     model = MODELS[name]()

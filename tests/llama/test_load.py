@@ -219,6 +219,7 @@ def test_cut_model_runs(tmp_path):
     np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
 
 
+@pytest.mark.slow
 def test_real_model_speaks_english(smollm2, smollm2_tokenizer):
     prompt = jnp.asarray([smollm2_tokenizer.encode("The capital of France is")])
     assert smollm2_tokenizer.decode(int(smollm2(prompt)[0, -1].argmax())) == " Paris"

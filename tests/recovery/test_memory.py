@@ -45,7 +45,8 @@ def test_a_step_fits_its_budget(remat, monkeypatch):
         assert step_memory(model, method, remat)[1] > floats
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
 def test_decoding_needs_no_floats(batch, monkeypatch):
     """Of single layers, each product by itself; negative control: without the dependency, XLA makes them all early."""
     plain = random_model(spec_of(*[(4, 256)] * 4, embed=64))
