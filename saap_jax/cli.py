@@ -33,7 +33,6 @@ from saap_jax.config import (
 )
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
-from saap_jax.options import ModelConfig
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -104,25 +103,9 @@ def compare(words: list[str]) -> None:
 
 def discover(words: list[str]) -> None:
     """Run `saap discover`."""
-    if set(words) & {"-h", "--help"}:
-        console.print("usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY]\n", markup=False)
-        console.print(
-            "Print the coupled structures of a model, or of what a factory returns: (function, params, *inputs)."
-        )
-        return
-    if len(words) > 1 or (words and words[0].startswith("-")):
-        raise UsageError(f"discover: expected one model, got {' '.join(words)}")
-    name = words[0] if words else ModelConfig().name
-    if ":" in name:
-        from saap_jax.discovery.factory import traced_listing
+    from saap_jax import structures_command
 
-        return console.print(traced_listing(name), markup=False)
-    from saap_jax.discovery.listing import listing
-    from saap_jax.llama import load_model
-
-    table, said = listing(name, load_model(name))
-    console.print(table)
-    console.print(said)
+    structures_command.run(words)
 
 
 def score(words: list[str]) -> None:

@@ -57,7 +57,7 @@ ORDER = (
     ("task_comparison",),
     ("quality",),
     ("arguments",),
-    ("planning",),
+    ("planning", "structures_command"),
     ("cli", "lm_eval"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

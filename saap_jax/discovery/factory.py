@@ -35,9 +35,8 @@ def traced_factory(name: str) -> Traced:
         raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
 
 
-def traced_listing(name: str) -> str:
-    """Return the structures as text, and how many of the parameters they hold."""
-    traced = traced_factory(name)
+def traced_listing(name: str, traced: Traced) -> str:
+    """Return the structures as text, and how many of them are prunable."""
     prunable = [structure for structure in traced.structures if structure.prunable]
     units = sum(structure.units * structure.copies for structure in prunable)
     kinds = "structure" if len(prunable) == 1 else "structures"

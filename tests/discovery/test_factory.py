@@ -1,5 +1,7 @@
 """`saap discover module:factory` on a model that has never heard of this library; bad factories in one line."""
 
+from xml.etree import ElementTree
+
 import pytest
 
 from saap_jax.cli import main
@@ -44,6 +46,33 @@ def test_a_module_of_the_current_directory(file, capsys, monkeypatch):
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert main(["discover", "mine:mlp"]) == 0
     assert "12 units" in capsys.readouterr().out
+
+
+def test_a_drawing(file, capsys):
+    out = file.parent / "couplings.svg"
+    assert main(["discover", f"{file}:mlp", "--drawing", str(out)]) == 0
+    drawing = out.read_text()
+    ElementTree.fromstring(drawing)
+    assert drawing.count("<circle") == 3
+    assert drawing.count("<rect") == 1 + 5
+    assert drawing.count("<path") == 5
+    assert "12 units, 12 parameters each" in drawing
+    assert "prunable, one gate" in drawing
+    assert main(["discover", f"{file}:mlp", f"--drawing={file.parent / 'none' / 'a.svg'}"]) == 2
+    assert main(["discover", f"{file}:mlp", "--drawing", "a.png"]) == 2
+    assert main(["discover", f"{file}:mlp", "--colour"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "expected a directory" in errors[0]
+    assert ".svg" in errors[1]
+    assert "--colour" in errors[2]
+
+
+def test_one_of_our_models(tiny_model_directory, tmp_path, capsys):
+    out = tmp_path / "llama.svg"
+    assert main(["discover", str(tiny_model_directory), "--drawing", str(out)]) == 0
+    assert "runs/0/attention/query" in out.read_text()
+    assert "coupled structures of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

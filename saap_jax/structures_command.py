@@ -1,0 +1,73 @@
+"""`saap discover`: coupled structures of one of our models, or of any function that a factory names, and a drawing."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from saap_jax.arguments import UsageError, console
+from saap_jax.options import ModelConfig
+
+USAGE = """\
+usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg]
+
+Print the coupled structures of a model, or of what a factory returns: (function, params, *inputs).
+--drawing writes parameters, axes and structures as a picture."""
+
+
+def run(words: list[str]) -> None:
+    """Run `saap discover`.
+
+    Raises:
+        UsageError: more than one model, or another option than `--drawing`.
+        ValueError, FileNotFoundError: no such model or factory.
+    """
+    if set(words) & {"-h", "--help"}:
+        console.print(USAGE, markup=False)
+        return
+    names, drawing = _split(words)
+    if len(names) > 1:
+        raise UsageError(f"discover: expected one model, got {' '.join(names)}")
+    name = names[0] if names else ModelConfig().name
+    from saap_jax.discovery.trace import trace
+
+    if ":" in name:
+        from saap_jax.discovery.factory import traced_factory, traced_listing
+
+        traced = traced_factory(name)
+        console.print(traced_listing(name, traced), markup=False)
+    else:
+        from saap_jax.discovery.listing import listing
+        from saap_jax.llama import load_model
+        from saap_jax.llama.model import Llama
+
+        model = load_model(name)
+        table, said = listing(name, model)
+        console.print(table)
+        console.print(said)
+        traced = None
+        if drawing:
+            traced = trace(Llama.__call__, model, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+    if drawing and traced is not None:
+        from saap_jax.report.couplings import couplings_drawing
+
+        path = Path(drawing)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
+        path.write_text(couplings_drawing(traced), encoding="utf-8")
+        console.print(f"drawing: {path}", markup=False)
+
+
+def _split(words: list[str]) -> tuple[list[str], str]:
+    names, drawing, pending = [], "", iter(words)
+    for word in pending:
+        option, equals, value = word.partition("=")
+        if option == "--drawing":
+            drawing = value if equals else next(pending, "")
+            if not drawing.endswith(".svg"):
+                raise UsageError(f"discover: --drawing: expected the name of an .svg file, got {drawing or 'nothing'}")
+        elif word.startswith("-"):
+            raise UsageError(f"discover: expected no option but --drawing, got {word}")
+        else:
+            names.append(word)
+    return names, drawing
