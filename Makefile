@@ -20,9 +20,9 @@ slow: $(READY)  ## tests that take minutes
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -m sharded
 
-tpu-plan: $(READY)  ## programs compiled for TPUs that are not there; installs libtpu
-	$(BIN)/pip install -q "libtpu>=0.0.52"
-	JAX_PLATFORMS=cpu $(BIN)/pytest -q -m tpuplan
+tpu-plan: $(READY)  ## programs compiled for TPUs that are not there; installs libtpu apart: beside it jax complains that there is no TPU
+	test -d .venv/tpu-plan/libtpu || $(BIN)/pip install -q --no-deps --target .venv/tpu-plan "libtpu>=0.0.52"
+	JAX_PLATFORMS=cpu PYTHONPATH=.venv/tpu-plan $(BIN)/pytest -q -m tpuplan
 
 eval: $(READY)  ## tests with lm-evaluation-harness; installs it, with what it imports of its dependencies (no torch)
 	$(BIN)/pip install -q --no-deps -r requirements-eval.lock
