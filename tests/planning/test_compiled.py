@@ -8,6 +8,7 @@ from saap_jax.options_mesh import MeshConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import plan_one
+from saap_jax.planning.search import search
 
 pytestmark = pytest.mark.tpuplan
 
@@ -66,6 +67,17 @@ def test_plans_are_kept(cache):
 def test_more_devices_hold_less():
     peaks = [plan(target, batch=16)["bytes"]["peak"] for target in ("v5e:2x2", "v5e:4x4")]
     assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_the_search_compiles_and_takes_the_smallest():
+    config = PlanConfig(length=256, examples=16)
+    best, tried = search(config, SMALL, target_of("v5e-16"))
+    assert best is not None
+    assert best["target"] == "v5e:1x1"
+    assert best["source"] == "compiled"
+    assert 1 <= len(tried) <= 6
+    fits = [record["step_seconds"] / record["batch"] for record in tried if record["fits"]]
+    assert best["step_seconds"] / best["batch"] == min(fits)
 
 
 def test_what_does_not_fit_says_by_how_much():
