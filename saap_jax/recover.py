@@ -35,7 +35,7 @@ from saap_jax.report import RunDirectory, provenance, write_scalars
 from saap_jax.report.monitor import Stage
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.recovery import recovery_files
-from saap_jax.sharding import Layout, layout_of_job, mesh_of, settled
+from saap_jax.sharding import Layout, laid_out, layout_of_job
 from saap_jax.sweep import texts_of
 
 Note = Callable[[str, bool], None]
@@ -77,7 +77,7 @@ def recover(
         texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
     schedule = schedule_of(config, text.rows)
     with run.stage("prepare"), step(track, "prepare the model"):
-        training = training_of(config, method, model, dense, text, schedule)
+        training = training_of(config, method, model, dense, text, schedule, layout)
     run.begin()
     run.update(**_about(config, text, training, model))
     if not config.out:
@@ -117,8 +117,6 @@ def _layout(config: RecoverConfig) -> Layout | None:
     """
     sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
     layout = layout_of_job(config.mesh, **sizes)
-    if layout is not None and config.method.name == "groupwise":
-        raise ValueError("method.name: expected lora or full on a mesh of several devices, got groupwise")
     if layout is not None and config.new_tokens:
         raise ValueError(
             f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
@@ -166,12 +164,19 @@ def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
 
 
 def training_of(
-    config: RecoverConfig, method: Method, model: Llama, dense: Llama | None, text: Text, schedule: Schedule
+    config: RecoverConfig,
+    method: Method,
+    model: Llama,
+    dense: Llama | None,
+    text: Text,
+    schedule: Schedule,
+    layout: Layout | None,
 ) -> Training:
-    """Return everything that the training is made of."""
+    """Return everything that the training is made of, on the devices of `layout`."""
     options = config.training
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
-    prepared = settled(prepared, mesh_of(model))
+    if layout is not None:
+        prepared = laid_out(prepared, layout.lenient())
     teacher = dense if options.distillation else None
     trained, frozen = split(prepared, method.trainable, teacher)
     base = digest_of((prepared, teacher))

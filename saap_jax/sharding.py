@@ -232,6 +232,21 @@ def settled(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
+def laid_out(tree: Any, layout: Layout) -> Any:
+    """Return a tree whose parameters lie where the layout places them; those that are spread already, as they are.
+
+    The others are on this host, and the same on every process; each device takes its part.
+    """
+
+    def one(value: Any, place: NamedSharding) -> Any:
+        if isinstance(getattr(value, "sharding", None), NamedSharding):
+            return value
+        whole = np.asarray(value)
+        return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
+
+    return jax.tree.map(one, tree, shardings(tree, layout))
+
+
 Places = tuple[NamedSharding, ...]
 """Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
 

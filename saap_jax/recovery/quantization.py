@@ -18,6 +18,7 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.sharding import fetched
 
 Rounding = Literal["nearest", "search"]
 """How a group is rounded: to a grid from its least to its largest weight, or to the best of some narrower grids."""
@@ -57,8 +58,10 @@ def quantize(
     def one(weight: Weight) -> Weight:
         inputs, outputs = inputs_and_outputs(weight)
         arrays = [
-            quantize_matrix(layer.astype(np.float32).reshape(inputs, outputs), bits, group_size, rounding)
-            for layer in np.asarray(weight[...])
+            quantize_matrix(
+                fetched(weight[layer]).astype(np.float32).reshape(inputs, outputs), bits, group_size, rounding
+            )
+            for layer in range(weight.shape[0])
         ]
         packed, scale, offset = (jnp.asarray(np.stack(each)) for each in zip(*arrays, strict=True))
         return Quantized(weight.axes, tuple(weight.shape[1:]), bits, group_size, (packed, scale, offset))

@@ -31,6 +31,8 @@ RECOVER = [
     *("--training.batch-size", "8", "--training.microbatch", "4", "--training.learning-rate", "0.01"),
     *("--evaluation.windows", "4", "--evaluation.length", "12", "--evaluation.batch-size", "4"),
 ]
+GROUPWISE = [{"full": "groupwise"}.get(word, word) for word in RECOVER]
+GROUPWISE += ["--name", "groupwise", "--method.group-size", "8"]
 
 
 def port() -> int:
@@ -81,6 +83,7 @@ def jobs_of(model: Path, place: Path, mesh: list[str]) -> list[list[str]]:
         ["prune", *named, *PRUNE, *scores, *out, *mesh],
         ["evaluate", str(model), *EVALUATE, "--json", str(place / "ppl.json"), *mesh],
         ["recover", "--model", str(model), *RECOVER, *text, *runs, *mesh],
+        ["recover", "--model", str(model), *GROUPWISE, *text, *runs, *mesh],
     ]
 
 
@@ -125,7 +128,7 @@ def test_two_processes_give_what_one_gives(alone, tiny_model_directory, tmp_path
     statistics = Path("runs") / "score" / "statistics" / "reference.safetensors"
     same_tensors(tmp_path / statistics, alone / statistics)
     assert (tmp_path / "pruned" / "keep.json").read_text() == (alone / "pruned" / "keep.json").read_text()
-    for model in (Path("pruned"), Path("runs") / "recover" / "model"):
+    for model in (Path("pruned"), *(Path("runs") / name / "model" for name in ("recover", "groupwise"))):
         same_tensors(tmp_path / model / "model.safetensors", alone / model / "model.safetensors")
     ours, theirs = (json.loads((place / "ppl.json").read_text()) for place in (tmp_path, alone))
     for (_, one), (_, other) in zip(numbers(ours), numbers(theirs), strict=True):
