@@ -35,7 +35,7 @@ def run(words: list[str]) -> None:
         from saap_jax.discovery.factory import traced_factory, traced_listing
 
         traced = traced_factory(name)
-        console.print(traced_listing(name, traced), markup=False)
+        console.print(traced_listing(name, traced), markup=False, soft_wrap=True)
     else:
         from saap_jax.discovery.listing import listing
         from saap_jax.llama import load_model
@@ -55,7 +55,7 @@ def run(words: list[str]) -> None:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
         path.write_text(couplings_drawing(traced), encoding="utf-8")
-        console.print(f"drawing: {path}", markup=False)
+        console.print(f"drawing: {path}", markup=False, soft_wrap=True)
 
 
 def _split(words: list[str]) -> tuple[list[str], str]:
