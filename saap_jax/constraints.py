@@ -66,7 +66,7 @@ def sum_of_examples(each: Array, embed: int) -> Array:
     own = each.reshape(shards, -1, *each.shape[1:]).sum(axis=1)
     spec: list[Any] = [tuple(axis for axis in BATCH if axis != WEIGHTS and sizes.get(axis, 1) > 1) or None]
     spec += [PartitionSpec.UNCONSTRAINED] * (own.ndim - 1)
-    spec[1 + embed] = WEIGHTS
+    spec[1 + embed] = WEIGHTS if WEIGHTS in sizes else None
     return jax.lax.with_sharding_constraint(own, PartitionSpec(*spec)).sum(axis=0)
 
 
@@ -84,7 +84,7 @@ def _gathered(variable: Any) -> Any:
         return variable
     place = axes.index(split) - len(axes)  # from the end: a scan took `layers`
     sizes = jax.sharding.get_abstract_mesh().shape
-    even = value.shape[place] % sizes.get(WEIGHTS, 1) == 0
+    even = WEIGHTS in sizes and value.shape[place] % sizes[WEIGHTS] == 0
 
     def constrained(x: Array, axis: str | None) -> Array:
         spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim

@@ -213,6 +213,7 @@ def config_file(path, config: CompareConfig) -> None:
         textwrap.dedent(f"""
         from saap_jax.config import CompareConfig
         from saap_jax.options import *
+        from saap_jax.options_mesh import MeshConfig
         CONFIG = {config!r}
         """)
     )

@@ -135,10 +135,10 @@ def test_the_examples_stay_spread_over_the_devices(found):
 
 
 def test_a_device_works_on_its_own_examples_only(found):
-    """Unless every device holds all of them."""
+    """Also where every device holds all of them: the model says which are its own."""
     one = found["operations/one"]
     assert 0.24 < found["operations/spread"] / one < 0.3
-    assert found["operations/copied"] / one == pytest.approx(1, rel=0.01)
+    assert 0.24 < found["operations/copied"] / one < 0.3
 
 
 if __name__ == "__main__":
