@@ -193,7 +193,7 @@ def test_what_is_prunable_can_be_removed(builder):
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=1500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=500, deadline=None, database=None, derandomize=True)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
 
@@ -219,6 +219,6 @@ def check_masked(builder: Builder) -> None:
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
 def test_masked_is_cut_in_many_programs(builder):
     check_masked(builder)
