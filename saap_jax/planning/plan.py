@@ -202,7 +202,7 @@ def remedies(
             f"--mesh.data 1 --mesh.fsdp {data * fsdp}",
             estimate(config, spec, (1, data * fsdp, tensor), batch, remat).peak,
         )
-    if fsdp % 2 == 0 and (data, fsdp // 2, 2 * tensor) in _even(spec, target):
+    if fsdp % 2 == 0 and (data, fsdp // 2, 2 * tensor) in meshes(target.devices, spec):
         half = batch // 2 if batch // 2 % (data * fsdp // 2) == 0 else batch
         add(
             f"--mesh.fsdp {fsdp // 2} --mesh.tensor {2 * tensor} --batch {half}",
@@ -228,10 +228,6 @@ def remedies(
 
 def _fields(config: PlanConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
-
-
-def _even(spec: LlamaSpec, target: Target) -> list[Mesh]:
-    return meshes(target.devices, spec)
 
 
 def overrun_of(message: str) -> float | None:

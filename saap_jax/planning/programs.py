@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -161,4 +160,4 @@ def weight_sizes(spec: LlamaSpec) -> frozenset[int]:
     for widths in set(spec.layers):
         kv = spec.embed * widths.kv_heads * spec.head_dim
         sizes |= {kv, kv * widths.q_per_kv, spec.embed * widths.mlp}
-    return frozenset(int(np.int64(size)) for size in sizes if size)
+    return frozenset(sizes - {0})
