@@ -60,7 +60,6 @@ def test_a_cluster_that_is_none_is_one_line(capsys, monkeypatch):
     [
         (["evaluate", "x", "--tasks", "piqa"], "tasks: expected none on a mesh"),
         (["recover", "x", "--method.name", "lora"], "new_tokens: expected 0 on a mesh of several devices"),
-        (["recover", "x", "--new-tokens", "0"], "method.name: expected lora or full on a mesh"),
         (["prune", "--targets.latency", "70%"], "targets: expected none that is measured on a mesh .* got latency"),
     ],
 )
