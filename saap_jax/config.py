@@ -17,6 +17,7 @@ from saap_jax.options import (
     KeepStatistics,
     ModelConfig,
     QueryHeadsConfig,
+    ResidualConfig,
     SearchConfig,
     TargetsConfig,
     check_at_least,
@@ -164,6 +165,7 @@ class PruneConfig:
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
     query_heads: QueryHeadsConfig = QueryHeadsConfig()
+    residual: ResidualConfig = ResidualConfig()
     compensation: CompensationConfig = CompensationConfig()
     mesh: MeshConfig = MeshConfig()
 

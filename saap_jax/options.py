@@ -258,6 +258,25 @@ class QueryHeadsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualConfig:
+    """Channels of the residual stream that go from the whole model, before anything else."""
+
+    share: float = 0.0
+    """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
+    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "gate_fisher"
+    """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
+    norm_scale: Literal["dense", "mean", "masked"] = "dense"
+    """How norms make up for the channels that they average over no more; see `residual.narrow_model`."""
+    multiple_of: int = 16
+    """The width that stays is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        check_choices("residual", self)
+        check_share("residual.share", self.share)
+        check_at_least("residual.multiple_of", self.multiple_of, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompensationConfig:
     """How what is left of a layer stands in for what was removed: in closed form, without training."""
 

@@ -1,5 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from saap_jax.calibration import (
 from saap_jax.compensation import Compensated, Correction, check_batches, compensate
 from saap_jax.config import PruneConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.bench import compile_programs
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.latency import measure_table, measured
@@ -33,8 +34,9 @@ from saap_jax.processes import agreed
 from saap_jax.query_stage import count_query_heads
 from saap_jax.report import provenance
 from saap_jax.report.records import plain, write_atomically
+from saap_jax.residual import ResidualStage, check_residual, remove_channels, together
 from saap_jax.search import Selection
-from saap_jax.selection import calibration_of, check_query_heads, chosen_units
+from saap_jax.selection import calibration_of, check_query_heads, chosen_units, ratio_of
 from saap_jax.sharding import layout_of_job
 from saap_jax.surgery import cut
 from saap_jax.types import Keep
@@ -79,6 +81,8 @@ class Pruned(NamedTuple):
     """What compensation did to each sub-block."""
     reached: list[Reached]
     """The targets that were asked for."""
+    channels: tuple[int, int] | None = None
+    """Of the residual stream, before and after, where some went."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -94,6 +98,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     check_estimators([config.estimator], config.fusion)
     check_query_heads(config)
+    check_residual(config)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     check_scenarios(calibration, config.search)
     check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
@@ -110,9 +115,12 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         scenarios = scenarios_of(calibration, tokenizer)
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))
-    selection = chosen_units(config, model, scenarios, calibration, track, costs=costs, targets=targets)
-    compensated = compensated_units(config, model, selection.keep, scenarios, calibration, track)
+    rest, base, stage = after_channels(config, model, scenarios, calibration, track)
+    selection = chosen_units(rest, base, scenarios, calibration, track, costs=costs, targets=targets)
+    compensated = compensated_units(config, base, selection.keep, scenarios, calibration, track)
     pruned = cut(compensated.model, selection.keep)
+    if stage is not None:
+        selection = together(stage, selection, ratio_of(config), prunable_parameters(discover(model)))
     reached = reached_by(pruned, model, costs, targets, track)
     save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
     if reached:
@@ -126,7 +134,30 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,
         reached=reached,
+        channels=None if stage is None else (model.spec.embed, pruned.spec.embed),
     )
+
+
+def after_channels(
+    config: PruneConfig,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> tuple[PruneConfig, Llama, ResidualStage | None]:
+    """Return what is left to do, and on which model, once channels of the residual stream are gone, if any go."""
+    if not config.residual.share:
+        return config, model, None
+    stage = remove_channels(
+        model,
+        scenarios,
+        ratio_of(config),
+        config.residual,
+        batch_size=calibration.batch_size,
+        remat=config.remat,
+        track=track,
+    )
+    return dataclasses.replace(config, ratio=stage.rest), stage.model, stage
 
 
 def compensated_units(
@@ -218,6 +249,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     ]
     if pruned.query_heads is not None:
         rows.insert(3, ("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
+    if pruned.channels is not None:
+        rows.insert(3, ("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
     if pruned.corrections:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")

@@ -56,7 +56,7 @@ def chosen_units(
         "remat": config.remat,
         "track": track,
     }
-    ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
+    ratio = ratio_of(config)
     if config.query_heads.share:
         first = remove_query_heads(
             model, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
@@ -72,6 +72,11 @@ def chosen_units(
             lambda keep: observe(keep=keep),
         )  # fmt: skip
     return select_path(model, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
+
+
+def ratio_of(config: PruneConfig) -> float:
+    """Return the share of the prunable parameters that goes where no target says how much."""
+    return DEFAULT_RATIO if config.ratio is None else config.ratio
 
 
 def check_query_heads(config: PruneConfig) -> None:

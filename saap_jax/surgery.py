@@ -12,10 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import existing_query_heads, existing_units, run_bounds
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, STRUCTURES, Gates, Keep
+from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
 
 
 def masks(keep: Keep) -> Gates:
@@ -26,7 +27,8 @@ def masks(keep: Keep) -> Gates:
 def cut(model: Llama, keep: Keep) -> Llama:
     """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one run.
 
-    A layer may lose all units of a structure. The given model is left as it is. Of one that is spread over devices, so
+    A layer may lose all units of a structure. Without some channels of the residual stream, norms are rescaled as in
+    `narrowed`. The given model is left as it is. Of one that is spread over devices, so
     is the result: an axis that they do not divide any more is held whole on each.
 
     Raises:
@@ -44,7 +46,7 @@ def cut(model: Llama, keep: Keep) -> Llama:
             layers.append(_map_params(_layer_cutter(offset, kept), run))
     pruned = jax.tree.map(lambda x: x, model)
     pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
-    return pruned
+    return narrowed(pruned, keep[RESIDUAL][0]) if RESIDUAL in keep else pruned
 
 
 def _kept_in_place(whole: Array, part: Array) -> Array:
@@ -65,7 +67,11 @@ def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
         dataclasses.replace(widths, kv_heads=int(attention.sum()), mlp=int(mlp.sum()))
         for widths, attention, mlp in zip(spec.layers, keep["attention"], keep["mlp"], strict=True)
     )
-    return dataclasses.replace(spec, layers=tuple(layers))
+    embed = int(keep[RESIDUAL].sum()) if RESIDUAL in keep else spec.embed
+    eps = spec.constants.norm_eps * (spec.embed / embed)
+    return dataclasses.replace(
+        spec, layers=tuple(layers), embed=embed, constants=dataclasses.replace(spec.constants, norm_eps=eps)
+    )
 
 
 def check_keep(keep: Keep, runs: Sequence[DecoderLayer]) -> None:
@@ -105,7 +111,7 @@ def keep_to_json(keep: Keep) -> dict:
 def keep_from_json(record: dict) -> Keep:
     """Return the keep-set that `keep_to_json` wrote."""
     keep = {}
-    for name in STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in record else ()):
+    for name in STRUCTURES + tuple(each for each in (QUERY_HEADS, RESIDUAL) if each in record):
         kept = np.zeros((len(record[name]["kept"]), record[name]["units"]), bool)
         for row, indices in zip(kept, record[name]["kept"], strict=True):
             row[indices] = True

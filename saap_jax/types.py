@@ -33,11 +33,18 @@ Head k · q_per_kv + g of a layer is query head g of KV head k: the numbers of H
 kept KV head stay.
 """
 
+RESIDUAL = "embed"
+"""Key of the channels of the residual stream, one structure of the whole model, in gates and keep-sets: `[1, embed]`.
+
+Absent: all of them stay. A gate multiplies its channel wherever the stream is written: by the embedding and by each
+sub-block."""
+
 # `_units` binds to nothing: the structures have different numbers of units
 Gates = dict[str, Float[Array, "... _layers _units"]]
 """Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own.
 
-An entry `QUERY_HEADS`, if there is one, multiplies the output of each query head beside the gate of its KV head."""
+An entry `QUERY_HEADS`, if there is one, multiplies the output of each query head beside the gate of its KV head; an
+entry `RESIDUAL` multiplies the channels of the residual stream, `[*batch, 1, embed]`."""
 
 LayerGates = dict[str, Float[Array, "... _units"]]
 """Gates as a scan over layers takes them: `[layers, *batch, units]`, and `[*batch, units]` inside it."""
@@ -49,7 +56,7 @@ Keep = dict[str, Bool[np.ndarray, "_layers _units"]]
 """True where a unit stays; False where it is removed or where a layer has no such unit.
 
 An entry `QUERY_HEADS`, if there is one, says which query heads stay: of each kept KV head of a layer the same number,
-one or more, and none of the others."""
+one or more, and none of the others; an entry `RESIDUAL`, which channels of the residual stream stay."""
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""

@@ -45,7 +45,7 @@ ORDER = (
     ("kept",),
     ("variants", "query_stage"),
     ("pipeline", "generation", "benchmark"),
-    ("selection",),
+    ("selection", "residual"),
     ("pruning",),
     ("sweep",),
     ("comparison",),

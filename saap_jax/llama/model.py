@@ -17,7 +17,7 @@ from saap_jax.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.llama.product import product
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.types import QUERY_HEADS, Gates, LayerGates, Remat
+from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
 
 Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]
 """Cosine and sine of each position's rotary angles; with a batch axis where rows start at different positions."""
@@ -144,15 +144,16 @@ class Llama(nnx.Module):
         """Return the normalised last hidden states and, for each run, what `observe` made, stacked over its layers.
 
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
-        `QUERY_HEADS` tells the query heads of a KV head apart.
+        `QUERY_HEADS` tells the query heads of a KV head apart, `RESIDUAL` gates the residual stream.
         """
         rotation = rotary(tokens.shape[1], self.runs[0].attention.output.shape[-2], self.constants)
-        x = by_example(gathered(self.embedding)[...][tokens])
+        stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
+        x = _gated(by_example(gathered(self.embedding)[...][tokens]), stream)
         observed = []
         for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
 
             def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
-                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe)
+                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe, stream=stream)
 
             x, seen = jax.lax.scan(rematerialised(layer, remat), x, (run, run_gates))
             observed.append(seen)
@@ -180,8 +181,12 @@ def decode(
     norm_eps: float,
     observe: Observe | None = None,
     allowed: Bool[Array, "batch seq seq"] | None = None,
+    stream: Float[Array, "*_rows embed"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
-    """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`."""
+    """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`.
+
+    `stream` multiplies the channels that the layer writes into the residual stream.
+    """
     layer = gathered(layer)
     middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
     if gates is not None:
@@ -189,12 +194,13 @@ def decode(
         if QUERY_HEADS in gates:
             heads = _per_token(gates[QUERY_HEADS], middle)
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
-    y = x + add_bias(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
-    y = by_example(y)
+    written = add_bias(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
+    y = by_example(x + _gated(written, stream))
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    z = by_example(y + add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias))
+    written = add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
+    z = by_example(y + _gated(written, stream))
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -306,7 +312,12 @@ def abstract_llama(spec: LlamaSpec, dtype: Any = jnp.float32) -> Llama:
     return nnx.eval_shape(lambda: Llama(spec, lambda shape, fan_in: jnp.zeros(shape, dtype)))
 
 
-def _per_token(gate: Float[Array, "*batch units"], activation: Array) -> Array:
+def _gated(x: Float[Array, "batch seq embed"], gate: Float[Array, "*_rows embed"] | None) -> Array:
+    """Multiply the channels of what is written into the residual stream by their gates, if there are any."""
+    return x if gate is None else x * _per_token(gate, x)
+
+
+def _per_token(gate: Float[Array, "*_rows units"], activation: Array) -> Array:
     """Broadcast a gate over the tokens: `[1 or batch, 1, units]` in the activation's dtype."""
     return (gate if gate.ndim == 2 else gate[None]).astype(activation.dtype)[:, None]
 

@@ -12,7 +12,7 @@ from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors
 from saap_jax.processes import first
-from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
 def save_model(
@@ -55,7 +55,10 @@ def _config(model: Llama, dtype: str) -> dict[str, Any]:
 
 def _check_keep(keep: Keep, model: Llama) -> None:
     for name in _names(keep):
-        widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
+        if name == RESIDUAL:
+            widths = [model.spec.embed]
+        else:
+            widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
         kept = keep[name].sum(axis=1).tolist()
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
@@ -69,4 +72,4 @@ def _keep_record(keep: Keep) -> dict[str, Any]:
 
 
 def _names(keep: Keep) -> tuple[str, ...]:
-    return STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in keep else ())
+    return STRUCTURES + tuple(name for name in (QUERY_HEADS, RESIDUAL) if name in keep)

@@ -1,0 +1,144 @@
+"""Is the width of the residual stream worth pruning, and do norms have to be rescaled? The study of docs/residual.md.
+
+    SAAP_DATA=DATA python experiments/study_residual.py run      # three seeds: about half an hour on two cores
+    python experiments/study_residual.py report                  # its tables
+
+SmolLM2-135M, calibrated on 32 windows of C4, evaluated on WikiText-2 and Penn Treebank. First channels of the residual
+stream alone, by each score and each scale of the norms. Then `saap prune` by its defaults, with none, a quarter or half
+of what goes taken from channels. Appends to a run directory a seed, and goes on where it was stopped.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
+
+import saap_jax
+from saap_jax.calibration import calibrate, pairs
+from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters
+from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama import Llama
+from saap_jax.options import STUDIED, ResidualConfig
+from saap_jax.pipeline import select_path
+from saap_jax.report import RunDirectory
+from saap_jax.report.records import read_candidates
+from saap_jax.residual import highest, narrow_model, observe_channels, remove_channels
+from saap_jax.surgery import cut
+
+SEEDS = (0, 1, 2)
+WINDOWS = 32
+WIDTHS = (544, 512, 448)
+"""Of 576 channels: 5.6, 11 and 22 % go."""
+SCALES = ("dense", "mean", "masked")
+SCORES = ("gate_fisher", "gate_taylor", "activation", "random")
+SHARES = ((0.2, 0.0), (0.2, 0.25), (0.2, 0.5), (0.5, 0.0), (0.5, 0.25))
+"""Ratio, and which share of it comes from channels."""
+
+
+def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path) -> None:
+    """Do what the run directory of a seed does not hold yet."""
+    config = {"seed": seed, "widths": WIDTHS, "scales": SCALES, "scores": SCORES, "shares": SHARES, "windows": WINDOWS}
+    run = RunDirectory.open(runs / f"residual-{seed}", config)
+    calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
+    if "dense" not in run.record:
+        run.update(dense={"losses": evaluated(model, texts), "parameters": count_parameters(model)})
+    done = {row["candidate"] for row in run.candidates()}
+    for makers in (narrow_ones(model, calibration, seed, done), shared_ones(model, calibration, done)):
+        for name, made in makers:
+            losses = evaluated(made, texts)
+            run.append({"candidate": name, "losses": losses, "parameters": count_parameters(made)})
+            ppl = "  ".join(f"{np.exp(np.mean(each)):9.2f}" for each in losses.values())
+            print(f"seed {seed}  {name:<32} {ppl}  {count_parameters(made):,} parameters", flush=True)
+
+
+def narrow_ones(model: Llama, calibration: Windows, seed: int, done: set[str]) -> Iterator[tuple[str, Llama]]:
+    """Return models without channels: each score with the scale `dense`, and `gate_fisher` with the other scales."""
+    arms = [(score, "dense") for score in SCORES] + [("gate_fisher", scale) for scale in SCALES[1:]]
+    names = {f"{score}, {scale}@{width}": (score, scale, width) for width in WIDTHS for score, scale in arms}
+    if names.keys() <= done:
+        return
+    seen = observe_channels(model, pairs(calibration, 8))
+    scores = seen.scores | {"random": np.random.default_rng(seed).random(model.spec.embed)}
+    for name, (score, scale, width) in names.items():
+        if name not in done:
+            yield name, narrow_model(model, highest(scores[score], width), seen, scale)
+
+
+def shared_ones(model: Llama, calibration: Windows, done: set[str]) -> Iterator[tuple[str, Llama]]:
+    """Return models pruned by the defaults, after channels that make up a share of the ratio."""
+    for ratio, share in SHARES:
+        name, base, rest = f"share {share:g}@{ratio:g}", model, ratio
+        if name in done:
+            continue
+        if share:
+            stage = remove_channels(model, {"calibration": calibration}, ratio, ResidualConfig(share=share))
+            base, rest = stage.model, stage.rest
+        first = calibrate(base, calibration, ["saap"])
+        path = select_path(base, first, {"calibration": calibration}, "saap", [rest], STUDIED)
+        yield name, cut(base, path[rest].keep)
+
+
+def evaluated(model: Llama, texts: dict[str, Windows]) -> dict[str, list[float]]:
+    """Return the mean loss of each window of each text."""
+    losses = {source: window_losses(model, pairs(windows, 8)) for source, windows in texts.items()}
+    return {source: (each.sums / each.counts).tolist() for source, each in losses.items()}
+
+
+def print_tables(runs: Path, seeds: Sequence[int]) -> None:
+    """Print perplexities over the seeds, and the difference that a share makes at a ratio."""
+    present = [seed for seed in seeds if (runs / f"residual-{seed}" / "metrics.jsonl").exists()]
+    if not present:
+        print(f"no results below {runs} yet")
+        return
+    rows = [{row["candidate"]: row for row in read_candidates(runs / f"residual-{seed}")[0]} for seed in present]
+    names = [name for name in rows[0] if all(name in each for each in rows)]
+    losses = {
+        (name, source): np.array([each[name]["losses"][source] for each in rows])
+        for name in names
+        for source in (WIKITEXT, TREEBANK)
+    }
+    print(f"{len(present)} seeds, ppl@{LENGTH} over {WINDOWS} windows\n")
+    print("| model | parameters | WikiText-2 | PTB |\n|---|---:|---:|---:|")
+    for name in names:
+        cells = []
+        for source in (WIKITEXT, TREEBANK):
+            ppl = np.exp(losses[name, source].mean(axis=1))
+            cells.append(f"{ppl.mean():.1f} ± {ppl.std(ddof=1):.1f}" if len(ppl) > 1 else f"{ppl[0]:.1f}")
+        print(f"| {name} | {rows[0][name]['parameters'] / 1e6:.1f}M | " + " | ".join(cells) + " |")
+    print("\nDifference from share 0 of the same ratio, in per cent (95 %, paired bootstrap over seeds and windows)\n")
+    for ratio, share in SHARES:
+        name, base = f"share {share:g}@{ratio:g}", f"share 0@{ratio:g}"
+        if share and {name, base} <= set(names):
+            found = [paired_difference(losses[name, s], losses[base, s]).percent for s in (WIKITEXT, TREEBANK)]
+            said = (
+                f"{SHORT[s]} {v:+.1f} ({low:+.1f} to {high:+.1f})"
+                for s, (v, low, high) in zip(SHORT, found, strict=True)
+            )
+            print(f"- {name}: " + ", ".join(said))
+
+
+def main() -> None:
+    """Run the study, or print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    arguments = parser.parse_args()
+    if arguments.what == "run":
+        if "SAAP_DATA" not in os.environ:
+            parser.error("expected SAAP_DATA, the directory that holds text/, wikitext2/ and ptb/")
+        model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
+        texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
+        for seed in arguments.seeds:
+            run_seed(seed, model, tokenizer, texts, arguments.runs)
+    print_tables(arguments.runs, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

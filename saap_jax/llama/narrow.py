@@ -1,0 +1,70 @@
+"""A narrower residual stream: the same function of tokens as with the removed channels gated to zero."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from saap_jax.llama.model import Llama, param
+from saap_jax.llama.product import check_plain
+
+NORMS = ("attention_norm", "mlp_norm", "norm")
+"""Names of the normalisation scales of a layer, and of the model."""
+
+
+def narrowed(model: Llama, kept: Bool[np.ndarray, "embed"]) -> Llama:
+    """Return the model without some channels of its residual stream; the given model is left as it is.
+
+    A norm divides by the root of a mean over channels. Over D' instead of D channels that mean is D / D' times larger,
+    so scales are multiplied by √(D / D') and ε by D / D': the norms are then exactly those of the model whose removed
+    channels are zero.
+
+    Raises:
+        ValueError: `kept` has another shape or keeps nothing, or the model's matrices are not plain floats.
+    """
+    check_plain(model, "cut")
+    embed = model.embedding.shape[1]
+    if kept.shape != (embed,) or not kept.any():
+        raise ValueError(
+            f"keep: expected {embed} channels of the residual stream, of which one or more stay, got {int(kept.sum())} "
+            f"of shape {kept.shape}"
+        )
+    channels, growth = jnp.asarray(np.flatnonzero(kept)), embed / int(kept.sum())
+
+    def take(path: tuple, parameter: nnx.Param) -> nnx.Param:
+        if "embed" not in parameter.axes:
+            return parameter
+        value = jnp.take(parameter[...], channels, axis=parameter.axes.index("embed"))
+        return param(parameter.axes, value * growth**0.5 if _name(path) in NORMS else value)
+
+    new = _map(take, model)
+    new.constants = dataclasses.replace(model.constants, norm_eps=model.constants.norm_eps * growth)
+    return new
+
+
+def with_scaled_norms(model: Llama, factors: list[dict[str, Float[Array, "layers"]]], last: float) -> Llama:
+    """Return the model with each norm's scales multiplied by a number.
+
+    Args:
+        model: the model, which is left as it is.
+        factors: of each run, `{"attention_norm": [layers], "mlp_norm": [layers]}`.
+        last: of the norm after the last layer.
+    """
+    new = jax.tree.map(lambda x: x, model)
+    for run, each in zip(new.runs, factors, strict=True):
+        for name, factor in each.items():
+            scale = getattr(run, name)
+            setattr(run, name, param(scale.axes, scale[...] * factor.astype(scale.dtype)[:, None]))
+    new.norm = param(new.norm.axes, new.norm[...] * last)
+    return new
+
+
+def _map(function, model: Llama) -> Llama:
+    return jax.tree_util.tree_map_with_path(function, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 1)[-1]
