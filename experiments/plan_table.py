@@ -3,8 +3,8 @@
     python experiments/plan_table.py [--models llama-2-7b ...] [--kinds v5e v5p v6e] [--tasks score recover]
     python experiments/plan_table.py --scaling [--chips 16 32 64 128 256]
 
-The table: for each model, kind of chip and task the smallest machine that holds it, and the fastest way to use it that
-`saap plan --search` finds (docs/plan.md says what it tries): 128 rows of 2,048 tokens, bfloat16 parameters, scoring
+The table: for each model, kind of chip and task the smallest machine that holds it, and the fastest way by arithmetic
+that fits when compiled (`saap plan --search` goes on to three, as `--enough 3` does here): 128 rows of 2,048 tokens, bfloat16 parameters, scoring
 with mean and squared gradients, recovery with LoRA. Programs are compiled, one to two minutes each; results are kept,
 so it goes on where it was stopped. The scaling: the same scoring of the first model with one row a chip, on ever more
 chips. Needs libtpu (extra `tpu-plan`).
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["llama-2-7b", "llama-2-13b", "llama-2-70b"])
     parser.add_argument("--kinds", nargs="+", choices=[kind for kind in CHIPS if kind[0] == "v"], default=None)
     parser.add_argument("--tasks", nargs="+", choices=["score", "evaluate", "recover"], default=["score", "recover"])
+    parser.add_argument("--enough", type=int, default=1, help="plans that fit, of which the fastest is told")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--chips", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     arguments = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
         for task in arguments.tasks:
             for kind in kinds:
                 config = PlanConfig(model=model, task=task)
-                best, _ = search(config, spec_of(model), targets(CHIPS[kind])[0])
+                best, _ = search(config, spec_of(model), targets(CHIPS[kind])[0], enough=arguments.enough)
                 row = [model, task, kind]
                 if best is None:
                     row += ["none", "", "", "", ""]

@@ -53,13 +53,15 @@ def search(
     spec: LlamaSpec,
     target: Target,
     *,
+    enough: int = TRIES,
     progress: Callable[[Iterable[Target]], Iterator[Target]] = iter,
     plan: Callable[..., Record] = plan_one,
 ) -> tuple[Record | None, list[Record]]:
     """Return the best plan on the smallest machine of the target's kind that the job fits, and all that were made.
 
     A machine is tried with the ways that are fastest by arithmetic and, if none of them fits, with those that need the
-    least memory. None for the plan where no machine is large enough.
+    least memory. None for the plan where no machine is large enough. With `enough` plans that fit, no further ones of
+    that machine are made.
     """
     tried: list[Record] = []
     for machine in progress(targets(target.chip)):
@@ -67,7 +69,7 @@ def search(
         fits: list[Record] = []
         smallest = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
         for way in [*choices[:TRIES], *smallest[:TRIES]]:
-            if fits and way in smallest[:TRIES] and way not in choices[:TRIES]:
+            if len(fits) >= enough or (fits and way in smallest[:TRIES] and way not in choices[:TRIES]):
                 break
             if any(record["way"] == list(way) and record["target"] == machine.topology for record in tried):
                 continue

@@ -119,6 +119,9 @@ def test_the_search_takes_the_smallest_machine_and_the_fastest_way_on_it():
     assert max(asked) == 4
     here = [record for record in tried if record["fits"]]
     assert best["step_seconds"] / best["batch"] == min(r["step_seconds"] / r["batch"] for r in here)
+    one, few = search(config, SEVEN, target_of("gpu:a100:1"), enough=1, plan=plan)
+    assert one == best, "the fastest by arithmetic comes first"
+    assert [record["fits"] for record in few].count(True) == 1 < len(here)
     none, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=lambda *a: plan(*a) | {"fits": False})
     assert none is None
     assert tried
