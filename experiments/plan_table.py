@@ -4,10 +4,10 @@
     python experiments/plan_table.py --scaling [--chips 16 32 64 128 256]
 
 The table: for each model, kind of chip and task the smallest machine that holds it, and the fastest way by arithmetic
-that fits when compiled (`saap plan --search` goes on to three, as `--enough 3` does here): 128 rows of 2,048 tokens, bfloat16 parameters, scoring
-with mean and squared gradients, recovery with LoRA. Programs are compiled, one to two minutes each; results are kept,
-so it goes on where it was stopped. The scaling: the same scoring of the first model with one row a chip, on ever more
-chips. Needs libtpu (extra `tpu-plan`).
+that fits when compiled (`saap plan --search` goes on to three, as `--enough 3` does here): 128 rows of 2,048 tokens,
+bfloat16 parameters, scoring with mean and squared gradients, recovery with LoRA. Programs are compiled, one to two
+minutes each; results are kept, so it goes on where it was stopped. The scaling: the same scoring of the first model
+with one row a chip, on ever more chips. Needs libtpu (extra `tpu-plan`).
 """
 
 import argparse
