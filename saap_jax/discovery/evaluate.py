@@ -70,7 +70,11 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
 
 
 def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
-    """Multiply an operand by the gates of its units; indices that belong to no unit stay as they are."""
+    """Multiply an operand by the gates of its units; indices that belong to no unit stay as they are.
+
+    A unit whose gate is 0 is 0 afterwards even if it was infinite, as it may be behind a statistic that it has no part
+    in. Where the gate has a neutral value, the operand gets that where the gate is 0, and stays as it is elsewhere.
+    """
     units = np.full(operand.shape[gate.axis], values.shape[-1])
     for place in gate.places:
         for unit in range(values.shape[-1]):
@@ -80,7 +84,20 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
     axes = (*along, gate.axis)
     spread = jnp.transpose(spread, np.argsort(axes).tolist())
     shape = [operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)]
-    return operand * spread.reshape(shape).astype(operand.dtype)
+    spread = spread.reshape(shape)
+    if gate.neutral is not None:
+        return jnp.where(spread == 0, neutral_of(gate.neutral, operand.dtype), operand)
+    if jnp.issubdtype(operand.dtype, jnp.inexact):
+        operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
+    return operand * spread.astype(operand.dtype)
+
+
+def neutral_of(value: float, dtype: Any) -> Array:
+    """Return a neutral value in a type; of integers, the end of their range for an infinity."""
+    if jnp.issubdtype(dtype, jnp.integer) and np.isinf(value):
+        limits = jnp.iinfo(dtype)
+        return jnp.asarray(limits.max if value > 0 else limits.min, dtype)
+    return jnp.asarray(value).astype(dtype)
 
 
 def _parts(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
