@@ -74,11 +74,23 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
 
     A unit whose gate is 0 is 0 afterwards even if it was infinite, as it may be behind a statistic that it has no part
     in. Where the gate has a neutral value, the operand gets that where the gate is 0, and stays as it is elsewhere.
+    An index that belongs to two units, as where an axis is the square of a structure, is multiplied by both gates.
     """
-    units = np.full(operand.shape[gate.axis], values.shape[-1])
+    none = values.shape[-1]
+    layers = [np.full(operand.shape[gate.axis], none)]
     for place in gate.places:
-        for unit in range(values.shape[-1]):
-            units[place.indices(unit)] = unit
+        own = [place.indices(unit) for unit in range(none)]
+        if (layers[-1][np.concatenate(own)] != none).any():
+            layers.append(np.full_like(layers[0], none))
+        for unit, indices in enumerate(own):
+            layers[-1][indices] = unit
+    for units in layers:
+        operand = _multiplied(operand, units, gate, along, values)
+    return operand
+
+
+def _multiplied(operand: Array, units: np.ndarray, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
+    """Multiply each index along a gate's axis by the gate of one unit, the last number standing for none."""
     ones = jnp.ones((*values.shape[:-1], 1), values.dtype)
     spread = jnp.take(jnp.concatenate([values, ones], -1), units, axis=-1)
     axes = (*along, gate.axis)

@@ -37,7 +37,10 @@ class TracedWeights:
         value = jnp.asarray(self.values[member.path])
         first = (*member.shared, member.axis)
         moved = jnp.moveaxis(value, first, range(len(first)))
-        places = [[i for place in member.places for i in place.indices(unit)] for unit in range(structure.units)]
+        places = [
+            list(dict.fromkeys(i for place in member.places for i in place.indices(unit)))
+            for unit in range(structure.units)
+        ]
         taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
         return taken.reshape(structure.copies, structure.units, -1)
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from saap_jax.report.blocks import plural
 from saap_jax.report.markdown import escaped
 from saap_jax.report.rows import DENSE, Record
 
 HEADER = ("estimator", "asked", "removed", "parameters", "held-out loss", "change", "± standard error", "kept units")
+"""Columns; the change is that of the loss, beside the dense model's, and its error is over held-out examples."""
 
 
 def traced_cells(candidates: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -37,11 +39,10 @@ def rich_traced(run: Record, candidates: Sequence[Record]) -> Table:
 
 def traced_sentences(run: Record) -> list[str]:
     """Return what was pruned, and how the best of each ratio fared when it was cut."""
-    structures, whole = run["structures"], run["model"]["parameters"]
+    structures, model = run["structures"], run["model"]
     copied = [each for each in structures if each["copied"]]
-    lines = [
-        f"{len(structures)} structures with {run['model']['prunable_parameters']:,} of {whole:,} parameters can be pruned."
-    ]
+    held = f"{model['prunable_parameters']:,} of {model['parameters']:,} parameters"
+    lines = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
     if copied:
         names = ", ".join(each["name"] for each in copied)
         lines.append(f"Each copy (layer, expert) of a structure keeps as many units as the others: {names}.")

@@ -19,7 +19,14 @@ from saap_jax.report.traced import traced_files
 from saap_jax.search import Selection
 from saap_jax.surgery import masks
 from saap_jax.traced.saved import described, save_pruned
-from saap_jax.traced.select import calibrate, check_traced_estimators, count_parameters, prunable_parameters, select
+from saap_jax.traced.select import (
+    calibrate,
+    check_ratios_met,
+    check_traced_estimators,
+    count_parameters,
+    prunable_parameters,
+    select,
+)
 from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
@@ -39,6 +46,7 @@ def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Trac
         return run
     with step(track, "trace the model"):
         subject = subject_of(made_problem(config.factory), norms=config.norms)
+    check_ratios_met(subject, config.ratios, config.search)  # before any time is spent
     run.begin()
     run.update(kind="traced", **about_subject(config.factory, subject), **provenance())
     adaptive = config.search.allocation == "adaptive"
@@ -158,6 +166,7 @@ def prune(config: TracedPruneConfig, *, track: Track = quiet) -> PrunedModel:
     check_traced_estimators([config.estimator], config.fusion)
     with step(track, "trace the model"):
         subject = subject_of(made_problem(config.factory), norms=config.norms)
+    check_ratios_met(subject, [config.ratio], config.search)
     calibrated = calibrate(
         subject,
         [config.estimator],

@@ -36,8 +36,8 @@ def check_needs(estimators: Mapping[str, Estimator]) -> None:
     for name, estimator in estimators.items():
         if missing := sorted(need.value for need in estimator.needs - OBSERVED):
             raise ValueError(
-                f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected one "
-                "of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
+                f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
+                "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
             )
 
 

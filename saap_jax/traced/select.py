@@ -127,12 +127,20 @@ def select_scores(
     if not holds(most.keep):
         raise ValueError(
             f"ratio: {ratio:.4g} of the prunable parameters cannot be removed; the largest possible ratio is "
-            f"{int(most.actual * 10_000) / 10_000:.4f} under search.min_keep, max_ratio and multiple_of: relax one"
+            f"{int(most.actual * 10_000) / 10_000:.4f} under search.min_keep, max_ratio and multiple_of: relax one of "
+            "them"
         )
     nominal = sum(int((units.sum(1) * costs[name]).sum()) for name, units in existing.items())
     if nominal == prunable:  # no matrix is of two structures
         return chosen(min(ratio, top))
     return bisected(0.0, top, chosen, holds)
+
+
+def check_ratios_met(subject: Subject, ratios: Iterable[float], config: TracedSearchConfig) -> None:
+    """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that do not exist."""
+    equal: Scores = {each.name: np.ones((each.copies, each.units)) for each in subject.structures}
+    for ratio in ratios:
+        select_scores(subject, equal, ratio, config, equal)
 
 
 def limits_of(subject: Subject, config: TracedSearchConfig) -> dict[str, Limits]:

@@ -9,6 +9,7 @@ from saap_jax.discovery.gates import all_ones, gated
 from saap_jax.discovery.removal import keep_units, retrace
 from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import trace
+from saap_jax.discovery.weights import TracedWeights
 
 
 def softmax_of_softmax(params, x):
@@ -95,3 +96,34 @@ def test_an_empty_array_can_be_reshaped():
     assert any("an empty array" in str(reason) for reason in pinned["empty[1]"])
     for structure in traced.prunable:
         assert retrace(function, traced, structure, params, jnp.ones((6, 3))) == ""
+
+
+def square_of_units(params, x):
+    """The hidden axis is the square of a structure: both axes of a matrix that it is reshaped like."""
+    h = jnp.einsum("bi,id->bd", x, params["in"])
+    y = h.reshape(-1, *params["mix"].shape) + params["mix"][None]
+    z = jnp.einsum("bij,jk->bik", y, params["mix"])
+    return jnp.einsum("bd,d->b", h, params["head"])[:, None] + jnp.einsum("bik,ik->b", z, params["last"])[:, None]
+
+
+@pytest.mark.parametrize("removed", range(3))
+def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(removed):
+    """It once lost the columns alone when masked, for the second place of a unit overwrote the first."""
+    random = np.random.default_rng(0)
+    shapes = {"in": (4, 9), "mix": (3, 3), "head": (9,), "last": (3, 3)}
+    params = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(random.normal(size=(5, 4)), jnp.float32)
+    traced = trace(square_of_units, params, x)
+    (structure,) = traced.prunable
+    assert structure.units == 3
+    keep = {structure.name: np.arange(3) != removed}
+    less = keep_units(traced, keep, params)
+    assert less["head"].shape == (4,)
+    masked = gated(traced)({structure.name: jnp.asarray(keep[structure.name], jnp.float32)}, params, x)
+    np.testing.assert_allclose(masked, smaller(traced, keep)(less, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(masked, square_of_units(less, x), rtol=1e-4, atol=1e-5)
+    weights = TracedWeights.of((structure,), params)
+    (head,) = [weights.view(structure, member) for member in structure.members if member.path == "head"]
+    rows = [set(range(3 * u, 3 * u + 3)) | {u, u + 3, u + 6} for u in range(3)]  # each weight once
+    for unit, row in enumerate(rows):
+        np.testing.assert_allclose(np.sort(head[0, unit]), np.sort(params["head"][np.array(sorted(row))]))

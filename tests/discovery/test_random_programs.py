@@ -65,8 +65,8 @@ def unary(builder: Builder, i: int, kind: str) -> None:
     functions: dict[str, Callable[[Array], list[Array]]] = {
         "relu": lambda x: [jax.nn.relu(x)],
         "softmax": lambda x: [jax.nn.softmax(x, -1)],
-        "below": lambda x: [x - x.max(-1, keepdims=True)],
-        "least": lambda x: [x.min(-1)],
+        "below": lambda x: [x - x.max(-1, keepdims=True, initial=-99.0)],
+        "least": lambda x: [x.min(-1, initial=99.0)],
         "centre": lambda x: [x - x.mean(-1, keepdims=True)],
         "sum": lambda x: [x.sum(-1)],
         "cumsum": lambda x: [jnp.cumsum(x, -1)],
