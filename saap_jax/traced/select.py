@@ -137,7 +137,7 @@ def select_scores(
 
 
 def check_ratios_met(subject: Subject, ratios: Iterable[float], config: TracedSearchConfig) -> None:
-    """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that do not exist."""
+    """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that are none."""
     equal: Scores = {each.name: np.ones((each.copies, each.units)) for each in subject.structures}
     for ratio in ratios:
         select_scores(subject, equal, ratio, config, equal)

@@ -1,7 +1,10 @@
 """`saap compare FACTORY` and `saap prune FACTORY`: what they print and write, and what they refuse."""
 
 import json
+import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -59,8 +62,6 @@ def test_compare(here, capsys):
 
 
 def _leaves():
-    import jax
-
     return jax.tree.leaves(stacked().params)
 
 
@@ -85,6 +86,25 @@ def test_prune_and_load(here, capsys):
 def test_the_factory_serves_discover_too(here, capsys):
     assert main(["discover", "mine.py:problem"]) == 0
     assert "layers/down[1]: 5 units in each of 2, 8 parameters a unit, prunable" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(here, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "discovery.md").read_text()
+    blocks = [block.removeprefix("python\n") for block in text.split("```") if block.startswith("python\n")]
+    (example,) = [block for block in blocks if "return Problem(" in block]
+    (load,) = [block for block in blocks if "load_pruned(" in block]
+    (here / "documented.py").write_text(example)
+    words = ["prune", "documented.py:regression", "--search.multiple-of-each", "layers/down[1]", "4", "--out", "small"]
+    with jax.numpy_rank_promotion("allow"):
+        assert main(words) == 0
+        assert "24 -> 20 in each of 3 copies" in capsys.readouterr().out
+        sys.path.insert(0, str(here))
+        try:
+            exec(load.replace("from mine", "from documented"), {})
+        finally:
+            sys.path.remove(str(here))
+    assert capsys.readouterr().out.startswith("0.0104")
 
 
 @pytest.mark.parametrize("command", ["compare", "prune"])

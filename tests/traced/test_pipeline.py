@@ -135,8 +135,8 @@ def test_gate_taylor_removes_less_than_chance(name):
     losses, found = Losses(subject, batch_size=16), {}
     for estimator in calibrated.estimators:
         keep = select(subject, calibrated, estimator, 0.25, TracedSearchConfig()).keep
-        found[estimator] = losses.of(masks(keep), problem.params, problem.calibration).mean()
-    dense = losses.of(subject.ones, problem.params, problem.calibration).mean()
+        found[estimator] = losses.of(masks(keep), problem.params, problem.held_out).mean()
+    dense = losses.of(subject.ones, problem.params, problem.held_out).mean()
     assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
 
 
