@@ -97,14 +97,19 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         )
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, calibration, texts, keeps, layout)
-    run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
     run.update(cost=run_cost(run.record, prices))
+    _finish(run, model)
+    return run
+
+
+def _finish(run: RunDirectory, model: Llama) -> None:
+    """Write what follows from all results, and the report."""
+    run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
     write_scalars(run)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     run.update(status="finished")
     if first():
         write_report(run.path)
-    return run
 
 
 # --- search ------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ class Problem:
                 raise ValueError(
                     f"Problem.params: expected concrete arrays, got {type(leaf).__name__}; initialise or load them"
                 )
+            if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+                raise ValueError(
+                    f"Problem.params: expected numbers, got {leaf.dtype}; let the function hold random keys"
+                )
         shapes = {}
         for name in ("calibration", "held_out"):
             given = getattr(self, name)

@@ -30,9 +30,6 @@ from saap_jax.traced.select import (
 from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
-AGREEMENT = 1e-3
-"""How far the mean loss of a cut model may be from the masked one's, relative to it."""
-
 
 def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare estimators on a factory's model, each candidate judged by masks; the best of each ratio is cut to check.
@@ -132,10 +129,10 @@ def checked_cut(subject: Subject, keep: Keep, masked: float, batch_size: int) ->
     """Return the mean held-out loss of the cut model; raise ValueError unless it is that of the masked one."""
     _, params = cut(subject, keep)
     loss = float(cut_losses(subject, keep, params, batch_size).mean())
-    if not abs(loss - masked) <= AGREEMENT * max(abs(masked), 1e-6):
+    if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
         raise ValueError(
-            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within {AGREEMENT:g}, got "
-            f"{loss:.6g}; please report this with the model"
+            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within "
+            f"{subject.tolerance:g}, got {loss:.6g}; please report this with the model"
         )
     return loss
 

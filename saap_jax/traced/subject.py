@@ -19,7 +19,7 @@ from saap_jax.discovery.trace import Traced, TracedStructure, trace
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
-"""How far outputs of two examples together may be from those of each alone, as a share of the largest."""
+"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 
 class Subject(NamedTuple):
@@ -28,6 +28,11 @@ class Subject(NamedTuple):
     problem: Problem
     traced: Traced
     structures: tuple[TracedStructure, ...]
+
+    @property
+    def tolerance(self) -> float:
+        """How far the losses of the masked and of the cut model may be apart, by the type of the parameters."""
+        return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
 
     @property
     def ones(self) -> Gates:
@@ -93,11 +98,20 @@ def _check_batches(problem: Problem) -> None:
             )
         own = np.concatenate([np.asarray(row, np.float64) for row in rows])
         largest = np.abs(own).max(initial=0)
-        if not np.abs(np.asarray(out, np.float64) - own).max(initial=0) <= TOLERANCE * largest:
+        if not np.abs(np.asarray(out, np.float64) - own).max(initial=0) <= tolerance_of(out.dtype) * largest:
             raise ValueError(
                 "Problem.function: expected the outputs of an example to be the same whatever else is in its batch, "
                 "got others (statistics of the batch, random numbers, or values that are not finite?)"
             )
+
+
+def tolerance_of(dtype: Any) -> float:
+    """Return `TOLERANCE`, or eight roundings of a coarser type.
+
+    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
+    (0.001, 0.0625)
+    """
+    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
 
 
 Run = Callable[..., Any]

@@ -195,14 +195,14 @@ def check(builder: Builder) -> None:
 
 
 @given(programs())
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_what_is_prunable_can_be_removed(builder):
     check(builder)
 
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=1500, deadline=None, database=None, derandomize=True)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
 
@@ -226,8 +226,14 @@ def check_masked(builder: Builder) -> None:
             np.testing.assert_allclose(masked, builder.function(less, x), rtol=1e-4, atol=1e-4)
 
 
+@given(programs())
+@settings(max_examples=4, deadline=None, database=None, derandomize=True)
+def test_masked_is_cut(builder):
+    check_masked(builder)
+
+
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
 def test_masked_is_cut_in_many_programs(builder):
     check_masked(builder)

@@ -140,6 +140,26 @@ def test_gate_taylor_removes_less_than_chance(name):
     assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
 
 
+def test_half_precision():
+    problem = stacked()
+    half = dataclasses.replace(
+        problem,
+        function=lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32),
+        params=jax.tree.map(lambda w: w.astype(jnp.bfloat16), problem.params),
+    )
+    subject = subject_of(half)
+    calibrated = calibrate(subject, ["taylor_element_second", "gate_taylor"], batch_size=5)
+    exact = calibrate(subject_of(problem), calibrated.estimators, batch_size=5)
+    for name in calibrated.estimators:
+        for structure, values in calibrated.scores(name).items():
+            np.testing.assert_allclose(values, exact.scores(name)[structure], rtol=0.3, atol=0.05)
+    keep = select(subject, calibrated, "gate_taylor", 0.4, TracedSearchConfig()).keep
+    masked = Losses(subject).of(masks(keep), half.params, half.held_out).mean()
+    _, less = cut(subject, keep)
+    assert less["in"].dtype == jnp.bfloat16
+    assert abs(cut_losses(subject, keep, less).mean() / masked - 1) <= subject.tolerance
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -165,6 +185,7 @@ def test_wrong_problems_are_refused():
     inputs, targets = problem.calibration
     for change, message in (
         ({"params": {"in": jax.ShapeDtypeStruct((3, 4), jnp.float32)}}, "expected concrete arrays, got ShapeDtype"),
+        ({"params": {"in": jax.random.key(0)}}, "expected numbers, got key"),
         ({"loss": 3}, "Problem.loss: expected a function, got int"),
         ({"calibration": inputs}, "Problem.calibration: expected a pair"),
         (
