@@ -195,7 +195,7 @@ def check(builder: Builder) -> None:
 
 
 @given(programs())
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 def test_what_is_prunable_can_be_removed(builder):
     check(builder)
 
@@ -227,7 +227,7 @@ def check_masked(builder: Builder) -> None:
 
 
 @given(programs())
-@settings(max_examples=4, deadline=None, database=None, derandomize=True)
+@settings(max_examples=3, deadline=None, database=None, derandomize=True)
 def test_masked_is_cut(builder):
     check_masked(builder)
 
