@@ -64,4 +64,5 @@ def traced_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
     writer.writerow(fields)
     writer.writerows([[row.get(field, "") for field in fields] for row in candidates])
     said = "\n".join(f"- {escaped(line)}" for line in traced_sentences(run))
-    return {"comparison.md": f"# Comparison\n\n{said}\n\n{table}\n", "comparison.csv": file.getvalue()}
+    words = f"# Held-out loss of masked models\n\n{said}\n\n{table}\n"
+    return {"comparison.md": words, "comparison.csv": file.getvalue()}
