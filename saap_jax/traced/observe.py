@@ -56,7 +56,9 @@ def observe(
     Raises:
         ValueError: a need that is not in `OBSERVED`, or a loss or gradient that is not finite.
     """
-    check_needs({", ".join(sorted(needs)): Estimator(needs, lambda statistics, weights: {})})
+    if missing := needs - OBSERVED:
+        names = ", ".join(sorted(need.value for need in OBSERVED))
+        raise ValueError(f"needs: expected some of {names} for a traced model, got {', '.join(sorted(missing))}")
     problem, curvature = subject.problem, curvature or Curvature()
     parts = list(batches(problem.calibration, batch_size))
     doing = "observe the calibration examples"

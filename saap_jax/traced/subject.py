@@ -87,8 +87,8 @@ def _check_batches(problem: Problem) -> None:
     """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
     both = [problem.row(problem.calibration, index)[0] for index in (0, min(1, problem.count - 1))]
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
-    joint = jax.tree.leaves(problem.function(problem.params, *problem.inputs(together)))
-    alone = [jax.tree.leaves(problem.function(problem.params, *problem.inputs(row))) for row in both]
+    run = jax.jit(problem.function)
+    joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
     for out, *rows in zip(joint, *alone, strict=True):
         shapes = [tuple(each.shape) for each in (out, *rows)]
         if not out.ndim or shapes != [(2, *out.shape[1:]), *[(1, *out.shape[1:])] * 2]:
