@@ -75,6 +75,15 @@ def model_first(command: str, words: list[str]) -> list[str]:
     return [*files, *(["--model", *models] if models else []), *rest]
 
 
+def names_factory(words: list[str]) -> bool:
+    """Say whether a command is about a researcher's own model, `MODULE:FACTORY` or `FILE.py:FACTORY`.
+
+    >>> names_factory(["mine.py:model", "--ratios", "0.2"]), names_factory(["mine.py"]), names_factory(["--a", "b:c"])
+    (True, False, False)
+    """
+    return any(":" in word for word in split_words(words)[0])
+
+
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Split the words before the first option from the rest."""
     first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))

@@ -55,6 +55,22 @@ def split_budget(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConf
     return [(rows, share) for rows, share in quotas if share > 0]
 
 
+def split_structures(
+    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig
+) -> list[tuple[np.ndarray, float]]:
+    """Do what `split_budget` does for structures that share no layers: `uniform` splits by structure. One that loses no
+    unit in any case has no budget.
+
+    Args:
+        size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
+    """
+    if config.allocation != "uniform" or not len(blocks.cost):
+        return [(np.arange(len(blocks.cost)), 1.0)]
+    rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
+    own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
+    return [(each, part / sum(own)) for each, part in zip(rows, own, strict=True) if part > 0]
+
+
 def take_blocks(
     blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, config: SearchConfig
 ) -> np.ndarray:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama
-from saap_jax.llama.runs import existing_units
 from saap_jax.options import (
     CalibrationConfig,
     FusionConfig,
@@ -169,18 +169,18 @@ def observe_windows(
 
 
 def score_statistics(
-    model: Llama,
+    model: Weights,
     statistics: Statistics,
     estimators: Iterable[str],
     fusion: FusionConfig,
     keep: Keep | None = None,
 ) -> Scored:
     """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`."""
-    parts = {name: structure_parts(name, fusion) for name in estimators}
-    present = existing_units(model.runs) if keep is None else keep
+    present = units_of(model) if keep is None else keep
+    parts = {name: structure_parts(name, fusion, tuple(present)) for name in estimators}
     by_part: dict[str, Scores] = {
         name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}
-        for name, scores in score(make_members(parts, fusion), statistics, model).items()
+        for name, scores in score(make_members(parts, fusion, tuple(present)), statistics, model).items()
     }
     gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
@@ -232,22 +232,26 @@ def joined(made: Mapping[str, Scored]) -> Calibrated:
 
 def _indicator(parts: Sequence[PerExample]) -> Scores | None:
     """Return the stability indicator over the examples of all parts; None where there are fewer than two."""
-    if not all(parts) or sum(len(each["mlp"]) for each in parts) < 2:
+    if not all(parts) or sum(len(next(iter(each.values()))) for each in parts) < 2:
         return None
     together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
     return stability_indicator(fluctuation_of(together))
 
 
-def structure_parts(name: str, fusion: FusionConfig) -> dict[str, str]:
+def structure_parts(name: str, fusion: FusionConfig, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
     """Return which estimator, or fusion, scores each structure: `a/b` attention by a and MLP by b.
+
+    Structures of a traced model are all scored by one.
 
     >>> structure_parts("gate_fisher/wanda+magnitude", FusionConfig())
     {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
     >>> structure_parts("saap", FusionConfig(estimators=("fisher", "wanda"), attention="gate_taylor"))
     {'attention': 'gate_taylor', 'mlp': 'fisher+wanda'}
     """
+    fused = "+".join(fusion.estimators)
+    if structures != STRUCTURES:
+        return dict.fromkeys(structures, fused if name == "saap" else name)
     if name == "saap":
-        fused = "+".join(fusion.estimators)
         return dict(zip(STRUCTURES, (fusion.attention or fused, fused), strict=True))
     attention, slash, mlp = (part.strip() for part in name.partition("/"))
     return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
@@ -262,9 +266,11 @@ def fusion_members(part: str) -> tuple[str, ...]:
     return tuple(member.strip() for member in part.split("+"))
 
 
-def make_members(names: Iterable[str], fusion: FusionConfig) -> dict[str, Estimator]:
+def make_members(
+    names: Iterable[str], fusion: FusionConfig, structures: tuple[str, ...] = STRUCTURES
+) -> dict[str, Estimator]:
     """Make the estimators that the names stand for, each once."""
-    parts = (part for name in names for part in structure_parts(name, fusion).values())
+    parts = (part for name in names for part in structure_parts(name, fusion, structures).values())
     return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)))
 
 

@@ -13,6 +13,7 @@ from saap_jax.arguments import (
     console,
     fail,
     model_first,
+    names_factory,
     one_line,
     parse,
     run_command,
@@ -37,10 +38,10 @@ from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
 
-  saap compare [CONFIG.py]     compare importance estimators on a real model, prune with the best
+  saap compare [CONFIG.py]     compare importance estimators on a model, also your own (MODULE:FACTORY)
   saap discover [MODEL]        print the coupled structures of a model, also of your own (MODULE:FACTORY)
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
-  saap prune [CONFIG.py]       prune with one estimator at one ratio, save the smaller model
+  saap prune [CONFIG.py]       prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
   saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
   saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
@@ -85,7 +86,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(words: list[str]) -> None:
-    """Run `saap compare`."""
+    """Run `saap compare`, on one of our models or on what a factory returns."""
+    if names_factory(words):
+        from saap_jax.traced import command
+
+        return command.compare(words)
     config, options = configure("compare", CompareConfig, words, overwrite=True)
     from saap_jax import comparison
     from saap_jax.report import cut_rows, rich_cut_table, rich_table
@@ -130,7 +135,11 @@ def score(words: list[str]) -> None:
 
 
 def prune(words: list[str]) -> None:
-    """Run `saap prune`."""
+    """Run `saap prune`, on one of our models or on what a factory returns."""
+    if names_factory(words):
+        from saap_jax.traced import command
+
+        return command.prune(words)
     config, _ = configure("prune", PruneConfig, words)
     from saap_jax import pruning
 

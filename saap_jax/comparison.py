@@ -16,6 +16,7 @@ from saap_jax.calibration import Calibrated, Track, check_estimators, check_scen
 from saap_jax.config import CompareConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
+from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.price import read_prices, run_cost
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
@@ -23,6 +24,7 @@ from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
 from saap_jax.processes import agreed, first
 from saap_jax.report import RunDirectory, write_report, write_scalars
+from saap_jax.report.couplings import couplings_drawing
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.sharding import Layout, layout_of_job
@@ -96,12 +98,18 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, calibration, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
+    _finish(run, model)
+    return run
+
+
+def _finish(run: RunDirectory, model: Llama) -> None:
+    """Write what follows from all results, and the report."""
+    run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
     write_scalars(run)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     run.update(status="finished")
     if first():
         write_report(run.path)
-    return run
 
 
 # --- search ------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ solver, with its own key and its own split of the budget:
 | `global`   | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
 | `adaptive` | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
 
-With `attention_share` each structure has budgets of its own. Equal keys: the cheaper block first, then attention before
-MLP, then the lower layer. The solver takes blocks until its budget is met, then gives back, last taken first, what the
-surplus covers; when all budgets are met, what they removed too much together is given back too, a block of the budget
-that is furthest exceeded first.
+With `attention_share` each structure has budgets of its own. Structures that are no layers', those of a traced model,
+have `Limits` of their own: the copies of one lose as many units each, so that a block is as many units of every copy,
+and `uniform` gives each structure a budget in proportion to its size. Equal keys: the cheaper block first, then
+attention before MLP (the structure that comes first), then the lower layer. The solver takes blocks until its budget is
+met, then gives back, last taken first, what the surplus covers; when all budgets are met, what they removed too much
+together is given back too, a block of the budget that is furthest exceeded first.
 
 How good is that? Scores of at least 0 and `score_per_parameter`, or equal costs: the score removed is at most that of
 the optimum plus that of one block, the one that crosses the budget (the blocks before it are a fractional optimum of
@@ -24,16 +26,17 @@ the knapsack); with blocks of equal cost it is the optimum. `solver="exact"` is 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.budget import SLACK, Blocks, most_removable, split_budget, take_blocks
+from saap_jax.budget import SLACK, Blocks, most_removable, split_budget, split_structures, take_blocks
 from saap_jax.options import PerStructure, SearchConfig
 from saap_jax.shapes import most_shaped, take_shaped
 from saap_jax.stability import stabilised, standardised
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import Keep, Scores
 
 DEVICE_WIDTHS = {"any": 1, "tpu": 128, "gpu": 64, "cpu": 16}
 """MLP channels that a device works off at once."""
@@ -51,6 +54,17 @@ class Selection(NamedTuple):
     """Parameters removed."""
 
 
+class Limits(NamedTuple):
+    """How far a structure may shrink, and to which widths, each of its copies alike."""
+
+    min_keep: int = 1
+    """Units that each copy keeps at least."""
+    max_ratio: float = 1.0
+    """Largest share of the units that may go."""
+    multiple_of: int = 1
+    """What the width is a multiple of, if any unit goes."""
+
+
 def search(
     scores: Scores,
     costs: dict[str, np.ndarray],
@@ -59,6 +73,7 @@ def search(
     config: SearchConfig,
     stability: Scores | None = None,
     gone: Keep | None = None,
+    limits: Mapping[str, Limits] | None = None,
 ) -> Selection:
     """Choose the units to keep so that at least `ratio` of the prunable parameters is removed.
 
@@ -71,6 +86,8 @@ def search(
         stability: the indicator ASI, `[layers, units]` a structure; read by `adaptive` with a `stability_weight`.
         gone: units that an earlier step toward this ratio removed, `[layers, units]` a structure. They are not kept,
             and count toward `ratio`; their scores are not read.
+        limits: of structures that are no layers', `[copies, units]` each, with as many units in each copy; what
+            `config` says of layers, attention and MLP is then not read. None: `attention` and `mlp` of the same layers.
 
     Raises:
         ValueError: a ratio outside [0, 1), a score missing or not finite, or a budget that cannot be met.
@@ -78,40 +95,36 @@ def search(
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
     priority = priorities(scores, costs, existing, config, stability, gone)
-    order = {name: np.argsort(priority[name], axis=1, kind="stable") for name in STRUCTURES}
-    skipped = skipped_layers(config.skip_layers, len(existing[STRUCTURES[0]]))
-    blocks = _blocks(priority, order, costs, existing, config, skipped)
-    size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
-    prunable = sum(int(parameters.sum()) for parameters in size.values())
+    order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
+    blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits)
+    prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
     target = math.ceil(ratio * prunable * (1 - SLACK))
-    if config.max_runs or config.max_shapes:
+    if limits is None and (config.max_runs or config.max_shapes):
         left = {name: (units if gone is None else units & ~gone[name]).sum(axis=1) for name, units in existing.items()}
         key = blocks.share if config.allocation == "uniform" else blocks.score
         units = {name: each.sum(axis=1) for name, each in existing.items()}
         taken = take_shaped(blocks, key, units, left, costs, target, prunable, config)
     else:
-        quotas = split_budget(blocks, {name: np.where(skipped, 0, size[name]) for name in STRUCTURES}, config)
         taken = take_blocks(blocks, quotas, target, prunable, config)
-    keep = _keep(blocks.rows(taken), order, existing)
+    keep = _keep(blocks.rows(taken), order, existing, limits is not None)
     if gone is not None:  # a surplus may have given some of it back
-        keep = {name: keep[name] & ~gone[name] for name in STRUCTURES}
-    removed = prunable - sum(int((keep[name].sum(axis=1) * costs[name]).sum()) for name in STRUCTURES)
+        keep = {name: kept & ~gone[name] for name, kept in keep.items()}
+    removed = prunable - sum(int((kept.sum(axis=1) * costs[name]).sum()) for name, kept in keep.items())
     return Selection(keep, ratio, removed / max(prunable, 1), removed)
 
 
-def largest_ratio(costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig) -> float:
+def largest_ratio(
+    costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig, limits: Mapping[str, Limits] | None = None
+) -> float:
     """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
     equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
-    order = {name: np.argsort(equal[name], axis=1, kind="stable") for name in STRUCTURES}
-    skipped = skipped_layers(config.skip_layers, len(existing[STRUCTURES[0]]))
-    blocks = _blocks(equal, order, costs, existing, config, skipped)
-    size = {name: existing[name].sum(axis=1) * costs[name] for name in STRUCTURES}
-    prunable = sum(int(parameters.sum()) for parameters in size.values())
-    if config.max_runs or config.max_shapes:
+    order = {name: np.argsort(values, axis=1, kind="stable") for name, values in equal.items()}
+    blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits)
+    prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
+    if limits is None and (config.max_runs or config.max_shapes):
         units = {name: each.sum(axis=1) for name, each in existing.items()}
         most = most_shaped(blocks, units, units, costs, config)
     else:
-        quotas = split_budget(blocks, {name: np.where(skipped, 0, size[name]) for name in STRUCTURES}, config)
         most = most_removable(blocks, quotas)
     return min(most * 10_000 // max(prunable, 1) / 10_000, 0.9999)
 
@@ -135,7 +148,7 @@ def priorities(
     gone: Keep | None,
 ) -> Scores:
     """Return what units are ranked by, float64, larger = kept longer, NaN where there is no unit."""
-    present = existing if gone is None else {name: existing[name] & ~gone[name] for name in STRUCTURES}
+    present = existing if gone is None else {name: units & ~gone[name] for name, units in existing.items()}
     checked = _checked("scores", scores, present)
     priority: Scores = {name: _normalised(name, values, config) for name, values in checked.items()}
     if config.allocation == "adaptive" and config.stability_weight != 0:
@@ -158,7 +171,7 @@ def priorities(
 def _checked(what: str, given: Scores, existing: Keep) -> Scores:
     """Return one float64 array a structure, NaN where there is no unit; raise where something is missing."""
     checked: Scores = {}
-    for name in STRUCTURES:
+    for name in existing:
         if name not in given:
             raise ValueError(f"search: structure {name} has no {what} (given: {', '.join(given) or 'none'})")
         if given[name].shape != existing[name].shape:
@@ -208,54 +221,82 @@ def skipped_layers(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
     return skipped
 
 
-def _blocks(
+def _blocks_and_quotas(
     priority: Scores,
     order: dict[str, np.ndarray],
     costs: dict[str, np.ndarray],
     existing: Keep,
     config: SearchConfig,
-    skipped: np.ndarray,
-) -> Blocks:
+    limits: Mapping[str, Limits] | None,
+) -> tuple[Blocks, list[tuple[np.ndarray, float]]]:
+    """Return all removable blocks, and the budgets that they are split into."""
     none, nothing = np.zeros(0, np.int64), np.zeros(0)
-    parts = [Blocks(none, none, none, none, nothing, nothing)]
-    for index, name in enumerate(STRUCTURES):
-        for layer in np.flatnonzero(~skipped):
-            units = int(existing[name][layer].sum())
-            stops = _stops(units, name, config)
-            if not len(stops):
-                continue
-            starts = np.concatenate([[0], stops[:-1]])
-            ranked = np.asarray(priority[name])[layer, order[name][layer, : stops[-1]]]
-            # a block of one unit keeps its exact score, for equal scores must stay equal; rounding of the means
-            # must not put a block before its predecessor
-            means = np.maximum.accumulate(np.add.reduceat(ranked, starts) / (stops - starts))
-            parts.append(
-                Blocks(
-                    structure=np.full(len(stops), index, np.int64),
-                    layer=np.full(len(stops), layer, np.int64),
-                    stop=stops,
-                    cost=(stops - starts) * int(costs[name][layer]),
-                    score=means,
-                    share=stops / units,
-                )
+    parts, size = [Blocks(none, none, none, none, nothing, nothing)], {}
+    for index, (name, exists) in enumerate(existing.items()):
+        if limits is None:
+            pruned = ~skipped_layers(config.skip_layers, len(exists))
+            rows = list(np.flatnonzero(pruned)[:, None])
+            own = Limits(
+                getattr(config.min_keep, name), getattr(config.max_ratio, name), getattr(aligned(config), name)
             )
-    return Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        else:
+            pruned, rows, own = np.ones(len(exists), bool), [np.arange(len(exists))], limits[name]
+        for layers in rows:
+            ranked = np.take_along_axis(np.asarray(priority[name])[layers], order[name][layers], axis=1)
+            parts.append(_blocks_of(index, layers, ranked, costs[name], exists, own, config.depth))
+        size[name] = exists.sum(axis=1) * costs[name] * pruned
+    blocks = Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    split = split_budget if limits is None else split_structures
+    return blocks, split(blocks, size, config)
 
 
-def _stops(units: int, name: str, config: SearchConfig) -> np.ndarray:
+def _blocks_of(
+    structure: int,
+    layers: np.ndarray,
+    ranked: np.ndarray,
+    costs: np.ndarray,
+    exists: np.ndarray,
+    limits: Limits,
+    depth: bool,
+) -> Blocks:
+    """Return the blocks of layers that lose as many units each: of one layer, or of all copies of a structure.
+
+    Args:
+        ranked: the priorities of the units, ascending, `[layers, units]`.
+    """
+    units = int(exists[layers[0]].sum())
+    stops = _stops(units, limits, depth)
+    starts = np.concatenate([np.zeros(1, np.int64), stops])[: len(stops)]
+    means = ranked[:, : stops[-1] if len(stops) else 0].mean(axis=0)
+    if len(stops):
+        # a block of one unit keeps its exact score, for equal scores must stay equal; rounding of the means must not
+        # put a block before its predecessor
+        means = np.maximum.accumulate(np.add.reduceat(means, starts) / (stops - starts))
+    return Blocks(
+        structure=np.full(len(stops), structure, np.int64),
+        layer=np.full(len(stops), layers[0], np.int64),
+        stop=stops,
+        cost=(stops - starts) * int(costs[layers].sum()),
+        score=means,
+        share=stops / max(units, 1),
+    )
+
+
+def _stops(units: int, limits: Limits, depth: bool) -> np.ndarray:
     """Return after how many of a layer's units a block may end, ascending."""
-    share: float = getattr(config.max_ratio, name)
-    most = min(units - getattr(config.min_keep, name), math.floor(units * share * (1 + SLACK)))
-    if config.depth:
+    most = min(units - limits.min_keep, math.floor(units * limits.max_ratio * (1 + SLACK)))
+    if depth:
         return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
-    multiple = getattr(aligned(config), name)
-    return np.arange(units % multiple or multiple, most + 1, multiple)
+    return np.arange(units % limits.multiple_of or limits.multiple_of, most + 1, limits.multiple_of)
 
 
-def _keep(removed: Blocks, order: dict[str, np.ndarray], existing: Keep) -> Keep:
-    keep = {name: existing[name].copy() for name in STRUCTURES}
-    for index, name in enumerate(STRUCTURES):
+def _keep(removed: Blocks, order: dict[str, np.ndarray], existing: Keep, together: bool) -> Keep:
+    """Return the units that stay; with `together` each layer (or copy) loses what the first one does."""
+    keep = {name: units.copy() for name, units in existing.items()}
+    for index, name in enumerate(existing):
         own = removed.rows(removed.structure == index)
         for layer in np.unique(own.layer):
-            keep[name][layer, order[name][layer, : own.stop[own.layer == layer].max()]] = False
+            stop = own.stop[own.layer == layer].max()
+            for each in range(len(keep[name])) if together else (layer,):
+                keep[name][each, order[name][each, :stop]] = False
     return keep

@@ -134,7 +134,7 @@ def select_smallest(
 
     for end in ends:
         if end >= least and not missed(select(end).keep):
-            return _bisected(max(low, least), end, select, lambda keep: not missed(keep))
+            return bisected(max(low, least), end, select, lambda keep: not missed(keep))
         if end < top:
             keep = select(end).keep
             low, calibrated = end, recalibrate(keep)
@@ -145,9 +145,7 @@ def select_smallest(
     )
 
 
-def _bisected(
-    low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]
-) -> Selection:
+def bisected(low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]) -> Selection:
     """Return the selection at the smallest ratio that holds, where that of `high` does."""
     if holds(select(low).keep):
         return select(low)

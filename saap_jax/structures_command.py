@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from saap_jax.arguments import UsageError, console
 from saap_jax.options import ModelConfig
 
@@ -29,25 +26,20 @@ def run(words: list[str]) -> None:
     if len(names) > 1:
         raise UsageError(f"discover: expected one model, got {' '.join(names)}")
     name = names[0] if names else ModelConfig().name
-    from saap_jax.discovery.trace import trace
-
     if ":" in name:
         from saap_jax.discovery.factory import traced_factory, traced_listing
 
         traced = traced_factory(name)
         console.print(traced_listing(name, traced), markup=False, soft_wrap=True)
     else:
-        from saap_jax.discovery.listing import listing
+        from saap_jax.discovery.listing import listing, traced_model
         from saap_jax.llama import load_model
-        from saap_jax.llama.model import Llama
 
         model = load_model(name)
         table, said = listing(name, model)
         console.print(table)
         console.print(said)
-        traced = None
-        if drawing:
-            traced = trace(Llama.__call__, model, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+        traced = traced_model(model) if drawing else None
     if drawing and traced is not None:
         from saap_jax.report.couplings import couplings_drawing
 

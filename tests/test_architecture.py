@@ -11,7 +11,7 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
-from saap_jax import config_plan, config_recover, config_use, options, options_mesh
+from saap_jax import config_plan, config_recover, config_traced, config_use, options, options_mesh
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -21,7 +21,7 @@ ORDER = (
     ("amounts",),
     ("options",),
     ("options_mesh",),
-    ("config", "config_plan", "config_use", "config_recover"),
+    ("config", "config_plan", "config_use", "config_recover", "config_traced"),
     ("processes",),
     ("watch",),
     ("constraints",),
@@ -57,13 +57,22 @@ ORDER = (
     ("task_comparison",),
     ("quality",),
     ("arguments",),
+    ("traced",),
     ("planning", "structures_command"),
     ("cli", "lm_eval"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGURATION = ("config.py", "config_plan.py", "config_recover.py", "config_use.py", "options.py", "options_mesh.py")
+CONFIGURATION = (
+    "config.py",
+    "config_plan.py",
+    "config_recover.py",
+    "config_traced.py",
+    "config_use.py",
+    "options.py",
+    "options_mesh.py",
+)
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
@@ -130,6 +139,7 @@ def config_classes() -> list[type]:
         | vars(config_use)
         | vars(options_mesh)
         | vars(config_plan)
+        | vars(config_traced)
     )
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 

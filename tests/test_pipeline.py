@@ -53,7 +53,7 @@ def test_the_run_holds_every_candidate(config, run):
         assert set(candidate["ppl"]) == {"ppl@16 builtin:reference", "ppl@16 builtin:descriptions"}
     assert {path.name for path in run.path.iterdir()} == {
         "run.json", "metrics.jsonl", "scores.npz", "stability.npz", "keeps.npz", "keep.json", "report.html", "best",
-        "tensorboard",
+        "tensorboard", "couplings.svg",
     }  # fmt: skip
     record = json.loads((run.path / "run.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == ["load", "text", "score", "search", "evaluate", "cut"]

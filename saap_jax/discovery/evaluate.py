@@ -70,17 +70,46 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
 
 
 def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
-    """Multiply an operand by the gates of its units; indices that belong to no unit stay as they are."""
-    units = np.full(operand.shape[gate.axis], values.shape[-1])
+    """Multiply an operand by the gates of its units; indices that belong to no unit stay as they are.
+
+    A unit whose gate is 0 is 0 afterwards even if it was infinite, as it may be behind a statistic that it has no part
+    in. Where the gate has a neutral value, the operand gets that where the gate is 0, and stays as it is elsewhere.
+    An index that belongs to two units, as where an axis is the square of a structure, is multiplied by both gates.
+    """
+    none = values.shape[-1]
+    layers = [np.full(operand.shape[gate.axis], none)]
     for place in gate.places:
-        for unit in range(values.shape[-1]):
-            units[place.indices(unit)] = unit
+        own = [place.indices(unit) for unit in range(none)]
+        if (layers[-1][np.concatenate(own)] != none).any():
+            layers.append(np.full_like(layers[0], none))
+        for unit, indices in enumerate(own):
+            layers[-1][indices] = unit
+    for units in layers:
+        operand = _multiplied(operand, units, gate, along, values)
+    return operand
+
+
+def _multiplied(operand: Array, units: np.ndarray, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
+    """Multiply each index along a gate's axis by the gate of one unit, the last number standing for none."""
     ones = jnp.ones((*values.shape[:-1], 1), values.dtype)
     spread = jnp.take(jnp.concatenate([values, ones], -1), units, axis=-1)
     axes = (*along, gate.axis)
     spread = jnp.transpose(spread, np.argsort(axes).tolist())
     shape = [operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)]
-    return operand * spread.reshape(shape).astype(operand.dtype)
+    spread = spread.reshape(shape)
+    if gate.neutral is not None:
+        return jnp.where(spread == 0, neutral_of(gate.neutral, operand.dtype), operand)
+    if jnp.issubdtype(operand.dtype, jnp.inexact):
+        operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
+    return operand * spread.astype(operand.dtype)
+
+
+def neutral_of(value: float, dtype: Any) -> Array:
+    """Return a neutral value in a type; of integers, the end of their range for an infinity."""
+    if jnp.issubdtype(dtype, jnp.integer) and np.isinf(value):
+        limits = jnp.iinfo(dtype)
+        return jnp.asarray(limits.max if value > 0 else limits.min, dtype)
+    return jnp.asarray(value).astype(dtype)
 
 
 def _parts(program: Any) -> tuple[Jaxpr, Sequence[Any]]:

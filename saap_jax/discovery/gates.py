@@ -44,7 +44,7 @@ def gated(traced: Traced) -> Callable[..., Any]:
             if values.shape != (*structure.copied, structure.units):
                 shape = (*structure.copied, structure.units)
                 raise ValueError(f"gates of {name}: expected shape {shape}, got {values.shape}")
-            placed += [(gate, gate.along, values) for gate in structure.gates]
+            placed += [(gate, gate.along, values) for gate in (*structure.gates, *structure.statistics)]
         flat = jax.tree.leaves((params, inputs))
         results = evaluate(traced.program.jaxpr, traced.program.consts, flat, (), Changes(placed))
         return jax.tree.unflatten(tree, results)

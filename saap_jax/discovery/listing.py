@@ -1,8 +1,11 @@
 """The coupled structures of a model as a table."""
 
+import jax
+import jax.numpy as jnp
 from rich.table import Table
 
 from saap_jax.discovery.structures import count_parameters, discover, prunable_parameters
+from saap_jax.discovery.trace import Traced, trace
 from saap_jax.llama.model import Llama
 
 
@@ -21,6 +24,12 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
         f"{len(model.spec.layers)} layers in {len(model.runs)} runs; {total:,} parameters, "
         f"{prunable:,} of them prunable ({prunable / total:.1%})"
     )
+
+
+def traced_model(model: Llama) -> Traced:
+    """Return the structures of a model as its program tells them, to be drawn."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
 
 
 def _range(values: tuple[int, ...]) -> str:

@@ -1,5 +1,6 @@
 """Parameters without some units of a traced structure, and whether the model's code takes them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,18 @@ def removed_shapes(
         gone = {index for place in member.places for index in place.indices(0)}
         shapes[member.path][member.axis] -= len(gone)
     return {path: tuple(shape) for path, shape in shapes.items()}
+
+
+def kept_shapes(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _units"]]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter that `keep_units` returns."""
+    axes = traced.follower.notes.axes
+    removed = {traced.atoms[name]: lost_units(kept) for name, kept in keep.items()}
+    return {path: tuple(axes.resized(node, removed) for node in layout) for path, layout in traced.layouts.items()}
+
+
+def lost_units(keep: Bool[np.ndarray, "*_copied _units"]) -> int:
+    """Return how many units each copy loses."""
+    return keep.shape[-1] - int(keep.sum()) // math.prod(keep.shape[:-1])
 
 
 def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _units"]], params: Any) -> Any:

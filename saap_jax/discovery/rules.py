@@ -36,6 +36,8 @@ class Reduction(NamedTuple):
     node: int
     operation: str
     axis: int
+    layout: Layout
+    """Of the array that it is taken of, the first operand."""
     site: Any
 
 
@@ -178,7 +180,7 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
         ins = [tuple(map(notes.equate, ins[0], layout)), *ins[1:]]
     for axis in axes:
-        notes.reductions.append(Reduction(ins[0][axis], name, axis, notes.axes.site))
+        notes.reductions.append(Reduction(ins[0][axis], name, axis, ins[0], notes.axes.site))
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
@@ -208,7 +210,7 @@ def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`top_k`: values alone are a statistic of the units; positions are numbers that the program uses."""
     axis = eqn.params.get("axis", -1) % len(ins[0])
     node = ins[0][axis]
-    notes.reductions.append(Reduction(node, "top_k", axis, notes.axes.site))
+    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site))
     if notes.read[1]:
         notes.pin(node, "order", "top_k")
     chosen = notes.axes.pinned(shape_of(eqn.outvars[0])[axis], "order", "top_k")
@@ -240,12 +242,26 @@ def free(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`reshape`: merge and split axes; an axis of size 1 passes if as many stand at its place afterwards."""
     sizes = shape_of(eqn.outvars[0])
-    if eqn.params.get("dimensions") is not None or 0 in sizes:
+    if eqn.params.get("dimensions") is not None:
         return unknown(notes, eqn, ins)
+    if 0 in sizes:
+        return [_empty(notes, ins[0], sizes)]
     ones = _ones(notes, ins[0], sizes)
     nodes = [node for node in ins[0] if notes.axes.size(node) > 1]
     larger = iter(_regroup(notes, nodes, [size for size in sizes if size > 1]))
     return [tuple(ones.get(axis, ONE) if size == 1 else next(larger) for axis, size in enumerate(sizes))]
+
+
+def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
+    """Return the axes of an empty array in another shape: those in front that keep their sizes pass, others are pinned.
+
+    Which of the others became which cannot be told from their sizes, whose product is 0 in any case.
+    """
+    pairs = zip(layout, sizes, strict=False)
+    same = [*(notes.axes.size(node) == size for node, size in pairs), False].index(False)
+    for node in layout[same:]:
+        notes.pin(node, "reshape", "of an empty array")
+    return (*layout[:same], *(notes.axes.pinned(size, "reshape", "of an empty array") for size in sizes[same:]))
 
 
 def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int]:

@@ -16,6 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Bool
 
 from saap_jax.discovery.evaluate import Changes, Path, evaluate
+from saap_jax.discovery.removal import lost_units
 from saap_jax.discovery.rules import shape_of
 from saap_jax.discovery.trace import Traced
 
@@ -29,10 +30,7 @@ def smaller(traced: Traced, keep: dict[str, Bool[np.ndarray, "*_copied _units"]]
     missing = keep.keys() - traced.atoms.keys()
     if missing:
         raise ValueError(f"keep: expected names of structures {sorted(traced.atoms)}, got {sorted(missing)}")
-    removed = {
-        traced.atoms[name]: kept.shape[-1] - int(kept.sum()) // int(np.prod(kept.shape[:-1], dtype=int))
-        for name, kept in keep.items()
-    }
+    removed = {traced.atoms[name]: lost_units(kept) for name, kept in keep.items()}
     tree = jax.tree.structure(traced.results)
 
     def resize(path: Path, eqn: JaxprEqn, values: Sequence[Any]) -> dict[str, Any]:

@@ -25,6 +25,11 @@ from saap_jax.discovery.couplings import Coupling, collect
 from saap_jax.discovery.program import Follower, Value
 from saap_jax.discovery.rules import Contraction
 
+NEUTRAL: dict[str, float] = {
+    "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
+}  # fmt: skip
+"""What changes nothing in a statistic over units; a sum is a contraction, which gates multiply."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisMember:
@@ -50,6 +55,8 @@ class Gate:
     along: tuple[int | tuple[int, ...], ...]
     """For each axis of the structure's copies: the operand's axis, or the path of the scan that runs over it."""
     where: str
+    neutral: float | None = None
+    """Where no product takes a unit away, as in a maximum: the value that a removed unit gets instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +89,9 @@ class TracedStructure:
     normalised: tuple[str, ...]
     """Equations that take a statistic over the units, such as the mean of a norm: it changes when a unit goes."""
     gates: tuple[Gate, ...]
-    """Where the units act. Multiplied by zero at all of them, a unit is gone, but for its part in a mean's divisor."""
+    """Where the units act. Multiplied by zero at all of them, a unit is gone, but for its part in statistics."""
+    statistics: tuple[Gate, ...] = ()
+    """Maxima and their kin over the units, which see removed ones as what changes nothing."""
 
     @property
     def copies(self) -> int:
@@ -116,6 +125,8 @@ class Traced:
     follower: Follower = dataclasses.field(repr=False)
     atoms: dict[str, int] = dataclasses.field(repr=False)
     """The atom of each structure in the follower's axes."""
+    layouts: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
+    """The node of each axis of each parameter by path, in the follower's axes."""
 
     @property
     def prunable(self) -> tuple[TracedStructure, ...]:
@@ -162,7 +173,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
     atoms = {structure.name: each.atom for structure, each in zip(structures, found, strict=True)}
-    return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms)
+    return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -236,6 +247,15 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
             AxisMember(path, axis, axes.places(layout[axis], atom), shared) for axis, gone in enumerate(lost) if gone
         ]
     gates = [_gate(follower, notes.contractions[i], atom, copied) for i in coupling.contractions]
+    reductions = [notes.reductions[i] for i in coupling.reductions]
+    statistics = [
+        dataclasses.replace(
+            _gate(follower, Contraction(each.node, 0, each.axis, each.layout, each.site), atom, copied),
+            neutral=NEUTRAL[each.operation],
+        )
+        for each in reductions
+        if each.operation in NEUTRAL and not coupling.pins
+    ]
     reasons = {Reason(pin.kind, pin.detail, str(pin.site) if pin.site else ""): None for pin in coupling.pins}
     sizes = tuple(map(axes.size, copied))
     return TracedStructure(
@@ -245,8 +265,9 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         members=tuple(members),
         parameters_per_unit=removed // math.prod(sizes),
         pinned=tuple(reasons),
-        normalised=tuple(str(notes.reductions[i].site) for i in coupling.reductions),
+        normalised=tuple(str(each.site) for each in reductions),
         gates=tuple(dict.fromkeys(gates)),
+        statistics=tuple(dict.fromkeys(statistics)),
     )
 
 

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Moments, Statistic, Statistics, score_writers
-from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units
 from saap_jax.types import Scores
 
 MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -69,7 +68,7 @@ def wanda() -> Estimator:
     Source: Wanda (arXiv:2306.11695), equation 1, summed over the weights of a unit; the paper removes single weights.
     """
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
         return score_writers(weighted_magnitude, params, moments.square)
 
@@ -88,7 +87,7 @@ def fluctuation(*, standardize: bool = False) -> Estimator:
     """
     formula = standardized_variance if standardize else weighted_variance
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
         return score_writers(formula, params, moments.mean, moments.square)
 
@@ -109,9 +108,9 @@ def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
         raise ValueError(f"activation_frequency: expected multiple to be one of {expected}, got {multiple}")
     column = MULTIPLES.index(multiple)
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         usage = statistics.of(Statistic.ACTIVATION_USAGE)
-        exists = existing_units(params.runs)
+        exists = units_of(params)
         return {n: jnp.where(jnp.asarray(exists[n]), share[..., column], jnp.nan) for n, share in usage.items()}
 
     return Estimator(frozenset({Statistic.ACTIVATION_USAGE}), score)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery import Member, Structure, discover, unit_view
+from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import join_runs, run_bounds
 from saap_jax.types import Gates, Scores
@@ -105,34 +106,45 @@ class Estimator(NamedTuple):
     """An importance estimator: the statistics that it needs, and its formula as a pure function of them."""
 
     needs: frozenset[Statistic]
-    score: Callable[[Statistics, Llama], Scores]
+    score: Callable[[Statistics, Weights], Scores]
     """(statistics, weights) -> one number a unit, larger = more important; NaN where a layer has no such unit."""
     curvature: Curvature | None = None
     """How GATE_HESSIAN is to be observed, if it is needed."""
 
 
-def score_matrices(formula: Callable[..., Array], *trees: Llama, reduction: Reduction = "sum") -> Scores:
+def score_matrices(formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum") -> Scores:
     """Score every unit by `formula(matrix of the first tree, the same of the second, …) -> [layers, units]`.
 
     Each matrix comes as `[layers, units, rest]`; the results of a unit's matrices are combined by `reduction`, in the
-    order of the model's parameters (so `last` is the projection that writes: output, down).
+    order of the model's parameters (so `last` is the projection that writes: output, down). Of a traced model a matrix
+    is a member of a structure, vectors included, and layers are copies.
     """
+    traced = [tree for tree in trees if isinstance(tree, TracedWeights)]
+    models = [tree for tree in trees if isinstance(tree, Llama)]
     scores = {}
-    for name, structure in discover(trees[0]).items():
+    for structure in traced[0].structures if traced else ():
+        matrices = [formula(*(wide(tree.view(structure, each)) for tree in traced)) for each in structure.members]
+        scores[structure.name] = reduce_matrices(matrices, reduction)
+    for name, structure in discover(models[0]).items() if models else ():
 
         def of_run(*runs: Any, members: tuple[Member, ...] = structure.members) -> Array:
             matrices = [formula(*(wide(unit_view(run, member)) for run in runs)) for member in members]
             return reduce_matrices(matrices, reduction)
 
-        scores[name] = over_runs(of_run, *trees)
+        scores[name] = over_runs(of_run, *models)
     return scores
 
 
-def score_writers(formula: Callable[..., Array], params: Llama, *statistics: dict[str, Array]) -> Scores:
+def score_writers(formula: Callable[..., Array], params: Weights, *statistics: dict[str, Array]) -> Scores:
     """Score every unit by `formula(W_out [layers, units, coordinates, embed], statistic [layers, units, …], …)`.
 
     W_out is the matrix that carries the unit's activation into the residual stream (output, down).
+
+    Raises:
+        ValueError: a traced model, of which no activations are observed.
     """
+    if isinstance(params, TracedWeights):
+        raise ValueError("expected an estimator of gates or weights for a traced model, got one of activations")
     bounds, scores = run_bounds(params.runs), {}
     for name, structure in discover(params).items():
         pieces = []

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
-from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units
 from saap_jax.types import Scores
 
 
@@ -18,9 +17,9 @@ def squared_norm(weight: Float[Array, "layers units rest"]) -> Float[Array, "lay
 def random(*, seed: int = 0) -> Estimator:
     """Score each unit uniformly in [0, 1), independent of model and data: the floor of every comparison."""
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         root, scores = jax.random.key(seed), {}
-        for index, (name, exists) in enumerate(existing_units(params.runs).items()):
+        for index, (name, exists) in enumerate(units_of(params).items()):
             draw = jax.random.uniform(jax.random.fold_in(root, index), exists.shape)
             scores[name] = jnp.where(jnp.asarray(exists), draw, jnp.nan)
         return scores
@@ -34,7 +33,7 @@ def magnitude(*, reduction: Reduction = "sum") -> Estimator:
     Source: LLM-Pruner (arXiv:2305.11627), `l2`, which leaves out the root; the ranking is the same.
     """
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         squares = score_matrices(squared_norm, params, reduction=reduction)
         return {name: jnp.sqrt(square) for name, square in squares.items()}
 

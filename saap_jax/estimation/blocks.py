@@ -6,9 +6,8 @@ All units of a sub-block get its score: they are tied, and depth pruning removes
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Statistic, Statistics
-from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units
 from saap_jax.types import Scores
 
 
@@ -36,11 +35,11 @@ def block_influence(*, granularity: str = "sub_block") -> Estimator:
     if granularity not in ("sub_block", "layer"):
         raise ValueError(f"block_influence: expected granularity 'sub_block' or 'layer', got {granularity!r}")
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         change = statistics.of(Statistic.BLOCK_CHANGE)
         return {
             name: jnp.where(jnp.asarray(exists), change["layer" if granularity == "layer" else name][:, None], jnp.nan)
-            for name, exists in existing_units(params.runs).items()
+            for name, exists in units_of(params).items()
         }
 
     return Estimator(frozenset({Statistic.BLOCK_CHANGE}), score)

@@ -7,9 +7,8 @@ is one number a unit, so its gradient is kept for each calibration example.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Statistic, Statistics
-from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units
 from saap_jax.types import Scores
 
 
@@ -54,9 +53,9 @@ def gate_fisher() -> Estimator:
 
 
 def _on_gates(formula) -> Estimator:
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         gradients = statistics.of(Statistic.GATE_GRADIENT)
-        exists = existing_units(params.runs)
+        exists = units_of(params)
         return {name: jnp.where(jnp.asarray(exists[name]), formula(g), jnp.nan) for name, g in gradients.items()}
 
     return Estimator(frozenset({Statistic.GATE_GRADIENT}), score)

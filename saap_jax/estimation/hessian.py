@@ -8,7 +8,7 @@ channels need anyway.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Curvature, Estimator, GateHessian, Statistic, Statistics
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
@@ -48,13 +49,13 @@ def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -
     """
     curvature = Curvature(probes=probes, seed=seed, attention=attention)
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         hessian: GateHessian = statistics.of(Statistic.GATE_HESSIAN)
         return {
             name: jnp.where(
                 jnp.asarray(exists), removal_effect(hessian.gradient[name], diagonal(hessian, name, curvature)), jnp.nan
             )
-            for name, exists in existing_units(params.runs).items()
+            for name, exists in units_of(params).items()
         }
 
     return Estimator(frozenset({Statistic.GATE_HESSIAN}), score, curvature)
@@ -139,10 +140,12 @@ def in_chunks(function: Callable[[Array], Any], inputs: Array) -> Any:
     return jax.lax.map(function, inputs, batch_size=size)
 
 
-def random_signs(seed: int, number: Int[Array, ""], gates: Gates) -> Gates:
+def random_signs(
+    seed: int, number: Int[Array, ""], gates: dict[str, Any], names: Sequence[str] = STRUCTURES
+) -> dict[str, Any]:
     """Return probe `number`: -1 or 1 for every gate, the same whatever the number of probes."""
     key = jax.random.fold_in(jax.random.key(seed), number)
     return {
         name: jax.random.rademacher(jax.random.fold_in(key, index), gates[name].shape, gates[name].dtype)
-        for index, name in enumerate(STRUCTURES)
+        for index, name in enumerate(names)
     }

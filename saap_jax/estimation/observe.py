@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.constraints import on_mesh_of
+from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
 from saap_jax.estimation.activations import MULTIPLES, used
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
@@ -26,7 +27,7 @@ from saap_jax.estimation.squares import parts, watched
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.runs import existing_units, join_runs, ones_gates
+from saap_jax.llama.runs import join_runs, ones_gates
 from saap_jax.sharding import Places, fetched, held, mesh_of, places_of, settled, spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
@@ -179,12 +180,12 @@ def contributions(
 
 
 @functools.partial(jax.jit, static_argnames=("formulas",))
-def score_step(statistics: Statistics, model: Llama, *, formulas: tuple[Callable, ...]) -> tuple[Scores, ...]:
+def score_step(statistics: Statistics, model: Weights, *, formulas: tuple[Callable, ...]) -> tuple[Scores, ...]:
     """Apply the formulas of several estimators to one set of statistics, in one program."""
     return tuple(formula(statistics, model) for formula in formulas)
 
 
-def score(estimators: dict[str, Estimator], statistics: Statistics, model: Llama) -> dict[str, Scores]:
+def score(estimators: dict[str, Estimator], statistics: Statistics, model: Weights) -> dict[str, Scores]:
     """Score every unit by every estimator; `{estimator: {structure: [layers, units]}}` as numpy arrays.
 
     Raises:
@@ -192,10 +193,10 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Llama
     """
     values = score_step(statistics, model, formulas=tuple(e.score for e in estimators.values()))
     scores = {name: jax.tree.map(fetched, value) for name, value in zip(estimators, values, strict=True)}
-    exists = existing_units(model.runs)
+    exists = units_of(model)
     for name, by_structure in scores.items():
-        for structure in STRUCTURES:
-            wrong = np.argwhere(exists[structure] & ~np.isfinite(by_structure[structure]))
+        for structure, units in exists.items():
+            wrong = np.argwhere(units & ~np.isfinite(by_structure[structure]))
             if len(wrong):
                 layer, unit = wrong[0]
                 raise ValueError(

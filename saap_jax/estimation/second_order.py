@@ -9,8 +9,8 @@ the empirical Fisher information, F_k = (1/N) Σ_n (∂_n w_k)² with ∂_n the 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
-from saap_jax.llama.model import Llama
 from saap_jax.types import Scores
 
 
@@ -36,7 +36,7 @@ def taylor_element_second(*, reduction: Reduction = "sum") -> Estimator:
     Source: LLM-Pruner, `param_mix`.
     """
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         gradient = statistics.of(Statistic.WEIGHT_GRADIENT)
         fisher = statistics.of(Statistic.SQUARED_WEIGHT_GRADIENT)
         return score_matrices(element_wise_second, params, gradient, fisher, reduction=reduction)
@@ -50,7 +50,7 @@ def fisher(*, reduction: Reduction = "sum") -> Estimator:
     Source: LLM-Pruner, `param_second`.
     """
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         squares = statistics.of(Statistic.SQUARED_WEIGHT_GRADIENT)
         return score_matrices(fisher_weighted, params, squares, reduction=reduction)
 

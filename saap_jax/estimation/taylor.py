@@ -7,8 +7,8 @@ LLM-Pruner sums over the calibration set, which scales every score alike.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
-from saap_jax.llama.model import Llama
 from saap_jax.types import Scores
 
 
@@ -29,7 +29,7 @@ def element_wise(
 def taylor_vector(*, reduction: Reduction = "sum") -> Estimator:
     """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|."""
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         return score_matrices(vector_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
 
     return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)
@@ -38,7 +38,7 @@ def taylor_vector(*, reduction: Reduction = "sum") -> Estimator:
 def taylor_element(*, reduction: Reduction = "sum") -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|."""
 
-    def score(statistics: Statistics, params: Llama) -> Scores:
+    def score(statistics: Statistics, params: Weights) -> Scores:
         return score_matrices(element_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
 
     return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)

@@ -28,10 +28,14 @@ class Builder:
         self.draw = draw
         self.params: dict[str, tuple[int, ...]] = {}
         self.steps: list[Step] = []
+        self.story: list[str] = []
         width = draw(SIZES)
         self.shapes = [(BATCH, width)]
         name = self.param(7, width)
         self.steps.append(lambda pool, p: [jnp.einsum("bi,id->bd", pool[0], p[name])])
+
+    def __repr__(self) -> str:
+        return f"{self.params} {' '.join(self.story)}"
 
     def param(self, *shape: int) -> str:
         name = f"p{len(self.params)}"
@@ -61,6 +65,8 @@ def unary(builder: Builder, i: int, kind: str) -> None:
     functions: dict[str, Callable[[Array], list[Array]]] = {
         "relu": lambda x: [jax.nn.relu(x)],
         "softmax": lambda x: [jax.nn.softmax(x, -1)],
+        "below": lambda x: [x - x.max(-1, keepdims=True, initial=-99.0)],
+        "least": lambda x: [x.min(-1, initial=99.0)],
         "centre": lambda x: [x - x.mean(-1, keepdims=True)],
         "sum": lambda x: [x.sum(-1)],
         "cumsum": lambda x: [jnp.cumsum(x, -1)],
@@ -88,7 +94,9 @@ def unary(builder: Builder, i: int, kind: str) -> None:
     }
     if kind in ("halves", "twist", "odd", "head", "interleave") and shape[-1] % 2:
         return
-    if len(shape) < 3 and kind in ("swap", "merge", "merge_back", "sum", "unstack"):
+    if len(shape) < 3 and kind in ("swap", "merge", "merge_back", "sum", "least", "unstack"):
+        return
+    if kind == "take" and shape[-1] < 2:  # an index outside reads NaN
         return
     if len(shape) > 3 and kind == "outer":
         return
@@ -146,8 +154,8 @@ def binary(builder: Builder, i: int, kind: str) -> None:
             builder.add(lambda pool, p: [jnp.einsum("bti,bsi->bts", pool[i], pool[j])])
 
 
-UNARY = """relu softmax centre sum cumsum sort flip tail pad take head halves twist odd twice swap merge merge_back
-interleave tile unstack outer zeros branch loop checkpoint"""
+UNARY = """relu softmax below least centre sum cumsum sort flip tail pad take head halves twist odd twice swap merge
+merge_back interleave tile unstack outer zeros branch loop checkpoint"""
 KINDS = {
     **dict.fromkeys(UNARY.split(), unary),
     **dict.fromkeys(("dense", "scale", "unmerge", "scan", "experts", "conv"), with_parameter),
@@ -162,6 +170,7 @@ def programs(draw: Any) -> Builder:
     for kind in draw(st.lists(st.sampled_from([*KINDS, *FAVOURED]), min_size=1, max_size=10)):
         i = draw(st.integers(0, len(builder.shapes) - 1))
         if max(map(len, builder.shapes)) < 5 and len(builder.shapes) < 16:
+            builder.story.append(f"{kind}({i})")
             KINDS[kind](builder, i, kind)
     builder.finish()
     return builder
@@ -186,14 +195,14 @@ def check(builder: Builder) -> None:
 
 
 @given(programs())
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 def test_what_is_prunable_can_be_removed(builder):
     check(builder)
 
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=1500, deadline=None, database=None, derandomize=True)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
 
@@ -217,8 +226,14 @@ def check_masked(builder: Builder) -> None:
             np.testing.assert_allclose(masked, builder.function(less, x), rtol=1e-4, atol=1e-4)
 
 
+@given(programs())
+@settings(max_examples=3, deadline=None, database=None, derandomize=True)
+def test_masked_is_cut(builder):
+    check_masked(builder)
+
+
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
 def test_masked_is_cut_in_many_programs(builder):
     check_masked(builder)

@@ -1,0 +1,107 @@
+"""What pruning a researcher's own model needs to know of it: the function, its parameters, a loss, and examples."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Examples = tuple[Any, Any]
+"""(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
+is a tuple of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A model, what is asked of it, and on what.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x, y = jnp.ones((4, 3)), jnp.zeros((4, 2))
+    >>> problem = Problem(
+    ...     function=lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"],
+    ...     params={"up": jnp.ones((3, 5)), "down": jnp.ones((5, 2))},
+    ...     loss=lambda outputs, targets: jnp.square(outputs - targets).mean(),
+    ...     calibration=(x, y),
+    ...     held_out=(x + 1, y),
+    ... )
+    >>> problem.count, problem.row(problem.calibration, 0)[1].shape
+    (4, (1, 2))
+    """
+
+    function: Callable[..., Any]
+    """`function(params, *inputs)`: outputs of a batch of examples, each array of them with the batch first."""
+    params: Any
+    """Concrete arrays, in any pytree."""
+    loss: Callable[[Any, Any], Any]
+    """`loss(outputs, targets)`: one number for a batch, the mean over its examples. It is asked for one at a time."""
+    calibration: Examples
+    """What units are scored on."""
+    held_out: Examples
+    """What pruned models are judged on."""
+
+    def __post_init__(self) -> None:
+        for name in ("function", "loss"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"Problem.{name}: expected a function, got {type(getattr(self, name)).__name__}")
+        for leaf in jax.tree.leaves(self.params):
+            if not isinstance(leaf, jax.Array | np.ndarray):
+                raise ValueError(
+                    f"Problem.params: expected concrete arrays, got {type(leaf).__name__}; initialise or load them"
+                )
+            if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+                raise ValueError(
+                    f"Problem.params: expected numbers, got {leaf.dtype}; let the function hold random keys"
+                )
+        shapes = {}
+        for name in ("calibration", "held_out"):
+            given = getattr(self, name)
+            if not (isinstance(given, tuple) and len(given) == 2):
+                raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(given).__name__}")
+            shapes[name] = _example_shapes(name, given)
+        if shapes["calibration"] != shapes["held_out"]:
+            raise ValueError(
+                f"Problem.held_out: expected examples of the shapes and types of calibration, "
+                f"{shapes['calibration']}, got {shapes['held_out']}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Calibration examples."""
+        return count_examples(self.calibration)
+
+    def inputs(self, inputs: Any) -> tuple[Any, ...]:
+        """Return the inputs as the function takes them."""
+        return inputs if isinstance(inputs, tuple) else (inputs,)
+
+    def row(self, examples: Examples, index: int) -> Examples:
+        """Return one example as a batch of one."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), examples)
+
+    def loss_of(self, outputs: Any, targets: Any) -> Any:
+        """Return the loss of a batch of one example.
+
+        Raises:
+            ValueError: the loss returns something else than one number.
+        """
+        value = self.loss(outputs, targets)
+        if not isinstance(value, jax.Array) or value.size != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else type(value).__name__
+            raise ValueError(f"Problem.loss: expected one number of floating point for one example, got {got}")
+        return value.reshape(())
+
+
+def count_examples(examples: Examples) -> int:
+    """Return how many examples there are."""
+    return len(jax.tree.leaves(examples)[0])
+
+
+def _example_shapes(name: str, examples: Examples) -> list[str]:
+    """Return type and shape of each array of one example; raise where there is none, or their numbers differ."""
+    leaves = jax.tree.leaves(examples)
+    counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}
+    if len(counts) != 1 or counts & {None, 0}:
+        got = [getattr(leaf, "shape", type(leaf).__name__) for leaf in leaves]
+        raise ValueError(f"Problem.{name}: expected arrays of as many examples each along their first axis, got {got}")
+    return [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves]

@@ -1,0 +1,54 @@
+"""`saap compare` and `saap prune` for a researcher's own model, named as `MODULE:FACTORY` or `FILE.py:FACTORY`."""
+
+import dataclasses
+from typing import Any
+
+from rich.table import Table
+
+from saap_jax.arguments import Options, UsageError, console, load_config, parse, show_progress, split_words
+from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
+
+
+def compare(words: list[str]) -> None:
+    """Run `saap compare FACTORY`."""
+    config, options = _configured("compare", TracedCompareConfig, words, Options)
+    from saap_jax.report.traced import rich_traced, traced_sentences
+    from saap_jax.traced import jobs
+
+    with show_progress() as track:
+        run = jobs.compare(config, overwrite=options.overwrite, track=track)
+    console.print(rich_traced(run.record, run.candidates()))
+    for line in traced_sentences(run.record):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"report: {run.path / 'report.html'}   drawing: {run.path / 'couplings.svg'}", markup=False)
+
+
+def prune(words: list[str]) -> None:
+    """Run `saap prune FACTORY`."""
+    config, _ = _configured("prune", TracedPruneConfig, words, None)
+    from saap_jax.traced import jobs
+
+    with show_progress() as track:
+        pruned = jobs.prune(config, track=track)
+    selection = pruned.selection
+    table = Table(title=f"{config.estimator} at {selection.asked:.1%}", title_justify="left", show_header=False)
+    table.add_row("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})")
+    table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
+    table.add_row("held-out loss", "{:.4g} -> {:.4g}".format(*pruned.losses))
+    for name, copies, before, after in pruned.structures:
+        times = f" in each of {copies} copies" if copies > 1 else ""
+        table.add_row(f"units of {name}", f"{before} -> {after}{times}")
+    console.print(table)
+    console.print(pruned.own_code, markup=False, soft_wrap=True)
+    console.print(f"model: {config.out}   read it with saap_jax.traced.load_pruned", markup=False, soft_wrap=True)
+
+
+def _configured(command: str, kind: type, words: list[str], options: type | None) -> tuple[Any, Any]:
+    """Return the configuration for `FACTORY [CONFIG.py] …`."""
+    positional, rest = split_words(words)
+    factories = [word for word in positional if ":" in word]
+    files = [word for word in positional if ":" not in word]
+    if len(factories) > 1 or len(files) > 1:
+        raise UsageError(f"{command}: expected one factory and at most one configuration, got {' '.join(positional)}")
+    default = load_config(files[0], kind) if files else kind()
+    return parse(f"{command} FACTORY [CONFIG.py]", dataclasses.replace(default, factory=factories[0]), rest, options)

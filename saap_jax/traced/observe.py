@@ -1,0 +1,172 @@
+"""The calibration pass over a problem's examples: what `estimation.observe` is to our models.
+
+Gates get the axis of the batch, so that one backward pass yields each example's gate gradients beside the summed weight
+gradients; squared weight gradients take an example at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from saap_jax.calibration import Track, quiet
+from saap_jax.discovery.weights import TracedWeights
+from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics, union_of_needs
+from saap_jax.estimation.base import wide
+from saap_jax.estimation.hessian import in_chunks, random_signs
+from saap_jax.traced.subject import Subject, batches, loss_of_one
+from saap_jax.types import Gates
+
+OBSERVED = frozenset(
+    {
+        Statistic.WEIGHT_GRADIENT,
+        Statistic.SQUARED_WEIGHT_GRADIENT,
+        Statistic.GATE_GRADIENT,
+        Statistic.GATE_HESSIAN,
+    }
+)
+"""What can be observed of a traced model. Of the gate Hessian, every structure is probed."""
+
+
+def check_needs(estimators: Mapping[str, Estimator]) -> None:
+    """Raise ValueError for an estimator that needs what is not observed of a traced model."""
+    for name, estimator in estimators.items():
+        if missing := sorted(need.value for need in estimator.needs - OBSERVED):
+            raise ValueError(
+                f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
+                "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
+            )
+
+
+def observe(
+    subject: Subject,
+    needs: frozenset[Statistic],
+    *,
+    curvature: Curvature | None = None,
+    batch_size: int = 8,
+    track: Track = quiet,
+) -> Statistics:
+    """Run one pass over the calibration examples and return the statistics that `needs` names.
+
+    An example counts as a token of the statistics: means are over examples.
+
+    Raises:
+        ValueError: a need that is not in `OBSERVED`, or a loss or gradient that is not finite.
+    """
+    if missing := needs - OBSERVED:
+        names = ", ".join(sorted(need.value for need in OBSERVED))
+        raise ValueError(f"needs: expected some of {names} for a traced model, got {', '.join(sorted(missing))}")
+    problem, curvature = subject.problem, curvature or Curvature()
+    parts = list(batches(problem.calibration, batch_size))
+    doing = "observe the calibration examples"
+    step = _step(subject, needs, curvature)
+    values = members(subject)
+    sums: dict[Statistic, Any] = {}
+    rows: list[tuple[Any, Any]] = []
+    for (inputs, targets), weights in track(doing, parts, len(parts)) if needs else ():
+        new, losses, gradients = step(values, problem.params, inputs, targets, jnp.asarray(weights))
+        sums = jax.tree.map(jnp.add, sums, new) if sums else new
+        real = int(weights.sum())
+        rows.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf[:real]), (losses, gradients)))
+    count = problem.count
+    found: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
+    for need in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+        if need in found:
+            found[need] = TracedWeights(subject.structures, found[need])
+    losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
+    if Statistic.GATE_GRADIENT in needs:
+        found[Statistic.GATE_GRADIENT] = gradients
+    _refuse_not_finite(losses, found)
+    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), jax.tree.map(jnp.asarray, found))
+
+
+def members(subject: Subject) -> dict[str, Any]:
+    """Return the parameters that hold units, by path."""
+    values = TracedWeights.of(subject.structures, subject.problem.params).values
+    paths = {member.path for structure in subject.structures for member in structure.members}
+    return {path: jnp.asarray(value) for path, value in values.items() if path in paths}
+
+
+def with_values(params: Any, values: Mapping[str, Any]) -> Any:
+    """Return parameters with some of them replaced, by path."""
+    every = TracedWeights.of((), params).values
+    return jax.tree.unflatten(jax.tree.structure(params), list((every | dict(values)).values()))
+
+
+def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
+    """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
+    one, ones = loss_of_one(subject), subject.ones
+    on_weights, on_gates = Statistic.WEIGHT_GRADIENT in needs, Statistic.GATE_GRADIENT in needs
+
+    def step(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> tuple[Any, Any, Any]:
+        def summed(values: dict[str, Any], gates: Gates) -> tuple[Array, Array]:
+            whole = with_values(params, values)
+            each = jax.vmap(lambda gates, *row: one(gates, whole, *row))(gates, inputs, targets)
+            return jnp.sum(wide(each) * weights), wide(each)
+
+        batched = {name: jnp.broadcast_to(gate[None], (len(weights), *gate.shape)) for name, gate in ones.items()}
+        sums: dict[Statistic, Any] = {}
+        gradients: Gates = {}
+        if on_weights or on_gates:
+            argnums = (0,) * on_weights + (1,) * on_gates
+            found, each = jax.grad(summed, argnums, has_aux=True)(values, batched)
+            if on_gates:
+                gradients = found[-1]
+            if on_weights:
+                sums[Statistic.WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
+        else:
+            each = summed(values, batched)[1]
+        if Statistic.SQUARED_WEIGHT_GRADIENT in needs:
+            sums[Statistic.SQUARED_WEIGHT_GRADIENT] = squares(values, params, inputs, targets, weights)
+        if Statistic.GATE_HESSIAN in needs:
+            sums[Statistic.GATE_HESSIAN] = hessian(params, inputs, targets, weights)
+        return sums, each, gradients
+
+    def squares(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> dict[str, Any]:
+        def add(total: dict[str, Any], row: Any) -> tuple[dict[str, Any], None]:
+            weight, *example = row
+            gradient = jax.grad(lambda values: one(ones, with_values(params, values), *example))(values)
+            return jax.tree.map(lambda x, g: x + weight * jnp.square(wide(g)), total, gradient), None
+
+        zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, wide(value).dtype), values)
+        return jax.lax.scan(add, zeros, (weights, inputs, targets))[0]
+
+    def hessian(params: Any, inputs: Any, targets: Any, weights: Array) -> GateHessian:
+        def loss(gates: Gates) -> Array:
+            each = jax.vmap(lambda *row: one(gates, params, *row))(inputs, targets)
+            return jnp.sum(wide(each) * weights)
+
+        def probe(number: Array) -> Gates:
+            signs = random_signs(curvature.seed, number, ones, tuple(ones))
+            products = jax.jvp(jax.grad(loss), (ones,), (signs,))[1]
+            return {name: sign * products[name] for name, sign in signs.items()}
+
+        return GateHessian(jax.grad(loss)(ones), {}, in_chunks(probe, jnp.arange(curvature.probes)))
+
+    return jax.jit(step)
+
+
+def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> None:
+    """Raise ValueError where a loss or a statistic is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        raise ValueError(
+            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}; check the "
+            "parameters, the examples and the loss"
+        )
+    for statistic, value in found.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            if not bool(jnp.all(jnp.isfinite(leaf))):
+                place = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"calibration: the {statistic.value.replace('_', ' ')} of {place} is not finite; check the "
+                    "parameters, the examples and the loss"
+                )
+
+
+def needs_of(estimators: Mapping[str, Estimator], *, stability: bool) -> frozenset[Statistic]:
+    """Return what a pass observes for estimators, and for the stability indicator if it is asked for."""
+    return union_of_needs(estimators.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())

@@ -1,0 +1,189 @@
+"""A problem, traced on one example: which structures may be pruned, its losses with gates, and the cut model.
+
+Everything runs on one example at a time as the program was traced, and `vmap` makes batches of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saap_jax.discovery.gates import StructureGates, gated
+from saap_jax.discovery.problem import Examples, Problem, count_examples
+from saap_jax.discovery.removal import keep_units
+from saap_jax.discovery.smaller import smaller
+from saap_jax.discovery.trace import Traced, TracedStructure, trace
+from saap_jax.types import Gates, Keep
+
+TOLERANCE = 1e-3
+"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
+
+
+class Subject(NamedTuple):
+    """A problem, the traced program of its function, and the structures that may be pruned."""
+
+    problem: Problem
+    traced: Traced
+    structures: tuple[TracedStructure, ...]
+
+    @property
+    def tolerance(self) -> float:
+        """How far the losses of the masked and of the cut model may be apart, by the type of the parameters."""
+        return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
+
+    @property
+    def ones(self) -> Gates:
+        """Gates that keep everything, `[copies, units]` a structure."""
+        return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
+
+    def by_copies(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
+        shapes = {each.name: (*each.copied, each.units) for each in self.structures}
+        return {name: each.reshape(shapes[name]) for name, each in values.items()}
+
+
+def subject_of(problem: Problem, *, norms: bool = False) -> Subject:
+    """Trace a problem's function on one example.
+
+    Args:
+        norms: whether structures that a norm averages over may be pruned too.
+
+    Raises:
+        ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
+            no structure that may be pruned.
+    """
+    inputs, _ = problem.row(problem.calibration, 0)
+    try:
+        traced = trace(problem.function, problem.params, *problem.inputs(inputs))
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
+    _check_batches(problem)
+    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _are_floats(traced, each))
+    if not structures:
+        others = "" if norms else "; structures that a norm averages over take part with norms=True"
+        raise ValueError(
+            f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
+            f"`saap discover`){others}"
+        )
+    return Subject(problem, traced, structures)
+
+
+def _may_go(structure: TracedStructure, norms: bool) -> bool:
+    """Say whether units go, masked as cut: not where the largest few of them are looked for."""
+    if any("top_k" in place for place in structure.normalised) or not structure.gates:
+        return False
+    return norms or not structure.normalised
+
+
+def _are_floats(traced: Traced, structure: TracedStructure) -> bool:
+    dtypes = dict(zip(traced.shapes, (v.aval.dtype for v in traced.program.jaxpr.invars), strict=False))
+    return all(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
+
+
+def _check_batches(problem: Problem) -> None:
+    """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
+    both = [problem.row(problem.calibration, index)[0] for index in (0, min(1, problem.count - 1))]
+    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
+    run = jax.jit(problem.function)
+    joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
+    for out, *rows in zip(joint, *alone, strict=True):
+        shapes = [tuple(each.shape) for each in (out, *rows)]
+        if not out.ndim or shapes != [(2, *out.shape[1:]), *[(1, *out.shape[1:])] * 2]:
+            raise ValueError(
+                f"Problem.function: expected outputs with the batch as their first axis, got shape {shapes[0]} of two "
+                f"examples and {shapes[1]} of one"
+            )
+        own = np.concatenate([np.asarray(row, np.float64) for row in rows])
+        largest = np.abs(own).max(initial=0)
+        if not np.abs(np.asarray(out, np.float64) - own).max(initial=0) <= tolerance_of(out.dtype) * largest:
+            raise ValueError(
+                "Problem.function: expected the outputs of an example to be the same whatever else is in its batch, "
+                "got others (statistics of the batch, random numbers, or values that are not finite?)"
+            )
+
+
+def tolerance_of(dtype: Any) -> float:
+    """Return `TOLERANCE`, or eight roundings of a coarser type.
+
+    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
+    (0.001, 0.0625)
+    """
+    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
+
+
+Run = Callable[..., Any]
+"""`run(gates, params, *inputs)`: outputs of one example, as a batch of one."""
+
+
+class Losses:
+    """Losses of a subject's examples. Gates and parameters are inputs: nothing is compiled anew for a candidate."""
+
+    def __init__(self, subject: Subject, run: Run | None = None, *, batch_size: int = 8) -> None:
+        self._problem, self._size = subject.problem, batch_size
+        self.one = loss_of_one(subject, run)
+        self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
+
+    def of(self, gates: Gates, params: Any, examples: Examples) -> Float[np.ndarray, "examples"]:
+        """Return the loss of each example."""
+        parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size)]
+        return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
+
+
+def loss_of_one(subject: Subject, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
+    """Return `loss(gates, params, inputs, targets)` of one example, without the axis of a batch."""
+    program = gated(subject.traced)
+
+    def gated_run(gates: Gates, params: Any, *inputs: Any) -> Any:
+        shaped: StructureGates = subject.by_copies(gates)
+        return program(shaped, params, *inputs)
+
+    run = run or gated_run
+
+    def loss(gates: Gates, params: Any, inputs: Any, targets: Any) -> Float[Array, ""]:
+        row, wanted = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
+        return subject.problem.loss_of(run(gates, params, *subject.problem.inputs(row)), wanted)
+
+    return loss
+
+
+def batches(examples: Examples, size: int) -> Iterator[tuple[Examples, Float[np.ndarray, "batch"]]]:
+    """Yield batches of one size, and the weight of each row: 0 of the last example, repeated to fill the last one."""
+    count = count_examples(examples)
+    size = min(size, count)
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        batch = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[np.minimum(rows, count - 1)], examples)
+        yield batch, (rows < count).astype(np.float32)
+
+
+def cut(subject: Subject, keep: Keep) -> tuple[Callable[..., Any], Any]:
+    """Return the cut model: `function(params, *inputs)` of a batch of any size, and its smaller parameters.
+
+    Its outputs are those of the masked model.
+    """
+    shaped = subject.by_copies(keep)
+    return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
+
+
+def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
+    """Return the function of `cut`."""
+    program = smaller(subject.traced, subject.by_copies(keep))
+
+    def function(params: Any, *inputs: Any) -> Any:
+        def one(*row: Any) -> Any:
+            outputs = program(params, *jax.tree.map(lambda leaf: leaf[None], row))
+            return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+        return jax.vmap(one)(*inputs)
+
+    return function
+
+
+def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:
+    """Return the held-out losses of the cut model."""
+    program = smaller(subject.traced, subject.by_copies(keep))
+    losses = Losses(subject, lambda gates, params, *inputs: program(params, *inputs), batch_size=batch_size)
+    return losses.of({}, params, subject.problem.held_out)

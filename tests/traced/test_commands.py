@@ -1,0 +1,129 @@
+"""`saap compare FACTORY` and `saap prune FACTORY`: what they print and write, and what they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.cli import main
+from saap_jax.traced import load_pruned
+from tests.traced.problems import stacked
+
+FILE = """
+from tests.traced.problems import stacked
+import jax.numpy as jnp
+
+def problem():
+    return stacked()
+
+def old():
+    return (lambda params, x: x @ params), jnp.ones((3, 4)), jnp.ones((2, 3))
+
+def broken():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_compare(here, capsys):
+    words = ["compare", "mine.py:problem", "--estimators", "random", "gate_taylor", "ablation", "--ratios", "0.3"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for part in ("gate_taylor", "ablation", "dense", "Each copy (layer, expert) of a structure keeps as many units"):
+        assert part in text
+    run = here / "runs" / "traced"
+    record = json.loads((run / "run.json").read_text())
+    assert (record["kind"], record["status"]) == ("traced", "finished")
+    assert record["model"]["prunable_parameters"] == sum(leaf.size for leaf in _leaves())
+    (best,) = record["best"]
+    np.testing.assert_allclose(best["cut"], best["masked"], rtol=1e-4)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["candidate"] for row in rows] == ["dense", "random@0.3", "gate_taylor@0.3", "ablation@0.3"]
+    assert all(row["parameters"] < rows[0]["parameters"] and row["ratio"] >= 0.3 for row in rows[1:])
+    page = (run / "report.html").read_text()
+    assert "Coupled structures: " in page  # the drawing
+    assert "gate_taylor" in page
+    assert (run / "comparison.csv").read_text().count("\n") == 5
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(words) == 0  # a finished run is shown again
+    assert (run / "metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert main([*words[:-1], "0.2"]) == 2
+    assert "pass --overwrite or another --name" in capsys.readouterr().err
+
+
+def _leaves():
+    return jax.tree.leaves(stacked().params)
+
+
+def test_prune_and_load(here, capsys):
+    words = ["prune", "mine.py:problem", "--ratio", "0.4", "--out", "small", "--search.multiple-of-each", "in[1]", "2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "units of layers/down[1]" in text
+    assert "in each of 2 copies" in text
+    assert "own code takes the smaller parameters, with the same outputs" in text
+    record = json.loads((here / "small" / "pruned.json").read_text())
+    problem = stacked()
+    function, params = load_pruned("small", problem)
+    loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+    np.testing.assert_allclose(loss, record["about"]["held_out_loss"]["cut"], rtol=1e-5)
+    assert record["about"]["ratio"] >= 0.4
+    assert params["in"].shape[1] == 2
+    assert main(words) == 2
+    assert "out: expected a directory that does not exist yet, found small" in capsys.readouterr().err
+
+
+def test_the_factory_serves_discover_too(here, capsys):
+    assert main(["discover", "mine.py:problem"]) == 0
+    assert "layers/down[1]: 5 units in each of 2, 8 parameters a unit, prunable" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(here, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "discovery.md").read_text()
+    blocks = [block.removeprefix("python\n") for block in text.split("```") if block.startswith("python\n")]
+    (example,) = [block for block in blocks if "return Problem(" in block]
+    (load,) = [block for block in blocks if "load_pruned(" in block]
+    (here / "documented.py").write_text(example)
+    words = ["prune", "documented.py:regression", "--search.multiple-of-each", "layers/down[1]", "4", "--out", "small"]
+    with jax.numpy_rank_promotion("allow"):
+        assert main(words) == 0
+        assert "24 -> 20 in each of 3 copies" in capsys.readouterr().out
+        sys.path.insert(0, str(here))
+        try:
+            exec(load.replace("from mine", "from documented"), {})
+        finally:
+            sys.path.remove(str(here))
+    assert capsys.readouterr().out.startswith("0.0104")
+
+
+@pytest.mark.parametrize("command", ["compare", "prune"])
+def test_bad_words_are_refused_in_one_line(here, capsys, command):
+    for words, message in (
+        (["mine.py:old"], "expected the factory to return a saap_jax.discovery.problem.Problem"),
+        (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
+        (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
+        (["mine.py:problem", "other:one"], "expected one factory and at most one configuration"),
+        (["mine.py:problem", "--fusion.attention", "wanda"], "expected none for a traced model"),
+        (["mine.py:problem", "--search.max-ratio-each", "nothing", "0.5"], "expected names of structures"),
+        (
+            ["mine.py:problem", "--estimator" if command == "prune" else "--estimators", "wanda"],
+            "'wanda': needs activation_moments, which is not observed of a traced model",
+        ),
+    ):
+        assert main([command, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (here / "models").exists()
+        assert not (here / "runs").exists()
