@@ -12,6 +12,7 @@ from saap_jax.discovery.structures import (
     discover,
     parameters_by_path,
     prunable_parameters,
+    query_head_parameters,
     unit_costs,
     unit_view,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "discover",
     "parameters_by_path",
     "prunable_parameters",
+    "query_head_parameters",
     "unit_costs",
     "unit_view",
 ]

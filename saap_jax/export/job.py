@@ -106,6 +106,10 @@ def _write(
         name = Path(config.out).stem
         written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
         notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
+        if (window := model.constants.sliding_window) is not None:
+            notes += (
+                f"llama.cpp has no sliding window here, so the context ends where that begins, at {window} tokens",
+            )
         return f"GGUF, architecture {written.architecture}", written.added, notes
     generation = source / "generation_config.json"
     added = write_hf(
@@ -118,7 +122,7 @@ def _write(
     )
     if config.format == "ragged":
         return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
-    return "LlamaForCausalLM", added, ()
+    return model.constants.traits.architecture, added, ()
 
 
 def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:

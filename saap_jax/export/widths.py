@@ -11,8 +11,8 @@ DECI_CHANNELS = 32
 def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
 
-    transformers refuses a number of attention heads that does not divide `embed`, so there may be more heads than in
-    any layer. Raises `ValueError` if no number does.
+    transformers refuses a LLaMA with a number of attention heads that does not divide `embed`, so there may be more
+    heads than in any layer. Raises `ValueError` if no number does.
 
     >>> layers = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=8), LayerWidths(kv_heads=0, q_per_kv=3, mlp=9))
     >>> uniform_widths(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))[0]
@@ -26,6 +26,8 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
         for kv in range(kv_heads, spec.embed // group + 1)
         if spec.embed % (kv * group) == 0
     ]
+    if spec.constants.family != "llama":
+        fitting = [(kv_heads * q_per_kv, q_per_kv, kv_heads)]
     if not fitting:
         raise ValueError(
             f"format padded: expected a number of heads of at least {kv_heads} x {q_per_kv} that divides the width of "
@@ -59,4 +61,5 @@ def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
 
 def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
-    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers))
+    biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
+    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers)) + biases
