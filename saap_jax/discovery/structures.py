@@ -93,7 +93,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
             raise ValueError(f"parameter {path}: expected at most one prunable axis, got {prunable}")
         if axis in prunable:
             position = axes.index(axis)
-            members.append(Member(path, position, writes=axes.index("embed") > position))
+            members.append(Member(path, position, writes="embed" in axes[position:]))
             units.add(parameter.shape[position])
             each += math.prod(parameter.shape[1:position] + parameter.shape[position + 1 :])
     if len(units) != 1:

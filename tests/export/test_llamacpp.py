@@ -13,7 +13,7 @@ from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
-from tests.export.models import PLAIN, SPECS, spec_of
+from tests.export.models import PLAIN, RELATIVES, SPECS, spec_of
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model
 
@@ -68,6 +68,19 @@ def test_logits(name, tmp_path):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
     other = expected_logits(model, TOKENS[::-1])
     assert np.abs(got - other).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in RELATIVES if name.endswith(("uniform", "cut")) or name.startswith(("mistral", "phi3"))],
+)
+def test_relatives(name, tmp_path):
+    """As many tokens as the window has, where there is one: that is the context of the file."""
+    model = random_model(RELATIVES[name])
+    tokens = TOKENS[: model.constants.sliding_window]
+    got = logits_of(written(model, tmp_path / "x.gguf"), tokens)
+    np.testing.assert_allclose(got, expected_logits(model, tokens), rtol=0, atol=1e-4)
+    assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
