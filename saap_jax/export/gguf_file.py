@@ -1,7 +1,7 @@
 """Write GGUF files for llama.cpp: the architecture of the family where all layers are alike, else `deci`.
 
-`deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too. Where llama.cpp has no sliding window, the
-context ends where the window would begin to count.
+`deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too; of Qwen2 and Qwen3 llama.cpp has only equal
+layers, so narrower ones are widened by zeros. It has no sliding window here: the context ends where that would count.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from gguf import GGMLQuantizationType as Type
 
 from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
-from saap_jax.export.widths import added_parameters, deci_widths
+from saap_jax.export.widths import EQUAL_LAYERS, added_parameters, gguf_widths
 from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
 from saap_jax.llama.hf_config import fits_plain_config
 from saap_jax.llama.hf_fused import joined
 from saap_jax.llama.model import Llama
-from saap_jax.llama.spec import Family, LayerWidths, LlamaSpec
+from saap_jax.llama.spec import LayerWidths, LlamaSpec
 from saap_jax.llama.write import Tensor, converted
 
 _TYPES = {
@@ -30,14 +30,6 @@ _TYPES = {
 }
 
 _FILE_TYPES = {name: kinds[1] for name, kinds in _TYPES.items()} | {"q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
-
-_ARCHITECTURES: dict[Family, str] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "phi3": "phi3",
-}
 
 _BLOCKS = np.dtype(np.uint8)
 """Type of the rows of a matrix that comes as blocks of Q4_1."""
@@ -64,7 +56,7 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     """
     blocks, spec = check_blocks(model), model.spec
     architecture = architecture_of(spec)
-    layers = deci_widths(spec) if architecture == "deci" else spec.layers
+    layers = gguf_widths(spec, architecture)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
@@ -94,25 +86,30 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
 def architecture_of(spec: LlamaSpec) -> str:
     """Return the architecture that computes a model; `ValueError` if none does, naming another format.
 
+    llama.cpp's `phi3` wants heads as wide as the residual stream; a Phi-3 with fewer is a `llama`.
+
     >>> layers = (LayerWidths(kv_heads=2, q_per_kv=1, mlp=8), LayerWidths(kv_heads=1, q_per_kv=1, mlp=8))
     >>> architecture_of(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))
     'deci'
     """
     family, scaling = spec.constants.family, spec.constants.rope_scaling
-    if family == "llama" or not (spec.input_biases or spec.constants.traits.head_norms):
-        return _ARCHITECTURES[family] if fits_plain_config(spec) else "deci"
+    if family in EQUAL_LAYERS:
+        if spec.output_biases:
+            raise ValueError(
+                f"format gguf: expected no biases of output projections in family {family}, got those of "
+                "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
+            )
+        if scaling is not None and scaling.kind == "llama3":
+            raise ValueError(
+                f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
+                "only in LLaMA; choose --format hf, padded or ragged"
+            )
+        return family
     if not fits_plain_config(spec):
-        raise ValueError(
-            f"format gguf: expected layers of equal widths above zero in family {family}, without biases of output "
-            "projections, as llama.cpp has no other; choose --format ragged (transformers with trust_remote_code), or "
-            "export with --format padded first and the result as gguf"
-        )
-    if scaling is not None and scaling.kind == "llama3":
-        raise ValueError(
-            f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
-            "only in LLaMA; choose --format hf, padded or ragged"
-        )
-    return _ARCHITECTURES[family]
+        return "deci"
+    first = spec.layers[0]
+    whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
+    return "phi3" if family == "phi3" and whole else "llama"
 
 
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:

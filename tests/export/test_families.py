@@ -83,21 +83,23 @@ def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_gguf_of_equal_layers(name, tmp_path):
-    """Loaded again it is the same model, but that a window ends the context, and that a Mistral is a LLaMA."""
+    """Loaded again it computes the same, but that a window ends the context, and that a Mistral is a LLaMA."""
     model, family = random_model(RELATIVES[name]), family_of(name)
     result = written(model, tmp_path / "x.gguf")
-    architecture = "llama" if family == "mistral" else family
-    assert result == (architecture, 0, 0)
+    like_llama = family == "mistral" or name == "phi3-cut"
+    architecture = "llama" if like_llama else family
+    assert (result.architecture, result.wider) == (architecture, 0)
+    assert (result.added > 0) == (name == "qwen2-cut"), "a query head of zeros: 4 x 8 = 32, the width of the embeddings"
     loaded, window = load_model(tmp_path / "x.gguf"), model.constants.sliding_window
     assert loaded.constants.family == architecture
     assert fields_of(tmp_path / "x.gguf")[f"{architecture}.context_length"] == (window or 2048)
     assert loaded.constants.sliding_window is None
     short = TOKENS[:, :window]
-    np.testing.assert_array_equal(forward(loaded, short), forward(model, short))
+    np.testing.assert_allclose(forward(loaded, short), forward(model, short), rtol=0, atol=2e-5)
     names = types_of(tmp_path / "x.gguf")
     assert ("blk.0.attn_q.bias" in names) == (family == "qwen2")
     assert ("blk.1.attn_k_norm.weight" in names) == (family == "qwen3")
-    assert ("blk.1.attn_qkv.weight" in names) == (family == "phi3")
+    assert ("blk.1.attn_qkv.weight" in names) == (name == "phi3-uniform")
 
 
 @pytest.mark.parametrize("family", LLAMA_LIKE)
@@ -107,22 +109,35 @@ def test_gguf_of_other_layers_is_a_deci(family, tmp_path):
     np.testing.assert_array_equal(forward(load_model(tmp_path / "x.gguf"), TOKENS), forward(model, TOKENS))
 
 
+@pytest.mark.parametrize("name", ["qwen3-ragged", "qwen2-narrow", "qwen3-empty"])
+def test_gguf_of_other_layers_has_zeros(name, tmp_path):
+    constants = RELATIVES[f"{family_of(name)}-uniform"].constants
+    narrow = dataclasses.replace(spec_of((1, 2, 24), (2, 2, 17), (0, 1, 9)), constants=constants)
+    model = random_model(RELATIVES.get(name, narrow))
+    result = written(model, tmp_path / "x.gguf")
+    assert (result.architecture, result.added > 0) == (family_of(name), True)
+    loaded = load_model(tmp_path / "x.gguf")
+    assert loaded.spec.uniform
+    assert count_parameters(loaded) == count_parameters(model) + result.added
+    np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_gguf_of_other_layers_is_refused(family, tmp_path):
-    path = tmp_path / "x.gguf"
-    for spec in (RELATIVES[f"{family}-ragged"], RELATIVES[f"{family}-empty"]):
-        with pytest.raises(
-            ValueError, match=rf"format gguf: expected layers of equal widths .* family {family}.*ragged"
-        ):
-            written(random_model(spec), path)
-    scaled = dataclasses.replace(
-        RELATIVES[f"{family}-uniform"],
-        constants=dataclasses.replace(RELATIVES[f"{family}-uniform"].constants, rope_scaling=LLAMA3),
-    )
+def test_gguf_refuses_what_llama_cpp_has_not(family, tmp_path):
+    path, spec = tmp_path / "x.gguf", RELATIVES[f"{family}-uniform"]
+    biased = dataclasses.replace(spec, output_biases=True)
+    with pytest.raises(
+        ValueError, match=rf"format gguf: expected no biases .* in family {family}.*choose --format rag"
+    ):
+        written(random_model(biased), path)
+    scaled = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LLAMA3))
     with pytest.raises(ValueError, match=rf"rope type 'llama3' is not supported in family {family}"):
         written(random_model(scaled), path)
+    if family == "qwen2":
+        with pytest.raises(ValueError, match="heads of a qwen2 to be together as wide as its embeddings, 32, which at"):
+            written(random_model(RELATIVES["qwen2-ragged"]), path)
     assert not path.exists()
-    linear = dataclasses.replace(scaled, constants=dataclasses.replace(scaled.constants, rope_scaling=LINEAR))
+    linear = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LINEAR))
     written(random_model(linear), path)
     assert_same(load_model(path), random_model(linear))
 

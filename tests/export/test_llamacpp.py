@@ -72,7 +72,7 @@ def test_logits(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in RELATIVES if name.endswith(("uniform", "cut")) or name.startswith(("mistral", "phi3"))],
+    [name for name in RELATIVES if name not in ("qwen2-ragged", "qwen2-empty")],  # three heads, and six: refused
 )
 def test_relatives(name, tmp_path):
     """As many tokens as the window has, where there is one: that is the context of the file."""
