@@ -19,7 +19,7 @@ from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, ggu
 from saap_jax.llama.hf_config import fits_plain_config
 from saap_jax.llama.hf_fused import joined
 from saap_jax.llama.model import Llama
-from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.write import Tensor, converted
 
 _TYPES = {
@@ -83,6 +83,11 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     return Written(architecture, added_parameters(spec, layers), wider)
 
 
+def context_of(constants: Constants) -> int:
+    """Return the positions of a file's model: as many as a sliding window has, for llama.cpp would see beyond it."""
+    return min(constants.max_positions, constants.sliding_window or constants.max_positions)
+
+
 def architecture_of(spec: LlamaSpec) -> str:
     """Return the architecture that computes a model; `ValueError` if none does, naming another format.
 
@@ -126,7 +131,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         ("general.file_type", int(_FILE_TYPES[dtype]), integer),
         *([("general.quantization_version", gguf.GGML_QUANT_VERSION, integer)] if dtype in ("q8_0", "q4_1") else []),
         (f"{arch}.vocab_size", spec.vocab, integer),
-        (f"{arch}.context_length", min(constants.max_positions, constants.sliding_window or 2**31), integer),
+        (f"{arch}.context_length", context_of(constants), integer),
         (f"{arch}.embedding_length", spec.embed, integer),
         (f"{arch}.block_count", len(layers), integer),
         (f"{arch}.attention.layer_norm_rms_epsilon", constants.norm_eps, real),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from saap_jax.config import ExportConfig
 from saap_jax.discovery import count_parameters
-from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
@@ -63,7 +63,8 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         written, more = _in_floats(config, model)
         blocks = written is model and quantization_of(model) is not None
         notes += more
-        tokens = sample_tokens(tokenizer, model.spec.vocab, model.constants.max_positions)
+        positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
+        tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         with step("write"):
             kind, added, more = _write(config, written, tokenizer, source, place)
         with step("read back and compare"):
