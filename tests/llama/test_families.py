@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_view
+from saap_jax.discovery import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
 from saap_jax.estimation import Statistic, observe
 from saap_jax.estimation.ablation import ablate, sample_units
 from saap_jax.llama import Constants
@@ -26,11 +26,9 @@ from tests.helpers import (
     changed,
     dense_model,
     forward,
-    random_model,
     random_tokens,
     reference,
     relative,
-    spec_of,
 )
 from tests.llama.test_generate import PROMPTS, recomputed
 
@@ -53,6 +51,14 @@ def differ(first, second) -> bool:
     return bool(np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-2)
 
 
+def with_arrays(model, source, *paths: str):
+    """Return a model with the parameters at some paths taken from another one."""
+    for path in paths:
+        value = parameters_by_path(source)[path][...]
+        model = changed(model, path, lambda _, value=value: value)
+    return model
+
+
 def with_constants(model, **constants):
     """Return a model of the same arrays with other constants."""
     new = jax.tree.map(lambda leaf: leaf, model)
@@ -71,10 +77,10 @@ def test_logits_equal_numpy(family, widths):
 
 @pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in OWN.items() for name in names])
 def test_each_parameter_of_a_family_counts(family, name):
-    """Negative control: without it the logits are others, but for the key's bias, which softmax takes out half."""
+    """Negative control: with biases of 0, or norm scales of 1, the logits are others."""
     model = relative(family)
-    path = f"runs/0/attention/{name}"
-    assert differ(logits(changed(model, path, lambda value: value * 0 + (0 if "bias" in name else 1))), logits(model))
+    nothing = jnp.zeros_like if "bias" in name else jnp.ones_like
+    assert differ(logits(changed(model, f"runs/0/attention/{name}", nothing)), logits(model))
 
 
 @pytest.mark.parametrize("family", ["mistral", "phi3"])
@@ -91,24 +97,14 @@ def test_a_window_hides_what_is_behind_it(family):
 
 def test_without_what_is_their_own_they_are_llamas():
     llama = dense_model()
-    qwen2 = random_model(spec_of((2, 6), (2, 6), constants=RELATIVES["qwen2"]))
+    qwen2 = with_arrays(relative("qwen2"), llama, *parameters_by_path(llama))
+    assert differ(logits(qwen2), logits(llama))
     for name in BIASES:
         qwen2 = changed(qwen2, f"runs/0/attention/{name}", jnp.zeros_like)
-    same = with_constants(dense_model(), family="mistral", sliding_window=9)
-    shorter = with_constants(dense_model(), family="mistral", sliding_window=8)
-    np.testing.assert_array_equal(logits(same), logits(llama))
+    np.testing.assert_allclose(logits(qwen2), logits(llama), rtol=0, atol=1e-6)
+    as_long, shorter = (with_constants(llama, family="mistral", sliding_window=window) for window in (9, 8))
+    np.testing.assert_array_equal(logits(as_long), logits(llama))
     assert differ(logits(shorter), logits(llama))
-    plain = dense_model()
-    for name in ("query", "key", "value", "output"):
-        path = f"attention/{name}"
-        plain = changed(plain, f"runs/0/{path}", lambda _, name=name: getattr(qwen2.runs[0].attention, name)[...])
-    for name in ("gate", "up", "down"):
-        plain = changed(plain, f"runs/0/mlp/{name}", lambda _, name=name: getattr(qwen2.runs[0].mlp, name)[...])
-    for name in ("attention_norm", "mlp_norm"):
-        plain = changed(plain, f"runs/0/{name}", lambda _, name=name: getattr(qwen2.runs[0], name)[...])
-    for name in ("embedding", "norm", "unembedding"):
-        plain = changed(plain, name, lambda _, name=name: getattr(qwen2, name)[...])
-    np.testing.assert_allclose(logits(qwen2), logits(plain), rtol=0, atol=1e-6)
 
 
 def test_llama_has_no_new_parameters_and_the_same_program_without_a_window():
@@ -166,7 +162,7 @@ def test_query_heads(family, x64):
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
     """∂ℒ/∂g = Σ w ∂w over the output, and over the value with its bias; not over the value alone."""
     model = relative(family, dtype=np.float64)
@@ -206,7 +202,7 @@ def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
         assert expected.max() > 1e-9
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral"])
 def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
     model, tokens = relative(family, dtype=np.float64), random_tokens(2, 9)
     mask = np.ones(tokens.shape, bool)
@@ -230,7 +226,11 @@ def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
 
 
 @pytest.mark.parametrize("family", RELATIVES)
-@pytest.mark.parametrize("widths", [((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))], ids=["dense", "ragged"])
+@pytest.mark.parametrize(
+    "widths",
+    [((2, 6), (2, 6)), pytest.param(((2, 6), (1, 3), (0, 5)), marks=pytest.mark.slow)],
+    ids=["dense", "ragged"],
+)
 def test_generation_equals_recomputation(family, widths):
     """Prompts shorter and longer than the window, padded on the left, beyond which the cache goes on."""
     model = relative(family, *widths)
