@@ -11,7 +11,49 @@ from saap_jax.llama import load_model, save_model
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 torch = pytest.importorskip("torch")
 
-from tests.llama import theirs as made  # noqa: E402, needs torch
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+WINDOWED = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5}
+VARIANTS = {
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen2-window": ("qwen2", WINDOWED),
+    "qwen2-head_dim": ("qwen2", {"head_dim": 6}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 7, "head_dim": 8}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3-tied": ("qwen3", {"head_dim": 6, "tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "qwen3-window": ("qwen3", {"head_dim": 8} | WINDOWED),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 9, "num_key_value_heads": 4}),
+}
+"""Name -> family, and what its config says beside `SIZES`."""
+
+
+def tiny_model(name: str):
+    """Return a random float32 model of two layers, with biases and norm scales that are not what they begin with."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family, options = VARIANTS[name]
+    config = AutoConfig.for_model(family, **SIZES | options, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for key, tensor in sorted(model.named_parameters()):
+            noise = torch.randn(tensor.shape)
+            tensor.copy_(1 + 0.2 * noise if key.endswith("norm.weight") else 0.25 * noise)
+    return model
+
 
 TOKENS = np.random.default_rng(1).integers(0, 32, (2, 24))
 
@@ -31,12 +73,12 @@ def load_torch(directory):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", made.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_both_ways(name, tmp_path):
-    theirs = made.tiny_model(name)
+    theirs = tiny_model(name)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
-    family, options = made.VARIANTS[name]
+    family, options = VARIANTS[name]
     assert ours.constants.family == family
     assert ours.constants.sliding_window == options.get("sliding_window")
     expected, got = torch_logits(theirs), np.asarray(ours(jnp.asarray(TOKENS)))
@@ -49,10 +91,10 @@ def test_both_ways(name, tmp_path):
     np.testing.assert_allclose(torch_logits(back), got, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in made.VARIANTS if "window" in name])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "window" in name])
 def test_without_its_window_it_is_another_model(name, tmp_path):
     """Negative control: the window of these models is shorter than the text, and is what is computed."""
-    theirs = made.tiny_model(name)
+    theirs = tiny_model(name)
     theirs.save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "config.json"
     config = json.loads(path.read_text())
