@@ -30,7 +30,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import wide
-from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.runs import run_bounds
 from saap_jax.llama.spec import LayerWidths
@@ -307,7 +307,8 @@ def activations(
     if structure == "mlp":
         return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
     rotation = rotary(x.shape[1], layer.attention.output.shape[-2], model.constants)
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation)
+    allowed = in_window(x.shape[1], model.constants)
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation, eps, allowed)
     return middle.reshape(*middle.shape[:2], -1)
 
 

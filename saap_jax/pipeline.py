@@ -29,7 +29,7 @@ from saap_jax.calibration import (
 from saap_jax.config import ScoreConfig
 from saap_jax.config_use import EvaluateConfig
 from saap_jax.data import Windows, evaluation_windows
-from saap_jax.discovery import count_parameters, discover, unit_costs
+from saap_jax.discovery import count_parameters, discover, query_head_parameters, unit_costs
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
@@ -167,10 +167,9 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
     exists, costs = existing_units(model.runs), unit_costs(discover(model))
     removed = sum(((exists[n] & ~keep[n]).sum(axis=1) * costs[n]).sum() for n in STRUCTURES)
     if QUERY_HEADS in keep:  # those of kept KV heads
-        spec, heads = model.spec, keep[QUERY_HEADS]
-        removed += (
-            (heads_of(keep["attention"], spec.layers, heads.shape) & ~heads).sum() * 2 * spec.embed * spec.head_dim
-        )
+        heads = keep[QUERY_HEADS]
+        gone = heads_of(keep["attention"], model.spec.layers, heads.shape) & ~heads
+        removed += gone.sum() * query_head_parameters(model)
     return count_parameters(model) - int(removed)
 
 

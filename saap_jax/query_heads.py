@@ -1,10 +1,11 @@
 """Stage 2c, query heads: which of them go while their KV head stays. Sees scores and costs, no model.
 
 A layer of the model has one number of query heads for all its KV heads, so they go in *blocks*: one query head of each
-KV head of a layer, the lowest score that is left in each. A block costs kv_heads · 2 · head_dim · embed parameters; key
-and value stay. Its key is the mean priority (score, or score · e^(λ · ASI) with `adaptive`) of its query heads, and all
-blocks of all layers are one ranking, for `uniform` too: a block is a large part of a layer, and the same share of every
-layer could not be met. `search` does the ranking, with blocks as units.
+KV head of a layer, the lowest score that is left in each. A block costs kv_heads · 2 · head_dim · embed parameters (and
+kv_heads · head_dim where queries have a bias); key and value stay. Its key is the mean priority (score, or
+score · e^(λ · ASI) with `adaptive`) of its query heads, and all blocks of all layers are one ranking, for `uniform`
+too: a block is a large part of a layer, and the same share of every layer could not be met. `search` does the ranking,
+with blocks as units.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def search_query_heads(
     Args:
         scores: importance of each query head, in the order of `QUERY_HEADS`; not read where a layer has no such head.
         widths: sizes of each layer.
-        parameters: of one query head, in query and output.
+        parameters: of one query head, in query (with its bias) and output.
         target: parameters to remove.
         config: `skip_layers`, `normalize`, `solver`; `stability_weight` with `adaptive`.
         options: `min_keep`.

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from saap_jax.budget import SLACK
 from saap_jax.calibration import Track, calibrate, quiet, structure_parts
 from saap_jax.data import Windows
-from saap_jax.discovery import discover, prunable_parameters
+from saap_jax.discovery import discover, prunable_parameters, query_head_parameters
 from saap_jax.llama import LayerWidths, Llama
 from saap_jax.llama.runs import existing_query_heads, existing_units
 from saap_jax.llama.ungroup import ungrouped
@@ -62,7 +62,7 @@ def remove_query_heads(
     whole = prunable_parameters(discover(model))
     target = math.ceil(ratio * whole * (1 - SLACK))
     due = math.ceil(options.share * target * (1 - SLACK))
-    widths, each = model.spec.layers, 2 * model.spec.embed * model.spec.head_dim
+    widths, each = model.spec.layers, query_head_parameters(model)
     check_target(widths, skipped_layers(config.skip_layers, len(widths)), each, due, options)
     fusion = fusion or FusionConfig()
     part = structure_parts(estimator, fusion)["attention"]

@@ -8,13 +8,21 @@ import numpy as np
 from flax import nnx
 
 from saap_jax.discovery import parameters_by_path
-from saap_jax.llama import LayerWidths, Llama, LlamaSpec
+from saap_jax.llama import Constants, LayerWidths, Llama, LlamaSpec
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.types import PRUNABLE_AXES, Keep
 
 VOCAB = 24
 HEADS = {"mha": (4, 1), "gqa": (2, 2), "mqa": (1, 4)}
 """(kv_heads, q_per_kv) of each kind of attention; four query heads."""
+
+RELATIVES = {
+    "qwen2": Constants(family="qwen2"),
+    "mistral": Constants(family="mistral", sliding_window=3),
+    "qwen3": Constants(family="qwen3"),
+    "phi3": Constants(family="phi3", sliding_window=4),
+}
+"""What is not LLaMA, with windows that a short text is longer than."""
 
 forward = jax.jit(lambda model, tokens, gates=None: model(tokens, gates))
 losses_of = jax.jit(lambda model, tokens, mask, gates=None: next_token_losses(model, tokens, mask, gates)[0])
@@ -49,6 +57,11 @@ def dense_model(
 def ragged_model(**options) -> Llama:
     """Return a random model as after a cut: three runs, a layer without attention."""
     return random_model(spec_of((2, 6), (2, 6), (1, 3), (0, 5)), **options)
+
+
+def relative(family: str, *widths: tuple[int, int], **options) -> Llama:
+    """Return a random model of a family of `RELATIVES`; of two equal layers unless (kv_heads, mlp) are given."""
+    return random_model(spec_of(*(widths or ((2, 6), (2, 6))), constants=RELATIVES[family]), **options)
 
 
 def random_tokens(batch: int, seq: int, seed: int = 0) -> np.ndarray:
@@ -108,21 +121,32 @@ def layers_of(model: Llama) -> list[dict[str, np.ndarray]]:
 def reference(model: Llama, tokens: np.ndarray) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
     """Return the logits [seq, vocab] of one example, and each layer's activations {structure: [seq, units, …]}.
 
-    The plain rotary embedding only, one head at a time.
+    The plain rotary embedding only, one head at a time; with what the relatives of LLaMA have beside it.
     """
     eps, theta = model.constants.norm_eps, model.constants.rope_theta
+    position = np.arange(len(tokens))
+    distance = position[:, None] - position
+    hidden = (distance < 0) | (distance >= (model.constants.sliding_window or len(tokens)))
     embedding = np.asarray(model.embedding[...], np.float64)
     x, activations = embedding[tokens], []
     for layer in layers_of(model):
         normed = _norm(x, layer["attention_norm"], eps)
         query, key, value, output = (layer[f"attention/{name}"] for name in ("query", "key", "value", "output"))
+        nothing = {"query": np.zeros(query.shape[1:]), "key": np.zeros(key.shape[1:]), "value": np.zeros(key.shape[1:])}
+        bias = {name: layer.get(f"attention/{name}_bias", zeros) for name, zeros in nothing.items()}
         heads = np.zeros((len(tokens), *output.shape[:3]))
         for k in range(query.shape[1]):
             for g in range(query.shape[2]):
-                scores = _rotate(normed @ query[:, k, g], theta) @ _rotate(normed @ key[:, k], theta).T
-                scores[np.triu_indices(len(tokens), 1)] = -np.inf
+                queries, keys = normed @ query[:, k, g] + bias["query"][k, g], normed @ key[:, k] + bias["key"][k]
+                if "attention/query_norm" in layer:
+                    queries = _norm(queries, layer["attention/query_norm"], eps)
+                    keys = _norm(keys, layer["attention/key_norm"], eps)
+                scores = _rotate(queries, theta) @ _rotate(keys, theta).T
+                scores[hidden] = -np.inf
                 weights = np.exp(scores / np.sqrt(query.shape[-1]))
-                heads[:, k, g] = weights / weights.sum(axis=1, keepdims=True) @ (normed @ value[:, k])
+                heads[:, k, g] = (
+                    weights / weights.sum(axis=1, keepdims=True) @ (normed @ value[:, k] + bias["value"][k])
+                )
                 x = x + heads[:, k, g] @ output[k, g]
         normed = _norm(x, layer["mlp_norm"], eps)
         gate = normed @ layer["mlp/gate"]

@@ -47,6 +47,15 @@ def test_golden_specs_of_the_default_rules():
     }
 
 
+def test_biases_and_norms_of_heads():
+    """A bias is split with its heads; norms of heads, which all have, lie on every device."""
+    found = specs(model(constants=Constants(family="qwen2")), layout(1, 2, 2))
+    assert found["runs/0/attention/query_bias"] == P(None, "tensor", None, None)
+    assert found["runs/0/attention/key_bias"] == found["runs/0/attention/value_bias"] == P(None, "tensor", None)
+    found = specs(model(constants=Constants(family="qwen3")), layout(1, 2, 2))
+    assert found["runs/0/attention/query_norm"] == found["runs/0/attention/key_norm"] == P(None, None)
+
+
 def test_axes_of_size_one_split_nothing():
     assert all(spec == P(*[None] * len(spec)) for spec in specs(model(), layout(4, 1, 1)).values())
 

@@ -13,6 +13,7 @@ from saap_jax.discovery.structures import (
     discover,
     parameters_by_path,
     prunable_parameters,
+    query_head_parameters,
     unit_costs,
     unit_view,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "discover",
     "parameters_by_path",
     "prunable_parameters",
+    "query_head_parameters",
     "unit_costs",
     "unit_view",
 ]

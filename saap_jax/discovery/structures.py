@@ -2,7 +2,8 @@
 
 Two parameter axes are coupled when no computation of the model can change the size of one without the other. Within a
 decoder layer those are the axes that share a prunable name: `mlp` of gate, up and down; `kv_heads` of query, key, value
-and output. Source: method of LLM-Pruner (arXiv:2305.11627) section 3.1, where the coupling is found by tracing.
+and output, and of the biases of query, key and value where a model has them. Source: method of LLM-Pruner
+(arXiv:2305.11627) section 3.1, where the coupling is found by tracing.
 """
 
 import dataclasses
@@ -92,7 +93,7 @@ def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]
             raise ValueError(f"parameter {path}: expected at most one prunable axis, got {prunable}")
         if axis in prunable:
             position = axes.index(axis)
-            members.append(Member(path, position, writes=axes.index("embed") > position))
+            members.append(Member(path, position, writes="embed" in axes[position:]))
             units.add(parameter.shape[position])
             each += math.prod(parameter.shape[1:position] + parameter.shape[position + 1 :])
     if len(units) != 1:
@@ -125,8 +126,17 @@ def unit_costs(structures: dict[str, Structure]) -> dict[str, np.ndarray]:
 
 
 def prunable_parameters(structures: dict[str, Structure]) -> int:
-    """Count the parameters that belong to some structure: attention and MLP matrices."""
+    """Count the parameters that belong to some structure: attention and MLP matrices, and biases of heads."""
     return sum(structure.parameters for structure in structures.values())
+
+
+def query_head_parameters(model: Llama) -> int:
+    """Count the parameters that one query head takes with it while its KV head stays: in query, output, and a bias."""
+    return sum(
+        math.prod(size for axis, size in zip(p.axes, p.shape, strict=True) if axis in ("embed", "head_dim"))
+        for p in parameters_by_path(model.runs[0]).values()
+        if "q_per_kv" in p.axes
+    )
 
 
 def count_parameters(model: Llama) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
-from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, in_window, rms_norm, rotary
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.runs import existing_units, run_bounds
 from saap_jax.llama.spec import Constants
@@ -169,7 +169,8 @@ def remove_step(
     parameters = layer_of(run, layer)
     attention, mlp = parameters.attention, parameters.mlp
     rotation = rotary(x.shape[1], attention.query.shape[-1], constants)
-    _, seen = decode(parameters, x, None, rotation, constants.norm_eps, lambda point, activation: activation)
+    allowed = in_window(x.shape[1], constants)
+    _, seen = decode(parameters, x, None, rotation, constants.norm_eps, lambda point, activation: activation, allowed)
     if structure == "mlp":
         written = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
         return seen["mlp_out"][None] - written

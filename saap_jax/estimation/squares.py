@@ -2,9 +2,9 @@
 
 For y_b = x_b W the gradient of example b is G_b = Σ_t x_btᵀ dy_bt, and what is wanted is Σ_b (s_b G_b)², s_b the weight
 of the example. A product of activations with a matrix that is watched gives, beside dW = Σ_b G_b, this sum as the
-derivative of an array of zeros that stands beside the matrix. So squares need no pass an example, no gradient of the
-whole model an example, and are spread over devices like any other gradient: each makes those of its own examples, layer
-by layer, and they are summed.
+derivative of an array of zeros that stands beside the matrix. A bias is a matrix with one input, which is 1. So squares
+need no pass an example, no gradient of the whole model an example, and are spread over devices like any other gradient:
+each makes those of its own examples, layer by layer, and they are summed.
 
 Sources: gradients of examples from activations and output gradients as in Goodfellow (arXiv:1510.01799), here squared
 and summed entry by entry instead of as norms.
@@ -24,7 +24,7 @@ from saap_jax.llama.product import Matrix, product
 
 
 class Watched(Matrix):
-    """A matrix whose product also gives the sum over examples of their squared gradients."""
+    """A matrix, or a bias, whose product also gives the sum over examples of their squared gradients."""
 
     def __init__(self, weight: nnx.Param, scale: Float[Array, "batch"]) -> None:
         self.axes = weight.axes
@@ -40,6 +40,13 @@ class Watched(Matrix):
     def product(self, equation: str, x: Array) -> Array:
         """Return what `einsum(equation, x, matrix)` is."""
         return _product(equation, self.axes[1] == "embed", x, self.weight[...], self.square[...], self.scale[...])
+
+    def add(self, y: Array) -> Array:
+        """Return y plus the bias."""
+        ones, sizes = jnp.ones((*y.shape[:2], 1), y.dtype), "kgh"[: y.ndim - 2]
+        weight, square = self.weight[...][None], self.square[...][None]
+        each: Array = _product(f"bti,i{sizes}->bt{sizes}", True, ones, weight, square, self.scale[...])
+        return y + each
 
     def dense(self) -> Array:
         """Return the matrix."""
@@ -84,7 +91,7 @@ def squared(
 
 
 def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
-    """Return a model with every matrix of its layers watched.
+    """Return a model with every matrix of its layers watched, and every bias that belongs to units.
 
     Args:
         scale: weight s_b of each example; 1 / tokens makes the gradient of a summed loss that of the mean one.
@@ -100,14 +107,14 @@ def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
 
 
 def is_matrix(value: Any) -> bool:
-    """Say whether a variable of a run is a matrix: with inputs and outputs beside its layers."""
+    """Say whether a variable of a run is a matrix, or a bias of units: with more axes than one beside its layers."""
     return isinstance(value, nnx.Param) and len(value.axes) > 2
 
 
 def parts(gradients: Llama) -> tuple[Llama, Llama]:
     """Return the gradients of a watched model's weights as a model, and its squares as another.
 
-    What is not watched, embeddings and vectors, has a single 0 for its squares: no structure counts them.
+    What is not watched, embeddings and norms, has a single 0 for its squares: no structure counts them.
     """
 
     def first(value: Any) -> Any:

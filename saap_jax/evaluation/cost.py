@@ -65,16 +65,16 @@ def directory_bytes(directory: Path, pattern: str = "*") -> int:
 def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) -> int | float:
     """Return the multiply-accumulates of one token that attends to `context` positions, its own among them.
 
-    Every entry of every matrix once, Σ size over the parameters with two axes or more besides `layers`; embedding a
-    token is a look-up and counts nothing, unembedding counts vocab · embed (`unembed`, tied or not). Attention adds,
-    in each layer, 2 · kv_heads · q_per_kv · head_dim · context: scores, and the sum of values. Norms, rotations and
-    softmax are left out.
+    Every entry of every matrix once, Σ size over the parameters with `embed` and another axis besides `layers`;
+    embedding a token is a look-up and counts nothing, unembedding counts vocab · embed (`unembed`, tied or not).
+    Attention adds, in each layer, 2 · kv_heads · q_per_kv · head_dim · context: scores, and the sum of values. Norms,
+    biases, rotations and softmax are left out.
     """
     matrices = sum(
         math.prod(parameter.shape)
         for run in model.runs
         for parameter in parameters_by_path(run).values()
-        if len(parameter.axes) > 2
+        if len(parameter.axes) > 2 and "embed" in parameter.axes
     )
     heads = sum(run.length * math.prod(run.attention.output.shape[-4:-1]) for run in model.runs)
     return matrices + 2 * heads * context + (math.prod(model.embedding.shape) if unembed else 0)

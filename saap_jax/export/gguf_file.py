@@ -1,4 +1,8 @@
-"""Write GGUF files for llama.cpp: architecture `llama` where all layers are alike, `deci` with one number a layer."""
+"""Write GGUF files for llama.cpp: the architecture of the family where all layers are alike, else `deci`.
+
+`deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too; of Qwen2 and Qwen3 llama.cpp has only equal
+layers, so narrower ones are widened by zeros. It has no sliding window here: the context ends where that would count.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +14,12 @@ from gguf import GGMLQuantizationType as Type
 
 from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
-from saap_jax.export.widths import added_parameters, deci_widths
-from saap_jax.llama.gguf_layout import ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
+from saap_jax.export.widths import EQUAL_LAYERS, added_parameters, gguf_widths
+from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
 from saap_jax.llama.hf_config import fits_plain_config
+from saap_jax.llama.hf_fused import joined
 from saap_jax.llama.model import Llama
-from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.write import Tensor, converted
 
 _TYPES = {
@@ -47,15 +52,17 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
 
     Matrices of 4 bits in groups of 32 become Q4_1 whatever `dtype`, their integers as they are. `vocabulary` is the
     tokenizer's metadata. One tensor at a time is in memory beside the model. Raises `ValueError` for a matrix whose
-    values are beyond float16, or that is quantised otherwise.
+    values are beyond float16, or that is quantised otherwise, and for a model that llama.cpp has no architecture for.
     """
     blocks, spec = check_blocks(model), model.spec
-    uniform = fits_plain_config(spec)
-    architecture, layers = ("llama", spec.layers) if uniform else ("deci", deci_widths(spec))
+    architecture = architecture_of(spec)
+    layers = gguf_widths(spec, architecture)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
-    tensors = [_in_gguf(tensor, spec, layers) for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
+    tensors = [tensor for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
+    tensors = joined(tensors) if architecture == "phi3" else tensors
+    tensors = [_in_gguf(tensor, spec, architecture) for tensor in tensors]
     unread = {f"blk.{index}.attn_norm.weight" for index, layer in enumerate(layers) if not layer.kv_heads}
     tensors = [tensor for tensor in tensors if tensor.name not in unread]  # llama.cpp refuses tensors it does not use
     tensors += _rope_factors(spec)
@@ -76,6 +83,40 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     return Written(architecture, added_parameters(spec, layers), wider)
 
 
+def context_of(constants: Constants) -> int:
+    """Return the positions of a file's model: as many as a sliding window has, for llama.cpp would see beyond it."""
+    return min(constants.max_positions, constants.sliding_window or constants.max_positions)
+
+
+def architecture_of(spec: LlamaSpec) -> str:
+    """Return the architecture that computes a model; `ValueError` if none does, naming another format.
+
+    llama.cpp's `phi3` wants heads as wide as the residual stream; a Phi-3 with fewer is a `llama`.
+
+    >>> layers = (LayerWidths(kv_heads=2, q_per_kv=1, mlp=8), LayerWidths(kv_heads=1, q_per_kv=1, mlp=8))
+    >>> architecture_of(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))
+    'deci'
+    """
+    family, scaling = spec.constants.family, spec.constants.rope_scaling
+    if family in EQUAL_LAYERS:
+        if spec.output_biases:
+            raise ValueError(
+                f"format gguf: expected no biases of output projections in family {family}, got those of "
+                "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
+            )
+        if scaling is not None and scaling.kind == "llama3":
+            raise ValueError(
+                f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
+                "only in LLaMA; choose --format hf, padded or ragged"
+            )
+        return family
+    if not fits_plain_config(spec):
+        return "deci"
+    first = spec.layers[0]
+    whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
+    return "phi3" if family == "phi3" and whole else "llama"
+
+
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:
     kinds = gguf.GGUFValueType
     text, integer, real, many = (kinds.STRING,), (kinds.UINT32,), (kinds.FLOAT32,), (kinds.ARRAY, kinds.INT32)
@@ -90,7 +131,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         ("general.file_type", int(_FILE_TYPES[dtype]), integer),
         *([("general.quantization_version", gguf.GGML_QUANT_VERSION, integer)] if dtype in ("q8_0", "q4_1") else []),
         (f"{arch}.vocab_size", spec.vocab, integer),
-        (f"{arch}.context_length", constants.max_positions, integer),
+        (f"{arch}.context_length", context_of(constants), integer),
         (f"{arch}.embedding_length", spec.embed, integer),
         (f"{arch}.block_count", len(layers), integer),
         (f"{arch}.attention.layer_norm_rms_epsilon", constants.norm_eps, real),
@@ -100,7 +141,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         (f"{arch}.rope.freq_base", constants.rope_theta, real),
     ]
     for key, values in widths.items():
-        pairs.append((f"{arch}.{key}", values[0], integer) if arch == "llama" else (f"{arch}.{key}", values, many))
+        pairs.append((f"{arch}.{key}", values, many) if arch == "deci" else (f"{arch}.{key}", values[0], integer))
     if scaling is not None and scaling.kind == "linear":
         pairs += [(f"{arch}.rope.scaling.type", "linear", text), (f"{arch}.rope.scaling.factor", scaling.factor, real)]
     elif scaling is not None:
@@ -110,10 +151,10 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     return pairs
 
 
-def _in_gguf(tensor: Tensor, spec: LlamaSpec, layers: Sequence[LayerWidths]) -> Tensor:
-    """Return a tensor under its GGUF name; rows of queries and keys in llama.cpp's order."""
+def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
+    """Return a tensor under its GGUF name; rows of queries and keys in the order that the architecture wants."""
     name = gguf_name(tensor.name)
-    if not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
+    if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
     heads = tensor.shape[0] // spec.head_dim
     return Tensor(name, tensor.shape, lambda: permute(tensor.read(), heads), tensor.dtype)

@@ -1,4 +1,7 @@
-"""Write a Hugging Face directory: plain, padded to equal widths, or with one width a layer and code of its own."""
+"""Write a Hugging Face directory: plain, padded to equal widths, or with one width a layer and code of its own.
+
+Plain and padded directories are of the model's family.
+"""
 
 import dataclasses
 import shutil
@@ -8,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from saap_jax.export.widths import added_parameters, uniform_widths
+from saap_jax.llama import hf_fused
 from saap_jax.llama.hf_config import config_from_spec, fits_plain_config
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
@@ -32,11 +36,13 @@ def write_hf(
     """Write config, weights, generation settings and tokenizer into an empty directory; return the parameters added.
 
     `generation` is the `generation_config.json` of the model's source, if it has one. Raises `ValueError` where a
-    plain LLaMA (`hf`) cannot hold the model, naming what can.
+    plain model of the family (`hf`, `padded`) cannot hold the model, naming what can.
     """
     spec = model.spec
     if form == "hf":
         check_plain(spec)
+    elif form == "padded":
+        check_biases(spec, form)
     layers = uniform_widths(spec) if form == "padded" else spec.layers
     config = config_from_spec(dataclasses.replace(spec, layers=layers), dtype.name, per_layer=form == "ragged")
     if form == "ragged":
@@ -52,7 +58,8 @@ def write_hf(
     settings = _generation(spec, tokenizer)
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = model_tensors(model, layers)
-    zeros = _zero_biases(tensors) if config["attention_bias"] else []
+    tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
+    zeros = _zero_biases(tensors) if config.get("attention_bias") else []
     write_json(config, place / "config.json")
     write_tensors(tensors + zeros, place / "model.safetensors", dtype)
     if generation is not None:
@@ -65,10 +72,11 @@ def write_hf(
 
 
 def check_plain(spec: LlamaSpec) -> None:
-    """Raise `ValueError` unless a plain LLaMA configuration can hold the widths of a model."""
-    first = spec.layers[0]
+    """Raise `ValueError` unless a plain configuration of its family can hold a model."""
+    check_biases(spec, "hf")
+    first, llama = spec.layers[0], spec.constants.family == "llama"
     heads = first.kv_heads * first.q_per_kv
-    if fits_plain_config(spec) and spec.embed % heads == 0:
+    if fits_plain_config(spec) and (spec.embed % heads == 0 or not llama):
         return
     kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", "MLP channels": "mlp"}
     ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
@@ -77,9 +85,18 @@ def check_plain(spec: LlamaSpec) -> None:
         got = f"{heads} attention heads, which transformers refuses beside a hidden size of {spec.embed}"
     raise ValueError(
         f"format hf: expected layers of equal widths above zero, got {got or 'layers without heads or channels'}; "
-        "choose --format padded (a plain LLaMA with zeros added), ragged (transformers with trust_remote_code) or "
+        "choose --format padded (a plain model with zeros added), ragged (transformers with trust_remote_code) or "
         "gguf (llama.cpp)"
     )
+
+
+def check_biases(spec: LlamaSpec, form: Form) -> None:
+    """Raise `ValueError` where output projections have biases and a plain model of the family has none."""
+    if spec.output_biases and spec.constants.family != "llama":
+        raise ValueError(
+            f"format {form}: expected no biases of output projections in family {spec.constants.family}, got those of "
+            "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
+        )
 
 
 def _generation(spec: LlamaSpec, tokenizer: Tokenizer | None) -> dict[str, Any]:

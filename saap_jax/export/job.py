@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from saap_jax.config import ExportConfig
 from saap_jax.discovery import count_parameters
-from saap_jax.export.gguf_file import write_gguf
+from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.export.widths import EQUAL_LAYERS
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.load import resolve
 from saap_jax.llama.quantized import dequantized, quantization_of
@@ -62,7 +63,8 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         written, more = _in_floats(config, model)
         blocks = written is model and quantization_of(model) is not None
         notes += more
-        tokens = sample_tokens(tokenizer, model.spec.vocab, model.constants.max_positions)
+        positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
+        tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         with step("write"):
             kind, added, more = _write(config, written, tokenizer, source, place)
         with step("read back and compare"):
@@ -106,6 +108,12 @@ def _write(
         name = Path(config.out).stem
         written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
         notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
+        if written.added and written.architecture in EQUAL_LAYERS:
+            notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
+        if (window := model.constants.sliding_window) is not None:
+            notes += (
+                f"llama.cpp has no sliding window here, so the context ends where that begins, at {window} tokens",
+            )
         return f"GGUF, architecture {written.architecture}", written.added, notes
     generation = source / "generation_config.json"
     added = write_hf(
@@ -118,7 +126,7 @@ def _write(
     )
     if config.format == "ragged":
         return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
-    return "LlamaForCausalLM", added, ()
+    return model.constants.traits.architecture, added, ()
 
 
 def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:

@@ -1,5 +1,6 @@
 """What the widths of a model become in a format that cannot hold them as they are."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from saap_jax.llama.spec import LayerWidths, LlamaSpec
@@ -7,19 +8,24 @@ from saap_jax.llama.spec import LayerWidths, LlamaSpec
 DECI_CHANNELS = 32
 """Channels of zeros that a layer without channels gets in GGUF; a whole block of Q8_0."""
 
+EQUAL_LAYERS = ("qwen2", "qwen3")
+"""Architectures of GGUF with equal layers, and no other that computes the same with one number a layer."""
+
 
 def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
 
-    transformers refuses a number of attention heads that does not divide `embed`, so there may be more heads than in
-    any layer. Raises `ValueError` if no number does.
+    transformers refuses a LLaMA with a number of attention heads that does not divide `embed`, so there may be more
+    heads than in any layer. Raises `ValueError` if no number does.
 
     >>> layers = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=8), LayerWidths(kv_heads=0, q_per_kv=3, mlp=9))
     >>> uniform_widths(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))[0]
     LayerWidths(kv_heads=4, q_per_kv=1, mlp=9)
     """
-    attending = [layer for layer in spec.layers if layer.kv_heads] or [LayerWidths(kv_heads=1, q_per_kv=1, mlp=1)]
-    kv_heads, q_per_kv = max(layer.kv_heads for layer in attending), max(layer.q_per_kv for layer in attending)
+    widest = widest_layer(spec)
+    kv_heads, q_per_kv = widest.kv_heads, widest.q_per_kv
+    if spec.constants.family != "llama":
+        return (widest,) * len(spec.layers)
     fitting = [
         (kv * group, group, kv)
         for group in range(q_per_kv, spec.embed // kv_heads + 1)
@@ -32,7 +38,39 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
             f"the embeddings, {spec.embed}, found none; choose --format ragged or gguf"
         )
     _, q_per_kv, kv_heads = min(fitting)
-    widest = LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=max(1, *(layer.mlp for layer in spec.layers)))
+    return (LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=widest.mlp),) * len(spec.layers)
+
+
+def widest_layer(spec: LlamaSpec) -> LayerWidths:
+    """Return the narrowest widths, none of them zero, that hold every layer."""
+    attending = [layer for layer in spec.layers if layer.kv_heads] or [LayerWidths(kv_heads=1, q_per_kv=1, mlp=1)]
+    return LayerWidths(
+        kv_heads=max(layer.kv_heads for layer in attending),
+        q_per_kv=max(layer.q_per_kv for layer in attending),
+        mlp=max(1, *(layer.mlp for layer in spec.layers)),
+    )
+
+
+def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
+    """Return the narrowest widths of each layer that an architecture of GGUF holds.
+
+    `qwen2` wants heads that are together as wide as the residual stream. Raises `ValueError` if none are.
+
+    Source: llama.cpp, `load_tensors` of each architecture.
+    """
+    if architecture not in EQUAL_LAYERS:
+        return deci_widths(spec) if architecture == "deci" else spec.layers
+    widest = widest_layer(spec)
+    if architecture == "qwen2":
+        heads = spec.embed // spec.head_dim
+        fitting = [n for n in range(widest.kv_heads, heads // widest.q_per_kv + 1) if heads % n == 0]
+        if spec.embed % spec.head_dim or not fitting:
+            raise ValueError(
+                f"format gguf: expected heads of a qwen2 to be together as wide as its embeddings, {spec.embed}, which "
+                f"at least {widest.kv_heads} x {widest.q_per_kv} of {spec.head_dim} are not; choose --format padded or "
+                "ragged"
+            )
+        widest = dataclasses.replace(widest, kv_heads=fitting[0], q_per_kv=heads // fitting[0])
     return (widest,) * len(spec.layers)
 
 
@@ -59,4 +97,5 @@ def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
 
 def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
-    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers))
+    biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
+    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers)) + biases

@@ -20,14 +20,13 @@ from saap_jax.llama.model import (
     DecoderLayer,
     Llama,
     Rotation,
-    add_bias,
     at_least_float32,
     feed,
     project,
     rms_norm,
     rotary,
 )
-from saap_jax.llama.product import product
+from saap_jax.llama.product import added, product
 
 
 class RunCache(NamedTuple):
@@ -101,6 +100,8 @@ def extend(
     rotation = _rotation(positions, count, model)
     seen = slots if empty else jnp.arange(count)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
+    if (window := model.constants.sliding_window) is not None and window < count:
+        visible &= seen[None, None] > slots[None, :, None] - window  # slots of a row are as far apart as positions
 
     def step(x: Array, inputs: tuple[DecoderLayer, RunCache]) -> tuple[Array, RunCache]:
         return _layer(*inputs, x, rotation, visible, slot, model.constants.norm_eps, empty)
@@ -140,12 +141,12 @@ def _layer(
     attention, mlp = layer.attention, layer.mlp
     if cache.keys.size:
         normed = rms_norm(x, layer.attention_norm[...], norm_eps)
-        heads, cache = _attend(attention, normed, cache, rotation, visible, slot, empty)
+        heads, cache = _attend(attention, normed, cache, rotation, visible, slot, norm_eps, empty)
         # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
         x = x + product("btf,fd->btd", heads, attention.output)
-    x = add_bias(x, attention.output_bias)
+    x = added(x, attention.output_bias)
     channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
-    return x + add_bias(product("btf,fd->btd", channels, mlp.down), mlp.down_bias), cache
+    return x + added(product("btf,fd->btd", channels, mlp.down), mlp.down_bias), cache
 
 
 def _attend(
@@ -155,13 +156,14 @@ def _attend(
     rotation: Rotation,
     visible: Bool[Array, "batch seq seen"],
     slot: Int[Array, ""],
+    norm_eps: float,
     empty: bool,
 ) -> tuple[Float[Array, "batch seq heads_times_dim"], RunCache]:
     """Attention of new tokens, up to, not including, the output projection; scores and softmax in float32.
 
     Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
     """
-    query, key, value = project(attention, x, rotation)
+    query, key, value = project(attention, x, rotation, norm_eps)
     batch, seq, kv_heads, q_per_kv, head_dim = query.shape
     new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
     cache = RunCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))

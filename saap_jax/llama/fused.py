@@ -67,7 +67,8 @@ class FusedAttention(Attention):
         layers, embed = attention.query.shape[:2]
         columns = [part[...].reshape(layers, embed, -1) for part in (attention.query, attention.key, attention.value)]
         self.inputs = Shared(("layers", "embed", "heads"), jnp.concatenate(columns, axis=-1), parts)
-        self.output, self.output_bias = attention.output, attention.output_bias
+        for name in ("output", "output_bias", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm"):
+            setattr(self, name, getattr(attention, name))
 
     def heads(
         self, x: Float[Array, "batch seq embed"]

@@ -38,11 +38,21 @@ _LAYER = {
     "ffn_down.bias": "mlp.down_proj.bias",
 }
 
+_OWN = {
+    "qwen2": {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
+    "qwen3": {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
+    "phi3": {"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"},
+}
+"""What an architecture has beside those, or under the name of another. Source: `gguf.MODEL_TENSORS`."""
+
+PERMUTED = ("llama", "deci")
+"""Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
+
 _TO_WHOLE = {theirs: ours for ours, theirs in _WHOLE.items()}
-_TO_LAYER = {theirs: ours for ours, theirs in _LAYER.items()}
+_TO_LAYER = {theirs: ours for own in (_LAYER, *_OWN.values()) for ours, theirs in own.items()}
 
 
-def hf_name(name: str) -> str | None:
+def hf_name(name: str, architecture: str = "llama") -> str | None:
     """Return the Hugging Face name of a tensor in a GGUF file; None if a LLaMA model has no such tensor.
 
     >>> hf_name("blk.3.attn_q.weight")
@@ -51,7 +61,8 @@ def hf_name(name: str) -> str | None:
     parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if parts is None:
         return _WHOLE.get(name)
-    return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}" if parts[2] in _LAYER else None
+    layer = _LAYER | _OWN.get(architecture, {})
+    return f"model.layers.{parts[1]}.{layer[parts[2]]}" if parts[2] in layer else None
 
 
 def gguf_name(name: str) -> str:

@@ -1,17 +1,18 @@
-"""Hugging Face `config.json` <-> `LlamaSpec`: what a LLaMA config may say, and what is refused by name.
+"""Hugging Face `config.json` <-> `LlamaSpec`: what the config of a family may say, and what is refused by name.
 
-A dense model, or one whose layers were all cut alike, is a plain `llama` config. Layers of different widths have no
-place in it, nor has a bias of the output projections alone, so such a model says `model_type: "saap_llama"` with one
-number a layer: other readers refuse it instead of misreading it. A plain config may say that all projections have
-biases; all but those of the output projections must then be zero.
+A dense model, or one whose layers were all cut alike, is a plain config of its family, such as `llama`. Layers of
+different widths have no place in it, nor has a bias of the output projections alone, so such a model says `model_type:
+"saap_llama"` with its `family` and one number a layer: other readers refuse it instead of misreading it. A plain
+`llama` config may say that all projections have biases; all but those of the output projections must then be zero.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from saap_jax.llama.hf_families import KEYS, family_of, own_keys, sliding_window
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
-from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.spec import Constants, Family, LayerWidths, LlamaSpec, RopeScaling
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
@@ -22,22 +23,18 @@ _OUTPUT_BIASES = "output_biases"
 _PER_LAYER_KEYS = ("num_key_value_heads", "num_attention_heads", "query_heads_per_kv_head", "intermediate_size")
 
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "architectures": (None, ["LlamaForCausalLM"], ["LLaMAForCausalLM"]),
     "hidden_act": (None, "silu"),
     "quantization_config": (None,),
-    "sliding_window": (None,),
     "partial_rotary_factor": (None, 1.0),
-    "rope_interleaved": (None, False),
-    "is_llama_config": (None, True),
     "is_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
 }
-"""Keys that change the computation -> the values that this model computes."""
+"""Keys that change the computation of any family -> the values that this model computes."""
 
 _READ = {
     *("model_type", "vocab_size", "hidden_size", "head_dim", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id", "attention_bias", "mlp_bias"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "bos_token_id", "eos_token_id"),
 }
 
 _HARMLESS = {
@@ -54,12 +51,12 @@ _PER_LAYER_ONLY = {
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
 }
-"""The same, of a config with one width a layer."""
+"""The same, of a config with one width a layer, in place of those of its family."""
 
 _QUANTIZATION = "saap_quantization"
 """How the matrices are quantised: bits, group_size and their names; absent where none is."""
 
-_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map"}
+_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"}
 
 _ROPE_KEYS = {
     "default": set(),
@@ -84,16 +81,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
     """Return the spec that a `config.json` describes; `where` names it in errors.
 
-    Missing keys have the defaults of `transformers.LlamaConfig`, except sizes, which must be there. Refuses
+    Missing keys have the defaults of the family's class in transformers, except sizes, which must be there. Refuses
     (`ValueError`, one line) other model types, unsupported attributes and keys that it does not know.
     """
     per_layer = config.get("model_type") == PER_LAYER_TYPE
-    if config.get("model_type") not in ("llama", PER_LAYER_TYPE):
-        raise ValueError(f"{where}: expected model_type 'llama', got {config.get('model_type')!r}; not a LLaMA model")
-    _refuse_unsupported(config, where, per_layer)
+    family = family_of(config, where, PER_LAYER_TYPE)
+    defaults = {} if per_layer else KEYS[family].defaults
+    _refuse_unsupported(config, where, family, per_layer)
     embed = _integer(config, "hidden_size", where)
     layers = _layer_lists(config, where) if per_layer else _equal_layers(config, where)
-    head_dim = config.get("head_dim")
+    head_dim = config.get("head_dim", defaults.get("head_dim"))
     if head_dim is None and per_layer:
         raise ValueError(f"{where}: expected an explicit head_dim beside per-layer widths, got none")
     if head_dim is None:
@@ -104,35 +101,40 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
             )
         head_dim = embed // heads
     theta, scaling = _rope(config, where)
-    eos = config.get("eos_token_id", 2)
+    eos = config.get("eos_token_id", defaults.get("eos_token_id", 2))
+    max_positions = _integer(config, "max_position_embeddings", where, defaults.get("max_position_embeddings", 2048))
+    read_window = _per_layer_window if per_layer else sliding_window
     constants = Constants(
-        norm_eps=_number(config, "rms_norm_eps", where, 1e-6),
+        norm_eps=_number(config, "rms_norm_eps", where, defaults.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_positions=_integer(config, "max_position_embeddings", where, 2048),
-        bos_token=_token(config.get("bos_token_id", 1), f"{where}: bos_token_id"),
+        max_positions=max_positions,
+        bos_token=_token(config.get("bos_token_id", defaults.get("bos_token_id", 1)), f"{where}: bos_token_id"),
         eos_tokens=tuple(
             token
             for item in (eos if isinstance(eos, list) else [eos])
             if (token := _token(item, f"{where}: eos_token_id")) is not None
         ),
+        family=family,
+        sliding_window=read_window(config, where, family, len(layers), max_positions),
     )
+    all_biases = family == "llama" and not per_layer
     return LlamaSpec(
         vocab=_integer(config, "vocab_size", where),
         embed=embed,
         head_dim=_integer({"head_dim": head_dim}, "head_dim", where),
         layers=layers,
         tied=_flag(config, "tie_word_embeddings", where),
-        output_biases=_flag(config, _OUTPUT_BIASES, where) if per_layer else _all_biases(config, where),
+        output_biases=_all_biases(config, where) if all_biases else _flag(config, _OUTPUT_BIASES, where),
         constants=constants,
     )
 
 
 def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = None) -> dict[str, Any]:
-    """Return the `config.json` of a model: plain `llama` if its layers are alike, none is empty and no biases
-    were added, else per layer; `per_layer` says it for a checkpoint that is written otherwise.
+    """Return the `config.json` of a model: plain, of its family, if its layers are alike, none is empty and no
+    biases were added, else per layer; `per_layer` says it for a checkpoint that is written otherwise.
 
-    A plain config of a model with output biases says that all projections have one.
+    A plain `llama` config of a model with output biases says that all projections have one; other families have none.
 
     The rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with
     `rope_scaling`: a reader that knows only one of the two would otherwise fall back to defaults without a word.
@@ -148,8 +150,8 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
         per_layer = not fits_plain_config(spec) or spec.output_biases
     if not per_layer:
         sizes: dict[str, Any] = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [constants.traits.architecture],
+            "model_type": constants.family,
             "num_key_value_heads": first.kv_heads,
             "num_attention_heads": first.kv_heads * first.q_per_kv,
             "intermediate_size": first.mlp,
@@ -162,7 +164,13 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
             "query_heads_per_kv_head": [layer.q_per_kv for layer in spec.layers],
             "intermediate_size": [layer.mlp for layer in spec.layers],
             _OUTPUT_BIASES: spec.output_biases,
+            **({"family": constants.family} if constants.family != "llama" else {}),
+            **({"sliding_window": constants.sliding_window} if constants.sliding_window is not None else {}),
         }
+    if per_layer or constants.family == "llama":
+        sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases and not per_layer)
+    else:
+        sizes |= own_keys(constants, len(spec.layers))
     eos = constants.eos_tokens
     return sizes | {
         "vocab_size": spec.vocab,
@@ -170,8 +178,6 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
         "head_dim": spec.head_dim,
         "num_hidden_layers": len(spec.layers),
         "hidden_act": "silu",
-        "attention_bias": spec.output_biases and not per_layer,
-        "mlp_bias": spec.output_biases and not per_layer,
         "tie_word_embeddings": spec.tied,
         "rms_norm_eps": constants.norm_eps,
         "max_position_embeddings": constants.max_positions,
@@ -209,8 +215,12 @@ def quantization_from_config(config: dict[str, Any], where: str) -> Quantization
 
 
 def fits_plain_config(spec: LlamaSpec) -> bool:
-    """Say whether a plain `llama` config can hold the widths: layers all alike, with heads and channels."""
-    return spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp > 0
+    """Say whether a plain config can hold the model: layers all alike, with heads and channels.
+
+    Biases of the output projections have a place in family `llama` alone.
+    """
+    alike = spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp > 0
+    return alike and (spec.constants.family == "llama" or not spec.output_biases)
 
 
 def _all_biases(config: dict[str, Any], where: str) -> bool:
@@ -223,9 +233,14 @@ def _all_biases(config: dict[str, Any], where: str) -> bool:
     return attention
 
 
-def _refuse_unsupported(config: dict[str, Any], where: str, per_layer: bool) -> None:
-    only = _ONLY | _PER_LAYER_ONLY if per_layer else _ONLY
-    known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else set())
+def _per_layer_window(config: dict[str, Any], where: str, *_: Any) -> int | None:
+    return None if config.get("sliding_window") is None else _integer(config, "sliding_window", where)
+
+
+def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, per_layer: bool) -> None:
+    own = KEYS[family]
+    only = _ONLY | (_PER_LAYER_ONLY if per_layer else own.only)
+    known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else own.read | own.harmless)
     if unknown := sorted(config.keys() - known):
         raise ValueError(
             f"{where}: unknown attributes {', '.join(unknown)}; they may change what the model computes, "
@@ -238,6 +253,10 @@ def _refuse_unsupported(config: dict[str, Any], where: str, per_layer: bool) -> 
 
 def _equal_layers(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
     heads = _integer(config, "num_attention_heads", where)
+    if "num_key_value_heads" not in config and config["model_type"] not in ("llama", "phi3"):
+        raise ValueError(
+            f"{where}: expected num_key_value_heads, got none; a {config['model_type']} config must say it"
+        )
     kv_heads = _integer(config, "num_key_value_heads", where, heads)
     if heads % kv_heads:
         raise ValueError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
@@ -288,8 +307,9 @@ def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
     theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, 10_000.0)
     settings = found[0] if found else {"rope_type": "default"}
     kind = settings.pop("rope_type")
-    if kind not in _ROPE_KEYS:
-        raise ValueError(f"{where}: rope type {kind!r} is not supported, expected default, linear or llama3")
+    if kind not in _ROPE_KEYS or (config["model_type"] == "phi3" and kind != "default"):
+        known = "default" if config["model_type"] == "phi3" else "default, linear or llama3"
+        raise ValueError(f"{where}: rope type {kind!r} is not supported, expected {known}")
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
     if settings.keys() != _ROPE_KEYS[kind]:

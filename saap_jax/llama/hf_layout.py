@@ -26,8 +26,13 @@ _WHOLE = {"embedding": EMBEDDING, "norm": "model.norm.weight", "unembedding": UN
 _LAYER = {
     "attention_norm": "input_layernorm",
     "attention/query": "self_attn.q_proj",
+    "attention/query_bias": "self_attn.q_proj",
+    "attention/query_norm": "self_attn.q_norm",
     "attention/key": "self_attn.k_proj",
+    "attention/key_bias": "self_attn.k_proj",
+    "attention/key_norm": "self_attn.k_norm",
     "attention/value": "self_attn.v_proj",
+    "attention/value_bias": "self_attn.v_proj",
     "attention/output": "self_attn.o_proj",
     "attention/output_bias": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
@@ -85,7 +90,11 @@ class Stored(NamedTuple):
         bounds = [each.indices(size)[:2] for each, size in zip(part, shape, strict=True)]
         if self.path == "embedding" or len(shape) == 1:
             return tuple(slice(*each) for each in bounds)
-        inputs = len(sides(self.variable.axes[1:] if self.stacked else self.variable.axes, shape)[0])
+        axes = self.variable.axes[1:] if self.stacked else self.variable.axes
+        if _is_vector(axes):
+            rows = _block(bounds, shape)
+            return None if rows is None else (rows,)
+        inputs = len(sides(axes, shape)[0])
         rows, columns = _block(bounds[inputs:], shape[inputs:]), _block(bounds[:inputs], shape[:inputs])
         return None if rows is None or columns is None else (rows, columns)
 
@@ -121,11 +130,19 @@ def tensor_shapes(stored: list[Stored]) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 def stored_shape(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the stored shape `[outputs, inputs]` of a matrix with the given axes and sizes; of a vector, its own."""
-    if len(shape) == 1:
-        return shape
+    """Return the stored shape `[outputs, inputs]` of a matrix with the given axes and sizes; of a vector, its length.
+
+    A bias of heads is a vector too, whatever axes it has.
+    """
+    if _is_vector(axes):
+        return (math.prod(shape),)
     inputs, outputs = sides(axes, shape)
     return math.prod(outputs), math.prod(inputs)
+
+
+def _is_vector(axes: Sequence[str]) -> bool:
+    """Say whether a parameter with these axes, without `layers`, is stored as a vector."""
+    return len(axes) == 1 or not {"embed", "groups"} & set(axes)
 
 
 def _block(bounds: Sequence[tuple[int, int]], shape: Sequence[int]) -> slice | None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from saap_jax.llama import hf_fused
 from saap_jax.llama.hf_config import quantization_from_config, read_json, spec_from_config
 from saap_jax.llama.hf_layout import (
     EMBEDDING,
@@ -46,7 +47,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def load_model(name: str | Path, dtype: Any = "float32", *, layout: Layout | None = None) -> Llama:
-    """Load a LLaMA-family model, its parameters in `dtype` (float32, bfloat16, float16; float64 under x64).
+    """Load a LLaMA or a relative (`spec.FAMILIES`), in `dtype` (float32, bfloat16, float16; float64 under x64).
 
     Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
@@ -173,9 +174,9 @@ def _open_directory(directory: Path) -> Checkpoint:
         lambda name, part: homes[name].get_slice(name)[part],
     )
     checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
-    if spec.output_biases:
+    if spec.output_biases and content["model_type"] == "llama":
         _drop_zero_biases(checkpoint)
-    return checkpoint
+    return hf_fused.split(checkpoint) if content["model_type"] == "phi3" else checkpoint
 
 
 def _drop_zero_biases(checkpoint: Checkpoint) -> None:
@@ -219,7 +220,8 @@ def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
         raise ValueError(f"{checkpoint.where}: missing tensors {_some(missing)}")
     extra = found - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())
     if extra:
-        raise ValueError(f"{checkpoint.where}: unknown tensors {_some(sorted(extra))}; not a plain LLaMA model")
+        family = "" if checkpoint.spec.constants.family == "llama" else f" of family {checkpoint.spec.constants.family}"
+        raise ValueError(f"{checkpoint.where}: unknown tensors {_some(sorted(extra))}; not a plain LLaMA model{family}")
     for name, shape in expected.items():
         if checkpoint.shapes[name] != shape:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Read GGUF files, dequantised tensor by tensor and presented under Hugging Face names.
 
-Architecture `llama` has equal layers, `deci` one number a layer. What `deci` leaves out of a layer without heads or
+Architecture `deci` has one number a layer, the others equal layers. What `deci` leaves out of a layer without heads or
 channels (matrices of no size, a norm that nothing reads) is filled in.
 """
 
@@ -11,9 +11,19 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from saap_jax.llama.gguf_layout import ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
+from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
+from saap_jax.llama.hf_fused import split
 from saap_jax.llama.hf_layout import Checkpoint
-from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.spec import Constants, Family, LayerWidths, LlamaSpec, RopeScaling
+
+ARCHITECTURES: dict[str, Family] = {
+    "llama": "llama",
+    "deci": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi3": "phi3",
+}
+"""Architecture of a GGUF file -> the family that it is loaded as; a Mistral is a `llama` there."""
 
 _READ = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
@@ -22,6 +32,7 @@ _READ = {
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
     *("expert_count", "expert_used_count"),
 }
+_OWN_READ = {"phi3": {"attention.sliding_window"}}
 
 
 def read_gguf(path: Path) -> gguf.GGUFReader:
@@ -76,8 +87,11 @@ def open_gguf(path: Path) -> Checkpoint:
     reader = read_gguf(path)
     fields = metadata(reader)
     architecture = fields.get("general.architecture")
-    if architecture not in ("llama", "deci"):
-        raise ValueError(f"{path}: expected architecture 'llama' or 'deci', got {architecture!r}; not a LLaMA model")
+    if architecture not in ARCHITECTURES:
+        names = ", ".join(ARCHITECTURES)
+        raise ValueError(
+            f"{path}: expected architecture {names}, got {architecture!r}; not a LLaMA model or a relative"
+        )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     factors = tensors.pop(ROPE_FACTORS, None)
     prefix = f"{architecture}."
@@ -88,13 +102,14 @@ def open_gguf(path: Path) -> Checkpoint:
         spec = _with_scaling(spec, scaling, str(path))
     names = {}
     for name, tensor in tensors.items():
-        if (known := hf_name(name)) is None:
-            raise ValueError(f"{path}: unknown tensor {name}; not a plain LLaMA model")
+        if (known := hf_name(name, architecture)) is None:
+            raise ValueError(f"{path}: unknown tensor {name}; not a plain LLaMA model, or {architecture}")
         names[known] = tensor
-    return _checkpoint(path, spec, names)
+    checkpoint = _checkpoint(path, spec, names, architecture in PERMUTED)
+    return split(checkpoint) if architecture == "phi3" else checkpoint
 
 
-def _checkpoint(path: Path, spec: LlamaSpec, names: dict[str, Any]) -> Checkpoint:
+def _checkpoint(path: Path, spec: LlamaSpec, names: dict[str, Any], permuted: bool) -> Checkpoint:
     """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
     absent = {name: shape for name, shape in _empty_shapes(spec).items() if name not in names}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in names.items()}
@@ -103,7 +118,7 @@ def _checkpoint(path: Path, spec: LlamaSpec, names: dict[str, Any]) -> Checkpoin
         if name in absent:
             return np.ones(absent[name], np.float32)
         values = _dequantise(names[name], path)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
+        if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
             widths = spec.layers[int(name.split(".")[2])]
             heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
             return unpermute(values, heads)
@@ -132,7 +147,7 @@ def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> Ll
     where, values, prefix = found.where, found.values, f"{found.architecture}."
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{where}: missing tensor token_embd.weight")
-    if unknown := sorted(values.keys() - _READ):
+    if unknown := sorted(values.keys() - _READ - _OWN_READ.get(found.architecture, set())):
         raise ValueError(f"{where}: unknown attributes {', '.join(prefix + key for key in unknown)}")
     if values.get("expert_count"):
         count = values["expert_count"]
@@ -152,6 +167,8 @@ def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> Ll
         max_positions=found.integer("context_length"),
         bos_token=None if bos is None else int(bos),
         eos_tokens=() if eos is None else (int(eos),),
+        family=ARCHITECTURES[found.architecture],
+        sliding_window=found.integer("attention.sliding_window") if values.get("attention.sliding_window") else None,
     )
     return LlamaSpec(
         vocab=int(tensors["token_embd.weight"].shape[-1]),
@@ -159,7 +176,7 @@ def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> Ll
         head_dim=head_dim,
         layers=layers,
         tied="output.weight" not in tensors,
-        output_biases=any(name.endswith(".bias") and hf_name(name) for name in tensors),
+        output_biases=any(name.endswith(("attn_output.bias", "ffn_down.bias")) for name in tensors),
         constants=constants,
     )
 
@@ -181,8 +198,9 @@ def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
         if keys and not channels:  # llama.cpp skips such a layer as a whole, which no model here means
             raise ValueError(f"{where} has attention heads but no feed-forward channels; not supported")
         layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, mlp=channels))
-    if found.architecture == "llama" and (len(set(layers)) > 1 or not layers[0].kv_heads):
-        raise ValueError(f"{found.where}: expected layers of equal widths for architecture 'llama', got {layers}")
+    if found.architecture != "deci" and (len(set(layers)) > 1 or not layers[0].kv_heads):
+        arch = found.architecture
+        raise ValueError(f"{found.where}: expected layers of equal widths for architecture {arch!r}, got {layers}")
     return tuple(layers)
 
 

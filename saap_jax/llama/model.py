@@ -1,5 +1,8 @@
 """The LLaMA decoder with a gate on every prunable unit: one model in three states (dense, masked, cut).
 
+What its relatives have beside LLaMA (`spec.FAMILIES`) is optional: biases of query, key and value, norms of query and
+key heads, a sliding window. A parameter that a family does not have is None.
+
 Einsum letters: b batch, t query position, s key position, d embed, k kv_heads, g q_per_kv, h head_dim, f mlp,
 v vocab. Parameters carry their logical axes, once, where they are created here; sharding, discovery, surgery and
 counting read them from there.
@@ -14,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.constraints import GATHERED, by_example, gathered, in_force
-from saap_jax.llama.product import product
+from saap_jax.llama.product import added, product
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
@@ -44,7 +47,7 @@ def param(axes: tuple[str, ...], value: Array) -> nnx.Param:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, stacked over the layers of a run; no bias but that of a compensated output."""
+    """Grouped-query attention, stacked over the layers of a run; an output bias only where it was compensated."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, k, g, h = spec.embed, widths.kv_heads, widths.q_per_kv, spec.head_dim
@@ -55,6 +58,13 @@ class Attention(nnx.Module):
             ("layers", "kv_heads", "q_per_kv", "head_dim", "embed"), make((layers, k, g, h, d), max(k * g * h, 1))
         )
         self.output_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
+        traits, single = spec.constants.traits, ("layers", "kv_heads", "head_dim")
+        grouped = ("layers", "kv_heads", "q_per_kv", "head_dim")
+        self.query_bias = param(grouped, make((layers, k, g, h), d)) if traits.input_biases else None
+        self.key_bias = param(single, make((layers, k, h), d)) if traits.input_biases else None
+        self.value_bias = param(single, make((layers, k, h), d)) if traits.input_biases else None
+        self.query_norm = param(("layers", "head_dim"), make((layers, h), None)) if traits.head_norms else None
+        self.key_norm = param(("layers", "head_dim"), make((layers, h), None)) if traits.head_norms else None
 
     def heads(
         self, x: Float[Array, "batch seq embed"]
@@ -63,7 +73,7 @@ class Attention(nnx.Module):
         Float[Array, "batch seq kv_heads head_dim"],
         Float[Array, "batch seq kv_heads head_dim"],
     ]:
-        """Return queries, keys and values of one layer, without positions."""
+        """Return queries, keys and values of one layer, without biases, norms and positions."""
         query = product("btd,dkgh->btkgh", x, self.query)
         return query, product("bsd,dkh->bskh", x, self.key), product("bsd,dkh->bskh", x, self.value)
 
@@ -148,12 +158,13 @@ class Llama(nnx.Module):
         """
         rotation = rotary(tokens.shape[1], self.runs[0].attention.output.shape[-2], self.constants)
         stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
+        allowed = in_window(tokens.shape[1], self.constants)
         x = _gated(by_example(gathered(self.embedding)[...][tokens]), stream)
         observed = []
         for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
 
             def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
-                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe, stream=stream)
+                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe, allowed, stream)
 
             x, seen = jax.lax.scan(rematerialised(layer, remat), x, (run, run_gates))
             observed.append(seen)
@@ -180,7 +191,7 @@ def decode(
     rotation: Rotation,
     norm_eps: float,
     observe: Observe | None = None,
-    allowed: Bool[Array, "batch seq seq"] | None = None,
+    allowed: Bool[Array, "#batch seq seq"] | None = None,
     stream: Float[Array, "*_rows embed"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
     """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`.
@@ -188,18 +199,19 @@ def decode(
     `stream` multiplies the channels that the layer writes into the residual stream.
     """
     layer = gathered(layer)
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], norm_eps), rotation, allowed)
+    normed = rms_norm(x, layer.attention_norm[...], norm_eps)
+    middle = attend(layer.attention, normed, rotation, norm_eps, allowed)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
         if QUERY_HEADS in gates:
             heads = _per_token(gates[QUERY_HEADS], middle)
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
-    written = add_bias(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
+    written = added(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
     y = by_example(x + _gated(written, stream))
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
-    written = add_bias(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
+    written = added(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
     z = by_example(y + _gated(written, stream))
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
@@ -209,13 +221,14 @@ def attend(
     attention: Attention,
     x: Float[Array, "batch seq embed"],
     rotation: Rotation,
-    allowed: Bool[Array, "batch seq seq"] | None = None,
+    norm_eps: float,
+    allowed: Bool[Array, "#batch seq seq"] | None = None,
 ) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
     """Attention up to, not including, the output projection; scores and softmax in float32 (at least).
 
     `allowed[b, t, s]` says whether position t sees position s, and at least one has to be seen; None stands for s <= t.
     """
-    query, key, value = project(attention, x, rotation)
+    query, key, value = project(attention, x, rotation, norm_eps)
     wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     if allowed is None:
@@ -224,16 +237,29 @@ def attend(
     return jnp.einsum("bkgts,bskh->btkgh", weights, value)
 
 
+def in_window(length: int, constants: Constants) -> Bool[Array, "1 seq seq"] | None:
+    """Return `allowed` as `attend` takes it where a sliding window w cuts something off: t - w < s <= t; else None."""
+    if (window := constants.sliding_window) is None or window >= length:
+        return None
+    position = jnp.arange(length)
+    distance = position[:, None] - position[None, :]
+    return ((distance >= 0) & (distance < window))[None]
+
+
 def project(
-    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation
+    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation, norm_eps: float
 ) -> tuple[
     Float[Array, "batch seq kv_heads q_per_kv head_dim"],
     Float[Array, "batch seq kv_heads head_dim"],
     Float[Array, "batch seq kv_heads head_dim"],
 ]:
-    """Return queries, keys and values; queries and keys turned to their positions."""
+    """Return queries, keys and values; queries and keys normalised, if they have norms, and turned to positions."""
     query, key, value = attention.heads(x)
-    return rotate(query, rotation), rotate(key, rotation), value
+    query, key = added(query, attention.query_bias), added(key, attention.key_bias)
+    if attention.query_norm is not None and attention.key_norm is not None:
+        query = rms_norm(query, attention.query_norm[...], norm_eps)
+        key = rms_norm(key, attention.key_norm[...], norm_eps)
+    return rotate(query, rotation), rotate(key, rotation), added(value, attention.value_bias)
 
 
 def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
@@ -242,23 +268,18 @@ def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch se
     return jax.nn.silu(gate) * up
 
 
-def add_bias(x: Float[Array, "batch seq embed"], bias: nnx.Param | None) -> Float[Array, "batch seq embed"]:
-    """Add the bias of a compensated output projection, if there is one."""
-    return x if bias is None else x + bias[...][None, None]
-
-
 def at_least_float32(dtype: Any) -> Any:
     """The dtype in which norms, softmax and losses are computed: float32, or float64 for float64 arrays."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def rms_norm(
-    x: Float[Array, "batch seq embed"], scale: Float[Array, "embed"], eps: float
-) -> Float[Array, "batch seq embed"]:
-    """Root-mean-square normalisation, computed in float32 (at least), returned in the dtype of `x`."""
+    x: Float[Array, "batch seq *heads width"], scale: Float[Array, "width"], eps: float
+) -> Float[Array, "batch seq *heads width"]:
+    """Root-mean-square normalisation along the last axis, in float32 (at least), returned in the dtype of `x`."""
     wide = x.astype(at_least_float32(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale[None, None]
+    return normed.astype(x.dtype) * scale[(None,) * (x.ndim - 1)]
 
 
 def rotary(

@@ -45,6 +45,8 @@ def packed_hidden(
     causal = jnp.tril(jnp.ones((length, length), bool))[None]
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     allowed = causal & (shared | same)
+    if (window := model.constants.sliding_window) is not None and window < length:
+        allowed &= positions[:, :, None] - positions[:, None] < window
     eps = model.constants.norm_eps
     x = by_example(gathered(model.embedding)[...][tokens])
     for run in model.runs:

@@ -31,6 +31,10 @@ class Matrix(nnx.Module):
         """Return what `jnp.einsum(equation, x, matrix)` would; see `product`."""
         raise NotImplementedError
 
+    def add(self, y: Array) -> Array:
+        """Return y with this added to every token, of what stands in the place of a bias; see `added`."""
+        raise NotImplementedError
+
     def dense(self) -> Array:
         """Return the matrix in floats."""
         raise NotImplementedError
@@ -56,6 +60,13 @@ def product(equation: str, x: Array, weight: Weight) -> Array:
     if value.ndim != len(equation.partition("->")[0].partition(",")[2]):
         value = value.reshape(x.shape[-1], value.shape[-1])
     return jnp.einsum(equation, x, value)
+
+
+def added(y: Array, bias: Weight | None) -> Array:
+    """Return `[batch, seq, *sizes]` plus a bias of one layer, `[*sizes]`; without one, what was given."""
+    if bias is None:
+        return y
+    return bias.add(y) if isinstance(bias, Matrix) else y + bias[...][None, None]
 
 
 def sides(axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, in_window, rotary
 from saap_jax.llama.runs import run_bounds, split_gates
 from saap_jax.types import Gates
 
@@ -33,12 +33,12 @@ def run_layers(
         gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones.
     """
     rotation = rotary(x.shape[1], model.runs[0].attention.output.shape[-2], model.constants)
-    bounds = run_bounds(model.runs)
+    allowed, bounds = in_window(x.shape[1], model.constants), run_bounds(model.runs)
     for run, run_gates, place in zip(model.runs, split_gates(gates, bounds), bounds, strict=True):
 
         def layer(index: Array, x: Array, run: DecoderLayer = run, run_gates: Any = run_gates) -> Array:
             own = None if run_gates is None else layer_of(run_gates, index)
-            return decode(layer_of(run, index), x, own, rotation, model.constants.norm_eps)[0]
+            return decode(layer_of(run, index), x, own, rotation, model.constants.norm_eps, allowed=allowed)[0]
 
         first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, run.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.llama import hf_fused
 from saap_jax.llama.hf_config import config_from_spec, quantization_to_config
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
@@ -36,7 +37,9 @@ def save_model(
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
     config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
     with new_output(target, "the model") as place:
-        write_tensors(model_tensors(model), place / "model.safetensors", stored_dtype)
+        tensors = model_tensors(model)
+        tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
+        write_tensors(tensors, place / "model.safetensors", stored_dtype)
         if first():
             write_json(config, place / "config.json")
             if keep is not None:

@@ -1,7 +1,34 @@
 """What a LLaMA-family model is: constants that no array shows, and the sizes of each layer."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "phi3"]
+"""`model_type` of a plain Hugging Face config."""
+
+
+class Traits(NamedTuple):
+    """In what a family differs from LLaMA."""
+
+    architecture: str
+    """Name of its language model in transformers."""
+    input_biases: bool = False
+    """Query, key and value add a bias each."""
+    head_norms: bool = False
+    """Each head of query and key is normalised before it is turned to its position."""
+    windowed: bool = False
+    """A token may see only the last `Constants.sliding_window` positions, its own among them."""
+    fused: bool = False
+    """Query, key and value are stored as one matrix, and so are gate and up."""
+
+
+FAMILIES: dict[Family, Traits] = {
+    "llama": Traits("LlamaForCausalLM"),
+    "mistral": Traits("MistralForCausalLM", windowed=True),
+    "qwen2": Traits("Qwen2ForCausalLM", input_biases=True, windowed=True),
+    "qwen3": Traits("Qwen3ForCausalLM", head_norms=True, windowed=True),
+    "phi3": Traits("Phi3ForCausalLM", windowed=True, fused=True),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +68,22 @@ class Constants:
     max_positions: int = 2048
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
+    family: Family = "llama"
+    sliding_window: int | None = None
+    """Positions that a token sees, its own among them; None for all before it."""
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {self.family!r}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window: expected at least 1 position, got {self.sliding_window}")
+        if self.sliding_window is not None and not self.traits.windowed:
+            raise ValueError(f"sliding_window: expected none in family {self.family!r}, got {self.sliding_window}")
+
+    @property
+    def traits(self) -> Traits:
+        """What the family has beside LLaMA."""
+        return FAMILIES[self.family]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +120,11 @@ class LlamaSpec:
             )
         if self.head_dim % 2:
             raise ValueError(f"model spec: rotary embedding needs an even head_dim, got {self.head_dim}")
+
+    @property
+    def input_biases(self) -> bool:
+        """True when query, key and value add a bias."""
+        return self.constants.traits.input_biases
 
     @property
     def uniform(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from saap_jax.llama.gguf_tokenizer import IGNORE_MERGES, PRE_TOKENIZERS
+from saap_jax.llama.gguf_tokenizer import IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
 from saap_jax.llama.load import one_line, resolve
 from saap_jax.llama.load_gguf import metadata, read_gguf
 
@@ -77,6 +77,8 @@ def _from_gguf(path: Path) -> Tokenizer:
         )
     )
     byte_level.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
+    if pre in NORMALIZERS:
+        byte_level.normalizer = NORMALIZERS[pre]()
     byte_level.decoder = decoders.ByteLevel()
     _add_special(byte_level, tokens, types, path)
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}

@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
 
 from saap_jax.llama.model import Llama, param
 
@@ -16,11 +18,16 @@ def ungrouped(model: Llama) -> Llama:
     new = jax.tree.map(lambda x: x, model)
     for run in new.runs:
         attention, each = run.attention, run.widths.q_per_kv
-        query, output = attention.query[...], attention.output[...]
-        layers, embed, kv_heads, _, head_dim = query.shape
-        heads = kv_heads * each
-        attention.query = param(attention.query.axes, query.reshape(layers, embed, heads, 1, head_dim))
-        attention.output = param(attention.output.axes, output.reshape(layers, heads, 1, head_dim, embed))
-        attention.key = param(attention.key.axes, jnp.repeat(attention.key[...], each, axis=2))
-        attention.value = param(attention.value.axes, jnp.repeat(attention.value[...], each, axis=2))
+        for name, parameter in vars(attention).items():
+            if isinstance(parameter, nnx.Param) and "kv_heads" in parameter.axes:
+                setattr(attention, name, param(parameter.axes, _by_query_head(parameter, each)))
     return new
+
+
+def _by_query_head(parameter: nnx.Param, each: int) -> Array:
+    """Return a parameter of attention with one KV head for each of the `each` query heads of a KV head."""
+    value, axis = parameter[...], parameter.axes.index("kv_heads")
+    if "q_per_kv" not in parameter.axes:
+        return jnp.repeat(value, each, axis=axis)
+    sizes = value.shape
+    return value.reshape(*sizes[:axis], sizes[axis] * each, 1, *sizes[axis + 2 :])

@@ -13,7 +13,7 @@ from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.model import decode, rotary
-from tests.helpers import HEADS, dense_model, ragged_model
+from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative
 from tests.models_for_tracing import EXAMPLES, floats
 
 LISTINGS = Path(__file__).parents[1] / "goldens" / "traced_structures.txt"
@@ -103,6 +103,7 @@ def members_named(model, axis: str) -> set[tuple[str, int]]:
 MODELS = {
     **{f"{heads}-{'tied' if tied else 'untied'}": (heads, tied) for heads in HEADS for tied in (True, False)},
     "ragged": None,
+    **dict.fromkeys(RELATIVES),
 }
 
 
@@ -110,6 +111,7 @@ MODELS = {
 def test_the_axis_names_of_llama_are_found(kind):
     options = MODELS[kind]
     model = ragged_model() if options is None else dense_model(options[0], tied=options[1], mlp=7)
+    model = relative(kind, (2, 7), (2, 7), (1, 3), (0, 5)) if kind in RELATIVES else model
     traced = trace(lambda model, tokens: model(tokens), model, TOKENS)
     assert not traced.unknown
     sets = {frozenset((m.path, m.axis) for m in s.members): s for s in traced.structures}
@@ -131,13 +133,20 @@ def test_the_axis_names_of_llama_are_found(kind):
             assert all(m.shared == (0,) for m in found.members)
             expected.add(found.name)
         prefix, copies = f"runs/{run_index}/attention", run.length * max(run.widths.kv_heads, 1)
-        for free in ({("query", 3), ("output", 2)}, {("value", 3), ("output", 3)}):  # query heads, width of the values
+        query_heads, values = {("query", 3), ("output", 2)}, {("value", 3), ("output", 3)}  # and the width of these
+        if kind == "qwen2":
+            query_heads |= {("query_bias", 2)}
+            values |= {("value_bias", 2)}
+        for free in (query_heads, values):
             found = sets[frozenset((f"{prefix}/{path}", axis) for path, axis in free)]
             assert found.prunable
             assert found.copies == copies
             expected.add(found.name)
         first += run.length
-    rotated = (("query", 4), ("key", 3))  # by one table in all runs
+    rotated = {("query", 4), ("key", 3)}  # by one table in all runs
+    rotated |= {"qwen2": {("query_bias", 3), ("key_bias", 2)}, "qwen3": {("query_norm", 1), ("key_norm", 1)}}.get(
+        kind, set()
+    )
     rotated = sets[frozenset((f"runs/{i}/attention/{p}", axis) for i in range(len(model.runs)) for p, axis in rotated)]
     assert [reason.kind for reason in rotated.pinned] == ["constant"]
     assert {structure.name for structure in traced.prunable} == expected

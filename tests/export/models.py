@@ -45,3 +45,20 @@ SPECS = PLAIN | {
     "nothing": spec_of((0, 1, 0), (0, 1, 0)),
 }
 """All of them."""
+
+RELATIVES = {
+    f"{constants.family}-{name}": dataclasses.replace(spec, constants=constants)
+    for name, spec in {
+        "uniform": UNIFORM,
+        "cut": spec_of((1, 3, 24), (1, 3, 24)),
+        "ragged": RAGGED,
+        "empty": EMPTY,
+    }.items()
+    for constants in (
+        Constants(family="qwen2"),
+        Constants(family="mistral", sliding_window=9),
+        Constants(family="qwen3"),
+        Constants(family="phi3", sliding_window=11),
+    )
+}
+"""Each of LLaMA's relatives: as published, cut alike in all layers (3 heads), and cut in each layer otherwise."""

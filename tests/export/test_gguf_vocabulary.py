@@ -1,5 +1,7 @@
 """Tokenizers in GGUF files: the tokenizer rebuilt from the file encodes as the one that was written."""
 
+import itertools
+
 import gguf
 import pytest
 import tokenizers
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, vocabulary_of
 from saap_jax.llama import Constants, load_tokenizer
-from saap_jax.llama.gguf_tokenizer import PRE_TOKENIZERS
+from saap_jax.llama.gguf_tokenizer import NORMALIZERS, PRE_TOKENIZERS
 from saap_jax.llama.load import resolve
 from tests.export.models import spec_of
 from tests.helpers import random_model
@@ -27,6 +29,8 @@ def trained(pre: str, *, bos: bool = False, eos: bool = False, **changes) -> Pre
     """Return a tokenizer with the named pre-tokenizer, trained on a line of text."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
+    if pre in NORMALIZERS:
+        backend.normalizer = NORMALIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=330,
@@ -75,7 +79,7 @@ def test_round_trip(pre, ends, tmp_path):
 def test_the_pre_tokenizers_differ():
     """Negative control: with another name, text comes out otherwise."""
     ids = [trained(pre).backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's 1234 IT'S") for pre in PRE_TOKENIZERS]
-    assert ids[0] != ids[1] != ids[2] != ids[0]
+    assert all(one != other for one, other in itertools.combinations(ids, 2))
 
 
 def test_the_packaged_tokenizer(smollm2_tokenizer):  # noqa: F811
@@ -104,7 +108,8 @@ def test_ids_and_types():
     [
         ({"pre_tokenizer": pre_tokenizers.Whitespace()}, r"got another \(Whitespace\)"),
         ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, r"got another \(ByteLevel\)"),
-        ({"normalizer": normalizers.NFC()}, "expects byte-level BPE without a normalizer"),
+        ({"normalizer": normalizers.NFKC()}, "expects byte-level BPE without a normalizer"),
+        ({"normalizer": normalizers.NFC()}, "expects normalizer none, got NFC"),
         ({"ignore_merges": True}, "'gpt-2' expects ignore_merges = False, got True"),
     ],
 )

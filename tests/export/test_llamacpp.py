@@ -1,6 +1,7 @@
 """Exported GGUF files in llama.cpp itself, one thread: the same logits, the same greedy text, the same tokens."""
 
 import contextlib
+import unicodedata
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +12,10 @@ from saap_jax.export import export_model, gguf_file
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
+from saap_jax.llama.gguf_tokenizer import NORMALIZERS
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
-from tests.export.models import PLAIN, SPECS, spec_of
+from tests.export.models import PLAIN, RELATIVES, SPECS, spec_of
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model
 
@@ -70,6 +72,19 @@ def test_logits(name, tmp_path):
     assert np.abs(got - other).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name for name in RELATIVES if name not in ("qwen2-ragged", "qwen2-empty")],  # three heads, and six: refused
+)
+def test_relatives(name, tmp_path):
+    """As many tokens as the window has, where there is one: that is the context of the file."""
+    model = random_model(RELATIVES[name])
+    tokens = TOKENS[: model.constants.sliding_window]
+    got = logits_of(written(model, tmp_path / "x.gguf"), tokens)
+    np.testing.assert_allclose(got, expected_logits(model, tokens), rtol=0, atol=1e-4)
+    assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
 @pytest.mark.parametrize("name", ["uniform", "empty", "empty_biased"])
 def test_other_types_run(name, dtype, tmp_path):
@@ -112,7 +127,7 @@ class TestLayersThatDeciCannotHold:
             logits_of(path, TOKENS)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm"])
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2", "smollm"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_tokenizers_agree(pre, bos, tmp_path):
     tokenizer = trained(pre, bos=bos)
@@ -121,6 +136,7 @@ def test_tokenizers_agree(pre, bos, tmp_path):
     write_gguf(model, tmp_path / "x.gguf", "float32", name="x", vocabulary=vocabulary)
     with opened(tmp_path / "x.gguf") as runtime:
         for text in TEXTS:
+            text = unicodedata.normalize("NFC", text) if pre in NORMALIZERS else text
             assert runtime.tokenize(text, add_special=True, parse_special=True) == tokenizer.encode(text)
 
 

@@ -12,7 +12,7 @@ from saap_jax.export.hf import write_hf
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.surgery import cut
-from tests.export.models import EMPTY, PLAIN, SPECS, spec_of
+from tests.export.models import EMPTY, PLAIN, RELATIVES, SPECS, spec_of
 from tests.helpers import forward, random_model
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -79,6 +79,19 @@ def test_logits(name, form, attention, tmp_path):
     assert type(theirs).__name__ == ("LlamaForCausalLM" if form == "padded" else "SaapLlamaForCausalLM")
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives(name, attention, tmp_path):
+    """In the class of the family where layers are alike, padded or not; otherwise with the code that travels."""
+    model, plain = random_model(RELATIVES[name]), name.endswith(("uniform", "cut"))
+    expected = np.asarray(forward(model, TOKENS))
+    for form in ("hf" if plain else "padded", "ragged"):
+        theirs = load_torch(exported(model, tmp_path / form, form), attention)
+        np.testing.assert_allclose(torch_logits(theirs, TOKENS), expected, rtol=0, atol=5e-5)
+        architecture = "SaapLlamaForCausalLM" if form == "ragged" else model.constants.traits.architecture
+        assert type(theirs).__name__ == architecture
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain(name, tmp_path):
     model = random_model(PLAIN[name])
@@ -87,10 +100,16 @@ def test_plain(name, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["padded", "ragged"])
-@pytest.mark.parametrize("name", ["ragged", "empty", "empty_biased", "groups", "ragged_llama3", "nothing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ragged", "empty", "empty_biased", "groups", "ragged_llama3", "nothing"),
+        *("qwen2-empty", "qwen3-empty", "mistral-ragged", "mistral-empty", "phi3-ragged"),
+    ],
+)
 def test_greedy_generation(name, form, tmp_path):
     """Token by token with a cache; a cache whose first layer never fills would count positions wrongly."""
-    model = random_model(SPECS[name])
+    model = random_model((SPECS | RELATIVES)[name])
     theirs = load_torch(exported(model, tmp_path / "model", form))
     got = {
         cached: theirs.generate(

@@ -108,7 +108,7 @@ def test_linear_rope_and_explicit_head_dim():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "got 'mistral'; not a LLaMA"),
+        ({"model_type": "gemma"}, "got 'gemma'; not a LLaMA"),
         ({"model_type": None}, "got None; not a LLaMA"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures = "),
         ({"attention_bias": True}, "attention_bias = True with mlp_bias = False is not supported"),

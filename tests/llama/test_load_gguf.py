@@ -190,8 +190,8 @@ def test_metadata_refusals(pair, fields, message):
 
 def test_other_architecture(pair):
     _, tensors, path = pair
-    with pytest.raises(ValueError, match="expected architecture 'llama' or 'deci', got 'qwen2'"):
-        load_model(write(path, tensors, architecture="qwen2"))
+    with pytest.raises(ValueError, match="expected architecture llama, deci, qwen2, qwen3, phi3, got 'gemma'"):
+        load_model(write(path, tensors, architecture="gemma"))
 
 
 def test_tensor_refusals(pair):

@@ -107,7 +107,7 @@ def test_user_defined_tokens_are_not_special(rebuilt):
     ("changes", "message"),
     [
         ({"model": "llama"}, "tokenizer.ggml.model = 'llama' is not supported"),
-        ({"pre": "qwen2"}, "tokenizer.ggml.pre = 'qwen2' is not supported, expected gpt-2, llama-bpe, smollm"),
+        ({"pre": "tekken"}, "tokenizer.ggml.pre = 'tekken' is not supported, expected gpt-2, llama-bpe, qwen2, smol"),
         ({"pre": None}, "tokenizer.ggml.pre = None is not supported"),
         ({"add_space_prefix": True}, "tokenizer.ggml.add_space_prefix"),
         ({"token_type": [3, 6, 1, 1, 1, 3, 4]}, "token 'a' has token_type 6"),

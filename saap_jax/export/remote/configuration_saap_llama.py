@@ -10,7 +10,9 @@ class SaapLlamaConfig(PreTrainedConfig):
 
     `num_key_value_heads`, `num_attention_heads`, `query_heads_per_kv_head` and `intermediate_size` are lists; a layer
     may have no heads or no channels. With `output_biases`, the attention output and the MLP down projection, and no
-    other matrices, add a bias.
+    other matrices of a LLaMA, add a bias. `family` says which relative of LLaMA it is: query, key and value of a
+    `qwen2` add a bias, query and key heads of a `qwen3` are normalised. With a `sliding_window`, a token sees that many
+    positions, its own among them.
     """
 
     model_type = "saap_llama"
@@ -27,6 +29,8 @@ class SaapLlamaConfig(PreTrainedConfig):
         query_heads_per_kv_head: list[int] | None = None,
         intermediate_size: list[int] | None = None,
         output_biases: bool = False,
+        family: str = "llama",
+        sliding_window: int | None = None,
         hidden_act: str = "silu",
         rms_norm_eps: float = 1e-6,
         max_position_embeddings: int = 2048,
@@ -53,6 +57,7 @@ class SaapLlamaConfig(PreTrainedConfig):
             raise ValueError(f"expected one number a layer in every list, got lists of {sorted(lengths)} numbers")
         self.output_biases, self.hidden_act, self.rms_norm_eps = output_biases, hidden_act, rms_norm_eps
         self.attention_bias = self.mlp_bias = False
+        self.family, self.sliding_window = family, sliding_window
         self.max_position_embeddings, self.initializer_range = max_position_embeddings, initializer_range
         self.attention_dropout, self.use_cache = attention_dropout, use_cache
         self.rope_parameters = rope_parameters

@@ -1,14 +1,15 @@
-"""A LLaMA model whose layers have widths of their own, built of the modules in transformers.
+"""A LLaMA model, or a relative of it, whose layers have widths of their own, built of the modules in transformers.
 
 Travels with the model's weights; load it with `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`.
-Only sizes and biases are set here: the computation is that of `transformers.models.llama.modeling_llama`.
+Only sizes and biases are set here: the computation is that of `LlamaAttention`, or of `Qwen3Attention` where heads are
+normalised; the model around the layers is `MistralModel`, which is `LlamaModel` but for the sliding window.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaPreTrainedModel, MistralModel
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -16,6 +17,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from .configuration_saap_llama import SaapLlamaConfig
 
@@ -36,16 +38,25 @@ class SaapLlamaAttention(LlamaAttention):
         super().__init__(sizes, sum(count > 0 for count in config.num_key_value_heads[:layer]))
         self.config = config  # which attention to run is set on the model's configuration
         self.heads = heads
-        inner = config.head_dim * heads
-        self.q_proj = nn.Linear(config.hidden_size, inner * group, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.sliding_window = config.sliding_window
+        inner, biases = config.head_dim * heads, config.family == "qwen2"
+        self.q_proj = nn.Linear(config.hidden_size, inner * group, bias=biases)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=biases)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=biases)
         self.o_proj = nn.Linear(inner * group, config.hidden_size, bias=config.output_biases)
+        self.normed = config.family == "qwen3"
+        if self.normed:
+            self.q_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        """Attend as in LLaMA."""
+        """Attend as in LLaMA, or as in Qwen3."""
         if self.heads == 0:
             return self.o_proj(hidden_states[..., :0]), None
+        if self.normed:
+            return Qwen3Attention.forward(self, hidden_states, *args, **kwargs)
+        if self.sliding_window is not None:
+            kwargs["sliding_window"] = self.sliding_window
         return super().forward(hidden_states, *args, **kwargs)
 
 
@@ -85,11 +96,11 @@ class SaapLlamaPreTrainedModel(LlamaPreTrainedModel):
     _can_record_outputs = {"hidden_states": SaapLlamaDecoderLayer, "attentions": SaapLlamaAttention}  # noqa: RUF012
 
 
-class SaapLlamaModel(SaapLlamaPreTrainedModel, LlamaModel):
-    """Embedding, layers and final norm; runs as `LlamaModel`."""
+class SaapLlamaModel(SaapLlamaPreTrainedModel, MistralModel):
+    """Embedding, layers and final norm; runs as `MistralModel`."""
 
     def __init__(self, config: SaapLlamaConfig) -> None:
-        super(LlamaModel, self).__init__(config)
+        super(MistralModel, self).__init__(config)
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(SaapLlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))

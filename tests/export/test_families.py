@@ -1,0 +1,214 @@
+"""Exports of LLaMA's relatives: of their own family where layers are alike, with their code or as GGUF where not."""
+
+import dataclasses
+import json
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from saap_jax.discovery import count_parameters
+from saap_jax.export import gguf_file
+from saap_jax.export.hf import write_hf
+from saap_jax.llama import load_model
+from saap_jax.recovery.quantization import quantize
+from tests.export.models import LINEAR, LLAMA3, RELATIVES, spec_of
+from tests.export.test_gguf import fields_of, types_of, written
+from tests.helpers import changed, forward, random_model
+from tests.llama.conftest import assert_same
+
+FLOAT32 = np.dtype(np.float32)
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 9), np.int32)
+PLAIN = [name for name in RELATIVES if name.endswith(("uniform", "cut"))]
+LLAMA_LIKE = ("mistral", "phi3")
+"""Families that compute what LLaMA does, within the window."""
+
+
+def family_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_is_the_same_model_of_its_family(name, tmp_path):
+    model = random_model(RELATIVES[name])
+    assert write_hf(model, tmp_path, "hf", FLOAT32) == 0
+    config = config_of(tmp_path)
+    traits = model.constants.traits
+    assert (config["model_type"], config["architectures"]) == (family_of(name), [traits.architecture])
+    assert ("model.layers.0.self_attn.qkv_proj.weight" in load_file(tmp_path / "model.safetensors")) == traits.fused
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIVES if name not in PLAIN])
+def test_padded_computes_the_same(name, tmp_path):
+    model = random_model(RELATIVES[name])
+    added = write_hf(model, tmp_path, "padded", FLOAT32)
+    assert config_of(tmp_path)["model_type"] == family_of(name)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert sum(tensor.size for tensor in stored.values()) == count_parameters(model) + added
+    loaded = load_model(tmp_path)
+    assert loaded.spec.uniform
+    np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_ragged_is_the_same_model_with_its_code(name, tmp_path):
+    model = random_model(RELATIVES[name])
+    assert write_hf(model, tmp_path, "ragged", FLOAT32) == 0
+    config = config_of(tmp_path)
+    assert (config["model_type"], config["family"]) == ("saap_llama", family_of(name))
+    assert config.get("sliding_window") == model.constants.sliding_window
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "qkv_proj" in name]
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3"])
+def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
+    spec = dataclasses.replace(RELATIVES[f"{family}-uniform"], output_biases=True)
+    for form in ("hf", "padded"):
+        with pytest.raises(ValueError, match=rf"format {form}: expected no biases .* family {family}.* ragged"):
+            write_hf(random_model(spec), tmp_path, form, FLOAT32)
+    assert not list(tmp_path.iterdir())
+    write_hf(random_model(spec), tmp_path, "ragged", FLOAT32)
+    assert_same(load_model(tmp_path), random_model(spec))
+
+
+# --- GGUF ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_gguf_of_equal_layers(name, tmp_path):
+    """Loaded again it computes the same, but that a window ends the context, and that a Mistral is a LLaMA."""
+    model, family = random_model(RELATIVES[name]), family_of(name)
+    result = written(model, tmp_path / "x.gguf")
+    like_llama = family == "mistral" or name == "phi3-cut"
+    architecture = "llama" if like_llama else family
+    assert (result.architecture, result.wider) == (architecture, 0)
+    assert (result.added > 0) == (name == "qwen2-cut"), "a query head of zeros: 4 x 8 = 32, the width of the embeddings"
+    loaded, window = load_model(tmp_path / "x.gguf"), model.constants.sliding_window
+    assert loaded.constants.family == architecture
+    assert fields_of(tmp_path / "x.gguf")[f"{architecture}.context_length"] == (window or 2048)
+    assert loaded.constants.sliding_window is None
+    short = TOKENS[:, :window]
+    np.testing.assert_allclose(forward(loaded, short), forward(model, short), rtol=0, atol=2e-5)
+    names = types_of(tmp_path / "x.gguf")
+    assert ("blk.0.attn_q.bias" in names) == (family == "qwen2")
+    assert ("blk.1.attn_k_norm.weight" in names) == (family == "qwen3")
+    assert ("blk.1.attn_qkv.weight" in names) == (name == "phi3-uniform")
+
+
+@pytest.mark.parametrize("family", LLAMA_LIKE)
+def test_gguf_of_other_layers_is_a_deci(family, tmp_path):
+    model = random_model(RELATIVES[f"{family}-ragged"])
+    assert written(model, tmp_path / "x.gguf").architecture == "deci"
+    np.testing.assert_array_equal(forward(load_model(tmp_path / "x.gguf"), TOKENS), forward(model, TOKENS))
+
+
+@pytest.mark.parametrize("name", ["qwen3-ragged", "qwen2-narrow", "qwen3-empty"])
+def test_gguf_of_other_layers_has_zeros(name, tmp_path):
+    constants = RELATIVES[f"{family_of(name)}-uniform"].constants
+    narrow = dataclasses.replace(spec_of((1, 2, 24), (2, 2, 17), (0, 1, 9)), constants=constants)
+    model = random_model(RELATIVES.get(name, narrow))
+    result = written(model, tmp_path / "x.gguf")
+    assert (result.architecture, result.added > 0) == (family_of(name), True)
+    loaded = load_model(tmp_path / "x.gguf")
+    assert loaded.spec.uniform
+    assert count_parameters(loaded) == count_parameters(model) + result.added
+    np.testing.assert_allclose(forward(loaded, TOKENS), forward(model, TOKENS), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_gguf_refuses_what_llama_cpp_has_not(family, tmp_path):
+    path, spec = tmp_path / "x.gguf", RELATIVES[f"{family}-uniform"]
+    biased = dataclasses.replace(spec, output_biases=True)
+    with pytest.raises(
+        ValueError, match=rf"format gguf: expected no biases .* in family {family}.*choose --format rag"
+    ):
+        written(random_model(biased), path)
+    scaled = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LLAMA3))
+    with pytest.raises(ValueError, match=rf"rope type 'llama3' is not supported in family {family}"):
+        written(random_model(scaled), path)
+    if family == "qwen2":
+        with pytest.raises(ValueError, match="heads of a qwen2 to be together as wide as its embeddings, 32, which at"):
+            written(random_model(RELATIVES["qwen2-ragged"]), path)
+    assert not path.exists()
+    linear = dataclasses.replace(spec, constants=dataclasses.replace(spec.constants, rope_scaling=LINEAR))
+    written(random_model(linear), path)
+    assert_same(load_model(path), random_model(linear))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_rows_keep_their_order(family, tmp_path, monkeypatch):
+    """Negative control: rows permuted as a LLaMA's are would be another model. Source: rope types of llama.cpp."""
+    model = random_model(RELATIVES[f"{family}-uniform"])
+    rows = np.asarray(model.runs[0].attention.query[...][0]).reshape(32, -1).T
+    for permuted in ((), (family,)):
+        monkeypatch.setattr(gguf_file, "PERMUTED", permuted)
+        path = tmp_path / f"{len(permuted)}.gguf"
+        written(model, path)
+        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+        assert np.array_equal(tensors["blk.0.attn_q.weight"], rows) == (not permuted)
+        far = np.abs(forward(load_model(path), TOKENS) - forward(model, TOKENS)).max() > 1e-2
+        assert far == bool(permuted)
+
+
+def test_fused_rows_keep_their_order(tmp_path):
+    model = random_model(RELATIVES["phi3-uniform"])
+    written(model, tmp_path / "x.gguf")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    attention, mlp = model.runs[0].attention, model.runs[0].mlp
+    rows = [np.asarray(part[...][1]).reshape(32, -1).T for part in (attention.query, attention.key, attention.value)]
+    np.testing.assert_array_equal(tensors["blk.1.attn_qkv.weight"], np.concatenate(rows))
+    rows = [np.asarray(part[...][1]).T for part in (mlp.gate, mlp.up)]
+    np.testing.assert_array_equal(tensors["blk.1.ffn_up.weight"], np.concatenate(rows))
+
+
+def test_a_phi3_file_says_its_window(tmp_path):
+    """Published files have the key, which llama.cpp reads and leaves; here it counts."""
+    model = random_model(RELATIVES["phi3-uniform"])
+    written(model, tmp_path / "x.gguf")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "phi3")
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(key, field.contents(), *(*field.types, None)[:2])
+    writer.add_sliding_window(5)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert load_model(tmp_path / "y.gguf").constants.sliding_window == 5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "phi3"])
+def test_quantised_matrices_are_blocks(family, tmp_path):
+    spec = dataclasses.replace(spec_of((2, 2, 32), (2, 2, 32)), constants=RELATIVES[f"{family}-uniform"].constants)
+    model = quantize(random_model(spec), bits=4, group_size=32, rounding="nearest")
+    written(model, tmp_path / "x.gguf")
+    kinds = types_of(tmp_path / "x.gguf")
+    assert kinds["blk.0.attn_qkv.weight" if family == "phi3" else "blk.0.attn_q.weight"] == "Q4_1"
+    np.testing.assert_allclose(
+        forward(load_model(tmp_path / "x.gguf"), TOKENS), forward(model, TOKENS), rtol=0, atol=2e-2
+    )
+
+
+def test_fused_matrices_of_two_kinds_are_refused(tmp_path):
+    spec = dataclasses.replace(spec_of((2, 2, 32), (2, 2, 32)), constants=RELATIVES["phi3-uniform"].constants)
+    model = quantize(random_model(spec), bits=4, group_size=32, matrices=("query", "down"), rounding="nearest")
+    with pytest.raises(ValueError, match=r"qkv_proj\.weight: expected its matrices all in floats or all quantised"):
+        written(model, tmp_path / "x.gguf")
+
+
+def test_another_bias_would_show(tmp_path):
+    """Negative control: a bias that differs in one entry is another model after export."""
+    model = random_model(RELATIVES["qwen2-uniform"])
+    other = changed(model, "runs/0/attention/value_bias", lambda value: value.at[0, 0, 0].add(1.0))
+    written(other, tmp_path / "x.gguf")
+    assert np.abs(forward(load_model(tmp_path / "x.gguf"), TOKENS) - forward(model, TOKENS)).max() > 1e-2

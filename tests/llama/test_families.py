@@ -1,0 +1,282 @@
+"""LLaMA's relatives: equal to a second implementation in numpy, to LLaMA where they should be, and to themselves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.discovery import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
+from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation.ablation import ablate, sample_units
+from saap_jax.llama import Constants
+from saap_jax.llama.cache import single_layers
+from saap_jax.llama.fused import fused_layers
+from saap_jax.llama.generate import generate
+from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.packed import packed_hidden
+from saap_jax.llama.runs import existing_query_heads, existing_units, ones_gates
+from saap_jax.llama.ungroup import ungrouped
+from saap_jax.pipeline import kept_parameters
+from saap_jax.surgery import cut, masks
+from saap_jax.types import QUERY_HEADS
+from tests.helpers import (
+    RELATIVES,
+    changed,
+    dense_model,
+    forward,
+    random_tokens,
+    reference,
+    relative,
+)
+from tests.llama.test_generate import PROMPTS, recomputed
+
+TOKENS = random_tokens(2, 9)
+BIASES = ("query_bias", "key_bias", "value_bias")
+OWN = {
+    "qwen2": BIASES,
+    "mistral": (),
+    "qwen3": ("query_norm", "key_norm"),
+    "phi3": (),
+}
+"""Parameters of attention that a family has beside LLaMA's."""
+
+
+def logits(model, tokens=TOKENS, gates=None) -> np.ndarray:
+    return np.asarray(forward(model, jnp.asarray(tokens), gates))
+
+
+def differ(first, second) -> bool:
+    return bool(np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-2)
+
+
+def with_arrays(model, source, *paths: str):
+    """Return a model with the parameters at some paths taken from another one."""
+    for path in paths:
+        value = parameters_by_path(source)[path][...]
+        model = changed(model, path, lambda _, value=value: value)
+    return model
+
+
+def with_constants(model, **constants):
+    """Return a model of the same arrays with other constants."""
+    new = jax.tree.map(lambda leaf: leaf, model)
+    new.constants = dataclasses.replace(model.constants, **constants)
+    return new
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+@pytest.mark.parametrize("widths", [((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))], ids=["dense", "ragged"])
+def test_logits_equal_numpy(family, widths):
+    model = relative(family, *widths)
+    expected = np.stack([reference(model, row)[0] for row in TOKENS])
+    np.testing.assert_allclose(logits(model), expected, rtol=0, atol=2e-5)
+    assert differ(logits(model, TOKENS[::-1]), expected)
+
+
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in OWN.items() for name in names])
+def test_each_parameter_of_a_family_counts(family, name):
+    """Negative control: with biases of 0, or norm scales of 1, the logits are others."""
+    model = relative(family)
+    nothing = jnp.zeros_like if "bias" in name else jnp.ones_like
+    assert differ(logits(changed(model, f"runs/0/attention/{name}", nothing)), logits(model))
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3"])
+def test_a_window_hides_what_is_behind_it(family):
+    """A token that is as far back as the window changes nothing in one layer; one nearer does."""
+    model = relative(family, (2, 6))
+    window = model.constants.sliding_window
+    before = logits(model)
+    for back, seen in ((window - 1, True), (window, False)):
+        other = TOKENS.copy()
+        other[:, -1 - back] = (other[:, -1 - back] + 1) % 24
+        assert differ(logits(model, other)[:, -1], before[:, -1]) == seen
+
+
+def test_without_what_is_their_own_they_are_llamas():
+    llama = dense_model()
+    qwen2 = with_arrays(relative("qwen2"), llama, *parameters_by_path(llama))
+    assert differ(logits(qwen2), logits(llama))
+    for name in BIASES:
+        qwen2 = changed(qwen2, f"runs/0/attention/{name}", jnp.zeros_like)
+    np.testing.assert_allclose(logits(qwen2), logits(llama), rtol=0, atol=1e-6)
+    as_long, shorter = (with_constants(llama, family="mistral", sliding_window=window) for window in (9, 8))
+    np.testing.assert_array_equal(logits(as_long), logits(llama))
+    assert differ(logits(shorter), logits(llama))
+
+
+def test_llama_has_no_new_parameters_and_the_same_program_without_a_window():
+    model = dense_model()
+    assert all(getattr(model.runs[0].attention, name) is None for name in (*BIASES, "query_norm", "key_norm"))
+    programs = [
+        str(jax.make_jaxpr(lambda m, t: m(t))(each, jnp.asarray(TOKENS)))
+        for each in (model, with_constants(model, family="mistral", sliding_window=9))
+    ]
+    assert programs[0] == programs[1]
+
+
+# --- surgery and discovery -----------------------------------------------------------------------
+
+
+def test_biases_are_members_and_norms_are_not():
+    found = discover(relative("qwen2"))["attention"]
+    assert [member.path for member in found.members] == [
+        *("attention/key", "attention/key_bias", "attention/query", "attention/query_bias"),
+        *("attention/value", "attention/value_bias", "attention/output"),
+    ]
+    plain = discover(dense_model())["attention"]
+    assert found.parameters_per_unit[0] - plain.parameters_per_unit[0] == (2 + 2) * 4
+    assert discover(relative("qwen3"))["attention"] == plain
+    assert prunable_parameters(discover(relative("qwen3"))) == prunable_parameters(discover(dense_model()))
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+def test_masked_equals_cut(family):
+    model = relative(family, *[(2, 6)] * 3)
+    keep = existing_units(model.runs)
+    keep["attention"][0, 0] = keep["attention"][2] = False
+    keep["mlp"][1, [0, 4]] = False
+    pruned = cut(model, keep)
+    np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=2e-5)
+    assert differ(logits(pruned), logits(model))
+    assert count_parameters(pruned) == kept_parameters(model, keep)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_query_heads(family, x64):
+    """Ungrouped it is the same function; cut query heads are masked ones, and are counted with their biases."""
+    model = relative(family, dtype=np.float64)
+    np.testing.assert_allclose(logits(ungrouped(model)), logits(model), rtol=0, atol=1e-12)
+    keep = existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)}
+    keep[QUERY_HEADS][1] = [True, False, False, True]
+    pruned = cut(model, keep)
+    np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=1e-12)
+    assert count_parameters(pruned) == kept_parameters(model, keep)
+    assert count_parameters(model) - count_parameters(pruned) == 2 * (2 * 8 * 4 + 4 * (family == "qwen2"))
+    keep[QUERY_HEADS][1] = [True, False, True, False]
+    assert differ(logits(model, gates=masks(keep)), logits(pruned))
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen2", pytest.param("qwen3", marks=pytest.mark.slow)])
+def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
+    """∂ℒ/∂g = Σ w ∂w over the output, and over the value with its bias; not over the value alone."""
+    model = relative(family, dtype=np.float64)
+    batch = (random_tokens(3, 7), np.ones((3, 7), bool))
+    statistics = observe(model, [batch], frozenset({Statistic.GATE_GRADIENT, Statistic.WEIGHT_GRADIENT}))
+    (run,), (gradient,) = model.runs, statistics.of(Statistic.WEIGHT_GRADIENT).runs
+    gates = np.mean(np.asarray(statistics.of(Statistic.GATE_GRADIENT)["attention"]), axis=0)
+    sums = {
+        member.path.removeprefix("attention/"): np.einsum(
+            "lur,lur->lu", *(np.asarray(unit_view(tree, member)) for tree in (run, gradient))
+        )
+        for member in discover(model)["attention"].members
+    }
+    np.testing.assert_allclose(sums["output"], gates, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(sums["value"] + sums.get("value_bias", 0.0), gates, rtol=1e-9, atol=1e-12)
+    assert family == "qwen3" or not np.allclose(sums["value"], gates, rtol=1e-3)
+    assert not np.allclose(sums["query"], gates, rtol=1e-3)
+
+
+def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
+    model, tokens = relative("qwen2", dtype=np.float64), random_tokens(3, 6)
+    mask = np.ones(tokens.shape, bool)
+    found = observe(model, [(tokens, mask)], frozenset({Statistic.SQUARED_WEIGHT_GRADIENT}))
+    squares = found.of(Statistic.SQUARED_WEIGHT_GRADIENT).runs[0].attention
+
+    @jax.jit
+    def gradient(tokens):
+        def loss(model):
+            return next_token_losses(model, tokens, jnp.ones(tokens.shape, bool))[0].sum() / (tokens.size - 1)
+
+        return jax.grad(loss)(model).runs[0].attention
+
+    each = [gradient(jnp.asarray(row[None])) for row in tokens]
+    for name in ("query", *BIASES):
+        expected = np.mean([np.square(getattr(one, name)[...]) for one in each], axis=0)
+        np.testing.assert_allclose(getattr(squares, name)[...], expected, rtol=1e-9, atol=1e-14)
+        assert expected.max() > 1e-9
+
+
+@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral"])
+def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
+    model, tokens = relative(family, dtype=np.float64), random_tokens(2, 9)
+    mask = np.ones(tokens.shape, bool)
+    units = [unit for unit in sample_units(existing_units(model.runs), 1) if unit.layer == 0]
+    changes = ablate(model, [(tokens, mask)], units, at_once=2)
+
+    @jax.jit
+    def loss(gates):
+        return next_token_losses(model, jnp.asarray(tokens), jnp.asarray(mask), gates)[0].sum() / float(
+            mask[:, 1:].sum()
+        )
+
+    ones = ones_gates(model.runs)
+    for unit, change in changes.items():
+        closed = ones | {unit.structure: ones[unit.structure].at[unit.layer, unit.number].set(0.0)}
+        assert change == pytest.approx(float(loss(closed) - loss(ones)), abs=1e-12)
+        assert abs(change) > 1e-6
+
+
+# --- decoding ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+@pytest.mark.parametrize(
+    "widths",
+    [((2, 6), (2, 6)), pytest.param(((2, 6), (1, 3), (0, 5)), marks=pytest.mark.slow)],
+    ids=["dense", "ragged"],
+)
+def test_generation_equals_recomputation(family, widths):
+    """Prompts shorter and longer than the window, padded on the left, beyond which the cache goes on."""
+    model = relative(family, *widths)
+    ours = generate(model, PROMPTS, max_new_tokens=9, stop_tokens=())
+    assert ours == [recomputed(model, prompt, 9) for prompt in PROMPTS]
+    assert len({tuple(row) for row in ours}) > 1
+
+
+def test_generation_without_the_window_would_be_seen():
+    model = relative("mistral")
+    wider = with_constants(model, sliding_window=None)
+    assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != generate(
+        wider, PROMPTS, max_new_tokens=9, stop_tokens=()
+    )
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_forms_for_decoding_are_the_same_function(family):
+    model = relative(family)
+    for form in (single_layers, fused_layers):
+        np.testing.assert_allclose(logits(form(model)), logits(model), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+def test_packed_branches_are_what_they_are_alone(family):
+    """A branch sees its beginning through the window, as far back as in a row of its own."""
+    model, row = relative(family), random_tokens(1, 9)[0]
+    beginning, branches = row[:5], (row[5:7], row[7:])
+    tokens = jnp.asarray(row[None])
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 5, 6, 5, 6]])
+    segments = jnp.asarray([[0, 0, 0, 0, 0, 1, 1, 2, 2]])
+    packed = np.asarray(jax.jit(packed_hidden)(model, tokens, positions, segments))[0]
+    alone = jax.jit(lambda model, tokens: model.hidden(tokens)[0])
+    for start, branch in zip((5, 7), branches, strict=True):
+        whole = np.asarray(alone(model, jnp.asarray(np.concatenate([beginning, branch])[None])))[0]
+        np.testing.assert_allclose(packed[start : start + 2], whole[5:], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(packed[:5], whole[:5], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "qwen2", "sliding_window": 0}, "expected at least 1 position, got 0"),
+        ({"sliding_window": 8}, "expected none in family 'llama', got 8"),
+    ],
+)
+def test_constants_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        Constants(**options)

@@ -1,0 +1,104 @@
+"""Logits of each family equal those of transformers (torch, float32): their checkpoints here, and ours there."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.llama import load_model, save_model
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+torch = pytest.importorskip("torch")
+
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+WINDOWED = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5}
+VARIANTS = {
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen2-window": ("qwen2", WINDOWED),
+    "qwen2-head_dim": ("qwen2", {"head_dim": 6}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 7, "head_dim": 8}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3-tied": ("qwen3", {"head_dim": 6, "tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "qwen3-window": ("qwen3", {"head_dim": 8} | WINDOWED),
+    "phi3": ("phi3", {}),
+    "phi3-window": ("phi3", {"sliding_window": 9, "num_key_value_heads": 4}),
+}
+"""Name -> family, and what its config says beside `SIZES`."""
+
+
+def tiny_model(name: str):
+    """Return a random float32 model of two layers, with biases and norm scales that are not what they begin with."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family, options = VARIANTS[name]
+    config = AutoConfig.for_model(family, **SIZES | options, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for key, tensor in sorted(model.named_parameters()):
+            noise = torch.randn(tensor.shape)
+            tensor.copy_(1 + 0.2 * noise if key.endswith("norm.weight") else 0.25 * noise)
+    return model
+
+
+TOKENS = np.random.default_rng(1).integers(0, 32, (2, 24))
+
+
+def torch_logits(model, tokens=TOKENS):
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(tokens))).logits.numpy()
+
+
+def load_torch(directory):
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_both_ways(name, tmp_path):
+    theirs = tiny_model(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    family, options = VARIANTS[name]
+    assert ours.constants.family == family
+    assert ours.constants.sliding_window == options.get("sliding_window")
+    expected, got = torch_logits(theirs), np.asarray(ours(jnp.asarray(TOKENS)))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+    assert np.abs(got - torch_logits(theirs, TOKENS[:, ::-1].copy())).max() > 0.1
+    config = json.loads((save_model(ours, tmp_path / "ours") / "config.json").read_text())
+    assert config["model_type"] == family
+    back = load_torch(tmp_path / "ours")
+    assert type(back) is type(theirs)
+    np.testing.assert_allclose(torch_logits(back), got, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "window" in name])
+def test_without_its_window_it_is_another_model(name, tmp_path):
+    """Negative control: the window of these models is shorter than the text, and is what is computed."""
+    theirs = tiny_model(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("layer_types", None)
+    changes = {"use_sliding_window": False} if "qwen" in name else {"sliding_window": None}
+    path.write_text(json.dumps(config | changes))
+    assert np.abs(np.asarray(load_model(tmp_path / "theirs")(jnp.asarray(TOKENS))) - torch_logits(theirs)).max() > 0.01

@@ -1,0 +1,122 @@
+"""The whole way of each of LLaMA's relatives: a Hugging Face directory, compared, pruned, recovered, exported."""
+
+import dataclasses
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax import cli
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, load_tokenizer, save_model
+from saap_jax.llama.load import load_keep
+from saap_jax.llama.quantized import Quantized
+from saap_jax.surgery import masks
+from tests.helpers import RELATIVES, forward, random_model
+
+ESTIMATORS = ("magnitude", "taylor_element", "fisher", "gate_fisher", "wanda", "fluctuation", "block_influence")
+RECOVER = [
+    *("--data.length", "32", "--training.epochs", "1", "--training.batch-size", "8", "--training.microbatch", "4"),
+    *("--training.warmup", "2", "--training.check-every", "2", "--training.max-steps", "4", "--new-tokens", "0"),
+    *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
+]
+"""Tiny recoveries."""
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command that must succeed; return what it printed, with white space made single."""
+
+    def command(*words: str) -> str:
+        code = cli.main(list(words))
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return re.sub(r"\s+", " ", captured.out)
+
+    return command
+
+
+def directory_of(family: str, tokenizer, tmp_path) -> str:
+    """Save a random model as a plain config of its family, with windows that the texts here are longer than."""
+    spec = LlamaSpec(
+        vocab=len(tokenizer),
+        embed=16,
+        head_dim=4,
+        layers=(LayerWidths(kv_heads=2, q_per_kv=2, mlp=24),) * 3,
+        tied=family.startswith("qwen"),
+        constants=dataclasses.replace(RELATIVES[family], bos_token=0, eos_tokens=(0,)),
+    )
+    directory = save_model(random_model(spec), tmp_path / family, tokenizer=tokenizer)
+    assert json.loads((directory / "config.json").read_text())["model_type"] == family
+    return str(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", RELATIVES)
+def test_the_whole_way(family, tokenizer, tmp_path, run):
+    source, runs = directory_of(family, tokenizer, tmp_path), str(tmp_path / "runs")
+    calibration = [
+        *("--model.name", source, "--calibration.examples", "8", "--calibration.length", "16"),
+        *("--calibration.batch-size", "2", "--search.skip-layers"),
+    ]
+    text = run(
+        *("compare", *calibration, "--runs", runs, "--evaluation.windows", "3", "--evaluation.length", "16"),
+        *("--evaluation.batch-size", "2", "--estimation.estimators", *ESTIMATORS, "--compensation.method", "none"),
+    )
+    assert all(name in text for name in ESTIMATORS)
+    best = load_model(tmp_path / "runs" / "compare" / "best")
+    assert best.constants.family == family
+    original = load_model(source)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (2, 12)))
+    keep = load_keep(tmp_path / "runs" / "compare" / "best")
+    masked = forward(original, tokens, masks(keep))
+    np.testing.assert_allclose(forward(best, tokens), masked, rtol=0, atol=5e-5)
+
+    for number, method in enumerate(("least_squares", "bias")):
+        pruned = str(tmp_path / method)
+        words = ["--ratio", "0.4", "--estimator", "gate_fisher", "--out", pruned, "--compensation.method", method]
+        words += ["--search.multiple-of.mlp", "4"]
+        words += ["--query-heads.share", "0.3"] if number else []
+        assert "asked 40.00%" in run("prune", *calibration, *words)
+        assert load_model(pruned).spec.output_biases == (method == "bias")
+
+    pruned = str(tmp_path / "least_squares")
+    assert "attention/output" in run("discover", pruned)
+    for method in ("lora", "groupwise"):
+        options = ["--method.name", method, *(("--method.group-size", "4") if method == "groupwise" else ())]
+        data = tmp_path / "text.txt"
+        data.write_text("the cat sat on the mat and the dog sat on the log. " * 100)
+        words = ["--model", pruned, "--dense", source, "--runs", runs, "--name", method]
+        run("recover", *words, *options, "--data.sources", f"text:{data}", *RECOVER)
+        recovered = load_model(tmp_path / "runs" / method / "model")
+        assert recovered.constants.family == family
+        assert isinstance(recovered.runs[0].mlp.down, Quantized) == (method == "groupwise")
+        text = run("evaluate", str(tmp_path / "runs" / method / "model"), "--windows", "3", "--length", "16")
+        assert "ppl@16" in text
+        assert run("generate", str(tmp_path / "runs" / method / "model"), "the cat", "--max-new-tokens", "4")
+
+    export_all(source, pruned, str(tmp_path / "runs" / "groupwise" / "model"), family, tmp_path, run)
+
+
+def export_all(source, pruned, quantised, family, tmp_path, run) -> None:
+    """Export the dense model plainly, and the pruned one in each form; each is verified by the command."""
+    architecture = load_model(source).constants.traits.architecture
+    assert architecture in run("export", source, str(tmp_path / "hf"), "--format", "hf")
+    assert architecture in run("export", pruned, str(tmp_path / "padded"), "--format", "padded")
+    assert "SaapLlamaForCausalLM" in run("export", pruned, str(tmp_path / "ragged"), "--format", "ragged")
+    for name, model in (("dense", source), ("pruned", pruned)):
+        out = str(tmp_path / f"{name}.gguf")
+        assert "GGUF, architecture" in run("export", model, out, "--format", "gguf")
+        assert load_tokenizer(out).encode("the cat") == load_tokenizer(source).encode("the cat")
+    out = str(tmp_path / "quantised")
+    assert "dequantised" in run("export", quantised, out, "--format", "ragged", "--dequantize")
+
+
+@pytest.mark.parametrize("family", RELATIVES)
+def test_discover_and_plan(family, tokenizer, tmp_path, run):
+    source = directory_of(family, tokenizer, tmp_path)
+    text = run("discover", source)
+    assert ("attention/query_bias" in text) == (family == "qwen2")
+    assert "query_norm" not in text, "it belongs to no unit"
+    assert "--mesh.data 1" in run("plan", f"{source}/config.json", "gpu:h100:1", "--task", "evaluate")
