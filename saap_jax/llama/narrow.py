@@ -20,7 +20,7 @@ def narrowed(model: Llama, kept: Bool[np.ndarray, "embed"]) -> Llama:
 
     A norm divides by the root of a mean over channels. Over D' instead of D channels that mean is D / D' times larger,
     so scales are multiplied by √(D / D') and ε by D / D': the norms are then exactly those of the model whose removed
-    channels are zero.
+    channels are zero. Norms of heads (Qwen3) share ε, so they change by as little as ε is beside their mean square.
 
     Raises:
         ValueError: `kept` has another shape or keeps nothing, or the model's matrices are not plain floats.
