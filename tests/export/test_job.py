@@ -130,7 +130,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["{source}", "{tmp}/x"], "choose --format padded (a plain LLaMA with zeros"),
+            (["{source}", "{tmp}/x"], "choose --format padded (a plain model with zeros"),
             (["{source}", "{tmp}/x", "--format", "gguf"], "expected a file name that ends in .gguf"),
             (["{source}", "{tmp}/x", "--format", "padded", "--dtype", "q8_0"], "q8_0 is a type of GGUF"),
             (["{source}", "{source}", "--format", "ragged"], "exists already and is never overwritten"),
