@@ -1,0 +1,56 @@
+"""Loads a large checkpoint onto the mesh of all processes and, alone, saves it; prints how memory grew, in MiB."""
+
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+
+from saap_jax.llama import load_model, save_model
+from saap_jax.options_mesh import MeshConfig
+from saap_jax.sharding import layout_of
+
+
+def anonymous() -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
+
+
+def growth(work):
+    """Run work; return its result, and by how many MiB anonymous memory grew at most and at the end."""
+    start = peak = anonymous()
+    done = threading.Event()
+
+    def sample():
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, anonymous())
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    result = work()
+    done.set()
+    thread.join()
+    return result, max(peak, anonymous()) - start, anonymous() - start
+
+
+def main() -> None:
+    coordinator, processes, number, small, large, out = sys.argv[1:]
+    if int(processes) > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, int(processes), int(number))
+    layout = layout_of(MeshConfig(fsdp=-1))
+    alone, warm = int(processes) == 1, load_model(small, "bfloat16", layout=layout)
+    if alone:
+        save_model(warm, out + "-small")  # what is imported and compiled once
+    model, loading, held = growth(lambda: load_model(large, "bfloat16", layout=layout))
+    jax.block_until_ready(model)
+    assert model.embedding.dtype == jnp.bfloat16
+    _, saving, left = growth(lambda: save_model(model, out)) if alone else (None, 0.0, 0.0)
+    print(f"loading {loading:.0f} {held:.0f} saving {saving:.0f} {left:.0f}")
+
+
+if __name__ == "__main__":
+    main()
