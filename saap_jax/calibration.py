@@ -176,7 +176,7 @@ def score_statistics(
     keep: Keep | None = None,
 ) -> Scored:
     """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`."""
-    present = units_of(model) if keep is None else keep
+    present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
     parts = {name: structure_parts(name, fusion, tuple(present)) for name in estimators}
     by_part: dict[str, Scores] = {
         name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}

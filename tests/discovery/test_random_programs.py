@@ -202,7 +202,7 @@ def test_what_is_prunable_can_be_removed(builder):
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=1500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
 
@@ -234,6 +234,6 @@ def test_masked_is_cut(builder):
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
 def test_masked_is_cut_in_many_programs(builder):
     check_masked(builder)
