@@ -66,6 +66,7 @@ def without(example, traced, structure, left_out=None):
     return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_unit_leaves_all_members_or_none(name):
     """Without a unit in every member the program has the same outputs; without it in all but one it has none."""

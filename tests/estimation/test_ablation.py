@@ -239,6 +239,7 @@ class TestSample:
         assert np.isnan(scores["attention"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("chunk", [5, 1024])
 def test_loss_by_chunks_of_the_vocabulary(monkeypatch, tied, chunk):

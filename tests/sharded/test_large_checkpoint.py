@@ -14,7 +14,7 @@ from saap_jax.llama.write import model_tensors, write_json, write_tensors
 from tests.sharded.test_processes import port, started
 
 pytestmark = [
-    pytest.mark.sharded,
+    pytest.mark.large,
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc"),
 ]
 
