@@ -41,7 +41,9 @@ SHARES = ((0.2, 0.0), (0.2, 0.25), (0.2, 0.5), (0.5, 0.0), (0.5, 0.25))
 """Ratio, and which share of it comes from channels."""
 
 
-def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path) -> None:
+def run_seed(
+    seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows], runs: Path, parts: Sequence[str]
+) -> None:
     """Do what the run directory of a seed does not hold yet."""
     config = {"seed": seed, "widths": WIDTHS, "scales": SCALES, "scores": SCORES, "shares": SHARES, "windows": WINDOWS}
     run = RunDirectory.open(runs / f"residual-{seed}", config)
@@ -49,8 +51,9 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
     if "dense" not in run.record:
         run.update(dense={"losses": evaluated(model, texts), "parameters": count_parameters(model)})
     done = {row["candidate"] for row in run.candidates()}
-    for makers in (narrow_ones(model, calibration, seed, done), shared_ones(model, calibration, done)):
-        for name, made in makers:
+    makers = {"widths": narrow_ones(model, calibration, seed, done), "shares": shared_ones(model, calibration, done)}
+    for part in parts:
+        for name, made in makers[part]:
             losses = evaluated(made, texts)
             run.append({"candidate": name, "losses": losses, "parameters": count_parameters(made)})
             ppl = "  ".join(f"{np.exp(np.mean(each)):9.2f}" for each in losses.values())
@@ -129,6 +132,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--parts", nargs="+", choices=("widths", "shares"), default=("widths", "shares"))
     arguments = parser.parse_args()
     if arguments.what == "run":
         if "SAAP_DATA" not in os.environ:
@@ -136,7 +140,7 @@ def main() -> None:
         model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
         texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
         for seed in arguments.seeds:
-            run_seed(seed, model, tokenizer, texts, arguments.runs)
+            run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.parts)
     print_tables(arguments.runs, arguments.seeds)
 
 
