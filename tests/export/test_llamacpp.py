@@ -113,7 +113,7 @@ class TestLayersThatDeciCannotHold:
         without = cut(model, existing_units(model.runs) | {"attention": np.array([[1, 1], [0, 0], [1, 1]], bool)})
         norm = "model.layers.1.post_attention_layernorm.weight"  # llama.cpp has none in such a layer
         tensors = gguf_file.gguf_tensors
-        monkeypatch.setattr(gguf_file, "deci_widths", lambda spec: spec.layers)
+        monkeypatch.setattr("saap_jax.export.widths.deci_widths", lambda spec: spec.layers)
         monkeypatch.setattr(gguf_file, "gguf_tensors", lambda *args: [t for t in tensors(*args) if t.name != norm])
         got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
         np.testing.assert_allclose(got, expected_logits(without, TOKENS), rtol=0, atol=1e-4)
@@ -121,7 +121,7 @@ class TestLayersThatDeciCannotHold:
 
     def test_a_first_layer_without_heads_is_refused(self, tmp_path, monkeypatch):
         model = random_model(spec_of((0, 2, 24), (2, 2, 24)))
-        monkeypatch.setattr(gguf_file, "deci_widths", lambda spec: spec.layers)
+        monkeypatch.setattr("saap_jax.export.widths.deci_widths", lambda spec: spec.layers)
         path = written(model, tmp_path / "x.gguf")
         with pytest.raises(RuntimeError, match="Failed to load model"):
             logits_of(path, TOKENS)
