@@ -1,6 +1,6 @@
 """How much of what pruning costs does compensation undo, without training? The study behind docs/compensation.md.
 
-    SAAP_DATA=DATA python experiments/study_compensation.py run    # three seeds, 20 % and 50 %: an hour on two cores
+    SAAP_DATA=DATA python experiments/study_compensation.py run    # three seeds, 20 % and 50 %: 1.5 h on two cores
     python experiments/study_compensation.py report                # the tables of docs/compensation.md
 
 Units are chosen by the defaults of `saap prune` (docs/study.md), calibrated on C4; evaluation is on WikiText-2 and Penn
@@ -45,12 +45,15 @@ ARMS = {
     "none": Arm(CompensationConfig()),
     "least squares": Arm(CompensationConfig(method="least_squares")),
     "least squares, 128 windows": Arm(CompensationConfig(method="least_squares"), 128),
+    "least squares, 512 windows": Arm(CompensationConfig(method="least_squares"), 512),
     "FLAP's bias": Arm(CompensationConfig(method="bias", propagate="dense")),
     "least squares, dense": Arm(CompensationConfig(method="least_squares", propagate="dense")),
 }
 
 
-def run_seed(seed: int, model: Llama, tokenizer: object, texts: dict[str, Windows], runs: Path) -> None:
+def run_seed(
+    seed: int, model: Llama, tokenizer: object, texts: dict[str, Windows], runs: Path, arms: list[str]
+) -> None:
     """Do what the run directory of a seed does not hold yet."""
     run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "search": dataclasses.asdict(STUDIED)})
     calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
@@ -58,7 +61,8 @@ def run_seed(seed: int, model: Llama, tokenizer: object, texts: dict[str, Window
     done = {row["candidate"] for row in run.candidates()}
     if "dense" not in run.record:
         run.update(dense={source: evaluated(model, windows, None) for source, windows in texts.items()})
-    for name, arm in ARMS.items():
+    for name in arms:
+        arm = ARMS[name]
         windows = saap_jax.calibration_windows(CALIBRATION, tokenizer, arm.examples, LENGTH, seed)
         for ratio in RATIOS:
             if f"{name}@{ratio:g}" in done:
@@ -133,6 +137,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     arguments = parser.parse_args()
     if arguments.what == "run":
         if "SAAP_DATA" not in os.environ:
@@ -140,7 +145,7 @@ def main() -> None:
         model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
         texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
         for seed in arguments.seeds:
-            run_seed(seed, model, tokenizer, texts, arguments.runs)
+            run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.arms)
     print_tables(arguments.runs)
 
 

@@ -30,6 +30,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import wide
+from saap_jax.estimation.gram import HELD_OUT, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.runs import run_bounds
@@ -37,9 +38,6 @@ from saap_jax.llama.spec import LayerWidths
 from saap_jax.options import CompensationConfig
 from saap_jax.surgery import check_keep
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
-
-HELD_OUT = 4
-"""Every fourth microbatch is held out when the damping is chosen; then all are used."""
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidates for δ."""
@@ -170,16 +168,20 @@ def compensate(
     batches: Sequence[Batch],
     config: CompensationConfig,
     *,
+    gram: Gram | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Compensated:
     """Correct the output matrices (or add biases) of a model that keeps only some units, on calibration text.
 
     Costs about one forward pass of the unpruned model and two of the pruned one; in memory, the residual streams of all
-    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is.
+    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is. With
+    `propagate = dense` the sums are the same for every keep-set: given as `gram`, a statistic of a calibration pass,
+    they take the place of the text.
 
     Args:
         keep: `[layers, units]` a structure, and `QUERY_HEADS` if they are told apart.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
+        gram: of the unpruned model, for `propagate = dense`; `batches` are then not read.
         progress: wraps the layers, to show progress.
 
     Raises:
@@ -188,6 +190,8 @@ def compensate(
     check_keep(keep, model.runs)
     if config.method == "none":
         return Compensated(model, [])
+    if gram is not None and config.propagate == "dense":
+        return _by_gram(model, keep, gram, config, progress)
     check_batches(len(batches), config)
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
     streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
@@ -218,6 +222,44 @@ def compensate(
             made[structure].append(new)
             corrections.append(Correction(structure, layer, damping, *errors))
     return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def _by_gram(
+    model: Llama,
+    keep: Keep,
+    gram: Gram,
+    config: CompensationConfig,
+    progress: Callable[[Sequence[int]], Iterator[int]],
+) -> Compensated:
+    """Correct each sub-block for itself, from sums that are there already."""
+    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
+    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    corrections = []
+    for layer in progress(range(len(places))):
+        run, index = places[layer]
+        for structure in STRUCTURES:
+            old = writer_of(model.runs[run], structure, index)
+            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
+            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
+            made[structure].append(old)
+            if kept.all():
+                continue
+            fit, held = (normal_of(gram, structure, layer, part, old.weight) for part in (0, 1))
+            enough = bool(held.weight)
+            check_batches(HELD_OUT if enough else 1, config)
+            new, bias, damping, errors = corrected((fit, held if enough else None), old.weight, kept, config)
+            made[structure][-1] = Written(new.astype(old.weight.dtype), old.bias + bias.astype(old.bias.dtype))
+            corrections.append(Correction(structure, layer, damping, *errors))
+    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[Array, "coordinates embed"]) -> Normal:
+    """Return the least-squares problem of a sub-block toward its own output, T = a W, from the moments of a alone."""
+    count = len(weight)
+    product = gram.product[structure][part, layer, :count, :count]
+    mean, weight = gram.mean[structure][part, layer, :count], weight.astype(product.dtype)
+    cross, total = product @ weight, gram.weight[structure][part, layer]
+    return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), total)
 
 
 def check_batches(count: int, config: CompensationConfig) -> None:
@@ -273,15 +315,15 @@ def normal_step(
         active = activations(model, stream.pruned, index, run, structure)
         written = after - stream.pruned - own.bias[None, None]
     a, target, behind = wide(active), wide(written), wide(after)
-    importance = mask.astype(behind.dtype) / (jnp.mean(jnp.square(behind), axis=-1) + model.constants.norm_eps)
-    weighted = a * importance[..., None]
+    weights = token_weights(behind, mask, model.constants.norm_eps)
+    product, mean, weight = gram_sums(a, weights)
     return Normal(
-        gram=jnp.einsum("btc,bte->ce", weighted, a),
-        cross=jnp.einsum("btc,btd->cd", weighted, target),
-        mean=jnp.sum(weighted, axis=(0, 1)),
-        target=jnp.einsum("bt,btd->d", importance, target),
-        square=jnp.einsum("bt,btd->", importance, jnp.square(target)),
-        weight=jnp.sum(importance),
+        gram=product,
+        cross=jnp.einsum("btc,btd->cd", a * weights[..., None], target),
+        mean=mean,
+        target=jnp.einsum("bt,btd->d", weights, target),
+        square=jnp.einsum("bt,btd->", weights, jnp.square(target)),
+        weight=weight,
     ), after
 
 

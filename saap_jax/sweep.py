@@ -4,6 +4,7 @@ A keep-set is evaluated once, whoever asks for it; what is finished is a line of
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from saap_jax.calibration import Calibrated, Track, microbatches, pairs, quiet, scenario_pairs
-from saap_jax.compensation import check_batches, compensate
+from saap_jax.compensation import Batch, check_batches, compensate
 from saap_jax.config import SweepConfig
 from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses, keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses, metric_name
 from saap_jax.kept import kept_scores
@@ -26,6 +29,7 @@ from saap_jax.pipeline import kept_parameters, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE
+from saap_jax.sharding import mesh_of
 from saap_jax.types import STRUCTURES, Keep
 from saap_jax.variants import ALL, Variant
 
@@ -101,13 +105,28 @@ Compensate = Callable[[Row, Keep], Llama]
 
 
 def compensator(config: SweepConfig, model: Llama, calibration: Mapping[int, dict[str, Windows]]) -> Compensate:
-    """Return what compensates a candidate on the calibration text of its seed and scenario."""
+    """Return what compensates a candidate on the calibration text of its seed and scenario.
+
+    With `propagate = dense` the second moments of a text serve all candidates, and are observed once; not on a mesh,
+    where every device would hold all of them.
+    """
+
+    def text(seed: int, scenario: str) -> list[Batch]:
+        scenarios = calibration[seed]
+        return scenario_pairs(scenarios.values() if scenario == ALL else [scenarios[scenario]], config.calibration)
+
+    @functools.lru_cache(maxsize=1)
+    def gram(seed: int, scenario: str) -> Gram:
+        return observe(model, text(seed, scenario), frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+
+    once = config.compensation.propagate == "dense" and mesh_of(model) is None
 
     def made(about: Row, keep: Keep) -> Llama:
-        scenarios, alone = calibration[about["seed"]], about["scenario"] != ALL
-        parts = scenario_pairs([scenarios[about["scenario"]]] if alone else scenarios.values(), config.calibration)
         options = dataclasses.replace(config.compensation, method=about.get("compensation", "none"))
-        return compensate(model, keep, parts, options).model
+        if options.method == "none":
+            return model
+        own = about["seed"], about["scenario"]
+        return compensate(model, keep, text(*own), options, gram=gram(*own) if once else None).model
 
     return made
 
@@ -223,7 +242,8 @@ class Evaluator:
             raise ValueError(
                 f"evaluation: {next(iter(missing.values()))} is compensated, and nothing says on which text"
             )
-        for digest, name in track("compensate and evaluate", list(missing.items()), len(missing)):
+        ordered = sorted(missing.items(), key=lambda each: (about[each[1]]["seed"], about[each[1]]["scenario"]))
+        for digest, name in track("compensate and evaluate", ordered, len(ordered)):
             start = time.perf_counter()
             model = self.compensate(about[name], keeps[name])
             (group,) = candidate_losses(model, self.batches, [keeps[name]], at_once=1)

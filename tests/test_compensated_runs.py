@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import comparison, pruning
+from saap_jax import comparison, pruning, sweep
 from saap_jax.calibration import scenario_pairs, scenarios_of
 from saap_jax.compensation import compensate
 from saap_jax.config import CompareConfig, PruneConfig
+from saap_jax.estimation import Statistic, observe
 from saap_jax.options import (
     CalibrationConfig,
     CompensationConfig,
@@ -75,6 +76,42 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
         pruned = cut(compensate(model, keep, parts, CompensationConfig(method=method)).model, keep)
         for metric, text in texts.items():
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
+
+
+def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_path, monkeypatch):
+    """With `dense`, in any order of candidates; the rows are those of models compensated on the text itself."""
+    passes = []
+
+    def counted(*arguments):
+        passes.append(arguments[2])
+        return observe(*arguments)
+
+    monkeypatch.setattr(sweep, "observe", counted)
+    dense = CompensationConfig(propagate="dense")
+    made = comparison.compare(
+        dataclasses.replace(config, name="dense", ratios=(0.25, 0.5), compensation=dense, runs=str(tmp_path))
+    )
+    assert passes == [frozenset({Statistic.GRAM})] * 2 + passes[2:]  # a seed each, of 16 candidates
+    assert len(passes) <= 3  # the best, cut at the end, may be of the first seed
+    model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
+    texts, arrays = texts_of(config.evaluation, tokenizer), made.load_arrays("keeps")
+    windows = scenarios_of(dataclasses.replace(CALIBRATION, seed=1), tokenizer)
+    for row in made.candidates():
+        if (row["estimator"], row["seed"], row["ratio_asked"], row["compensation"]) != (
+            "wanda",
+            1,
+            0.5,
+            "least_squares",
+        ):
+            continue
+        keep = {structure: arrays[f"{row['candidate']}/{structure}"] for structure in STRUCTURES}
+        options = dataclasses.replace(dense, method="least_squares")
+        pruned = cut(compensate(model, keep, scenario_pairs(windows.values(), CALIBRATION), options).model, keep)
+        for metric, text in texts.items():
+            assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-4)
+        break
+    else:
+        raise AssertionError("no such row")
 
 
 def test_taken_up_again_bit_for_bit(config, run, tmp_path):

@@ -14,6 +14,7 @@ from saap_jax.compensation import (
     output_bias,
     output_error,
 )
+from saap_jax.estimation import Statistic, observe
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CompensationConfig
 from saap_jax.surgery import cut, masks
@@ -104,14 +105,19 @@ def observed(model, tokens, mask):
     return points
 
 
+def gram_of(model, batches):
+    return observe(model, batches, frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["layer by layer", "from the pass"])
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
-def test_dense_propagation_is_the_formula_of_each_sub_block(method, x64):
+def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
     model = dense_model(layers=2, mlp=6, dtype=np.float64)
     keep = random_keep(existing_units(model.runs), 0.5, seed=2)
     keep["attention"][:] = [[True, False], [True, True]]
     batches = batches_of()
     config = CompensationConfig(method=method, propagate="dense", damping=0.1)
-    new = compensate(model, keep, batches, config).model
+    new = compensate(model, keep, batches, config, gram=gram_of(model, batches) if once else None).model
     tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
     for structure, (a, weights) in observed(model, tokens, mask).items():
         part, name = {"attention": ("attention", "output"), "mlp": ("mlp", "down")}[structure]
@@ -132,6 +138,35 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, x64):
                 np.testing.assert_allclose(bias, mean[~kept] @ old[~kept], rtol=1e-7, atol=1e-12)
             np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-10)
             assert not found[~kept].any()
+
+
+@pytest.mark.parametrize("method", ["least_squares", "bias"])
+@pytest.mark.parametrize("make", [dense_model, ragged_model])
+def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method, x64):
+    model = make(dtype=np.float64)
+    keep = random_keep(existing_units(model.runs), 0.4, seed=4)
+    config = CompensationConfig(method=method, propagate="dense")
+    batches = batches_of(8)
+    needs = frozenset({Statistic.GRAM, Statistic.GATE_GRADIENT})
+    gram = observe(model, batches, needs).of(Statistic.GRAM)
+    text, moments = (compensate(model, keep, batches, config, gram=each) for each in (None, gram))
+    for own, other in zip(text.corrections, moments.corrections, strict=True):
+        assert own[:3] == other[:3]
+        np.testing.assert_allclose(own[3:], other[3:], rtol=1e-6)
+    one, two = (forward(each.model, TOKENS, masks(keep)) for each in (text, moments))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-8)
+    others = compensate(model, keep, batches, config, gram=gram_of(model, batches_of(8, seed=5))).model
+    assert np.abs(forward(others, TOKENS, masks(keep)) - one).max() > 1e-4
+
+
+def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed():
+    model = dense_model()
+    keep = random_keep(existing_units(model.runs), 0.5)
+    dense = dataclasses.replace(LEAST, propagate="dense")
+    gram = gram_of(model, batches_of(3))
+    with pytest.raises(ValueError, match="at least 4 microbatches"):
+        compensate(model, keep, [], dataclasses.replace(dense, damping=None), gram=gram)
+    assert compensate(model, keep, [], dense, gram=gram).corrections
 
 
 def twins():

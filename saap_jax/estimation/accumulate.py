@@ -5,6 +5,7 @@ Every statistic but the gate gradients is a sum that becomes a mean; the table b
 weight gradients, take one float32 a parameter each.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Int
 
 from saap_jax.estimation.activations import MULTIPLES
 from saap_jax.estimation.base import Curvature, GateHessian, Moments, Statistic, Statistics, wide
+from saap_jax.estimation.gram import HELD_OUT, Gram
 from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.runs import existing_units
@@ -73,6 +75,19 @@ def _moments(model: Llama, plan: Plan) -> Moments:
     return Moments(_like_units(model, after=coordinates), _like_units(model, after=coordinates))
 
 
+def _gram(model: Llama, plan: Plan) -> Gram:
+    layers, dtype = sum(run.length for run in model.runs), statistics_dtype(model)
+    widest = {
+        "attention": max(math.prod(run.attention.output.shape[1:4]) for run in model.runs),
+        "mlp": max(run.mlp.down.shape[1] for run in model.runs),
+    }
+    return Gram(
+        {name: jnp.zeros((2, layers, width, width), dtype) for name, width in widest.items()},
+        {name: jnp.zeros((2, layers, width), dtype) for name, width in widest.items()},
+        {name: jnp.zeros((2, layers), dtype) for name in widest},
+    )
+
+
 def _block_change(model: Llama, plan: Plan) -> dict[str, Array]:
     layers = sum(run.length for run in model.runs)
     return {name: jnp.zeros(layers, statistics_dtype(model)) for name in (*STRUCTURES, "layer")}
@@ -94,6 +109,7 @@ ACCUMULATORS: dict[Statistic, Accumulator] = {
         lambda model, plan: _like_units(model, after=dict.fromkeys(STRUCTURES, len(MULTIPLES))), per="seen"
     ),
     Statistic.BLOCK_CHANGE: Accumulator(_block_change, per="seen"),
+    Statistic.GRAM: Accumulator(_gram, per="seen"),
     Statistic.GATE_HESSIAN: Accumulator(_gate_hessian, per="tokens"),
 }
 
@@ -103,10 +119,13 @@ def statistics_dtype(model: Llama) -> Any:
     return at_least_float32(model.embedding.dtype)
 
 
-def add(statistic: Statistic, total: Any, new: Any, position: Int[Array, ""]) -> Any:
-    """Add what a microbatch shows, whose first example has index `position` in the pass."""
+def add(statistic: Statistic, total: Any, new: Any, position: Int[Array, ""], size: int) -> Any:
+    """Add what a microbatch of `size` examples shows, whose first has index `position` in the pass."""
 
     def one(a: Array, b: Array) -> Array:
+        if statistic is Statistic.GRAM:
+            held = ((position // size) % HELD_OUT == HELD_OUT - 1).astype(jnp.int32)
+            return a.at[held].add(b.astype(a.dtype))
         if ACCUMULATORS[statistic].per is None:
             return jax.lax.dynamic_update_slice_in_dim(a, wide(b), position, axis=0)
         return a + b.astype(a.dtype)

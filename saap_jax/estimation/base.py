@@ -38,6 +38,8 @@ class Statistic(enum.StrEnum):
     """Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: `activations.used`."""
     BLOCK_CHANGE = "block_change"
     """Mean over all tokens of 1 - cos(in, out) of the residual stream: {"attention", "mlp", "layer": [layers]}."""
+    GRAM = "gram"
+    """`gram.Gram` of the gated activations: two matrices a layer, of all coordinates squared. No estimator needs it."""
     GATE_HESSIAN = "gate_hessian"
     """`GateHessian` of the mean loss over all tokens, by a step of its own, as `Curvature` says."""
 

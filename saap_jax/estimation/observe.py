@@ -21,6 +21,7 @@ from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, stat
 from saap_jax.estimation.activations import MULTIPLES, used
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
 from saap_jax.estimation.blocks import turn
+from saap_jax.estimation.gram import Gram, gram_sums, token_weights
 from saap_jax.estimation.hessian import hessian_step, joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.squares import parts, watched
@@ -139,7 +140,7 @@ def observe_step(
     """Add one microbatch, whose first example has index `position`, to the accumulators, which stay at `places`."""
 
     new, means = contributions(model, tokens, mask, gates, needs, remat)
-    state = {need: add(need, state[need], new[need], position) for need in sorted(needs)}
+    state = {need: add(need, state[need], new[need], position, len(tokens)) for need in sorted(needs)}
     return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
 
 
@@ -157,7 +158,9 @@ def contributions(
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
 
     def summed_loss(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
-        sums, observed = next_token_losses(model, tokens, mask, gates, observe=observer(needs, mask), remat=remat)
+        sums, observed = next_token_losses(
+            model, tokens, mask, gates, observe=observer(needs, mask, model.constants.norm_eps), remat=remat
+        )
         return jnp.sum(sums), (sums, observed)
 
     on_squares = Statistic.SQUARED_WEIGHT_GRADIENT in needs
@@ -216,31 +219,38 @@ def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
     return joint_curvature({e.curvature for e in estimators if e.curvature is not None})
 
 
-def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"]) -> Observe | None:
+def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_eps: float) -> Observe | None:
     """Return what sums activations over the real tokens of a microbatch, `{statistic: {name: sums}}` a point.
 
     None where no activation is needed. Nothing of it is differentiated.
     """
-    if not needs & {Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE, Statistic.BLOCK_CHANGE}:
+    of_units = needs & {Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE}
+    if not of_units and not needs & {Statistic.BLOCK_CHANGE, Statistic.GRAM}:
         return None
     before: dict[str, Array] = {}  # inputs of a layer's sub-blocks, whose outputs come later in the same trace
+    active: dict[str, Array] = {}  # likewise what enters their output matrices
 
     def observe(point: str, activation: Array) -> dict[Statistic, dict[str, Any]]:
         values = wide(jax.lax.stop_gradient(activation))
         weights = mask.astype(values.dtype)
         if point in STRUCTURES:
             batch, seq, units, *rest = values.shape
+            active[point] = values.reshape(batch, seq, units * math.prod(rest))
             return _unit_sums(point, values.reshape(batch, seq, units, math.prod(rest)), mask, needs)
-        if Statistic.BLOCK_CHANGE not in needs:
-            return {}
         name, _, side = point.rpartition("_")
         if side == "in":
             before[name] = values
             return {}
-        turns = {name: turn(before[name], values)}
-        if name == "mlp":
-            turns["layer"] = turn(before["attention"], values)
-        return {Statistic.BLOCK_CHANGE: {n: jnp.sum(weights * each)[None] for n, each in turns.items()}}
+        sums: dict[Statistic, dict[str, Any]] = {}
+        if Statistic.BLOCK_CHANGE in needs:
+            turns = {name: turn(before[name], values)}
+            if name == "mlp":
+                turns["layer"] = turn(before["attention"], values)
+            sums[Statistic.BLOCK_CHANGE] = {n: jnp.sum(weights * each)[None] for n, each in turns.items()}
+        if Statistic.GRAM in needs:
+            product, mean, weight = gram_sums(active[name], token_weights(values, mask, norm_eps))
+            sums[Statistic.GRAM] = {name: [product, mean, weight[None]]}
+        return sums
 
     return observe
 
@@ -275,6 +285,10 @@ def _join(observed: list[dict[str, dict[Statistic, dict[str, Any]]]]) -> dict[St
     if Statistic.ACTIVATION_MOMENTS in joined:
         pairs = joined[Statistic.ACTIVATION_MOMENTS]
         joined[Statistic.ACTIVATION_MOMENTS] = Moments(*({n: pair[i] for n, pair in pairs.items()} for i in (0, 1)))
+    if Statistic.GRAM in joined:
+        sums = joined[Statistic.GRAM]
+        product, mean, weight = ({name: each[i] for name, each in sums.items()} for i in range(3))
+        joined[Statistic.GRAM] = Gram(product, mean, {name: each[:, 0] for name, each in weight.items()})
     if Statistic.BLOCK_CHANGE in joined:
         joined[Statistic.BLOCK_CHANGE] = jax.tree.map(lambda x: x[:, 0], joined[Statistic.BLOCK_CHANGE])
     return joined
