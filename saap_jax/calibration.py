@@ -11,6 +11,7 @@ from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
+from saap_jax.fetching import fetched
 from saap_jax.fusion import Fused, PerExample, fuse
 from saap_jax.llama import Llama
 from saap_jax.options import (
@@ -20,7 +21,6 @@ from saap_jax.options import (
     SearchConfig,
     StabilityOver,
 )
-from saap_jax.sharding import fetched
 from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.surgery import masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores

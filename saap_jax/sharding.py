@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.options_mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
@@ -265,13 +264,6 @@ def held(tree: Any, places: Places) -> Any:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
-
-
-def fetched(array: Any) -> np.ndarray:
-    """Return an array on the host, whole, on every process; a numpy array as it is."""
-    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def put(tree: Any, layout: Layout) -> Any:

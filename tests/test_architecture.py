@@ -25,6 +25,7 @@ ORDER = (
     ("processes",),
     ("watch",),
     ("constraints",),
+    ("fetching",),
     ("sharding",),
     ("llama", "data"),
     ("discovery",),

@@ -25,11 +25,12 @@ from saap_jax.estimation.gram import Gram, gram_sums, token_weights
 from saap_jax.estimation.hessian import hessian_step, joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.squares import parts, watched
+from saap_jax.fetching import fetched
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.runs import join_runs, ones_gates
-from saap_jax.sharding import Places, fetched, held, mesh_of, places_of, settled, spread
+from saap_jax.sharding import Places, held, mesh_of, places_of, settled, spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]

@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
 from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
 from saap_jax.estimation.not_finite import leaves_by_path
+from saap_jax.fetching import fetched
 from saap_jax.llama.model import Llama
 from saap_jax.llama.write import Tensor, write_tensors
 from saap_jax.processes import first
-from saap_jax.sharding import fetched, mesh_of
+from saap_jax.sharding import mesh_of
 
 FORMAT = "saap_jax statistics 1"
 
@@ -62,7 +63,7 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     """Return how an array of a statistic is written: layer by layer, or example by example."""
 
     def pieces() -> Iterator[np.ndarray]:
-        return (fetched(leaf[index]) for index in range(leaf.shape[0]))
+        return (fetched(leaf, index) for index in range(leaf.shape[0]))
 
     rows = pieces if leaf.ndim > 2 and leaf.size and mesh_of(leaf) else None
     return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.constraints import on_mesh_of
 from saap_jax.evaluation.perplexity import Batch, WindowLosses
+from saap_jax.fetching import fetched
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
 from saap_jax.llama.runs import existing_units
-from saap_jax.sharding import fetched, spread
+from saap_jax.sharding import spread
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
 
 

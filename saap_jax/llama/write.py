@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array
 
+from saap_jax.fetching import fetched
 from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.processes import agreed, first, meet
-from saap_jax.sharding import fetched
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a dtype of parameters -> how safetensors calls it."""
@@ -196,25 +195,4 @@ def _layer(item: Stored, index: int) -> np.ndarray:
 
     Never fetched whole from an accelerator, because jax would keep that copy as long as the parameter lives.
     """
-    value = item.variable[...]
-    if value.is_fully_addressable and {device.platform for device in value.devices()} == {"cpu"}:
-        if len(value.devices()) == 1:
-            return np.asarray(value)[index] if item.stacked else np.asarray(value)
-        return _assembled(value, index if item.stacked else None)
-    return fetched(value[index] if item.stacked else value)
-
-
-def _assembled(value: Array, index: int | None) -> np.ndarray:
-    """Return an array, or one entry of its first axis, copied from the parts that the CPU devices of a process hold.
-
-    To slice it on the devices first would leave the memory of each device's part with its allocator.
-    """
-    skip = 0 if index is None else 1
-    whole = np.empty(value.shape[skip:], value.dtype)
-    for shard in value.addressable_shards:
-        held, part = np.asarray(shard.data), shard.index
-        if index is None:
-            whole[part] = held
-        elif part[0].start is None or part[0].start <= index < part[0].stop:
-            whole[part[1:]] = held[index - (part[0].start or 0)]
-    return whole
+    return fetched(item.variable[...], index if item.stacked else None)

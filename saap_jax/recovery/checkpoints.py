@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.fetching import fetched
 from saap_jax.recovery.train import State
-from saap_jax.sharding import fetched, mesh_of
+from saap_jax.sharding import mesh_of
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""
@@ -148,7 +149,7 @@ def digest_of(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         digest.update(f"{_name(path)} {leaf.shape} {leaf.dtype.name};".encode())
-        layers = (leaf[index] for index in range(leaf.shape[0])) if leaf.ndim > 2 and mesh_of(leaf) else (leaf,)
-        for array in map(fetched, layers if leaf.size else ()):
+        layers = range(leaf.shape[0]) if leaf.ndim > 2 and mesh_of(leaf) else (None,)
+        for array in (fetched(leaf, index) for index in layers if leaf.size):
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -62,11 +62,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4), (2, 1)])
 def test_a_shard_and_one_tensor(processes, devices, checkpoints, tmp_path):
-    """Loading holds the shard and one tensor at most; saving, alone, two tensors beside it: as stored, and its rows.
+    """Loading holds the shard and one tensor at most; saving two tensors beside it: as it was, and as it is stored.
 
-    Of several processes, each held 1.4 to 1.8 GiB more while a model of two was saved: not mended yet.
+    Several processes hold one more, what they were sent; CPU devices have their memory on the host, so it counts here.
     """
     parent, size = checkpoints
     worker, at, out = str(Path(__file__).with_name("large_worker.py")), f"127.0.0.1:{port()}", tmp_path / "out"
@@ -82,8 +82,7 @@ def test_a_shard_and_one_tensor(processes, devices, checkpoints, tmp_path):
         loading, held, saving, left = map(float, found.groups())
         assert size / processes - 32 < held
         assert loading < size / processes + TENSOR + 64
-        assert saving < 3 * TENSOR
-        assert left < TENSOR
-    if processes == 1:
-        assert digest(out / "model.safetensors") == digest(parent / "large" / "model.safetensors")
-        (out / "model.safetensors").unlink()
+        assert saving < (3 if processes == 1 else 4) * TENSOR
+        assert left < 2 * TENSOR
+    assert digest(out / "model.safetensors") == digest(parent / "large" / "model.safetensors")
+    (out / "model.safetensors").unlink()
