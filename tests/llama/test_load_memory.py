@@ -15,35 +15,17 @@ SPEC = LlamaSpec(
     vocab=4096, embed=1024, head_dim=64, layers=(LayerWidths(kv_heads=4, q_per_kv=4, mlp=4096),) * 3, tied=False
 )
 MIB = 2**20
+PROJECT = Path(__file__).parents[2]
 PARAMETERS = 4 * (2 * 4096 * 1024 + 3 * (1024 * 1024 * 5 // 2 + 3 * 1024 * 4096)) / MIB
 TENSOR = 4 * 4096 * 1024 / MIB
 SLACK = 12  # code, descriptors, the allocator's rounding
 
 SAMPLER = """
-import sys, threading, time
+import sys
 import jax, jax.numpy as jnp, numpy as np
 from safetensors.numpy import load_file
 from saap_jax.llama import load_model, save_model
-
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
-
-def growth(work):
-    '''Run work; return its result and by how many MiB anonymous memory grew at most.'''
-    start = peak = anonymous()
-    done = threading.Event()
-    def sample():
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, anonymous())
-            time.sleep(0.0005)
-    thread = threading.Thread(target=sample)
-    thread.start()
-    result = work()
-    done.set()
-    thread.join()
-    return result, max(peak, anonymous()) - start
+from tests.memory import growth
 
 jnp.zeros(3).block_until_ready()
 sys.setswitchinterval(0.0005)
@@ -52,9 +34,8 @@ load_model(sys.argv[2])  # small: what is imported and compiled once
 
 
 def measure(script: str, *paths: Path) -> list[float]:
-    done = subprocess.run(
-        [sys.executable, "-c", SAMPLER + script, *map(str, paths)], capture_output=True, text=True, timeout=300
-    )
+    words = [sys.executable, "-c", SAMPLER + script, *map(str, paths)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=PROJECT)
     assert done.returncode == 0, done.stderr
     return [float(word) for word in done.stdout.split()]
 
@@ -71,8 +52,8 @@ def checkpoints(tmp_path_factory):
 def test_parameters_and_one_tensor(checkpoints, tmp_path):
     loading, saving = measure(
         """
-model, loading = growth(lambda: load_model(sys.argv[1]))
-_, saving = growth(lambda: save_model(model, sys.argv[3]))
+model, loading, _ = growth(lambda: load_model(sys.argv[1]))
+_, saving, _ = growth(lambda: save_model(model, sys.argv[3]))
 print(loading, saving)
 """,
         *checkpoints,
@@ -118,7 +99,7 @@ def everything():
     return whole + [
         jnp.asarray(np.stack([tensors[n.replace(".0.", f".{layer}.")].T for layer in range(3)])) for n in names
     ]
-_, loading = growth(everything)
+_, loading, _ = growth(everything)
 print(loading)
 """,
         *checkpoints,

@@ -1,8 +1,6 @@
 """Loads a large checkpoint onto the mesh of all processes and saves it; prints how memory grew, in MiB."""
 
 import sys
-import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +8,7 @@ import jax.numpy as jnp
 from saap_jax.llama import load_model, save_model
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.sharding import layout_of
-
-
-def anonymous() -> float:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
-
-
-def growth(work):
-    """Run work; return its result, and by how many MiB anonymous memory grew at most and at the end."""
-    start = peak = anonymous()
-    done = threading.Event()
-
-    def sample():
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, anonymous())
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    result = work()
-    done.set()
-    thread.join()
-    return result, max(peak, anonymous()) - start, anonymous() - start
+from tests.memory import growth
 
 
 def main() -> None:
