@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.corrections import Correction, Normal, corrected
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.gram import HELD_OUT, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
@@ -39,112 +39,8 @@ from saap_jax.options import CompensationConfig
 from saap_jax.surgery import check_keep
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
 
-DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""Candidates for δ."""
-
 Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
 """Tokens and which of them are real."""
-
-
-class Normal(NamedTuple):
-    """What a least-squares problem needs to know of the text: weighted sums over its tokens."""
-
-    gram: Float[Array, "coordinates coordinates"]
-    """Σ w â âᵀ."""
-    cross: Float[Array, "coordinates embed"]
-    """Σ w â Tᵀ."""
-    mean: Float[Array, "coordinates"]
-    """Σ w â."""
-    target: Float[Array, "embed"]
-    """Σ w T."""
-    square: Float[Array, ""]
-    """Σ w |T|²."""
-    weight: Float[Array, ""]
-    """Σ w."""
-
-
-class Correction(NamedTuple):
-    """What was done to the output matrix of one sub-block, and what it helped, on the windows that were held out."""
-
-    structure: str
-    layer: int
-    damping: float | None
-    """δ; None of a bias."""
-    error: float
-    """|T - â W|² / |T|² with the removed rows gone and nothing corrected."""
-    corrected: float
-    """The same with the correction made from the other windows; of all windows where none were held out."""
-
-
-# --- the formulas --------------------------------------------------------------------------------
-
-
-@jax.jit
-def least_squares(
-    normal: Normal,
-    weight: Float[Array, "coordinates embed"],
-    kept: Bool[Array, "coordinates"],
-    damping: Float[Array, ""],
-) -> Float[Array, "coordinates embed"]:
-    """Return W' = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]) in the rows that are kept, and 0 in the others.
-
-    `damping` is δ: 0 is plain least squares, and with a growing one W' becomes W[K].
-    """
-    both = kept[:, None] & kept[None, :]
-    gram = jnp.where(both, normal.gram, 0)
-    energy = jnp.diag(gram)
-    system = gram + jnp.diag(jnp.where(energy > 0, damping.astype(gram.dtype) * energy, 1))
-    start = jnp.where(kept[:, None], weight, 0)
-    rest = jnp.where(kept[:, None], normal.cross - gram @ start, 0)
-    return start + jnp.where(kept[:, None], cho_solve(cho_factor(system), rest), 0)
-
-
-@jax.jit
-def output_bias(
-    normal: Normal, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
-) -> Float[Array, "embed"]:
-    """Return b = mean(T - â W[K]): what the sub-block lacks on average. Source: FLAP section 3.3."""
-    left = jnp.where(kept[:, None], weight, 0)
-    return (normal.target - normal.mean @ left) / jnp.maximum(normal.weight, jnp.finfo(normal.weight.dtype).tiny)
-
-
-@jax.jit
-def output_error(
-    normal: Normal, weight: Float[Array, "coordinates embed"], bias: Float[Array, "embed"]
-) -> Float[Array, ""]:
-    """Return Σ w |T - â W - b|² / Σ w |T|², from the sums alone."""
-    written = jnp.sum(weight * (normal.gram @ weight)) + 2 * jnp.dot(bias, normal.mean @ weight)
-    missed = jnp.sum(weight * normal.cross) + jnp.dot(bias, normal.target)
-    total = normal.square - 2 * missed + written + normal.weight * jnp.dot(bias, bias)
-    return total / jnp.maximum(normal.square, jnp.finfo(normal.square.dtype).tiny)
-
-
-def corrected(
-    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
-) -> tuple[Array, Array, float | None, tuple[float, float]]:
-    """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
-
-    Args:
-        sums: over the text that the correction is made from; and over other text, that chooses the damping, or None.
-    """
-    fit, held = sums
-    rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
-    weight = weight.astype(fit.gram.dtype)
-    left = jnp.where(rows[:, None], weight, 0)
-    everything = fit if held is None else jax.tree.map(jnp.add, fit, held)
-    judge = fit if held is None else held
-    before = float(output_error(judge, left, nothing))
-    if config.method == "bias":
-        after = float(output_error(judge, left, output_bias(fit, weight, rows)))
-        return left, output_bias(everything, weight, rows), None, (before, after)
-    choices = DAMPINGS if config.damping is None else (config.damping,)
-    errors = [float(output_error(judge, least_squares(fit, weight, rows, jnp.asarray(d)), nothing)) for d in choices]
-    best = int(np.argmin(errors))
-    damping = jnp.asarray(choices[best])
-    return least_squares(everything, weight, rows, damping), nothing, choices[best], (before, errors[best])
-
-
-# --- on the text ---------------------------------------------------------------------------------
 
 
 class Stream(NamedTuple):
@@ -195,32 +91,25 @@ def compensate(
     check_batches(len(batches), config)
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
     streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
-    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
     made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
     corrections, same = [], True
-    for layer in progress(range(len(places))):
-        run, index = places[layer]
-        for structure in STRUCTURES:
-            old = writer_of(model.runs[run], structure, index)
-            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
-            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
-            same = bool(kept.all()) and (same or not through)
-            advance = functools.partial(advance_step, model, index=index, run=run, structure=structure)
-            if same:
-                after = [advance(old, stream.dense) for stream in streams]
-                streams = [Stream(dense, dense) for dense in after]
-                made[structure].append(old)
-                continue
-            observe = functools.partial(normal_step, model, index=index, run=run, structure=structure, through=through)
-            sums, after = summed(observe, streams, masks)
-            weight, bias, damping, errors = corrected(sums, old.weight, kept, config)
-            new = Written(weight.astype(old.weight.dtype), old.bias + bias.astype(old.bias.dtype))
-            streams = [
-                Stream(dense, advance(new, stream.pruned) if through else dense)
-                for stream, dense in zip(streams, after, strict=True)
-            ]
-            made[structure].append(new)
-            corrections.append(Correction(structure, layer, damping, *errors))
+    for at in sub_blocks(model, keep, progress):
+        same = bool(at.kept.all()) and (same or not through)
+        where = {"index": at.place, "run": at.run, "structure": at.structure}
+        advance = functools.partial(advance_step, model, **where)
+        if same:
+            after = [advance(at.old, stream.dense) for stream in streams]
+            streams = [Stream(dense, dense) for dense in after]
+            made[at.structure].append(at.old)
+            continue
+        sums, after = summed(functools.partial(normal_step, model, **where, through=through), streams, masks)
+        new, correction = at.corrected(sums, config)
+        streams = [
+            Stream(dense, advance(new, stream.pruned) if through else dense)
+            for stream, dense in zip(streams, after, strict=True)
+        ]
+        made[at.structure].append(new)
+        corrections.append(correction)
     return Compensated(rewritten(model, made, config.method == "bias"), corrections)
 
 
@@ -232,24 +121,17 @@ def _by_gram(
     progress: Callable[[Sequence[int]], Iterator[int]],
 ) -> Compensated:
     """Correct each sub-block for itself, from sums that are there already."""
-    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
     made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
     corrections = []
-    for layer in progress(range(len(places))):
-        run, index = places[layer]
-        for structure in STRUCTURES:
-            old = writer_of(model.runs[run], structure, index)
-            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
-            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
-            made[structure].append(old)
-            if kept.all():
-                continue
-            fit, held = (normal_of(gram, structure, layer, part, old.weight) for part in (0, 1))
-            enough = bool(held.weight)
-            check_batches(HELD_OUT if enough else 1, config)
-            new, bias, damping, errors = corrected((fit, held if enough else None), old.weight, kept, config)
-            made[structure][-1] = Written(new.astype(old.weight.dtype), old.bias + bias.astype(old.bias.dtype))
-            corrections.append(Correction(structure, layer, damping, *errors))
+    for at in sub_blocks(model, keep, progress):
+        made[at.structure].append(at.old)
+        if at.kept.all():
+            continue
+        fit, held = (normal_of(gram, at.structure, at.layer, part, at.old.weight) for part in (0, 1))
+        enough = bool(held.weight)
+        check_batches(HELD_OUT if enough else 1, config)
+        made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
+        corrections.append(correction)
     return Compensated(rewritten(model, made, config.method == "bias"), corrections)
 
 
@@ -278,6 +160,38 @@ class Written(NamedTuple):
     weight: Float[Array, "coordinates embed"]
     bias: Float[Array, "embed"]
     """Zeros where the model has none."""
+
+
+class SubBlock(NamedTuple):
+    """Attention or MLP of one layer, and what of it is kept."""
+
+    structure: str
+    layer: int
+    run: int
+    place: Int[Array, ""]
+    """Of the layer within its run."""
+    old: Written
+    kept: Bool[np.ndarray, "coordinates"]
+
+    def corrected(self, sums: tuple[Normal, Normal | None], config: CompensationConfig) -> tuple[Written, Correction]:
+        """Return what carries the kept activations, and what that helped; see `corrected`."""
+        weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, config)
+        new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
+        return new, Correction(self.structure, self.layer, damping, *errors)
+
+
+def sub_blocks(
+    model: Llama, keep: Keep, progress: Callable[[Sequence[int]], Iterator[int]] = iter
+) -> Iterator[SubBlock]:
+    """Yield attention and MLP of each layer, in the order of the forward pass."""
+    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
+    for layer in progress(range(len(places))):
+        run, index = places[layer]
+        for structure in STRUCTURES:
+            old = writer_of(model.runs[run], structure, index)
+            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
+            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
+            yield SubBlock(structure, layer, run, index, old, kept)
 
 
 @functools.partial(jax.jit, static_argnames=("structure",))

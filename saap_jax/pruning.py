@@ -18,8 +18,9 @@ from saap_jax.calibration import (
     scenario_pairs,
     scenarios_of,
 )
-from saap_jax.compensation import Compensated, Correction, check_batches, compensate
+from saap_jax.compensation import Compensated, check_batches, compensate
 from saap_jax.config import PruneConfig
+from saap_jax.corrections import Correction
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.bench import compile_programs

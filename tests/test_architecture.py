@@ -37,6 +37,7 @@ ORDER = (
     ("search",),
     ("query_heads",),
     ("surgery",),
+    ("corrections",),
     ("compensation",),
     ("recovery",),
     ("export",),

@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.compensation import (
-    Normal,
-    compensate,
-    least_squares,
-    output_bias,
-    output_error,
-)
+from saap_jax.compensation import compensate
+from saap_jax.corrections import Normal, least_squares, output_bias, output_error
 from saap_jax.estimation import Statistic, observe
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CompensationConfig
