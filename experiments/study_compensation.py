@@ -52,7 +52,13 @@ ARMS = {
 
 
 def run_seed(
-    seed: int, model: Llama, tokenizer: object, texts: dict[str, Windows], runs: Path, arms: list[str]
+    seed: int,
+    model: Llama,
+    tokenizer: object,
+    texts: dict[str, Windows],
+    runs: Path,
+    arms: list[str],
+    ratios: list[float],
 ) -> None:
     """Do what the run directory of a seed does not hold yet."""
     run = RunDirectory.open(runs / f"compensation-{seed}", {"seed": seed, "search": dataclasses.asdict(STUDIED)})
@@ -64,7 +70,7 @@ def run_seed(
     for name in arms:
         arm = ARMS[name]
         windows = saap_jax.calibration_windows(CALIBRATION, tokenizer, arm.examples, LENGTH, seed)
-        for ratio in RATIOS:
+        for ratio in ratios:
             if f"{name}@{ratio:g}" in done:
                 continue
             start = time.perf_counter()
@@ -138,6 +144,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--ratios", type=float, nargs="+", choices=RATIOS, default=list(RATIOS))
     arguments = parser.parse_args()
     if arguments.what == "run":
         if "SAAP_DATA" not in os.environ:
@@ -145,7 +152,7 @@ def main() -> None:
         model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
         texts = {s: saap_jax.evaluation_windows(s, tokenizer, LENGTH, WINDOWS) for s in (WIKITEXT, TREEBANK)}
         for seed in arguments.seeds:
-            run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.arms)
+            run_seed(seed, model, tokenizer, texts, arguments.runs, arguments.arms, arguments.ratios)
     print_tables(arguments.runs)
 
 
