@@ -114,6 +114,7 @@ class TestAgainstTheFullHessian:
 
 
 class TestOptions:
+    @pytest.mark.slow
     def test_scores_use_as_many_probes_as_they_ask_for(self, x64):
         model = dense_model(dtype=np.float64)
         value = observed(512).of(Statistic.GATE_HESSIAN)

@@ -67,6 +67,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_every_estimator_scores_the_same_from_a_file(tmp_path):
     path, name = save_statistics(tmp_path / "s", observed()), SCENARIOS[0]
     made = make_estimators(n if n != "gate_hessian" else "gate_hessian(probes=3)" for n in ESTIMATORS)

@@ -43,6 +43,7 @@ def coverage(seeds: int, between_seeds: float, trials: int, windows: int = 100) 
     return covered / trials
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.93 <= coverage(seeds=1, between_seeds=0.0, trials=1000) <= 0.97
     assert 0.93 <= coverage(seeds=40, between_seeds=0.1, trials=300) <= 0.97

@@ -70,7 +70,7 @@ def test_a_wrong_cache_would_be_seen():
     assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != [recomputed(other, p, 9) for p in PROMPTS]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["gqa", "ragged", "biases"])
 @pytest.mark.parametrize("form", [lambda model: model, single_layers, fused_layers], ids=["runs", "single", "fused"])
 def test_logits_of_prompt_and_steps(name, dtype, form):

@@ -79,6 +79,7 @@ def test_right_padding_changes_nothing_before_it():
     np.testing.assert_allclose(logits(model, padded)[:, :7], logits(model), rtol=0, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_gradients():
     model, gates = dense_model(), ones_gates(dense_model().runs)
     tokens, mask = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)

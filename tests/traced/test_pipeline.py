@@ -140,6 +140,7 @@ def test_gate_taylor_removes_less_than_chance(name):
     assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
 
 
+@pytest.mark.slow
 def test_half_precision():
     problem = stacked()
     half = dataclasses.replace(
