@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.options_mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
@@ -67,15 +68,19 @@ class Layout(NamedTuple):
 def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     """Return the mesh of a configuration, over all devices of all processes unless some are given.
 
+    An axis of the mesh lies along axes of the machine's torus, or along part of one where the sizes ask for that.
+
     Raises:
-        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, or two axes of one
-            parameter on the same mesh axis.
+        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, two axes of one
+            parameter on the same mesh axis, or devices of several slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
+    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
+        raise ValueError(f"mesh: expected devices of one slice, got {slices} slices; start a job a slice")
     automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
-    mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=automatic, devices=devices)
-    return Layout(mesh, rules_of(config.rules), config.uneven)
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Layout(Mesh(placed, MESH_AXES, axis_types=automatic), rules_of(config.rules), config.uneven)
 
 
 def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:

@@ -1,14 +1,16 @@
 """Programs compiled for TPUs that are not there; needs libtpu (`make tpu-plan`)."""
 
 import pytest
+from jax.experimental import topologies
 
 from saap_jax.config_plan import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.options_mesh import MeshConfig
+from saap_jax.options_mesh import MESH_AXES, MeshConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import plan_one
 from saap_jax.planning.search import search
+from saap_jax.sharding import layout_of
 
 pytestmark = pytest.mark.tpuplan
 
@@ -27,6 +29,15 @@ def cache(tmp_path, monkeypatch):
 def plan(target="v5e:2x2", **fields):
     config = PlanConfig(**({"mesh": MeshConfig(fsdp=-1), "length": 256, "examples": 16} | fields))
     return plan_one(config, SMALL, target_of(target), None, config.batch, config.remat)
+
+
+@pytest.mark.parametrize("sizes", [(1, 16, 2), (2, 2, 8), (1, 4, 8)])
+@pytest.mark.parametrize("topology", ["v6e:4x8", "v5e:4x8", "v5p:2x4x4"])
+def test_a_mesh_may_lie_along_part_of_an_axis_of_the_torus(topology, sizes):
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = layout_of(MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True))), devices).mesh
+    assert tuple(mesh.shape.values()) == sizes
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
 
 
 TASKS = [{"task": "evaluate"}, {}, {"task": "recover"}, {"task": "recover", "method": "groupwise"}]
