@@ -87,6 +87,7 @@ class TestAgainstTheFullHessian:
         np.testing.assert_allclose(scores[exists], by_hand[exists], rtol=1e-9)
         assert np.isnan(scores[~exists]).all()
 
+    @pytest.mark.slow
     def test_a_probe_gives_z_times_its_product(self, x64):
         """Of all gates at once, where attention is probed too."""
         _, hessian, ranges = full_hessian(dense_model(dtype=np.float64))

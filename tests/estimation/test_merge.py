@@ -59,6 +59,7 @@ def test_any_order_of_merging_gives_the_whole(cuts):
     assert_equal(merged_by(cuts, alone), whole)
 
 
+@pytest.mark.slow
 def test_counts_and_rows():
     whole, alone = parts()
     both = merge(alone[1], alone[2])
@@ -79,6 +80,7 @@ def test_means_are_weighted_by_what_they_are_means_over():
     assert [float(values[key][0]) for key in keys] == pytest.approx([9, 6, 8])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused():
     _, (first, second, *_) = parts()
     fewer = second._replace(values={Statistic.GATE_GRADIENT: second.values[Statistic.GATE_GRADIENT]})

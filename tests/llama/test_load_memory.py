@@ -49,6 +49,7 @@ def checkpoints(tmp_path_factory):
     return save_model(random_model(SPEC), parent / "large"), save_model(random_model(small), parent / "small")
 
 
+@pytest.mark.slow
 def test_parameters_and_one_tensor(checkpoints, tmp_path):
     loading, saving = measure(
         """
@@ -88,6 +89,7 @@ for number, write in enumerate((padded, gguf("float32"), gguf("float16"), gguf("
     assert q8_0 < 5 * TENSOR + SLACK < PARAMETERS
 
 
+@pytest.mark.slow
 def test_reading_everything_first_is_seen(checkpoints):
     """Negative control: the usual way, all tensors and then their stacks, is over the bound."""
     (loading,) = measure(
