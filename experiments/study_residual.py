@@ -61,8 +61,9 @@ def run_seed(
 
 
 def narrow_ones(model: Llama, calibration: Windows, seed: int, done: set[str]) -> Iterator[tuple[str, Llama]]:
-    """Return models without channels: each score with the scale `dense`, and `gate_fisher` with the other scales."""
+    """Return models without channels: each score with the scale `dense`, and some with other scales."""
     arms = [(score, "dense") for score in SCORES] + [("gate_fisher", scale) for scale in SCALES[1:]]
+    arms.append(("activation", "masked"))
     names = {f"{score}, {scale}@{width}": (score, scale, width) for width in WIDTHS for score, scale in arms}
     if names.keys() <= done:
         return
@@ -80,7 +81,8 @@ def shared_ones(model: Llama, calibration: Windows, done: set[str]) -> Iterator[
         if name in done:
             continue
         if share:
-            stage = remove_channels(model, {"calibration": calibration}, ratio, ResidualConfig(share=share))
+            options = ResidualConfig(share=share, estimator="gate_fisher", norm_scale="dense")  # as the widths begin
+            stage = remove_channels(model, {"calibration": calibration}, ratio, options)
             base, rest = stage.model, stage.rest
         first = calibrate(base, calibration, ["saap"])
         path = select_path(base, first, {"calibration": calibration}, "saap", [rest], STUDIED)

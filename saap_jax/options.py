@@ -263,9 +263,9 @@ class ResidualConfig:
 
     share: float = 0.0
     """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
-    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "gate_fisher"
+    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
     """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
-    norm_scale: Literal["dense", "mean", "masked"] = "dense"
+    norm_scale: Literal["dense", "mean", "masked"] = "masked"
     """How norms make up for the channels that they average over no more; see `residual.narrow_model`."""
     multiple_of: int = 16
     """The width that stays is a multiple of this."""
