@@ -30,6 +30,7 @@ from saap_jax.report.suggestions import suggestions_of
 from saap_jax.sharding import Layout, layout_of_job
 from saap_jax.surgery import cut, keep_to_json
 from saap_jax.sweep import (
+    Compensate,
     Evaluator,
     about_run,
     check_compensation,
@@ -88,7 +89,8 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         keeps = kept_units(config, run, model, calibration, scores, candidates, track)
     with run.stage("evaluate") as stage:
         at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
-        Evaluator(run, model, texts, config.evaluation, at_once, compensator(config, model, calibration)).measure(
+        compensated = compensator(config, model, calibration)
+        Evaluator(run, model, texts, config.evaluation, at_once, compensated).measure(
             unpruned(model) | {candidate.name: keeps[candidate.name] for candidate in candidates},
             {candidate.name: candidate.about for candidate in candidates},
             doing="evaluate dense model and candidates",
@@ -96,7 +98,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             stage=stage,
         )
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, tokenizer, calibration, texts, keeps, layout)
+        _cut_best(config, run, model, tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
     _finish(run, model)
     return run
@@ -182,7 +184,7 @@ def _cut_best(
     run: RunDirectory,
     model: Llama,
     tokenizer: Any,
-    calibration: Mapping[int, dict[str, Windows]],
+    compensated: Compensate,
     texts: dict[str, Windows],
     keeps: dict[str, Keep],
     layout: Layout | None,
@@ -193,7 +195,7 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        whole = compensator(config, model, calibration)(best, keep)
+        whole = compensated(best, keep)
         save_model(cut(whole, keep), directory, tokenizer=tokenizer, keep=keep)
     gc.collect()
     loaded = load_model(directory, config.model.dtype, layout=layout and layout.lenient())

@@ -29,7 +29,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.corrections import Correction, Normal, corrected
-from saap_jax.estimation.base import wide
+from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
+from saap_jax.estimation.base import Statistic, wide
 from saap_jax.estimation.gram import HELD_OUT, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
@@ -81,12 +82,14 @@ def compensate(
         progress: wraps the layers, to show progress.
 
     Raises:
-        ValueError: a keep-set of another model, or too few batches to hold some out.
+        ValueError: a keep-set or Gram matrices of another model, Gram matrices for `propagate = pruned`, or too few
+            batches to hold some out.
     """
     check_keep(keep, model.runs)
     if config.method == "none":
         return Compensated(model, [])
-    if gram is not None and config.propagate == "dense":
+    if gram is not None:
+        _check_gram(gram, model, config)
         return _by_gram(model, keep, gram, config, progress)
     check_batches(len(batches), config)
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
@@ -111,6 +114,22 @@ def compensate(
         made[at.structure].append(new)
         corrections.append(correction)
     return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
+    """Raise ValueError for Gram matrices that cannot take the place of the text."""
+    if config.propagate != "dense":
+        raise ValueError(
+            f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
+            "on what is kept; give the text alone"
+        )
+    expected = jax.eval_shape(lambda: ACCUMULATORS[Statistic.GRAM].init(model, Plan(0))).product
+    for structure, product in gram.product.items():
+        if product.shape != expected[structure].shape:
+            raise ValueError(
+                f"gram: expected matrices of shape {expected[structure].shape} for the {structure} of this model, got "
+                f"{product.shape}; observe them on the model that is compensated"
+            )
 
 
 def _by_gram(

@@ -14,10 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from saap_jax.processes import room
+
 PIECE = 4 * 2**20
 """Bytes that a process sends at once at most."""
-
-_SMALLEST = 1024  # bytes of the smallest piece; others are this times a power of two: each size compiles a program
 
 Box = tuple[tuple[int, int], ...]
 """Where a part of an array begins and ends on each of its axes."""
@@ -90,7 +90,7 @@ def _holders(array: jax.Array) -> Mapping[Box, frozenset[int]]:
 
 def _exchanged(own: list[np.ndarray], longest: int) -> np.ndarray:
     """Return the bytes that each process has to say, `[processes, bytes]`, on all; `longest` is the most of them."""
-    size = min(PIECE, _SMALLEST << max(0, (longest - 1) // _SMALLEST).bit_length())
+    size = min(PIECE, room(longest))
     gather, mesh = _gatherer()
     spread = NamedSharding(mesh, PartitionSpec("process"))
     device = mesh.devices[jax.process_index()]

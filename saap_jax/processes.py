@@ -151,13 +151,19 @@ def agreed_bytes(content: bytes) -> bytes:
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))
-    room = _SMALLEST
-    while room < size:
-        room *= 2
-    padded = np.zeros(room, np.uint8)
+    padded = np.zeros(room(size), np.uint8)
     if first():
         padded[:size] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()
+
+
+def room(size: int) -> int:
+    """Return how many bytes are sent at once for this many: few sizes, since each compiles a program.
+
+    >>> room(10), room(1024), room(1025)
+    (1024, 1024, 2048)
+    """
+    return _SMALLEST << max(0, (size - 1) // _SMALLEST).bit_length()
 
 
 def meet(name: str) -> None:

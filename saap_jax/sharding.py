@@ -72,12 +72,13 @@ def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layou
 
     Raises:
         ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, two axes of one
-            parameter on the same mesh axis, or devices of several slices.
+            parameter on the same mesh axis, or TPUs of several slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
-    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
-        raise ValueError(f"mesh: expected devices of one slice, got {slices} slices; start a job a slice")
+    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        raise ValueError(f"mesh: expected devices of one TPU slice, got {len(slices)} slices; start a job a slice")
     automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Layout(Mesh(placed, MESH_AXES, axis_types=automatic), rules_of(config.rules), config.uneven)

@@ -164,6 +164,16 @@ def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed()
     assert compensate(model, keep, [], dense, gram=gram).corrections
 
 
+def test_moments_that_cannot_take_the_place_of_the_text_are_refused():
+    model = dense_model()
+    keep, gram = random_keep(existing_units(model.runs), 0.5), gram_of(model, batches_of())
+    with pytest.raises(ValueError, match="gram: expected compensation.propagate dense beside it, got pruned"):
+        compensate(model, keep, batches_of(), LEAST, gram=gram)
+    other = gram_of(dense_model(mlp=3), batches_of())
+    with pytest.raises(ValueError, match=r"gram: expected matrices of shape .* for the mlp of this model, got \(2, "):
+        compensate(model, keep, [], dataclasses.replace(LEAST, propagate="dense"), gram=other)
+
+
 def twins():
     """Return a model whose last half of channels and second KV head compute what the first compute, and the first."""
     model = dense_model(layers=3, mlp=6, dtype=np.float64)

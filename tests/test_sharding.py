@@ -1,5 +1,7 @@
 """Meshes, rules and the shardings that follow from a model's axis names."""
 
+import types
+
 import jax
 import pytest
 from flax import nnx
@@ -116,3 +118,9 @@ def test_a_batch_is_a_multiple_of_its_parts():
     check_batch(8, layout(2, 2, 2))
     with pytest.raises(ValueError, match=r"batch_size: expected a multiple of 4, .*\(data x fsdp\), got 6"):
         check_batch(6, layout(2, 2, 2))
+
+
+def test_several_slices_of_tpus_are_refused():
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=number) for number in (0, 1)]
+    with pytest.raises(ValueError, match="mesh: expected devices of one TPU slice, got 2 slices; start a job a slice"):
+        layout_of(MeshConfig(data=2), devices)

@@ -82,6 +82,8 @@ def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama
     structure = path.rpartition("/")[2]
     if statistic is Statistic.BLOCK_CHANGE:
         return f"{structure} in layer {index[0]}"
+    if statistic is Statistic.GRAM:
+        return f"{structure} in layer {index[1]}"
     rows = statistic is Statistic.GATE_GRADIENT or path.startswith("probed")
     layer, unit = index[1:3] if rows else index[:2]
     return f"{structure} unit {unit} in layer {layer}"
@@ -93,7 +95,8 @@ def _example(
     """Return the first example that shows the entry by itself, None where none does: the sum was too large."""
     if statistic is Statistic.GATE_GRADIENT:
         return index[0]
-    entry = (0, *index[1:]) if path.startswith("probed") else index  # one probe is observed again
+    first = path.startswith("probed") or statistic is Statistic.GRAM  # one probe, one microbatch is observed again
+    entry = (0, *index[1:]) if first else index
     for example in range(examples):
         if not bool(jnp.isfinite(leaves_by_path(alone(example, statistic))[path][entry])):
             return example

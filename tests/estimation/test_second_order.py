@@ -173,6 +173,22 @@ class TestNotFinite:
             refuse_not_finite(statistics, model, [(TOKENS, MASK)], lambda example, _: nan if example == bad else model)
         refuse_not_finite(statistics._replace(values={MEAN: model}), model, [(TOKENS, MASK)], lambda *_: None)
 
+    @pytest.mark.parametrize("field", ["product", "weight"])
+    def test_a_held_out_gram_matrix_is_searched_for_in_examples_alone(self, field):
+        """Its microbatch is the second part; an example that is observed alone is the first."""
+        model = ragged_model()
+        gram = observe(model, [(TOKENS, MASK)], frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+
+        def broken(part: int):
+            tree = getattr(gram, field)
+            return gram._replace(**{field: tree | {"mlp": tree["mlp"].at[part, 2].set(jnp.inf)}})
+
+        statistics = Statistics(jnp.asarray(3), jnp.asarray(9), jnp.zeros(3), {Statistic.GRAM: broken(1)})
+        with pytest.raises(ValueError, match="the gram of mlp in layer 2 is not finite on example 1;"):
+            refuse_not_finite(
+                statistics, model, [(TOKENS, MASK)], lambda example, _: broken(0) if example == 1 else gram
+            )
+
     def test_a_loss_names_where_it_starts(self):
         model, batches = random_model(TWO_RUNS), [(TOKENS[:2], MASK[:2]), (TOKENS[2:], MASK[2:])]
         broken = changed(model, "runs/1/mlp/up", lambda w: w.at[0, 0, 0].set(jnp.nan))
