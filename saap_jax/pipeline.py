@@ -40,7 +40,7 @@ from saap_jax.options import FusionConfig, SearchConfig
 from saap_jax.processes import first
 from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
-from saap_jax.report.records import check_target, write_atomically
+from saap_jax.report.files import check_target, write_atomically
 from saap_jax.report.scores import write_scores
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
