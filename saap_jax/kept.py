@@ -25,7 +25,7 @@ from saap_jax.calibration import (
 from saap_jax.config import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.data import Windows
 from saap_jax.estimation import Statistic
-from saap_jax.estimation.storage import load_statistics, save_statistics
+from saap_jax.estimation.storage import load_scenario, save_statistics
 from saap_jax.llama import Llama
 from saap_jax.options import FusionConfig, KeepStatistics
 from saap_jax.processes import agreed
@@ -66,7 +66,7 @@ def kept_scores(
         path = statistics_path(run.path, name)
         observed = run.has(str(path.relative_to(run.path)))
         if observed:
-            statistics = load_statistics(path, model)[name]
+            statistics = load_scenario(path, model, name)
         else:
             statistics = observe_windows(
                 model,
@@ -102,7 +102,7 @@ def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: Fusio
                 f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
             )
         try:
-            made[name] = score_statistics(model, load_statistics(path, model)[name], estimators, fusion)
+            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
     if not made:
