@@ -17,7 +17,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
-    ("json_files",),
+    ("json_files", "toml_files"),
     ("types",),
     ("amounts",),
     ("options",),

@@ -1,0 +1,27 @@
+"""Read TOML strictly and in bounded memory: whatever a file holds, plain values or one ValueError."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+LIMIT = 2**20
+"""Bytes of a file: one that somebody wrote by hand has a few thousand."""
+
+
+def read_toml(path: Path, name: str) -> dict[str, Any]:
+    """Return the table of a TOML file; `name` says in messages what the file is.
+
+    Raises:
+        ValueError: it is too large, no TOML, no UTF-8, or nested deeper than Python can follow.
+    """
+    with open(path, "rb") as file:
+        data = file.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise ValueError(f"{name} {path}: expected TOML of at most {LIMIT:,} bytes, got a larger file")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError:
+        reason = "values nested too deeply"
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+    raise ValueError(f"{name} {path}: expected TOML, got {reason}; correct the file")
