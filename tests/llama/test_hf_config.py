@@ -5,7 +5,7 @@ import json
 import pytest
 
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
-from saap_jax.llama.hf_config import config_from_spec, read_json, spec_from_config
+from saap_jax.llama.hf_config import config_from_spec, spec_from_config
 
 SIZES = {
     "model_type": "llama",
@@ -182,11 +182,3 @@ def test_per_layer_refusals(change, message):
     config = config_from_spec(LlamaSpec(vocab=7, embed=8, head_dim=4, layers=layers, tied=True), "float32")
     with pytest.raises(ValueError, match=message):
         spec_from_config(config | change, "x")
-
-
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b""])
-def test_damaged_json(tmp_path, content):
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config\.json: expected") as error:
-        read_json(tmp_path / "config.json")
-    assert "\n" not in str(error.value)
