@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.calibration import Calibrated, Track, check_estimators, check_scenarios, quiet, scenarios_of
+from saap_jax.calibration import Calibrated, Track, check_estimators, check_scenarios, lengths_of, quiet, scenarios_of
 from saap_jax.config import CompareConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
@@ -68,7 +68,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     if run.finished:
         return run
     with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, layout=layout)
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths_of(config))
         tokenizer = load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         calibration = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.calibration import Track, check_estimators, pairs, quiet, scenarios_of
+from saap_jax.calibration import Track, check_estimators, lengths_of, pairs, quiet, scenarios_of
 from saap_jax.config import FidelityConfig
 from saap_jax.data import Windows
 from saap_jax.estimation.ablation import (
@@ -37,7 +37,8 @@ def judge(
     """
     check_estimators(config.estimation.estimators, config.fusion)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
+    model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
+    tokenizer = load_tokenizer(config.model.name)
     scenarios = scenarios_of(config.calibration, tokenizer)
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
     run.begin()

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saap_jax.amounts import read_percent
-from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
+from saap_jax.calibration import (
+    Calibrated,
+    Track,
+    calibrate,
+    check_estimators,
+    check_scenarios,
+    lengths_of,
+    quiet,
+    scenarios_of,
+)
 from saap_jax.config import FrontierConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
@@ -60,7 +69,8 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
     if run.finished:
         return run
     with run.stage("load"), step(track, "load the model"):
-        model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
+        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
+        tokenizer = load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         calibration = {
             seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer) for seed in seeds

@@ -50,6 +50,14 @@ def read_json(path: Path, *, limit: int = LIMIT) -> Any:
     return parse_json(data, str(path))
 
 
+def read_object(path: Path, *, limit: int = LIMIT) -> dict[str, Any]:
+    """Return the object that a JSON file holds; raises as `read_json`, also for another value."""
+    content = read_json(path, limit=limit)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def read_lines(path: Path, *, limit: int = LINE_LIMIT) -> Iterator[tuple[int, bytes]]:
     """Yield the number, from 1, and the bytes of each line, with its line end (the last one may have none).
 

@@ -22,6 +22,7 @@ from saap_jax.calibration import (
     calibrate,
     check_estimators,
     check_scenarios,
+    lengths_of,
     pairs,
     quiet,
     scenarios_of,
@@ -194,7 +195,8 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         return run, read_scores(run)
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, layout=layout)
+        lengths = {} if config.from_run else lengths_of(config)
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
     if config.from_run:
         with run.stage("score"), step(track, "score the statistics"):
             calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
@@ -247,7 +249,8 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
         raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
     rows, tasks = {}, find_tasks(config)
     for name in track("evaluate models", config.models, len(config.models)):
-        model, tokenizer = load_model(name, config.dtype, layout=layout), load_tokenizer(name)
+        lengths = {"length": config.length} if config.sources else {}
+        model, tokenizer = load_model(name, config.dtype, layout=layout, lengths=lengths), load_tokenizer(name)
         ppl = {}
         for source in config.sources:
             windows = evaluation_windows(source, tokenizer, config.length, config.windows or None)

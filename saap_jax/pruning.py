@@ -13,6 +13,7 @@ from saap_jax.calibration import (
     Track,
     check_estimators,
     check_scenarios,
+    lengths_of,
     microbatches,
     quiet,
     scenario_pairs,
@@ -109,10 +110,12 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
         )
-    model = load_model(config.model.name, config.model.dtype, layout=layout)
+    calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
+    lengths = lengths_of(config) if calibrates else {}
+    model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
     tokenizer = load_tokenizer(config.model.name)
     scenarios = {}
-    if not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none":
+    if calibrates:
         scenarios = scenarios_of(calibration, tokenizer)
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))

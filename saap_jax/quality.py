@@ -133,7 +133,8 @@ def _losses(config: PairConfig, a: Reference, b: Reference, track: Track) -> tup
     evaluated: dict[str, Losses] = {}
     names = list(dict.fromkeys(model.text for model in new))
     for name in track("evaluate models", names, len(names)):
-        model = load_model(name, setting.dtype)
+        longest = max((length for _, length, _ in setting.texts.values()), default=0)
+        model = load_model(name, setting.dtype, lengths={"length": longest})
         evaluated[name] = {metric: _evaluate(model, text, setting) for metric, text in windows[name].items()}
     found = recorded | evaluated
     return found[a.text], found[b.text]

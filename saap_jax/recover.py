@@ -70,7 +70,9 @@ def recover(
     out = _target(config, run)
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
-        model, tokenizer = load_model(config.model, config.dtype, layout=layout), load_tokenizer(config.model)
+        lengths = {"data.length": config.data.length, "evaluation.length": config.evaluation.length}
+        model = load_model(config.model, config.dtype, layout=layout, lengths=lengths)
+        tokenizer = load_tokenizer(config.model)
         dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
         _check_dense(config, model, dense)
     with run.stage("text"), step(track, "tokenise the texts"):

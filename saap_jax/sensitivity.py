@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
+from saap_jax.calibration import (
+    Calibrated,
+    Track,
+    calibrate,
+    check_estimators,
+    check_scenarios,
+    lengths_of,
+    quiet,
+    scenarios_of,
+)
 from saap_jax.config import SensitivityConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
@@ -49,7 +58,8 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     if run.finished:
         return run
     with run.stage("load"), step(track, "load the model"):
-        model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
+        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
+        tokenizer = load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         scenarios, texts = scenarios_of(config.calibration, tokenizer), texts_of(config.evaluation, tokenizer)
     _check_ratio(config, model)

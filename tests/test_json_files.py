@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from saap_jax.json_files import DEPTH, parse_json, read_json, read_lines, shown
+from saap_jax.json_files import DEPTH, parse_json, read_json, read_lines, read_object, shown
 
 REFUSED = {
     "no JSON": (b'{"a": }', "Expecting value"),
@@ -63,6 +63,10 @@ def test_files_have_a_limit(tmp_path):
         read_json(path, limit=8)
     with pytest.raises(FileNotFoundError, match="expected a file"):
         read_json(tmp_path)
+    assert read_object(path) == {"a": 1}
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="expected a JSON object, got list"):
+        read_object(path)
 
 
 def test_lines_have_a_limit(tmp_path):

@@ -75,10 +75,10 @@ class HarnessModel(TemplateLM):
         )
         self.model, self.tokenizer, self.name = made
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
-        self.max_length = self.model.constants.max_positions if max_length is None else int(max_length)
-        if not 2 <= self.max_length <= self.model.constants.max_positions:
+        self.max_length = self.model.constants.positions if max_length is None else int(max_length)
+        if not 2 <= self.max_length <= self.model.constants.positions:
             raise ValueError(
-                f"max_length: expected 2 to {self.model.constants.max_positions}, the positions of the model, "
+                f"max_length: expected 2 to {self.model.constants.positions}, the positions of the model, "
                 f"got {max_length}"
             )
         if self.batch_size < 1:
