@@ -28,6 +28,7 @@ ORDER = (
     ("constraints",),
     ("fetching",),
     ("sharding",),
+    ("chat",),
     ("llama", "data"),
     ("discovery",),
     ("estimation",),

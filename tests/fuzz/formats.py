@@ -440,11 +440,11 @@ def expected_spec(words: list[str]) -> Figures:
     tree = ast.parse(name.strip(), mode="eval").body
     node = tree.func if isinstance(tree, ast.Call) and not (tree.args or tree.keywords) else tree
     if not isinstance(node, ast.Name):
-        raise own.Unknown
+        raise own.NotComputedError
     known = _scores(own.read_safetensors(Path("runs/s/statistics/a.safetensors").read_bytes())[0])
     found = {key.replace(node.id, name): value for key, value in known.items() if f"/{node.id}/" in key}
     if not found:
-        raise own.Unknown
+        raise own.NotComputedError
     return found
 
 
@@ -460,7 +460,7 @@ def expected_words(words: list[str]) -> Figures:
             options[key].append(word)
     known = {"", "--sources", "--windows", "--length", "--batch-size", "--json"}
     if words[0] != "evaluate" or not options.keys() <= known:
-        raise own.Unknown
+        raise own.NotComputedError
 
     def size(name: str, default: int, least: int) -> int:
         (text,) = options.get(name, [str(default)])
@@ -474,7 +474,7 @@ def expected_words(words: list[str]) -> Figures:
         for source in options.get("--sources", []):
             kind, _, path = source.partition(":")
             if kind != "text":
-                raise own.Unknown
+                raise own.NotComputedError
             value = own.perplexity(network, own.plain_tokens(tokenizer, text_of(path)), length, windows)
             figures |= {f"ppl@{length} {source}": value, "parameters": own.parameters(network)}
     return figures
@@ -524,7 +524,7 @@ def expected_price() -> Figures:
 
 def _gguf(content: bytes) -> st.SearchStrategy[Mutation]:
     places = own.read_gguf(content).places
-    name, offset, size = places[-1]
+    _, offset, size = places[-1]
     return mutations.of_gguf(content, places, offset + size)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.fuzz.formats import Figures, Format
-from tests.fuzz.independent import Other, Unknown
+from tests.fuzz.independent import AnotherError, NotComputedError
 from tests.fuzz.mutations import Mutation
 from tests.fuzz.worker import MEMORY, SECONDS, Outcome, Worker
 
@@ -119,9 +119,9 @@ class Harness:
             return [f"exit code {outcome.code}, but no result: {type(error).__name__} {error}"]
         try:
             expected, where = self._expected(given, case), "another figure than the file says"
-        except Unknown:
+        except NotComputedError:
             return []
-        except Other as error:
+        except AnotherError as error:
             return [f"accepted, although no model is meant: {error}"]
         except ValueError as error:
             expected, where = self.unharmed(given), f"another figure than that of the unharmed file ({error})"

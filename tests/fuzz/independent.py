@@ -3,6 +3,7 @@
 Nothing of `saap_jax` is used. A file that is no such file, or whose meaning is in doubt, is a `ValueError`.
 """
 
+import itertools
 import json
 import math
 import re
@@ -17,11 +18,11 @@ import tokenizers
 Tensors = dict[str, np.ndarray]
 
 
-class Other(Exception):
+class AnotherError(Exception):
     """A file says something that no model here computes: it has to be refused."""
 
 
-class Unknown(Exception):
+class NotComputedError(Exception):
     """What the figure should be is not computed here."""
 
 
@@ -436,16 +437,19 @@ def read_gguf(content: bytes) -> Gguf:
         data = content[start + offset : start + offset + size]
         tensors[name] = np.frombuffer(data, "<f4").reshape(shape[::-1]).astype(np.float64)
     ends.sort()
-    if any(before[1] > after[0] for before, after in zip(ends, ends[1:], strict=False)):
+    if any(before[1] > after[0] for before, after in itertools.pairwise(ends)):
         raise ValueError("tensors overlap")
     return Gguf(values, tensors, places)
 
 
 _NAMES = {
-    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
-    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
     **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
-    **{"attn_output": "self_attn.o_proj"},
+    "attn_output": "self_attn.o_proj",
     **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 
@@ -514,7 +518,7 @@ def gguf_tokens(found: Gguf, text: str) -> list[int]:
     for word, _ in words:
         parts = list(word)
         while True:
-            known = [(ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks]
+            known = [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(parts)) if pair in ranks]
             if not known:
                 break
             place = min(known)[1]
@@ -542,8 +546,8 @@ def json_lines(content: bytes) -> list[dict[str, Any]]:
 
 
 def meaning(function: Callable[[], Network]) -> Network:
-    """Return the network that a function makes of what is on file; `Other` where that is none."""
+    """Return the network that a function makes of what is on file; `AnotherError` where that is none."""
     try:
         return function()
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Other(str(error)) from None
+        raise AnotherError(str(error)) from None

@@ -29,18 +29,47 @@ DEEP = 100_000
 VALUES = (
     *("null", "true", "false", "0", "1", "-1", "2", "3", "7", "16.0", "0.5", "-0.0", "1e-300", "1e308", "1e999"),
     *("1000000000", "2147483648", "9223372036854775807", "18446744073709551616", "1" + "0" * 400, "1" + "0" * 5000),
-    *("NaN", "-Infinity", '""', '"x"', '"0"', '"\\ud800"', '"\\u0000"', '"\\u001b[2J"', '"a\\r\\nb"', '"[/b]"', '"=1+1"'),
+    *(
+        "NaN",
+        "-Infinity",
+        '""',
+        '"x"',
+        '"0"',
+        '"\\ud800"',
+        '"\\u0000"',
+        '"\\u001b[2J"',
+        '"a\\r\\nb"',
+        '"[/b]"',
+        '"=1+1"',
+    ),
     *('"../.."', '"."', '"/"', '"' + "long" * 50_000 + '"', "[]", "{}", "[[]]", "[null]", "[0]", "[1, 2, 3]", "[-1]"),
     *('{"a": 1}', '["x"]', '[{"content": 1}]', "[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP),
 )
 """JSON values that are seldom meant."""
 
-INTEGERS = (0, 1, 2, 3, 7, 2**8, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
+INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    2**8,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 8,
+    2**64 - 1,
+)
 
 
 def shown(text: str, most: int = 60) -> str:
     """Return text for a message."""
-    return ascii(text) if len(text) <= most else f"{ascii(text[:most])}... ({len(text)} characters)"
+    return ascii(text) if len(text) <= most else f"{text[:most]!a}... ({len(text)} characters)"
 
 
 # --- any bytes ---------------------------------------------------------------------------------------
@@ -68,8 +97,12 @@ def of_bytes(draw: Any, content: bytes, start: int = 0) -> Mutation:
             f"overwrite byte {place} and on by {packed!r}", content[:place] + packed + content[place + len(packed) :]
         )
     if kind == "insert":
-        extra = draw(st.sampled_from((b"\x00", b"\xff", b"\xed\xa0\x80", b"\n", b"{", b'"', b"\x1b[2J", b"\x00" * 4096)))
-        return Mutation(f"insert {len(extra)} bytes {extra[:8]!r} at {place}", content[:place] + extra + content[place:])
+        extra = draw(
+            st.sampled_from((b"\x00", b"\xff", b"\xed\xa0\x80", b"\n", b"{", b'"', b"\x1b[2J", b"\x00" * 4096))
+        )
+        return Mutation(
+            f"insert {len(extra)} bytes {extra[:8]!r} at {place}", content[:place] + extra + content[place:]
+        )
     if kind == "remove":
         count = draw(st.sampled_from((1, 2, 8, 64, 1000)))
         return Mutation(f"remove {count} bytes at {place}", content[:place] + content[place + count :])
@@ -121,7 +154,9 @@ def of_json_value(draw: Any, base: Any) -> tuple[str, str]:
         if holder is None:
             break
         current = holder[key]
-        kind = draw(st.sampled_from(("set",) * 6 + ("near",) * 4 + ("delete",) * 2 + ("double", "rename", "swap", "nest")))
+        kind = draw(
+            st.sampled_from(("set",) * 6 + ("near",) * 4 + ("delete",) * 2 + ("double", "rename", "swap", "nest"))
+        )
         if kind == "set":
             text = draw(st.sampled_from(VALUES))
             holder[key] = marked(text)
@@ -173,7 +208,15 @@ def _near(value: Any) -> list[Any]:
         found = [value + 1, value - 1, value * 2, -value, str(value), value / 2, [value], float(value)]
         return [*found, value // 2 if isinstance(value, int) else value * (1 + 1e-9)]
     if isinstance(value, str):
-        return [value + " ", value.upper(), value[: len(value) // 2], value * 2, value + "\u0000", [value], f"[red]{value}"]
+        return [
+            value + " ",
+            value.upper(),
+            value[: len(value) // 2],
+            value * 2,
+            value + "\u0000",
+            [value],
+            f"[red]{value}",
+        ]
     if isinstance(value, list):
         return [value * 2, value[:-1], value[::-1], [*value, None], {str(i): each for i, each in enumerate(value)}]
     return [list(value.items()), list(value), {**value, "extra": 1}, str(value)]
@@ -223,9 +266,13 @@ def of_safetensors(draw: Any, content: bytes) -> Mutation:
     """Harm a safetensors file: its header, the length of that, or where the data end; weights stay as they are."""
     (size,) = struct.unpack("<Q", content[:8])
     header, data = content[8 : 8 + size], content[8 + size :]
-    kind = draw(st.sampled_from(("said",) * 6 + ("size", "header", "header", "data", "data", "offset", "offset", "deep")))
+    kind = draw(
+        st.sampled_from(("said",) * 6 + ("size", "header", "header", "data", "data", "offset", "offset", "deep"))
+    )
     if kind == "size":
-        value = draw(st.sampled_from((*INTEGERS, size - 1, size + 1, size + 8, size - 8, len(content), len(content) - 8)))
+        value = draw(
+            st.sampled_from((*INTEGERS, size - 1, size + 1, size + 8, size - 8, len(content), len(content) - 8))
+        )
         return Mutation(f"length of the header = {value}", struct.pack("<Q", value) + header + data)
     if kind == "data":
         count = draw(st.sampled_from((1, 4, 64, len(data) // 2, len(data))))
@@ -303,7 +350,9 @@ def of_npz(draw: Any, content: bytes) -> Mutation:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     place = draw(st.integers(0, len(members) - 1))
     name, data = members[place]
-    kind = draw(st.sampled_from(("bytes",) * 4 + ("header",) * 5 + ("remove", "rename", "double", "data", "bomb", "swap")))
+    kind = draw(
+        st.sampled_from(("bytes",) * 4 + ("header",) * 5 + ("remove", "rename", "double", "data", "bomb", "swap"))
+    )
     compression, done = zipfile.ZIP_STORED, f"{name}: {kind}"
     if kind == "bytes":
         harmed = draw(of_bytes(content))
@@ -314,15 +363,21 @@ def of_npz(draw: Any, content: bytes) -> Mutation:
         old = data[10 : 10 + size].decode()
         match = re.search(r"'descr': '(.*?)'.*'shape': (\(.*?\))", old)
         assert match is not None
-        text = text.replace("DESCR", match[1]).replace("SHAPE[::-1]", str(tuple(reversed(eval(match[2]))))).replace(
-            "SHAPE", match[2]
+        text = (
+            text.replace("DESCR", match[1])
+            .replace("SHAPE[::-1]", str(tuple(reversed(eval(match[2])))))
+            .replace("SHAPE", match[2])
         )
         members[place] = (name, data[:8] + struct.pack("<H", len(text) + 1) + text.encode() + b"\n" + data[10 + size :])
         done = f"{name}: header {shown(text, 90)}"
     elif kind == "remove":
         del members[place]
     elif kind == "rename":
-        new = draw(st.sampled_from(("x.npy", "/x", "../../x.npy", "a/b/c/d.npy", name.upper(), "\x1b[2J.npy", "[/b].npy", name[:-4])))
+        new = draw(
+            st.sampled_from(
+                ("x.npy", "/x", "../../x.npy", "a/b/c/d.npy", name.upper(), "\x1b[2J.npy", "[/b].npy", name[:-4])
+            )
+        )
         members[place], done = (new, data), f"{name} renamed {new!a}"
     elif kind == "double":
         members.append(members[0])
@@ -350,7 +405,23 @@ def of_npz(draw: Any, content: bytes) -> Mutation:
 
 TOML = (
     *('""', '"5"', '"-5%"', '"5%%"', '"1e999%"', '"nan%"', '"5 %"', '"0%"', '"1e-9%"', '"1000000000000%"', '"x"'),
-    *("0", "5", "-1", "5.0", "nan", "inf", "-inf", "1e999", "9" * 400, "9" * 5000, "0x10", "0b1", "true", "false", "[]"),
+    *(
+        "0",
+        "5",
+        "-1",
+        "5.0",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "9" * 400,
+        "9" * 5000,
+        "0x10",
+        "0b1",
+        "true",
+        "false",
+        "[]",
+    ),
     *("[1]", '["x"]', '["*"]', '[""]', "[[]]", "{}", "{a = 1}", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
     *('"\\u0000"', '"\\u001b[2J"', '"[/b]"', '"""a\nb"""', "'''x'''", '"\\ud800"', '"300MiB"', '"1e400GiB"', '"0B"'),
     *("[" * 5000 + "]" * 5000, "{a=" * 5000 + "1" + "}" * 5000, '"' + "long" * 50_000 + '"', "", "=", '"open'),
@@ -371,7 +442,11 @@ def of_toml(draw: Any, content: bytes) -> Mutation:
         new = draw(st.sampled_from(TOML))
         done, lines[place] = f"{key.strip()} = {shown(new)}", f"{key}= {new}"
     elif kind == "key":
-        new = draw(st.sampled_from(("x", '""', '"\\u001b[2J"', '"[/b]"', "a.b", f"{key.strip()}.b", key.strip().upper(), "a-b")))
+        new = draw(
+            st.sampled_from(
+                ("x", '""', '"\\u001b[2J"', '"[/b]"', "a.b", f"{key.strip()}.b", key.strip().upper(), "a-b")
+            )
+        )
         done, lines[place] = f"{key.strip()} renamed {new!a}", f"{new} ={value}"
     elif kind == "double":
         done = f"{key.strip()} twice"
@@ -380,7 +455,22 @@ def of_toml(draw: Any, content: bytes) -> Mutation:
         done = f"without {key.strip()}"
         del lines[place]
     else:
-        extra = draw(st.sampled_from(("[x]", "[[price]]", "[[[", "[price]", "\x00", "a.b.c = 1", "x" * 100_000, "a = 1 b = 2", "." * 5000 + "= 1", "a." * 20_000 + "a = 1")))
+        extra = draw(
+            st.sampled_from(
+                (
+                    "[x]",
+                    "[[price]]",
+                    "[[[",
+                    "[price]",
+                    "\x00",
+                    "a.b.c = 1",
+                    "x" * 100_000,
+                    "a = 1 b = 2",
+                    "." * 5000 + "= 1",
+                    "a." * 20_000 + "a = 1",
+                )
+            )
+        )
         done = f"line {shown(extra)} before {key.strip()}"
         lines.insert(place, extra)
     return Mutation(done, "\n".join(lines).encode())
@@ -395,13 +485,45 @@ def of_text(draw: Any, content: bytes) -> Mutation:
 TEMPLATE = (
     *("{{", "{%", "{% for", "{{ 1 / 0 }}", "{{ nothing.at.all }}", "{{ messages[7] }}", "{{ messages | tojson }}"),
     *("{{ raise_exception('[/b]') }}", "{{ ''.__class__.__mro__ }}", "{{ '\\ud800' }}", "{{ 'a' * 10 ** 11 }}"),
-    *("{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 9 ** 9 ** 9 }}", "{{ '%s' | format(messages) }}", "\x1b[2J"),
-    *("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% include 'x' %}", "{% extends 'x' %}", "{{ range(10**10) | list }}"),
-    *("{% set ns = namespace(x=1) %}", "{{ messages | sum }}", "{{ messages.append }}", "{# open", "{{ 'x'.format_map({}) }}"),
-    *("{{ lipsum(n=100000) }}", "{{ cycler.__init__.__globals__ }}", "{% generation %}x{% endgeneration %}", "{{" * 5000),
-    *("(" * 5000, "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{{ bos_token }}", "{{ strftime_now('%Y') }}", "\x00", "é" * 1000),
-    *("{% if true %}" * 1000, "{% for a in [1] %}" * 30 + "x" + "{% endfor %}" * 30, "{{ messages[0]['content'] * 10 ** 10 }}"),
-    *("{% break %}", "{{ 'x' | center(10 ** 11) }}", "{{ dict(a=1) | dictsort | first | int }}", "{{ [[1]] | tojson(indent=10**9) }}"),
+    *("{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 9 ** (9 ** 9) }}", "{{ '%s' | format(messages) }}", "\x1b[2J"),
+    *(
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% include 'x' %}",
+        "{% extends 'x' %}",
+        "{{ range(10**10) | list }}",
+    ),
+    *(
+        "{% set ns = namespace(x=1) %}",
+        "{{ messages | sum }}",
+        "{{ messages.append }}",
+        "{# open",
+        "{{ 'x'.format_map({}) }}",
+    ),
+    *(
+        "{{ lipsum(n=100000) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{% generation %}x{% endgeneration %}",
+        "{{" * 5000,
+    ),
+    *(
+        "(" * 5000,
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{{ bos_token }}",
+        "{{ strftime_now('%Y') }}",
+        "\x00",
+        "é" * 1000,
+    ),
+    *(
+        "{% if true %}" * 1000,
+        "{% for a in [1] %}" * 30 + "x" + "{% endfor %}" * 30,
+        "{{ messages[0]['content'] * 10 ** 10 }}",
+    ),
+    *(
+        "{% break %}",
+        "{{ 'x' | center(10 ** 11) }}",
+        "{{ dict(a=1) | dictsort | first | int }}",
+        "{{ [[1]] | tojson(indent=10**9) }}",
+    ),
 )
 
 
@@ -414,20 +536,98 @@ def of_template(draw: Any, content: bytes) -> Mutation:
     piece = draw(st.sampled_from(TEMPLATE))
     place = 0 if kind == "alone" else draw(st.integers(0, len(content)))
     rest = b"" if kind == "alone" else content
-    return Mutation(f"{shown(piece)} at {place} of {len(rest)}", rest[:place] + piece.encode(errors="surrogatepass") + rest[place:])
+    return Mutation(
+        f"{shown(piece)} at {place} of {len(rest)}", rest[:place] + piece.encode(errors="surrogatepass") + rest[place:]
+    )
 
 
 PYTHON = (
-    *("None", "True", "0", "1", "-1", "2.5", "10**30", "10**5000", "1e400", "float('nan')", '""', '"x"', '"\\ud800"', '"\\x00"'),
-    *('"\\x1b[2J"', '"[/b]"', '"../x"', '"/"', '"a" * 10**5', "()", '("x",)', "(1,)", "[1]", '["wanda", "wanda"]', '("wanda", 1)'),
-    *("{}", '{"a": 1}', "object()", "lambda: 0", "int", "b'x'", "...", '("wanda(x=1)",)', "CalibrationConfig", "ModelConfig(name='x')"),
-    *("ScoreConfig()", "range(10**12)", "(None,)", "((),)", '("a=text:a.txt", "a=text:a.txt")', "iter(())", "set()", "1j"),
+    *(
+        "None",
+        "True",
+        "0",
+        "1",
+        "-1",
+        "2.5",
+        "10**30",
+        "10**5000",
+        "1e400",
+        "float('nan')",
+        '""',
+        '"x"',
+        '"\\ud800"',
+        '"\\x00"',
+    ),
+    *(
+        '"\\x1b[2J"',
+        '"[/b]"',
+        '"../x"',
+        '"/"',
+        '"a" * 10**5',
+        "()",
+        '("x",)',
+        "(1,)",
+        "[1]",
+        '["wanda", "wanda"]',
+        '("wanda", 1)',
+    ),
+    *(
+        "{}",
+        '{"a": 1}',
+        "object()",
+        "lambda: 0",
+        "int",
+        "b'x'",
+        "...",
+        '("wanda(x=1)",)',
+        "CalibrationConfig",
+        "ModelConfig(name='x')",
+    ),
+    *(
+        "ScoreConfig()",
+        "range(10**12)",
+        "(None,)",
+        "((),)",
+        '("a=text:a.txt", "a=text:a.txt")',
+        "iter(())",
+        "set()",
+        "1j",
+    ),
 )
 STATEMENTS = (
-    *("1 / 0", "raise RecursionError", "import nothing_here", "exit(3)", "raise SystemExit('x')", "raise KeyboardInterrupt"),
-    *("def f(): f()\nf()", "raise BaseException('x')", "CONFIG = 1", "del CONFIG", "CONFIG.name = 'x'", "(" * 5000, "x = '\ud800'"),
-    *("\x00", "if True:", "raise MemoryError", "raise ValueError('[/b]\\n\\x1b[2J')", "raise OSError", "assert False", "x" * 200_000),
-    *("raise ValueError(10**5000)", "print('\\x1b[2J')", "CONFIG = type(CONFIG)", "x = " + "-" * 100_000 + "1", "raise Exception('\\ud800')"),
+    *(
+        "1 / 0",
+        "raise RecursionError",
+        "import nothing_here",
+        "exit(3)",
+        "raise SystemExit('x')",
+        "raise KeyboardInterrupt",
+    ),
+    *(
+        "def f(): f()\nf()",
+        "raise BaseException('x')",
+        "CONFIG = 1",
+        "del CONFIG",
+        "CONFIG.name = 'x'",
+        "(" * 5000,
+        "x = '\ud800'",
+    ),
+    *(
+        "\x00",
+        "if True:",
+        "raise MemoryError",
+        "raise ValueError('[/b]\\n\\x1b[2J')",
+        "raise OSError",
+        "assert False",
+        "x" * 200_000,
+    ),
+    *(
+        "raise ValueError(10**5000)",
+        "print('\\x1b[2J')",
+        "CONFIG = type(CONFIG)",
+        "x = " + "-" * 100_000 + "1",
+        "raise Exception('\\ud800')",
+    ),
 )
 
 
@@ -449,11 +649,66 @@ def of_python(draw: Any, content: bytes) -> Mutation:
 # --- words -------------------------------------------------------------------------------------------
 
 WORDS = (
-    *("", "-", "--", "---", "-1", "0", "1", "2", "7", "1.5", "1e9", "10000000000", "9" * 400, "9" * 5000, "nan", "inf", "True"),
-    *("x", "\x1b[2J", "[/b]", "a\nb", "é", "\udc80", "a" * 100_000, "../x", ".", "/", "/dev/null", "=1", "@x", "--help=1"),
+    *(
+        "",
+        "-",
+        "--",
+        "---",
+        "-1",
+        "0",
+        "1",
+        "2",
+        "7",
+        "1.5",
+        "1e9",
+        "10000000000",
+        "9" * 400,
+        "9" * 5000,
+        "nan",
+        "inf",
+        "True",
+    ),
+    *(
+        "x",
+        "\x1b[2J",
+        "[/b]",
+        "a\nb",
+        "é",
+        "\udc80",
+        "a" * 100_000,
+        "../x",
+        ".",
+        "/",
+        "/dev/null",
+        "=1",
+        "@x",
+        "--help=1",
+    ),
     *("--windows", "--widnows", "--windows=2", "--json", "--dtype", "float16", "text:nothing.txt", "jsonl:lines.jsonl"),
-    *("jsonl:lines.jsonl#text", "builtin:x", "x:y", ":", "text:", "tfds:x@y#z", "tiny", "tinny", "x/y", "--sources", "--mesh.fsdp"),
-    *("--mesh.data", "--limit", "--tasks", "tasks.jsonl", "--task-path", "--models", "--overwrite", "--distributed", "--windows 2"),
+    *(
+        "jsonl:lines.jsonl#text",
+        "builtin:x",
+        "x:y",
+        ":",
+        "text:",
+        "tfds:x@y#z",
+        "tiny",
+        "tinny",
+        "x/y",
+        "--sources",
+        "--mesh.fsdp",
+    ),
+    *(
+        "--mesh.data",
+        "--limit",
+        "--tasks",
+        "tasks.jsonl",
+        "--task-path",
+        "--models",
+        "--overwrite",
+        "--distributed",
+        "--windows 2",
+    ),
 )
 
 
@@ -492,15 +747,95 @@ def of_words(draw: Any, words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 NAMES = (
-    *("wanda", "gate_taylor", "gate_taylor_signed", "gate_fisher", "gate_hessian", "fluctuation", "activation_frequency"),
-    *("random", "magnitude", "taylor_element", "taylor_vector", "fisher", "block_influence", "saap", "wnada", "WANDA", ""),
-    *("wanda+gate_taylor", "wanda/gate_taylor", "wanda+", "/wanda", "wanda+wanda", "a+b", "wanda/gate_taylor+wanda", "__import__"),
+    *(
+        "wanda",
+        "gate_taylor",
+        "gate_taylor_signed",
+        "gate_fisher",
+        "gate_hessian",
+        "fluctuation",
+        "activation_frequency",
+    ),
+    *(
+        "random",
+        "magnitude",
+        "taylor_element",
+        "taylor_vector",
+        "fisher",
+        "block_influence",
+        "saap",
+        "wnada",
+        "WANDA",
+        "",
+    ),
+    *(
+        "wanda+gate_taylor",
+        "wanda/gate_taylor",
+        "wanda+",
+        "/wanda",
+        "wanda+wanda",
+        "a+b",
+        "wanda/gate_taylor+wanda",
+        "__import__",
+    ),
 )
-OPTIONS = ("standardize", "multiple", "reduction", "seed", "probes", "x", "self", "__class__", "normalize", "**", "*", "norm")
+OPTIONS = (
+    "standardize",
+    "multiple",
+    "reduction",
+    "seed",
+    "probes",
+    "x",
+    "self",
+    "__class__",
+    "normalize",
+    "**",
+    "*",
+    "norm",
+)
 LITERALS = (
-    *("True", "None", "0", "1", "-1", "1.0", "2", "1e400", "10**3", "9" * 400, "9" * 5000, "'x'", "'max'", "'\\ud800'", "'[/b]'"),
-    *("[]", "{}", "[[]]", "{[]}", "{1: []}", "{[]: 1}", "()", "lambda: 0", "x", "1j", "b'x'", "...", "(" * 300 + ")" * 300),
-    *("(" * 5000 + ")" * 5000, "-" * 50_000 + "1", "'" + "a" * 100_000 + "'", "f'{1}'", "'\\x1b[2J'", "nan", "float('nan')", "{**1}"),
+    *(
+        "True",
+        "None",
+        "0",
+        "1",
+        "-1",
+        "1.0",
+        "2",
+        "1e400",
+        "10**3",
+        "9" * 400,
+        "9" * 5000,
+        "'x'",
+        "'max'",
+        "'\\ud800'",
+        "'[/b]'",
+    ),
+    *(
+        "[]",
+        "{}",
+        "[[]]",
+        "{[]}",
+        "{1: []}",
+        "{[]: 1}",
+        "()",
+        "lambda: 0",
+        "x",
+        "1j",
+        "b'x'",
+        "...",
+        "(" * 300 + ")" * 300,
+    ),
+    *(
+        "(" * 5000 + ")" * 5000,
+        "-" * 50_000 + "1",
+        "'" + "a" * 100_000 + "'",
+        "f'{1}'",
+        "'\\x1b[2J'",
+        "nan",
+        "float('nan')",
+        "{**1}",
+    ),
 )
 
 
@@ -518,5 +853,9 @@ def of_spec(draw: Any) -> str:
     text = f"{name}({', '.join(chosen)})"
     if kind == "harm":
         place = draw(st.integers(0, len(text)))
-        return text[:place] + draw(st.sampled_from(("\x00", "(", "\n", "\x1b[2J", ",", "=", "\udc80", " " * 1000, "#"))) + text[place:]
+        return (
+            text[:place]
+            + draw(st.sampled_from(("\x00", "(", "\n", "\x1b[2J", ",", "=", "\udc80", " " * 1000, "#")))
+            + text[place:]
+        )
     return text

@@ -6,16 +6,14 @@ with the harmed file in it, the command, and what was done to the file.
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tests.fuzz import mutations, planted
-from tests.fuzz.formats import FORMATS, MODEL, RESCORE, SHOWN, SOURCES, Format, evaluated, scored
+from tests.fuzz import mutations
+from tests.fuzz.formats import FORMATS, RESCORE, SHOWN, SOURCES, Format, evaluated, scored
 from tests.fuzz.harness import Harness
-from tests.fuzz.mutations import Mutation
 
 pytestmark = pytest.mark.slow
 

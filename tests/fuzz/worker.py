@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from tests.fuzz.independent import Other, Unknown
+from tests.fuzz.independent import AnotherError, NotComputedError
 
 MEMORY = 2 * 2**30
 """Bytes that a call may hold in memory at its peak."""
@@ -33,7 +33,7 @@ MODULES = (
 """Imported before the first call: what commands import late, too."""
 
 
-ERRORS: dict[int, type[Exception]] = {31: ValueError, 32: Other, 33: Unknown}
+ERRORS: dict[int, type[Exception]] = {31: ValueError, 32: AnotherError, 33: NotComputedError}
 """Exit code of a function's process -> what the function raised."""
 
 
@@ -99,7 +99,7 @@ class Worker:
         It stands in a process of its own as a library it calls may crash or hang on what it is given.
 
         Raises:
-            ValueError, Other, Unknown: what the function raises.
+            ValueError, AnotherError, NotComputedError: what the function raises.
         """
         outcome = self._ask({"call": function, "arguments": arguments, "place": str(place), "environment": {}})
         if outcome.code in ERRORS:

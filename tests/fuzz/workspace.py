@@ -60,10 +60,15 @@ def _model(place: Path, layers: Sequence[tuple[int, int]], tokenizer: tokenizers
     for number, (heads, mlp) in enumerate(layers):
         width = heads * HEAD_DIM
         own = {
-            **{"self_attn.q_proj": (GROUP * width, EMBED), "self_attn.k_proj": (width, EMBED)},
-            **{"self_attn.v_proj": (width, EMBED), "self_attn.o_proj": (EMBED, GROUP * width)},
-            **{"mlp.gate_proj": (mlp, EMBED), "mlp.up_proj": (mlp, EMBED), "mlp.down_proj": (EMBED, mlp)},
-            **{"input_layernorm": (EMBED,), "post_attention_layernorm": (EMBED,)},
+            "self_attn.q_proj": (GROUP * width, EMBED),
+            "self_attn.k_proj": (width, EMBED),
+            "self_attn.v_proj": (width, EMBED),
+            "self_attn.o_proj": (EMBED, GROUP * width),
+            "mlp.gate_proj": (mlp, EMBED),
+            "mlp.up_proj": (mlp, EMBED),
+            "mlp.down_proj": (EMBED, mlp),
+            "input_layernorm": (EMBED,),
+            "post_attention_layernorm": (EMBED,),
         }
         shapes |= {f"model.layers.{number}.{name}.weight": shape for name, shape in own.items()}
     shapes["model.norm.weight"] = (EMBED,)
@@ -82,8 +87,12 @@ def _model(place: Path, layers: Sequence[tuple[int, int]], tokenizer: tokenizers
     (place / "config.json").write_text(json.dumps(_config(layers, vocab), indent=1))
     tokenizer.save(str(place / "tokenizer.json"), pretty=False)
     about = {
-        **{"backend": "tokenizers", "bos_token": SPECIAL[0], "eos_token": SPECIAL[0], "unk_token": SPECIAL[1]},
-        **{"model_max_length": 512, "tokenizer_class": "PreTrainedTokenizerFast"},
+        "backend": "tokenizers",
+        "bos_token": SPECIAL[0],
+        "eos_token": SPECIAL[0],
+        "unk_token": SPECIAL[1],
+        "model_max_length": 512,
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     (place / "tokenizer_config.json").write_text(json.dumps(about, indent=1))
     (place / "chat_template.jinja").write_text(TEMPLATE)
@@ -110,16 +119,49 @@ def _config(layers: Sequence[tuple[int, int]], vocab: int) -> dict:
         sizes |= {"num_attention_heads": [GROUP * each for each in heads]}
         sizes |= {"query_heads_per_kv_head": [GROUP] * len(layers), "output_biases": False}
     return sizes | {
-        **{"attention_bias": False, "mlp_bias": False, "vocab_size": vocab, "hidden_size": EMBED},
-        **{"head_dim": HEAD_DIM, "num_hidden_layers": len(layers), "hidden_act": "silu", "tie_word_embeddings": True},
-        **{"rms_norm_eps": 1e-5, "max_position_embeddings": 512, "rope_theta": 10_000.0, "rope_scaling": None},
-        **{"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}, "bos_token_id": 0, "eos_token_id": 0},
-        **{"torch_dtype": "float32", "use_cache": True, "initializer_range": 0.02},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "vocab_size": vocab,
+        "hidden_size": EMBED,
+        "head_dim": HEAD_DIM,
+        "num_hidden_layers": len(layers),
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512,
+        "rope_theta": 10_000.0,
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "initializer_range": 0.02,
     }
 
 
 def _texts(place: Path) -> None:
-    words = "the cat sat on a mat and the dog sat on one log with red big hats, then ran".split(" ")
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "the",
+        "dog",
+        "sat",
+        "on",
+        "one",
+        "log",
+        "with",
+        "red",
+        "big",
+        "hats,",
+        "then",
+        "ran",
+    ]
     dice = random.Random(0)
 
     def text(count: int) -> str:
@@ -128,11 +170,14 @@ def _texts(place: Path) -> None:
     for name in ("evaluation", "calibration", "other"):
         (place / f"{name}.txt").write_text(text(120))
     rows = [{"id": number, "text": text(20), "label": [0.5, None]} for number in range(4)]
-    asked = [
-        {"instruction": text(4), "input": text(3) if number % 2 else "", "output": text(6)} for number in range(4)
-    ]
+    asked = [{"instruction": text(4), "input": text(3) if number % 2 else "", "output": text(6)} for number in range(4)]
     tasks = [
-        {"id": f"q{number}", "context": text(6), "choices": [text(2).strip(), text(3).strip(), "cats"], "gold": number % 3}
+        {
+            "id": f"q{number}",
+            "context": text(6),
+            "choices": [text(2).strip(), text(3).strip(), "cats"],
+            "gold": number % 3,
+        }
         for number in range(4)
     ]
     for file, lines in (("lines", rows), ("instruct", asked), ("tasks", tasks)):
