@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32
 from saap_jax.data.instruct import Exchange
 from saap_jax.data.sources import Document, parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import tokenize
+from saap_jax.llama.tokenizer import conversation
 
 Template = Literal["alpaca", "chat"]
 
@@ -94,7 +95,7 @@ def encode_exchange(
         begin: the tokens that a text begins with.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or it fails.
     """
     response = tokenize(exchange.response, tokenizer).tolist()
     if template == "alpaca":
@@ -102,7 +103,7 @@ def encode_exchange(
     if not tokenizer.chat_template:
         raise ValueError("data.template: expected a tokenizer with a chat template, got one without; take alpaca")
     messages = [{"role": "user", "content": exchange.said}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = conversation(tokenizer, messages, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False)), response
 
 

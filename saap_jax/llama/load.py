@@ -150,8 +150,9 @@ def resolve(name: str | Path) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of another library's error message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of another library's error message, cut where it is long."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _packaged() -> Path:

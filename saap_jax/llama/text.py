@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from saap_jax.llama.generate import stream
 from saap_jax.llama.model import Llama
 from saap_jax.llama.sample import Sampling
-from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.tokenizer import Tokenizer, conversation
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for bytes that are not (yet) a character."""
@@ -127,12 +127,12 @@ def encode_chat(tokenizer: Tokenizer, said: str) -> list[int]:
     The template writes special tokens itself, so the tokenizer must not add a BOS token a second time.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or it fails.
     """
     if not tokenizer.chat_template:
         raise ValueError("chat: expected a tokenizer with a chat template, got one without; leave --chat out")
     messages = [{"role": "user", "content": said}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = conversation(tokenizer, messages, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

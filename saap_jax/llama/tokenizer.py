@@ -15,6 +15,9 @@ from saap_jax.llama.load import one_line, resolve
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""
 
+CONVERSATION = 2**22
+"""Characters that a chat template may make of a conversation."""
+
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 """JSON files of a tokenizer, each of which may be absent."""
 
@@ -43,6 +46,22 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         if type(vocab) is int:
             _check_ids(tokenizer.get_vocab(), vocab, path)
     return tokenizer
+
+
+def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], **options: Any) -> str:
+    """Return messages as one text, by the chat template of a tokenizer, which is code that came with the model.
+
+    Raises:
+        ValueError: the template fails, or makes more than `CONVERSATION` characters.
+    """
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # whatever its code meets in the sandbox
+        raise ValueError(f"chat template: it fails on this conversation ({one_line(error)})") from error
+    if not isinstance(text, str) or len(text) > CONVERSATION:
+        found = f"{len(text):,} characters" if isinstance(text, str) else type(text).__name__
+        raise ValueError(f"chat template: expected a text of at most {CONVERSATION:,} characters, got {found}")
+    return text
 
 
 def _check_ids(vocabulary: dict[str, int], vocab: int, path: Path) -> None:

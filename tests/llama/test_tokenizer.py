@@ -11,6 +11,7 @@ import pytest
 
 from saap_jax.llama import load_tokenizer, save_model
 from saap_jax.llama import tokenizer as tokenizer_module
+from saap_jax.llama.tokenizer import conversation
 from tests.llama.conftest import random_model, spec_of
 
 TEXTS = [
@@ -165,6 +166,29 @@ def test_damaged_files(tokenizer, tmp_path, case):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=str(tmp_path)) as error:
         load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[", "it fails"),
+        ("{{ messages.__class__.__mro__ }}", "it fails"),
+        ("{{ messages[0].content.x.y }}", "it fails"),
+        ("{{ raise_exception('not\\nthis') }}", "it fails on this conversation (not)"),
+        ("{% for i in range(10**9) %}{% endfor %}", "it fails"),
+        ("{{ 1 // 0 }}", "it fails"),
+        ("{{ 'a' * (4194304 + 1) }}", "expected a text of at most 4,194,304 characters, got 4,194,305"),
+    ],
+)
+def test_templates_that_fail(tokenizer, monkeypatch, template, message):
+    said = [{"role": "user", "content": "Hi"}]
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0].content }}")
+    assert conversation(tokenizer, said) == "Hi"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match="chat template: ") as error:
+        conversation(tokenizer, said)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

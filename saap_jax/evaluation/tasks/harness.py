@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -29,7 +28,7 @@ from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.generate import generate
 from saap_jax.llama.sample import Sampling
-from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.tokenizer import Tokenizer, conversation
 
 MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""
@@ -110,7 +109,7 @@ class HarnessModel(TemplateLM):
         """Return a conversation as one text, by the tokenizer's template; without the system's part if it refuses one.
 
         Raises:
-            ValueError: the tokenizer has no template.
+            ValueError: the tokenizer has no template, or it fails.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -118,16 +117,16 @@ class HarnessModel(TemplateLM):
             )
 
         def apply(messages: list[dict[str, str]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            return conversation(
+                self.tokenizer,
                 messages,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
 
         try:
             return apply(chat_history)
-        except jinja2.exceptions.TemplateError:
+        except ValueError:
             return apply([message for message in chat_history if message["role"] != "system"])
 
     # --- requests ------------------------------------------------------------------------------------
