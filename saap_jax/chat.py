@@ -19,35 +19,43 @@ SECONDS = 10.0
 MEMORY = 2**29
 """Bytes of address space that it may take."""
 
-CHARACTERS = 2**20
+CHARACTERS = 2**22
 """The longest text that it may make."""
 
 
 def encode_chat(tokenizer: Any, said: str) -> list[int]:
     """Return the tokens of a chat in which the user said something and the assistant is to answer.
 
-    The template writes special tokens itself, so the tokenizer must not add a BOS token a second time.
-
-    Raises:
-        ValueError: there is no template, it fails, takes too long or too much memory, or what it makes is no text.
+    The template writes special tokens itself, so the tokenizer must not add a BOS token a second time. Raises
+    `ValueError` as `conversation`, and where the tokenizer has no template.
     """
     if not tokenizer.chat_template:
         raise ValueError("chat: expected a tokenizer with a chat template, got one without; leave --chat out")
     check_text("prompt", said)
-    messages = [{"role": "user", "content": said}]
+    text = conversation(tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True)
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    """Return messages as one text, by the chat template of a tokenizer.
+
+    Raises:
+        ValueError: it fails, takes too long or too much memory, or what it makes is no text.
+    """
     try:
         with _at_most(SECONDS, MEMORY):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # whatever a program can raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"chat template of {tokenizer.name_or_path or 'the tokenizer'}: it fails ({shown(reason)[1:-1]}); "
-            "correct it, or do without"
+            f"chat template of {tokenizer.name_or_path or 'the tokenizer'}: it fails on this conversation "
+            f"({shown(reason)[1:-1]}); correct it, or do without"
         ) from None
-    if len(text) > CHARACTERS:
-        raise ValueError(f"chat template: expected a text of at most {CHARACTERS:,} characters, got {len(text):,}")
+    if not isinstance(text, str) or len(text) > CHARACTERS:
+        found = f"{len(text):,}" if isinstance(text, str) else type(text).__name__
+        raise ValueError(f"chat template: expected a text of at most {CHARACTERS:,} characters, got {found}")
     check_text("chat template", text)
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return text
 
 
 def check_text(name: str, text: str) -> None:

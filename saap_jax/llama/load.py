@@ -150,8 +150,9 @@ def resolve(name: str | Path) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of another library's error message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of another library's error message, cut where it is long."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _packaged() -> Path:
@@ -319,6 +320,8 @@ def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) ->
     dtype, shape = jnp.dtype(item.variable.dtype), item.variable.shape
     sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
     buffer = _aligned_empty(tuple(sizes), dtype)
+    if not buffer.size:  # of a layer without heads or channels, from which the library cannot slice a part
+        return buffer
     layers, inner = (part[0], part[1:]) if item.stacked else (slice(None), part)
     whole = sizes[item.stacked :] == list(shape[item.stacked :])
     block = None if whole else item.stored_part(inner)
