@@ -5,8 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from saap_jax.arguments import Options, UsageError, console, load_config, parse, show_progress, split_words
+from saap_jax.arguments import Options, UsageError, load_config, parse, show_progress, split_words
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
+from saap_jax.terminal import show, show_paths
 
 
 def compare(words: list[str]) -> None:
@@ -17,10 +18,8 @@ def compare(words: list[str]) -> None:
 
     with show_progress() as track:
         run = jobs.compare(config, overwrite=options.overwrite, track=track)
-    console.print(rich_traced(run.record, run.candidates()))
-    for line in traced_sentences(run.record):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"report: {run.path / 'report.html'}   drawing: {run.path / 'couplings.svg'}", markup=False)
+    show(rich_traced(run.record, run.candidates()), *traced_sentences(run.record))
+    show_paths(report=run.path / "report.html", drawing=run.path / "couplings.svg")
 
 
 def prune(words: list[str]) -> None:
@@ -38,9 +37,8 @@ def prune(words: list[str]) -> None:
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         table.add_row(f"units of {name}", f"{before} -> {after}{times}")
-    console.print(table)
-    console.print(pruned.own_code, markup=False, soft_wrap=True)
-    console.print(f"model: {config.out}   read it with saap_jax.traced.load_pruned", markup=False, soft_wrap=True)
+    show(table, pruned.own_code)
+    show_paths(model=f"{config.out}   read it with saap_jax.traced.load_pruned")
 
 
 def _configured(command: str, kind: type, words: list[str], options: type | None) -> tuple[Any, Any]:
