@@ -8,13 +8,9 @@ from collections.abc import Callable
 from rich.table import Table
 
 from saap_jax.arguments import (
-    UsageError,
     configure,
-    console,
-    fail,
     model_first,
     names_factory,
-    one_line,
     parse,
     run_command,
     show_progress,
@@ -34,6 +30,9 @@ from saap_jax.config import (
 )
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
+from saap_jax.failures import UsageError, fail, failed, suggestion
+from saap_jax.terminal import show, show_lines, show_paths, write
+from saap_jax.version import __version__
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -54,32 +53,51 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
+  saap help COMMAND            every option of a command; saap --version says which version this is
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
-override it, and `saap COMMAND --help` lists them. On many devices and hosts: docs/pods.md.
+override it, and `saap help COMMAND` lists them. On many devices and hosts: docs/pods.md.
 
 Start with `saap compare configs/quickstart.py`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return 0 when it did its work, 2 for bad input (one line on the error stream).
+    """Run a command; return 0 when it did its work, 2 for an error (one line on the error stream).
 
-    A command may return another code for what it found: `gate` returns 1 when a limit is broken.
+    A command may return another code for what it found: `gate` returns 1 when a limit is broken. Where nobody reads
+    the output any more, as with `saap ... | head -1`, it ends quietly with 141.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            show(USAGE)
-            return 0 if words else 2
-        if words[0] not in COMMANDS:
-            raise UsageError(f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
-        return run_command(words[0], COMMANDS[words[0]], words[1:])
+        try:
+            return _run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
-    except (ValueError, OSError, UsageError) as error:
-        if os.environ.get("SAAP_DEBUG"):
+    except Exception as error:
+        if os.environ.get("SAAP_DEBUG") and not isinstance(error, BrokenPipeError):
             raise
-        return fail(one_line(error), 2)
+        return failed(error)
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    match words:
+        case ["--version" | "-V", *_]:
+            show_lines(f"saap {__version__}")
+            return 0
+        case [] | ["-h" | "--help" | "help"]:
+            show(USAGE)
+            return 0 if words else 2
+    command, *rest = words
+    if command not in COMMANDS:
+        raise UsageError(
+            f"unknown command {command!r}{suggestion(command, COMMANDS) or '; `saap help` lists those that there are'}"
+        )
+    return run_command(command, COMMANDS[command], rest)
 
 
 # --- commands ----------------------------------------------------------------------------------------
@@ -231,7 +249,7 @@ def fidelity(words: list[str]) -> None:
     }
     for name, text in files.items():
         run.save_text(name, text)
-    show_paths(plots_and_tables=", ".join(str(run.path / name) for name in files))
+    show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
 
 
 def frontier(words: list[str]) -> None:
@@ -329,14 +347,14 @@ def generate(words: list[str]) -> None:
     pieces = continuations(config)
     if len(config.prompts) == 1:
         for _, piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+            write(piece)
+        write("\n")
         return
     texts = [""] * len(config.prompts)
     for row, piece in pieces:
         texts[row] += piece
     for number, text in enumerate(texts, start=1):
-        print(f"--- {number}\n{text}")
+        write(f"--- {number}\n{text}\n")
 
 
 def plan(words: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saap_jax.arguments import UsageError
+from saap_jax.failures import UsageError
 from saap_jax.options import ModelConfig
 from saap_jax.terminal import show, show_lines, show_paths
 

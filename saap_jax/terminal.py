@@ -54,7 +54,7 @@ def show(*things: str | Table | Group) -> None:
     """Print sentences, broken between words, and tables, in the console's width."""
     for thing in things:
         if isinstance(thing, Group):
-            show(*thing.renderables)  # type: ignore  # our groups are made of tables
+            show(*thing.renderables)  # type: ignore[arg-type]  # our groups are made of tables
         elif isinstance(thing, Table):
             console.print(fitted(thing, console.width), crop=False)
         else:
@@ -74,9 +74,9 @@ def show_paths(**named: object) -> None:
     show_lines(*([line] if cell_len(line) <= console.width else entries))
 
 
-def write(text: str, end: str = "") -> None:
-    """Write text that a model or a file made: as it is to a pipe or file, with `visible` on a terminal."""
-    print(visible(text) if sys.stdout.isatty() else text, end=end, flush=True)
+def write(text: str) -> None:
+    """Write text that a model made: as it is to a pipe or a file, with `visible` on a terminal."""
+    print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 # --- tables ------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
-    ("types",),
+    ("types", "version"),
+    ("terminal",),
     ("amounts",),
     ("options",),
     ("options_mesh",),
@@ -58,6 +59,7 @@ ORDER = (
     ("references",),
     ("task_comparison",),
     ("quality",),
+    ("failures",),
     ("arguments",),
     ("traced",),
     ("planning", "structures_command"),

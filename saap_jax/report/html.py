@@ -1,5 +1,7 @@
 """The page: one HTML file, made of sections, that needs no network and no second file."""
 
+import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +83,25 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = lambda text: markupsafe.Markup(breakable(text))
-    view = {"page": page, "style": style_sheet(), "script": (HERE / "page.js").read_text(encoding="utf-8").strip()}
+    style, script = f"\n{style_sheet()}\n", f"\n{(HERE / 'page.js').read_text(encoding='utf-8').strip()}\n"
+    view = {"page": page, "style": style, "script": script, "policy": policy(style, script)}
     return environment.get_template("report.html").render(view).lstrip() + "\n"
+
+
+def policy(style: str, script: str) -> str:
+    """Return what a page may do: show its own style sheet, run its own script, and nothing that has got into it.
+
+    Attributes may have styles: colours of cells and drawings. `'unsafe-inline'` there lets no script run.
+    """
+    hashed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    allowed = {
+        "default-src": "'none'",
+        "style-src-elem": f"'sha256-{hashed[0]}'",
+        "style-src-attr": "'unsafe-inline'",
+        "script-src": f"'sha256-{hashed[1]}'",
+        "img-src": "data:",
+    }
+    return markupsafe.Markup("; ".join(f"{kind} {source}" for kind, source in allowed.items()))
 
 
 def style_sheet() -> str:
