@@ -84,24 +84,19 @@ def render_page(page: Page) -> str:
     )
     environment.filters["breakable"] = lambda text: markupsafe.Markup(breakable(text))
     style, script = f"\n{style_sheet()}\n", f"\n{(HERE / 'page.js').read_text(encoding='utf-8').strip()}\n"
-    view = {"page": page, "style": style, "script": script, "policy": policy(style, script)}
+    view = {"page": page, "style": style, "script": script, "policy": policy(style, script if page.sortable else "")}
     return environment.get_template("report.html").render(view).lstrip() + "\n"
 
 
 def policy(style: str, script: str) -> str:
-    """Return what a page may do: show its own style sheet, run its own script, and nothing that has got into it.
+    """Return what a page may do: show its own style sheet, run its own script if it has one, nothing that has got in.
 
     Attributes may have styles: colours of cells and drawings. `'unsafe-inline'` there lets no script run.
     """
-    hashed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    allowed = {
-        "default-src": "'none'",
-        "style-src-elem": f"'sha256-{hashed[0]}'",
-        "style-src-attr": "'unsafe-inline'",
-        "script-src": f"'sha256-{hashed[1]}'",
-        "img-src": "data:",
-    }
-    return markupsafe.Markup("; ".join(f"{kind} {source}" for kind, source in allowed.items()))
+    own = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in (style, script)]
+    scripts = own[1] if script else "'none'"
+    rules = f"style-src-elem {own[0]}; style-src-attr 'unsafe-inline'; script-src {scripts}; img-src data:"
+    return markupsafe.Markup(f"default-src 'none'; {rules}")
 
 
 def style_sheet() -> str:
