@@ -5,8 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from rich.table import Table
-
 from saap_jax.arguments import (
     configure,
     model_first,
@@ -31,7 +29,7 @@ from saap_jax.config import (
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
 from saap_jax.failures import UsageError, fail, failed, suggestion
-from saap_jax.terminal import show, show_lines, show_paths, write
+from saap_jax.terminal import facts_table, show, show_lines, show_paths, write
 from saap_jax.version import __version__
 
 USAGE = """\
@@ -163,16 +161,10 @@ def prune(words: list[str]) -> None:
 
     with show_progress() as track:
         pruned = pruning.prune(config, track=track)
-    title = f"{config.estimator} at {pruned.selection.asked:.1%}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    for row in pruning.summary_rows(pruned):
-        table.add_row(*row)
-    show(table)
+    show(facts_table(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned)))
     if pruned.reached:
-        table = Table("target", "asked", "unpruned", "predicted", "reached", "prediction off")
-        for row in pruning.target_rows(pruned):
-            table.add_row(*row)
-        show(table)
+        header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
+        show(facts_table("", pruning.target_rows(pruned), header))
     show_lines(*pruning.warnings(pruned))
     show_paths(model=config.out)
 
@@ -203,15 +195,16 @@ def export(words: list[str]) -> None:
     with show_progress() as track:
         exported = export_model(config, step=functools.partial(step, track))
     agreement = exported.agreement
-    table = Table(title=exported.kind, title_justify="left", show_header=False)
-    table.add_row("parameters", f"{exported.parameters:,}")
-    table.add_row("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})")
-    table.add_row("bytes", f"{exported.bytes:,}")
-    table.add_row(f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}")
     share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
-    table.add_row("  root mean square", share)
-    table.add_row("  same most likely token", f"{agreement.argmax:.1%}")
-    show(table)
+    rows = [
+        ("parameters", f"{exported.parameters:,}"),
+        ("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})"),
+        ("bytes", f"{exported.bytes:,}"),
+        (f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}"),
+        ("  root mean square", share),
+        ("  same most likely token", f"{agreement.argmax:.1%}"),
+    ]
+    show(facts_table(exported.kind, rows))
     show_lines(*exported.notes)
     show_paths(model=config.out)
 

@@ -79,6 +79,16 @@ def write(text: str) -> None:
     print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def facts_table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> Table:
+    """Return a table of names and what is said of each."""
+    table = Table(title=Text(title) if title else None, title_justify="left", show_header=bool(header))
+    for name in header:
+        table.add_column(Text(name))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 # --- tables ------------------------------------------------------------------------------------------
 
 
@@ -157,8 +167,9 @@ def _records(table: Table, heads: Sequence[Text], rows: Iterable[Sequence[Text]]
             indent = "  " if place else ""
             said = Text(f"{name}: " if name else "", style=style) + cell
             for number, line in enumerate(_lines(said, width - len(indent) - 2)):
-                whole = Text(indent if number == 0 else f"{indent}  ", no_wrap=True, overflow="ignore")
-                lines.append(whole.append_text(line))
+                before = indent if number == 0 else f"{indent}  "
+                before = before if len(before) + line.cell_len <= width else ""
+                lines.append(Text(before, no_wrap=True, overflow="ignore").append_text(line))
     return [*lines, Text()]
 
 

@@ -53,14 +53,14 @@ def shown(config: PlanConfig, result: Record) -> list[Table | str]:
             f"{record['memory'] / GIB:.1f} GiB of a device."
         ]
         return [*said, *(f"  {remedy}" for remedy in record["remedies"]), "Or let --search find a machine."]
-    return [_table(config, record), *_sentences(config, record)]
+    return [plan_table(config, record), *_sentences(config, record)]
 
 
 def _last(result: Record) -> str:
     return result["tried"][-1]["target"] if result["tried"] else "none, by arithmetic"
 
 
-def _table(config: PlanConfig, record: Record) -> Table:
+def plan_table(config: PlanConfig, record: Record) -> Table:
     """Return what a device holds and what a step does."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items() if size > 1) or "one device"
     table = Table(

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any
 
-from rich.table import Table
-
 from saap_jax.arguments import Options, UsageError, load_config, parse, show_progress, split_words
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
-from saap_jax.terminal import show, show_paths
+from saap_jax.terminal import facts_table, show, show_paths
 
 
 def compare(words: list[str]) -> None:
@@ -30,14 +28,15 @@ def prune(words: list[str]) -> None:
     with show_progress() as track:
         pruned = jobs.prune(config, track=track)
     selection = pruned.selection
-    table = Table(title=f"{config.estimator} at {selection.asked:.1%}", title_justify="left", show_header=False)
-    table.add_row("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})")
-    table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
-    table.add_row("held-out loss", "{:.4g} -> {:.4g}".format(*pruned.losses))
+    rows = [
+        ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
+        ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
+        ("held-out loss", "{:.4g} -> {:.4g}".format(*pruned.losses)),
+    ]
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
-        table.add_row(f"units of {name}", f"{before} -> {after}{times}")
-    show(table, pruned.own_code)
+        rows.append((f"units of {name}", f"{before} -> {after}{times}"))
+    show(facts_table(f"{config.estimator} at {selection.asked:.1%}", rows), pruned.own_code)
     show_paths(model=f"{config.out}   read it with saap_jax.traced.load_pruned")
 
 
