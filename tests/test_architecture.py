@@ -18,7 +18,8 @@ PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
     ("json_files", "toml_files"),
-    ("types",),
+    ("types", "version"),
+    ("terminal",),
     ("amounts",),
     ("options",),
     ("options_mesh",),
@@ -60,6 +61,7 @@ ORDER = (
     ("references",),
     ("task_comparison",),
     ("quality",),
+    ("failures",),
     ("arguments",),
     ("traced",),
     ("planning", "structures_command"),
