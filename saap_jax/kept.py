@@ -8,6 +8,7 @@
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
 """
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,13 +25,18 @@ from saap_jax.calibration import (
 )
 from saap_jax.config import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation import Statistic
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.llama import Llama
+from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, KeepStatistics
 from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory, read_run
-from saap_jax.types import Scores
+from saap_jax.report.reading import DAMAGED
+from saap_jax.report.score_arrays import parts_of
+from saap_jax.surgery import check_keep, kept_parameters
+from saap_jax.types import STRUCTURES, Keep, Scores
 
 LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
 """Statistics that take as much space as the model in float32."""
@@ -57,9 +63,11 @@ def kept_scores(
         plan: what is scored, where that is more than the configuration's estimators with its fusion.
         suffix: of the files' names, where a run keeps the scores of several calibration texts.
     """
-    if run.has(f"scores{suffix}.npz"):
-        return read_scores(run, suffix)
     plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
+    if run.has(f"scores{suffix}.npz"):
+        kept = read_scores(run, suffix)
+        check_scores(kept, run.path / f"scores{suffix}.npz", model, scenarios, plan)
+        return kept
     members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
     made = {}
     for name, windows in scenarios.items():
@@ -135,13 +143,59 @@ def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> 
     run.save_arrays(f"scores{suffix}", flat)
 
 
+def check_scores(
+    kept: Calibrated, path: Path, model: Llama, scenarios: Iterable[str], estimators: Iterable[str]
+) -> None:
+    """Raise ValueError unless what a run keeps are scores of every unit of a model, by these estimators."""
+    existing = existing_units(model.runs)
+    for scenario, estimator in itertools.product(scenarios, estimators):
+        found = kept.scenarios.get(scenario, {}).get(estimator, {})
+        for name, units in existing.items():
+            got = "none" if name not in found else f"{found[name].dtype} of shape {found[name].shape}"
+            if name not in found or found[name].shape != units.shape or found[name].dtype.kind != "f":
+                raise ValueError(
+                    f"expected scores {scenario}/{estimator}/{name} of shape {units.shape} in {path}, got {got}; "
+                    f"{DAMAGED}"
+                )
+
+
+def read_keeps(run: RunDirectory, model: Llama, ratios: Mapping[str, float]) -> dict[str, Keep]:
+    """Return the keep-sets that a run holds of some candidates; those that it does not hold are left out.
+
+    Args:
+        ratios: the share of the prunable parameters that has to be gone, by the name of a candidate.
+
+    Raises:
+        ValueError: one has units that the model does not have, or removes less than it claims.
+    """
+    arrays, keeps = run.load_arrays("keeps") if run.has("keeps.npz") else {}, {}
+    total, prunable = count_parameters(model), prunable_parameters(discover(model))
+    for name, ratio in ratios.items():
+        keep = {each: arrays[f"{name}/{each}"] for each in STRUCTURES if f"{name}/{each}" in arrays}
+        if len(keep) < len(STRUCTURES):
+            continue
+        where = f"{run.path / 'keeps.npz'}: the keep-set of {name}"
+        try:
+            check_keep(keep, model.runs)
+        except ValueError as error:
+            raise ValueError(f"{where} is not of this model ({error}); {DAMAGED}") from None
+        if not (gone := (total - kept_parameters(model, keep)) / prunable) >= ratio * (1 - 1e-9):
+            raise ValueError(f"{where} removes {gone:.4f} of the prunable parameters, less than {ratio:g}; {DAMAGED}")
+        keeps[name] = keep
+    return keeps
+
+
+def save_keeps(run: RunDirectory, keeps: Mapping[str, Keep]) -> None:
+    """Keep the keep-sets of candidates, by name."""
+    run.save_arrays("keeps", {f"{name}/{part}": kept for name, keep in keeps.items() for part, kept in keep.items()})
+
+
 def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
     """Read the scores and the stability indicators that a run keeps."""
     scenarios: dict[str, dict[str, Scores]] = {}
     for key, value in run.load_arrays(f"scores{suffix}").items():
-        scenario, _, rest = key.partition("/")
-        name, _, structure = rest.rpartition("/")
-        scenarios.setdefault(scenario, {}).setdefault(name, {})[structure] = value
+        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz")
+        scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
     stability: dict[str, Scores] = {}
     for key, value in run.load_arrays(f"stability{suffix}").items():
         scenario, _, structure = key.rpartition("/")

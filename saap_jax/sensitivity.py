@@ -7,7 +7,6 @@ suggested where it was better.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import SensitivityConfig
 from saap_jax.data import Windows
+from saap_jax.digests import inputs_of
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
@@ -24,7 +24,8 @@ from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import SearchConfig
 from saap_jax.pipeline import select_calibrated, select_path, step, tokens_to_observe
-from saap_jax.report import RunDirectory, write_scalars
+from saap_jax.report import RunDirectory
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
@@ -36,6 +37,9 @@ ROUNDS = 3
 """Times that `repeats` forward passes are timed: their medians say how steady the times are."""
 
 
+ENDING = Ending(lambda run: sensitivity_files(run.record, run.candidates()), further=("keeps.npz",))
+
+
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Measure what each place costs, keep the records, and compute suggestions from them.
 
@@ -45,15 +49,21 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     check_estimators([config.estimator], config.fusion)
     check_scenarios(config.calibration, config.search)
     check_texts(config.calibration, config.evaluation)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            _sensitivity(config, run, track)
+    return run
+
+
+def _sensitivity(config: SensitivityConfig, run: RunDirectory, track: Track) -> None:
+    """Do what `sensitivity` does, as far as the run does not hold it yet."""
     with run.stage("load"), step(track, "load the model"):
         model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         scenarios, texts = scenarios_of(config.calibration, tokenizer), texts_of(config.evaluation, tokenizer)
+        inputs = inputs_of(model, {config.calibration.seed: scenarios}, texts)
     _check_ratio(config, model)
-    run.begin()
+    run.begin(inputs)
     run.update(**about_run("sensitivity", config.model.name, model, list(texts), [config.calibration.seed]))
     with run.stage("score") as stage:
         tokens = tokens_to_observe(run, scenarios)
@@ -68,11 +78,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     with run.stage("try"):
         run.update(trials=Trials(config, evaluator, calibrated, scenarios, track).measured())
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    write_scalars(run)
-    for name, text in sensitivity_files(run.record, run.candidates()).items():
-        run.save_text(name, text)
-    run.update(status="finished")
-    return run
+    finish(run, ENDING)
 
 
 def _check_ratio(config: SensitivityConfig, model: Llama) -> None:

@@ -6,18 +6,14 @@ model (a digest of all of its arrays) and the configuration. Frozen parameters a
 best one are kept.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from saap_jax.fetching import fetched
 from saap_jax.recovery.train import State
-from saap_jax.sharding import mesh_of
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""
@@ -142,14 +138,3 @@ def with_arrays(like: State, arrays: dict[str, Any]) -> State:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def digest_of(tree: Any) -> str:
-    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        digest.update(f"{_name(path)} {leaf.shape} {leaf.dtype.name};".encode())
-        layers = range(leaf.shape[0]) if leaf.ndim > 2 and mesh_of(leaf) else (None,)
-        for array in (fetched(leaf, index) for index in layers if leaf.size):
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

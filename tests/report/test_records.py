@@ -281,7 +281,9 @@ class TestProvenance:
         assert git_commit(tmp_path / "tracked") == f"{head}-dirty"
 
 
-@pytest.mark.parametrize("module", ["files", "records", "reading", "schema", "provenance", "monitor", "scalars", "tables", "figures", "html"])
+@pytest.mark.parametrize(
+    "module", ["files", "records", "reading", "schema", "provenance", "monitor", "scalars", "tables", "figures", "html"]
+)
 def test_reports_import_no_model_and_no_jax(module):
     """Records are read where no accelerator is: only `provenance` and what measures import jax, when called."""
     file = Path(saap_jax.report.__file__).with_name(f"{module}.py")
