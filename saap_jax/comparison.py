@@ -19,6 +19,7 @@ from saap_jax.discovery import count_parameters
 from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
+from saap_jax.keeps import read_keeps, save_keeps
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
@@ -41,7 +42,7 @@ from saap_jax.sweep import (
     texts_of,
     unpruned,
 )
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import Keep, Scores
 from saap_jax.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
 
 ENDING = Ending(page=True, further=("keeps.npz", "best", "couplings.svg"))
@@ -138,14 +139,14 @@ def kept_units(
     Searching takes a moment, but with `rescore_every` some passes over the text a variant; so its keep-sets are written
     as soon as they are known.
     """
-    kept = run.has("keeps.npz")
-    arrays = run.load_arrays("keeps") if kept else {}
+    keeps = read_keeps(run, model, {candidate.name: candidate.ratio for candidate in candidates})
+    known = len(keeps)
     paths: dict[tuple[int, Variant], dict[float, list[str]]] = {}
     for candidate in candidates:
         path_names = paths.setdefault((candidate.seed, candidate.variant.chosen), {})
         path_names.setdefault(candidate.ratio, []).append(candidate.name)
     for (seed, variant), names in paths.items():
-        if all(f"{name}/{STRUCTURES[-1]}" in arrays for each in names.values() for name in each):
+        if all(name in keeps for each in names.values() for name in each):
             continue
         own = scores[seed].renamed(variant.scores, variant.estimator)
         alone = variant.scenario != ALL
@@ -162,15 +163,11 @@ def kept_units(
             track=track,
         )
         for ratio, selection in selections.items():
-            arrays |= {f"{name}/{part}": kept for name in names[ratio] for part, kept in selection.keep.items()}
+            keeps |= dict.fromkeys(names[ratio], selection.keep)
         if variant.search.rescore_every is not None:
-            run.save_arrays("keeps", arrays)
-    if not kept:
-        run.save_arrays("keeps", arrays)
-    keeps: dict[str, Keep] = {}
-    for key, kept in arrays.items():
-        name, _, part = key.rpartition("/")
-        keeps.setdefault(name, {})[part] = kept
+            save_keeps(run, keeps)
+    if len(keeps) > known:
+        save_keeps(run, keeps)
     return keeps
 
 

@@ -16,7 +16,8 @@ from saap_jax.data import Windows
 from saap_jax.digests import inputs_of
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.frontier import Bracket, bisect, first_bracket
-from saap_jax.kept import read_scores, save_scores
+from saap_jax.keeps import save_keeps
+from saap_jax.kept import check_scores, read_scores, save_scores
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import checkpoints, select_calibrated, step
@@ -163,7 +164,7 @@ class Road:
         """Return the scores of the model pruned to a ratio, from the run or anew, and the units that are gone there."""
         keep = self._select(station, calibrated, gone).keep
         suffix, variant = f"{self.suffix}-{station:g}", self.variant
-        if not (self.run.path / f"scores{suffix}.npz").exists():
+        if not self.run.has(f"scores{suffix}.npz"):
             made = calibrate(
                 self.model,
                 self.scenarios,
@@ -177,7 +178,9 @@ class Road:
             )
             save_scores(self.run, made, suffix)
         gone = {name: units & ~keep[name] for name, units in existing_units(self.model.runs).items()}
-        return read_scores(self.run, suffix), gone
+        kept = read_scores(self.run, suffix)
+        check_scores(kept, self.run.path / f"scores{suffix}.npz", self.model, self.scenarios, [variant.estimator])
+        return kept, gone
 
 
 # --- curve and bisection -------------------------------------------------------------------------
@@ -240,7 +243,7 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
 
         starts = {key: first_bracket(ratios, holds[key], line.top) for key, line in lines.items()}
         brackets = bisect(starts, judge, config.tolerance)
-    run.save_arrays("keeps", {f"{name}/{part}": kept for name, keep in keeps.items() for part, kept in keep.items()})
+    save_keeps(run, keeps)
     said = [_said(lines[key], brackets[key], starts[key], ratios, holds[key]) for key in lines]
     return {
         "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,

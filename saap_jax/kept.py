@@ -25,7 +25,6 @@ from saap_jax.calibration import (
 )
 from saap_jax.config import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation import Statistic
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.llama import Llama
@@ -35,8 +34,7 @@ from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory, read_run
 from saap_jax.report.reading import DAMAGED
 from saap_jax.report.score_arrays import parts_of
-from saap_jax.surgery import check_keep, kept_parameters
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import Scores
 
 LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
 """Statistics that take as much space as the model in float32."""
@@ -157,37 +155,6 @@ def check_scores(
                     f"expected scores {scenario}/{estimator}/{name} of shape {units.shape} in {path}, got {got}; "
                     f"{DAMAGED}"
                 )
-
-
-def read_keeps(run: RunDirectory, model: Llama, ratios: Mapping[str, float]) -> dict[str, Keep]:
-    """Return the keep-sets that a run holds of some candidates; those that it does not hold are left out.
-
-    Args:
-        ratios: the share of the prunable parameters that has to be gone, by the name of a candidate.
-
-    Raises:
-        ValueError: one has units that the model does not have, or removes less than it claims.
-    """
-    arrays, keeps = run.load_arrays("keeps") if run.has("keeps.npz") else {}, {}
-    total, prunable = count_parameters(model), prunable_parameters(discover(model))
-    for name, ratio in ratios.items():
-        keep = {each: arrays[f"{name}/{each}"] for each in STRUCTURES if f"{name}/{each}" in arrays}
-        if len(keep) < len(STRUCTURES):
-            continue
-        where = f"{run.path / 'keeps.npz'}: the keep-set of {name}"
-        try:
-            check_keep(keep, model.runs)
-        except ValueError as error:
-            raise ValueError(f"{where} is not of this model ({error}); {DAMAGED}") from None
-        if not (gone := (total - kept_parameters(model, keep)) / prunable) >= ratio * (1 - 1e-9):
-            raise ValueError(f"{where} removes {gone:.4f} of the prunable parameters, less than {ratio:g}; {DAMAGED}")
-        keeps[name] = keep
-    return keeps
-
-
-def save_keeps(run: RunDirectory, keeps: Mapping[str, Keep]) -> None:
-    """Keep the keep-sets of candidates, by name."""
-    run.save_arrays("keeps", {f"{name}/{part}": kept for name, keep in keeps.items() for part, kept in keep.items()})
 
 
 def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:

@@ -25,6 +25,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.load import load_keep, resolve
+from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.processes import agreed
 from saap_jax.recovery.checkpoints import Checkpoints
@@ -71,13 +72,16 @@ def recover(
     layout = _layout(config)
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
-            _recover(config, run, layout, track, note)
+            out = _target(config, run)
+            with held(out, f"out: {out}"):
+                _recover(config, run, out, layout, track, note)
     return run
 
 
-def _recover(config: RecoverConfig, run: RunDirectory, layout: Layout | None, track: Track, note: Note) -> None:
+def _recover(
+    config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track, note: Note
+) -> None:
     """Do what `recover` does, as far as the run does not hold it yet."""
-    out = _target(config, run)
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
         model, tokenizer = load_model(config.model, config.dtype, layout=layout), load_tokenizer(config.model)

@@ -19,7 +19,8 @@ from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.evaluation.suggestions import trial_options
-from saap_jax.kept import read_scores, save_scores
+from saap_jax.keeps import read_keeps, save_keeps
+from saap_jax.kept import check_scores, read_scores, save_scores
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import SearchConfig
@@ -98,7 +99,7 @@ def _scores(
     config: SensitivityConfig, run: RunDirectory, model: Llama, scenarios: dict[str, Windows], track: Track
 ) -> Calibrated:
     """Return the scores that the run holds, or make and keep them."""
-    if not (run.path / "scores.npz").exists():
+    if not run.has("scores.npz"):
         made = calibrate(
             model,
             scenarios,
@@ -110,7 +111,9 @@ def _scores(
             track=track,
         )
         save_scores(run, made)
-    return read_scores(run)
+    kept = read_scores(run)
+    check_scores(kept, run.path / "scores.npz", model, scenarios, [config.estimator])
+    return kept
 
 
 def one_place_each(
@@ -165,19 +168,13 @@ class Trials:
 
     def measured(self) -> list[Row]:
         """Return the record of each trial; the keep-sets of all are kept as the run's `keeps.npz`."""
-        path, name = self.run.path / "keeps.npz", self._name("plain")
-        arrays = self.run.load_arrays("keeps") if path.exists() else {}
-        chosen = self._chosen()
+        chosen, name = self._chosen(), self._name("plain")
         searches = {"plain": self.config.search} | {kind: self._search(changes) for kind, changes in chosen.items()}
+        keeps = read_keeps(self.run, self.model, {self._name(kind): self.config.ratio for kind in searches})
         for kind, search in searches.items():
-            if f"{self._name(kind)}/{STRUCTURES[-1]}" not in arrays:
-                keep = self._select(search).keep
-                arrays |= {f"{self._name(kind)}/{structure}": kept for structure, kept in keep.items()}
-                self.run.save_arrays("keeps", arrays)
-        keeps = {
-            self._name(kind): {structure: arrays[f"{self._name(kind)}/{structure}"] for structure in STRUCTURES}
-            for kind in searches
-        }
+            if self._name(kind) not in keeps:
+                keeps[self._name(kind)] = self._select(search).keep
+                save_keeps(self.run, keeps)
         about = {each: {"variant": each.rpartition("@")[0], "ratio_asked": self.config.ratio} for each in keeps}
         self.evaluator.measure(keeps, about, doing="evaluate what could be suggested", track=self.track)
         return [

@@ -49,6 +49,7 @@ ORDER = (
     ("kept",),
     ("variants", "query_stage"),
     ("pipeline", "generation", "benchmark"),
+    ("keeps",),
     ("selection", "residual"),
     ("pruning",),
     ("sweep",),

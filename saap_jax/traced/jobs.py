@@ -11,6 +11,7 @@ from saap_jax.calibration import Track, quiet
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
 from saap_jax.digests import digest_of
 from saap_jax.discovery.factory import made_problem
+from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.couplings import couplings_drawing
@@ -169,8 +170,14 @@ def prune(config: TracedPruneConfig, *, track: Track = quiet) -> PrunedModel:
         FileExistsError: the directory exists.
     """
     out = Path(config.out)
-    if out.exists():
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+    with held(out, f"out: {out}"):
+        if out.exists():
+            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+        return _prune(config, out, track)
+
+
+def _prune(config: TracedPruneConfig, out: Path, track: Track) -> PrunedModel:
+    """Do what `prune` does, into a directory that nobody else writes."""
     check_traced_estimators([config.estimator], config.fusion)
     with step(track, "trace the model"):
         subject = subject_of(made_problem(config.factory), norms=config.norms)
