@@ -189,6 +189,7 @@ def export(words: list[str]) -> None:
     agreement = exported.agreement
     table = Table(title=exported.kind, title_justify="left", show_header=False)
     table.add_row("parameters", f"{exported.parameters:,}")
+    table.add_row("parameters in the files", f"{exported.written:,}")
     table.add_row("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})")
     table.add_row("bytes", f"{exported.bytes:,}")
     table.add_row(f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}")

@@ -30,9 +30,10 @@ def save_model(
 
     `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
     `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
-    `model`. `further` are JSON objects by file name. Everything goes to a hidden sibling directory that is renamed at the end, so nothing incomplete appears
-    under the final name. One tensor at a time is held beside the model, also of one that is spread over devices. Of
-    several processes of a job, all have to call this, and the first one writes.
+    `model`. `further` are JSON objects by file name. Everything goes to a hidden sibling directory that is renamed
+    at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the model,
+    also of one that is spread over devices. Of several processes of a job, all have to call this, and the first one
+    writes.
 
     Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
     merged, `OSError` if the disk is full; in each case nothing is left behind.

@@ -182,7 +182,7 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
             finally:
                 _remove(hidden)
     except OSError as error:
-        if error.errno is None or isinstance(error, FileExistsError):  # not of the system: a message of ours
+        if error.errno is None:  # not of the system: a message of ours
             raise
         said = OSError(error.errno, f"{target}: {what} was not saved ({error.strerror or error})")
         said.filename = str(target)
