@@ -198,6 +198,7 @@ def export(words: list[str]) -> None:
     share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
     rows = [
         ("parameters", f"{exported.parameters:,}"),
+        ("parameters in the files", f"{exported.written:,}"),
         ("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})"),
         ("bytes", f"{exported.bytes:,}"),
         (f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}"),
@@ -232,16 +233,9 @@ def fidelity(words: list[str]) -> None:
     from saap_jax.report import fidelity as report
 
     with show_progress() as track:
-        run, rows, scores, exact = job.judge(config, overwrite=options.overwrite, track=track)
+        run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
     for scope in ("attention", "mlp", "pooled"):
         show(report.rich_fidelity_table(rows, scope))
-    files = {
-        "fidelity.svg": report.fidelity_scatter(scores, exact, rows),
-        "fidelity.md": report.markdown_fidelity(rows),
-        "fidelity.csv": report.csv_fidelity(rows),
-    }
-    for name, text in files.items():
-        run.save_text(name, text)
     show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
 
 

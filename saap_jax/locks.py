@@ -7,6 +7,7 @@ is locked by the operating system, and is removed with the lock; one that a kill
 import contextlib
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from saap_jax.processes import agreed
 
 SUFFIX = ".lock"
 
+_mine: set[tuple[Path, int]] = set()
+"""Locks that are held, with the thread."""
+
 _MOMENT = 0.2
 """Seconds in which a lock file may be removed by who releases it, and be made anew."""
 
@@ -25,16 +29,22 @@ _MOMENT = 0.2
 def held(path: Path, what: str) -> Iterator[None]:
     """Hold the lock of a file or directory while the block runs; of several processes of a job, the first holds it.
 
-    Directories on the way are made, and removed again if nothing is in them at the end.
+    Directories on the way are made, and removed again if nothing is in them at the end. Within the block the same
+    thread may hold the same lock again.
 
     Args:
         what: names, in the error, what may be written by one process at a time.
 
     Raises:
-        ValueError: another process (or another call of this one) holds it, with which and since when.
+        ValueError: another process, or another thread of this one, holds it, with which and since when.
     """
+    lock = lock_of(path)
     with contextlib.ExitStack() as stack:
-        agreed(lambda: _take(lock_of(path), what, stack))
+        mine = (lock, threading.get_ident())
+        if mine not in _mine:
+            agreed(lambda: _take(lock, what, stack))
+            _mine.add(mine)
+            stack.callback(_mine.discard, mine)
         yield
 
 

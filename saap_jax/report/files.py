@@ -74,14 +74,17 @@ def check_target(name: str, path: str) -> None:
         raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, partial: Path | None = None) -> None:
     """Write a file so that its name holds either the old content or the whole new one, whenever the process ends.
 
     Nothing is left behind where that fails, as on a full disk. Of several processes of a job, the first one writes.
+
+    Args:
+        partial: where it is written first, in the same directory; by default `.NAME.partial`.
     """
     if not first():
         return
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial or path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
