@@ -25,6 +25,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.load import load_keep, resolve
+from saap_jax.llama.save import check_widths
 from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.processes import agreed
@@ -89,6 +90,8 @@ def _recover(
         tokenizer = load_tokenizer(config.model)
         dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
         _check_dense(config, model, dense)
+        if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
+            check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
         texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
     schedule = schedule_of(config, text.rows)
@@ -112,7 +115,7 @@ def _recover(
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
         if not agreed(out.exists):
-            save_model(recovered, out, tokenizer=tokenizer, keep=_keep_of(config.model))
+            save_model(recovered, out, tokenizer=tokenizer, keep=keep)
         recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))

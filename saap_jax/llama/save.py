@@ -39,7 +39,7 @@ def save_model(
     merged, `OSError` if the disk is full; in each case nothing is left behind.
     """
     if keep is not None:
-        _check_keep(keep, model)
+        check_widths(keep, model)
     stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
     if stored_dtype.name not in CODES:
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
@@ -66,13 +66,14 @@ def _config(model: Llama, dtype: str) -> dict[str, Any]:
     return config_from_spec(model.spec, dtype, per_layer=True) | quantization_to_config(quantization)
 
 
-def _check_keep(keep: Keep, model: Llama) -> None:
+def check_widths(keep: Keep, model: Llama) -> None:
+    """Raise ValueError unless a model has as many units in each layer as `keep` says were kept."""
     for name in _names(keep):
         if name == RESIDUAL:
             widths = [model.spec.embed]
         else:
             widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
-        kept = keep[name].sum(axis=1).tolist()
+        kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
 
