@@ -38,6 +38,22 @@ SCORE = (
     *("2", "--calibration.length", str(LENGTH), "--calibration.batch-size", "2"),
     *("--estimation.estimators", "wanda", "gate_taylor"),
 )
+RECOVER = (
+    *("recover", "ragged", "--name", "r", "--dense", "", "--new-tokens", "0", "--method.name", "full"),
+    *("--data.sources", "text:calibration.txt", "--data.length", "16", "--data.held-out", "0"),
+    *(
+        "--training.batch-size",
+        "1",
+        "--training.microbatch",
+        "1",
+        "--training.max-steps",
+        "1",
+        "--training.warmup",
+        "0",
+    ),
+    *("--evaluation.windows", str(WINDOWS), "--evaluation.length", str(LENGTH), "--evaluation.batch-size", "2"),
+    *("--evaluation.in-domain", "text:evaluation.txt", "--evaluation.out-of-domain", "text:other.txt"),
+)
 RESCORE = ("score", *MODEL, "--from-run", "runs/s", "--name", "new")
 AB = ("ab", f"runs/c:wanda@{RATIO}", "runs/c:dense", "--resamples", "100", "--json", "result.json")
 GATE = ("gate", f"runs/c:wanda@{RATIO}", "--baseline", "runs/c:dense", "--resamples", "100", "--limits", "limits.toml")
@@ -177,9 +193,8 @@ def scored(place: Path) -> Figures:
 
 
 def recovered(place: Path) -> Figures:
-    """Perplexities before and after a fine-tuning, and the units that are left."""
-    record = json.loads((place / "runs/r/run.json").read_text())
-    return {name: record[name]["ppl"] for name in ("before", "after")} | kept(place / "runs/r/model")
+    """The units of the unpruned model that a fine-tuned one still has."""
+    return kept(place / "runs/r/model")
 
 
 def written(place: Path) -> Figures:
@@ -505,6 +520,21 @@ def expected_gate() -> Figures:
     return {"code": 0 if all(holds) else 1}
 
 
+def expected_keep() -> Figures:
+    """The units that the unharmed model of a harmed record still has."""
+    keep = own.read_json(Path("ragged/keep.json").read_bytes())
+    network = network_of("ragged")
+    if not isinstance(keep, dict) or not {"attention", "mlp"} <= keep.keys():
+        raise ValueError("no record")
+    for name, column in (("attention", 0), ("mlp", 2)):
+        rows = keep[name]["kept"]
+        widths = [layer[column] for layer in network.layers]
+        units = own.integer(keep[name]["units"])
+        if [len({own.integer(unit, 0) for unit in row if unit < units}) for row in rows] != widths:
+            raise ValueError("another model")
+    return {"keep": {name: keep[name] for name in ("attention", "mlp")}}
+
+
 def expected_price() -> Figures:
     """What an hour of a core costs by the table."""
     table = tomllib.loads(Path("prices.toml").read_text(encoding="utf-8"))
@@ -599,6 +629,7 @@ FORMATS: dict[str, Format] = {
         "prices.toml", COMPARE, mutations.of_toml, priced, "expected_price", 40, _RESUMED, ("runs/c",),
         {"SAAP_PRICES": "prices.toml"},
     ),
+    "keep": Format("ragged/keep.json", RECOVER, _JSON, recovered, "expected_keep", 20, ("ragged", *_RUNS[2:])),
     "configuration": Format(
         "mine.py", ("score", "mine.py"), mutations.of_python, scored, "", 60, ("tiny", "runs"), ("runs/new",)
     ),

@@ -21,7 +21,7 @@ TOLERANCE = 2e-4
 """Of a figure in float32 against one in float64, relative."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
-_UNFORESEEN = re.compile("traceback", re.IGNORECASE)
+_UNFORESEEN = re.compile("traceback|nobody foresaw|out of memory", re.IGNORECASE)
 _numbers = itertools.count()
 
 

@@ -1,7 +1,7 @@
 """Harmed files of every format, by the thousand: each is refused in one line, or read as what it says.
 
 `SAAP_FUZZ_SEED=1 SAAP_FUZZ_SCALE=10` draws others, and ten times as many. A failure names the directory of the case,
-with the harmed file in it, the command, and what was done to the file.
+with the harmed file in it, the command, and what was done to the file; `SAAP_FUZZ_LOG=FILE` has it at once.
 """
 
 import os
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("SAAP_FUZZ_SEED", "0"))
 SCALE = float(os.environ.get("SAAP_FUZZ_SCALE", "1"))
+LOG = os.environ.get("SAAP_FUZZ_LOG")
 CHUNK = 10
 """Cases of a test, so that workers share them evenly."""
 
@@ -45,6 +46,9 @@ def run_cases(strategy: st.SearchStrategy, check: Callable[..., str], number: in
     def each(drawn) -> None:
         if wrong := check(drawn):
             found.append(wrong)
+            if LOG:
+                with open(LOG, "a") as file:
+                    print(wrong, file=file)
 
     each()
     if found:

@@ -62,6 +62,7 @@ class Worker:
             "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUTF8": "1",
             "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(scratch),
             "OPENBLAS_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "JAX_PLATFORMS": "cpu",

@@ -15,6 +15,12 @@ from tests.fuzz.worker import Outcome, Worker
 
 SPECIAL = ("<|endoftext|>", "<unk>")
 EMBED, HEAD_DIM, GROUP = 16, 4, 2
+KEPT = {
+    "attention": {"units": 2, "kept": [[0, 1], [1]]},
+    "mlp": {"units": 24, "kept": [list(range(24)), list(range(3, 20))]},
+}
+"""What the model of two different layers has of an unpruned one."""
+
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}the"
 
 
@@ -23,6 +29,7 @@ def build(place: Path, worker: Worker) -> None:
     tokenizer = _tokenizer()
     for name, layers in (("tiny", ((2, 24), (2, 24))), ("sharded", ((2, 24), (2, 24))), ("ragged", ((2, 24), (1, 17)))):
         _model(place / name, layers, tokenizer, shards=2 if name == "sharded" else 1)
+    (place / "ragged/keep.json").write_text(json.dumps(KEPT, indent=1))
     _texts(place)
     _ran(worker.run(formats.COMPARE, place))
     unfinished = place / "unfinished"
