@@ -19,11 +19,13 @@ from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.options import SearchConfig
 from saap_jax.pipeline import perplexity, score_units, select_units
 from saap_jax.surgery import cut, masks
+from saap_jax.version import __version__
 
 __all__ = [
     "ESTIMATORS",
     "Llama",
     "SearchConfig",
+    "__version__",
     "calibration_windows",
     "count_parameters",
     "cut",

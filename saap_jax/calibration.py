@@ -312,6 +312,12 @@ def scenario_pairs(parts: Iterable[Windows], config: CalibrationConfig) -> list[
     return pairs(together, config.batch_size)
 
 
+def lengths_of(config: Any) -> dict[str, int]:
+    """Return the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
+    parts = {name: getattr(config, name, None) for name in ("calibration", "evaluation")}
+    return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
+
+
 def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
     """Draw the calibration windows of each scenario."""
     scenarios = [parse_scenario(text) for text in config.scenarios]

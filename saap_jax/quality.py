@@ -6,7 +6,6 @@ Losses on record are compared as they are; a model that is not of a run is evalu
 import dataclasses
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +21,15 @@ from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_byte
 from saap_jax.evaluation.gate import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.json_files import shown
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.pipeline import step
 from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
+from saap_jax.report.files import check_target, write_atomically
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
-from saap_jax.report.records import check_target, write_atomically
 from saap_jax.report.rows import DENSE
 from saap_jax.task_comparison import compare_tasks
+from saap_jax.toml_files import read_toml
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 
@@ -132,7 +133,8 @@ def _losses(config: PairConfig, a: Reference, b: Reference, track: Track) -> tup
     evaluated: dict[str, Losses] = {}
     names = list(dict.fromkeys(model.text for model in new))
     for name in track("evaluate models", names, len(names)):
-        model = load_model(name, setting.dtype)
+        longest = max((length for _, length, _ in setting.texts.values()), default=0)
+        model = load_model(name, setting.dtype, lengths={"length": longest})
         evaluated[name] = {metric: _evaluate(model, text, setting) for metric, text in windows[name].items()}
     found = recorded | evaluated
     return found[a.text], found[b.text]
@@ -255,13 +257,13 @@ def read_limits(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"limits: expected a TOML file, found none at {path}; check the path")
+    limits = read_toml(Path(path), "limits")
     try:
-        limits = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         for key, value in limits.items():
             if key not in LIMITS:
                 near = difflib.get_close_matches(key.replace("-", "_"), LIMITS, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown limit {key!r}, expected {', '.join(LIMITS)}{hint}")
+                raise ValueError(f"unknown limit {shown(key)}, expected {', '.join(LIMITS)}{hint}")
             LIMITS[key](key, value)
     except ValueError as error:
         raise ValueError(f"limits {path}: {error}") from None

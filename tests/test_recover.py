@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,24 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
 )
 def test_bad_input_is_one_line_and_leaves_nothing(options, words, message, capsys, tmp_path):
     assert message in refused(capsys, ["recover", *options, *words])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("{", "expected JSON"),
+        ("{}", "keep: expected attention units a layer [2, 2], as in the model, got none"),
+        (
+            '{"attention": {"units": 2, "kept": [[0], [0]]}, "mlp": {"units": 24, "kept": [[], []]}}',
+            "keep: expected attention units a layer [2, 2], as in the model, got [1, 1]",
+        ),
+    ],
+)
+def test_a_damaged_keep_set_is_refused_before_any_work(options, keep, message, capsys, tmp_path):
+    model = Path(shutil.copytree(options[1], tmp_path / "kept"))
+    (model / "keep.json").write_text(keep)
+    assert message in refused(capsys, ["recover", *options, "--model", str(model)])
     assert not (tmp_path / "runs").exists()
 
 

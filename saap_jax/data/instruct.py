@@ -4,6 +4,7 @@ A JSON object a line, with the fields of Alpaca (`instruction`, `input`, `output
 `context`, `response`); others are not read. Input and context may be absent or empty.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from saap_jax.data.json_lines import fields_of, json_lines
@@ -44,14 +45,14 @@ class Exchange(NamedTuple):
         return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
 
 
-def parse_exchanges(text: str, source: str) -> tuple[Exchange, ...]:
-    """Read the exchanges of a file of JSON lines, in order; empty responses are kept.
+def parse_exchanges(lines: Iterable[tuple[int, bytes]], source: str) -> tuple[Exchange, ...]:
+    """Read the exchanges of JSON lines with their numbers, in order; empty responses are kept.
 
     Raises:
         ValueError: a line is no JSON object, or lacks a string `instruction` or a string response.
     """
     exchanges = []
-    for number, record in json_lines(text, source):
+    for number, record in json_lines(lines, source):
         instruction = _field(record, ("instruction",), source, number)
         context = _field(record, CONTEXTS, source, number, default="")
         response = _field(record, RESPONSES, source, number)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from saap_jax.chat import encode_chat
 from saap_jax.data.instruct import Exchange
 from saap_jax.data.sources import Document, parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import tokenize
@@ -94,16 +95,14 @@ def encode_exchange(
         begin: the tokens that a text begins with.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or one that fails.
     """
     response = tokenize(exchange.response, tokenizer).tolist()
     if template == "alpaca":
         return [*begin, *tokenize(exchange.prompt, tokenizer).tolist()], response
     if not tokenizer.chat_template:
         raise ValueError("data.template: expected a tokenizer with a chat template, got one without; take alpaca")
-    messages = [{"role": "user", "content": exchange.said}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False)), response
+    return encode_chat(tokenizer, exchange.said), response
 
 
 def _documents(source: str) -> Sequence[Document | Exchange]:

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from saap_jax.data import tfds_source
 from saap_jax.data.instruct import Exchange, parse_exchanges
-from saap_jax.data.json_lines import fields_of, json_lines
+from saap_jax.data.json_lines import fields_of, json_lines, text_lines
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""
@@ -99,7 +99,7 @@ def read_texts(source: str, part: Part = "all") -> tuple[Document, ...]:
         reference = tfds_source.parse_reference(source, parsed.path)
         documents = tuple(Document(*each) for each in tfds_source.read_examples(reference, parsed.field, part))
     else:
-        documents = FORMATS[parsed.format](_decode(source, _find(source, parsed.path)), source, parsed)
+        documents = FORMATS[parsed.format](_find(source, parsed.path), source, parsed)
     documents = tuple(d for d in documents if d.text.strip())
     if not documents:
         raise ValueError(f"data source {source!r}: expected text, found none; give a file that is not empty")
@@ -115,7 +115,7 @@ def read_exchanges(source: str) -> tuple[Exchange, ...]:
     parsed = parse_source(source)
     if parsed.format != "instruct":
         raise ValueError(f"data source {source!r}: expected instruct:PATH, got the format {parsed.format}")
-    return parse_exchanges(_decode(source, _find(source, parsed.path)), source)
+    return parse_exchanges(text_lines(_find(source, parsed.path), source), source)
 
 
 def join_texts(documents: Sequence[Document]) -> str:
@@ -151,7 +151,8 @@ def _fingerprints(source: str, part: Part) -> Iterator[tuple[str, str]]:
     """Yield (digest, what it is the digest of) for a source's file and for each of its longer documents."""
     parsed = parse_source(source)
     if parsed.format not in ("builtin", "tfds"):
-        yield hashlib.sha256(_find(source, parsed.path).read_bytes()).hexdigest(), "the file"
+        with open(_find(source, parsed.path), "rb") as file:
+            yield hashlib.file_digest(file, "sha256").hexdigest(), "the file"
     for document in read_texts(source, part):
         if len(document.text) >= SHORT:
             yield hashlib.sha256(_words(document.text).encode()).hexdigest(), f"document {document.name!r}"
@@ -193,22 +194,25 @@ def _find(source: str, path: str) -> Path:
 
 def _decode(source: str, path: Path) -> str:
     """Read a file as UTF-8, with `\\n` line ends and without a byte order mark."""
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"data source {source!r}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start} of {path}; convert the file to UTF-8"
-        ) from None
+    lines = []
+    for number, line in text_lines(path, source):
+        try:
+            lines.append(line.decode("utf-8").replace("\r\n", "\n"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data source {source!r}: expected UTF-8, got byte 0x{line[error.start]:02x} at offset {error.start} "
+                f"of line {number} of {path}; convert the file to UTF-8"
+            ) from None
+    return "".join(lines)
 
 
-def _read_text(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
-    return (Document(source, text),)
+def _read_text(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
+    return (Document(source, _decode(source, path)),)
 
 
-def _read_jsonl(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
+def _read_jsonl(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
     documents = []
-    for number, record in json_lines(text, source):
+    for number, record in json_lines(text_lines(path, source), source):
         value = record.get(parsed.field)
         if not isinstance(value, str):
             raise ValueError(
@@ -219,29 +223,29 @@ def _read_jsonl(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
     return tuple(documents)
 
 
-def _read_wikitext(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
+def _read_wikitext(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
     """Join the rows as `"\\n\\n".join(dataset["text"])` does, where a blank row is "" and others keep their `\\n`."""
-    rows = text.removesuffix("\n").split("\n")
+    rows = _decode(source, path).removesuffix("\n").split("\n")
     return (Document(source, "\n\n".join(row + "\n" if row.strip() else "" for row in rows)),)
 
 
-def _read_ptb(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
-    return (Document(source, " ".join(row.strip() for row in text.split("\n") if row.strip())),)
+def _read_ptb(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
+    return (Document(source, " ".join(row.strip() for row in _decode(source, path).split("\n") if row.strip())),)
 
 
-def _read_instruct(text: str, source: str, parsed: Source) -> tuple[Document, ...]:
-    exchanges = parse_exchanges(text, source)
+def _read_instruct(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
+    exchanges = parse_exchanges(text_lines(path, source), source)
     return tuple(Document(each.name, each.prompt + each.response) for each in exchanges)
 
 
-FORMATS: dict[str, Callable[[str, str, Source], tuple[Document, ...]]] = {
+FORMATS: dict[str, Callable[[Path, str, Source], tuple[Document, ...]]] = {
     "text": _read_text,
     "jsonl": _read_jsonl,
     "wikitext": _read_wikitext,
     "ptb": _read_ptb,
     "instruct": _read_instruct,
 }
-"""Format of a file -> reader of (content of the file, source as written, parsed source)."""
+"""Format of a file -> reader of (the file, source as written, parsed source)."""
 
 _SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
 

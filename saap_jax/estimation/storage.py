@@ -22,12 +22,18 @@ from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
 from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
 from saap_jax.estimation.not_finite import leaves_by_path
 from saap_jax.fetching import fetched
+from saap_jax.json_files import parse_json, shown
 from saap_jax.llama.model import Llama
 from saap_jax.llama.write import Tensor, write_tensors
 from saap_jax.processes import first
 from saap_jax.sharding import mesh_of
 
 FORMAT = "saap_jax statistics 1"
+
+DAMAGED = "the file was changed or damaged: observe again"
+"""What to do about a file that says something else than what was written."""
+
+_ABOUT = {"examples", "tokens", "statistics", "curvature"}
 
 
 def save_statistics(
@@ -69,12 +75,20 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
 
 
+def load_scenario(path: str | Path, model: Llama, scenario: str) -> Statistics:
+    """Read the statistics of one scenario; raises as `load_statistics`, also where the file has another."""
+    loaded = load_statistics(path, model)
+    if scenario not in loaded:
+        raise ValueError(f"{path}: expected statistics of scenario {scenario!r}, got those of {shown(list(loaded))}")
+    return loaded[scenario]
+
+
 def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
     """Read the statistics of each scenario, observed on `model` or one of the same shapes (abstract is enough).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no file of statistics, or one of another model.
+        ValueError: no file of statistics, one of another model, or one that is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a file of statistics, found none; observe them first")
@@ -83,15 +97,55 @@ def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
-            scenarios = json.loads(metadata["scenarios"])
+            scenarios = _scenarios(str(path), metadata)
             expected = {scenario: _expected(about, model) for scenario, about in scenarios.items()}
             _check_tensors(path, file, expected)
             homes = leaves_by_path(model)
             return {
-                scenario: _read(file, scenario, scenarios[scenario], expected[scenario], homes) for scenario in expected
+                scenario: _read(str(path), file, scenario, scenarios[scenario], trees, homes)
+                for scenario, trees in expected.items()
             }
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def _scenarios(path: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return what the metadata say of each scenario, checked before anything is made of it."""
+    scenarios = parse_json(metadata.get("scenarios", "").encode(), f"{path}: metadata `scenarios`")
+    if not isinstance(scenarios, dict) or not scenarios:
+        raise ValueError(f"{path}: expected an object of scenarios in its metadata, got {shown(scenarios)}; {DAMAGED}")
+    for name, about in scenarios.items():
+        if not _is_described(about):
+            raise ValueError(
+                f"{path}: expected examples, tokens and statistics of scenario {shown(name)} in its metadata, "
+                f"got {shown(about)}; {DAMAGED}"
+            )
+    return scenarios
+
+
+def _is_described(about: Any) -> bool:
+    """Say whether the metadata of a scenario are such as `save_statistics` writes."""
+    if not isinstance(about, dict) or not {"examples", "tokens", "statistics"} <= about.keys() <= _ABOUT:
+        return False
+    names, curvature = about["statistics"], about.get("curvature")
+    known = {statistic.value for statistic in Statistic}
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
+        return False
+    if len(set(names)) < len(names) or not all(_is_count(about[key]) for key in ("examples", "tokens")):
+        return False
+    if Statistic.GATE_HESSIAN not in names:
+        return curvature is None
+    return (
+        isinstance(curvature, dict)
+        and curvature.keys() == {"probes", "attention"}
+        and _is_count(curvature["probes"])
+        and curvature["attention"] in ("exact", "probes")
+    )
+
+
+def _is_count(value: Any) -> bool:
+    """Say whether a value is a number of things that an array can have."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def _curvature(hessian: GateHessian | None) -> dict[str, Any]:
@@ -120,33 +174,41 @@ def _check_tensors(path: str | Path, file: Any, expected: dict[str, dict[str, An
     """Refuse a file whose tensors are not those that the model calls for."""
     trees = [_flat(f"{scenario}/{name}", tree) for scenario, named in expected.items() for name, tree in named.items()]
     wanted = {name: tuple(leaf.shape) for flat in trees for name, leaf in flat.items()}
-    stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    stored = {name: tuple(view.get_shape()) for name, view in views.items()}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
             raise ValueError(
                 f"{path}: expected tensor {name} of shape {wanted.get(name)} for this model, got {stored.get(name)}; "
                 "load it with the model that the statistics were observed on"
             )
+    for name, view in views.items():
+        if view.get_dtype() != "F32":
+            raise ValueError(f"{path}: expected tensor {name} of type F32, got {view.get_dtype()}; {DAMAGED}")
 
 
-def _placed(file: Any, name: str, leaf: Any, home: Any) -> jax.Array:
+def _placed(path: str, file: Any, name: str, leaf: Any, home: Any) -> jax.Array:
     """Read a tensor; where it is like a parameter that is spread over devices, what this process holds of that."""
+
+    def read(part: Any) -> np.ndarray:
+        values = np.asarray(file.get_slice(name)[part] if part else file.get_tensor(name), leaf.dtype)
+        if not (np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0))):  # NaN is either of them
+            raise ValueError(f"{path}: expected finite numbers in tensor {name}, got others; {DAMAGED}")
+        return values
+
     place = getattr(home, "sharding", None)
     if isinstance(place, NamedSharding) and home.shape == leaf.shape:
-        view = file.get_slice(name)
-        return jax.make_array_from_callback(
-            leaf.shape, place, lambda part: np.asarray(view[part] if part else file.get_tensor(name), leaf.dtype)
-        )
-    return jnp.asarray(file.get_tensor(name), leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, place, read)
+    return jnp.asarray(read(()))
 
 
 def _read(
-    file: Any, scenario: str, about: dict[str, Any], expected: dict[str, Any], homes: dict[str, Any]
+    path: str, file: Any, scenario: str, about: dict[str, Any], expected: dict[str, Any], homes: dict[str, Any]
 ) -> Statistics:
     def read(name: str, tree: Any) -> Any:
         start = f"{scenario}/{name}"
         leaves = [
-            _placed(file, tensor, leaf, homes.get(tensor.removeprefix(f"{start}/")))
+            _placed(path, file, tensor, leaf, homes.get(tensor.removeprefix(f"{start}/")))
             for tensor, leaf in _flat(start, tree).items()
         ]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)

@@ -82,10 +82,10 @@ def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Prog
         ValueError: the workload does not fit the model's positions.
     """
     batch, prompt, new = workload
-    if prompt + new > model.constants.max_positions:
+    if prompt + new > model.constants.positions:
         raise ValueError(
             f"bench: {prompt} tokens and {new} new ones make {prompt + new}, more than the model's "
-            f"{model.constants.max_positions} positions; ask for fewer"
+            f"{model.constants.positions} positions; ask for fewer"
         )
     prompts = np.random.default_rng(seed).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
     keys = jax.random.split(jax.random.key(seed), batch)

@@ -8,16 +8,21 @@
 cores that the run may use. The table is `prices.toml` beside this module, or the file that SAAP_PRICES names.
 """
 
+import datetime
 import fnmatch
-import math
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saap_jax.json_files import shown
+from saap_jax.toml_files import read_toml
+
 TABLE = Path(__file__).with_name("prices.toml")
 """The table that comes with the package."""
+
+MOST_USD = 1e6
+"""A price of a device-hour below which a price is one; others overflow when they are multiplied."""
 
 _REQUIRED, _OPTIONAL = {"kind", "device_kinds", "usd_per_hour", "date"}, {"source"}
 
@@ -43,13 +48,10 @@ def read_prices(path: str | os.PathLike[str] | None = None) -> tuple[Price, ...]
     path = Path(path or os.environ.get("SAAP_PRICES") or TABLE)
     if not path.is_file():
         raise FileNotFoundError(f"prices: expected a file at {path}, found none; check SAAP_PRICES, or unset it")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"prices: expected TOML in {path}, got {error}; correct the file") from None
+    table = read_toml(path, "prices")
     entries = table.get("price")
     if set(table) != {"price"} or not isinstance(entries, list) or not entries:
-        raise ValueError(f"prices: expected [[price]] entries and nothing else in {path}, got {sorted(table)}")
+        raise ValueError(f"prices: expected [[price]] entries and nothing else in {path}, got {shown(sorted(table))}")
     return tuple(_price(entry, f"entry {number} of {path}") for number, entry in enumerate(entries, start=1))
 
 
@@ -134,10 +136,12 @@ def _price(entry: Any, where: str) -> Price:
     if not isinstance(entry, dict) or not _REQUIRED <= set(entry) <= _REQUIRED | _OPTIONAL:
         expected = f"{', '.join(sorted(_REQUIRED))} and at most {', '.join(_OPTIONAL)}"
         found = sorted(entry) if isinstance(entry, dict) else entry
-        raise ValueError(f"prices: expected {expected} in {where}, got {found}; correct the file")
-    kinds, usd = entry["device_kinds"], entry["usd_per_hour"]
-    if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
-        raise ValueError(f"prices: expected a list of names as device_kinds in {where}, got {kinds!r}")
-    if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd < math.inf:
-        raise ValueError(f"prices: expected a number of US dollars as usd_per_hour in {where}, got {usd!r}")
-    return Price(str(entry["kind"]), tuple(kinds), float(usd), str(entry["date"]))
+        raise ValueError(f"prices: expected {expected} in {where}, got {shown(found)}; correct the file")
+    kind, kinds, usd, date = (entry[name] for name in ("kind", "device_kinds", "usd_per_hour", "date"))
+    if not isinstance(kinds, list) or not kinds or not all(isinstance(each, str) for each in kinds):
+        raise ValueError(f"prices: expected a list of names as device_kinds in {where}, got {shown(kinds)}")
+    if type(usd) not in (int, float) or not 0 <= usd < MOST_USD:
+        raise ValueError(f"prices: expected a number of US dollars as usd_per_hour in {where}, got {shown(usd)}")
+    if not isinstance(kind, str) or not isinstance(date, str | datetime.date):
+        raise ValueError(f"prices: expected a text as kind and a date in {where}, got {shown([kind, date])}")
+    return Price(kind, tuple(kinds), float(usd), str(date))

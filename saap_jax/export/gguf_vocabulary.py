@@ -7,8 +7,8 @@ from typing import Any
 from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
+from saap_jax.llama.gguf_header import open_header
 from saap_jax.llama.gguf_tokenizer import pre_tokenizer_name
-from saap_jax.llama.load_gguf import read_gguf
 from saap_jax.llama.spec import Constants
 from saap_jax.llama.tokenizer import Tokenizer
 
@@ -20,11 +20,11 @@ _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 def copied_vocabulary(path: Path) -> list[Pair]:
     """Return the tokenizer metadata of a GGUF file, as it is."""
-    fields = read_gguf(path).fields
+    entries = open_header(path).entries
     return [
-        (key, field.contents(), tuple(field.types[:2]))
-        for key, field in fields.items()
-        if key.startswith("tokenizer.") and field.contents() != []
+        (key, entry.value, entry.types)
+        for key, entry in entries.items()
+        if key.startswith("tokenizer.") and entry.value != []
     ]
 
 

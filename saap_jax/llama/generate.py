@@ -250,7 +250,7 @@ def decoder_of(model: Llama) -> Llama:
 
 def check_prompts(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise ValueError unless every prompt and what follows it fit the model."""
-    vocab, most = model.embedding.shape[0], model.constants.max_positions
+    vocab, most = model.embedding.shape[0], model.constants.positions
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     for row, prompt in enumerate(prompts):

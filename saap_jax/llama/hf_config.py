@@ -6,13 +6,12 @@ different widths have no place in it, nor has a bias of the output projections a
 `llama` config may say that all projections have biases; all but those of the output projections must then be zero.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
+from saap_jax.json_files import shown
 from saap_jax.llama.hf_families import KEYS, family_of, own_keys, sliding_window
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
-from saap_jax.llama.spec import Constants, Family, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
@@ -65,30 +64,26 @@ _ROPE_KEYS = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; `FileNotFoundError` or `ValueError` with one line otherwise."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file, found none")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; the file is damaged, fetch it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
     """Return the spec that a `config.json` describes; `where` names it in errors.
 
     Missing keys have the defaults of the family's class in transformers, except sizes, which must be there. Refuses
-    (`ValueError`, one line) other model types, unsupported attributes and keys that it does not know.
+    (`ValueError`, one line) other model types, unsupported attributes, keys that it does not know, and numbers beyond
+    `spec.BOUNDS`.
     """
+    try:
+        return _spec(config, where)
+    except ValueError as error:  # those of the spec's own classes know no file
+        message = str(error)
+        raise ValueError(message if message.startswith(where) else f"{where}: {message}") from None
+
+
+def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
     per_layer = config.get("model_type") == PER_LAYER_TYPE
     family = family_of(config, where, PER_LAYER_TYPE)
     defaults = {} if per_layer else KEYS[family].defaults
     _refuse_unsupported(config, where, family, per_layer)
-    embed = _integer(config, "hidden_size", where)
+    embed = _integer(config, "hidden_size", where, "width")
     layers = _layer_lists(config, where) if per_layer else _equal_layers(config, where)
     head_dim = config.get("head_dim", defaults.get("head_dim"))
     if head_dim is None and per_layer:
@@ -102,10 +97,11 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
         head_dim = embed // heads
     theta, scaling = _rope(config, where)
     eos = config.get("eos_token_id", defaults.get("eos_token_id", 2))
-    max_positions = _integer(config, "max_position_embeddings", where, defaults.get("max_position_embeddings", 2048))
+    default = defaults.get("max_position_embeddings", 2048)
+    max_positions = _integer(config, "max_position_embeddings", where, "positions", default)
     read_window = _per_layer_window if per_layer else sliding_window
     constants = Constants(
-        norm_eps=_number(config, "rms_norm_eps", where, defaults.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(config, "rms_norm_eps", where, "epsilon", defaults.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
         max_positions=max_positions,
@@ -120,9 +116,9 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
     )
     all_biases = family == "llama" and not per_layer
     return LlamaSpec(
-        vocab=_integer(config, "vocab_size", where),
+        vocab=_integer(config, "vocab_size", where, "vocabulary"),
         embed=embed,
-        head_dim=_integer({"head_dim": head_dim}, "head_dim", where),
+        head_dim=_integer({"head_dim": head_dim}, "head_dim", where, "head size"),
         layers=layers,
         tied=_flag(config, "tie_word_embeddings", where),
         output_biases=_all_biases(config, where) if all_biases else _flag(config, _OUTPUT_BIASES, where),
@@ -205,13 +201,17 @@ def quantization_from_config(config: dict[str, Any], where: str) -> Quantization
         not isinstance(names, list)
         or entry.keys() != set(Quantization._fields)
         or names != [name for name in MATRICES if name in names]
+        or type(entry["bits"]) is not int
         or entry["bits"] not in PLANES
     ):
         raise ValueError(
             f"{where}: expected {_QUANTIZATION} to have bits ({', '.join(map(str, PLANES))}), group_size and matrices "
-            f"(some of {', '.join(MATRICES)}, in this order), got {entry!r}"
+            f"(some of {', '.join(MATRICES)}, in this order), got {shown(entry)}"
         )
-    return Quantization(entry["bits"], _integer(entry, "group_size", f"{where}: {_QUANTIZATION}"), tuple(names))
+    size = _integer(entry, "group_size", f"{where}: {_QUANTIZATION}", "channels")
+    if any(size * width % 8 for width in PLANES[entry["bits"]]):
+        raise ValueError(f"{where}: expected a group_size of whole bytes at {entry['bits']} bits, got {size}")
+    return Quantization(entry["bits"], size, tuple(names))
 
 
 def fits_plain_config(spec: LlamaSpec) -> bool:
@@ -234,7 +234,7 @@ def _all_biases(config: dict[str, Any], where: str) -> bool:
 
 
 def _per_layer_window(config: dict[str, Any], where: str, *_: Any) -> int | None:
-    return None if config.get("sliding_window") is None else _integer(config, "sliding_window", where)
+    return None if config.get("sliding_window") is None else _integer(config, "sliding_window", where, "positions")
 
 
 def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, per_layer: bool) -> None:
@@ -243,37 +243,38 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, per_
     known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else own.read | own.harmless)
     if unknown := sorted(config.keys() - known):
         raise ValueError(
-            f"{where}: unknown attributes {', '.join(unknown)}; they may change what the model computes, "
+            f"{where}: unknown attributes {some(unknown)}; they may change what the model computes, "
             "so remove them only if you know that they do not"
         )
     for key, values in only.items():
         if key in config and config[key] not in values:
-            raise ValueError(f"{where}: {key} = {config[key]!r} is not supported, expected {values[-1]!r}")
+            raise ValueError(f"{where}: {key} = {shown(config[key])} is not supported, expected {values[-1]!r}")
 
 
 def _equal_layers(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
-    heads = _integer(config, "num_attention_heads", where)
+    heads = _integer(config, "num_attention_heads", where, "heads")
     if "num_key_value_heads" not in config and config["model_type"] not in ("llama", "phi3"):
         raise ValueError(
             f"{where}: expected num_key_value_heads, got none; a {config['model_type']} config must say it"
         )
-    kv_heads = _integer(config, "num_key_value_heads", where, heads)
+    kv_heads = _integer(config, "num_key_value_heads", where, "heads", heads)
     if heads % kv_heads:
         raise ValueError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     widths = LayerWidths(
-        kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=_integer(config, "intermediate_size", where)
+        kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=_integer(config, "intermediate_size", where, "channels")
     )
-    return (widths,) * _integer(config, "num_hidden_layers", where)
+    return (widths,) * _integer(config, "num_hidden_layers", where, "layers")
 
 
 def _layer_lists(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
-    count = _integer(config, "num_hidden_layers", where)
+    count = _integer(config, "num_hidden_layers", where, "layers")
     lists = {}
     for key in _PER_LAYER_KEYS:
         lists[key] = config.get(key)
         good = isinstance(lists[key], list) and all(type(item) is int and item >= 0 for item in lists[key])
         if not good or len(lists[key]) != count:
-            raise ValueError(f"{where}: expected {key} to be {count} non-negative integers, got {lists[key]!r}")
+            raise ValueError(f"{where}: expected {key} to be {count} non-negative integers, got {shown(lists[key])}")
+        check_bounds(max(1, *lists[key]), "channels" if key == "intermediate_size" else "heads", f"{where}: {key}")
     layers = []
     for index, (kv_heads, heads, q_per_kv, mlp) in enumerate(zip(*lists.values(), strict=True)):
         if heads != kv_heads * q_per_kv:
@@ -291,62 +292,74 @@ def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
     for key in ("rope_parameters", "rope_scaling"):
         given = config.get(key)
         if given is not None and not isinstance(given, dict):
-            raise ValueError(f"{where}: expected {key} to be an object, got {given!r}")
+            raise ValueError(f"{where}: expected {key} to be an object, got {shown(given)}")
         if given:
             settings = {name: value for name, value in given.items() if value is not None}
             old = settings.pop("type", None)
             if settings.setdefault("rope_type", old or "default") != (old or settings["rope_type"]):
-                raise ValueError(f"{where}: {key} says both type {old!r} and rope_type {settings['rope_type']!r}")
+                raise ValueError(
+                    f"{where}: {key} says both type {shown(old)} and rope_type {shown(settings['rope_type'])}"
+                )
             found.append(settings)
     thetas = [settings.pop("rope_theta") for settings in found if "rope_theta" in settings]
     thetas += [config["rope_theta"]] if config.get("rope_theta") is not None else []
     if any(theta != thetas[0] for theta in thetas):
-        raise ValueError(f"{where}: rope_theta is given more than once, as {', '.join(map(str, thetas))}")
+        raise ValueError(f"{where}: rope_theta is given more than once, as {', '.join(map(shown, thetas))}")
     if len(found) == 2 and found[0] != found[1]:
-        raise ValueError(f"{where}: rope_parameters and rope_scaling disagree: {found[0]} and {found[1]}")
-    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, 10_000.0)
+        raise ValueError(f"{where}: rope_parameters and rope_scaling disagree: {shown(found[0])} and {shown(found[1])}")
+    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", 10_000.0)
     settings = found[0] if found else {"rope_type": "default"}
     kind = settings.pop("rope_type")
-    if kind not in _ROPE_KEYS or (config["model_type"] == "phi3" and kind != "default"):
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS or (config["model_type"] == "phi3" and kind != "default"):
         known = "default" if config["model_type"] == "phi3" else "default, linear or llama3"
-        raise ValueError(f"{where}: rope type {kind!r} is not supported, expected {known}")
+        raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
     if settings.keys() != _ROPE_KEYS[kind]:
         expected = ", ".join(sorted(_ROPE_KEYS[kind])) or "no settings"
-        raise ValueError(f"{where}: expected {expected} for rope type {kind!r}, got {', '.join(sorted(settings))}")
+        raise ValueError(f"{where}: expected {expected} for rope type {kind!r}, got {some(sorted(settings))}")
     if kind == "default":
         return theta, None
-    numbers = {key: _number(settings, key, where) for key in settings}
+    original = "original_max_position_embeddings"
+    quantities = {key: "positions" if key == original else "factor" for key in settings}
+    numbers = {key: _number(settings, key, where, quantity) for key, quantity in quantities.items()}
     if kind == "llama3":
-        numbers["original_max_positions"] = int(numbers.pop("original_max_position_embeddings"))
+        numbers["original_max_positions"] = int(numbers.pop(original))
     return theta, RopeScaling(kind=kind, **numbers)  # pyright: ignore[reportArgumentType]
 
 
-def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
+def some(names: list[str]) -> str:
+    """Name the first three, and how many more there are."""
+    listed = ", ".join(name if name.isprintable() and len(name) <= 100 else shown(name) for name in names[:3])
+    return listed + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _integer(config: dict[str, Any], key: str, where: str, quantity: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{where}: expected {key} to be a positive integer, got {value!r}")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{where}: expected {key} to be a positive integer, got {shown(value)}")
+    check_bounds(value, quantity, f"{where}: {key}")
     return value
 
 
-def _number(config: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
+def _number(config: dict[str, Any], key: str, where: str, quantity: str, default: float | None = None) -> float:
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{where}: expected {key} to be a positive number, got {value!r}")
+        raise ValueError(f"{where}: expected {key} to be a positive number, got {shown(value)}")
+    check_bounds(value, quantity, f"{where}: {key}")
     return float(value)
 
 
 def _flag(config: dict[str, Any], key: str, where: str) -> bool:
     value = config.get(key)
     if value is not None and type(value) is not bool:
-        raise ValueError(f"{where}: expected {key} to be true or false, got {value!r}")
+        raise ValueError(f"{where}: expected {key} to be true or false, got {shown(value)}")
     return bool(value)
 
 
 def _token(value: Any, what: str) -> int | None:
-    if value is not None and (type(value) is not int):
-        raise ValueError(f"{what}: expected a token id, got {value!r}")
+    if value is not None and (type(value) is not int or value >= BOUNDS["vocabulary"][1]):
+        raise ValueError(f"{what}: expected a token id, got {shown(value)}")
     return None if value is None or value < 0 else value

@@ -6,6 +6,7 @@ Source: the configuration classes of transformers (`LlamaConfig`, `MistralConfig
 
 from typing import Any, NamedTuple
 
+from saap_jax.json_files import shown
 from saap_jax.llama.spec import FAMILIES, Constants, Family
 
 
@@ -75,9 +76,9 @@ def family_of(config: dict[str, Any], where: str, per_layer_type: str) -> Family
     kind, key = config.get("model_type"), "model_type"
     if kind == per_layer_type:
         kind, key = config.get("family", "llama"), "family"
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
-            f"{where}: expected {key} {', '.join(FAMILIES)}, got {kind!r}; not a LLaMA model or a relative"
+            f"{where}: expected {key} {', '.join(FAMILIES)}, got {shown(kind)}; not a LLaMA model or a relative"
         )
     return kind
 
@@ -96,7 +97,7 @@ def sliding_window(config: dict[str, Any], where: str, family: Family, layers: i
     else:
         kinds = {_FULL if window is None else _SLIDING}
     if window is not None and (type(window) is not int or window < 1):
-        raise ValueError(f"{where}: expected sliding_window to be a positive integer or null, got {window!r}")
+        raise ValueError(f"{where}: expected sliding_window to be a positive integer or null, got {shown(window)}")
     if kinds == {_FULL} or (window is not None and window >= max_positions):
         return None
     if window is None or kinds != {_SLIDING}:
@@ -111,18 +112,20 @@ def _kinds(config: dict[str, Any], where: str, window: Any, default: int, layers
     """Return what kinds of attention the layers have."""
     if (types := config.get("layer_types")) is not None:
         if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {_FULL, _SLIDING}:
-            raise ValueError(f"{where}: expected layer_types to be {layers} of {_FULL} and {_SLIDING}, got {types!r}")
+            raise ValueError(
+                f"{where}: expected layer_types to be {layers} of {_FULL} and {_SLIDING}, got {shown(types)}"
+            )
         return set(types)
     first = config.get("max_window_layers", default)
     if type(first) is not int or first < 0:
-        raise ValueError(f"{where}: expected max_window_layers to be a non-negative integer, got {first!r}")
+        raise ValueError(f"{where}: expected max_window_layers to be a non-negative integer, got {shown(first)}")
     return {_FULL if window is None or layer < first else _SLIDING for layer in range(layers)}
 
 
 def _flag(config: dict[str, Any], key: str, where: str) -> bool:
     value = config.get(key)
     if value is not None and type(value) is not bool:
-        raise ValueError(f"{where}: expected {key} to be true or false, got {value!r}")
+        raise ValueError(f"{where}: expected {key} to be true or false, got {shown(value)}")
     return bool(value)
 
 

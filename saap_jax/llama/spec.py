@@ -7,6 +7,21 @@ Family = Literal["llama", "mistral", "qwen2", "qwen3", "phi3"]
 """`model_type` of a plain Hugging Face config."""
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "vocabulary": (1, 2**24),
+    "width": (1, 2**20),
+    "channels": (1, 2**24),
+    "heads": (1, 2**16),
+    "head size": (2, 2**16),
+    "layers": (1, 2**14),
+    "positions": (1, 2**30),
+    "epsilon": (1e-15, 0.1),
+    "theta": (2, 1e12),
+    "factor": (1e-6, 1e6),
+}
+"""Smallest and largest value of a quantity in a file that is believed: far beyond every published model."""
+
+
 class Traits(NamedTuple):
     """In what a family differs from LLaMA."""
 
@@ -81,6 +96,18 @@ class Constants:
             raise ValueError(f"sliding_window: expected none in family {self.family!r}, got {self.sliding_window}")
 
     @property
+    def positions(self) -> int:
+        """Positions that the rotary embedding is made for, those that its scaling adds among them.
+
+        >>> Constants(max_positions=4096, rope_scaling=RopeScaling(kind="linear", factor=2.0)).positions
+        8192
+        """
+        if (scaling := self.rope_scaling) is None:
+            return self.max_positions
+        before = self.max_positions if scaling.kind == "linear" else scaling.original_max_positions
+        return max(self.max_positions, int(before * scaling.factor))
+
+    @property
     def traits(self) -> Traits:
         """What the family has beside LLaMA."""
         return FAMILIES[self.family]
@@ -141,3 +168,19 @@ class LlamaSpec:
             else:
                 runs.append((widths, 1))
         return tuple(runs)
+
+
+def check_bounds(value: int | float, quantity: str, what: str) -> None:
+    """Raise ValueError unless a number of a file is within `BOUNDS`; `what` names file and key."""
+    least, most = BOUNDS[quantity]
+    if not least <= value <= most:
+        raise ValueError(f"{what}: expected {quantity} from {least:,} to {most:,}, got {value:,}; the file is damaged")
+
+
+def check_length(constants: Constants, length: int, option: str) -> None:
+    """Raise ValueError if rows of `length` tokens are longer than a model's positions; `option` is what sets them."""
+    if length > constants.positions:
+        raise ValueError(
+            f"{option}: expected at most {constants.positions:,} tokens, the positions of the model, got {length:,}; "
+            f"give a smaller {option}"
+        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from saap_jax.chat import check_text, encode_chat
 from saap_jax.llama.generate import stream
 from saap_jax.llama.model import Llama
 from saap_jax.llama.sample import Sampling
@@ -115,25 +116,11 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     Raises:
         ValueError: the text is empty and the tokenizer has no BOS token.
     """
-    tokens = list(tokenizer.encode(text))
+    check_text("prompt", text)
+    tokens = list(tokenizer.encode(text, verbose=False))  # who is asked for too many positions says so
     if not tokens and tokenizer.bos_token_id is None:
         raise ValueError("prompt: expected some text, got none, and the tokenizer has no BOS token to begin with")
     return tokens or [tokenizer.bos_token_id]
-
-
-def encode_chat(tokenizer: Tokenizer, said: str) -> list[int]:
-    """Return the tokens of a chat in which the user said something and the assistant is to answer.
-
-    The template writes special tokens itself, so the tokenizer must not add a BOS token a second time.
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise ValueError("chat: expected a tokenizer with a chat template, got one without; leave --chat out")
-    messages = [{"role": "user", "content": said}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:

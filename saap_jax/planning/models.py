@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from saap_jax.llama.hf_config import read_json, spec_from_config
+from saap_jax.json_files import read_object
+from saap_jax.llama.hf_config import spec_from_config
 from saap_jax.llama.load import PACKAGED
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 
@@ -45,4 +46,4 @@ def spec_of(name: str) -> LlamaSpec:
         raise ValueError(
             f"model: expected one of {', '.join(KNOWN)}, {PACKAGED}, a config.json or its directory, got {name!r}"
         )
-    return spec_from_config(read_json(path), str(path))
+    return spec_from_config(read_object(path), str(path))

@@ -1,5 +1,7 @@
 """The page: one HTML file, made of sections, that needs no network and no second file."""
 
+import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,20 +50,20 @@ class Page(NamedTuple):
         return bool(self.overview) or any(isinstance(b, Table) and b.sortable for s in sections for b in s.blocks)
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into a run directory of any kind, finished or not, and return its path."""
+def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
+    """Write `report.html` into a run directory of any kind, finished or not, and return its path; see `read_view`."""
     path = Path(run_dir) / "report.html"
-    write_atomically(path, render_report(run_dir).encode())
+    write_atomically(path, render_report(run_dir, status=status).encode())
     return path
 
 
-def render_report(run_dir: str | os.PathLike[str]) -> str:
-    """Return the page of one run, made from its records alone.
+def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
+    """Return the page of one run, made from its records alone; see `read_view`.
 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    view = read_view(run_dir, Detail())
+    view = read_view(run_dir, Detail(), status=status)
     return render_page(Page(view.name, [], [view], folded=False))
 
 
@@ -81,8 +83,20 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = lambda text: markupsafe.Markup(breakable(text))
-    view = {"page": page, "style": style_sheet(), "script": (HERE / "page.js").read_text(encoding="utf-8").strip()}
+    style, script = f"\n{style_sheet()}\n", f"\n{(HERE / 'page.js').read_text(encoding='utf-8').strip()}\n"
+    view = {"page": page, "style": style, "script": script, "policy": policy(style, script if page.sortable else "")}
     return environment.get_template("report.html").render(view).lstrip() + "\n"
+
+
+def policy(style: str, script: str) -> str:
+    """Return what a page may do: show its own style sheet, run its own script if it has one, nothing that has got in.
+
+    Attributes may have styles: colours of cells and drawings. `'unsafe-inline'` there lets no script run.
+    """
+    own = [f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in (style, script)]
+    scripts = own[1] if script else "'none'"
+    rules = f"style-src-elem {own[0]}; style-src-attr 'unsafe-inline'; script-src {scripts}; img-src data:"
+    return markupsafe.Markup(f"default-src 'none'; {rules}")
 
 
 def style_sheet() -> str:

@@ -14,14 +14,14 @@ DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "categ
 CHAT = "{% for m in messages %}<|endoftext|>{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>assistant:"
 
 
-def lines(*records) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+def lines(*records) -> list[tuple[int, bytes]]:
+    return [(number, json.dumps(record).encode() + b"\n") for number, record in enumerate(records, start=1)]
 
 
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "data.jsonl"
-    path.write_text(lines(ALPACA, DOLLY, {**ALPACA, "output": "  "}))
+    path.write_bytes(b"".join(line for _, line in lines(ALPACA, DOLLY, {**ALPACA, "output": "  "})))
     return f"instruct:{path}"
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -120,7 +121,12 @@ def test_a_json_line_is_a_document(tmp_path):
         ('{"text": 3}', r"line 2: expected a string field 'text', found fields: text \(int\);"),
         ("{}", "line 2: expected a string field 'text', found fields: none;"),
         ("[1]", "line 2: expected an object, got list"),
-        ("{'text'", "line 2 is not JSON"),
+        ("{'text'", "line 2: expected JSON"),
+        ('{"a": ' * 10**5, "line 2: expected JSON, got values nested deeper than 64"),
+        ('{"text": "\\ud800"}', "line 2: expected JSON, got text with half of a surrogate pair"),
+        ('{"text": "a", "text": "b"}', "line 2: expected JSON, got the key 'text' twice"),
+        ('{"text": NaN}', "line 2: expected JSON, got NaN"),
+        (json.dumps({f"k{i}": 0 for i in range(10**4)}), r"found fields: k0 \(int\), .* k9 \(int\) and 9990 more;"),
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path, line, message):
@@ -163,6 +169,25 @@ def test_relative_paths_are_looked_up_below_saap_data(tmp_path, monkeypatch):
     assert read_texts("sub/a.txt")[0].text == "nearer"
 
 
+@pytest.mark.parametrize("source", ["text:a", "jsonl:a", "wikitext:a", "ptb:a", "instruct:a"])
+def test_a_line_of_fifty_megabytes_is_not_read(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with open("a", "wb") as file:
+        file.write(b"\xef\xbb\xbf\n")
+        file.truncate(50 * 2**20)  # of zeros, which take no disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a: line 2: expected at most 8,388,608 bytes, got a longer line"):
+            read_texts(source)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    with open("a", "wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ValueError, match="expected at most 1,073,741,824 bytes, got 2,147,483,648; give a part of it"):
+        read_texts(source)
+
+
 def test_unreadable_files_are_refused_in_one_line(tmp_path):
     file = tmp_path / "a.txt"
     with pytest.raises(FileNotFoundError, match=r"expected a file .*check the path$"):
@@ -171,7 +196,7 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="expected text, found none"):
         read_texts(str(file))
     file.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="expected UTF-8, got byte 0xe9 at offset 3") as error:
+    with pytest.raises(ValueError, match="expected UTF-8, got byte 0xe9 at offset 3 of line 1") as error:
         read_texts(str(file))
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError):

@@ -125,6 +125,41 @@ class TestRefuses:
         save_file(tensors, path, metadata)
         assert_same(load_statistics(path, model()), observed())
 
+    def test_metadata_that_say_something_else(self, path):
+        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        about, first = json.loads(metadata["scenarios"]), SCENARIOS[0]
+
+        def refused(text: str, match: str, values=tensors) -> None:
+            save_file(values, path, metadata | {"scenarios": text})
+            with pytest.raises(ValueError, match=match):
+                load_statistics(path, model())
+
+        for text in ("", "{", "[" * 100_000, str(10**400), '{"a": 1, "a": 1}', '{"a": NaN}'):
+            refused(text, "metadata `scenarios`: expected JSON")
+        for text in ("[]", "{}", "1"):
+            refused(text, "expected an object of scenarios")
+        for key, value in (
+            *(("examples", value) for value in (None, "3", 3.0, True, 0, -1, 2**31, 2**63)),
+            *(("tokens", value) for value in ([], 0, 2**31)),
+            *(("statistics", value) for value in (None, {}, ["x"], [1], [[]], ["gram", "gram"])),
+            *(("curvature", value) for value in (None, {}, {"probes": 0, "attention": "exact"}, {"probes": 3})),
+            *(("curvature", {"probes": 3, "attention": value}) for value in ("x", [])),
+            ("extra", 1),
+        ):
+            changed = about | {first: about[first] | {key: value}}
+            refused(json.dumps(changed), "of scenario 'builtin:reference' in its metadata, got")
+        refused(json.dumps({first: about[first]}), "expected tensor text:/a/b.txt.* of shape None")
+        name = f"{first}/gate_gradient/mlp"
+        refused(metadata["scenarios"], f"{name} of type F32, got F16", tensors | {name: tensors[name].astype("f2")})
+        broken = np.where(tensors[name] == tensors[name].max(), np.nan, tensors[name])
+        refused(metadata["scenarios"], f"finite numbers in tensor {name}", tensors | {name: broken})
+        save_file(tensors, path, metadata)
+        assert_same(load_statistics(path, model()), observed())
+        with pytest.raises(ValueError, match="expected statistics of scenario 'none', got those of"):
+            storage.load_scenario(path, model(), "none")
+
     def test_other_files(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="expected a file of statistics, found none"):
             load_statistics(tmp_path / "none", model())

@@ -139,6 +139,13 @@ def test_saap_prices_names_another_table(tmp_path, monkeypatch):
         (GOOD.replace("= 1", "= nan"), "usd_per_hour"),
         (GOOD.replace("= 1", "= true"), "usd_per_hour"),
         (GOOD + GOOD.replace("= 1", '= "1"'), "usd_per_hour in entry 2"),
+        (GOOD.replace("= 1", f"= 1{'0' * 400}"), "usd_per_hour"),
+        (GOOD.replace("= 1", "= 1e300"), "usd_per_hour"),
+        (GOOD.replace('"a"\nd', "[1]\nd"), "a text as kind and a date in entry 1 of"),
+        (GOOD.replace('"2026"', "07:32:00"), "a text as kind and a date in entry 1 of"),
+        ("x = " + "[" * 4_000, "expected TOML, got values nested too deeply"),
+        ("x = '\x00'", "expected TOML"),
+        ("x" * 4_000 + " = 1", "expected \\[\\[price\\]\\] entries"),
     ],
 )
 def test_a_wrong_table_is_refused_in_one_line(text, message, tmp_path):
@@ -147,4 +154,5 @@ def test_a_wrong_table_is_refused_in_one_line(text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         read_prices(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
     assert str(path) in str(caught.value)

@@ -1,14 +1,17 @@
 """Loading: every layout and source gives the same bits, and damage is refused by name."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama import load as load_module
 from tests.llama.conftest import TOKENS, assert_same, random_model, spec_of
 
@@ -134,6 +137,89 @@ def test_damaged_files(saved):
     for damaged in (content[:-1], content[:100], content[:4], b"", content + b"\0"):
         file.write_bytes(damaged)
         refuse(checkpoint.directory, "model.safetensors: truncated or corrupt")
+
+
+def test_keys_that_come_twice_in_a_header(saved):
+    """The library takes the last of the two."""
+    checkpoint = saved(GQA)
+    file = checkpoint.directory / "model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip()
+    entry = json.dumps({Q0: json.loads(header)[Q0]}).encode()[1:-1]
+    doubled = header[:-1] + b"," + entry + b"}"
+    doubled += b" " * (-len(doubled) % 8)
+    file.write_bytes(len(doubled).to_bytes(8, "little") + doubled + content[8 + size :])
+    with safe_open(file, framework="numpy") as opened:
+        assert Q0 in opened.keys()  # noqa: SIM118
+    refuse(checkpoint.directory, f"the key '{Q0}' twice")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../other/model-00001-of-00001.safetensors", "expected names of .safetensors files beside it"),
+        ("/model.safetensors", "expected names of .safetensors files beside it"),
+        ("config.json", "expected names of .safetensors files beside it"),
+        ("x" * 10**5 + ".safetensors", "expected names of .safetensors files beside it"),
+        ("\0.safetensors", "expected names of .safetensors files beside it"),
+        (["model.safetensors"], "expected a weight_map of tensor names to file names"),
+    ],
+)
+def test_shards_elsewhere(saved, name, message):
+    checkpoint = saved(GQA)
+    directory = checkpoint.write_shards(tuple(checkpoint.tensors))
+    load_model(directory)
+    other = directory.parent / "other"
+    other.mkdir()
+    (other / "model-00001-of-00001.safetensors").write_bytes(b"")
+    index = {"weight_map": dict.fromkeys(checkpoint.tensors, name)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    refuse(directory, "model.safetensors.index.json", message)
+
+
+def test_more_layers_than_tensors(saved):
+    """Refused before anything is made of that many layers."""
+    checkpoint = saved(GQA)
+    checkpoint.config["num_hidden_layers"] = 16_000
+    checkpoint.write_config()
+    refuse(checkpoint.directory, "missing tensors model.layers.3.*, expected 16000 layers", "found tensors of 3")
+
+
+def test_rows_longer_than_the_positions(saved):
+    checkpoint = saved(GQA)
+    load_model(checkpoint.directory, lengths={"evaluation.length": 2048})
+    with pytest.raises(ValueError, match=r"evaluation\.length: expected at most 2,048 tokens, .* got 2,049"):
+        load_model(checkpoint.directory, lengths={"calibration.length": 128, "evaluation.length": 2049})
+    checkpoint.config["rope_scaling"] = checkpoint.config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0}
+    del checkpoint.config["rope_theta"]
+    checkpoint.write_config()
+    load_model(checkpoint.directory, lengths={"evaluation.length": 4096})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": {"units": 10**12, "kept": [[0]]}}, "attention: units: expected channels from 1 to"),
+        ({"attention": {"units": 2, "kept": [[2]]}}, "attention keeps unit 2, expected units below 2"),
+        ({"attention": {"units": 2, "kept": [[-1]]}}, "ascending integers"),
+        ({"attention": {"units": 2, "kept": [[1, 1]]}}, "ascending integers"),
+        ({"attention": {"units": 2, "kept": [[True, False]]}}, "ascending integers"),
+        ({"attention": {"units": 2, "kept": [[0.0]]}}, "ascending integers"),
+        ({"attention": {"units": 2, "kept": 3}}, "ascending integers"),
+        ({"attention": {"units": 2**24, "kept": [[]] * 1000}}, "1,000 layers of 16,777,216 units"),
+        ({"attention": [0]}, "expected attention to have units"),
+        ({"heads": {"units": 2, "kept": [[0]]}}, "unknown structure 'heads'"),
+    ],
+)
+def test_damaged_keep(tmp_path, change, message):
+    record = {"attention": {"units": 2, "kept": [[0, 1]]}, "mlp": {"units": 3, "kept": [[2]]}}
+    (tmp_path / "keep.json").write_text(json.dumps(record))
+    assert load_keep(tmp_path)["mlp"].tolist() == [[False, False, True]]
+    (tmp_path / "keep.json").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=r"keep\.json: ") as error:
+        load_keep(tmp_path)
+    assert message in str(error.value)
 
 
 def test_damaged_shards(saved):

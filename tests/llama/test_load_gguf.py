@@ -178,6 +178,14 @@ def test_linear_scaling(pair, fields):
         ({"attention.head_count_kv": 3}, "no multiple of 3"),
         ({"attention.head_count": 0}, "llama.attention.head_count to be a positive integer, got 0"),
         ({"attention.layer_norm_rms_epsilon": "x"}, "layer_norm_rms_epsilon to be a positive number"),
+        ({"attention.layer_norm_rms_epsilon": 1e30}, "llama.attention.layer_norm_rms_epsilon: expected epsilon from"),
+        ({"rope.freq_base": 1e-3}, "llama.rope.freq_base: expected theta from 2 to"),
+        ({"block_count": 2**31}, "llama.block_count: expected layers from 1 to 16,384"),
+        ({"block_count": 16_000}, "missing tensors model.layers.2.*, expected 16000 layers"),
+        ({"context_length": 2**31}, "llama.context_length: expected positions from"),
+        ({"attention.key_length": 3}, "even head_dim, got 3"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.5}, "expected factor >= 1, got 0.5"),
+        ({"feed_forward_length": "12"}, "llama.feed_forward_length to be a positive integer, got '12'"),
     ],
 )
 def test_metadata_refusals(pair, fields, message):

@@ -4,10 +4,12 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from saap_jax import chat
+from saap_jax.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.generate import generate
 from saap_jax.llama.sample import Sampling
-from saap_jax.llama.text import TextOutput, encode_chat, encode_prompt, stream_texts
+from saap_jax.llama.text import TextOutput, encode_prompt, stream_texts
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"
@@ -96,7 +98,35 @@ def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{", "TemplateSyntaxError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ nothing.at.all }}", "UndefinedError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ raise_exception('no\\nsystem role') }}", "TemplateError: no system role"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{{ 'a' * 2 ** 30 }}", "MemoryError"),
+        ("{{ 9 ** (9 ** 9) }}", "TimeoutError: longer than 0.2 s"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "TimeoutError"),
+        ("{{ 'a' * 2 ** 23 }}", "expected a text of at most 4,194,304 characters"),
+        ("{{ '\\ud800' }}", r"chat template: expected text, got half of a character, '\\ud800', at 0"),
+    ],
+)
+def test_a_template_that_fails_is_refused_in_a_line(tokenizer, template, message, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    with pytest.raises(ValueError, match=message) as caught:
+        encode_chat(with_bos(tokenizer, template), "the cat")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    fine = with_bos(tokenizer, "{{ messages[0].content }}")
+    assert fine.decode(encode_chat(fine, "the cat" * 1000)) == "the cat" * 1000, "nothing is limited afterwards"
+
+
 def test_prompts(tokenizer):
+    with pytest.raises(ValueError, match="prompt: expected text, got half of a character"):
+        encode_prompt(tokenizer, "a\udc80")
     assert encode_prompt(tokenizer, "the cat") == tokenizer.encode("the cat")
     assert encode_prompt(tokenizer, "") == [tokenizer.bos_token_id]
     adds = with_bos(tokenizer, None)

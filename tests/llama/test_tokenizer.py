@@ -1,6 +1,8 @@
 """The tokenizer rebuilt from GGUF metadata, and its way through a saved directory."""
 
+import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -54,7 +56,7 @@ def test_special_tokens(smollm2_tokenizer):
 
 @pytest.mark.parametrize("widths", [((2, 8),), ((2, 8), (0, 4))], ids=["llama", "saap_llama"])
 def test_saved_with_a_model(smollm2_tokenizer, tmp_path, widths):
-    model = random_model(spec_of(*widths))
+    model = random_model(dataclasses.replace(spec_of(*widths), vocab=len(smollm2_tokenizer)))
     loaded = load_tokenizer(save_model(model, tmp_path / "model", tokenizer=smollm2_tokenizer))
     for text in TEXTS:
         assert loaded.encode(text) == smollm2_tokenizer.encode(text)
@@ -111,6 +113,16 @@ def test_user_defined_tokens_are_not_special(rebuilt):
         ({"pre": None}, "tokenizer.ggml.pre = None is not supported"),
         ({"add_space_prefix": True}, "tokenizer.ggml.add_space_prefix"),
         ({"token_type": [3, 6, 1, 1, 1, 3, 4]}, "token 'a' has token_type 6"),
+        ({"token_type": [3, 1, 1]}, "expected a token_type for each of 7 tokens, got 3"),
+        ({"token_type": None}, "expected tokenizer.ggml.token_type to be an array of integers, got None"),
+        ({"tokens": [1, 2, 3, 4, 5, 6, 7]}, "expected tokenizer.ggml.tokens to be an array of texts"),
+        ({"tokens": ["<s>", "a", "b", "ab", "a", "</s>", "<u>"]}, "'a' twice in tokenizer.ggml.tokens"),
+        ({"merges": ["a b", "ab"]}, "expected merges of two tokens with a blank between, got ('ab',)"),
+        ({"merges": ["a x"]}, "tokenizer.ggml.merges do not fit its tokens"),
+        ({"eos_token_id": 7}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got 7"),
+        ({"eos_token_id": "</s>"}, "expected tokenizer.ggml.eos_token_id to be an id below 7, got '</s>'"),
+        ({"model": ["gpt2"]}, "tokenizer.ggml.model = ['gpt2'] is not supported"),
+        ({"pre": ["smollm"]}, "tokenizer.ggml.pre = ['smollm'] is not supported"),
         ({"bos_token_id": None, "add_bos_token": True}, "add_bos_token is true, but the file names no bos_token"),
     ],
 )
@@ -123,10 +135,56 @@ def test_refusals(rebuilt, changes, message):
 def test_directories_without_a_tokenizer(tmp_path):
     with pytest.raises(FileNotFoundError, match="it has no tokenizer"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="the tokenizer cannot be loaded") as error:
+    for content, message in {"{": "tokenizer.json: expected JSON", "{}": "the tokenizer cannot be loaded"}.items():
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=message) as error:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+DEEP = b'{"a": ' * 100_000
+HOSTILE = {
+    "deep nesting": {"tokenizer.json": DEEP},
+    "deep nesting of the config": {"tokenizer_config.json": DEEP},
+    "deep nesting of the special tokens": {"special_tokens_map.json": DEEP},
+    "a list": {"tokenizer_config.json": b"[1]"},
+    "no UTF-8": {"tokenizer.json": b'{"a": "\xff"}'},
+    "half a surrogate pair": {"tokenizer_config.json": b'{"bos_token": "\\ud800"}'},
+    "a doubled key": {"tokenizer_config.json": b'{"eos_token": "a", "eos_token": "b"}'},
+    "a number as a token": {"tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": 7}'},
+    "an unknown class": {"tokenizer_config.json": b'{"tokenizer_class": ["x"]}'},
+    "another value for the model": {"tokenizer.json": b'{"model": {"type": "BPE", "vocab": 3, "merges": []}}'},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_damaged_files(tokenizer, tmp_path, case):
+    tokenizer.save_pretrained(tmp_path)
+    load_tokenizer(tmp_path)
+    for name, content in HOSTILE[case].items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):
+    """Those of the file's vocabulary, and those that were added."""
+
+    def load(vocab):
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": vocab}))
+        return load_tokenizer(tmp_path)
+
+    tokenizer.save_pretrained(tmp_path)
+    assert len(load(len(tokenizer))) == len(tokenizer)
+    with pytest.raises(ValueError, match=f"1 tokens beyond the model's vocabulary of {len(tokenizer) - 1}"):
+        load(len(tokenizer) - 1)
+    more = load(len(tokenizer))
+    more.add_tokens(["<more>"])
+    more.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"up to id {len(tokenizer)} \\('<more>'\\)"):
+        load(len(tokenizer))
+    assert load(len(tokenizer) + 1).encode("<more>") == [len(tokenizer)]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")

@@ -11,11 +11,11 @@ from saap_jax.calibration import Calibrated
 from saap_jax.config import ScoreConfig
 from saap_jax.fusion import fuse
 from saap_jax.kept import save_scores
-from saap_jax.report.html import render_report
+from saap_jax.report.html import render_report, write_report
 from saap_jax.report.patterns import csv_patterns
 from saap_jax.report.records import RunDirectory, plain
 from saap_jax.report.score_page import facts, find_patterns, read_scores, summary
-from saap_jax.report.scores import format_correlation, rank_cells, write_scores
+from saap_jax.report.scores import format_correlation, rank_cells
 from saap_jax.types import Scores
 from tests.report.test_html import Page
 from tests.report.test_scores import units
@@ -80,7 +80,7 @@ class TestPage:
         assert all(attrs["href"].startswith("data:image/png;base64,") for attrs in page.of("image"))
         assert all(attrs["href"].startswith(("data:text/csv;base64,", "#")) for attrs in page.of("a"))
         policy = next(attrs["content"] for attrs in page.of("meta") if "content" in attrs and "http-equiv" in attrs)
-        assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+        assert "script-src 'none'" in policy, "the page has no script"
 
     def test_shows_the_correlations_of_each_scenario(self, run, page):
         scores = read_scores(run.path)
@@ -143,7 +143,7 @@ class TestPage:
         for seed, place in [(0, "first"), (0, "again"), (1, "other")]:
             run = kept(tmp_path / place / "run", invented(NAMES[:3], ("web",), seed))
             run.update(stages=[])  # no two runs take the same time
-            paths.append(write_scores(run.path))
+            paths.append(write_report(run.path))
         first, again, other = (path.read_bytes() for path in paths)
         assert first == again != other
         assert sorted(entry.name for entry in paths[0].parent.iterdir()) == [

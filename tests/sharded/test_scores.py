@@ -158,3 +158,12 @@ def test_loading_onto_a_mesh_reads_the_same_parameters(config, model, tmp_path):
     for ours, theirs, wanted in zip(*map(jax.tree.leaves, (loaded, model, put(model, where))), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert ours.sharding == wanted.sharding
+
+
+@pytest.mark.parametrize("config", [MESHES[1], MIXED], ids=mesh_name)
+def test_layers_without_heads_or_channels_load_and_evaluate(config, batches, tmp_path):
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=1, mlp=mlp) for heads, mlp in ((4, 16), (0, 16), (4, 0)))
+    model = random_llama(LlamaSpec(vocab=32, embed=16, head_dim=4, layers=layers, tied=True), jax.random.key(0))
+    loaded = load_model(save_model(model, tmp_path / "model"), layout=layout_of(config, devices(config)))
+    ours, single = window_losses(loaded, batches), window_losses(model, batches)
+    np.testing.assert_allclose(ours.sums, single.sums, rtol=1e-5)

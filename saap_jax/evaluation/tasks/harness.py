@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -23,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from saap_jax.chat import conversation
 from saap_jax.evaluation.tasks.encode import encode, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
@@ -75,10 +75,10 @@ class HarnessModel(TemplateLM):
         )
         self.model, self.tokenizer, self.name = made
         self.batch_size = 16 if str(batch_size).startswith("auto") else int(batch_size)
-        self.max_length = self.model.constants.max_positions if max_length is None else int(max_length)
-        if not 2 <= self.max_length <= self.model.constants.max_positions:
+        self.max_length = self.model.constants.positions if max_length is None else int(max_length)
+        if not 2 <= self.max_length <= self.model.constants.positions:
             raise ValueError(
-                f"max_length: expected 2 to {self.model.constants.max_positions}, the positions of the model, "
+                f"max_length: expected 2 to {self.model.constants.positions}, the positions of the model, "
                 f"got {max_length}"
             )
         if self.batch_size < 1:
@@ -110,7 +110,7 @@ class HarnessModel(TemplateLM):
         """Return a conversation as one text, by the tokenizer's template; without the system's part if it refuses one.
 
         Raises:
-            ValueError: the tokenizer has no template.
+            ValueError: the tokenizer has no template, or it fails.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -118,16 +118,16 @@ class HarnessModel(TemplateLM):
             )
 
         def apply(messages: list[dict[str, str]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            return conversation(
+                self.tokenizer,
                 messages,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
 
         try:
             return apply(chat_history)
-        except jinja2.exceptions.TemplateError:
+        except ValueError:
             return apply([message for message in chat_history if message["role"] != "system"])
 
     # --- requests ------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def log_likelihoods(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    rows = pack(distinct_inputs(requests, model.constants.max_positions))
+    rows = pack(distinct_inputs(requests, model.constants.positions))
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     for batch in progress(cheapest_batches(rows, batch_size, len(model.runs))):
         *arrays, owner = lay_out(batch, requests)

@@ -9,7 +9,6 @@
 highest log-likelihood a character of the choice (`acc_norm`); of equal ones, the first.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -18,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saap_jax.data.json_lines import LINE, fields_of
 from saap_jax.evaluation.tasks.encode import encode_pair
 from saap_jax.evaluation.tasks.likelihood import Progress, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
+from saap_jax.json_files import parse_json, read_lines, shown
 from saap_jax.llama.model import Llama
 from saap_jax.llama.tokenizer import Tokenizer
 
@@ -69,18 +70,17 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
     """
     items: list[Item] = []
     kinds: set[bool] = set()
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if limit and len(items) == limit:
-                break
-            try:
-                fields = json.loads(line)
-                items.append(_item(fields, number))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            kinds.add("choices" in fields)
+    for number, line in read_lines(path, limit=LINE):
+        if not line.strip():
+            continue
+        if limit and len(items) == limit:
+            break
+        fields = parse_json(line, f"{path}, line {number}")
+        try:
+            items.append(_item(fields, number))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        kinds.add("choices" in fields)
     if not items:
         raise ValueError(f"{path}: expected JSON lines with context, choices and gold, found no line")
     if len(kinds) > 1:
@@ -102,25 +102,23 @@ def _item(fields: Any, number: int) -> Item:
         contexts, choices = _texts(fields, "contexts"), (_text(fields, "continuation"),)
         choices *= len(contexts)
     else:
-        raise ValueError(
-            f"expected context and choices, or contexts and continuation, got {', '.join(fields) or 'none'}"
-        )
+        raise ValueError(f"expected context and choices, or contexts and continuation, got {fields_of(fields)}")
     gold = fields.get("gold")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise ValueError(f"gold: expected a number from 0 to {len(choices) - 1}, got {gold!r}")
+        raise ValueError(f"gold: expected a number from 0 to {len(choices) - 1}, got {shown(gold)}")
     return Item(str(fields.get("id", number)), contexts, choices, gold)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(fields.get(name), str):
-        raise ValueError(f"{name}: expected a text, got {fields.get(name)!r}")
+        raise ValueError(f"{name}: expected a text, got {shown(fields.get(name))}")
     return fields[name]
 
 
 def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
     texts = fields[name]
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name}: expected a list of two texts or more, got {texts!r}")
+        raise ValueError(f"{name}: expected a list of two texts or more, got {shown(texts)}")
     return tuple(texts)
 
 

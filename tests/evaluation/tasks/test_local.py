@@ -104,7 +104,12 @@ class TestFiles:
         ("lines", "message"),
         [
             ("", "expected JSON lines with context, choices and gold, found no line"),
-            ("{", "line 1: Expecting property name"),
+            ("{", "line 1: expected JSON, got Expecting property name"),
+            ('{"a": ' * 10**5, "line 1: expected JSON, got values nested deeper than 64"),
+            ('{"context": "\\ud800"}', "line 1: expected JSON, got text with half of a surrogate pair"),
+            (" " * 2**23 + "{}", "line 1: expected at most 8,388,608 bytes"),
+            ('{"contexts": {"a": 1}, "continuation": "c", "gold": 0}', "contexts: expected a list of two texts"),
+            ('{"context": "c", "choices": ["a", "b"], "gold": [0]}', r"gold: .* got \[0\]"),
             ("[1]", "line 1: expected an object with context, choices and gold, got list"),
             ('{"a": 1}', "expected context and choices, or contexts and continuation, got a"),
             ('{"context": 1, "choices": ["a", "b"], "gold": 0}', "context: expected a text, got 1"),

@@ -1,0 +1,221 @@
+"""A process that imports the program once and forks for each call of it, and says what each call did and took.
+
+No jax backend is started before a fork, so that no thread of one is lost in the child; each child starts its own.
+`Worker` is the side that asks; `python -m tests.fuzz.worker` the one that answers, an object of JSON a line.
+"""
+
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from tests.fuzz.independent import AnotherError, NotComputedError
+
+MEMORY = 2 * 2**30
+"""Bytes that a call may hold in memory at its peak."""
+
+SECONDS = 30.0
+"""Seconds that a call may take, of the processor; while others use it, four times as long."""
+
+MODULES = (
+    *("saap_jax.cli", "saap_jax.comparison", "saap_jax.export", "saap_jax.generation", "saap_jax.pruning"),
+    *("saap_jax.quality", "saap_jax.recover", "saap_jax.report.reports", "saap_jax.structures_command"),
+    *("transformers.models.auto.tokenization_auto", "tests.fuzz.formats", "tests.fuzz.planted"),
+)
+"""Imported before the first call: what commands import late, too."""
+
+
+ERRORS: dict[int, type[Exception]] = {31: ValueError, 32: AnotherError, 33: NotComputedError}
+"""Exit code of a function's process -> what the function raised."""
+
+
+class Outcome(NamedTuple):
+    """What a call did."""
+
+    code: int
+    """Exit code; negative for the signal that ended it."""
+    out: str
+    err: str
+    peak: int
+    """Bytes in memory at the peak, those of the imported modules among them."""
+    seconds: float
+    """Of the processor."""
+    stopped: str
+    """Why the worker ended it: "memory", "time", or "" where it ended by itself."""
+
+
+class Worker:
+    """The asking side; a context manager, as the answering process has to end."""
+
+    def __init__(self, scratch: Path, cache: Path) -> None:
+        self._scratch = scratch
+        root = Path(__file__).parents[2]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONUTF8": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(scratch),
+            "OPENBLAS_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        for name in ("SAAP_DATA", "SAAP_PRICES", "SAAP_DEBUG", "COLUMNS"):
+            environment.pop(name, None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=root,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def run(self, words: Sequence[str], place: Path, environment: Mapping[str, str] = {}) -> Outcome:
+        """Run `saap WORDS` in a directory."""
+        return self._ask({"call": "saap", "words": list(words), "place": str(place), "environment": dict(environment)})
+
+    def call(self, function: str, place: Path, *arguments: Any) -> Any:
+        """Return what `MODULE:FUNCTION` of some plain values returns, called in a directory.
+
+        It stands in a process of its own as a library it calls may crash or hang on what it is given.
+
+        Raises:
+            ValueError, AnotherError, NotComputedError: what the function raises.
+        """
+        outcome = self._ask({"call": function, "arguments": arguments, "place": str(place), "environment": {}})
+        if outcome.code in ERRORS:
+            raise ERRORS[outcome.code](outcome.err.strip())
+        assert outcome.code == 0, f"{function} failed: {outcome.stopped} {outcome.err[-2000:]}"
+        return json.loads(outcome.out)
+
+    def planted(self, name: str, place: Path) -> Outcome:
+        """Run one of `planted` in place of the command line."""
+        return self._ask({"call": f"tests.fuzz.planted:{name}", "arguments": [], "place": str(place)})
+
+    def _ask(self, request: dict[str, Any]) -> Outcome:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        files = {name: str(self._scratch / name) for name in ("out", "err")}
+        self._process.stdin.write(json.dumps(request | files) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        texts = {name: Path(path).read_bytes().decode(errors="replace") for name, path in files.items()}
+        return Outcome(**answer, **texts)
+
+
+# --- the answering side ------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Answer requests until there are no more."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import prints is no answer
+    for module in MODULES:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        channel.write(json.dumps(_answer(json.loads(line))) + "\n")
+        channel.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    start, stopped = time.monotonic(), ""
+    if (child := os.fork()) == 0:
+        _child(request)
+    while True:
+        done, status, usage = os.wait4(child, os.WNOHANG)
+        if done:
+            break
+        held, late = _resident(child), _computed(child) > SECONDS or time.monotonic() - start > 4 * SECONDS
+        if held > MEMORY or late:
+            stopped = "memory" if held > MEMORY else "time"
+            os.killpg(child, signal.SIGKILL)
+            _, status, usage = os.wait4(child, 0)
+            break
+        time.sleep(0.003)
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "peak": usage.ru_maxrss * 1024,
+        "seconds": usage.ru_utime + usage.ru_stime,
+        "stopped": stopped,
+    }
+
+
+def _resident(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def _computed(process: int) -> float:
+    """Return the seconds of the processor that a process took, all its threads."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _child(request: dict[str, Any]) -> NoReturn:
+    """Do what is asked, as the main program of a process would, and end."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ.update(request.get("environment", {}))
+        os.chdir(request["place"])
+        code = _command(request["words"]) if request["call"] == "saap" else _function(request)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _command(words: list[str]) -> int:
+    from saap_jax.cli import main
+
+    return main(words)
+
+
+def _function(request: dict[str, Any]) -> int:
+    module, _, name = request["call"].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if module == "tests.fuzz.planted":
+        return function()
+    try:
+        found = function(*request["arguments"])
+    except tuple(ERRORS.values()) as error:
+        print(ascii(str(error))[:500], file=sys.stderr)
+        return next(code for code, kind in ERRORS.items() if isinstance(error, kind))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    serve()
