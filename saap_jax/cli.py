@@ -34,6 +34,7 @@ from saap_jax.config import (
 )
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
+from saap_jax.interrupts import interruption
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
         return run_command(words[0], COMMANDS[words[0]], words[1:])
     except KeyboardInterrupt:
-        return fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
+        return fail(*interruption())
     except (ValueError, OSError, UsageError) as error:
         if os.environ.get("SAAP_DEBUG"):
             raise
@@ -330,19 +331,9 @@ def generate(words: list[str]) -> None:
         raise UsageError(f'generate: expected a model and a text, as in MODEL "text", got {" ".join(words) or "none"}')
     default = GenerateConfig(model=model, prompts=tuple(prompts))
     config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
-    from saap_jax.generation import continuations
+    from saap_jax.generation import write_texts
 
-    pieces = continuations(config)
-    if len(config.prompts) == 1:
-        for _, piece in pieces:
-            print(piece, end="", flush=True)
-        print()
-        return
-    texts = [""] * len(config.prompts)
-    for row, piece in pieces:
-        texts[row] += piece
-    for number, text in enumerate(texts, start=1):
-        print(f"--- {number}\n{text}")
+    write_texts(config, sys.stdout)
 
 
 def plan(words: list[str]) -> None:

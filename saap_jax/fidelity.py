@@ -20,7 +20,7 @@ from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.kept import kept_scores
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
-from saap_jax.pipeline import tokens_to_observe
+from saap_jax.pipeline import step, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance, write_scalars
 from saap_jax.types import Scores
 
@@ -37,7 +37,8 @@ def judge(
     """
     check_estimators(config.estimation.estimators, config.fusion)
     run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
+    with step(track, "load the model"):
+        model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
     scenarios = scenarios_of(config.calibration, tokenizer)
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
     run.begin()

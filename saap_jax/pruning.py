@@ -109,8 +109,9 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
         )
-    model = load_model(config.model.name, config.model.dtype, layout=layout)
-    tokenizer = load_tokenizer(config.model.name)
+    with step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, layout=layout)
+        tokenizer = load_tokenizer(config.model.name)
     scenarios = {}
     if not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none":
         scenarios = scenarios_of(calibration, tokenizer)
@@ -123,7 +124,8 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if stage is not None:
         selection = together(stage, selection, ratio_of(config), prunable_parameters(discover(model)))
     reached = reached_by(pruned, model, costs, targets, track)
-    save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
+    with step(track, "save the model"):
+        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
     if reached:
         record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
         write_atomically(out / "targets.json", (json.dumps(plain(record), indent=2) + "\n").encode())

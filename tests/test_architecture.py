@@ -18,6 +18,7 @@ PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
     ("types",),
+    ("interrupts", "steps"),
     ("amounts",),
     ("options",),
     ("options_mesh",),
@@ -58,10 +59,12 @@ ORDER = (
     ("references",),
     ("task_comparison",),
     ("quality",),
+    ("progress",),
     ("arguments",),
     ("traced",),
     ("planning", "structures_command"),
     ("cli", "lm_eval"),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"
