@@ -333,7 +333,7 @@ def generate(words: list[str]) -> None:
     config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
     from saap_jax.generation import write_texts
 
-    write_texts(config, sys.stdout)
+    write_texts(config, functools.partial(print, end="", flush=True), with_prompts=sys.stdout.isatty())
 
 
 def plan(words: list[str]) -> None:

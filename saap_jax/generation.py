@@ -2,8 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterator, Sequence
 
 from saap_jax.config_use import GenerateConfig
 from saap_jax.llama import load_model, load_tokenizer
@@ -12,10 +11,11 @@ from saap_jax.llama.sample import Sampling
 from saap_jax.llama.text import stream_texts
 
 
-def write_texts(config: GenerateConfig, out: TextIO) -> None:
+def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_prompts: bool) -> None:
     """Write what a model makes of the prompts: of one as it comes, of several one after the other.
 
-    On a terminal each prompt is written before its continuation; a file or another program gets the continuation alone.
+    Args:
+        with_prompts: write each prompt before its continuation.
 
     Raises:
         ValueError: bad settings, or a prompt that does not fit the model.
@@ -23,18 +23,17 @@ def write_texts(config: GenerateConfig, out: TextIO) -> None:
     """
     prompts = [_from_standard_input() if prompt == "-" else prompt for prompt in config.prompts]
     pieces = continuations(config, prompts)
-    shown = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if out.isatty() else [""] * len(prompts)
+    shown = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if with_prompts else [""] * len(prompts)
     if len(prompts) == 1:
         for piece in itertools.chain(shown, (piece for _, piece in pieces)):
-            out.write(piece)
-            out.flush()
-        out.write("\n")
+            write(piece)
+        write("\n")
         return
     texts = list(shown)
     for row, piece in pieces:
         texts[row] += piece
     for number, text in enumerate(texts, start=1):
-        out.write(f"--- {number}\n{text}\n")
+        write(f"--- {number}\n{text}\n")
 
 
 def continuations(config: GenerateConfig, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
