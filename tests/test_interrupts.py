@@ -36,7 +36,9 @@ def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.
         "import ctypes, hashlib, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
         f"def main():\n    print('ready', flush=True)\n{main}\n    return 0\n{run}\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     running.append(process)
     assert line(process) == "ready"
     return process
@@ -104,15 +106,18 @@ def test_an_error_that_a_signal_causes_is_none(started):
 
 def test_a_signal_that_a_library_took_is_taken_back_and_one_that_the_caller_ignores_is_ignored(started):
     taken = "ctypes.CDLL(None).signal(signal.SIGTERM, 1)"  # behind Python's back, as jax.distributed does
-    lost, found = started(f"{taken}; time.sleep(0.5)"), started(f"{taken}; interrupts.renew(); time.sleep(60)")
-    ignoring = started("time.sleep(0.5)", run="signal.signal(signal.SIGINT, signal.SIG_IGN); interrupts.run(main)")
-    time.sleep(0.2)
-    lost.send_signal(signal.SIGTERM)
-    found.send_signal(signal.SIGTERM)
-    ignoring.send_signal(signal.SIGINT)
-    assert ended(lost, 2)[0] == 0
+    waits = "print('waits', flush=True); sys.stdin.readline()"
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN); interrupts.run(main)"
+    lost, found = started(f"{taken}; {waits}"), started(f"{taken}; interrupts.renew(); {waits}")
+    ignoring = started(waits, run=ignored)
+    for process, number in ((lost, signal.SIGTERM), (found, signal.SIGTERM), (ignoring, signal.SIGINT)):
+        assert line(process) == "waits"
+        process.send_signal(number)
     assert ended(found, 2)[0] == 143
-    assert ended(ignoring, 2)[0] == 0
+    for process in (lost, ignoring):
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert ended(process, 2)[0] == 0
 
 
 def test_nothing_heavy_is_imported_before_signals_are_handled():
