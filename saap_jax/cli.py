@@ -190,6 +190,7 @@ def export(words: list[str]) -> None:
     agreement = exported.agreement
     table = Table(title=exported.kind, title_justify="left", show_header=False)
     table.add_row("parameters", f"{exported.parameters:,}")
+    table.add_row("parameters in the files", f"{exported.written:,}")
     table.add_row("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})")
     table.add_row("bytes", f"{exported.bytes:,}")
     table.add_row(f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}")
@@ -225,16 +226,10 @@ def fidelity(words: list[str]) -> None:
     from saap_jax.report import fidelity as report
 
     with show_progress() as track:
-        run, rows, scores, exact = job.judge(config, overwrite=options.overwrite, track=track)
+        run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
     for scope in ("attention", "mlp", "pooled"):
         console.print(report.rich_fidelity_table(rows, scope))
-    files = {
-        "fidelity.svg": report.fidelity_scatter(scores, exact, rows),
-        "fidelity.md": report.markdown_fidelity(rows),
-        "fidelity.csv": report.csv_fidelity(rows),
-    }
-    for name, text in files.items():
-        run.save_text(name, text)
+    files = ("fidelity.svg", "fidelity.md", "fidelity.csv")
     console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
 
 

@@ -7,7 +7,6 @@ Results are kept in a run directory as they come; the same configuration again d
 import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,19 @@ import numpy as np
 from saap_jax.calibration import Calibrated, Track, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import CompareConfig
 from saap_jax.data import Windows
+from saap_jax.digests import inputs_of
 from saap_jax.discovery import count_parameters
 from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
-from saap_jax.evaluation.price import read_prices, run_cost
+from saap_jax.evaluation.price import Price, read_prices, run_cost
+from saap_jax.keeps import read_keeps, save_keeps
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
-from saap_jax.processes import agreed, first
-from saap_jax.report import RunDirectory, write_report, write_scalars
+from saap_jax.processes import agreed
+from saap_jax.report import RunDirectory
 from saap_jax.report.couplings import couplings_drawing
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.sharding import Layout, layout_of_job
@@ -40,8 +42,10 @@ from saap_jax.sweep import (
     texts_of,
     unpruned,
 )
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import Keep, Scores
 from saap_jax.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
+
+ENDING = Ending(page=True, further=("keeps.npz", "best", "couplings.svg"))
 
 
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -64,9 +68,21 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
         },
     )
     prices = read_prices()  # a wrong table is refused before any time is spent
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            _compare(config, run, variants, layout, prices, track)
+    return run
+
+
+def _compare(
+    config: CompareConfig,
+    run: RunDirectory,
+    variants: Sequence[Variant],
+    layout: Layout | None,
+    prices: Sequence[Price],
+    track: Track,
+) -> None:
+    """Do what `compare` does, as far as the run does not hold it yet."""
     with run.stage("load"), step(track, "load the model"):
         model = load_model(config.model.name, config.model.dtype, layout=layout)
         tokenizer = load_tokenizer(config.model.name)
@@ -76,11 +92,12 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
             for seed in seeds_of(config)
         }
         texts = texts_of(config.evaluation, tokenizer)
+        inputs = inputs_of(model, calibration, texts)
     equal: Scores = {name: np.ones(units.shape) for name, units in existing_units(model.runs).items()}
     for variant in variants:  # an impossible budget is refused before any time is spent
         for ratio in config.ratios:
             select_units(model, equal, ratio, variant.search, equal)
-    run.begin()
+    run.begin(inputs)
     run.update(**about_run("compare", config.model.name, model, list(texts), seeds_of(config)))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)
@@ -100,18 +117,9 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
-    _finish(run, model)
-    return run
-
-
-def _finish(run: RunDirectory, model: Llama) -> None:
-    """Write what follows from all results, and the report."""
     run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
-    write_scalars(run)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    run.update(status="finished")
-    if first():
-        write_report(run.path)
+    finish(run, ENDING)
 
 
 # --- search ------------------------------------------------------------------------------------
@@ -131,14 +139,14 @@ def kept_units(
     Searching takes a moment, but with `rescore_every` some passes over the text a variant; so its keep-sets are written
     as soon as they are known.
     """
-    kept = run.has("keeps.npz")
-    arrays = run.load_arrays("keeps") if kept else {}
+    keeps = read_keeps(run, model, {candidate.name: candidate.ratio for candidate in candidates})
+    known = len(keeps)
     paths: dict[tuple[int, Variant], dict[float, list[str]]] = {}
     for candidate in candidates:
         path_names = paths.setdefault((candidate.seed, candidate.variant.chosen), {})
         path_names.setdefault(candidate.ratio, []).append(candidate.name)
     for (seed, variant), names in paths.items():
-        if all(f"{name}/{STRUCTURES[-1]}" in arrays for each in names.values() for name in each):
+        if all(name in keeps for each in names.values() for name in each):
             continue
         own = scores[seed].renamed(variant.scores, variant.estimator)
         alone = variant.scenario != ALL
@@ -155,15 +163,11 @@ def kept_units(
             track=track,
         )
         for ratio, selection in selections.items():
-            arrays |= {f"{name}/{part}": kept for name in names[ratio] for part, kept in selection.keep.items()}
+            keeps |= dict.fromkeys(names[ratio], selection.keep)
         if variant.search.rescore_every is not None:
-            run.save_arrays("keeps", arrays)
-    if not kept:
-        run.save_arrays("keeps", arrays)
-    keeps: dict[str, Keep] = {}
-    for key, kept in arrays.items():
-        name, _, part = key.rpartition("/")
-        keeps.setdefault(name, {})[part] = kept
+            save_keeps(run, keeps)
+    if len(keeps) > known:
+        save_keeps(run, keeps)
     return keeps
 
 

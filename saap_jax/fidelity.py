@@ -1,13 +1,14 @@
 """How well do estimators predict the exact effect of removing a unit? What `saap fidelity` runs."""
 
-import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from saap_jax.calibration import Track, check_estimators, pairs, quiet, scenarios_of
 from saap_jax.config import FidelityConfig
 from saap_jax.data import Windows
+from saap_jax.digests import inputs_of
 from saap_jax.estimation.ablation import (
     Unit,
     ablate,
@@ -17,12 +18,27 @@ from saap_jax.estimation.ablation import (
     sample_units,
 )
 from saap_jax.evaluation.fidelity import Fidelity, fidelity
-from saap_jax.kept import kept_scores
+from saap_jax.kept import kept_scores, read_scores
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import step, tokens_to_observe
-from saap_jax.report import RunDirectory, provenance, write_scalars
+from saap_jax.report import RunDirectory, provenance
+from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
+from saap_jax.report.files import append_line
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.types import Scores
+
+CHANGES = "ablation.jsonl"
+
+
+class Judged(NamedTuple):
+    """What a finished run says of its estimators."""
+
+    rows: list[Fidelity]
+    """The rank correlations."""
+    scores: dict[str, Scores]
+    exact: Scores
+    """The exact changes, NaN where a unit was not ablated."""
 
 
 def judge(
@@ -36,38 +52,63 @@ def judge(
         The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
     check_estimators(config.estimation.estimators, config.fusion)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
+    ending = Ending(lambda run: _texts(_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json"))
+    with job(config, ending, overwrite=overwrite) as run:
+        if not run.finished:
+            _judge(config, run, track)
+            run.save_json("fidelity", [row._asdict() for row in _judged(config, run).rows])
+            finish(run, ending)
+    judged = _judged(config, run)
+    return run, judged.rows, judged.scores, judged.exact
+
+
+def _judge(config: FidelityConfig, run: RunDirectory, track: Track) -> None:
+    """Score and ablate what the run does not hold yet."""
     with step(track, "load the model"):
         model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
     scenarios = scenarios_of(config.calibration, tokenizer)
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
-    run.begin()
+    run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
+    run.update(kind="fidelity", **provenance())
     with run.stage("score") as stage:
         tokens = tokens_to_observe(run, scenarios)
-        calibrated = kept_scores(run, model, scenarios, config, track=track)
+        kept_scores(run, model, scenarios, config, track=track)
         stage.tokens = tokens
-    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
-    exists = existing_units(model.runs)
-    units = sample_units(exists, config.channels_per_layer, config.seed)
-    path = run.claim("ablation.jsonl")
-    done = changes_from_lines(path.read_text()) if path.exists() else {}
-    with run.stage("ablate"), open(path, "a") as file:
-
-        def save(changes: list[tuple[Unit, float]]) -> None:
-            file.write(changes_to_lines(changes))
-            file.flush()
-
-        changes = ablate(
+    units = sample_units(existing_units(model.runs), config.channels_per_layer, config.seed)
+    path, known = run.claim(CHANGES), set(units)
+    with run.stage("ablate"):
+        ablate(
             model,
             pairs(windows, config.calibration.batch_size),
             units,
-            done=done,
-            save=save,
+            done={unit: change for unit, change in _changes(path).items() if unit in known},
+            save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
             progress=lambda groups: track("ablate units", groups, len(groups)),
         )
-    exact = changes_to_scores({unit: changes[unit] for unit in units}, exists)
-    rows = fidelity(scores, exact, resamples=config.resamples, seed=config.seed)
-    run.save_json("fidelity", [row._asdict() for row in rows])
-    write_scalars(run)
-    run.update(kind="fidelity", status="finished", **provenance())
-    return run, rows, scores, exact
+
+
+def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
+    """Return what follows from the scores and the exact changes that a run holds."""
+    calibrated = read_scores(run)
+    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
+    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
+    changes = {
+        unit: change
+        for unit, change in _changes(run.path / CHANGES).items()
+        if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
+    }
+    exact = changes_to_scores(changes, like)
+    return Judged(fidelity(scores, exact, resamples=config.resamples, seed=config.seed), scores, exact)
+
+
+def _changes(path: Path) -> dict[Unit, float]:
+    return changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+
+
+def _texts(judged: Judged) -> dict[str, str]:
+    """Return the files of a run: scores against exact changes as a figure, and the correlations as tables."""
+    return {
+        "fidelity.svg": fidelity_scatter(judged.scores, judged.exact, judged.rows),
+        "fidelity.md": markdown_fidelity(judged.rows),
+        "fidelity.csv": csv_fidelity(judged.rows),
+    }

@@ -7,20 +7,22 @@ program; then bisection of the largest ratio that holds the limit, all lines tog
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from saap_jax.amounts import read_percent
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import FrontierConfig
 from saap_jax.data import Windows
+from saap_jax.digests import inputs_of
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.frontier import Bracket, bisect, first_bracket
-from saap_jax.kept import read_scores, save_scores
+from saap_jax.keeps import save_keeps
+from saap_jax.kept import check_scores, read_scores, save_scores
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import checkpoints, select_calibrated, step
-from saap_jax.report import RunDirectory, write_scalars
+from saap_jax.report import RunDirectory
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.frontier import frontier_files
 from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE, first_metric
@@ -44,6 +46,9 @@ Key = tuple[str, int]
 """Variant and seed: a line."""
 
 
+ENDING = Ending(lambda run: frontier_files(run.record, run.candidates()), further=("keeps.npz",))
+
+
 def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Measure the curve of each variant and seed, and find the largest ratio that still holds the limit.
 
@@ -56,9 +61,16 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
         check_scenarios(config.calibration, variant.search)
     check_compensation(config, variants)
     check_texts(config.calibration, config.evaluation)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            _frontier(config, run, variants, seeds, track)
+    return run
+
+
+def _frontier(
+    config: FrontierConfig, run: RunDirectory, variants: Sequence[Variant], seeds: Sequence[int], track: Track
+) -> None:
+    """Do what `frontier` does, as far as the run does not hold it yet."""
     with run.stage("load"), step(track, "load the model"):
         model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
@@ -66,8 +78,9 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
             seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer) for seed in seeds
         }
         texts = texts_of(config.evaluation, tokenizer)
+        inputs = inputs_of(model, calibration, texts)
     tops = _largest_ratios(config, model, variants)
-    run.begin()
+    run.begin(inputs)
     run.update(**about_run("frontier", config.model.name, model, list(texts), seeds))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)
@@ -87,11 +100,7 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
     found = _measure(config, lines, evaluator, track)
     run.update(frontier=found)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    write_scalars(run)
-    for name, text in frontier_files(run.record, run.candidates()).items():
-        run.save_text(name, text)
-    run.update(status="finished")
-    return run
+    finish(run, ENDING)
 
 
 def _largest_ratios(config: FrontierConfig, model: Llama, variants: Sequence[Variant]) -> dict[str, float]:
@@ -155,7 +164,7 @@ class Road:
         """Return the scores of the model pruned to a ratio, from the run or anew, and the units that are gone there."""
         keep = self._select(station, calibrated, gone).keep
         suffix, variant = f"{self.suffix}-{station:g}", self.variant
-        if not (self.run.path / f"scores{suffix}.npz").exists():
+        if not self.run.has(f"scores{suffix}.npz"):
             made = calibrate(
                 self.model,
                 self.scenarios,
@@ -169,7 +178,9 @@ class Road:
             )
             save_scores(self.run, made, suffix)
         gone = {name: units & ~keep[name] for name, units in existing_units(self.model.runs).items()}
-        return read_scores(self.run, suffix), gone
+        kept = read_scores(self.run, suffix)
+        check_scores(kept, self.run.path / f"scores{suffix}.npz", self.model, self.scenarios, [variant.estimator])
+        return kept, gone
 
 
 # --- curve and bisection -------------------------------------------------------------------------
@@ -232,7 +243,7 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
 
         starts = {key: first_bracket(ratios, holds[key], line.top) for key, line in lines.items()}
         brackets = bisect(starts, judge, config.tolerance)
-    run.save_arrays("keeps", {f"{name}/{part}": kept for name, keep in keeps.items() for part, kept in keep.items()})
+    save_keeps(run, keeps)
     said = [_said(lines[key], brackets[key], starts[key], ratios, holds[key]) for key in lines]
     return {
         "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,

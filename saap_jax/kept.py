@@ -8,6 +8,7 @@
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
 """
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from saap_jax.data import Windows
 from saap_jax.estimation import Statistic
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.llama import Llama
+from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, KeepStatistics
 from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory, read_run
+from saap_jax.report.reading import DAMAGED
+from saap_jax.report.score_arrays import parts_of
 from saap_jax.types import Scores
 
 LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
@@ -57,9 +61,11 @@ def kept_scores(
         plan: what is scored, where that is more than the configuration's estimators with its fusion.
         suffix: of the files' names, where a run keeps the scores of several calibration texts.
     """
-    if run.has(f"scores{suffix}.npz"):
-        return read_scores(run, suffix)
     plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
+    if run.has(f"scores{suffix}.npz"):
+        kept = read_scores(run, suffix)
+        check_scores(kept, run.path / f"scores{suffix}.npz", model, scenarios, plan)
+        return kept
     members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
     made = {}
     for name, windows in scenarios.items():
@@ -135,13 +141,28 @@ def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> 
     run.save_arrays(f"scores{suffix}", flat)
 
 
+def check_scores(
+    kept: Calibrated, path: Path, model: Llama, scenarios: Iterable[str], estimators: Iterable[str]
+) -> None:
+    """Raise ValueError unless what a run keeps are scores of every unit of a model, by these estimators."""
+    existing = existing_units(model.runs)
+    for scenario, estimator in itertools.product(scenarios, estimators):
+        found = kept.scenarios.get(scenario, {}).get(estimator, {})
+        for name, units in existing.items():
+            got = "none" if name not in found else f"{found[name].dtype} of shape {found[name].shape}"
+            if name not in found or found[name].shape != units.shape or found[name].dtype.kind != "f":
+                raise ValueError(
+                    f"expected scores {scenario}/{estimator}/{name} of shape {units.shape} in {path}, got {got}; "
+                    f"{DAMAGED}"
+                )
+
+
 def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
     """Read the scores and the stability indicators that a run keeps."""
     scenarios: dict[str, dict[str, Scores]] = {}
     for key, value in run.load_arrays(f"scores{suffix}").items():
-        scenario, _, rest = key.partition("/")
-        name, _, structure = rest.rpartition("/")
-        scenarios.setdefault(scenario, {}).setdefault(name, {})[structure] = value
+        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz")
+        scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
     stability: dict[str, Scores] = {}
     for key, value in run.load_arrays(f"stability{suffix}").items():
         scenario, _, structure = key.rpartition("/")

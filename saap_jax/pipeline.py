@@ -9,7 +9,6 @@ the oracle in `fidelity`.
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from saap_jax.calibration import (
 from saap_jax.config import ScoreConfig
 from saap_jax.config_use import EvaluateConfig
 from saap_jax.data import Windows, evaluation_windows
+from saap_jax.digests import inputs_of
 from saap_jax.discovery import count_parameters, discover, query_head_parameters, unit_costs
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.tasks.likelihood import Progress
@@ -37,14 +37,13 @@ from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, stati
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, SearchConfig
-from saap_jax.processes import first
 from saap_jax.query_stage import heads_of
-from saap_jax.report import RunDirectory, provenance, read_run, write_scalars
-from saap_jax.report.records import check_target, write_atomically
-from saap_jax.report.scores import write_scores
+from saap_jax.report import RunDirectory, provenance, read_run
+from saap_jax.report.files import check_target, write_atomically
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
-from saap_jax.sharding import layout_of_job
+from saap_jax.sharding import Layout, layout_of_job
 from saap_jax.surgery import masks
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Remat, Scores
 
@@ -176,6 +175,9 @@ def kept_parameters(model: Llama, keep: Keep) -> int:
 # --- what the commands run -----------------------------------------------------------------------
 
 
+SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
+
+
 def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
     """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
 
@@ -189,31 +191,33 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     if not config.from_run:
         check_scenarios(config.calibration, SearchConfig())
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run, read_scores(run)
+    with job(config, SCORED, overwrite=overwrite) as run:
+        if not run.finished:
+            _score(config, run, layout, track)
+    return run, read_scores(run)
+
+
+def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
+    """Do what `score_run` does, as far as the run does not hold it yet."""
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     with run.stage("load"), step(track, "load the model"):
         model = load_model(config.model.name, config.model.dtype, layout=layout)
     if config.from_run:
         with run.stage("score"), step(track, "score the statistics"):
             calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
-        about = source["scenarios"]
+        about = source.get("scenarios", {})
+        run.begin(inputs_of(model))
         save_scores(run, calibrated)
     else:
         scenarios = scenarios_of(config.calibration, load_tokenizer(config.model.name))
         about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
-        run.begin()
+        run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
         with run.stage("score") as stage:
             tokens = tokens_to_observe(run, scenarios)
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
-    write_scalars(run)
-    run.update(status="finished")
-    if first():
-        write_scores(run.path)
-    return run, read_scores(run)
+    finish(run, SCORED)
 
 
 def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffix: str = "") -> int:
@@ -230,7 +234,8 @@ def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffi
 def source_run(path: str, model: str) -> dict:
     """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
     record = read_run(path)
-    observed = record["config"]["model"]["name"]
+    of = record.get("config", {}).get("model")
+    observed = of.get("name") if isinstance(of, dict) else of
     if observed != model:
         raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
     return record

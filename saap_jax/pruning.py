@@ -1,7 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +28,13 @@ from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
+from saap_jax.locks import held
 from saap_jax.options import CalibrationConfig, TargetsConfig
 from saap_jax.pipeline import step
 from saap_jax.processes import agreed
 from saap_jax.query_stage import count_query_heads
 from saap_jax.report import provenance
-from saap_jax.report.records import plain, write_atomically
+from saap_jax.report.records import plain
 from saap_jax.residual import ResidualStage, check_residual, remove_channels, together
 from saap_jax.search import Selection
 from saap_jax.selection import calibration_of, check_query_heads, chosen_units, ratio_of
@@ -95,8 +95,14 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
     out = Path(config.out)
-    if agreed(out.exists):
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+    with held(out, f"out: {out}"):
+        if agreed(out.exists):
+            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+        return _prune(config, out, track)
+
+
+def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
+    """Do what `prune` does, into a directory that nobody else writes."""
     check_estimators([config.estimator], config.fusion)
     check_query_heads(config)
     check_residual(config)
@@ -124,11 +130,12 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     if stage is not None:
         selection = together(stage, selection, ratio_of(config), prunable_parameters(discover(model)))
     reached = reached_by(pruned, model, costs, targets, track)
-    with step(track, "save the model"):
-        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep)
+    further = {}
     if reached:
         record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
-        write_atomically(out / "targets.json", (json.dumps(plain(record), indent=2) + "\n").encode())
+        further["targets.json"] = plain(record)
+    with step(track, "save the model"):
+        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep, further=further)
     return Pruned(
         selection=selection,
         parameters=(count_parameters(model), count_parameters(pruned)),

@@ -17,6 +17,7 @@ from saap_jax.config_recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint
 from saap_jax.data.packing import Rows, pack, split_pieces
 from saap_jax.data.pieces import Pieces, read_pieces
+from saap_jax.digests import digest_of, inputs_of, model_digest
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.bench import Workload, compile_programs, spread, time_in_turns
 from saap_jax.evaluation.cost import weight_bytes
@@ -24,14 +25,16 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.load import load_keep, resolve
+from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.processes import agreed
-from saap_jax.recovery.checkpoints import Checkpoints, digest_of
+from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report import RunDirectory, provenance, write_scalars
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.monitor import Stage
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.recovery import recovery_files
@@ -50,6 +53,9 @@ class Text(NamedTuple):
     held_out: Rows | None
 
 
+ENDING = Ending(lambda run: recovery_files(run.record, run.candidates()), rows=False)
+
+
 def recover(
     config: RecoverConfig,
     *,
@@ -64,10 +70,18 @@ def recover(
     """
     check_disjoint(config.data.sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
     layout = _layout(config)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
-    out = _target(config, run)
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            out = _target(config, run)
+            with held(out, f"out: {out}"):
+                _recover(config, run, out, layout, track, note)
+    return run
+
+
+def _recover(
+    config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track, note: Note
+) -> None:
+    """Do what `recover` does, as far as the run does not hold it yet."""
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
         model, tokenizer = load_model(config.model, config.dtype, layout=layout), load_tokenizer(config.model)
@@ -78,7 +92,11 @@ def recover(
     schedule = schedule_of(config, text.rows)
     with run.stage("prepare"), step(track, "prepare the model"):
         training = training_of(config, method, model, dense, text, schedule, layout)
-    run.begin()
+    run.begin(
+        inputs_of(model, texts=texts)
+        | ({} if dense is None else {"dense model": model_digest(dense)})
+        | {"training text": training.about["digest of the text"]}
+    )
     run.update(**_about(config, text, training, model))
     if not config.out:
         run.claim("model")  # so that --overwrite removes it
@@ -99,11 +117,8 @@ def recover(
     if config.new_tokens:
         with run.stage("time"):
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
-    write_scalars(run)
-    for name, content in recovery_files(run.record, run.candidates()).items():
-        run.save_text(name, content)
-    run.update(status="finished", out=str(out))
-    return run
+    run.update(out=str(out))
+    finish(run, ENDING)
 
 
 # --- before the training -------------------------------------------------------------------------

@@ -7,7 +7,6 @@ suggested where it was better.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,19 @@ import numpy as np
 from saap_jax.calibration import Calibrated, Track, calibrate, check_estimators, check_scenarios, quiet, scenarios_of
 from saap_jax.config import SensitivityConfig
 from saap_jax.data import Windows
+from saap_jax.digests import inputs_of
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.evaluation.suggestions import trial_options
-from saap_jax.kept import read_scores, save_scores
+from saap_jax.keeps import read_keeps, save_keeps
+from saap_jax.kept import check_scores, read_scores, save_scores
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import SearchConfig
 from saap_jax.pipeline import select_calibrated, select_path, step, tokens_to_observe
-from saap_jax.report import RunDirectory, write_scalars
+from saap_jax.report import RunDirectory
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
@@ -36,6 +38,9 @@ ROUNDS = 3
 """Times that `repeats` forward passes are timed: their medians say how steady the times are."""
 
 
+ENDING = Ending(lambda run: sensitivity_files(run.record, run.candidates()), further=("keeps.npz",))
+
+
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Measure what each place costs, keep the records, and compute suggestions from them.
 
@@ -45,15 +50,21 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     check_estimators([config.estimator], config.fusion)
     check_scenarios(config.calibration, config.search)
     check_texts(config.calibration, config.evaluation)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            _sensitivity(config, run, track)
+    return run
+
+
+def _sensitivity(config: SensitivityConfig, run: RunDirectory, track: Track) -> None:
+    """Do what `sensitivity` does, as far as the run does not hold it yet."""
     with run.stage("load"), step(track, "load the model"):
         model, tokenizer = load_model(config.model.name, config.model.dtype), load_tokenizer(config.model.name)
     with run.stage("text"), step(track, "tokenise the texts"):
         scenarios, texts = scenarios_of(config.calibration, tokenizer), texts_of(config.evaluation, tokenizer)
+        inputs = inputs_of(model, {config.calibration.seed: scenarios}, texts)
     _check_ratio(config, model)
-    run.begin()
+    run.begin(inputs)
     run.update(**about_run("sensitivity", config.model.name, model, list(texts), [config.calibration.seed]))
     with run.stage("score") as stage:
         tokens = tokens_to_observe(run, scenarios)
@@ -68,11 +79,7 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     with run.stage("try"):
         run.update(trials=Trials(config, evaluator, calibrated, scenarios, track).measured())
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
-    write_scalars(run)
-    for name, text in sensitivity_files(run.record, run.candidates()).items():
-        run.save_text(name, text)
-    run.update(status="finished")
-    return run
+    finish(run, ENDING)
 
 
 def _check_ratio(config: SensitivityConfig, model: Llama) -> None:
@@ -92,7 +99,7 @@ def _scores(
     config: SensitivityConfig, run: RunDirectory, model: Llama, scenarios: dict[str, Windows], track: Track
 ) -> Calibrated:
     """Return the scores that the run holds, or make and keep them."""
-    if not (run.path / "scores.npz").exists():
+    if not run.has("scores.npz"):
         made = calibrate(
             model,
             scenarios,
@@ -104,7 +111,9 @@ def _scores(
             track=track,
         )
         save_scores(run, made)
-    return read_scores(run)
+    kept = read_scores(run)
+    check_scores(kept, run.path / "scores.npz", model, scenarios, [config.estimator])
+    return kept
 
 
 def one_place_each(
@@ -159,19 +168,13 @@ class Trials:
 
     def measured(self) -> list[Row]:
         """Return the record of each trial; the keep-sets of all are kept as the run's `keeps.npz`."""
-        path, name = self.run.path / "keeps.npz", self._name("plain")
-        arrays = self.run.load_arrays("keeps") if path.exists() else {}
-        chosen = self._chosen()
+        chosen, name = self._chosen(), self._name("plain")
         searches = {"plain": self.config.search} | {kind: self._search(changes) for kind, changes in chosen.items()}
+        keeps = read_keeps(self.run, self.model, {self._name(kind): self.config.ratio for kind in searches})
         for kind, search in searches.items():
-            if f"{self._name(kind)}/{STRUCTURES[-1]}" not in arrays:
-                keep = self._select(search).keep
-                arrays |= {f"{self._name(kind)}/{structure}": kept for structure, kept in keep.items()}
-                self.run.save_arrays("keeps", arrays)
-        keeps = {
-            self._name(kind): {structure: arrays[f"{self._name(kind)}/{structure}"] for structure in STRUCTURES}
-            for kind in searches
-        }
+            if self._name(kind) not in keeps:
+                keeps[self._name(kind)] = self._select(search).keep
+                save_keeps(self.run, keeps)
         about = {each: {"variant": each.rpartition("@")[0], "ratio_asked": self.config.ratio} for each in keeps}
         self.evaluator.measure(keeps, about, doing="evaluate what could be suggested", track=self.track)
         return [

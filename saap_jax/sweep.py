@@ -27,6 +27,7 @@ from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, EvaluationConfig
 from saap_jax.pipeline import kept_parameters, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
+from saap_jax.report.files import decoded, encoded
 from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE
 from saap_jax.sharding import mesh_of
@@ -167,16 +168,22 @@ class Evaluator:
     ) -> dict[str, Row]:
         """Return the record of each candidate; those that the run does not hold yet are appended as they finish.
 
+        So are those of which it holds less than, or something else than, what belongs to the keep-set.
+
         Args:
             keeps: by the name of the candidate. The unpruned model, `dense`, is one of them, so that it differs in
                 nothing from a candidate that removes nothing.
             about: what a record says beside what is measured.
         """
-        rows = {row["candidate"]: row for row in self.run.candidates()}
-        rows |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
+        known = {row["candidate"]: row for row in self.run.candidates()}
+        known |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
+        rows: dict[str, Row] = {}
         by_digest: dict[str, list[str]] = {}
         for name, keep in keeps.items():
-            by_digest.setdefault(_digest(keep, about.get(name, {})), []).append(name)
+            digest = _digest(keep, about.get(name, {}))
+            by_digest.setdefault(digest, []).append(name)
+            if name in known and self._whole(known[name], keep, about.get(name, {}), digest):
+                rows[name] = known[name]
         new = {digest: names for digest, names in by_digest.items() if digest not in self._known}
         for digest, names in by_digest.items():
             if digest not in new:
@@ -265,22 +272,36 @@ class Evaluator:
         for name in names:
             if name in rows:
                 continue
-            parameters = kept_parameters(self.model, keeps[name])
+            of = self._of(name, keeps[name], about.get(name, {}), digest)
             if name == DENSE:
-                self.run.update(dense=measured | {"parameters": parameters})
+                self.run.update(dense=measured | of)
                 rows[name] = self.run.record[DENSE]
                 continue
-            rows[name] = {
-                "candidate": name,
-                **about[name],
-                "ratio_actual": (self.parameters - parameters) / self.prunable,
-                "parameters": parameters,
-                **measured,
-                "kept": {structure: keeps[name][structure].sum(axis=1).tolist() for structure in STRUCTURES},
-                "keep": digest.partition("/")[0],
-                "same_as": None if name == first else first,
-            }
+            rows[name] = {"candidate": name, **of, **measured, "same_as": None if name == first else first}
             self.run.append(rows[name])
+
+    def _of(self, name: str, keep: Keep, about: Row, digest: str) -> Row:
+        """Return what the record of a candidate says of its keep-set."""
+        parameters = kept_parameters(self.model, keep)
+        if name == DENSE:
+            return {"parameters": parameters}
+        return {
+            **about,
+            "ratio_actual": (self.parameters - parameters) / self.prunable,
+            "parameters": parameters,
+            "kept": {structure: keep[structure].sum(axis=1).tolist() for structure in STRUCTURES},
+            "keep": digest.partition("/")[0],
+        }
+
+    def _whole(self, row: Row, keep: Keep, about: Row, digest: str) -> bool:
+        """Say whether a record that the run holds is of this keep-set, and has all that is measured."""
+        of = self._of(row.get("candidate", DENSE), keep, about, digest)
+        losses, ppl = row.get("losses") or {}, row.get("ppl", {})
+        return (
+            decoded(encoded({key: row.get(key) for key in of})) == decoded(encoded(of))
+            and row.get("seconds") is not None
+            and all(len(losses.get(name, ())) == len(each.tokens) and name in ppl for name, each in self.texts.items())
+        )
 
     def _measured(self, losses: WindowLosses) -> Row:
         """Return perplexity and mean loss of each window, by metric; `losses` holds the texts one behind the other."""

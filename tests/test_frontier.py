@@ -24,6 +24,7 @@ from saap_jax.options import (
     SearchConfig,
 )
 from saap_jax.pipeline import perplexity, select_path
+from saap_jax.report import finish
 from saap_jax.report.frontier import frontier_figure, summary
 from saap_jax.types import STRUCTURES
 from saap_jax.variants import seeds_of, variants_of
@@ -154,7 +155,7 @@ class TestSteps:
         assert not same({n: arrays[f"gate_fisher,seed=0@0.5/{n}"] for n in STRUCTURES}, once), "steps matter"
 
     def test_a_comparison_of_the_single_ratio_makes_the_same(self, steps, tmp_path, monkeypatch):
-        monkeypatch.setattr(comparison, "write_report", lambda path: None)
+        monkeypatch.setattr(finish, "write_report", lambda path, status: None)
         config, run = steps
         fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(CompareConfig) if hasattr(config, f.name)}
         fields |= {"runs": str(tmp_path), "ratios": (0.5,), "best_ratio": 0.5}

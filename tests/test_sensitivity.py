@@ -22,6 +22,7 @@ from saap_jax.kept import read_scores
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.report import finish
 from saap_jax.surgery import cut, masks
 from saap_jax.types import STRUCTURES
 
@@ -166,7 +167,7 @@ class TestTrials:
         self, config, tmp_path, monkeypatch, steps
     ):
         """On a model and with estimators as they are; with steps on the way the trial takes them too."""
-        monkeypatch.setattr(comparison, "write_report", lambda path: None)
+        monkeypatch.setattr(finish, "write_report", lambda path, status: None)
         search = SearchConfig(rescore_every=steps, attention_share=0.3)
         other = dataclasses.replace(
             config, runs=str(tmp_path), search=search, ratio=0.3, align=0, estimator="magnitude"

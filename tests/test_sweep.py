@@ -260,7 +260,9 @@ def test_taken_up_again_bit_for_bit(config, sweep, tmp_path):
     (tmp_path / "sweep" / "metrics.jsonl").write_bytes(b"".join(kept_lines[:-1]) + kept_lines[-1][:40])
     record = json.loads((tmp_path / "sweep" / "run.json").read_text())
     files = [name for name in reference.record["files"] if name != "best"]
-    (tmp_path / "sweep" / "run.json").write_text(json.dumps(record | {"files": files}))
+    (tmp_path / "sweep" / "run.json").write_text(
+        json.dumps(record | {"files": files, "inputs": reference.record["inputs"]})
+    )
     run = comparison.compare(other)
     assert csv_table(run.record, run.candidates()) == csv_table(reference.record, reference.candidates())
     assert run.record["dense"]["losses"] == reference.record["dense"]["losses"]

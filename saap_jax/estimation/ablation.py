@@ -11,6 +11,7 @@ is one compiled program: the first layer to run is an input of it.
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -126,7 +127,7 @@ def changes_to_lines(changes: Iterable[tuple[Unit, float]]) -> str:
 
 
 def changes_from_lines(text: str) -> dict[Unit, float]:
-    """Read what `changes_to_lines` wrote; lines that were torn by a kill are left out.
+    """Read what `changes_to_lines` wrote; lines that are none of it, as those torn by a kill, are left out.
 
     >>> changes_from_lines(changes_to_lines([(Unit("mlp", 2, 7), -0.25)]) + '["mlp", 2, 9, 0.1')
     {Unit(structure='mlp', layer=2, number=7): -0.25}
@@ -134,10 +135,12 @@ def changes_from_lines(text: str) -> dict[Unit, float]:
     changes: dict[Unit, float] = {}
     for line in filter(None, text.split("\n")):
         try:
-            *unit, change = json.loads(line)
-        except (ValueError, TypeError):
+            structure, layer, number, change = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
             continue
-        changes[Unit(*unit)] = change
+        places = type(layer) is int and type(number) is int and layer >= 0 and number >= 0
+        if structure in STRUCTURES and places and type(change) is float and math.isfinite(change):
+            changes[Unit(structure, layer, number)] = change
     return changes
 
 

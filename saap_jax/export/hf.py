@@ -16,7 +16,7 @@ from saap_jax.llama.hf_config import config_from_spec, fits_plain_config
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.llama.tokenizer import Tokenizer
-from saap_jax.llama.write import Tensor, model_tensors, write_json, write_tensors
+from saap_jax.llama.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
 
 REMOTE = Path(__file__).parent / "remote"
 """Code that travels with a ragged model. It imports torch and transformers, and nothing of this library."""
@@ -67,7 +67,7 @@ def write_hf(
     else:
         write_json(settings, place / "generation_config.json")
     if tokenizer is not None:
-        tokenizer.save_pretrained(str(place))
+        write_tokenizer(tokenizer, place)
     return added_parameters(spec, layers) + sum(tensor.shape[0] for tensor in zeros)
 
 

@@ -1,11 +1,14 @@
 """Export a model: write it, read it back, compare, and only then give it its name."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import gguf
 import jax.numpy as jnp
+from safetensors import safe_open
 
 from saap_jax.config import ExportConfig
 from saap_jax.discovery import count_parameters
@@ -15,6 +18,7 @@ from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import EQUAL_LAYERS
 from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.gguf_layout import ROPE_FACTORS
 from saap_jax.llama.load import resolve
 from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.llama.tokenizer import Tokenizer
@@ -33,6 +37,8 @@ class Exported(NamedTuple):
     """Of the source."""
     added: int
     """Zeros that the format needed beside them."""
+    written: int
+    """Parameters that the files hold, counted there."""
     bytes: int
     """Of everything that was written."""
     agreement: Agreement
@@ -69,16 +75,30 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
             kind, added, more = _write(config, written, tokenizer, source, place)
         with step("read back and compare"):
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
+            written_parameters = count_written(place)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
     return Exported(
         kind=kind,
         parameters=count_parameters(model),
         added=added,
+        written=written_parameters,
         bytes=sum(file.stat().st_size for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()),
         agreement=agreement,
         notes=(*notes, *more),
     )
+
+
+def count_written(place: Path) -> int:
+    """Count the parameters in a GGUF file or in the safetensors files of a directory, by the headers of the files."""
+    if place.is_file():
+        tensors = gguf.GGUFReader(place).tensors
+        return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
+    total = 0
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Write a model directory: Hugging Face names and layout, per-layer widths where layers differ, never half a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,28 @@ from saap_jax.llama.hf_config import config_from_spec, quantization_to_config
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.runs import run_bounds
-from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors
+from saap_jax.llama.write import CODES, model_tensors, new_output, write_json, write_tensors, write_tokenizer
 from saap_jax.processes import first
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
 def save_model(
-    model: Llama, directory: str | Path, *, tokenizer: Any = None, keep: Keep | None = None, dtype: Any = None
+    model: Llama,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    keep: Keep | None = None,
+    dtype: Any = None,
+    further: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json`, tokenizer files and `keep.json` to a new directory; return its path.
 
     `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
     `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
-    `model`. Everything goes to a hidden sibling directory that is renamed at the end, so nothing incomplete appears
-    under the final name. One tensor at a time is held beside the model, also of one that is spread over devices. Of
-    several processes of a job, all have to call this, and the first one writes.
+    `model`. `further` are JSON objects by file name. Everything goes to a hidden sibling directory that is renamed
+    at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the model,
+    also of one that is spread over devices. Of several processes of a job, all have to call this, and the first one
+    writes.
 
     Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
     merged, `OSError` if the disk is full; in each case nothing is left behind.
@@ -44,8 +52,10 @@ def save_model(
             write_json(config, place / "config.json")
             if keep is not None:
                 write_json(_keep_record(keep), place / "keep.json")
+            for name, record in (further or {}).items():
+                write_json(record, place / name)
             if tokenizer is not None:
-                tokenizer.save_pretrained(str(place))
+                write_tokenizer(tokenizer, place)
     return target
 
 

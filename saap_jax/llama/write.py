@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from saap_jax.llama.hf_layout import Stored, stored_parameters, stored_shape
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
+from saap_jax.locks import held
 from saap_jax.processes import agreed, first, meet
 from saap_jax.steps import within
 
@@ -130,6 +131,21 @@ def _fitted(values: np.ndarray, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     return result
 
 
+def write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write the files of a tokenizer.
+
+    Raises:
+        OSError: the disk is full; the library that writes one of them raises a plain Exception there.
+    """
+    try:
+        tokenizer.save_pretrained(str(directory))
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
+
+
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -139,37 +155,50 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterator[Path]:
     """Yield where to write, and give it its final name when the block ends without an error.
 
-    What is yielded lies in a hidden sibling of `target`: an empty directory, or, with a `suffix`, the path of a file
-    to make. `what` says in errors what was not saved. Raises `FileExistsError` if `target` exists, `OSError` if the
-    disk is full; in each case, as after any error in the block, nothing is left behind.
+    What is yielded lies in a hidden sibling of `target`, `.NAME.partial`: an empty directory, or, with a `suffix`, the
+    path of a file to make. `what` says in errors what was not saved. Raises `FileExistsError` if `target` exists,
+    `ValueError` if another process writes it, `OSError` if the disk is full; in each case, as after any error in the
+    block, nothing is left behind. What a killed process left there is removed by the next one.
 
     Of several processes of a job, the first makes and names it, and the others leave the block when it is there; what
     they are given does not exist.
     """
-    kind = "directory" if suffix is None else "file"
-    if agreed(lambda: target.exists() or target.is_symlink()):
-        raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
-    if not first():
-        yield target.with_name(f".{target.name}.partial")
-        meet(f"{what} is saved")
-        return
-    hidden = None
+    hidden = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        place = hidden / f"content{suffix or ''}"
-        if suffix is None:
-            place.mkdir()
-        yield place
-        place.rename(target)
-        meet(f"{what} is saved")
+        with held(target, str(target)):
+            _check_new(target, "directory" if suffix is None else "file")
+            if not first():
+                yield hidden
+                meet(f"{what} is saved")
+                return
+            _remove(hidden)
+            try:
+                hidden.mkdir()
+                place = hidden / f"content{suffix or ''}"
+                if suffix is None:
+                    place.mkdir()
+                yield place
+                place.rename(target)
+                meet(f"{what} is saved")
+            finally:
+                _remove(hidden)
     except OSError as error:
         if error.errno is None:  # not of the system: a message of ours
             raise
-        raise OSError(error.errno, f"{target}: {what} was not saved ({error.strerror or error})") from error
-    finally:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
+        said = OSError(error.errno, f"{target}: {what} was not saved ({error.strerror or error})")
+        said.filename = str(target)
+        raise said from error
+
+
+def _check_new(target: Path, kind: str) -> None:
+    if agreed(lambda: target.exists() or target.is_symlink()):
+        raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
+
+
+def _remove(hidden: Path) -> None:
+    """Remove what was written beside an output that did not come about."""
+    if hidden.is_dir() and not hidden.is_symlink():
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _tensor(item: Stored, index: int, name: str, size: dict[str, int]) -> Tensor:

@@ -6,18 +6,20 @@ model (a digest of all of its arrays) and the configuration. Frozen parameters a
 best one are kept.
 """
 
-import hashlib
+import contextlib
 import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from saap_jax.fetching import fetched
+from saap_jax.processes import first
 from saap_jax.recovery.train import State
-from saap_jax.sharding import mesh_of
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""
@@ -37,11 +39,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # here: it takes most of a second
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # a line for each file that is written, otherwise
+        # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         best = BestN(
             get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
-        self._ocp = ocp
+        self._ocp, self._directory = ocp, directory
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -64,21 +67,44 @@ class Checkpoints:
             loss: on held-out text, by which the best checkpoint is known; None where none is held out.
         """
         args = self._ocp.args
-        self._manager.save(
-            int(state.step),
-            args=args.Composite(
-                state=args.StandardSave(arrays_of(state)), progress=args.JsonSave({"schema": SCHEMA, **progress})
-            ),
-            metrics=None if loss is None else {"loss": loss},
-        )
+        with self._writing():
+            self._manager.save(
+                int(state.step),
+                args=args.Composite(
+                    state=args.StandardSave(arrays_of(state)), progress=args.JsonSave({"schema": SCHEMA, **progress})
+                ),
+                metrics=None if loss is None else {"loss": loss},
+            )
 
     def wait(self) -> None:
-        """Wait until all is written."""
-        self._manager.wait_until_finished()
+        """Wait until all is written.
+
+        Raises:
+            OSError: something could not be, as on a full disk; what was begun is removed.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until all is written, and end the threads that write."""
-        self._manager.close()
+        """Wait until all is written, and end the threads that write; see `wait`."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise an error of the system as what it is: orbax raises others, with its number in the text."""
+        try:
+            yield
+        except Exception as error:
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            if number is None and not isinstance(error, OSError):
+                raise
+            code = int(number[1]) if number is not None else getattr(error, "errno", None)
+            for begun in self._directory.glob("*.orbax-checkpoint-tmp*") if first() else ():
+                shutil.rmtree(begun, ignore_errors=True)
+            if code is None:
+                raise
+            raise OSError(code, os.strerror(code), str(self._directory)) from error
 
     @property
     def latest(self) -> int | None:
@@ -98,10 +124,13 @@ class Checkpoints:
             ValueError: it was written by another version.
         """
         args = self._ocp.args
-        progress = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
-        if progress.get("schema") != SCHEMA:
+        try:
+            progress = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        if not isinstance(progress, dict) or progress.get("schema") != SCHEMA:
             raise ValueError(
-                f"checkpoint {step}: expected schema {SCHEMA}, got {progress.get('schema')!r}; it was written by "
+                f"checkpoint {step}: expected schema {SCHEMA}, got {str(progress)[:80]}; it was written by "
                 "another version of saap_jax: start anew with --overwrite"
             )
         return progress
@@ -124,7 +153,15 @@ class Checkpoints:
                 f"checkpoint {step}: expected the parameters that are trained now, found others "
                 f"({' '.join(str(error).split())[:200]}); start anew with --overwrite"
             ) from None
+        except Exception as error:
+            raise self._unreadable(step, error) from error
         return Saved(with_arrays(like, restored["state"]), progress)
+
+    def _unreadable(self, step: int, error: Exception) -> ValueError:
+        return ValueError(
+            f"checkpoint {step}: cannot be read ({' '.join(str(error).split())[:200]}); it was changed or damaged: "
+            f"remove {self._directory / str(step)} to go on from the one before it, or start anew with --overwrite"
+        )
 
 
 def arrays_of(state: State) -> dict[str, Any]:
@@ -142,14 +179,3 @@ def with_arrays(like: State, arrays: dict[str, Any]) -> State:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def digest_of(tree: Any) -> str:
-    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        digest.update(f"{_name(path)} {leaf.shape} {leaf.dtype.name};".encode())
-        layers = range(leaf.shape[0]) if leaf.ndim > 2 and mesh_of(leaf) else (None,)
-        for array in (fetched(leaf, index) for index in layers if leaf.size):
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

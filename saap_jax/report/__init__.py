@@ -1,7 +1,8 @@
 """What is kept of a run and what people look at: records, tables, figures, the page. Reads run records, no model."""
 
 from saap_jax.report.html import render_report, write_report
-from saap_jax.report.records import RunDirectory, provenance, read_candidates, read_run
+from saap_jax.report.provenance import provenance
+from saap_jax.report.records import RunDirectory, read_candidates, read_run
 from saap_jax.report.reports import write_reports
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.scalars import write_scalars

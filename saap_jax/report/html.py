@@ -48,20 +48,20 @@ class Page(NamedTuple):
         return bool(self.overview) or any(isinstance(b, Table) and b.sortable for s in sections for b in s.blocks)
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write `report.html` into a run directory of any kind, finished or not, and return its path."""
+def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
+    """Write `report.html` into a run directory of any kind, finished or not, and return its path; see `read_view`."""
     path = Path(run_dir) / "report.html"
-    write_atomically(path, render_report(run_dir).encode())
+    write_atomically(path, render_report(run_dir, status=status).encode())
     return path
 
 
-def render_report(run_dir: str | os.PathLike[str]) -> str:
-    """Return the page of one run, made from its records alone.
+def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
+    """Return the page of one run, made from its records alone; see `read_view`.
 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    view = read_view(run_dir, Detail())
+    view = read_view(run_dir, Detail(), status=status)
     return render_page(Page(view.name, [], [view], folded=False))
 
 

@@ -10,19 +10,15 @@
 | `tensorboard/`  | stages and candidates as TensorBoard scalars, see `scalars`                                   |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
 
-JSON has no NaN and no infinities: they are stored as the strings "NaN", "Infinity" and "-Infinity" (which `float`
-understands), and come back as floats.
+What fields a record has, and of which type, is in `schema`; all that is read back is held against it.
 """
 
 import contextlib
-import importlib.metadata
-import io
+import hashlib
 import json
-import math
 import os
-import platform
+import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +26,19 @@ from typing import Any
 import numpy as np
 
 from saap_jax.processes import agreed, agreed_bytes, first
+from saap_jax.report.files import append_line, arrays_file, decoded, encoded, plain, read_json, write_atomically
 from saap_jax.report.monitor import Stage, measuring, with_stage
+from saap_jax.report.reading import DAMAGED, SCHEMA, arrays_of, read_candidates, read_run
 
-SCHEMA = 1
-"""Version of the record layout, stored as `schema`."""
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FIXED_FILES = ("metrics.jsonl", "report.html", "report.md", "report.csv")
-_LIBRARIES = ("saap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
+
+_FILES = re.compile(
+    r"(metrics|ablation)\.jsonl|report\.(html|md|csv)|(scores|stability)(-[\w.-]+)?\.npz|keeps\.npz"
+    r"|(keep|fidelity)\.json|(couplings|fidelity|frontier|sensitivity|training)\.svg"
+    r"|(comparison|fidelity|frontier|recovery|sensitivity)\.(md|csv)|curve\.csv"
+)
+_DIRECTORIES = re.compile(r"best|model|tensorboard|statistics|checkpoints(-[\w.-]+)?")
+"""What runs of all kinds write beside `run.json`, and so all that `overwrite` removes."""
 
 
 class RunDirectory:
@@ -62,27 +63,68 @@ class RunDirectory:
         With `overwrite` a run of whatever configuration starts afresh: what it wrote is removed, other files stay.
 
         Raises:
-            ValueError: the directory holds a run of another configuration, or files but no run.
+            ValueError: the directory holds a run of another configuration, or files but no run; with `overwrite`, the
+                run names files as its own that no run writes.
         """
         path, config = Path(path), plain(config)
         fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "config": config, "stages": [], "files": []}
-        found = agreed(lambda: _found(path))
+        found = agreed(lambda: _found(path, overwrite))
         if found is None or overwrite:
             return cls(path, fresh, begun=False)
         _check_config(path, old=found.get("config"), new=config)
         return cls(path, found)
 
-    def begin(self) -> "RunDirectory":
-        """Create the directory (and remove what an overwritten run left there); from now on everything is written."""
+    def begin(self, inputs: Mapping[str, str] | None = None) -> "RunDirectory":
+        """Create the directory (and remove what an overwritten run left there); from now on everything is written.
+
+        Args:
+            inputs: digests of what the run is of, its model and texts, by what a refusal calls them. They are recorded,
+                and a run that goes on has to be of the same. A finished run, which is only shown, is not asked.
+
+        Raises:
+            ValueError: what the run is of has changed since it was begun.
+        """
         if self._begun:
+            if inputs is not None:
+                self._check_inputs(dict(inputs))
             return self
+        new = first() and not self.path.exists()
         if first():
             if (self.path / "run.json").exists():
                 RunDirectory(self.path, read_run(self.path))._remove_outputs()
             self.path.mkdir(parents=True, exist_ok=True)
         self._begun = True
-        self._set()
+        try:
+            self._set(**({} if inputs is None else {"inputs": dict(inputs)}))
+        except OSError:
+            self._begun = False
+            if new:
+                self.path.rmdir()
+            raise
         return self
+
+    def _check_inputs(self, inputs: dict[str, str], at_most: int = 3) -> None:
+        before = self._record.get("inputs")
+        if before is None:
+            if agreed(lambda: any((self.path / name).exists() for name in ("metrics.jsonl", *self._record["files"]))):
+                raise ValueError(
+                    f"{self.path} holds results, but does not say of which weights and text, as runs of an older "
+                    "version; pass --overwrite or another --name"
+                )
+            self._set(inputs=inputs)
+            return
+        changed = [
+            f"{name} ({before.get(name, 'none')[:12]} -> {inputs.get(name, 'none')[:12]})"
+            for name in dict.fromkeys((*before, *inputs))
+            if before.get(name) != inputs.get(name)
+        ]
+        if changed:
+            more = f" and {len(changed) - at_most} more" if len(changed) > at_most else ""
+            raise ValueError(
+                f"{self.path} was begun on something else than is there now, by the digests of "
+                f"{', '.join(changed[:at_most])}{more}; bring back what it was begun on, or pass --overwrite or "
+                "another --name"
+            )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -100,26 +142,19 @@ class RunDirectory:
         self._set(**fields)
 
     def _set(self, **fields: Any) -> None:
-        self._record = {**self._record, **_decode(plain(fields))}
+        record = {**self._record, **decoded(encoded(fields))}
         if self._begun:
-            write_atomically(self.path / "run.json", _dumps(plain(self._record), indent=1))
+            write_atomically(self.path / "run.json", encoded(record, indent=1))
+        self._record = record
 
     def append(self, candidate: dict[str, Any]) -> None:
         """Add one finished candidate (an object with a `candidate` name) to `metrics.jsonl`."""
         if not isinstance(candidate.get("candidate"), str):
             raise ValueError(f"expected a record with a string `candidate`, got the fields {sorted(candidate)}")
-        line = _dumps(plain(candidate)) + b"\n"
+        line = encoded(candidate)
         self.begin()
-        if not first():
-            return
-        with open(self.path / "metrics.jsonl", "ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a killed run left a torn line
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        if first():
+            append_line(self.path / "metrics.jsonl", line)
 
     def candidates(self) -> list[dict[str, Any]]:
         """Return the finished candidates, in order; a name that was recorded twice counts once, with its last values.
@@ -152,31 +187,38 @@ class RunDirectory:
         Raises:
             ValueError: an array's type is unknown to the format (bfloat16, objects).
         """
-        values = {key: np.asarray(value) for key, value in arrays.items()}
-        for key, value in values.items():
-            if value.dtype.kind not in "biufcSU":
-                raise ValueError(
-                    f"expected numbers or text at {key!r} of {name}.npz, got {value.dtype}; convert it first"
-                )
+        content = arrays_file(arrays, f"{name}.npz")
         path = self.claim(f"{name}.npz")
-        if first():
-            with _replacing(path) as file:
-                np.savez(file, allow_pickle=False, **values)
+        digests = self._record.get("digests", {})
+        known = [*digests.get(path.name, [])[-1:], hashlib.sha256(content).hexdigest()]
+        self._set(digests=digests | {path.name: known})  # killed in between, the run holds what was there before
+        write_atomically(path, content)
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Read the arrays of `<name>.npz`."""
+        """Read the arrays of `<name>.npz`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or not what the run wrote.
+        """
         path = self.path / f"{name}.npz"
         if not self.has(path.name):
             raise FileNotFoundError(f"expected arrays at {path}, found no file; the run has not come that far")
-        content = agreed_bytes(path.read_bytes() if first() else b"")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        content = path.read_bytes() if first() else b""
+        agreed(lambda: self._check_digest(path, content))
+        return arrays_of(agreed_bytes(content), path)
+
+    def _check_digest(self, path: Path, content: bytes) -> None:
+        known = self._record.get("digests", {}).get(path.name)
+        if known is not None and hashlib.sha256(content).hexdigest() not in known:
+            arrays_of(content, path)
+            raise ValueError(f"expected in {path} what the run wrote, found something else; {DAMAGED}")
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write a plain value to `<name>.json`."""
         path = self.claim(f"{name}.json")
-        write_atomically(path, _dumps(plain(value), indent=1))
+        write_atomically(path, encoded(value, indent=1))
         return path
 
     def save_text(self, filename: str, text: str) -> Path:
@@ -191,8 +233,8 @@ class RunDirectory:
 
     def claim(self, filename: str) -> Path:
         """Note in `run.json` that this run writes a file or directory, so that `overwrite` knows what it may remove."""
-        if Path(filename).name != filename or filename == "run.json":
-            raise ValueError(f"expected a plain file name other than run.json, got {filename!r}")
+        if not (_FILES.fullmatch(filename) or _DIRECTORIES.fullmatch(filename)):
+            raise ValueError(f"expected one of the names that runs give to their files, got {filename!r}")
         self.begin()
         files = self._record.get("files", [])
         if filename not in files:
@@ -200,177 +242,54 @@ class RunDirectory:
         return self.path / filename
 
     def _remove_outputs(self) -> None:
+        outputs = _outputs(self.path, self._record)
         self.update(status="running")  # killed half-way this is a partial run, not a finished one without candidates
-        for name in (*_FIXED_FILES, *self._record.get("files", [])):
-            path = self.path / Path(name).name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for partial in filter(lambda entry: _is_partial(entry.name), list(self.path.iterdir())):
-            partial.unlink() if partial.is_file() else shutil.rmtree(partial)
+        for path in outputs:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _found(path: Path) -> dict[str, Any] | None:
+def _found(path: Path, overwrite: bool) -> dict[str, Any] | None:
     """Return the record of the run that a directory holds, None where there is none; see `RunDirectory.open`."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
     if (path / "run.json").exists():
-        return read_run(path)
-    if path.exists() and any(not _is_partial(entry.name) for entry in path.iterdir()):
+        record = read_run(path)
+        if overwrite:
+            _outputs(path, record)
+        return record
+    if path.exists() and any(not _is_left(entry.name) for entry in path.iterdir()):
         raise ValueError(f"expected a run (run.json) or an empty directory at {path}; choose another --name")
     return None
 
 
-def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read `run.json` of a run directory.
+def _is_left(name: str) -> bool:
+    """Say whether a name is of what a killed process left: a file half written, or a lock that nobody holds."""
+    return name.startswith(".") and name.endswith((".partial", ".lock"))
+
+
+def _outputs(path: Path, record: Mapping[str, Any]) -> list[Path]:
+    """Return what a run wrote beside `run.json`, as far as it is there: regular files, and directories of its own.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no run record of this version.
+        ValueError: the record names something else, or something else is there under a name of ours.
     """
-    path = Path(path)
-    if not (path / "run.json").exists():
-        raise FileNotFoundError(f"expected a run directory, found no run.json in {path}; check the name of the run")
-    record = read_json(path / "run.json")
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"expected a run record of schema {SCHEMA}, got {found!r} in {path / 'run.json'}")
-    return record
-
-
-def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
-    """Read `metrics.jsonl` of a run directory; return the candidates and the number of lines that are no candidate."""
-    file = Path(path) / "metrics.jsonl"
-    if not file.exists():
-        return [], 0
-    found: dict[str, dict[str, Any]] = {}
-    corrupt = 0
-    for line in filter(None, file.read_bytes().split(b"\n")):
-        try:
-            record = _decode(json.loads(line.decode()))
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("candidate"), str):
-            found[record["candidate"]] = record
-        else:
-            corrupt += 1
-    return list(found.values()), corrupt
-
-
-def provenance() -> dict[str, Any]:
-    """Return what a reader needs to repeat a run: `versions`, `devices` and `git_commit` (None outside a checkout).
-
-    `devices` has `platform`, `kind` and `count` of jax's devices, and how many `cores` of this host the run may use.
-    """
-    import jax  # here, so that reading a report starts no accelerator
-
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    devices = jax.devices()
-    kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
-    kinds["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"versions": versions, "devices": kinds, "git_commit": git_commit(Path(__file__).parent)}
-
-
-def git_commit(directory: Path) -> str | None:
-    """Return the commit that a directory is checked out at, with "-dirty" if files differ, or None.
-
-    None is for a directory that git does not track, such as a library installed below somebody else's checkout.
-    """
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(("git", *arguments), cwd=directory, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not git("ls-files", "."):
-        return None
-    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: mappings, lists, strings, numbers, None; NaN and infinities as strings.
-
-    >>> plain({"ratios": (0.2, float("inf"))})
-    {'ratios': [0.2, 'Infinity']}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):  # numbers at once: a run may hold a million of them
-        return [
-            item if type(item) is int or (type(item) is float and math.isfinite(item)) else plain(item)
-            for item in value
-        ]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ValueError(f"expected a value that JSON can hold, got {type(value).__name__}: {value!r}")
-
-
-def check_target(name: str, path: str) -> None:
-    """Raise ValueError, before any work, where a file cannot be written; an empty path stands for none."""
-    if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-        raise ValueError(f"{name}: expected a file in a directory that exists, got {path}; make the directory first")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name holds either the old content or the whole new one, whenever the process ends.
-
-    Of several processes of a job, the first one writes it.
-    """
-    if first():
-        with _replacing(path) as file:
-            file.write(content)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _is_partial(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".partial")
-
-
-def _dumps(value: Any, indent: int | None = None) -> bytes:
-    return json.dumps(value, indent=indent, allow_nan=False).encode()
-
-
-def read_json(path: Path) -> Any:
-    """Read the plain value of a JSON file, non-finite numbers included.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        return _decode(json.loads(path.read_bytes()))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got {error}; the file was changed or damaged") from error
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) if isinstance(item, dict | list | str) else item for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+    found = []
+    for name in dict.fromkeys((*_FIXED_FILES, *record.get("files", []))):
+        is_file, place = bool(_FILES.fullmatch(name)), path / name
+        if not (is_file or _DIRECTORIES.fullmatch(name)):
+            raise ValueError(
+                f"--overwrite: {path / 'run.json'} names {name!r} among its files, which no run writes; nothing was "
+                "removed: take the name out there, or choose another --name"
+            )
+        if place.is_symlink() or (place.exists() and not (place.is_file() if is_file else place.is_dir())):
+            kind = "file" if is_file else "directory"
+            raise ValueError(
+                f"--overwrite: expected a {kind} of the run at {place}, found something else; nothing was removed: "
+                "move it away, or choose another --name"
+            )
+        found += [place] if place.exists() else []
+    left = re.compile(rf"\.(run\.json|{_FILES.pattern}|{_DIRECTORIES.pattern})(\.\w+)?\.(partial|lock)")
+    return found + [each for each in path.iterdir() if left.fullmatch(each.name) and not each.is_symlink()]
 
 
 def _check_config(path: Path, *, old: Any, new: Any, at_most: int = 3) -> None:

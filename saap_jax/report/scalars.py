@@ -1,4 +1,4 @@
-"""A run as TensorBoard scalars: `tensorboardX` writes them, so no TensorFlow is needed.
+"""A run as TensorBoard scalars: `tensorboardX` encodes them, so no TensorFlow is needed.
 
 | tag                                                      | step               | value                     |
 |----------------------------------------------------------|--------------------|---------------------------|
@@ -12,13 +12,14 @@ the records say, however often the run was killed, taken up again or overwritten
 stage that goes on or a candidate that is recorded twice would stay in it twice.
 """
 
-import os
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.processes import first
+from saap_jax.report.files import write_atomically
 from saap_jax.report.records import RunDirectory, read_candidates
 
 DIRECTORY, FILE = "tensorboard", "events.out.tfevents.saap"
@@ -44,25 +45,30 @@ class Scalar(NamedTuple):
 
 def write_scalars(run: RunDirectory) -> Path:
     """Write the scalars of a run, finished or not, in place of those that are there; return the file's path."""
-    from tensorboardX import RecordWriter  # here: importing it takes a moment, and imports torch where there is one
+    # Here: importing it takes a moment, and imports torch where there is one.
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  (made on import)
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-    directory = run.claim(DIRECTORY)
-    path, partial = directory / FILE, directory / f".{DIRECTORY}.partial"  # TensorBoard reads no such name
+    path = run.claim(DIRECTORY) / FILE
     if not first():
         return path
-    directory.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     now = time.time()
-    writer = RecordWriter(str(partial))
-    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    events = [Event(wall_time=now, file_version="brain.Event:2")]
     for tag, step, value in scalars(run.record, read_candidates(run.path)[0]):
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-        writer.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
-    writer.flush()
-    writer.close()
-    os.replace(partial, path)
+        events.append(Event(wall_time=now, step=step, summary=summary))
+    content = b"".join(_framed(event.SerializeToString()) for event in events)
+    write_atomically(path, content, partial=path.with_name(f".{DIRECTORY}.partial"))  # TensorBoard reads no such name
     return path
+
+
+def _framed(event: bytes) -> bytes:
+    """Return an event as the file holds it: its length and itself, a checksum behind each."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    parts = (struct.pack("<Q", len(event)), event)
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
 
 
 def scalars(record: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Iterator[Scalar]:

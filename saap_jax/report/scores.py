@@ -3,12 +3,10 @@
 import hashlib
 import io
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import rankdata
 
-from saap_jax.report.records import write_atomically
 from saap_jax.types import Scores
 
 INK = "#010203"
@@ -52,15 +49,6 @@ _STYLE = {
     "ytick.labelsize": 8.5,
     "ytick.major.width": 0.6,
 }
-
-
-def write_scores(run_dir: str | os.PathLike[str]) -> Path:
-    """Write the page of a score run, `report.html` in its directory, and return its path."""
-    from saap_jax.report.html import render_report  # here, because html reads this module
-
-    path = Path(run_dir) / "report.html"
-    write_atomically(path, render_report(run_dir).encode())
-    return path
 
 
 def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarray, "estimators estimators"]:

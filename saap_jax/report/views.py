@@ -48,8 +48,12 @@ _BY_CONFIG = {"channels_per_layer": "fidelity", "keep_statistics": "score", "bes
 """A field of the configuration that tells the kind of a run that has not come far enough to record it."""
 
 
-def read_view(run_dir: str | os.PathLike[str], detail: Detail, *, id: str = "", name: str = "") -> RunView:
+def read_view(
+    run_dir: str | os.PathLike[str], detail: Detail, *, id: str = "", name: str = "", status: str = ""
+) -> RunView:
     """Read a run of any kind; `name` is what the page calls it, by default as its record does.
+
+    So is `status`: a page is written before the record says that the run is finished.
 
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
@@ -67,7 +71,7 @@ def read_view(run_dir: str | os.PathLike[str], detail: Detail, *, id: str = "", 
         sections = _other_sections(path, run, kind, detail)
     if compared is not None or kind in KINDS:
         sections = [*sections[:-1], *attached_sections(path, run, detail, shown=(kind,)), sections[-1]]
-    status = str(run.get("status") or "unknown")
+    status = status or str(run.get("status") or "unknown")
     name = name or str(run.get("name", path.name))
     return RunView(id, name, kind, status, model_name(run), notes, sections, run, compared)
 

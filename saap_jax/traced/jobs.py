@@ -1,6 +1,5 @@
 """What `saap compare FACTORY` and `saap prune FACTORY` run."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,13 @@ import numpy as np
 
 from saap_jax.calibration import Track, quiet
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
+from saap_jax.digests import digest_of
 from saap_jax.discovery.factory import made_problem
+from saap_jax.locks import held
 from saap_jax.pipeline import step
-from saap_jax.report import RunDirectory, provenance, write_report
+from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.couplings import couplings_drawing
+from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.rows import DENSE
 from saap_jax.report.traced import traced_files
 from saap_jax.search import Selection
@@ -30,6 +32,8 @@ from saap_jax.traced.select import (
 from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
+ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True, further=("couplings.svg",))
+
 
 def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare estimators on a factory's model, each candidate judged by masks; the best of each ratio is cut to check.
@@ -38,13 +42,25 @@ def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Trac
         ValueError: bad input, or a cut model whose held-out loss is not that of the masked one.
     """
     check_traced_estimators(config.estimators, config.fusion)
-    run = RunDirectory.open(Path(config.runs) / config.name, dataclasses.asdict(config), overwrite=overwrite)
-    if run.finished:
-        return run
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            _compare(config, run, track)
+    return run
+
+
+def _compare(config: TracedCompareConfig, run: RunDirectory, track: Track) -> None:
+    """Do what `compare` does; of a run that was killed, all of it again."""
     with step(track, "trace the model"):
         subject = subject_of(made_problem(config.factory), norms=config.norms)
     check_ratios_met(subject, config.ratios, config.search)  # before any time is spent
-    run.begin()
+    problem = subject.problem
+    run.begin(
+        {
+            "parameters": digest_of(problem.params),
+            "calibration": digest_of(problem.calibration),
+            "held-out examples": digest_of(problem.held_out),
+        }
+    )
     run.update(kind="traced", **about_subject(config.factory, subject), **provenance())
     adaptive = config.search.allocation == "adaptive"
     with run.stage("score"):
@@ -66,12 +82,8 @@ def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Trac
         rows = evaluated(run, subject, selections, config, track)
     with run.stage("cut"), step(track, "cut the best of each ratio and check it"):
         run.update(best=[_best(subject, rows, selections, ratio, config.batch_size) for ratio in config.ratios])
-    for name, text in traced_files(run.record, run.candidates()).items():
-        run.save_text(name, text)
     run.save_text("couplings.svg", couplings_drawing(subject.traced))
-    run.update(status="finished")
-    write_report(run.path)
-    return run
+    finish(run, ENDING)
 
 
 def evaluated(
@@ -158,8 +170,14 @@ def prune(config: TracedPruneConfig, *, track: Track = quiet) -> PrunedModel:
         FileExistsError: the directory exists.
     """
     out = Path(config.out)
-    if out.exists():
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+    with held(out, f"out: {out}"):
+        if out.exists():
+            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+        return _prune(config, out, track)
+
+
+def _prune(config: TracedPruneConfig, out: Path, track: Track) -> PrunedModel:
+    """Do what `prune` does, into a directory that nobody else writes."""
     check_traced_estimators([config.estimator], config.fusion)
     with step(track, "trace the model"):
         subject = subject_of(made_problem(config.factory), norms=config.norms)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.flax import load_file, save_file
+from safetensors.flax import load_file, save
 
 from saap_jax.discovery.problem import Problem
 from saap_jax.discovery.removal import kept_shapes
@@ -47,7 +47,8 @@ def save_pruned(
         "about": dict(about or {}),
     }
     with new_output(Path(directory).expanduser(), "the pruned model") as place:
-        save_file({path: jax.numpy.asarray(value) for path, value in values.items()}, place / "params.safetensors")
+        content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
+        (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
         write_json(record, place / "pruned.json")
     return function, params
 

@@ -1,5 +1,6 @@
 """`saap export`: what is printed was measured on what was written, and failure leaves nothing behind."""
 
+import itertools
 import json
 import os
 import re
@@ -36,16 +37,21 @@ def export(source, out, form, dtype="float32"):
     return export_model(ExportConfig(model=str(source), out=str(out), format=form, dtype=dtype))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", ["empty_biased", "ragged_llama3", "groups"])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [*itertools.product(FORMATS, ("empty_biased", "ragged_llama3", "groups")), ("gguf", "empty")],
+)
 def test_every_format_is_verified(form, name, source, tokenizer, tmp_path):
-    out = tmp_path / ("x.gguf" if form == "gguf" else "x")
-    exported = export(source(SPECS[name]), out, form)
+    out, directory = tmp_path / ("x.gguf" if form == "gguf" else "x"), source(SPECS[name])
+    model, exported = load_model(directory), export(directory, out, form)
     assert exported.agreement.deviation < 1e-5
     assert exported.agreement.argmax == 1
     assert exported.agreement.tokens == 96
     assert load_tokenizer(out).encode("the cat") == tokenizer.encode("the cat")
     assert load_model(out).spec.vocab == 300
+    without = sum(layer.kv_heads == 0 for layer in model.spec.layers)
+    unread = model.spec.embed * without if name == "empty" else 0  # norms of attention that is not there
+    assert exported.written == exported.parameters + exported.added - unread
     assert exported.bytes == sum(p.stat().st_size for p in ([out] if out.is_file() else out.iterdir()))
     assert sorted(os.listdir(tmp_path)) == ["source", out.name]
 

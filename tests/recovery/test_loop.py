@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saap_jax.recovery.checkpoints import Checkpoints, arrays_of, digest_of
+from saap_jax.digests import digest_of
+from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
 from saap_jax.recovery.loop import NotFiniteError, Plan, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.objective import Objective, sums_of
 from saap_jax.recovery.train import Schedule, join, split, start

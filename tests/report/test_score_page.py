@@ -11,11 +11,11 @@ from saap_jax.calibration import Calibrated
 from saap_jax.config import ScoreConfig
 from saap_jax.fusion import fuse
 from saap_jax.kept import save_scores
-from saap_jax.report.html import render_report
+from saap_jax.report.html import render_report, write_report
 from saap_jax.report.patterns import csv_patterns
 from saap_jax.report.records import RunDirectory, plain
 from saap_jax.report.score_page import facts, find_patterns, read_scores, summary
-from saap_jax.report.scores import format_correlation, rank_cells, write_scores
+from saap_jax.report.scores import format_correlation, rank_cells
 from saap_jax.types import Scores
 from tests.report.test_html import Page
 from tests.report.test_scores import units
@@ -143,7 +143,7 @@ class TestPage:
         for seed, place in [(0, "first"), (0, "again"), (1, "other")]:
             run = kept(tmp_path / place / "run", invented(NAMES[:3], ("web",), seed))
             run.update(stages=[])  # no two runs take the same time
-            paths.append(write_scores(run.path))
+            paths.append(write_report(run.path))
         first, again, other = (path.read_bytes() for path in paths)
         assert first == again != other
         assert sorted(entry.name for entry in paths[0].parent.iterdir()) == [
