@@ -365,10 +365,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="a model of saap; a tiny random one by default")
     parser.add_argument("--only", nargs="*", default=[], help="names of the commands to kill")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other run after so long")
-    parser.add_argument("--work", type=Path, default=None, help="where the runs go; a temporary directory by default")
+    parser.add_argument("--work", type=Path, default=None, help="a new directory for the runs; a temporary one by default")
     arguments = parser.parse_args(words)
-    work = (arguments.work or Path(tempfile.mkdtemp(prefix="kills-"))).absolute()
-    work.mkdir(parents=True, exist_ok=True)
+    work = (arguments.work or Path(tempfile.mkdtemp(prefix="kills-")) / "work").absolute()
+    work.mkdir(parents=True)
     text = work / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 250)
     model = arguments.model or str(tiny_model(work / "model"))

@@ -38,4 +38,4 @@ def test_timing_may_differ_and_nothing_else(kills, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills(kills, tmp_path):
-    assert kills.main(["--kills", "20", "--seed", "1", "--work", str(tmp_path)]) == 0
+    assert kills.main(["--kills", "20", "--seed", "1", "--work", str(tmp_path / "work")]) == 0
