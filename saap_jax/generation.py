@@ -25,9 +25,11 @@ def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_
     pieces = continuations(config, prompts)
     shown = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if with_prompts else [""] * len(prompts)
     if len(prompts) == 1:
-        for piece in itertools.chain(shown, (piece for _, piece in pieces)):
-            write(piece)
-        write("\n")
+        try:
+            for piece in itertools.chain(shown, (piece for _, piece in pieces)):
+                write(piece)
+        finally:
+            write("\n")
         return
     texts = list(shown)
     for row, piece in pieces:
