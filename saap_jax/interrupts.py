@@ -6,6 +6,7 @@ what is half written; then the process ends where it stands, as by kill -9, whic
 Either way the interpreter is not torn down: threads of XLA may still work on its arrays.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -100,10 +101,12 @@ def _raise(number: int, _: FrameType | None) -> None:
     _State.received = _State.received or number
     if _State.raising:
         _State.raising = False
-        sys.unraisablehook = lambda _: (
-            None
-        )  # where it is raised in a callback, it is lost, and Python says so at length
+        sys.unraisablehook = _ignore
         raise KeyboardInterrupt
+
+
+def _ignore(_: object) -> None:
+    """Say nothing of an exception that was raised in a callback, and so lost; Python says it at length."""
 
 
 def _watch(inbox: socket.socket) -> None:
@@ -129,15 +132,14 @@ def _end(number: int) -> NoReturn:
     """End the process at once; first say why, unless that was said. No file of Python: another thread may hold it."""
     if not _State.said:
         message, _ = interruption()
-        if os.isatty(1):
-            os.write(1, _SHOW_CURSOR)
-        os.write(2, f"saap: {message}\n".encode())
+        with contextlib.suppress(OSError):  # a terminal that has gone away
+            if os.isatty(1):
+                os.write(1, _SHOW_CURSOR)
+            os.write(2, f"saap: {message}\n".encode())
     os._exit(128 + number)
 
 
 def _flush() -> None:
     for file in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             file.flush()
-        except (OSError, ValueError):  # nobody reads any more
-            continue

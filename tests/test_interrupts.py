@@ -33,7 +33,7 @@ def started():
 def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.run(main)") -> subprocess.Popen:
     main = textwrap.indent(textwrap.dedent(body), "    ")
     code = (
-        "import ctypes, hashlib, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
+        "import ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
         f"def main():\n    print('ready', flush=True)\n{main}\n    return 0\n{run}\n"
     )
     process = subprocess.Popen(
@@ -102,6 +102,13 @@ def test_an_error_that_a_signal_causes_is_none(started):
     code, _, err = ended(process, 2)
     assert code == 143
     assert "numpy" not in err
+
+
+def test_a_terminal_that_has_gone_away(started):
+    process = started(f"os.close(2); {BUSY}")
+    assert line(process) == "busy"
+    process.send_signal(signal.SIGHUP)
+    assert ended(process, 2)[:2] == (129, "")
 
 
 def test_a_signal_that_a_library_took_is_taken_back_and_one_that_the_caller_ignores_is_ignored(started):
