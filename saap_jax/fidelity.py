@@ -65,7 +65,7 @@ def judge(
             progress=lambda groups: track("ablate units", groups, len(groups)),
         )
     exact = changes_to_scores({unit: changes[unit] for unit in units}, exists)
-    rows = fidelity(scores, exact, resamples=config.resamples, seed=config.seed)
+    rows = fidelity(scores, exact, windows=len(windows.tokens), resamples=config.resamples, seed=config.seed)
     run.save_json("fidelity", [row._asdict() for row in rows])
     write_scalars(run)
     run.update(kind="fidelity", status="finished", **provenance())

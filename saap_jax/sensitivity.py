@@ -17,6 +17,7 @@ from saap_jax.config import SensitivityConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.evaluation.suggestions import trial_options
 from saap_jax.kept import read_scores, save_scores
@@ -32,8 +33,8 @@ from saap_jax.surgery import cut
 from saap_jax.sweep import Evaluator, Row, about_run, check_texts, texts_of, unpruned
 from saap_jax.types import STRUCTURES, Keep, Scores
 
-ROUNDS = 3
-"""Times that `repeats` forward passes are timed: their medians say how steady the times are."""
+ROUNDS = FEWEST
+"""Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
 
 
 def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:

@@ -12,10 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.frontier import Estimate, Found, found_variants
+from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.report.blocks import plural
 from saap_jax.report.figures import log_ticks
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import INK, inline_svg, short_name
-from saap_jax.report.tables import csv_table, format_percent, format_ppl
+from saap_jax.report.summary import some
+from saap_jax.report.tables import BEST, TIED, csv_table, format_percent, format_ppl
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
@@ -40,31 +43,53 @@ def frontier_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
 
 
 def summary(run: Record, found: Sequence[Found]) -> str:
-    """Say who can be pruned furthest within the limit, and where the knee of its curve is."""
+    """Say who can be pruned furthest within the limit, and where the knee of its curve is; or why that is not known."""
     best, frontier = found[0], run["frontier"]
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
     if not best.ratio.mean > 0:
         return f"No variant keeps within {limit} at a ratio of {100 * frontier['tolerance']:g} %."
     seeds = f"{best.seeds} seeds" if best.seeds > 1 else "1 seed"
+    tied, tested = [each.variant for each in found if each.tied], best.windows >= FEWEST
+    if len(found) == 1 or not tested:
+        lead = f"{best.variant} reaches"
+    elif tied:
+        lead = f"No variant is known to go furthest within {limit}: {best.variant} reaches"
+    else:
+        lead = f"{best.variant} goes furthest within {limit}:"
     said = (
-        f"{best.variant} goes furthest within {limit}: {format_estimate(best.ratio)} % of the prunable parameters "
-        f"({seeds}), at a perplexity of {format_ppl(best.ppl)} of at most {format_ppl(frontier['limit'])}"
+        f"{lead} {format_estimate(best.ratio)} % of the prunable parameters ({seeds})"
+        f"{'' if limit in lead else f' within {limit}'}, at a perplexity of {format_ppl(best.ppl)} of at most "
+        f"{format_ppl(frontier['limit'])}"
     )
+    if tied:
+        said += f", from which cannot be told apart {some(tied)}"
+    if not tested:
+        return f"{said}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
     if math.isnan(best.knee.mean):
         return f"{said}; its curve has no knee between {_range(frontier)}."
     return f"{said}; the knee of its curve is at {format_estimate(best.knee)} %."
 
 
+def untested(found: Sequence[Found]) -> str:
+    """Say why there are no intervals; empty where the windows suffice."""
+    windows = found[0].windows
+    return "" if windows >= FEWEST else f"{plural(windows, 'window')}, where an interval takes {FEWEST}"
+
+
 def notes(run: Record, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
-    frontier = run["frontier"]
+    frontier, ties = run["frontier"], any(each.tied for each in found)
     said = [
         f"limit: {frontier['metric']} at most {format_ppl(frontier['limit'])}, the unpruned model's "
         f"{format_ppl(run[DENSE]['ppl'][frontier['metric']])} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
         "knee: furthest below the chord of log perplexity against ratio, a point of the grid",
-        "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
+        f"± standard deviation over seeds; no intervals: {why}"
+        if (why := untested(found))
+        else "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
+        f"{BEST} largest ratio"
+        + (f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)" if ties else ""),
     ]
     for each in found:
         of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
@@ -82,7 +107,16 @@ def frontier_cells(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
     cells = []
     for each in found:
         sides = [f(e) for e in (each.ratio, each.knee) for f in (format_estimate, format_interval)]
-        cells.append([each.variant, *sides[:2], format_percent(each.actual), format_ppl(each.ppl), *sides[2:]])
+        mark = BEST if each is found[0] and each.ratio.mean > 0 else TIED if each.tied else ""
+        cells.append(
+            [
+                f"{each.variant} {mark}".rstrip(),
+                *sides[:2],
+                format_percent(each.actual),
+                format_ppl(each.ppl),
+                *sides[2:],
+            ]
+        )
     return header, cells
 
 
@@ -108,8 +142,12 @@ def markdown_frontier(run: Record, found: Sequence[Found]) -> str:
     """Return summary, table and notes as Markdown."""
     header, cells = frontier_cells(found)
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *cells]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"{summary(run, found)}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes(run, found))
+    table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+    return f"{summary(run, found)}\n\n{table}\n\n" + "".join(f"- {_escaped(note)}\n" for note in notes(run, found))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def csv_frontier(run: Record, candidates: Sequence[Record]) -> str:

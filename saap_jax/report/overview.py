@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from saap_jax.report.about import format_usd, seconds_of
 from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
 from saap_jax.report.figures import Curve, frontier, legend
+from saap_jax.report.intervals import Against
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
 from saap_jax.report.tables import format_percent, format_ppl, format_spread
@@ -178,7 +179,7 @@ def csv_report(views: Sequence[RunView]) -> str:
                     continue
                 one = against.get((row.candidate, domain))
                 versus = (
-                    (*one.difference.percent, one.difference.win_rate, one.p_value, int(one.tied)) if one else ("",) * 6
+                    (*one.difference.percent, one.difference.win_rate, one.p_value, _tied(one)) if one else ("",) * 6
                 )
                 about = (view.name, view.kind, view.model, row.label, row.seeds, row.asked, row.actual, row.parameters)
                 values = (
@@ -190,6 +191,10 @@ def csv_report(views: Sequence[RunView]) -> str:
                 )
                 writer.writerow(["" if value != value else value for value in (*about, *values, *versus)])
     return text.getvalue()  # fmt: skip
+
+
+def _tied(one: Against) -> int | str:
+    return "" if math.isnan(one.p_value) else int(one.tied)
 
 
 def _short(text: str) -> str:

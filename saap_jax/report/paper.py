@@ -200,7 +200,7 @@ def _interval(axis: Any, place: int, one: Against, lowest: float, highest: float
     if value > highest:
         axis.plot([highest], [place], ">", color=_COLOURS[0], clip_on=False)
     else:
-        face = "white" if one.tied else _COLOURS[0]
+        face = _COLOURS[0] if one.sure else "white"
         axis.plot([value], [place], "o", color=_COLOURS[0], markerfacecolor=face)
 
 
