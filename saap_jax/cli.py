@@ -131,6 +131,9 @@ def score(words: list[str]) -> None:
     if found := find_patterns(run.record, calibrated.scenarios):
         for structure in found.structures:
             console.print(rich_patterns(found, structure))
+    if left_out := run.record.get("left_out"):
+        said = f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}"
+        console.print(said, markup=False, soft_wrap=True)
     console.print(f"report: {run.path / 'report.html'}   scores: {run.path / 'scores.npz'}", markup=False)
 
 

@@ -130,7 +130,8 @@ class ScoreConfig:
     estimation: EstimationConfig = EstimationConfig()
     fusion: FusionConfig = FusionConfig()
     from_run: str = ""
-    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read."""
+    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read. Unless
+    estimators are named, those of the usual ones are scored that the run serves by statistics or scores."""
     keep_statistics: KeepStatistics = "all"
     """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
     squared, each take as much space as the model in float32."""

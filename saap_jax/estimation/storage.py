@@ -69,6 +69,27 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
 
 
+def kept_statistics(path: str | Path) -> dict[str, frozenset[Statistic]]:
+    """Return which statistics a file holds of each scenario; only its header is read.
+
+    Raises:
+        ValueError: no file of statistics.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            scenarios = json.loads(_metadata(path, file)["scenarios"])
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file ({str(error).splitlines()[0]})") from None
+    return {scenario: frozenset(map(Statistic, about["statistics"])) for scenario, about in scenarios.items()}
+
+
+def _metadata(path: str | Path, file: Any) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
+    return metadata
+
+
 def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
     """Read the statistics of each scenario, observed on `model` or one of the same shapes (abstract is enough).
 
@@ -80,10 +101,7 @@ def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
         raise FileNotFoundError(f"{path}: expected a file of statistics, found none; observe them first")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
-            scenarios = json.loads(metadata["scenarios"])
+            scenarios = json.loads(_metadata(path, file)["scenarios"])
             expected = {scenario: _expected(about, model) for scenario, about in scenarios.items()}
             _check_tensors(path, file, expected)
             homes = leaves_by_path(model)

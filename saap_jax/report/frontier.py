@@ -15,6 +15,7 @@ from saap_jax.evaluation.frontier import Estimate, Found, found_variants
 from saap_jax.evaluation.paired import FEWEST, LEVEL
 from saap_jax.report.blocks import plural
 from saap_jax.report.figures import log_ticks
+from saap_jax.report.palette import COLOURS, DISTINCT, line_style
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import INK, inline_svg, short_name
 from saap_jax.report.summary import some
@@ -23,11 +24,7 @@ from saap_jax.report.tables import BEST, TIED, csv_table, format_percent, format
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-"""Okabe and Ito's, a variant each, as in the other figures."""
-
 _MARKERS = "osD^vP*X"
-"""Seven colours and eight markers give 56 different pairs."""
 
 
 def frontier_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
@@ -236,7 +233,7 @@ def _paint(figure: Any, run: Record, found: Sequence[Found], bands: dict[str, Ba
     axis.set_ylim(lowest / 1.08, max(highest, limit) * 1.08)
     axis.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
     axis.axhline(dense, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    for index, each in enumerate(found):
+    for index, each in enumerate(found[:DISTINCT]):
         _paint_line(axis, each, bands[each.variant], index, limit)
     ticks = log_ticks(*axis.get_ylim())
     axis.set_yticks(ticks, [f"{tick:g}" if tick < 1e5 else format_ppl(tick) for tick in ticks])
@@ -251,19 +248,22 @@ def _paint(figure: Any, run: Record, found: Sequence[Found], bands: dict[str, Ba
     right = axis.get_yaxis_transform()
     for height, text, side in ((limit, f"limit +{frontier['percent']:g} %", "bottom"), (dense, "unpruned", "top")):
         axis.text(1.0, height, f"{text} {format_ppl(height)}", transform=right, ha="right", va=side, fontsize=8.5)
+    more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
     axis.legend(
-        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.2,
-        title="line down: largest ratio\nring: knee\nband: lowest to highest seed", alignment="left",
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3.6,
+        title="line down: largest ratio\nring: knee\nband: lowest to highest seed" + more, alignment="left",
     )  # fmt: skip
 
 
 def _paint_line(axis: Any, found: Found, band: Band, index: int, limit: float) -> None:
     """Draw a curve with its band, the largest ratio on the limit, and the knee on the curve."""
-    colour = _COLOURS[index % len(_COLOURS)]
+    drawn = line_style(index)
+    colour = drawn.paint if drawn.paint != COLOURS[-1] else INK
     ratios, low, mean, high = (list(values) for values in zip(*band, strict=True))
-    label = f"{short_name(found.variant, 34)}: {format_estimate(found.ratio)} %"
-    style = {"color": colour, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4.5, "linewidth": 1.6}
-    axis.plot(ratios, mean, label=label, **style)
+    tied = f" {TIED}" if found.tied else ""
+    label = f"{short_name(found.variant, 34)}: {format_estimate(found.ratio)} %{tied}"
+    style = {"color": colour, "marker": _MARKERS[drawn.marker], "markersize": 4.5, "linewidth": 1.6}
+    axis.plot(ratios, mean, label=label, linestyle=drawn.lengths(1.6), **style)
     if low != high:
         axis.fill_between(ratios, low, high, color=colour, alpha=0.2, linewidth=0)
     if found.ratio.mean > 0 and found.everywhere < found.seeds:

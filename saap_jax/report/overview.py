@@ -11,7 +11,7 @@ from saap_jax.report.figures import Curve, frontier, legend
 from saap_jax.report.intervals import Against
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
-from saap_jax.report.tables import format_percent, format_ppl, format_spread
+from saap_jax.report.tables import TIED, format_percent, format_ppl, format_spread
 from saap_jax.report.views import RunView
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
@@ -31,12 +31,12 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
     if drawn := joint_pictures(views):
         said = (
             "The best variant of each ratio, a line a run, from its unpruned model on. Logarithmic axis; lower is "
-            "better. Texts that two runs share, "
-            f"at most {_TEXTS}."
+            "better. Texts that two runs share, window for window, "
+            f"at most {_TEXTS}; runs of other texts, or of other windows, are not on one drawing."
         )
         order = drawn_runs(views)
         if alone := [view.name for view in views if view.compared and view.name not in order]:
-            said += f" No other run has the texts of {', '.join(alone)}."
+            said += f" No other run was evaluated on the same as {', '.join(alone)}."
         sections.append(
             Section("frontiers", "Best perplexity against ratio", [Words(said), Pictures(drawn, legend(order))])
         )
@@ -45,25 +45,51 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
     return sections
 
 
+def evaluated(view: RunView, domain: str) -> str:
+    """Return on what a run was evaluated: text, tokens a window, windows, and where it is on record the text's digest.
+
+    Only what is the same on two runs may be compared between them. Empty where there is no such text.
+    """
+    compared = view.compared
+    metric = first_metric(compared.run, domain) if compared else None
+    if compared is None or not metric:
+        return ""
+    losses = (compared.run.get("dense") or {}).get("losses") or {}
+    windows = len(losses.get(metric) or ()) or ((view.run.get("config") or {}).get("evaluation") or {}).get("windows")
+    digest = (view.run.get("inputs") or {}).get(f"evaluation text of {metric!r}", "")
+    said = f"{metric}, {plural(windows, 'window')}" if windows else metric
+    return f"{said} ({digest[:8]})" if digest else said
+
+
 def best_blocks(views: Sequence[RunView]) -> list[Block]:
     """Return the best variant of every run and ratio as a table, and what its columns mean; nothing without any."""
     lines, texts = [], []
     for view in views:
-        domain, metric = primary(view)
+        domain, text = primary(view)
         dense = _dense(view)
-        texts += [metric] if metric else []
+        texts += [text] if text else []
         for row in best_rows(view):
             ppl, spread = getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")
             cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(format_percent(row.asked), 100 * row.asked)]
             cells += [_number(ppl, format_spread(ppl, spread)), _number(dense, format_ppl(dense))]
-            lines.append(Line([*cells, _number(ppl / dense, f"{ppl / dense:.3g}")]))
+            cells += [_number(ppl / dense, f"{ppl / dense:.3g}"), Cell(_ties(view, row)), Cell(text)]
+            lines.append(Line(cells))
     if not lines:
         return []
     alike = len(set(texts)) == 1
-    said = "The best variant of each run and ratio: ppl is "
-    said += f"{texts[0]}." if alike else "on a text of each run's own, see below: compare within a text."
-    header = ["run", "best", "asked %", "ppl", "dense", "× dense"]
+    said = "The variant of the lowest perplexity of each run and ratio; "
+    said += f"{TIED}: how many others cannot be told apart from it (- where that was not tested). Perplexity is of "
+    said += f"{texts[0]}." if alike else "a text of each run's own: compare within a text and its windows alone."
+    header = ["run", "lowest", "asked %", "ppl", "dense", "× dense", TIED, "text"]
+    if alike:
+        header, lines = header[:-1], [line._replace(cells=line.cells[:-1]) for line in lines]
     return [Words(said), Table("Best variants", header, lines, words=2, sortable=True)]
+
+
+def _ties(view: RunView, best: Row) -> str:
+    """Return how many variants of a ratio are tied with the best of it, a dash where nothing was tested."""
+    others = [row for row in (view.compared.rows if view.compared else ()) if row.asked == best.asked and not row.best]
+    return f"{sum(row.tied for row in others):,}" if any(row.p_value == row.p_value for row in others) else "-"
 
 
 def run_table(views: Sequence[RunView]) -> Table:
@@ -84,11 +110,11 @@ def run_table(views: Sequence[RunView]) -> Table:
 
 
 def primary(view: RunView) -> tuple[str, str]:
-    """Return the domain and the name of the text by which a comparison's best is chosen; empty of other kinds."""
+    """Return the domain and the text by which a comparison's best is chosen, see `evaluated`; empty of other kinds."""
     if view.compared is None:
         return "out", ""
     domain = "out" if first_metric(view.compared.run, "out") else "in"
-    return domain, first_metric(view.compared.run, domain) or ""
+    return domain, evaluated(view, domain)
 
 
 def best_rows(view: RunView) -> list[Row]:
@@ -110,12 +136,11 @@ def _number(value: Number, text: str) -> Cell:
 
 
 def joint_pictures(views: Sequence[RunView]) -> list[Picture]:
-    """Return the best of each ratio of all runs, a drawing a text that at least two runs share."""
+    """Return the best of each ratio of all runs, a drawing a text that at least two runs share, see `evaluated`."""
     found = joint_curves(views)
     order = drawn_runs(views)
     pictures = [
-        Picture(metric, frontier(lines, order, f"Best perplexity against ratio: {metric}"))
-        for metric, lines in found.items()
+        Picture(text, frontier(lines, order, f"Best perplexity against ratio: {text}")) for text, lines in found.items()
     ]
     return pictures[:_TEXTS]
 
@@ -127,25 +152,36 @@ def drawn_runs(views: Sequence[RunView]) -> list[str]:
 
 
 def joint_curves(views: Sequence[RunView]) -> dict[str, list[Curve]]:
-    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share."""
+    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share.
+
+    A text is what `evaluated` says: the same source with other windows is another one.
+    """
     found: dict[str, list[Curve]] = {}
     for view in views:
         compared = view.compared
         if compared is None:
             continue
         for domain in ("in", "out"):
-            metric = first_metric(compared.run, domain)
+            text = evaluated(view, domain)
             rows = [row for row in compared.rows if row.best or row.candidate == DENSE]
             points = sorted((row.actual, getattr(row, f"ppl_{domain}")) for row in rows)
             points = [(ratio, ppl) for ratio, ppl in points if ppl > 0]  # no NaN
-            if metric and any(ratio > 0 for ratio, _ in points):
-                found.setdefault(metric, []).append(Curve(view.name, points))
-    return {metric: lines for metric, lines in found.items() if len(lines) > 1}
+            if text and any(ratio > 0 for ratio, _ in points):
+                found.setdefault(text, []).append(Curve(view.name, points))
+    return {text: lines for text, lines in found.items() if len(lines) > 1}
 
 
 def differences(views: Sequence[RunView]) -> list[Block]:
-    """Return the fields of the configurations that differ, a line a run; nothing where none does."""
-    leaves = [flatten(plain(view.run.get("config") or {})) for view in views]
+    """Return the fields of the configurations that differ, a line a run, those of the evaluation first.
+
+    What was evaluated in fact comes before them, since a configuration may ask for more windows than a text has.
+    Nothing where none differs.
+    """
+    leaves = [
+        {f"evaluated, {domain} of domain": text for domain in ("out", "in") if (text := evaluated(view, domain))}
+        | dict(sorted(flatten(plain(view.run.get("config") or {})).items(), key=lambda item: not _evaluates(item[0])))
+        for view in views
+    ]
     keys = [key for key in dict.fromkeys(key for each in leaves for key in each) if key not in ("name", "runs", "")]
     differing = [key for key in keys if len({each.get(key) for each in leaves}) > 1]
     if not differing:
@@ -158,6 +194,10 @@ def differences(views: Sequence[RunView]) -> list[Block]:
     more = f" {plural(len(differing) - _FIELDS, 'more field')} differ." if len(differing) > _FIELDS else ""
     said = "Fields that are not the same in all runs; - where a run has no such field." + more
     return [Words(said), Table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
+
+
+def _evaluates(field: str) -> bool:
+    return field.startswith("evaluation")
 
 
 def csv_report(views: Sequence[RunView]) -> str:
