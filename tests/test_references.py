@@ -59,8 +59,8 @@ def test_what_stands_for_nothing(run, tmp_path):
             ValueError, match="run:.*: expected wanda at a ratio of the run, 0.2, such as .*run:wanda@0.2$"
         ):
             find(f"{run}:{name}")
-    with pytest.raises(ValueError, match="expected one of the 4 models of .*run, such as 'wanda, seed 0@0.2'"):
-        find(f"{run}:magnitude@0.2")
+    with pytest.raises(ValueError, match="expected one of the 4 models of .*run, such as"):
+        find(f"{run}:x")
     with pytest.raises(ValueError, match="found no run.json in .*none'; check the path"):
         find(f"{tmp_path}/none:wanda@0.2")
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import LEVEL, holm, sureness
+from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
 from saap_jax.types import STRUCTURES, Scores
 
 MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
@@ -75,6 +75,7 @@ def fidelity(
         scores: {estimator: {structure: [layers, units]}}.
         exact: {structure: [layers, units]}, NaN where a unit was not measured.
         windows: of how many windows of text the changes are; 0 where that is not known.
+        resamples: at least; more where there are many estimators to be told apart.
         level: probability that the interval is meant to cover the true value.
 
     Raises:
@@ -82,7 +83,7 @@ def fidelity(
     """
     if not (resamples >= 1 and 0 < level < 1):
         raise ValueError(f"fidelity: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-    rows = []
+    rows, resamples = [], resamples_for(len(scores) - 1, resamples)
     for scope in SCOPES:
         names = STRUCTURES if scope == "pooled" else (scope,)
         measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import LEVEL, holm, sureness
+from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
 
 Key = TypeVar("Key", bound=Hashable)
 Record = dict[str, Any]
@@ -188,7 +188,8 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
     variants: dict[str, list[Record]] = {}
     for line in frontier["lines"]:
         variants.setdefault(line["variant"], []).append(line)
-    draws = _Draws.make(len(dense), max(map(len, variants.values())), frontier["resamples"], seed)
+    resamples = resamples_for(len(variants) - 1, frontier["resamples"])
+    draws = _Draws.make(len(dense), max(map(len, variants.values())), resamples, seed)
     found, ratios = [], {}
     for variant, lines in variants.items():
         curves = [sorted(rows[variant, line["seed"]], key=lambda row: row["ratio_asked"]) for line in lines]

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import FEWEST, Difference, sureness
+from saap_jax.evaluation.paired import FEWEST, Difference, resamples_for, sureness
 
 _DRAWS = 1000
 """Resamples that are held at once."""
@@ -53,14 +53,15 @@ def p_values_against(
     base: Float[np.ndarray, "seeds windows"],
     others: Float[np.ndarray, "variants seeds windows"],
     *,
-    resamples: int = 10_000,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "variants"]:
     """Return the two-sided p-value of "as good as the base" of each variant, NaN where a loss is not finite.
 
-    Arguments and errors are those of `differences_against`.
+    Arguments and errors are those of `differences_against`; by default there are as many resamples as are needed to
+    adjust the p-values for their number.
     """
-    found = differences_against(base, others, resamples=resamples, seed=seed)
+    found = differences_against(base, others, resamples=resamples or resamples_for(len(others)), seed=seed)
     return np.array([difference.p_value for difference in found], np.float64)
 
 

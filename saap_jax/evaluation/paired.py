@@ -258,6 +258,17 @@ def smallest_p_value(resamples: int) -> float:
     return min(1.0, 2 / (resamples + 1))
 
 
+def resamples_for(tests: int, least: int = 10_000) -> int:
+    """Return how many resamples so many tests take, lest the smallest p-value that there is be none once adjusted.
+
+    With so many, the smallest one times the number of tests is at most a fifth of `LEVEL`.
+
+    >>> resamples_for(8), resamples_for(100)
+    (10000, 20000)
+    """
+    return max(least, math.ceil(10 * tests / LEVEL))
+
+
 def decimals_of(value: float) -> int:
     """Return the decimals that show a number with two digits at least, one decimal at least, six at most.
 

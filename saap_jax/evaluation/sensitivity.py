@@ -116,7 +116,7 @@ def as_costly(run: Record, candidates: Sequence[Record], first: Change, others: 
         scale = change.removed * a_parameter(together, change.structure) if several else 1.0
         costs.append((np.array(losses, np.float64) - dense) / scale)
     base, rest = costs[0][None], np.array(costs[1:]).reshape(len(others), 1, len(dense))
-    return holm(p_values_against(base, rest, resamples=run["config"]["resamples"])).tolist()
+    return holm(p_values_against(base, rest)).tolist()
 
 
 def a_parameter(changes: Sequence[Change], structure: str) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saap_jax.evaluation.many import differences_against
-from saap_jax.evaluation.paired import LEVEL, Difference, few, holm
+from saap_jax.evaluation.paired import LEVEL, Difference, few, holm, resamples_for
 from saap_jax.report.rows import Record, Row, metrics
 from saap_jax.report.strips import Axis, Column, Strip, chart, interval, nice_axis
 from saap_jax.report.tables import format_ppl
@@ -72,7 +72,8 @@ def against_best(run: Record, variants: Sequence[Record], rows: Sequence[Row]) -
             each = {row: values for row, values in each.items() if values.shape == base.shape}
             if not each or not base.size:
                 continue
-            differences = differences_against(base.astype(np.float64), np.stack(list(each.values())).astype(np.float64))
+            others = np.stack(list(each.values())).astype(np.float64)
+            differences = differences_against(base.astype(np.float64), others, resamples=resamples_for(len(each)))
             adjusted = holm([difference.p_value for difference in differences]).tolist()
             found += [
                 Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p)
