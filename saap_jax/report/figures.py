@@ -116,8 +116,8 @@ def legend(order: Sequence[str]) -> str:
     lines = []
     for place, name in enumerate(order):
         kind = f"k{line_style(place).colour}"
-        key = f'<svg class="{kind}" width="34" height="14" viewBox="-17 -7 34 14" aria-hidden="true">'
-        line = f'<path d="M-17 0H17" class="curve"{_dash(place)}/>'
+        key = f'<svg class="{kind}" width="54" height="14" viewBox="-27 -7 54 14" aria-hidden="true">'
+        line = f'<path d="M-27 0H27" class="curve"{_dash(place)}/>'
         lines.append(f"<li>{key}{line}{_path(place)}</svg> {escape(name)}</li>")
     return f'<ol class="legend">{"".join(lines)}</ol>'
 

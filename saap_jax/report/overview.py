@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from saap_jax.report.about import format_usd, seconds_of
 from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
@@ -11,6 +12,7 @@ from saap_jax.report.figures import Curve, frontier, legend
 from saap_jax.report.intervals import Against
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
+from saap_jax.report.summary import DOMAINS
 from saap_jax.report.tables import TIED, format_percent, format_ppl, format_spread
 from saap_jax.report.views import RunView
 
@@ -70,9 +72,10 @@ def best_blocks(views: Sequence[RunView]) -> list[Block]:
         texts += [text] if text else []
         for row in best_rows(view):
             ppl, spread = getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")
-            cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(format_percent(row.asked), 100 * row.asked)]
+            cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(text)]
+            cells.append(Cell(format_percent(row.asked), 100 * row.asked))
             cells += [_number(ppl, format_spread(ppl, spread)), _number(dense, format_ppl(dense))]
-            cells += [_number(ppl / dense, f"{ppl / dense:.3g}"), Cell(_ties(view, row)), Cell(text)]
+            cells += [_number(ppl / dense, f"{ppl / dense:.3g}"), Cell(_ties(view, row))]
             lines.append(Line(cells))
     if not lines:
         return []
@@ -80,10 +83,14 @@ def best_blocks(views: Sequence[RunView]) -> list[Block]:
     said = "The variant of the lowest perplexity of each run and ratio; "
     said += f"{TIED}: how many others cannot be told apart from it (- where that was not tested). Perplexity is of "
     said += f"{texts[0]}." if alike else "a text of each run's own: compare within a text and its windows alone."
-    header = ["run", "lowest", "asked %", "ppl", "dense", "× dense", TIED, "text"]
+    header = ["run", "lowest", "text", "asked %", "ppl", "dense", "× dense", TIED]
     if alike:
-        header, lines = header[:-1], [line._replace(cells=line.cells[:-1]) for line in lines]
-    return [Words(said), Table("Best variants", header, lines, words=2, sortable=True)]
+        header, lines = _without_text(header), [line._replace(cells=_without_text(line.cells)) for line in lines]
+    return [Words(said), Table("Best variants", header, lines, words=2 if alike else 3, sortable=True)]
+
+
+def _without_text(cells: Sequence[Any]) -> list[Any]:
+    return [*cells[:2], *cells[3:]]
 
 
 def _ties(view: RunView, best: Row) -> str:
@@ -178,12 +185,13 @@ def differences(views: Sequence[RunView]) -> list[Block]:
     Nothing where none differs.
     """
     leaves = [
-        {f"evaluated, {domain} of domain": text for domain in ("out", "in") if (text := evaluated(view, domain))}
-        | dict(sorted(flatten(plain(view.run.get("config") or {})).items(), key=lambda item: not _evaluates(item[0])))
+        {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
+        | flatten(plain(view.run.get("config") or {}))
         for view in views
     ]
     keys = [key for key in dict.fromkeys(key for each in leaves for key in each) if key not in ("name", "runs", "")]
     differing = [key for key in keys if len({each.get(key) for each in leaves}) > 1]
+    differing.sort(key=lambda key: not key.startswith("evaluat"))
     if not differing:
         return []
     shown = differing[:_FIELDS]
@@ -194,10 +202,6 @@ def differences(views: Sequence[RunView]) -> list[Block]:
     more = f" {plural(len(differing) - _FIELDS, 'more field')} differ." if len(differing) > _FIELDS else ""
     said = "Fields that are not the same in all runs; - where a run has no such field." + more
     return [Words(said), Table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
-
-
-def _evaluates(field: str) -> bool:
-    return field.startswith("evaluation")
 
 
 def csv_report(views: Sequence[RunView]) -> str:

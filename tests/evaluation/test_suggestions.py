@@ -216,8 +216,8 @@ class TestSensitivity:
         aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
         truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)
         for factor, saved in ((0.9, True), (1.1, False), (1.0, False)):
-            times = [(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3)
-            clock = iter(times)
+            taken = [(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3)
+            clock = iter(taken)
             monkeypatch.setattr(sensitivity, "forward_seconds", lambda *_, clock=clock, **__: next(clock))
             run = planted(truth, 0.0, align=12)
             sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])

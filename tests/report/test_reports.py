@@ -145,7 +145,7 @@ class TestSeveralRuns:
         assert "a text of each run" in text
         assert not any(len(lines) > 2 for lines in found.values())
         _, table = differences(views)
-        assert table.header[1] == "evaluated, out of domain"
+        assert table.header[1] == "evaluated out of domain"
         assert ("evaluation.windows" in table.header) == (what == "windows")
         assert joint_curves(views[:2]).keys() == found.keys() - joint_curves(views[2:]).keys()
         assert "evaluated" not in str(differences(views[:2])), "negative control: they are alike"
