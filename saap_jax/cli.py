@@ -148,6 +148,8 @@ def score(words: list[str]) -> None:
     if found := find_patterns(run.record, calibrated.scenarios):
         for structure in found.structures:
             show(rich_patterns(found, structure))
+    if left_out := run.record.get("left_out"):
+        show(f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}")
     show_paths(report=run.path / "report.html", scores=run.path / "scores.npz")
 
 

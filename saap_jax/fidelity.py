@@ -99,7 +99,9 @@ def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
         if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
     }
     exact = changes_to_scores(changes, like)
-    return Judged(fidelity(scores, exact, resamples=config.resamples, seed=config.seed), scores, exact)
+    windows = len(config.calibration.scenarios) * config.calibration.examples
+    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+    return Judged(rows, scores, exact)
 
 
 def _changes(path: Path) -> dict[Unit, float]:
