@@ -208,8 +208,3 @@ def test_the_lock_pins_everything_and_names_no_index():
     wanted = set(re.findall(r'"([A-Za-z0-9_-]+)', dependencies[1]))
     pinned = {line.partition("==")[0].lower() for line in lines}
     assert {name.lower() for name in wanted} <= pinned
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_are_short(path):
-    assert len(path.read_text().splitlines()) <= 400
