@@ -115,6 +115,8 @@ def load_keep(directory: str | Path) -> Keep:
         keep[structure] = np.zeros((len(rows), units), bool)
         for layer, kept in enumerate(rows):
             keep[structure][layer, kept] = True
+    if missing := [structure for structure in STRUCTURES if structure not in keep]:
+        raise ValueError(f"{path}: expected {', '.join(STRUCTURES)}, found no {', '.join(missing)}")
     return keep
 
 

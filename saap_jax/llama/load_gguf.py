@@ -214,8 +214,8 @@ def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
         arch = found.architecture
         kinds = shown(sorted({(widths.kv_heads, widths.q_per_kv, widths.mlp) for widths in layers}))
         raise ValueError(
-            f"{found.where}: expected layers of equal widths with heads for architecture {arch!r}, got layers of "
-            f"(key/value heads, query heads on each, channels) {kinds}"
+            f"{found.where}: expected layers of equal widths for architecture {arch!r}, none without heads, got "
+            f"layers of (key/value heads, query heads on each, channels) {kinds}"
         )
     return tuple(layers)
 

@@ -220,6 +220,10 @@ def test_damaged_keep(tmp_path, change, message):
     with pytest.raises(ValueError, match=r"keep\.json: ") as error:
         load_keep(tmp_path)
     assert message in str(error.value)
+    del record["mlp"]
+    (tmp_path / "keep.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="expected attention, mlp, found no mlp"):
+        load_keep(tmp_path)
 
 
 def test_damaged_shards(saved):
