@@ -1,7 +1,7 @@
 """A full disk: one line that says what to do, nothing half-written, and doing what it says works.
 
-Every file system limit is met at every writer: the limit on the size of a file that the system gives a process grows
-until the command succeeds.
+Writing fails at every writer in turn: the limit on the size of files that the system gives a process grows until the
+command succeeds.
 """
 
 import os
@@ -83,12 +83,12 @@ def until_it_fits(words: list[str], place: Path, capsys, sizes: list[int]) -> in
     pytest.fail(f"failed with files of {sizes[-1]} bytes: {error}")
 
 
-SIZES = [0, 300, 1000, 2000, 4000, 8000, 12_000, 20_000, 40_000, 100_000, 10**7]
+SIZES = [0, 1000, 4000, 12_000, 40_000, 10**7]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["score", "export", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compare", "padded", "recover"))],
+    ["score", *(pytest.param(name, marks=pytest.mark.slow) for name in ("export", "compare", "padded", "recover"))],
 )
 def test_at_every_writer(name, tiny_model_directory, tmp_path, capsys):
     place, whole = tmp_path / "limited", tmp_path / "whole"
@@ -121,7 +121,7 @@ def test_on_a_full_disk(name, small_disk, tiny_model_directory, tmp_path, capsys
     whole = tmp_path / "whole"
     assert cli.main(commands(str(tiny_model_directory), whole)[name]) == 0
     filler, failed = small_disk / "filler", 0
-    for free in (0, 4, 8, 16, 28, 40, 56):
+    for free in (0, 8, 24, 48):
         filler.write_bytes(b"")
         used = shutil.disk_usage(small_disk)
         filler.write_bytes(bytes(max(0, used.free - free * 1024)))
