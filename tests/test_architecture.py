@@ -19,7 +19,7 @@ PROJECT = PACKAGE.parent
 ORDER = (
     ("types", "version"),
     ("terminal",),
-    ("amounts",),
+    ("amounts", "checks"),
     ("options",),
     ("options_mesh",),
     ("config", "config_plan", "config_use", "config_recover", "config_traced"),
