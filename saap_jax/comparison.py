@@ -54,7 +54,8 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     Raises:
         ValueError: bad input, or a cut model whose perplexity is not that of the masked one.
     """
-    config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
+    if config.best_ratio is None:
+        config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
     check_estimators(config.estimation.estimators, config.fusion)
     variants = variants_of(config)
     for variant in variants:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from saap_jax.amounts import read_bound, read_percent, read_points
+from saap_jax.checks import check_at_least, check_choice, check_ratios, check_run_name, check_seed, check_share, meant
 from saap_jax.config_use import TasksConfig
 from saap_jax.options import (
     STUDIED,
@@ -20,13 +21,6 @@ from saap_jax.options import (
     ResidualConfig,
     SearchConfig,
     TargetsConfig,
-    check_at_least,
-    check_choice,
-    check_ratios,
-    check_run_name,
-    check_seed,
-    check_share,
-    meant,
 )
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat

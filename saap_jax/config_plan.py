@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from saap_jax.options import check_at_least, check_choices
+from saap_jax.checks import check_at_least, check_choices
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
 

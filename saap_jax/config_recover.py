@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from saap_jax.options import EvaluationConfig, check_at_least, check_choices, check_run_name, check_seed, check_share
+from saap_jax.checks import check_at_least, check_choices, check_run_name, check_seed, check_share
+from saap_jax.options import EvaluationConfig
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
 

@@ -2,19 +2,8 @@
 
 import dataclasses
 
-from saap_jax.options import (
-    Allocation,
-    FusionConfig,
-    Normalization,
-    RankBy,
-    SearchConfig,
-    Solver,
-    check_at_least,
-    check_choices,
-    check_ratios,
-    check_run_name,
-    check_share,
-)
+from saap_jax.checks import check_at_least, check_choices, check_ratios, check_run_name, check_share
+from saap_jax.options import Allocation, FusionConfig, Normalization, RankBy, SearchConfig, Solver
 
 FUSED = FusionConfig(estimators=("taylor_element", "gate_taylor"), attention="")
 """What `saap` fuses in a traced model: a sum over elements, and the gradients of gates."""

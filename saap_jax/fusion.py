@@ -8,7 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from saap_jax.options import FusionMethod, FusionScope, check_choice
+from saap_jax.checks import check_choice
+from saap_jax.options import FusionMethod, FusionScope
 from saap_jax.types import Scores
 
 PerExample = dict[str, Float[Array | np.ndarray, "_examples _layers _units"]]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from saap_jax.options import check_choices
+from saap_jax.checks import check_choices
 
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of the mesh of devices: what splits batches alone, batches and weights, and heads and channels."""

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import rankdata
 
+from saap_jax.checks import check_choice
 from saap_jax.fusion import PerExample
-from saap_jax.options import ScenarioReduction, check_choice
+from saap_jax.options import ScenarioReduction
 from saap_jax.types import Scores
 
 

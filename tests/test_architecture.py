@@ -21,7 +21,7 @@ ORDER = (
     ("json_files", "toml_files"),
     ("types", "version"),
     ("terminal",),
-    ("amounts",),
+    ("amounts", "checks"),
     ("options",),
     ("options_mesh",),
     ("config", "config_plan", "config_use", "config_recover", "config_traced"),

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from saap_jax.checks import check_seed
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
-from saap_jax.options import check_seed
 from saap_jax.types import Scores
 
 
