@@ -5,6 +5,7 @@ one line; and the other processes of its job, if there are any.
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import re
 import runpy
@@ -148,16 +149,15 @@ def _refusal(box: str, words: list[str], flags: list[str]) -> str:
         if re.match(r"--?[A-Za-z]", name) and name not in flags:
             return f"unrecognised option {name}{suggestion(name, flags)}"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│|╭╮╰╯ ") for line in plain.splitlines()]
-    lines = lines[1:] if len(lines) > 1 else lines  # without the title
-    rule = next((place for place, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
-    reason = lines[0] if rule else " ".join(lines)
+    lines = [line.strip("│|╭╮╰╯ ") for line in plain.splitlines()[1:]]  # below the title
+    parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    reason, about = (parts or [[" ".join(plain.split())]])[0][0], [line for part in parts[1:] for line in part]
     reason = reason.removeprefix("Error parsing ").removesuffix(".").replace("Unrecognized options: ", "unexpected ")
     if nested := re.match(r"config(?:\.(\S+))?: (.*)", reason):
         path = (nested[1] or "").replace("-", "_")
         return nested[2] if nested[2].startswith(path) else f"{path}.{nested[2]}"
     option = reason.partition(":")[0]
-    takes = next((line.removeprefix(option).strip() for line in lines[rule:] if line.startswith(f"{option} ")), "")
+    takes = next((line.removeprefix(option).strip() for line in about if line.startswith(f"{option} ")), "")
     return f"{reason}; expected {takes}" if takes else reason
 
 
