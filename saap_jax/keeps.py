@@ -28,6 +28,8 @@ def read_keeps(run: RunDirectory, model: Llama, ratios: Mapping[str, float]) -> 
             continue
         where = f"{run.path / 'keeps.npz'}: the keep-set of {name}"
         try:
+            if any(kept.dtype != bool for kept in keep.values()):
+                raise ValueError(f"expected true or false for each unit, got {keep[STRUCTURES[0]].dtype}")
             check_keep(keep, model.runs)
         except ValueError as error:
             raise ValueError(f"{where} is not of this model ({error}); {DAMAGED}") from None

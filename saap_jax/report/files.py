@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ _DIGITS = 300
 
 _DAMAGED = (
     zipfile.BadZipFile, struct.error, EOFError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError,
-    RuntimeError, TypeError, ValueError,
+    RuntimeError, SyntaxError, TypeError, ValueError, tokenize.TokenError,
 )  # fmt: skip
 """What `zipfile` and numpy raise for content that is no npz file, or a damaged one."""
 
@@ -211,6 +212,8 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
 
 def _member(archive: zipfile.ZipFile, about: zipfile.ZipInfo) -> tuple[str, np.ndarray]:
     name = about.filename.removesuffix(".npy")
+    if about.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"expected arrays that are not compressed, got {name!r} compressed")
     content = io.BytesIO(archive.read(about))
     size = content.getbuffer().nbytes
     version = np.lib.format.read_magic(content)

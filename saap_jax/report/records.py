@@ -245,7 +245,7 @@ class RunDirectory:
         outputs = _outputs(self.path, self._record)
         self.update(status="running")  # killed half-way this is a partial run, not a finished one without candidates
         for path in outputs:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _found(path: Path, overwrite: bool) -> dict[str, Any] | None:

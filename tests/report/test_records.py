@@ -1,11 +1,14 @@
 """Run directories: picked up, refused, torn, overwritten."""
 
 import ast
+import io
 import json
 import math
 import os
 import subprocess
+import zipfile
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from saap_jax.report import files, monitor
 from saap_jax.report.files import plain
 from saap_jax.report.provenance import git_commit, provenance
 from saap_jax.report.records import RunDirectory, read_run
+from saap_jax.report.scalars import write_scalars
 
 CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
 
@@ -22,6 +26,14 @@ CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": m
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "runs" / "one"
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Return every path below a directory, with the bytes of files; links are not followed."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        for path in directory.rglob("*")
+    }
 
 
 class TestOpen:
@@ -106,16 +118,111 @@ class TestOpen:
         assert again.record["config"] == {"seed": 1}
         assert (again.record["files"], again.record["status"]) == ([], "running")
 
+    @pytest.mark.parametrize(
+        "name", ["..", ".", "", "../two", "/tmp", "mine/notes.txt", "thesis.md", "run.json", "a.npz"]
+    )
+    def test_overwrite_refuses_names_that_no_run_writes(self, path, name):
+        run = RunDirectory.open(path, CONFIG)
+        run.save_json("keep", {})
+        for file in (path.parent / "two" / "run.json", path / "mine" / "notes.txt", path / "thesis.md", path / "a.npz"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("years of work")
+        run.update(files=["keep.json", name])
+        before = contents(path.parent)
+        with pytest.raises(
+            ValueError, match=f"names {name!r} among its files, which no run writes; nothing was removed"
+        ):
+            RunDirectory.open(path, CONFIG, overwrite=True)
+        assert contents(path.parent) == before
+        assert RunDirectory.open(path, CONFIG).record["files"][-1] == name, "without overwrite it is no matter"
+
+    @pytest.mark.parametrize("name", ["best", "keep.json", "metrics.jsonl"])
+    @pytest.mark.parametrize("kind", ["link", "other"])
+    def test_overwrite_refuses_what_it_did_not_write_under_its_names(self, path, tmp_path, name, kind):
+        run = RunDirectory.open(path, CONFIG)
+        for each in ("best", "keep.json"):
+            run.claim(each)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+        if kind == "link":
+            (path / name).symlink_to(tmp_path / "mine" / ("" if name == "best" else "thesis.tex"))
+        elif name == "best":
+            (path / name).write_text("a file")
+        else:
+            (path / name).mkdir()
+        before = contents(tmp_path)
+        with pytest.raises(
+            ValueError, match=f"expected a .* of the run at .*{name}, found something else; nothing was"
+        ):
+            RunDirectory.open(path, CONFIG, overwrite=True)
+        assert contents(tmp_path) == before
+
+    def test_overwrite_removes_what_a_kill_left(self, path):
+        RunDirectory.open(path, CONFIG).claim("best")
+        for name in (".run.json.partial", ".best.partial", ".best.lock", ".mine.partial"):
+            (path / name).write_text("half")
+        RunDirectory.open(path, CONFIG, overwrite=True).begin()
+        assert sorted(os.listdir(path)) == [".mine.partial", "run.json"]
+
     def test_refuses_a_record_of_another_schema(self, path):
         RunDirectory.open(path, CONFIG).update(schema=99)
         with pytest.raises(ValueError, match="schema 1, got 99"):
             RunDirectory.open(path, CONFIG)
 
-    def test_refuses_a_damaged_record(self, path):
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"{", "expected JSON in"),
+            (b"\xff", "expected JSON in .*utf-8"),
+            (b"[" * 200_000, "nested too deeply"),
+            (b'{"schema": 1, "a": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "nested too deeply"),
+            (b'{"schema": 1, "name": "\\ud800"}', "half of a surrogate pair"),
+            (b'{"schema": 1, "name": "a", "name": "b"}', "the key 'name' twice"),
+            (b'{"schema": 1, "rows": ' + b"9" * 5000 + b"}", "rows: expected a whole number, got inf"),
+            (b'{"schema": 1, "config": []}', "config: expected an object, got a list"),
+            (b'{"schema": 1, "stages": [{"name": "load", "seconds": "1"}]}', r"stages\[0\].seconds: expected a number"),
+            (b'{"schema": 1, "files": [1]}', r"files\[0\]: expected text, got 1"),
+            (b'{"schema": 1, "best": {"ppl": {"x": null}}}', "best.ppl.x: expected a number, got None"),
+            (b'{"schema": 1, "best": 3}', "best: expected an object or a list or null, got 3"),
+            (b'{"schema": 1, "metrics": [{"name": "x"}]}', r"metrics\[0\]: expected a field domain, got name"),
+            (
+                b'{"schema": 1, "dense": {"ppl": {"x": 2.0}, "losses": {"x": [1.0, 2.0]}}}',
+                "expected 4.48169 by the losses",
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_refuses_a_damaged_record_in_one_sentence(self, path, content, said):
         RunDirectory.open(path, CONFIG).begin()
-        (path / "run.json").write_text("{")
-        with pytest.raises(ValueError, match="expected JSON in"):
+        (path / "run.json").write_bytes(content)
+        with pytest.raises(ValueError, match=said) as caught:
             RunDirectory.open(path, CONFIG)
+        assert "run.json" in str(caught.value)
+        assert "changed or damaged" in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+class TestInputs:
+    INPUTS = MappingProxyType({"model": "a" * 64, "evaluation text": "b" * 64})
+
+    def test_a_run_goes_on_with_the_same_inputs_only(self, path):
+        RunDirectory.open(path, CONFIG).begin(self.INPUTS).append({"candidate": "a"})
+        assert RunDirectory.open(path, CONFIG).begin(self.INPUTS).record["inputs"] == self.INPUTS
+        for other, said in (({"model": "c" * 64}, "model"), ({"training text": "c" * 64}, "training text")):
+            with pytest.raises(ValueError, match=rf"by the digests of {said} \(.* -> cccccccccccc\)") as caught:
+                RunDirectory.open(path, CONFIG).begin(self.INPUTS | other)
+            assert "evaluation text" not in str(caught.value)
+        RunDirectory.open(path, CONFIG, overwrite=True).begin(self.INPUTS | {"model": "c" * 64})
+        assert read_run(path)["inputs"]["model"] == "c" * 64
+
+    def test_results_of_unknown_inputs_are_refused(self, path):
+        RunDirectory.open(path, CONFIG).begin()
+        RunDirectory.open(path, CONFIG).begin(self.INPUTS)
+        assert read_run(path)["inputs"] == self.INPUTS, "there were no results yet"
+        old = RunDirectory.open(path.with_name("old"), CONFIG)
+        old.append({"candidate": "a"})
+        with pytest.raises(ValueError, match="does not say of which weights and text"):
+            RunDirectory.open(old.path, CONFIG).begin(self.INPUTS)
 
 
 class TestCandidates:
@@ -135,11 +242,28 @@ class TestCandidates:
         assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "b"], 0)
         assert (path / "metrics.jsonl").read_bytes().count(b"\n") == 2
 
-    @pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"{}", b"null", b'{"candidate": 3}'])
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *(b"\xff\xfe", b"[1]", b"{}", b"null", b'{"candidate": 3}', b"[" * 100_000, b'{"candidate": "\\udc00"}'),
+            b'{"candidate": "a", "candidate": "b"}',
+            b'{"candidate": "a", "ratio_asked": "0.2"}',
+            b'{"candidate": "a", "kept": {"mlp": 1.5}}',
+            b'{"candidate": "a", "losses": {"x": [1.0, 2.0]}, "ppl": {"x": 4.0}}',
+        ],
+    )
     def test_counts_lines_that_are_no_candidate(self, path, line):
         run = RunDirectory.open(path, CONFIG).begin()
-        (path / "metrics.jsonl").write_bytes(line + b"\n")
-        assert (run.candidates(), run.corrupt_lines) == ([], 1)
+        good = b'{"candidate": "c", "losses": {"x": [1.0, 2.0]}, "ppl": {"x": 4.4816890703}}'
+        (path / "metrics.jsonl").write_bytes(line + b"\n" + good + b"\n")
+        assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["c"], 1)
+
+    def test_a_line_without_end_is_not_held(self, path, monkeypatch):
+        monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+        run = RunDirectory.open(path, CONFIG).begin()
+        long = b'{"candidate": "' + b"a" * 5000 + b'"}\n'
+        (path / "metrics.jsonl").write_bytes(b'{"candidate": "a"}\n' + long + b'{"candidate": "b"}\n')
+        assert ([c["candidate"] for c in run.candidates()], run.corrupt_lines) == (["a", "b"], 1)
 
     def test_the_last_record_of_a_name_counts(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
@@ -179,10 +303,23 @@ class TestUpdate:
         def fail(descriptor):
             raise OSError("disk full")
 
+        run.append({"candidate": "a"})
+        before = contents(path)
         monkeypatch.setattr(files.os, "fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            run.update(status="finished")
-        assert read_run(path)["status"] == "running"
+        for write in (
+            lambda: run.update(status="finished"),
+            lambda: run.append({"candidate": "b"}),
+            lambda: run.save_json("keep", {}),
+            lambda: run.save_arrays("keeps", {"x": np.ones(3)}),
+            lambda: write_scalars(run),
+        ):
+            with pytest.raises(OSError, match="disk full"):
+                write()
+        assert contents(path) == before
+        assert read_run(path)["status"] == run.record["status"] == "running"
+        monkeypatch.undo()
+        run.append({"candidate": "b"})
+        assert (len(run.candidates()), run.corrupt_lines) == (2, 0)
 
     def test_refuses_what_json_cannot_hold(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
@@ -243,6 +380,31 @@ class TestArrays:
         with pytest.raises(ValueError, match="expected one of the names"):
             run.save_json(name, {})
 
+    def test_what_the_run_did_not_write_is_one_sentence(self, path):
+        run = RunDirectory.open(path, CONFIG).begin()
+        run.save_arrays("scores", {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4)})
+        good = (path / "scores.npz").read_bytes()
+        changed = good.replace(np.float64(5).tobytes(), np.float64(6).tobytes())
+        assert len(changed) == len(good)
+        assert changed != good
+        other = io.BytesIO()
+        np.savez(other, a=np.zeros((2, 3)), b=np.ones(4))
+        for content in (b"", good[:-30], good[:100], changed, other.getvalue()):
+            (path / "scores.npz").write_bytes(content)
+            with pytest.raises(ValueError, match=r"scores\.npz.*; the file was changed or damaged: remove it, and"):
+                RunDirectory.open(path, CONFIG).load_arrays("scores")
+        (path / "scores.npz").write_bytes(good)
+        assert RunDirectory.open(path, CONFIG).load_arrays("scores")["a"][1, 2] == 5
+
+    def test_killed_between_arrays_and_record(self, path, monkeypatch):
+        """The digest is recorded first: until the new file is there, the old one counts."""
+        run = RunDirectory.open(path, CONFIG).begin()
+        run.save_arrays("keeps", {"a": np.zeros(2)})
+        old = (path / "keeps.npz").read_bytes()
+        run.save_arrays("keeps", {"a": np.ones(2)})
+        (path / "keeps.npz").write_bytes(old)
+        assert RunDirectory.open(path, CONFIG).load_arrays("keeps")["a"].tolist() == [0, 0]
+
     def test_json_round_trip(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
         run.save_json("keep", {"mlp": np.array([[1, 2], [3, 4]])})
@@ -293,3 +455,26 @@ def test_reports_import_no_model_and_no_jax(module):
         for name in modules:
             assert name.partition(".")[0] not in {"jax", "jaxlib", "flax", "jaxtyping"}
             assert name.startswith(("saap_jax.report", "saap_jax.processes")) or not name.startswith("saap_jax")
+
+
+class TestReadArrays:
+    def declared(self, shape: str, dtype: str = "<f8", method: int = zipfile.ZIP_STORED) -> bytes:
+        """Return an npz of one array whose header says this shape and type, before eight bytes of zeros."""
+        text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+        member = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(8)
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", method) as archive:
+            archive.writestr("x.npy", member)
+        return file.getvalue()
+
+    def test_what_is_declared_is_held_against_the_bytes(self):
+        assert files.read_arrays(self.declared("(1,)"))["x"].tolist() == [0]
+        for shape in ("(10**12,)", "(1000000000000,)", "(2,)", "(-1, -1)", "(1,", "[1]", "(" * 300):
+            with pytest.raises(ValueError, match="."):
+                files.read_arrays(self.declared(shape))
+        with pytest.raises(ValueError, match="expected numbers or text"):
+            files.read_arrays(self.declared("(1,)", "|O"))
+
+    def test_what_unpacks_to_more_is_refused(self):
+        with pytest.raises(ValueError, match="parts of at most|compressed"):
+            files.read_arrays(self.declared("(1,)", method=zipfile.ZIP_DEFLATED))

@@ -1,0 +1,105 @@
+"""How runs end: everything that is named is there before the status says so, and is made again where it is missing."""
+
+import dataclasses
+
+import pytest
+
+from saap_jax.report import finish as module
+from saap_jax.report.finish import Ending, finish, job
+from saap_jax.report.records import read_run
+
+ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, page=True, further=("keeps.npz", "best"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """As much of a configuration as a job needs."""
+
+    runs: str
+    name: str = "one"
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return Config(str(tmp_path / "runs"))
+
+
+def work(config: Config, ending: Ending = ENDING, **options) -> bool:
+    """Run a job that measures two candidates and makes a model; say whether there was anything to do."""
+    with job(config, ending, **options) as run:
+        if run.finished:
+            return False
+        run.begin({"model": "a"})
+        run.update(kind="compare")
+        known = {row["candidate"] for row in run.candidates()}
+        for name in {"a", "b"} - known:
+            run.append({"candidate": name, "ppl": {"x": 2.0}})
+        run.save_arrays("keeps", {})
+        run.claim("best").mkdir(exist_ok=True)
+        finish(run, ending)
+    return True
+
+
+def test_the_status_comes_last(config, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_report", "write_scalars"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(OSError, match="No space"):
+                work(config)
+        assert read_run(f"{config.runs}/one")["status"] == "running"
+    assert work(config)
+    path = module.Path(config.runs) / "one"
+    assert read_run(path)["status"] == "finished"
+    page = (path / "report.html").read_text()
+    assert "finished" in page
+    assert "running" not in page
+    assert not work(config)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["one"], "no lock is left"
+
+
+@pytest.mark.parametrize("name", ["report.html", "curve.csv"])
+def test_what_the_records_suffice_for_is_made_again_at_once(config, name):
+    assert work(config)
+    path = module.Path(config.runs) / "one" / name
+    before = path.read_bytes()
+    path.unlink()
+    assert not work(config), "nothing was measured"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["keeps.npz", "best", "metrics.jsonl", "line"])
+def test_what_takes_the_model_makes_the_run_go_on(config, name):
+    assert work(config)
+    path = module.Path(config.runs) / "one"
+    before = (path / "metrics.jsonl").read_bytes()
+    if name == "line":
+        (path / "metrics.jsonl").write_bytes(before.splitlines()[0] + b"\n" + before.splitlines()[1][:-4] + b"\n")
+    else:
+        (path / name).rmdir() if name == "best" else (path / name).unlink()
+    assert work(config)
+    assert not work(config)
+    assert (path / "keeps.npz").exists()
+    assert (path / "best").exists()
+    with job(config, ENDING) as run:
+        assert {row["candidate"] for row in run.candidates()} == {"a", "b"}
+
+
+def test_steps_of_a_training_are_not_done_again(config):
+    ending = ENDING._replace(rows=False)
+    assert work(config, ending)
+    (module.Path(config.runs) / "one" / "metrics.jsonl").unlink()
+    assert not work(config, ending)
+
+
+def test_a_run_is_held_for_the_length_of_the_job(config):
+    with job(config, ENDING) as run:
+        run.begin()
+        lock = module.Path(config.runs) / ".one.lock"
+        assert lock.exists()
+    assert not lock.exists()
+    with pytest.raises(ValueError, match="wrong"), job(Config(config.runs, "two"), ENDING):
+        raise ValueError("wrong")
+    assert [each.name for each in module.Path(config.runs).iterdir()] == ["one"]
