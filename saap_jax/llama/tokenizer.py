@@ -59,12 +59,14 @@ def _check_ids(vocabulary: dict[str, int], vocab: int, path: Path) -> None:
 def _from_directory(path: Path) -> Tokenizer:
     try:
         library = _transformers()
-        return library.AutoTokenizer.from_pretrained(
+        tokenizer = library.AutoTokenizer.from_pretrained(
             str(path),
             config=library.LlamaConfig(),  # the directory's own may say saap_llama, which the library refuses
             local_files_only=True,
             trust_remote_code=False,
         )
+        tokenizer.decode(tokenizer.encode("a b", verbose=False))  # it looks at some settings not before they are used
+        return tokenizer
     except Exception as error:  # the library raises whatever its parsers meet
         raise ValueError(f"{path}: the tokenizer cannot be loaded ({one_line(error)})") from error
 

@@ -152,6 +152,7 @@ HOSTILE = {
     "half a surrogate pair": {"tokenizer_config.json": b'{"bos_token": "\\ud800"}'},
     "a doubled key": {"tokenizer_config.json": b'{"eos_token": "a", "eos_token": "b"}'},
     "a number as a token": {"tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": 7}'},
+    "a length that is none": {"tokenizer_config.json": b'{"model_max_length": [1]}'},
     "an unknown class": {"tokenizer_config.json": b'{"tokenizer_class": ["x"]}'},
     "another value for the model": {"tokenizer.json": b'{"model": {"type": "BPE", "vocab": 3, "merges": []}}'},
 }
