@@ -5,14 +5,17 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from saap_jax.terminal import visible
+
+_FORMULA = ("=", "+", "-", "@", "\t")
 """What a cell begins with that a spreadsheet takes for a formula."""
 
 
 def csv_text(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """Return a table as CSV, numbers in full precision, None as an empty cell.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe, as the spreadsheet itself writes it.
+    Text that a spreadsheet would take for a formula begins with an apostrophe, as the spreadsheet itself writes it;
+    control characters are written out.
 
     >>> print(csv_text(["name", "change"], [["=1+2", -0.5], ["-", None], ["-1e-3", "a,b"]]), end="")
     name,change
@@ -28,10 +31,13 @@ def csv_text(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(_FORMULA) or value == "-":
+    if not isinstance(value, str):
         return value
+    text = visible(value)
+    if not text.startswith(_FORMULA) or text == "-":
+        return text
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value
+        return f"'{text}"
+    return text
