@@ -10,16 +10,23 @@ The pipeline in order (each name is importable from here):
     masks, cut                            2d. the pruned model, as gates or as smaller arrays
     evaluation_windows, perplexity        4.  what it costs in quality
     save_model                            the smaller model as a directory
+
+A name is imported when it is first used, so that the console script starts at once.
 """
 
-from saap_jax.data import calibration_windows, evaluation_windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.estimation import ESTIMATORS
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-from saap_jax.options import SearchConfig
-from saap_jax.pipeline import perplexity, score_units, select_units
-from saap_jax.surgery import cut, masks
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from saap_jax.version import __version__
+
+if TYPE_CHECKING:
+    from saap_jax.data import calibration_windows, evaluation_windows
+    from saap_jax.discovery import count_parameters, discover, prunable_parameters
+    from saap_jax.estimation import ESTIMATORS
+    from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+    from saap_jax.options import SearchConfig
+    from saap_jax.pipeline import perplexity, score_units, select_units
+    from saap_jax.surgery import cut, masks
 
 __all__ = [
     "ESTIMATORS",
@@ -40,3 +47,21 @@ __all__ = [
     "score_units",
     "select_units",
 ]
+
+_HOMES = {
+    "data": ("calibration_windows", "evaluation_windows"),
+    "discovery": ("count_parameters", "discover", "prunable_parameters"),
+    "estimation": ("ESTIMATORS",),
+    "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
+    "options": ("SearchConfig",),
+    "pipeline": ("perplexity", "score_units", "select_units"),
+    "surgery": ("cut", "masks"),
+}
+"""The module of each name."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"saap_jax.{module}"), name)
+    raise AttributeError(f"module 'saap_jax' has no attribute {name!r}")

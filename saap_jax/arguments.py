@@ -12,15 +12,16 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from saap_jax import interrupts
 from saap_jax.failures import UsageError, fail, failed, suggestion
 from saap_jax.processes import agreed, first, join, leave, split_flags
+from saap_jax.progress import Shown, showing
 from saap_jax.terminal import console
 from saap_jax.watch import start_watch
 
@@ -200,6 +201,7 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
             f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
         )
     join(cluster)
+    interrupts.renew()
     watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
     console.quiet = not first()
     try:
@@ -214,16 +216,16 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
 
 def _end(error: BaseException) -> NoReturn:
     """Say what went wrong in one process of a job, and end it without waiting for the others, whom that ends too."""
-    code = 1
-    if isinstance(error, SystemExit):
+    code, grace = 1, GRACE
+    if interrupts.received() or isinstance(error, KeyboardInterrupt):
+        code, grace = fail(*interrupts.interruption()), 0
+    elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, KeyboardInterrupt):
-        code = fail("interrupted", 130)
     else:
         if os.environ.get("SAAP_DEBUG"):
             traceback.print_exception(error)
         code = failed(error)
-    time.sleep(GRACE)
+    time.sleep(grace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -232,40 +234,6 @@ def _end(error: BaseException) -> NoReturn:
 # --- progress ----------------------------------------------------------------------------------------
 
 
-class Shown:
-    """A `Track` that shows bars with the time left on a terminal, and a line a stage elsewhere."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-        start = time.perf_counter()
-        if not console.is_terminal:
-            console.print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...", markup=False)
-        task = self._progress.add_task(doing, total=total, note="")
-        yield from self._progress.track(items, total=total, task_id=task)
-        if not console.is_terminal:
-            console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", markup=False)
-
-    def note(self, text: str, milestone: bool = False) -> None:
-        """Say how it goes: beside the newest bar on a terminal; elsewhere a line, of milestones only."""
-        if console.is_terminal and self._progress.task_ids:
-            self._progress.update(self._progress.task_ids[-1], note=text)
-        elif milestone:
-            console.print(text, markup=False)
-
-
-@contextlib.contextmanager
-def show_progress() -> Iterator[Shown]:
+def show_progress() -> contextlib.AbstractContextManager[Shown]:
     """Show progress while the body runs, by the `Track` that is yielded."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield Shown(progress)
+    return showing(console)

@@ -174,13 +174,21 @@ def score_statistics(
     estimators: Iterable[str],
     fusion: FusionConfig,
     keep: Keep | None = None,
+    known: Mapping[str, Scores] = MappingProxyType({}),
 ) -> Scored:
-    """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`."""
+    """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`.
+
+    `known` are scores of members that are not made anew, since the statistics that they need are not there any more.
+    """
     present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
     parts = {name: structure_parts(name, fusion, tuple(present)) for name in estimators}
+    members = make_members(parts, fusion, tuple(present))
+    anew = {name: made for name, made in members.items() if name not in known}
     by_part: dict[str, Scores] = {
         name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}
-        for name, scores in score(make_members(parts, fusion, tuple(present)), statistics, model).items()
+        for name, scores in (
+            score(anew, statistics, model) | {name: known[name] for name in members.keys() - anew}
+        ).items()
     }
     gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}

@@ -29,6 +29,7 @@ from saap_jax.config import (
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
 from saap_jax.failures import UsageError, fail, failed, suggestion
+from saap_jax.interrupts import interruption
 from saap_jax.terminal import facts_table, show, show_lines, show_paths, write
 from saap_jax.version import __version__
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        return fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
+        return fail(*interruption())
     except Exception as error:
         if os.environ.get("SAAP_DEBUG") and not isinstance(error, BrokenPipeError):
             raise
@@ -147,6 +148,8 @@ def score(words: list[str]) -> None:
     if found := find_patterns(run.record, calibrated.scenarios):
         for structure in found.structures:
             show(rich_patterns(found, structure))
+    if left_out := run.record.get("left_out"):
+        show(f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}")
     show_paths(report=run.path / "report.html", scores=run.path / "scores.npz")
 
 
@@ -329,19 +332,9 @@ def generate(words: list[str]) -> None:
         raise UsageError(f'generate: expected a model and a text, as in MODEL "text", got {" ".join(words) or "none"}')
     default = GenerateConfig(model=model, prompts=tuple(prompts))
     config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
-    from saap_jax.generation import continuations
+    from saap_jax.generation import write_texts
 
-    pieces = continuations(config)
-    if len(config.prompts) == 1:
-        for _, piece in pieces:
-            write(piece)
-        write("\n")
-        return
-    texts = [""] * len(config.prompts)
-    for row, piece in pieces:
-        texts[row] += piece
-    for number, text in enumerate(texts, start=1):
-        write(f"--- {number}\n{text}\n")
+    write_texts(config, write, with_prompts=sys.stdout.isatty())
 
 
 def plan(words: list[str]) -> None:

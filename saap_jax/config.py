@@ -142,7 +142,8 @@ class ScoreConfig:
     estimation: EstimationConfig = EstimationConfig()
     fusion: FusionConfig = FusionConfig()
     from_run: str = ""
-    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read."""
+    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read. Unless
+    estimators are named, those of the usual ones are scored that the run serves by statistics or scores."""
     keep_statistics: KeepStatistics = "all"
     """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
     squared, each take as much space as the model in float32."""
@@ -371,8 +372,8 @@ class SensitivityConfig:
     """How that share is spread now; what suggestions would change."""
     align: int = 0
     """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
-    repeats: int = 7
-    """Forward passes timed of each model, in turns, three times over."""
+    repeats: int = 3
+    """Forward passes timed of each model, in turns, eight times over."""
     resamples: int = 1000
     """Bootstrap resamples of each interval."""
     evaluation: EvaluationConfig = EvaluationConfig(windows=8)
@@ -393,7 +394,5 @@ class SensitivityConfig:
             raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
         if self.align and self.align == self.search.multiple_of.mlp:
             raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
-        if self.evaluation.windows == 1:
-            raise ValueError("evaluation.windows: expected two or more, which intervals need, or 0 for all, got 1")
         check_at_least("repeats", self.repeats, 1)
         check_at_least("resamples", self.resamples, 1)

@@ -21,7 +21,7 @@ from saap_jax.evaluation.fidelity import Fidelity, fidelity
 from saap_jax.kept import kept_scores, read_scores
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
-from saap_jax.pipeline import tokens_to_observe
+from saap_jax.pipeline import step, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
 from saap_jax.report.files import append_line
@@ -64,8 +64,9 @@ def judge(
 
 def _judge(config: FidelityConfig, run: RunDirectory, track: Track) -> None:
     """Score and ablate what the run does not hold yet."""
-    model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
-    tokenizer = load_tokenizer(config.model.name)
+    with step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
+        tokenizer = load_tokenizer(config.model.name)
     scenarios = scenarios_of(config.calibration, tokenizer)
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
     run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
@@ -98,7 +99,9 @@ def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
         if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
     }
     exact = changes_to_scores(changes, like)
-    return Judged(fidelity(scores, exact, resamples=config.resamples, seed=config.seed), scores, exact)
+    windows = len(config.calibration.scenarios) * config.calibration.examples
+    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+    return Judged(rows, scores, exact)
 
 
 def _changes(path: Path) -> dict[Unit, float]:

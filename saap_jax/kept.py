@@ -11,6 +11,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from saap_jax.calibration import (
     Calibrated,
@@ -25,8 +26,8 @@ from saap_jax.calibration import (
 )
 from saap_jax.config import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.data import Windows
-from saap_jax.estimation import Statistic
-from saap_jax.estimation.storage import load_scenario, save_statistics
+from saap_jax.estimation import ESTIMATORS, Statistic, make_estimators
+from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
 from saap_jax.llama import Llama
 from saap_jax.llama.runs import existing_units
 from saap_jax.options import FusionConfig, KeepStatistics
@@ -94,26 +95,75 @@ def kept_scores(
 
 
 def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
-    """Score by the statistics that another run keeps, without a pass over any text.
+    """Score by what another run keeps, without a pass over any text.
+
+    Its statistics are scored anew; an estimator whose statistics the run did not keep, but whose scores it did, has
+    these scores, also as a member of a fusion.
 
     Raises:
         FileNotFoundError: no run there, or one that kept no statistics.
-        ValueError: statistics of another model, or not those that an estimator needs.
+        ValueError: statistics of another model, or neither scores nor statistics of an estimator.
     """
-    made = {}
-    for name in read_run(source).get("scenarios", {}):
+    estimators, made = tuple(estimators), {}
+    members = make_members(estimators, fusion)
+    kept = kept_by(source)
+    for name in members:
+        if not kept.serves(name):
+            able = ", ".join(each for each in ESTIMATORS if kept.serves(each))
+            raise ValueError(
+                f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
+                f"({', '.join(sorted(members[name].needs))}); it serves {able}. For others, run `saap score` with them "
+                "among --estimation.estimators and --keep-statistics all"
+            )
+    for name, statistics in kept.statistics.items():
+        own = {each: kept.scores[name][each] for each, made in members.items() if made.needs - statistics}
+        path = statistics_path(Path(source), name)
+        try:
+            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion, known=own)
+        except ValueError as error:
+            raise ValueError(f"from_run {source}: {error}") from None
+    return joined(made)
+
+
+class Kept(NamedTuple):
+    """What a run keeps for later scoring."""
+
+    statistics: dict[str, frozenset[Statistic]]
+    """Of each scenario."""
+    scores: dict[str, dict[str, Scores]]
+    """`{scenario: {estimator: …}}`."""
+
+    def serves(self, member: str) -> bool:
+        """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
+        needs = make_estimators([member])[member].needs
+        return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
+
+
+def kept_by(source: str) -> Kept:
+    """Return what a run keeps for later scoring.
+
+    Raises:
+        FileNotFoundError: no run there, or one that kept no statistics.
+        ValueError: no run of `saap score`.
+    """
+    record, statistics = read_run(source), {}
+    for name in record.get("scenarios", {}):
         path = statistics_path(Path(source), name)
         if not agreed(path.exists):
             raise FileNotFoundError(
-                f"from_run: expected statistics at {path}, found none; run `saap score` with keep_statistics 'all'"
+                f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )
-        try:
-            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion)
-        except ValueError as error:
-            raise ValueError(f"from_run {source}: {error}") from None
-    if not made:
+        statistics[name] = kept_statistics(path, name)
+    if not statistics:
         raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
-    return joined(made)
+    run = RunDirectory(Path(source), record)
+    return Kept(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
+
+
+def served(source: str, estimators: Iterable[str], fusion: FusionConfig) -> list[str]:
+    """Return those of the estimators that can be scored by what a run keeps."""
+    kept = kept_by(source)
+    return [name for name in estimators if all(map(kept.serves, make_members([name], fusion)))]
 
 
 def statistics_path(run: Path, scenario: str) -> Path:

@@ -9,6 +9,7 @@ the oracle in `fidelity`.
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,10 +35,10 @@ from saap_jax.discovery import count_parameters, discover, query_head_parameters
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
-from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, statistics_path
+from saap_jax.kept import kept_scores, read_scores, rescored, save_scores, served, statistics_path
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
-from saap_jax.options import FusionConfig, SearchConfig
+from saap_jax.options import EstimationConfig, FusionConfig, SearchConfig
 from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run
 from saap_jax.report.files import check_target, write_atomically
@@ -182,8 +183,13 @@ SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
 def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
     """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
 
-    With `from_run` the statistics of that run are scored, and no text is read.
+    With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
+    the usual ones that it serves.
     """
+    usual = EstimationConfig().estimators
+    if config.from_run and config.estimation.estimators == usual:
+        names = served(config.from_run, usual, config.fusion)
+        config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
     check_estimators(config.estimation.estimators, config.fusion)
     importance = config.patterns.importance
     if importance and importance not in config.estimation.estimators:
@@ -219,6 +225,9 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, track:
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
+    usual = EstimationConfig().estimators
+    if config.from_run and (left_out := set(usual) - set(config.estimation.estimators)) and len(left_out) < len(usual):
+        run.update(left_out=[name for name in usual if name in left_out])
     finish(run, SCORED)
 
 

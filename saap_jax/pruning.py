@@ -118,8 +118,9 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         )
     calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
     lengths = lengths_of(config) if calibrates else {}
-    model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
-    tokenizer = load_tokenizer(config.model.name)
+    with step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
+        tokenizer = load_tokenizer(config.model.name)
     scenarios = {}
     if calibrates:
         scenarios = scenarios_of(calibration, tokenizer)
@@ -136,7 +137,8 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     if reached:
         record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
         further["targets.json"] = plain(record)
-    save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep, further=further)
+    with step(track, "save the model"):
+        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep, further=further)
     return Pruned(
         selection=selection,
         parameters=(count_parameters(model), count_parameters(pruned)),

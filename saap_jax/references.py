@@ -88,6 +88,10 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     rows = rows or [row for row in known if together(row) == candidate]
     if not rows:
         names = [DENSE, *dict.fromkeys(name for row in known for name in (row["candidate"], together(row)))]
+        for stem in (candidate, candidate.rpartition("@")[0]):  # without a ratio, or with one that there is not
+            if same := [name for name in names if stem and name.rpartition("@")[0] == stem]:
+                ratios = ", ".join(name.rpartition("@")[2] for name in same)
+                raise ValueError(f"{text}: expected {stem} at a ratio of the run, {ratios}, such as {run}:{same[0]}")
         near = difflib.get_close_matches(candidate, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"such as {names[-1]!r}"
         raise ValueError(f"{text}: expected one of the {len(names)} models of {run}, {hint}")

@@ -173,6 +173,7 @@ def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
     if not all(agreed(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
         known = ", ".join(calibrated.estimators)
         raise ValueError(
-            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}"
+            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}. For "
+            "others, run `saap score` with --keep-statistics all"
         )
     return rescored(config.from_run, model, [config.estimator], config.fusion)

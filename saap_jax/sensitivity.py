@@ -26,6 +26,7 @@ from saap_jax.data import Windows
 from saap_jax.digests import inputs_of
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.evaluation.suggestions import trial_options
 from saap_jax.keeps import read_keeps, save_keeps
@@ -43,8 +44,8 @@ from saap_jax.surgery import cut
 from saap_jax.sweep import Evaluator, Row, about_run, check_texts, texts_of, unpruned
 from saap_jax.types import STRUCTURES, Keep, Scores
 
-ROUNDS = 3
-"""Times that `repeats` forward passes are timed: their medians say how steady the times are."""
+ROUNDS = FEWEST
+"""Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
 
 
 ENDING = Ending(lambda run: sensitivity_files(run.record, run.candidates()), further=("keeps.npz",))

@@ -223,7 +223,7 @@ class Evaluator:
             filled,
             done=done | set(range(len(sets), len(filled))),
             at_once=self.at_once,
-            progress=lambda groups: track(doing, groups, len(groups)),
+            progress=lambda steps: track(doing, steps, len(steps)),
         ):
             members = {number: losses for number, losses in group.items() if number < len(sets)}
             seconds = (time.perf_counter() - start) / len(members)

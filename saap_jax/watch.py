@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import Any
 
+from saap_jax import interrupts
 from saap_jax.processes import agreed, count, first, number, place
 
 LOST = 3
@@ -139,7 +140,9 @@ def _in_background(work: Any, *arguments: Any) -> None:
 
 
 def _end(lost: int) -> None:
-    """End this process, because another has ended."""
+    """End this process, because another has ended; not where a signal ends it, which that one got too."""
+    if interrupts.received():
+        return
     sys.stdout.flush()
     print(lost_words(f"process {lost} of this job"), file=sys.stderr, flush=True)
     os._exit(LOST)

@@ -17,6 +17,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
+    ("interrupts", "steps"),
     ("json_files", "toml_files"),
     ("types", "version"),
     ("terminal",),
@@ -64,11 +65,12 @@ ORDER = (
     ("references",),
     ("task_comparison",),
     ("quality",),
-    ("failures",),
+    ("failures", "progress"),
     ("arguments",),
     ("traced",),
     ("planning", "structures_command"),
     ("cli", "lm_eval"),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 REMOTE = PACKAGE / "export" / "remote"

@@ -173,7 +173,8 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
         from_run=str(run.path),
         estimation=EstimationConfig(estimators=("fisher",)),
     )
-    with pytest.raises(ValueError, match=r"from_run .*small: statistic squared_weight_gradient was not observed"):
+    message = r"from_run: .*small kept neither scores of fisher nor .* --keep-statistics all"
+    with pytest.raises(ValueError, match=message):
         pipeline.score_run(again)
     assert not (tmp_path / "again" / "scores.npz").exists()
     ok, _ = pipeline.score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
@@ -181,10 +182,36 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
     none = dataclasses.replace(score_config, name="none", runs=str(tmp_path), keep_statistics="none")
     run, _ = pipeline.score_run(none)
     assert not (run.path / "statistics").exists()
-    with pytest.raises(FileNotFoundError, match="run `saap score` with keep_statistics"):
+    with pytest.raises(FileNotFoundError, match="run `saap score` with --keep-statistics all"):
         pipeline.score_run(dataclasses.replace(again, name="b", from_run=str(run.path)))
     with pytest.raises(ValueError, match="observed the model .*tiny, got smollm2-135m"):
         pipeline.score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
+
+
+def test_small_statistics_serve_what_they_can(score_config, tmp_path):
+    """The usual estimators and `saap`: of members whose statistics are gone, the scores on record are fused."""
+    names = ("gate_fisher", "taylor_element", "wanda")
+    options = {"runs": str(tmp_path), "keep_statistics": "small"}
+    own = dataclasses.replace(score_config, name="own", estimation=EstimationConfig(estimators=names), **options)
+    fresh = dataclasses.replace(own, name="fresh", estimation=EstimationConfig(estimators=("saap",)))
+    run, expected = pipeline.score_run(own)[0], pipeline.score_run(fresh)[1]
+    again, found = pipeline.score_run(
+        ScoreConfig(name="again", model=own.model, runs=own.runs, from_run=str(run.path), mesh=own.mesh)
+    )
+    usual = EstimationConfig().estimators
+    assert again.record["left_out"] == ["taylor_vector"]
+    assert found.estimators == [name for name in usual if name != "taylor_vector"]
+    for scenario, scores in pipeline.read_scores(run).scenarios.items():
+        assert_scores_equal(found.scenarios[scenario]["taylor_element"], scores["taylor_element"])
+    saap = kept_module.rescored(str(run.path), saap_jax.load_model(own.model.name), ["saap"], own.fusion)
+    for scenario, scores in expected.scenarios.items():
+        for structure in STRUCTURES:
+            np.testing.assert_allclose(
+                saap.scenarios[scenario]["saap"][structure], scores["saap"][structure], rtol=1e-4
+            )
+    pruned = pruning.prune(PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model,
+                                       ratio=0.3, search=SearchConfig()))  # fmt: skip
+    assert pruned.selection.actual >= 0.3
 
 
 def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tmp_path, monkeypatch):

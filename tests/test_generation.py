@@ -1,6 +1,7 @@
 """`saap generate` as a user meets it."""
 
 import io
+import sys
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_several_texts_drawn(words, capsys, tiny_model_directory):
     assert cli.main([*words, "the cat", "on", *SHORT, "--temperature", "1.5", "--top-k", "50", "--seed", "3"]) == 0
     first, second = expected(tiny_model_directory, ["the cat", "on"], temperature=1.5, top_k=50, seed=3)
     assert capsys.readouterr().out == f"--- 1\n{first}\n--- 2\n{second}\n"
+
+
+def test_on_a_terminal_the_prompt_comes_first(words, capsys, monkeypatch, tiny_model_directory):
+    first, second = expected(tiny_model_directory, ["the cat", "on"])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main([*words, "the cat", *SHORT]) == 0
+    assert capsys.readouterr().out == f"the cat{first}\n"
+    assert cli.main([*words, "the cat", "on", *SHORT]) == 0
+    assert capsys.readouterr().out == f"--- 1\nthe cat{first}\n--- 2\non{second}\n"
 
 
 def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
+from saap_jax.discovery.nested import called_program, opened, scan_split
 from saap_jax.discovery.program import CALLS
 from saap_jax.discovery.trace import Gate
 
@@ -112,13 +113,8 @@ def neutral_of(value: float, dtype: Any) -> Array:
     return jnp.asarray(value).astype(dtype)
 
 
-def _parts(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
-
-
 def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
-    key = next(key for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
-    program = _parts(eqn.params[key])
+    program = opened(called_program(eqn))
     if "policy" not in eqn.params:
         return evaluate(*program, values, (*here, 0), changes)
 
@@ -132,10 +128,10 @@ def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
 
 def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
     parameters = eqn.params
-    first, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+    first, last = scan_split(eqn)
     constants, carry, stacked = values[:first], values[first:last], values[last:]
     rows = [jnp.moveaxis(each, along.index(here), 0) for _, along, each in changes.gates if here in along]
-    program = _parts(parameters["jaxpr"])
+    program = opened(parameters["jaxpr"])
 
     def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], list[Any]]:
         own = iter(row[1])
@@ -155,7 +151,7 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
 def _while(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
-    condition, body = _parts(eqn.params["cond_jaxpr"]), _parts(eqn.params["body_jaxpr"])
+    condition, body = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
     return jax.lax.while_loop(
         lambda carry: evaluate(*condition, [*values[:first], *carry], (*here, 0), changes.inside((*here, 0)))[0],
         lambda carry: evaluate(*body, [*values[first:last], *carry], (*here, 1), changes.inside((*here, 1))),
@@ -165,7 +161,7 @@ def _while(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Cha
 
 def _cond(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
     def branch(number: int) -> Callable[..., list[Any]]:
-        program, path = _parts(eqn.params["branches"][number]), (*here, number)
+        program, path = opened(eqn.params["branches"][number]), (*here, number)
         return lambda *operands: evaluate(*program, operands, path, changes.inside(path))
 
     return jax.lax.switch(values[0], [branch(number) for number in range(len(eqn.params["branches"]))], *values[1:])

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from saap_jax.discovery.nested import called_program, opened, scan_split
 from saap_jax.discovery.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.windows import WINDOW_RULES
 
@@ -127,9 +128,7 @@ class Follower:
         self, program: Any, inputs: Sequence[Value], site: Site, branch: int, loops: tuple[int, ...]
     ) -> list[Value]:
         """Return the results of a program inside an equation."""
-        if isinstance(program, ClosedJaxpr):
-            return self._run(program.jaxpr, program.consts, inputs, site, branch, loops)
-        return self._run(program, (), inputs, site, branch, loops)
+        return self._run(*opened(program), inputs, site, branch, loops)
 
     def same(self, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
         """Equate the layouts of values that take each other's place."""
@@ -140,14 +139,12 @@ class Follower:
 
 
 def _call(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
-    parameters = site.eqn.params
-    program = next(parameters[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in parameters)
-    return follower.inside(program, values, site, 0, loops)
+    return follower.inside(called_program(site.eqn), values, site, 0, loops)
 
 
 def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
     parameters, axes = site.eqn.params, follower.notes.axes
-    first, last = parameters["num_consts"], parameters["num_consts"] + parameters["num_carry"]
+    first, last = scan_split(site.eqn)
     constants, carry, stacked = values[:first], values[first:last], values[last:]
     active = any(value.active for value in values)
     carry = [value._replace(active=active) for value in carry]

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ FORMAT = "saap_jax statistics 1"
 
 DAMAGED = "the file was changed or damaged: observe again"
 """What to do about a file that says something else than what was written."""
+
+Of = TypeVar("Of")
 
 _ABOUT = {"examples", "tokens", "statistics", "curvature"}
 
@@ -77,10 +79,35 @@ def _tensor(name: str, leaf: Any) -> Tensor:
 
 def load_scenario(path: str | Path, model: Llama, scenario: str) -> Statistics:
     """Read the statistics of one scenario; raises as `load_statistics`, also where the file has another."""
-    loaded = load_statistics(path, model)
-    if scenario not in loaded:
-        raise ValueError(f"{path}: expected statistics of scenario {scenario!r}, got those of {shown(list(loaded))}")
-    return loaded[scenario]
+    return _scenario(path, load_statistics(path, model), scenario)
+
+
+def kept_statistics(path: str | Path, scenario: str) -> frozenset[Statistic]:
+    """Return which statistics a file holds of a scenario; only its header is read.
+
+    Raises:
+        ValueError: no file of statistics, or one without the scenario.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            scenarios = _described(path, file)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file ({str(error).splitlines()[0]})") from None
+    return frozenset(map(Statistic, _scenario(path, scenarios, scenario)["statistics"]))
+
+
+def _scenario(path: str | Path, scenarios: Mapping[str, Of], scenario: str) -> Of:
+    if scenario not in scenarios:
+        raise ValueError(f"{path}: expected statistics of scenario {scenario!r}, got those of {shown(list(scenarios))}")
+    return scenarios[scenario]
+
+
+def _described(path: str | Path, file: Any) -> dict[str, dict[str, Any]]:
+    """Return what the metadata of a file of statistics say of each scenario."""
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
+    return _scenarios(str(path), metadata)
 
 
 def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
@@ -94,10 +121,7 @@ def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
         raise FileNotFoundError(f"{path}: expected a file of statistics, found none; observe them first")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {metadata.get('format')!r}")
-            scenarios = _scenarios(str(path), metadata)
+            scenarios = _described(path, file)
             expected = {scenario: _expected(about, model) for scenario, about in scenarios.items()}
             _check_tensors(path, file, expected)
             homes = leaves_by_path(model)

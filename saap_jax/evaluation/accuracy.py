@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saap_jax.evaluation.paired import AccuracyDifference, check_options, interval_of, p_value_of
+from saap_jax.evaluation.paired import AccuracyDifference, check_options, sureness
 
 ALL = "all tasks"
 """Name of the mean over tasks, each of which counts the same."""
@@ -28,29 +28,29 @@ def paired_tasks(
     multinomial draw, and many items cost no more than few.
 
     Raises:
-        ValueError: not the same tasks, items and seeds of both models, or a task with fewer than two items.
+        ValueError: not the same tasks, items and seeds of both models, or a task without items.
     """
     check_options("paired_tasks", resamples, level)
     if not a or a.keys() != b.keys():
         raise ValueError(f"paired_tasks: expected the same tasks of both models, got {[*a]} and {[*b]}")
     seeds = {outcomes.shape[:1] for each in (a, b) for outcomes in each.values()}
-    if len(seeds) > 1 or any(a[task].shape != b[task].shape or a[task].shape[-1] < 2 for task in a):
+    if len(seeds) > 1 or any(a[task].shape != b[task].shape or not a[task].size for task in a):
         shapes = {task: (a[task].shape, b[task].shape) for task in a}
-        raise ValueError(f"paired_tasks: expected [seeds, items] of two items or more, twice the same, got {shapes}")
+        raise ValueError(f"paired_tasks: expected [seeds, items] of one item or more, twice the same, got {shapes}")
     (count,) = seeds.pop()
     by_seed = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    found, points, wins, means = {}, [], [], []
+    found, points, wins, means, items = {}, [], [], [], []
     for task in a:
         difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
         points.append(100 * float(difference.mean()))
         wins.append(0.5 + float(difference.mean()) / 2)
         means.append(100 * _resampled(difference, by_seed, np.random.default_rng([seed, zlib.crc32(task.encode())])))
-        found[task] = AccuracyDifference(points[-1], *interval_of(means[-1], level), wins[-1], p_value_of(means[-1]))
+        items.append(difference.shape[1])
+        low, high, p = sureness(means[-1], items[-1], level).tolist()
+        found[task] = AccuracyDifference(points[-1], low, high, wins[-1], p, items[-1])
     if len(a) > 1:
-        over_all = np.mean(means, axis=0)
-        found[ALL] = AccuracyDifference(
-            float(np.mean(points)), *interval_of(over_all, level), float(np.mean(wins)), p_value_of(over_all)
-        )
+        low, high, p = sureness(np.mean(means, axis=0), min(items), level).tolist()
+        found[ALL] = AccuracyDifference(float(np.mean(points)), low, high, float(np.mean(wins)), p, min(items))
     return found
 
 

@@ -5,6 +5,7 @@ candidate's cost is then that of the remaining layers, and nothing compiles anew
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.constraints import on_mesh_of
-from saap_jax.evaluation.perplexity import Batch, WindowLosses
+from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
 from saap_jax.fetching import fetched
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
@@ -30,6 +31,13 @@ class Group(NamedTuple):
     whole: int
 
 
+class Step(NamedTuple):
+    """A batch of windows, by its number, under a group of candidates."""
+
+    group: Group
+    batch: int
+
+
 def candidate_losses(
     model: Llama,
     batches: Sequence[Batch],
@@ -37,7 +45,7 @@ def candidate_losses(
     *,
     done: Collection[int] = (),
     at_once: int = 8,
-    progress: Callable[[Sequence[Group]], Iterator[Group]] = iter,
+    progress: Callable[[Sequence[Step]], Iterator[Step]] = tell_windows,
 ) -> Iterator[dict[int, WindowLosses]]:
     """Yield the losses of each window under each keep-set, by the number of the keep-set, a group at a time.
 
@@ -49,7 +57,7 @@ def candidate_losses(
         keeps: `[layers, units]` a structure each.
         done: numbers that need no evaluation; a group of such only is left out.
         at_once: candidates in one batch; changes speed and memory.
-        progress: wraps the groups, to show progress.
+        progress: wraps the steps, each a batch of windows under a group of keep-sets, to show progress.
 
     Raises:
         ValueError: no window at all, or keep-sets that tell the query heads of a KV head apart.
@@ -59,12 +67,14 @@ def candidate_losses(
     if any(QUERY_HEADS in keep for keep in keeps):
         raise ValueError("candidates: expected keep-sets of whole KV heads, got query heads; use `perplexity` for them")
     groups = [g for g in grouped(keeps, existing_units(model.runs), at_once) if not set(g.members) <= set(done)]
-    for group in progress(groups):
+    steps = progress([Step(group, number) for group in groups for number in range(len(batches))])
+    for group in groups:
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
         gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
         whole = jnp.asarray(group.whole, jnp.int32)
         sums, counts = [], []
-        for tokens, mask in batches:
+        for step in itertools.islice(steps, len(batches)):
+            tokens, mask = batches[step.batch]
             inputs = spread(tokens, model), spread(mask, model)
             with on_mesh_of(model):
                 made = candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)
@@ -75,6 +85,7 @@ def candidate_losses(
         yield {
             member: WindowLosses(by_candidate[row][real], tokens_each[real]) for row, member in enumerate(group.members)
         }
+    next(steps, None)  # so that they are shown to be done
 
 
 def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:

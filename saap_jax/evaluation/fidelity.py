@@ -9,13 +9,19 @@ each unit counts, c_i (1 in the sample itself; in a bootstrap resample, how ofte
 
 so that a thousand resamples are a few matrix products. All sums are of whole and half numbers and exact: equal rankings
 give 1, reversed ones -1. A constant ranking has no correlation: NaN.
+
+Whether another estimator is as good as the one that agrees best is told from the differences of their correlations in
+the same resamples.
 """
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
 from saap_jax.types import STRUCTURES, Scores
 
 MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
@@ -26,7 +32,11 @@ SCOPES: tuple[str, ...] = (*STRUCTURES, "pooled")
 
 
 class Fidelity(NamedTuple):
-    """One rank correlation of an estimator with the oracle, and its bootstrap interval; NaN where there is none."""
+    """One rank correlation of an estimator with the oracle, and its bootstrap interval; NaN where there is none.
+
+    There is no interval of fewer than `FEWEST` units (within layers: layers), nor where the exact changes are those of
+    fewer windows.
+    """
 
     estimator: str
     scope: str
@@ -35,10 +45,25 @@ class Fidelity(NamedTuple):
     value: float
     low: float
     high: float
+    p_value: float = math.nan
+    """Of "as good as the highest of its scope and measure", adjusted for the number of others (Holm)."""
+    windows: int = 0
+    """Windows by which the changes of the loss were measured; 0 where that was not recorded."""
+
+    @property
+    def tied(self) -> bool:
+        """True where it cannot be told apart from the highest."""
+        return self.p_value >= LEVEL
 
 
 def fidelity(
-    scores: dict[str, Scores], exact: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    scores: dict[str, Scores],
+    exact: Scores,
+    *,
+    windows: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> list[Fidelity]:
     """Correlate every estimator with the exact changes, on the units where these are finite.
 
@@ -49,6 +74,8 @@ def fidelity(
     Args:
         scores: {estimator: {structure: [layers, units]}}.
         exact: {structure: [layers, units]}, NaN where a unit was not measured.
+        windows: of how many windows of text the changes are; 0 where that is not known.
+        resamples: at least; more where there are many estimators to be told apart.
         level: probability that the interval is meant to cover the true value.
 
     Raises:
@@ -56,26 +83,61 @@ def fidelity(
     """
     if not (resamples >= 1 and 0 < level < 1):
         raise ValueError(f"fidelity: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-    rows = []
+    rows, resamples = [], resamples_for(len(scores) - 1, resamples)
     for scope in SCOPES:
         names = STRUCTURES if scope == "pooled" else (scope,)
         measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}
         layers = np.concatenate([np.nonzero(measured[name])[0] for name in names])
         truth = _measured(exact, measured)
+        found: dict[str, list[Resampled]] = {}
         for estimator, by_structure in scores.items():
             _check(estimator, by_structure, measured)
             random = np.random.default_rng(seed)  # anew: every estimator meets the same resamples
             values = _measured(by_structure, measured)
-            found = [*bootstrap(values, truth, resamples, level, random)]
+            found[estimator] = bootstrap(values, truth, resamples, random)
             if scope == "pooled":
-                found += [np.full(3, np.nan)] * 2
+                found[estimator] += [Resampled(math.nan, np.empty(0), 0)] * 2
             else:
-                found += [*bootstrap_layers(values, truth, layers, resamples, level, random)]
-            rows += [
-                Fidelity(estimator, scope, measure, len(truth), *map(float, triple))
-                for measure, triple in zip(MEASURES, found, strict=True)
-            ]
+                found[estimator] += bootstrap_layers(values, truth, layers, resamples, random)
+        if windows:  # neither does it say more than the windows do
+            found = {name: [each._replace(size=min(each.size, windows)) for each in own] for name, own in found.items()}
+        compared = [_against_highest({name: own[place] for name, own in found.items()}) for place in range(4)]
+        rows += [
+            Fidelity(
+                estimator, scope, measure, len(truth), own.value, *own.interval(level), by_name[estimator], windows
+            )
+            for estimator, each in found.items()
+            for measure, own, by_name in zip(MEASURES, each, compared, strict=True)
+        ]
     return rows
+
+
+class Resampled(NamedTuple):
+    """A correlation, and what it is in resamples."""
+
+    value: float
+    drawn: Float[np.ndarray, "resamples"]
+    size: int
+    """Units or layers that a resample is drawn from."""
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return the percentile interval; resamples without a correlation (one unit only) are left out."""
+        drawn = self.drawn[np.isfinite(self.drawn)] if math.isfinite(self.value) else np.empty(0)
+        low, high, _ = sureness(drawn, self.size, level).tolist()
+        return low, high
+
+
+def _against_highest(found: Mapping[str, Resampled]) -> dict[str, float]:
+    """Return Holm's p-value of each estimator against the one of the highest correlation; NaN of that one itself."""
+    known = {name: own for name, own in found.items() if math.isfinite(own.value)}
+    p_values = dict.fromkeys(found, math.nan)
+    if known:
+        highest = max(known, key=lambda name: known[name].value)
+        for name in known.keys() - {highest}:
+            difference = known[highest].drawn - known[name].drawn
+            size = min(known[highest].size, known[name].size)
+            p_values[name] = float(sureness(difference[np.isfinite(difference)], size)[2])
+    return dict(zip(p_values, holm([*p_values.values()]).tolist(), strict=True))
 
 
 def correlations(
@@ -108,19 +170,15 @@ def correlations_in_layers(
 
 
 def bootstrap(
-    a: Float[np.ndarray, "units"],
-    b: Float[np.ndarray, "units"],
-    resamples: int,
-    level: float,
-    random: np.random.Generator,
-) -> Float[np.ndarray, "2 3"]:
-    """Return (value, low, high) of ρ and of τ_b: percentiles over resamples of the units."""
+    a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], resamples: int, random: np.random.Generator
+) -> list[Resampled]:
+    """Return ρ and τ_b, and both in resamples of the units."""
     units = len(a)
     if units == 0:
-        return np.full((2, 3), np.nan)
+        return [Resampled(math.nan, np.empty(0), 0)] * 2
     counts = random.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
-    values = correlations(a, b, np.ones((1, units)))[:, 0]
-    return np.stack([_interval(*pair, level) for pair in zip(values, correlations(a, b, counts), strict=True)])
+    values = correlations(a, b, np.ones((1, units)))[:, 0].tolist()
+    return [Resampled(*pair, units) for pair in zip(values, correlations(a, b, counts), strict=True)]
 
 
 def bootstrap_layers(
@@ -128,19 +186,18 @@ def bootstrap_layers(
     b: Float[np.ndarray, "units"],
     layers: np.ndarray,
     resamples: int,
-    level: float,
     random: np.random.Generator,
-) -> Float[np.ndarray, "2 3"]:
-    """Return (value, low, high) of the mean of ρ and of τ_b within layers: percentiles over resamples of the layers."""
-    rows = []
+) -> list[Resampled]:
+    """Return the mean of ρ and of τ_b within layers, and both in resamples of the layers."""
+    found = []
     for by_layer in correlations_in_layers(a, b, layers):
         defined = by_layer[np.isfinite(by_layer)]
         if len(defined) == 0:
-            rows.append(np.full(3, np.nan))
+            found.append(Resampled(math.nan, np.empty(0), 0))
             continue
         drawn = defined[random.integers(len(defined), size=(resamples, len(defined)))]
-        rows.append(_interval(np.mean(defined), np.mean(drawn, axis=1), level))
-    return np.stack(rows)
+        found.append(Resampled(float(np.mean(defined)), np.mean(drawn, axis=1), len(defined)))
+    return found
 
 
 def _signs(values: Float[np.ndarray, "units"]) -> Float[np.ndarray, "units units"]:
@@ -153,14 +210,6 @@ def _ratio(product: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.nda
     """Return product / √(first · second), NaN where a factor is 0."""
     scale = np.sqrt(first * second)
     return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 0)
-
-
-def _interval(value: float, resampled: np.ndarray, level: float) -> np.ndarray:
-    """Return the value and the percentile interval; resamples without a correlation (one unit only) are left out."""
-    defined = resampled[np.isfinite(resampled)]
-    if not np.isfinite(value) or len(defined) == 0:
-        return np.array([value, np.nan, np.nan])
-    return np.array([value, *np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])])
 
 
 def _measured(scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
+
 Key = TypeVar("Key", bound=Hashable)
 Record = dict[str, Any]
-
-LEVEL = 0.95
-"""Probability that an interval is meant to cover."""
 
 
 class Bracket(NamedTuple):
@@ -142,7 +141,7 @@ class Estimate(NamedTuple):
     """Standard deviation over the seeds; NaN where there is one."""
     low: float
     high: float
-    """Bootstrap interval of the mean, over seeds and windows."""
+    """Bootstrap interval of the mean, over seeds and windows; NaN of fewer than `FEWEST` windows."""
 
 
 class Found(NamedTuple):
@@ -162,6 +161,15 @@ class Found(NamedTuple):
     """Seeds whose limit holds up to the largest possible ratio."""
     again: tuple[float, ...]
     """Ratios of the grid above the first crossing at which the limit holds again, in any seed."""
+    p_value: float = math.nan
+    """Of "goes as far as the one of the largest ratio", adjusted for the number of others; NaN of that one itself."""
+    windows: int = 0
+    """Windows that the intervals are over."""
+
+    @property
+    def tied(self) -> bool:
+        """True where it cannot be told apart from the one that goes furthest."""
+        return self.p_value >= LEVEL
 
 
 def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) -> list[Found]:
@@ -169,7 +177,8 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
 
     Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
     and for the unpruned model, from which the limit follows. The ratio of a draw is read off lines between all measured
-    points, so it may end a little beyond the bisected one; its interval does not go beyond what was measured.
+    points, so it may end a little beyond the bisected one; its interval does not go beyond what was measured. Whether a
+    variant goes as far as the first is told from the differences of their ratios in the same draws.
     """
     frontier, metric = run["frontier"], run["frontier"]["metric"]
     dense = np.asarray(run["dense"]["losses"][metric], np.float64)
@@ -179,24 +188,30 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
     variants: dict[str, list[Record]] = {}
     for line in frontier["lines"]:
         variants.setdefault(line["variant"], []).append(line)
-    draws = _Draws.make(len(dense), max(map(len, variants.values())), frontier["resamples"], seed)
-    found = []
+    resamples = resamples_for(len(variants) - 1, frontier["resamples"])
+    draws = _Draws.make(len(dense), max(map(len, variants.values())), resamples, seed)
+    found, ratios = [], {}
     for variant, lines in variants.items():
         curves = [sorted(rows[variant, line["seed"]], key=lambda row: row["ratio_asked"]) for line in lines]
         at = [_row_at(curve, line["ratio"], run) for curve, line in zip(curves, lines, strict=True)]
+        ratios[variant] = draws.means(_ratios(dense, curves, frontier, draws))
         found.append(
             Found(
                 variant,
                 len(lines),
-                _ratio(dense, curves, lines, frontier, draws),
+                draws.estimate(np.array([line["ratio"] for line in lines]), ratios[variant]),
                 float(np.mean([row.get("ratio_actual", 0.0) for row in at])),
                 float(np.exp(np.mean([np.log(row["ppl"][metric]) for row in at]))),
                 _knee(dense, curves, frontier, draws),
                 sum(line["breaks_at"] is None for line in lines),
                 tuple(sorted({ratio for line in lines for ratio in line["again"]})),
+                windows=len(dense),
             )
         )
-    return sorted(found, key=lambda each: -each.ratio.mean)
+    first, *others = sorted(found, key=lambda each: -each.ratio.mean)
+    differences = (ratios[first.variant] - ratios[each.variant] for each in others)
+    p_values = holm([float(sureness(each, len(dense))[2]) for each in differences]).tolist()
+    return [first, *(each._replace(p_value=p) for each, p in zip(others, p_values, strict=True))]
 
 
 class _Draws(NamedTuple):
@@ -215,17 +230,19 @@ class _Draws(NamedTuple):
             )
         )
 
-    def estimate(self, values: np.ndarray, drawn: np.ndarray) -> Estimate:
-        """Return the mean of one value a seed; `drawn` has those of each draw, `[seeds, draws]`. NaN does not count."""
+    def means(self, drawn: np.ndarray) -> np.ndarray:
+        """Return the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""
         known = np.isfinite(drawn)
         weights = self.seeds.T * known
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
-        means = means[np.isfinite(means)]
-        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(means) else (math.nan, math.nan)
+            return (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
+
+    def estimate(self, values: np.ndarray, means: np.ndarray) -> Estimate:
+        """Return the mean of one value a seed, with its interval from the `means` of each draw. NaN does not count."""
+        low, high, _ = sureness(means[np.isfinite(means)], self.windows.shape[1]).tolist()
         values = values[np.isfinite(values)]
         mean = float(values.mean()) if len(values) else math.nan
-        return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, float(low), float(high))
+        return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, low, high)
 
 
 def _losses(dense: np.ndarray, curve: Sequence[Record], metric: str) -> np.ndarray:
@@ -233,15 +250,16 @@ def _losses(dense: np.ndarray, curve: Sequence[Record], metric: str) -> np.ndarr
     return np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in curve)])
 
 
-def _ratio(
-    dense: np.ndarray, curves: Sequence[Sequence[Record]], lines: Sequence[Record], frontier: Record, draws: _Draws
-) -> Estimate:
+def _ratios(
+    dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws
+) -> Float[np.ndarray, "seeds draws"]:
+    """Return the largest ratio that holds the limit, of each seed in each draw."""
     drawn = []
     for curve in curves:
         losses = np.einsum("dw,pw->dp", draws.windows, _losses(dense, curve, frontier["metric"]))
         ratios = np.array([0.0, *(row["ratio_asked"] for row in curve)])
         drawn.append(crossing(ratios, losses, losses[:, 0] + math.log1p(frontier["percent"] / 100)))
-    return draws.estimate(np.array([line["ratio"] for line in lines]), np.stack(drawn))
+    return np.stack(drawn)
 
 
 def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws) -> Estimate:
@@ -253,7 +271,7 @@ def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Recor
         losses = _losses(dense, points, frontier["metric"])
         values.append(knee(ratios, losses.mean(axis=1)))
         drawn.append(knee(ratios, np.einsum("dw,pw->dp", draws.windows, losses)))
-    return draws.estimate(np.array(values, np.float64), np.stack(drawn))
+    return draws.estimate(np.array(values, np.float64), draws.means(np.stack(drawn)))
 
 
 def _row_at(curve: Sequence[Record], ratio: float, run: Record) -> Record:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from saap_jax.amounts import Bound
-from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of
+from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, few
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
 
@@ -27,15 +27,18 @@ class Check(NamedTuple):
 def check_perplexity(metric: str, difference: Difference, percent: float) -> Check:
     """Hold an increase of perplexity, the model's against the baseline's, against a limit in percent.
 
-    The estimate decides; its interval is reported. A perplexity that is not finite breaks every limit.
+    The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
+    limit.
     """
     value, low, high = difference.percent
-    if math.isnan(difference.low):
+    digits = decimals_of(value)
+    if not math.isfinite(difference.value):
         measured = "a perplexity is not finite"
     elif difference.same:
         value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
+    elif math.isnan(difference.low):
+        measured = f"{value:+.{digits}f} %, {few(difference.windows)}"
     else:
-        digits = decimals_of(value)
         measured = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
     return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, value <= percent + _SLACK)
 
@@ -44,7 +47,9 @@ def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> 
     """Hold a drop of accuracy, the model's below the baseline's, against a limit in points; the estimate decides."""
     digits = decimals_of(difference.points)
     measured = f"{difference.points:+.{digits}f} points ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
-    if difference.points == difference.low == difference.high == 0:
+    if math.isnan(difference.low):
+        measured = f"{difference.points:+.{digits}f} points, {few(difference.items, 'item')}"
+    elif difference.points == difference.low == difference.high == 0:
         measured = "0 points"
     return Check("max_accuracy_drop", task, f"-{points:g} points", measured, -difference.points <= points + _SLACK)
 

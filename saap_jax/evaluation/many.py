@@ -3,10 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import Difference
-
-_LEVEL = 0.95
-"""Probability that an interval is meant to cover the true difference."""
+from saap_jax.evaluation.paired import FEWEST, Difference, resamples_for, sureness
 
 _DRAWS = 1000
 """Resamples that are held at once."""
@@ -23,19 +20,19 @@ def differences_against(
 
     Drawn as `paired_difference` does (seeds and windows, each with replacement), but once for all variants, so that two
     hundred of them take a second. Intervals are 95 % percentile intervals; p-values are not adjusted (see `holm`).
-    Where a loss is not finite, interval and p-value are NaN.
+    Where a loss is not finite, or there are fewer than `FEWEST` windows, interval and p-value are NaN.
 
     Args:
         base: mean loss of each window in nats a token; a row for each calibration seed.
         others: the same of each variant.
 
     Raises:
-        ValueError: shapes that differ, or fewer than two windows.
+        ValueError: shapes that differ, or no window.
     """
     base, others = np.asarray(base, np.float64), np.asarray(others, np.float64)
-    if others.ndim != 3 or others.shape[1:] != base.shape or base.shape[1] < 2 or resamples < 1:
+    if others.ndim != 3 or others.shape[1:] != base.shape or not base.size or resamples < 1:
         raise ValueError(
-            f"differences_against: expected [seeds, windows] of two windows or more and [variants, seeds, windows], "
+            f"differences_against: expected [seeds, windows] of one window or more and [variants, seeds, windows], "
             f"got {base.shape} and {others.shape}, and at least one resample, got {resamples}"
         )
     with np.errstate(invalid="ignore"):
@@ -43,28 +40,28 @@ def differences_against(
         values = difference.mean(axis=(1, 2))
     wins = ((others < base) + 0.5 * (others == base)).mean(axis=(1, 2))
     known = np.isfinite(difference).all(axis=(1, 2))
-    means = _resampled(difference[known], resamples, seed)
-    tails = np.minimum((means <= 0).sum(axis=1), (means >= 0).sum(axis=1))
+    windows = base.shape[1]
     sure = np.full((4, len(others)), np.nan)
-    sure[:2, known] = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=1)
-    sure[2, known] = np.minimum(1.0, 2 * (1 + tails) / (resamples + 1))
     sure[3, known] = np.abs(difference[known]).max(axis=(1, 2))
-    columns = (values, *sure[:2], wins, *sure[2:])
-    return [Difference(*map(float, numbers)) for numbers in zip(*columns, strict=True)]
+    if windows >= FEWEST:
+        sure[:3, known] = sureness(_resampled(difference[known], resamples, seed), windows)
+    rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
+    return [Difference(*numbers, windows=windows) for numbers in rows]
 
 
 def p_values_against(
     base: Float[np.ndarray, "seeds windows"],
     others: Float[np.ndarray, "variants seeds windows"],
     *,
-    resamples: int = 10_000,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "variants"]:
     """Return the two-sided p-value of "as good as the base" of each variant, NaN where a loss is not finite.
 
-    Arguments and errors are those of `differences_against`.
+    Arguments and errors are those of `differences_against`; by default there are as many resamples as are needed to
+    adjust the p-values for their number.
     """
-    found = differences_against(base, others, resamples=resamples, seed=seed)
+    found = differences_against(base, others, resamples=resamples or resamples_for(len(others)), seed=seed)
     return np.array([difference.p_value for difference in found], np.float64)
 
 

@@ -4,6 +4,8 @@ A p-value here is two-sided and counts resamples: 2 · (1 + the smaller of the n
 of those >= 0) / (resamples + 1), at most 1. So R resamples can give no p-value below 2 / (R + 1), 0.0002 for the
 default 10,000: read it as "at most that". But for the added 1 it agrees with the percentile interval, which holds 0
 where p >= 1 - level.
+
+Of fewer than `FEWEST` windows (items, units, layers) there is neither: both are NaN, and whoever shows them says why.
 """
 
 import math
@@ -12,6 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+FEWEST = 8
+"""Windows, items, units or layers that an interval or a p-value is made of at least; rounds that a time is.
+
+The percentile interval of n values is about mean ± 1.96 s √((n - 1) / n) / √n, narrower than Student's, so that of
+normal values 95 % intervals cover P(|t with n - 1 degrees of freedom| < 1.96 √((n - 1) / n)): 93 % of 24, 91 % of 12,
+89 % of 8, but 81 % of 4 and 50 % of 2, whose resamples are three numbers. Of 8, errors are about twice as frequent as
+the level says, which is as far as we go; and by the sign test, even 5 of 5 on one side are no rejection (p = 2 / 2⁵).
+"""
+
+LEVEL = 0.05
+"""Adjusted p-values from here on count as no difference: the two are tied."""
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
@@ -31,6 +45,8 @@ class Difference(NamedTuple):
     """Two-sided, of "there is no difference"; NaN where a loss is not finite."""
     largest: float = math.nan
     """Largest difference of a window, without its sign."""
+    windows: int = 0
+    """Windows (of each seed) that it is of; 0 where that is not known."""
 
     @property
     def same(self) -> bool:
@@ -61,15 +77,17 @@ class Difference(NamedTuple):
         'A has a lower perplexity than B by 3.1 % (1.2 to 5.0 %)'
         """
         value, low, high = self.percent
-        if math.isnan(value) or math.isnan(low) or math.isnan(high):
-            return "A and B cannot be compared: a perplexity is not finite"
-        if self.value == self.low == self.high == 0:
+        if self.largest == 0 or self.value == self.low == self.high == 0:
             return "A and B are the same: the difference is exactly 0"
         if self.same:
             return (
                 f"A and B are the same up to rounding: no window differs by more than {self.largest:.0e} nats a token"
             )
         digits = decimals_of(value)
+        if math.isfinite(self.value) and math.isnan(self.low):
+            return f"who is better is not known: the difference is {value:+.{digits}f} %, {few(self.windows)}"
+        if math.isnan(value) or math.isnan(low) or math.isnan(high):
+            return "A and B cannot be compared: a perplexity is not finite"
         if not self.sure:
             shown = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
             return f"A and B cannot be told apart: the difference is {shown}"
@@ -88,6 +106,8 @@ class AccuracyDifference(NamedTuple):
     """Share of the items that A answers right and B wrong; those with the same outcome count half."""
     p_value: float
     """Two-sided, of "there is no difference"."""
+    items: int = 0
+    """Items that it is of, over several tasks those of the smallest; 0 where that is not known."""
 
     @property
     def sure(self) -> bool:
@@ -104,6 +124,9 @@ class AccuracyDifference(NamedTuple):
         if self.points == self.low == self.high == 0:
             return "A and B are right on the same items"
         digits = decimals_of(self.points)
+        if math.isnan(self.low):
+            shown = f"{self.points:+.{digits}f} points, {few(self.items, 'item')}"
+            return f"who is better is not known: the difference is {shown}"
         if not self.sure:
             shown = f"{self.points:+.{digits}f} points ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
             return f"A and B cannot be told apart: the difference is {shown}"
@@ -128,7 +151,7 @@ def paired_difference(
     a pruned model, all seeds share the windows. Of few seeds (three, say) the bootstrap knows little about how much
     seeds vary: with n seeds it makes their variance too small by a factor of (n - 1) / n.
 
-    Where a loss is not finite, the interval and the p-value are NaN.
+    Where a loss is not finite, or there are fewer than `FEWEST` windows, the interval and the p-value are NaN.
 
     Args:
         a: mean loss of each window in nats a token, windows of equal length; a row for each calibration seed.
@@ -136,26 +159,28 @@ def paired_difference(
         level: probability that the interval is meant to cover the true difference.
 
     Raises:
-        ValueError: other shapes than [seeds, windows] of both, or fewer than two windows.
+        ValueError: other shapes than [seeds, windows] of both, or no window.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; the p-value counts the observed
     difference as one more resample (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 4.2.3)
     and doubles the smaller tail.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape or a.ndim != 2 or a.shape[0] < 1 or a.shape[1] < 2:
+    if a.shape != b.shape or a.ndim != 2 or not a.size:
         raise ValueError(
-            f"paired_difference: expected [seeds, windows] of two windows or more, twice the same, got {a.shape} and "
+            f"paired_difference: expected [seeds, windows] of one window or more, twice the same, got {a.shape} and "
             f"{b.shape}"
         )
     check_options("paired_difference", resamples, level)
     with np.errstate(invalid="ignore"):
         difference = a - b
         value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
-    if not np.isfinite(difference).all():
-        return Difference(value, math.nan, math.nan, win_rate)
-    largest = float(np.abs(difference).max())
     seeds, windows = difference.shape
+    if not np.isfinite(difference).all():
+        return Difference(value, math.nan, math.nan, win_rate, windows=windows)
+    largest = float(np.abs(difference).max())
+    if windows < FEWEST:
+        return Difference(value, math.nan, math.nan, win_rate, math.nan, largest, windows)
     random = np.random.default_rng(seed)
     by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     means = []
@@ -164,7 +189,8 @@ def paired_difference(
         by_window = random.multinomial(windows, np.full(windows, 1 / windows), size=count) / windows
         means.append(np.einsum("rs,sw,rw->r", by_seed[rows], difference, by_window, optimize=True))
     means = np.concatenate(means)
-    return Difference(value, *interval_of(means, level), win_rate, p_value_of(means), largest)
+    low, high, p = sureness(means, windows, level).tolist()
+    return Difference(value, low, high, win_rate, p, largest, windows)
 
 
 def paired_items(
@@ -181,12 +207,12 @@ def paired_items(
     therefore three numbers from one multinomial distribution, so that many items cost no more than few.
 
     Raises:
-        ValueError: not twice the same number of items, or fewer than two.
+        ValueError: not twice the same number of items, or none.
     """
     a_correct, b_correct = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
-    if a_correct.shape != b_correct.shape or a_correct.ndim != 1 or a_correct.size < 2:
+    if a_correct.shape != b_correct.shape or a_correct.ndim != 1 or not a_correct.size:
         raise ValueError(
-            f"paired_items: expected two items or more, twice the same, got {a_correct.shape} and {b_correct.shape}"
+            f"paired_items: expected one item or more, twice the same, got {a_correct.shape} and {b_correct.shape}"
         )
     check_options("paired_items", resamples, level)
     items, a_alone, b_alone = a_correct.size, int((a_correct & ~b_correct).sum()), int((b_correct & ~a_correct).sum())
@@ -195,7 +221,8 @@ def paired_items(
     drawn = np.random.default_rng(seed).multinomial(items, shares, size=resamples)
     means = (1 if a_alone >= b_alone else -1) * 100 * (drawn[:, 0] - drawn[:, 1]) / items
     points, win_rate = 100 * (a_alone - b_alone) / items, 0.5 + (a_alone - b_alone) / items / 2
-    return AccuracyDifference(points, *interval_of(means, level), win_rate, p_value_of(means))
+    low, high, p = sureness(means, items, level).tolist()
+    return AccuracyDifference(points, low, high, win_rate, p, items)
 
 
 def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.ndarray, "tests"]:
@@ -231,6 +258,17 @@ def smallest_p_value(resamples: int) -> float:
     return min(1.0, 2 / (resamples + 1))
 
 
+def resamples_for(tests: int, least: int = 10_000) -> int:
+    """Return how many resamples so many tests take, lest the smallest p-value that there is be none once adjusted.
+
+    With so many, the smallest one times the number of tests is at most a fifth of `LEVEL`.
+
+    >>> resamples_for(8), resamples_for(100)
+    (10000, 20000)
+    """
+    return max(least, math.ceil(10 * tests / LEVEL))
+
+
 def decimals_of(value: float) -> int:
     """Return the decimals that show a number with two digits at least, one decimal at least, six at most.
 
@@ -253,13 +291,26 @@ def _chunks(resamples: int, windows: int) -> Iterator[slice]:
     return (slice(start, min(start + size, resamples)) for start in range(0, resamples, size))
 
 
-def interval_of(means: Float[np.ndarray, "resamples"], level: float) -> tuple[float, float]:
-    """Return the percentile interval of resampled means."""
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def sureness(
+    means: Float[np.ndarray, "*variants resamples"], count: int, level: float = 0.95
+) -> Float[np.ndarray, "3 *variants"]:
+    """Return the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
+
+    Args:
+        means: a number a resample, of one thing or of several.
+        count: how many values each resample is drawn from; of fewer than `FEWEST` all is NaN, as it is without means.
+    """
+    if count < FEWEST or not means.shape[-1]:
+        return np.full((3, *means.shape[:-1]), np.nan)
+    tails = np.minimum((means <= 0).sum(axis=-1), (means >= 0).sum(axis=-1))
+    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    return np.stack([*ends, np.minimum(1.0, 2 * (1 + tails) / (means.shape[-1] + 1))])
 
 
-def p_value_of(means: Float[np.ndarray, "resamples"]) -> float:
-    """Return the two-sided p-value of resampled means, as the head of this file has it."""
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return min(1.0, 2 * (1 + tail) / (len(means) + 1))
+def few(count: int, what: str = "window") -> str:
+    """Say why there is no interval.
+
+    >>> few(2), few(1, "item")
+    ('without an interval, which takes 8 windows; here are 2', 'without an interval, which takes 8 items; here is 1')
+    """
+    return f"without an interval, which takes {FEWEST} {what}s; here {'is' if count == 1 else 'are'} {count:,}"

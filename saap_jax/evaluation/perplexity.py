@@ -1,6 +1,7 @@
 """Stage 4: perplexity over non-overlapping windows, for gates and for cut models, by one compiled program a shape."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,9 +14,13 @@ from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import ones_gates
 from saap_jax.sharding import spread
+from saap_jax.steps import within
 from saap_jax.types import Gates
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
+
+tell_windows = functools.partial(within, "batches of windows")
+"""Yields batches, and tells of each as a step within whatever they are read for."""
 
 
 class WindowLosses(NamedTuple):
@@ -40,10 +45,10 @@ def loss_step(
 
 def window_losses(
     model: Llama,
-    batches: Iterable[Batch],
+    batches: Collection[Batch],
     gates: Gates | None = None,
     *,
-    progress: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
+    progress: Callable[[Collection[Batch]], Iterator[Batch]] = tell_windows,
 ) -> WindowLosses:
     """Return the loss of each window under `gates` (None: nothing removed). Padding rows are left out.
 

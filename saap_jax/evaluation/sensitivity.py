@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.evaluation.many import differences_against, p_values_against
+from saap_jax.evaluation.paired import holm
 from saap_jax.types import STRUCTURES
 
 Record = dict[str, Any]
@@ -38,6 +40,9 @@ class Change(NamedTuple):
     """Change of the mean loss, nats a token."""
     percent: float
     """Change of the perplexity, percent: 100 · (e^nats - 1)."""
+    low: float
+    """Ends of its 95 % interval by the paired bootstrap over windows; NaN of fewer than `FEWEST`."""
+    high: float
     relative: float
     """`nats` a removed parameter, over that of all layers of the structure together at the same `asked`; NaN where
     these are not above 0."""
@@ -72,19 +77,22 @@ def changes_of(run: Record, candidates: Sequence[Record]) -> list[Change]:
     dense = float(np.mean(run["dense"]["losses"][metric]))
     rows = sorted(_at_one_place(candidates), key=lambda r: (STRUCTURES.index(r["structure"]), r["layer"], r["asked"]))
     nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
+    losses = np.array([row["losses"][metric] for row in rows], np.float64).reshape(len(rows), 1, -1)
+    whole = np.array(run["dense"]["losses"][metric], np.float64)[None]
+    ends = [each.percent[1:] for each in differences_against(whole, losses, resamples=run["config"]["resamples"])]
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
         total = totals.setdefault((row["structure"], row["asked"]), [0.0, 0.0])
         total[0] += change
         total[1] += row["removed"]
     found = []
-    for row, change in zip(rows, nats, strict=True):
+    for row, change, (low, high) in zip(rows, nats, ends, strict=True):
         total, removed = totals[row["structure"], row["asked"]]
         relative = change / row["removed"] / (total / removed) if total > 0 and row["removed"] else math.nan
         with np.errstate(over="ignore"):
             percent = 100 * float(np.expm1(change))
         fields = (row[name] for name in ("layer", "structure", "asked", "actual", "removed"))
-        found.append(Change(*fields, nats=change, percent=percent, relative=relative))
+        found.append(Change(*fields, nats=change, percent=percent, low=low, high=high, relative=relative))
     return found
 
 
@@ -92,6 +100,23 @@ def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
     """Return the changes at the asked share that is nearest to a ratio."""
     nearest = min({change.asked for change in changes}, key=lambda share: (abs(share - ratio), share))
     return [change for change in changes if change.asked == nearest]
+
+
+def as_costly(run: Record, candidates: Sequence[Record], first: Change, others: Sequence[Change]) -> list[float]:
+    """Return the p-value of "costs as much a parameter as the first" of other places, adjusted for their number (Holm).
+
+    What is compared is `relative`, or `nats` where that is not known. Of fewer than `FEWEST` windows all are NaN.
+    """
+    metric, together = judged_metric(run), [first, *others]
+    by_place = {(row["structure"], row["layer"], row["asked"]): row for row in _at_one_place(candidates)}
+    dense, costs = np.array(run["dense"]["losses"][metric], np.float64), []
+    several = not any(math.isnan(change.relative) for change in together)
+    for change in together:
+        losses = by_place[change.structure, change.layer, change.asked]["losses"][metric]
+        scale = change.removed * a_parameter(together, change.structure) if several else 1.0
+        costs.append((np.array(losses, np.float64) - dense) / scale)
+    base, rest = costs[0][None], np.array(costs[1:]).reshape(len(others), 1, len(dense))
+    return holm(p_values_against(base, rest)).tolist()
 
 
 def a_parameter(changes: Sequence[Change], structure: str) -> float:

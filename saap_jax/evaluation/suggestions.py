@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.estimation import Statistic, make_estimators
 from saap_jax.evaluation.commands import compare_command, prune_command
-from saap_jax.evaluation.paired import Difference, decimals_of, paired_difference
+from saap_jax.evaluation.paired import FEWEST, Difference, decimals_of, few, paired_difference
 from saap_jax.evaluation.sensitivity import (
     Change,
     Plan,
@@ -36,6 +36,9 @@ SHARES = tuple(round(0.05 * step, 2) for step in range(11))
 
 NEGLIGIBLE = 0.05
 """Share of a mean fused score below which a member is not worth its statistics."""
+
+MORE_WINDOWS = 24
+"""Windows that are suggested where a run has too few, the usual number."""
 
 MOST_SEEDS = 10
 """Seeds that are suggested at most."""
@@ -74,6 +77,8 @@ class Standing(NamedTuple):
     p_value: float
     """Of "as good as the best", adjusted; NaN of the best."""
     tied: bool
+    windows: int
+    """By which it is compared; 0 where their losses are not on record."""
 
 
 # --- from a run of `saap sensitivity` --------------------------------------------------------------
@@ -117,7 +122,7 @@ def sensitivity_suggestions(run: Record, candidates: Sequence[Record]) -> list[S
         change = _difference(run, row, base)
         metric = judged_metric(run)
         if trial["kind"] == "aligned":
-            if _saved(trial)[1] > 0:
+            if _saved(trial)[1] > 0 and len(trial["seconds"][0]) >= FEWEST:
                 text = f"MLP widths to multiples of {run['config']['align']} are faster."
                 effect = f"measured at {100 * run['config']['ratio']:g} %: {aligned_sentence(run, candidates, trial)}"
                 found.append(Suggestion(text, effect, compare_command(run, "aligned", trial["changes"])))
@@ -180,8 +185,14 @@ def aligned_sentence(run: Record, candidates: Sequence[Record], trial: Record) -
     (value, low, high), (saved, least, most) = change.percent, _saved(trial)
     digits = decimals_of(value)
     ppl = f"change the ppl by {value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
-    ppl = "leave the ppl as it is" if change.same else ppl
-    if least > 0:
+    if change.same:
+        ppl = "leave the ppl as it is"
+    elif math.isnan(low):
+        ppl = f"change the ppl by {value:+.{digits}f} %, {few(change.windows)},"
+    rounds = len(trial["seconds"][0])
+    if rounds < FEWEST:
+        time = f"change the time by {-saved:+.1f} % ({-most:+.1f} to {-least:+.1f} %"
+    elif least > 0:
         time = f"save {saved:.1f} % time ({least:.1f} to {most:.1f} %"
     elif most < 0:
         time = f"cost {-saved:.1f} % time ({-most:.1f} to {-least:.1f} %"
@@ -189,8 +200,9 @@ def aligned_sentence(run: Record, candidates: Sequence[Record], trial: Record) -
         time = f"do not measurably change the time ({-most:+.1f} to {-least:+.1f} %"
     before, after = trial["runs"]
     instead = f" instead of {before}" if after != before else ""
-    rounds = f"{len(trial['seconds'][0])} rounds); {after} runs of equal layers{instead}"
-    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {rounds}"
+    over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")
+    runs = f"{after} runs of equal layers{instead}"
+    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {runs}"
 
 
 def _difference(run: Record, row: Record, base: Record) -> Difference:
@@ -216,7 +228,24 @@ def comparison_suggestions(run: Record, standings: Sequence[Standing]) -> list[S
     Args:
         standings: the variants at the ratio that matters most, the best first.
     """
+    if 0 < min((each.windows for each in standings), default=0) < FEWEST:
+        return [*_more_windows(run, standings), *_drop_member(run)]
     return [*_cheaper(run, standings), *_more_seeds(run, standings), *_drop_member(run)]
+
+
+def _more_windows(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+    """Evaluate on more text where there is too little to tell variants apart."""
+    windows = standings[0].windows
+    if len(standings) < 2:
+        return []
+    return [
+        Suggestion(
+            f"{windows} window{'s' if windows > 1 else ''} of evaluation text cannot tell variants apart, which takes "
+            f"{FEWEST}: evaluate on more.",
+            "intervals and tests, which this run has none of",
+            compare_command(run, "windows", {"evaluation.windows": MORE_WINDOWS}),
+        )
+    ]
 
 
 def _cheaper(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:

@@ -37,6 +37,7 @@ from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.sharding import Layout, shardings
+from saap_jax.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 PACKAGED = "smollm2-135m"
@@ -84,7 +85,7 @@ def load_model(
     _check_tensors(checkpoint, stored)
     places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
     leaves = []
-    for item, place in zip(stored, places, strict=True):
+    for item, place in within("parameters", list(zip(stored, places, strict=True))):
         value = _read_parameter(checkpoint, item) if place is None else _read_shards(checkpoint, item, place)
         leaves.append(item.variable.replace(value))
         if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:

@@ -18,6 +18,7 @@ from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.locks import held
 from saap_jax.processes import agreed, first, meet
+from saap_jax.steps import within
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Name of a dtype of parameters -> how safetensors calls it."""
@@ -103,7 +104,7 @@ def write_tensors(
         if file is not None:
             file.write(len(encoded).to_bytes(8, "little"))
             file.write(encoded)
-        for tensor in tensors:
+        for tensor in within("tensors", tensors):
             for values in (tensor.read(),) if tensor.pieces is None else tensor.pieces():
                 if file is not None:
                     file.write(_fitted(values, tensor, tensor.dtype or dtype).reshape(-1).view(np.uint8).data)

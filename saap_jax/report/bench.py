@@ -70,6 +70,8 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 
 def _interval(values: Record, form: Any) -> str:
+    if values["low"] == values["high"]:  # of one measurement
+        return form(values["median"])
     return f"{form(values['median'])} ({form(values['low'])} to {form(values['high'])})"
 
 

@@ -29,7 +29,7 @@ from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
 from saap_jax.report.intervals import Against, against_best, forest, format_difference, format_interval, format_p
 from saap_jax.report.kept_map import kept_map
 from saap_jax.report.records import read_candidates
-from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, leading, merged, metrics
+from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, leading, merged, metrics, untested
 from saap_jax.report.score_arrays import read_scores
 from saap_jax.report.summary import DOMAINS, cut_notes, summary
 from saap_jax.types import STRUCTURES, Scores
@@ -59,7 +59,7 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
     """Return the sections of a compare run, finished or not."""
     run = found.run
     sections = [
-        Section("summary", "Summary", [Bullets(summary(run, found.rows))]),
+        Section("summary", "Summary", [Bullets(summary(run, found.rows, found.against))]),
         *suggestions_section(run),
         *comparison_section(found, detail),
         *frontier_section(found, detail),
@@ -83,10 +83,10 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
     if found.against:
         blocks.append(
             Words(
-                "Δ: how far the perplexity is above that of the best of its ratio (×: how many times as high), and "
-                f"its 95 % interval. {DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on "
-                "which it has the lower loss; p: of no difference, adjusted for the number of variants (paired "
-                "bootstrap, Holm)."
+                "Δ: how far the perplexity is above that of the best of its ratio (×: how many times as high)"
+                f"{', without an interval' if untested(found.rows) else ', and its 95 % interval'}. "
+                f"{DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on which it has the "
+                "lower loss; p: of no difference, adjusted for the number of variants (paired bootstrap, Holm)."
             )
         )
     blocks.append(comparison_table(found))
@@ -157,13 +157,15 @@ def interval_section(found: Compared, detail: Detail) -> list[Section]:
             said = "No intervals: this run did not record the losses of its windows; a run of this version does."
             return [Section("intervals", "How sure is that", [Words(said)])]
         return []
-    seeds = max(row.seeds for row in found.rows)
-    blocks: list[Block] = [
-        Words(
-            "Perplexity relative to the best of the ratio (*), in percent, with 95 % intervals of a paired bootstrap "
-            f"over windows{' and seeds' if seeds > 1 else ''}. A hollow point cannot be told apart from the best; an "
-            "arrow lies beyond the scale."
+    if why := untested(found.rows):
+        how = f"without intervals: {why}. Points are hollow, since nothing is tested"
+    else:
+        over = "windows and seeds" if max(row.seeds for row in found.rows) > 1 else "windows"
+        how = (
+            f"with 95 % intervals of a paired bootstrap over {over}. A hollow point cannot be told apart from the best"
         )
+    blocks: list[Block] = [
+        Words(f"Perplexity relative to the best of the ratio (*), in percent, {how}; an arrow lies beyond the scale.")
     ]
     for asked in dict.fromkeys(one.asked for one in found.against):
         group = [one for one in found.against if one.asked == asked]

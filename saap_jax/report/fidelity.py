@@ -12,8 +12,11 @@ from rich.text import Text
 from scipy.stats import rankdata
 
 from saap_jax.evaluation.fidelity import MEASURES, SCOPES, Fidelity
+from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import _line, _svg, _text, colour_of
+from saap_jax.report.tables import BEST, TIED
 from saap_jax.types import STRUCTURES, Scores
 
 MINUS = "\N{MINUS SIGN}"
@@ -57,17 +60,51 @@ def ranking(rows: Sequence[Fidelity], scope: str) -> list[Ranked]:
     return sorted(found.items(), key=quality)
 
 
+def marked(estimator: str, found: dict[str, Fidelity], ranked: Sequence[Ranked]) -> str:
+    """Return the name of an estimator with the mark of the highest correlation, or of what cannot be told from it."""
+    row = found["spearman"]
+    if row is ranked[0][1]["spearman"] and math.isfinite(row.value):
+        return f"{estimator} {BEST}"
+    return f"{estimator} {TIED}" if row.tied else estimator
+
+
+def legend(ranked: Sequence[Ranked]) -> str:
+    """Say what the marks mean, or why nothing is tested."""
+    rows = [found["spearman"] for _, found in ranked]
+    said = f"{BEST} highest Spearman"
+    if any(row.tied for row in rows):
+        return f"{said}   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+    why = untested(rows)
+    return f"{said}; without intervals and tests: {why}" if why else said
+
+
+def untested(rows: Sequence[Fidelity]) -> str:
+    """Say why correlations of a scope have no intervals: few units or windows; empty where they suffice."""
+    units, windows = (max((getattr(row, name) for row in rows), default=0) for name in ("units", "windows"))
+    few = [(units, "unit")] + ([(windows, "window")] if windows else [])
+    return next((f"{plural(many, of)}, where it takes {FEWEST}" for many, of in few if many < FEWEST), "")
+
+
 def rich_fidelity_table(rows: Sequence[Fidelity], scope: str) -> Table:
     """Return the ranking of one scope (`attention`, `mlp`, `pooled`) for a terminal of 100 columns."""
     ranked = ranking(rows, scope)
     shown = [m for m in ("spearman", "kendall", "spearman_in_layers") if scope != "pooled" or "layers" not in m]
     title = f"{_about(scope, ranked)}: rank correlation with the exact change of the loss"
-    table = Table(title=Text(title, style="italic"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(title, style="italic"),
+        caption=Text(legend(ranked)) if ranked else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("estimator", overflow="fold")
     for measure in shown:
         table.add_column(heading(measure), justify="right", no_wrap=True)
     for estimator, found in ranked:
-        table.add_row(Text(estimator), *(format_interval(found[measure], width=5) for measure in shown))
+        table.add_row(
+            Text(marked(estimator, found, ranked)), *(format_interval(found[measure], width=5) for measure in shown)
+        )
     return table
 
 
@@ -78,9 +115,12 @@ def markdown_fidelity(rows: Sequence[Fidelity]) -> str:
         ranked = ranking(rows, scope)
         measures = [m for m in MEASURES if scope != "pooled" or "layers" not in m]
         lines = [["estimator", *map(heading, measures)], [":--", *["--:"] * len(measures)]]
-        lines += [[name.replace("|", "\\|"), *(format_interval(found[m]) for m in measures)] for name, found in ranked]
+        for name, found in ranked:
+            said = marked(name, found, ranked).replace("|", "\\|").replace("*", "\\*")
+            lines.append([said, *(format_interval(found[m]) for m in measures)])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"{_about(scope, ranked)}\n\n{table}\n")
+        said = f"\n{legend(ranked)}\n".replace("*", "\\*") if ranked else ""
+        parts.append(f"{_about(scope, ranked)}\n\n{table}\n{said}")
     return "\n".join(parts)
 
 
@@ -97,7 +137,7 @@ def format_interval(row: Fidelity, *, width: int = 0) -> str:
     """
     if math.isnan(row.value):
         return "n/a"
-    value, low, high = (f"{_signed(number):>{width}}" for number in row[-3:])
+    value, low, high = (f"{_signed(number):>{width}}" for number in (row.value, row.low, row.high))
     return value if math.isnan(row.low) else f"{value} [{low}, {high}]"
 
 

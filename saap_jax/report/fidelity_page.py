@@ -4,13 +4,15 @@ import math
 from pathlib import Path
 
 from saap_jax.evaluation.fidelity import MEASURES, SCOPES, Fidelity
+from saap_jax.evaluation.paired import LEVEL
 from saap_jax.report.about import cost_section, reproduce_section
 from saap_jax.report.attached import drawing
-from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table
-from saap_jax.report.fidelity import csv_fidelity, format_interval, heading, ranking
+from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table, plural
+from saap_jax.report.fidelity import csv_fidelity, format_interval, heading, legend, marked, ranking, untested
 from saap_jax.report.records import read_json
 from saap_jax.report.rows import Record
 from saap_jax.report.strips import Axis, Column, Strip, chart, interval
+from saap_jax.report.summary import some
 
 _TICKS = Axis(-1.05, 1.05, [(-1.0, "\N{MINUS SIGN}1"), (-0.5, ""), (0.0, "0"), (0.5, ""), (1.0, "1")])
 
@@ -44,26 +46,34 @@ def fidelity_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
 
 
 def fidelity_summary(rows: list[Fidelity]) -> list[str]:
-    """Say which estimator ranks the units of each structure best."""
+    """Say which estimator ranks the units of each structure best, or which cannot be told apart."""
     sentences = []
     for scope in SCOPES:
         found = [(name, by["spearman"]) for name, by in ranking(rows, scope) if math.isfinite(by["spearman"].value)]
         if found:
-            name, best = found[0]
+            (name, best), *others = found
             where = "all units together" if scope == "pooled" else f"{scope} units"
-            said = f"On {where} ({best.units:,} measured), {name} agrees best with the exact change of the loss"
-            sentences.append(f"{said}: Spearman {format_interval(best)}.")
+            said, value = f"On {where} ({best.units:,} measured), {name}", f"Spearman {format_interval(best)}"
+            tied = [other for other, row in others if row.tied]
+            if others and all(row.p_value < LEVEL for _, row in others):
+                said += f" agrees best with the exact change of the loss: {value}"
+            else:
+                said += f" has the highest correlation with the exact change of the loss, {value}"
+                said += f"; {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}" if tied else ""
+            why = untested([row for _, row in found])
+            sentences.append(f"{said}.{f' Nothing is tested: {why}.' if why else ''}")
     return sentences or ["Nothing is measured yet."]
 
 
 def correlation_chart(rows: list[Fidelity], scope: str, limit: int) -> str:
     """Return Spearman's correlation of each estimator with its interval as a chart, best first."""
     strips = []
-    for name, found in ranking(rows, scope)[:limit]:
+    ranked = ranking(rows, scope)
+    for name, found in ranked[:limit]:
         row = found["spearman"]
         said = f"{name}, {scope}: Spearman {format_interval(row)}"
         drawn = interval(_TICKS, row.value, row.low, row.high, said, sure=row.low > 0 or row.high < 0)
-        strips.append(Strip(name, [drawn, format_interval(row)]))
+        strips.append(Strip(marked(name, found, ranked), [drawn, format_interval(row)]))
     return chart("estimator", [Column("Spearman's correlation", _TICKS), Column("")], strips)
 
 
@@ -74,10 +84,14 @@ def _correlations(path: Path, rows: list[Fidelity], detail: Detail) -> list[Sect
         if not ranked:
             continue
         measures = [measure for measure in MEASURES if scope != "pooled" or "layers" not in measure]
-        lines = [[name, *(format_interval(found[measure]) for measure in measures)] for name, found in ranked]
+        lines = [
+            [marked(name, found, ranked), *(format_interval(found[measure]) for measure in measures)]
+            for name, found in ranked
+        ]
         table = plain_table(f"Correlations, {scope}", ["estimator", *map(heading, measures)], lines)
         picture = Picture(f"Correlations with the exact change, {scope}", correlation_chart(rows, scope, detail.limit))
-        parts.append(Part("all units together" if scope == "pooled" else scope, [picture, table]))
+        words = Words(f"{legend(ranked)}.")
+        parts.append(Part("all units together" if scope == "pooled" else scope, [words, picture, table]))
     if not parts:
         return []
     blocks: list[Block] = [

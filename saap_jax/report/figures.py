@@ -10,11 +10,9 @@ from html import escape
 from typing import NamedTuple
 
 from saap_jax.report.blocks import Number
+from saap_jax.report.palette import line_style
 from saap_jax.report.rows import DENSE, Record, labels
 from saap_jax.report.tables import format_percent, format_ppl
-
-COLOURS = 7
-"""Colours that a page has for lines, classes `k0` to `k6` of its style sheet; the last is that of the text."""
 
 MARKERS = {
     "circle": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
@@ -26,7 +24,7 @@ MARKERS = {
     "plus": "M0-5.5V5.5M-5.5 0H5.5",
     "bar": "M-5-2h10v4h-10z",
 }
-"""Path of each marker about the origin. Seven colours and eight markers give 56 different pairs."""
+"""Path of each marker about the origin, in the order of `palette.LineStyle.marker`."""
 
 _SCALE = ("#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c",
           "#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725")  # fmt: skip
@@ -86,9 +84,9 @@ def curves(run: Record, candidates: Sequence[Record], metric: str) -> tuple[list
 def frontier(found: Sequence[Curve], order: Sequence[str], title: str, missing: Sequence[str] = ()) -> str:
     """Return perplexity (log axis) over the actual ratio, a line a curve, numbered at its end by its place in `order`.
 
-    Colour and marker follow the place too, so that drawings of one order are read with one `legend`. Values far above
-    the others (or infinite) are drawn on the upper edge with an arrow, so that they do not squeeze the rest. Empty
-    without a curve.
+    Colour, dash and marker follow the place too, see `palette`, so that drawings of one order are read with one
+    `legend`. Values far above the others (or infinite) are drawn on the upper edge with an arrow, so that they do not
+    squeeze the rest. Empty without a curve.
     """
     shown = [curve for curve in found if curve.name in order]
     if not shown:
@@ -114,11 +112,13 @@ def frontier(found: Sequence[Curve], order: Sequence[str], title: str, missing: 
 
 
 def legend(order: Sequence[str]) -> str:
-    """Return the names of an order as an HTML list, each with its number, colour and marker."""
+    """Return the names of an order as an HTML list, each with its number, line and marker."""
     lines = []
     for place, name in enumerate(order):
-        key = f'<svg class="k{place % COLOURS}" width="20" height="14" viewBox="-10 -7 20 14" aria-hidden="true">'
-        lines.append(f"<li>{key}{_path(place)}</svg> {escape(name)}</li>")
+        kind = f"k{line_style(place).colour}"
+        key = f'<svg class="{kind}" width="54" height="14" viewBox="-27 -7 54 14" aria-hidden="true">'
+        line = f'<path d="M-27 0H27" class="curve"{_dash(place)}/>'
+        lines.append(f"<li>{key}{line}{_path(place)}</svg> {escape(name)}</li>")
     return f'<ol class="legend">{"".join(lines)}</ol>'
 
 
@@ -192,7 +192,6 @@ def _axes(plane: _Plane) -> list[str]:
 
 def _curve(curve: Curve, place: int, plane: _Plane, *, start: bool) -> list[str]:
     """Return a line with its markers; the dense model has one of its own unless it is the `start` of this line."""
-    dash = ' stroke-dasharray="6 3"' if place // COLOURS % 2 else ""
     places = [(plane.x(ratio), plane.y(ppl)) for ratio, ppl in curve.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     said = ", ".join(f"{format_percent(ratio)} % removed {format_ppl(ppl)}" for ratio, ppl in curve.points)
@@ -201,14 +200,19 @@ def _curve(curve: Curve, place: int, plane: _Plane, *, start: bool) -> list[str]
         for (x, y), (ratio, _) in zip(places, curve.points, strict=True)
         if ratio or start
     ]
-    line = f'<polyline points="{path}" class="curve"{dash}/>'
+    line = f'<polyline points="{path}" class="curve"{_dash(place)}/>'
     title = f"<title>{escape(curve.name)}: {said}</title>"
-    return [f'<g class="k{place % COLOURS}">{title}{line}', *marks, "</g>"]
+    return [f'<g class="k{line_style(place).colour}">{title}{line}', *marks, "</g>"]
+
+
+def _dash(place: int) -> str:
+    lengths = " ".join(f"{length:g}" for length in line_style(place).dash)
+    return f' stroke-dasharray="{lengths}"' if lengths else ""
 
 
 def _path(place: int) -> str:
     """Return the marker of a place about the origin."""
-    path = list(MARKERS.values())[place % len(MARKERS)]
+    path = list(MARKERS.values())[line_style(place).marker]
     return f'<path class="mark" d="{path}"/>'
 
 
@@ -243,7 +247,7 @@ def _numbers(found: Sequence[Curve], places: dict[str, int], plane: _Plane) -> l
             text = f'<text x="{left:.1f}" y="{height + 4:.1f}">{said}</text>'
             if apart > _NUMBER_GAP:
                 text += f'<path d="M{end + 7:.1f} {place:.1f}L{left - 2:.1f} {height:.1f}" class="leader"/>'
-            parts.append(f'<g class="k{places[curve.name] % COLOURS}">{text}</g>')
+            parts.append(f'<g class="k{line_style(places[curve.name]).colour}">{text}</g>')
     return parts
 
 

@@ -10,20 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.frontier import Estimate, Found, found_variants
+from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import log_ticks
+from saap_jax.report.palette import COLOURS, DISTINCT, line_style
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import INK, inline_svg, short_name
-from saap_jax.report.tables import csv_table, format_percent, format_ppl
+from saap_jax.report.summary import some
+from saap_jax.report.tables import BEST, TIED, csv_table, format_percent, format_ppl
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-"""Okabe and Ito's, a variant each, as in the other figures."""
-
 _MARKERS = "osD^vP*X"
-"""Seven colours and eight markers give 56 different pairs."""
 
 
 def frontier_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
@@ -39,31 +39,53 @@ def frontier_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
 
 
 def summary(run: Record, found: Sequence[Found]) -> str:
-    """Say who can be pruned furthest within the limit, and where the knee of its curve is."""
+    """Say who can be pruned furthest within the limit, and where the knee of its curve is; or why that is not known."""
     best, frontier = found[0], run["frontier"]
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
     if not best.ratio.mean > 0:
         return f"No variant keeps within {limit} at a ratio of {100 * frontier['tolerance']:g} %."
     seeds = f"{best.seeds} seeds" if best.seeds > 1 else "1 seed"
+    tied, tested = [each.variant for each in found if each.tied], best.windows >= FEWEST
+    if len(found) == 1 or not tested:
+        lead = f"{best.variant} reaches"
+    elif tied:
+        lead = f"No variant is known to go furthest within {limit}: {best.variant} reaches"
+    else:
+        lead = f"{best.variant} goes furthest within {limit}:"
     said = (
-        f"{best.variant} goes furthest within {limit}: {format_estimate(best.ratio)} % of the prunable parameters "
-        f"({seeds}), at a perplexity of {format_ppl(best.ppl)} of at most {format_ppl(frontier['limit'])}"
+        f"{lead} {format_estimate(best.ratio)} % of the prunable parameters ({seeds})"
+        f"{'' if limit in lead else f' within {limit}'}, at a perplexity of {format_ppl(best.ppl)} of at most "
+        f"{format_ppl(frontier['limit'])}"
     )
+    if tied:
+        said += f", from which cannot be told apart {some(tied)}"
+    if not tested:
+        return f"{said}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
     if math.isnan(best.knee.mean):
         return f"{said}; its curve has no knee between {_range(frontier)}."
     return f"{said}; the knee of its curve is at {format_estimate(best.knee)} %."
 
 
+def untested(found: Sequence[Found]) -> str:
+    """Say why there are no intervals; empty where the windows suffice."""
+    windows = found[0].windows
+    return "" if windows >= FEWEST else f"{plural(windows, 'window')}, where an interval takes {FEWEST}"
+
+
 def notes(run: Record, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
-    frontier = run["frontier"]
+    frontier, ties = run["frontier"], any(each.tied for each in found)
     said = [
         f"limit: {frontier['metric']} at most {format_ppl(frontier['limit'])}, the unpruned model's "
         f"{format_ppl(run[DENSE]['ppl'][frontier['metric']])} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
         "knee: furthest below the chord of log perplexity against ratio, a point of the grid",
-        "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
+        f"± standard deviation over seeds; no intervals: {why}"
+        if (why := untested(found))
+        else "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
+        f"{BEST} largest ratio"
+        + (f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)" if ties else ""),
     ]
     for each in found:
         of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
@@ -81,7 +103,16 @@ def frontier_cells(found: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
     cells = []
     for each in found:
         sides = [f(e) for e in (each.ratio, each.knee) for f in (format_estimate, format_interval)]
-        cells.append([each.variant, *sides[:2], format_percent(each.actual), format_ppl(each.ppl), *sides[2:]])
+        mark = BEST if each is found[0] and each.ratio.mean > 0 else TIED if each.tied else ""
+        cells.append(
+            [
+                f"{each.variant} {mark}".rstrip(),
+                *sides[:2],
+                format_percent(each.actual),
+                format_ppl(each.ppl),
+                *sides[2:],
+            ]
+        )
     return header, cells
 
 
@@ -107,8 +138,12 @@ def markdown_frontier(run: Record, found: Sequence[Found]) -> str:
     """Return summary, table and notes as Markdown."""
     header, cells = frontier_cells(found)
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *cells]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"{summary(run, found)}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes(run, found))
+    table = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+    return f"{summary(run, found)}\n\n{table}\n\n" + "".join(f"- {_escaped(note)}\n" for note in notes(run, found))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def csv_frontier(run: Record, candidates: Sequence[Record]) -> str:
@@ -195,7 +230,7 @@ def _paint(figure: Any, run: Record, found: Sequence[Found], bands: dict[str, Ba
     axis.set_ylim(lowest / 1.08, max(highest, limit) * 1.08)
     axis.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
     axis.axhline(dense, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    for index, each in enumerate(found):
+    for index, each in enumerate(found[:DISTINCT]):
         _paint_line(axis, each, bands[each.variant], index, limit)
     ticks = log_ticks(*axis.get_ylim())
     axis.set_yticks(ticks, [f"{tick:g}" if tick < 1e5 else format_ppl(tick) for tick in ticks])
@@ -210,19 +245,22 @@ def _paint(figure: Any, run: Record, found: Sequence[Found], bands: dict[str, Ba
     right = axis.get_yaxis_transform()
     for height, text, side in ((limit, f"limit +{frontier['percent']:g} %", "bottom"), (dense, "unpruned", "top")):
         axis.text(1.0, height, f"{text} {format_ppl(height)}", transform=right, ha="right", va=side, fontsize=8.5)
+    more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
     axis.legend(
-        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.2,
-        title="line down: largest ratio\nring: knee\nband: lowest to highest seed", alignment="left",
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3.6,
+        title="line down: largest ratio\nring: knee\nband: lowest to highest seed" + more, alignment="left",
     )  # fmt: skip
 
 
 def _paint_line(axis: Any, found: Found, band: Band, index: int, limit: float) -> None:
     """Draw a curve with its band, the largest ratio on the limit, and the knee on the curve."""
-    colour = _COLOURS[index % len(_COLOURS)]
+    drawn = line_style(index)
+    colour = drawn.paint if drawn.paint != COLOURS[-1] else INK
     ratios, low, mean, high = (list(values) for values in zip(*band, strict=True))
-    label = f"{short_name(found.variant, 34)}: {format_estimate(found.ratio)} %"
-    style = {"color": colour, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 4.5, "linewidth": 1.6}
-    axis.plot(ratios, mean, label=label, **style)
+    tied = f" {TIED}" if found.tied else ""
+    label = f"{short_name(found.variant, 34)}: {format_estimate(found.ratio)} %{tied}"
+    style = {"color": colour, "marker": _MARKERS[drawn.marker], "markersize": 4.5, "linewidth": 1.6}
+    axis.plot(ratios, mean, label=label, linestyle=drawn.lengths(1.6), **style)
     if low != high:
         axis.fill_between(ratios, low, high, color=colour, alpha=0.2, linewidth=0)
     if found.ratio.mean > 0 and found.everywhere < found.seeds:

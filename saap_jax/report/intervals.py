@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from saap_jax.evaluation.many import differences_against
-from saap_jax.evaluation.paired import Difference, holm
-from saap_jax.report.rows import LEVEL, Record, Row, metrics
+from saap_jax.evaluation.paired import LEVEL, Difference, few, holm, resamples_for
+from saap_jax.report.rows import Record, Row, metrics
 from saap_jax.report.strips import Axis, Column, Strip, chart, interval, nice_axis
 from saap_jax.report.tables import format_ppl
 
@@ -45,6 +45,11 @@ class Against(NamedTuple):
         """True where the difference may be chance."""
         return self.p_value >= LEVEL
 
+    @property
+    def sure(self) -> bool:
+        """True where it is not; neither is true where nothing was tested."""
+        return self.p_value < LEVEL
+
 
 def against_best(run: Record, variants: Sequence[Record], rows: Sequence[Row]) -> list[Against]:
     """Return each variant beside the best of its ratio, on every text of which the losses of windows were recorded.
@@ -65,9 +70,10 @@ def against_best(run: Record, variants: Sequence[Record], rows: Sequence[Row]) -
             base = np.atleast_2d(losses[best.candidate].get(name, ()))
             each = {row: np.atleast_2d(losses[row.candidate].get(name, ())) for row in group if row is not best}
             each = {row: values for row, values in each.items() if values.shape == base.shape}
-            if not each or base.shape[1] < 2:
+            if not each or not base.size:
                 continue
-            differences = differences_against(base.astype(np.float64), np.stack(list(each.values())).astype(np.float64))
+            others = np.stack(list(each.values())).astype(np.float64)
+            differences = differences_against(base.astype(np.float64), others, resamples=resamples_for(len(each)))
             adjusted = holm([difference.p_value for difference in differences]).tolist()
             found += [
                 Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p)
@@ -126,7 +132,7 @@ def forest(found: Sequence[Against], best: str, limit: int) -> str:
                 cells += ["", "n/a"]
                 continue
             one = each[metric]
-            cells.append(interval(axis, *percent_ends(one.difference), said=_said(one), sure=not one.tied))
+            cells.append(interval(axis, *percent_ends(one.difference), said=_said(one), sure=one.sure))
             cells.append(f"{format_difference(one.difference)} <small>{format_interval(one.difference)}</small>")
         strips.append(Strip(label, cells))
     return chart("variant", columns, strips)
@@ -135,7 +141,9 @@ def forest(found: Sequence[Against], best: str, limit: int) -> str:
 def _said(one: Against) -> str:
     difference = one.difference
     said = f"{one.label} on {one.metric}: {format_difference(difference)} % against {one.best}"
-    if not math.isnan(difference.low):
+    if math.isfinite(difference.value) and math.isnan(difference.low):
+        said += f", {few(difference.windows)}"
+    elif not math.isnan(difference.low):
         said += f" {format_interval(difference)}, wins {100 * difference.win_rate:.0f} % of the windows, "
         said += f"adjusted p {format_p(one.p_value)}{', tied' if one.tied else ''}"
     return said

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from saap_jax.report.about import format_usd, seconds_of
 from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import Curve, frontier, legend
+from saap_jax.report.intervals import Against
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
-from saap_jax.report.tables import format_percent, format_ppl, format_spread
+from saap_jax.report.summary import DOMAINS
+from saap_jax.report.tables import TIED, format_percent, format_ppl, format_spread
 from saap_jax.report.views import RunView
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
@@ -29,12 +32,12 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
     if drawn := joint_pictures(views):
         said = (
             "The best variant of each ratio, a line a run, from its unpruned model on. Logarithmic axis; lower is "
-            "better. Texts that two runs share, "
-            f"at most {_TEXTS}."
+            "better. Texts that two runs share, window for window, "
+            f"at most {_TEXTS}; runs of other texts, or of other windows, are not on one drawing."
         )
         order = drawn_runs(views)
         if alone := [view.name for view in views if view.compared and view.name not in order]:
-            said += f" No other run has the texts of {', '.join(alone)}."
+            said += f" No other run was evaluated on the same as {', '.join(alone)}."
         sections.append(
             Section("frontiers", "Best perplexity against ratio", [Words(said), Pictures(drawn, legend(order))])
         )
@@ -43,25 +46,56 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
     return sections
 
 
+def evaluated(view: RunView, domain: str) -> str:
+    """Return on what a run was evaluated: text, tokens a window, windows, and where it is on record the text's digest.
+
+    Only what is the same on two runs may be compared between them. Empty where there is no such text.
+    """
+    compared = view.compared
+    metric = first_metric(compared.run, domain) if compared else None
+    if compared is None or not metric:
+        return ""
+    losses = (compared.run.get("dense") or {}).get("losses") or {}
+    windows = len(losses.get(metric) or ()) or ((view.run.get("config") or {}).get("evaluation") or {}).get("windows")
+    digest = (view.run.get("inputs") or {}).get(f"evaluation text of {metric!r}", "")
+    said = f"{metric}, {plural(windows, 'window')}" if windows else metric
+    return f"{said} ({digest[:8]})" if digest else said
+
+
 def best_blocks(views: Sequence[RunView]) -> list[Block]:
     """Return the best variant of every run and ratio as a table, and what its columns mean; nothing without any."""
     lines, texts = [], []
     for view in views:
-        domain, metric = primary(view)
+        domain, text = primary(view)
         dense = _dense(view)
-        texts += [metric] if metric else []
+        texts += [text] if text else []
         for row in best_rows(view):
             ppl, spread = getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")
-            cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(format_percent(row.asked), 100 * row.asked)]
+            cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(text)]
+            cells.append(Cell(format_percent(row.asked), 100 * row.asked))
             cells += [_number(ppl, format_spread(ppl, spread)), _number(dense, format_ppl(dense))]
-            lines.append(Line([*cells, _number(ppl / dense, f"{ppl / dense:.3g}")]))
+            cells += [_number(ppl / dense, f"{ppl / dense:.3g}"), Cell(_ties(view, row))]
+            lines.append(Line(cells))
     if not lines:
         return []
     alike = len(set(texts)) == 1
-    said = "The best variant of each run and ratio: ppl is "
-    said += f"{texts[0]}." if alike else "on a text of each run's own, see below: compare within a text."
-    header = ["run", "best", "asked %", "ppl", "dense", "× dense"]
-    return [Words(said), Table("Best variants", header, lines, words=2, sortable=True)]
+    said = "The variant of the lowest perplexity of each run and ratio; "
+    said += f"{TIED}: how many others cannot be told apart from it (- where that was not tested). Perplexity is of "
+    said += f"{texts[0]}." if alike else "a text of each run's own: compare within a text and its windows alone."
+    header = ["run", "lowest", "text", "asked %", "ppl", "dense", "× dense", TIED]
+    if alike:
+        header, lines = _without_text(header), [line._replace(cells=_without_text(line.cells)) for line in lines]
+    return [Words(said), Table("Best variants", header, lines, words=2 if alike else 3, sortable=True)]
+
+
+def _without_text(cells: Sequence[Any]) -> list[Any]:
+    return [*cells[:2], *cells[3:]]
+
+
+def _ties(view: RunView, best: Row) -> str:
+    """Return how many variants of a ratio are tied with the best of it, a dash where nothing was tested."""
+    others = [row for row in (view.compared.rows if view.compared else ()) if row.asked == best.asked and not row.best]
+    return f"{sum(row.tied for row in others):,}" if any(row.p_value == row.p_value for row in others) else "-"
 
 
 def run_table(views: Sequence[RunView]) -> Table:
@@ -82,11 +116,11 @@ def run_table(views: Sequence[RunView]) -> Table:
 
 
 def primary(view: RunView) -> tuple[str, str]:
-    """Return the domain and the name of the text by which a comparison's best is chosen; empty of other kinds."""
+    """Return the domain and the text by which a comparison's best is chosen, see `evaluated`; empty of other kinds."""
     if view.compared is None:
         return "out", ""
     domain = "out" if first_metric(view.compared.run, "out") else "in"
-    return domain, first_metric(view.compared.run, domain) or ""
+    return domain, evaluated(view, domain)
 
 
 def best_rows(view: RunView) -> list[Row]:
@@ -108,12 +142,11 @@ def _number(value: Number, text: str) -> Cell:
 
 
 def joint_pictures(views: Sequence[RunView]) -> list[Picture]:
-    """Return the best of each ratio of all runs, a drawing a text that at least two runs share."""
+    """Return the best of each ratio of all runs, a drawing a text that at least two runs share, see `evaluated`."""
     found = joint_curves(views)
     order = drawn_runs(views)
     pictures = [
-        Picture(metric, frontier(lines, order, f"Best perplexity against ratio: {metric}"))
-        for metric, lines in found.items()
+        Picture(text, frontier(lines, order, f"Best perplexity against ratio: {text}")) for text, lines in found.items()
     ]
     return pictures[:_TEXTS]
 
@@ -125,27 +158,39 @@ def drawn_runs(views: Sequence[RunView]) -> list[str]:
 
 
 def joint_curves(views: Sequence[RunView]) -> dict[str, list[Curve]]:
-    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share."""
+    """Return `{text: a curve a run}` of the best variant of each ratio, of the texts that at least two runs share.
+
+    A text is what `evaluated` says: the same source with other windows is another one.
+    """
     found: dict[str, list[Curve]] = {}
     for view in views:
         compared = view.compared
         if compared is None:
             continue
         for domain in ("in", "out"):
-            metric = first_metric(compared.run, domain)
+            text = evaluated(view, domain)
             rows = [row for row in compared.rows if row.best or row.candidate == DENSE]
             points = sorted((row.actual, getattr(row, f"ppl_{domain}")) for row in rows)
             points = [(ratio, ppl) for ratio, ppl in points if ppl > 0]  # no NaN
-            if metric and any(ratio > 0 for ratio, _ in points):
-                found.setdefault(metric, []).append(Curve(view.name, points))
-    return {metric: lines for metric, lines in found.items() if len(lines) > 1}
+            if text and any(ratio > 0 for ratio, _ in points):
+                found.setdefault(text, []).append(Curve(view.name, points))
+    return {text: lines for text, lines in found.items() if len(lines) > 1}
 
 
 def differences(views: Sequence[RunView]) -> list[Block]:
-    """Return the fields of the configurations that differ, a line a run; nothing where none does."""
-    leaves = [flatten(plain(view.run.get("config") or {})) for view in views]
+    """Return the fields of the configurations that differ, a line a run, those of the evaluation first.
+
+    What was evaluated in fact comes before them, since a configuration may ask for more windows than a text has.
+    Nothing where none differs.
+    """
+    leaves = [
+        {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
+        | flatten(plain(view.run.get("config") or {}))
+        for view in views
+    ]
     keys = [key for key in dict.fromkeys(key for each in leaves for key in each) if key not in ("name", "runs", "")]
     differing = [key for key in keys if len({each.get(key) for each in leaves}) > 1]
+    differing.sort(key=lambda key: not key.startswith("evaluat"))
     if not differing:
         return []
     shown = differing[:_FIELDS]
@@ -175,7 +220,7 @@ def csv_report(views: Sequence[RunView]) -> str:
                     continue
                 one = against.get((row.candidate, domain))
                 versus = (
-                    (*one.difference.percent, one.difference.win_rate, one.p_value, int(one.tied)) if one else ("",) * 6
+                    (*one.difference.percent, one.difference.win_rate, one.p_value, _tied(one)) if one else ("",) * 6
                 )
                 about = (view.name, view.kind, view.model, row.label, row.seeds, row.asked, row.actual, row.parameters)
                 values = (
@@ -187,6 +232,10 @@ def csv_report(views: Sequence[RunView]) -> str:
                 )
                 lines.append(["" if value != value else value for value in (*about, *values, *versus)])
     return csv_text(CSV_HEADER, lines)
+
+
+def _tied(one: Against) -> int | str:
+    return "" if math.isnan(one.p_value) else int(one.tied)
 
 
 def _short(text: str) -> str:

@@ -18,6 +18,7 @@ from saap_jax.report.figures import Curve, curves, log_ticks
 from saap_jax.report.intervals import Against, percent_axis, percent_ends
 from saap_jax.report.kept_map import kept_shares
 from saap_jax.report.overview import drawn_runs, joint_curves
+from saap_jax.report.palette import COLOURS, line_style
 from saap_jax.report.rows import DENSE, leading, metrics
 from saap_jax.report.score_arrays import read_scores
 from saap_jax.report.scores import short_name
@@ -32,7 +33,9 @@ WIDTH = 6.75
 LIMIT = 10
 """Variants of a figure."""
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_RUNS = 20
+"""Runs of a figure; more are drawn on several."""
+
 _MARKERS = "osD^vP*X"
 _LETTERS = 38
 _ENDINGS = ("svg", "png", "pdf")
@@ -78,7 +81,11 @@ def plots(views: Sequence[RunView]) -> list[Plot]:
             found += compare_plots(slug(view.name), view.compared)
     for number, (metric, lines) in enumerate(joint_curves(views).items(), start=1):
         order = drawn_runs(views)
-        found.append((f"runs-frontier-{number}", 2.9, _frontier([(metric, lines)], order)))
+        for start in range(0, len(lines), _RUNS):
+            part = f"-part-{start // _RUNS + 1}" if len(lines) > _RUNS else ""
+            shown = lines[start : start + _RUNS]
+            height = 2.9 + 0.15 * max(0, len(shown) / 2 - 4)
+            found.append((f"runs-frontier-{number}{part}", height, _frontier([(metric, shown)], order)))
     return found
 
 
@@ -148,7 +155,12 @@ def _frontier(panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str
             for curve in shown:
                 place = order.index(curve.name)
                 ratios, values = zip(*curve.points, strict=True)
-                style = {"color": _COLOURS[place % 7], "marker": _MARKERS[place % 8], "clip_on": True}
+                drawn = line_style(place)
+                style = {
+                    "color": drawn.paint,
+                    "linestyle": drawn.lengths(_STYLE["lines.linewidth"]),
+                    "marker": _MARKERS[drawn.marker],
+                }
                 (handles[curve.name],) = axis.plot(ratios, np.minimum(values, 10 * high), **style)
             axis.set_yscale("log")
             axis.set_ylim(top=min(axis.get_ylim()[1], high))
@@ -164,7 +176,8 @@ def _frontier(panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str
         names = [name for name in order if name in handles]
         labels = [short_name(name, _LETTERS) for name in names]
         columns = 3 if max(map(len, labels)) < 24 else 2
-        figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=columns)
+        options = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.6}
+        figure.legend([handles[name] for name in names], labels, **options)
 
     return paint
 
@@ -196,12 +209,12 @@ def _intervals(group: Sequence[Against]) -> Callable[[Any], None]:
 
 def _interval(axis: Any, place: int, one: Against, lowest: float, highest: float) -> None:
     value, low, high = percent_ends(one.difference)
-    axis.plot([max(low, lowest), min(high, highest)], [place] * 2, color=_COLOURS[0], solid_capstyle="butt")
+    axis.plot([max(low, lowest), min(high, highest)], [place] * 2, color=COLOURS[0], solid_capstyle="butt")
     if value > highest:
-        axis.plot([highest], [place], ">", color=_COLOURS[0], clip_on=False)
+        axis.plot([highest], [place], ">", color=COLOURS[0], clip_on=False)
     else:
-        face = "white" if one.tied else _COLOURS[0]
-        axis.plot([value], [place], "o", color=_COLOURS[0], markerfacecolor=face)
+        face = COLOURS[0] if one.sure else "white"
+        axis.plot([value], [place], "o", color=COLOURS[0], markerfacecolor=face)
 
 
 def _kept(maps: dict[str, dict[str, list[float]]]) -> Callable[[Any], None]:
@@ -228,10 +241,8 @@ def _scores(shown: dict[str, Distribution]) -> Callable[[Any], None]:
         scale = log_axis(list(shown.values()))
         for height, one in enumerate(shown.values()):
             logs = [np.log10(q) if q > 0 else scale.low for q in one.quantiles]
-            left.plot([logs[0], logs[4]], [height] * 2, color=_COLOURS[0])
-            left.plot(
-                [logs[1], logs[3]], [height] * 2, color=_COLOURS[0], linewidth=5, alpha=0.5, solid_capstyle="butt"
-            )
+            left.plot([logs[0], logs[4]], [height] * 2, color=COLOURS[0])
+            left.plot([logs[1], logs[3]], [height] * 2, color=COLOURS[0], linewidth=5, alpha=0.5, solid_capstyle="butt")
             left.plot([logs[2]], [height], "|", color="black", markersize=7)
         left.set_xticks([at for at, _ in scale.ticks], [text for _, text in scale.ticks])
         left.set_xlim(scale.low, scale.high)

@@ -19,6 +19,13 @@ from saap_jax.report.tables import format_ppl
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
 
+ALONE = (
+    "Each p is of this one comparison. The tables of a run adjust theirs for all variants that are compared with the "
+    "best (Holm): of the same pair, theirs can be larger."
+)
+"""What the p-values of `saap ab` are of."""
+
+
 class Compared(NamedTuple):
     """One metric of A and B."""
 
@@ -74,7 +81,7 @@ def rich_task_comparison(comparison: Comparison) -> Table:
         numbers = (
             *(f"{value:.1f}" for value in row.accuracy),
             f"{each.points:+.{digits}f}",
-            f"{each.low:+.{digits}f} to {each.high:+.{digits}f}",
+            _interval(each.low, each.high, digits),
             f"{100 * each.win_rate:.1f}",
             _p_value(each.p_value, comparison.resamples),
         )
@@ -84,12 +91,13 @@ def rich_task_comparison(comparison: Comparison) -> Table:
 
 def _table(comparison: Comparison, columns: tuple[str, ...]) -> Table:
     smallest = f"{smallest_p_value(comparison.resamples):.2g}"
+    caption = (
+        f"95 % interval and two-sided p by the paired bootstrap; {comparison.resamples:,} resamples give no p below "
+        f"{smallest}"
+    )
     table = Table(
         title=Text(f"A: {comparison.a}\nB: {comparison.b}", style="italic"),
-        caption=Text(
-            "95 % interval and two-sided p by the paired bootstrap; "
-            f"{comparison.resamples:,} resamples give no p below {smallest}"
-        ),
+        caption=Text(caption),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -103,9 +111,12 @@ def _table(comparison: Comparison, columns: tuple[str, ...]) -> Table:
 def _numbers(difference: Difference, resamples: int) -> tuple[str, str, str, str]:
     value, low, high = difference.percent
     digits = decimals_of(value)
-    interval = "n/a" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
     p = _p_value(difference.p_value, resamples)
-    return f"{value:+.{digits}f}", interval, f"{100 * difference.win_rate:.1f}", p
+    return f"{value:+.{digits}f}", _interval(low, high, digits), f"{100 * difference.win_rate:.1f}", p
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    return "n/a" if math.isnan(low) or math.isnan(high) else f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def _p_value(p: float, resamples: int) -> str:
@@ -114,9 +125,11 @@ def _p_value(p: float, resamples: int) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return what each metric and task says, in words."""
+    """Return what each metric and task says, in words, and what their p-values are of."""
     texts = [f"{row.metric}: {row.difference.sentence}" for row in comparison.metrics]
-    return texts + [f"{row.task}: {row.difference.sentence}" for row in comparison.tasks]
+    texts += [f"{row.task}: {row.difference.sentence}" for row in comparison.tasks]
+    tested = [row for row in (*comparison.metrics, *comparison.tasks) if not math.isnan(row.difference.p_value)]
+    return texts + ([ALONE] if tested else [])
 
 
 def comparison_json(comparison: Comparison) -> bytes:
@@ -130,6 +143,7 @@ def comparison_json(comparison: Comparison) -> bytes:
         "level": 0.95,
         "resamples": comparison.resamples,
         "smallest_p_value": smallest_p_value(comparison.resamples),
+        "p_value_of": "one comparison, not adjusted for others",
         "metrics": [_metric_json(row) for row in comparison.metrics],
         "tasks": [_task_json(row) for row in comparison.tasks],
     }

@@ -4,14 +4,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.evaluation.paired import decimals_of, few, paired_difference
+from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.rows import Record, metrics, number
 from saap_jax.report.scores import inline_svg
-from saap_jax.report.tables import format_change, format_count, format_mebibytes, format_millions, format_ppl
+from saap_jax.report.summary import DOMAINS
+from saap_jax.report.tables import TIED, format_change, format_count, format_mebibytes, format_millions, format_ppl
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
@@ -42,7 +46,7 @@ def recovery_cells(run: Record) -> tuple[list[str], list[list[str]]]:
     for metric in metrics(run):
         values = [number(run[key]["ppl"].get(metric["name"])) for key in models]
         rows.append([f"{metric['name']} ({metric['domain']})", *_cells(values, models, format_ppl)])
-    return ["", *(VARIANTS[key] for key in models), "change"], rows
+    return ["", *(VARIANTS[key] for key in models), f"change from {VARIANTS['before']}"], rows
 
 
 def _cells(values: Sequence[float], models: Sequence[str], form: Callable[[float], str]) -> list[str]:
@@ -75,7 +79,7 @@ def csv_recovery(run: Record) -> str:
 
 
 def summary(run: Record) -> list[str]:
-    """Say what was trained on what, and which parameters the recovered model has."""
+    """Say what was trained on what, which parameters the recovered model has, and what it changed against what."""
     data, training = run["data"], run["training"]
     tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
     lines = [
@@ -93,7 +97,43 @@ def summary(run: Record) -> list[str]:
             f"{trained}; the model is that of step {training['best_step']} of {training['steps']}{stopped}, where the "
             f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}"
         )
+    return [*lines, *changes(run)]
+
+
+def changes(run: Record) -> list[str]:
+    """Say of each text how the recovered model stands to the one that was trained and to the dense one.
+
+    With the interval of the paired bootstrap over the windows where their losses are on record and suffice.
+    """
+    lines = []
+    for metric in metrics(run):
+        name, said = metric["name"], []
+        for key, of in (("before", "the model before"), ("dense", "the dense model")):
+            if "after" not in run or key not in run:
+                continue
+            base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
+            said.append(f"{format_change(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
+        if said:
+            windows = len((run["after"].get("losses") or {}).get(name) or ())
+            on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
+            lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(said)}")
     return lines
+
+
+def _interval(run: Record, key: str, name: str) -> str:
+    losses = [(run[which].get("losses") or {}).get(name) or () for which in ("after", key)]
+    if not losses[0] or len(losses[0]) != len(losses[1]):
+        return ""
+    difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
+    _, low, high = difference.percent
+    if difference.same or not math.isfinite(difference.value):
+        return ""
+    if math.isnan(low):
+        return f" ({few(difference.windows)})"
+    digits = decimals_of(difference.percent[0])
+    return f" ({low:+.{digits}f} to {high:+.{digits}f} %)" + (
+        "" if difference.sure else f", {TIED} not to be told apart,"
+    )
 
 
 def training_figure(candidates: Sequence[Record]) -> str:

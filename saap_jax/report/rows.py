@@ -2,7 +2,7 @@
 
 The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured.
 Every other one is compared with it by a paired bootstrap over seeds and windows; p-values are adjusted for how many
-there are (Holm), and what does not differ is *tied*.
+there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` windows nothing is tested, nor tied.
 """
 
 import itertools
@@ -13,13 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.evaluation.many import p_values_against
-from saap_jax.evaluation.paired import holm
+from saap_jax.evaluation.paired import FEWEST, LEVEL, holm
 
 DENSE = "dense"
 """Label of the row of the unpruned model."""
-
-LEVEL = 0.05
-"""Adjusted p-values from here on count as no difference."""
 
 Record = dict[str, Any]
 """`run.json`, or one line of `metrics.jsonl`."""
@@ -49,6 +46,8 @@ class Row(NamedTuple):
     """True for the lowest perplexity among variants of the same asked ratio, out of domain where there is one."""
     p_value: float
     """Of "as good as the best of its ratio", adjusted for the number of others; NaN for the best and where unknown."""
+    windows: int = 0
+    """Windows of each seed by which it is compared; 0 where their losses were not recorded."""
 
     @property
     def tied(self) -> bool:
@@ -137,9 +136,11 @@ def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
     for asked in dict.fromkeys(number(record.get("ratio_asked")) for record in records):
         group = [record for record in records if number(record.get("ratio_asked")) == asked]
         best = {id(record) for record in group if quality(record) == quality(group[0]) < math.inf}
-        adjusted = _adjusted(group, primary)
+        losses = [np.atleast_2d((record.get("losses") or {}).get(primary, np.zeros((1, 0)))) for record in group]
+        adjusted = _adjusted(losses)
         rows += [
-            _row(record, name_in, name_out, id(record) in best, p) for record, p in zip(group, adjusted, strict=True)
+            _row(record, name_in, name_out, id(record) in best, p, each.shape[1])
+            for record, p, each in zip(group, adjusted, losses, strict=True)
         ]
     if "dense" in run:
         dense = run["dense"] | {"candidate": DENSE, "label": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0}
@@ -162,12 +163,24 @@ def leading(rows: Sequence[Row], limit: int) -> list[str]:
     return [label for label in ordered if label in chosen]
 
 
+def untested(rows: Sequence[Row]) -> str:
+    """Say why nothing of a comparison is tested: too few windows, or none on record; empty where they suffice."""
+    windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
+    if windows >= FEWEST:
+        return ""
+    if not windows:
+        return "the losses of windows are not on record"
+    return f"{windows} window{'' if windows == 1 else 's'}, where a test takes {FEWEST}"
+
+
 def number(value: Any) -> float:
     """Return a recorded number, NaN where there is none."""
     return math.nan if value is None else float(value)
 
 
-def _row(record: Record, name_in: str | None, name_out: str | None, best: bool, p_value: float) -> Row:
+def _row(
+    record: Record, name_in: str | None, name_out: str | None, best: bool, p_value: float, windows: int = 0
+) -> Row:
     ppl, spread = record.get("ppl", {}), record.get("spread", {})
     return Row(
         record["candidate"],
@@ -177,15 +190,15 @@ def _row(record: Record, name_in: str | None, name_out: str | None, best: bool, 
         seeds=record.get("seeds", 1),
         best=best,
         p_value=math.nan if best else p_value,
+        windows=windows,
     )
 
 
-def _adjusted(group: Sequence[Record], metric: str | None) -> list[float]:
-    """Return Holm's adjusted p-value of each record against the first, the best; NaN without recorded windows."""
-    losses = [np.atleast_2d((record.get("losses") or {}).get(metric, np.zeros((1, 0)))) for record in group]
-    usable = [number for number, each in enumerate(losses) if each.shape == losses[0].shape and each.shape[1] > 1]
+def _adjusted(losses: Sequence[np.ndarray]) -> list[float]:
+    """Return Holm's adjusted p-value of each variant against the first, the best; NaN without recorded windows."""
+    usable = [number for number, each in enumerate(losses) if each.shape == losses[0].shape and each.size]
     if len(usable) < 2 or usable[0] != 0:
-        return [math.nan] * len(group)
-    found = np.full(len(group), math.nan)
+        return [math.nan] * len(losses)
+    found = np.full(len(losses), math.nan)
     found[usable[1:]] = p_values_against(losses[0], np.stack([losses[number] for number in usable[1:]]))
     return holm(found).tolist()

@@ -1,7 +1,7 @@
 """What `saap sensitivity` shows and keeps: the places that cost most and least, heat maps, and what it suggests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.evaluation.sensitivity import Change, a_parameter, changes_of, judged_metric, nearest_share
+from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.evaluation.sensitivity import Change, a_parameter, as_costly, changes_of, judged_metric, nearest_share
 from saap_jax.evaluation.suggestions import aligned_sentence
+from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import inline_svg
 from saap_jax.report.suggestions import markdown_suggestions
-from saap_jax.report.tables import format_ppl
+from saap_jax.report.tables import BEST, TIED, format_ppl
 from saap_jax.types import STRUCTURES
 
 EXTREMES = 5
@@ -51,23 +53,37 @@ def extremes(changes: Sequence[Change], ratio: float) -> tuple[float, list[Chang
     return asked, shown[:many], shown[max(many, len(shown) - EXTREMES) :]
 
 
-def sensitivity_cells(changes: Sequence[Change]) -> list[list[str]]:
+def marks_of(run: Record, candidates: Sequence[Record]) -> dict[Change, str]:
+    """Return the mark of what costs most and of what costs least, and of places on its side that may cost as much."""
+    changes, marks = changes_of(run, candidates), {}
+    _, most, least = extremes(changes, run["config"]["ratio"])
+    shown = nearest_share(changes, run["config"]["ratio"])
+    for side in (most, least[::-1]):
+        if side:
+            first, others = side[0], [change for change in shown if change != side[0]]
+            p_values = dict(zip(others, as_costly(run, candidates, first, others), strict=True))
+            marks |= {first: BEST} | {change: TIED for change in side[1:] if p_values[change] >= LEVEL}
+    return marks
+
+
+def sensitivity_cells(changes: Sequence[Change], marks: Mapping[Change, str]) -> list[list[str]]:
     """Return the formatted cells of some places, in the order of `HEADER`."""
     return [
         [
             str(change.layer),
-            change.structure,
+            f"{change.structure} {marks.get(change, '')}".rstrip(),
             f"{100 * change.actual:.1f}",
             f"{change.removed:,}",
             f"{change.nats:+.4f}",
             format_change(change.percent),
+            format_ends(change),
             "n/a" if math.isnan(change.relative) else f"{change.relative:.2f}",
         ]
         for change in changes
     ]
 
 
-HEADER = ("layer", "structure", "removed %", "parameters", "nats", "ppl %", "x average")
+HEADER = ("layer", "structure", "removed %", "parameters", "nats", "ppl %", "95 % interval", "x average")
 
 
 def format_change(percent: float) -> str:
@@ -79,6 +95,13 @@ def format_change(percent: float) -> str:
     return f"{percent:+.2f}" if abs(percent) < 1000 else f"{percent:+.1e}"
 
 
+def format_ends(change: Change) -> str:
+    """Return the interval of a change of perplexity."""
+    if math.isnan(change.low) or math.isnan(change.high):
+        return "n/a"
+    return f"{format_change(change.low)} to {format_change(change.high)}"
+
+
 def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
     """Say what the numbers mean, what a structure costs on the whole, and what aligned widths were measured to do."""
     changes, metric = changes_of(run, candidates), judged_metric(run)
@@ -88,6 +111,17 @@ def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
         f"{run['config']['estimator']} go, of one layer alone",
         "x average: loss a removed parameter, beside that of all layers of the structure together",
     ]
+    windows = len(run[DENSE]["losses"][metric])
+    if windows < FEWEST:
+        said.append(
+            f"{BEST} costs most or least; no intervals, and which others cost as much is not tested: "
+            f"{plural(windows, 'window')}, where that takes {FEWEST}"
+        )
+    else:
+        said.append(
+            f"{BEST} costs most or least   {TIED} cannot be told apart from it (paired bootstrap over windows, Holm, "
+            f"{100 * LEVEL:g} %)"
+        )
     for structure in STRUCTURES:
         each = a_parameter(nearest_share(changes, run["config"]["ratio"]), structure)
         if not math.isnan(each):
@@ -110,9 +144,10 @@ def rich_sensitivity(run: Record, candidates: Sequence[Record]) -> Table:
     )
     for name in HEADER:
         table.add_column(name, justify="left" if name == "structure" else "right", no_wrap=True)
-    for place, line in enumerate(sensitivity_cells(most), start=1):
+    marks = marks_of(run, candidates)
+    for place, line in enumerate(sensitivity_cells(most, marks), start=1):
         table.add_row(*map(Text, line), end_section=place == len(most))
-    for line in sensitivity_cells(least):
+    for line in sensitivity_cells(least, marks):
         table.add_row(*map(Text, line))
     return table
 
@@ -127,8 +162,8 @@ def markdown_sensitivity(run: Record, candidates: Sequence[Record]) -> str:
         f"## What costs most and least, {100 * asked:g} % removed\n",
     ]
     parts += [
-        _markdown(HEADER, sensitivity_cells([*most, *least])),
-        "".join(f"- {n}\n" for n in notes(run, candidates)),
+        _markdown(HEADER, sensitivity_cells([*most, *least], marks_of(run, candidates))),
+        "".join(f"- {n}\n" for n in notes(run, candidates)).replace("*", "\\*"),
     ]
     for structure in STRUCTURES:
         own = {(change.layer, change.asked): change for change in changes if change.structure == structure}
@@ -143,7 +178,7 @@ def markdown_sensitivity(run: Record, candidates: Sequence[Record]) -> str:
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["--:"] * len(header)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines)).replace("*", "\\*")
 
 
 def csv_sensitivity(run: Record, candidates: Sequence[Record]) -> str:

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 from saap_jax.evaluation.commands import prune_command
 from saap_jax.evaluation.frontier import found_variants
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
+from saap_jax.report.blocks import plural
 from saap_jax.report.rows import DENSE, Record, comparison_rows, labels, number
+from saap_jax.report.summary import some
 from saap_jax.report.tables import format_ppl
 
 
@@ -41,15 +44,15 @@ def _standings(run: Record, candidates: Sequence[Record]) -> list[Standing]:
     for row in comparison_rows(run, candidates):
         ppl, spread = (row.ppl_in, row.spread_in) if math.isnan(row.ppl_out) else (row.ppl_out, row.spread_out)
         if row.candidate != DENSE and row.asked == asked and row.label in by_label and math.isfinite(ppl):
-            found.append(Standing(by_label[row.label], ppl, spread, row.seeds, row.p_value, row.tied))
+            found.append(Standing(by_label[row.label], ppl, spread, row.seeds, row.p_value, row.tied, row.windows))
     return found
 
 
 def _prune_there(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
-    """Prune with the variant that goes furthest, at the largest ratio that holds for all its seeds."""
-    best, frontier = found_variants(run, candidates)[0], run["frontier"]
+    """Prune with the variant of the largest ratio, as far as it holds for all its seeds."""
+    (best, *others), frontier = found_variants(run, candidates), run["frontier"]
     lines = [line for line in frontier["lines"] if line["variant"] == best.variant and line["ratio"] > 0]
-    if len(lines) < best.seeds:
+    if len(lines) < best.seeds or best.windows < FEWEST:
         return []
     least = min(lines, key=lambda line: line["ratio"])
     row = next(row for row in candidates if row["candidate"] == least["candidate"])
@@ -58,7 +61,12 @@ def _prune_there(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
     return [
         Suggestion(
             f"{best.variant} can be pruned to {100 * least['ratio']:.4g} % within +{frontier['percent']:g} %"
-            + (", whatever the seed." if best.seeds > 1 else "."),
+            + (", whatever the seed" if best.seeds > 1 else "")
+            + (
+                f"; {some(tied)} cannot be told apart from it."
+                if (tied := [o.variant for o in others if o.tied])
+                else "."
+            ),
             f"measured: {metric} {format_ppl(row['ppl'][metric])}, {change:+.1f} %",
             prune_command(run, row),
         )
@@ -69,7 +77,9 @@ def suggestion_lines(run: Record) -> list[str]:
     """Return the suggestions that a run keeps as lines for a terminal or a text file."""
     suggestions = [Suggestion(**each) for each in run.get("suggestions") or []]
     if not suggestions:
-        return ["No suggestion: nothing measured is sure to be an improvement."]
+        windows = min((len(losses) for losses in (run.get(DENSE) or {}).get("losses", {}).values()), default=FEWEST)
+        few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
+        return [f"No suggestion: nothing measured is sure to be an improvement{few}."]
     lines = []
     for place, each in enumerate(suggestions, start=1):
         lines += [f"{place}. {each.text}", f"   {each.effect}", f"   {each.command}"]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.report.csv_text import csv_text
-from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number
+from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number, untested
 
 BEST, TIED = "*", "≈"
 """Marks of the best of a ratio, and of what cannot be told apart from it."""
@@ -59,6 +59,8 @@ def legend(run: Record, rows: Sequence[Row]) -> str:
     said = f"{BEST} lowest perplexity {domain} domain at its ratio"
     if any(row.tied for row in rows):
         said += f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+    if any(row.windows for row in rows) and (why := untested(rows)):
+        said += f"\nwhich others are as good is not tested: {why}"
     seeds = max((row.seeds for row in rows), default=1)
     return f"{said}\nmean ± standard deviation over {seeds} seeds" if seeds > 1 else said
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.tasks.results import TaskResult, result_json
 from saap_jax.report.records import plain
 
@@ -34,7 +35,7 @@ def rich_perplexities(rows: Mapping[str, Evaluated]) -> Table:
 def rich_tasks(rows: Mapping[str, Evaluated]) -> Table:
     """Return the results of tasks, a line a model and task: each metric in percent, with its standard error."""
     table = Table(
-        title="zero-shot tasks, %, ± standard error",
+        title=f"zero-shot tasks, %, ± standard error (of {FEWEST} items or more)",
         title_justify="left",
         caption="acc_norm: of each choice, the log-likelihood a character",
         caption_justify="left",
@@ -58,14 +59,19 @@ def rich_tasks(rows: Mapping[str, Evaluated]) -> Table:
 def _cell(result: TaskResult, metric: str) -> str:
     if metric not in result.values:
         return "-"
-    return _shown(result.mean(metric), result.standard_error(metric))
+    return _shown(result.mean(metric), _error(result, metric))
+
+
+def _error(result: TaskResult, metric: str) -> float:
+    """Return the standard error, NaN of so few items that it says nothing."""
+    return result.standard_error(metric) if len(result.ids) >= FEWEST else math.nan
 
 
 def _mean_cell(results: Sequence[TaskResult], metric: str) -> str:
     """Show the mean over tasks, each of which counts the same; nothing where one does not have the metric."""
     if any(metric not in result.values for result in results):
         return "-"
-    errors = [result.standard_error(metric) for result in results]
+    errors = [_error(result, metric) for result in results]
     return _shown(sum(result.mean(metric) for result in results) / len(results), math.hypot(*errors) / len(errors))
 
 

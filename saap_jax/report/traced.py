@@ -1,6 +1,8 @@
 """What a comparison on a traced model shows and keeps: its table, for the terminal, as Markdown and as CSV."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -10,7 +12,8 @@ from saap_jax.report.markdown import escaped
 from saap_jax.report.rows import DENSE, Record
 
 HEADER = ("estimator", "asked", "removed", "parameters", "held-out loss", "change", "± standard error", "kept units")
-"""Columns; the change is that of the loss, beside the dense model's, and its error is over held-out examples."""
+"""Columns; the change is that of the loss, beside the dense model's, and its error is over held-out examples, if
+there are eight of them or more."""
 
 
 def traced_cells(candidates: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -21,7 +24,8 @@ def traced_cells(candidates: Sequence[Record]) -> list[tuple[str, ...]]:
     for row in sorted(others, key=lambda row: (row["ratio_asked"], row["loss"])):
         kept = ", ".join(f"{name} {units}" for name, units in row["kept"].items())
         shares = (f"{row['ratio_asked']:.1%}", f"{row['ratio']:.1%}", f"{row['parameters']:,}")
-        changes = (f"{row['loss']:.4g}", f"{row['change']:+.3g}", f"{row['change_error']:.2g}")
+        error = "n/a" if math.isnan(row["change_error"]) else f"{row['change_error']:.2g}"
+        changes = (f"{row['loss']:.4g}", f"{row['change']:+.3g}", error)
         lines.append((row["estimator"], *shares, *changes, kept))
     return lines
 
@@ -58,7 +62,12 @@ def traced_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
     rows.insert(1, (":--", *["--:"] * (len(HEADER) - 2), ":--"))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     fields = ("candidate", "estimator", "ratio_asked", "ratio", "parameters", "loss", "change", "change_error")
-    table_csv = csv_text(fields, ([row.get(field) for field in fields] for row in candidates))
+    table_csv = csv_text(fields, ([_plain(row.get(field)) for field in fields] for row in candidates))
     said = "\n".join(f"- {escaped(line)}" for line in traced_sentences(run))
     words = f"# Held-out loss of masked models\n\n{said}\n\n{table}\n"
     return {"comparison.md": words, "comparison.csv": table_csv}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for CSV; NaN is an empty cell."""
+    return None if value != value else value

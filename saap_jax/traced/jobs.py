@@ -11,6 +11,7 @@ from saap_jax.calibration import Track, quiet
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
 from saap_jax.digests import digest_of
 from saap_jax.discovery.factory import made_problem
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.report import RunDirectory, provenance
@@ -109,7 +110,9 @@ def evaluated(
                 "parameters": total - selection.removed,
                 "loss": float(each.mean()),
                 "change": float((each - dense).mean()),
-                "change_error": float((each - dense).std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else 0.0,
+                "change_error": float((each - dense).std(ddof=1) / np.sqrt(len(each)))
+                if len(each) >= FEWEST
+                else np.nan,
                 "kept": {name: int(kept.sum(1)[0]) for name, kept in selection.keep.items()},
             }
         )

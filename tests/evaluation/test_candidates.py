@@ -53,7 +53,7 @@ def test_counts_leave_padding_out():
 
 def test_taken_up_again_to_the_last_bit():
     """What is done does not change the groups: the same numbers, and only groups with something missing are run."""
-    batches, ran = batched(5), []
+    batches, ran = batched(2), []
     whole = all_losses(batches, at_once=3)
 
     def note(groups):
@@ -61,7 +61,7 @@ def test_taken_up_again_to_the_last_bit():
         return iter(groups)
 
     again = all_losses(batches, at_once=3, done={0, 2, 4}, progress=note)
-    assert len(ran) == 2
+    assert [step.batch for step in ran] == [0, 1, 2] * 2
     for number, sums in again.items():
         np.testing.assert_array_equal(sums, whole[number])
 

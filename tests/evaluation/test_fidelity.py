@@ -8,6 +8,7 @@ from scipy import stats
 
 from saap_jax.evaluation.fidelity import MEASURES, bootstrap, bootstrap_layers, correlations, correlations_in_layers
 from saap_jax.evaluation.fidelity import fidelity as measure_fidelity
+from saap_jax.evaluation.paired import FEWEST
 
 SCIPY = {"spearman": lambda a, b: stats.spearmanr(a, b)[0], "kendall": lambda a, b: stats.kendalltau(a, b)[0]}
 
@@ -71,8 +72,8 @@ class TestIntervals:
     def test_cover_the_true_correlation(self):
         random, hits = np.random.default_rng(2), np.zeros(2)
         for _ in range(100):
-            found = bootstrap(*pair_of(random, 80, self.rho), 150, 0.95, random)
-            hits += (found[:, 1] <= self.truth) & (self.truth <= found[:, 2])
+            ends = np.array([each.interval(0.95) for each in bootstrap(*pair_of(random, 80, self.rho), 150, random)])
+            hits += (ends[:, 0] <= self.truth) & (self.truth <= ends[:, 1])
         assert (hits / 100 >= 0.88).all()
         assert (hits / 100 <= 0.995).all()
 
@@ -80,21 +81,21 @@ class TestIntervals:
         random, hits, layers = np.random.default_rng(3), 0, np.repeat(np.arange(30), 3)
         for _ in range(100):
             a, b = pair_of(random, 90, self.rho)
-            _, (_, low, high) = bootstrap_layers(a + 10 * layers, b - 10 * layers, layers, 150, 0.95, random)
+            low, high = bootstrap_layers(a + 10 * layers, b - 10 * layers, layers, 150, random)[1].interval(0.95)
             hits += low <= self.truth[1] <= high  # Kendall's is unbiased at any number of units
         assert 0.88 <= hits / 100 <= 0.995
 
     def test_shrink_with_units_and_grow_with_the_level(self):
         def width(units, level):
             random = np.random.default_rng(4)
-            _, low, high = bootstrap(*pair_of(random, units, self.rho), 400, level, random)[0]
+            low, high = bootstrap(*pair_of(random, units, self.rho), 400, random)[0].interval(level)
             return high - low
 
         assert width(400, 0.95) == pytest.approx(width(100, 0.95) / 2, rel=0.3)
         assert width(100, 0.99) > width(100, 0.95) > width(100, 0.5)
 
 
-def changes_and_scores(layers=6) -> tuple[dict, dict]:
+def changes_and_scores(layers=8) -> tuple[dict, dict]:
     random = np.random.default_rng(5)
     exact = {"attention": random.standard_normal((layers, 3)), "mlp": 0.01 * random.standard_normal((layers, 40))}
     exact["mlp"][:, 20:] = np.nan  # not sampled
@@ -118,16 +119,16 @@ class TestFidelity:
     def test_has_every_estimator_scope_and_measure(self):
         found = self.found()
         assert len(found) == 5 * 3 * len(MEASURES)
-        assert {row.scope: row.units for row in found.values()} == {"attention": 18, "mlp": 120, "pooled": 138}
+        assert {row.scope: row.units for row in found.values()} == {"attention": 24, "mlp": 160, "pooled": 184}
 
     def test_ends_are_exact(self):
         for (estimator, scope, measure), row in self.found().items():
             if estimator in ("same", "reversed"):
                 value = {"same": 1.0, "reversed": -1.0}[estimator]
                 none = scope == "pooled" and "layers" in measure
-                np.testing.assert_array_equal(row[-3:], [np.nan if none else value] * 3)
+                np.testing.assert_array_equal(row[4:7], [np.nan if none else value] * 3)
             if estimator == "constant" or (estimator == "a layer" and "layers" in measure):
-                assert np.isnan(row[-3:]).all()
+                assert np.isnan(row[4:7]).all()
 
     def test_values_are_those_of_the_measured_units(self):
         found = self.found()
@@ -135,7 +136,7 @@ class TestFidelity:
         a, b = self.scores["noisy"]["mlp"][where], self.exact["mlp"][where]
         for measure, function in SCIPY.items():
             assert found["noisy", "mlp", measure].value == pytest.approx(function(a, b), abs=1e-12)
-            rows = [function(self.scores["noisy"]["mlp"][i, :20], self.exact["mlp"][i, :20]) for i in range(6)]
+            rows = [function(self.scores["noisy"]["mlp"][i, :20], self.exact["mlp"][i, :20]) for i in range(8)]
             assert found["noisy", "mlp", f"{measure}_in_layers"].value == pytest.approx(np.mean(rows), abs=1e-12)
             pooled = [
                 np.concatenate([x["attention"].ravel(), y]) for x, y in ((self.scores["noisy"], a), (self.exact, b))
@@ -149,10 +150,39 @@ class TestFidelity:
         assert row == self.found()["noisy", "attention", "spearman"]
         assert row != self.found(seed=1)["noisy", "attention", "spearman"]
 
+    def test_who_is_as_good_as_the_highest(self):
+        """`same` agrees exactly; a copy of it is tied with it, a noisy one is not, on the units of every scope."""
+        scores = {"same": self.scores["same"], "copy": self.scores["same"], "noisy": self.scores["noisy"]}
+        rows = measure_fidelity(scores, self.exact, resamples=500)
+        p_values = {name: {(r.scope, r.measure): r.p_value for r in rows if r.estimator == name} for name in scores}
+        assert np.isnan([*p_values["same"].values()]).all(), "the highest is not compared with itself"
+        for key, p in p_values["copy"].items():
+            assert np.isnan(p) if key[0] == "pooled" and "layers" in key[1] else p == 1
+        smallest = p_values["noisy"]["mlp", "spearman"]
+        assert smallest == pytest.approx(2 * 2 / 501), "Holm: of two tests the smaller counts twice"
+        many = {f"noisy {number}": self.scores["noisy"] for number in range(60)}
+        rows = measure_fidelity({"same": self.scores["same"], **many}, self.exact, resamples=50)
+        largest = max(row.p_value for row in rows if "noisy" in row.estimator and row.scope == "mlp")
+        assert largest < 0.05, "with 50 resamples no p-value is small enough for 60 tests: there are more"
+
+    def test_of_few_units_layers_or_windows_there_is_no_interval(self):
+        scores, exact = changes_and_scores(layers=FEWEST - 1)
+        exact["attention"][2:] = np.nan  # six units are left
+        found = {(r.estimator, r.scope, r.measure): r for r in measure_fidelity(scores, exact, resamples=50)}
+        for scope, measure, known in (
+            ("attention", "spearman", False), ("mlp", "spearman", True), ("mlp", "spearman_in_layers", False),
+        ):  # fmt: skip
+            row = found["noisy", scope, measure]
+            assert math.isfinite(row.value)
+            assert math.isfinite(row.low) == math.isfinite(row.p_value) == known
+        for windows, known in ((FEWEST - 1, False), (FEWEST, True)):
+            rows = measure_fidelity(scores, exact, windows=windows, resamples=50)
+            assert any(math.isfinite(row.low) for row in rows) == known
+
     def test_estimators_meet_the_same_resamples(self):
         noisy = {name: 2 * values for name, values in self.scores["noisy"].items()}
         rows = measure_fidelity({"first": self.scores["noisy"], "second": noisy}, self.exact, resamples=50)
-        first, second = ([row[3:] for row in rows if row.estimator == name] for name in ("first", "second"))
+        first, second = ([row[3:7] for row in rows if row.estimator == name] for name in ("first", "second"))
         np.testing.assert_array_equal(first, second)
 
     def test_nothing_measured(self):
@@ -168,5 +198,5 @@ class TestFidelity:
         holes["mlp"][2, 5] = np.nan
         with pytest.raises(ValueError, match="score of e for mlp unit 5 of layer 2 is NaN"):
             measure_fidelity({"e": holes}, self.exact)
-        with pytest.raises(ValueError, match=r"scores of e for attention of \(6, 3\), got \(5, 3\)"):
+        with pytest.raises(ValueError, match=r"scores of e for attention of \(8, 3\), got \(7, 3\)"):
             measure_fidelity({"e": {name: values[1:] for name, values in holes.items()}}, self.exact)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.frontier import Bracket, bisect, crossing, first_bracket, found_variants, knee
+from saap_jax.evaluation.paired import FEWEST
+from saap_jax.report.frontier import notes, summary
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -157,3 +159,31 @@ class TestRecords:
         straight = found_variants(*records({"a": [lambda ratio: 3.0 + ratio]}, 0.0))[0]
         assert math.isnan(straight.knee.mean)
         assert math.isnan(straight.knee.low)
+
+    def test_who_goes_as_far_is_told_apart_or_tied(self):
+        curves = {"a": [steep(0.2)], "b": [steep(0.2)], "c": [steep(0.05)]}
+        first, second, third = found_variants(*records(curves, 0.02))
+        assert {first.variant, second.variant} == {"a", "b"}
+        assert math.isnan(first.p_value)
+        assert second.tied
+        assert third.p_value < 0.05
+        run, rows = records(curves, 0.02)
+        said = summary(run, found_variants(run, rows))
+        assert said.startswith("No variant is known to go furthest within +10 % of")
+        assert f"from which cannot be told apart {second.variant}" in said
+        run, rows = records({"a": [steep(0.2)], "c": [steep(0.05)]}, 0.02)
+        assert summary(run, found_variants(run, rows)).startswith("a goes furthest within"), "negative control"
+
+    def test_of_few_windows_nothing_is_sure(self):
+        for windows, known in ((2, False), (FEWEST - 1, False), (FEWEST, True)):
+            run, rows = records({"a": [steep(0.2)], "c": [steep(0.05)]}, 0.02, windows=windows)
+            found = found_variants(run, rows)
+            for each in found:
+                assert math.isfinite(each.ratio.low) == math.isfinite(each.ratio.high) == known
+                assert math.isfinite(each.ratio.mean)
+                assert known or math.isnan(each.knee.low)
+            assert math.isfinite(found[1].p_value) == known
+            said = summary(run, found)
+            assert ("goes furthest" in said) == ("the knee of its curve" in said or "no knee" in said) == known
+            assert (f"{windows} windows, where an interval takes 8" in said) != known
+            assert any("no intervals: " in note for note in notes(run, found)) != known

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.many import differences_against, p_values_against
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.paired import FEWEST, paired_difference
 
 
 def losses(variants: int = 4, seeds: int = 1, windows: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +44,16 @@ class TestDifferences:
         assert p_values_against(base, others).tolist() == wanted
         assert wanted[0] > 0.05 > wanted[3]
 
-    @pytest.mark.parametrize(("windows", "resamples"), [(1, 10), (2, 0)])
-    def test_refuse_one_window_and_no_resample(self, windows, resamples):
-        with pytest.raises(ValueError, match=r"expected \[seeds, windows\] of two windows or more"):
+    def test_of_few_windows_have_no_interval(self):
+        for windows, known in ((2, False), (FEWEST - 1, False), (FEWEST, True)):
+            base, others = losses(windows=windows)
+            for found, other in zip(differences_against(base, others, resamples=200), others, strict=True):
+                np.testing.assert_allclose(found, paired_difference(other, base, resamples=200), rtol=1e-9)
+                assert math.isfinite(found.p_value) == math.isfinite(found.low) == known
+
+    @pytest.mark.parametrize(("windows", "resamples"), [(0, 10), (2, 0)])
+    def test_refuse_no_window_and_no_resample(self, windows, resamples):
+        with pytest.raises(ValueError, match=r"expected \[seeds, windows\] of one window or more"):
             differences_against(*losses(windows=windows), resamples=resamples)
 
     def test_of_nobody(self):

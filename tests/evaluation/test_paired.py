@@ -6,7 +6,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from saap_jax.evaluation import paired
 from saap_jax.evaluation.paired import (
+    FEWEST,
     Difference,
     holm,
     paired_difference,
@@ -15,6 +17,13 @@ from saap_jax.evaluation.paired import (
 )
 
 
+@pytest.fixture
+def few_suffice(monkeypatch):
+    """Give intervals of any number of windows: what they are is easily told for few."""
+    monkeypatch.setattr(paired, "FEWEST", 1)
+
+
+@pytest.mark.usefixtures("few_suffice")
 def test_against_all_resamples():
     """Three windows have 27 ordered resamples, two seeds 4: their means, each as often as it occurs."""
     rng = np.random.default_rng(0)
@@ -49,6 +58,29 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.93 <= coverage(seeds=40, between_seeds=0.1, trials=300) <= 0.97
 
 
+@pytest.mark.usefixtures("few_suffice")
+def test_below_the_fewest_the_interval_does_not_cover():
+    """Why `FEWEST` is what it is: with so many, errors are about twice as frequent as the level says."""
+    covered = {windows: coverage(1, 0.0, trials=400, windows=windows) for windows in (2, 4, FEWEST)}
+    assert covered[2] < 0.6
+    assert covered[4] < 0.85
+    assert 0.86 <= covered[FEWEST] <= 0.92
+
+
+@pytest.mark.parametrize("windows", [1, 2, FEWEST - 1])
+def test_of_few_windows_nothing_is_sure(windows):
+    a, b = np.random.default_rng(0).normal(size=(2, 1, windows))
+    found = paired_difference(a - 5, b)
+    assert found.value == pytest.approx((a - 5 - b).mean())
+    assert np.isnan([found.low, found.high, found.p_value]).all()
+    assert not found.sure
+    assert found.sentence.startswith("who is better is not known: the difference is -")
+    assert f"which takes 8 windows; here {'is' if windows == 1 else 'are'} {windows}" in found.sentence
+    assert paired_difference(a, a).sentence == "A and B are the same: the difference is exactly 0"
+    more = np.random.default_rng(0).normal(size=(2, 1, FEWEST))
+    assert paired_difference(more[0] - 5, more[1]).sure, "negative control"
+
+
 def test_of_three_seeds_the_interval_is_too_narrow_as_the_docstring_says():
     assert coverage(seeds=3, between_seeds=0.3, trials=200) < 0.9
 
@@ -74,7 +106,7 @@ def test_pairing_is_what_makes_it_narrow():
 def test_equal_models_differ_by_nothing():
     a = np.random.default_rng(3).normal(size=(3, 8))
     found = paired_difference(a, a)
-    assert found == Difference(0, 0, 0, win_rate=0.5, p_value=1, largest=0)
+    assert found == Difference(0, 0, 0, win_rate=0.5, p_value=1, largest=0, windows=8)
     assert not found.sure
     assert found.sentence == "A and B are the same: the difference is exactly 0"
     assert found.same
@@ -99,6 +131,7 @@ def test_a_swap_of_a_and_b_mirrors():
     assert one.low != pytest.approx(-one.high, rel=1e-3), "not a mirror by itself"
 
 
+@pytest.mark.usefixtures("few_suffice")
 def test_win_rate_and_p_value_by_hand():
     b = np.full((1, 4), 2.0)
     a = b + np.array([[-1.0, -1.0, 0.0, 0.5]])  # two windows won, one tie, one lost
@@ -124,7 +157,7 @@ def test_more_windows_than_fit_at_once_are_drawn_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_losses_that_are_not_finite_are_no_evidence(bad):
-    a, b = np.zeros((2, 1, 5))
+    a, b = np.zeros((2, 1, FEWEST))
     a[0, 2] = bad
     found = paired_difference(a, b)
     assert np.isnan([found.low, found.high, found.p_value]).all()
@@ -146,13 +179,14 @@ def test_a_shift_is_the_same_percentage_of_perplexity():
     assert paired_difference(a + np.log(1.25), a).percent == pytest.approx((25, 25, 25))
 
 
-@pytest.mark.parametrize(("a", "b"), [((3, 8), (3, 7)), ((8,), (8,)), ((3, 1), (3, 1)), ((0, 4), (0, 4))])
+@pytest.mark.parametrize(("a", "b"), [((3, 8), (3, 7)), ((8,), (8,)), ((3, 0), (3, 0)), ((0, 4), (0, 4))])
 def test_other_shapes_are_refused(a, b):
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         paired_difference(np.zeros(a), np.zeros(b))
 
 
 class TestItems:
+    @pytest.mark.usefixtures("few_suffice")
     def test_against_all_resamples(self):
         a = np.array([True, True, False, True, True])
         b = np.array([True, False, False, False, True])
@@ -175,13 +209,24 @@ class TestItems:
 
     def test_equal_and_swapped(self):
         a, b = np.random.default_rng(11).random((2, 300)) < [[0.7], [0.6]]
-        assert tuple(paired_items(a, a)) == (0, 0, 0, 0.5, 1)
+        assert tuple(paired_items(a, a)) == (0, 0, 0, 0.5, 1, 300)
         one, other = paired_items(a, b), paired_items(b, a)
-        mirrored = (-one.points, -one.high, -one.low, 1 - one.win_rate, one.p_value)
+        mirrored = (-one.points, -one.high, -one.low, 1 - one.win_rate, one.p_value, 300)
         assert tuple(other) == pytest.approx(mirrored)
         assert one.low > 0
 
-    @pytest.mark.parametrize(("a", "b"), [((3,), (4,)), ((1,), (1,)), ((2, 2), (2, 2))])
+    def test_of_few_items_nothing_is_sure(self):
+        found = paired_items(np.ones(FEWEST - 1, bool), np.zeros(FEWEST - 1, bool))
+        assert found.points == 100
+        assert np.isnan([found.low, found.high, found.p_value]).all()
+        assert not found.sure
+        assert found.sentence == (
+            "who is better is not known: the difference is +100.0 points, without an interval, which takes 8 items; "
+            "here are 7"
+        )
+        assert paired_items(np.ones(FEWEST, bool), np.zeros(FEWEST, bool)).sure, "negative control"
+
+    @pytest.mark.parametrize(("a", "b"), [((3,), (4,)), ((0,), (0,)), ((2, 2), (2, 2))])
     def test_other_shapes_are_refused(self, a, b):
         with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
             paired_items(np.zeros(a, bool), np.zeros(b, bool))

@@ -15,6 +15,7 @@ from saap_jax.calibration import Calibrated
 from saap_jax.config import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.commands import compare_command, options
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.evaluation.suggestions import aligned_sentence, effort
@@ -31,6 +32,7 @@ from saap_jax.options import (
 )
 from saap_jax.pipeline import select_units
 from saap_jax.report.records import plain
+from saap_jax.report.sensitivity import extremes, marks_of
 from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model
@@ -113,9 +115,8 @@ def planted(six_layers, tmp_path, monkeypatch):
             calibration=CalibrationConfig(examples=2, length=8),
             estimator="wanda",
             repeats=1,
-            evaluation=EvaluationConfig(windows=8, length=8),
             runs=str(tmp_path),
-            **options,
+            **{"evaluation": EvaluationConfig(windows=8, length=8)} | options,
         )
         return sensitivity.sensitivity(config, overwrite=True)
 
@@ -215,7 +216,8 @@ class TestSensitivity:
         aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
         truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)
         for factor, saved in ((0.9, True), (1.1, False), (1.0, False)):
-            clock = iter([(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)])
+            taken = [(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3)
+            clock = iter(taken)
             monkeypatch.setattr(sensitivity, "forward_seconds", lambda *_, clock=clock, **__: next(clock))
             run = planted(truth, 0.0, align=12)
             sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])
@@ -223,9 +225,15 @@ class TestSensitivity:
             found = [each for each in run.record["suggestions"] if "multiples" in each["text"]]
             assert len(found) == saved
             if saved:
-                assert "and save 10.0 % time (8.2 to 10.0 % over 3 rounds)" in sentence
+                assert "and save 10.0 % time (8.2 to 10.0 % over 8 rounds)" in sentence
                 assert found[0]["effect"] == f"measured at 20 %: {sentence}"
                 assert following(found[0]["command"]).search.multiple_of.mlp == 12
+            trial = run.record["trials"][-1]
+            few = run.record | {"trials": [trial | {"seconds": [each[:3] for each in trial["seconds"]]}]}
+            assert suggestions_of(few, run.candidates()) == [], "three rounds are no verdict"
+            said = aligned_sentence(few, run.candidates(), few["trials"][0])
+            assert "change the time by " in said
+            assert "over 3 rounds, where a verdict takes 8)" in said
             assert (("cost 10.0 %" if factor > 1 else "do not measurably") in sentence) != saved
 
     def test_predictions_are_sums_over_places(self, planted):
@@ -349,6 +357,15 @@ class TestComparison:
         assert ranks == sorted(ranks, reverse=True)
         assert len(set(ranks)) == len(ranks)
 
+    def test_few_windows_suggest_more_and_nothing_else(self):
+        ppl = {"taylor_element": (50.0, 51.0, 49.0), "wanda": (50.1, 51.0, 49.1)}
+        run, rows = compared(ppl)
+        assert "told apart from the best" in suggestions_of(run, rows)[0].text, "negative control: 30 windows"
+        short = [row | {"losses": {name: each[:5] for name, each in row["losses"].items()}} for row in rows]
+        (found,) = suggestions_of(run, short)
+        assert found.text == "5 windows of evaluation text cannot tell variants apart, which takes 8: evaluate on more."
+        assert following(found.command).evaluation.windows == 24
+
 
 class TestCommands:
     @pytest.mark.parametrize(
@@ -397,6 +414,30 @@ def test_a_frontier_suggests_to_prune_at_its_end():
     assert "wanda can be pruned to 20 % within +10 %, whatever the seed" in found.text
     assert "41.00, +2.5 %" in found.effect
     assert following(found.command, PruneConfig).ratio == 0.2
+
+
+def test_of_few_windows_nothing_is_suggested(planted):
+    truth = times({("mlp", 4): 20.0})
+    run = planted(truth, evaluation=EvaluationConfig(windows=4, length=8))
+    assert run.record["suggestions"] == []
+    assert suggestion_lines(run.record) == [
+        "No suggestion: nothing measured is sure to be an improvement (4 windows, where that takes 8)."
+    ]
+    text = (run.path / "sensitivity.md").read_text()
+    assert "no intervals, and which others cost as much is not tested: 4 windows, where that takes 8" in text
+    assert all(math.isnan(change.low) for change in changes_of(run.record, run.candidates()))
+
+
+def test_what_costs_as_much_as_the_dearest_is_tied_with_it(planted):
+    """Layers 4 and 5 cost the same and the most, by noise alone one of them more; all others cost less."""
+    run = planted(times({("mlp", 4): 20.0, ("mlp", 5): 20.0}), noise=0.003)
+    marks = {(change.layer, change.structure): mark for change, mark in marks_of(run.record, run.candidates()).items()}
+    dearest = {place: mark for place, mark in marks.items() if place in ((4, "mlp"), (5, "mlp"))}
+    assert sorted(dearest.values()) == ["*", "\N{ALMOST EQUAL TO}"]
+    _, most, _ = extremes(changes_of(run.record, run.candidates()), 0.2)
+    assert not {(c.layer, c.structure) for c in most[2:]} & marks.keys()
+    for change in changes_of(run.record, run.candidates()):
+        assert change.low <= change.percent <= change.high
 
 
 def test_shown_as_lines_and_markdown(planted):

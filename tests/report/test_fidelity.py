@@ -78,8 +78,9 @@ class TestTables:
         )
         assert "mlp, 120 units" in text
         assert "pooled, 156 units\n\n| estimator | Spearman | Kendall |\n" in text
-        assert "| best | 1.00 [1.00, 1.00] |" in text
-        assert "| a&b\\|<c> |" in text
+        assert "| best \\* | 1.00 [1.00, 1.00] |" in text
+        assert text.count("| a&b\\|<c> ") == text.count("\n\\* highest Spearman") == 3
+        assert "gate_taylor ≈" not in text
         assert "| constant | n/a | n/a | n/a | n/a |" in text
 
     def test_csv_keeps_every_bit(self):

@@ -229,8 +229,9 @@ class TestSummary:
         lines = [fake.candidate("a", 0.2, (30.0, 66.0)), fake.candidate("b", 0.2, (40.0, 60.0))]
         run = fake.fields() | {"best": None}
         assert summary(run, comparison_rows(run, lines)) == [
-            "At 20 % asked, b is best out of domain with perplexity 60.00 (dense 34.70), 9.1 % below a (66.00); "
-            "a is best in domain with perplexity 30.00 (dense 22.40), 25.0 % below b (40.00)."
+            "At 20 % asked, b has the lowest perplexity out of domain, 60.00 (dense 34.70), 9.1 % below a (66.00); "
+            "a has the lowest perplexity in domain, 30.00 (dense 22.40), 25.0 % below b (40.00). Nothing is tested: "
+            "the losses of windows are not on record."
         ]
 
     def test_says_when_nothing_is_finite(self):
@@ -250,13 +251,18 @@ class TestSummary:
     def test_names_what_cannot_be_told_apart_from_the_best(self):
         def row(label: str, ppl: float, p: float = math.nan) -> Row:
             none = math.nan
-            return Row(f"{label}@0.2", label, 0.2, 0.2, 1.0, ppl, ppl, none, none, 1, best=label == "a", p_value=p)
+            return Row(f"{label}@0.2", label, 0.2, 0.2, 1.0, ppl, ppl, none, none, 1, label == "a", p, windows=24)
 
         rows = [row("a", 10.0), *(row(f"t{number}", 11.0, 0.5) for number in range(5)), row("b", 12.0, 0.01)]
         (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, rows)
-        assert said.endswith("5 others cannot be told apart from a: t0, t1, t2 and 2 more.")
+        assert said == (
+            "At 20 % asked, a has the lowest perplexity out of domain, 10.00, and 5 others cannot be told apart from "
+            "it: t0, t1, t2 and 2 more."
+        )
         (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, [rows[0], rows[-1]])
-        assert "told apart" not in said
+        assert said == "At 20 % asked, a is best out of domain with perplexity 10.00, 16.7 % below b (12.00)."
+        (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, [rows[0], row("b", 12.0)])
+        assert "best" not in said, "b was not tested: a loss of it is not finite, for instance"
 
     def test_compares_masks_with_cuts(self):
         notes = cut_notes(fake.fields())

@@ -6,9 +6,12 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.paired import Difference, holm, paired_difference
+from saap_jax.evaluation.paired import FEWEST, Difference, holm, paired_difference
+from saap_jax.report.html import render_report
 from saap_jax.report.intervals import against_best, forest, format_difference, format_interval, percent_axis
-from saap_jax.report.rows import comparison_rows, merged
+from saap_jax.report.records import RunDirectory
+from saap_jax.report.rows import comparison_rows, merged, untested
+from saap_jax.report.tables import legend
 from tests.report import conftest as fake
 
 SHIFTS = {"best": 0.0, "level": 0.002, "worse": 0.3, "lost": 4.0}
@@ -84,7 +87,39 @@ class TestAgainst:
         assert found(fake.candidates()) == []  # an older run: no losses
         assert found(sweep()[:1]) == []
         assert found([]) == []
-        assert found(sweep(windows=1)) == []
+
+    def test_of_few_windows_nothing_is_tested(self):
+        for windows, tested in ((1, False), (FEWEST - 1, False), (FEWEST, True)):
+            lines = sweep(windows=windows)
+            rows = comparison_rows(fake.fields(), lines)
+            for one in found(lines):
+                assert (
+                    (one.sure or one.tied)
+                    == math.isfinite(one.p_value)
+                    == (format_interval(one.difference) != "")
+                    == tested
+                )
+                assert math.isfinite(one.difference.value)
+            assert any(row.tied for row in rows) == tested
+            assert bool(untested(rows)) != tested
+            drawn, said = forest(found(lines), "best", 20), legend(fake.fields(), rows)
+            assert ("whisker" in drawn) == ("adjusted p" in drawn) == ("\N{ALMOST EQUAL TO}" in said) == tested
+            assert ("where a test takes 8" in said) != tested
+            if not tested:
+                assert 'class="point"' not in drawn.partition("level")[2], "hollow: nothing is sure"
+                assert f"which takes 8 windows; here {'is' if windows == 1 else 'are'} {windows}" in drawn
+
+    def test_a_page_of_few_windows_names_no_best(self, tmp_path):
+        for windows, tested in ((4, False), (16, True)):
+            run = RunDirectory.open(tmp_path / str(windows), {})
+            for line in sweep(windows=windows, shifts={"best": 0.0, "worse": 0.9}):
+                run.append(line)
+            run.update(**fake.fields())
+            page = render_report(run.path)
+            assert ("best is best out of domain" in page) == tested
+            assert ("best has the lowest perplexity out of domain" in page) != tested
+            assert ("Nothing is tested: 4 windows, where a test takes 8." in page) != tested
+            assert ("without intervals: 4 windows" in page) != tested
 
     def test_other_windows_are_left_out(self):
         lines = sweep()

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.report.figures import COLOURS
 from saap_jax.report.html import style_sheet
+from saap_jax.report.palette import COLOURS as OKABE_ITO
+from saap_jax.report.palette import DISTINCT, line_style
 
 SIGHT = {
     "usual": np.eye(3),
@@ -26,7 +27,6 @@ SIGHT = {
 XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def linear(colour: str) -> np.ndarray:
@@ -65,12 +65,12 @@ def theme(dark: bool) -> dict[str, str]:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 class TestTheme:
     def test_colours_are_told_apart_as_well_as_okabe_and_itos(self, dark):
-        colours = [theme(dark)[f"c{number}"] for number in range(COLOURS)]
+        colours = [theme(dark)[f"c{number}"] for number in range(len(OKABE_ITO))]
         assert nearest(colours) >= nearest(OKABE_ITO)
 
     def test_colours_stand_out_from_the_page(self, dark):
         colours = theme(dark)
-        for number, ground in itertools.product(range(COLOURS), ("page", "card")):
+        for number, ground in itertools.product(range(len(OKABE_ITO)), ("page", "card")):
             assert contrast(colours[f"c{number}"], colours[ground]) >= 3
 
     def test_text_stands_out_from_the_page(self, dark):
@@ -82,3 +82,14 @@ class TestTheme:
 def test_that_colours_are_too_near_is_seen():
     assert nearest(["#d55e00", "#9a6b00"]) < 6, "as red and green are to many"
     assert np.linalg.norm(lab(linear("#d55e00")) - lab(linear("#9a6b00"))) > 25
+
+
+def test_lines_differ_in_colour_or_dash_and_nearly_all_in_their_marker():
+    styles = [line_style(place) for place in range(DISTINCT)]
+    assert DISTINCT >= 40
+    assert len({(style.colour, style.dash) for style in styles}) == DISTINCT
+    assert len({(style.colour, style.marker) for style in styles}) == DISTINCT, (
+        "of short lines, markers tell them apart"
+    )
+    again = line_style(DISTINCT)
+    assert (again.colour, again.dash) == styles[0][:2], "no more than that"

@@ -7,12 +7,17 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from saap_jax.report.paper import WIDTH, painted, plots, saved
+from saap_jax.evaluation.frontier import found_variants
+from saap_jax.report.figures import Curve, frontier, legend
+from saap_jax.report.frontier import _band, _paint
+from saap_jax.report.paper import WIDTH, _frontier, painted, plots, saved
 from saap_jax.report.records import RunDirectory
 from saap_jax.report.reports import read_views, write_reports
+from tests.evaluation.test_frontier import records, steep
 from tests.report import conftest as fake
 from tests.report.sweeps import write_run
 from tests.report.test_intervals import sweep
@@ -93,6 +98,24 @@ class TestFigures:
         for stem, figure in drawn.items():
             assert clipped(figure) == [], stem
             assert sum("wide" in text.get_text() for text in texts(figure)) >= 10
+
+
+def test_no_two_of_forty_lines_look_alike(tmp_path):
+    """On the page, on paper (more runs than one figure takes) and in the figure of a frontier."""
+    names = [f"line {number}" for number in range(40)]
+    found = [Curve(name, [(0.0, 20.0), (0.5, 30.0 + place)]) for place, name in enumerate(names)]
+    page = re.findall(r'class="(k\d)"><title>.*?class="curve"(.*?)/>', frontier(found, names, "x"), re.DOTALL)
+    assert len(page) == len(set(page)) == 40
+    assert len(set(re.findall(r'class="(k\d)".*?class="curve"(.*?)/>', legend(names)))) == 40
+    paper = painted(6.0, _frontier([("x", found)], names)).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle(), str(line._unscaled_dash_pattern)) for line in paper}) == 40
+    run, rows = records({name: [steep(0.1)] for name in names}, 0.0, windows=8)
+    run |= {"seeds": {"calibration": [0]}}
+    figure = Figure()
+    variants = found_variants(run, rows)
+    _paint(figure, run, variants, {each.variant: _band(run, rows, each.variant) for each in variants})
+    curves = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("line ")]
+    assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in curves}) == len(curves) == 40
 
 
 class TestFiles:

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from saap_jax.evaluation.gate import Check
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.gate import Check, check_accuracy, check_perplexity
+from saap_jax.evaluation.paired import paired_difference, paired_items
 from saap_jax.report.quality import (
+    ALONE,
     Compared,
+    ComparedTask,
     Comparison,
     comparison_json,
     junit,
     rich_checks,
     rich_comparison,
+    rich_task_comparison,
     sentences,
 )
 
@@ -50,10 +53,34 @@ def test_table_and_sentences(comparison):
     for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "<= 0.002", "999 resamples give no p below 0.002", "inf"):
         assert part in text
     assert "x[/]y" in text.replace("\n", "")
-    first, second, third = sentences(comparison)
+    first, second, third, fourth = sentences(comparison)
     assert first == "ppl@128 builtin:reference: A has a higher perplexity than B by 49.2 % (49.2 to 49.2 %)"
     assert second.endswith("the difference is exactly 0")
     assert third.endswith("not finite")
+    assert fourth == ALONE, "what the p-values are of"
+    assert sentences(comparison._replace(metrics=comparison.metrics[2:])) == [third], "there is none"
+
+
+def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
+    b = np.random.default_rng(0).normal(3, 1, (1, 2))
+    rows = (Compared("ppl@8 text:x", "", 2, (30.0, 20.0), paired_difference(b + 0.4, b)),)
+    right = np.array([True, True, False])
+    tasks = (ComparedTask("boolq", "acc", 3, (66.7, 0.0), paired_items(right, ~right)),)
+    comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
+    for table, wanted in ((rich_comparison(comparison), "+49.2"), (rich_task_comparison(comparison), "+33.3")):
+        text = shown(table)
+        assert wanted in text
+        assert "n/a" in text
+        assert "nan" not in text
+        assert " to +" not in text
+    found = json.loads(comparison_json(comparison))
+    assert [row["p_value"] for row in (*found["metrics"], *found["tasks"])] == ["NaN", "NaN"]
+    assert not any(row["sure"] for row in (*found["metrics"], *found["tasks"]))
+    assert all("who is better is not known" in said for said in sentences(comparison))
+    assert len(sentences(comparison)) == 2
+    for check, what in ((check_perplexity("m", rows[0].difference, 5.0), "windows; here are 2"),
+                        (check_accuracy("t", tasks[0].difference, 5.0), "items; here are 3")):  # fmt: skip
+        assert check.measured.endswith(f"without an interval, which takes 8 {what}")
 
 
 def test_json(comparison):

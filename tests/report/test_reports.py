@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from saap_jax import cli
 from saap_jax.report.blocks import Detail
 from saap_jax.report.html import Page as Page_
-from saap_jax.report.html import render_page
+from saap_jax.report.html import render_page, report_page
 from saap_jax.report.overview import CSV_HEADER, best_rows, differences, joint_curves, overview_sections, run_table
 from saap_jax.report.records import RunDirectory, read_run
 from saap_jax.report.reports import is_ours, read_views, write_reports
@@ -113,17 +114,51 @@ class TestSeveralRuns:
     def test_the_joint_frontier_has_a_curve_a_run_of_a_shared_text(self, runs, tmp_path):
         views = read_views(runs)
         found = joint_curves(views)
-        assert list(found) == list(METRICS)
-        for metric, domain in zip(METRICS, ("in", "out"), strict=True):
-            assert [curve.name for curve in found[metric]] == ["one", "two", "three"]
+        assert list(found) == [f"{metric}, 64 windows" for metric in METRICS]
+        for lines, domain in zip(found.values(), ("in", "out"), strict=True):
+            assert [curve.name for curve in lines] == ["one", "two", "three"]
             wanted = sorted((row.actual, getattr(row, f"ppl_{domain}")) for row in best_rows(views[0]))
-            assert found[metric][0].points[1:] == wanted
+            assert lines[0].points[1:] == wanted
         assert joint_curves(read_views([runs[0], fake_run(tmp_path / "other")])) == {}
 
     def test_says_where_the_configurations_differ(self, runs):
         _, table = differences(read_views(runs[:3]))
         assert list(table.header) == ["run", "calibration.examples", "calibration.seed", "search.multiple_of.mlp"]  # pyright: ignore[reportAttributeAccessIssue]
         assert differences(read_views([runs[0], runs[0]])) == []
+
+    @pytest.mark.parametrize("what", ["windows", "digest"])
+    def test_runs_of_other_windows_or_text_are_not_connected(self, tmp_path, what):
+        """The name of the text is the same; in the second pair the text behind it is not."""
+        paths = [write_run(tmp_path / name, 0, 4) for name in ("a", "b", "c", "d")]
+        for path in paths:
+            record, other = json.loads((path / "run.json").read_text()), path in paths[2:]
+            record["config"]["evaluation"] = {"windows": 5 if other and what == "windows" else 64}
+            if other and what == "windows":
+                record["dense"]["losses"] = {name: each[:5] for name, each in record["dense"]["losses"].items()}
+            if other and what == "digest":
+                record["inputs"] = {f"evaluation text of {name!r}": "f00d" * 16 for name in METRICS}
+            (path / "run.json").write_text(json.dumps(record))
+        views = read_views(paths)
+        found = joint_curves(views)
+        assert [[curve.name for curve in lines] for lines in found.values()] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+        text = render_page(report_page(views, folded=True))
+        assert "a text of each run" in text
+        assert not any(len(lines) > 2 for lines in found.values())
+        _, table = differences(views)
+        assert table.header[1] == "evaluated out of domain"
+        assert ("evaluation.windows" in table.header) == (what == "windows")
+        assert joint_curves(views[:2]).keys() == found.keys() - joint_curves(views[2:]).keys()
+        assert "evaluated" not in str(differences(views[:2])), "negative control: they are alike"
+
+    def test_fields_of_the_evaluation_come_first(self, tmp_path):
+        paths = [fake_run(tmp_path / name) for name in ("a", "b")]
+        for number, path in enumerate(paths):
+            record = json.loads((path / "run.json").read_text())
+            fields = {f"field{place}": number for place in range(20)}
+            record["config"] = fields | record["config"] | {"evaluation": {"windows": 8, "batch_size": 2 + number}}
+            (path / "run.json").write_text(json.dumps(record))
+        _, table = differences(read_views(paths))
+        assert table.header[1:3] == ["evaluation.batch_size", "field0"]
 
     def test_a_single_run_has_no_overview(self, runs):
         assert overview_sections(read_views(runs[:1])) == []

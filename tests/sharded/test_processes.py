@@ -154,9 +154,8 @@ def test_four_processes_score(alone, tiny_model_directory, tmp_path):
 
 def commands(words: list[str], processes: int = 2) -> list[list[str]]:
     """Return `saap` words as each process of a job gets them from a launcher."""
-    main = "import sys; from saap_jax.cli import main; sys.exit(main())"
     where = ["--distributed.coordinator", f"127.0.0.1:{port()}", "--distributed.processes", str(processes)]
-    return [["-c", main, *words, *where, "--distributed.process", str(number)] for number in range(processes)]
+    return [["-m", "saap_jax", *words, *where, "--distributed.process", str(number)] for number in range(processes)]
 
 
 def until(found, running: list[subprocess.Popen], seconds: float = 120) -> None:
@@ -196,6 +195,22 @@ def test_a_death_ends_the_job_which_then_goes_on(victim, tiny_model_directory, t
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
     assert f"step {steps} of {steps}" in said[0]
     assert f"step {steps}" not in said[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_ends_all(number, code, tiny_model_directory, tmp_path):
+    """As Ctrl-C in a terminal, or a scheduler, sends it: each ends by itself, and none says that another has died."""
+    words = ["recover", "--model", str(tiny_model_directory), "--data.sources", f"text:{text_of(tiny_model_directory)}"]
+    words += [*RECOVER, "--training.epochs", "50", "--training.check-every", "5", "--mesh.data", "2"]
+    running = started(commands([*words, "--training.max-steps", "60", "--runs", str(tmp_path)]))
+    until(lambda: len(list(tmp_path.glob("recover/checkpoints/[0-9]*[0-9]"))) > 0, running)
+    sent = time.monotonic()
+    for process in running:
+        process.send_signal(number)
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert time.monotonic() - sent < 6
+    assert [process.returncode for process in running] == [code, code], said
+    assert all("the same command goes on" in text and "has ended" not in text for text in said)
 
 
 def test_bad_input_ends_every_process(tiny_model_directory, tmp_path):

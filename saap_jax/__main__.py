@@ -1,0 +1,21 @@
+"""The console script `saap`, and `python -m saap_jax`: the command line as a process of its own, which signals end.
+
+Nothing is imported before signals are handled: most of a second, or many on a busy machine, goes into imports.
+"""
+
+from saap_jax import interrupts
+
+
+def run() -> None:
+    """Run `saap`, and end the process."""
+    interrupts.run(_main)
+
+
+def _main() -> int:
+    from saap_jax.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,173 @@
+"""Signals end the process soon, by their code and with one line, also while an instruction takes minutes."""
+
+import functools
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+SLACK = 3.0
+"""Seconds that a busy machine may take beside the two that are promised."""
+
+BUSY = "threading.Timer(0.3, print, ['busy'], {'flush': True}).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**30)"
+"""One instruction of minutes, which lets other threads run; one of them says when it has begun."""
+
+
+@pytest.fixture
+def started():
+    """Return a function that starts a process whose `main` has said that it is ready; none outlives the test."""
+    running: list[subprocess.Popen] = []
+    yield functools.partial(start, running)
+    for process in running:
+        with process:
+            process.kill()
+
+
+def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.run(main)") -> subprocess.Popen:
+    main = textwrap.indent(textwrap.dedent(body), "    ")
+    code = (
+        "import ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
+        f"def main():\n    print('ready', flush=True)\n{main}\n    return 0\n{run}\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    running.append(process)
+    assert line(process) == "ready"
+    return process
+
+
+def line(process: subprocess.Popen) -> str:
+    """Return the next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip()
+
+
+def ended(process: subprocess.Popen, within: float) -> tuple[int, str, str]:
+    """Return exit code, output and errors of a process that has to end in so many seconds."""
+    start = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - start < within + SLACK
+    return process.returncode, out, err
+
+
+def test_an_instruction_of_minutes(started):
+    """And without the handlers, which is what makes a difference, the same process stays."""
+    running = {number: started(BUSY) for number in (signal.SIGINT, signal.SIGTERM)}
+    plain = started(BUSY, run="sys.exit(main())")
+    assert {line(process) for process in (*running.values(), plain)} == {"busy"}
+    for number, process in running.items():
+        process.send_signal(number)
+    plain.send_signal(signal.SIGINT)
+    said = {number: ended(process, 2) for number, process in running.items()}
+    goes_on = "; what was finished is kept, and the same command goes on from there\n"
+    assert said[signal.SIGINT] == (130, "", "saap: interrupted" + goes_on)
+    assert said[signal.SIGTERM] == (143, "", "saap: terminated" + goes_on)
+    assert plain.poll() is None
+
+
+def test_the_main_thread_may_unwind_and_a_second_signal_ends_at_once(started):
+    body = """
+    try:
+        time.sleep(60)
+    finally:
+        print('unwinding', flush=True)
+        {}
+    """
+    brief, long = started(body.format("print('removed')")), started(body.format(BUSY))
+    for process in (brief, long):
+        process.send_signal(signal.SIGINT)
+    assert ended(brief, 1)[:2] == (130, "unwinding\nremoved\n")
+    assert (line(long), line(long)) == ("unwinding", "busy")
+    long.send_signal(signal.SIGINT)
+    assert ended(long, 0.2)[0] == 130
+
+
+def test_an_error_that_a_signal_causes_is_none(started):
+    body = """
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise ImportError("numpy could not be imported")
+    """
+    process = started(body)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = ended(process, 2)
+    assert code == 143
+    assert "numpy" not in err
+
+
+def test_a_terminal_that_has_gone_away(started):
+    process = started(f"os.close(2); {BUSY}")
+    assert line(process) == "busy"
+    process.send_signal(signal.SIGHUP)
+    assert ended(process, 2)[:2] == (129, "")
+
+
+def test_a_signal_that_a_library_took_is_taken_back_and_one_that_the_caller_ignores_is_ignored(started):
+    taken = "ctypes.CDLL(None).signal(signal.SIGTERM, 1)"  # behind Python's back, as jax.distributed does
+    waits = "print('waits', flush=True); sys.stdin.readline()"
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN); interrupts.run(main)"
+    lost, found = started(f"{taken}; {waits}"), started(f"{taken}; interrupts.renew(); {waits}")
+    ignoring = started(waits, run=ignored)
+    for process, number in ((lost, signal.SIGTERM), (found, signal.SIGTERM), (ignoring, signal.SIGINT)):
+        assert line(process) == "waits"
+        process.send_signal(number)
+    assert ended(found, 2)[0] == 143
+    for process in (lost, ignoring):
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert ended(process, 2)[0] == 0
+
+
+def test_nothing_heavy_is_imported_before_signals_are_handled():
+    code = "import saap_jax.__main__, sys; sys.exit(bool({'jax', 'numpy', 'rich', 'tyro'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def in_terminal(words: list[str], until: bytes, wait: float) -> tuple[int, float, str]:
+    """Run `saap` in a terminal, Ctrl-C some time after it has shown a text; return its code, seconds and output."""
+    ours, its = pty.openpty()
+    code = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, "-m", "saap_jax", *words],
+        stdin=its, stdout=its, stderr=its, start_new_session=True,
+    )  # fmt: skip
+    os.close(its)
+    shown, pressed, begin = b"", 0.0, None
+    while True:
+        if select.select([ours], [], [], 0.05)[0]:
+            try:
+                shown += os.read(ours, 2**16)
+            except OSError:  # the other side is closed
+                break
+        begin = begin or (time.monotonic() if until in shown else None)
+        if begin and not pressed and time.monotonic() - begin > wait:
+            os.write(ours, b"\x03")
+            pressed = time.monotonic()
+    code = process.wait(timeout=60)
+    os.close(ours)
+    return code, time.monotonic() - pressed, shown.decode(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 1.0, 6.0])
+def test_ctrl_c_while_a_real_model_is_evaluated(wait):
+    """One step takes ten seconds; whether it is compiled or runs, the terminal is free in two seconds."""
+    words = ["evaluate", "smollm2-135m", "--windows", "64", "--batch-size", "32"]
+    code, seconds, shown = in_terminal(words, b"batches of windows", wait)
+    assert code == 130
+    assert seconds < 2 + SLACK
+    assert re.search(
+        r"\n(\x1b\[\?25h)?saap: interrupted; what was finished is kept, and [^\n]*\n$", shown.replace("\r", "")
+    )
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"

@@ -1,0 +1,41 @@
+"""What a kill may not change: `experiments/kills.py`, a tenth of it, and that its comparison would notice."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.runs import fake_run
+
+SCRIPT = Path(__file__).parent.parent / "experiments" / "kills.py"
+
+
+@pytest.fixture(scope="module")
+def kills():
+    spec = importlib.util.spec_from_file_location("kills", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_timing_may_differ_and_nothing_else(kills, tmp_path):
+    ours, theirs = fake_run(tmp_path / "ours"), tmp_path / "theirs"
+    shutil.copytree(ours, theirs)
+    assert kills.differences(ours, theirs) == []
+    assert kills.unnoticed(ours) == []
+    record = json.loads((theirs / "run.json").read_text())
+    record["dense"]["seconds"] *= 2
+    (theirs / "run.json").write_text(json.dumps(record))
+    assert kills.differences(ours, theirs) == []
+    (theirs / "metrics.jsonl").write_text((ours / "metrics.jsonl").read_text() + '{"candid')
+    (theirs / ".best.partial").write_text("half")
+    assert [line.partition(":")[0] for line in kills.differences(ours, theirs)] == [".best.partial", "metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_twenty_kills(kills, tmp_path):
+    assert kills.main(["--kills", "20", "--seed", "1", "--work", str(tmp_path / "work")]) == 0
