@@ -68,9 +68,16 @@ def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]],
 
 
 def contradiction(measured: Mapping[str, Any], place: str = "") -> str:
-    """Return which perplexity is not exp of the mean loss of the windows beside it, all of one length; "" if none."""
-    for metric, losses in (measured.get("losses") or {}).items():
-        ppl = measured.get("ppl", {}).get(metric)
+    """Return which perplexity is not exp of the mean loss of the windows beside it, all of one length; "" if none.
+
+    Where there are losses, they are of the same texts as the perplexities.
+    """
+    of_text, ppls = measured.get("losses") or {}, measured.get("ppl") or {}
+    if of_text and of_text.keys() != ppls.keys():
+        alone = min(of_text.keys() ^ ppls.keys())
+        return f"{place}losses and ppl: expected those of the same texts, found {alone!r:.60} in one of them alone"
+    for metric, losses in of_text.items():
+        ppl = ppls[metric]
         if ppl is None or not losses:
             continue
         with np.errstate(all="ignore"):

@@ -2,9 +2,9 @@
 
 import hashlib
 import itertools
-import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,6 @@ from tests.fuzz.worker import MEMORY, SECONDS, Outcome, Worker
 
 LONGEST = 2000
 """Characters of the longest line that says what is wrong."""
-
-TOLERANCE = 2e-4
-"""Of a figure in float32 against one in float64, relative."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _UNFORESEEN = re.compile("traceback|nobody foresaw|out of memory", re.IGNORECASE)
@@ -40,6 +37,8 @@ class Harness:
     def __init__(self, base: Path, scratch: Path, worker: Worker) -> None:
         self._base, self._scratch, self.worker = base, scratch, worker
         self._unharmed: dict[str, Figures] = {}
+        self.codes: Counter[int] = Counter()
+        """How often each exit code came."""
 
     def case(self, given: Format, mutation: Mutation | None = None, words: Sequence[str] = ()) -> Case:
         """Lay out a case."""
@@ -71,7 +70,7 @@ class Harness:
             assert outcome.code == 0, outcome.err
             figures = self._figures(given, case, outcome)
             if given.expected:
-                assert differing(figures, self._expected(given, case)) == ""
+                assert given.compare(figures, self._expected(given, case)) == ""
             self._unharmed[key] = figures
             shutil.rmtree(case.place)
         return self._unharmed[key]
@@ -80,6 +79,7 @@ class Harness:
         """Run a case; return what is wrong, in words, or nothing."""
         case = self.case(given, mutation, words)
         outcome = self.worker.run(case.words, case.place, given.environment)
+        self.codes[outcome.code] += 1
         wrong = self.faults(given, case, outcome)
         if not wrong:
             shutil.rmtree(case.place)
@@ -125,7 +125,7 @@ class Harness:
             return [f"accepted, although no model is meant: {error}"]
         except ValueError as error:
             expected, where = self.unharmed(given), f"another figure than that of the unharmed file ({error})"
-        found = differing(figures, expected)
+        found = given.compare(figures, expected)
         return [f"{where}: {found}"] if found else []
 
     def _figures(self, given: Format, case: Case, outcome: Outcome) -> Figures:
@@ -162,24 +162,6 @@ def refusal_faults(err: str) -> list[str]:
     if _UNFORESEEN.search(err):
         wrong.append(f"an error that nobody foresaw: {err[-400:]!r}")
     return wrong
-
-
-def differing(found: Any, expected: Any, path: str = "") -> str:
-    """Return where two figures differ, or nothing."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        if found.keys() != expected.keys():
-            return f"{path}: {sorted(found)}, expected {sorted(expected)}"
-        each = [(f"{path}/{key}", found[key], expected[key]) for key in expected]
-    elif isinstance(expected, list) and isinstance(found, list):
-        if len(found) != len(expected):
-            return f"{path}: {len(found)} values, expected {len(expected)}"
-        each = [(f"{path}/{i}", *pair) for i, pair in enumerate(zip(found, expected, strict=True))]
-    elif isinstance(expected, float) and isinstance(found, int | float):
-        same = math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-6) or found == expected
-        return "" if same else f"{path}: {found}, expected {expected}"
-    else:
-        return "" if found == expected else f"{path}: {found!r}, expected {expected!r}"
-    return next(filter(None, (differing(one, other, where) for where, one, other in each)), "")
 
 
 def digests(place: Path) -> dict[str, str]:

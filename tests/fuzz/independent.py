@@ -26,6 +26,10 @@ class NotComputedError(Exception):
     """What the figure should be is not computed here."""
 
 
+TOLERANCE = 2e-4
+"""Of a figure in float32 against one in float64, relative."""
+
+
 class Network(NamedTuple):
     """A plain LLaMA: Hugging Face's names and layout of tensors."""
 
@@ -551,3 +555,21 @@ def meaning(function: Callable[[], Network]) -> Network:
         return function()
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise AnotherError(str(error)) from None
+
+
+def differing(found: Any, expected: Any, path: str = "") -> str:
+    """Return where two figures differ, or nothing."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        if found.keys() != expected.keys():
+            return f"{path}: {sorted(found)}, expected {sorted(expected)}"
+        each = [(f"{path}/{key}", found[key], expected[key]) for key in expected]
+    elif isinstance(expected, list) and isinstance(found, list):
+        if len(found) != len(expected):
+            return f"{path}: {len(found)} values, expected {len(expected)}"
+        each = [(f"{path}/{i}", *pair) for i, pair in enumerate(zip(found, expected, strict=True))]
+    elif isinstance(expected, float) and isinstance(found, int | float):
+        same = math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-6) or found == expected
+        return "" if same else f"{path}: {found}, expected {expected}"
+    else:
+        return "" if found == expected else f"{path}: {found!r}, expected {expected!r}"
+    return next(filter(None, (differing(one, other, where) for where, one, other in each)), "")

@@ -86,9 +86,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # closes its input, at which it ends
 
     def run(self, words: Sequence[str], place: Path, environment: Mapping[str, str] = {}) -> Outcome:
         """Run `saap WORDS` in a directory."""

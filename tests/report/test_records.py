@@ -250,6 +250,8 @@ class TestCandidates:
             b'{"candidate": "a", "ratio_asked": "0.2"}',
             b'{"candidate": "a", "kept": {"mlp": 1.5}}',
             b'{"candidate": "a", "losses": {"x": [1.0, 2.0]}, "ppl": {"x": 4.0}}',
+            b'{"candidate": "a", "losses": {"y": [1.0, 2.0]}, "ppl": {"x": 4.4816890703}}',
+            b'{"candidate": "a", "losses": {"x": [1.0, 2.0]}, "ppl": {"x": 4.4816890703, "y": 2.0}}',
         ],
     )
     def test_counts_lines_that_are_no_candidate(self, path, line):
