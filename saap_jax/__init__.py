@@ -17,6 +17,8 @@ A name is imported when it is first used, so that the console script starts at o
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from saap_jax.version import __version__
+
 if TYPE_CHECKING:
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
@@ -30,6 +32,7 @@ __all__ = [
     "ESTIMATORS",
     "Llama",
     "SearchConfig",
+    "__version__",
     "calibration_windows",
     "count_parameters",
     "cut",

@@ -3,8 +3,10 @@ one line; and the other processes of its job, if there are any.
 """
 
 import dataclasses
-import errno
+import io
+import itertools
 import os
+import re
 import runpy
 import sys
 import time
@@ -15,11 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
-from rich.console import Console
 
 from saap_jax import interrupts
-from saap_jax.processes import agreed, first, join, leave, place, split_flags
+from saap_jax.failures import UsageError, fail, failed, suggestion
+from saap_jax.processes import agreed, first, join, leave, split_flags
 from saap_jax.progress import Shown, showing
+from saap_jax.terminal import console
 from saap_jax.watch import start_watch
 
 SPREADING = ("score", "compare", "prune", "recover", "evaluate")
@@ -27,12 +30,6 @@ SPREADING = ("score", "compare", "prune", "recover", "evaluate")
 
 GRACE = 3.0
 """Seconds that a process with an error waits before it ends, so that others can say it too if they have the same."""
-
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-
-
-class UsageError(Exception):
-    """Bad words on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +94,72 @@ def parse(command: str, default: Any, words: list[str], options: type | None = N
     if options is not None:
         fields.append(("options", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default=options())))
     arguments = dataclasses.make_dataclass("Arguments", fields)
-    parsed = tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
-    return parsed.config, getattr(parsed, "options", None)
+
+    def parsed() -> Any:
+        return tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
+
+    if {"-h", "--help"} & set(words):
+        found = parsed()
+    else:
+        with _box() as box:
+            try:
+                found = parsed()
+            except SystemExit as stop:
+                if not stop.code:
+                    raise
+                flags = [*option_names(kind), *(option_names(options) if options else ())]
+                raise UsageError(f"{command.split()[0]}: {_refusal(box.getvalue(), words, flags)}") from None
+    return found.config, getattr(found, "options", None)
+
+
+def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
+    """Yield the options that set the fields of a configuration, those of its parts by dotted names.
+
+    >>> list(option_names(Options))
+    ['--overwrite', '--no-overwrite', '--resume', '--no-resume']
+    """
+    for field in dataclasses.fields(kind):
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            yield from option_names(field.type, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}"
+            if field.type is bool:
+                path, dot, last = f"{prefix}{name}".rpartition(".")
+                yield f"{path}.no-{last}" if dot else f"--no-{name}"
+
+
+@contextlib.contextmanager
+def _box() -> Iterator[io.StringIO]:
+    """Take what tyro writes on the error stream, in lines that are as long as they need be."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(10**6)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            yield box
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _refusal(box: str, words: list[str], flags: list[str]) -> str:
+    """Return in one line why tyro did not take the words: what it wrote in a box, without frame and helptext."""
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    for name in names:
+        if re.match(r"--?[A-Za-z]", name) and name not in flags:
+            return f"unrecognised option {name}{suggestion(name, flags)}"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│|╭╮╰╯ ") for line in plain.splitlines()[1:]]  # below the title
+    parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    reason, about = (parts or [[" ".join(plain.split())]])[0][0], [line for part in parts[1:] for line in part]
+    reason = reason.removeprefix("Error parsing ").removesuffix(".").replace("Unrecognized options: ", "unexpected ")
+    if nested := re.match(r"config(?:\.(\S+))?: (.*)", reason):
+        path = (nested[1] or "").replace("-", "_")
+        return nested[2] if nested[2].startswith(path) else f"{path}.{nested[2]}"
+    option = reason.partition(":")[0]
+    takes = next((line.removeprefix(option).strip() for line in about if line.startswith(f"{option} ")), "")
+    return f"{reason}; expected {takes}" if takes else reason
 
 
 def load_config(path: str, kind: type) -> Any:
@@ -112,9 +173,9 @@ def load_config(path: str, kind: type) -> Any:
         raise FileNotFoundError(f"configuration: expected a Python file, found none at {path}; check the path")
     try:
         exported = runpy.run_path(path)
-    except ValueError:
-        raise
-    except Exception as error:
+    except ValueError as error:
+        raise ValueError(f"configuration {path}: {error}") from error
+    except (Exception, SystemExit) as error:
         raise ValueError(f"configuration {path}: {type(error).__name__}: {error}") from error
     if not isinstance(exported.get("CONFIG"), kind):
         got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
@@ -160,28 +221,14 @@ def _end(error: BaseException) -> NoReturn:
         code, grace = fail(*interrupts.interruption()), 0
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, ValueError | OSError | UsageError):
-        code = fail(one_line(error), 2)
     else:
-        traceback.print_exception(error)
+        if os.environ.get("SAAP_DEBUG"):
+            traceback.print_exception(error)
+        code = failed(error)
     time.sleep(grace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def fail(message: str, code: int) -> int:
-    """Print an error in one line, and return the exit code."""
-    print(f"saap: {place()}{message}", file=sys.stderr, flush=True)
-    return code
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def show_progress() -> AbstractContextManager[Shown]:

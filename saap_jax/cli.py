@@ -5,16 +5,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from rich.table import Table
-
 from saap_jax.arguments import (
-    UsageError,
     configure,
-    console,
-    fail,
     model_first,
     names_factory,
-    one_line,
     parse,
     run_command,
     show_progress,
@@ -34,7 +28,10 @@ from saap_jax.config import (
 )
 from saap_jax.config_recover import RecoverConfig
 from saap_jax.config_use import BenchConfig, EvaluateConfig, GenerateConfig
+from saap_jax.failures import UsageError, fail, failed, suggestion
 from saap_jax.interrupts import interruption
+from saap_jax.terminal import facts_table, show, show_lines, show_paths, write
+from saap_jax.version import __version__
 
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
@@ -55,32 +52,51 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
+  saap help COMMAND            every option of a command; saap --version says which version this is
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
-override it, and `saap COMMAND --help` lists them. On many devices and hosts: docs/pods.md.
+override it, and `saap help COMMAND` lists them. On many devices and hosts: docs/pods.md.
 
 Start with `saap compare configs/quickstart.py`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return 0 when it did its work, 2 for bad input (one line on the error stream).
+    """Run a command; return 0 when it did its work, 2 for an error (one line on the error stream).
 
-    A command may return another code for what it found: `gate` returns 1 when a limit is broken.
+    A command may return another code for what it found: `gate` returns 1 when a limit is broken. Where nobody reads
+    the output any more, as with `saap ... | head -1`, it ends quietly with 141.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            console.print(USAGE, markup=False)
-            return 0 if words else 2
-        if words[0] not in COMMANDS:
-            raise UsageError(f"unknown command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
-        return run_command(words[0], COMMANDS[words[0]], words[1:])
+        try:
+            return _run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return fail(*interruption())
-    except (ValueError, OSError, UsageError) as error:
-        if os.environ.get("SAAP_DEBUG"):
+    except Exception as error:
+        if os.environ.get("SAAP_DEBUG") and not isinstance(error, BrokenPipeError):
             raise
-        return fail(one_line(error), 2)
+        return failed(error)
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    match words:
+        case ["--version" | "-V", *_]:
+            show_lines(f"saap {__version__}")
+            return 0
+        case [] | ["-h" | "--help" | "help"]:
+            show(USAGE)
+            return 0 if words else 2
+    command, *rest = words
+    if command not in COMMANDS:
+        raise UsageError(
+            f"unknown command {command!r}{suggestion(command, COMMANDS) or '; `saap help` lists those that there are'}"
+        )
+    return run_command(command, COMMANDS[command], rest)
 
 
 # --- commands ----------------------------------------------------------------------------------------
@@ -100,11 +116,11 @@ def compare(words: list[str]) -> None:
         run = comparison.compare(config, overwrite=options.overwrite, track=track)
     candidates = run.candidates()
     if run.corrupt_lines:
-        console.print(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
-    console.print(rich_table(run.record, candidates))
+        show(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
+    show(rich_table(run.record, candidates))
     if cut_rows(run.record):
-        console.print(rich_cut_table(run.record))
-    console.print(f"report: {run.path / 'report.html'}   model: {run.path / 'best'}", markup=False)
+        show(rich_cut_table(run.record))
+    show_paths(report=run.path / "report.html", model=run.path / "best")
 
 
 def discover(words: list[str]) -> None:
@@ -126,13 +142,13 @@ def score(words: list[str]) -> None:
     with show_progress() as track:
         run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
     for scenario, scores in calibrated.scenarios.items():
-        console.print(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
+        show(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
     if any(run.record["fusions"].values()):
-        console.print(rich_fusions(run.record["fusions"]))
+        show(rich_fusions(run.record["fusions"]))
     if found := find_patterns(run.record, calibrated.scenarios):
         for structure in found.structures:
-            console.print(rich_patterns(found, structure))
-    console.print(f"report: {run.path / 'report.html'}   scores: {run.path / 'scores.npz'}", markup=False)
+            show(rich_patterns(found, structure))
+    show_paths(report=run.path / "report.html", scores=run.path / "scores.npz")
 
 
 def prune(words: list[str]) -> None:
@@ -146,19 +162,12 @@ def prune(words: list[str]) -> None:
 
     with show_progress() as track:
         pruned = pruning.prune(config, track=track)
-    title = f"{config.estimator} at {pruned.selection.asked:.1%}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    for row in pruning.summary_rows(pruned):
-        table.add_row(*row)
-    console.print(table)
+    show(facts_table(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned)))
     if pruned.reached:
-        table = Table("target", "asked", "unpruned", "predicted", "reached", "prediction off")
-        for row in pruning.target_rows(pruned):
-            table.add_row(*row)
-        console.print(table)
-    for line in pruning.warnings(pruned):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"model: {config.out}", markup=False)
+        header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
+        show(facts_table("", pruning.target_rows(pruned), header))
+    show_lines(*pruning.warnings(pruned))
+    show_paths(model=config.out)
 
 
 def recover(words: list[str]) -> None:
@@ -169,10 +178,9 @@ def recover(words: list[str]) -> None:
 
     with show_progress() as track:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
-    console.print(rich_recovery(run.record))
-    for line in summary(run.record):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"model: {run.record['out']}   run: {run.path}", markup=False)
+    show(rich_recovery(run.record))
+    show(*summary(run.record))
+    show_paths(model=run.record["out"], run=run.path)
 
 
 def export(words: list[str]) -> None:
@@ -188,19 +196,19 @@ def export(words: list[str]) -> None:
     with show_progress() as track:
         exported = export_model(config, step=functools.partial(step, track))
     agreement = exported.agreement
-    table = Table(title=exported.kind, title_justify="left", show_header=False)
-    table.add_row("parameters", f"{exported.parameters:,}")
-    table.add_row("parameters in the files", f"{exported.written:,}")
-    table.add_row("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})")
-    table.add_row("bytes", f"{exported.bytes:,}")
-    table.add_row(f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}")
     share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
-    table.add_row("  root mean square", share)
-    table.add_row("  same most likely token", f"{agreement.argmax:.1%}")
-    console.print(table)
-    for note in exported.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    console.print(f"model: {config.out}", markup=False)
+    rows = [
+        ("parameters", f"{exported.parameters:,}"),
+        ("parameters in the files", f"{exported.written:,}"),
+        ("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})"),
+        ("bytes", f"{exported.bytes:,}"),
+        (f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}"),
+        ("  root mean square", share),
+        ("  same most likely token", f"{agreement.argmax:.1%}"),
+    ]
+    show(facts_table(exported.kind, rows))
+    show_lines(*exported.notes)
+    show_paths(model=config.out)
 
 
 def evaluate(words: list[str]) -> None:
@@ -214,9 +222,9 @@ def evaluate(words: list[str]) -> None:
     with show_progress() as track:
         rows = pipeline.evaluate(config, track=track)
     if config.sources:
-        console.print(rich_perplexities(rows))
+        show(rich_perplexities(rows))
     if config.tasks:
-        console.print(rich_tasks(rows))
+        show(rich_tasks(rows))
 
 
 def fidelity(words: list[str]) -> None:
@@ -228,9 +236,8 @@ def fidelity(words: list[str]) -> None:
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
     for scope in ("attention", "mlp", "pooled"):
-        console.print(report.rich_fidelity_table(rows, scope))
-    files = ("fidelity.svg", "fidelity.md", "fidelity.csv")
-    console.print(f"plots and tables: {', '.join(str(run.path / name) for name in files)}", markup=False)
+        show(report.rich_fidelity_table(rows, scope))
+    show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
 
 
 def frontier(words: list[str]) -> None:
@@ -244,11 +251,10 @@ def frontier(words: list[str]) -> None:
     with show_progress() as track:
         run = job.frontier(config, overwrite=options.overwrite, track=track)
     found = found_variants(run.record, run.candidates())
-    console.print(report.rich_frontier(run.record, found))
-    console.print(report.summary(run.record, found), markup=False)
-    for line in suggestion_lines(run.record):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"figure: {run.path / 'frontier.svg'}   tables: frontier.md, frontier.csv, curve.csv", markup=False)
+    show(report.rich_frontier(run.record, found))
+    show(report.summary(run.record, found))
+    show_lines(*suggestion_lines(run.record))
+    show_paths(figure=run.path / "frontier.svg", tables="frontier.md, frontier.csv, curve.csv")
 
 
 def sensitivity(words: list[str]) -> None:
@@ -260,10 +266,9 @@ def sensitivity(words: list[str]) -> None:
 
     with show_progress() as track:
         run = job.sensitivity(config, overwrite=options.overwrite, track=track)
-    console.print(report.rich_sensitivity(run.record, run.candidates()))
-    for line in suggestion_lines(run.record):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"heat maps: {run.path / 'sensitivity.svg'}   tables: sensitivity.md, sensitivity.csv", markup=False)
+    show(report.rich_sensitivity(run.record, run.candidates()))
+    show_lines(*suggestion_lines(run.record))
+    show_paths(heat_maps=run.path / "sensitivity.svg", tables="sensitivity.md, sensitivity.csv")
 
 
 def report(words: list[str]) -> None:
@@ -274,9 +279,9 @@ def report(words: list[str]) -> None:
 
     written = write_reports(config.runs, config.out, config.figures, overwrite=config.overwrite)
     drawn = [path for path in written if path.suffix in (".svg", ".png", ".pdf")]
-    console.print(f"report: {'   '.join(str(path) for path in written if path not in drawn)}", markup=False)
+    show_paths(report="   ".join(str(path) for path in written if path not in drawn))
     if drawn:
-        console.print(f"figures: {len(drawn)} files in {config.figures}", markup=False)
+        show_paths(figures=f"{len(drawn)} files in {config.figures}")
 
 
 def ab(words: list[str]) -> None:
@@ -292,11 +297,10 @@ def ab(words: list[str]) -> None:
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
     if comparison.metrics:
-        console.print(rich_comparison(comparison))
+        show(rich_comparison(comparison))
     if comparison.tasks:
-        console.print(rich_task_comparison(comparison))
-    for sentence in sentences(comparison):
-        console.print(sentence, markup=False)
+        show(rich_task_comparison(comparison))
+    show(*sentences(comparison))
 
 
 def gate(words: list[str]) -> int:
@@ -311,8 +315,8 @@ def gate(words: list[str]) -> int:
 
     with show_progress() as track:
         checks = quality.gate(config, track=track)
-    console.print(rich_checks(config.model, config.baseline, checks))
-    console.print(verdict(checks), markup=False)
+    show(rich_checks(config.model, config.baseline, checks))
+    show(verdict(checks))
     return 0 if all(check.passed for check in checks) else 1
 
 
@@ -328,7 +332,7 @@ def generate(words: list[str]) -> None:
     config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
     from saap_jax.generation import write_texts
 
-    write_texts(config, functools.partial(print, end="", flush=True), with_prompts=sys.stdout.isatty())
+    write_texts(config, write, with_prompts=sys.stdout.isatty())
 
 
 def plan(words: list[str]) -> None:
@@ -348,9 +352,8 @@ def bench(words: list[str]) -> None:
 
     with show_progress() as track:
         result = benchmark.bench(config, track=track)
-    console.print(rich_bench(result))
-    for line in footnotes(result):
-        console.print(line, markup=False)
+    show(rich_bench(result))
+    show(*footnotes(result))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

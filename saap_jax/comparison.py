@@ -54,6 +54,7 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     Raises:
         ValueError: bad input, or a cut model whose perplexity is not that of the masked one.
     """
+    config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
     check_estimators(config.estimation.estimators, config.fusion)
     variants = variants_of(config)
     for variant in variants:
@@ -194,7 +195,7 @@ def _cut_best(
     layout: Layout | None,
 ) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
-    best = best_candidate(run, config.best_ratio)
+    best = best_candidate(run, config.cut_ratio)
     keep = keeps[best["candidate"]]
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))

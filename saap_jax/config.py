@@ -24,7 +24,9 @@ from saap_jax.options import (
     check_choice,
     check_ratios,
     check_run_name,
+    check_seed,
     check_share,
+    meant,
 )
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
@@ -66,14 +68,24 @@ class CompareConfig(SweepConfig):
 
     name: str = "compare"
     """Name of the run, a directory below `runs`."""
-    best_ratio: float = 0.2
-    """Ratio at which the best candidate is cut, saved and measured; one of `ratios`."""
+    best_ratio: float | None = None
+    """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
+    else the smallest above 0."""
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.best_ratio not in self.ratios:
-            raise ValueError(f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}")
+        if self.best_ratio not in (None, *self.ratios):
+            raise ValueError(
+                f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"
+            )
+
+    @property
+    def cut_ratio(self) -> float:
+        """The ratio at which the best candidate is cut."""
+        if self.best_ratio is not None:
+            return self.best_ratio
+        return 0.2 if 0.2 in self.ratios else min((ratio for ratio in self.ratios if ratio), default=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +113,7 @@ class FrontierConfig(SweepConfig):
         read_percent("max_ppl_increase", self.max_ppl_increase)
         check_choice("judged", self.judged, Domain)
         if not 0.0005 <= self.tolerance < 1:
-            raise ValueError(f"tolerance: expected a ratio in [0.0005, 1), got {self.tolerance}")
+            raise ValueError(f"tolerance: expected a ratio in [0.0005, 1), got {self.tolerance}{meant(self.tolerance)}")
         check_at_least("resamples", self.resamples, 1)
 
 
@@ -171,7 +183,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         if self.ratio is not None:
-            check_ratios((self.ratio,))
+            check_ratios((self.ratio,), "ratio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,6 +211,7 @@ class PairConfig(TasksConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("task_metric", self.task_metric, TaskMetric)
+        check_seed("seed", self.seed)
         if not (self.sources or self.tasks):
             raise ValueError("sources: expected at least one text source, or tasks, got none")
         check_at_least("windows", self.windows, 0)
@@ -331,6 +344,7 @@ class FidelityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
+        check_seed("seed", self.seed)
         check_at_least("resamples", self.resamples, 1)
 
 
@@ -367,10 +381,12 @@ class SensitivityConfig:
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
-        check_ratios((self.ratio,))
+        check_ratios((self.ratio,), "ratio")
         check_choice("judged", self.judged, Domain)
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise ValueError(f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}")
+            raise ValueError(
+                f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}{meant(*self.fractions)}"
+            )
         if len(set(self.fractions)) < len(self.fractions):
             raise ValueError(f"fractions: expected each once, got {list(self.fractions)}")
         if self.align < 0 or self.align == 1:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from saap_jax.options import EvaluationConfig, check_at_least, check_choices, check_run_name, check_share
+from saap_jax.options import EvaluationConfig, check_at_least, check_choices, check_run_name, check_seed, check_share
 from saap_jax.options_mesh import MeshConfig
 from saap_jax.types import Remat
 
@@ -68,8 +68,7 @@ class TrainingTextConfig:
         check_at_least("data.length", self.length, 2)
         check_share("data.held_out", self.held_out)
         check_at_least("data.held_out_rows", self.held_out_rows, 1)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"data.seed: expected a number in [0, 2^32), got {self.seed}")
+        check_seed("data.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,8 +125,7 @@ class TrainingConfig:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
         check_share("training.distillation", self.distillation)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"training.seed: expected a number in [0, 2^32), got {self.seed}")
+        check_seed("training.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

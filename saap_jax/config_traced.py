@@ -128,4 +128,4 @@ class TracedPruneConfig(TracedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratios((self.ratio,))
+        check_ratios((self.ratio,), "ratio")

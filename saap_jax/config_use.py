@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from saap_jax.options import check_at_least, check_choices
+from saap_jax.options import check_at_least, check_choices, check_seed
 from saap_jax.options_mesh import MeshConfig
 
 
@@ -92,6 +92,7 @@ class GenerateConfig:
         if not self.prompts:
             raise ValueError('prompts: expected one or more texts after the model, such as "Once upon a time", or -')
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_seed("seed", self.seed)
         check_at_least("batch_size", self.batch_size, 1)
 
 

@@ -28,15 +28,27 @@ def check_run_name(name: str) -> None:
         raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {name!r}")
 
 
-def check_ratios(ratios: tuple[float, ...]) -> None:
+def check_ratios(ratios: tuple[float, ...], name: str = "ratios") -> None:
     """Raise ValueError unless `ratios` is a non-empty tuple of distinct numbers in [0, 1)."""
     if not ratios:
-        raise ValueError("ratios: expected at least one number in [0, 1), got none")
+        raise ValueError(f"{name}: expected at least one number in [0, 1), got none")
     for ratio in ratios:
-        if not (math.isfinite(ratio) and 0 <= ratio < 1):
-            raise ValueError(f"ratios: expected numbers in [0, 1), got {ratio}")
+        if not 0 <= ratio < 1:
+            numbers = "a number" if len(ratios) == 1 else "numbers"
+            raise ValueError(f"{name}: expected {numbers} in [0, 1), got {ratio}{meant(*ratios)}")
     if len(set(ratios)) < len(ratios):
-        raise ValueError(f"ratios: expected each once, got {list(ratios)}")
+        raise ValueError(f"{name}: expected each once, got {list(ratios)}")
+
+
+def meant(*values: float) -> str:
+    """Return a question for the shares that somebody meant who gave per cent; empty where none looks like that.
+
+    >>> meant(30.0), meant(0.2, 50.0), meant(1.0), meant(-0.1)
+    ('; did you mean 0.3?', '; did you mean 0.2 0.5?', '', '')
+    """
+    if not any(1 < value <= 100 for value in values):
+        return ""
+    return f"; did you mean {' '.join(f'{value / 100 if 1 < value <= 100 else value:g}' for value in values)}?"
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -44,9 +56,14 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
+def check_seed(name: str, value: int) -> None:
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name}: expected a number in [0, 2^32), got {value}")
+
+
 def check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}{meant(value)}")
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
@@ -94,6 +111,7 @@ class CalibrationConfig:
         check_at_least("calibration.examples", self.examples, 1)
         check_at_least("calibration.length", self.length, 2)
         check_at_least("calibration.batch_size", self.batch_size, 1)
+        check_seed("calibration.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +232,8 @@ class SearchConfig:
         if not math.isfinite(self.stability_weight):
             raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
         if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:
-            raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {self.rescore_every}")
+            got = f"{self.rescore_every}{meant(self.rescore_every)}"
+            raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {got}")
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
         for name in ("max_runs", "max_shapes"):
@@ -398,3 +417,5 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
+        for seed in self.seeds:
+            check_seed("grid.seeds", seed)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from saap_jax.steps import telling
+from saap_jax.terminal import visible
 
 INTERVAL = 30.0
 """Seconds between two lines where no bars are shown."""
@@ -28,6 +29,7 @@ class Shown:
 
     def __call__(self, doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         lines = not self._console.is_terminal and not self._open
+        doing = visible(doing)
         stage = _Stage(doing, total)
         if lines:
             self._print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...")
@@ -66,7 +68,7 @@ class Shown:
             self._print(f"at work {time.monotonic() - since:.0f} s after: {after}")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, soft_wrap=True)
 
 
 class _Stage:
@@ -103,7 +105,7 @@ def duration(seconds: float) -> str:
 def showing(console: Console) -> Iterator[Shown]:
     """Show progress while the body runs, by the `Track` that is yielded, and of steps within its stages."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from saap_jax.arguments import UsageError, console
+from saap_jax.failures import UsageError
 from saap_jax.options import ModelConfig
+from saap_jax.terminal import show, show_lines, show_paths
 
 USAGE = """\
 usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg]
@@ -20,7 +21,7 @@ def run(words: list[str]) -> None:
         ValueError, FileNotFoundError: no such model or factory.
     """
     if set(words) & {"-h", "--help"}:
-        console.print(USAGE, markup=False)
+        show_lines(USAGE)
         return
     names, drawing = _split(words)
     if len(names) > 1:
@@ -30,15 +31,14 @@ def run(words: list[str]) -> None:
         from saap_jax.discovery.factory import traced_factory, traced_listing
 
         traced = traced_factory(name)
-        console.print(traced_listing(name, traced), markup=False, soft_wrap=True)
+        show_lines(traced_listing(name, traced))
     else:
         from saap_jax.discovery.listing import listing, traced_model
         from saap_jax.llama import load_model
 
         model = load_model(name)
         table, said = listing(name, model)
-        console.print(table)
-        console.print(said)
+        show(table, said)
         traced = traced_model(model) if drawing else None
     if drawing and traced is not None:
         from saap_jax.report.couplings import couplings_drawing
@@ -47,7 +47,7 @@ def run(words: list[str]) -> None:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
         path.write_text(couplings_drawing(traced), encoding="utf-8")
-        console.print(f"drawing: {path}", markup=False, soft_wrap=True)
+        show_paths(drawing=path)
 
 
 def _split(words: list[str]) -> tuple[list[str], str]:

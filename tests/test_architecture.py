@@ -17,8 +17,8 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
-    ("types",),
-    ("interrupts", "steps"),
+    ("types", "version"),
+    ("interrupts", "steps", "terminal"),
     ("amounts",),
     ("options",),
     ("options_mesh",),
@@ -62,7 +62,7 @@ ORDER = (
     ("references",),
     ("task_comparison",),
     ("quality",),
-    ("progress",),
+    ("progress", "failures"),
     ("arguments",),
     ("traced",),
     ("planning", "structures_command"),

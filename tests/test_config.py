@@ -28,7 +28,17 @@ def test_the_default_is_json():
         (lambda: c.CompareConfig(best_ratio=0.3), r"best_ratio: expected one of ratios \[0.2, 0.5\], got 0.3"),
         (lambda: c.CompareConfig(name="a/b"), "name: expected letters, .* got 'a/b'"),
         (lambda: c.ScoreConfig(name=""), "got ''"),
-        (lambda: c.PruneConfig(ratio=1.5), "got 1.5"),
+        (lambda: c.PruneConfig(ratio=1.5), r"ratio: expected a number in \[0, 1\), got 1.5; did you mean 0.015\?"),
+        (lambda: c.PruneConfig(ratio=30.0), "got 30.0; did you mean 0.3?"),
+        (lambda: c.CompareConfig(ratios=(20.0, 50.0)), r"got 20.0; did you mean 0.2 0.5\?"),
+        (lambda: c.CompareConfig(best_ratio=50.0), r"got 50.0; did you mean 0.5\?"),
+        (lambda: c.SensitivityConfig(fractions=(10.0, 0.5)), r"did you mean 0.1 0.5\?"),
+        (lambda: c.FrontierConfig(tolerance=2.0), r"did you mean 0.02\?"),
+        (lambda: o.SearchConfig(rescore_every=10.0), r"did you mean 0.1\?"),
+        (lambda: o.ResidualConfig(share=5.0), r"did you mean 0.05\?"),
+        (lambda: o.ResidualConfig(share=500.0), "got 500.0$"),
+        (lambda: o.CalibrationConfig(seed=2**32), r"calibration.seed: expected a number in \[0, 2\^32\)"),
+        (lambda: o.GridConfig(seeds=(0, -1)), r"grid.seeds: expected a number in"),
         (lambda: o.CalibrationConfig(examples=0), "calibration.examples: expected at least 1, got 0"),
         (lambda: o.CalibrationConfig(length=1), "calibration.length: expected at least 2, got 1"),
         (lambda: o.CalibrationConfig(batch_size=0), "calibration.batch_size: expected at least 1, got 0"),
@@ -62,3 +72,12 @@ def test_refused(make, message):
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         o.ModelConfig().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "given", "cut"),
+    [((0.2, 0.5), None, 0.2), ((0.3,), None, 0.3), ((0.5, 0.3), None, 0.3), ((0.0, 0.4), None, 0.4), ((0.0,), None, 0),
+     ((0.3, 0.5), 0.5, 0.5)],
+)  # fmt: skip
+def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
+    assert c.CompareConfig(ratios=ratios, best_ratio=given).cut_ratio == cut

@@ -167,5 +167,7 @@ def test_ctrl_c_while_a_real_model_is_evaluated(wait):
     code, seconds, shown = in_terminal(words, b"batches of windows", wait)
     assert code == 130
     assert seconds < 2 + SLACK
-    assert re.search(r"\n(\x1b\[\?25h)?saap: interrupted; what was finished is kept, and [^\n]*\n$", shown.replace("\r", ""))
+    assert re.search(
+        r"\n(\x1b\[\?25h)?saap: interrupted; what was finished is kept, and [^\n]*\n$", shown.replace("\r", "")
+    )
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"

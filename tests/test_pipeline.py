@@ -63,7 +63,7 @@ def test_the_run_holds_every_candidate(config, run):
 def test_the_best_is_cut_and_loads(config, run):
     best = run.record["best"]
     out = "ppl@16 builtin:descriptions"
-    at_ratio = [c for c in run.candidates() if c["ratio_asked"] == config.best_ratio]
+    at_ratio = [c for c in run.candidates() if c["ratio_asked"] == config.cut_ratio]
     assert best["ppl_masked"][out] == min(candidate["ppl"][out] for candidate in at_ratio)
     loaded = saap_jax.load_model(run.path / "best")
     assert saap_jax.count_parameters(loaded) == best["parameters"] < run.record["dense"]["parameters"]

@@ -13,6 +13,7 @@ from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.runs import join_runs, run_bounds
+from saap_jax.options import check_seed
 from saap_jax.types import Gates, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
@@ -59,6 +60,7 @@ class Curvature:
             raise ValueError(f"gate_hessian: expected probes >= 1, got {self.probes}")
         if self.attention not in ("exact", "probes"):
             raise ValueError(f"gate_hessian: expected attention 'exact' or 'probes', got {self.attention!r}")
+        check_seed("gate_hessian: seed", self.seed)
 
 
 class GateHessian(NamedTuple):

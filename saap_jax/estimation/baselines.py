@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
+from saap_jax.options import check_seed
 from saap_jax.types import Scores
 
 
@@ -16,6 +17,7 @@ def squared_norm(weight: Float[Array, "layers units rest"]) -> Float[Array, "lay
 
 def random(*, seed: int = 0) -> Estimator:
     """Score each unit uniformly in [0, 1), independent of model and data: the floor of every comparison."""
+    check_seed("random: seed", seed)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         root, scores = jax.random.key(seed), {}

@@ -3,7 +3,9 @@
 import ast
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args, get_origin
 
 from saap_jax.estimation import activations, baselines, blocks, gates, hessian, second_order, taylor
 from saap_jax.estimation.base import Estimator
@@ -25,6 +27,9 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "block_influence": blocks.block_influence,
 }
 
+_LONGEST = 1000
+"""The most characters of a name with its hyper-parameters."""
+
 
 def make_estimator(text: str) -> Estimator:
     """Make an estimator from its name, with hyper-parameters in brackets if any.
@@ -33,19 +38,37 @@ def make_estimator(text: str) -> Estimator:
     [<Statistic.WEIGHT_GRADIENT: 'weight_gradient'>]
 
     Raises:
-        ValueError: an unknown name (the nearest one is suggested), an unknown hyper-parameter or a malformed call.
+        ValueError: an unknown name (the nearest one is suggested), an unknown hyper-parameter, a value that is none of
+            it, or a malformed call.
     """
     name, options = _parse(text)
     if name not in ESTIMATORS:
         near = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.0)
         raise ValueError(f"unknown estimator {name!r}; did you mean {near[0]!r}? Known: {', '.join(ESTIMATORS)}")
     factory = ESTIMATORS[name]
-    known = [parameter.name for parameter in inspect.signature(factory).parameters.values()]
-    for option in options:
+    known = inspect.signature(factory).parameters
+    for option, value in options.items():
         if option not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
+        if expected := _refused(value, known[option].annotation):
+            raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
     return factory(**options)
+
+
+def _refused(value: Any, kind: Any) -> str:
+    """Return what a hyper-parameter takes, where a value is none of it; what is not annotated takes all.
+
+    >>> _refused(3, Literal["sum", "max"]), _refused(3, int | float), _refused(3, bool)
+    ("'sum' or 'max'", '', 'bool')
+    """
+    kinds = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
+        return "" if value in kinds else " or ".join(map(repr, kinds))
+    taken = (*kinds, int) if float in kinds else kinds
+    if inspect.Parameter.empty in kinds or type(value) in taken:
+        return ""
+    return " or ".join(each.__name__ for each in kinds)
 
 
 def make_estimators(texts: Iterable[str]) -> dict[str, Estimator]:
@@ -62,14 +85,18 @@ def make_estimators(texts: Iterable[str]) -> dict[str, Estimator]:
 
 def _parse(text: str) -> tuple[str, dict]:
     """Split "name(key=value, …)" into the name and its literal keyword arguments."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"estimator: expected at most {_LONGEST} characters, got {len(text):,}: {text[:40]!r}...")
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the parser: whatever is odd about the text, it is refused below
+            node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
             pairs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
             if None not in pairs:
                 return node.func.id, pairs
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets
         pass
     raise ValueError(f"estimator: expected NAME or NAME(option=value, …), got {text!r}")

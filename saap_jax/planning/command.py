@@ -7,12 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from saap_jax.arguments import UsageError, console, parse, show_progress, split_words
+from saap_jax.arguments import UsageError, parse, show_progress, split_words
 from saap_jax.config_plan import PlanConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import Record, plan_one
 from saap_jax.planning.search import search, settings_of
+from saap_jax.terminal import show
 
 
 def plan(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
@@ -52,14 +53,14 @@ def shown(config: PlanConfig, result: Record) -> list[Table | str]:
             f"{record['memory'] / GIB:.1f} GiB of a device."
         ]
         return [*said, *(f"  {remedy}" for remedy in record["remedies"]), "Or let --search find a machine."]
-    return [_table(config, record), *_sentences(config, record)]
+    return [plan_table(config, record), *_sentences(config, record)]
 
 
 def _last(result: Record) -> str:
     return result["tried"][-1]["target"] if result["tried"] else "none, by arithmetic"
 
 
-def _table(config: PlanConfig, record: Record) -> Table:
+def plan_table(config: PlanConfig, record: Record) -> Table:
     """Return what a device holds and what a step does."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in record["mesh"].items() if size > 1) or "one device"
     table = Table(
@@ -116,5 +117,4 @@ def run(words: list[str]) -> None:
     config, _ = parse("plan [MODEL] [TARGET]", PlanConfig(), [*named, *rest])
     with show_progress() as track:
         result = plan(config, track=track)
-    for each in shown(config, result):
-        console.print(each, highlight=False)
+    show(*shown(config, result))

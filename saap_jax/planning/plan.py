@@ -249,6 +249,10 @@ def _unit(letter: str) -> float:
     return 1024.0 ** " KMGT".index(letter or " ")
 
 
+LIBTPU = "libtpu>=0.0.52"
+"""What planning for a TPU needs beside the package."""
+
+
 def _devices(target: Target) -> Any:
     """Return the devices of a machine that is not there, as the compiler describes them."""
     for name, value in _QUIET.items():
@@ -257,8 +261,8 @@ def _devices(target: Target) -> Any:
         import libtpu  # noqa: F401
     except ModuleNotFoundError:
         raise ValueError(
-            f"target {target.topology}: planning for a TPU compiles for it, which needs libtpu; "
-            "pip install 'saap_jax[tpu-plan]'"
+            f"target {target.topology}: planning for a TPU compiles for it, which needs libtpu, and no TPU; install it "
+            f"with: pip install '{LIBTPU}'"
         ) from None
     from jax.experimental import topologies
 

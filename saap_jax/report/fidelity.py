@@ -1,7 +1,5 @@
 """How faithful estimators are to the oracle: the ranking as a table, and each score against the exact change."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,6 +12,7 @@ from rich.text import Text
 from scipy.stats import rankdata
 
 from saap_jax.evaluation.fidelity import MEASURES, SCOPES, Fidelity
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import _line, _svg, _text, colour_of
 from saap_jax.types import STRUCTURES, Scores
 
@@ -87,11 +86,7 @@ def markdown_fidelity(rows: Sequence[Fidelity]) -> str:
 
 def csv_fidelity(rows: Sequence[Fidelity]) -> str:
     """Return all correlations as CSV, one a line, in full precision; NaN is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Fidelity._fields)
-    writer.writerows([["" if value != value else value for value in row] for row in rows])
-    return text.getvalue()
+    return csv_text(Fidelity._fields, (["" if value != value else value for value in row] for row in rows))
 
 
 def format_interval(row: Fidelity, *, width: int = 0) -> str:

@@ -1,7 +1,5 @@
 """What `saap frontier` shows and keeps: how far each variant can go, as a table, a figure and a sentence."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.frontier import Estimate, Found, found_variants
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import log_ticks
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import INK, inline_svg, short_name
@@ -115,16 +114,14 @@ def markdown_frontier(run: Record, found: Sequence[Found]) -> str:
 def csv_frontier(run: Record, candidates: Sequence[Record]) -> str:
     """Return what was found of each variant and seed as CSV, in full precision; an empty cell for what there is not."""
     rows = {candidate["candidate"]: candidate for candidate in candidates} | {DENSE: run[DENSE]}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [metric["name"] for metric in run["metrics"]]
     keys = ["variant", "seed", "ratio", "breaks_at", "largest_possible", "rounds", "candidate"]
-    writer.writerow([*keys, "again", "ratio_actual", "parameters", *names])
+    lines = []
     for line in run["frontier"]["lines"]:
         row = rows[line["candidate"]]
         measured = [row.get("ratio_actual", 0.0), row["parameters"], *map(row["ppl"].get, names)]
-        writer.writerow([*(line[key] for key in keys), " ".join(map(str, line["again"])), *measured])
-    return text.getvalue()
+        lines.append([*(line[key] for key in keys), " ".join(map(str, line["again"])), *measured])
+    return csv_text([*keys, "again", "ratio_actual", "parameters", *names], lines)
 
 
 def format_estimate(estimate: Estimate) -> str:

@@ -1,7 +1,5 @@
 """How fusions came about: σ of every estimator, its way there, and the weights that follow, as tables and a figure."""
 
-import csv
-import io
 import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import log_ticks
 from saap_jax.report.rows import Record
 from saap_jax.report.scores import INK, inline_svg, short_name
@@ -85,11 +84,7 @@ def rich_fusions(fusions: Fusions) -> Table:
 
 def csv_fusions(fusions: Fusions) -> str:
     """Return σ and weights as CSV, one member and scope a line, in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FusionRow._fields)
-    writer.writerows(fusion_rows(fusions))
-    return text.getvalue()
+    return csv_text(FusionRow._fields, fusion_rows(fusions))
 
 
 def fusion_figure(fusions: Fusions) -> str:

@@ -1,12 +1,11 @@
 """Several runs side by side: who is best at each ratio in which run, on one drawing, and where the runs differ."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 
 from saap_jax.report.about import format_usd, seconds_of
 from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import Curve, frontier, legend
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
@@ -164,9 +163,7 @@ def csv_report(views: Sequence[RunView]) -> str:
 
     An empty cell is what was not recorded, and what has no meaning: the dense model and the best are not compared.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    lines = []
     for view in views:
         compared = view.compared
         if compared is None:
@@ -188,8 +185,8 @@ def csv_report(views: Sequence[RunView]) -> str:
                     getattr(row, f"spread_{domain}"),
                     int(row.best),
                 )
-                writer.writerow(["" if value != value else value for value in (*about, *values, *versus)])
-    return text.getvalue()  # fmt: skip
+                lines.append(["" if value != value else value for value in (*about, *values, *versus)])
+    return csv_text(CSV_HEADER, lines)
 
 
 def _short(text: str) -> str:

@@ -5,8 +5,6 @@ whatever the layer. Ranks are given as percentile ranks, (mid-rank − ½) / uni
 estimator's unit.
 """
 
-import csv
-import io
 import math
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import rankdata
 
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.scores import format_correlation, heat_maps, inline_svg, rank_agreement, short_name
 from saap_jax.report.tables import format_percent
 from saap_jax.types import Keep, Scores
@@ -287,17 +286,15 @@ def csv_patterns(found: Patterns, *, only_consistent: bool = False) -> str:
 
     `only_consistent` leaves out units that are not.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [f"rank {s}" for s in found.scenarios] + ([f"usage {s}" for s in found.scenarios] if found.usage else [])
-    writer.writerow(["structure", "layer", "unit", *columns, "consistently_unimportant"])
+    rows = []
     for structure, part in found.structures.items():
         values = np.stack([*part.ranks.values(), *part.frequencies.values()])
         where = part.consistent if only_consistent else ~np.isnan(values[0])
         for layer, unit in np.argwhere(where).tolist():
             numbers = [f"{value:.6g}" for value in values[:, layer, unit].tolist()]
-            writer.writerow([structure, layer, unit, *numbers, int(part.consistent[layer, unit])])
-    return text.getvalue()
+            rows.append([structure, layer, unit, *numbers, int(part.consistent[layer, unit])])
+    return csv_text(["structure", "layer", "unit", *columns, "consistently_unimportant"], rows)
 
 
 # --- the figure ------------------------------------------------------------------------------------

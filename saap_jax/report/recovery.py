@@ -1,7 +1,5 @@
 """What `saap recover` shows and keeps: before and after beside the dense model, and the course of the training."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.rows import Record, metrics, number
 from saap_jax.report.scores import inline_svg
 from saap_jax.report.tables import format_change, format_count, format_mebibytes, format_millions, format_ppl
@@ -65,15 +64,14 @@ def rich_recovery(run: Record) -> Table:
 
 def csv_recovery(run: Record) -> str:
     """Return the table with all digits: a line a model."""
-    names, text = [metric["name"] for metric in metrics(run)], io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "parameters", "bytes", "tokens_per_second", *names])
-    for key, label in VARIANTS.items():
-        if key in run:
-            row = run[key]
-            fields = [row.get(field) for field in ("parameters", "bytes", "tokens_per_second")]
-            writer.writerow([label, *fields, *(row["ppl"].get(name) for name in names)])
-    return text.getvalue()
+    names = [metric["name"] for metric in metrics(run)]
+    fields = ("parameters", "bytes", "tokens_per_second")
+    rows = (
+        [label, *map(run[key].get, fields), *map(run[key]["ppl"].get, names)]
+        for key, label in VARIANTS.items()
+        if key in run
+    )
+    return csv_text(["model", *fields, *names], rows)
 
 
 def summary(run: Record) -> list[str]:

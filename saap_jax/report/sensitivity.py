@@ -1,7 +1,5 @@
 """What `saap sensitivity` shows and keeps: the places that cost most and least, heat maps, and what it suggests."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +11,7 @@ from rich.text import Text
 
 from saap_jax.evaluation.sensitivity import Change, a_parameter, changes_of, judged_metric, nearest_share
 from saap_jax.evaluation.suggestions import aligned_sentence
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.rows import DENSE, Record
 from saap_jax.report.scores import inline_svg
 from saap_jax.report.suggestions import markdown_suggestions
@@ -151,13 +150,11 @@ def csv_sensitivity(run: Record, candidates: Sequence[Record]) -> str:
     """Return all changes as CSV, in full precision, with the perplexity on every text; NaN is an empty cell."""
     names = [metric["name"] for metric in run["metrics"]]
     rows = {(row["structure"], row["layer"], row["asked"]): row for row in candidates if "layer" in row}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*Change._fields, *names])
+    lines = []
     for change in changes_of(run, candidates):
         ppl = rows[change.structure, change.layer, change.asked]["ppl"]
-        writer.writerow(["" if value != value else value for value in (*change, *map(ppl.get, names))])
-    return text.getvalue()
+        lines.append(["" if value != value else value for value in (*change, *map(ppl.get, names))])
+    return csv_text([*Change._fields, *names], lines)
 
 
 # --- heat maps -------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Tables of a run: the candidates beside the dense model, and the cut model beside the dense one."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number
 
 BEST, TIED = "*", "≈"
@@ -100,13 +99,8 @@ def csv_table(run: Record, candidates: Sequence[Record]) -> str:
     records = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
     if "dense" in run:
         records = [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"]}, *records]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, *names])
-    for record in records:
-        ppl = record.get("ppl", {})
-        writer.writerow([*(record.get(key) for key in keys), *map(ppl.get, names)])
-    return text.getvalue()
+    rows = ([*map(record.get, keys), *map(record.get("ppl", {}).get, names)] for record in records)
+    return csv_text([*keys, *names], rows)
 
 
 def cut_rows(run: Record) -> list[CutRow]:

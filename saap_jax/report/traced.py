@@ -1,12 +1,11 @@
 """What a comparison on a traced model shows and keeps: its table, for the terminal, as Markdown and as CSV."""
 
-import csv
-import io
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from saap_jax.report.blocks import plural
+from saap_jax.report.csv_text import csv_text
 from saap_jax.report.markdown import escaped
 from saap_jax.report.rows import DENSE, Record
 
@@ -58,11 +57,8 @@ def traced_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
     rows = [tuple(map(escaped, row)) for row in (HEADER, *traced_cells(candidates))]
     rows.insert(1, (":--", *["--:"] * (len(HEADER) - 2), ":--"))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     fields = ("candidate", "estimator", "ratio_asked", "ratio", "parameters", "loss", "change", "change_error")
-    writer.writerow(fields)
-    writer.writerows([[row.get(field, "") for field in fields] for row in candidates])
+    table_csv = csv_text(fields, ([row.get(field) for field in fields] for row in candidates))
     said = "\n".join(f"- {escaped(line)}" for line in traced_sentences(run))
     words = f"# Held-out loss of masked models\n\n{said}\n\n{table}\n"
-    return {"comparison.md": words, "comparison.csv": file.getvalue()}
+    return {"comparison.md": words, "comparison.csv": table_csv}

@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Any
 
-from rich.table import Table
-
-from saap_jax.arguments import Options, UsageError, console, load_config, parse, show_progress, split_words
+from saap_jax.arguments import Options, UsageError, load_config, parse, show_progress, split_words
 from saap_jax.config_traced import TracedCompareConfig, TracedPruneConfig
+from saap_jax.terminal import facts_table, show, show_paths
 
 
 def compare(words: list[str]) -> None:
@@ -17,10 +16,8 @@ def compare(words: list[str]) -> None:
 
     with show_progress() as track:
         run = jobs.compare(config, overwrite=options.overwrite, track=track)
-    console.print(rich_traced(run.record, run.candidates()))
-    for line in traced_sentences(run.record):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"report: {run.path / 'report.html'}   drawing: {run.path / 'couplings.svg'}", markup=False)
+    show(rich_traced(run.record, run.candidates()), *traced_sentences(run.record))
+    show_paths(report=run.path / "report.html", drawing=run.path / "couplings.svg")
 
 
 def prune(words: list[str]) -> None:
@@ -31,16 +28,16 @@ def prune(words: list[str]) -> None:
     with show_progress() as track:
         pruned = jobs.prune(config, track=track)
     selection = pruned.selection
-    table = Table(title=f"{config.estimator} at {selection.asked:.1%}", title_justify="left", show_header=False)
-    table.add_row("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})")
-    table.add_row("parameters", "{:,} -> {:,}".format(*pruned.parameters))
-    table.add_row("held-out loss", "{:.4g} -> {:.4g}".format(*pruned.losses))
+    rows = [
+        ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
+        ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
+        ("held-out loss", "{:.4g} -> {:.4g}".format(*pruned.losses)),
+    ]
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
-        table.add_row(f"units of {name}", f"{before} -> {after}{times}")
-    console.print(table)
-    console.print(pruned.own_code, markup=False, soft_wrap=True)
-    console.print(f"model: {config.out}   read it with saap_jax.traced.load_pruned", markup=False, soft_wrap=True)
+        rows.append((f"units of {name}", f"{before} -> {after}{times}"))
+    show(facts_table(f"{config.estimator} at {selection.asked:.1%}", rows), pruned.own_code)
+    show_paths(model=f"{config.out}   read it with saap_jax.traced.load_pruned")
 
 
 def _configured(command: str, kind: type, words: list[str], options: type | None) -> tuple[Any, Any]:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +13,20 @@ from saap_jax.config_plan import PlanConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
-from saap_jax.planning.plan import overrun_of, plan_one, remedies
+from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies
 from saap_jax.planning.search import search, settings_of, ways
 
 SEVEN = spec_of("llama-2-7b")
+
+
+def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setenv("SAAP_CACHE", str(tmp_path))
+    assert main(["plan", "llama-2-7b", "v5e-16"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"install it with: pip install '{LIBTPU}'")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["optional-dependencies"]["tpu-plan"] == [LIBTPU]
 
 
 @pytest.mark.parametrize(("name", "billions"), [("llama-7b", 6.74), ("llama-2-13b", 13.02), ("llama-3-8b", 8.03)])

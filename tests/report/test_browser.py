@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from saap_jax.evaluation.fidelity import MEASURES, Fidelity
+from saap_jax.report.html import policy
 from saap_jax.report.records import RunDirectory
 from saap_jax.report.reports import write_reports
 from tests.report.sweeps import write_run
@@ -78,11 +79,13 @@ def opened(browser: Any, path: Path, width: int = 1440, scheme: str = "light") -
 
 
 def spoiled(path: Path, tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    """Return a copy of a page with a fault in it."""
+    """Return a copy of a page with a fault in it, whose policy allows its style and script as they are now."""
     text = path.read_text()
     for old, new in changes:
         assert old in text
         text = text.replace(old, new, 1)
+    style, script = (re.findall(f"<{tag}>(.*?)</{tag}>", text, re.S)[-1] for tag in ("style", "script"))
+    text = re.sub('(?<=http-equiv="Content-Security-Policy" content=").*?(?=">)', policy(style, script), text)
     copy = tmp_path / "spoiled.html"
     copy.write_text(text)
     return copy
@@ -158,6 +161,12 @@ class TestChecksCanFail:
             broken = spoiled(pages["one"], tmp_path, ("</script>", f"{fault}</script>"))
             with opened(browser, broken) as page:
                 assert len(page.faults) == 1
+
+    def test_a_script_that_is_not_the_page_s_own(self, browser, pages, tmp_path):
+        foreign = spoiled(pages["one"], tmp_path, ("<h1>", "<script>document.title = 'taken'</script><h1>"))
+        with opened(browser, foreign) as page:
+            assert len(page.faults) == 1, "the page's policy does not let it run, and says so"
+            assert page.title() != "taken"
 
     def test_a_request(self, browser, pages, tmp_path):
         image = ("<h1>", '<img src="other.png" alt=""><h1>')

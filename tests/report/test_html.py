@@ -1,6 +1,7 @@
 """The page: self-contained, complete, escaped, and made for runs that are not finished too."""
 
 import base64
+import hashlib
 import json
 import math
 import re
@@ -79,6 +80,16 @@ class TestPage:
         assert page.of("link") == page.of("img") == page.of("iframe") == []
         assert all("src" not in attrs for attrs in page.of("script"))
         assert all(attrs["href"].startswith(("data:text/csv;", "#")) for attrs in page.of("a"))
+
+    def test_allows_its_own_style_and_script_and_no_other(self, run, page):
+        text = render_report(run.path)
+        [policy] = [attrs["content"] for attrs in page.of("meta") if "http-equiv" in attrs]
+        sources = dict(rule.split(" ", 1) for rule in policy.split("; "))
+        assert (sources["default-src"], sources["img-src"]) == ("'none'", "data:")
+        for tag, rule in (("style", "style-src-elem"), ("script", "script-src")):
+            [content] = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.S)
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            assert sources[rule] == f"'sha256-{digest}'"
 
     def test_shows_every_candidate_with_what_it_is_sorted_by(self, run):
         rows = sortable_rows(render_report(run.path))

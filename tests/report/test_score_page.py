@@ -80,7 +80,7 @@ class TestPage:
         assert all(attrs["href"].startswith("data:image/png;base64,") for attrs in page.of("image"))
         assert all(attrs["href"].startswith(("data:text/csv;base64,", "#")) for attrs in page.of("a"))
         policy = next(attrs["content"] for attrs in page.of("meta") if "content" in attrs and "http-equiv" in attrs)
-        assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+        assert "script-src 'none'" in policy, "the page has no script"
 
     def test_shows_the_correlations_of_each_scenario(self, run, page):
         scores = read_scores(run.path)

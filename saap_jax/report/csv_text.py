@@ -1,0 +1,37 @@
+"""Tables as CSV text that a spreadsheet shows as it is."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet takes for a formula."""
+
+
+def csv_text(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table as CSV, numbers in full precision, None as an empty cell.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, as the spreadsheet itself writes it.
+
+    >>> print(csv_text(["name", "change"], [["=1+2", -0.5], ["-", None], ["-1e-3", "a,b"]]), end="")
+    name,change
+    '=1+2,-0.5
+    -,
+    -1e-3,"a,b"
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, header))
+    writer.writerows(map(_cell, row) for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_FORMULA) or value == "-":
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
