@@ -2,6 +2,7 @@
 one line; and the other processes of its job, if there are any.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -12,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -231,6 +231,6 @@ def _end(error: BaseException) -> NoReturn:
     os._exit(code)
 
 
-def show_progress() -> AbstractContextManager[Shown]:
+def show_progress() -> contextlib.AbstractContextManager[Shown]:
     """Show progress while the body runs, by the `Track` that is yielded."""
     return showing(console)
