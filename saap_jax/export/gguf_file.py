@@ -4,6 +4,8 @@
 layers, so narrower ones are widened by zeros. It has no sliding window here: the context ends where that would count.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +79,10 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
         writer.write_ti_data_to_file()
         for tensor, kind in zip(tensors, types, strict=True):
             writer.write_tensor_data(_stored(tensor, kind))
+    except OSError as error:
+        if error.errno is not None or "requested and" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error  # numpy says "9 requested and 3 …"
     finally:
         writer.close()
     wider = sum(kind == Type.F16 for kind in types) if dtype == "q8_0" else 0

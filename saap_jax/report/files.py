@@ -111,6 +111,8 @@ def append_line(path: Path, line: bytes) -> None:
             os.fsync(file.fileno())
         except BaseException as error:
             os.ftruncate(file.fileno(), size)
+            if size == 0:
+                path.unlink()
             _say_where(error, path)
             raise
 

@@ -106,7 +106,8 @@ class RunDirectory:
     def _check_inputs(self, inputs: dict[str, str], at_most: int = 3) -> None:
         before = self._record.get("inputs")
         if before is None:
-            if agreed(lambda: any((self.path / name).exists() for name in ("metrics.jsonl", *self._record["files"]))):
+            names = ("metrics.jsonl", *self._record.get("files", []))
+            if agreed(lambda: any((self.path / name).exists() for name in names)):
                 raise ValueError(
                     f"{self.path} holds results, but does not say of which weights and text, as runs of an older "
                     "version; pass --overwrite or another --name"
