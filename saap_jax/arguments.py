@@ -231,9 +231,6 @@ def _end(error: BaseException) -> NoReturn:
     os._exit(code)
 
 
-# --- progress ----------------------------------------------------------------------------------------
-
-
 def show_progress() -> contextlib.AbstractContextManager[Shown]:
     """Show progress while the body runs, by the `Track` that is yielded."""
     return showing(console)

@@ -29,6 +29,7 @@ class Shown:
 
     def __call__(self, doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         lines = not self._console.is_terminal and not self._open
+        doing = visible(doing)
         stage = _Stage(doing, total)
         if lines:
             self._print(f"{doing}: {total} steps" if total > 1 else f"{doing} ...")
