@@ -182,9 +182,10 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
     the usual ones that it serves.
     """
-    usual = EstimationConfig().estimators
+    left_out, usual = [], EstimationConfig().estimators
     if config.from_run and config.estimation.estimators == usual:
         names = served(config.from_run, usual, config.fusion)
+        left_out = [name for name in usual if name not in names]
         config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
     check_estimators(config.estimation.estimators, config.fusion)
     importance = config.patterns.importance
@@ -214,8 +215,8 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
-    if config.from_run and (left_out := set(usual) - set(config.estimation.estimators)) and len(left_out) < len(usual):
-        run.update(left_out=[name for name in usual if name in left_out])
+    if left_out:
+        run.update(left_out=left_out)
     write_scalars(run)
     run.update(status="finished")
     if first():
