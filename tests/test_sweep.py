@@ -26,6 +26,7 @@ from saap_jax.options import (
     SearchConfig,
 )
 from saap_jax.report import comparison_rows, csv_table
+from saap_jax.report.rows import untested
 from saap_jax.variants import candidates_of, seeds_of, variants_of
 
 FUSED = "gate_fisher+wanda"
