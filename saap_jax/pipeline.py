@@ -186,9 +186,10 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
     the usual ones that it serves.
     """
-    usual = EstimationConfig().estimators
+    left_out, usual = [], EstimationConfig().estimators
     if config.from_run and config.estimation.estimators == usual:
         names = served(config.from_run, usual, config.fusion)
+        left_out = [name for name in usual if name not in names]
         config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
     check_estimators(config.estimation.estimators, config.fusion)
     importance = config.patterns.importance
@@ -200,11 +201,11 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
     with job(config, SCORED, overwrite=overwrite) as run:
         if not run.finished:
-            _score(config, run, layout, track)
+            _score(config, run, layout, left_out, track)
     return run, read_scores(run)
 
 
-def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
+def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_out: list[str], track: Track) -> None:
     """Do what `score_run` does, as far as the run does not hold it yet."""
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     with run.stage("load"), step(track, "load the model"):
@@ -225,9 +226,8 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, track:
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
-    usual = EstimationConfig().estimators
-    if config.from_run and (left_out := set(usual) - set(config.estimation.estimators)) and len(left_out) < len(usual):
-        run.update(left_out=[name for name in usual if name in left_out])
+    if left_out:
+        run.update(left_out=left_out)
     finish(run, SCORED)
 
 

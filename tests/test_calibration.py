@@ -179,6 +179,7 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
     assert not (tmp_path / "again" / "scores.npz").exists()
     ok, _ = pipeline.score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
     assert ok.finished
+    assert "left_out" not in ok.record, "all that were named are there"
     none = dataclasses.replace(score_config, name="none", runs=str(tmp_path), keep_statistics="none")
     run, _ = pipeline.score_run(none)
     assert not (run.path / "statistics").exists()

@@ -250,7 +250,7 @@ class TestOutput:
         words = [
             *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--ratios", "0.2", "0.4", "0.6"),
             *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
-            *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
+            *("--evaluation.windows", "8", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
             *("--estimation.estimators", "magnitude", "--max-ppl-increase", "20%"),
         ]
         assert cli.main(["frontier", *words]) == 0

@@ -16,6 +16,7 @@ from saap_jax.config import CompareConfig, SensitivityConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.commands import compare_command
+from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.kept import read_scores
@@ -159,7 +160,7 @@ class TestTrials:
         assert all(width % 8 == 0 for width in aligned["kept"]["mlp"])
         assert not all(width % 8 == 0 for width in plain["kept"]["mlp"])
         assert min(plain["ratio_actual"], aligned["ratio_actual"]) >= config.ratio
-        assert [len(each) for each in trial["seconds"]] == [3, 3]
+        assert [len(each) for each in trial["seconds"]] == [FEWEST, FEWEST]
         assert np.min(trial["seconds"]) > 0
 
     @pytest.mark.parametrize("steps", [None, pytest.param(0.1, marks=pytest.mark.slow)])
@@ -230,7 +231,6 @@ class TestOutput:
             ({"fractions": ()}, r"got \[\]"),
             ({"fractions": (0.5, 0.5)}, "each once"),
             ({"align": 1}, "align: expected a multiple of at least 2, such as 64, or 0 for none, got 1"),
-            ({"evaluation": EvaluationConfig(windows=1)}, "evaluation.windows: expected two or more"),
         ],
     )
     def test_refused(self, options, message):

@@ -186,4 +186,5 @@ class TestRecords:
             said = summary(run, found)
             assert ("goes furthest" in said) == ("the knee of its curve" in said or "no knee" in said) == known
             assert (f"{windows} windows, where an interval takes 8" in said) != known
+            run["frontier"] |= {"tolerance": 0.005, "rounds": 3}
             assert any("no intervals: " in note for note in notes(run, found)) != known

@@ -614,7 +614,13 @@ FORMATS: dict[str, Format] = {
     "run_ab": Format("runs/c/run.json", AB, _JSON, compared, "expected_ab", 60, ("runs",)),
     "metrics_ab": Format("runs/c/metrics.jsonl", AB, _LINES, compared, "expected_ab", 60, ("runs",)),
     "run_report": Format(
-        "runs/c/run.json", ("report", "runs/c", "--out", "page.html"), _JSON, reported, "expected_report", 90, ("runs",),
+        "runs/c/run.json",
+        ("report", "runs/c", "--out", "page.html"),
+        _JSON,
+        reported,
+        "expected_report",
+        90,
+        ("runs",),
         compare=differing_but_left_out,
     ),
     "metrics_report": Format(
