@@ -96,8 +96,7 @@ def fitted(table: Table, width: int) -> Group:
     """Return a table of text, with its title and caption, as it is to be printed in a width.
 
     Columns keep their width where all fit, else they are broken between words; where that takes more than a few lines
-    a cell, the rows are printed as records one below the other. A word that is wider than `width` is a line of its own
-    and stays whole.
+    a cell, the rows are printed as records one below the other. A word that is wider than `width` stays whole.
     """
     heads = [_cell(column.header) for column in table.columns]
     rows = list(zip(*([_cell(cell) for cell in column.cells] for column in table.columns), strict=True))
@@ -106,7 +105,8 @@ def fitted(table: Table, width: int) -> Group:
     if widths:
         drawn = _drawn(table, heads, rows, widths)
         parts.append(drawn)
-        width = min(width, max(72, console.measure(drawn).maximum))
+        longest = max(map(cell_len, str(table.caption or "").split()), default=0)
+        width = min(width, max(72, longest, console.measure(drawn).maximum))
     else:
         parts += _records(table, heads, rows, width)
     if table.caption:
@@ -166,7 +166,7 @@ def _records(table: Table, heads: Sequence[Text], rows: Iterable[Sequence[Text]]
         for place, (name, cell) in enumerate(zip(names, row, strict=True)):
             indent = "  " if place else ""
             said = Text(f"{name}: " if name else "", style=style) + cell
-            for number, line in enumerate(_lines(said, width - len(indent) - 2)):
+            for number, line in enumerate(_lines(said, width, len(indent) + 2)):
                 before = indent if number == 0 else f"{indent}  "
                 before = before if len(before) + line.cell_len <= width else ""
                 lines.append(Text(before, no_wrap=True, overflow="ignore").append_text(line))
@@ -188,12 +188,13 @@ def _sentence(said: RenderableType, width: int, style: str = "") -> Text:
     return lines
 
 
-def _lines(text: Text, width: int) -> Iterable[Text]:
-    """Break text between words; a word that is wider than `width` stays whole."""
+def _lines(text: Text, width: int, indent: int = 0) -> Iterable[Text]:
+    """Break text between words, to be indented; a word that is wider than `width` stays behind what leads to it."""
     for line in text.split("\n", allow_blank=True):
         breaks, start = [], 0
         for word in re.finditer(r"\S+", line.plain):
-            if start < word.start() and cell_len(line.plain[start : word.end()]) > width:
+            full = indent + cell_len(line.plain[start : word.end()]) > width
+            if start < word.start() and full and cell_len(word[0]) <= width:
                 breaks.append(start := word.start())
         for part in line.divide(breaks):
             part.rstrip()
