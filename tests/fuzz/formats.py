@@ -510,7 +510,7 @@ def expected_words(words: list[str]) -> Figures:
     windows, length = size("--windows", 24, 0), size("--length", 128, 2)
     size("--batch-size", 8, 1)
     figures: Figures = {}
-    if not options[""]:  # the packaged model
+    if not options[""] or "--sources" not in options:  # the packaged model, and built-in texts
         raise own.NotComputedError
     for model in options[""]:
         network, tokenizer = network_of(model), own.read_tokenizer(Path(model))

@@ -14,7 +14,7 @@ from tests.fuzz.independent import AnotherError, NotComputedError
 from tests.fuzz.mutations import Mutation
 from tests.fuzz.worker import MEMORY, SECONDS, Outcome, Worker
 
-LONGEST = 2000
+LONGEST = 2200
 """Characters of the longest line that says what is wrong."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
