@@ -71,6 +71,7 @@ RUN = {
     "stages": [_STAGE],
     "files": [str],
     "inputs": {str: str},
+    "left_out": [str],
     "digests": {str: [str]},
     "rows": int,
     "versions": {str: (str, None)},

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.fuzz import mutations
-from tests.fuzz.formats import FORMATS, RESCORE, SHOWN, SOURCES, Format, evaluated, scored
+from tests.fuzz.formats import FORMATS, RESCORE, SHOWN, SOURCES, Format, evaluated_if_asked, scored
 from tests.fuzz.harness import Harness
 
 pytestmark = pytest.mark.slow
@@ -24,9 +24,9 @@ LOG = os.environ.get("SAAP_FUZZ_LOG")
 CHUNK = 10
 """Cases of a test, so that workers share them evenly."""
 
-WORDS = Format("", ("evaluate", "tiny", *SOURCES, *SHOWN), lambda _: st.nothing(), evaluated, "expected_words")
+WORDS = Format("", ("evaluate", "tiny", *SOURCES, *SHOWN), lambda _: st.nothing(), evaluated_if_asked, "expected_words")
 SPECS = Format(
-    "", (*RESCORE, "--estimation.estimators"), lambda _: st.nothing(), scored, "expected_spec",
+    "", (*RESCORE, "--estimation.estimators", "wanda"), lambda _: st.nothing(), scored, "expected_spec",
     needs=("tiny", "runs"), places=("runs/new",),
 )  # fmt: skip
 
@@ -82,6 +82,7 @@ def test_a_harmed_file(name, number, harness: Harness):
 
 @pytest.mark.parametrize("number", range(8))
 def test_harmed_words(number, harness: Harness):
+    harness.unharmed(WORDS)
     strategy = mutations.of_words(WORDS.words)
     run_cases(
         harness, strategy, lambda drawn: harness.check(WORDS, None, drawn[1]) if drawn[1] else "", "words", number
@@ -91,6 +92,7 @@ def test_harmed_words(number, harness: Harness):
 @pytest.mark.parametrize("number", range(6))
 def test_a_harmed_estimator(number, harness: Harness):
     def check(spec: str) -> str:
-        return harness.check(SPECS, None, (*SPECS.words, spec))
+        return harness.check(SPECS, None, (*SPECS.words[:-1], spec))
 
+    harness.unharmed(SPECS)
     run_cases(harness, mutations.of_spec(), check, "estimators", number)
