@@ -186,7 +186,7 @@ def undisturbed(job: Job, place: Path, cache: Path) -> Undisturbed:
     code, errors = running.end()
     if code != 0:
         raise RuntimeError(f"{job.name}: expected an undisturbed run to end well, got code {code}: {errors}")
-    return Undisturbed(place, list(np.diff(running.moments)))
+    return Undisturbed(place, np.diff(running.moments).tolist())
 
 
 def killed(
@@ -210,7 +210,7 @@ def killed(
         if code in (0, 2):
             break  # it was done
         kills.append(Kill(number, line, wait, code, time.monotonic() - sent))
-        if number == signal.SIGKILL:
+        if number == signal.SIGKILL or (line == 0 and code == -number):  # then before any of our code was there
             continue
         if code != 128 + number or errors.count("\n") != 1 or not errors.startswith("saap: "):
             return kills, [f"expected code {128 + number} and one line, got code {code}: {errors}"]

@@ -57,6 +57,8 @@ def run(main: Callable[[], int]) -> NoReturn:
             raise
     _State.raising = False  # `main` has ended
     if _State.received is None:  # else whatever failed did so because of the signal
+        for number in SIGNALS:  # the work is done: what comes now may not change the code
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(code)
     _flush()
     _end(_State.received)

@@ -33,7 +33,7 @@ def started():
 def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.run(main)") -> subprocess.Popen:
     main = textwrap.indent(textwrap.dedent(body), "    ")
     code = (
-        "import ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
+        "import atexit, ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
         f"def main():\n    print('ready', flush=True)\n{main}\n    return 0\n{run}\n"
     )
     process = subprocess.Popen(
@@ -102,6 +102,11 @@ def test_an_error_that_a_signal_causes_is_none(started):
     code, _, err = ended(process, 2)
     assert code == 143
     assert "numpy" not in err
+
+
+def test_a_signal_after_the_end_does_not_change_the_code(started):
+    process = started("atexit.register(lambda: print(signal.getsignal(signal.SIGTERM) == signal.SIG_IGN))")
+    assert ended(process, 2)[:2] == (0, "True\n")
 
 
 def test_a_terminal_that_has_gone_away(started):
