@@ -23,6 +23,10 @@ CHARACTERS = 2**22
 """The longest text that it may make."""
 
 
+class TimeIsUp(BaseException):
+    """A template has run for too long; no `Exception`, which the library's own handlers would take for a value."""
+
+
 def encode_chat(tokenizer: Any, said: str) -> list[int]:
     """Return the tokens of a chat in which the user said something and the assistant is to answer.
 
@@ -45,7 +49,7 @@ def conversation(tokenizer: Any, messages: list[dict[str, str]], **options: Any)
     try:
         with _at_most(SECONDS, MEMORY):
             text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except Exception as error:  # whatever a program can raise
+    except (Exception, TimeIsUp) as error:  # whatever a program can raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"chat template of {tokenizer.name_or_path or 'the tokenizer'}: it fails on this conversation "
@@ -69,10 +73,10 @@ def check_text(name: str, text: str) -> None:
 
 @contextlib.contextmanager
 def _at_most(seconds: float, memory: int) -> Iterator[None]:
-    """Raise TimeoutError or MemoryError in the body where it takes more, as far as the platform can tell."""
+    """Raise TimeIsUp or MemoryError in the body where it takes more, as far as the platform can tell."""
 
     def late(*_: Any) -> None:
-        raise TimeoutError(f"longer than {seconds:g} s")
+        raise TimeIsUp(f"longer than {seconds:g} s")
 
     with contextlib.ExitStack() as stack:
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):

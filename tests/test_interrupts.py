@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-SLACK = 3.0
+SLACK = 20.0
 """Seconds that a busy machine may take beside the two that are promised."""
 
 BUSY = "threading.Timer(0.3, print, ['busy'], {'flush': True}).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**30)"
