@@ -53,9 +53,11 @@ def line(process: subprocess.Popen) -> str:
 def ended(process: subprocess.Popen, within: float) -> tuple[int, str, str]:
     """Return exit code, output and errors of a process that has to end in so many seconds."""
     start = time.monotonic()
-    out, err = process.communicate(timeout=60)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    code = process.wait(timeout=60)
     assert time.monotonic() - start < within + SLACK
-    return process.returncode, out, err
+    return code, process.stdout.read(), process.stderr.read()
 
 
 def test_an_instruction_of_minutes(started):
@@ -76,6 +78,7 @@ def test_an_instruction_of_minutes(started):
 def test_the_main_thread_may_unwind_and_a_second_signal_ends_at_once(started):
     body = """
     try:
+        print('works', flush=True)
         time.sleep(60)
     finally:
         print('unwinding', flush=True)
@@ -83,6 +86,7 @@ def test_the_main_thread_may_unwind_and_a_second_signal_ends_at_once(started):
     """
     brief, long = started(body.format("print('removed')")), started(body.format(BUSY))
     for process in (brief, long):
+        assert line(process) == "works"
         process.send_signal(signal.SIGINT)
     assert ended(brief, 1)[:2] == (130, "unwinding\nremoved\n")
     assert (line(long), line(long)) == ("unwinding", "busy")
