@@ -34,8 +34,9 @@ def commands(model: str, place: Path) -> dict[str, list[str]]:
                     "--ratios", "0.2", "--search.skip-layers"],
         "export": ["export", model, str(place / "run.gguf"), "--format", "gguf"],
         "padded": ["export", model, str(place / "run"), "--format", "padded"],
-        "recover": ["recover", "--model", model, *runs, "--method.name", "full", "--data.sources", f"text:{text}",
-                    "--data.length", "32", "--training.batch-size", "8", "--training.microbatch", "4",
+        "recover": ["recover", "--model", model, "--dense", "", *runs, "--method.name", "full",
+                    "--data.sources", f"text:{text}", "--data.length", "32",
+                    "--training.batch-size", "8", "--training.microbatch", "4",
                     "--training.warmup", "1", "--training.max-steps", "4", "--training.check-every", "2",
                     *SMALL[6:], "--new-tokens", "0"],
     }  # fmt: skip
@@ -86,6 +87,7 @@ def until_it_fits(words: list[str], place: Path, capsys, sizes: list[int]) -> in
 SIZES = [0, 1000, 4000, 12_000, 40_000, 10**7]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # threads of orbax that fail
 @pytest.mark.parametrize(
     "name",
     ["score", *(pytest.param(name, marks=pytest.mark.slow) for name in ("export", "compare", "padded", "recover"))],
@@ -114,6 +116,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["score", "compare", "export", "padded", "recover"])
 def test_on_a_full_disk(name, small_disk, tiny_model_directory, tmp_path, capsys):
     """The same on a disk that is full in truth, as the message says it: space is freed, and the command goes on."""

@@ -242,7 +242,7 @@ class TestGate:
     def test_not_finite_is_broken(self, run, capsys):
         directory = RunDirectory(run, json.loads((run / "run.json").read_text()))
         row = directory.candidates()[0]
-        row["losses"][METRICS[0]][0] = math.nan
+        row["losses"][METRICS[0]][0] = row["ppl"][METRICS[0]] = math.nan
         directory.append(row)
         words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--max-ppl-increase", "50%"]
         assert cli.main(words) == 1
