@@ -40,7 +40,7 @@ def explained(error: BaseException) -> str:
     'ratios: expected numbers, got none'
     """
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"no space left on the disk{where}; nothing half-written was kept: free some space, then run it again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:

@@ -87,7 +87,7 @@ def test_refused():
         paired_tasks({"t": outcomes(5)}, {"u": outcomes(5)})
     with pytest.raises(ValueError, match="of one item or more, twice the same"):
         paired_tasks({"t": outcomes(5)}, {"t": outcomes(6)})
-    with pytest.raises(ValueError, match="of two items or more"):
-        paired_tasks({"t": outcomes(1)}, {"t": outcomes(1)})
+    with pytest.raises(ValueError, match="of one item or more"):
+        paired_tasks({"t": outcomes(0)}, {"t": outcomes(0)})
     with pytest.raises(ValueError, match="resamples >= 1"):
         paired_tasks({"t": outcomes(5)}, {"t": outcomes(5)}, resamples=0)
