@@ -20,6 +20,7 @@ import tyro
 
 from saap_jax import interrupts
 from saap_jax.failures import UsageError, fail, failed, suggestion
+from saap_jax.field_types import check_types
 from saap_jax.processes import agreed, first, join, leave, split_flags
 from saap_jax.progress import Shown, showing
 from saap_jax.terminal import console
@@ -166,7 +167,7 @@ def load_config(path: str, kind: type) -> Any:
     """Read CONFIG from a Python file.
 
     Raises:
-        ValueError: the file fails, exports no CONFIG, or one of another kind.
+        ValueError: the file fails, exports no CONFIG, one of another kind, or one with a field of another type.
         FileNotFoundError: there is no such file.
     """
     if not Path(path).is_file():
@@ -175,11 +176,17 @@ def load_config(path: str, kind: type) -> Any:
         exported = runpy.run_path(path)
     except ValueError as error:
         raise ValueError(f"configuration {path}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ValueError(f"configuration {path}: {type(error).__name__}: {error}") from error
     if not isinstance(exported.get("CONFIG"), kind):
         got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
         raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
+    try:
+        check_types(exported["CONFIG"])
+    except ValueError as error:
+        raise ValueError(f"configuration {path}: {error}") from None
     return exported["CONFIG"]
 
 

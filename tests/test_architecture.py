@@ -18,7 +18,7 @@ PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
 ORDER = (
     ("interrupts", "steps"),
-    ("json_files", "toml_files"),
+    ("json_files", "toml_files", "field_types"),
     ("types", "version"),
     ("terminal",),
     ("amounts", "checks"),

@@ -186,6 +186,12 @@ class TestBadInput:
         broken = tmp_path / "broken.py"
         broken.write_text("1 / 0")
         assert "ZeroDivisionError" in refused(capsys, ["compare", str(broken)])
+        broken.write_text("raise BaseException('mine')")
+        assert "BaseException: mine" in refused(capsys, ["compare", str(broken)])
+        broken.write_text(
+            "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig()\nobject.__setattr__(CONFIG, 'runs', 1)"
+        )
+        assert "broken.py: runs: expected str, got 1" in refused(capsys, ["compare", str(broken)])
         assert "at most one" in refused(capsys, ["compare", str(empty), str(broken)])
 
     def test_resume(self, capsys, options):

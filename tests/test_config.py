@@ -1,5 +1,7 @@
 """Bad values are refused where they enter, with the value in the message."""
 
+import contextlib
+import copy
 import dataclasses
 import json
 
@@ -9,6 +11,7 @@ from saap_jax import config as c
 from saap_jax import config_recover as r
 from saap_jax import config_use as use
 from saap_jax import options as o
+from saap_jax.field_types import check_types
 
 
 def test_the_default_is_json():
@@ -81,3 +84,31 @@ def test_configurations_are_frozen():
 )  # fmt: skip
 def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
     assert c.CompareConfig(ratios=ratios, best_ratio=given).cut_ratio == cut
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "message"),
+    [
+        (c.ScoreConfig, "runs", {}, "runs: expected str, got {}"),
+        (c.ScoreConfig, "from_run", ("a",), r"from_run: expected str, got \('a',\)"),
+        (c.ScoreConfig, "model", o.ModelConfig, "model: expected ModelConfig, got <class"),
+        (c.ScoreConfig, "estimation.estimators", ("wanda", 1), "estimation.estimators: expected tuple"),
+        (c.ScoreConfig, "keep_statistics", ["all"], "keep_statistics: expected Literal"),
+        (c.CompareConfig, "ratios", (True, 0.2), r"ratios: expected tuple\[float, ...\], got \(True, 0.2\)"),
+        (c.PruneConfig, "fusion", None, "fusion: expected FusionConfig, got None"),
+        (c.GateConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
+        (r.RecoverConfig, "new_tokens", 2.0, "new_tokens: expected int, got 2.0"),
+        (c.CompareConfig, "ratios", [0, 0.2], ""),
+        (c.GateConfig, "max_accuracy_drop", 3, ""),
+    ],
+)
+def test_types_of_fields(kind, path, value, message):
+    config = holder = kind()
+    check_types(config)
+    *parts, name = path.split(".")
+    for part in parts:
+        holder = getattr(holder, part)
+        object.__setattr__(config, part, holder := copy.copy(holder))  # the default is everybody's
+    object.__setattr__(holder, name, value)  # the tests check types at once; a user's Python does not
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        check_types(config)

@@ -55,7 +55,7 @@ def run_cases(harness: Harness, strategy: st.SearchStrategy, check: Callable[...
     @hypothesis.given(strategy)
     def each(drawn) -> None:
         first = not seen and number > 0  # the simplest value comes first, in every test: once is enough
-        again = (key := repr(drawn)) in seen
+        again = (key := drawn.done if isinstance(drawn, mutations.Mutation) else repr(drawn)) in seen
         seen.add(key)
         if first or again:
             hypothesis.reject()

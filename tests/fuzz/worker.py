@@ -4,6 +4,7 @@ No jax backend is started before a fork, so that no thread of one is lost in the
 `Worker` is the side that asks; `python -m tests.fuzz.worker` the one that answers, an object of JSON a line.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ MEMORY = 2 * 2**30
 """Bytes that a call may hold in memory at its peak."""
 
 SECONDS = 30.0
-"""Seconds that a call may take, of the processor; while others use it, four times as long."""
+"""Seconds that a call may take, of the processor, and that it may wait for nothing; what others take does not count."""
 
 MODULES = (
     *("saap_jax.cli", "saap_jax.comparison", "saap_jax.export", "saap_jax.generation", "saap_jax.pruning"),
@@ -136,20 +137,23 @@ def serve() -> None:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    start, stopped = time.monotonic(), ""
+    start, idle, stopped = time.monotonic(), 0.0, ""
     if (child := os.fork()) == 0:
         _child(request)
+    now = start
     while True:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
-        held, late = _resident(child), _computed(child) > SECONDS or time.monotonic() - start > 4 * SECONDS
-        if held > MEMORY or late:
+        if time.monotonic() - start > 0.2 and _waits(child):
+            idle += time.monotonic() - now
+        held, now = _resident(child), time.monotonic()
+        if held > MEMORY or _computed(child) > SECONDS or idle > SECONDS:
             stopped = "memory" if held > MEMORY else "time"
             os.killpg(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
             break
-        time.sleep(0.003)
+        time.sleep(0.003 if now - start < 1 else 0.05)
     return {
         "code": os.waitstatus_to_exitcode(status),
         "peak": usage.ru_maxrss * 1024,
@@ -172,6 +176,15 @@ def _computed(process: int) -> float:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError):
         return 0.0
+
+
+def _waits(process: int) -> bool:
+    """Say whether no thread of a process computes, or would if it were its turn."""
+    states = []
+    for thread in Path(f"/proc/{process}/task").glob("*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            states.append(thread.read_text().rpartition(") ")[2][0])
+    return bool(states) and set(states) <= {"S", "Z", "T"}
 
 
 def _child(request: dict[str, Any]) -> NoReturn:
