@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -18,6 +19,14 @@ SLACK = 20.0
 
 BUSY = "threading.Timer(0.3, print, ['busy'], {'flush': True}).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**30)"
 """One instruction of minutes, which lets other threads run; one of them says when it has begun."""
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Have processes hear Ctrl-C also where the tests run in the background of a shell, which has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -40,6 +49,9 @@ def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     running.append(process)
+    late = threading.Timer(120, process.kill)  # so that no line is waited for in vain
+    late.daemon = True
+    late.start()
     assert line(process) == "ready"
     return process
 

@@ -268,7 +268,7 @@ def compared(ppl: dict[str, tuple[float, ...]], **changes) -> tuple[dict, list[d
     seeds = tuple(range(len(next(iter(ppl.values())))))
     grid = GridConfig(seeds=seeds) if len(seeds) > 1 else GridConfig()
     options = {"estimation": EstimationConfig(estimators=tuple(ppl)), "grid": grid} | changes
-    config = CompareConfig(ratios=(0.2,), **options)
+    config = CompareConfig(ratios=(0.2,), best_ratio=0.2, **options)  # as a run has it on record
     dice = np.random.default_rng(0)
     hard = dice.normal(0, 0.3, WINDOWS)
     rows = []
@@ -374,8 +374,8 @@ class TestCommands:
             CompareConfig(),
             CompareConfig(
                 name="mine",
-                ratios=(0.3,),
-                best_ratio=0.3,
+                ratios=(0.3, 0.4),
+                best_ratio=0.4,
                 estimation=EstimationConfig(estimators=('taylor_element(reduction="max")', "a b")),
                 calibration=CalibrationConfig(scenarios=("a=text:with space.txt", "builtin:reference")),
                 fusion=FusionConfig(scope_constant=True, attention=""),
@@ -394,7 +394,7 @@ class TestCommands:
     def test_of_a_sensitivity_run(self):
         config = SensitivityConfig(estimator="wanda", ratio=0.3, fractions=(0.5,))
         found = following(compare_command(record_of(config), "x", {}))
-        assert (found.ratios, found.best_ratio, found.estimation.estimators) == ((0.3,), 0.3, ("wanda",))
+        assert (found.ratios, found.cut_ratio, found.estimation.estimators) == ((0.3,), 0.3, ("wanda",))
         assert (found.search, found.evaluation) == (config.search, config.evaluation)
 
     def test_what_is_as_usual_is_left_out(self):
