@@ -92,7 +92,7 @@ class _Stage:
 def duration(seconds: float) -> str:
     """Return a time as people say it.
 
-    >>> duration(42.4), duration(61), duration(7322)
+    >>> duration(42.4), duration(61.0), duration(7322.0)
     ('42 s', '1 min 1 s', '2 h 2 min')
     """
     minutes, rest = divmod(round(seconds), 60)

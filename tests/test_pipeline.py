@@ -36,6 +36,7 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
         calibration=CalibrationConfig(examples=5, length=16, batch_size=2),
         evaluation=EvaluationConfig(windows=5, length=16, batch_size=2),
         runs=str(tmp_path_factory.mktemp("runs")),
+        best_ratio=0.2,
     )
 
 

@@ -103,7 +103,7 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
     return {
         "compare": (
             comparison.compare,
-            CompareConfig(**swept, estimation=estimation, ratios=(0.2,)),
+            CompareConfig(**swept, estimation=estimation, ratios=(0.2,), best_ratio=0.2),
             drawn | texts,
         ),
         "frontier": (

@@ -53,6 +53,7 @@ def config_of(directory, runs, **options) -> CompareConfig:
         evaluation=EvaluationConfig(windows=4, length=16, batch_size=2, candidates_at_once=3),
         runs=str(runs),
         ratios=(0.2, 0.4),
+        best_ratio=0.2,
         **options,
     )
 

@@ -51,7 +51,7 @@ RECOVERED = {
     },
 }  # fmt: skip
 PLACES = {
-    "config": {"ratio": 0.2, "estimator": LONG, "judged": "out"},
+    "config": {"ratio": 0.2, "estimator": LONG, "judged": "out", "resamples": 50},
     "metrics": [{"name": f"ppl@128 {LONG}", "domain": "out"}],
     "dense": {"ppl": {f"ppl@128 {LONG}": 33.8}, "losses": {f"ppl@128 {LONG}": [3.5]}},
 }

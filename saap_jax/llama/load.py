@@ -116,7 +116,7 @@ def load_keep(directory: str | Path) -> Keep:
         for layer, kept in enumerate(rows):
             keep[structure][layer, kept] = True
     if missing := [structure for structure in STRUCTURES if structure not in keep]:
-        raise ValueError(f"{path}: expected {', '.join(STRUCTURES)}, found no {', '.join(missing)}")
+        raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got none of {', '.join(missing)}")
     return keep
 
 

@@ -222,7 +222,7 @@ def test_damaged_keep(tmp_path, change, message):
     assert message in str(error.value)
     del record["mlp"]
     (tmp_path / "keep.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="expected attention, mlp, found no mlp"):
+    with pytest.raises(ValueError, match="expected kept units of attention, mlp, got none of mlp"):
         load_keep(tmp_path)
 
 
