@@ -16,6 +16,7 @@ from saap_jax.options import CalibrationConfig, EstimationConfig, EvaluationConf
 from saap_jax.references import together
 from saap_jax.report.records import read_candidates, read_run
 from saap_jax.surgery import cut
+from saap_jax.terminal import console
 from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
 
 
@@ -54,7 +55,8 @@ def refused(capsys, words: list[str]) -> str:
 
 
 class TestEvaluate:
-    def test_tables_and_json(self, capsys, tiny_model_directory, pruned, tmp_path, data):
+    def test_tables_and_json(self, capsys, tiny_model_directory, pruned, tmp_path, data, monkeypatch):
+        monkeypatch.setattr(console, "width", 200)  # room for the paths of a test
         out = tmp_path / "found.json"
         words = ["--sources", "--tasks", "choosing,filling", "--limit", "10", "--json", str(out)]
         assert cli.main(["evaluate", str(tiny_model_directory), str(pruned), *words]) == 0
