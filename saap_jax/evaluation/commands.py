@@ -23,10 +23,7 @@ def compare_command(run: Record, name: str, changes: Mapping[str, Any]) -> str:
         config["estimation"] = {"estimators": [config["estimator"]], "remat": config["remat"]}
         config["ratios"], config["best_ratio"] = [config["ratio"]], config["ratio"]
     config["name"] = f"{config['name']}-{name}"
-    config = changed(config, changes)
-    if config["best_ratio"] == CompareConfig(ratios=tuple(config["ratios"])).cut_ratio:
-        config["best_ratio"] = None
-    return " ".join(["saap compare", *options(config, CompareConfig())])
+    return " ".join(["saap compare", *options(changed(config, changes), CompareConfig())])
 
 
 def prune_command(run: Record, row: Record) -> str:

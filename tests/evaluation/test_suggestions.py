@@ -268,7 +268,7 @@ def compared(ppl: dict[str, tuple[float, ...]], **changes) -> tuple[dict, list[d
     seeds = tuple(range(len(next(iter(ppl.values())))))
     grid = GridConfig(seeds=seeds) if len(seeds) > 1 else GridConfig()
     options = {"estimation": EstimationConfig(estimators=tuple(ppl)), "grid": grid} | changes
-    config = CompareConfig(ratios=(0.2,), best_ratio=0.2, **options)  # as a run has it on record
+    config = CompareConfig(ratios=(0.2,), best_ratio=0.2, **options)  # as a run records it
     dice = np.random.default_rng(0)
     hard = dice.normal(0, 0.3, WINDOWS)
     rows = []
