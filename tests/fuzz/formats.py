@@ -640,7 +640,7 @@ FORMATS: dict[str, Format] = {
         "runs/s/scores.npz",
         ("prune", *MODEL, "--from-run", "runs/s", "--estimator", "wanda", "--search.skip-layers", "--ratio", str(RATIO),
          "--out", "cut"),
-        _NPZ, pruned, "", 50, ("tiny", "runs"),
+        _NPZ, pruned, "", 50, ("tiny", "runs", "calibration.txt"),
     ),
     "statistics": Format(
         "runs/s/statistics/a.safetensors", (*RESCORE, "--estimation.estimators", "wanda", "gate_taylor"),

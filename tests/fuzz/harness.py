@@ -44,7 +44,8 @@ class Harness:
         """Lay out a case."""
         place = self._scratch / f"case-{next(_numbers)}"
         place.mkdir(parents=True)
-        for name in {*given.needs, given.file.split("/")[0]} - {""}:
+        own = {given.file.split("/")[0]} - ({"", "runs"} if "unfinished" in given.needs else {""})
+        for name in {*given.needs} | own:
             source, target = self._base / name, place / ("runs" if name == "unfinished" else name)
             if source.is_dir():
                 shutil.copytree(source, target)
