@@ -8,6 +8,7 @@ import io
 import json
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -397,7 +398,8 @@ def of_npz(draw: Any, content: bytes) -> Mutation:
         members[place], members[other] = (name, members[other][1]), (members[other][0], data)
         done = f"{name} swapped with {members[other][0]}"
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
         for member, each in members:
             info = zipfile.ZipInfo(member)
             info.compress_type = compression
