@@ -108,14 +108,14 @@ def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
         ("{{ raise_exception('no\\nsystem role') }}", "TemplateError: no system role"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ("{{ 'a' * 2 ** 30 }}", "MemoryError"),
-        ("{{ 9 ** (9 ** 9) }}", "TimeIsUp: longer than 0.2 s"),
+        ("{{ 9 ** (9 ** 9) }}", "TimeIsUp: longer than 1 s"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "TimeIsUp"),
         ("{{ 'a' * 2 ** 23 }}", "expected a text of at most 4,194,304 characters"),
         ("{{ '\\ud800' }}", r"chat template: expected text, got half of a character, '\\ud800', at 0"),
     ],
 )
 def test_a_template_that_fails_is_refused_in_a_line(tokenizer, template, message, monkeypatch):
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(chat, "SECONDS", 1.0)
     with pytest.raises(ValueError, match=message) as caught:
         encode_chat(with_bos(tokenizer, template), "the cat")
     assert "\n" not in str(caught.value)
