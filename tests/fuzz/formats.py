@@ -179,12 +179,17 @@ def differing_but_left_out(found: Figures, expected: Figures) -> str:
 
 
 def swept(place: Path) -> Figures:
-    """The perplexities of a comparison's candidates, and what the best one keeps."""
-    lines = [json.loads(line) for line in (place / "runs/c/metrics.jsonl").read_bytes().split(b"\n") if _is_json(line)]
-    figures: Figures = {row["candidate"]: [row["ppl"], row["losses"], row["parameters"]] for row in lines}
-    record = json.loads((place / "runs/c/run.json").read_text())
-    figures["dense"] = [record["dense"]["ppl"], record["dense"]["losses"]]
-    return figures | {"best": record["best"]["candidate"], "keep": kept(place / "runs/c/best")["keep"]}
+    """The losses of a comparison's candidates on record, what the best one keeps, and the table that is printed."""
+    run = place / "runs/c"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().split(b"\n") if _is_json(line)]
+    names = [f"{name}@{RATIO}" for name in ("wanda", "magnitude")]
+    rows = {row["candidate"]: row for row in lines if row.get("candidate") in names}  # damaged ones come first
+    record = json.loads((run / "run.json").read_text())
+    models = {name: rows[name] for name in names} | {"dense": record["dense"]}
+    figures: Figures = {name: [row["ppl"], row["losses"], row["parameters"]] for name, row in models.items()}
+    lines = (place / "stdout").read_text().splitlines()
+    figures["table"] = [line.split() for line in lines if re.match(r" *(dense|wanda|magnitude) ", line)]
+    return figures | {"best": record["best"]["candidate"], "keep": kept(run / "best")["keep"]}
 
 
 def _is_json(line: bytes) -> bool:

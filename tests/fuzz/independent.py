@@ -561,7 +561,7 @@ def differing(found: Any, expected: Any, path: str = "") -> str:
     """Return where two figures differ, or nothing."""
     if isinstance(expected, dict) and isinstance(found, dict):
         if found.keys() != expected.keys():
-            return f"{path}: {sorted(found)}, expected {sorted(expected)}"
+            return f"{path}: {list(found)}, expected {list(expected)}"
         each = [(f"{path}/{key}", found[key], expected[key]) for key in expected]
     elif isinstance(expected, list) and isinstance(found, list):
         if len(found) != len(expected):

@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz.formats import FORMATS
 from tests.fuzz.mutations import Mutation
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.hostile
 
 PLANTED = {
     "traceback": "exit code 1: .*KeyError",
