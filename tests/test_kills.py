@@ -36,6 +36,6 @@ def test_timing_may_differ_and_nothing_else(kills, tmp_path):
     assert [line.partition(":")[0] for line in kills.differences(ours, theirs)] == [".best.partial", "metrics.jsonl"]
 
 
-@pytest.mark.hostile
+@pytest.mark.slow
 def test_twenty_kills(kills, tmp_path):
     assert kills.main(["--kills", "20", "--seed", "1", "--work", str(tmp_path / "work")]) == 0

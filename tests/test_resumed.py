@@ -214,6 +214,20 @@ class TestKeptScores:
         assert "nested too deeply" in refused(capsys, words)
 
 
+@pytest.mark.parametrize("name", ["compare", "frontier", "sensitivity"])
+def test_records_of_other_candidates_are_refused(name, tiny_model_directory, text, tmp_path):
+    call, config, _ = jobs_of(str(tiny_model_directory), text, str(tmp_path))[name]
+    call(config)
+    run = RunDirectory(tmp_path / "run", read_run(tmp_path / "run"))
+    killed(run)
+    call(config)
+    killed(run)
+    row = run.candidates()[0]
+    run.append(row | {"candidate": "WANDA@0.2"})
+    with pytest.raises(ValueError, match="expected candidates of this configuration, got 'WANDA@0.2'; the file was"):
+        call(config)
+
+
 def test_keep_sets_are_held_against_ratio_and_units(tiny_model_directory, tmp_path):
     model = load_model(tiny_model_directory)
     run = RunDirectory.open(tmp_path / "run", {})

@@ -191,10 +191,18 @@ class RunDirectory:
         content = arrays_file(arrays, f"{name}.npz")
         path = self.claim(f"{name}.npz")
         digests = self._record.get("digests", {})
-        known = [*digests.get(path.name, [])[-1:], hashlib.sha256(content).hexdigest()]
-        self._set(digests=digests | {path.name: known})  # killed in between, the run holds what was there before
+        known = dict.fromkeys((*digests.get(path.name, [])[-1:], hashlib.sha256(content).hexdigest()))
+        self._set(digests=digests | {path.name: [*known]})  # killed in between, the run holds what was there before
         write_atomically(path, content)
         return path
+
+    def settle_arrays(self) -> None:
+        """Record one digest a file of arrays, that of what is there; which ones it had before depends on kills."""
+        digests = self._record.get("digests", {})
+        pending = [name for name, known in digests.items() if len(known) > 1 and self.has(name)]
+        there = agreed(lambda: {name: _digest_of(self.path / name) for name in pending})
+        if there:
+            self._set(digests=digests | {name: [one] for name, one in there.items() if one in digests[name]})
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Read the arrays of `<name>.npz`.
@@ -247,6 +255,10 @@ class RunDirectory:
         self.update(status="running")  # killed half-way this is a partial run, not a finished one without candidates
         for path in outputs:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _found(path: Path, overwrite: bool) -> dict[str, Any] | None:

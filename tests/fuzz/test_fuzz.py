@@ -16,7 +16,7 @@ from tests.fuzz import mutations
 from tests.fuzz.formats import FORMATS, RESCORE, SHOWN, SOURCES, Format, evaluated_if_asked, scored
 from tests.fuzz.harness import Harness
 
-pytestmark = pytest.mark.hostile
+pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("SAAP_FUZZ_SEED", "0"))
 SCALE = float(os.environ.get("SAAP_FUZZ_SCALE", "1"))

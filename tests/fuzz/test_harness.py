@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz.formats import FORMATS
 from tests.fuzz.mutations import Mutation
 
-pytestmark = pytest.mark.hostile
+pytestmark = pytest.mark.slow
 
 PLANTED = {
     "traceback": "exit code 1: .*KeyError",

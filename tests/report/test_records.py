@@ -405,7 +405,15 @@ class TestArrays:
         old = (path / "keeps.npz").read_bytes()
         run.save_arrays("keeps", {"a": np.ones(2)})
         (path / "keeps.npz").write_bytes(old)
-        assert RunDirectory.open(path, CONFIG).load_arrays("keeps")["a"].tolist() == [0, 0]
+        again = RunDirectory.open(path, CONFIG)
+        assert again.load_arrays("keeps")["a"].tolist() == [0, 0]
+        before, after = again.record["digests"]["keeps.npz"]
+        (path / "keeps.npz").write_bytes(b"harmed")
+        again.settle_arrays()
+        assert again.record["digests"]["keeps.npz"] == [before, after], "what the run did not write is not taken over"
+        (path / "keeps.npz").write_bytes(old)
+        again.settle_arrays()
+        assert again.record["digests"]["keeps.npz"] == [before]
 
     def test_json_round_trip(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
