@@ -10,9 +10,8 @@ Hessian-vector products); killed, it goes on where it was. The result on web tex
     saap fidelity configs/fidelity.py --calibration.scenarios "web=jsonl:text/c4_en_300docs.jsonl#text"
 """
 
-from saap_jax.config import FidelityConfig
+from saap_jax.config import CalibrationConfig, EstimationConfig, FidelityConfig
 from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.options import CalibrationConfig, EstimationConfig
 
 CONFIG = FidelityConfig(
     name="fidelity",

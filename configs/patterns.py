@@ -11,8 +11,7 @@ how often a unit is used, how important it is, and which units are unimportant i
 A search over scenarios then takes `--search.scenario-reduction max` or `min_rank`: `saap prune --from-run runs/tasks`.
 """
 
-from saap_jax.config import ScoreConfig
-from saap_jax.options import CalibrationConfig, EstimationConfig
+from saap_jax.config import CalibrationConfig, EstimationConfig, ScoreConfig
 
 CONFIG = ScoreConfig(
     name="patterns",

@@ -6,7 +6,6 @@ Calibrated on 4,096 tokens of the Python language reference, evaluated on 3,072 
 of data-set descriptions (out of domain).
 """
 
-from saap_jax.config import CompareConfig
-from saap_jax.options import SearchConfig
+from saap_jax.config import CompareConfig, SearchConfig
 
 CONFIG = CompareConfig(name="quickstart", search=SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1)))

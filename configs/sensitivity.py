@@ -11,7 +11,6 @@ it also measures what MLP widths to multiples of 64 change, in perplexity and in
 text; 180 places and shares, of which 150 differ.
 """
 
-from saap_jax.config import SensitivityConfig
-from saap_jax.options import SearchConfig
+from saap_jax.config import SearchConfig, SensitivityConfig
 
 CONFIG = SensitivityConfig(name="sensitivity", estimator="wanda", fractions=(0.2, 0.4, 0.6), search=SearchConfig())

@@ -13,7 +13,7 @@ with one row a chip, on ever more chips. Needs libtpu (extra `tpu-plan`).
 import argparse
 import dataclasses
 
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config import PlanConfig
 from saap_jax.planning.chips import CHIPS, GIB, targets
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import plan_one

@@ -19,15 +19,14 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
 
 import saap_jax
-from saap_jax.calibration import calibrate, pairs
-from saap_jax.compensation import compensate
+from saap_jax.config.method import STUDIED, CompensationConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.paired import paired_difference
+from saap_jax.jobs.pipeline import select_path
 from saap_jax.llama import Llama
-from saap_jax.options import STUDIED, CompensationConfig
-from saap_jax.pipeline import select_path
-from saap_jax.report import RunDirectory, read_run
-from saap_jax.report.records import read_candidates
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.selection.calibrate import calibrate, pairs
+from saap_jax.surgery.compensation import compensate
 from saap_jax.types import STRUCTURES, Keep
 
 SEEDS = (0, 1, 2)

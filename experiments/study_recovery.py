@@ -26,28 +26,27 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 
 import saap_jax
-from saap_jax.calibration import calibrate, pairs
-from saap_jax.config_recover import MethodConfig
+from saap_jax.config import MethodConfig
+from saap_jax.config.method import STUDIED, PerStructure
 from saap_jax.data import Windows
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces
-from saap_jax.evaluation.bench import Workload, compile_programs, spread, time_in_turns
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
+from saap_jax.jobs.pipeline import select_path
+from saap_jax.jobs.recover import method_of
 from saap_jax.llama import Llama
-from saap_jax.llama.generate import decoder_of
-from saap_jax.options import STUDIED, PerStructure
-from saap_jax.pipeline import select_path
-from saap_jax.recover import method_of
+from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Plan, Training, train
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report import RunDirectory, read_run
-from saap_jax.report.records import read_candidates
-from saap_jax.surgery import cut
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.selection.calibrate import calibrate, pairs
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep
 
 SEEDS = (0, 1, 2)

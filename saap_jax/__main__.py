@@ -3,7 +3,7 @@
 Nothing is imported before signals are handled: most of a second, or many on a busy machine, goes into imports.
 """
 
-from saap_jax import interrupts
+from saap_jax.runtime import interrupts
 
 
 def run() -> None:
@@ -12,7 +12,7 @@ def run() -> None:
 
 
 def _main() -> int:
-    from saap_jax.cli import main
+    from saap_jax.cli.main import main
 
     return main()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.report.records import RunDirectory
+from saap_jax.runs.directory import RunDirectory
 
 METRICS = ("ppl@16 builtin:reference", "ppl@16 builtin:descriptions")
 WINDOWS = 8

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 import saap_jax
-from saap_jax import config as configuration
-from saap_jax import config_plan, config_recover, config_traced, config_use, options, options_mesh
+from saap_jax.config import jobs as configuration
+from saap_jax.config import mesh, method, plan, recover, traced, use
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -137,21 +137,13 @@ def test_imports_run_one_way(path):
 
 
 def test_an_upward_import_is_found():
-    assert upward("search", "from saap_jax.pipeline import compare") == {"pipeline"}
+    assert upward("search", "from saap_jax.jobs.pipeline import compare") == {"pipeline"}
     assert upward("llama", "import saap_jax") == {"saap_jax"}
     assert not upward("search", "from saap_jax.config import SearchConfig")
 
 
 def config_classes() -> list[type]:
-    defined = (
-        vars(options)
-        | vars(configuration)
-        | vars(config_recover)
-        | vars(config_use)
-        | vars(options_mesh)
-        | vars(config_plan)
-        | vars(config_traced)
-    )
+    defined = vars(method) | vars(configuration) | vars(recover) | vars(use) | vars(mesh) | vars(plan) | vars(traced)
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 
 

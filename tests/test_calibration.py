@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline, pruning
-from saap_jax import kept as kept_module
-from saap_jax.config import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
-from saap_jax.options import (
+from saap_jax.config.jobs import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -17,7 +15,10 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
-from saap_jax.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.runs import scores as kept_module
+from saap_jax.selection import calibrate
+from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.types import STRUCTURES
 
 SCENARIOS = ("code=builtin:reference", "prose=builtin:descriptions")
@@ -44,7 +45,7 @@ def kept(score_config):
 def session(score_config):
     model = saap_jax.load_model(score_config.model.name)
     tokenizer = saap_jax.load_tokenizer(score_config.model.name)
-    return model, calibration.scenarios_of(score_config.calibration, tokenizer)
+    return model, calibrate.scenarios_of(score_config.calibration, tokenizer)
 
 
 def assert_scores_equal(first, second):
@@ -54,11 +55,11 @@ def assert_scores_equal(first, second):
 
 def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
     model, windows = session
-    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
     assert list(both.scenarios) == ["code", "prose"]
     assert list(both.fusions["prose"]) == ["gate_taylor+wanda"]
     for scenario, text in windows.items():
-        alone = calibration.calibrate(model, text, NAMES, batch_size=2)
+        alone = calibrate.calibrate(model, text, NAMES, batch_size=2)
         for name in NAMES:
             assert_scores_equal(both.scenarios[scenario][name], alone.scores(name))
     for name in NAMES:
@@ -70,9 +71,9 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
 
 def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session):
     model, windows = session
-    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
     joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
-    together = calibration.calibrate(model, joined, NAMES, batch_size=2)
+    together = calibrate.calibrate(model, joined, NAMES, batch_size=2)
     for name in STRUCTURES:
         np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
     apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
@@ -84,7 +85,7 @@ def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(sessi
 
 def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(session):
     model, windows = session
-    both = calibration.calibrate(model, windows, NAMES, batch_size=2)
+    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
     searches = [SearchConfig(allocation="global", scenario_reduction=name) for name in ("mean", "max", "min_rank")]
     searches += [
         SearchConfig(allocation="adaptive", stability_weight=1.0, stability_over=over)
@@ -104,7 +105,7 @@ def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(
 
 
 def test_stability_over_one_scenario_is_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
-    monkeypatch.setattr(comparison, "load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(compare, "load_model", lambda *_: pytest.fail("loaded a model"))
     config = CompareConfig(
         model=score_config.model,
         calibration=CalibrationConfig(examples=3, length=16),
@@ -112,7 +113,7 @@ def test_stability_over_one_scenario_is_refused_before_anything_is_loaded(score_
         runs=str(tmp_path),
     )
     with pytest.raises(ValueError, match=r"'scenarios' expects two or more calibration\.scenarios, got 1"):
-        comparison.compare(config)
+        compare.compare(config)
 
 
 @pytest.mark.slow
@@ -128,7 +129,7 @@ def test_a_comparison_over_scenarios(score_config, tmp_path):
         best_ratio=0.3,
         runs=str(tmp_path),
     )
-    run = comparison.compare(config)
+    run = compare.compare(config)
     assert set(run.record["fusions"]) == {"code", "x"}
     assert len(run.candidates()) == 2
 
@@ -138,8 +139,8 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
     model, windows = session
     names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", "saap")
     fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
-    fresh = calibration.calibrate(model, windows, names, fusion=fusion, batch_size=2)
-    monkeypatch.setattr(calibration, "observe", lambda *_, **__: pytest.fail("observed again"))
+    fresh = calibrate.calibrate(model, windows, names, fusion=fusion, batch_size=2)
+    monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("observed again"))
     monkeypatch.setattr(pipeline, "load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
         score_config,
@@ -210,7 +211,7 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
             np.testing.assert_allclose(
                 saap.scenarios[scenario]["saap"][structure], scores["saap"][structure], rtol=1e-4
             )
-    pruned = pruning.prune(PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model,
+    pruned = prune.prune(PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model,
                                        ratio=0.3, search=SearchConfig()))  # fmt: skip
     assert pruned.selection.actual >= 0.3
 
@@ -240,12 +241,12 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
     options |= {"search": SearchConfig()}
-    fresh = pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
-    reused = pruning.prune(
+    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
+    reused = prune.prune(
         PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)
     )
     assert_scores_equal(fresh.selection.keep, reused.selection.keep)
-    other = pruning.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
+    other = prune.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
     assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
 
 

@@ -15,12 +15,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import saap_jax
-from saap_jax import cli, comparison
-from saap_jax.arguments import option_names, parse
-from saap_jax.config import CompareConfig, GateConfig
-from saap_jax.config_plan import PlanConfig
-from saap_jax.config_recover import RecoverConfig
-from saap_jax.config_use import BenchConfig
+from saap_jax.cli import main
+from saap_jax.cli.arguments import option_names, parse
+from saap_jax.config.jobs import CompareConfig, GateConfig
+from saap_jax.config.plan import PlanConfig
+from saap_jax.config.recover import RecoverConfig
+from saap_jax.config.use import BenchConfig
+from saap_jax.jobs import compare
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ FEW = ["--estimation.estimators", "magnitude", "gate_fisher"]
 
 def refused(capsys, words: list[str]) -> str:
     """Run a command that must fail with one line on the error stream and code 2; return the line."""
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("saap: ")
     assert error.count("\n") == 1
@@ -46,21 +47,21 @@ def refused(capsys, words: list[str]) -> str:
 
 
 def test_help(capsys):
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in cli.COMMANDS:
+    for command in main.COMMANDS:
         assert f"saap {command}" in text
-    assert cli.main([]) == 2
+    assert main.main([]) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.main(["help", "export"])
+        main.main(["help", "export"])
     assert stop.value.code == 0
     assert "usage: saap export MODEL OUT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("word", ["--version", "-V"])
 def test_version(capsys, word):
-    assert cli.main([word]) == 0
+    assert main.main([word]) == 0
     assert capsys.readouterr().out == f"saap {saap_jax.__version__}\n"
     assert importlib.metadata.version("saap_jax") == saap_jax.__version__
 
@@ -68,7 +69,7 @@ def test_version(capsys, word):
 @pytest.mark.parametrize("command", ["compare", "score", "prune", "evaluate", "fidelity"])
 def test_help_of_a_command_tells_every_field(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        main.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: saap {command}" in text
@@ -76,18 +77,18 @@ def test_help_of_a_command_tells_every_field(command, capsys):
 
 
 def test_compare(options, capsys, tmp_path):
-    assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0
+    assert main.main(["compare", *options, *COMPARE, *FEW]) == 0
     text = capsys.readouterr().out
     assert "ppl@16: in = builtin:reference, out = builtin:descriptions" in text
     assert len(re.findall(r"gate_fisher", text)) >= 2
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 100
     assert (tmp_path / "runs" / "compare" / "report.html").exists()
-    assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0, "the same again prints what is there"
+    assert main.main(["compare", *options, *COMPARE, *FEW]) == 0, "the same again prints what is there"
     assert "gate_fisher" in capsys.readouterr().out
     line = refused(capsys, ["compare", *options, *COMPARE, "--estimation.estimators", "wanda"])
     assert "another configuration" in line
     assert "--overwrite" in line
-    assert cli.main(["compare", *options, *COMPARE, "--estimation.estimators", "wanda", "--overwrite"]) == 0
+    assert main.main(["compare", *options, *COMPARE, "--estimation.estimators", "wanda", "--overwrite"]) == 0
 
 
 def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
@@ -97,7 +98,7 @@ def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
         "CONFIG = CompareConfig(name='mine', estimation=EstimationConfig(estimators=('magnitude',)))\n"
     )
     words = ["compare", str(file), *options, *COMPARE, "--ratios", "0.3"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert (record["config"]["ratios"], record["config"]["best_ratio"]) == ([0.3], 0.3)
     assert record["best"]["candidate"] == "magnitude@0.3"
@@ -105,28 +106,28 @@ def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
 
 
 def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_directory):
-    assert cli.main(["score", *options, *FEW]) == 0
+    assert main.main(["score", *options, *FEW]) == 0
     assert "2 gate_fisher" in capsys.readouterr().out
     out = str(tmp_path / "pruned")
     words = [word for word in options if word != "--runs" and not word.endswith("runs")]
     words += ["--ratio", "0.5", "--out", out, "--estimator", "magnitude"]
-    assert cli.main(["prune", *words]) == 2
+    assert main.main(["prune", *words]) == 2
     assert "skip_layers: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err.replace("\n", " ")
-    assert cli.main(["prune", *words, "--search.skip-layers"]) == 0
+    assert main.main(["prune", *words, "--search.skip-layers"]) == 0
     assert "asked 50.00%" in capsys.readouterr().out
     tokens = ["--windows", "3", "--length", "16", "--batch-size", "2"]
-    assert cli.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0
+    assert main.main(["evaluate", str(tiny_model_directory), out, *tokens]) == 0
     assert "ppl@16 builtin:reference" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", ""))
-    assert cli.main(["discover", out]) == 0
+    assert main.main(["discover", out]) == 0
     text = capsys.readouterr().out
     assert "mlp/down, 1" in text
     assert "prunable" in text
-    assert cli.main(["discover", "--help"]) == 0
+    assert main.main(["discover", "--help"]) == 0
 
 
 def test_fidelity(options, capsys, tmp_path):
     words = ["fidelity", *options, *FEW, "--channels-per-layer", "3", "--resamples", "20"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     text = capsys.readouterr().out
     assert "gate_fisher" in text
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 100
@@ -134,7 +135,7 @@ def test_fidelity(options, capsys, tmp_path):
     assert len((run / "ablation.jsonl").read_text().split()) == (2 * 2 + 2 * 3) * 4  # four words a line
     assert (run / "fidelity.svg").read_text().startswith("<svg")
     before = (run / "ablation.jsonl").read_bytes()
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert (run / "ablation.jsonl").read_bytes() == before, "nothing is ablated twice"
 
 
@@ -246,12 +247,12 @@ class TestBadInput:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
-        monkeypatch.setattr(comparison, "save_model", full)
+        monkeypatch.setattr(compare, "save_model", full)
         line = refused(capsys, ["compare", *options, *COMPARE, *FEW])
         assert "no space left on the disk while writing model.safetensors" in line
         assert not (tmp_path / "runs" / "compare" / "best").exists()
         monkeypatch.undo()
-        assert cli.main(["compare", *options, *COMPARE, *FEW]) == 0, "with space again, it goes on"
+        assert main.main(["compare", *options, *COMPARE, *FEW]) == 0, "with space again, it goes on"
 
     @pytest.mark.parametrize(
         ("error", "message"),
@@ -269,7 +270,7 @@ class TestBadInput:
     )
     def test_any_error(self, capsys, monkeypatch, tmp_path, error, message):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        monkeypatch.setattr(comparison, "compare", lambda *_, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: (_ for _ in ()).throw(error))
         found = re.fullmatch(message, refused(capsys, ["compare"]))
         assert found is not None
         if found.groups():
@@ -278,11 +279,11 @@ class TestBadInput:
             assert not list(tmp_path.iterdir())
         monkeypatch.setenv("SAAP_DEBUG", "1")
         with pytest.raises(type(error)):
-            cli.main(["compare"])
+            main.main(["compare"])
 
     def test_a_traceback_that_cannot_be_written(self, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-        monkeypatch.setattr(comparison, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyError("a")))
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyError("a")))
         assert "SAAP_DEBUG=1 shows the traceback" in refused(capsys, ["compare"])
 
     def test_markup_in_a_path(self, capsys, tmp_path):
@@ -294,13 +295,13 @@ class TestBadInput:
         os.close(reading)
         with open(writing, "w") as stdout:
             monkeypatch.setattr(sys, "stdout", stdout)
-            assert cli.main(["--help"]) == 141
+            assert main.main(["--help"]) == 141
             monkeypatch.undo()
         assert capsys.readouterr().err == ""
 
     def test_interrupt(self, capsys, options, monkeypatch):
-        monkeypatch.setattr(comparison, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert cli.main(["compare", *options]) == 130
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main.main(["compare", *options]) == 130
         assert "the same command goes on" in capsys.readouterr().err
 
 

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import comparison, pruning, sweep
-from saap_jax.calibration import scenario_pairs, scenarios_of
-from saap_jax.compensation import compensate
-from saap_jax.config import CompareConfig, PruneConfig
-from saap_jax.estimation import Statistic, observe
-from saap_jax.options import (
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     CompensationConfig,
     EstimationConfig,
@@ -22,9 +18,14 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
+from saap_jax.estimation import Statistic, observe
+from saap_jax.jobs import compare, sweep
+from saap_jax.jobs import prune as pruning
+from saap_jax.jobs.sweep import texts_of
 from saap_jax.report import csv_table
-from saap_jax.surgery import cut
-from saap_jax.sweep import texts_of
+from saap_jax.selection.calibrate import scenario_pairs, scenarios_of
+from saap_jax.surgery.compensation import compensate
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 
 CALIBRATION = CalibrationConfig(examples=8, length=16, batch_size=2)
@@ -48,7 +49,7 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
 
 @pytest.fixture(scope="module")
 def run(config):
-    return comparison.compare(config)
+    return compare.compare(config)
 
 
 def test_compensation_changes_quality_and_not_the_units(run):
@@ -88,7 +89,7 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
 
     monkeypatch.setattr(sweep, "observe", counted)
     dense = CompensationConfig(propagate="dense")
-    made = comparison.compare(
+    made = compare.compare(
         dataclasses.replace(config, name="dense", ratios=(0.25, 0.5), compensation=dense, runs=str(tmp_path))
     )
     assert passes == [frozenset({Statistic.GRAM})] * 2 + passes[2:]  # a seed each, of 16 candidates
@@ -107,12 +108,12 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
 
 def test_taken_up_again_bit_for_bit(config, run, tmp_path):
     again = dataclasses.replace(config, runs=str(tmp_path))
-    partial = comparison.compare(again)
+    partial = compare.compare(again)
     lines = (partial.path / "metrics.jsonl").read_text().splitlines()
     (partial.path / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n")
     record = json.loads((partial.path / "run.json").read_text())
     (partial.path / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    resumed = comparison.compare(again)
+    resumed = compare.compare(again)
     assert csv_table(resumed.record, resumed.candidates()) == csv_table(run.record, run.candidates())
 
 
@@ -146,7 +147,7 @@ def test_too_little_text_is_refused_before_any_work(kind, config, tmp_path):
     few = dataclasses.replace(CALIBRATION, examples=6)
     least = CompensationConfig(method="least_squares")
     calls = {
-        "compare": lambda: comparison.compare(dataclasses.replace(config, runs=str(tmp_path), calibration=few)),
+        "compare": lambda: compare.compare(dataclasses.replace(config, runs=str(tmp_path), calibration=few)),
         "prune": lambda: pruning.prune(PruneConfig(out=str(tmp_path / "out"), calibration=few, compensation=least)),
     }
     with pytest.raises(ValueError, match="expected at least 4 microbatches .*, got 3"):

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.compensation import compensate
-from saap_jax.corrections import Normal, least_squares, output_bias, output_error
+from saap_jax.config.method import CompensationConfig
 from saap_jax.estimation import Statistic, observe
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CompensationConfig
-from saap_jax.surgery import cut, masks
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.compensation import compensate
+from saap_jax.surgery.corrections import Normal, least_squares, output_bias, output_error
+from saap_jax.surgery.cut import cut, masks
 from saap_jax.types import STRUCTURES
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from saap_jax import config as c
-from saap_jax import config_recover as r
-from saap_jax import config_use as use
-from saap_jax import options as o
-from saap_jax.field_types import check_types
+from saap_jax.config import jobs as c
+from saap_jax.config import method as o
+from saap_jax.config import recover as r
+from saap_jax.config import use
+from saap_jax.config.field_types import check_types
 
 
 def test_the_default_is_json():

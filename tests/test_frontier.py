@@ -8,13 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from saap_jax import cli, comparison, frontier, sweep
-from saap_jax.calibration import calibrate, scenarios_of
-from saap_jax.config import CompareConfig, FrontierConfig
-from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.frontier import found_variants
-from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.options import (
+from saap_jax.cli import main
+from saap_jax.config.jobs import CompareConfig, FrontierConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -23,11 +19,15 @@ from saap_jax.options import (
     PerStructure,
     SearchConfig,
 )
-from saap_jax.pipeline import perplexity, select_path
-from saap_jax.report import finish
+from saap_jax.evaluation.candidates import candidates_step
+from saap_jax.jobs import compare, frontier, job, sweep
+from saap_jax.jobs.pipeline import perplexity, select_path
+from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.frontier import frontier_figure, summary
+from saap_jax.selection.bisection import found_variants
+from saap_jax.selection.calibrate import calibrate, scenarios_of
+from saap_jax.selection.variants import seeds_of, variants_of
 from saap_jax.types import STRUCTURES
-from saap_jax.variants import seeds_of, variants_of
 
 OUT = "ppl@16 builtin:descriptions"
 SEARCH = SearchConfig(allocation="global")
@@ -155,11 +155,11 @@ class TestSteps:
         assert not same({n: arrays[f"gate_fisher,seed=0@0.5/{n}"] for n in STRUCTURES}, once), "steps matter"
 
     def test_a_comparison_of_the_single_ratio_makes_the_same(self, steps, tmp_path, monkeypatch):
-        monkeypatch.setattr(finish, "write_report", lambda path, status: None)
+        monkeypatch.setattr(job, "write_report", lambda path, status: None)
         config, run = steps
         fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(CompareConfig) if hasattr(config, f.name)}
         fields |= {"runs": str(tmp_path), "ratios": (0.5,), "best_ratio": 0.5}
-        compared = comparison.compare(CompareConfig(**fields))
+        compared = compare.compare(CompareConfig(**fields))
         rows = {row["candidate"]: row for row in run.candidates()}
         for row in compared.candidates():
             assert row["keep"] == rows[row["candidate"]]["keep"]
@@ -253,12 +253,12 @@ class TestOutput:
             *("--evaluation.windows", "8", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
             *("--estimation.estimators", "magnitude", "--max-ppl-increase", "20%"),
         ]
-        assert cli.main(["frontier", *words]) == 0
+        assert main.main(["frontier", *words]) == 0
         text = capsys.readouterr().out
         assert "largest ratio within +20 %" in text
         assert max(map(len, text.partition("1. ")[0].splitlines())) <= 100
         assert "saap prune" in text, "a command is one line, however long"
-        assert cli.main(["frontier", *words]) == 0, "the same again prints what is there"
+        assert main.main(["frontier", *words]) == 0, "the same again prints what is there"
         assert "magnitude" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ class TestOutput:
     def test_refused(self, config, tmp_path, capsys, words, message, tiny_model_directory):
         more = ["--calibration.examples", "3", "--calibration.length", "16", "--runs", str(tmp_path / "runs")]
         evaluation = ["--evaluation.windows", "3", "--evaluation.length", "16"]
-        assert cli.main(["frontier", "--model.name", str(tiny_model_directory), *more, *evaluation, *words]) == 2
+        assert main.main(["frontier", "--model.name", str(tiny_model_directory), *more, *evaluation, *words]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax import cli
+from saap_jax.cli import main
 
 SMALL = [
     *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
@@ -71,7 +71,7 @@ def until_it_fits(words: list[str], place: Path, capsys, sizes: list[int]) -> in
     for failed, size in enumerate(sizes):
         capsys.readouterr()
         with files_of_at_most(size):
-            code = cli.main(words)
+            code = main.main(words)
         error = capsys.readouterr().err
         assert left_over(place) == [], f"a limit of {size} bytes"
         if code == 0:
@@ -94,7 +94,7 @@ SIZES = [0, 1000, 4000, 12_000, 40_000, 10**7]
 )
 def test_at_every_writer(name, tiny_model_directory, tmp_path, capsys):
     place, whole = tmp_path / "limited", tmp_path / "whole"
-    assert cli.main(commands(str(tiny_model_directory), whole)[name]) == 0
+    assert main.main(commands(str(tiny_model_directory), whole)[name]) == 0
     words = commands(str(tiny_model_directory), place)[name]
     failed = until_it_fits(words, place, capsys, SIZES)
     assert failed >= 3
@@ -122,14 +122,14 @@ def test_on_a_full_disk(name, small_disk, tiny_model_directory, tmp_path, capsys
     """The same on a disk that is full in truth, as the message says it: space is freed, and the command goes on."""
     words = commands(str(tiny_model_directory), small_disk / "runs")[name]
     whole = tmp_path / "whole"
-    assert cli.main(commands(str(tiny_model_directory), whole)[name]) == 0
+    assert main.main(commands(str(tiny_model_directory), whole)[name]) == 0
     filler, failed = small_disk / "filler", 0
     for free in (0, 8, 24, 48):
         filler.write_bytes(b"")
         used = shutil.disk_usage(small_disk)
         filler.write_bytes(bytes(max(0, used.free - free * 1024)))
         capsys.readouterr()
-        code = cli.main(words)
+        code = main.main(words)
         error = capsys.readouterr().err
         assert [name for name in left_over(small_disk) if name != "filler"] == []
         if code == 0:
@@ -140,6 +140,6 @@ def test_on_a_full_disk(name, small_disk, tiny_model_directory, tmp_path, capsys
         assert "free some space, then run it again" in error
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    assert cli.main(words) == 0 or code == 0
+    assert main.main(words) == 0 or code == 0
     assert failed >= 2
     assert results(small_disk / "runs") == results(whole)

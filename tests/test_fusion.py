@@ -5,9 +5,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from saap_jax import fusion
-from saap_jax.fusion import fuse, fuse_examples
-from saap_jax.options import FusionConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.selection import fusion
+from saap_jax.selection.fusion import fuse, fuse_examples
 
 SCOPES = ("global", "structure", "layer")
 

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from saap_jax import cli
+from saap_jax.cli import main
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.generate import generate
-from saap_jax.llama.sample import Sampling
+from saap_jax.llama.decoding.generate import generate
+from saap_jax.llama.decoding.sample import Sampling
 from tests.test_cli import refused
 
 SHORT = ["--max-new-tokens", "6"]
@@ -26,12 +26,12 @@ def expected(directory, prompts, **options) -> list[str]:
 
 
 def test_a_text(words, capsys, tiny_model_directory):
-    assert cli.main([*words, "the cat", *SHORT]) == 0
+    assert main.main([*words, "the cat", *SHORT]) == 0
     assert capsys.readouterr().out == expected(tiny_model_directory, ["the cat"])[0] + "\n"
 
 
 def test_several_texts_drawn(words, capsys, tiny_model_directory):
-    assert cli.main([*words, "the cat", "on", *SHORT, "--temperature", "1.5", "--top-k", "50", "--seed", "3"]) == 0
+    assert main.main([*words, "the cat", "on", *SHORT, "--temperature", "1.5", "--top-k", "50", "--seed", "3"]) == 0
     first, second = expected(tiny_model_directory, ["the cat", "on"], temperature=1.5, top_k=50, seed=3)
     assert capsys.readouterr().out == f"--- 1\n{first}\n--- 2\n{second}\n"
 
@@ -39,28 +39,28 @@ def test_several_texts_drawn(words, capsys, tiny_model_directory):
 def test_on_a_terminal_the_prompt_comes_first(words, capsys, monkeypatch, tiny_model_directory):
     first, second = expected(tiny_model_directory, ["the cat", "on"])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert cli.main([*words, "the cat", *SHORT]) == 0
+    assert main.main([*words, "the cat", *SHORT]) == 0
     assert capsys.readouterr().out == f"the cat{first}\n"
-    assert cli.main([*words, "the cat", "on", *SHORT]) == 0
+    assert main.main([*words, "the cat", "on", *SHORT]) == 0
     assert capsys.readouterr().out == f"--- 1\nthe cat{first}\n--- 2\non{second}\n"
 
 
 def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
     monkeypatch.setattr("sys.stdin", io.StringIO("the dog"))
-    assert cli.main([*words, "-", *SHORT]) == 0
+    assert main.main([*words, "-", *SHORT]) == 0
     assert capsys.readouterr().out == expected(tiny_model_directory, ["the dog"])[0] + "\n"
 
 
 def test_stop(words, capsys, tiny_model_directory):
     whole = expected(tiny_model_directory, ["the cat"])[0]
     stop = whole[3:5]
-    assert cli.main([*words, "the cat", *SHORT, "--stop", stop, "never"]) == 0
+    assert main.main([*words, "the cat", *SHORT, "--stop", stop, "never"]) == 0
     assert capsys.readouterr().out == whole.partition(stop)[0] + "\n"
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["generate", "--help"])
+        main.main(["generate", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--chat", "--top-p", "--max-new-tokens", "--stop", "--seed"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saap_jax import cli
+from saap_jax.cli import main
 
 COMMANDS = {
     "compare": ("--model.name", "MODEL", "--calibration.length"),
@@ -25,7 +25,7 @@ COMMANDS = {
 def test_rows_longer_than_the_positions(name, tiny_model_directory, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = [word.replace("MODEL", str(tiny_model_directory)) for word in COMMANDS[name]]
-    assert cli.main([name.partition(",")[0], *words, "2049"]) == 2
+    assert main.main([name.partition(",")[0], *words, "2049"]) == 2
     error = capfd.readouterr().err
     assert "2,048 tokens, the positions of the model" in error or "more than the model's 2048 positions" in error
     assert name in ("bench", "generate") or words[-1].removeprefix("--") in error

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax.llama.write import new_output
-from saap_jax.locks import held, lock_of
+from saap_jax.llama.files.write import new_output
+from saap_jax.runtime.locks import held, lock_of
 
 HOLD = """
 import sys, time
@@ -90,7 +90,7 @@ def test_a_thread_may_hold_it_twice_and_another_may_not(tmp_path):
 
 
 def test_a_lock_says_only_what_can_be_printed(tmp_path):
-    from saap_jax.locks import holder
+    from saap_jax.runtime.locks import holder
 
     lock = tmp_path / ".x.lock"
     lock.write_bytes(b"process 1\x1b[31m\n\xff" + b"a" * 9999)

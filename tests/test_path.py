@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline, pruning
-from saap_jax.config import CompareConfig, PruneConfig
-from saap_jax.llama.load import load_keep
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import (
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -18,6 +15,10 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
+from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.llama.files.load import load_keep
+from saap_jax.llama.segments import existing_units
+from saap_jax.selection import calibrate
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, random_tokens
 
@@ -29,7 +30,7 @@ MODEL = dense_model(layers=3, mlp=16)
 def path(estimator, ratios, search, model=MODEL):
     scenarios = {"calibration": WINDOWS}
     stability = search.allocation == "adaptive"
-    calibrated = calibration.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
+    calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
     return pipeline.select_path(model, calibrated, scenarios, estimator, ratios, search, batch_size=3)
 
 
@@ -43,7 +44,7 @@ def cut_path(estimator, ratios, search, every):
     keeps, model = {}, MODEL
     for ratio in pipeline.checkpoints(ratios, every):
         left = saap_jax.prunable_parameters(saap_jax.discover(model))
-        calibrated = calibration.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
+        calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
         share = 1 - (1 - ratio) * whole / left
         smaller = pipeline.select_calibrated(model, calibrated, estimator, share, search).keep
         for name in STRUCTURES:
@@ -92,14 +93,14 @@ def test_without_steps_nothing_is_observed_again(monkeypatch):
 
 
 def test_attention_and_mlp_by_two_estimators():
-    made = calibration.calibrate(MODEL, WINDOWS, ["gate_fisher", "wanda+magnitude", "gate_fisher/wanda+magnitude"])
+    made = calibrate.calibrate(MODEL, WINDOWS, ["gate_fisher", "wanda+magnitude", "gate_fisher/wanda+magnitude"])
     mixed = made.scores("gate_fisher/wanda+magnitude")
     np.testing.assert_array_equal(mixed["attention"], made.scores("gate_fisher")["attention"])
     np.testing.assert_array_equal(mixed["mlp"], made.scores("wanda+magnitude")["mlp"])
     assert not np.allclose(mixed["attention"], made.scores("wanda+magnitude")["attention"])
     assert list(made.fusions["calibration"]) == ["wanda+magnitude"]
     with pytest.raises(ValueError, match="unknown estimator"):
-        calibration.check_estimators(["gate_fisher/nonsense"], FusionConfig())
+        calibrate.check_estimators(["gate_fisher/nonsense"], FusionConfig())
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +118,18 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
 
 @pytest.fixture(scope="module")
 def run(config):
-    return comparison.compare(config)
+    return compare.compare(config)
 
 
 @pytest.mark.slow
 def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
     best = run.record["best"]["candidate"].partition("@")[0]
     options = {"model": config.model, "calibration": config.calibration, "search": config.search, "ratio": 0.2}
-    pruning.prune(PruneConfig(out=str(tmp_path / "pruned"), estimator=best, **options))
+    prune.prune(PruneConfig(out=str(tmp_path / "pruned"), estimator=best, **options))
     assert same(load_keep(tmp_path / "pruned"), load_keep(run.path / "best"))
     # the run's own scores and text, whatever `calibration` says
     options |= {"calibration": CalibrationConfig(examples=1, length=8), "from_run": str(run.path)}
-    pruning.prune(PruneConfig(out=str(tmp_path / "reused"), estimator=best, **options))
+    prune.prune(PruneConfig(out=str(tmp_path / "reused"), estimator=best, **options))
     assert same(load_keep(tmp_path / "reused"), load_keep(run.path / "best"))
 
 
@@ -142,11 +143,11 @@ def test_a_killed_comparison_searches_only_what_is_missing(config, run, tmp_path
             raise KeyboardInterrupt
         return select(model, calibrated, scenarios, estimator, *rest, **options)
 
-    monkeypatch.setattr(comparison, "select_path", killed)
+    monkeypatch.setattr(compare, "select_path", killed)
     config = dataclasses.replace(config, runs=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        comparison.compare(config)
-    again = comparison.compare(config)
+        compare.compare(config)
+    again = compare.compare(config)
     assert searched == ["gate_fisher", "gate_fisher/wanda", "gate_fisher/wanda"]
     for first, second in zip(again.candidates(), run.candidates(), strict=True):
         assert {**first, "seconds": 0} == {**second, "seconds": 0}

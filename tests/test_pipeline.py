@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import calibration, comparison, pipeline, pruning
-from saap_jax.config import CompareConfig, PruneConfig, ScoreConfig
-from saap_jax.config_use import EvaluateConfig
-from saap_jax.estimation.observe import observe_step
-from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.kept import read_scores
-from saap_jax.llama.load import load_keep
-from saap_jax.options import (
+from saap_jax.config.jobs import CompareConfig, PruneConfig, ScoreConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -25,7 +18,15 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
-from saap_jax.report import RunDirectory
+from saap_jax.config.use import EvaluateConfig
+from saap_jax.estimation.observe import observe_step
+from saap_jax.evaluation.candidates import candidates_step
+from saap_jax.evaluation.perplexity import loss_step
+from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.llama.files.load import load_keep
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.scores import read_scores
+from saap_jax.selection import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
 
 @pytest.fixture(scope="module")
 def run(config) -> RunDirectory:
-    return comparison.compare(config)
+    return compare.compare(config)
 
 
 def test_the_run_holds_every_candidate(config, run):
@@ -78,26 +79,26 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
     """Negative control of the check above: cutting other units than those that were masked does not pass."""
     other = dataclasses.replace(config, runs=str(tmp_path), ratios=(0.5,), best_ratio=0.5)
     flipped = lambda model, keep: saap_jax.cut(model, {n: k[:, ::-1] for n, k in keep.items()})  # noqa: E731
-    monkeypatch.setattr(comparison, "cut", flipped)
-    monkeypatch.setattr(comparison, "save_model", lambda model, path, **_: saap_jax.save_model(model, path))
+    monkeypatch.setattr(compare, "cut", flipped)
+    monkeypatch.setattr(compare, "save_model", lambda model, path, **_: saap_jax.save_model(model, path))
     with pytest.raises(ValueError, match="expected the cut model to have the masked one's"):
-        comparison.compare(other)
+        compare.compare(other)
 
 
 def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_path):
     observe_step.clear_cache()
     loss_step.clear_cache()
     candidates_step.clear_cache()
-    comparison.compare(dataclasses.replace(config, runs=str(tmp_path)))
+    compare.compare(dataclasses.replace(config, runs=str(tmp_path)))
     assert observe_step._cache_size() == 1
     assert candidates_step._cache_size() == 1, "the dense model and all masked candidates"
     assert loss_step._cache_size() == 1, "the cut model"
 
 
 def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):
-    monkeypatch.setattr(comparison, "load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    monkeypatch.setattr(compare, "load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
     before = run.path.joinpath("metrics.jsonl").read_bytes()
-    again = comparison.compare(config)
+    again = compare.compare(config)
     assert again.candidates() == run.candidates()
     assert run.path.joinpath("metrics.jsonl").read_bytes() == before
 
@@ -114,8 +115,8 @@ def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
     for name in ("keep.json", "report.html"):
         (tmp_path / "tiny" / name).unlink()
     shutil.rmtree(tmp_path / "tiny" / "best")
-    monkeypatch.setattr(calibration, "observe", lambda *_, **__: pytest.fail("scored again"))
-    resumed = comparison.compare(other)
+    monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("scored again"))
+    resumed = compare.compare(other)
     expected = [{k: v for k, v in c.items() if k != "seconds"} for c in run.candidates()]
     assert [{k: v for k, v in c.items() if k != "seconds"} for c in resumed.candidates()] == expected
     assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
@@ -128,9 +129,9 @@ def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run,
     )
     before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="another configuration: .*estimators"):
-        comparison.compare(other)
+        compare.compare(other)
     assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
-    anew = comparison.compare(other, overwrite=True)
+    anew = compare.compare(other, overwrite=True)
     assert len(anew.candidates()) == 4
     assert set(read_scores(anew).estimators) == {"magnitude", "random(seed=3)"}
 
@@ -139,7 +140,7 @@ def test_an_impossible_budget_is_refused_before_anything_is_evaluated(config, tm
     monkeypatch.setattr(pipeline, "window_losses", lambda *_: pytest.fail("evaluated"))
     search = SearchConfig(skip_layers=(0, 1))
     with pytest.raises(ValueError, match="largest possible ratio is 0"):
-        comparison.compare(dataclasses.replace(config, runs=str(tmp_path), search=search))
+        compare.compare(dataclasses.replace(config, runs=str(tmp_path), search=search))
 
 
 def test_overlapping_texts_are_refused(config, tmp_path):
@@ -152,29 +153,29 @@ def test_overlapping_texts_are_refused(config, tmp_path):
         evaluation=dataclasses.replace(config.evaluation, out_of_domain=str(text)),
     )
     with pytest.raises(ValueError, match="calibrate on one text and evaluate on another"):
-        comparison.compare(other)
+        compare.compare(other)
 
 
 @pytest.mark.slow
 def test_fusion_and_adaptive_search(config, tmp_path):
     """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
-    windows = calibration.scenarios_of(config.calibration, tokenizer)
+    windows = calibrate.scenarios_of(config.calibration, tokenizer)
     fused = "taylor_element+gate_taylor+wanda"
     names = ("saap", fused, "gate_fisher", "fisher")
-    made = calibration.calibrate(model, windows, names, batch_size=2)
+    made = calibrate.calibrate(model, windows, names, batch_size=2)
     scores = {name: made.scores(name) for name in names}
     np.testing.assert_array_equal(scores["saap"]["mlp"], scores[fused]["mlp"])
     np.testing.assert_array_equal(scores["saap"]["attention"], scores["gate_fisher"]["attention"])
     for structure in ("attention", "mlp"):
         assert not np.allclose(scores["saap"][structure], scores["fisher"][structure])
-    whole = calibration.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
+    whole = calibrate.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
     np.testing.assert_allclose(whole.scores("saap")["attention"], scores[fused]["attention"], rtol=1e-5)
     searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
     kept = [pipeline.select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
     assert (kept[0] != kept[1]).any()
     estimation = EstimationConfig(estimators=("saap", "wanda"))
-    run = comparison.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
+    run = compare.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
     assert set(run.record["fusions"]["reference"][fused]["weights"]) == {"taylor_element", "gate_taylor", "wanda"}
     assert len(run.candidates()) == 4
 
@@ -193,15 +194,15 @@ def test_score_prune_evaluate(config, tmp_path):
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
     options |= {"search": SearchConfig()}
-    fresh = pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
-    reused = pruning.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
+    fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
+    reused = prune.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
     assert fresh.selection.actual == reused.selection.actual >= 0.4
     for name, kept in fresh.selection.keep.items():
         np.testing.assert_array_equal(kept, reused.selection.keep[name])
     with pytest.raises(ValueError, match="does not exist yet"):
-        pruning.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
+        prune.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
     with pytest.raises(ValueError, match="has no scores of magnitude and no statistics"):
-        pruning.prune(
+        prune.prune(
             PruneConfig(out=str(tmp_path / "x"), from_run=str(run.path), **{**options, "estimator": "magnitude"})
         )
     models = (config.model.name, str(tmp_path / "fresh"))

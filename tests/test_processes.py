@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from saap_jax import cli, processes, watch
-from saap_jax.processes import Cluster, agreed, agreed_bytes, first, meet, place, split_flags
+from saap_jax.cli import main
+from saap_jax.runtime import processes, watch
+from saap_jax.runtime.processes import Cluster, agreed, agreed_bytes, first, meet, place, split_flags
 
 
 def test_one_process_needs_nobody():
@@ -42,7 +43,7 @@ def test_an_address_may_be_ipv6():
 
 
 def test_a_command_for_one_process_says_so(capsys):
-    assert cli.main(["bench", "--distributed", "auto"]) == 2
+    assert main.main(["bench", "--distributed", "auto"]) == 2
     assert "bench: runs in one process; expected no --distributed" in capsys.readouterr().err
 
 
@@ -51,7 +52,7 @@ def test_a_cluster_that_is_none_is_one_line(capsys, monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr("jax.distributed.initialize", nobody)
-    assert cli.main(["score", "--distributed", "auto"]) == 2
+    assert main.main(["score", "--distributed", "auto"]) == 2
     assert "did not meet at what Slurm, Open MPI, a TPU pod or GKE says" in capsys.readouterr().err
 
 
@@ -65,7 +66,7 @@ def test_a_cluster_that_is_none_is_one_line(capsys, monkeypatch):
 )
 def test_what_needs_one_device_is_refused_on_a_mesh(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*words, "--mesh.data", "-1"]) == 2
+    assert main.main([*words, "--mesh.data", "-1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error)

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax import pruning, selection
-from saap_jax.calibration import Calibrated
-from saap_jax.config import PruneConfig
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig, ModelConfig, SearchConfig, TargetsConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation import latency
-from saap_jax.evaluation.bench import Times, Workload, compile_programs
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
 from saap_jax.evaluation.targets import Costs, Target, held_bytes, targets_of, temporaries_of, workload_of
+from saap_jax.evaluation.timing import Times, Workload, compile_programs
+from saap_jax.jobs import chosen, prune
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, ModelConfig, SearchConfig, TargetsConfig
-from saap_jax.surgery import cut, pruned_spec
+from saap_jax.llama.segments import existing_units
+from saap_jax.selection.calibrate import Calibrated
+from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep
 
 UNIFORM = SearchConfig()
@@ -34,7 +34,7 @@ def scores_of(model, seed: int = 0):
 def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=None):
     costs = Costs(targets, np.float32, None, 0)
     found = targets_of(targets, costs.of(model.spec))
-    return costs, found, selection.select_smallest(
+    return costs, found, chosen.select_smallest(
         model, Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
         lambda keep: costs.of(pruned_spec(model.spec, keep)), found, recalibrate or (lambda keep: pytest.fail("anew")),
     )  # fmt: skip
@@ -181,7 +181,7 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
         search=UNIFORM,
         targets=TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1),
     )
-    pruned = pruning.prune(config)
+    pruned = prune.prune(config)
     record = json.loads((tmp_path / "out" / "targets.json").read_text())
     assert [each["name"] for each in record["reached"]] == ["weight_bytes", "latency", "tokens_per_second"]
     size = record["reached"][0]
@@ -189,18 +189,18 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     assert size["reached"] == size["predicted"] == weight_bytes(loaded) <= 0.95 * size["dense"]
     assert all(each.held for each in pruned.reached)
     assert record["table"]["workload"]["prompt"] == 8
-    rows = pruning.target_rows(pruned)
+    rows = prune.target_rows(pruned)
     assert [row[0] for row in rows] == ["weight_bytes", "latency", "tokens_per_second"]
     missed = pruned._replace(reached=[pruned.reached[0]._replace(held=False, predicted=1.0)])
-    assert len(pruning.warnings(missed)) == 2
+    assert len(prune.warnings(missed)) == 2
 
 
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     calibration = CalibrationConfig(examples=2, length=16, batch_size=2)
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
                          estimator="wanda", calibration=calibration, search=UNIFORM)  # fmt: skip
-    pruned = pruning.prune(config)
-    assert pruned.selection.asked == selection.DEFAULT_RATIO
+    pruned = prune.prune(config)
+    assert pruned.selection.asked == chosen.DEFAULT_RATIO
     assert not pruned.reached
     assert not (tmp_path / "out" / "targets.json").exists()
 

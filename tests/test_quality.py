@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saap_jax import cli, comparison, quality
-from saap_jax.config import AbConfig, CompareConfig, GateConfig
+from saap_jax.cli import main
+from saap_jax.config.jobs import AbConfig, CompareConfig, GateConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.jobs import compare, quality
 from saap_jax.llama import load_model, load_tokenizer, save_model
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
-from saap_jax.report.records import RunDirectory, read_candidates, read_run
-from saap_jax.surgery import cut
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.surgery.cut import cut
 from tests.runs import METRICS, fake_run
 
 PROJECT = Path(__file__).parent.parent
@@ -48,7 +49,7 @@ def no_model(monkeypatch):
 
 
 def refused(capsys, words: list[str]) -> str:
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("saap: ")
     assert error.count("\n") == 1
@@ -58,7 +59,7 @@ def refused(capsys, words: list[str]) -> str:
 class TestAb:
     def test_two_candidates_load_no_model(self, capsys, run, tmp_path, no_model):
         out = tmp_path / "ab.json"
-        assert cli.main(["ab", f"{run}:wanda@0.2", f"{run}:dense", "--json", str(out), "--resamples", "999"]) == 0
+        assert main.main(["ab", f"{run}:wanda@0.2", f"{run}:dense", "--json", str(out), "--resamples", "999"]) == 0
         text = capsys.readouterr().out
         assert "A has a higher perplexity than B by 2.0 % (2.0 to 2.0 %)" in text
         assert max(map(len, text.splitlines())) <= 100 + len(str(run))
@@ -70,7 +71,7 @@ class TestAb:
             assert (row["win_rate"], row["p_value"], row["windows"]) == (0, 0.002, 8)
 
     def test_the_same_is_exactly_0(self, capsys, run, no_model):
-        assert cli.main(["ab", f"{run}:wanda@0.2", f"{run}:wanda@0.2"]) == 0
+        assert main.main(["ab", f"{run}:wanda@0.2", f"{run}:wanda@0.2"]) == 0
         assert capsys.readouterr().out.count("A and B are the same: the difference is exactly 0") == 2
 
     def test_seeds_are_paired(self, tmp_path, no_model):
@@ -92,11 +93,11 @@ class TestAb:
         others = fake_run(tmp_path / "others", seeds=(3, 4, 5))
         assert "0, 1, 2 of" in refused(capsys, ["ab", f"{three}:wanda@0.2", f"{others}:wanda@0.2"])
         one, other = f"{three}:wanda, seed 1@0.2", f"{others}:wanda, seed 3@0.2"
-        assert cli.main(["ab", one, other]) == 0, "single candidates are compared whatever their seeds"
+        assert main.main(["ab", one, other]) == 0, "single candidates are compared whatever their seeds"
 
     def test_two_models(self, capsys, tiny_model_directory, pruned):
         a, b = str(tiny_model_directory), str(pruned)
-        assert cli.main(["ab", a, a, *TEXT]) == 0
+        assert main.main(["ab", a, a, *TEXT]) == 0
         assert "exactly 0" in capsys.readouterr().out
         found = quality.ab(AbConfig(a=a, b=b, sources=("builtin:reference",), windows=4, length=16, batch_size=2))
         assert found.metrics[0].difference.value != 0
@@ -163,7 +164,7 @@ def compared(tiny_model_directory, tmp_path_factory):
         evaluation=EvaluationConfig(windows=5, length=16, batch_size=2),
         runs=str(tmp_path_factory.mktemp("runs")),
     )
-    return comparison.compare(config).path
+    return compare.compare(config).path
 
 
 class TestOnARealComparison:
@@ -186,12 +187,12 @@ class TestOnARealComparison:
     def test_a_gate(self, compared, capsys):
         words = ["--baseline", f"{compared}:dense", "--max-size", "99%", "--max-memory", "100%"]
         best = read_run(compared)["best"]["candidate"]
-        assert cli.main(["gate", f"{compared}:{best}", *words]) == 0
+        assert main.main(["gate", f"{compared}:{best}", *words]) == 0
         of_run = re.findall(r"[0-9.]+ KiB", capsys.readouterr().out)
-        assert cli.main(["gate", f"{compared}/best", *words]) == 0
+        assert main.main(["gate", f"{compared}/best", *words]) == 0
         assert re.findall(r"[0-9.]+ KiB", capsys.readouterr().out) == of_run, "bytes on record are those measured"
         assert (
-            cli.main(["gate", f"{compared}:{best}", "--baseline", f"{compared}/best", "--max-ppl-increase", "0%"]) == 0
+            main.main(["gate", f"{compared}:{best}", "--baseline", f"{compared}/best", "--max-ppl-increase", "0%"]) == 0
         )
 
 
@@ -199,45 +200,45 @@ class TestGate:
     def test_a_planted_regression_is_caught(self, capsys, run, tmp_path, no_model):
         words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--resamples", "200"]
         out = tmp_path / "gate.xml"
-        assert cli.main([*words, "--max-ppl-increase", "1%", "--max-size", "85%", "--junit", str(out)]) == 1
+        assert main.main([*words, "--max-ppl-increase", "1%", "--max-size", "85%", "--junit", str(out)]) == 1
         text = capsys.readouterr().out
         assert (text.count("PASS"), text.count("FAIL")) == (1, 2 + 1)  # two metrics, and the verdict
         assert "FAIL: 2 of 3 limits are broken: max_ppl_increase (ppl@16 builtin:reference)" in text
         suite = ET.parse(out).getroot()
         assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
         assert len(suite.findall(".//failure")) == 2
-        assert cli.main([*words, "--max-ppl-increase", "2%"]) == 0
+        assert main.main([*words, "--max-ppl-increase", "2%"]) == 0
         assert "PASS: all 2 limits hold" in capsys.readouterr().out
-        assert cli.main([*words, "--max-size", "79 %"]) == 1
-        assert cli.main([*words, "--max-size", "320B"]) == 0
-        assert cli.main([*words, "--max-size", "319B"]) == 1
+        assert main.main([*words, "--max-size", "79 %"]) == 1
+        assert main.main([*words, "--max-size", "320B"]) == 0
+        assert main.main([*words, "--max-size", "319B"]) == 1
 
     def test_identical_models_pass_with_0(self, capsys, run, no_model):
         for name in ("dense", "wanda@0.2"):
             words = ["gate", f"{run}:{name}", "--baseline", f"{run}:{name}", "--max-ppl-increase", "0%"]
-            assert cli.main([*words, "--max-size", "100%"]) == 0
+            assert main.main([*words, "--max-size", "100%"]) == 0
 
     def test_models_are_measured(self, capsys, tiny_model_directory, pruned):
         limits = ["--max-latency", "10000%", "--max-size", "100%", "--max-memory", "1GiB", "--max-ppl-increase", "900%"]
         words = ["--repeats", "2", "--resamples", "100", *TEXT]
-        assert cli.main(["gate", str(pruned), "--baseline", str(tiny_model_directory), *limits, *words]) == 0
+        assert main.main(["gate", str(pruned), "--baseline", str(tiny_model_directory), *limits, *words]) == 0
         text = capsys.readouterr().out
         assert len(re.findall("PASS", text)) == 4 + 1
         words = ["--baseline", str(pruned), "--max-size", "100%", "--max-memory", "100%", *words]
-        assert cli.main(["gate", str(tiny_model_directory), *words]) == 1, "the whole is larger than the pruned one"
-        assert cli.main(["gate", str(pruned), *words]) == 0
+        assert main.main(["gate", str(tiny_model_directory), *words]) == 1, "the whole is larger than the pruned one"
+        assert main.main(["gate", str(pruned), *words]) == 0
 
     def test_of_a_run_the_unpruned_model_can_be_run_and_masks_cannot(
         self, capsys, tmp_path, tiny_model_directory, pruned
     ):
         run = fake_run(tmp_path / "run", model=str(tiny_model_directory))
         words = ["--baseline", f"{run}:dense", "--max-latency", "10000%", "--repeats", "1"]
-        assert cli.main(["gate", f"{run}:dense", *words]) == 0
+        assert main.main(["gate", f"{run}:dense", *words]) == 0
         line = refused(capsys, ["gate", f"{run}:wanda@0.2", *words])
         assert "max_latency needs a model that can be run" in line
         assert "saap prune --from-run" in line
         (run / "best").symlink_to(pruned)
-        assert cli.main(["gate", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
+        assert main.main(["gate", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
 
     def test_not_finite_is_broken(self, run, capsys):
         directory = RunDirectory(run, json.loads((run / "run.json").read_text()))
@@ -245,7 +246,7 @@ class TestGate:
         row["losses"][METRICS[0]][0] = row["ppl"][METRICS[0]] = math.nan
         directory.append(row)
         words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--max-ppl-increase", "50%"]
-        assert cli.main(words) == 1
+        assert main.main(words) == 1
         assert "1 of 2 limits is broken" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -277,8 +278,8 @@ class TestLimitsFile:
         file = tmp_path / "mine.toml"
         file.write_text('max_ppl_increase = "1%"\nmax_size = "85%"\n')
         words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--limits", str(file)]
-        assert cli.main(words) == 1
-        assert cli.main([*words, "--max-ppl-increase", "3%"]) == 0
+        assert main.main(words) == 1
+        assert main.main([*words, "--max-ppl-increase", "3%"]) == 0
         assert "85 % of baseline" in capsys.readouterr().out, "the file's other limit holds on"
 
     @pytest.mark.parametrize(
@@ -322,15 +323,15 @@ class TestLimitsFile:
 @pytest.mark.parametrize("command", ["ab", "gate"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        main.main([command, "--help"])
     assert stop.value.code == 0
     assert "Tokens a window" in capsys.readouterr().out
 
 
 def test_losses_are_those_of_evaluate(tiny_model_directory, capsys):
     """The perplexity that `ab` shows is that of `evaluate`."""
-    from saap_jax import pipeline
-    from saap_jax.config_use import EvaluateConfig
+    from saap_jax.config.use import EvaluateConfig
+    from saap_jax.jobs import pipeline
 
     name, text = str(tiny_model_directory), {"sources": ("builtin:reference",), "windows": 4, "length": 16}
     row = quality.ab(AbConfig(a=name, b=name, batch_size=2, **text)).metrics[0]

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from saap_jax.config.method import QueryHeadsConfig, SearchConfig
 from saap_jax.llama import LayerWidths
-from saap_jax.options import QueryHeadsConfig, SearchConfig
-from saap_jax.query_heads import search_query_heads
+from saap_jax.selection.query_heads import search_query_heads
 
 WIDTHS = tuple(LayerWidths(kv_heads=k, q_per_kv=g, mlp=4) for k, g in ((2, 3), (2, 2), (1, 4), (0, 3), (3, 1)))
 EACH = 10

@@ -5,18 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli, pipeline, pruning, selection
-from saap_jax.calibration import calibrate, pairs, quiet
-from saap_jax.compensation import compensate
-from saap_jax.config import PruneConfig
-from saap_jax.config_use import EvaluateConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.estimation.ablation import Unit, ablate
-from saap_jax.llama import load_keep, load_model
-from saap_jax.llama.runs import existing_query_heads, existing_units, ones_gates
-from saap_jax.llama.ungroup import ungrouped
-from saap_jax.options import (
+from saap_jax.cli import main
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     CompensationConfig,
     ModelConfig,
@@ -24,8 +15,19 @@ from saap_jax.options import (
     QueryHeadsConfig,
     SearchConfig,
 )
-from saap_jax.query_stage import remove_query_heads
-from saap_jax.surgery import cut, masks
+from saap_jax.config.use import EvaluateConfig
+from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.estimation.ablation import Unit, ablate
+from saap_jax.jobs import chosen as selection
+from saap_jax.jobs import pipeline, prune
+from saap_jax.jobs.query_stage import remove_query_heads
+from saap_jax.llama import load_keep, load_model
+from saap_jax.llama.segments import existing_query_heads, existing_units, ones_gates
+from saap_jax.llama.ungroup import ungrouped
+from saap_jax.selection.calibrate import calibrate, pairs, quiet
+from saap_jax.surgery.compensation import compensate
+from saap_jax.surgery.cut import cut, masks
 from saap_jax.types import QUERY_HEADS, STRUCTURES
 from tests.helpers import changed, forward, length_mask, losses_of, random_model, random_tokens, spec_of
 
@@ -244,7 +246,7 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
     compensation = CompensationConfig(method="least_squares")
     out = str(tmp_path / "pruned")
     config = PruneConfig(out=out, search=search, query_heads=heads, compensation=compensation, **options)
-    pruned = pruning.prune(config)
+    pruned = prune.prune(config)
     loaded, keep = load_model(out), load_keep(out)
     assert count_parameters(loaded) == pruned.parameters[1] == pruned.parameters[0] - pruned.selection.removed
     assert min(w.q_per_kv for w in loaded.spec.layers) == 1
@@ -252,7 +254,7 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, keep, pruned.selection.keep)
     rows = pipeline.evaluate(EvaluateConfig(models=(out, options["model"].name), windows=3, length=16, batch_size=2))
     assert rows[out].ppl != rows[options["model"].name].ppl
-    plain = pruning.prune(PruneConfig(out=str(tmp_path / "plain"), search=SearchConfig(), **options))
+    plain = prune.prune(PruneConfig(out=str(tmp_path / "plain"), search=SearchConfig(), **options))
     assert set(plain.selection.keep) == set(STRUCTURES)
     assert set(load_keep(tmp_path / "plain")) == set(STRUCTURES)
 
@@ -260,14 +262,14 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
 def test_on_the_command_line(options, tmp_path, capsys):
     words = ["--model.name", options["model"].name, "--calibration.examples", "3", "--calibration.length", "16"]
     words += ["--search.skip-layers", "--query-heads.share", "0.5", "--ratio", "0.2", "--estimator", "gate_fisher"]
-    assert cli.main(["prune", "--out", str(tmp_path / "pruned"), *words]) == 0
+    assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words]) == 0
     assert "query heads" in capsys.readouterr().out
     for option, value, message in (
         ("--from-run", str(tmp_path / "run"), "query_heads.share: expected no from_run beside it"),
         ("--search.max-runs", "2", "query_heads.share: expected no search.max_runs beside it, got 2"),
         ("--search.max-shapes", "2", "query_heads.share: expected no search.max_shapes beside it, got 2"),
     ):
-        assert cli.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
+        assert main.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

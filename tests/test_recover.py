@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from saap_jax import cli
-from saap_jax.config_recover import MethodConfig
+from saap_jax.cli import main
+from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.jobs.recover import method_of
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
-from saap_jax.recover import method_of
-from saap_jax.report.records import read_candidates, read_run
+from saap_jax.runs.directory import read_candidates, read_run
 from tests.report.test_scalars import read
 from tests.test_cli import refused
 
@@ -42,7 +42,7 @@ def options(tiny_model_directory, tmp_path) -> list[str]:
 
 
 def test_recover(options, capsys, tmp_path):
-    assert cli.main(["recover", *options]) == 0
+    assert main.main(["recover", *options]) == 0
     text = capsys.readouterr().out
     assert re.search(r"dense +pruned +recovered +change", text)
     assert "ppl@16 builtin:reference (in)" in text
@@ -63,9 +63,11 @@ def test_recover(options, capsys, tmp_path):
     np.testing.assert_allclose([losses[row["step"]] for row in rows], [row["loss"] for row in rows], rtol=1e-6)
     model = load_model(tmp_path / "runs" / "recover" / "model")
     assert model.spec == load_model(options[1]).spec
-    assert cli.main(["evaluate", str(tmp_path / "runs" / "recover" / "model"), "--windows", "3", "--length", "16"]) == 0
+    assert (
+        main.main(["evaluate", str(tmp_path / "runs" / "recover" / "model"), "--windows", "3", "--length", "16"]) == 0
+    )
     assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
-    assert cli.main(["report", str(tmp_path / "runs" / "recover")]) == 0
+    assert main.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
 
 
@@ -73,7 +75,7 @@ def test_recover(options, capsys, tmp_path):
 def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path):
     """What is saved is the merged model: the one that the last held-out loss was measured on, quantised or not."""
     words = ["--method.name", method, *(("--method.group-size", "8") if method == "groupwise" else ())]
-    assert cli.main(["recover", *options, *words, "--training.learning-rate", "0.05"]) == 0
+    assert main.main(["recover", *options, *words, "--training.learning-rate", "0.05"]) == 0
     run = read_run(tmp_path / "runs" / "recover")
     assert run["training"]["best_loss"] < 0.9 * run["training"]["first_loss"]
     made, base = load_model(tmp_path / "runs" / "recover" / "model"), load_model(options[1])
@@ -93,23 +95,23 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     file = tmp_path / "mine.py"
     file.write_text(
-        "from saap_jax.config_recover import RecoverConfig\nCONFIG = RecoverConfig(name='mine', new_tokens=0)\n"
+        "from saap_jax.config.recover import RecoverConfig\nCONFIG = RecoverConfig(name='mine', new_tokens=0)\n"
     )
     words = ["recover", str(tiny_model_directory), str(file), *options[2:], "--training.max-steps", "3"]
     words += ["--data.sources", f"instruct:{data}", "--data.length", "200", "--training.distillation", "0.5"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     first = capsys.readouterr().out
     assert "30 documents" in first
     first_step, *_, last_step = read_candidates(tmp_path / "runs" / "mine")[0]
     assert abs(first_step["divergence"]) < 1e-5  # the model is still the dense one
     assert last_step["divergence"] > 1e-4
-    assert cli.main([*words, "--resume"]) == 0
+    assert main.main([*words, "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == first.splitlines()[-3:]
     said = refused(capsys, [*words, "--training.learning-rate", "0.02"])
     assert "holds a run of another configuration: training.learning_rate 0.01 -> 0.02" in said
     model = tmp_path / "runs" / "mine" / "model" / "model.safetensors"
     before = model.read_bytes()
-    assert cli.main([*words, "--training.seed", "1", "--overwrite"]) == 0
+    assert main.main([*words, "--training.seed", "1", "--overwrite"]) == 0
     assert model.read_bytes() != before
     assert "--resume expected a run at" in refused(capsys, [*words, "--name", "other", "--resume"])
 
@@ -157,7 +159,7 @@ def test_a_directory_in_the_way_is_refused_before_any_work(options, capsys, tmp_
 @pytest.mark.slow
 def test_decoding_is_timed(options, capsys, tmp_path):
     more = ["--new-tokens", "3", "--repeats", "2", "--training.max-steps", "3"]
-    assert cli.main(["recover", *options, *more]) == 0
+    assert main.main(["recover", *options, *more]) == 0
     assert "decoding (tokens a second)" in capsys.readouterr().out
     run = read_run(tmp_path / "runs" / "recover")
     assert all(run[name]["tokens_per_second"] > 0 for name in ("dense", "before", "after"))
@@ -169,7 +171,7 @@ def test_the_method_takes_its_options():
 
 def process(words: list[str]) -> subprocess.Popen:
     code = "import sys; from saap_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent.parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code, "recover", *words],
         env=environment,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.references import find, loadable, recorded_losses, recorded_parameters
+from saap_jax.runs.references import find, loadable, recorded_losses, recorded_parameters
 from tests.runs import METRICS, fake_run
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli
+from saap_jax.cli import main
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, load_tokenizer, save_model
-from saap_jax.llama.load import load_keep
+from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.quantized import Quantized
-from saap_jax.surgery import masks
+from saap_jax.surgery.cut import masks
 from tests.helpers import RELATIVES, forward, random_model
 
 ESTIMATORS = ("magnitude", "taylor_element", "fisher", "gate_fisher", "wanda", "fluctuation", "block_influence")
@@ -29,7 +29,7 @@ def run(capsys):
     """Run a command that must succeed; return what it printed, with white space made single."""
 
     def command(*words: str) -> str:
-        code = cli.main(list(words))
+        code = main.main(list(words))
         captured = capsys.readouterr()
         assert code == 0, captured.err
         return re.sub(r"\s+", " ", captured.out)

@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli, pruning
-from saap_jax.calibration import pairs
-from saap_jax.config import ExportConfig, PruneConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.discovery.trace import trace
-from saap_jax.export.job import export_model
-from saap_jax.llama import load_keep, load_model
-from saap_jax.llama.runs import existing_units, ones_gates
-from saap_jax.options import (
+from saap_jax.cli import main
+from saap_jax.config.jobs import ExportConfig, PruneConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     CompensationConfig,
     ModelConfig,
@@ -24,7 +17,12 @@ from saap_jax.options import (
     SearchConfig,
     TargetsConfig,
 )
-from saap_jax.residual import (
+from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.discovery.tracing.trace import trace
+from saap_jax.jobs import prune
+from saap_jax.jobs.export import export_model
+from saap_jax.jobs.residual import (
     check_residual,
     highest,
     kept_channels,
@@ -32,7 +30,10 @@ from saap_jax.residual import (
     observe_channels,
     remove_channels,
 )
-from saap_jax.surgery import cut, keep_from_json, keep_to_json, masks, pruned_spec
+from saap_jax.llama import load_keep, load_model
+from saap_jax.llama.segments import existing_units, ones_gates
+from saap_jax.selection.calibrate import pairs
+from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, masks, pruned_spec
 from saap_jax.types import RESIDUAL
 from tests.helpers import changed, dense_model, forward, length_mask, losses_of, ragged_model, random_tokens
 
@@ -159,7 +160,7 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
         "ratio": 0.4,
     }
     residual = ResidualConfig(share=0.6, multiple_of=2)
-    pruned = pruning.prune(PruneConfig(out=out, residual=residual, **options))
+    pruned = prune.prune(PruneConfig(out=out, residual=residual, **options))
     whole, loaded, keep = load_model(name), load_model(out), load_keep(out)
     assert pruned.channels == (whole.spec.embed, loaded.spec.embed) == (keep[RESIDUAL].size, keep[RESIDUAL].sum())
     assert loaded.spec.embed < whole.spec.embed
@@ -168,7 +169,7 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
     biases = sum(leaf.size for run in loaded.runs for leaf in (run.attention.output_bias[...], run.mlp.down_bias[...]))
     assert pruned.selection.removed == prunable[0] - prunable[1]
     assert count_parameters(loaded) == pruned.parameters[1] < pruned.parameters[0] - pruned.selection.removed + biases
-    assert dict(pruning.summary_rows(pruned))["width of the residual stream"].endswith(f"-> {loaded.spec.embed}")
+    assert dict(prune.summary_rows(pruned))["width of the residual stream"].endswith(f"-> {loaded.spec.embed}")
     exported = export_model(ExportConfig(model=out, out=str(tmp_path / "padded"), format="padded"))
     assert exported
 
@@ -177,13 +178,13 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
 def test_on_the_command_line(tiny_model_directory, tmp_path, capsys):
     words = ["--model.name", str(tiny_model_directory), "--calibration.examples", "3", "--calibration.length", "16"]
     words += ["--search.skip-layers", "--residual.share", "0.5", "--residual.multiple-of", "2", "--ratio", "0.4"]
-    assert cli.main(["prune", "--out", str(tmp_path / "pruned"), *words, "--estimator", "gate_fisher"]) == 0
+    assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words, "--estimator", "gate_fisher"]) == 0
     assert "width of the residual stream" in capsys.readouterr().out
     for option, value, message in (
         ("--from-run", str(tmp_path / "run"), "residual.share: expected no from_run beside it"),
         ("--mesh.data", "2", "residual.share: expected no mesh beside it"),
     ):
-        assert cli.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
+        assert main.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saap_jax import cli, comparison, fidelity, frontier, pipeline, recover, sensitivity
-from saap_jax.config import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
-from saap_jax.config_recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config_traced import TracedCompareConfig
-from saap_jax.digests import model_digest
-from saap_jax.keeps import read_keeps, save_keeps
+from saap_jax.cli import main
+from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
+from saap_jax.config.traced import TracedCompareConfig
+from saap_jax.jobs import compare, fidelity, frontier, pipeline, recover, sensitivity, traced
 from saap_jax.llama import load_model, save_model
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig, SearchConfig
-from saap_jax.report.records import RunDirectory, read_run
-from saap_jax.traced import jobs
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.digests import model_digest
+from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.keeps import read_keeps, save_keeps
 from tests.helpers import changed
 from tests.test_cli import refused
 
@@ -102,7 +102,7 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
     data = TrainingTextConfig(sources=(f"text:{text}",), length=32)
     return {
         "compare": (
-            comparison.compare,
+            compare.compare,
             CompareConfig(**swept, estimation=estimation, ratios=(0.2,), best_ratio=0.2),
             drawn | texts,
         ),
@@ -135,7 +135,7 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
             {"model", "dense model", "training text"} | texts,
         ),
         "traced": (
-            jobs.compare,
+            traced.compare,
             TracedCompareConfig(name="run", runs=runs, factory=f"{TRACED}:stacked"),
             {"parameters", "calibration", "held-out examples"},
         ),
@@ -203,12 +203,12 @@ class TestKeptScores:
         words = ["score", "--runs", score.runs, "--name", "run", "--model.name", score.model.name]
         words += ["--calibration.scenarios", *score.calibration.scenarios, "--calibration.examples", "3"]
         words += ["--calibration.length", "16", "--calibration.batch-size", "2", "--estimation.estimators", "wanda"]
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         path = Path(score.runs) / "run"
         (path / "scores.npz").write_bytes((path / "scores.npz").read_bytes()[:-40])
         assert "scores.npz" in refused(capsys, words)
         (path / "scores.npz").unlink()
-        assert cli.main(words) == 0, "as the message said"
+        assert main.main(words) == 0, "as the message said"
         capsys.readouterr()
         (path / "run.json").write_text("[" * 10**5)
         assert "nested too deeply" in refused(capsys, words)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saap_jax import budget
-from saap_jax import search as search_module
-from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
-from saap_jax.search import search
+from saap_jax.config.method import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.selection import budget
+from saap_jax.selection import search as search_module
+from saap_jax.selection.search import search
 from saap_jax.types import STRUCTURES
 
 NO_FLOOR = PerStructure(attention=0, mlp=0)

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
-from saap_jax.search import Limits, largest_ratio, search
+from saap_jax.config.method import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.selection.search import Limits, largest_ratio, search
 
 GLOBAL = SearchConfig(allocation="global")
 COSTS = {"up[1]": np.full(3, 5), "heads": np.full(1, 7), "wide.2": np.full(2, 3)}

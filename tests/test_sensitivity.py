@@ -9,22 +9,22 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from saap_jax import cli, comparison, sensitivity, sweep
-from saap_jax.arguments import configure
-from saap_jax.calibration import pairs
-from saap_jax.config import CompareConfig, SensitivityConfig
+from saap_jax.cli import main
+from saap_jax.cli.arguments import configure
+from saap_jax.config.jobs import CompareConfig, SensitivityConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.commands import compare_command
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.sensitivity import changes_of
-from saap_jax.kept import read_scores
+from saap_jax.jobs import compare, job, sensitivity, sweep
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
-from saap_jax.report import finish
-from saap_jax.surgery import cut, masks
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.commands import compare_command
+from saap_jax.runs.scores import read_scores
+from saap_jax.selection.calibrate import pairs
+from saap_jax.surgery.cut import cut, masks
 from saap_jax.types import STRUCTURES
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
@@ -168,7 +168,7 @@ class TestTrials:
         self, config, tmp_path, monkeypatch, steps
     ):
         """On a model and with estimators as they are; with steps on the way the trial takes them too."""
-        monkeypatch.setattr(finish, "write_report", lambda path, status: None)
+        monkeypatch.setattr(job, "write_report", lambda path, status: None)
         search = SearchConfig(rescore_every=steps, attention_share=0.3)
         other = dataclasses.replace(
             config, runs=str(tmp_path), search=search, ratio=0.3, align=0, estimator="magnitude"
@@ -176,7 +176,7 @@ class TestTrials:
         run = sensitivity.sensitivity(other)
         (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention-share"]
         command = compare_command(run.record, "tried", trial["changes"])
-        compared = comparison.compare(configure("compare", CompareConfig, shlex.split(command)[2:])[0])
+        compared = compare.compare(configure("compare", CompareConfig, shlex.split(command)[2:])[0])
         rows = {row["candidate"]: row for row in run.candidates()}
         (found,) = compared.candidates()
         assert found["keep"] == rows[trial["candidate"]]["keep"] != rows[trial["instead_of"]]["keep"]
@@ -214,10 +214,10 @@ class TestOutput:
             *("--calibration.examples", "3", "--calibration.length", "16", "--calibration.batch-size", "2"),
             *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
         ]
-        assert cli.main(["sensitivity", *words]) == 2
+        assert main.main(["sensitivity", *words]) == 2
         assert "skip_layers: expected layers in [-2, 2) of this model, got 2" in capsys.readouterr().err
         words += ["--search.skip-layers", "--search.rescore-every", "None", "--fractions", "0.25", "0.5"]
-        assert cli.main(["sensitivity", *words]) == 0
+        assert main.main(["sensitivity", *words]) == 0
         text = capsys.readouterr().out
         assert "25 % of the units of one place" in text
         assert "uggestion" in text or "saap compare" in text

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_jax.options import PerStructure, SearchConfig, SharePerStructure
-from saap_jax.search import aligned, largest_ratio, search
+from saap_jax.config.method import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.selection.search import aligned, largest_ratio, search
 from saap_jax.types import STRUCTURES
 
 GLOBAL = SearchConfig(allocation="global", rank_by="score_per_parameter")

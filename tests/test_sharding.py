@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.options_mesh import MESH_AXES, MeshConfig
-from saap_jax.sharding import RULES, Layout, check_batch, layout_of, mesh_sizes, partition_spec, rules_of, shardings
+from saap_jax.runtime.mesh import RULES, Layout, check_batch, layout_of, mesh_sizes, partition_spec, rules_of, shardings
 
 P = PartitionSpec
 

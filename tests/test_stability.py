@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.stability import fluctuation_of, reduce_scenarios, stabilised, stability_indicator, standardised
+from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stabilised, stability_indicator, standardised
 
 
 def one(values) -> dict:

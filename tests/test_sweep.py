@@ -13,10 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from saap_jax import comparison, kept, variants
-from saap_jax.config import CompareConfig
-from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.options import (
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -25,9 +23,13 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
+from saap_jax.evaluation.candidates import candidates_step
+from saap_jax.jobs import compare
 from saap_jax.report import comparison_rows, csv_table
-from saap_jax.report.rows import untested
-from saap_jax.variants import candidates_of, seeds_of, variants_of
+from saap_jax.runs import scores as kept
+from saap_jax.runs.standing import untested
+from saap_jax.selection import variants
+from saap_jax.selection.variants import candidates_of, seeds_of, variants_of
 
 FUSED = "gate_fisher+wanda"
 GRID = GridConfig(
@@ -114,13 +116,13 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
 
 
 @pytest.fixture(scope="module")
-def sweep(config) -> tuple[comparison.RunDirectory, list]:
+def sweep(config) -> tuple[compare.RunDirectory, list]:
     observed = []
     observe = kept.observe_windows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept, "observe_windows", lambda *a, **o: (observed.append(o["scenario"]), observe(*a, **o))[1])
         candidates_step.clear_cache()
-        run = comparison.compare(config)
+        run = compare.compare(config)
     return run, observed
 
 
@@ -175,7 +177,7 @@ def test_a_scenario_alone_is_what_a_run_on_it_alone_gives(config, sweep, tmp_pat
         search=SearchConfig(allocation="adaptive", rank_by="score", stability_weight=0.5),
         grid=GridConfig(),
     )
-    run = comparison.compare(alone)
+    run = compare.compare(alone)
     rows = {row["candidate"]: row for row in sweep[0].candidates()}
     for ratio in config.ratios:
         (own,) = [row for row in run.candidates() if row["ratio_asked"] == ratio]
@@ -200,11 +202,11 @@ SCRIPT = """
 import sys, time
 from saap_jax import comparison
 from saap_jax.cli import main
-append = comparison.RunDirectory.append
+append = compare.RunDirectory.append
 def slowly(self, row):
     append(self, row)
     print(row["candidate"], flush=True)
-comparison.RunDirectory.append = slowly
+compare.RunDirectory.append = slowly
 main(["compare", sys.argv[1]])
 """
 
@@ -241,7 +243,7 @@ def test_killed_at_ten_random_moments(config, sweep, tmp_path):
             process.send_signal(signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "config.py")], env=environment, check=False)
     assert done.returncode == 0
-    run = comparison.RunDirectory.open(tmp_path / "runs" / "sweep", dataclasses.asdict(other))
+    run = compare.RunDirectory.open(tmp_path / "runs" / "sweep", dataclasses.asdict(other))
     assert run.finished
     reference = sweep[0]
     assert csv_table(run.record, run.candidates()) == csv_table(reference.record, reference.candidates())
@@ -253,7 +255,7 @@ def test_taken_up_again_bit_for_bit(config, sweep, tmp_path):
     """Lines of metrics.jsonl may be missing, torn, incomplete or changed: what is evaluated again has the same bits."""
     reference, _ = sweep
     other = dataclasses.replace(config, runs=str(tmp_path))
-    comparison.RunDirectory.open(tmp_path / "sweep", dataclasses.asdict(other)).begin()
+    compare.RunDirectory.open(tmp_path / "sweep", dataclasses.asdict(other)).begin()
     for path in reference.path.iterdir():
         if path.is_file() and path.name not in ("run.json", "report.html"):
             (tmp_path / "sweep" / path.name).write_bytes(path.read_bytes())
@@ -270,7 +272,7 @@ def test_taken_up_again_bit_for_bit(config, sweep, tmp_path):
     (tmp_path / "sweep" / "run.json").write_text(
         json.dumps(record | {"files": files, "inputs": reference.record["inputs"]})
     )
-    run = comparison.compare(other)
+    run = compare.compare(other)
     assert csv_table(run.record, run.candidates()) == csv_table(reference.record, reference.candidates())
     strip = lambda rows: sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["candidate"])  # noqa: E731
     assert strip(run.candidates()) == strip(reference.candidates())

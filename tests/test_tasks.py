@@ -7,16 +7,17 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from saap_jax import cli, comparison
-from saap_jax.config import CompareConfig
+from saap_jax.cli import main
+from saap_jax.cli.console import console
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.evaluation.tasks.local import read_task, run_tasks
+from saap_jax.jobs import compare
 from saap_jax.llama import load_model, load_tokenizer, save_model
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
-from saap_jax.references import together
-from saap_jax.report.records import read_candidates, read_run
-from saap_jax.surgery import cut
-from saap_jax.terminal import console
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.directory import read_candidates, read_run
+from saap_jax.runs.references import together
+from saap_jax.surgery.cut import cut
 from tests.evaluation.tasks.items import choice_lines, context_lines, write_lines
 
 
@@ -47,7 +48,7 @@ def pruned(tiny_model_directory, tmp_path_factory):
 
 
 def refused(capsys, words: list[str]) -> str:
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("saap: ")
     assert error.count("\n") == 1
@@ -59,7 +60,7 @@ class TestEvaluate:
         monkeypatch.setattr(console, "width", 200)  # room for the paths of a test
         out = tmp_path / "found.json"
         words = ["--sources", "--tasks", "choosing,filling", "--limit", "10", "--json", str(out)]
-        assert cli.main(["evaluate", str(tiny_model_directory), str(pruned), *words]) == 0
+        assert main.main(["evaluate", str(tiny_model_directory), str(pruned), *words]) == 0
         text = capsys.readouterr().out
         assert "perplexity" not in text
         assert len(re.findall("mean of tasks", re.sub(r"\s+", " ", text))) == 2
@@ -79,7 +80,7 @@ class TestEvaluate:
     def test_beside_perplexity(self, capsys, tiny_model_directory, data):
         words = ["--windows", "2", "--length", "16", "--batch-size", "2", "--sources", "builtin:reference"]
         path = str(data / "zeroshot" / "choosing.jsonl")
-        assert cli.main(["evaluate", str(tiny_model_directory), *words, "--tasks", path, "--limit", "3"]) == 0
+        assert main.main(["evaluate", str(tiny_model_directory), *words, "--tasks", path, "--limit", "3"]) == 0
         text = capsys.readouterr().out
         assert "perplexity" in text
         assert "acc_norm" in text
@@ -97,7 +98,7 @@ class TestEvaluate:
 
 @pytest.fixture(scope="module")
 def compared(tiny_model_directory, tmp_path_factory):
-    """The run directory of a real comparison, two seeds."""
+    """The run directory of a real compare, two seeds."""
     config = CompareConfig(
         model=ModelConfig(name=str(tiny_model_directory)),
         calibration=CalibrationConfig(examples=3, length=16, batch_size=2),
@@ -108,7 +109,7 @@ def compared(tiny_model_directory, tmp_path_factory):
         evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),
         runs=str(tmp_path_factory.mktemp("runs")),
     )
-    return comparison.compare(config).path
+    return compare.compare(config).path
 
 
 def accuracy(directory, data, name: str, metric: str = "acc") -> np.ndarray:
@@ -124,7 +125,7 @@ class TestAb:
     def test_two_models(self, capsys, tiny_model_directory, pruned, tmp_path, data):
         out = tmp_path / "ab.json"
         words = ["ab", str(tiny_model_directory), str(pruned), "--sources", *TASKS, "--json", str(out)]
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         text = capsys.readouterr().out
         assert "ppl" not in text
         found = json.loads(out.read_text())
@@ -137,7 +138,7 @@ class TestAb:
             assert row["win_rate"] == pytest.approx(0.5 + (a.mean() - b.mean()) / 2)
             assert (a != b).any()
         assert found["tasks"][2]["items"] == 24 + 16
-        assert cli.main([*words[:4], "--tasks", "choosing", "--task-metric", "acc_norm", "--json", str(out)]) == 0
+        assert main.main([*words[:4], "--tasks", "choosing", "--task-metric", "acc_norm", "--json", str(out)]) == 0
         (row,) = json.loads(out.read_text())["tasks"]
         assert row["accuracy_a"] == pytest.approx(
             100 * accuracy(tiny_model_directory, data, "choosing", "acc_norm").mean()
@@ -146,18 +147,18 @@ class TestAb:
 
     def test_the_same_is_exactly_0(self, capsys, tiny_model_directory):
         name = str(tiny_model_directory)
-        assert cli.main(["ab", name, f"{name}/", "--sources", *TASKS]) == 0
+        assert main.main(["ab", name, f"{name}/", "--sources", *TASKS]) == 0
         assert capsys.readouterr().out.count("A and B are right on the same items") == 3
 
     def test_candidates_of_a_run_are_cut(self, capsys, compared, tmp_path, data):
         """The best candidate, cut by what the run keeps, answers as the model that the run saved; others do not."""
         out, best = tmp_path / "ab.json", read_run(compared)["best"]["candidate"]
-        assert cli.main(["ab", f"{compared}:{best}", f"{compared}/best", *TASKS, "--json", str(out)]) == 0
+        assert main.main(["ab", f"{compared}:{best}", f"{compared}/best", *TASKS, "--json", str(out)]) == 0
         found = json.loads(out.read_text())
         assert len(found["metrics"]) == 2
         assert [row["sentence"] for row in found["tasks"]] == ["A and B are right on the same items"] * 3
         other = "random@0.5" if best.startswith("magnitude") else "magnitude@0.5"
-        assert cli.main(["ab", f"{compared}:{other}", f"{compared}:dense", *TASKS, "--json", str(out)]) == 0
+        assert main.main(["ab", f"{compared}:{other}", f"{compared}:dense", *TASKS, "--json", str(out)]) == 0
         found = json.loads(out.read_text())
         assert found["seeds"] == 2
         names = [row["candidate"] for row in read_candidates(compared)[0] if together(row) == other]
@@ -165,7 +166,7 @@ class TestAb:
         each = []
         for name in names:
             assert (
-                cli.main(["ab", f"{compared}:{name}", f"{compared}:dense", *TASKS, "--json", str(tmp_path / "n")]) == 0
+                main.main(["ab", f"{compared}:{name}", f"{compared}:dense", *TASKS, "--json", str(tmp_path / "n")]) == 0
             )
             each.append(json.loads((tmp_path / "n").read_text())["tasks"])
         for number, row in enumerate(found["tasks"]):
@@ -185,9 +186,9 @@ class TestGate:
         assert worst > 0
         out = tmp_path / "gate.xml"
         words = ["gate", str(model), "--baseline", str(baseline), "--sources", *TASKS, "--junit", str(out)]
-        assert cli.main([*words, "--max-accuracy-drop", str(worst + 0.01)]) == 0
+        assert main.main([*words, "--max-accuracy-drop", str(worst + 0.01)]) == 0
         assert "PASS: all 3 limits hold" in capsys.readouterr().out
-        assert cli.main([*words, "--max-accuracy-drop", str(worst - 0.01)]) == 1
+        assert main.main([*words, "--max-accuracy-drop", str(worst - 0.01)]) == 1
         suite = ET.parse(out).getroot()
         cases = [case.get("name") for case in suite.iter("testcase")]
         assert cases == [f"max_accuracy_drop ({name})" for name in ("choosing", "filling", "all tasks")]
@@ -197,7 +198,7 @@ class TestGate:
     def test_identical_models_pass_with_0(self, capsys, tiny_model_directory):
         name = str(tiny_model_directory)
         words = ["gate", name, "--baseline", f"{name}/", "--sources", *TASKS, "--max-accuracy-drop", "0"]
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         assert capsys.readouterr().out.count("0 points") >= 3
 
     def test_needs_tasks(self, capsys, tiny_model_directory):

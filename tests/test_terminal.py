@@ -11,19 +11,19 @@ from rich.console import Console, Group
 from rich.table import Table
 
 import saap_jax
-from saap_jax import terminal
-from saap_jax.config_plan import PlanConfig
+from saap_jax.cli import console as terminal
+from saap_jax.cli import plan as planning
+from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import listing
-from saap_jax.evaluation.fidelity import MEASURES, Fidelity
-from saap_jax.evaluation.frontier import Estimate, Found
-from saap_jax.evaluation.gate import Check
+from saap_jax.evaluation.limits import Check
 from saap_jax.evaluation.paired import AccuracyDifference, paired_difference
+from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.planning import command as planning
 from saap_jax.report import bench, fidelity, frontier, fusion, patterns, quality, recovery, scores, sensitivity, tables
 from saap_jax.report import tasks as task_tables
 from saap_jax.report import traced as traced_tables
+from saap_jax.selection.bisection import Estimate, Found
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
 from tests.report.test_patterns import drawn

@@ -20,7 +20,7 @@ from saap_jax.data import Windows
 from saap_jax.estimation.ablation import Group, Unit, ablate, sample_units
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units, ones_gates
+from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.types import STRUCTURES
 
 

@@ -13,12 +13,12 @@ import time
 import jax
 import jax.numpy as jnp
 
+from saap_jax.config import EstimationConfig
 from saap_jax.estimation import make_estimators, union_of_needs
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
 from saap_jax.estimation.base import Curvature
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
-from saap_jax.options import EstimationConfig
 
 DEPTHS = (4, 8, 16, 32)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saap_jax.discovery.trace import trace
+from saap_jax.discovery.tracing.trace import trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.model import Llama, decode, rms_norm, rotary
 

@@ -20,9 +20,9 @@ import optax
 from flax import nnx
 
 import saap_jax
-from saap_jax.evaluation.bench import Workload, compile_programs, spread, time_in_turns
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.llama.cache import single_layers
+from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
+from saap_jax.llama.decoding.cache import single_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.recovery import Method, groupwise, lora
 from saap_jax.types import Remat

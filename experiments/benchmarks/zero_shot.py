@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import saap_jax
-from saap_jax.config_use import TasksConfig
+from saap_jax.config import TasksConfig
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.evaluation.tasks.encode import encode_pair
 from saap_jax.evaluation.tasks.likelihood import Request, cheapest_batches, distinct_inputs, pack, score_step
 from saap_jax.evaluation.tasks.local import pairs_of, run_tasks
 from saap_jax.evaluation.tasks.named import find_tasks
-from saap_jax.llama.runs import ones_gates
+from saap_jax.llama.segments import ones_gates
 
 FIVE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy")
 LIMIT = 1.2

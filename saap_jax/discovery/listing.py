@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from saap_jax.discovery.structures import count_parameters, discover, prunable_parameters
-from saap_jax.discovery.trace import Traced, trace
+from saap_jax.discovery.tracing.trace import Traced, trace
 from saap_jax.llama.model import Llama
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from saap_jax.discovery.trace import AxisMember, TracedStructure, parameter_paths
+from saap_jax.discovery.tracing.trace import AxisMember, TracedStructure, parameter_paths
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.types import Keep
 
 

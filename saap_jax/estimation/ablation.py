@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, in_window, rms_norm, rotary
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
-from saap_jax.llama.runs import existing_units, run_bounds
+from saap_jax.llama.segments import existing_units, run_bounds
 from saap_jax.llama.spec import Constants
 from saap_jax.types import STRUCTURES, Keep, Scores
 

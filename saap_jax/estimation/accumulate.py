@@ -20,7 +20,7 @@ from saap_jax.estimation.base import Curvature, GateHessian, Moments, Statistic,
 from saap_jax.estimation.gram import HELD_OUT, Gram
 from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES, Gates
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.checks import check_seed
+from saap_jax.config.checks import check_seed
 from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import join_runs, run_bounds
+from saap_jax.llama.segments import join_runs, run_bounds
 from saap_jax.types import Gates, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]

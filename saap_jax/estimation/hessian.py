@@ -20,8 +20,8 @@ from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Curvature, Estimator, GateHessian, Statistic, Statistics
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.llama.runs import existing_units
-from saap_jax.sharding import Places, held
+from saap_jax.llama.segments import existing_units
+from saap_jax.runtime.mesh import Places, held
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4

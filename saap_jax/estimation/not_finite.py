@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from saap_jax.estimation.base import Batch, Statistic, Statistics
-from saap_jax.fetching import fetched
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import run_bounds
+from saap_jax.llama.segments import run_bounds
+from saap_jax.runtime.gather import fetched
 
 POINTS = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")
 """Points of a layer in the order of the forward pass."""

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.constraints import on_mesh_of
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
 from saap_jax.estimation.activations import MULTIPLES, used
@@ -25,12 +24,13 @@ from saap_jax.estimation.gram import Gram, gram_sums, token_weights
 from saap_jax.estimation.hessian import hessian_step, joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.squares import parts, watched
-from saap_jax.fetching import fetched
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.runs import join_runs, ones_gates
-from saap_jax.sharding import Places, held, mesh_of, places_of, settled, spread
+from saap_jax.llama.segments import join_runs, ones_gates
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, spread
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from saap_jax.constraints import sum_of_examples
 from saap_jax.llama.model import Llama, at_least_float32, param
 from saap_jax.llama.product import Matrix, product
+from saap_jax.runtime.constraints import sum_of_examples
 
 
 class Watched(Matrix):

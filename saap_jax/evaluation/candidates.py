@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.constraints import on_mesh_of
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
-from saap_jax.fetching import fetched
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
-from saap_jax.llama.runs import existing_units
-from saap_jax.sharding import spread
+from saap_jax.llama.segments import existing_units
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import spread
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from saap_jax.discovery import parameters_by_path
-from saap_jax.llama.cache import cache_bytes
+from saap_jax.llama.decoding.cache import cache_bytes
 from saap_jax.llama.model import Llama
 
 

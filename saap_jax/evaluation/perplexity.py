@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.constraints import on_mesh_of
-from saap_jax.fetching import fetched
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama
-from saap_jax.llama.runs import ones_gates
-from saap_jax.sharding import spread
-from saap_jax.steps import within
+from saap_jax.llama.segments import ones_gates
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import spread
+from saap_jax.runtime.steps import within
 from saap_jax.types import Gates
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]

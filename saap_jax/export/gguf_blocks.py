@@ -11,12 +11,12 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from saap_jax.llama.hf_layout import QUANTIZED
+from saap_jax.llama.files.hf_layout import QUANTIZED
+from saap_jax.llama.files.write import Tensor, model_tensors
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.product import Weight
 from saap_jax.llama.quantized import Quantized, quantization_of, with_matrices
 from saap_jax.llama.spec import LayerWidths
-from saap_jax.llama.write import Tensor, model_tensors
 
 BITS, GROUP = 4, gguf.GGML_QUANT_SIZES[Type.Q4_1][0]
 

@@ -17,12 +17,12 @@ from gguf import GGMLQuantizationType as Type
 from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.widths import EQUAL_LAYERS, added_parameters, gguf_widths
-from saap_jax.llama.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
-from saap_jax.llama.hf_config import fits_plain_config
-from saap_jax.llama.hf_fused import joined
+from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
+from saap_jax.llama.files.hf_config import fits_plain_config
+from saap_jax.llama.files.hf_fused import joined
+from saap_jax.llama.files.write import Tensor, converted
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.llama.write import Tensor, converted
 
 _TYPES = {
     "float32": (Type.F32, gguf.LlamaFileType.ALL_F32),

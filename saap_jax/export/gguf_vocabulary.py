@@ -7,10 +7,10 @@ from typing import Any
 from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
-from saap_jax.llama.gguf_header import open_header
-from saap_jax.llama.gguf_tokenizer import pre_tokenizer_name
+from saap_jax.llama.files.gguf_header import open_header
+from saap_jax.llama.files.gguf_tokenizer import pre_tokenizer_name
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.spec import Constants
-from saap_jax.llama.tokenizer import Tokenizer
 
 Pair = tuple[str, Any, tuple[Kind, ...]]
 """Key, value and type of an entry; of an array, its type and that of its items."""

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from saap_jax.export.widths import added_parameters, uniform_widths
-from saap_jax.llama import hf_fused
-from saap_jax.llama.hf_config import config_from_spec, fits_plain_config
+from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
+from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.files.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.llama.tokenizer import Tokenizer
-from saap_jax.llama.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
 
 REMOTE = Path(__file__).parent / "remote"
 """Code that travels with a ragged model. It imports torch and transformers, and nothing of this library."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
-from saap_jax.llama.tokenizer import Tokenizer
 
 TEXT = """\
 In 1912, after forty days of rain, the river left its bed. The people of the valley carried what they could to the

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from saap_jax.llama.cache import single_layers
+from saap_jax.llama.decoding.cache import single_layers
 from saap_jax.llama.model import Attention, Llama, Mlp, param
 from saap_jax.llama.product import Matrix, product, sides
 

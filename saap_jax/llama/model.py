@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.llama.product import added, product
-from saap_jax.llama.runs import run_bounds, split_gates
+from saap_jax.llama.segments import run_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
+from saap_jax.runtime.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
 
 Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]

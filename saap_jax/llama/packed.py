@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.constraints import by_example, gathered
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised, rms_norm, rotary_at
 from saap_jax.llama.resume import VOCAB_CHUNK
+from saap_jax.runtime.constraints import by_example, gathered
 from saap_jax.types import Remat
 
 TARGETS = 64

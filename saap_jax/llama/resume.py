@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, in_window, rotary
-from saap_jax.llama.runs import run_bounds, split_gates
+from saap_jax.llama.segments import run_bounds, split_gates
 from saap_jax.types import Gates
 
 VOCAB_CHUNK = 1024

@@ -14,7 +14,7 @@ Sent: with `fsdp`, all weights gathered in the forward and again in the backward
 import math
 from typing import NamedTuple
 
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config.plan import PlanConfig
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator

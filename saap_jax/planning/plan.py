@@ -15,15 +15,15 @@ from typing import Any
 
 import jax
 
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config.mesh import MESH_AXES
+from saap_jax.config.plan import PlanConfig
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.options_mesh import MESH_AXES
 from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Target, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Mesh, estimate, meshes
 from saap_jax.planning.programs import program_of, weight_sizes
-from saap_jax.sharding import layout_of, mesh_sizes
+from saap_jax.runtime.mesh import layout_of, mesh_sizes
 from saap_jax.types import Remat
 
 Record = dict[str, Any]

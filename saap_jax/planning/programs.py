@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from saap_jax.config_plan import PlanConfig
-from saap_jax.config_recover import MethodConfig
+from saap_jax.config.mesh import BATCH
+from saap_jax.config.plan import PlanConfig
+from saap_jax.config.recover import MethodConfig
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import observe_step, union_of_needs
@@ -17,13 +18,12 @@ from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import Quantization, abstract_quantized
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.options_mesh import BATCH
 from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
 from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
-from saap_jax.sharding import Layout, shardings
+from saap_jax.runtime.mesh import Layout, shardings
 from saap_jax.types import Remat
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from saap_jax.processes import first
 from saap_jax.recovery.train import State
+from saap_jax.runtime.processes import first
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""

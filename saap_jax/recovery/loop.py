@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saap_jax.constraints import on_mesh_of
 from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.not_finite import likely_cause
@@ -30,7 +29,8 @@ from saap_jax.recovery.train import (
     start,
     train_step,
 )
-from saap_jax.sharding import places_of
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.mesh import places_of
 
 
 class Plan(NamedTuple):

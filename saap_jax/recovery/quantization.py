@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from saap_jax.fetching import fetched
-from saap_jax.llama.generate import power_of_two
+from saap_jax.llama.decoding.generate import power_of_two
 from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.runtime.gather import fetched
 
 Rounding = Literal["nearest", "search"]
 """How a group is rounded: to a grid from its least to its largest weight, or to the best of some narrower grids."""

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
-from saap_jax.sharding import Places, held, mesh_of, settled, spread
+from saap_jax.runtime.mesh import Places, held, mesh_of, settled, spread
 
 Parameters = Any
 """An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
@@ -129,7 +129,7 @@ def train_step(
 
     Args:
         parameters, teacher, graph: those of `Frozen`.
-        places: where the state lies, see `saap_jax.sharding.held`.
+        places: where the state lies, see `saap_jax.runtime.mesh.held`.
     """
     frozen = Frozen(graph, parameters, teacher)
 

@@ -1,34 +1,17 @@
 """What is kept of a run and what people look at: records, tables, figures, the page. Reads run records, no model."""
 
 from saap_jax.report.html import render_report, write_report
-from saap_jax.report.provenance import provenance
-from saap_jax.report.records import RunDirectory, read_candidates, read_run
 from saap_jax.report.reports import write_reports
-from saap_jax.report.rows import comparison_rows
-from saap_jax.report.scalars import write_scalars
-from saap_jax.report.tables import (
-    csv_table,
-    cut_rows,
-    headline,
-    markdown_table,
-    rich_cut_table,
-    rich_table,
-)
+from saap_jax.report.tables import csv_table, cut_rows, headline, markdown_table, rich_cut_table, rich_table
 
 __all__ = [
-    "RunDirectory",
-    "comparison_rows",
     "csv_table",
     "cut_rows",
     "headline",
     "markdown_table",
-    "provenance",
-    "read_candidates",
-    "read_run",
     "render_report",
     "rich_cut_table",
     "rich_table",
     "write_report",
     "write_reports",
-    "write_scalars",
 ]

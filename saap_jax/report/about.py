@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from saap_jax.report.blocks import Block, Bullets, Cell, Code, Facts, Folded, Line, Number, Section, Table, Words
-from saap_jax.report.records import plain
-from saap_jax.report.rows import Record
+from saap_jax.runs.directory import plain
+from saap_jax.runs.standing import Record
 
 _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds", "seconds", "{:,.1f}".format),

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table
-from saap_jax.report.rows import Record
+from saap_jax.runs.standing import Record
 
 _KNOWN = ("frontier", "sensitivity", "fidelity")
 """Names that are shown where they lie in the directory, whether or not the record claims them."""

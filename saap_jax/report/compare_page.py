@@ -28,10 +28,10 @@ from saap_jax.report.figures import curves, frontier, legend
 from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
 from saap_jax.report.intervals import Against, against_best, forest, format_difference, format_interval, format_p
 from saap_jax.report.kept_map import kept_map
-from saap_jax.report.records import read_candidates
-from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, leading, merged, metrics, untested
-from saap_jax.report.score_arrays import read_scores
 from saap_jax.report.summary import DOMAINS, cut_notes, summary
+from saap_jax.runs.directory import read_candidates
+from saap_jax.runs.score_arrays import read_scores
+from saap_jax.runs.standing import DENSE, Record, Row, comparison_rows, leading, merged, metrics, untested
 from saap_jax.types import STRUCTURES, Scores
 
 

@@ -6,7 +6,7 @@ A file of its own, to be looked at or put into a paper: colours are written out 
 from collections.abc import Sequence
 from html import escape
 
-from saap_jax.discovery.trace import Traced, TracedStructure
+from saap_jax.discovery.tracing.trace import Traced, TracedStructure
 from saap_jax.report.blocks import Number
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#7f5fb8")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from saap_jax.report.blocks import Number
 from saap_jax.report.palette import line_style
-from saap_jax.report.rows import DENSE, Record, labels
 from saap_jax.report.tables import format_percent, format_ppl
+from saap_jax.runs.standing import DENSE, Record, labels
 
 MARKERS = {
     "circle": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",

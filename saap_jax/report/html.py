@@ -12,9 +12,9 @@ import markupsafe
 
 from saap_jax.report.blocks import Detail, Section, Table
 from saap_jax.report.overview import overview_sections
-from saap_jax.report.records import write_atomically
 from saap_jax.report.strips import LEVELS, breakable
 from saap_jax.report.views import RunView, read_view
+from saap_jax.runs.directory import write_atomically
 
 HERE = Path(__file__).parent
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from saap_jax.report.blocks import Number
-from saap_jax.report.rows import Record, labels
 from saap_jax.report.strips import Column, Strip, chart, heat, layer_axis
+from saap_jax.runs.standing import Record, labels
 
 
 def kept_shares(run: Record, kept: dict[str, list]) -> dict[str, list[float]]:

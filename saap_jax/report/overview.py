@@ -9,11 +9,11 @@ from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures,
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import Curve, frontier, legend
 from saap_jax.report.intervals import Against
-from saap_jax.report.records import flatten, plain
-from saap_jax.report.rows import DENSE, Row, first_metric
 from saap_jax.report.summary import DOMAINS
 from saap_jax.report.tables import TIED, format_percent, format_ppl, format_spread
 from saap_jax.report.views import RunView
+from saap_jax.runs.directory import flatten, plain
+from saap_jax.runs.standing import DENSE, Row, first_metric
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
 """Drawings, differing fields of the configuration, and letters of a value that are shown at most."""

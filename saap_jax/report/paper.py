@@ -19,12 +19,12 @@ from saap_jax.report.intervals import Against, percent_axis, percent_ends
 from saap_jax.report.kept_map import kept_shares
 from saap_jax.report.overview import drawn_runs, joint_curves
 from saap_jax.report.palette import COLOURS, line_style
-from saap_jax.report.rows import DENSE, leading, metrics
-from saap_jax.report.score_arrays import read_scores
 from saap_jax.report.scores import short_name
 from saap_jax.report.summary import DOMAINS
 from saap_jax.report.tables import format_ppl
 from saap_jax.report.views import RunView
+from saap_jax.runs.score_arrays import read_scores
+from saap_jax.runs.standing import DENSE, leading, metrics
 from saap_jax.types import STRUCTURES
 
 WIDTH = 6.75

@@ -11,10 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.evaluation.gate import Check, verdict
+from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, smallest_p_value
-from saap_jax.report.records import plain
 from saap_jax.report.tables import format_ppl
+from saap_jax.runs.directory import plain
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 

@@ -8,8 +8,8 @@ from saap_jax.report.blocks import Detail
 from saap_jax.report.html import Page, render_page, report_page
 from saap_jax.report.markdown import MARK, markdown_report
 from saap_jax.report.overview import CSV_HEADER, csv_report
-from saap_jax.report.records import read_run, write_atomically
 from saap_jax.report.views import RunView, read_view
+from saap_jax.runs.directory import read_run, write_atomically
 
 OPEN = 3
 """Runs up to this number are shown open; more of them are closed until somebody opens them."""

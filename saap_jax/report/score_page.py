@@ -27,9 +27,9 @@ from saap_jax.report.blocks import (
 )
 from saap_jax.report.compare_page import fusion_section, score_parts
 from saap_jax.report.patterns import Patterns, csv_patterns, pattern_cells, pattern_figure, pattern_notes, patterns
-from saap_jax.report.rows import Record
-from saap_jax.report.score_arrays import ByScenario, read_scores
 from saap_jax.report.scores import format_correlation, rank_agreement, rank_cells
+from saap_jax.runs.score_arrays import ByScenario, read_scores
+from saap_jax.runs.standing import Record
 from saap_jax.types import STRUCTURES, Scores
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")

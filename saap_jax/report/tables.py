@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.report.csv_text import csv_text
-from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number, untested
+from saap_jax.runs.standing import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number, untested
 
 BEST, TIED = "*", "≈"
 """Marks of the best of a ratio, and of what cannot be told apart from it."""

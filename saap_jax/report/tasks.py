@@ -9,7 +9,7 @@ from rich.table import Table
 
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.tasks.results import TaskResult, result_json
-from saap_jax.report.records import plain
+from saap_jax.runs.directory import plain
 
 
 class Evaluated(NamedTuple):

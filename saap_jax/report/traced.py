@@ -9,7 +9,7 @@ from rich.table import Table
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.markdown import escaped
-from saap_jax.report.rows import DENSE, Record
+from saap_jax.runs.standing import DENSE, Record
 
 HEADER = ("estimator", "asked", "removed", "parameters", "held-out loss", "change", "± standard error", "kept units")
 """Columns; the change is that of the loss, beside the dense model's, and its error is over held-out examples, if

@@ -13,9 +13,9 @@ from saap_jax.report.attached import attached_sections
 from saap_jax.report.blocks import Bullets, Detail, Section, plural
 from saap_jax.report.compare_page import Compared, compare_sections, read_compared
 from saap_jax.report.fidelity_page import fidelity_sections
-from saap_jax.report.records import read_run
-from saap_jax.report.rows import Record
 from saap_jax.report.score_page import score_sections
+from saap_jax.runs.directory import read_run
+from saap_jax.runs.standing import Record
 
 
 class RunView(NamedTuple):

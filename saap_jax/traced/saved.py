@@ -13,11 +13,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
-from saap_jax.discovery.problem import Problem
-from saap_jax.discovery.removal import kept_shapes
-from saap_jax.discovery.trace import Traced, TracedStructure, parameter_paths, trace
-from saap_jax.llama.write import new_output, write_json
-from saap_jax.surgery import keep_to_json
+from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.discovery.tracing.removal import kept_shapes
+from saap_jax.discovery.tracing.trace import Traced, TracedStructure, parameter_paths, trace
+from saap_jax.llama.files.write import new_output, write_json
+from saap_jax.surgery.cut import keep_to_json
 from saap_jax.traced.subject import Subject, cut, cut_function
 from saap_jax.types import Keep
 

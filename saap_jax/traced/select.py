@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.calibration import Calibrated, Scored, Track, joined, make_members, quiet, score_statistics
-from saap_jax.config_traced import FUSED, TracedSearchConfig
-from saap_jax.discovery.removal import kept_shapes
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.traced import FUSED, TracedSearchConfig
+from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
 from saap_jax.estimation import make_estimators
 from saap_jax.estimation.observe import curvature_of
-from saap_jax.options import FusionConfig
-from saap_jax.search import Limits, Selection, largest_ratio, search
-from saap_jax.selection import bisected
+from saap_jax.jobs.chosen import bisected
+from saap_jax.selection.calibrate import Calibrated, Scored, Track, joined, make_members, quiet, score_statistics
+from saap_jax.selection.search import Limits, Selection, largest_ratio, search
 from saap_jax.traced.ablation import ablate
 from saap_jax.traced.observe import check_needs, members, needs_of, observe
 from saap_jax.traced.subject import Subject

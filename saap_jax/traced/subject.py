@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.gates import StructureGates, gated
-from saap_jax.discovery.problem import Examples, Problem, count_examples
-from saap_jax.discovery.removal import keep_units
-from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import Traced, TracedStructure, trace
+from saap_jax.discovery.tracing.insert_gates import StructureGates, gated
+from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
+from saap_jax.discovery.tracing.removal import keep_units
+from saap_jax.discovery.tracing.smaller import smaller
+from saap_jax.discovery.tracing.trace import Traced, TracedStructure, trace
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from saap_jax.data.windows import (
     random_windows,
     tokenize,
 )
-from saap_jax.llama.tokenizer import load_tokenizer
+from saap_jax.llama.files.tokenizer import load_tokenizer
 
 sizes = {"examples": st.integers(1, 12), "length": st.integers(2, 9), "seed": st.integers(0, 2**64 - 1)}
 

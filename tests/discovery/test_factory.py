@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from saap_jax.cli import main
+from saap_jax.cli.main import main
 
 MODULE = """
 import jax, jax.numpy as jnp

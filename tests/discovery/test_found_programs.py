@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery.gates import all_ones, gated
-from saap_jax.discovery.removal import keep_units, retrace
-from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import trace
+from saap_jax.discovery.tracing.insert_gates import all_ones, gated
+from saap_jax.discovery.tracing.removal import keep_units, retrace
+from saap_jax.discovery.tracing.smaller import smaller
+from saap_jax.discovery.tracing.trace import trace
 from saap_jax.discovery.weights import TracedWeights
 
 

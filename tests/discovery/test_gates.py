@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery.gates import all_ones, gated
-from saap_jax.discovery.removal import keep_units, retrace
-from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import Traced, trace
-from saap_jax.llama.runs import run_bounds, split_gates
-from saap_jax.surgery import cut
+from saap_jax.discovery.tracing.insert_gates import all_ones, gated
+from saap_jax.discovery.tracing.removal import keep_units, retrace
+from saap_jax.discovery.tracing.smaller import smaller
+from saap_jax.discovery.tracing.trace import Traced, trace
+from saap_jax.llama.segments import run_bounds, split_gates
+from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, floats
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.discovery.gates import gated
-from saap_jax.discovery.removal import keep_units, removed_shapes, retrace
-from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import trace
+from saap_jax.discovery.tracing.insert_gates import gated
+from saap_jax.discovery.tracing.removal import keep_units, removed_shapes, retrace
+from saap_jax.discovery.tracing.smaller import smaller
+from saap_jax.discovery.tracing.trace import trace
 
 Array = Any
 Step = Callable[[list[Array], dict[str, Array]], list[Array]]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from saap_jax.discovery.axes import Axes, Place
-from saap_jax.discovery.removal import removed_shapes, retrace
-from saap_jax.discovery.trace import trace
+from saap_jax.discovery.tracing.axes import Axes, Place
+from saap_jax.discovery.tracing.removal import removed_shapes, retrace
+from saap_jax.discovery.tracing.trace import trace
 from tests.models_for_tracing import floats
 
 WIDTH, BATCH = 6, 5

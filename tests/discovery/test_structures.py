@@ -15,8 +15,8 @@ from saap_jax.discovery import (
     unit_view,
 )
 from saap_jax.llama import abstract_llama
-from saap_jax.llama.runs import existing_units
-from saap_jax.surgery import cut
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.cut import cut
 from tests.helpers import HEADS, dense_model, ragged_model
 
 MODELS = {

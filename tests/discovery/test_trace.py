@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import discover, parameters_by_path
-from saap_jax.discovery.removal import removed_shapes, retrace
-from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import TracedStructure, describe, trace
+from saap_jax.discovery.tracing.removal import removed_shapes, retrace
+from saap_jax.discovery.tracing.smaller import smaller
+from saap_jax.discovery.tracing.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.model import decode, rotary
 from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative

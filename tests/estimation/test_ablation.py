@@ -21,7 +21,7 @@ from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, resume, save_model
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.resume import summed_losses
-from saap_jax.llama.runs import existing_units, ones_gates
+from saap_jax.llama.segments import existing_units, ones_gates
 
 DENSE = ((2, 6),) * 3
 CUT = ((2, 6), (1, 6), (0, 4), (2, 0), (2, 0))

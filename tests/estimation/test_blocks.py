@@ -6,7 +6,7 @@ import pytest
 
 from saap_jax.estimation import Statistic, Statistics, make_estimator, observe
 from saap_jax.estimation.blocks import turn
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from tests.helpers import dense_model, layers_of, length_mask, ragged_model, random_tokens, reference
 
 NEED = frozenset({Statistic.BLOCK_CHANGE})

@@ -9,7 +9,7 @@ import pytest
 
 from saap_jax.estimation import ESTIMATORS, Statistic, make_estimator, observe, score, union_of_needs
 from saap_jax.estimation.observe import ACCUMULATORS
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, permuted, random_model, random_tokens, spec_of
 

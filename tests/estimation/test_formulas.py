@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.estimation import Moments, Statistic, make_estimator
 from saap_jax.estimation.base import Statistics, score_matrices
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
 from tests.helpers import layers_of, ragged_model, random_model, spec_of
 

@@ -7,18 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import (
-    Curvature,
-    Statistic,
-    curvature_of,
-    make_estimator,
-    make_estimators,
-    observe,
-    score,
-)
+from saap_jax.estimation import Curvature, Statistic, curvature_of, make_estimator, make_estimators, observe, score
 from saap_jax.estimation.hessian import hessian_step, random_signs
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.runs import existing_units, ones_gates
+from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
 

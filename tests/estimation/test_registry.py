@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saap_jax.config.method import SearchConfig
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import (
     ESTIMATORS,
@@ -17,9 +18,8 @@ from saap_jax.estimation import (
     score,
     union_of_needs,
 )
-from saap_jax.llama.runs import existing_units
-from saap_jax.options import SearchConfig
-from saap_jax.search import search
+from saap_jax.llama.segments import existing_units
+from saap_jax.selection.search import search
 from tests.helpers import layers_of, ragged_model, random_tokens
 
 

@@ -12,7 +12,7 @@ from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
 from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.runs import ones_gates
+from saap_jax.llama.segments import ones_gates
 from tests.helpers import (
     changed,
     dense_model,

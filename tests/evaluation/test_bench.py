@@ -6,17 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli
-from saap_jax.benchmark import bench
-from saap_jax.config_use import BenchConfig
-from saap_jax.evaluation.bench import Times, Workload, compile_programs, speed_up, spread, time_in_turns, time_once
+from saap_jax.cli import main
+from saap_jax.config.use import BenchConfig
 from saap_jax.evaluation.cost import step_bytes, weight_bytes
+from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, spread, time_in_turns, time_once
+from saap_jax.jobs.bench import bench
 from saap_jax.llama import load_model, save_model
-from saap_jax.llama.cache import single_layers
-from saap_jax.llama.generate import generate, stops_of
-from saap_jax.llama.runs import existing_units
-from saap_jax.llama.sample import Sampling, settings_of
-from saap_jax.surgery import cut
+from saap_jax.llama.decoding.cache import single_layers
+from saap_jax.llama.decoding.generate import generate, stops_of
+from saap_jax.llama.decoding.sample import Sampling, settings_of
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, random_keep
 from tests.test_cli import refused
 
@@ -99,7 +99,7 @@ FEW = ["--prompt-lengths", "6", "20", "--new-tokens", "4", "--repeats", "2"]
 @pytest.mark.slow
 def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
     names, out = [str(tiny_model_directory), str(pruned_directory)], tmp_path / "bench.json"
-    assert cli.main(["bench", names[1], "--baseline", names[0], *FEW, "--json", str(out)]) == 0
+    assert main.main(["bench", names[1], "--baseline", names[0], *FEW, "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "batch 1, 6 prompt tokens, 4 new ones" in text
     assert "batch 1, 20 prompt tokens, 4 new ones" in text

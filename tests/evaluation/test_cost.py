@@ -16,10 +16,10 @@ from saap_jax.evaluation.cost import (
     token_macs,
     weight_bytes,
 )
-from saap_jax.llama.cache import empty_cache, extend, single_layers
+from saap_jax.llama.decoding.cache import empty_cache, extend, single_layers
 from saap_jax.llama.fused import fused_layers
-from saap_jax.llama.runs import existing_units
-from saap_jax.surgery import cut
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
 
 

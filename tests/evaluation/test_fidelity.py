@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saap_jax.evaluation.fidelity import MEASURES, bootstrap, bootstrap_layers, correlations, correlations_in_layers
-from saap_jax.evaluation.fidelity import fidelity as measure_fidelity
 from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.rank_correlation import (
+    MEASURES,
+    bootstrap,
+    bootstrap_layers,
+    correlations,
+    correlations_in_layers,
+)
+from saap_jax.evaluation.rank_correlation import fidelity as measure_fidelity
 
 SCIPY = {"spearman": lambda a, b: stats.spearmanr(a, b)[0], "kendall": lambda a, b: stats.kendalltau(a, b)[0]}
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.amounts import Bound
-from saap_jax.evaluation.gate import check_bytes, check_perplexity, check_seconds, verdict
+from saap_jax.config.amounts import Bound
+from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds, verdict
 from saap_jax.evaluation.paired import paired_difference
 
 

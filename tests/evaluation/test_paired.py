@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation import paired
-from saap_jax.evaluation.paired import (
-    FEWEST,
-    Difference,
-    holm,
-    paired_difference,
-    paired_items,
-    smallest_p_value,
-)
+from saap_jax.evaluation.paired import FEWEST, Difference, holm, paired_difference, paired_items, smallest_p_value
 
 
 @pytest.fixture

@@ -9,19 +9,9 @@ import shlex
 import numpy as np
 import pytest
 
-from saap_jax import sensitivity, sweep
-from saap_jax.arguments import configure
-from saap_jax.calibration import Calibrated
-from saap_jax.config import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
-from saap_jax.evaluation.candidates import keep_digest
-from saap_jax.evaluation.commands import compare_command, options
-from saap_jax.evaluation.paired import FEWEST
-from saap_jax.evaluation.perplexity import WindowLosses
-from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
-from saap_jax.evaluation.suggestions import aligned_sentence, effort
-from saap_jax.kept import read_scores
-from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.options import (
+from saap_jax.cli.arguments import configure
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
+from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
     EvaluationConfig,
@@ -30,10 +20,20 @@ from saap_jax.options import (
     ModelConfig,
     SearchConfig,
 )
-from saap_jax.pipeline import select_units
-from saap_jax.report.records import plain
+from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.perplexity import WindowLosses
+from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
+from saap_jax.jobs import sensitivity, sweep
+from saap_jax.jobs.pipeline import select_units
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.sensitivity import extremes, marks_of
 from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of
+from saap_jax.runs.commands import compare_command, options
+from saap_jax.runs.directory import plain
+from saap_jax.runs.scores import read_scores
+from saap_jax.runs.suggestions import aligned_sentence, effort
+from saap_jax.selection.calibrate import Calibrated
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import copied_vocabulary, vocabulary_of
 from saap_jax.llama import Constants, load_tokenizer
-from saap_jax.llama.gguf_tokenizer import NORMALIZERS, PRE_TOKENIZERS
-from saap_jax.llama.load import resolve
+from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS, PRE_TOKENIZERS
+from saap_jax.llama.files.load import resolve
 from tests.export.models import spec_of
 from tests.helpers import random_model
 from tests.llama.conftest import smollm2_tokenizer  # noqa: F401  a fixture

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli
-from saap_jax.config import ExportConfig
+from saap_jax.cli import main
+from saap_jax.config.jobs import ExportConfig
 from saap_jax.discovery import count_parameters
-from saap_jax.export import export_model, job
+from saap_jax.export import export_model
 from saap_jax.export.verify import TOLERANCES, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.jobs import export as job
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from tests.export.models import EMPTY, LLAMA3, RAGGED, SPECS, UNIFORM, with_scaling
 from tests.helpers import changed, random_model
@@ -121,7 +122,7 @@ def test_tokens_compared(tokenizer):
 class TestCommand:
     def test_what_is_printed(self, source, capsys, tmp_path):
         directory = source(EMPTY)
-        assert cli.main(["export", str(directory), str(tmp_path / "x"), "--format", "padded"]) == 0
+        assert main.main(["export", str(directory), str(tmp_path / "x"), "--format", "padded"]) == 0
         text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
         added = count_parameters(load_model(tmp_path / "x")) - count_parameters(load_model(directory))
         assert f"zeros added by the format {added:,}" in text
@@ -131,7 +132,7 @@ class TestCommand:
     def test_notes(self, source, capsys, tmp_path):
         directory = source(with_scaling(RAGGED, LLAMA3), tokenizer=None)
         words = ["export", str(directory), str(tmp_path / "x.gguf"), "--format", "gguf", "--dtype", "q8_0"]
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         text = capsys.readouterr().out
         assert "has no tokenizer" in text
         assert "7 matrices are F16: their rows are no multiple of 32" in text
@@ -152,7 +153,7 @@ class TestCommand:
     )
     def test_bad_input(self, words, message, source, capsys, tmp_path):
         directory = source(RAGGED)
-        assert cli.main(["export", *(word.format(source=directory, tmp=tmp_path) for word in words)]) == 2
+        assert main.main(["export", *(word.format(source=directory, tmp=tmp_path) for word in words)]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

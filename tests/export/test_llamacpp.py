@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config import ExportConfig
+from saap_jax.config.jobs import ExportConfig
 from saap_jax.export import export_model, gguf_file
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
-from saap_jax.llama.gguf_tokenizer import NORMALIZERS
-from saap_jax.llama.runs import existing_units
-from saap_jax.surgery import cut
+from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.cut import cut
 from tests.export.models import PLAIN, RELATIVES, SPECS, spec_of
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model

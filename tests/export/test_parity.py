@@ -10,8 +10,8 @@ import pytest
 
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.runs import existing_units
-from saap_jax.surgery import cut
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.cut import cut
 from tests.export.models import EMPTY, PLAIN, RELATIVES, SPECS, spec_of
 from tests.helpers import forward, random_model
 

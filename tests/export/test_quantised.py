@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax import cli
-from saap_jax.config import ExportConfig
-from saap_jax.export import export_model, job
+from saap_jax.cli import main
+from saap_jax.config.jobs import ExportConfig
+from saap_jax.export import export_model
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary
+from saap_jax.jobs import export
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.recovery import AdapterParam, groupwise, quantize
@@ -104,10 +105,10 @@ def test_other_quantisations_are_refused_by_gguf(tokenizer, tmp_path, capsys):
     model = quantize(random_model(SPECS["uniform"]), bits=3, group_size=16)
     save_model(model, tmp_path / "source", tokenizer=tokenizer)
     words = ["export", str(tmp_path / "source"), str(tmp_path / "x.gguf"), "--format", "gguf"]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "got 3 bits in groups of 16; choose --dequantize, with --dtype q8_0" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    assert cli.main([*words, "--dequantize", "--dtype", "q8_0"]) == 0
+    assert main.main([*words, "--dequantize", "--dtype", "q8_0"]) == 0
     assert "3 bits were dequantised to q8_0" in capsys.readouterr().out
 
 
@@ -127,7 +128,7 @@ def test_a_wrong_block_is_found(source, tmp_path, monkeypatch):
             model.runs[0].mlp.down[...] = model.runs[0].mlp.down[...].at[0, :32, :8].add(0.05)
         return model
 
-    monkeypatch.setattr(job, "load_model", wrong)
+    monkeypatch.setattr(export, "load_model", wrong)
     with pytest.raises(ValueError, match="expected the logits of the written model"):
         export_model(ExportConfig(model=str(source), out=str(tmp_path / "x.gguf"), format="gguf"))
     assert not (tmp_path / "x.gguf").exists()
@@ -151,7 +152,7 @@ class TestInLlamaCpp:
 
     def test_greedy_tokens_of_a_merged_model(self, tmp_path):
         """32 tokens of SmolLM2 with adapters merged, in 4 bits, are those that our own decoding makes."""
-        from saap_jax.llama.generate import generate
+        from saap_jax.llama.decoding.generate import generate
         from tests.export.test_llamacpp import last_logits, opened
 
         try:

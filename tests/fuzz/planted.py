@@ -16,13 +16,13 @@ def traceback() -> int:
 
 def unforeseen() -> int:
     """Fail by an error that nobody foresaw, which `main` ends in its own way."""
-    from saap_jax import cli
+    from saap_jax.cli import main
 
     def broken(words: list[str]) -> None:
         raise KeyError("planted")
 
-    cli.COMMANDS["discover"] = broken
-    return cli.main(["discover", "tiny"])
+    main.COMMANDS["discover"] = broken
+    return main.main(["discover", "tiny"])
 
 
 def memory() -> int:

@@ -27,8 +27,8 @@ SECONDS = 30.0
 """Seconds that a call may take, of the processor, and that it may wait for nothing; what others take does not count."""
 
 MODULES = (
-    *("saap_jax.cli", "saap_jax.comparison", "saap_jax.export", "saap_jax.generation", "saap_jax.pruning"),
-    *("saap_jax.quality", "saap_jax.recover", "saap_jax.report.reports", "saap_jax.structures_command"),
+    *("saap_jax.cli", "saap_jax.jobs.compare", "saap_jax.export", "saap_jax.jobs.generate", "saap_jax.jobs.prune"),
+    *("saap_jax.jobs.quality", "saap_jax.jobs.recover", "saap_jax.report.reports", "saap_jax.cli.discover"),
     *("transformers.models.auto.tokenization_auto", "tests.fuzz.formats", "tests.fuzz.planted"),
 )
 """Imported before the first call: what commands import late, too."""
@@ -209,7 +209,7 @@ def _child(request: dict[str, Any]) -> NoReturn:
 
 
 def _command(words: list[str]) -> int:
-    from saap_jax.cli import main
+    from saap_jax.cli.main import main
 
     return main(words)
 

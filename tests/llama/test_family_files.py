@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.hf_config import config_from_spec, spec_from_config
-from saap_jax.llama.hf_layout import stored_parameters
-from saap_jax.llama.load import _open_directory, _read_part
-from saap_jax.surgery import cut
+from saap_jax.llama.files.hf_config import config_from_spec, spec_from_config
+from saap_jax.llama.files.hf_layout import stored_parameters
+from saap_jax.llama.files.load import _open_directory, _read_part
+from saap_jax.surgery.cut import cut
 from tests.helpers import RELATIVES, random_model, relative, spec_of
 from tests.llama.conftest import assert_same
 from tests.llama.test_load import refuse

@@ -9,13 +9,13 @@ import pytest
 
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama import Constants, RopeScaling
-from saap_jax.llama.cache import cache_bytes, empty_cache, extend, single_layers
+from saap_jax.llama.decoding.cache import cache_bytes, empty_cache, extend, single_layers
+from saap_jax.llama.decoding.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
+from saap_jax.llama.decoding.sample import Sampling, settings_of
 from saap_jax.llama.fused import FusedAttention, FusedMlp, Shared, fused_layers
-from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
-from saap_jax.llama.sample import Sampling, settings_of
-from saap_jax.surgery import cut
+from saap_jax.surgery.cut import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
 
 SAMPLINGS = [Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.8)]

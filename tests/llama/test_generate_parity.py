@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import save_model
-from saap_jax.llama.generate import generate
+from saap_jax.llama.decoding.generate import generate
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 torch = pytest.importorskip("torch")
@@ -33,8 +33,8 @@ def test_cut_model(smollm2, tmp_path):
     """A model whose layers were all cut alike, which transformers can read."""
     from transformers import LlamaForCausalLM
 
-    from saap_jax.llama.runs import existing_units
-    from saap_jax.surgery import cut
+    from saap_jax.llama.segments import existing_units
+    from saap_jax.surgery.cut import cut
 
     keep = existing_units(smollm2.runs)
     keep["attention"][:, 1] = False

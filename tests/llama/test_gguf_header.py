@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from saap_jax.llama.gguf_header import open_header
+from saap_jax.llama.files.gguf_header import open_header
 
 TENSORS = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b.weight": np.full((2, 32), 127, np.float32)}
 U32, STRING, BOOL, ARRAY = 4, 8, 7, 9

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
-from saap_jax.llama.hf_config import config_from_spec, quantization_from_config, spec_from_config
+from saap_jax.llama.files.hf_config import config_from_spec, quantization_from_config, spec_from_config
 
 SIZES = {
     "model_type": "llama",

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
-from saap_jax.llama import load as load_module
+from saap_jax.llama.files import load as load_module
 from tests.llama.conftest import TOKENS, assert_same, random_model, spec_of
 
 GQA = spec_of((2, 12), (2, 12), (2, 12))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import Constants, RopeScaling, load_model
-from saap_jax.llama.load_gguf import _scaling_of_factors
+from saap_jax.llama.files.load_gguf import _scaling_of_factors
 from tests.llama.conftest import assert_same, spec_of
 
 SPEC = spec_of((2, 12), (2, 12))

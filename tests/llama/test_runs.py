@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama.runs import existing_units, join_runs, ones_gates, run_bounds, split_gates
+from saap_jax.llama.segments import existing_units, join_runs, ones_gates, run_bounds, split_gates
 from tests.helpers import ragged_model, random_model, spec_of
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from saap_jax.llama import load_keep, load_model, save_model
-from saap_jax.llama import save as save_module
+from saap_jax.llama.files import save as save_module
 from tests.llama.conftest import assert_same, random_model, spec_of
 
 DENSE = spec_of((2, 12), (2, 12))

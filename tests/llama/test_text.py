@@ -4,12 +4,12 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_jax import chat
-from saap_jax.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.generate import generate
-from saap_jax.llama.sample import Sampling
-from saap_jax.llama.text import TextOutput, encode_prompt, stream_texts
+from saap_jax.llama.decoding import chat
+from saap_jax.llama.decoding.chat import encode_chat
+from saap_jax.llama.decoding.generate import generate
+from saap_jax.llama.decoding.sample import Sampling
+from saap_jax.llama.decoding.text import TextOutput, encode_prompt, stream_texts
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"

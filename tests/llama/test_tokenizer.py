@@ -10,7 +10,7 @@ import gguf
 import pytest
 
 from saap_jax.llama import load_tokenizer, save_model
-from saap_jax.llama import tokenizer as tokenizer_module
+from saap_jax.llama.files import tokenizer as tokenizer_module
 from tests.llama.conftest import random_model, spec_of
 
 TEXTS = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import LayerWidths
-from saap_jax.llama.write import Tensor, converted, model_tensors, new_output
+from saap_jax.llama.files.write import Tensor, converted, model_tensors, new_output
 from tests.llama.conftest import random_model, spec_of
 
 SPEC = spec_of((2, 6), (1, 3))

@@ -3,14 +3,14 @@
 import pytest
 from jax.experimental import topologies
 
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config.mesh import MESH_AXES, MeshConfig
+from saap_jax.config.plan import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.options_mesh import MESH_AXES, MeshConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import plan_one
 from saap_jax.planning.search import search
-from saap_jax.sharding import layout_of
+from saap_jax.runtime.mesh import layout_of
 
 pytestmark = pytest.mark.tpuplan
 

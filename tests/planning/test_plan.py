@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax.cli import main
-from saap_jax.config_plan import PlanConfig
+from saap_jax.cli.main import main
+from saap_jax.config.plan import PlanConfig
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of

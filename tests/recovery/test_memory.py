@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from saap_jax.evaluation.bench import Workload, compile_programs
 from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.evaluation.timing import Workload, compile_programs
 from saap_jax.llama import quantized
-from saap_jax.llama.cache import single_layers
+from saap_jax.llama.decoding.cache import single_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.recovery import groupwise, quantize
 from tests.helpers import random_model

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax import cli
+from saap_jax.cli import main
 from saap_jax.discovery import count_parameters, discover
 from saap_jax.evaluation.cost import directory_bytes, token_macs, weight_bytes
 from saap_jax.llama import load_model, quantized, save_model
 from saap_jax.llama.model import param
 from saap_jax.llama.product import product
 from saap_jax.llama.quantized import MATRICES, Quantization, Quantized, dequantized, pack, quantization_of, unpack
-from saap_jax.llama.runs import existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.recovery import check_group_size, lora, quantize
 from saap_jax.recovery.quantization import nearest, quantize_matrix, searched
-from saap_jax.surgery import cut
+from saap_jax.surgery.cut import cut
 from tests.helpers import forward, random_model, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, spec_of
 
@@ -318,5 +318,5 @@ def test_pruning_commands_say_one_line(command, tiny_model_directory, tokenizer,
     words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "2"]
     words += ["--calibration.length", "8", "--calibration.batch-size", "2"]
     words += ["--out", "out", "--ratio", "0.2"] if command == ["prune"] else []
-    assert cli.main([*command, *words]) == 2
+    assert main.main([*command, *words]) == 2
     assert "plain floats, got Quantized" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from saap_jax.report.records import RunDirectory
+from saap_jax.runs.directory import RunDirectory
 
 ESTIMATORS = (
     "random",

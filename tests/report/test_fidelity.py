@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from saap_jax.evaluation.fidelity import MEASURES, Fidelity, fidelity
+from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity, fidelity
 from saap_jax.report.fidelity import (
     csv_fidelity,
     fidelity_scatter,

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from saap_jax.report.figures import MARKERS, Curve, colour_of, curves, frontier, legend, log_ticks, spread
-from saap_jax.report.rows import comparison_rows, leading
+from saap_jax.runs.standing import comparison_rows, leading
 from tests.report import conftest as fake
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from saap_jax.report import finish as module
-from saap_jax.report.finish import Ending, finish, job
-from saap_jax.report.records import read_run
+from saap_jax.jobs import job as module
+from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.runs.directory import read_run
 
 ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, page=True, further=("keeps.npz", "best"))
 

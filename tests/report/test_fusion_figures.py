@@ -16,19 +16,12 @@ import pytest
 from rich.console import Console
 
 import saap_jax
-from saap_jax.fusion import fuse
 from saap_jax.report import render_report
 from saap_jax.report.blocks import Detail, Words
 from saap_jax.report.compare_page import fusion_section
-from saap_jax.report.fusion import (
-    FusionRow,
-    csv_fusions,
-    fusion_cells,
-    fusion_figure,
-    fusion_rows,
-    rich_fusions,
-)
-from saap_jax.report.records import RunDirectory, plain
+from saap_jax.report.fusion import FusionRow, csv_fusions, fusion_cells, fusion_figure, fusion_rows, rich_fusions
+from saap_jax.runs.directory import RunDirectory, plain
+from saap_jax.selection.fusion import fuse
 from tests.report import conftest as fake
 from tests.report.test_html import Page
 

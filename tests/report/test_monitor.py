@@ -7,12 +7,12 @@ import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
-from saap_jax import fidelity, pipeline
-from saap_jax.config import FidelityConfig, ScoreConfig
-from saap_jax.options import CalibrationConfig, EstimationConfig, ModelConfig
-from saap_jax.report import monitor
-from saap_jax.report.monitor import Stage, covered, measuring, peak_device_gib, with_stage
-from saap_jax.report.records import RunDirectory, read_run
+from saap_jax.config.jobs import FidelityConfig, ScoreConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, ModelConfig
+from saap_jax.jobs import fidelity, pipeline
+from saap_jax.runs import stages as monitor
+from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.stages import Stage, covered, measuring, peak_device_gib, with_stage
 
 FIELDS = [
     "name", "seconds", "times", "compile_seconds", "compiles", "peak_host_gib", "peak_device_gib", "tokens",

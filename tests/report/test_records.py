@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import saap_jax.report
-from saap_jax.report import files, monitor
-from saap_jax.report.files import plain
-from saap_jax.report.provenance import git_commit, provenance
-from saap_jax.report.records import RunDirectory, read_run
-from saap_jax.report.scalars import write_scalars
+from saap_jax.runs import stages
+from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.tensorboard import write_scalars
+from saap_jax.runtime import files
+from saap_jax.runtime.files import plain
+from saap_jax.runtime.provenance import git_commit, provenance
 
 CONFIG = {"seed": 0, "search": {"ratios": (0.2, 0.5), "min_keep": 1}, "limit": math.inf}
 
@@ -333,7 +334,7 @@ class TestUpdate:
 class TestStage:
     def test_records_seconds_and_memory_and_adds_up(self, path, monkeypatch):
         clock = iter([10.0, 12.5, 20.0, 21.0, 30.0, 31.0])
-        monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(stages.time, "perf_counter", lambda: next(clock))
         run = RunDirectory.open(path, CONFIG).begin()
         for name in ("load", "observe", "load"):
             with run.stage(name):
@@ -464,7 +465,7 @@ def test_reports_import_no_model_and_no_jax(module):
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in modules:
             assert name.partition(".")[0] not in {"jax", "jaxlib", "flax", "jaxtyping"}
-            assert name.startswith(("saap_jax.report", "saap_jax.processes")) or not name.startswith("saap_jax")
+            assert name.startswith(("saap_jax.report", "saap_jax.runtime.processes")) or not name.startswith("saap_jax")
 
 
 class TestReadArrays:

@@ -8,14 +8,14 @@ import re
 
 import pytest
 
-from saap_jax import cli
+from saap_jax.cli import main
 from saap_jax.report.blocks import Detail
 from saap_jax.report.html import Page as Page_
 from saap_jax.report.html import render_page, report_page
 from saap_jax.report.overview import CSV_HEADER, best_rows, differences, joint_curves, overview_sections, run_table
-from saap_jax.report.records import RunDirectory, read_run
 from saap_jax.report.reports import is_ours, read_views, write_reports
 from saap_jax.report.views import read_view
+from saap_jax.runs.directory import RunDirectory, read_run
 from tests.report.sweeps import write_run
 from tests.report.test_html import Page
 from tests.runs import fake_run
@@ -245,11 +245,11 @@ class TestCommand:
     def test_writes_and_says_where(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         fake_run(tmp_path / "run")
-        assert cli.main(["report", "run", "--out", "x.html"]) == 0
+        assert main.main(["report", "run", "--out", "x.html"]) == 0
         assert "report: x.html   x.md   x.csv" in capsys.readouterr().out
         assert (tmp_path / "x.html").exists()
 
     def test_bad_input_is_one_line(self, tmp_path, capsys):
         for words in (["report"], ["report", str(tmp_path)], ["report", str(tmp_path / "none")]):
-            assert cli.main(words) == 2
+            assert main.main(words) == 2
             assert capsys.readouterr().err.count("\n") == 1

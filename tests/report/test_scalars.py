@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from saap_jax.report.records import RunDirectory
-from saap_jax.report.scalars import FILE, Scalar, scalars, write_scalars
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.tensorboard import FILE, Scalar, scalars, write_scalars
 
 
 def crc32c(data: bytes) -> int:

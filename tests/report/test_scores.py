@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from saap_jax.report.scores import (
-    format_correlation,
-    inline_svg,
-    rank_agreement,
-    rank_cells,
-    rank_table,
-    short_name,
-)
+from saap_jax.report.scores import format_correlation, inline_svg, rank_agreement, rank_cells, rank_table, short_name
 from saap_jax.types import Scores
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from saap_jax.report import tables
-from saap_jax.report.rows import comparison_rows, labels
 from saap_jax.report.tables import csv_table, cut_rows, markdown_table, rich_cut_table, rich_table
+from saap_jax.runs.standing import comparison_rows, labels
 from tests.report import conftest as fake
 
 

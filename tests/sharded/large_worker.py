@@ -5,9 +5,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.llama import load_model, save_model
-from saap_jax.options_mesh import MeshConfig
-from saap_jax.sharding import layout_of
+from saap_jax.runtime.mesh import layout_of
 from tests.memory import growth
 
 

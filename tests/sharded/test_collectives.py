@@ -3,13 +3,13 @@
 import jax
 import pytest
 
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.plan import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.options_mesh import MeshConfig
 from saap_jax.planning.count import collectives_of, shard_bytes
 from saap_jax.planning.plan import peak_of
 from saap_jax.planning.programs import program_of
-from saap_jax.sharding import layout_of
+from saap_jax.runtime.mesh import layout_of
 
 pytestmark = pytest.mark.sharded
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from saap_jax import fetching
-from saap_jax.fetching import fetched
+from saap_jax.runtime import gather
+from saap_jax.runtime.gather import fetched
 from tests.sharded.test_processes import port, started
 
 pytestmark = pytest.mark.sharded
@@ -24,18 +24,18 @@ from tests.sharded.test_fetching import DTYPES, SPECS, reference
 coordinator, processes, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(coordinator, processes, number)
-fetching.PIECE = 1024  # so that there are several, the last of them not full
+gather.PIECE = 1024  # so that there are several, the last of them not full
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("x", "y"))
 for spec in SPECS:
     for dtype in DTYPES:
         expected = reference(dtype)
         place = NamedSharding(mesh, PartitionSpec(*spec))
         array = jax.make_array_from_callback(expected.shape, place, lambda part: expected[part])
-        np.testing.assert_array_equal(fetching.fetched(array), expected)
+        np.testing.assert_array_equal(gather.fetched(array), expected)
         for index in (0, 5):
-            np.testing.assert_array_equal(fetching.fetched(array, index), expected[index])
+            np.testing.assert_array_equal(gather.fetched(array, index), expected[index])
 total = jax.jit(jnp.sum)(array)
-assert float(fetching.fetched(total)) == float(expected.astype(np.float32).sum())
+assert float(gather.fetched(total)) == float(expected.astype(np.float32).sum())
 print("equal on", number)
 """
 
@@ -67,7 +67,7 @@ def test_a_piece_is_as_large_as_is_needed_and_no_larger(monkeypatch):
     monkeypatch.setattr(jax, "device_put", lambda x, device: (said.append(x.nbytes), put(x, device))[1])
     for length, sizes in ((10, [1024]), (1024, [1024]), (1025, [2048]), (9 * 2**20, [2**22] * 3)):
         own = np.arange(length, dtype=np.uint8)
-        received = fetching._exchanged([own[:3], own[3:]], length)
+        received = gather._exchanged([own[:3], own[3:]], length)
         np.testing.assert_array_equal(received[0, :length], own)
         assert said == sizes
         said.clear()

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from saap_jax import cli
-from saap_jax.report import read_run
-from saap_jax.report.records import read_candidates
+from saap_jax.cli import main
+from saap_jax.runs.directory import read_candidates, read_run
 
 pytestmark = pytest.mark.sharded
 
@@ -102,7 +101,7 @@ def alone(tiny_model_directory, tmp_path_factory):
     """What one process and one device make of the jobs."""
     place = tmp_path_factory.mktemp("alone")
     for words in jobs_of(tiny_model_directory, place, []):
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
     return place
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.estimation.observe import observe, score, union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
-from saap_jax.options_mesh import MeshConfig
-from saap_jax.sharding import layout_of
+from saap_jax.runtime.mesh import layout_of
 from tests.helpers import RELATIVES
 
 pytestmark = pytest.mark.sharded

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import SearchConfig
 from saap_jax.estimation.accumulate import ACCUMULATORS
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
@@ -12,12 +14,10 @@ from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.jobs.pipeline import select_units
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
-from saap_jax.options import SearchConfig
-from saap_jax.options_mesh import MeshConfig
-from saap_jax.pipeline import select_units
-from saap_jax.sharding import layout_of, put
-from saap_jax.surgery import cut
+from saap_jax.runtime.mesh import layout_of, put
+from saap_jax.surgery.cut import cut
 from saap_jax.types import Remat
 
 pytestmark = pytest.mark.sharded

@@ -10,8 +10,8 @@ from pathlib import Path
 
 def main(port: str, processes: str, process: str, jobs: str) -> int:
     """Join the others, and run the jobs until one fails."""
-    from saap_jax import cli
-    from saap_jax.processes import Cluster, join, leave
+    from saap_jax.cli import main as cli
+    from saap_jax.runtime.processes import Cluster, join, leave
 
     join(Cluster(f"127.0.0.1:{port}", int(processes), int(process)))
     for words in json.loads(Path(jobs).read_text()):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saap_jax.discovery.problem import Problem
+from saap_jax.discovery.tracing.problem import Problem
 from tests.discovery.test_gates import drawn, example_of
 from tests.models_for_tracing import EXAMPLES
 

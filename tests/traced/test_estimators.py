@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery.removal import keep_units
-from saap_jax.discovery.smaller import smaller
+from saap_jax.discovery.tracing.removal import keep_units
+from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.estimation import Statistic
 from saap_jax.traced import Losses, calibrate, subject_of
 from saap_jax.traced.observe import observe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.flax import load_file, save_file
 
-from saap_jax.config_traced import TracedSearchConfig
+from saap_jax.config.traced import TracedSearchConfig
 from saap_jax.traced import cut, load_pruned, save_pruned, subject_of
 from saap_jax.traced.select import select_scores
 from tests.traced.problems import problem_of, stacked

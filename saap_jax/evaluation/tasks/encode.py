@@ -4,7 +4,7 @@ Source: `TemplateLM._encode_pair` and `HFLM.tok_encode` of lm-evaluation-harness
 """
 
 from saap_jax.evaluation.tasks.likelihood import Request
-from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.files.tokenizer import Tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str, *, special: bool | None = None) -> list[int]:

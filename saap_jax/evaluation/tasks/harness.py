@@ -22,14 +22,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from saap_jax.chat import conversation
 from saap_jax.evaluation.tasks.encode import encode, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.generate import generate
-from saap_jax.llama.sample import Sampling
-from saap_jax.llama.tokenizer import Tokenizer
+from saap_jax.llama.decoding.chat import conversation
+from saap_jax.llama.decoding.generate import generate
+from saap_jax.llama.decoding.sample import Sampling
+from saap_jax.llama.files.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""

@@ -3,12 +3,12 @@
 import importlib.util
 from typing import NamedTuple
 
-from saap_jax.config_use import TasksConfig
+from saap_jax.config.use import TasksConfig
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.local import Task, find_task, read_task, run_tasks
 from saap_jax.evaluation.tasks.results import TaskResult
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
-from saap_jax.llama.tokenizer import Tokenizer
 
 
 class NamedTasks(NamedTuple):

@@ -1,0 +1,243 @@
+"""What every command needs of the command line: its configuration, from a file and options; shown progress; errors in
+one line; and the other processes of its job, if there are any.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from saap_jax.cli.console import console
+from saap_jax.cli.failures import UsageError, fail, failed, suggestion
+from saap_jax.cli.progress import Shown, showing
+from saap_jax.config.field_types import check_types
+from saap_jax.runtime import interrupts
+from saap_jax.runtime.processes import agreed, first, join, leave, split_flags
+from saap_jax.runtime.watch import start_watch
+
+SPREADING = ("score", "compare", "prune", "recover", "evaluate")
+"""Commands that run on many devices, and in many processes."""
+
+GRACE = 3.0
+"""Seconds that a process with an error waits before it ends, so that others can say it too if they have the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What belongs to this call and not to the experiment."""
+
+    overwrite: bool = False
+    """Start anew where the run directory holds a run already."""
+    resume: bool = False
+    """Go on with a run that is there (which happens in any case), and fail where there is none."""
+
+
+def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
+    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it."""
+    positional, rest = split_words(words)
+    if len(positional) > 1:
+        raise UsageError(f"{command}: expected at most one configuration file, got {len(positional)}: {positional}")
+    default = load_config(positional[0], kind) if positional else kind()
+    config, options = parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
+    if options is not None and options.resume:
+        if options.overwrite:
+            raise UsageError(f"{command}: expected --resume or --overwrite, got both")
+        if not agreed((path := Path(config.runs) / config.name / "run.json").exists):
+            raise UsageError(
+                f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
+            )
+    return config, options
+
+
+def model_first(command: str, words: list[str]) -> list[str]:
+    """Return the words of `COMMAND [MODEL] [CONFIG.py] …` with the model as an option.
+
+    >>> model_first("recover", ["models/small", "my.py", "--name", "a"])
+    ['my.py', '--model', 'models/small', '--name', 'a']
+    """
+    positional, rest = split_words(words)
+    models = [word for word in positional if not word.endswith(".py")]
+    if len(models) > 1:
+        raise UsageError(f"{command}: expected one model, got {len(models)}: {', '.join(models)}")
+    files = [word for word in positional if word.endswith(".py")]
+    return [*files, *(["--model", *models] if models else []), *rest]
+
+
+def names_factory(words: list[str]) -> bool:
+    """Say whether a command is about a researcher's own model, `MODULE:FACTORY` or `FILE.py:FACTORY`.
+
+    >>> names_factory(["mine.py:model", "--ratios", "0.2"]), names_factory(["mine.py"]), names_factory(["--a", "b:c"])
+    (True, False, False)
+    """
+    return any(":" in word for word in split_words(words)[0])
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split the words before the first option from the rest."""
+    first = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]
+
+
+def parse(command: str, default: Any, words: list[str], options: type | None = None) -> tuple[Any, Any]:
+    kind = type(default)
+    fields: list[tuple] = [("config", Annotated[kind, tyro.conf.arg(name="")], dataclasses.field(default=default))]
+    if options is not None:
+        fields.append(("options", Annotated[options, tyro.conf.arg(name="")], dataclasses.field(default=options())))
+    arguments = dataclasses.make_dataclass("Arguments", fields)
+
+    def parsed() -> Any:
+        return tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
+
+    if {"-h", "--help"} & set(words):
+        found = parsed()
+    else:
+        with _box() as box:
+            try:
+                found = parsed()
+            except SystemExit as stop:
+                if not stop.code:
+                    raise
+                flags = [*option_names(kind), *(option_names(options) if options else ())]
+                raise UsageError(f"{command.split()[0]}: {_refusal(box.getvalue(), words, flags)}") from None
+    return found.config, getattr(found, "options", None)
+
+
+def option_names(kind: type, prefix: str = "--") -> Iterator[str]:
+    """Yield the options that set the fields of a configuration, those of its parts by dotted names.
+
+    >>> list(option_names(Options))
+    ['--overwrite', '--no-overwrite', '--resume', '--no-resume']
+    """
+    for field in dataclasses.fields(kind):
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(field.type):
+            yield from option_names(field.type, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}"
+            if field.type is bool:
+                path, dot, last = f"{prefix}{name}".rpartition(".")
+                yield f"{path}.no-{last}" if dot else f"--no-{name}"
+
+
+@contextlib.contextmanager
+def _box() -> Iterator[io.StringIO]:
+    """Take what tyro writes on the error stream, in lines that are as long as they need be."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(10**6)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            yield box
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _refusal(box: str, words: list[str], flags: list[str]) -> str:
+    """Return in one line why tyro did not take the words: what it wrote in a box, without frame and helptext."""
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    for name in names:
+        if re.match(r"--?[A-Za-z]", name) and name not in flags:
+            return f"unrecognised option {name}{suggestion(name, flags)}"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│|╭╮╰╯ ") for line in plain.splitlines()[1:]]  # below the title
+    parts = [list(part) for rule, part in itertools.groupby(lines, lambda line: not line.strip("─-")) if not rule]
+    reason, about = (parts or [[" ".join(plain.split())]])[0][0], [line for part in parts[1:] for line in part]
+    reason = reason.removeprefix("Error parsing ").removesuffix(".").replace("Unrecognized options: ", "unexpected ")
+    if nested := re.match(r"config(?:\.(\S+))?: (.*)", reason):
+        path = (nested[1] or "").replace("-", "_")
+        return nested[2] if nested[2].startswith(path) else f"{path}.{nested[2]}"
+    option = reason.partition(":")[0]
+    takes = next((line.removeprefix(option).strip() for line in about if line.startswith(f"{option} ")), "")
+    return f"{reason}; expected {takes}" if takes else reason
+
+
+def load_config(path: str, kind: type) -> Any:
+    """Read CONFIG from a Python file.
+
+    Raises:
+        ValueError: the file fails, exports no CONFIG, one of another kind, or one with a field of another type.
+        FileNotFoundError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"configuration: expected a Python file, found none at {path}; check the path")
+    try:
+        exported = runpy.run_path(path)
+    except ValueError as error:
+        raise ValueError(f"configuration {path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"configuration {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(exported.get("CONFIG"), kind):
+        got = type(exported["CONFIG"]).__name__ if "CONFIG" in exported else "none"
+        raise ValueError(f"configuration {path}: expected CONFIG of type {kind.__name__}, got {got}")
+    try:
+        check_types(exported["CONFIG"])
+    except ValueError as error:
+        raise ValueError(f"configuration {path}: {error}") from None
+    return exported["CONFIG"]
+
+
+# --- processes and errors ----------------------------------------------------------------------------
+
+
+def run_command(command: str, run: Callable[[list[str]], int | None], words: list[str]) -> int:
+    """Run a command, as one of the processes of a job if the words say so; return its exit code.
+
+    Raises:
+        UsageError, ValueError, OSError: bad input, in a job of one process. One of several says it by itself and ends,
+            and the others within a minute: those that find the same say so too.
+    """
+    cluster, rest = split_flags(words)
+    if cluster is None:
+        return run(rest) or 0
+    if command not in SPREADING:
+        raise UsageError(
+            f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
+        )
+    join(cluster)
+    interrupts.renew()
+    watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
+    console.quiet = not first()
+    try:
+        code = run(rest) or 0
+    except BaseException as error:
+        watch.failing()
+        _end(error)
+    watch.leaving()
+    leave()
+    return code
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Say what went wrong in one process of a job, and end it without waiting for the others, whom that ends too."""
+    code, grace = 1, GRACE
+    if interrupts.received() or isinstance(error, KeyboardInterrupt):
+        code, grace = fail(*interrupts.interruption()), 0
+    elif isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    else:
+        if os.environ.get("SAAP_DEBUG"):
+            traceback.print_exception(error)
+        code = failed(error)
+    time.sleep(grace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def show_progress() -> contextlib.AbstractContextManager[Shown]:
+    """Show progress while the body runs, by the `Track` that is yielded."""
+    return showing(console)

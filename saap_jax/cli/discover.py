@@ -1,0 +1,65 @@
+"""`saap discover`: coupled structures of one of our models, or of any function that a factory names, and a drawing."""
+
+from pathlib import Path
+
+from saap_jax.cli.console import show, show_lines, show_paths
+from saap_jax.cli.failures import UsageError
+from saap_jax.config.method import ModelConfig
+
+USAGE = """\
+usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg]
+
+Print the coupled structures of a model, or of what a factory returns: (function, params, *inputs).
+--drawing writes parameters, axes and structures as a picture."""
+
+
+def run(words: list[str]) -> None:
+    """Run `saap discover`.
+
+    Raises:
+        UsageError: more than one model, or another option than `--drawing`.
+        ValueError, FileNotFoundError: no such model or factory.
+    """
+    if set(words) & {"-h", "--help"}:
+        show_lines(USAGE)
+        return
+    names, drawing = _split(words)
+    if len(names) > 1:
+        raise UsageError(f"discover: expected one model, got {' '.join(names)}")
+    name = names[0] if names else ModelConfig().name
+    if ":" in name:
+        from saap_jax.discovery.tracing.factory import traced_factory, traced_listing
+
+        traced = traced_factory(name)
+        show_lines(traced_listing(name, traced))
+    else:
+        from saap_jax.discovery.listing import listing, traced_model
+        from saap_jax.llama import load_model
+
+        model = load_model(name)
+        table, said = listing(name, model)
+        show(table, said)
+        traced = traced_model(model) if drawing else None
+    if drawing and traced is not None:
+        from saap_jax.report.couplings import couplings_drawing
+
+        path = Path(drawing)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
+        path.write_text(couplings_drawing(traced), encoding="utf-8")
+        show_paths(drawing=path)
+
+
+def _split(words: list[str]) -> tuple[list[str], str]:
+    names, drawing, pending = [], "", iter(words)
+    for word in pending:
+        option, equals, value = word.partition("=")
+        if option == "--drawing":
+            drawing = value if equals else next(pending, "")
+            if not drawing.endswith(".svg"):
+                raise UsageError(f"discover: --drawing: expected the name of an .svg file, got {drawing or 'nothing'}")
+        elif word.startswith("-"):
+            raise UsageError(f"discover: expected no option but --drawing, got {word}")
+        else:
+            names.append(word)
+    return names, drawing

@@ -1,0 +1,370 @@
+"""The command line, `saap`: reads arguments, shows progress and tables, turns errors into one line and exit code 2."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+from saap_jax.cli.arguments import configure, model_first, names_factory, parse, run_command, show_progress, split_words
+from saap_jax.cli.console import facts_table, show, show_lines, show_paths, write
+from saap_jax.cli.failures import UsageError, fail, failed, suggestion
+from saap_jax.config.jobs import (
+    AbConfig,
+    CompareConfig,
+    ExportConfig,
+    FidelityConfig,
+    FrontierConfig,
+    GateConfig,
+    PruneConfig,
+    ReportConfig,
+    ScoreConfig,
+    SensitivityConfig,
+)
+from saap_jax.config.recover import RecoverConfig
+from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig
+from saap_jax.runtime.interrupts import interruption
+from saap_jax.version import __version__
+
+USAGE = """\
+saap: structured pruning of LLaMA-family language models in JAX
+
+  saap compare [CONFIG.py]     compare importance estimators on a model, also your own (MODULE:FACTORY)
+  saap discover [MODEL]        print the coupled structures of a model, also of your own (MODULE:FACTORY)
+  saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
+  saap prune [CONFIG.py]       prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
+  saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
+  saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
+  saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
+  saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
+  saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
+  saap sensitivity [CONFIG.py] what a layer's attention or MLP costs when it alone is pruned; suggestions
+  saap report RUN [RUN ...]    one page of one run or several, any kind; figures for papers
+  saap ab A B                  is A better than B, by how much, and how sure is that
+  saap gate MODEL              hold a model against limits; exit code 1 when one is broken
+  saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
+  saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
+  saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
+  saap help COMMAND            every option of a command; saap --version says which version this is
+
+A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
+override it, and `saap help COMMAND` lists them. On many devices and hosts: docs/pods.md.
+
+Start with `saap compare configs/quickstart.py`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return 0 when it did its work, 2 for an error (one line on the error stream).
+
+    A command may return another code for what it found: `gate` returns 1 when a limit is broken. Where nobody reads
+    the output any more, as with `saap ... | head -1`, it ends quietly with 141.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return fail(*interruption())
+    except Exception as error:
+        if os.environ.get("SAAP_DEBUG") and not isinstance(error, BrokenPipeError):
+            raise
+        return failed(error)
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    match words:
+        case ["--version" | "-V", *_]:
+            show_lines(f"saap {__version__}")
+            return 0
+        case [] | ["-h" | "--help" | "help"]:
+            show(USAGE)
+            return 0 if words else 2
+    command, *rest = words
+    if command not in COMMANDS:
+        raise UsageError(
+            f"unknown command {command!r}{suggestion(command, COMMANDS) or '; `saap help` lists those that there are'}"
+        )
+    return run_command(command, COMMANDS[command], rest)
+
+
+# --- commands ----------------------------------------------------------------------------------------
+
+
+def compare(words: list[str]) -> None:
+    """Run `saap compare`, on one of our models or on what a factory returns."""
+    if names_factory(words):
+        from saap_jax.cli import traced
+
+        return traced.compare(words)
+    config, options = configure("compare", CompareConfig, words, overwrite=True)
+    from saap_jax.jobs import compare as comparison
+    from saap_jax.report import cut_rows, rich_cut_table, rich_table
+
+    with show_progress() as track:
+        run = comparison.compare(config, overwrite=options.overwrite, track=track)
+    candidates = run.candidates()
+    if run.corrupt_lines:
+        show(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
+    show(rich_table(run.record, candidates))
+    if cut_rows(run.record):
+        show(rich_cut_table(run.record))
+    show_paths(report=run.path / "report.html", model=run.path / "best")
+
+
+def discover(words: list[str]) -> None:
+    """Run `saap discover`."""
+    from saap_jax.cli.discover import run
+
+    run(words)
+
+
+def score(words: list[str]) -> None:
+    """Run `saap score`."""
+    config, options = configure("score", ScoreConfig, words, overwrite=True)
+    from saap_jax.jobs import pipeline
+    from saap_jax.report.fusion import rich_fusions
+    from saap_jax.report.patterns import rich_patterns
+    from saap_jax.report.score_page import find_patterns
+    from saap_jax.report.scores import rank_table
+
+    with show_progress() as track:
+        run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
+    for scenario, scores in calibrated.scenarios.items():
+        show(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
+    if any(run.record["fusions"].values()):
+        show(rich_fusions(run.record["fusions"]))
+    if found := find_patterns(run.record, calibrated.scenarios):
+        for structure in found.structures:
+            show(rich_patterns(found, structure))
+    if left_out := run.record.get("left_out"):
+        show(f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}")
+    show_paths(report=run.path / "report.html", scores=run.path / "scores.npz")
+
+
+def prune(words: list[str]) -> None:
+    """Run `saap prune`, on one of our models or on what a factory returns."""
+    if names_factory(words):
+        from saap_jax.cli import traced
+
+        return traced.prune(words)
+    config, _ = configure("prune", PruneConfig, words)
+    from saap_jax.jobs import prune as pruning
+
+    with show_progress() as track:
+        pruned = pruning.prune(config, track=track)
+    show(facts_table(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned)))
+    if pruned.reached:
+        header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
+        show(facts_table("", pruning.target_rows(pruned), header))
+    show_lines(*pruning.warnings(pruned))
+    show_paths(model=config.out)
+
+
+def recover(words: list[str]) -> None:
+    """Run `saap recover`."""
+    config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
+    from saap_jax.jobs import recover as job
+    from saap_jax.report.recovery import rich_recovery, summary
+
+    with show_progress() as track:
+        run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
+    show(rich_recovery(run.record))
+    show(*summary(run.record))
+    show_paths(model=run.record["out"], run=run.path)
+
+
+def export(words: list[str]) -> None:
+    """Run `saap export`."""
+    positional, rest = split_words(words)
+    if len(positional) > 2:
+        raise UsageError(f"export: expected MODEL and OUT, got {len(positional)} words: {' '.join(positional)}")
+    default = ExportConfig(**dict(zip(("model", "out"), positional, strict=False)))
+    config, _ = parse("export MODEL OUT", default, rest)
+    from saap_jax.export import export_model
+    from saap_jax.jobs.pipeline import step
+
+    with show_progress() as track:
+        exported = export_model(config, step=functools.partial(step, track))
+    agreement = exported.agreement
+    share = f"{agreement.deviation:.2g} of their spread (accepted for {config.dtype}: {agreement.tolerance:g})"
+    rows = [
+        ("parameters", f"{exported.parameters:,}"),
+        ("parameters in the files", f"{exported.written:,}"),
+        ("zeros added by the format", f"{exported.added:,} ({exported.added / exported.parameters:.1%})"),
+        ("bytes", f"{exported.bytes:,}"),
+        (f"logits on {agreement.tokens} tokens", f"largest difference {agreement.largest:.2g}"),
+        ("  root mean square", share),
+        ("  same most likely token", f"{agreement.argmax:.1%}"),
+    ]
+    show(facts_table(exported.kind, rows))
+    show_lines(*exported.notes)
+    show_paths(model=config.out)
+
+
+def evaluate(words: list[str]) -> None:
+    """Run `saap evaluate`."""
+    positional, rest = split_words(words)
+    default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
+    config, _ = parse("evaluate [MODEL ...]", default, rest)
+    from saap_jax.jobs import pipeline
+    from saap_jax.report.tasks import rich_perplexities, rich_tasks
+
+    with show_progress() as track:
+        rows = pipeline.evaluate(config, track=track)
+    if config.sources:
+        show(rich_perplexities(rows))
+    if config.tasks:
+        show(rich_tasks(rows))
+
+
+def fidelity(words: list[str]) -> None:
+    """Run `saap fidelity`."""
+    config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
+    from saap_jax.jobs import fidelity as job
+    from saap_jax.report import fidelity as report
+
+    with show_progress() as track:
+        run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
+    for scope in ("attention", "mlp", "pooled"):
+        show(report.rich_fidelity_table(rows, scope))
+    show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
+
+
+def frontier(words: list[str]) -> None:
+    """Run `saap frontier`."""
+    config, options = configure("frontier", FrontierConfig, words, overwrite=True)
+    from saap_jax.jobs import frontier as job
+    from saap_jax.report import frontier as report
+    from saap_jax.report.suggestions import suggestion_lines
+    from saap_jax.selection.bisection import found_variants
+
+    with show_progress() as track:
+        run = job.frontier(config, overwrite=options.overwrite, track=track)
+    found = found_variants(run.record, run.candidates())
+    show(report.rich_frontier(run.record, found))
+    show(report.summary(run.record, found))
+    show_lines(*suggestion_lines(run.record))
+    show_paths(figure=run.path / "frontier.svg", tables="frontier.md, frontier.csv, curve.csv")
+
+
+def sensitivity(words: list[str]) -> None:
+    """Run `saap sensitivity`."""
+    config, options = configure("sensitivity", SensitivityConfig, words, overwrite=True)
+    from saap_jax.jobs import sensitivity as job
+    from saap_jax.report import sensitivity as report
+    from saap_jax.report.suggestions import suggestion_lines
+
+    with show_progress() as track:
+        run = job.sensitivity(config, overwrite=options.overwrite, track=track)
+    show(report.rich_sensitivity(run.record, run.candidates()))
+    show_lines(*suggestion_lines(run.record))
+    show_paths(heat_maps=run.path / "sensitivity.svg", tables="sensitivity.md, sensitivity.csv")
+
+
+def report(words: list[str]) -> None:
+    """Run `saap report`."""
+    positional, rest = split_words(words)
+    config, _ = parse("report RUN [RUN ...]", ReportConfig(runs=tuple(positional)), rest)
+    from saap_jax.report.reports import write_reports
+
+    written = write_reports(config.runs, config.out, config.figures, overwrite=config.overwrite)
+    drawn = [path for path in written if path.suffix in (".svg", ".png", ".pdf")]
+    show_paths(report="   ".join(str(path) for path in written if path not in drawn))
+    if drawn:
+        show_paths(figures=f"{len(drawn)} files in {config.figures}")
+
+
+def ab(words: list[str]) -> None:
+    """Run `saap ab`."""
+    positional, rest = split_words(words)
+    if len(positional) > 2:
+        raise UsageError(f"ab: expected two models, A and B, got {len(positional)}: {', '.join(positional)}")
+    default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
+    config, _ = parse("ab A B", default, rest)
+    from saap_jax.jobs import quality
+    from saap_jax.report.quality import rich_comparison, rich_task_comparison, sentences
+
+    with show_progress() as track:
+        comparison = quality.ab(config, track=track)
+    if comparison.metrics:
+        show(rich_comparison(comparison))
+    if comparison.tasks:
+        show(rich_task_comparison(comparison))
+    show(*sentences(comparison))
+
+
+def gate(words: list[str]) -> int:
+    """Run `saap gate`; return 1 when a limit is broken."""
+    positional, rest = split_words(words)
+    if len(positional) > 1:
+        raise UsageError(f"gate: expected one model, got {len(positional)}: {', '.join(positional)}")
+    config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
+    from saap_jax.evaluation.limits import verdict
+    from saap_jax.jobs import quality
+    from saap_jax.report.quality import rich_checks
+
+    with show_progress() as track:
+        checks = quality.gate(config, track=track)
+    show(rich_checks(config.model, config.baseline, checks))
+    show(verdict(checks))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def generate(words: list[str]) -> None:
+    """Run `saap generate`."""
+    options = next((place for place, word in enumerate(words) if word.startswith("-") and word != "-"), len(words))
+    model, *prompts = words[:options] or [""]
+    if {"-h", "--help"} & set(words):
+        model, prompts = "MODEL", ["TEXT"]
+    elif not prompts:
+        raise UsageError(f'generate: expected a model and a text, as in MODEL "text", got {" ".join(words) or "none"}')
+    default = GenerateConfig(model=model, prompts=tuple(prompts))
+    config, _ = parse("generate MODEL TEXT [TEXT ...]", default, words[options:])
+    from saap_jax.jobs.generate import write_texts
+
+    write_texts(config, write, with_prompts=sys.stdout.isatty())
+
+
+def plan(words: list[str]) -> None:
+    """Run `saap plan`."""
+    from saap_jax.cli.plan import run
+
+    run(words)
+
+
+def bench(words: list[str]) -> None:
+    """Run `saap bench`."""
+    positional, rest = split_words(words)
+    default = BenchConfig(models=tuple(positional)) if positional else BenchConfig()
+    config, _ = parse("bench [MODEL ...]", default, rest)
+    from saap_jax.jobs import bench as benchmark
+    from saap_jax.report.bench import footnotes, rich_bench
+
+    with show_progress() as track:
+        result = benchmark.bench(config, track=track)
+    show(rich_bench(result))
+    show(*footnotes(result))
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "compare": compare,
+    "discover": discover,
+    "score": score,
+    "prune": prune,
+    "recover": recover,
+    "export": export,
+    "evaluate": evaluate,
+    "fidelity": fidelity,
+    "frontier": frontier,
+    "sensitivity": sensitivity,
+    "report": report,
+    "ab": ab,
+    "gate": gate,
+    "generate": generate,
+    "bench": bench,
+    "plan": plan,
+}

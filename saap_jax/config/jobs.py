@@ -1,0 +1,400 @@
+"""The configuration of an experiment: one dataclass a command, made of the parts in `options`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+from saap_jax.config.amounts import read_bound, read_percent, read_points
+from saap_jax.config.checks import (
+    check_at_least,
+    check_choice,
+    check_ratios,
+    check_run_name,
+    check_seed,
+    check_share,
+    meant,
+)
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import (
+    STUDIED,
+    CalibrationConfig,
+    CompensationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    FusionConfig,
+    GridConfig,
+    KeepStatistics,
+    ModelConfig,
+    QueryHeadsConfig,
+    ResidualConfig,
+    SearchConfig,
+    TargetsConfig,
+)
+from saap_jax.config.use import TasksConfig
+from saap_jax.types import Remat
+
+Domain = Literal["in", "out"]
+"""Of an evaluation text: in the calibration domain, or out of it."""
+
+TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
+"""Metrics that are 0 or 1 of an item."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Variants at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
+
+    name: str = "sweep"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
+    search: SearchConfig = SearchConfig()
+    ratios: tuple[float, ...] = (0.2, 0.5)
+    """Shares of the prunable parameters to remove."""
+    grid: GridConfig = GridConfig()
+    compensation: CompensationConfig = CompensationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_ratios(self.ratios)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig(SweepConfig):
+    """A comparison: one calibration pass a seed, one masked evaluation a candidate, the best one cut."""
+
+    name: str = "compare"
+    """Name of the run, a directory below `runs`."""
+    best_ratio: float | None = None
+    """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
+    else the smallest above 0."""
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.best_ratio not in (None, *self.ratios):
+            raise ValueError(
+                f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"
+            )
+
+    @property
+    def cut_ratio(self) -> float:
+        """The ratio at which the best candidate is cut."""
+        if self.best_ratio is not None:
+            return self.best_ratio
+        return 0.2 if 0.2 in self.ratios else min((ratio for ratio in self.ratios if ratio), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierConfig(SweepConfig):
+    """Perplexity against ratio, and the largest ratio that still holds a limit, of each variant and seed."""
+
+    name: str = "frontier"
+    """Name of the run, a directory below `runs`."""
+    estimation: EstimationConfig = EstimationConfig(estimators=("wanda", "saap"))
+    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    """Points of the curve, as shares of the prunable parameters; where it first breaks the limit, it is bisected."""
+    max_ppl_increase: str = "10%"
+    """How far the perplexity may be above the unpruned model's: a percentage with its sign."""
+    judged: Domain = "out"
+    """Text whose perplexity is held against the limit: `out` of the calibration domain or `in` it."""
+    tolerance: float = 0.005
+    """How exactly the largest ratio is found."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.ratios) == 0:
+            raise ValueError("ratios: expected numbers above 0, got 0, which is the unpruned model: it is part anyway")
+        read_percent("max_ppl_increase", self.max_ppl_increase)
+        check_choice("judged", self.judged, Domain)
+        if not 0.0005 <= self.tolerance < 1:
+            raise ValueError(f"tolerance: expected a ratio in [0.0005, 1), got {self.tolerance}{meant(self.tolerance)}")
+        check_at_least("resamples", self.resamples, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatternsConfig:
+    """Which units are unimportant in every scenario?"""
+
+    importance: str = ""
+    """The estimator that says what is important; empty: the first that is neither random nor a usage frequency, and
+    differs between scenarios."""
+    share: float = 0.2
+    """Units of each structure that count as unimportant in a scenario: those of the lowest scores."""
+
+    def __post_init__(self) -> None:
+        check_share("patterns.share", self.share)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every unit; keep scores, statistics and a report in a run directory."""
+
+    name: str = "score"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
+    from_run: str = ""
+    """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read. Unless
+    estimators are named, those of the usual ones are scored that the run serves by statistics or scores."""
+    keep_statistics: KeepStatistics = "all"
+    """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
+    squared, each take as much space as the model in float32."""
+    patterns: PatternsConfig = PatternsConfig()
+    mesh: MeshConfig = MeshConfig()
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Prune a model with one estimator at one ratio, and save the smaller model; by default as docs/study.md found."""
+
+    out: str = "models/pruned"
+    """Directory of the pruned model; it must not exist."""
+    estimator: str = "saap"
+    """Name, with hyper-parameters in brackets if any."""
+    ratio: float | None = None
+    """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
+    targets: TargetsConfig = TargetsConfig()
+    from_run: str = ""
+    """A run directory whose scores, or else statistics, are used (and its text on the way, with
+    `search.rescore_every`); empty: score now."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
+    fusion: FusionConfig = FusionConfig()
+    search: SearchConfig = STUDIED
+    query_heads: QueryHeadsConfig = QueryHeadsConfig()
+    residual: ResidualConfig = ResidualConfig()
+    compensation: CompensationConfig = CompensationConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            check_ratios((self.ratio,), "ratio")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairConfig(TasksConfig):
+    """Two models on the same text and tasks. Where one of them is of a run, the run's text, type and batch size are
+    taken."""
+
+    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
+    """Text sources; of a built-in one, the evaluation part."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once, and rows of 128 tokens of tasks."""
+    task_metric: TaskMetric = "auto"
+    """What of a task is compared; `auto`: `acc`, or else `exact_match`."""
+    resamples: int = 10_000
+    """Bootstrap resamples of each interval."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("task_metric", self.task_metric, TaskMetric)
+        check_seed("seed", self.seed)
+        if not (self.sources or self.tasks):
+            raise ValueError("sources: expected at least one text source, or tasks, got none")
+        check_at_least("windows", self.windows, 0)
+        check_at_least("length", self.length, 2)
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("resamples", self.resamples, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbConfig(PairConfig):
+    """Is model A better than model B on the same text and tasks, by how much, and how sure is that?
+
+    A model is `RUN:CANDIDATE`, `RUN:VARIANT@RATIO` (all its seeds together), `RUN:dense` (the unpruned model of a run),
+    or a name, GGUF file or directory. Of two runs, the losses on record are compared and no model is loaded.
+    """
+
+    a: str = ""
+    """Model A."""
+    b: str = ""
+    """Model B."""
+    json: str = ""
+    """File that the result is written to; empty: none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateConfig(PairConfig):
+    """Does a model keep within limits beside a baseline? Exit code 0 if it does, 1 if it does not, 2 for bad input.
+
+    A model is `RUN:CANDIDATE`, `RUN:VARIANT@RATIO` (all its seeds together), `RUN:dense` (the unpruned model of a run),
+    or a name, GGUF file or directory. At least one limit has to be given, here or in a file.
+    """
+
+    model: str = ""
+    """The model to judge."""
+    baseline: str = ""
+    """The model to judge it by."""
+    max_ppl_increase: str = ""
+    """How far its perplexity may be above the baseline's, on every text: `5%`. The estimate itself decides."""
+    max_size: str = ""
+    """The most that its weights may take in memory: `80%` of the baseline's, or `300MiB`."""
+    max_latency: str = ""
+    """The longest that its forward pass may take: `105%` of the baseline's. Times vary: leave room for that."""
+    max_memory: str = ""
+    """The most memory that its forward pass may take, weights included: `90%` of the baseline's, or `2GiB`."""
+    max_accuracy_drop: float | None = None
+    """How far its accuracy may be below the baseline's, in points, on each task and over all; needs `tasks`."""
+    limits: str = ""
+    """A TOML file of limits, such as configs/gates/default.toml; a limit on the command line overrides the file's."""
+    repeats: int = 7
+    """Forward passes timed of each model, in turns."""
+    junit: str = ""
+    """File that the outcome is written to as JUnit XML; empty: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("repeats", self.repeats, 1)
+        for name, read in LIMITS.items():
+            if getattr(self, name) not in ("", None):
+                read(name, getattr(self, name))
+
+
+LIMITS: dict[str, Callable[[str, Any], Any]] = {
+    "max_ppl_increase": read_percent,
+    "max_size": read_bound,
+    "max_latency": read_percent,
+    "max_memory": read_bound,
+    "max_accuracy_drop": read_points,
+}
+"""What a gate can limit, a field of its configuration each -> how its value is read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """One page of one run or several, of any kind: tables, figures, intervals, cost; as Markdown and CSV too."""
+
+    runs: tuple[str, ...] = ()
+    """Run directories."""
+    out: str = ""
+    """The page; Markdown and CSV go beside it. Empty: `report.html`, in the run's directory if there is one run, else
+    in the working directory."""
+    figures: str = ""
+    """Directory for each figure as SVG, PNG and PDF, in the size of a paper; empty: none."""
+    overwrite: bool = False
+    """Replace files even if they are no report and no figure of saap."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model for other programs, read it back, and compare its logits with the source's. See docs/export.md."""
+
+    model: str = ""
+    """The model: a name, GGUF file or directory."""
+    out: str = ""
+    """What to write: a directory, or with format gguf a file; it must not exist."""
+    format: Literal["hf", "padded", "ragged", "gguf"] = "hf"
+    """`hf`: a plain LLaMA, if all layers are alike. `padded`: a plain LLaMA, widened by zeros. `ragged`: widths as they
+    are, with code for transformers. `gguf`: a file for llama.cpp."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
+    """Type of the stored matrices; q8_0 is for gguf alone."""
+    dequantize: bool = False
+    """Write quantised matrices in `dtype`. Without it, gguf takes those of 4 bits in groups of 32 as they are and
+    refuses others; the other formats always dequantise."""
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ExportConfig.__annotations__["format"])
+        check_choice("dtype", self.dtype, ExportConfig.__annotations__["dtype"])
+        if self.dtype == "q8_0" and self.format != "gguf":
+            raise ValueError(f"dtype: q8_0 is a type of GGUF, expected float32, bfloat16 or float16 for {self.format}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FidelityConfig:
+    """How well do estimators predict the exact change of loss when a unit goes?"""
+
+    name: str = "fidelity"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig(examples=8)
+    estimation: EstimationConfig = EstimationConfig()
+    fusion: FusionConfig = FusionConfig()
+    channels_per_layer: int = 4
+    """MLP channels of each layer that are ablated, drawn at random; all attention units are."""
+    seed: int = 0
+    """Seed of the channels drawn and of the bootstrap."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_at_least("channels_per_layer", self.channels_per_layer, 0)
+        check_seed("seed", self.seed)
+        check_at_least("resamples", self.resamples, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SensitivityConfig:
+    """What does a layer's attention or MLP cost, when units of it alone go? And what follows for the search?"""
+
+    name: str = "sensitivity"
+    """Name of the run, a directory below `runs`."""
+    model: ModelConfig = ModelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    estimator: str = "saap"
+    """Whose lowest scores say which units of a layer go first; with hyper-parameters in brackets if any."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
+    fusion: FusionConfig = FusionConfig()
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    """Shares of a layer's units to remove, rounded up to whole units; 1 removes the whole structure from the layer."""
+    judged: Domain = "out"
+    """Text whose loss says what a removal costs: `out` of the calibration domain or `in` it."""
+    ratio: float = 0.2
+    """Share of all prunable parameters that suggestions are made for."""
+    search: SearchConfig = STUDIED
+    """How that share is spread now; what suggestions would change."""
+    align: int = 0
+    """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
+    repeats: int = 3
+    """Forward passes timed of each model, in turns, eight times over."""
+    resamples: int = 1000
+    """Bootstrap resamples of each interval."""
+    evaluation: EvaluationConfig = EvaluationConfig(windows=8)
+    runs: str = "runs"
+    """Directory of all runs."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.name)
+        check_ratios((self.ratio,), "ratio")
+        check_choice("judged", self.judged, Domain)
+        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError(
+                f"fractions: expected one or more numbers in (0, 1], got {list(self.fractions)}{meant(*self.fractions)}"
+            )
+        if len(set(self.fractions)) < len(self.fractions):
+            raise ValueError(f"fractions: expected each once, got {list(self.fractions)}")
+        if self.align < 0 or self.align == 1:
+            raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
+        if self.align and self.align == self.search.multiple_of.mlp:
+            raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
+        check_at_least("repeats", self.repeats, 1)
+        check_at_least("resamples", self.resamples, 1)

@@ -1,0 +1,364 @@
+"""The parts that configurations are made of: frozen, keyword-only, JSON values only, refused early, value named."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from saap_jax.config.amounts import BYTES, read_limit
+from saap_jax.config.checks import check_at_least, check_choices, check_seed, check_share, meant
+from saap_jax.types import Remat
+
+FusionMethod = Literal["closed_form", "learned", "sampling"]
+FusionScope = Literal["global", "structure", "layer"]
+Allocation = Literal["uniform", "global", "adaptive"]
+RankBy = Literal["score", "score_per_parameter"]
+Normalization = Literal["none", "layer_zscore", "structure_mean"]
+Solver = Literal["greedy", "exact"]
+Device = Literal["any", "tpu", "gpu", "cpu"]
+ScenarioReduction = Literal["mean", "max", "min_rank"]
+StabilityOver = Literal["examples", "scenarios"]
+KeepStatistics = Literal["all", "small", "none"]
+CompensationMethod = Literal["none", "bias", "least_squares"]
+Propagate = Literal["dense", "pruned"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model."""
+
+    name: str = "smollm2-135m"
+    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """On which text importance is estimated."""
+
+    scenarios: tuple[str, ...] = ("builtin:reference",)
+    """One text source or more, whose scores are kept apart: `SOURCE` or `NAME=SOURCE`, where SOURCE is
+    `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
+    examples: int = 32
+    """Windows drawn at random from each scenario."""
+    length: int = 128
+    """Tokens a window."""
+    batch_size: int = 8
+    """Windows a microbatch; changes speed and memory, not the result."""
+    seed: int = 0
+    """Seed of the windows drawn."""
+
+    def __post_init__(self) -> None:
+        if not self.scenarios:
+            raise ValueError("calibration.scenarios: expected at least one text source, got none")
+        check_at_least("calibration.examples", self.examples, 1)
+        check_at_least("calibration.length", self.length, 2)
+        check_at_least("calibration.batch_size", self.batch_size, 1)
+        check_seed("calibration.seed", self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimationConfig:
+    """How importance is estimated."""
+
+    estimators: tuple[str, ...] = (
+        "random",
+        "magnitude",
+        "taylor_vector",
+        "taylor_element",
+        "gate_taylor",
+        "gate_fisher",
+        "wanda",
+        "fluctuation",
+    )
+    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
+    or more, `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerStructure:
+    """One number for each structure."""
+
+    attention: int = 1
+    mlp: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least("attention", self.attention, 0)
+        check_at_least("mlp", self.mlp, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharePerStructure:
+    """One share for each structure."""
+
+    attention: float = 1.0
+    mlp: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share("attention", self.attention)
+        check_share("mlp", self.mlp)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the scores of several estimators become one."""
+
+    estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
+    """What `saap` fuses: two or more names, with hyper-parameters in brackets if any."""
+    attention: str = "gate_fisher"
+    """What scores attention units in `saap`, since sums over elements say little of heads; empty: the fusion."""
+    method: FusionMethod = "closed_form"
+    """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
+    scope: FusionScope = "structure"
+    """Units that share a σ: all, those of a structure, or those of a structure in one layer (`layer`)."""
+    scope_constant: bool = False
+    """Add Σ log σ of its scope to each score."""
+
+    def __post_init__(self) -> None:
+        check_choices("fusion", self)
+        if len(set(self.estimators)) < max(2, len(self.estimators)):
+            raise ValueError(f"fusion.estimators: expected two or more, each once, got {list(self.estimators)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How a budget is shared between layers and structures.
+
+    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)` on the scores of
+    `taylor_element_second`; FLAP (AL-AM) is `global` with `rank_by="score"` on those of
+    `fluctuation(standardize=True)`.
+    """
+
+    allocation: Allocation = "uniform"
+    """`uniform`: the same share of each layer; `global`: one ranking of all units; `adaptive`: one ranking of
+    log score + `stability_weight` · stability indicator."""
+    rank_by: RankBy = "score_per_parameter"
+    """Key of the one ranking."""
+    normalize: Normalization = "none"
+    """Before ranking: `layer_zscore` standardises within layer and structure; `structure_mean` divides by the mean."""
+    stability_weight: float = 0.25
+    """λ of `adaptive`. Above 0 keeps what matters only sometimes; below 0 removes it."""
+    stability_over: StabilityOver = "examples"
+    """What importance has to be stable over: examples, or the calibration scenarios (two or more)."""
+    scenario_reduction: ScenarioReduction = "mean"
+    """How the scores of several scenarios become one: `mean`, `max` (what any of them needs is kept), or `min_rank`
+    (the best rank: the same free of units)."""
+    attention_share: float | None = None
+    """Share of the removed parameters that comes from attention; None: the ranking decides."""
+    min_keep: PerStructure = PerStructure(attention=1, mlp=1)
+    """Units that each layer keeps at least."""
+    max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
+    """Largest share of a layer's units that may go; 0 leaves a structure alone."""
+    skip_layers: tuple[int, ...] = ()
+    """Layers left alone; negative numbers count from the end."""
+    multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
+    """Kept widths of pruned layers are multiples of these."""
+    device: Device = "any"
+    """Widths that suit a device: MLP channels in multiples of 128 (`tpu`), 64 (`gpu`) or 16 (`cpu`), if `multiple_of`
+    says nothing of them."""
+    max_runs: int | None = None
+    """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
+    max_shapes: int | None = None
+    """Different widths (attention and MLP together) that its layers have at most."""
+    rescore_every: float | None = None
+    """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
+    pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
+    depth: bool = False
+    """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    solver: Solver = "greedy"
+    """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
+
+    def __post_init__(self) -> None:
+        check_choices("search", self)
+        if not math.isfinite(self.stability_weight):
+            raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
+        if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:
+            got = f"{self.rescore_every}{meant(self.rescore_every)}"
+            raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {got}")
+        if self.attention_share is not None:
+            check_share("search.attention_share", self.attention_share)
+        for name in ("max_runs", "max_shapes"):
+            if (most := getattr(self, name)) is not None:
+                check_at_least(f"search.{name}", most, 1)
+                if self.solver == "exact":
+                    raise ValueError(f"search.{name}: expected solver 'greedy' beside it, got 'exact'")
+        if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
+            raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
+        if self.allocation == "uniform" and (self.depth or self.solver == "exact"):
+            name = "depth" if self.depth else "solver 'exact'"
+            raise ValueError(f"search.allocation: {name} needs a ranking, 'global' or 'adaptive', got 'uniform'")
+        if self.normalize == "layer_zscore" and (self.allocation, self.rank_by) != ("global", "score"):
+            raise ValueError(
+                "search.normalize: 'layer_zscore' makes scores of either sign without a unit, for allocation 'global' "
+                f"and rank_by 'score' only, got {self.allocation!r} and {self.rank_by!r}"
+            )
+        pairs = [(self.min_keep.attention, self.max_ratio.attention), (self.min_keep.mlp, self.max_ratio.mlp)]
+        if self.depth and (0, 1) not in pairs:
+            raise ValueError(
+                f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
+                f"{self.max_ratio}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryHeadsConfig:
+    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
+
+    They go first, ranked over all layers; `search` says how all the rest goes.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
+    min_keep: int = 1
+    """Query heads that each KV head keeps at least."""
+
+    def __post_init__(self) -> None:
+        check_share("query_heads.share", self.share)
+        check_at_least("query_heads.min_keep", self.min_keep, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualConfig:
+    """Channels of the residual stream that go from the whole model, before anything else."""
+
+    share: float = 0.0
+    """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
+    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
+    """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
+    norm_scale: Literal["dense", "mean", "masked"] = "masked"
+    """How norms make up for the channels that they average over no more; see `residual.narrow_model`."""
+    multiple_of: int = 16
+    """The width that stays is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        check_choices("residual", self)
+        check_share("residual.share", self.share)
+        check_at_least("residual.multiple_of", self.multiple_of, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompensationConfig:
+    """How what is left of a layer stands in for what was removed: in closed form, without training."""
+
+    method: CompensationMethod = "none"
+    """`bias` adds to each output projection what it lacks on average; `least_squares` changes its kept weights."""
+    propagate: Propagate = "pruned"
+    """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
+    of the model as pruned so far, making up for the layers before too."""
+    damping: float | None = None
+    """Of `least_squares`: δ, how much each kept weight resists, relative to its input's mean square; None: what does
+    best on every fourth microbatch of the calibration text, for each sub-block."""
+
+    def __post_init__(self) -> None:
+        check_choices("compensation", self)
+        if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
+            raise ValueError(f"compensation.damping: expected a number above 0 or None, got {self.damping}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetsConfig:
+    """What a pruned model may take: the smallest ratio at which all of these hold is found. Each is a percentage of the
+    unpruned model's, such as 70%, or an amount; empty: no such target.
+    """
+
+    parameters: str = ""
+    """All parameters, at most: `70%`, `100M`."""
+    macs: str = ""
+    """Multiply-accumulates of reading the prompts, at most: `70%`, `10G`."""
+    weight_bytes: str = ""
+    """Bytes of the weights in memory, at most: `70%`, `300MiB`."""
+    peak_memory: str = ""
+    """Bytes of weights, cache and temporaries while prompts are read and tokens generated, at most: `70%`, `500MiB`."""
+    latency: str = ""
+    """Time to read the prompts on this device, at most: `70%`, `250ms`."""
+    tokens_per_second: str = ""
+    """Tokens generated on this device, all rows together, at least: `150%`, `40`."""
+    batch: int = 1
+    """Prompts that are read together."""
+    length: int = 128
+    """Tokens of each prompt."""
+    repeats: int = 5
+    """Measurements, of which the median counts."""
+
+    def __post_init__(self) -> None:
+        for name, (units, example) in TARGETS.items():
+            if getattr(self, name):
+                read_limit(f"targets.{name}", getattr(self, name), units, example)
+        for name in ("batch", "length", "repeats"):
+            check_at_least(f"targets.{name}", getattr(self, name), 1)
+
+
+TARGETS: dict[str, tuple[dict[str, float], str]] = {
+    "parameters": ({"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}, "100M"),
+    "macs": ({"M": 1e6, "G": 1e9, "T": 1e12}, "10G"),
+    "weight_bytes": (BYTES, "300MiB"),
+    "peak_memory": (BYTES, "500MiB"),
+    "latency": ({"us": 1e-6, "ms": 1e-3, "s": 1.0}, "250ms"),
+    "tokens_per_second": ({"": 1.0}, "40"),
+}
+"""What a model can be pruned to -> units of an amount, and an example of one."""
+
+
+STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
+"""What docs/study.md found to go best with `saap`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """On which text quality is measured."""
+
+    in_domain: str = "builtin:reference"
+    """Text of the calibration domain, never the calibration text itself."""
+    out_of_domain: str = "builtin:descriptions"
+    """Text of another domain."""
+    windows: int = 24
+    """Windows of each text; 0 takes all."""
+    length: int = 128
+    """Tokens a window; part of the metric's name."""
+    batch_size: int = 8
+    """Windows evaluated at once; changes speed and memory, not the result."""
+    candidates_at_once: int = 8
+    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory."""
+
+    def __post_init__(self) -> None:
+        check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)
+        check_at_least("evaluation.windows", self.windows, 0)
+        check_at_least("evaluation.length", self.length, 2)
+        check_at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.in_domain == self.out_of_domain:
+            raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """What is compared beside estimators and ratios: every combination of these, where empty stands for the one value
+    that `fusion`, `search` and `calibration` give. Combinations that cannot differ are one: a fusion of a single
+    estimator, a stability weight without `adaptive`, a key of ranking with `uniform`.
+    """
+
+    fusion_methods: tuple[FusionMethod, ...] = ()
+    """Values of `fusion.method`."""
+    fusion_scopes: tuple[FusionScope, ...] = ()
+    """Values of `fusion.scope`."""
+    allocations: tuple[Allocation, ...] = ()
+    """Values of `search.allocation`."""
+    rank_by: tuple[RankBy, ...] = ()
+    """Values of `search.rank_by`."""
+    stability_weights: tuple[float, ...] = ()
+    """Values of `search.stability_weight`, λ."""
+    scenarios: tuple[str, ...] = ()
+    """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
+    compensations: tuple[CompensationMethod, ...] = ()
+    """Values of `compensation.method`."""
+    seeds: tuple[int, ...] = ()
+    """Values of `calibration.seed`; one pass each. Three or more say how much a result depends on the text drawn."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
+        for seed in self.seeds:
+            check_seed("grid.seeds", seed)

@@ -1,0 +1,1 @@
+"""Stage 1 for any JAX program: follow its axes, gate its units, cut it."""

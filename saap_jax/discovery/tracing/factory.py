@@ -1,0 +1,98 @@
+"""A researcher's own model, named on the command line as `module:factory` or `file.py:factory`."""
+
+import importlib
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.discovery.tracing.trace import Traced, describe, trace
+
+
+def traced_factory(name: str) -> Traced:
+    """Return the structures of what a factory returns: a function of parameters and inputs, and both.
+
+    The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
+    that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too. The current
+    directory is searched for the module first.
+
+    Raises:
+        ValueError: no such module or factory, a factory that fails or returns something else, or a function that cannot
+            be traced.
+    """
+    made = made_by(name)
+    if isinstance(made, Problem):
+        inputs, _ = made.row(made.calibration, 0)
+        made = (made.function, made.params, *made.inputs(inputs))
+    if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
+        raise ValueError(
+            f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
+            + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
+        )
+    function, params, *inputs = made
+    try:
+        return trace(function, params, *inputs)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
+
+
+def made_problem(name: str) -> Problem:
+    """Return the problem that a factory returns.
+
+    Raises:
+        ValueError: no such module or factory, or a factory that fails or returns something else.
+    """
+    made = made_by(name)
+    if not isinstance(made, Problem):
+        raise ValueError(
+            f"{name}: expected the factory to return a saap_jax.discovery.tracing.problem.Problem, with a loss and examples, "
+            f"got {type(made).__name__}"
+        )
+    return made
+
+
+def made_by(name: str) -> Any:
+    """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns."""
+    place, _, attribute = name.rpartition(":")
+    return _call(_find(place, attribute), name)
+
+
+def traced_listing(name: str, traced: Traced) -> str:
+    """Return the structures as text, and how many of them are prunable."""
+    prunable = [structure for structure in traced.structures if structure.prunable]
+    units = sum(structure.units * structure.copies for structure in prunable)
+    kinds = "structure" if len(prunable) == 1 else "structures"
+    return (
+        f"{describe(traced)}\n\n{name}: {len(prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units"
+    )
+
+
+def _find(place: str, attribute: str) -> Callable[[], Any]:
+    where = f"{place}:{attribute}"
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise ValueError(f"{where}: expected a Python file, found none at {place}; check the path")
+            found = runpy.run_path(place)
+        else:
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())
+            found = vars(importlib.import_module(place))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"{where}: {type(error).__name__}: {error}; check the module's name") from error
+    if not callable(found.get(attribute)):
+        names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
+        raise ValueError(f"{where}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
+    return found[attribute]
+
+
+def _call(factory: Callable[[], Any], name: str) -> Any:
+    try:
+        return factory()
+    except Exception as error:  # whatever the factory raises
+        raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,93 @@
+"""Does a model keep within limits? Each limit against what was measured, as one line that can be read and counted."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from saap_jax.config.amounts import Bound
+from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, few
+
+_SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
+
+
+class Check(NamedTuple):
+    """One limit beside what was measured."""
+
+    name: str
+    """Name of the limit: `max_size`."""
+    what: str
+    """What was measured: a metric, "weights", "forward pass"."""
+    limit: str
+    """The most that is allowed, with its unit."""
+    measured: str
+    """What was found, with its unit, and the interval where there is one."""
+    passed: bool
+
+
+def check_perplexity(metric: str, difference: Difference, percent: float) -> Check:
+    """Hold an increase of perplexity, the model's against the baseline's, against a limit in percent.
+
+    The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
+    limit.
+    """
+    value, low, high = difference.percent
+    digits = decimals_of(value)
+    if not math.isfinite(difference.value):
+        measured = "a perplexity is not finite"
+    elif difference.same:
+        value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
+    elif math.isnan(difference.low):
+        measured = f"{value:+.{digits}f} %, {few(difference.windows)}"
+    else:
+        measured = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
+    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, value <= percent + _SLACK)
+
+
+def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
+    """Hold a drop of accuracy, the model's below the baseline's, against a limit in points; the estimate decides."""
+    digits = decimals_of(difference.points)
+    measured = f"{difference.points:+.{digits}f} points ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
+    if math.isnan(difference.low):
+        measured = f"{difference.points:+.{digits}f} points, {few(difference.items, 'item')}"
+    elif difference.points == difference.low == difference.high == 0:
+        measured = "0 points"
+    return Check("max_accuracy_drop", task, f"-{points:g} points", measured, -difference.points <= points + _SLACK)
+
+
+def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:
+    """Hold bytes against a limit in bytes, or in percent of the baseline's."""
+    share = 100 * measured / baseline
+    shown = f"{mebibytes(measured)}, {share:.1f} % of {mebibytes(baseline)}"
+    if bound.unit == "bytes":
+        return Check(name, what, mebibytes(bound.value), shown, measured <= bound.value)
+    return Check(name, what, f"{bound.value:g} % of baseline", shown, share <= bound.value * (1 + _SLACK))
+
+
+def check_seconds(percent: float, measured: float, baseline: float) -> Check:
+    """Hold the time of a forward pass against a limit in percent of the baseline's."""
+    share = 100 * measured / baseline
+    shown = f"{1e3 * measured:,.1f} ms, {share:.1f} % of {1e3 * baseline:,.1f} ms"
+    return Check("max_latency", "forward pass", f"{percent:g} % of baseline", shown, share <= percent * (1 + _SLACK))
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """Say in one line how it went.
+
+    >>> verdict([Check("max_size", "weights", "300.0 MiB", "432.2 MiB", False)])
+    'FAIL: 1 of 1 limits is broken: max_size (weights)'
+    """
+    broken = [f"{check.name} ({check.what})" for check in checks if not check.passed]
+    if not broken:
+        return f"PASS: {'the limit holds' if len(checks) == 1 else f'all {len(checks)} limits hold'}"
+    are = "is" if len(broken) == 1 else "are"
+    return f"FAIL: {len(broken)} of {len(checks)} limits {are} broken: {', '.join(broken)}"
+
+
+def mebibytes(value: int | float) -> str:
+    """Return bytes in the unit that fits them.
+
+    >>> mebibytes(300 * 2**20), mebibytes(1500)
+    ('300.0 MiB', '1.5 KiB')
+    """
+    unit, size = ("MiB", 2**20) if value >= 2**20 else ("KiB", 2**10)
+    return f"{value / size:,.1f} {unit}"

@@ -1,0 +1,172 @@
+"""Stage 4: the time of prefill and decoding, models taking turns; what their operations and bytes predict.
+
+Prefill does many operations with each weight it reads, so its time is predicted by multiply-accumulates; a decoding
+step reads all weights to make one token a row, so its time is predicted by bytes.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.evaluation.cost import prefill_macs, step_bytes
+from saap_jax.llama.decoding.generate import STEPS, Padded, State, decode_steps, padded, prefill, rounded, stops_of
+from saap_jax.llama.decoding.sample import Sampling, settings_of
+from saap_jax.llama.model import Llama
+
+
+class Workload(NamedTuple):
+    """What is timed: `batch` prompts of `prompt` random tokens, read at once, then `new` tokens each, greedily."""
+
+    batch: int
+    prompt: int
+    new: int
+
+
+class Times(NamedTuple):
+    """One measurement, in seconds."""
+
+    prefill: float
+    """The program that reads the prompts and draws the first tokens."""
+    first_token: float
+    """From prompts on the host to first tokens on the host."""
+    step: float
+    """One token of each row, the mean over all but the first."""
+
+
+class Spread(NamedTuple):
+    """Median, smallest and largest of several measurements."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Predicted(NamedTuple):
+    """How many times faster than the baseline a model should be, and was."""
+
+    prefill: float
+    """Ratio of multiply-accumulates."""
+    step: float
+    """Ratio of bytes read."""
+    measured_prefill: Spread
+    """Ratio of times, each of the two models in the same round."""
+    measured_step: Spread
+
+
+class Programs(NamedTuple):
+    """Both programs of one model and workload, compiled, and the inputs that stay the same."""
+
+    model: Llama
+    workload: Workload
+    prompts: list[list[int]]
+    keys: Any
+    prefill: Callable[..., tuple[Any, State]]
+    decode: Callable[..., tuple[Any, State]]
+    memory_bytes: int | None
+    """The most that one of the two programs holds: weights, cache, results and temporaries, by the compiler's own
+    analysis; None where it gives none."""
+
+    def inputs(self) -> Padded:
+        return padded(self.prompts, self.workload.batch)
+
+
+def compile_programs(model: Llama, workload: Workload, *, seed: int = 0) -> Programs:
+    """Compile prefill and decoding of a model for a workload; pass what `decoder_of` returns to time that form.
+
+    Raises:
+        ValueError: the workload does not fit the model's positions.
+    """
+    batch, prompt, new = workload
+    if prompt + new > model.constants.positions:
+        raise ValueError(
+            f"bench: {prompt} tokens and {new} new ones make {prompt + new}, more than the model's "
+            f"{model.constants.positions} positions; ask for fewer"
+        )
+    prompts = np.random.default_rng(seed).integers(0, model.embedding.shape[0], (batch, prompt)).tolist()
+    keys = jax.random.split(jax.random.key(seed), batch)
+    inputs, settings, stops = padded(prompts, batch), settings_of(Sampling()), stops_of(())
+    arguments = (model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops)
+    slots = rounded(inputs.tokens.shape[1] + new)
+    lowered = prefill.lower(*arguments, slots=slots)
+    _, state = lowered.out_info
+    reading, making = lowered.compile(), decode_steps.lower(model, state, settings, stops, jnp.int32(1)).compile()
+    memory = [program_bytes(program) for program in (reading, making)]
+    known = [each for each in memory if each is not None]
+    return Programs(model, workload, prompts, keys, reading, making, max(known) if len(known) == 2 else None)
+
+
+def program_bytes(program: Any) -> int | None:
+    """Return what a compiled program holds at once: arguments, results that do not reuse them, temporaries."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
+
+
+def time_once(programs: Programs) -> Times:
+    """Read the prompts and make the new tokens once; every number is of work that has ended."""
+    settings, stops = settings_of(Sampling()), stops_of(())
+    start = time.perf_counter()
+    inputs = jax.block_until_ready(programs.inputs())
+    ready = time.perf_counter()
+    token, state = programs.prefill(
+        programs.model, inputs.tokens, inputs.start, inputs.done, programs.keys, settings, stops
+    )
+    jax.block_until_ready((token, state))
+    read = time.perf_counter()
+    np.asarray(token)
+    shown = time.perf_counter()
+    left = programs.workload.new - 1
+    for first in range(0, left, STEPS):
+        _, state = programs.decode(programs.model, state, settings, stops, jnp.int32(min(STEPS, left - first)))
+    jax.block_until_ready(state)
+    step = (time.perf_counter() - shown) / left if left else float("nan")
+    return Times(prefill=read - ready, first_token=shown - start, step=step)
+
+
+def time_in_turns(
+    programs: Sequence[Programs],
+    repeats: int,
+    *,
+    progress: Callable[[Iterable[int]], Iterator[int]] = iter,
+) -> list[list[Times]]:
+    """Return `repeats` measurements of each model; the models take turns, so that drift of the machine hits all alike.
+
+    One round before warms up and is not counted. Time one model by giving one.
+    """
+    times: list[list[Times]] = [[] for _ in programs]
+    for turn in progress(range(repeats + 1)):
+        for each, measured in zip(programs, times, strict=True):
+            taken = time_once(each)
+            if turn:
+                measured.append(taken)
+    return times
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Return median, smallest and largest.
+
+    >>> spread([3.0, 1.0, 2.0])
+    Spread(median=2.0, low=1.0, high=3.0)
+    """
+    values = list(values)
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def speed_up(model: Programs, times: Sequence[Times], base: Programs, base_times: Sequence[Times]) -> Predicted:
+    """Return how many times faster than the baseline a model should be, by operations and bytes, and was."""
+    batch, prompt, new = model.workload
+    seq, context = rounded(prompt), prompt + new / 2
+    pairs = list(zip(times, base_times, strict=True))
+    return Predicted(
+        prefill=prefill_macs(base.model, batch, seq) / prefill_macs(model.model, batch, seq),
+        step=step_bytes(base.model, batch, context) / step_bytes(model.model, batch, context),
+        measured_prefill=spread(theirs.prefill / ours.prefill for ours, theirs in pairs),
+        measured_step=spread(theirs.step / ours.step for ours, theirs in pairs),
+    )

@@ -1,0 +1,174 @@
+"""Which units go: to a ratio, as few as targets allow, or query heads first; by new scores or those of a run."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
+from saap_jax.data import Windows
+from saap_jax.discovery import discover, unit_costs
+from saap_jax.evaluation.targets import Costs, Target, asked_of
+from saap_jax.jobs.pipeline import select_calibrated, select_path, source_run
+from saap_jax.jobs.query_stage import remove_query_heads, together
+from saap_jax.llama import Llama
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.scores import read_scores, rescored, statistics_path
+from saap_jax.runtime.processes import agreed
+from saap_jax.selection.calibrate import Calibrated, Track, calibrate, quiet
+from saap_jax.selection.search import Selection, largest_ratio
+from saap_jax.surgery.cut import pruned_spec
+from saap_jax.types import Keep
+
+DEFAULT_RATIO = 0.2
+"""Share of the prunable parameters that goes where neither a ratio nor a target says more."""
+
+TOLERANCE = 0.001
+"""How exactly the smallest ratio that meets the targets is found."""
+
+Recalibrate = Callable[[Keep], Calibrated]
+"""Returns the scores of a model that keeps only some units."""
+
+
+def chosen_units(
+    config: PruneConfig,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track = quiet,
+    *,
+    costs: Costs | None = None,
+    targets: Sequence[Target] = (),
+) -> Selection:
+    """Choose the units to keep, by the scores of a run or new ones, and after query heads if some go by themselves."""
+    options: dict[str, Any] = {
+        "fusion": config.fusion,
+        "batch_size": calibration.batch_size,
+        "remat": config.remat,
+        "track": track,
+    }
+    ratio = ratio_of(config)
+    if config.query_heads.share:
+        first = remove_query_heads(
+            model, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
+        )
+        rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
+        return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), ratio)
+    adaptive = config.search.allocation == "adaptive"
+    observe = functools.partial(calibrate, model, scenarios, [config.estimator], stability=adaptive, **options)
+    calibrated = _calibrated_by(config, model) if config.from_run else observe()
+    if targets and costs is not None:
+        return select_smallest(
+            model, calibrated, config, lambda keep: costs.of(pruned_spec(model.spec, keep)), targets,
+            lambda keep: observe(keep=keep),
+        )  # fmt: skip
+    return select_path(model, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
+
+
+def ratio_of(config: PruneConfig) -> float:
+    """Return the share of the prunable parameters that goes where no target says how much."""
+    return DEFAULT_RATIO if config.ratio is None else config.ratio
+
+
+def check_query_heads(config: PruneConfig) -> None:
+    """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
+    if not config.query_heads.share:
+        return
+    if config.from_run:
+        raise ValueError(
+            f"query_heads.share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of query "
+            "heads; leave from_run out to score now"
+        )
+    if asked := ", ".join(asked_of(config.targets)):
+        raise ValueError(
+            f"query_heads.share: expected a ratio and no targets beside it, got {asked}; it is a share of what a ratio "
+            "asks for"
+        )
+    for name in ("max_runs", "max_shapes"):
+        if (most := getattr(config.search, name)) is not None:
+            raise ValueError(
+                f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by layer; "
+                "leave one of the two out"
+            )
+
+
+def select_smallest(
+    model: Llama,
+    calibrated: Calibrated,
+    config: PruneConfig,
+    costs: Callable[[Keep], Mapping[str, float]],
+    targets: Sequence[Target],
+    recalibrate: Recalibrate,
+) -> Selection:
+    """Choose the units to keep at the smallest ratio, to `TOLERANCE`, at which all targets hold.
+
+    Found by bisection, since each target is met the better the more goes; with `rescore_every`, within the first step
+    at whose end they hold.
+
+    Raises:
+        ValueError: targets that do not hold at the largest ratio that the search can meet.
+    """
+    search, existing = config.search, existing_units(model.runs)
+    top = largest_ratio(unit_costs(discover(model)), existing, search)
+    every, least = search.rescore_every or top, config.ratio or 0.0
+    if least > top:
+        raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the search can meet, got {least}")
+    ends = sorted({*(round(n * every, 9) for n in range(1, math.ceil(top / every))), top})
+    low, gone = 0.0, None
+
+    def select(ratio: float) -> Selection:
+        return select_calibrated(model, calibrated, config.estimator, ratio, search, gone)
+
+    def missed(keep: Keep) -> list[str]:
+        found = costs(keep)
+        return [f"{t.name} {t.asked} ({found[t.name]:.4g})" for t in targets if not t.holds(found[t.name])]
+
+    for end in ends:
+        if end >= least and not missed(select(end).keep):
+            return bisected(max(low, least), end, select, lambda keep: not missed(keep))
+        if end < top:
+            keep = select(end).keep
+            low, calibrated = end, recalibrate(keep)
+            gone = {name: units & ~keep[name] for name, units in existing.items()}
+    raise ValueError(
+        f"targets: cannot be met by removing {top:.2%} of the prunable parameters, the most that the search can: "
+        f"{', '.join(missed(select(top).keep))}; ask for less, or relax search.min_keep, max_ratio, skip_layers, …"
+    )
+
+
+def bisected(low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]) -> Selection:
+    """Return the selection at the smallest ratio that holds, where that of `high` does."""
+    if holds(select(low).keep):
+        return select(low)
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(select(middle).keep) else (middle, high)
+    return select(high)
+
+
+def calibration_of(path: str, model: str) -> CalibrationConfig:
+    """Return on which text a run's scores were made."""
+    recorded = source_run(path, model)["config"]
+    if recorded.get("from_run"):
+        recorded = source_run(recorded["from_run"], model)["config"]
+    calibration = recorded["calibration"]
+    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+
+
+def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
+    """Return the scores that a run holds, or else score the statistics that it holds."""
+    record = source_run(config.from_run, config.model.name)
+    calibrated = read_scores(RunDirectory(Path(config.from_run), record))
+    if config.estimator in calibrated.estimators:
+        return calibrated
+    if not all(agreed(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
+        known = ", ".join(calibrated.estimators)
+        raise ValueError(
+            f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}. For "
+            "others, run `saap score` with --keep-statistics all"
+        )
+    return rescored(config.from_run, model, [config.estimator], config.fusion)

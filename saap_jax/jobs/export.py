@@ -1,0 +1,155 @@
+"""Export a model: write it, read it back, compare, and only then give it its name."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import gguf
+import jax.numpy as jnp
+from safetensors import safe_open
+
+from saap_jax.config.jobs import ExportConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.export.gguf_file import context_of, write_gguf
+from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
+from saap_jax.export.hf import write_hf
+from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.export.widths import EQUAL_LAYERS
+from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
+from saap_jax.llama.files.load import resolve
+from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.files.write import new_output
+from saap_jax.llama.quantized import dequantized, quantization_of
+
+Step = Callable[[str], contextlib.AbstractContextManager]
+"""Shows a step of the work while it runs."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote, and how it compares with its source."""
+
+    kind: str
+    """The model type or architecture that was written."""
+    parameters: int
+    """Of the source."""
+    added: int
+    """Zeros that the format needed beside them."""
+    written: int
+    """Parameters that the files hold, counted there."""
+    bytes: int
+    """Of everything that was written."""
+    agreement: Agreement
+    notes: tuple[str, ...]
+    """What a user should know: a sentence each."""
+
+
+def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -> Exported:
+    """Write `config.model` to `config.out`, which appears only when its logits were found to be those of the source.
+
+    Raises:
+        ValueError: the format cannot hold the model, or the model that was read back computes something else.
+        FileExistsError: `out` exists.
+        FileNotFoundError: there is no such model.
+    """
+    for name in ("model", "out"):
+        if not getattr(config, name):
+            raise ValueError(
+                f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
+            )
+    source, out = resolve(config.model), Path(config.out).expanduser()
+    if config.format == "gguf" and out.suffix != ".gguf":
+        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {out}")
+    with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
+        with step("load the model"):
+            model = load_model(source)
+            tokenizer, notes = _tokenizer(source)
+        written, more = _in_floats(config, model)
+        blocks = written is model and quantization_of(model) is not None
+        notes += more
+        positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
+        tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
+        with step("write"):
+            kind, added, more = _write(config, written, tokenizer, source, place)
+        with step("read back and compare"):
+            agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
+            written_parameters = count_written(place)
+            if tokenizer is not None:
+                check_tokenizer(tokenizer, load_tokenizer(place), str(out))
+    return Exported(
+        kind=kind,
+        parameters=count_parameters(model),
+        added=added,
+        written=written_parameters,
+        bytes=sum(file.stat().st_size for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()),
+        agreement=agreement,
+        notes=(*notes, *more),
+    )
+
+
+def count_written(place: Path) -> int:
+    """Count the parameters in a GGUF file or in the safetensors files of a directory, by the headers of the files."""
+    if place.is_file():
+        tensors = gguf.GGUFReader(place).tensors
+        return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
+    total = 0
+    for path in place.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
+    """Return the tokenizer of a model; None, with a note, where it has none."""
+    try:
+        return load_tokenizer(source), ()
+    except FileNotFoundError:
+        return None, (f"{source} has no tokenizer, so there is none in what was written either",)
+
+
+def _in_floats(config: ExportConfig, model: Llama) -> tuple[Llama, tuple[str, ...]]:
+    """Return the model as the format takes it: dequantised, with a note, unless as blocks of GGUF."""
+    if (quantization := quantization_of(model)) is None:
+        return model, ()
+    if config.format == "gguf" and not config.dequantize:
+        return model, ("quantised matrices are Q4_1: their integers as they are, scales and offsets in float16",)
+    note = f"matrices of {quantization.bits} bits were dequantised to {config.dtype}, so the model is no smaller there"
+    return dequantized(model), (note,)
+
+
+def _write(
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path
+) -> tuple[str, int, tuple[str, ...]]:
+    """Write one format; return what it is called, the parameters added, and notes."""
+    if config.format == "gguf":
+        vocabulary = _vocabulary(model, tokenizer, source)
+        name = Path(config.out).stem
+        written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
+        notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
+        if written.added and written.architecture in EQUAL_LAYERS:
+            notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
+        if (window := model.constants.sliding_window) is not None:
+            notes += (
+                f"llama.cpp has no sliding window here, so the context ends where that begins, at {window} tokens",
+            )
+        return f"GGUF, architecture {written.architecture}", written.added, notes
+    generation = source / "generation_config.json"
+    added = write_hf(
+        model,
+        place,
+        config.format,
+        jnp.dtype(config.dtype),
+        tokenizer=tokenizer,
+        generation=generation if generation.is_file() else None,
+    )
+    if config.format == "ragged":
+        return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
+    return model.constants.traits.architecture, added, ()
+
+
+def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:
+    if source.is_file():
+        return copied_vocabulary(source)
+    return no_vocabulary() if tokenizer is None else vocabulary_of(tokenizer, model.spec.vocab, model.constants)

@@ -1,0 +1,118 @@
+"""How well do estimators predict the exact effect of removing a unit? What `saap fidelity` runs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from saap_jax.config.jobs import FidelityConfig
+from saap_jax.data import Windows
+from saap_jax.estimation.ablation import (
+    Unit,
+    ablate,
+    changes_from_lines,
+    changes_to_lines,
+    changes_to_scores,
+    sample_units,
+)
+from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
+from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.pipeline import step, tokens_to_observe
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.segments import existing_units
+from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
+from saap_jax.runs.digests import inputs_of
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.scores import kept_scores, read_scores
+from saap_jax.runtime.files import append_line
+from saap_jax.runtime.provenance import provenance
+from saap_jax.selection.calibrate import Track, check_estimators, lengths_of, pairs, quiet, scenarios_of
+from saap_jax.types import Scores
+
+CHANGES = "ablation.jsonl"
+
+
+class Judged(NamedTuple):
+    """What a finished run says of its estimators."""
+
+    rows: list[Fidelity]
+    """The rank correlations."""
+    scores: dict[str, Scores]
+    exact: Scores
+    """The exact changes, NaN where a unit was not ablated."""
+
+
+def judge(
+    config: FidelityConfig, *, overwrite: bool = False, track: Track = quiet
+) -> tuple[RunDirectory, list[Fidelity], dict[str, Scores], Scores]:
+    """Compare every estimator's scores with the oracle, the exact change of loss on the calibration windows themselves.
+
+    Ablation is the longest job: finished units are appended to `ablation.jsonl`, and the same call goes on from there.
+
+    Returns:
+        The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
+    """
+    check_estimators(config.estimation.estimators, config.fusion)
+    ending = Ending(lambda run: _texts(_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json"))
+    with job(config, ending, overwrite=overwrite) as run:
+        if not run.finished:
+            _judge(config, run, track)
+            run.save_json("fidelity", [row._asdict() for row in _judged(config, run).rows])
+            finish(run, ending)
+    judged = _judged(config, run)
+    return run, judged.rows, judged.scores, judged.exact
+
+
+def _judge(config: FidelityConfig, run: RunDirectory, track: Track) -> None:
+    """Score and ablate what the run does not hold yet."""
+    with step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
+        tokenizer = load_tokenizer(config.model.name)
+    scenarios = scenarios_of(config.calibration, tokenizer)
+    windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
+    run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
+    run.update(kind="fidelity", **provenance())
+    with run.stage("score") as stage:
+        tokens = tokens_to_observe(run, scenarios)
+        kept_scores(run, model, scenarios, config, track=track)
+        stage.tokens = tokens
+    units = sample_units(existing_units(model.runs), config.channels_per_layer, config.seed)
+    path, known = run.claim(CHANGES), set(units)
+    with run.stage("ablate"):
+        ablate(
+            model,
+            pairs(windows, config.calibration.batch_size),
+            units,
+            done={unit: change for unit, change in _changes(path).items() if unit in known},
+            save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
+            progress=lambda groups: track("ablate units", groups, len(groups)),
+        )
+
+
+def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
+    """Return what follows from the scores and the exact changes that a run holds."""
+    calibrated = read_scores(run)
+    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
+    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
+    changes = {
+        unit: change
+        for unit, change in _changes(run.path / CHANGES).items()
+        if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
+    }
+    exact = changes_to_scores(changes, like)
+    windows = len(config.calibration.scenarios) * config.calibration.examples
+    rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
+    return Judged(rows, scores, exact)
+
+
+def _changes(path: Path) -> dict[Unit, float]:
+    return changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
+
+
+def _texts(judged: Judged) -> dict[str, str]:
+    """Return the files of a run: scores against exact changes as a figure, and the correlations as tables."""
+    return {
+        "fidelity.svg": fidelity_scatter(judged.scores, judged.exact, judged.rows),
+        "fidelity.md": markdown_fidelity(judged.rows),
+        "fidelity.csv": csv_fidelity(judged.rows),
+    }

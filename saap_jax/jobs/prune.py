@@ -1,0 +1,318 @@
+"""One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.config.jobs import PruneConfig
+from saap_jax.config.method import CalibrationConfig, TargetsConfig
+from saap_jax.data import Windows
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
+from saap_jax.evaluation.cost import directory_bytes, weight_bytes
+from saap_jax.evaluation.latency import measure_table, measured
+from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
+from saap_jax.evaluation.timing import compile_programs
+from saap_jax.jobs.chosen import calibration_of, check_query_heads, chosen_units, ratio_of
+from saap_jax.jobs.pipeline import step
+from saap_jax.jobs.query_stage import count_query_heads
+from saap_jax.jobs.residual import ResidualStage, check_residual, remove_channels, together
+from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.runs.directory import plain
+from saap_jax.runtime.locks import held
+from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.provenance import provenance
+from saap_jax.selection.calibrate import (
+    Track,
+    check_estimators,
+    check_scenarios,
+    lengths_of,
+    microbatches,
+    quiet,
+    scenario_pairs,
+    scenarios_of,
+)
+from saap_jax.selection.search import Selection
+from saap_jax.surgery.compensation import Compensated, check_batches, compensate
+from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.cut import cut
+from saap_jax.types import Keep
+
+WITHIN = 0.1
+"""How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
+
+
+class Reached(NamedTuple):
+    """A target, and what came of it."""
+
+    name: str
+    asked: str
+    limit: float
+    dense: float
+    """Of the unpruned model: counted, or measured beside the pruned one."""
+    predicted: float
+    """Of the pruned model, when its units were chosen."""
+    reached: float
+    """Of the pruned model: counted, or measured."""
+    held: bool
+    """True where `reached` is within the limit."""
+
+    @property
+    def off(self) -> float:
+        """How far the prediction was from what was reached, as a share of that."""
+        return self.predicted / self.reached - 1 if self.reached else math.inf
+
+
+class Pruned(NamedTuple):
+    """What `prune` did."""
+
+    selection: Selection
+    parameters: tuple[int, int]
+    """Before and after."""
+    bytes: tuple[int, int]
+    """Of the weights in memory before, of the saved file after."""
+    runs: int
+    query_heads: tuple[int, int] | None
+    """Before and after, where they were told apart."""
+    corrections: list[Correction]
+    """What compensation did to each sub-block."""
+    reached: list[Reached]
+    """The targets that were asked for."""
+    channels: tuple[int, int] | None = None
+    """Of the residual stream, before and after, where some went."""
+
+
+def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
+    """Prune a model by one estimator, to a ratio or as little as its targets allow, and save it as a directory.
+
+    With targets, the directory holds `targets.json`: what was asked and reached, and the table of sub-block times.
+
+    Raises:
+        ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
+    """
+    out = Path(config.out)
+    with held(out, f"out: {out}"):
+        if agreed(out.exists):
+            raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+        return _prune(config, out, track)
+
+
+def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
+    """Do what `prune` does, into a directory that nobody else writes."""
+    check_estimators([config.estimator], config.fusion)
+    check_query_heads(config)
+    check_residual(config)
+    calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    check_scenarios(calibration, config.search)
+    check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
+    layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
+    if layout is not None and (asked := {*TIMED, "peak_memory"} & set(asked_of(config.targets))):
+        raise ValueError(
+            f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
+            "prune to a ratio, or measure on one device"
+        )
+    calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
+    lengths = lengths_of(config) if calibrates else {}
+    with step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
+        tokenizer = load_tokenizer(config.model.name)
+    scenarios = {}
+    if calibrates:
+        scenarios = scenarios_of(calibration, tokenizer)
+    costs = costs_of(config.targets, model, track)
+    targets = targets_of(config.targets, costs.of(model.spec))
+    rest, base, stage = after_channels(config, model, scenarios, calibration, track)
+    selection = chosen_units(rest, base, scenarios, calibration, track, costs=costs, targets=targets)
+    compensated = compensated_units(config, base, selection.keep, scenarios, calibration, track)
+    pruned = cut(compensated.model, selection.keep)
+    if stage is not None:
+        selection = together(stage, selection, ratio_of(config), prunable_parameters(discover(model)))
+    reached = reached_by(pruned, model, costs, targets, track)
+    further = {}
+    if reached:
+        record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
+        further["targets.json"] = plain(record)
+    with step(track, "save the model"):
+        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep, further=further)
+    return Pruned(
+        selection=selection,
+        parameters=(count_parameters(model), count_parameters(pruned)),
+        bytes=(weight_bytes(model), agreed(lambda: directory_bytes(out, "*.safetensors"))),
+        runs=len(pruned.runs),
+        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
+        corrections=compensated.corrections,
+        reached=reached,
+        channels=None if stage is None else (model.spec.embed, pruned.spec.embed),
+    )
+
+
+def after_channels(
+    config: PruneConfig,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> tuple[PruneConfig, Llama, ResidualStage | None]:
+    """Return what is left to do, and on which model, once channels of the residual stream are gone, if any go."""
+    if not config.residual.share:
+        return config, model, None
+    stage = remove_channels(
+        model,
+        scenarios,
+        ratio_of(config),
+        config.residual,
+        batch_size=calibration.batch_size,
+        remat=config.remat,
+        track=track,
+    )
+    return dataclasses.replace(config, ratio=stage.rest), stage.model, stage
+
+
+def compensated_units(
+    config: PruneConfig,
+    model: Llama,
+    keep: Keep,
+    scenarios: Mapping[str, Windows],
+    calibration: CalibrationConfig,
+    track: Track,
+) -> Compensated:
+    """Return the model whose kept units stand in for the removed ones, as `config.compensation` says."""
+    if config.compensation.method == "none":
+        return Compensated(model, [])
+
+    def progress(layers: Sequence[int]) -> Iterator[int]:
+        return track("compensate layers", layers, len(layers))
+
+    return compensate(
+        model, keep, scenario_pairs(scenarios.values(), calibration), config.compensation, progress=progress
+    )
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:
+    """Measure what the targets need to know: sub-block times, and the memory of the unpruned model's programs."""
+    table, temporaries = None, 0
+    if set(TIMED) & set(asked_of(config)):
+        rounds = _rounds("time sub-blocks", track)
+        table = measure_table(model, workload_of(config), repeats=config.repeats, progress=rounds)
+    if "peak_memory" in asked_of(config):
+        with step(track, "compile the unpruned model"):
+            temporaries = temporaries_of(compile_programs(decoder_of(model), workload_of(config)), config)
+    return Costs(config, model.embedding.dtype, table, temporaries)
+
+
+def reached_by(
+    pruned: Llama, model: Llama, costs: Costs, targets: Sequence[Target], track: Track = quiet
+) -> list[Reached]:
+    """Return what became of the targets; times and memory are measured anew, the unpruned model taking turns."""
+    if not targets:
+        return []
+    config = costs.config
+    predicted, dense = costs.of(pruned.spec), costs.of(model.spec)
+    now, before = dict(predicted), dict(dense)
+    if {*TIMED, "peak_memory"} & set(asked_of(config)):
+        programs = [compile_programs(decoder_of(each), workload_of(config)) for each in (model, pruned)]
+        if "peak_memory" in asked_of(config):
+            for each, program in ((before, programs[0]), (now, programs[1])):
+                each["peak_memory"] = float(program.memory_bytes or math.nan)
+        if set(TIMED) & set(asked_of(config)):
+            times = measured(programs, config.repeats, _rounds("time the pruned model", track))
+            for each, (latency, speed) in zip((before, now), times, strict=True):
+                each |= {name: {"latency": latency, "tokens_per_second": speed}[name] for name in TIMED if name in each}
+    return [
+        Reached(t.name, t.asked, t.limit, before[t.name], predicted[t.name], now[t.name], t.holds(now[t.name]))
+        for t in targets
+    ]
+
+
+def _rounds(doing: str, track: Track) -> Callable[[Iterable[int]], Iterator[int]]:
+    def progress(rounds: Iterable[int]) -> Iterator[int]:
+        listed = list(rounds)
+        return track(doing, listed, len(listed))
+
+    return progress
+
+
+def _plain_table(costs: Costs) -> dict[str, Any] | None:
+    """Return the table of sub-block times as JSON values."""
+    if costs.table is None:
+        return None
+    table = costs.table._asdict()
+    return table | {name: table[name]._asdict() for name in ("workload", "reading", "step")}
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
+    """Return what was done as rows of text."""
+    selection = pruned.selection
+    rows = [
+        ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
+        ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
+        ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
+        ("runs of equal layers", str(pruned.runs)),
+    ]
+    if pruned.query_heads is not None:
+        rows.insert(3, ("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
+    if pruned.channels is not None:
+        rows.insert(3, ("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
+    if pruned.corrections:
+        before, after = (
+            np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
+        )
+        corrected = f"error of what {len(pruned.corrections)} sub-blocks write, before and after compensation"
+        rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
+    return rows
+
+
+def target_rows(pruned: Pruned) -> list[tuple[str, ...]]:
+    """Return asked and reached of each target as rows of text."""
+    return [
+        (
+            each.name,
+            f"{'≥' if each.name == 'tokens_per_second' else '≤'} {_amount(each.name, each.limit)} ({each.asked})",
+            *(_amount(each.name, value) for value in (each.dense, each.predicted, each.reached)),
+            f"{each.off:+.1%}",
+        )
+        for each in pruned.reached
+    ]
+
+
+def warnings(pruned: Pruned) -> list[str]:
+    """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`."""
+    lines = []
+    for each in pruned.reached:
+        if not each.held:
+            reached = _amount(each.name, each.reached)
+            lines.append(f"warning: {each.name} {each.asked} was predicted to hold, and what was reached is {reached}")
+        if abs(each.off) > WITHIN:
+            off = f"{abs(each.off):.0%}, more than {WITHIN:.0%}, off what was measured"
+            lines.append(f"warning: the prediction of {each.name} is {off}; is something else running here?")
+    return lines
+
+
+def _amount(name: str, value: float) -> str:
+    """Return an amount with its unit.
+
+    >>> _amount("latency", 0.0123), _amount("weight_bytes", 3.0 * 2**20), _amount("parameters", 134_515_008.0)
+    ('12.3 ms', '3 MiB', '134.5M')
+    """
+    match name:
+        case "latency":
+            return f"{1e3 * value:.3g} ms"
+        case "tokens_per_second":
+            return f"{value:.3g}/s"
+        case "weight_bytes" | "peak_memory":
+            return f"{value / 2**20:.4g} MiB"
+        case "macs":
+            return f"{value / 1e9:.3g}G"
+        case _:
+            return f"{value / 1e6:.4g}M"

@@ -1,0 +1,304 @@
+"""Is a model better than another, and is it good enough? What `saap ab` and `saap gate` run.
+
+Losses on record are compared as they are; a model that is not of a run is evaluated on the run's texts beside it.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.config.amounts import read_bound, read_percent
+from saap_jax.config.jobs import LIMITS, AbConfig, GateConfig, PairConfig
+from saap_jax.data import Windows, evaluation_windows
+from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
+from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.jobs.pipeline import step
+from saap_jax.jobs.task_comparison import compare_tasks
+from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
+from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
+from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.json_files import shown
+from saap_jax.runtime.toml_files import read_toml
+from saap_jax.selection.calibrate import Track, pairs, quiet
+
+_OWN = ("sources", "dtype", "windows", "length", "batch_size")
+
+
+class Setting(NamedTuple):
+    """On what models are evaluated and measured."""
+
+    texts: dict[str, tuple[str, int, int]]
+    """{metric: (source, tokens a window, windows or 0 for all)}."""
+    dtype: str
+    batch_size: int
+
+
+# --- saap ab -------------------------------------------------------------------------------------
+
+
+def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
+    """Compare two models on the same text, window by window, and write the result to `config.json` if it is named.
+
+    Raises:
+        ValueError: two models that share no text, tokens or seeds, or a run without losses.
+    """
+    if not (config.a and config.b):
+        raise ValueError("ab: expected two models before the options, such as saap ab RUN:CANDIDATE RUN:dense")
+    check_target("json", config.json)
+    comparison = _compare(config, find(config.a), find(config.b), track)
+    if config.tasks:
+        comparison = comparison._replace(tasks=compare_tasks(config, find(config.a), find(config.b), track))
+    if config.json:
+        write_atomically(Path(config.json), comparison_json(comparison))
+    return comparison
+
+
+def _compare(config: PairConfig, a: Reference, b: Reference, track: Track) -> Comparison:
+    """Compare the losses of two models, each on record or evaluated now; nothing without sources."""
+    if not config.sources:
+        return Comparison(a.text, b.text, _check_seeds(a, b), config.resamples, ())
+    a, b = _on_record(config, a, b), _on_record(config, b, a)
+    losses_a, losses_b = _losses(config, a, b, track)
+    if losses_a.keys() != losses_b.keys():
+        raise ValueError(
+            f"expected the same texts of both models, got {', '.join(losses_a)} of {a.text} and {', '.join(losses_b)} "
+            f"of {b.text}; evaluate both runs on the same"
+        )
+    domains = {metric["name"]: metric["domain"] for metric in (a if a.run else b).record.get("metrics", ())}
+    rows, seeds = [], _check_seeds(a, b)
+    for metric, of_a in losses_a.items():
+        of_b = losses_b[metric]
+        windows = of_a.shape[1]
+        if of_b.shape[1] != windows:
+            raise ValueError(
+                f"{metric}: expected as many windows of both models, got {windows} of {a.text} and {of_b.shape[1]} of "
+                f"{b.text}; evaluate both on the same"
+            )
+        of_a, of_b = (np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, of_b))
+        difference = paired_difference(of_a, of_b, resamples=config.resamples, seed=config.seed)
+        rows.append(
+            Compared(metric, domains.get(metric, ""), windows, (_perplexity(of_a), _perplexity(of_b)), difference)
+        )
+    return Comparison(a.text, b.text, seeds, config.resamples, tuple(rows))
+
+
+def _perplexity(losses: np.ndarray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.exp(losses.mean()))
+
+
+def _check_seeds(a: Reference, b: Reference) -> int:
+    """Return how many seeds are compared; a model without seeds (unpruned, loaded) stands beside each seed."""
+    if a.seeds is None or b.seeds is None:
+        return len(a.seeds or b.seeds or (0,))
+    if len(a.seeds) != len(b.seeds) or (len(a.seeds) > 1 and a.seeds != b.seeds):
+        of_a, of_b = (", ".join(map(str, seeds)) for seeds in (a.seeds, b.seeds))
+        raise ValueError(
+            f"expected the same calibration seeds of both models, which are compared seed by seed, got {of_a} of "
+            f"{a.text} and {of_b} of {b.text}; name one candidate each, or run both with the same seeds"
+        )
+    return len(a.seeds)
+
+
+# --- losses, on record or new --------------------------------------------------------------------
+
+
+def _on_record(config: PairConfig, model: Reference, other: Reference) -> Reference:
+    """Return the unpruned model of the other's run where that is what `model` names: its losses are known."""
+    if model.run is not None or other.run is None or model.text != other.model["name"] or DENSE not in other.record:
+        return model
+    _refuse_own_text(config, other)
+    return find(f"{other.run}:{DENSE}")._replace(text=model.text)
+
+
+def _losses(config: PairConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses]:
+    """Return the losses of both; two models of runs with the same tokenizer load nothing."""
+    new = [model for model in (a, b) if model.run is None]
+    if not new and a.tokenizer == b.tokenizer:
+        return recorded_losses(a), recorded_losses(b)
+    recorded = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
+    setting = setting_of(config, a, b)
+    windows = {name: _windows(setting, name) for name in dict.fromkeys((a.tokenizer, b.tokenizer))}
+    _check_tokens(windows)
+    evaluated: dict[str, Losses] = {}
+    names = list(dict.fromkeys(model.text for model in new))
+    for name in track("evaluate models", names, len(names)):
+        longest = max((length for _, length, _ in setting.texts.values()), default=0)
+        model = load_model(name, setting.dtype, lengths={"length": longest})
+        evaluated[name] = {metric: _evaluate(model, text, setting) for metric, text in windows[name].items()}
+    found = recorded | evaluated
+    return found[a.text], found[b.text]
+
+
+def _evaluate(model: Llama, windows: Windows, setting: Setting) -> np.ndarray:
+    losses = window_losses(model, pairs(windows, setting.batch_size))
+    return (losses.sums / losses.counts)[None]
+
+
+def setting_of(config: PairConfig, a: Reference, b: Reference) -> Setting:
+    """Return on what two models are compared: as the run of one of them, or as the configuration says."""
+    run = a if a.run is not None else b
+    if run.run is None:
+        length, windows = config.length, config.windows
+        texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
+        return Setting(texts, config.dtype, config.batch_size)
+    _refuse_own_text(config, run)
+    evaluation = run.record.get("config", {}).get("evaluation")
+    if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
+        raise ValueError(f"{run.text}: expected a run of saap compare, found no config.evaluation in its run.json")
+    texts = {}
+    for metric in (metric["name"] for metric in run.record.get("metrics", ())):
+        match = re.fullmatch(r"ppl@(\d+) (.+)", metric)
+        if not match:
+            raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
+        texts[metric] = (match[2], int(match[1]), evaluation["windows"])
+    return Setting(texts, run.model["dtype"], evaluation["batch_size"])
+
+
+def _refuse_own_text(config: PairConfig, run: Reference) -> None:
+    default = PairConfig()
+    changed = [name for name in _OWN if getattr(config, name) != getattr(default, name)]
+    if changed:
+        raise ValueError(
+            f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
+            f"{getattr(config, changed[0])!r}; leave it out"
+        )
+
+
+def _windows(setting: Setting, model: str) -> dict[str, Windows]:
+    tokenizer = load_tokenizer(model)
+    return {
+        metric: evaluation_windows(source, tokenizer, length, windows or None)
+        for metric, (source, length, windows) in setting.texts.items()
+    }
+
+
+def _check_tokens(windows: Mapping[str, Mapping[str, Windows]]) -> None:
+    """Raise where two tokenizers cut a text differently: the windows of A and B would not be the same text."""
+    (first, one), (last, other) = next(iter(windows.items())), list(windows.items())[-1]
+    for metric in one:
+        if not np.array_equal(one[metric].tokens, other[metric].tokens):
+            raise ValueError(
+                f"{metric}: expected the same tokens of both models, but the tokenizers of {first} and {last} differ; "
+                "their perplexities cannot be compared window by window"
+            )
+
+
+# --- saap gate -----------------------------------------------------------------------------------
+
+
+def gate(config: GateConfig, *, track: Track = quiet) -> list[Check]:
+    """Hold a model against limits, and write the outcome to `config.junit` if it is named; a broken limit is no error.
+
+    Raises:
+        ValueError: no limit, a bad one, or one that cannot be measured of such a model.
+    """
+    if not (config.model and config.baseline):
+        raise ValueError("gate: expected a model before the options, and --baseline, such as saap gate A --baseline B")
+    check_target("junit", config.junit)
+    config = with_limits(config)
+    model, baseline = find(config.model), find(config.baseline)
+    heavy = [name for name in ("max_latency", "max_memory") if getattr(config, name)]
+    names = [loadable(each, f"{heavy[0]} needs a model that can be run") for each in (model, baseline) if heavy]
+    checks = []
+    if config.max_ppl_increase:
+        limit = read_percent("max_ppl_increase", config.max_ppl_increase)
+        found = _compare(config, model, baseline, track).metrics
+        checks += [check_perplexity(row.metric, row.difference, limit) for row in found]
+    if config.max_accuracy_drop is not None:
+        _check_seeds(model, baseline)
+        compared = compare_tasks(config, model, baseline, track)
+        checks += [check_accuracy(row.task, row.difference, config.max_accuracy_drop) for row in compared]
+    if config.max_size or heavy:
+        checks += _check_costs(config, model, baseline, names, track)
+    if config.junit:
+        write_atomically(Path(config.junit), junit(config.model, config.baseline, checks))
+    return checks
+
+
+def with_limits(config: GateConfig) -> GateConfig:
+    """Return the configuration with the limits of its file beside those given, which come first.
+
+    Raises:
+        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on tasks where none are named.
+    """
+    if config.limits:
+        known = read_limits(config.limits)
+        missing = {name: value for name, value in known.items() if getattr(config, name) in ("", None)}
+        config = dataclasses.replace(config, **missing)
+    if all(getattr(config, name) in ("", None) for name in LIMITS):
+        raise ValueError(
+            "gate: expected at least one limit, such as --max-ppl-increase 5% or --limits configs/gates/default.toml"
+        )
+    if config.max_accuracy_drop is not None and not config.tasks:
+        raise ValueError(
+            f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
+            "such as --tasks boolq piqa, or leave this limit out"
+        )
+    return config
+
+
+def read_limits(path: str) -> dict[str, Any]:
+    """Read a TOML file of limits.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: no TOML, an unknown key, or a bad value.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"limits: expected a TOML file, found none at {path}; check the path")
+    limits = read_toml(Path(path), "limits")
+    try:
+        for key, value in limits.items():
+            if key not in LIMITS:
+                near = difflib.get_close_matches(key.replace("-", "_"), LIMITS, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown limit {shown(key)}, expected {', '.join(LIMITS)}{hint}")
+            LIMITS[key](key, value)
+    except ValueError as error:
+        raise ValueError(f"limits {path}: {error}") from None
+    return {key: float(value) if isinstance(value, int) else value for key, value in limits.items()}
+
+
+def _check_costs(
+    config: GateConfig, model: Reference, baseline: Reference, names: Sequence[str], track: Track
+) -> list[Check]:
+    """Hold bytes and time against their limits; `names` are those of the models to run, none where bytes suffice."""
+    setting, checks = setting_of(config, model, baseline), []
+    both = (model, baseline)
+    dtypes = [setting.dtype if each.run is None else each.model["dtype"] for each in both]
+    models = [load_model(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
+    if config.max_size:
+        bound, sizes = read_bound("max_size", config.max_size), []
+        for number, (each, dtype) in enumerate(zip(both, dtypes, strict=True)):
+            if each.run is not None:
+                sizes.append(recorded_parameters(each) * jnp.dtype(dtype).itemsize)
+            else:
+                sizes.append(weight_bytes(models[number] if models else load_model(each.text, dtype)))
+        checks.append(check_bytes("max_size", "weights", bound, *sizes))
+    if not models:
+        return checks
+    length = min(length for _, length, _ in setting.texts.values())
+    vocab = min(each.spec.vocab for each in models)
+    tokens = (np.arange(setting.batch_size * length, dtype=np.int32) % vocab).reshape(setting.batch_size, length)
+    if config.max_latency:
+        limit = read_percent("max_latency", config.max_latency)
+        with step(track, "time forward passes"):
+            seconds = forward_seconds(models, tokens, repeats=config.repeats)
+        checks.append(check_seconds(limit, *seconds))
+    if config.max_memory:
+        bound = read_bound("max_memory", config.max_memory)
+        checks.append(
+            check_bytes("max_memory", "forward pass", bound, *(forward_bytes(each, tokens) for each in models))
+        )
+    return checks

@@ -1,0 +1,361 @@
+"""A pruned model, fine-tuned: what `saap recover` runs, from text to a model directory and a table of before and after.
+
+A run that is killed at any moment goes on from its newest checkpoint, to the same model bit for bit.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from saap_jax.config.recover import MethodConfig, RecoverConfig
+from saap_jax.data import Windows, check_disjoint
+from saap_jax.data.packing import Rows, pack, split_pieces
+from saap_jax.data.pieces import Pieces, read_pieces
+from saap_jax.discovery import count_parameters
+from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
+from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.pipeline import step
+from saap_jax.jobs.sweep import texts_of
+from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.files.load import load_keep, resolve
+from saap_jax.llama.files.save import check_widths
+from saap_jax.recovery.checkpoints import Checkpoints
+from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.methods import METHODS, Method
+from saap_jax.recovery.objective import Objective, cast
+from saap_jax.recovery.train import Schedule, join, split
+from saap_jax.report.recovery import recovery_files
+from saap_jax.runs.digests import digest_of, inputs_of, model_digest
+from saap_jax.runs.directory import RunDirectory, flatten, plain
+from saap_jax.runs.stages import Stage
+from saap_jax.runs.tensorboard import write_scalars
+from saap_jax.runtime.locks import held
+from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
+from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.provenance import provenance
+from saap_jax.selection.calibrate import Track, pairs, quiet
+
+Note = Callable[[str, bool], None]
+"""Told how it goes: a line of text, and whether it is worth a line where no bar is shown."""
+
+
+class Text(NamedTuple):
+    """What is learned from, packed."""
+
+    pieces: Pieces
+    rows: Rows
+    held_out: Rows | None
+
+
+ENDING = Ending(lambda run: recovery_files(run.record, run.candidates()), rows=False)
+
+
+def recover(
+    config: RecoverConfig,
+    *,
+    overwrite: bool = False,
+    track: Track = quiet,
+    note: Note = lambda text, milestone: None,
+) -> RunDirectory:
+    """Fine-tune a model, save it merged, and keep the record of it all in a run directory.
+
+    Raises:
+        ValueError: bad input, found before anything is written where that can be; a loss that is not finite.
+    """
+    check_disjoint(config.data.sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+    layout = _layout(config)
+    with job(config, ENDING, overwrite=overwrite) as run:
+        if not run.finished:
+            out = _target(config, run)
+            with held(out, f"out: {out}"):
+                _recover(config, run, out, layout, track, note)
+    return run
+
+
+def _recover(
+    config: RecoverConfig, run: RunDirectory, out: Path, layout: Layout | None, track: Track, note: Note
+) -> None:
+    """Do what `recover` does, as far as the run does not hold it yet."""
+    method = method_of(config.method)
+    with run.stage("load"), step(track, "load the models"):
+        lengths = {"data.length": config.data.length, "evaluation.length": config.evaluation.length}
+        model = load_model(config.model, config.dtype, layout=layout, lengths=lengths)
+        tokenizer = load_tokenizer(config.model)
+        dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
+        _check_dense(config, model, dense)
+        if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
+            check_widths(keep, model)
+    with run.stage("text"), step(track, "tokenise the texts"):
+        texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
+    schedule = schedule_of(config, text.rows)
+    with run.stage("prepare"), step(track, "prepare the model"):
+        training = training_of(config, method, model, dense, text, schedule, layout)
+    run.begin(
+        inputs_of(model, texts=texts)
+        | ({} if dense is None else {"dense model": model_digest(dense)})
+        | {"training text": training.about["digest of the text"]}
+    )
+    run.update(**_about(config, text, training, model))
+    if not config.out:
+        run.claim("model")  # so that --overwrite removes it
+    measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
+    with run.stage("evaluate"):
+        for name, each in (("dense", dense), ("before", model)):
+            if each is not None and name not in run.record:
+                with step(track, f"evaluate the {'dense' if name == 'dense' else 'pruned'} model"):
+                    run.update(**{name: measure(each)})
+    outcome = _train(config, run, training, text, track, note)
+    with run.stage("merge"), step(track, "merge and save"):
+        recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
+        if not agreed(out.exists):
+            save_model(recovered, out, tokenizer=tokenizer, keep=keep)
+        recovered = load_model(out, config.dtype, layout=layout)
+    with run.stage("evaluate"), step(track, "evaluate the recovered model"):
+        run.update(after=measure(recovered))
+    if config.new_tokens:
+        with run.stage("time"):
+            _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
+    run.update(out=str(out))
+    finish(run, ENDING)
+
+
+# --- before the training -------------------------------------------------------------------------
+
+
+def _layout(config: RecoverConfig) -> Layout | None:
+    """Return where the job's arrays lie.
+
+    Raises:
+        ValueError: something that needs one device, and a mesh of more.
+    """
+    sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
+    layout = layout_of_job(config.mesh, **sizes)
+    if layout is not None and config.new_tokens:
+        raise ValueError(
+            f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
+        )
+    return layout
+
+
+def method_of(config: MethodConfig) -> Method:
+    """Return the method that a configuration names."""
+    options: dict[str, Any] = {}
+    if config.name != "full":
+        options |= {"rank": config.rank, "scale": config.scale, "matrices": config.matrices}
+    if config.name == "groupwise":
+        options |= {"bits": config.bits, "group_size": config.group_size, "rounding": config.rounding}
+    return METHODS[config.name](**options)
+
+
+def read_text(config: RecoverConfig, tokenizer: Any) -> Text:
+    """Read, tokenise and pack the text, the held-out part apart."""
+    data = config.data
+    pieces = read_pieces(data.sources, tokenizer, length=data.length, template=data.template, seed=data.seed)
+    kept, held = split_pieces(pieces.pieces, float(data.held_out))
+    packed = functools.partial(pack, length=data.length, together=data.packing)
+    if not held:
+        return Text(pieces, packed(kept), None)
+    rows = packed(held)
+    return Text(pieces, packed(kept), rows.first(data.held_out_rows))
+
+
+def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
+    """Return how the parameters move, over the steps that the rows make.
+
+    Raises:
+        ValueError: there are no more steps than the warm-up has.
+    """
+    options = config.training
+    steps = steps_of(rows, batch_size=options.batch_size, epochs=options.epochs, most=options.max_steps)
+    if steps <= options.warmup:
+        raise ValueError(
+            f"training.warmup: expected fewer than the {steps} steps that {len(rows.tokens):,} rows make in "
+            f"{options.epochs} epochs of batch_size {options.batch_size}, got {options.warmup}; pass fewer, such as "
+            f"--training.warmup {steps // 10}, or give more text"
+        )
+    return Schedule(options.learning_rate, options.warmup, steps, options.weight_decay, options.clip)
+
+
+def training_of(
+    config: RecoverConfig,
+    method: Method,
+    model: Llama,
+    dense: Llama | None,
+    text: Text,
+    schedule: Schedule,
+    layout: Layout | None,
+) -> Training:
+    """Return everything that the training is made of, on the devices of `layout`."""
+    options = config.training
+    prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
+    if layout is not None:
+        prepared = laid_out(prepared, layout.lenient())
+    teacher = dense if options.distillation else None
+    trained, frozen = split(prepared, method.trainable, teacher)
+    base = digest_of((prepared, teacher))
+    return Training(
+        trained,
+        frozen,
+        text.rows,
+        text.held_out,
+        Objective(options.compute, options.remat, float(options.distillation), float(options.temperature)),
+        schedule,
+        Plan(
+            options.batch_size,
+            options.microbatch,
+            options.epochs,
+            options.check_every,
+            options.patience,
+            options.seed,
+        ),
+        {
+            **flatten(plain(dataclasses.asdict(config))),
+            "digest of the model": base,
+            "digest of the text": _digest(text),
+        },
+    )
+
+
+def _digest(text: Text) -> str:
+    return digest_of([rows.arrays() for rows in (text.rows, text.held_out) if rows is not None])
+
+
+def _target(config: RecoverConfig, run: RunDirectory) -> Path:
+    """Return where the recovered model goes; refuse a directory that is there, unless this very run wrote it."""
+    out = Path(config.out) if config.out else run.path / "model"
+    if config.out and agreed(out.exists) and "training" not in run.record:
+        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
+    return out
+
+
+def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> None:
+    if dense is not None and dense.spec.vocab != model.spec.vocab:
+        raise ValueError(
+            f"dense: expected a model of the {model.spec.vocab} tokens of {config.model}, got {config.dense} with "
+            f"{dense.spec.vocab}; name the model that it was pruned from, or none: --dense ''"
+        )
+
+
+def _keep_of(model: str) -> Any:
+    """Return which units of the unpruned model are left, where the model's directory says so."""
+    place = resolve(model)
+    return load_keep(place) if place.is_dir() and (place / "keep.json").exists() else None
+
+
+def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) -> dict[str, Any]:
+    """Describe a run: what is learned from what, and what the metrics mean."""
+    rows, held = text.rows, text.held_out
+    evaluation = config.evaluation
+    names = [f"ppl@{evaluation.length} {source}" for source in (evaluation.in_domain, evaluation.out_of_domain)]
+    return {
+        "kind": "recover",
+        **provenance(),
+        "seeds": {"data": config.data.seed, "training": config.training.seed},
+        "model": {"name": config.model, "parameters": count_parameters(model), "layers": len(model.spec.layers)},
+        "metrics": [{"name": name, "domain": domain} for name, domain in zip(names, ("in", "out"), strict=True)],
+        "data": {
+            "documents": text.pieces.documents,
+            "pieces": len(text.pieces.pieces),
+            "cut": text.pieces.cut,
+            "left_out": text.pieces.left_out,
+            "rows": len(rows.tokens),
+            "filled": float((rows.segments > 0).mean()),
+            "predicted": rows.predicted,
+            "held_out_rows": 0 if held is None else len(held.tokens),
+        },
+        "planned_steps": training.schedule.steps,
+    }
+
+
+# --- the training, and after it ------------------------------------------------------------------
+
+
+def _train(
+    config: RecoverConfig, run: RunDirectory, training: Training, text: Text, track: Track, note: Note
+) -> Outcome:
+    """Train with checkpoints, a line of `metrics.jsonl` a step."""
+    with run.stage("train") as stage, Checkpoints(run.claim("checkpoints"), keep=config.training.keep) as checkpoints:
+        if "first_loss" not in run.record:
+            run.update(first_loss=held_out_loss(training.initial, training))
+        told = _Told(run, stage, training.schedule.steps, checkpoints.latest or 0, track, note)
+        outcome = train(training, checkpoints, done=told)
+        told.end()
+    run.update(
+        training={
+            "steps": outcome.steps,
+            "rows": config.training.batch_size,
+            "best_step": outcome.best_step,
+            "best_loss": outcome.best_loss,
+            "first_loss": run.record["first_loss"],
+            "stopped": outcome.stopped,
+            "trained": sum(leaf.size for leaf in jax.tree.leaves(training.initial)),
+        }
+    )
+    return outcome
+
+
+class _Told:
+    """Keeps what each step told, and shows it."""
+
+    def __init__(self, run: RunDirectory, stage: Stage, steps: int, first: int, track: Track, note: Note) -> None:
+        self._run, self._stage, self._steps, self._note = run, stage, steps, note
+        self._bar = track("train", range(first, steps), steps - first)
+        self._rates: list[float] = []
+        next(self._bar, None)
+
+    def __call__(self, told: Step) -> None:
+        rate = told.tokens / told.seconds
+        self._stage.tokens += told.tokens
+        self._rates = [*self._rates[-9:], rate]
+        record = {name: value for name, value in told._asdict().items() if value is not None}
+        self._run.append({"candidate": f"step {told.step}", **record, "tokens_per_second": rate})
+        held = "" if told.held_out is None else f", held out {told.held_out:.4f}"
+        milestone = told.held_out is not None or told.step == self._steps
+        where = f"step {told.step} of {self._steps}: " if milestone else ""
+        self._note(f"{where}loss {told.loss:.4f}{held}, {np.median(self._rates):,.0f} tokens/s", milestone)
+        if milestone:
+            write_scalars(self._run)
+        next(self._bar, None)
+
+    def end(self) -> None:
+        """End the bar, also where training stopped early."""
+        for _ in self._bar:
+            pass
+
+
+def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[str, Any]:
+    """Return size and perplexities of a model, with the losses of each window."""
+    losses = {name: window_losses(model, pairs(windows, batch_size)) for name, windows in texts.items()}
+    return {
+        "parameters": count_parameters(model),
+        "bytes": weight_bytes(model),
+        "ppl": {name: each.perplexity for name, each in losses.items()},
+        "losses": {name: (each.sums / each.counts).tolist() for name, each in losses.items()},
+    }
+
+
+def _time(config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | None], track: Track) -> None:
+    """Time how the models decode, in turns, and keep the median."""
+    workload = Workload(1, config.evaluation.length, config.new_tokens)
+    present = {name: model for name, model in models.items() if model is not None}
+    programs = [
+        compile_programs(decoder_of(model), workload)
+        for model in track("compile the models", present.values(), len(present))
+    ]
+
+    def progress(turns: Any) -> Any:
+        listed: Sequence[int] = list(turns)
+        return track("time the models", listed, len(listed))
+
+    times = time_in_turns(programs, config.repeats, progress=progress)
+    for name, each in zip(present, times, strict=True):
+        rate = workload.batch / spread(one.step for one in each).median
+        run.update(**{name: run.record[name] | {"tokens_per_second": rate}})

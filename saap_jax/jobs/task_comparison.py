@@ -1,0 +1,116 @@
+"""Two models on the same items of the same tasks: what `saap ab --tasks` and `saap gate --max-accuracy-drop` run.
+
+Runs hold no task results, so every model is loaded and scored. A candidate of a run is cut by the units that the run
+says it keeps; of a variant with several seeds, each seed is a model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from saap_jax.config.jobs import PairConfig
+from saap_jax.evaluation.accuracy import ALL, paired_tasks
+from saap_jax.evaluation.tasks.named import find_tasks, run_named
+from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
+from saap_jax.jobs.pipeline import scoring
+from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.report.quality import ComparedTask
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.references import Reference, loadable
+from saap_jax.runs.standing import DENSE
+from saap_jax.selection.calibrate import Track
+from saap_jax.surgery.cut import cut
+from saap_jax.types import STRUCTURES, Keep
+
+Results = list[tuple[TaskResult, ...]]
+"""Of each seed of a model, the results of its tasks."""
+
+
+def compare_tasks(config: PairConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
+    """Return how the accuracies of two models differ on each task and over all, by the paired bootstrap over items.
+
+    A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same
+    seeds are paired.
+
+    Raises:
+        ValueError: no such task, one without a metric to compare, or a model that cannot be had.
+    """
+    tasks = find_tasks(config)
+
+    def score(reference: Reference) -> Results:
+        tokenizer = load_tokenizer(reference.tokenizer)
+        progress = scoring(track, reference.text)
+        return [
+            run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
+            for model in models_of(reference, config.dtype)
+        ]
+
+    of_a = score(a)
+    of_b = of_a if a.text == b.text else score(b)
+    metrics = {result.task: compared_metric(result, config.task_metric) for result in of_a[0]}
+    return compared(of_a, of_b, metrics, resamples=config.resamples, seed=config.seed)
+
+
+def compared(
+    of_a: Results, of_b: Results, metrics: Mapping[str, str], *, resamples: int, seed: int
+) -> tuple[ComparedTask, ...]:
+    """Return the lines of a comparison, of each task and of all, from the results of two models."""
+    seeds = max(len(of_a), len(of_b))
+    outcomes = []
+    for results in (of_a, of_b):
+        each = {}
+        for number, (task, metric) in enumerate(metrics.items()):
+            values = np.array([seed_results[number].values[metric] for seed_results in results]) > 0.5
+            each[task] = np.broadcast_to(values, (seeds, values.shape[1]))
+        outcomes.append(each)
+    found = paired_tasks(*outcomes, resamples=resamples, seed=seed)
+    rows = []
+    for task, difference in found.items():
+        names = list(metrics) if task == ALL else [task]
+        accuracies = [float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes]
+        items = sum(outcomes[0][name].shape[1] for name in names)
+        metric = " / ".join(dict.fromkeys(metrics[name] for name in names))
+        rows.append(ComparedTask(task, metric, items, (accuracies[0], accuracies[1]), difference))
+    return tuple(rows)
+
+
+def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
+    """Yield the models that a reference stands for, one of each seed, one at a time.
+
+    Raises:
+        ValueError: a candidate of a run that does not say which units it keeps.
+    """
+    if reference.run is None:
+        yield load_model(reference.text, dtype)
+        return
+    own = reference.model["dtype"]
+    if reference.candidate == DENSE:
+        yield load_model(reference.model["name"], own)
+        return
+    read = _keeps(reference)
+    if read is None:
+        yield load_model(loadable(reference, "tasks need a model that can be run"), own)
+        return
+    dense = load_model(reference.model["name"], own)
+    for row in reference.rows:
+        yield cut(dense, read(row["candidate"]))
+
+
+def _keeps(reference: Reference) -> Callable[[str], Keep] | None:
+    """Return what tells the units that a candidate of a run keeps; None where the run does not hold them."""
+    assert reference.run is not None
+    if not (Path(reference.run) / "keeps.npz").exists():
+        return None
+    arrays = RunDirectory(reference.run, dict(reference.record)).load_arrays("keeps")
+
+    def read(candidate: str) -> Keep:
+        missing = [name for name in STRUCTURES if f"{candidate}/{name}" not in arrays]
+        if missing:
+            raise ValueError(
+                f"{reference.text}: {reference.run}/keeps.npz does not say which units of {missing[0]} {candidate} "
+                "keeps; run it again with --overwrite"
+            )
+        return {name: arrays[f"{candidate}/{name}"].astype(bool) for name in STRUCTURES}
+
+    return read

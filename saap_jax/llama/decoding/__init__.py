@@ -1,0 +1,1 @@
+"""Continue prompts: the cache, the compiled steps, the text that comes out."""

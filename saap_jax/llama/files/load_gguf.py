@@ -1,0 +1,264 @@
+"""Read GGUF files, dequantised tensor by tensor and presented under Hugging Face names.
+
+Architecture `deci` has one number a layer, the others equal layers. What `deci` leaves out of a layer without heads or
+channels (matrices of no size, a norm that nothing reads) is filled in.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.llama.files.gguf_header import GgufFile, open_header
+from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
+from saap_jax.llama.files.hf_config import some
+from saap_jax.llama.files.hf_fused import split
+from saap_jax.llama.files.hf_layout import Checkpoint
+from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.runtime.json_files import shown
+
+ARCHITECTURES: dict[str, Family] = {
+    "llama": "llama",
+    "deci": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi3": "phi3",
+}
+"""Architecture of a GGUF file -> the family that it is loaded as; a Mistral is a `llama` there."""
+
+_READ = {
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scale_linear"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
+    *("expert_count", "expert_used_count"),
+}
+_OWN_READ = {"phi3": {"attention.sliding_window"}}
+
+
+class _Fields(NamedTuple):
+    """The attributes of a model in a GGUF file, without the name of the architecture before them."""
+
+    architecture: str
+    values: dict[str, Any]
+    where: str
+
+    def integer(self, key: str, quantity: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{self._name(key)} to be a positive integer, got {shown(value)}")
+        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
+        return value
+
+    def integers(self, key: str, count: int, quantity: str) -> list[int]:
+        """Read one number a layer, or one for all of them."""
+        value = self.values.get(key)
+        if not isinstance(value, list):
+            return [self.integer(key, quantity)] * count
+        if len(value) != count or not all(type(item) is int and item >= 0 for item in value):
+            raise ValueError(f"{self._name(key)} to be {count} non-negative integers, got {shown(value)}")
+        check_bounds(max(1, *value), quantity, f"{self.where}: {self.architecture}.{key}")
+        return value
+
+    def number(self, key: str, quantity: str, default: float | None = None) -> float:
+        value = self.values.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise ValueError(f"{self._name(key)} to be a positive number, got {shown(value)}")
+        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
+        return float(str(np.float32(value)))  # stored as float32: the shortest decimal that is meant (1e-05)
+
+    def _name(self, key: str) -> str:
+        return f"{self.where}: expected {self.architecture}.{key}"
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file as a checkpoint; refuses by name what the model cannot express.
+
+    Raises:
+        ValueError: see `gguf_header`; an unknown architecture, attribute or tensor; sizes that are not plausible.
+    """
+    file = open_header(path)
+    try:
+        return _open(file)
+    except ValueError as error:  # those of the spec's own classes know no file
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def _open(file: GgufFile) -> Checkpoint:
+    path, fields = file.path, file.fields
+    architecture = fields.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        names = ", ".join(ARCHITECTURES)
+        raise ValueError(
+            f"{path}: expected architecture {names}, got {shown(architecture)}; not a LLaMA model or a relative"
+        )
+    tensors = [name for name in file.tensors if name != ROPE_FACTORS]
+    prefix = f"{architecture}."
+    values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    spec = _spec(_Fields(architecture, values, str(path)), file, tensors)
+    if ROPE_FACTORS in file.tensors:
+        scaling = _scaling_of_factors(file.read(ROPE_FACTORS), spec, str(path), fields)
+        spec = _with_scaling(spec, scaling, str(path))
+    names = {}
+    for name in tensors:
+        if (known := hf_name(name, architecture)) is None:
+            raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {architecture}")
+        names[known] = name
+    checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
+    return split(checkpoint) if architecture == "phi3" else checkpoint
+
+
+def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
+    """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
+    absent = {name: shape for name, shape in _empty_shapes(spec).items() if name not in names}
+    shapes = {known: file.tensors[name].shape for known, name in names.items()}
+
+    def read(name: str) -> np.ndarray:
+        if name in absent:
+            return np.ones(absent[name], np.float32)
+        values = file.read(names[name])
+        if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+            widths = spec.layers[int(name.split(".")[2])]
+            heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
+            return unpermute(values, heads)
+        return values
+
+    return Checkpoint(str(file.path), spec, shapes | absent, read)
+
+
+def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
+    """Return what belongs to layers without heads, or without channels: matrices of no size, and their norms."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, widths in enumerate(spec.layers):
+        layer = f"model.layers.{index}"
+        if widths.kv_heads == 0:
+            shapes |= {f"{layer}.self_attn.{name}_proj.weight": (0, spec.embed) for name in "qkv"}
+            shapes |= {f"{layer}.self_attn.o_proj.weight": (spec.embed, 0)}
+            shapes |= {f"{layer}.input_layernorm.weight": (spec.embed,)}
+        if widths.mlp == 0:
+            shapes |= {f"{layer}.mlp.{name}_proj.weight": (0, spec.embed) for name in ("gate", "up")}
+            shapes |= {f"{layer}.mlp.down_proj.weight": (spec.embed, 0)}
+            shapes |= {f"{layer}.post_attention_layernorm.weight": (spec.embed,)}
+    return shapes
+
+
+def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
+    where, values, prefix = found.where, found.values, f"{found.architecture}."
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{where}: missing tensor token_embd.weight")
+    if unknown := sorted(values.keys() - _READ - _OWN_READ.get(found.architecture, set())):
+        raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
+    if values.get("expert_count"):
+        count = values["expert_count"]
+        raise ValueError(f"{where}: {prefix}expert_count = {shown(count)}: mixtures of experts are not supported")
+    layers = _widths(found)
+    embed = found.integer("embedding_length", "width")
+    default = embed // (layers[0].kv_heads * layers[0].q_per_kv) if layers[0].kv_heads else None
+    head_dim = found.integer("attention.key_length", "head size", default)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if found.integer(key, "head size", head_dim) != head_dim:
+            raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
+    bos, eos = (_token(file, key) for key in ("bos", "eos"))
+    window = "attention.sliding_window"
+    constants = Constants(
+        norm_eps=found.number("attention.layer_norm_rms_epsilon", "epsilon"),
+        rope_theta=found.number("rope.freq_base", "theta", 10_000.0),
+        rope_scaling=_scaling(found),
+        max_positions=found.integer("context_length", "positions"),
+        bos_token=bos,
+        eos_tokens=() if eos is None else (eos,),
+        family=ARCHITECTURES[found.architecture],
+        sliding_window=found.integer(window, "positions") if values.get(window) else None,
+    )
+    shape = file.tensors["token_embd.weight"].shape
+    check_bounds(shape[0], "vocabulary", f"{where}: rows of token_embd.weight")
+    return LlamaSpec(
+        vocab=shape[0],
+        embed=embed,
+        head_dim=head_dim,
+        layers=layers,
+        tied="output.weight" not in tensors,
+        output_biases=any(name.endswith(("attn_output.bias", "ffn_down.bias")) for name in tensors),
+        constants=constants,
+    )
+
+
+def _token(file: GgufFile, role: str) -> int | None:
+    key = f"tokenizer.ggml.{role}_token_id"
+    value = file.fields.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < BOUNDS["vocabulary"][1]):
+        raise ValueError(f"{file.path}: expected {key} to be a token id, got {shown(value)}")
+    return value
+
+
+def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
+    count = found.integer("block_count", "layers")
+    heads = found.integers("attention.head_count", count, "heads")
+    kv_heads = heads
+    if "attention.head_count_kv" in found.values:
+        kv_heads = found.integers("attention.head_count_kv", count, "heads")
+    mlp = found.integers("feed_forward_length", count, "channels")
+    layers = []
+    for index, (queries, keys, channels) in enumerate(zip(heads, kv_heads, mlp, strict=True)):
+        where = f"{found.where}: layer {index}"
+        if (queries == 0) != (keys == 0):
+            raise ValueError(f"{where} has {queries} attention heads on {keys} key/value heads; not supported")
+        if keys and queries % keys:
+            raise ValueError(f"{where}: {queries} attention heads are no multiple of {keys} key/value heads")
+        if keys and not channels:  # llama.cpp skips such a layer as a whole, which no model here means
+            raise ValueError(f"{where} has attention heads but no feed-forward channels; not supported")
+        layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, mlp=channels))
+    if found.architecture != "deci" and (len(set(layers)) > 1 or not layers[0].kv_heads):
+        arch = found.architecture
+        kinds = shown(sorted({(widths.kv_heads, widths.q_per_kv, widths.mlp) for widths in layers}))
+        raise ValueError(
+            f"{found.where}: expected layers of equal widths for architecture {arch!r}, none without heads, got "
+            f"layers of (key/value heads, query heads on each, channels) {kinds}"
+        )
+    return tuple(layers)
+
+
+def _scaling(found: _Fields) -> RopeScaling | None:
+    kind = found.values.get("rope.scaling.type", "linear" if "rope.scale_linear" in found.values else "none")
+    if kind == "none":
+        return None
+    if kind != "linear":
+        key = f"{found.architecture}.rope.scaling.type"
+        raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
+    factor = found.number("rope.scaling.factor", "factor", found.number("rope.scale_linear", "factor", 1.0))
+    return None if factor == 1 else RopeScaling(kind="linear", factor=factor)
+
+
+def _scaling_of_factors(
+    factors: np.ndarray, spec: LlamaSpec, where: str, fields: dict[str, Any] | None = None
+) -> RopeScaling | None:
+    """Recognise the frequency divisors of a llama3 scaling: Llama 3.1's and 3.2's, or with settings in our keys."""
+    if np.all(factors == 1):
+        return None
+    if factors.ndim != 1 or not np.all((factors >= 1) & (factors <= BOUNDS["factor"][1])):
+        raise ValueError(f"{where}: {ROPE_FACTORS} of shape {list(factors.shape)}, expected a row of divisors from 1")
+    given = {name: fields[key] for name, key in SCALING_KEYS.items() if fields and key in fields}
+    for name, value in given.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"{where}: expected {SCALING_KEYS[name]} to be a number, got {shown(value)}")
+        check_bounds(
+            value, "positions" if name == "original_max_positions" else "factor", f"{where}: {SCALING_KEYS[name]}"
+        )
+    scaling = RopeScaling(**{"kind": "llama3", "factor": max(float(factors.max()), 1.0)} | given)
+    expected = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
+        raise ValueError(
+            f"{where}: {ROPE_FACTORS} is no llama3 scaling with low_freq_factor {scaling.low_freq_factor:g}, "
+            f"high_freq_factor {scaling.high_freq_factor:g} and {scaling.original_max_positions} original positions; "
+            "load the Hugging Face directory of this model instead"
+        )
+    return scaling
+
+
+def _with_scaling(spec: LlamaSpec, scaling: RopeScaling | None, where: str) -> LlamaSpec:
+    if spec.constants.rope_scaling is not None and scaling is not None:
+        raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
+    constants = dataclasses.replace(spec.constants, rope_scaling=scaling or spec.constants.rope_scaling)
+    return dataclasses.replace(spec, constants=constants)

@@ -1,0 +1,89 @@
+"""Write a model directory: Hugging Face names and layout, per-layer widths where layers differ, never half a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.hf_config import config_from_spec, quantization_to_config
+from saap_jax.llama.files.write import CODES, model_tensors, new_output, write_json, write_tensors, write_tokenizer
+from saap_jax.llama.model import Llama
+from saap_jax.llama.quantized import quantization_of
+from saap_jax.llama.segments import run_bounds
+from saap_jax.runtime.processes import first
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
+
+
+def save_model(
+    model: Llama,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    keep: Keep | None = None,
+    dtype: Any = None,
+    further: Mapping[str, dict[str, Any]] | None = None,
+) -> Path:
+    """Write `model.safetensors`, `config.json`, tokenizer files and `keep.json` to a new directory; return its path.
+
+    `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
+    `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
+    `model`. `further` are JSON objects by file name. Everything goes to a hidden sibling directory that is renamed
+    at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the model,
+    also of one that is spread over devices. Of several processes of a job, all have to call this, and the first one
+    writes.
+
+    Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
+    merged, `OSError` if the disk is full; in each case nothing is left behind.
+    """
+    if keep is not None:
+        check_widths(keep, model)
+    stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
+    if stored_dtype.name not in CODES:
+        raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
+    config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
+    with new_output(target, "the model") as place:
+        tensors = model_tensors(model)
+        tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
+        write_tensors(tensors, place / "model.safetensors", stored_dtype)
+        if first():
+            write_json(config, place / "config.json")
+            if keep is not None:
+                write_json(_keep_record(keep), place / "keep.json")
+            for name, record in (further or {}).items():
+                write_json(record, place / name)
+            if tokenizer is not None:
+                write_tokenizer(tokenizer, place)
+    return target
+
+
+def _config(model: Llama, dtype: str) -> dict[str, Any]:
+    """Return the `config.json`; of a quantised model one that other readers refuse, as they would misread it."""
+    if (quantization := quantization_of(model)) is None:
+        return config_from_spec(model.spec, dtype)
+    return config_from_spec(model.spec, dtype, per_layer=True) | quantization_to_config(quantization)
+
+
+def check_widths(keep: Keep, model: Llama) -> None:
+    """Raise ValueError unless a model has as many units in each layer as `keep` says were kept."""
+    for name in _names(keep):
+        if name == RESIDUAL:
+            widths = [model.spec.embed]
+        else:
+            widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
+        kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
+        if kept != widths:
+            raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
+
+
+def _keep_record(keep: Keep) -> dict[str, Any]:
+    return {
+        name: {"units": keep[name].shape[1], "kept": [np.flatnonzero(layer).tolist() for layer in keep[name]]}
+        for name in _names(keep)
+    }
+
+
+def _names(keep: Keep) -> tuple[str, ...]:
+    return STRUCTURES + tuple(name for name in (QUERY_HEADS, RESIDUAL) if name in keep)

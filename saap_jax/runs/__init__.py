@@ -1,0 +1,1 @@
+"""A run on disk, and what follows from it. Nothing is drawn here."""

@@ -1,0 +1,83 @@
+"""The words to type for another run in the setting of one that is on record, with a few options changed."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.data import parse_scenario
+
+Record = dict[str, Any]
+
+
+def compare_command(run: Record, name: str, changes: Mapping[str, Any]) -> str:
+    """Return the `saap compare` of a run's setting with some changes; `name` is added to the name of the run.
+
+    Args:
+        run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
+        changes: values by dotted path, such as `search.skip_layers`.
+    """
+    config = dict(run["config"])
+    if "estimator" in config:  # of `saap sensitivity`
+        config["estimation"] = {"estimators": [config["estimator"]], "remat": config["remat"]}
+        config["ratios"], config["best_ratio"] = [config["ratio"]], config["ratio"]
+    config["name"] = f"{config['name']}-{name}"
+    return " ".join(["saap compare", *options(changed(config, changes), CompareConfig())])
+
+
+def prune_command(run: Record, row: Record) -> str:
+    """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
+    config = dict(run["config"])
+    search = {key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None}
+    calibration = {**config["calibration"], "seed": row["seed"]}
+    if row["scenario"] != "all":
+        named = [text for text in calibration["scenarios"] if parse_scenario(text).name == row["scenario"]]
+        calibration["scenarios"] = named
+    config |= {
+        "search": {**config["search"], **search},
+        "fusion": {**config["fusion"], **(row.get("fusion") or {})},
+        "calibration": calibration,
+        "compensation": {**config.get("compensation", {}), "method": row.get("compensation") or "none"},
+        "remat": config["estimation"]["remat"],
+        "estimator": row["estimator"],
+        "ratio": row["ratio_asked"],
+    }
+    return " ".join(["saap prune", *options(config, PruneConfig())])
+
+
+def changed(config: Record, changes: Mapping[str, Any]) -> Record:
+    """Return a configuration on record with other values, by dotted path.
+
+    >>> changed({"search": {"depth": False, "solver": "greedy"}}, {"search.solver": "exact"})
+    {'search': {'depth': False, 'solver': 'exact'}}
+    """
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        config = {**config, head: changed(config.get(head, {}), {rest: value}) if rest else value}
+    return config
+
+
+def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[str]:
+    """Return the options that make a configuration of its defaults; fields that it does not have stay as they are.
+
+    >>> options({"ratio": 0.3, "search": {"skip_layers": [0, -1], "depth": False}}, PruneConfig())
+    ['--ratio', '0.3', '--search.skip-layers', '0', '-1']
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(default):
+        if field.name not in config:
+            continue
+        value, usual = config[field.name], getattr(default, field.name)
+        name = f"{prefix}{field.name}".replace("_", "-")
+        if dataclasses.is_dataclass(usual):
+            words += options(value, usual, f"{name}.")
+        elif isinstance(usual, tuple):
+            if list(value) != list(usual):
+                words += [f"--{name}", *(shlex.quote(str(item)) for item in value)]
+        elif isinstance(usual, bool):
+            if value != usual:
+                words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))
+        elif value != usual:
+            words += [f"--{name}", shlex.quote(str(value))]
+    return words

@@ -1,0 +1,51 @@
+"""What a job is of, as digests: equal ones stand for the same weights and the same text, to the last bit."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from saap_jax.data import Windows
+from saap_jax.llama import Llama
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import mesh_of
+
+
+def digest_of(tree: Any) -> str:
+    """Return the SHA-256 of all arrays of a tree with their paths, shapes and types; one layer at a time is fetched.
+
+    It does not depend on how the arrays are spread over devices. Of several processes, all have to call this.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        digest.update(f"{name} {leaf.shape} {leaf.dtype.name};".encode())
+        layers = range(leaf.shape[0]) if leaf.ndim > 2 and mesh_of(leaf) else (None,)
+        for array in (fetched(leaf, index) for index in layers if leaf.size):
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def model_digest(model: Llama) -> str:
+    """Return a digest of a model's architecture, with constants such as those of rotary embeddings, and weights."""
+    return hashlib.sha256(f"{model.spec!r};{digest_of(model)}".encode()).hexdigest()
+
+
+def inputs_of(
+    model: Llama,
+    calibration: Mapping[int, Mapping[str, Windows]] | None = None,
+    texts: Mapping[str, Windows] | None = None,
+) -> dict[str, str]:
+    """Return what a run on calibration text, by seed and scenario, and evaluation text, by metric, is of.
+
+    The keys are what a refusal calls them, see `RunDirectory.begin`.
+    """
+    drawn = {
+        f"calibration text {scenario!r} of seed {seed}": windows
+        for seed, scenarios in (calibration or {}).items()
+        for scenario, windows in scenarios.items()
+    }
+    read = {f"evaluation text of {metric!r}": windows for metric, windows in (texts or {}).items()}
+    return {"model": model_digest(model)} | {name: digest_of(windows) for name, windows in (drawn | read).items()}

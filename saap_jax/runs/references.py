@@ -1,0 +1,168 @@
+"""How a command names a model: of a run directory, whose losses are on record, or one that can be loaded.
+
+| reference           | stands for                                                          |
+|---------------------|---------------------------------------------------------------------|
+| `RUN:CANDIDATE`     | one candidate of a run directory: a pruned model as masks           |
+| `RUN:VARIANT@RATIO` | that variant at that ratio, all its seeds together                  |
+| `RUN:dense`         | the unpruned model of a run                                         |
+| anything else       | what `load_model` takes: `smollm2-135m`, a GGUF file, a directory   |
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from saap_jax.runs.directory import read_candidates, read_run
+from saap_jax.runs.standing import DENSE
+
+# `_` binds to nothing: A may have seeds where B has none
+Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
+"""{metric: mean loss of each evaluation window in nats a token, a row for each seed}."""
+
+
+class Reference(NamedTuple):
+    """A model that a command was given."""
+
+    text: str
+    """As it was given."""
+    run: Path | None = None
+    """The run directory, None for a model to load."""
+    candidate: str = ""
+    """What is named within the run."""
+    record: Mapping[str, Any] = MappingProxyType({})
+    """`run.json`."""
+    rows: tuple[dict[str, Any], ...] = ()
+    """The lines of `metrics.jsonl`, by seed; for the unpruned model, its record."""
+
+    @property
+    def seeds(self) -> tuple[int, ...] | None:
+        """The calibration seeds of a candidate; None for a model that has none, unpruned or loaded."""
+        if self.run is None or self.candidate == DENSE:
+            return None
+        return tuple(row.get("seed", 0) for row in self.rows)
+
+    @property
+    def model(self) -> dict[str, str]:
+        """Name and type of the model of the run."""
+        model = self.record.get("config", {}).get("model")
+        if not isinstance(model, dict) or not {"name", "dtype"} <= model.keys():
+            raise ValueError(f"{self.text}: expected config.model with name and dtype in {self.run}/run.json, got none")
+        return model
+
+    @property
+    def tokenizer(self) -> str:
+        """Name of the model whose tokenizer it uses."""
+        return self.text if self.run is None else self.model["name"]
+
+
+def find(text: str) -> Reference:
+    """Return the model that a reference stands for, without loading any.
+
+    Raises:
+        ValueError: a run without a candidate, or one that the run does not have.
+    """
+    path = Path(text)
+    if (path / "run.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {_examples(path)}")
+    if path.exists() or ":" not in text:
+        return Reference(text)
+    for place in (place for place, letter in enumerate(text) if letter == ":"):
+        if (Path(text[:place]) / "run.json").is_file():
+            return _of_run(text, Path(text[:place]), text[place + 1 :])
+    run = text.partition(":")[0]
+    raise ValueError(f"{text}: expected a run directory before the colon, found no run.json in {run!r}; check the path")
+
+
+def _of_run(text: str, run: Path, candidate: str) -> Reference:
+    record, known = read_run(run), read_candidates(run)[0]
+    if candidate == DENSE:
+        if DENSE not in record:
+            raise ValueError(f"{text}: the run holds no unpruned model; it has not come that far, or is no comparison")
+        return Reference(text, run, candidate, record, (record[DENSE],))
+    rows = [row for row in known if row["candidate"] == candidate]
+    rows = rows or [row for row in known if together(row) == candidate]
+    if not rows:
+        names = [DENSE, *dict.fromkeys(name for row in known for name in (row["candidate"], together(row)))]
+        for stem in (candidate, candidate.rpartition("@")[0]):  # without a ratio, or with one that there is not
+            if same := [name for name in names if stem and name.rpartition("@")[0] == stem]:
+                ratios = ", ".join(name.rpartition("@")[2] for name in same)
+                raise ValueError(f"{text}: expected {stem} at a ratio of the run, {ratios}, such as {run}:{same[0]}")
+        near = difflib.get_close_matches(candidate, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"such as {names[-1]!r}"
+        raise ValueError(f"{text}: expected one of the {len(names)} models of {run}, {hint}")
+    return Reference(text, run, candidate, record, tuple(sorted(rows, key=lambda row: row.get("seed", 0))))
+
+
+def together(row: dict[str, Any]) -> str:
+    """Return the name of a candidate with all its seeds.
+
+    >>> together({"candidate": "wanda, seed 1@0.2", "variant": "wanda", "seed": 1, "ratio_asked": 0.2})
+    'wanda@0.2'
+    """
+    variant, ratio = row.get("variant"), row.get("ratio_asked")
+    return row["candidate"] if variant is None or ratio is None else f"{variant}@{ratio:g}"
+
+
+def recorded_losses(reference: Reference) -> Losses:
+    """Return the losses that a run holds of one of its models.
+
+    Raises:
+        ValueError: an older run, without losses, or seeds that were evaluated on different windows.
+    """
+    losses: Losses = {}
+    for metric in (metric["name"] for metric in reference.record.get("metrics", ())):
+        rows = [row.get("losses", {}).get(metric) for row in reference.rows]
+        if any(row is None for row in rows):
+            raise ValueError(
+                f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
+                "run it again with --overwrite"
+            )
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"{reference.text}: expected as many windows of each seed, got {[len(row) for row in rows]}"
+            )
+        losses[metric] = np.asarray(rows, np.float64)
+    if not losses:
+        raise ValueError(f"{reference.text}: expected a run of saap compare, found no metrics in its run.json")
+    return losses
+
+
+def recorded_parameters(reference: Reference) -> int:
+    """Return the parameters of a model of a run, after the cut; of several seeds, the most."""
+    return max(int(row["parameters"]) for row in reference.rows)
+
+
+def loadable(reference: Reference, why: str) -> str:
+    """Return the name by which a model can be loaded: of a run, the unpruned one and the best, which was cut.
+
+    Raises:
+        ValueError: a candidate that there is as masks only; `why` says what needs more.
+    """
+    if reference.run is None:
+        return reference.text
+    if reference.candidate == DENSE:
+        return reference.model["name"]
+    row, best = reference.rows[0], reference.run / "best"
+    if len(reference.rows) == 1 and _is_best(reference) and (best / "config.json").is_file():
+        return str(best)
+    model = f"--model.name {reference.model['name']}"
+    raise ValueError(
+        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; cut it (saap prune "
+        f"--from-run {reference.run} {model} --estimator '{row.get('estimator')}' --ratio {row.get('ratio_asked')} "
+        "--out DIRECTORY, with the search options of the run) and name that directory"
+    )
+
+
+def _is_best(reference: Reference) -> bool:
+    best = (reference.record.get("best") or {}).get("candidate")
+    return best == reference.rows[0]["candidate"]
+
+
+def _examples(run: Path) -> str:
+    names: Sequence[str] = [row["candidate"] for row in read_candidates(run)[0]]
+    return f"{run}:{names[0] if names else DENSE}"

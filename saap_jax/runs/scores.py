@@ -1,0 +1,220 @@
+"""Scores that a run keeps: made once, read by whoever takes the run up again or prunes by it.
+
+| file of a run                     | content                                                                     |
+|-----------------------------------|-----------------------------------------------------------------------------|
+| `scores.npz`                      | `SCENARIO/ESTIMATOR/STRUCTURE`, `[layers, units]`                           |
+| `stability.npz`                   | `STRUCTURE`: the stability indicator over the examples of all scenarios;    |
+|                                   | `SCENARIO/STRUCTURE`: over those of one                                     |
+| `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SweepConfig
+from saap_jax.config.method import FusionConfig, KeepStatistics
+from saap_jax.data import Windows
+from saap_jax.estimation import ESTIMATORS, Statistic, make_estimators
+from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
+from saap_jax.llama import Llama
+from saap_jax.llama.segments import existing_units
+from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.reading import DAMAGED
+from saap_jax.runs.score_arrays import parts_of
+from saap_jax.runtime.processes import agreed
+from saap_jax.selection.calibrate import (
+    Calibrated,
+    Plan,
+    Track,
+    joined,
+    make_members,
+    observe_windows,
+    quiet,
+    score_plan,
+    score_statistics,
+)
+from saap_jax.types import Scores
+
+LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
+"""Statistics that take as much space as the model in float32."""
+
+
+def kept_scores(
+    run: RunDirectory,
+    model: Llama,
+    scenarios: Mapping[str, Windows],
+    config: FidelityConfig | ScoreConfig | SweepConfig,
+    *,
+    stability: bool = False,
+    keep: KeepStatistics = "none",
+    plan: Plan | None = None,
+    suffix: str = "",
+    track: Track = quiet,
+) -> Calibrated:
+    """Return the scores that the run holds, or make and keep them.
+
+    A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
+    time.
+
+    Args:
+        plan: what is scored, where that is more than the configuration's estimators with its fusion.
+        suffix: of the files' names, where a run keeps the scores of several calibration texts.
+    """
+    plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
+    if run.has(f"scores{suffix}.npz"):
+        kept = read_scores(run, suffix)
+        check_scores(kept, run.path / f"scores{suffix}.npz", model, scenarios, plan)
+        return kept
+    members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
+    made = {}
+    for name, windows in scenarios.items():
+        path = statistics_path(run.path, name)
+        observed = run.has(str(path.relative_to(run.path)))
+        if observed:
+            statistics = load_scenario(path, model, name)
+        else:
+            statistics = observe_windows(
+                model,
+                windows,
+                members.values(),
+                stability=stability,
+                batch_size=config.calibration.batch_size,
+                remat=config.estimation.remat,
+                track=track,
+                scenario=name if len(scenarios) > 1 else "",
+            )
+        if keep != "none" and not observed:
+            run.claim(path.parent.name)
+            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
+            save_statistics(path, {name: statistics}, only=small)
+        made[name] = score_plan(model, statistics, plan)
+    save_scores(run, joined(made), suffix)
+    return read_scores(run, suffix)
+
+
+def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
+    """Score by what another run keeps, without a pass over any text.
+
+    Its statistics are scored anew; an estimator whose statistics the run did not keep, but whose scores it did, has
+    these scores, also as a member of a fusion.
+
+    Raises:
+        FileNotFoundError: no run there, or one that kept no statistics.
+        ValueError: statistics of another model, or neither scores nor statistics of an estimator.
+    """
+    estimators, made = tuple(estimators), {}
+    members = make_members(estimators, fusion)
+    kept = kept_by(source)
+    for name in members:
+        if not kept.serves(name):
+            able = ", ".join(each for each in ESTIMATORS if kept.serves(each))
+            raise ValueError(
+                f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
+                f"({', '.join(sorted(members[name].needs))}); it serves {able}. For others, run `saap score` with them "
+                "among --estimation.estimators and --keep-statistics all"
+            )
+    for name, statistics in kept.statistics.items():
+        own = {each: kept.scores[name][each] for each, made in members.items() if made.needs - statistics}
+        path = statistics_path(Path(source), name)
+        try:
+            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion, known=own)
+        except ValueError as error:
+            raise ValueError(f"from_run {source}: {error}") from None
+    return joined(made)
+
+
+class Kept(NamedTuple):
+    """What a run keeps for later scoring."""
+
+    statistics: dict[str, frozenset[Statistic]]
+    """Of each scenario."""
+    scores: dict[str, dict[str, Scores]]
+    """`{scenario: {estimator: …}}`."""
+
+    def serves(self, member: str) -> bool:
+        """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
+        needs = make_estimators([member])[member].needs
+        return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
+
+
+def kept_by(source: str) -> Kept:
+    """Return what a run keeps for later scoring.
+
+    Raises:
+        FileNotFoundError: no run there, or one that kept no statistics.
+        ValueError: no run of `saap score`.
+    """
+    record, statistics = read_run(source), {}
+    for name in record.get("scenarios", {}):
+        path = statistics_path(Path(source), name)
+        if not agreed(path.exists):
+            raise FileNotFoundError(
+                f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
+            )
+        statistics[name] = kept_statistics(path, name)
+    if not statistics:
+        raise ValueError(f"from_run: expected a run of `saap score`, got {source} without scenarios")
+    run = RunDirectory(Path(source), record)
+    return Kept(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
+
+
+def served(source: str, estimators: Iterable[str], fusion: FusionConfig) -> list[str]:
+    """Return those of the estimators that can be scored by what a run keeps."""
+    kept = kept_by(source)
+    return [name for name in estimators if all(map(kept.serves, make_members([name], fusion)))]
+
+
+def statistics_path(run: Path, scenario: str) -> Path:
+    """Return where a run keeps the statistics of a scenario."""
+    return run / "statistics" / f"{scenario}.safetensors"
+
+
+def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> None:
+    """Keep scores, stability indicators and how fusions came about (in `run.json`, of the first text only)."""
+    if not suffix:
+        fusions = {
+            scenario: {name: fused._asdict() | {"scores": None} for name, fused in each.items()}
+            for scenario, each in calibrated.fusions.items()
+            if each
+        }
+        run.update(fusions=fusions)
+    indicators = {f"{scenario}/{n}": asi for scenario, own in calibrated.stability_of.items() for n, asi in own.items()}
+    run.save_arrays(f"stability{suffix}", dict(calibrated.stability or {}) | indicators)
+    flat = {
+        f"{scenario}/{name}/{structure}": value
+        for scenario, scored in calibrated.scenarios.items()
+        for name, scores in scored.items()
+        for structure, value in scores.items()
+    }
+    run.save_arrays(f"scores{suffix}", flat)
+
+
+def check_scores(
+    kept: Calibrated, path: Path, model: Llama, scenarios: Iterable[str], estimators: Iterable[str]
+) -> None:
+    """Raise ValueError unless what a run keeps are scores of every unit of a model, by these estimators."""
+    existing = existing_units(model.runs)
+    for scenario, estimator in itertools.product(scenarios, estimators):
+        found = kept.scenarios.get(scenario, {}).get(estimator, {})
+        for name, units in existing.items():
+            got = "none" if name not in found else f"{found[name].dtype} of shape {found[name].shape}"
+            if name not in found or found[name].shape != units.shape or found[name].dtype.kind != "f":
+                raise ValueError(
+                    f"expected scores {scenario}/{estimator}/{name} of shape {units.shape} in {path}, got {got}; "
+                    f"{DAMAGED}"
+                )
+
+
+def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
+    """Read the scores and the stability indicators that a run keeps."""
+    scenarios: dict[str, dict[str, Scores]] = {}
+    for key, value in run.load_arrays(f"scores{suffix}").items():
+        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz")
+        scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
+    stability: dict[str, Scores] = {}
+    for key, value in run.load_arrays(f"stability{suffix}").items():
+        scenario, _, structure = key.rpartition("/")
+        stability.setdefault(scenario, {})[structure] = value
+    return Calibrated(scenarios, stability.pop("", None), {}, stability)

@@ -1,0 +1,380 @@
+"""What to try next, from what a run has measured: a text, the effect to expect, and the command.
+
+Every number is of the run's own records. `saap sensitivity` chooses by what single layers cost, and measures what it
+chose at its own ratio before it suggests it, by masks and on the same text; one that is not surely better, by the
+paired bootstrap interval over the windows, is not offered. A comparison is judged by what it compared.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.estimation import Statistic, make_estimators
+from saap_jax.evaluation.paired import FEWEST, Difference, decimals_of, few, paired_difference
+from saap_jax.evaluation.sensitivity import (
+    Change,
+    Plan,
+    Record,
+    a_parameter,
+    changes_of,
+    costs_of,
+    judged_metric,
+    nearest_share,
+    plan_of,
+)
+from saap_jax.runs.commands import compare_command, prune_command
+from saap_jax.types import STRUCTURES
+
+SEVERAL, LITTLE = 3.0, 0.1
+"""Times the average a place costs from where on it is costly, and up to where it costs almost nothing."""
+
+SHARES = tuple(round(0.05 * step, 2) for step in range(11))
+"""Attention shares that are tried."""
+
+NEGLIGIBLE = 0.05
+"""Share of a mean fused score below which a member is not worth its statistics."""
+
+MORE_WINDOWS = 24
+"""Windows that are suggested where a run has too few, the usual number."""
+
+MOST_SEEDS = 10
+"""Seeds that are suggested at most."""
+
+_EFFORT = (
+    ({Statistic.GATE_HESSIAN}, "Hessian-vector products"),
+    ({Statistic.SQUARED_WEIGHT_GRADIENT}, "gradients of weights, an example at a time"),
+    ({Statistic.WEIGHT_GRADIENT}, "gradients of weights"),
+    ({Statistic.GATE_GRADIENT}, "gradients of gates"),
+    ({Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE, Statistic.BLOCK_CHANGE}, "activations only"),
+    (set(), "no pass over text"),
+)
+"""What scoring needs, the most expensive first, in words."""
+
+
+class Suggestion(NamedTuple):
+    """Something to try."""
+
+    text: str
+    """What was found, and what to do about it."""
+    effect: str
+    """What to expect of it, from measured numbers."""
+    command: str
+    """The words to type."""
+
+
+class Standing(NamedTuple):
+    """A variant at one ratio of a comparison, over its seeds."""
+
+    row: Record
+    """One of its lines in `metrics.jsonl`."""
+    ppl: float
+    spread: float
+    """Standard deviation of the perplexity over the seeds; NaN where there is one."""
+    seeds: int
+    p_value: float
+    """Of "as good as the best", adjusted; NaN of the best."""
+    tied: bool
+    windows: int
+    """By which it is compared; 0 where their losses are not on record."""
+
+
+# --- from a run of `saap sensitivity` --------------------------------------------------------------
+
+
+def trial_options(search: Record, changes: Sequence[Change], plan: Plan) -> dict[str, list[Record]]:
+    """Return what could be tried instead of a search, from what single places cost: changes by dotted path, by kind.
+
+    `skip-layers`: leave the layers alone from which something goes at several times the average cost, the dearest
+    first, one more an option. `attention-share`: other shares of the budget for attention. `allocation`: one ranking,
+    which can take more from places that cost almost nothing, instead of the same share of each layer.
+
+    Args:
+        search: the configured search.
+        changes: what places cost at one share.
+        plan: what the search removes.
+    """
+    layers = list(dict.fromkeys(change.layer for change in _costly(changes, plan)))
+    skip = [list(search["skip_layers"]) + sorted(layers[: count + 1]) for count in range(len(layers))]
+    shares = [share for share in SHARES if share != search["attention_share"]]
+    ranks = search["allocation"] != "uniform" or not any(change.relative <= LITTLE for change in changes)
+    return {
+        "skip-layers": [{"search.skip_layers": each} for each in skip],
+        "attention-share": [{"search.attention_share": share} for share in shares],
+        "allocation": [] if ranks else [{"search.allocation": "global"}],
+    }
+
+
+def _costly(changes: Sequence[Change], plan: Plan) -> list[Change]:
+    """Return the places that cost several times the average and from which a plan takes something, dearest first."""
+    costly = [change for change in changes if change.relative >= SEVERAL and plan[change.structure, change.layer] > 0]
+    return sorted(costly, key=lambda change: -change.relative)
+
+
+def sensitivity_suggestions(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+    """Return what a run of `saap sensitivity` suggests: what it tried at its ratio and found to be surely better."""
+    rows = {row["candidate"]: row for row in candidates}
+    found = []
+    for trial in run.get("trials") or []:
+        row, base = rows[trial["candidate"]], rows[trial["instead_of"]]
+        change = _difference(run, row, base)
+        metric = judged_metric(run)
+        if trial["kind"] == "aligned":
+            if _saved(trial)[1] > 0 and len(trial["seconds"][0]) >= FEWEST:
+                text = f"MLP widths to multiples of {run['config']['align']} are faster."
+                effect = f"measured at {100 * run['config']['ratio']:g} %: {aligned_sentence(run, candidates, trial)}"
+                found.append(Suggestion(text, effect, compare_command(run, "aligned", trial["changes"])))
+            continue
+        if not (change.sure and change.value < 0):
+            continue
+        value, low, high = change.percent
+        digits = decimals_of(value)
+        effect = (
+            f"measured at {100 * run['config']['ratio']:g} %: ppl {row['ppl'][metric]:.2f} instead of "
+            f"{base['ppl'][metric]:.2f} ({value:+.{digits}f} %, {low:+.{digits}f} to {high:+.{digits}f} %)"
+        )
+        text = _found(run, candidates, trial, base, row)
+        found.append(Suggestion(_capital(text), effect, compare_command(run, trial["kind"], trial["changes"])))
+    return found
+
+
+def _found(run: Record, candidates: Sequence[Record], trial: Record, base: Record, row: Record) -> str:
+    """Say what speaks for a trial."""
+    changes = nearest_share(changes_of(run, candidates), run["config"]["ratio"])
+    if trial["kind"] == "skip-layers":
+        layers = set(trial["changes"]["search.skip_layers"]) - set(run["config"]["search"]["skip_layers"])
+        plan = plan_of(costs_of(run, candidates), base["kept"])
+        costly = [change for change in _costly(changes, plan) if change.layer in layers]
+        costly.sort(key=lambda change: -change.relative)
+        said = [
+            f"{_place(change)}{' costs' if change is costly[0] else ''} {change.relative:.1f} x" for change in costly
+        ]
+        return f"{', '.join(said)} the average of its structure: leave {_layers(layers)} alone."
+    if trial["kind"] == "attention-share":
+        now, then = (_attention_share(candidates, each["kept"]) for each in (base, row))
+        attention, mlp = (a_parameter(changes, structure) for structure in STRUCTURES)
+        said = "attention and MLP cost differently"
+        if attention > 0 and mlp > 0:
+            said = f"a parameter of attention costs {attention / mlp:.2g} x one of the MLP"
+        return f"{said}: take {100 * then:.0f} % of what is removed from attention, not {100 * now:.0f} %."
+    cheap = [change for change in changes if change.relative <= LITTLE]
+    said = ", ".join(
+        f"{_name(structure)} of {_layers({change.layer for change in cheap if change.structure == structure})}"
+        for structure in STRUCTURES
+        if any(change.structure == structure for change in cheap)
+    )
+    return f"{said} cost{'s' if len(cheap) == 1 else ''} at most {LITTLE:g} x the average: rank all layers together."
+
+
+def _attention_share(candidates: Sequence[Record], kept: Record) -> float:
+    """Return the share of the removed parameters that comes from attention."""
+    removed = dict.fromkeys(STRUCTURES, 0.0)
+    for row in {(row["structure"], row["layer"]): row for row in candidates if "layer" in row}.values():
+        gone = row["units"] - kept[row["structure"]][row["layer"]]
+        removed[row["structure"]] += gone * row["removed"] / (row["actual"] * row["units"])
+    total = sum(removed.values())
+    return removed["attention"] / total if total else 0.0
+
+
+def aligned_sentence(run: Record, candidates: Sequence[Record], trial: Record) -> str:
+    """Say what aligned widths change, as measured: perplexity with its interval, time with its range over rounds."""
+    rows = {row["candidate"]: row for row in candidates}
+    change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
+    (value, low, high), (saved, least, most) = change.percent, _saved(trial)
+    digits = decimals_of(value)
+    ppl = f"change the ppl by {value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
+    if change.same:
+        ppl = "leave the ppl as it is"
+    elif math.isnan(low):
+        ppl = f"change the ppl by {value:+.{digits}f} %, {few(change.windows)},"
+    rounds = len(trial["seconds"][0])
+    if rounds < FEWEST:
+        time = f"change the time by {-saved:+.1f} % ({-most:+.1f} to {-least:+.1f} %"
+    elif least > 0:
+        time = f"save {saved:.1f} % time ({least:.1f} to {most:.1f} %"
+    elif most < 0:
+        time = f"cost {-saved:.1f} % time ({-most:.1f} to {-least:.1f} %"
+    else:
+        time = f"do not measurably change the time ({-most:+.1f} to {-least:+.1f} %"
+    before, after = trial["runs"]
+    instead = f" instead of {before}" if after != before else ""
+    over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")
+    runs = f"{after} runs of equal layers{instead}"
+    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {runs}"
+
+
+def _difference(run: Record, row: Record, base: Record) -> Difference:
+    """Return the loss of a candidate less that of another on the judged text."""
+    metric = judged_metric(run)
+    losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
+    return paired_difference(losses, other, resamples=run["config"]["resamples"])
+
+
+def _saved(trial: Record) -> tuple[float, float, float]:
+    """Return the percent of time that a trial saves: median, least and most of the rounds."""
+    before, after = (np.asarray(seconds, np.float64) for seconds in trial["seconds"])
+    saved = 100 * (1 - after / before)
+    return float(np.median(saved)), float(saved.min()), float(saved.max())
+
+
+# --- from a comparison -----------------------------------------------------------------------------
+
+
+def comparison_suggestions(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+    """Return what a comparison suggests: a cheaper variant, more seeds, fewer members of a fusion.
+
+    Args:
+        standings: the variants at the ratio that matters most, the best first.
+    """
+    if 0 < min((each.windows for each in standings), default=0) < FEWEST:
+        return [*_more_windows(run, standings), *_drop_member(run)]
+    return [*_cheaper(run, standings), *_more_seeds(run, standings), *_drop_member(run)]
+
+
+def _more_windows(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+    """Evaluate on more text where there is too little to tell variants apart."""
+    windows = standings[0].windows
+    if len(standings) < 2:
+        return []
+    return [
+        Suggestion(
+            f"{windows} window{'s' if windows > 1 else ''} of evaluation text cannot tell variants apart, which takes "
+            f"{FEWEST}: evaluate on more.",
+            "intervals and tests, which this run has none of",
+            compare_command(run, "windows", {"evaluation.windows": MORE_WINDOWS}),
+        )
+    ]
+
+
+def _cheaper(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+    """Use the variant that needs least among those that cannot be told apart from the best."""
+    if not standings:
+        return []
+    best, fusion = standings[0], run["config"]["fusion"]
+    tied = [each for each in standings[1:] if each.tied]
+    chosen = max(tied, key=lambda each: effort(each.row["estimator"], fusion)[0], default=best)
+    (least, needs), (most, needed) = (effort(each.row["estimator"], fusion) for each in (chosen, best))
+    if least <= most:
+        return []
+    change = 100 * (chosen.ppl / best.ppl - 1)
+    return [
+        Suggestion(
+            f"{chosen.row['variant']} cannot be told apart from the best, {best.row['variant']} (p = "
+            f"{chosen.p_value:.2g}), and scoring needs less: {needs} instead of {needed}.",
+            f"measured at {100 * best.row['ratio_asked']:g} %: ppl {chosen.ppl:.2f} instead of {best.ppl:.2f} "
+            f"({change:+.{decimals_of(change)}f} %)",
+            prune_command(run, chosen.row),
+        )
+    ]
+
+
+def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
+    """Return how little an estimator needs, larger = less, and what that is.
+
+    >>> effort("wanda", {}), effort("gate_fisher/wanda", {})
+    ((4, 'activations only'), (3, 'gradients of gates'))
+    """
+    name = "/".join([fusion["attention"], *fusion["estimators"]]) if estimator == "saap" else estimator
+    members = dict.fromkeys(part.strip() for part in re.split("[/+]", name) if part.strip())
+    needs = {need for made in make_estimators(members).values() for need in made.needs}
+    return next((place, said) for place, (kind, said) in enumerate(_EFFORT) if kind & needs or not kind)
+
+
+def _more_seeds(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+    """Ask for more seeds where they differ more than the two best variants do."""
+    if len(standings) < 2:
+        return []
+    first, second = standings[:2]
+    ratio = f"at {100 * first.row['ratio_asked']:g} %"
+    seeds = [int(seed) for seed in run["seeds"]["calibration"]]
+    if first.seeds == 1:
+        return [
+            Suggestion(
+                f"One seed does not say how much the difference of {abs(second.ppl - first.ppl):.2g} between "
+                f"{first.row['variant']} and {second.row['variant']} {ratio} owes to the text that was drawn.",
+                "the spread over seeds becomes known; one seed has measured none",
+                compare_command(run, "seeds", {"grid.seeds": _seeds(seeds, 3)}),
+            )
+        ]
+    spread, gap = float(np.nanmax([first.spread, second.spread])), second.ppl - first.ppl
+    if not (math.isfinite(spread) and 0 <= gap < spread):
+        return []
+    needed = math.ceil(8 * (spread / gap) ** 2) if gap > 0 else math.inf
+    count = int(min(max(needed, first.seeds + 1), max(MOST_SEEDS, first.seeds + 1)))
+    errors = [spread / math.sqrt(number) for number in (first.seeds, count)]
+    enough = f"about {needed:,} would settle it" if needed < 1000 else "no number of seeds will settle it"
+    return [
+        Suggestion(
+            f"{first.row['variant']} and {second.row['variant']} differ {ratio} by {gap:.2g}, their seeds by "
+            f"{spread:.2g} (standard deviation): more seeds or calibration.examples.",
+            f"standard error of a mean from {errors[0]:.2g} with {first.seeds} seeds to {errors[1]:.2g} with {count}; "
+            f"{enough} (two standard errors of the difference)",
+            compare_command(run, "seeds", {"grid.seeds": _seeds(seeds, count)}),
+        )
+    ]
+
+
+def _drop_member(run: Record) -> list[Suggestion]:
+    """Drop a member of a fusion that contributes next to nothing in every scope and scenario."""
+    shares: dict[tuple[str, ...], dict[str, float]] = {}
+    for by_name in (run.get("fusions") or {}).values():
+        for fused in by_name.values():
+            of_members = fused.get("shares") or {}
+            largest = shares.setdefault(tuple(of_members), {})
+            for member, by_scope in of_members.items():
+                largest[member] = max(largest.get(member, 0.0), *by_scope.values())
+    found = []
+    for members, largest in shares.items():
+        rest = [member for member in members if largest[member] >= NEGLIGIBLE]
+        dropped = [member for member in members if member not in rest]
+        asked, fewer = _without(members, rest, run)
+        if not (dropped and rest and asked):
+            continue
+        most = max(largest[member] for member in dropped)
+        found.append(
+            Suggestion(
+                f"{', '.join(dropped)} hardly counts in the fusion {'+'.join(members)}: drop it.",
+                f"measured: at most {100 * most:.2g} % of the mean fused score in any scope comes from it",
+                compare_command(run, "fewer-members", {"estimation.estimators": [asked, fewer]}),
+            )
+        )
+    return found
+
+
+def _without(members: Sequence[str], rest: Sequence[str], run: Record) -> tuple[str, str]:
+    """Return the estimator that fuses the members, and the one that fuses the rest; empty where none was asked for."""
+    fusion = run["config"]["fusion"]
+    for asked in run["config"]["estimation"]["estimators"]:
+        fused = "+".join(fusion["estimators"])
+        parts = [fusion["attention"] or fused, fused] if asked == "saap" else asked.split("/")
+        fewer = ["+".join(rest) if [m.strip() for m in part.split("+")] == list(members) else part for part in parts]
+        if fewer != parts:
+            return asked, "/".join(dict.fromkeys(fewer))
+    return "", ""
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _name(structure: str) -> str:
+    return {"mlp": "MLP"}.get(structure, structure)
+
+
+def _place(change: Change) -> str:
+    return f"layer {change.layer}'s {_name(change.structure)}"
+
+
+def _layers(layers: Collection[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _seeds(known: Sequence[int], count: int) -> list[int]:
+    """Return so many seeds, those that are known first."""
+    more = (seed for seed in range(count + len(known)) if seed not in known)
+    return [*known, *more][: max(count, len(known))]

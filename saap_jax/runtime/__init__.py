@@ -1,0 +1,1 @@
+"""This process, the others of its job, files, devices: no model, no method."""

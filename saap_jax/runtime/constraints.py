@@ -1,0 +1,99 @@
+"""What a sharded forward and backward pass holds where: constraints on activations and weights, layer by layer.
+
+Left to itself, the partitioner may split the residual stream by its width, because that is how weights are spread, and
+then sums activations over all devices after every product. What is wanted is the other way round: examples stay on
+their devices, a layer's weights are gathered for as long as the layer is worked on, and its gradients are summed and
+split again (fully sharded data parallelism, as ZeRO stage 3, arXiv:1910.02054).
+
+The mesh is the one in force (`jax.set_mesh`, entered by `on_mesh_of`); without one nothing here does anything.
+"""
+
+import contextlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import linear_call
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from saap_jax.config.mesh import BATCH, WEIGHTS
+
+GATHERED = "gathered weights"
+"""Name of a layer's gathered weights, which are not kept for the backward pass: they would be the whole model."""
+
+
+def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
+    """Return a context in which programs know the mesh that a model, or a part of one (concrete or abstract), is spread
+    over, if any.
+    """
+    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    mesh = next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) and mesh.size > 1 else contextlib.nullcontext()
+
+
+def in_force() -> bool:
+    """Say whether there is a mesh that anything could be spread over."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape.values()) > 1
+
+
+def by_example(x: Array) -> Array:
+    """Hold an activation `[batch, ...]` where its examples are: split by the batch, and by nothing else.
+
+    On every device where the batch cannot be split evenly.
+    """
+    if not in_force():
+        return x
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1)
+    if x.shape[0] % math.prod(sizes[axis] for axis in parts):
+        parts = ()
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(parts or None, *(None,) * (x.ndim - 1)))
+
+
+def sum_of_examples(each: Array, embed: int) -> Array:
+    """Return the sum over the first axis of `[batch, ...]`, split along its axis `embed` as the weights are.
+
+    Each device adds up its own examples; then parts are exchanged, and each adds up its part of those of the others.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    shards = math.prod(sizes.get(axis, 1) for axis in BATCH)
+    if shards == 1 or len(each) % shards or each.shape[1 + embed] % sizes.get(WEIGHTS, 1):
+        return each.sum(axis=0)
+    own = each.reshape(shards, -1, *each.shape[1:]).sum(axis=1)
+    spec: list[Any] = [tuple(axis for axis in BATCH if axis != WEIGHTS and sizes.get(axis, 1) > 1) or None]
+    spec += [PartitionSpec.UNCONSTRAINED] * (own.ndim - 1)
+    spec[1 + embed] = WEIGHTS if WEIGHTS in sizes else None
+    return jax.lax.with_sharding_constraint(own, PartitionSpec(*spec)).sum(axis=0)
+
+
+def gathered(tree: Any) -> Any:
+    """Return the parameters of a layer whole along the axis that weights are split by; their gradients stay split."""
+    if not in_force():
+        return tree
+    return jax.tree.map(_gathered, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _gathered(variable: Any) -> Any:
+    axes, value = getattr(variable, "axes", ()), variable[...] if isinstance(variable, nnx.Variable) else None
+    split = next((axis for axis in ("embed", "outputs") if axis in axes), None)
+    if value is None or split is None:
+        return variable
+    place = axes.index(split) - len(axes)  # from the end: a scan took `layers`
+    sizes = jax.sharding.get_abstract_mesh().shape
+    even = WEIGHTS in sizes and value.shape[place] % sizes[WEIGHTS] == 0
+
+    def constrained(x: Array, axis: str | None) -> Array:
+        spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+        spec[place] = axis
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return variable.replace(checkpoint_name(constrained(value, None), GATHERED))
+    whole = linear_call(
+        lambda _, x: constrained(x, None), lambda _, x: constrained(x, WEIGHTS if even else None), (), value
+    )
+    return variable.replace(checkpoint_name(whole, GATHERED))

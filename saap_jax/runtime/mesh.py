@@ -1,0 +1,286 @@
+"""Where every array of a job lies: a mesh, rules from logical axis names to mesh axes, shardings from metadata alone.
+
+A parameter carries the names of its axes (`saap_jax.types`); a rule maps a name to the mesh axes that its elements are
+spread over. Nothing else says where an array is: loading, scoring, evaluating, recovering and saving all ask here.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from saap_jax.config.mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
+
+Rules = Mapping[str, tuple[str, ...]]
+"""Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
+
+RULES: Rules = {
+    "embed": (WEIGHTS,),
+    "vocab": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "q_per_kv": (),
+    "head_dim": (),
+    "outputs": (WEIGHTS,),
+    "inputs": (),
+    "groups": (),
+    "bytes": (),
+    "rank": (),
+}
+"""The rules that hold unless `MeshConfig.rules` says otherwise.
+
+`tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
+splits the residual width of the weights, or the outputs of a quantised matrix or of an adapter, which are gathered
+layer by layer, and the batch with them; `data` splits the batch alone.
+"""
+
+
+class Layout(NamedTuple):
+    """A mesh and the rules that place arrays on it."""
+
+    mesh: Mesh
+    rules: Rules
+    uneven: str = "refuse"
+    """What becomes of an axis that its mesh axes do not divide: `refuse`, `replicate` with a warning, or `whole`."""
+
+    def lenient(self) -> "Layout":
+        """Return the layout for a cut model, whose widths the mesh seldom divides: those axes are held whole."""
+        return self._replace(uneven="whole")
+
+    def spec(self, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4) -> PartitionSpec:
+        """Return how an array of these logical axes and sizes is split; see `partition_spec`."""
+        return partition_spec(self, axes, shape, name, itemsize)
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts that a batch is split into."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH)
+
+
+def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
+    """Return the mesh of a configuration, over all devices of all processes unless some are given.
+
+    An axis of the mesh lies along axes of the machine's torus, or along part of one where the sizes ask for that.
+
+    Raises:
+        ValueError: sizes that do not multiply to the number of devices, an unknown axis in a rule, two axes of one
+            parameter on the same mesh axis, or TPUs of several slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        raise ValueError(f"mesh: expected devices of one TPU slice, got {len(slices)} slices; start a job a slice")
+    automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Layout(Mesh(placed, MESH_AXES, axis_types=automatic), rules_of(config.rules), config.uneven)
+
+
+def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
+    """Return where the arrays of a job lie; None where it has one device, and nothing is spread.
+
+    Args:
+        batch_sizes: sizes of the batches that will be split, by the name that an error gives them.
+
+    Raises:
+        ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
+    """
+    if (config.data, config.fsdp, config.tensor) == (1, 1, 1):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"mesh: expected the {jax.device_count()} devices of {jax.process_count()} processes to be on it, got "
+                "a mesh of one; give --mesh.data -1 (other examples on each) or --mesh.fsdp -1 (weights spread too)"
+            )
+        return None
+    layout = layout_of(config)
+    for name, size in batch_sizes.items():
+        check_batch(size, layout, name)
+    return layout
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Return the sizes of the mesh axes, the one that is -1 filled up.
+
+    >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8)
+    (1, 4, 2)
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    asked = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if devices % given or (-1 not in sizes and given != devices):
+        raise ValueError(
+            f"mesh: expected {asked} to make {devices} devices, got {given}; set one axis to -1 for what is left"
+        )
+    return tuple(devices // given if size == -1 else size for size in sizes)
+
+
+def rules_of(overrides: Sequence[str]) -> Rules:
+    """Return the rules, with those replaced that `overrides` names: `mlp=tensor`, `embed=data+fsdp`, `vocab=`.
+
+    >>> rules_of(["vocab=", "embed=data+fsdp"])["embed"]
+    ('data', 'fsdp')
+    """
+    rules = dict(RULES)
+    for text in overrides:
+        axis, equals, places = text.partition("=")
+        parts = tuple(part for part in places.split("+") if part)
+        wrong = [part for part in parts if part not in MESH_AXES]
+        if not equals or axis not in RULES or wrong or len(set(parts)) < len(parts):
+            raise ValueError(
+                f"mesh.rules: expected AXIS=MESH_AXIS+…, with an axis of {', '.join(RULES)} and mesh axes of "
+                f"{', '.join(MESH_AXES)}, each once, got {text!r}"
+            )
+        rules[axis] = parts
+    return rules
+
+
+def partition_spec(
+    layout: Layout, axes: Sequence[str], shape: Sequence[int], name: str, itemsize: int = 4
+) -> PartitionSpec:
+    """Return how an array is split: for each of its axes the mesh axes that its rule names, those of size 1 left out.
+
+    Args:
+        axes: logical names of the axes, one for each entry of `shape`.
+        name: of the array, for messages.
+        itemsize: bytes an element, to say what replication wastes.
+
+    Raises:
+        ValueError: an axis without a rule, two axes on one mesh axis, or one that is not divided by its mesh axes
+            (where `layout.uneven` is not `refuse`, that axis is held whole, with a warning or without).
+    """
+    used: dict[str, str] = {}
+    entries: list[Any] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis not in layout.rules:
+            raise ValueError(f"{name}: no rule for axis {axis!r}; the rules know {', '.join(layout.rules)}")
+        parts = tuple(part for part in layout.rules[axis] if layout.mesh.shape[part] > 1)
+        for part in parts:
+            if part in used:
+                raise ValueError(
+                    f"{name}: axes {used[part]!r} and {axis!r} are both on mesh axis {part!r}, which can split only "
+                    f"one of them; change a rule, such as mesh.rules={axis}="
+                )
+            used[part] = axis
+        split = math.prod(layout.mesh.shape[part] for part in parts)
+        if split > 1 and size % split:
+            if layout.uneven == "refuse":
+                raise ValueError(
+                    f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split}; change the "
+                    f"mesh, leave the axis whole with mesh.rules={axis}=, or set mesh.uneven=replicate"
+                )
+            if layout.uneven == "replicate":
+                wasted = math.prod(shape) * itemsize * (split - 1) // split
+                warnings.warn(
+                    f"{name}: axis {axis!r} of size {size} is not divided by {' x '.join(parts)} = {split} and is held "
+                    f"whole on each device, {wasted:,} bytes more than if it were",
+                    stacklevel=2,
+                )
+            parts = ()
+        entries.append(parts[0] if len(parts) == 1 else parts or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(tree: Any, layout: Layout) -> Any:
+    """Return a tree like `tree`, a model or its statistics (concrete or abstract), with a sharding for each parameter.
+
+    Raises:
+        ValueError: see `partition_spec`; the message names the parameter.
+    """
+
+    def place(path: tuple, variable: nnx.Variable) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        itemsize = np.dtype(variable.dtype).itemsize
+        return variable.replace(
+            NamedSharding(layout.mesh, partition_spec(layout, variable.axes, variable.shape, name, itemsize))
+        )
+
+    return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """Return the mesh that the arrays of a model, or of a part of one, are spread over; None of those on one device."""
+    places = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    meshes = (place.mesh for place in places if isinstance(place, NamedSharding))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
+
+
+def spread(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
+    """Return the rows of a batch, which every process has, where the devices that hold the model want them.
+
+    Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide
+    the number of rows, the size of `axis`.
+    """
+    if (mesh := mesh_of(model)) is None:
+        return jnp.asarray(batch)
+    parts = tuple(name for name in BATCH if mesh.shape.get(name, 1) > 1)
+    if batch.shape[axis] % math.prod(mesh.shape[name] for name in parts):
+        parts = ()
+    where = NamedSharding(mesh, PartitionSpec(*[None] * axis, parts or None))
+    return jax.make_array_from_callback(batch.shape, where, lambda part: batch[part])
+
+
+def settled(tree: Any, mesh: Mesh | None) -> Any:
+    """Return a tree whose arrays all lie on the mesh: those that are spread as they are, others on every device."""
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: x if isinstance(getattr(x, "sharding", None), NamedSharding) else jax.device_put(x, whole), tree
+    )
+
+
+def laid_out(tree: Any, layout: Layout) -> Any:
+    """Return a tree whose parameters lie where the layout places them; those that are spread already, as they are.
+
+    The others are on this host, and the same on every process; each device takes its part.
+    """
+
+    def one(value: Any, place: NamedSharding) -> Any:
+        if isinstance(getattr(value, "sharding", None), NamedSharding):
+            return value
+        whole = np.asarray(value)
+        return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
+
+    return jax.tree.map(one, tree, shardings(tree, layout))
+
+
+Places = tuple[NamedSharding, ...]
+"""Where the arrays of a tree lie, in its order: a static argument of a step that changes them, see `held`."""
+
+
+def places_of(tree: Any) -> Places:
+    """Return where the arrays of a tree lie that is spread over devices; nothing of one that is not."""
+    return () if mesh_of(tree) is None else tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
+
+
+def held(tree: Any, places: Places) -> Any:
+    """Return, within a jitted step, what it makes of a tree, kept where the tree lay (see `places_of`).
+
+    So memory does not depend on what a compiler prefers, and the second step finds its input where the first one did.
+    """
+    if not places:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, places))
+
+
+def put(tree: Any, layout: Layout) -> Any:
+    """Return a model that is on this host with every parameter where the layout places it."""
+    return jax.tree.map(jax.device_put, tree, shardings(tree, layout))
+
+
+def check_batch(size: int, layout: Layout, name: str = "batch_size") -> None:
+    """Raise ValueError unless a batch of `size` examples can be split."""
+    if size % layout.batch_shards:
+        raise ValueError(
+            f"{name}: expected a multiple of {layout.batch_shards}, the mesh axes that split a batch "
+            f"({' x '.join(BATCH)}), got {size}"
+        )

@@ -1,0 +1,173 @@
+"""Stage 2c, the solver: which blocks of units go, under a budget of parameters. See `search` for what a block is."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from saap_jax.config.method import SearchConfig
+from saap_jax.types import STRUCTURES
+
+SLACK = 1e-12
+"""Relative rounding of a share, so that the ratio k / n of n parameters asks for k."""
+
+EXACT_LIMIT = 20_000_000
+"""Steps (blocks times budget, in units of the costs' common divisor) that the exact solver does at most."""
+
+
+class Blocks(NamedTuple):
+    """All removable blocks, one row each, in ascending order within their (structure, layer)."""
+
+    structure: np.ndarray
+    layer: np.ndarray
+    stop: np.ndarray
+    """Units of the (structure, layer) that are gone after this block."""
+    cost: np.ndarray
+    """Parameters in the block."""
+    score: np.ndarray
+    """Mean priority of the block's units, non-decreasing within its (structure, layer)."""
+    share: np.ndarray
+    """Share of the units of the (structure, layer) that are gone after this block."""
+
+    def rows(self, chosen: np.ndarray) -> "Blocks":
+        """Return the chosen blocks, by mask or index."""
+        return Blocks(*(column[chosen] for column in self))
+
+
+def split_budget(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig) -> list[tuple[np.ndarray, float]]:
+    """Split the blocks into groups with a budget each: their rows, and their part of the whole budget.
+
+    Args:
+        size: prunable parameters of each layer, 0 where it is left alone, `[layers]` a structure.
+    """
+    attention = config.attention_share
+    shares = [(STRUCTURES, 1.0)] if attention is None else [(("attention",), attention), (("mlp",), 1 - attention)]
+    quotas = []
+    for names, share in shares:
+        inside = np.isin(blocks.structure, [STRUCTURES.index(name) for name in names])
+        layer_size = np.sum([size[name] for name in names], axis=0)
+        if config.allocation == "uniform" and layer_size.any():
+            for layer in np.flatnonzero(layer_size):
+                own = np.flatnonzero(inside & (blocks.layer == layer))
+                quotas.append((own, share * float(layer_size[layer] / layer_size.sum())))
+        else:
+            quotas.append((np.flatnonzero(inside), share))
+    return [(rows, share) for rows, share in quotas if share > 0]
+
+
+def split_structures(
+    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig
+) -> list[tuple[np.ndarray, float]]:
+    """Do what `split_budget` does for structures that share no layers: `uniform` splits by structure. One that loses no
+    unit in any case has no budget.
+
+    Args:
+        size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
+    """
+    if config.allocation != "uniform" or not len(blocks.cost):
+        return [(np.arange(len(blocks.cost)), 1.0)]
+    rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
+    own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
+    return [(each, part / sum(own)) for each, part in zip(rows, own, strict=True) if part > 0]
+
+
+def take_blocks(
+    blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, config: SearchConfig
+) -> np.ndarray:
+    """Return the rows of the blocks that are removed."""
+    most = most_removable(blocks, quotas)
+    if target > most:
+        raise ValueError(
+            f"ratio: {target / prunable:.4g} of the prunable parameters cannot be removed; the largest possible ratio "
+            f"is {most * 10_000 // prunable / 10_000:.4f} under min_keep, max_ratio, skip_layers, multiple_of and "
+            "attention_share: relax one of them"
+        )
+    key = blocks.share if config.allocation == "uniform" else blocks.score
+    solve = exact if config.solver == "exact" else greedy
+    parts, levels = [], []
+    for rows, share in quotas:
+        due = math.ceil(target * share * (1 - SLACK))
+        parts.append(rows[solve(blocks.rows(rows), key[rows], due)])
+        levels.append(np.cumsum(blocks.cost[parts[-1]]) / max(due, 1))
+    # who is furthest above its budget gives back first, of equals the last: equal layers keep at most two widths
+    taken = np.concatenate(parts)[np.argsort(np.concatenate(levels), kind="stable")]
+    return taken[needed(blocks.rows(taken), target)]
+
+
+def most_removable(blocks: Blocks, quotas: list[tuple[np.ndarray, float]]) -> int:
+    """Return the parameters that all budgets can remove together."""
+    return min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in quotas)
+
+
+def ranking(blocks: Blocks, key: np.ndarray) -> np.ndarray:
+    """Return the blocks' order of removal. Equal keys of a (structure, layer) stay in order: its first is cheapest."""
+    return np.lexsort((blocks.stop, blocks.layer, blocks.structure, blocks.cost, key))
+
+
+def greedy(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:
+    """Return the blocks of lowest key that together cost at least `target`, without those that it can do without."""
+    if target <= 0:
+        return np.zeros(0, np.int64)
+    order = ranking(blocks, key)
+    taken = order[: int(np.searchsorted(np.cumsum(blocks.cost[order]), target)) + 1]
+    return taken[needed(blocks.rows(taken), target)]
+
+
+def needed(taken: Blocks, target: int) -> np.ndarray:
+    """Give back, last first, what the surplus covers and no later block needs gone; return which blocks remain."""
+    surplus = int(taken.cost.sum()) - target
+    needed = np.ones(len(taken.cost), bool)
+    cheapest = taken.cost.min(initial=0)
+    held: set[tuple[int, int]] = set()
+    for row in range(len(taken.cost) - 1, -1, -1):
+        if surplus < max(cheapest, 1):
+            break
+        group, cost = (int(taken.structure[row]), int(taken.layer[row])), int(taken.cost[row])
+        if group not in held and cost <= surplus:
+            surplus -= cost
+            needed[row] = False
+        else:
+            held.add(group)
+    return needed
+
+
+def exact(blocks: Blocks, key: np.ndarray, target: int) -> np.ndarray:
+    """Return the blocks that cost at least `target` at the lowest sum of cost · key.
+
+    That sum is the score removed where the key is a score per parameter. Keys below 0 are shifted up to 0, for else
+    removing more than asked would pay. Dynamic programme over the (structure, layer) groups g with j blocks gone:
+
+        value_g(n) = min_j  Σ_{i <= j} cost_i · key_i + value_{g-1}(n - Σ_{i <= j} cost_i),   n = parameters to remove
+
+    Raises:
+        ValueError: more than EXACT_LIMIT steps.
+    """
+    if target <= 0:
+        return np.zeros(0, np.int64)
+    step = int(np.gcd.reduce(blocks.cost))
+    need = np.arange(-(-target // step) + 1)
+    steps = len(need) * len(blocks.cost)
+    if steps > EXACT_LIMIT:
+        raise ValueError(
+            f"search: solver 'exact' expects at most {EXACT_LIMIT:,} steps, got {steps:,} ({len(blocks.cost):,} blocks "
+            f"times {len(need):,} sizes of budget); use 'greedy' or a coarser multiple_of"
+        )
+    worth = blocks.cost * (key - min(0.0, key.min()))
+    value = np.where(need > 0, np.inf, 0.0)
+    groups, choices = [], []
+    for structure, layer in sorted(set(zip(blocks.structure.tolist(), blocks.layer.tolist(), strict=True))):
+        rows = np.flatnonzero((blocks.structure == structure) & (blocks.layer == layer))
+        best, choice = value, np.zeros(len(need), np.int32)
+        for gone in range(1, len(rows) + 1):
+            cost, loss = int(blocks.cost[rows[:gone]].sum()) // step, worth[rows[:gone]].sum()
+            candidate = loss + value[np.maximum(need - cost, 0)]
+            better = candidate < best
+            best, choice = np.where(better, candidate, best), np.where(better, np.int32(gone), choice)
+        value = best
+        groups.append(rows)
+        choices.append(choice)
+    taken, left = [], int(need[-1])
+    for rows, choice in zip(reversed(groups), reversed(choices), strict=True):
+        taken.append(rows[: choice[left]])
+        left = max(left - int(blocks.cost[rows[: choice[left]]].sum()) // step, 0)
+    return np.concatenate(taken)

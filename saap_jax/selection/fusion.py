@@ -1,0 +1,251 @@
+"""Stage 2b: several estimators' scores of a unit become one, weighted by learned uncertainty. Sees scores, no model."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from saap_jax.config.checks import check_choice
+from saap_jax.config.method import FusionMethod, FusionScope
+from saap_jax.types import Scores
+
+PerExample = dict[str, Float[Array | np.ndarray, "_examples _layers _units"]]
+"""Scores of each example (or scenario) by itself, a structure."""
+
+STEPS = 100
+"""Gradient steps of `learned`; `_learned` says how many are needed."""
+
+
+class Fused(NamedTuple):
+    """One score a unit, and how it came about. Scopes are named `global`, `mlp` or `mlp/3` (structure/layer)."""
+
+    scores: Scores
+    """I_fused, float64, `[layers, units]` a structure; NaN where there is no unit."""
+    sigmas: dict[str, dict[str, float]]
+    """σ_m of each estimator and scope."""
+    weights: dict[str, dict[str, float]]
+    """1 / (2 σ_m²) of each estimator and scope: what its scores are multiplied by."""
+    trajectory: dict[str, Float[np.ndarray, "steps scopes"]] | None
+    """σ_m before the first and after each step of `learned`, scopes in the order of `sigmas`; None without steps."""
+    loss: float
+    """Σ over scopes and estimators of mean I_m / (2 σ_m²) + log σ_m: what the learned σ minimise."""
+    shares: dict[str, dict[str, float]]
+    """What each estimator contributes to the mean fused score of a scope, mean I_m / (2 σ_m²) over their sum."""
+
+
+class Units(NamedTuple):
+    """All existing units in one row: where they are, and which scope they belong to."""
+
+    mask: dict[str, np.ndarray]
+    scope: np.ndarray
+    names: list[str]
+    """Names of the scopes."""
+
+    def pack(self, values: dict) -> np.ndarray:
+        """Return the existing units of `[..., layers, units]` a structure as float64 `[..., all units]`."""
+        return np.concatenate([np.asarray(values[n], np.float64)[..., m] for n, m in self.mask.items()], axis=-1)
+
+    def unpack(self, row: np.ndarray) -> Scores:
+        """Undo `pack`, with NaN where there is no unit."""
+        ends = np.cumsum([mask.sum() for mask in self.mask.values()])[:-1]
+        scores: Scores = {}
+        for (name, mask), part in zip(self.mask.items(), np.split(row, ends), strict=True):
+            values = np.full(mask.shape, np.nan)
+            values[mask] = part
+            scores[name] = values
+        return scores
+
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """Return the means over each scope, `[estimators, scopes]`, of `[estimators, all units]`."""
+        count = np.bincount(self.scope)
+        return np.stack([np.bincount(self.scope, weights=row) / count for row in rows])
+
+
+def fuse(
+    scores: dict[str, Scores],
+    method: FusionMethod = "closed_form",
+    scope: FusionScope = "structure",
+    scope_constant: bool = False,
+    per_example: dict[str, PerExample] | None = None,
+) -> Fused:
+    """Fuse the scores of two or more estimators m into one by homoscedastic uncertainty.
+
+        I_fused(u) = Σ_m I_m(u) / (2 σ_m²)   [ + Σ_m log σ_m  with `scope_constant` ]
+
+    σ_m is shared by the units of a scope. `closed_form`: σ_m² = mean of I_m over the scope, which minimises the sum of
+    the whole expression; `learned` finds the same by gradient steps; both make I_fused = ½ Σ_m I_m / mean I_m, free of
+    the estimators' units. `sampling`: σ_m² = Σ_u Var_n I_mn(u) / Σ_u Mean_n I_mn(u) over the units u of the scope and
+    the examples n: an estimator that varies much between examples counts less.
+
+    Args:
+        scores: I_m >= 0, `{estimator: {structure: [layers, units]}}`; NaN where a layer has no such unit.
+        method: where σ comes from.
+        scope: `global` all units, `structure` those of a structure, `layer` those of a structure in one layer.
+        scope_constant: add Σ_m log σ_m of its scope to each score. It changes the ranking between scopes only, and may
+            make scores negative, which `adaptive` search refuses.
+        per_example: I_mn, `{estimator: {structure: [examples, layers, units]}}`; read by `sampling`.
+
+    Raises:
+        ValueError: fewer than two estimators; scores that are negative, infinite, of differing units or all zero in a
+            scope; for `sampling` an estimator without scores of two examples or more, or without variance in a scope.
+
+    Source: SAAP (arXiv:2412.15127), adaptive importance fusion, after Kendall & Gal (arXiv:1705.07115).
+    Deviation: the variance of `sampling` is divided by the mean. σ² stands under a score, so it has the unit of a score
+    (as the closed form has); a bare variance has that unit squared, and the fusion would depend on the units.
+    """
+    check_choice("fuse.method", method, FusionMethod)
+    check_choice("fuse.scope", scope, FusionScope)
+    units = _units(scores, scope)
+    rows = np.stack([units.pack(s) for s in scores.values()])
+    _refuse(scores, rows, units)
+    means = units.mean(rows)
+    trajectory = None
+    if method == "learned":
+        steps = _learned(rows, units)
+        variances, trajectory = steps[-1], {name: np.sqrt(steps[:, m]) for m, name in enumerate(scores)}
+    elif method == "sampling":
+        variances = np.stack([_sampled(name, per_example or {}, units) for name in scores])
+    else:
+        variances = means
+    weights = 1 / (2 * variances)
+    fused = (rows * weights[:, units.scope]).sum(axis=0)
+    if scope_constant:
+        fused = fused + np.log(variances).sum(axis=0)[units.scope] / 2
+
+    def named(values: np.ndarray) -> dict[str, dict[str, float]]:
+        return {
+            name: dict(zip(units.names, row.tolist(), strict=True)) for name, row in zip(scores, values, strict=True)
+        }
+
+    parts = means * weights
+    loss = float((parts + np.log(variances) / 2).sum())
+    shares = named(parts / parts.sum(axis=0))
+    return Fused(units.unpack(fused), named(np.sqrt(variances)), named(weights), trajectory, loss, shares)
+
+
+def fuse_examples(fused: Fused, per_example: dict[str, PerExample]) -> PerExample:
+    """Return what the estimators say of each example n, with the weights of a fusion: Î_n(u) = Σ_m I_mn(u) / (2 σ_m²).
+
+    Estimators of the fusion that have no scores for single examples may be left out of `per_example`: the weights make
+    the others comparable with what is left out, for they take the estimators' units away.
+
+    Args:
+        per_example: I_mn, `{estimator: {structure: [examples, layers, units]}}`.
+
+    Raises:
+        ValueError: no estimator, or one that was not fused.
+    """
+    if not per_example or not per_example.keys() <= fused.weights.keys():
+        raise ValueError(
+            f"fusion: expected per-example scores of some of {list(fused.weights)}, got {list(per_example)}"
+        )
+    total: PerExample = {}
+    for estimator, given in per_example.items():
+        weights = fused.weights[estimator]
+        for name, values in given.items():
+            coarse = weights.get(name, weights.get("global", np.nan))
+            each = np.array([weights.get(f"{name}/{layer}", coarse) for layer in range(values.shape[1])])
+            total[name] = total.get(name, 0) + np.asarray(values, np.float64) * each[:, None]
+    return total
+
+
+def _units(scores: dict[str, Scores], scope: FusionScope) -> Units:
+    """Number the scopes and the units that exist; raise where the estimators' units differ."""
+    if len(scores) < 2:
+        raise ValueError(f"fusion: expected two or more estimators, got {list(scores)}")
+    (first, reference), *others = scores.items()
+    for estimator, given in others:
+        if given.keys() != reference.keys():
+            raise ValueError(f"fusion: expected {list(reference)} as of {first}, got {list(given)} of {estimator}")
+        for name in reference:
+            if not np.array_equal(np.isnan(given[name]), np.isnan(reference[name])):
+                raise ValueError(
+                    f"fusion: expected {estimator} to score the {name} units that {first} scores, got others"
+                )
+    mask = {name: ~np.isnan(np.asarray(values)) for name, values in reference.items()}
+    labels = []
+    for name, exists in mask.items():
+        layers = np.nonzero(exists)[0]
+        labels += {
+            "global": ["global"] * len(layers),
+            "structure": [name] * len(layers),
+            "layer": [f"{name}/{layer}" for layer in layers],
+        }[scope]
+    names = list(dict.fromkeys(labels))
+    number = {label: index for index, label in enumerate(names)}
+    return Units(mask, np.array([number[label] for label in labels], np.int64), names)
+
+
+def _refuse(scores: dict[str, Scores], rows: np.ndarray, units: Units) -> None:
+    """Raise for scores that have no place in a likelihood: infinite, negative, or all zero in a scope."""
+    for estimator, row, means in zip(scores, rows, units.mean(rows), strict=True):
+        wrong = np.flatnonzero((row < 0) | np.isinf(row))
+        if len(wrong):
+            raise ValueError(
+                f"fusion: expected finite scores of at least 0, got {row[wrong[0]]:.4g} from {estimator} in scope "
+                f"{units.names[units.scope[wrong[0]]]}; use an estimator of absolute values"
+            )
+        for name, mean in zip(units.names, means, strict=True):
+            if mean == 0:
+                raise ValueError(
+                    f"fusion: all scores of {estimator} are zero in scope {name}, so its uncertainty has no value; "
+                    "leave the estimator out or choose a wider scope"
+                )
+
+
+def _sampled(estimator: str, per_example: dict[str, PerExample], units: Units) -> np.ndarray:
+    """Return σ² of an estimator in each scope: variance over examples by mean."""
+    if estimator not in per_example:
+        given = ", ".join(per_example) or "none"
+        raise ValueError(f"fusion: 'sampling' expects per-example scores of {estimator}, got those of: {given}")
+    for name, mask in units.mask.items():
+        shape: tuple = per_example[estimator][name].shape if name in per_example[estimator] else ()
+        if shape[1:] != mask.shape or shape[0] < 2:
+            raise ValueError(
+                f"fusion: 'sampling' expects {name} scores of {estimator} for two examples or more, of shape "
+                f"[examples, {mask.shape[0]}, {mask.shape[1]}], got {list(shape) or 'none'}"
+            )
+    values = units.pack(per_example[estimator])
+    variance, mean = units.mean(np.stack([values.var(axis=0), values.mean(axis=0)]))
+    for name, v, m in zip(units.names, variance, mean, strict=True):
+        if not (0 < v < np.inf and 0 < m < np.inf):
+            raise ValueError(
+                f"fusion: 'sampling' expects per-example scores of {estimator} that vary and have a mean above 0 in "
+                f"scope {name}, got variance {v:.4g} and mean {m:.4g}; use 'closed_form'"
+            )
+    return variance / mean
+
+
+def _learned(rows: np.ndarray, units: Units) -> np.ndarray:
+    """Return σ² before the first and after each gradient step, `[steps, estimators, scopes]`.
+
+    Scores are divided by their maximum in the scope, c, and s = log (σ² / c) starts at 0: never below its minimum
+    s* = log (mean / c). There a step of 1 down the gradient, ½ (1 - e^(s* - s)), is at most ½ far, never oversteps and
+    halves the distance in the end, whatever the scale of the scores: 2 |s*| + 20 steps reach 1e-6.
+    """
+    largest = np.stack([[row[units.scope == scope].max() for scope in range(len(units.names))] for row in rows])
+    # the loss is linear in the scores: their mean, summed in float64, stands for them at every step
+    means = jnp.asarray(units.mean(rows / largest[:, units.scope]), jnp.float32)
+    return largest * np.exp(np.asarray(_descend(means), np.float64))
+
+
+@jax.jit
+def _descend(means: Float[Array, "estimators scopes"]) -> Float[Array, "steps estimators scopes"]:
+    """Minimise the mean over each scope of I / (2 e^s) + s / 2 over s = log σ², from s = 0; return s at every step."""
+    optimizer = optax.sgd(learning_rate=1.0)
+
+    def loss(s: Float[Array, "estimators scopes"]) -> Float[Array, ""]:
+        return jnp.sum(means / (2 * jnp.exp(s)) + s / 2)
+
+    def step(carry: tuple, _: None) -> tuple:
+        s, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(s), state)
+        s = optax.apply_updates(s, updates)
+        return (s, state), s
+
+    start = jnp.zeros_like(means)
+    _, steps = jax.lax.scan(step, (start, optimizer.init(start)), None, length=STEPS)
+    return jnp.concatenate([start[None], steps])

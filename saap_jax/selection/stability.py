@@ -1,0 +1,137 @@
+"""Stage 2c: how stable is importance over examples and over scenarios? Sees scores, no model.
+
+NaN marks units that a layer does not have; it stays NaN.
+"""
+
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.stats import rankdata
+
+from saap_jax.config.checks import check_choice
+from saap_jax.config.method import ScenarioReduction
+from saap_jax.selection.fusion import PerExample
+from saap_jax.types import Scores
+
+
+def fluctuation_of(per_example: PerExample) -> Scores:
+    """Return how much a unit's importance varies, relative to its size.
+
+    F(u) = Std_n I_n(u) / Mean_n I_n(u), float64, at least 0, without a unit; 0 where all I_n(u) are equal, and so
+    where they are 0. Std is that of the population (divisor n).
+
+    Args:
+        per_example: I_n(u) >= 0, `[examples or scenarios, layers, units]` a structure, two or more of them.
+
+    Raises:
+        ValueError: fewer than two examples, or a negative score, of which a relative change says nothing.
+
+    Source: SAAP (arXiv:2412.15127), adaptive structure search.
+    """
+    fluctuation: Scores = {}
+    for name, given in per_example.items():
+        values = np.asarray(given, np.float64)
+        if len(values) < 2:
+            raise ValueError(f"stability: expected scores of {name} for two examples or more, got {len(values)}")
+        wrong = np.argwhere(values < 0)
+        if len(wrong):
+            example, layer, unit = wrong[0]
+            raise ValueError(
+                f"stability: expected scores of at least 0, got {values[tuple(wrong[0])]:.4g} for {name} unit {unit} "
+                f"in layer {layer} on example {example}; use an estimator of absolute values"
+            )
+        std, mean = values.std(axis=0), values.mean(axis=0)
+        varies = values.max(axis=0) > values.min(axis=0)  # rounding gives equal values a std above 0
+        relative = np.divide(std, mean, out=np.zeros_like(mean), where=varies)
+        fluctuation[name] = np.where(np.isnan(mean), np.nan, relative)
+    return fluctuation
+
+
+def stability_indicator(fluctuation: Scores) -> Scores:
+    """Standardise fluctuation within its layer and structure.
+
+    ASI(u) = (F(u) - mean_l F) / std_l F over the units of a layer l and one structure (divisor n); 0 where all are
+    equal. Larger = less stable.
+
+    Source: SAAP (arXiv:2412.15127), adaptive stability indicator. Deviation: the structures of a layer are
+    standardised apart, for a head sums over many more weights than a channel and so varies less.
+    """
+    return {name: standardised(values) for name, values in fluctuation.items()}
+
+
+def standardised(values: Float[Array | np.ndarray, "layers units"], ddof: int = 0) -> Float[np.ndarray, "layers units"]:
+    """Return (x - mean) / std of each row, with divisor n - `ddof` in std; 0 where a row's values are all equal.
+
+    >>> standardised(np.array([[1.0, 3.0], [2.0, 2.0]])).tolist()
+    [[-1.0, 1.0], [0.0, 0.0]]
+    """
+    values = np.asarray(values, np.float64)
+    exists = ~np.isnan(values)
+    count = exists.sum(axis=1, keepdims=True)
+    mean = np.where(exists, values, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    deviation = np.where(exists, values - mean, 0)
+    std = np.sqrt(np.square(deviation).sum(axis=1, keepdims=True) / np.maximum(count - ddof, 1))
+    largest = np.where(exists, values, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    varies = largest > np.where(exists, values, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    z = np.divide(deviation, std, out=np.zeros_like(deviation), where=varies & (std > 0))
+    return np.where(exists, z, np.nan)
+
+
+def stabilised(scores: Scores, indicator: Scores, weight: float) -> Scores:
+    """Return the search score of section 4, as its exponential: e^S(u) with S(u) = log I(u) + λ · ASI(u).
+
+    I · e^(λ · ASI) ranks as S does, takes I = 0 as it is (removed first), and has means over units that agree with
+    those of I where λ = 0. The largest e^(λ · ASI) is set to 1, which changes no ranking and cannot overflow.
+
+    Args:
+        scores: I(u) >= 0, `[layers, units]` a structure.
+        indicator: ASI(u), the same shape.
+        weight: λ; above 0 keeps what matters only sometimes, below 0 removes it.
+
+    Raises:
+        ValueError: a negative score, which has no logarithm.
+    """
+    for name, values in scores.items():
+        wrong = np.argwhere(np.asarray(values) < 0)
+        if len(wrong):
+            layer, unit = wrong[0]
+            raise ValueError(
+                f"search: allocation 'adaptive' takes the logarithm of the scores, expected at least 0, got "
+                f"{values[layer, unit]:.4g} for {name} unit {unit} in layer {layer}; use 'global', or an estimator of "
+                "absolute values without scope_constant"
+            )
+    shift = {name: weight * np.asarray(indicator[name], np.float64) for name in scores}
+    largest = max(np.nanmax(values, initial=-np.inf) for values in shift.values())
+    return {name: np.asarray(scores[name], np.float64) * np.exp(shift[name] - largest) for name in scores}
+
+
+def reduce_scenarios(scenarios: dict[str, Scores], reduction: ScenarioReduction) -> Scores:
+    """Turn the scores of several scenarios into one; larger = more important.
+
+    - `mean`: the mean over scenarios; a scenario of larger losses counts more.
+    - `max`: the largest over scenarios; what any of them needs is kept.
+    - `min_rank`: the same free of units. With r the rank of a unit among the n of its structure in a scenario
+      (1 = most important, equal scores share their mean rank), the score is (n + 1 - min r) / n over scenarios.
+
+    Raises:
+        ValueError: no scenario, or scenarios whose structures, shapes or missing units differ.
+    """
+    check_choice("scenarios.reduction", reduction, ScenarioReduction)
+    if not scenarios:
+        raise ValueError("scenarios: expected at least one, got none")
+    (first, reference), *others = scenarios.items()
+    for scenario, scores in others:
+        if scores.keys() != reference.keys():
+            raise ValueError(f"scenarios: expected {list(reference)} as in {first}, got {list(scores)} in {scenario}")
+        for name in reference:
+            if not np.array_equal(np.isnan(scores[name]), np.isnan(reference[name])):
+                raise ValueError(f"scenarios: expected the {name} units of {first} in {scenario}, got others")
+    reduced: Scores = {}
+    for name in reference:
+        values = np.stack([np.asarray(scores[name], np.float64) for scores in scenarios.values()])
+        if reduction == "min_rank":
+            flat = values.reshape(len(values), -1)
+            ranks = rankdata(-flat, axis=1, nan_policy="omit").reshape(values.shape)
+            units = np.isfinite(reference[name]).sum()
+            values = (units + 1 - ranks) / units
+        reduced[name] = values.mean(axis=0) if reduction == "mean" else values.max(axis=0)
+    return reduced

@@ -1,0 +1,153 @@
+"""What a comparison compares: each combination of its grid once, under a name that says where it differs."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from saap_jax.config.jobs import SweepConfig
+from saap_jax.config.method import CompensationMethod, FusionConfig, SearchConfig
+from saap_jax.data import parse_scenario
+from saap_jax.selection.calibrate import fusion_members, structure_parts
+
+ALL = "all"
+"""The scenario that stands for all of them together."""
+
+
+class Variant(NamedTuple):
+    """One way to choose units; at a ratio and with a seed it is a candidate."""
+
+    name: str
+    estimator: str
+    fusion: FusionConfig
+    search: SearchConfig
+    scenario: str
+    """Scenario to score by, or `all`."""
+    scores: str
+    """Name of its scores: the estimator, and how it is fused where that differs between variants."""
+    compensation: CompensationMethod = "none"
+
+    @property
+    def chosen(self) -> "Variant":
+        """What decides which units are kept: the variant without its compensation."""
+        return self._replace(name="", compensation="none")
+
+    @property
+    def fused(self) -> bool:
+        """True where scores of several estimators are fused."""
+        return is_fused(self.estimator, self.fusion)
+
+
+class Candidate(NamedTuple):
+    """One pruned model: a variant at a ratio, with the scores of one seed."""
+
+    name: str
+    variant: Variant
+    seed: int
+    ratio: float
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run records of it before it is evaluated."""
+        variant, search = self.variant, self.variant.search
+        fusion = {"method": variant.fusion.method, "scope": variant.fusion.scope}
+        return {
+            "variant": variant.name,
+            "seed": self.seed,
+            "estimator": variant.estimator,
+            "fusion": fusion if variant.fused else None,
+            "allocation": search.allocation,
+            "rank_by": search.rank_by,
+            "stability_weight": search.stability_weight if search.allocation == "adaptive" else None,
+            "scenario": variant.scenario,
+            "compensation": variant.compensation,
+            "ratio_asked": self.ratio,
+        }
+
+
+def variants_of(config: SweepConfig) -> list[Variant]:
+    """Return the variants of a comparison, in the order of the grid.
+
+    Raises:
+        ValueError: a combination that the search refuses, or a scenario that the calibration does not name.
+    """
+    grid, known = config.grid, [parse_scenario(text).name for text in config.calibration.scenarios]
+    for scenario in grid.scenarios:
+        if scenario not in (ALL, *known):
+            raise ValueError(f"grid.scenarios: expected {ALL} or one of {', '.join(known)}, got {scenario!r}")
+    axes = {
+        "method": grid.fusion_methods or (config.fusion.method,),
+        "scope": grid.fusion_scopes or (config.fusion.scope,),
+        "allocation": grid.allocations or (config.search.allocation,),
+        "rank_by": grid.rank_by or (config.search.rank_by,),
+        "stability_weight": grid.stability_weights or (config.search.stability_weight,),
+        "scenario": grid.scenarios or (ALL,),
+        "compensation": grid.compensations or (config.compensation.method,),
+    }
+    found: dict[tuple, Variant] = {}
+    for estimator, values in itertools.product(config.estimation.estimators, itertools.product(*axes.values())):
+        chosen: dict[str, Any] = dict(zip(axes, values, strict=True))
+        allocation = chosen["allocation"]
+        free = set(axes)
+        if not is_fused(estimator, config.fusion):
+            free -= {"method", "scope"}
+        if allocation != "adaptive":
+            free -= {"stability_weight"}
+        if allocation == "uniform":
+            free -= {"rank_by"}
+        key = (estimator, *(chosen[name] if name in free else None for name in axes))
+        if key in found:
+            continue
+        said = {name: _said(name, chosen[name]) for name in axes if name in free and len(axes[name]) > 1}
+        fusion = {name: chosen[name] for name in ("method", "scope") if name in free}
+        search = {name: chosen[name] for name in ("allocation", "rank_by", "stability_weight") if name in free}
+        found[key] = Variant(
+            ",".join([estimator, *said.values()]),
+            estimator,
+            dataclasses.replace(config.fusion, **fusion),
+            dataclasses.replace(config.search, **search),
+            chosen["scenario"],
+            ",".join([estimator, *(s for n, s in said.items() if n in ("method", "scope"))]),
+            chosen["compensation"],
+        )
+    return list(found.values())
+
+
+def candidates_of(variants: Sequence[Variant], seeds: Sequence[int], ratios: Sequence[float]) -> list[Candidate]:
+    """Return every variant with every seed at every ratio; the name tells the seed where there are several."""
+    return [
+        Candidate(candidate_name(variant.name, ratio, seed if len(seeds) > 1 else None), variant, seed, ratio)
+        for ratio in ratios
+        for variant in variants
+        for seed in seeds
+    ]
+
+
+def candidate_name(variant: str, ratio: float, seed: int | None = None) -> str:
+    """Return the name of a candidate within a run.
+
+    >>> candidate_name("gate_fisher", 0.2), candidate_name("wanda,global", 0.5, 1)
+    ('gate_fisher@0.2', 'wanda,global,seed=1@0.5')
+    """
+    return f"{variant}{'' if seed is None else f',seed={seed}'}@{ratio:g}"
+
+
+def seeds_of(config: SweepConfig) -> tuple[int, ...]:
+    """Return the seeds of the calibration text, of the grid or else the one of the calibration."""
+    return config.grid.seeds or (config.calibration.seed,)
+
+
+def is_fused(estimator: str, fusion: FusionConfig) -> bool:
+    """Return whether a name stands for scores of several estimators that are fused, in either structure."""
+    return any(len(fusion_members(part)) > 1 for part in structure_parts(estimator, fusion).values())
+
+
+def _said(axis: str, value: Any) -> str:
+    """Return how a name tells a value.
+
+    >>> _said("allocation", "global"), _said("stability_weight", -0.25), _said("compensation", "none")
+    ('global', 'lambda=-0.25', 'uncompensated')
+    """
+    if axis == "compensation" and value == "none":
+        return "uncompensated"
+    return f"lambda={value:g}" if axis == "stability_weight" else str(value)

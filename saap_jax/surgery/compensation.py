@@ -1,0 +1,332 @@
+"""Stage 2d, compensation: the rest of a layer stands in for what was removed, in closed form, without training.
+
+A sub-block writes a W into the residual stream, with a its gated activations and W its output matrix. When units R go
+and K stay, W[K] (or a bias) is chosen so that what is written stays close to a target T on the calibration text:
+
+    bias            b = mean(T - â W)                                    with W[R] = 0
+    least_squares   W'[K] = W[K] + (G_KK + δ D)⁻¹ (C_K - G_KK W[K]),     G = Σ â âᵀ,  C = Σ â Tᵀ,  D = diag(G_KK)
+
+`propagate` says on which model. `dense`: every sub-block for itself, on the activations of the unpruned model, with
+T = a W. Then C_K - G_KK W[K] = G_KR W[R]: the formula as usually written. `pruned`: from the first layer to the last,
+on the activations â of the model as pruned and corrected so far, with T = (unpruned residual stream behind the
+sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong.
+
+Sources: FLAP (arXiv:2312.11983) section 3.3 for the bias; least squares as in ZipLM (2302.04089) and SlimGPT
+(2412.18110), here with a damping δ that is chosen on held-out windows, and with the accumulated error as the target.
+Our deviations: damping relative to each coordinate's own energy, so that it is free of their scales; and every token
+counts by 1/mean(x²) of the residual stream x behind the sub-block, since whatever reads the
+stream divides it by its root mean square; otherwise the few tokens with massive activations decide everything.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.config.method import CompensationConfig
+from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
+from saap_jax.estimation.base import Statistic, wide
+from saap_jax.estimation.gram import HELD_OUT, Gram, gram_sums, token_weights
+from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
+from saap_jax.llama.resume import layer_of
+from saap_jax.llama.segments import run_bounds
+from saap_jax.llama.spec import LayerWidths
+from saap_jax.surgery.corrections import Correction, Normal, corrected
+from saap_jax.surgery.cut import check_keep
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
+
+Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
+"""Tokens and which of them are real."""
+
+
+class Stream(NamedTuple):
+    """The residual stream of a microbatch in front of a sub-block, in the unpruned model and in the pruned one."""
+
+    dense: Float[Array, "batch seq embed"]
+    pruned: Float[Array, "batch seq embed"]
+
+
+class Compensated(NamedTuple):
+    """A model whose kept units stand in for the removed ones, and what was done where."""
+
+    model: Llama
+    """Of the shapes of the given one, rows of removed units 0; as a pruned model, it wants the masks all the same."""
+    corrections: list[Correction]
+
+
+def compensate(
+    model: Llama,
+    keep: Keep,
+    batches: Sequence[Batch],
+    config: CompensationConfig,
+    *,
+    gram: Gram | None = None,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+) -> Compensated:
+    """Correct the output matrices (or add biases) of a model that keeps only some units, on calibration text.
+
+    Costs about one forward pass of the unpruned model and two of the pruned one; in memory, the residual streams of all
+    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is. With
+    `propagate = dense` the sums are the same for every keep-set: given as `gram`, a statistic of a calibration pass,
+    they take the place of the text.
+
+    Args:
+        keep: `[layers, units]` a structure, and `QUERY_HEADS` if they are told apart.
+        batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
+        gram: of the unpruned model, for `propagate = dense`; `batches` are then not read.
+        progress: wraps the layers, to show progress.
+
+    Raises:
+        ValueError: a keep-set or Gram matrices of another model, Gram matrices for `propagate = pruned`, or too few
+            batches to hold some out.
+    """
+    check_keep(keep, model.runs)
+    if config.method == "none":
+        return Compensated(model, [])
+    if gram is not None:
+        _check_gram(gram, model, config)
+        return _by_gram(model, keep, gram, config, progress)
+    check_batches(len(batches), config)
+    masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
+    streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
+    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    corrections, same = [], True
+    for at in sub_blocks(model, keep, progress):
+        same = bool(at.kept.all()) and (same or not through)
+        where = {"index": at.place, "run": at.run, "structure": at.structure}
+        advance = functools.partial(advance_step, model, **where)
+        if same:
+            after = [advance(at.old, stream.dense) for stream in streams]
+            streams = [Stream(dense, dense) for dense in after]
+            made[at.structure].append(at.old)
+            continue
+        sums, after = summed(functools.partial(normal_step, model, **where, through=through), streams, masks)
+        new, correction = at.corrected(sums, config)
+        streams = [
+            Stream(dense, advance(new, stream.pruned) if through else dense)
+            for stream, dense in zip(streams, after, strict=True)
+        ]
+        made[at.structure].append(new)
+        corrections.append(correction)
+    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
+    """Raise ValueError for Gram matrices that cannot take the place of the text."""
+    if config.propagate != "dense":
+        raise ValueError(
+            f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
+            "on what is kept; give the text alone"
+        )
+    expected = jax.eval_shape(lambda: ACCUMULATORS[Statistic.GRAM].init(model, Plan(0))).product
+    for structure, product in gram.product.items():
+        if product.shape != expected[structure].shape:
+            raise ValueError(
+                f"gram: expected matrices of shape {expected[structure].shape} for the {structure} of this model, got "
+                f"{product.shape}; observe them on the model that is compensated"
+            )
+
+
+def _by_gram(
+    model: Llama,
+    keep: Keep,
+    gram: Gram,
+    config: CompensationConfig,
+    progress: Callable[[Sequence[int]], Iterator[int]],
+) -> Compensated:
+    """Correct each sub-block for itself, from sums that are there already."""
+    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    corrections = []
+    for at in sub_blocks(model, keep, progress):
+        made[at.structure].append(at.old)
+        if at.kept.all():
+            continue
+        fit, held = (normal_of(gram, at.structure, at.layer, part, at.old.weight) for part in (0, 1))
+        enough = bool(held.weight)
+        check_batches(HELD_OUT if enough else 1, config)
+        made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
+        corrections.append(correction)
+    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+
+
+def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[Array, "coordinates embed"]) -> Normal:
+    """Return the least-squares problem of a sub-block toward its own output, T = a W, from the moments of a alone."""
+    count = len(weight)
+    product = gram.product[structure][part, layer, :count, :count]
+    mean, weight = gram.mean[structure][part, layer, :count], weight.astype(product.dtype)
+    cross, total = product @ weight, gram.weight[structure][part, layer]
+    return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), total)
+
+
+def check_batches(count: int, config: CompensationConfig) -> None:
+    """Raise ValueError where there are too few microbatches to choose the damping on some that were held out."""
+    if config.method == "least_squares" and config.damping is None and count < HELD_OUT:
+        raise ValueError(
+            f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
+            f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or a "
+            "number for compensation.damping"
+        )
+
+
+class Written(NamedTuple):
+    """What carries a sub-block's activations into the residual stream."""
+
+    weight: Float[Array, "coordinates embed"]
+    bias: Float[Array, "embed"]
+    """Zeros where the model has none."""
+
+
+class SubBlock(NamedTuple):
+    """Attention or MLP of one layer, and what of it is kept."""
+
+    structure: str
+    layer: int
+    run: int
+    place: Int[Array, ""]
+    """Of the layer within its run."""
+    old: Written
+    kept: Bool[np.ndarray, "coordinates"]
+
+    def corrected(self, sums: tuple[Normal, Normal | None], config: CompensationConfig) -> tuple[Written, Correction]:
+        """Return what carries the kept activations, and what that helped; see `corrected`."""
+        weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, config)
+        new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
+        return new, Correction(self.structure, self.layer, damping, *errors)
+
+
+def sub_blocks(
+    model: Llama, keep: Keep, progress: Callable[[Sequence[int]], Iterator[int]] = iter
+) -> Iterator[SubBlock]:
+    """Yield attention and MLP of each layer, in the order of the forward pass."""
+    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
+    for layer in progress(range(len(places))):
+        run, index = places[layer]
+        for structure in STRUCTURES:
+            old = writer_of(model.runs[run], structure, index)
+            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
+            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
+            yield SubBlock(structure, layer, run, index, old, kept)
+
+
+@functools.partial(jax.jit, static_argnames=("structure",))
+def writer_of(run: DecoderLayer, structure: str, index: Int[Array, ""]) -> Written:
+    """Return the output matrix and the bias of one layer, by its number within the run."""
+    layer = layer_of(run, index)
+    weight, bias = {
+        "attention": (layer.attention.output[...], layer.attention.output_bias),
+        "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
+    }[structure]
+    weight = weight.reshape(-1, weight.shape[-1])
+    return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
+
+
+@functools.partial(jax.jit, static_argnames=("run", "structure", "through"))
+def normal_step(
+    model: Llama,
+    stream: Stream,
+    mask: Bool[Array, "batch seq"],
+    *,
+    index: Int[Array, ""],
+    run: int,
+    structure: str,
+    through: bool,
+) -> tuple[Normal, Float[Array, "batch seq embed"]]:
+    """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
+
+    `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one.
+    """
+    own = writer_of(model.runs[run], structure, index)
+    active = activations(model, stream.dense, index, run, structure)
+    written = active @ own.weight
+    after = stream.dense + written + own.bias[None, None]
+    if through:
+        active = activations(model, stream.pruned, index, run, structure)
+        written = after - stream.pruned - own.bias[None, None]
+    a, target, behind = wide(active), wide(written), wide(after)
+    weights = token_weights(behind, mask, model.constants.norm_eps)
+    product, mean, weight = gram_sums(a, weights)
+    return Normal(
+        gram=product,
+        cross=jnp.einsum("btc,btd->cd", a * weights[..., None], target),
+        mean=mean,
+        target=jnp.einsum("bt,btd->d", weights, target),
+        square=jnp.einsum("bt,btd->", weights, jnp.square(target)),
+        weight=weight,
+    ), after
+
+
+@functools.partial(jax.jit, static_argnames=("run", "structure"))
+def advance_step(
+    model: Llama,
+    new: Written,
+    pruned: Float[Array, "batch seq embed"],
+    *,
+    index: Int[Array, ""],
+    run: int,
+    structure: str,
+) -> Float[Array, "batch seq embed"]:
+    """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`."""
+    return pruned + activations(model, pruned, index, run, structure) @ new.weight + new.bias[None, None]
+
+
+def activations(
+    model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], run: int, structure: str
+) -> Float[Array, "batch seq coordinates"]:
+    """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
+    layer, eps = layer_of(model.runs[run], index), model.constants.norm_eps
+    if structure == "mlp":
+        return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
+    rotation = rotary(x.shape[1], layer.attention.output.shape[-2], model.constants)
+    allowed = in_window(x.shape[1], model.constants)
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation, eps, allowed)
+    return middle.reshape(*middle.shape[:2], -1)
+
+
+def summed(
+    step: Callable[..., tuple[Normal, Array]], streams: Sequence[Stream], masks: Sequence[Array]
+) -> tuple[tuple[Normal, Normal | None], list[Array]]:
+    """Return the sums over the text, those of what is held out apart, and the unpruned streams behind the sub-block."""
+    sums: list[Normal | None] = [None, None]
+    after = []
+    for number, (stream, mask) in enumerate(zip(streams, masks, strict=True)):
+        new, behind = step(stream, mask)
+        after.append(behind)
+        slot = int(number % HELD_OUT == HELD_OUT - 1)
+        before = sums[slot]
+        sums[slot] = new if before is None else jax.tree.map(jnp.add, before, new)
+    fit, held = sums
+    assert fit is not None
+    return (fit, held), after
+
+
+def coordinates(
+    kept: Bool[np.ndarray, "units"], widths: LayerWidths, count: int, which: str
+) -> Bool[np.ndarray, "coordinates"]:
+    """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer.
+
+    `which` units they are: `attention`, `mlp`, or `QUERY_HEADS`.
+    """
+    heads = {"attention": widths.kv_heads, QUERY_HEADS: widths.kv_heads * widths.q_per_kv}
+    units = heads.get(which, widths.mlp)
+    return np.repeat(kept[:units], count // max(units, 1))
+
+
+def rewritten(model: Llama, made: dict[str, list[Written]], biases: bool) -> Llama:
+    """Return a copy of a model with other output matrices, and other biases if it has or gets them."""
+    new = jax.tree.map(lambda x: x, model)
+    bounds = run_bounds(model.runs)
+    for run, at in zip(new.runs, bounds, strict=True):
+        for part, name, structure in ((run.attention, "output", "attention"), (run.mlp, "down", "mlp")):
+            own = made[structure][at.start : at.stop]
+            parameter = getattr(part, name)
+            weight = jnp.stack([each.weight for each in own]).reshape(parameter.shape)
+            setattr(part, name, param(parameter.axes, weight))
+            if biases or getattr(part, f"{name}_bias") is not None:
+                bias = param(("layers", "embed"), jnp.stack([each.bias for each in own]))
+                setattr(part, f"{name}_bias", nnx.data(bias))
+    return new

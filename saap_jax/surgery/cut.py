@@ -1,0 +1,166 @@
+"""Stage 2d: from a keep-set to a pruned model, masked (gates) or cut (smaller arrays). Both give the same logits."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
+
+from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.narrow import narrowed
+from saap_jax.llama.product import check_plain
+from saap_jax.llama.segments import existing_query_heads, existing_units, run_bounds
+from saap_jax.llama.spec import LlamaSpec
+from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
+
+
+def masks(keep: Keep) -> Gates:
+    """Return gates that are 1 where a unit (or a query head) is kept and 0 where it is removed, float32."""
+    return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+
+
+def cut(model: Llama, keep: Keep) -> Llama:
+    """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one run.
+
+    A layer may lose all units of a structure. Without some channels of the residual stream, norms are rescaled as in
+    `narrowed`. The given model is left as it is. Of one that is spread over devices, so
+    is the result: an axis that they do not divide any more is held whole on each.
+
+    Raises:
+        ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or one whose query heads
+            are not the same number in each KV head of a layer, or a model whose matrices are not plain floats.
+    """
+    check_plain(model, "cut")
+    check_keep(keep, model.runs)
+    layers: list[DecoderLayer] = []
+    for run, bounds in zip(model.runs, run_bounds(model.runs), strict=True):
+        for offset, layer in enumerate(range(bounds.start, bounds.stop)):
+            kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
+            if QUERY_HEADS in keep and len(kept["kv_heads"]):
+                kept["q_per_kv"] = _kept_of_group(keep[QUERY_HEADS][layer], run.widths.q_per_kv, kept["kv_heads"])
+            layers.append(_map_params(_layer_cutter(offset, kept), run))
+    pruned = jax.tree.map(lambda x: x, model)
+    pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
+    return narrowed(pruned, keep[RESIDUAL][0]) if RESIDUAL in keep else pruned
+
+
+def _kept_in_place(whole: Array, part: Array) -> Array:
+    """Return a part of an array that is spread over devices, spread alike; axes that these do not divide, on each."""
+    if not isinstance(place := whole.sharding, NamedSharding):
+        return part
+    entries = [*place.spec, *[None] * (part.ndim - len(place.spec))]
+    for position, entry in enumerate(entries):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        if part.shape[position] % math.prod(place.mesh.shape[axis] for axis in axes):
+            entries[position] = None
+    return jax.device_put(part, NamedSharding(place.mesh, PartitionSpec(*entries)))
+
+
+def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
+    """Return the spec of the model that `cut` makes."""
+    layers = (
+        dataclasses.replace(widths, kv_heads=int(attention.sum()), mlp=int(mlp.sum()))
+        for widths, attention, mlp in zip(spec.layers, keep["attention"], keep["mlp"], strict=True)
+    )
+    embed = int(keep[RESIDUAL].sum()) if RESIDUAL in keep else spec.embed
+    eps = spec.constants.norm_eps * (spec.embed / embed)
+    return dataclasses.replace(
+        spec, layers=tuple(layers), embed=embed, constants=dataclasses.replace(spec.constants, norm_eps=eps)
+    )
+
+
+def check_keep(keep: Keep, runs: Sequence[DecoderLayer]) -> None:
+    """Raise ValueError unless `keep` has the shape of a model with these runs and keeps only units that exist."""
+    for name in STRUCTURES:
+        _check_units(name, keep, existing_units(runs)[name])
+    if QUERY_HEADS in keep:
+        _check_units(QUERY_HEADS, keep, existing_query_heads(runs))
+        widths = [run.widths for run in runs for _ in range(run.length)]
+        for layer, (kv_heads, each) in enumerate(zip(keep["attention"], widths, strict=True)):
+            count = keep[QUERY_HEADS][layer, : each.kv_heads * each.q_per_kv].reshape(-1, each.q_per_kv).sum(axis=1)
+            left = count[kv_heads[: each.kv_heads]]
+            if (left != left[:1]).any() or (left == 0).any() or count.sum() != left.sum():
+                raise ValueError(
+                    f"keep: expected as many query heads in each kept KV head of layer {layer}, at least one, and none "
+                    f"in the others, got {count.tolist()} with KV heads {np.flatnonzero(kv_heads).tolist()} kept"
+                )
+
+
+def _check_units(name: str, keep: Keep, existing: Bool[np.ndarray, "layers units"]) -> None:
+    if name not in keep or keep[name].shape != existing.shape:
+        got = keep[name].shape if name in keep else "nothing"
+        raise ValueError(f"keep: expected {name} of shape {existing.shape} for this model, got {got}")
+    extra = np.argwhere(keep[name] & ~existing)
+    if len(extra):
+        raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
+
+
+def keep_to_json(keep: Keep) -> dict:
+    """Return the kept indices of each layer, and how many units there were, as JSON values."""
+    return {
+        name: {"units": int(kept.shape[1]), "kept": [np.flatnonzero(row).tolist() for row in kept]}
+        for name, kept in keep.items()
+    }
+
+
+def keep_from_json(record: dict) -> Keep:
+    """Return the keep-set that `keep_to_json` wrote."""
+    keep = {}
+    for name in STRUCTURES + tuple(each for each in (QUERY_HEADS, RESIDUAL) if each in record):
+        kept = np.zeros((len(record[name]["kept"]), record[name]["units"]), bool)
+        for row, indices in zip(kept, record[name]["kept"], strict=True):
+            row[indices] = True
+        keep[name] = kept
+    return keep
+
+
+def _map_params(function: Callable[[nnx.Param], nnx.Param], tree: DecoderLayer) -> DecoderLayer:
+    return jax.tree.map(function, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def _kept_of_group(
+    heads: Bool[np.ndarray, "heads"], q_per_kv: int, kv_heads: Int[np.ndarray, "kept"]
+) -> Int[np.ndarray, "kept left"]:
+    """Return the numbers, within its group, of the query heads that each kept KV head keeps: the same count of each."""
+    groups = heads[: len(heads) // q_per_kv * q_per_kv].reshape(-1, q_per_kv)[kv_heads]
+    return np.nonzero(groups)[1].reshape(len(kv_heads), -1)
+
+
+def _layer_cutter(offset: int, kept: dict[str, np.ndarray]) -> Callable[[nnx.Param], nnx.Param]:
+    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis.
+
+    `kept["q_per_kv"]`, if there, are the query heads of each kept KV head, `[kept, left]`: another choice in each.
+    """
+
+    def cut_parameter(parameter: nnx.Param) -> nnx.Param:
+        value: Array = parameter[...][offset : offset + 1]
+        for position, axis in enumerate(parameter.axes):
+            if axis == "q_per_kv" and axis in kept:  # behind `kv_heads`, which is cut by now
+                ones = (1,) * (value.ndim - position - 1)
+                each = kept[axis].reshape((1,) * (position - 1) + kept[axis].shape + ones)
+                value = jnp.take_along_axis(value, jnp.asarray(each), axis=position)
+            elif axis in kept:
+                value = jnp.take(value, kept[axis], axis=position)
+        return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
+
+    return cut_parameter
+
+
+def _stretches(layers: list[DecoderLayer]) -> list[list[DecoderLayer]]:
+    """Group neighbouring layers of equal widths."""
+    stretches: list[list[DecoderLayer]] = []
+    for layer in layers:
+        if stretches and stretches[-1][0].widths == layer.widths:
+            stretches[-1].append(layer)
+        else:
+            stretches.append([layer])
+    return stretches
+
+
+def _stack(layers: list[DecoderLayer]) -> DecoderLayer:
+    return jax.tree.map(lambda *values: _kept_in_place(values[0], jnp.concatenate(values)), *layers)
