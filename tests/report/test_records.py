@@ -189,6 +189,10 @@ class TestOpen:
                 b'{"schema": 1, "dense": {"ppl": {"x": 2.0}, "losses": {"x": [1.0, 2.0]}}}',
                 "expected 4.48169 by the losses",
             ),
+            (
+                b'{"schema": 1, "dense": {"ppl": {"x": 2.0}}, "metrics": [{"name": "y", "domain": "in"}]}',
+                "metrics: expected those that dense was measured by, x, got 'y'",
+            ),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
