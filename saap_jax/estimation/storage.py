@@ -7,7 +7,6 @@ file of another model is refused.
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,9 +60,12 @@ def save_statistics(
         write_tensors(tensors, target, np.dtype(np.float32), about)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        write_tensors(tensors, Path(temporary) / "file", np.dtype(np.float32), about)
-        os.replace(Path(temporary) / "file", target)
+    partial = target.with_name(f".{target.name}.partial")  # what a kill leaves there is written over
+    try:
+        write_tensors(tensors, partial, np.dtype(np.float32), about)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
     return target
 
 

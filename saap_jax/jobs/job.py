@@ -59,6 +59,7 @@ def job(config: Any, ending: Ending, *, overwrite: bool = False) -> Iterator[Run
 
 def finish(run: RunDirectory, ending: Ending) -> None:
     """Write what follows from what the run holds, and then say that it is finished."""
+    run.settle_rows()
     run.settle_arrays()
     write_scalars(run)
     for name, text in ending.texts(run).items():

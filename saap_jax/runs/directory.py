@@ -27,7 +27,16 @@ import numpy as np
 
 from saap_jax.runs.reading import DAMAGED, SCHEMA, arrays_of, read_candidates, read_run
 from saap_jax.runs.stages import Stage, measuring, with_stage
-from saap_jax.runtime.files import append_line, arrays_file, decoded, encoded, plain, read_json, write_atomically
+from saap_jax.runtime.files import (
+    append_line,
+    arrays_file,
+    decoded,
+    encoded,
+    lines_of,
+    plain,
+    read_json,
+    write_atomically,
+)
 from saap_jax.runtime.processes import agreed, agreed_bytes, first
 
 _FIXED_FILES = ("metrics.jsonl", "report.html", "report.md", "report.csv")
@@ -195,6 +204,13 @@ class RunDirectory:
         self._set(digests=digests | {path.name: [*known]})  # killed in between, the run holds what was there before
         write_atomically(path, content)
         return path
+
+    def settle_rows(self) -> None:
+        """Write `metrics.jsonl` anew with one line a candidate, its last; a file with damaged lines stays as it is."""
+        file = self.path / "metrics.jsonl"
+        rows = self.candidates()
+        if first() and file.exists() and not self.corrupt_lines and len(rows) < sum(1 for _ in lines_of(file)):
+            write_atomically(file, b"".join(encoded(row) + b"\n" for row in rows))
 
     def settle_arrays(self) -> None:
         """Record one digest a file of arrays, that of what is there; which ones it had before depends on kills."""

@@ -46,9 +46,20 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"expected a run record of schema {SCHEMA}, got {found!r:.60} in {path / 'run.json'}")
     fault = fault_of(record, RUN)
     fault = fault or next((contradiction(record[name], f"{name}.") for name in MODELS if name in record), "")
+    fault = fault or _unmeasured(record)
     if fault:
         raise ValueError(f"{path / 'run.json'}: {fault}; the file was changed or damaged")
     return record
+
+
+def _unmeasured(record: Mapping[str, Any]) -> str:
+    """Return which metric of a run the unpruned model was not measured by; "" if none."""
+    measured = (record.get("dense") or {}).get("ppl") or {}
+    names = [str(metric["name"]) for metric in record.get("metrics", [])]
+    missing = [name for name in names if name not in measured]
+    if not measured or not missing:
+        return ""
+    return f"metrics: expected those that dense was measured by, {', '.join(measured)}, got {missing[0]!r:.60}"
 
 
 def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:

@@ -55,6 +55,8 @@ def assert_same(first, second) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["exact", "probes"])
 def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".statistics.safetensors.partial").write_text("what a kill left")
     path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention))
     loaded = load_statistics(path, model(seed=1))
     assert list(loaded) == list(SCENARIOS)

@@ -217,7 +217,8 @@ def pruned(place: Path) -> Figures:
 
 def scored(place: Path) -> Figures:
     """The scores of a new run."""
-    with np.load(place / "runs/new/scores.npz") as file:
+    (made,) = [path for path in place.rglob("scores.npz") if path.parent not in (place / "runs/c", place / "runs/s")]
+    with np.load(made) as file:
         return {name: np.nan_to_num(file[name], nan=-1).tolist() for name in file.files}
 
 
@@ -228,7 +229,7 @@ def recovered(place: Path) -> Figures:
 
 def written(place: Path) -> Figures:
     """What was generated."""
-    return {"text": (place / "stdout").read_text()}
+    return {"text": (place / "stdout").read_bytes().decode()}
 
 
 def judged(place: Path) -> Figures:

@@ -130,7 +130,7 @@ class Harness:
         return [f"{where}: {found}"] if found else []
 
     def _figures(self, given: Format, case: Case, outcome: Outcome) -> Figures:
-        (case.place / "stdout").write_text(outcome.out)
+        (case.place / "stdout").write_bytes(outcome.out.encode())
         return given.figures(case.place) | ({"code": outcome.code} if 1 in given.codes else {})
 
     def _expected(self, given: Format, case: Case) -> Any:

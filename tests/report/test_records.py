@@ -190,6 +190,10 @@ class TestOpen:
                 b'{"schema": 1, "dense": {"ppl": {"x": 2.0}, "losses": {"x": [1.0, 2.0]}}}',
                 "expected 4.48169 by the losses",
             ),
+            (
+                b'{"schema": 1, "dense": {"ppl": {"x": 2.0}}, "metrics": [{"name": "y", "domain": "in"}]}',
+                "metrics: expected those that dense was measured by, x, got 'y'",
+            ),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -273,6 +277,22 @@ class TestCandidates:
         for name, seconds in (("a", 1), ("b", 2), ("a", 3)):
             run.append({"candidate": name, "seconds": seconds})
         assert [(c["candidate"], c["seconds"]) for c in run.candidates()] == [("a", 3), ("b", 2)]
+
+    def test_settled_rows_are_what_was_read_and_one_line_each(self, path):
+        run = RunDirectory.open(path, CONFIG)
+        for loss in (0.1, 1 / 3):
+            for step in (1, 2):
+                run.append({"candidate": f"step {step}", "loss": step * loss})
+        before = run.candidates()
+        run.settle_rows()
+        assert run.candidates() == before == [{"candidate": f"step {n}", "loss": n / 3} for n in (1, 2)]
+        content = (path / "metrics.jsonl").read_bytes()
+        assert content.count(b"\n") == 2
+        with (path / "metrics.jsonl").open("ab") as file:
+            file.write(b'{"torn\n' + content)
+        damaged = (path / "metrics.jsonl").read_bytes()
+        run.settle_rows()
+        assert (path / "metrics.jsonl").read_bytes() == damaged, "damage is not hidden"
 
     def test_non_finite_numbers_survive_as_strict_json(self, path):
         run = RunDirectory.open(path, CONFIG).begin()
