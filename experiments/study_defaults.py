@@ -23,17 +23,16 @@ import numpy as np
 from study_figures import Point, draw_points, draw_rows
 
 import saap_jax
+from saap_jax.api import select_path
 from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows
 from saap_jax.estimation import Statistics
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.jobs.pipeline import select_path
 from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.directory import RunDirectory, plain, read_candidates, read_run
 from saap_jax.selection.calibrate import joined, make_members, observe_windows, pairs, score_statistics
-from saap_jax.surgery.cut import masks
 from saap_jax.types import STRUCTURES
 
 RATIOS = (0.2, 0.5)

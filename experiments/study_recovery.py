@@ -26,6 +26,7 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 
 import saap_jax
+from saap_jax.api import select_path
 from saap_jax.config import MethodConfig
 from saap_jax.config.method import STUDIED, PerStructure
 from saap_jax.data import Windows
@@ -35,7 +36,6 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
-from saap_jax.jobs.pipeline import select_path
 from saap_jax.jobs.recover import method_of
 from saap_jax.llama import Llama
 from saap_jax.llama.decoding.generate import decoder_of

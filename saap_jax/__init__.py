@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from saap_jax.version import __version__
 
 if TYPE_CHECKING:
+    from saap_jax.api import perplexity, score_units, select_units
     from saap_jax.config import SearchConfig
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
     from saap_jax.estimation import ESTIMATORS
-    from saap_jax.jobs.pipeline import perplexity, score_units, select_units
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.surgery import cut, masks
 

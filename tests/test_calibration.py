@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
+from saap_jax.api import select_calibrated
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -15,8 +16,10 @@ from saap_jax.config.method import (
     ModelConfig,
     SearchConfig,
 )
-from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.jobs import compare, prune
+from saap_jax.jobs.score import score_run
 from saap_jax.runs import scores as kept_module
+from saap_jax.runs.scores import read_scores
 from saap_jax.selection import calibrate
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.types import STRUCTURES
@@ -38,7 +41,7 @@ def score_config(tiny_model_directory, tmp_path_factory) -> ScoreConfig:
 
 @pytest.fixture(scope="module")
 def kept(score_config):
-    return pipeline.score_run(score_config)
+    return score_run(score_config)
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +94,16 @@ def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(ses
         SearchConfig(allocation="adaptive", stability_weight=1.0, stability_over=over)
         for over in ("examples", "scenarios")
     ]
-    kept = [pipeline.select_calibrated(model, both, "gate_taylor", 0.4, config).keep for config in searches]
+    kept = [select_calibrated(model, both, "gate_taylor", 0.4, config).keep for config in searches]
     chosen = {tuple(keep["mlp"].ravel()) for keep in kept}
     assert len(chosen) >= 4, "the options change what is kept"
 
 
 def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("saap_jax.jobs.score.load_model", lambda *_: pytest.fail("loaded a model"))
     config = dataclasses.replace(score_config, patterns=PatternsConfig(importance="wanda"), runs=str(tmp_path))
     with pytest.raises(ValueError, match=r"patterns\.importance: expected one of .*, got 'wanda'"):
-        pipeline.score_run(config)
+        score_run(config)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +144,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
     fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
     fresh = calibrate.calibrate(model, windows, names, fusion=fusion, batch_size=2)
     monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("observed again"))
-    monkeypatch.setattr(pipeline, "load_tokenizer", lambda *_: pytest.fail("looked for text"))
+    monkeypatch.setattr("saap_jax.jobs.score.load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
         score_config,
         name="again",
@@ -150,7 +153,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
         estimation=EstimationConfig(estimators=names),
         fusion=fusion,
     )
-    again, calibrated = pipeline.score_run(config)
+    again, calibrated = score_run(config)
     assert again.record["scenarios"] == run.record["scenarios"] == {"code": [3, 16], "prose": [3, 16]}
     for scenario, expected in fresh.scenarios.items():
         for name in names:
@@ -164,7 +167,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
 
 def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
     small = dataclasses.replace(score_config, name="small", runs=str(tmp_path), keep_statistics="small")
-    run, _ = pipeline.score_run(small)
+    run, _ = score_run(small)
     sizes = [sum(path.stat().st_size for path in (r.path / "statistics").iterdir()) for r in (run, kept[0])]
     assert sizes[0] < sizes[1]
     again = dataclasses.replace(
@@ -176,18 +179,18 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
     )
     message = r"from_run: .*small kept neither scores of fisher nor .* --keep-statistics all"
     with pytest.raises(ValueError, match=message):
-        pipeline.score_run(again)
+        score_run(again)
     assert not (tmp_path / "again" / "scores.npz").exists()
-    ok, _ = pipeline.score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
+    ok, _ = score_run(dataclasses.replace(again, estimation=EstimationConfig(estimators=("gate_fisher",))))
     assert ok.finished
     assert "left_out" not in ok.record, "all that were named are there"
     none = dataclasses.replace(score_config, name="none", runs=str(tmp_path), keep_statistics="none")
-    run, _ = pipeline.score_run(none)
+    run, _ = score_run(none)
     assert not (run.path / "statistics").exists()
     with pytest.raises(FileNotFoundError, match="run `saap score` with --keep-statistics all"):
-        pipeline.score_run(dataclasses.replace(again, name="b", from_run=str(run.path)))
+        score_run(dataclasses.replace(again, name="b", from_run=str(run.path)))
     with pytest.raises(ValueError, match="observed the model .*tiny, got smollm2-135m"):
-        pipeline.score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
+        score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
 
 
 def test_small_statistics_serve_what_they_can(score_config, tmp_path):
@@ -196,14 +199,14 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     options = {"runs": str(tmp_path), "keep_statistics": "small"}
     own = dataclasses.replace(score_config, name="own", estimation=EstimationConfig(estimators=names), **options)
     fresh = dataclasses.replace(own, name="fresh", estimation=EstimationConfig(estimators=("saap",)))
-    run, expected = pipeline.score_run(own)[0], pipeline.score_run(fresh)[1]
-    again, found = pipeline.score_run(
+    run, expected = score_run(own)[0], score_run(fresh)[1]
+    again, found = score_run(
         ScoreConfig(name="again", model=own.model, runs=own.runs, from_run=str(run.path), mesh=own.mesh)
     )
     usual = EstimationConfig().estimators
     assert again.record["left_out"] == ["taylor_vector"]
     assert found.estimators == [name for name in usual if name != "taylor_vector"]
-    for scenario, scores in pipeline.read_scores(run).scenarios.items():
+    for scenario, scores in read_scores(run).scenarios.items():
         assert_scores_equal(found.scenarios[scenario]["taylor_element"], scores["taylor_element"])
     saap = kept_module.rescored(str(run.path), saap_jax.load_model(own.model.name), ["saap"], own.fusion)
     for scenario, scores in expected.scenarios.items():
@@ -230,8 +233,8 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 
     monkeypatch.setattr(kept_module, "observe_windows", observe_first)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.score_run(config)
-    _, calibrated = pipeline.score_run(config)
+        score_run(config)
+    _, calibrated = score_run(config)
     assert seen == ["code", "prose", "prose"]
     for scenario, scores in expected.scenarios.items():
         for name in scores:
@@ -251,6 +254,6 @@ def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
-    _, calibrated = pipeline.score_run(score_config)
+    monkeypatch.setattr("saap_jax.jobs.score.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    _, calibrated = score_run(score_config)
     assert_scores_equal(calibrated.scores("gate_taylor"), kept[1].scores("gate_taylor"))

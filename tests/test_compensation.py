@@ -9,10 +9,10 @@ import pytest
 
 from saap_jax.config.method import CompensationConfig
 from saap_jax.estimation import Statistic, observe
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Normal, least_squares, output_bias, output_error
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 

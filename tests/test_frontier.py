@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from saap_jax.api import perplexity, select_path
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import (
@@ -20,11 +21,10 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.evaluation.candidates import candidates_step
+from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier, job, sweep
-from saap_jax.jobs.pipeline import perplexity, select_path
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.frontier import frontier_figure, summary
-from saap_jax.selection.bisection import found_variants
 from saap_jax.selection.calibrate import calibrate, scenarios_of
 from saap_jax.selection.variants import seeds_of, variants_of
 from saap_jax.types import STRUCTURES

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from saap_jax.runtime.json_files import DEPTH, parse_json, read_json, read_lines, read_object, shown
+from saap_jax.formats.json_files import DEPTH, parse_json, read_json, read_lines, read_object, shown
 
 REFUSED = {
     "no JSON": (b'{"a": }', "Expecting value"),

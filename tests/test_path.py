@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
+from saap_jax.api import checkpoints, select_calibrated, select_path
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -15,7 +16,7 @@ from saap_jax.config.method import (
     ModelConfig,
     SearchConfig,
 )
-from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection import calibrate
@@ -31,7 +32,7 @@ def path(estimator, ratios, search, model=MODEL):
     scenarios = {"calibration": WINDOWS}
     stability = search.allocation == "adaptive"
     calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
-    return pipeline.select_path(model, calibrated, scenarios, estimator, ratios, search, batch_size=3)
+    return select_path(model, calibrated, scenarios, estimator, ratios, search, batch_size=3)
 
 
 def cut_path(estimator, ratios, search, every):
@@ -42,11 +43,11 @@ def cut_path(estimator, ratios, search, every):
     keep = existing_units(MODEL.runs)
     whole = saap_jax.prunable_parameters(saap_jax.discover(MODEL))
     keeps, model = {}, MODEL
-    for ratio in pipeline.checkpoints(ratios, every):
+    for ratio in checkpoints(ratios, every):
         left = saap_jax.prunable_parameters(saap_jax.discover(model))
         calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
         share = 1 - (1 - ratio) * whole / left
-        smaller = pipeline.select_calibrated(model, calibrated, estimator, share, search).keep
+        smaller = select_calibrated(model, calibrated, estimator, share, search).keep
         for name in STRUCTURES:
             for layer in range(len(keep[name])):
                 units = np.flatnonzero(keep[name][layer])
@@ -87,7 +88,7 @@ def test_what_is_gone_stays_gone():
 
 
 def test_without_steps_nothing_is_observed_again(monkeypatch):
-    monkeypatch.setattr(pipeline, "calibrate", lambda *_, **__: pytest.fail("observed again"))
+    monkeypatch.setattr("saap_jax.api.calibrate", lambda *_, **__: pytest.fail("observed again"))
     path("gate_fisher", (0.3, 0.6), dataclasses.replace(STEPS, rescore_every=None))
     path("gate_fisher", (0.3,), dataclasses.replace(STEPS, rescore_every=0.3))
 
@@ -135,7 +136,7 @@ def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_comparison_searches_only_what_is_missing(config, run, tmp_path, monkeypatch):
-    select, searched = pipeline.select_path, []
+    select, searched = select_path, []
 
     def killed(model, calibrated, scenarios, estimator, *rest, **options):
         searched.append(estimator)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import saap_jax
+from saap_jax.api import select_units
 from saap_jax.config.jobs import CompareConfig, PruneConfig, ScoreConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -22,7 +23,9 @@ from saap_jax.config.use import EvaluateConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import loss_step
-from saap_jax.jobs import compare, pipeline, prune
+from saap_jax.jobs import compare, prune
+from saap_jax.jobs.evaluate import evaluate
+from saap_jax.jobs.score import score_run
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores
@@ -137,7 +140,7 @@ def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run,
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_evaluated(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "window_losses", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr("saap_jax.api.window_losses", lambda *_: pytest.fail("evaluated"))
     search = SearchConfig(skip_layers=(0, 1))
     with pytest.raises(ValueError, match="largest possible ratio is 0"):
         compare.compare(dataclasses.replace(config, runs=str(tmp_path), search=search))
@@ -172,7 +175,7 @@ def test_fusion_and_adaptive_search(config, tmp_path):
     whole = calibrate.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
     np.testing.assert_allclose(whole.scores("saap")["attention"], scores[fused]["attention"], rtol=1e-5)
     searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
-    kept = [pipeline.select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
+    kept = [select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]
     assert (kept[0] != kept[1]).any()
     estimation = EstimationConfig(estimators=("saap", "wanda"))
     run = compare.compare(dataclasses.replace(config, runs=str(tmp_path), estimation=estimation, search=searches[0]))
@@ -189,7 +192,7 @@ def test_score_prune_evaluate(config, tmp_path):
         estimation=EstimationConfig(estimators=("wanda", "gate_fisher")),
         keep_statistics="none",
     )
-    run, calibrated = pipeline.score_run(scored)
+    run, calibrated = score_run(scored)
     assert calibrated.estimators == ["wanda", "gate_fisher"]
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
@@ -206,7 +209,7 @@ def test_score_prune_evaluate(config, tmp_path):
             PruneConfig(out=str(tmp_path / "x"), from_run=str(run.path), **{**options, "estimator": "magnitude"})
         )
     models = (config.model.name, str(tmp_path / "fresh"))
-    rows = pipeline.evaluate(EvaluateConfig(models=models, windows=3, length=16, batch_size=2))
+    rows = evaluate(EvaluateConfig(models=models, windows=3, length=16, batch_size=2))
     assert rows[models[1]].parameters == fresh.parameters[1] < rows[models[0]].parameters
     assert rows[models[0]].ppl != rows[models[1]].ppl
 

@@ -14,6 +14,7 @@ from saap_jax.config.jobs import AbConfig, CompareConfig, GateConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import compare, quality
+from saap_jax.jobs.evaluate import evaluate
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
@@ -331,10 +332,9 @@ def test_help(command, capsys):
 def test_losses_are_those_of_evaluate(tiny_model_directory, capsys):
     """The perplexity that `ab` shows is that of `evaluate`."""
     from saap_jax.config.use import EvaluateConfig
-    from saap_jax.jobs import pipeline
 
     name, text = str(tiny_model_directory), {"sources": ("builtin:reference",), "windows": 4, "length": 16}
     row = quality.ab(AbConfig(a=name, b=name, batch_size=2, **text)).metrics[0]
-    ppl = pipeline.evaluate(EvaluateConfig(models=(name,), batch_size=2, **text))[name].ppl
+    ppl = evaluate(EvaluateConfig(models=(name,), batch_size=2, **text))[name].ppl
     assert ppl == {row.metric: pytest.approx(row.ppl[0], rel=1e-12)}
     assert np.isfinite(row.ppl[0])

@@ -20,14 +20,17 @@ from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.jobs import chosen as selection
-from saap_jax.jobs import pipeline, prune
+from saap_jax.jobs import prune
+from saap_jax.jobs.evaluate import evaluate
 from saap_jax.jobs.query_stage import remove_query_heads
 from saap_jax.llama import load_keep, load_model
-from saap_jax.llama.segments import existing_query_heads, existing_units, ones_gates
+from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.ungroup import ungrouped
-from saap_jax.selection.calibrate import calibrate, pairs, quiet
+from saap_jax.runtime.progress import quiet
+from saap_jax.selection.calibrate import calibrate, pairs
 from saap_jax.surgery.compensation import compensate
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.surgery.counting import kept_parameters
+from saap_jax.surgery.cut import cut
 from saap_jax.types import QUERY_HEADS, STRUCTURES
 from tests.helpers import changed, forward, length_mask, losses_of, random_model, random_tokens, spec_of
 
@@ -139,7 +142,7 @@ def test_budgets_are_exact_and_masked_equals_cut(name, ratio, share, x64):
     selection = chosen(model, ratio, search, share, min_keep=least)
     pruned, whole = cut(model, selection.keep), prunable_parameters(discover(model))
     assert count_parameters(model) - count_parameters(pruned) == selection.removed
-    assert count_parameters(pruned) == pipeline.kept_parameters(model, selection.keep)
+    assert count_parameters(pruned) == kept_parameters(model, selection.keep)
     assert selection.actual == selection.removed / whole >= ratio == selection.asked
     channel, block, unit = 3 * 8, 2 * 2 * 4 * 8, 8 * 4 * 8
     largest = block if share == 1 else channel if search.attention_share is None else unit
@@ -252,7 +255,7 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
     assert min(w.q_per_kv for w in loaded.spec.layers) == 1
     assert pruned.runs == len(loaded.runs)
     jax.tree.map(np.testing.assert_array_equal, keep, pruned.selection.keep)
-    rows = pipeline.evaluate(EvaluateConfig(models=(out, options["model"].name), windows=3, length=16, batch_size=2))
+    rows = evaluate(EvaluateConfig(models=(out, options["model"].name), windows=3, length=16, batch_size=2))
     assert rows[out].ppl != rows[options["model"].name].ppl
     plain = prune.prune(PruneConfig(out=str(tmp_path / "plain"), search=SearchConfig(), **options))
     assert set(plain.selection.keep) == set(STRUCTURES)

@@ -12,7 +12,7 @@ from saap_jax.cli import main
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.quantized import Quantized
-from saap_jax.surgery.cut import masks
+from saap_jax.llama.segments import masks
 from tests.helpers import RELATIVES, forward, random_model
 
 ESTIMATORS = ("magnitude", "taylor_element", "fisher", "gate_fisher", "wanda", "fluctuation", "block_influence")

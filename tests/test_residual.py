@@ -31,9 +31,9 @@ from saap_jax.jobs.residual import (
     remove_channels,
 )
 from saap_jax.llama import load_keep, load_model
-from saap_jax.llama.segments import existing_units, ones_gates
+from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.selection.calibrate import pairs
-from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, masks, pruned_spec
+from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, pruned_spec
 from saap_jax.types import RESIDUAL
 from tests.helpers import changed, dense_model, forward, length_mask, losses_of, ragged_model, random_tokens
 

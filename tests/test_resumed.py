@@ -13,7 +13,8 @@ from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, 
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig, SearchConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.config.traced import TracedCompareConfig
-from saap_jax.jobs import compare, fidelity, frontier, pipeline, recover, sensitivity, traced
+from saap_jax.jobs import compare, fidelity, frontier, recover, sensitivity, traced
+from saap_jax.jobs.score import score_run
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.digests import model_digest
@@ -76,17 +77,17 @@ def other_text(directory: Path, tokenizer) -> None:
     ],
 )
 def test_scores_of_something_else_are_refused(change, said, score, tokenizer, tmp_path):
-    run, before = pipeline.score_run(score)
+    run, before = score_run(score)
     killed(run)
-    again, _ = pipeline.score_run(score)
+    again, _ = score_run(score)
     assert again.finished, "nothing has changed"
     killed(run)
     change(tmp_path / "model", tokenizer)
     with pytest.raises(ValueError, match="was begun on something else than is there now") as caught:
-        pipeline.score_run(score)
+        score_run(score)
     assert said in str(caught.value)
     assert read_run(run.path)["status"] == "running"
-    _, after = pipeline.score_run(score, overwrite=True)
+    _, after = score_run(score, overwrite=True)
     assert not np.array_equal(before.scores("wanda")["mlp"], after.scores("wanda")["mlp"])
 
 
@@ -122,7 +123,7 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
             drawn,
         ),
         "score": (
-            pipeline.score_run,
+            score_run,
             ScoreConfig(**common, calibration=calibration, estimation=estimation),
             drawn,
         ),
@@ -170,21 +171,21 @@ def test_a_digest_tells_all_weights_and_constants(tiny_model_directory):
 
 class TestKeptScores:
     def test_a_finished_run_is_shown_and_mended_without_its_model(self, score, monkeypatch, capsys, tmp_path):
-        run, _ = pipeline.score_run(score)
+        run, _ = score_run(score)
         page = (run.path / "report.html").read_bytes()
         (run.path / "report.html").unlink()
-        monkeypatch.setattr(pipeline, "load_model", None)
-        pipeline.score_run(score)
+        monkeypatch.setattr("saap_jax.jobs.score.load_model", None)
+        score_run(score)
         assert (run.path / "report.html").read_bytes() == page
         (run.path / "scores.npz").unlink()
         with pytest.raises(TypeError):
-            pipeline.score_run(score)
+            score_run(score)
         monkeypatch.undo()
-        pipeline.score_run(score)
+        score_run(score)
         assert read_run(run.path)["status"] == "finished"
 
     def test_scores_that_do_not_fit_are_refused(self, score):
-        run, _ = pipeline.score_run(score)
+        run, _ = score_run(score)
         good = run.load_arrays("scores")
         for name, arrays in {
             "of shape": good | {"reference/wanda/mlp": np.ones((2, 23), np.float32)},
@@ -195,9 +196,9 @@ class TestKeptScores:
             run.save_arrays("scores", arrays)
             killed(run)
             with pytest.raises(ValueError, match=rf"{name}.*scores\.npz|scores\.npz.*{name}|{name}"):
-                pipeline.score_run(score)
+                score_run(score)
         run.save_arrays("scores", good)
-        assert pipeline.score_run(score)[0].finished
+        assert score_run(score)[0].finished
 
     def test_damage_is_one_line(self, score, capsys):
         words = ["score", "--runs", score.runs, "--name", "run", "--model.name", score.model.name]

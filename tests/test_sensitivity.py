@@ -20,11 +20,11 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, job, sensitivity, sweep
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command
 from saap_jax.runs.scores import read_scores
 from saap_jax.selection.calibrate import pairs
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"

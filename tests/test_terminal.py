@@ -15,6 +15,7 @@ from saap_jax.cli import console as terminal
 from saap_jax.cli import plan as planning
 from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import listing
+from saap_jax.evaluation.crossing import Estimate, Found
 from saap_jax.evaluation.limits import Check
 from saap_jax.evaluation.paired import AccuracyDifference, paired_difference
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
@@ -23,7 +24,6 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.report import bench, fidelity, frontier, fusion, patterns, quality, recovery, scores, sensitivity, tables
 from saap_jax.report import tasks as task_tables
 from saap_jax.report import traced as traced_tables
-from saap_jax.selection.bisection import Estimate, Found
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
 from tests.report.test_patterns import drawn

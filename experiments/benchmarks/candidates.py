@@ -19,8 +19,7 @@ import numpy as np
 import saap_jax
 from saap_jax.evaluation.candidates import Group, candidate_losses, candidates_step
 from saap_jax.evaluation.perplexity import loss_step, window_losses
-from saap_jax.llama.segments import existing_units, ones_gates
-from saap_jax.surgery.cut import masks
+from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.types import STRUCTURES, Keep
 
 

@@ -10,14 +10,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.runtime.visible import visible
+
 PIPED = 100
 """Columns of what is printed elsewhere than on a terminal, where COLUMNS does not say."""
 
 _TALL = 3
 """Lines of a cell that a table may have at most; where more were needed, its rows are printed one below the other."""
-
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that move the cursor, colour, hide or reorder what follows, and halves of characters."""
 
 
 class Terminal(Console):
@@ -36,18 +35,6 @@ def columns() -> int | None:
 
 
 console = Terminal(highlight=False, markup=False, emoji=False, width=columns())
-
-
-def visible(text: str) -> str:
-    r"""Return text with its control characters, but for line ends and tabs, written out.
-
-    Those are C0 and C1 (escape sequences of terminals begin with one), what reorders letters, and lone surrogates.
-
-    >>> print(visible("a\x1b[31mb\u202e\n\ud800 é"))
-    a\x1b[31mb\u202e
-    \ud800 é
-    """
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def show(*things: str | Table | Group) -> None:

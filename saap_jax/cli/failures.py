@@ -9,8 +9,8 @@ import tempfile
 import traceback
 from collections.abc import Iterable
 
-from saap_jax.cli.console import visible
 from saap_jax.runtime.processes import place
+from saap_jax.runtime.visible import visible
 
 READER_GONE = 141
 """Exit code where the reader of standard output has gone (`saap ... | head -1`): the one that a shell gives then."""

@@ -125,14 +125,13 @@ def discover(words: list[str]) -> None:
 def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = configure("score", ScoreConfig, words, overwrite=True)
-    from saap_jax.jobs import pipeline
     from saap_jax.report.fusion import rich_fusions
     from saap_jax.report.patterns import rich_patterns
     from saap_jax.report.score_page import find_patterns
     from saap_jax.report.scores import rank_table
 
     with show_progress() as track:
-        run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
+        run, calibrated = score_run(config, overwrite=options.overwrite, track=track)
     for scenario, scores in calibrated.scenarios.items():
         show(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
     if any(run.record["fusions"].values()):
@@ -184,8 +183,8 @@ def export(words: list[str]) -> None:
         raise UsageError(f"export: expected MODEL and OUT, got {len(positional)} words: {' '.join(positional)}")
     default = ExportConfig(**dict(zip(("model", "out"), positional, strict=False)))
     config, _ = parse("export MODEL OUT", default, rest)
-    from saap_jax.export import export_model
-    from saap_jax.jobs.pipeline import step
+    from saap_jax.jobs.export import export_model
+    from saap_jax.runtime.progress import step
 
     with show_progress() as track:
         exported = export_model(config, step=functools.partial(step, track))
@@ -210,11 +209,10 @@ def evaluate(words: list[str]) -> None:
     positional, rest = split_words(words)
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
-    from saap_jax.jobs import pipeline
     from saap_jax.report.tasks import rich_perplexities, rich_tasks
 
     with show_progress() as track:
-        rows = pipeline.evaluate(config, track=track)
+        rows = job.evaluate(config, track=track)
     if config.sources:
         show(rich_perplexities(rows))
     if config.tasks:
@@ -237,10 +235,10 @@ def fidelity(words: list[str]) -> None:
 def frontier(words: list[str]) -> None:
     """Run `saap frontier`."""
     config, options = configure("frontier", FrontierConfig, words, overwrite=True)
+    from saap_jax.evaluation.crossing import found_variants
     from saap_jax.jobs import frontier as job
     from saap_jax.report import frontier as report
     from saap_jax.report.suggestions import suggestion_lines
-    from saap_jax.selection.bisection import found_variants
 
     with show_progress() as track:
         run = job.frontier(config, overwrite=options.overwrite, track=track)

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from saap_jax.cli.console import visible
 from saap_jax.runtime.steps import telling
+from saap_jax.runtime.visible import visible
 
 INTERVAL = 30.0
 """Seconds between two lines where no bars are shown."""

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from saap_jax.runtime.json_files import shown
+from saap_jax.formats.json_files import shown
 
 
 def check_types(config: Any, place: str = "") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.json_files import parse_json, read_lines, shown
+from saap_jax.formats.json_files import parse_json, read_lines, shown
 
 LINE = 2**23
 """Bytes of a line, 8 MiB: a tokenizer takes two hundred times the memory of a line without blanks."""

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from saap_jax.data.chat import encode_chat
 from saap_jax.data.instruct import Exchange
 from saap_jax.data.sources import Document, parse_source, read_exchanges, read_texts
 from saap_jax.data.windows import tokenize
-from saap_jax.llama.decoding.chat import encode_chat
 
 Template = Literal["alpaca", "chat"]
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
 from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
 from saap_jax.estimation.not_finite import leaves_by_path
+from saap_jax.formats.json_files import parse_json, shown
 from saap_jax.llama.files.write import Tensor, write_tensors
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.json_files import parse_json, shown
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import first
 

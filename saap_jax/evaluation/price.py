@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saap_jax.runtime.json_files import shown
-from saap_jax.runtime.toml_files import read_toml
+from saap_jax.formats.json_files import shown
+from saap_jax.formats.toml_files import read_toml
 
 TABLE = Path(__file__).with_name("prices.toml")
 """The table that comes with the package."""

@@ -11,8 +11,8 @@ from saap_jax.evaluation.timing import Programs, Times, Workload, compile_progra
 from saap_jax.llama import Llama, load_model
 from saap_jax.llama.decoding.generate import decoder_of, rounded
 from saap_jax.runs.directory import write_atomically
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Track, quiet
 
 Record = dict[str, Any]
 

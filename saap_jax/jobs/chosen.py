@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.targets import Costs, Target, asked_of
-from saap_jax.jobs.pipeline import select_calibrated, select_path, source_run
 from saap_jax.jobs.query_stage import remove_query_heads, together
+from saap_jax.jobs.score import source_run
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores, rescored, statistics_path
 from saap_jax.runtime.processes import agreed
-from saap_jax.selection.calibrate import Calibrated, Track, calibrate, quiet
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.selection.bisection import bisected
+from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.search import Selection, largest_ratio
 from saap_jax.surgery.cut import pruned_spec
 from saap_jax.types import Keep
@@ -27,8 +30,6 @@ from saap_jax.types import Keep
 DEFAULT_RATIO = 0.2
 """Share of the prunable parameters that goes where neither a ratio nor a target says more."""
 
-TOLERANCE = 0.001
-"""How exactly the smallest ratio that meets the targets is found."""
 
 Recalibrate = Callable[[Keep], Calibrated]
 """Returns the scores of a model that keeps only some units."""
@@ -138,16 +139,6 @@ def select_smallest(
         f"targets: cannot be met by removing {top:.2%} of the prunable parameters, the most that the search can: "
         f"{', '.join(missed(select(top).keep))}; ask for less, or relax search.min_keep, max_ratio, skip_layers, …"
     )
-
-
-def bisected(low: float, high: float, select: Callable[[float], Selection], holds: Callable[[Keep], bool]) -> Selection:
-    """Return the selection at the smallest ratio that holds, where that of `high` does."""
-    if holds(select(low).keep):
-        return select(low)
-    while high - low > TOLERANCE:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(select(middle).keep) else (middle, high)
-    return select(high)
 
 
 def calibration_of(path: str, model: str) -> CalibrationConfig:

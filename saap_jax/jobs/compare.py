@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.api import perplexity, select_path, select_units
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
@@ -18,7 +19,6 @@ from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import perplexity, select_path, select_units, step
 from saap_jax.jobs.sweep import (
     Compensate,
     Evaluator,
@@ -40,15 +40,8 @@ from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import agreed
-from saap_jax.selection.calibrate import (
-    Calibrated,
-    Track,
-    check_estimators,
-    check_scenarios,
-    lengths_of,
-    quiet,
-    scenarios_of,
-)
+from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.selection.calibrate import Calibrated, check_estimators, check_scenarios, lengths_of, scenarios_of
 from saap_jax.selection.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
 from saap_jax.surgery.cut import cut, keep_to_json
 from saap_jax.types import Keep, Scores

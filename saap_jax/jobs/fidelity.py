@@ -17,7 +17,7 @@ from saap_jax.estimation.ablation import (
 )
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import step, tokens_to_observe
+from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
@@ -25,8 +25,9 @@ from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import kept_scores, read_scores
 from saap_jax.runtime.files import append_line
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Track, check_estimators, lengths_of, pairs, quiet, scenarios_of
+from saap_jax.selection.calibrate import check_estimators, lengths_of, pairs, scenarios_of
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"

@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from saap_jax.api import checkpoints, select_calibrated
 from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
+from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import checkpoints, select_calibrated, step
 from saap_jax.jobs.sweep import (
     Evaluator,
     Row,
@@ -36,15 +37,13 @@ from saap_jax.runs.keeps import save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, first_metric
-from saap_jax.selection.bisection import Bracket, bisect, first_bracket
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import (
     Calibrated,
-    Track,
     calibrate,
     check_estimators,
     check_scenarios,
     lengths_of,
-    quiet,
     scenarios_of,
 )
 from saap_jax.selection.search import Selection, largest_ratio

@@ -17,7 +17,6 @@ from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs.chosen import calibration_of, check_query_heads, chosen_units, ratio_of
-from saap_jax.jobs.pipeline import step
 from saap_jax.jobs.query_stage import count_query_heads
 from saap_jax.jobs.residual import ResidualStage, check_residual, remove_channels, together
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
@@ -26,14 +25,13 @@ from saap_jax.runs.directory import plain
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import (
-    Track,
     check_estimators,
     check_scenarios,
     lengths_of,
     microbatches,
-    quiet,
     scenario_pairs,
     scenarios_of,
 )

@@ -20,16 +20,16 @@ from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_byte
 from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
 from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
-from saap_jax.jobs.pipeline import step
+from saap_jax.formats.json_files import shown
+from saap_jax.formats.toml_files import read_toml
 from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import check_target, write_atomically
-from saap_jax.runtime.json_files import shown
-from saap_jax.runtime.toml_files import read_toml
-from saap_jax.selection.calibrate import Track, pairs, quiet
+from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.selection.calibrate import pairs
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 

@@ -11,17 +11,15 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Bool
-
 from saap_jax.config.method import FusionConfig, QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, prunable_parameters, query_head_parameters
-from saap_jax.llama import LayerWidths, Llama
-from saap_jax.llama.segments import existing_query_heads, existing_units
+from saap_jax.llama import Llama
+from saap_jax.llama.segments import existing_query_heads, existing_units, heads_of
 from saap_jax.llama.ungroup import ungrouped
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.budget import SLACK
-from saap_jax.selection.calibrate import Track, calibrate, quiet, structure_parts
+from saap_jax.selection.calibrate import calibrate, structure_parts
 from saap_jax.selection.query_heads import check_target, search_query_heads
 from saap_jax.selection.search import Selection, skipped_layers
 from saap_jax.surgery.cut import cut
@@ -97,13 +95,3 @@ def together(model: Llama, first: QueryStage, rest: Selection, ratio: float) -> 
 def count_query_heads(model: Llama) -> int:
     """Count the query heads of all layers."""
     return int(existing_query_heads(model.runs).sum())
-
-
-def heads_of(
-    kv_heads: Bool[np.ndarray, "layers kv_heads"], widths: tuple[LayerWidths, ...], shape: tuple[int, ...]
-) -> Bool[np.ndarray, "layers heads"]:
-    """Return which query heads read one of the given KV heads."""
-    heads = np.zeros(shape, bool)
-    for row, kept, each in zip(heads, kv_heads, widths, strict=True):
-        row[: each.kv_heads * each.q_per_kv] = np.repeat(kept[: each.kv_heads], each.q_per_kv)
-    return heads

@@ -21,7 +21,6 @@ from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import step
 from saap_jax.jobs.sweep import texts_of
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
@@ -40,8 +39,9 @@ from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Track, pairs, quiet
+from saap_jax.selection.calibrate import pairs
 
 Note = Callable[[str, bool], None]
 """Told how it goes: a line of text, and whether it is worth a line where no bar is shown."""

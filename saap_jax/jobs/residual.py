@@ -27,7 +27,8 @@ from saap_jax.llama import Llama
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.narrow import with_scaled_norms
 from saap_jax.llama.segments import existing_units, ones_gates
-from saap_jax.selection.calibrate import Track, pairs, quiet
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.selection.calibrate import pairs
 from saap_jax.selection.search import Selection
 from saap_jax.surgery.cut import cut
 from saap_jax.types import RESIDUAL, Remat

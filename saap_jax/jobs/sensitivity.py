@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import SearchConfig
 from saap_jax.data import Windows
@@ -19,7 +20,7 @@ from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import select_calibrated, select_path, step, tokens_to_observe
+from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, check_texts, texts_of, unpruned
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units
@@ -30,14 +31,13 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.suggestions import trial_options
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import (
     Calibrated,
-    Track,
     calibrate,
     check_estimators,
     check_scenarios,
     lengths_of,
-    quiet,
     scenarios_of,
 )
 from saap_jax.selection.search import Selection, largest_ratio

@@ -20,7 +20,7 @@ from saap_jax.estimation import Statistic, observe
 from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses, keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses, metric_name
-from saap_jax.jobs.pipeline import kept_parameters, tokens_to_observe
+from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory
@@ -30,10 +30,12 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import decoded, encoded
 from saap_jax.runtime.mesh import mesh_of
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Calibrated, Track, microbatches, pairs, quiet, scenario_pairs
+from saap_jax.selection.calibrate import Calibrated, microbatches, pairs, scenario_pairs
 from saap_jax.selection.variants import ALL, Variant
 from saap_jax.surgery.compensation import Batch, check_batches, compensate
+from saap_jax.surgery.counting import kept_parameters
 from saap_jax.types import STRUCTURES, Keep
 
 Row = dict[str, Any]

@@ -11,17 +11,16 @@ from saap_jax.config.traced import TracedCompareConfig, TracedPruneConfig
 from saap_jax.discovery.tracing.factory import made_problem
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.pipeline import step
+from saap_jax.llama.segments import masks
 from saap_jax.report.couplings import couplings_drawing
 from saap_jax.report.traced import traced_files
 from saap_jax.runs.digests import digest_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.locks import held
+from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Track, quiet
 from saap_jax.selection.search import Selection
-from saap_jax.surgery.cut import masks
 from saap_jax.traced.saved import described, save_pruned
 from saap_jax.traced.select import (
     calibrate,

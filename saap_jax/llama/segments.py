@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from saap_jax.llama.spec import LayerWidths
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep, LayerGates
 
 
@@ -84,3 +85,18 @@ def _existing(runs: Sequence[Any], name: str) -> Bool[np.ndarray, "_layers _unit
 def ones_gates(runs: Sequence[Any]) -> Gates:
     """Return gates that keep everything, `[layers, units]` a structure, float32."""
     return {name: jnp.ones(units.shape, jnp.float32) for name, units in existing_units(runs).items()}
+
+
+def masks(keep: Keep) -> Gates:
+    """Return gates that are 1 where a unit (or a query head) is kept and 0 where it is removed, float32."""
+    return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+
+
+def heads_of(
+    kv_heads: Bool[np.ndarray, "layers kv_heads"], widths: tuple[LayerWidths, ...], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "layers heads"]:
+    """Return which query heads read one of the given KV heads."""
+    heads = np.zeros(shape, bool)
+    for row, kept, each in zip(heads, kv_heads, widths, strict=True):
+        row[: each.kv_heads * each.q_per_kv] = np.repeat(kept[: each.kv_heads], each.q_per_kv)
+    return heads

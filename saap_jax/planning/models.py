@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from saap_jax.formats.json_files import read_object
 from saap_jax.llama.files.hf_config import spec_from_config
 from saap_jax.llama.files.load import PACKAGED
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.runtime.json_files import read_object
 
 KNOWN = {
     "llama-7b": (32000, 4096, 32, 32, 32, 11008),

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from saap_jax.cli.console import visible
+from saap_jax.runtime.visible import visible
 
 _FORMULA = ("=", "+", "-", "@", "\t")
 """What a cell begins with that a spreadsheet takes for a formula."""

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.evaluation.crossing import Estimate, Found, found_variants
 from saap_jax.evaluation.paired import FEWEST, LEVEL
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
@@ -18,7 +19,6 @@ from saap_jax.report.scores import INK, inline_svg, short_name
 from saap_jax.report.summary import some
 from saap_jax.report.tables import BEST, TIED, csv_table, format_percent, format_ppl
 from saap_jax.runs.standing import DENSE, Record
-from saap_jax.selection.bisection import Estimate, Found, found_variants
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.report.blocks import plural
 from saap_jax.report.summary import some
@@ -10,7 +11,6 @@ from saap_jax.report.tables import format_ppl
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.standing import DENSE, Record, comparison_rows, labels, number
 from saap_jax.runs.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
-from saap_jax.selection.bisection import found_variants
 
 
 def suggestions_of(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:

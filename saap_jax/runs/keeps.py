@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.jobs.pipeline import kept_parameters
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import DAMAGED
+from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import STRUCTURES, Keep
 

@@ -24,14 +24,13 @@ from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.reading import DAMAGED
 from saap_jax.runs.score_arrays import parts_of
 from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
     Calibrated,
     Plan,
-    Track,
     joined,
     make_members,
     observe_windows,
-    quiet,
     score_plan,
     score_statistics,
 )

@@ -1,6 +1,6 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,22 +13,15 @@ from saap_jax.estimation import Statistic, Statistics, make_estimators, observe,
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.llama import Llama
+from saap_jax.llama.segments import masks
 from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.fusion import Fused, PerExample, fuse
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
-from saap_jax.surgery.cut import masks
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
-
-Track = Callable[[str, Iterable[Any], int], Iterator[Any]]
-"""Wraps an iterable, to show progress: (what is being done, items, how many)."""
 
 Plan = Mapping[str, tuple[str, FusionConfig]]
 """What is scored: {label: (estimator, how its scores are fused if it is a fusion)}."""
-
-
-def quiet(doing: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Show no progress."""
-    return iter(items)
 
 
 class Scored(NamedTuple):

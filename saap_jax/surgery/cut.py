@@ -16,12 +16,7 @@ from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import existing_query_heads, existing_units, run_bounds
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
-
-
-def masks(keep: Keep) -> Gates:
-    """Return gates that are 1 where a unit (or a query head) is kept and 0 where it is removed, float32."""
-    return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
 def cut(model: Llama, keep: Keep) -> Llama:

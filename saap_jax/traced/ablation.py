@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from saap_jax.discovery.tracing.problem import Examples
 from saap_jax.discovery.weights import TracedWeights, units_of
 from saap_jax.estimation.ablation import Unit, changes_to_scores
-from saap_jax.selection.calibrate import Track, quiet
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.traced.subject import Subject, batches, loss_of_one
 from saap_jax.types import Gates, Scores
 

@@ -16,7 +16,7 @@ from saap_jax.discovery.weights import TracedWeights
 from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics, union_of_needs
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
-from saap_jax.selection.calibrate import Track, quiet
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.traced.subject import Subject, batches, loss_of_one
 from saap_jax.types import Gates
 

@@ -16,8 +16,9 @@ from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
 from saap_jax.estimation import make_estimators
 from saap_jax.estimation.observe import curvature_of
-from saap_jax.jobs.chosen import bisected
-from saap_jax.selection.calibrate import Calibrated, Scored, Track, joined, make_members, quiet, score_statistics
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.selection.bisection import bisected
+from saap_jax.selection.calibrate import Calibrated, Scored, joined, make_members, score_statistics
 from saap_jax.selection.search import Limits, Selection, largest_ratio, search
 from saap_jax.traced.ablation import ablate
 from saap_jax.traced.observe import check_needs, members, needs_of, observe

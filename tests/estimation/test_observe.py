@@ -11,8 +11,8 @@ from saap_jax.estimation import Statistic, make_estimator, observe, score
 from saap_jax.estimation.base import Curvature
 from saap_jax.estimation.observe import ACCUMULATORS, observe_step
 from saap_jax.llama import load_model, save_model
-from saap_jax.llama.segments import existing_units, join_runs, ones_gates
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.llama.segments import existing_units, join_runs, masks, ones_gates
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import (
     changed,

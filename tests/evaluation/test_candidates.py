@@ -5,8 +5,8 @@ import pytest
 
 from saap_jax.evaluation.candidates import candidate_losses, candidates_step, grouped, keep_digest, whole_layers
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.llama.segments import existing_units
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.llama.segments import existing_units, masks
+from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.evaluation.test_perplexity import batched
 from tests.helpers import dense_model, length_mask, random_keep

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from saap_jax.evaluation.crossing import Bracket, bisect, crossing, first_bracket, found_variants, knee
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.report.frontier import notes, summary
-from saap_jax.selection.bisection import Bracket, bisect, crossing, first_bracket, found_variants, knee
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.perplexity import WindowLosses, loss_step, metric_name, window_losses
-from saap_jax.llama.segments import existing_units, ones_gates
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.surgery.cut import cut
 from tests.helpers import changed, dense_model, length_mask, random_keep, random_tokens, reference_losses
 
 TOKENS = random_tokens(5, 8)

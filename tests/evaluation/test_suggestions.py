@@ -9,6 +9,7 @@ import shlex
 import numpy as np
 import pytest
 
+from saap_jax.api import select_units
 from saap_jax.cli.arguments import configure
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.method import (
@@ -25,7 +26,6 @@ from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.jobs import sensitivity, sweep
-from saap_jax.jobs.pipeline import select_units
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.sensitivity import extremes, marks_of
 from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from saap_jax.config.jobs import ExportConfig
-from saap_jax.export import export_model, gguf_file
+from saap_jax.export import gguf_file
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary, vocabulary_of
+from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS
 from saap_jax.llama.segments import existing_units

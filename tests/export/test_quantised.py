@@ -8,10 +8,10 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import ExportConfig
-from saap_jax.export import export_model
 from saap_jax.export.gguf_file import write_gguf
 from saap_jax.export.gguf_vocabulary import no_vocabulary
 from saap_jax.jobs import export
+from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.recovery import AdapterParam, groupwise, quantize

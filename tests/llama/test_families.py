@@ -10,16 +10,16 @@ import pytest
 from saap_jax.discovery import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
 from saap_jax.estimation import Statistic, observe
 from saap_jax.estimation.ablation import ablate, sample_units
-from saap_jax.jobs.pipeline import kept_parameters
 from saap_jax.llama import Constants
 from saap_jax.llama.decoding.cache import single_layers
 from saap_jax.llama.decoding.generate import generate
 from saap_jax.llama.fused import fused_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.packed import packed_hidden
-from saap_jax.llama.segments import existing_query_heads, existing_units, ones_gates
+from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.ungroup import ungrouped
-from saap_jax.surgery.cut import cut, masks
+from saap_jax.surgery.counting import kept_parameters
+from saap_jax.surgery.cut import cut
 from saap_jax.types import QUERY_HEADS
 from tests.helpers import (
     RELATIVES,

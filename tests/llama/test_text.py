@@ -4,9 +4,9 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from saap_jax.data import chat
+from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.decoding import chat
-from saap_jax.llama.decoding.chat import encode_chat
 from saap_jax.llama.decoding.generate import generate
 from saap_jax.llama.decoding.sample import Sampling
 from saap_jax.llama.decoding.text import TextOutput, encode_prompt, stream_texts

@@ -9,7 +9,8 @@ import pytest
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, ModelConfig
-from saap_jax.jobs import fidelity, pipeline
+from saap_jax.jobs import fidelity
+from saap_jax.jobs.score import score_run
 from saap_jax.runs import stages as monitor
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.stages import Stage, covered, measuring, peak_device_gib, with_stage
@@ -194,21 +195,21 @@ class TestRuns:
 
     def test_of_scores(self, fields):
         config = ScoreConfig(**fields, keep_statistics="all")
-        run, _ = pipeline.score_run(config)
+        run, _ = score_run(config)
         first = stages_of(run)["score"]
         assert first["tokens"] == 5 * 16
         assert first["tokens_per_second"] == first["tokens"] / first["seconds"]
         assert first["compiles"] > 0
         assert list((run.path / "tensorboard").iterdir())
         RunDirectory(run.path, read_run(run.path)).update(status="running")  # killed after its scores
-        pipeline.score_run(config)
+        score_run(config)
         assert (stages_of(run)["score"]["tokens"], stages_of(run)["score"]["times"]) == (5 * 16, 2)
         RunDirectory(run.path, read_run(run.path)).update(status="running")  # killed before its scores
         (run.path / "scores.npz").unlink()
-        pipeline.score_run(config)
+        score_run(config)
         assert (stages_of(run)["score"]["tokens"], stages_of(run)["score"]["times"]) == (5 * 16, 3)
         other = ScoreConfig(**fields | {"name": "other"}, from_run=str(run.path))
-        assert stages_of(pipeline.score_run(other)[0])["score"]["tokens"] is None, "no text was read"
+        assert stages_of(score_run(other)[0])["score"]["tokens"] is None, "no text was read"
 
     def test_of_fidelity(self, fields):
         run, *_ = fidelity.judge(FidelityConfig(**fields, channels_per_layer=1, resamples=10))

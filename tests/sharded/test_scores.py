@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import SearchConfig
 from saap_jax.estimation.accumulate import ACCUMULATORS
@@ -14,7 +15,6 @@ from saap_jax.estimation.registry import ESTIMATORS, make_estimator
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.jobs.pipeline import select_units
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.runtime.mesh import layout_of, put
 from saap_jax.surgery.cut import cut

@@ -9,7 +9,7 @@ import pytest
 
 from saap_jax.config.traced import TracedSearchConfig
 from saap_jax.discovery.tracing.problem import Problem
-from saap_jax.surgery.cut import masks
+from saap_jax.llama.segments import masks
 from saap_jax.traced import Losses, calibrate, cut, select, subject_of
 from saap_jax.traced.select import prunable_parameters, removed_parameters, select_scores
 from saap_jax.traced.subject import cut_losses

@@ -22,11 +22,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from saap_jax.data.chat import conversation
 from saap_jax.evaluation.tasks.encode import encode, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.decoding.chat import conversation
 from saap_jax.llama.decoding.generate import generate
 from saap_jax.llama.decoding.sample import Sampling
 from saap_jax.llama.files.tokenizer import Tokenizer

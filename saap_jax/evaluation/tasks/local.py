@@ -21,9 +21,9 @@ from saap_jax.data.json_lines import LINE, fields_of
 from saap_jax.evaluation.tasks.encode import encode_pair
 from saap_jax.evaluation.tasks.likelihood import Progress, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
+from saap_jax.formats.json_files import parse_json, read_lines, shown
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
-from saap_jax.runtime.json_files import parse_json, read_lines, shown
 
 
 class Item(NamedTuple):

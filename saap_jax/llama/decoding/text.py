@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from saap_jax.llama.decoding.chat import check_text, encode_chat
+from saap_jax.data.chat import check_text, encode_chat
 from saap_jax.llama.decoding.generate import stream
 from saap_jax.llama.decoding.sample import Sampling
 from saap_jax.llama.files.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ Source: the configuration classes of transformers (`LlamaConfig`, `MistralConfig
 
 from typing import Any, NamedTuple
 
+from saap_jax.formats.json_files import shown
 from saap_jax.llama.spec import FAMILIES, Constants, Family
-from saap_jax.runtime.json_files import shown
 
 
 class Keys(NamedTuple):

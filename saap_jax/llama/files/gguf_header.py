@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from saap_jax.runtime.json_files import shown
+from saap_jax.formats.json_files import shown
 
 ITEMS = 2**22
 """Array items of all metadata together; three arrays of a vocabulary of a million tokens are fewer."""

@@ -8,10 +8,10 @@ different widths have no place in it, nor has a bias of the output projections a
 
 from typing import Any
 
+from saap_jax.formats.json_files import shown
 from saap_jax.llama.files.families import KEYS, family_of, own_keys, sliding_window
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
-from saap_jax.runtime.json_files import shown
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from saap_jax.formats.json_files import LIMIT, parse_json, read_object, shown
 from saap_jax.llama.files import hf_fused
 from saap_jax.llama.files.hf_config import quantization_from_config, some, spec_from_config
 from saap_jax.llama.files.hf_layout import (
@@ -35,7 +36,6 @@ from saap_jax.llama.files.load_gguf import open_gguf
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
-from saap_jax.runtime.json_files import LIMIT, parse_json, read_object, shown
 from saap_jax.runtime.mesh import Layout, shardings
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep

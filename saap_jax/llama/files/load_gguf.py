@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saap_jax.formats.json_files import shown
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
 from saap_jax.llama.files.hf_config import some
 from saap_jax.llama.files.hf_fused import split
 from saap_jax.llama.files.hf_layout import Checkpoint
 from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
-from saap_jax.runtime.json_files import shown
 
 ARCHITECTURES: dict[str, Family] = {
     "llama": "llama",

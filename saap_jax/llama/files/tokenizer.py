@@ -7,10 +7,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
+from saap_jax.formats.json_files import read_object, shown
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_tokenizer import IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
 from saap_jax.llama.files.load import one_line, resolve
-from saap_jax.runtime.json_files import read_object, shown
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerFast`; not named as such, because importing transformers takes seconds."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saap_jax.runtime.json_files import shown
+from saap_jax.formats.json_files import shown
 
 SECONDS = 10.0
 """How long a template may run. Those of published models take milliseconds."""

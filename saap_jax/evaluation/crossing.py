@@ -1,0 +1,279 @@
+"""Stage 4: how far can a model be pruned? The largest ratio that holds a limit, and the knee of the curve.
+
+Where the curve first breaks the limit is looked for from below: on the grid the first ratio that breaks it and the one
+before it are a *bracket*, which bisection narrows. A curve that holds the limit again further up changes nothing; where
+that happens is on record (`again`). The unpruned model holds every limit, so ratio 0 is the lower end of the first
+bracket; where the whole grid holds, the largest ratio that the search can meet is the next one to be tried.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
+
+Key = TypeVar("Key", bound=Hashable)
+Record = dict[str, Any]
+
+
+class Bracket(NamedTuple):
+    """What is known of the largest ratio that holds: at least `low`, below `high`."""
+
+    low: float
+    """Holds."""
+    high: float
+    """Does not; infinite where no such ratio is known."""
+    top: float
+    """Largest ratio that can be tried."""
+    rounds: int = 0
+    """Ratios tried beyond the grid."""
+
+    def next(self, tolerance: float) -> float | None:
+        """Return the ratio to try next, or None where the answer is known to the tolerance.
+
+        >>> Bracket(0.2, 0.3, 0.9).next(0.005), Bracket(0.5, math.inf, 0.9).next(0.005)
+        (0.25, 0.9)
+        >>> Bracket(0.2, 0.204, 0.9).next(0.005), Bracket(0.9, math.inf, 0.9).next(0.005)
+        (None, None)
+        """
+        if math.isinf(self.high):
+            return self.top if self.low < self.top else None
+        return round((self.low + self.high) / 2, 6) if self.high - self.low > tolerance else None
+
+    def narrowed(self, ratio: float, holds: bool) -> "Bracket":
+        """Return what is known once `ratio` was tried."""
+        ends = {"low": ratio} if holds else {"high": ratio}
+        return self._replace(**ends, rounds=self.rounds + 1)
+
+
+def first_bracket(ratios: Sequence[float], holds: Sequence[bool], top: float) -> Bracket:
+    """Return the first crossing from below on a grid of ratios.
+
+    >>> first_bracket((0.1, 0.2, 0.3), (True, False, True), 0.9)
+    Bracket(low=0.1, high=0.2, top=0.9, rounds=0)
+    """
+    low = 0.0
+    for ratio, held in sorted(zip(ratios, holds, strict=True)):
+        if not held:
+            return Bracket(low, ratio, top)
+        low = ratio
+    return Bracket(low, math.inf, max(top, low))
+
+
+def bisect(
+    brackets: Mapping[Key, Bracket], judge: Callable[[dict[Key, float]], Mapping[Key, bool]], tolerance: float
+) -> dict[Key, Bracket]:
+    """Narrow all brackets to the tolerance, in rounds: log₂(width / tolerance) of them for the widest.
+
+    Args:
+        judge: tells of one ratio each, in one call a round, whether it holds. Only open brackets are asked about.
+    """
+    found = dict(brackets)
+    while True:
+        asked = {key: bracket.next(tolerance) for key, bracket in found.items()}
+        asked = {key: ratio for key, ratio in asked.items() if ratio is not None}
+        if not asked:
+            return found
+        held = judge(asked)
+        found |= {key: found[key].narrowed(ratio, held[key]) for key, ratio in asked.items()}
+
+
+def knee(
+    ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "*curves points"]
+) -> Float[np.ndarray, "*curves"]:
+    """Return the ratio at which a curve of log perplexity is furthest below the chord from its first to its last point.
+
+    Both axes are scaled to [0, 1] by the chord's ends; the knee is the point with the largest x - y. NaN where no point
+    is below the chord (a straight or concave curve), the curve does not rise, or a loss is not finite.
+
+    Args:
+        ratios: ascending, two points or more.
+        losses: log perplexity at them.
+
+    Source: Satopää, Albrecht, Irwin & Raghavan, Finding a "Kneedle" in a Haystack, 2011.
+    Deviation: no smoothing and no sensitivity, since few points are measured; so the knee is a point of the grid.
+
+    >>> knee(np.array([0.0, 0.25, 0.5, 1.0]), np.array([0.0, 0.01, 0.1, 1.0])).item()
+    0.5
+    """
+    losses = np.asarray(losses, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = ((values - values[..., :1]) / (values[..., -1:] - values[..., :1]) for values in (ratios, losses))
+        below = np.where(np.isfinite(y), x - y, -np.inf)
+    rises = np.isfinite(losses).all(axis=-1) & (losses[..., -1] > losses[..., 0])
+    return np.where(rises & (below.max(axis=-1) > 1e-9), ratios[below.argmax(axis=-1)], np.nan)
+
+
+def crossing(
+    ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "draws points"], limits: Float[np.ndarray, "draws"]
+) -> Float[np.ndarray, "draws"]:
+    """Return where each curve first exceeds its limit, by lines between points; the last ratio where none does.
+
+    Args:
+        ratios: ascending, from 0 on.
+        losses: a loss that is not finite counts as above every limit.
+
+    >>> crossing(np.array([0.0, 0.2, 0.4]), np.array([[1.0, 1.2, 2.2]]), np.array([1.7])).round(6).item()
+    0.3
+    """
+    losses = np.where(np.isfinite(losses), losses, 1e300)
+    above = losses > limits[:, None]
+    above[:, 0] = False  # the unpruned model
+    after = np.where(above.any(axis=1), above.argmax(axis=1), len(ratios) - 1)
+    before, rows = np.maximum(after - 1, 0), np.arange(len(losses))
+    rise = losses[rows, after] - losses[rows, before]
+    share = np.divide(limits - losses[rows, before], rise, out=np.ones(len(rows)), where=rise > 0)
+    share = np.where(above.any(axis=1), np.clip(share, 0, 1), 1.0)
+    return ratios[before] + share * (ratios[after] - ratios[before])
+
+
+# --- from the records of a run -------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """A number over seeds."""
+
+    mean: float
+    spread: float
+    """Standard deviation over the seeds; NaN where there is one."""
+    low: float
+    high: float
+    """Bootstrap interval of the mean, over seeds and windows; NaN of fewer than `FEWEST` windows."""
+
+
+class Found(NamedTuple):
+    """What a run found of one variant, over its seeds."""
+
+    variant: str
+    seeds: int
+    ratio: Estimate
+    """Largest ratio (as asked) that holds the limit."""
+    actual: float
+    """Share of the prunable parameters that goes at that ratio, mean over the seeds."""
+    ppl: float
+    """Perplexity at that ratio, exp of the mean loss over the seeds."""
+    knee: Estimate
+    """Ratio of the knee, a point of the grid; NaN where a curve has none."""
+    everywhere: int
+    """Seeds whose limit holds up to the largest possible ratio."""
+    again: tuple[float, ...]
+    """Ratios of the grid above the first crossing at which the limit holds again, in any seed."""
+    p_value: float = math.nan
+    """Of "goes as far as the one of the largest ratio", adjusted for the number of others; NaN of that one itself."""
+    windows: int = 0
+    """Windows that the intervals are over."""
+
+    @property
+    def tied(self) -> bool:
+        """True where it cannot be told apart from the one that goes furthest."""
+        return self.p_value >= LEVEL
+
+
+def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) -> list[Found]:
+    """Return each variant's largest ratio and knee, over its seeds, the largest ratio first.
+
+    Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
+    and for the unpruned model, from which the limit follows. The ratio of a draw is read off lines between all measured
+    points, so it may end a little beyond the bisected one; its interval does not go beyond what was measured. Whether a
+    variant goes as far as the first is told from the differences of their ratios in the same draws.
+    """
+    frontier, metric = run["frontier"], run["frontier"]["metric"]
+    dense = np.asarray(run["dense"]["losses"][metric], np.float64)
+    rows: dict[tuple[str, int], list[Record]] = {}
+    for candidate in candidates:
+        rows.setdefault((candidate["variant"], candidate["seed"]), []).append(candidate)
+    variants: dict[str, list[Record]] = {}
+    for line in frontier["lines"]:
+        variants.setdefault(line["variant"], []).append(line)
+    resamples = resamples_for(len(variants) - 1, frontier["resamples"])
+    draws = _Draws.make(len(dense), max(map(len, variants.values())), resamples, seed)
+    found, ratios = [], {}
+    for variant, lines in variants.items():
+        curves = [sorted(rows[variant, line["seed"]], key=lambda row: row["ratio_asked"]) for line in lines]
+        at = [_row_at(curve, line["ratio"], run) for curve, line in zip(curves, lines, strict=True)]
+        ratios[variant] = draws.means(_ratios(dense, curves, frontier, draws))
+        found.append(
+            Found(
+                variant,
+                len(lines),
+                draws.estimate(np.array([line["ratio"] for line in lines]), ratios[variant]),
+                float(np.mean([row.get("ratio_actual", 0.0) for row in at])),
+                float(np.exp(np.mean([np.log(row["ppl"][metric]) for row in at]))),
+                _knee(dense, curves, frontier, draws),
+                sum(line["breaks_at"] is None for line in lines),
+                tuple(sorted({ratio for line in lines for ratio in line["again"]})),
+                windows=len(dense),
+            )
+        )
+    first, *others = sorted(found, key=lambda each: -each.ratio.mean)
+    differences = (ratios[first.variant] - ratios[each.variant] for each in others)
+    p_values = holm([float(sureness(each, len(dense))[2]) for each in differences]).tolist()
+    return [first, *(each._replace(p_value=p) for each, p in zip(others, p_values, strict=True))]
+
+
+class _Draws(NamedTuple):
+    """Weights of bootstrap draws, `[draws, windows]` and `[draws, seeds]`, rows that sum to 1."""
+
+    windows: np.ndarray
+    seeds: np.ndarray
+
+    @classmethod
+    def make(cls, windows: int, seeds: int, resamples: int, seed: int) -> "_Draws":
+        random = np.random.default_rng(seed)
+        return cls(
+            *(
+                random.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+                for count in (windows, seeds)
+            )
+        )
+
+    def means(self, drawn: np.ndarray) -> np.ndarray:
+        """Return the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""
+        known = np.isfinite(drawn)
+        weights = self.seeds.T * known
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
+
+    def estimate(self, values: np.ndarray, means: np.ndarray) -> Estimate:
+        """Return the mean of one value a seed, with its interval from the `means` of each draw. NaN does not count."""
+        low, high, _ = sureness(means[np.isfinite(means)], self.windows.shape[1]).tolist()
+        values = values[np.isfinite(values)]
+        mean = float(values.mean()) if len(values) else math.nan
+        return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, low, high)
+
+
+def _losses(dense: np.ndarray, curve: Sequence[Record], metric: str) -> np.ndarray:
+    """Return the loss of each window at each point, the unpruned model first, `[points, windows]`."""
+    return np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in curve)])
+
+
+def _ratios(
+    dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws
+) -> Float[np.ndarray, "seeds draws"]:
+    """Return the largest ratio that holds the limit, of each seed in each draw."""
+    drawn = []
+    for curve in curves:
+        losses = np.einsum("dw,pw->dp", draws.windows, _losses(dense, curve, frontier["metric"]))
+        ratios = np.array([0.0, *(row["ratio_asked"] for row in curve)])
+        drawn.append(crossing(ratios, losses, losses[:, 0] + math.log1p(frontier["percent"] / 100)))
+    return np.stack(drawn)
+
+
+def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws) -> Estimate:
+    """Return the knee of the curves on the grid: at points of bisection the curve is not looked at more closely."""
+    values, drawn = [], []
+    for curve in curves:
+        points = [row for row in curve if row["ratio_asked"] in frontier["ratios"]]
+        ratios = np.array([0.0, *(row["ratio_asked"] for row in points)])
+        losses = _losses(dense, points, frontier["metric"])
+        values.append(knee(ratios, losses.mean(axis=1)))
+        drawn.append(knee(ratios, np.einsum("dw,pw->dp", draws.windows, losses)))
+    return draws.estimate(np.array(values, np.float64), draws.means(np.stack(drawn)))
+
+
+def _row_at(curve: Sequence[Record], ratio: float, run: Record) -> Record:
+    """Return the record at a ratio; at 0 that of the unpruned model."""
+    return next((row for row in curve if row["ratio_asked"] == ratio), run["dense"])

@@ -1,0 +1,45 @@
+"""What `saap evaluate` runs: perplexity of models on texts, and their accuracy on tasks."""
+
+from pathlib import Path
+
+from saap_jax.api import perplexity
+from saap_jax.config.use import EvaluateConfig
+from saap_jax.data import evaluation_windows
+from saap_jax.discovery import count_parameters
+from saap_jax.evaluation.perplexity import metric_name
+from saap_jax.evaluation.tasks.likelihood import Progress
+from saap_jax.evaluation.tasks.named import find_tasks, run_named
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.report.tasks import Evaluated, evaluation_json
+from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.progress import Track, quiet
+
+
+def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evaluated]:
+    """Return the perplexity of every model on every text and its results on tasks; one model is in memory at a time.
+
+    The results are written to `config.json` if it is named.
+    """
+    check_target("json", config.json)
+    layout = layout_of_job(config.mesh, batch_size=config.batch_size)
+    if layout is not None and config.tasks:
+        raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
+    rows, tasks = {}, find_tasks(config)
+    for name in track("evaluate models", config.models, len(config.models)):
+        lengths = {"length": config.length} if config.sources else {}
+        model, tokenizer = load_model(name, config.dtype, layout=layout, lengths=lengths), load_tokenizer(name)
+        ppl = {}
+        for source in config.sources:
+            windows = evaluation_windows(source, tokenizer, config.length, config.windows or None)
+            ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
+        results = run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=scoring(track, name))
+        rows[name] = Evaluated(count_parameters(model), ppl, results)
+    if config.json:
+        write_atomically(Path(config.json), evaluation_json(rows))
+    return rows
+
+
+def scoring(track: Track, name: str) -> Progress:
+    """Return what shows the progress of a model's tasks."""
+    return lambda batches: track(f"score tasks of {name}", batches, len(batches))

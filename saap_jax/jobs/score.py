@@ -1,0 +1,112 @@
+"""The method from end to end: the calls in their order. Read this file first.
+
+    load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> compensate and cut
+    (2d) -> save
+
+The first half are the few functions that a Python session needs, the second half what `saap score` and `saap evaluate`
+run. Pruning to a ratio or to targets is in `pruning`, the comparison of estimators in `comparison`, their judgement by
+the oracle in `fidelity`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from saap_jax.config.jobs import ScoreConfig
+from saap_jax.config.method import EstimationConfig, SearchConfig
+from saap_jax.data import Windows
+from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.runs.digests import inputs_of
+from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served, statistics_path
+from saap_jax.runtime.mesh import Layout, layout_of_job
+from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.provenance import provenance
+from saap_jax.selection.calibrate import (
+    Calibrated,
+    check_estimators,
+    check_scenarios,
+    lengths_of,
+    scenarios_of,
+)
+
+# --- what a Python session needs -----------------------------------------------------------------
+
+
+# --- what the commands run -----------------------------------------------------------------------
+
+
+SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
+
+
+def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
+    """Score every unit by every estimator, and keep the scores in a run directory (or return those it holds).
+
+    With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
+    the usual ones that it serves.
+    """
+    left_out, usual = [], EstimationConfig().estimators
+    if config.from_run and config.estimation.estimators == usual:
+        names = served(config.from_run, usual, config.fusion)
+        left_out = [name for name in usual if name not in names]
+        config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
+    check_estimators(config.estimation.estimators, config.fusion)
+    importance = config.patterns.importance
+    if importance and importance not in config.estimation.estimators:
+        names = ", ".join(config.estimation.estimators)
+        raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
+    if not config.from_run:
+        check_scenarios(config.calibration, SearchConfig())
+    layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
+    with job(config, SCORED, overwrite=overwrite) as run:
+        if not run.finished:
+            _score(config, run, layout, left_out, track)
+    return run, read_scores(run)
+
+
+def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_out: list[str], track: Track) -> None:
+    """Do what `score_run` does, as far as the run does not hold it yet."""
+    source = source_run(config.from_run, config.model.name) if config.from_run else {}
+    with run.stage("load"), step(track, "load the model"):
+        lengths = {} if config.from_run else lengths_of(config)
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
+    if config.from_run:
+        with run.stage("score"), step(track, "score the statistics"):
+            calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
+        about = source.get("scenarios", {})
+        run.begin(inputs_of(model))
+        save_scores(run, calibrated)
+    else:
+        scenarios = scenarios_of(config.calibration, load_tokenizer(config.model.name))
+        about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
+        run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
+        with run.stage("score") as stage:
+            tokens = tokens_to_observe(run, scenarios)
+            kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
+            stage.tokens = tokens
+    run.update(kind="score", scenarios=about, **provenance())
+    if left_out:
+        run.update(left_out=left_out)
+    finish(run, SCORED)
+
+
+def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffix: str = "") -> int:
+    """Count the calibration tokens, without padding, that `kept_scores` has yet to observe.
+
+    None of a run that holds its scores (`scores<suffix>.npz`), nor of a scenario whose statistics it keeps.
+    """
+    if run.has(f"scores{suffix}.npz"):
+        return 0
+    new = [windows for name, windows in scenarios.items() if not run.has(str(statistics_path(Path(), name)))]
+    return sum(int(windows.mask.sum()) for windows in new)
+
+
+def source_run(path: str, model: str) -> dict:
+    """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
+    record = read_run(path)
+    of = record.get("config", {}).get("model")
+    observed = of.get("name") if isinstance(of, dict) else of
+    if observed != model:
+        raise ValueError(f"from_run: {path} observed the model {observed}, got {model}; give --model.name {observed}")
+    return record
