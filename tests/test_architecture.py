@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import graphlib
 import re
 import runpy
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
@@ -16,98 +18,74 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
-ORDER = (
-    ("interrupts", "steps"),
-    ("json_files", "toml_files", "field_types"),
-    ("types", "version"),
-    ("terminal",),
-    ("amounts", "checks"),
-    ("options",),
-    ("options_mesh",),
-    ("config", "config_plan", "config_use", "config_recover", "config_traced"),
-    ("processes",),
-    ("locks",),
-    ("watch",),
-    ("constraints",),
-    ("fetching",),
-    ("sharding",),
-    ("chat",),
-    ("llama", "data"),
-    ("digests",),
-    ("discovery",),
-    ("estimation",),
-    ("fusion",),
-    ("stability",),
-    ("budget",),
-    ("shapes",),
-    ("search",),
-    ("query_heads",),
-    ("surgery",),
-    ("corrections",),
-    ("compensation",),
-    ("recovery",),
-    ("export",),
-    ("evaluation",),
-    ("report",),
-    ("calibration",),
-    ("kept",),
-    ("variants", "query_stage"),
-    ("pipeline", "generation", "benchmark"),
-    ("keeps",),
-    ("selection", "residual"),
-    ("pruning",),
-    ("sweep",),
-    ("comparison",),
-    ("recover",),
-    ("fidelity",),
-    ("frontier",),
-    ("sensitivity",),
-    ("references",),
-    ("task_comparison",),
-    ("quality",),
-    ("failures", "progress"),
-    ("arguments",),
-    ("traced",),
-    ("planning", "structures_command"),
-    ("cli", "lm_eval"),
-    ("__main__",),
-)
-LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "version": (),
+    "types": (),
+    "formats": (),
+    "config": ("types", "formats"),
+    "data": ("config", "types", "formats"),
+    "runtime": ("config", "types", "formats"),
+    "llama": ("runtime", "data", "config", "types", "formats"),
+    "discovery": ("llama", "runtime", "config", "types"),
+    "estimation": ("discovery", "llama", "runtime", "config", "types", "formats"),
+    "selection": ("estimation", "discovery", "llama", "data", "runtime", "config", "types"),
+    "surgery": ("estimation", "discovery", "llama", "runtime", "config", "types"),
+    "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
+    "export": ("llama", "runtime", "config", "types"),
+    "evaluation": ("discovery", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
+    "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
+    "runs": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
+             "types", "formats"),
+    "api": ("evaluation", "selection", "surgery", "discovery", "llama", "data", "runtime", "config", "types"),
+    "report": ("runs", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
+    "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
+             "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
+    "traced": ("selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),
+    "lm_eval": ("evaluation",),
+    "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
+            "runtime", "config", "types", "formats", "version"),
+    "__main__": ("cli", "runtime"),
+    "__init__": ("api", "surgery", "estimation", "discovery", "llama", "data", "config", "version"),
+}  # fmt: skip
+"""Folder (or module at the root) -> those that it may import beside itself."""
+NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.schema", "runs.standing")
+"""What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGURATION = (
-    "config.py",
-    "config_plan.py",
-    "config_recover.py",
-    "config_traced.py",
-    "config_use.py",
-    "options.py",
-    "options_mesh.py",
-)
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
 EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
 
-def imports_of(source: str) -> set[str]:
-    """Return the parts of saap_jax that a module imports; `saap_jax` itself for a name from the package's root."""
+def modules() -> dict[str, str]:
+    """Return the source of every module of the package by its dotted name below `saap_jax`."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path.read_text()
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != REMOTE
+    }
+
+
+def imports_of(source: str, known: Collection[str]) -> set[str]:
+    """Return the modules of saap_jax that a module imports, anywhere in it; a name of a package counts as the package."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "absolute imports only"
-            names = [node.module or ""]
-            if node.module == "saap_jax":
-                names = [f"saap_jax.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] if "." in name else name for name in names if name.split(".")[0] == "saap_jax"}
+        ours = [name.removeprefix("saap_jax").removeprefix(".") for name in names if name.split(".")[0] == "saap_jax"]
+        found |= {name if name in known else name.rpartition(".")[0] or "__init__" for name in ours}
     return found
 
 
-def upward(part: str, source: str) -> set[str]:
-    """Return what a module of `part` imports although it stands later in the order (or at the root)."""
-    return {name for name in imports_of(source) if LEVEL.get(name, 99) > LEVEL[part]}
+def forbidden(module: str, imported: Iterable[str]) -> set[str]:
+    """Return what a module imports although its folder may not."""
+    folder = module.split(".")[0]
+    allowed = {folder, *FOLDERS[folder]}
+    return {name for name in imported if name.split(".")[0] not in allowed}
 
 
 @pytest.mark.parametrize("path", sorted(REMOTE.glob("*.py")), ids=lambda path: path.name)
@@ -124,36 +102,36 @@ def test_code_that_travels_stands_alone(path):
     }
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for path in PACKAGE.rglob("*.py") if path.parent != REMOTE),
-    ids=lambda path: str(path.relative_to(PACKAGE)),
-)
-def test_imports_run_one_way(path):
-    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if part != "__init__":
-        assert part in LEVEL, f"name the place of {part} in the order"
-        assert not upward(part, path.read_text())
+def test_imports_run_one_way():
+    sources = modules()
+    imported = {name: imports_of(source, sources) for name, source in sources.items()}
+    assert {name.split(".")[0] for name in sources} <= FOLDERS.keys(), "name the folder in FOLDERS"
+    assert not {name: wrong for name in sources if (wrong := forbidden(name, imported[name]))}
+    models = [name for name in sources if name.startswith(NO_MODEL) and name != "selection.calibrate"]
+    assert not {
+        name: seen for name in models if (seen := {m for m in imported[name] if m.startswith("llama")} - {"llama.spec"})
+    }
+    graphlib.TopologicalSorter({name: wanted - {name} for name, wanted in imported.items()}).prepare()
 
 
-def test_an_upward_import_is_found():
-    assert upward("search", "from saap_jax.jobs.pipeline import compare") == {"pipeline"}
-    assert upward("llama", "import saap_jax") == {"saap_jax"}
-    assert not upward("search", "from saap_jax.config import SearchConfig")
+def test_folders_run_one_way():
+    graphlib.TopologicalSorter(FOLDERS).prepare()
+
+
+def test_a_forbidden_import_and_a_circle_are_found():
+    known = ("__init__", "jobs.compare", "llama", "llama.model", "selection.search", "config")
+    assert imports_of("from saap_jax.jobs.compare import compare", known) == {"jobs.compare"}
+    assert imports_of("def f():\n    from saap_jax.jobs import compare", known) == {"jobs.compare"}
+    assert imports_of("from saap_jax.llama import Llama\nimport saap_jax", known) == {"llama", "__init__"}
+    assert forbidden("selection.search", {"jobs.compare", "config.method", "selection.budget"}) == {"jobs.compare"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"llama.a": {"llama.b"}, "llama.b": {"llama.a"}}).prepare()
 
 
 def config_classes() -> list[type]:
-    defined = vars(method) | vars(configuration) | vars(recover) | vars(use) | vars(mesh) | vars(plan) | vars(traced)
+    parts = (method, configuration, recover, use, mesh, plan, traced)
+    defined = {name: value for part in parts for name, value in vars(part).items()}
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
-
-
-@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
-def test_every_field_is_read_somewhere(kind):
-    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name not in CONFIGURATION]
-    for field in dataclasses.fields(kind):
-        by_name = kind.__name__.endswith("PerStructure")  # read by the structure's name
-        pattern = r"getattr\(config\.\w+, name\)" if by_name else rf"\.{field.name}\b"
-        assert any(re.search(pattern, source) for source in sources), f"nobody reads {kind.__name__}.{field.name}"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)

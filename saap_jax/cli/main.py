@@ -125,6 +125,7 @@ def discover(words: list[str]) -> None:
 def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = configure("score", ScoreConfig, words, overwrite=True)
+    from saap_jax.jobs.score import score_run
     from saap_jax.report.fusion import rich_fusions
     from saap_jax.report.patterns import rich_patterns
     from saap_jax.report.score_page import find_patterns
@@ -209,6 +210,7 @@ def evaluate(words: list[str]) -> None:
     positional, rest = split_words(words)
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
+    from saap_jax.jobs import evaluate as job
     from saap_jax.report.tasks import rich_perplexities, rich_tasks
 
     with show_progress() as track:
