@@ -66,7 +66,7 @@ def modules() -> dict[str, str]:
 
 
 def imports_of(source: str, known: Collection[str]) -> set[str]:
-    """Return the modules of saap_jax that a module imports, anywhere in it; names of a package stand for the package."""
+    """Return the modules of saap_jax that a module imports, anywhere in it; names of a package stand for it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
