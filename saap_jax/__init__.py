@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from saap_jax.config import SearchConfig
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
+    from saap_jax.discovery.tracing.problem import Problem
     from saap_jax.estimation import ESTIMATORS
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.surgery import cut, masks
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ESTIMATORS",
     "Llama",
+    "Problem",
     "SearchConfig",
     "__version__",
     "calibration_windows",
@@ -50,11 +52,12 @@ __all__ = [
 
 _HOMES = {
     "data": ("calibration_windows", "evaluation_windows"),
+    "discovery.tracing.problem": ("Problem",),
     "discovery": ("count_parameters", "discover", "prunable_parameters"),
     "estimation": ("ESTIMATORS",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
     "config": ("SearchConfig",),
-    "jobs.pipeline": ("perplexity", "score_units", "select_units"),
+    "api": ("perplexity", "score_units", "select_units"),
     "surgery": ("cut", "masks"),
 }
 """The module of each name."""

@@ -50,6 +50,9 @@ FOLDERS: dict[str, tuple[str, ...]] = {
 """Folder (or module at the root) -> those that it may import beside itself."""
 NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.schema", "runs.standing")
 """What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
+NO_JAX = ("config", "formats", "report", "version", "runs.directory", "runs.reading", "runs.schema", "runs.stages",
+          "runs.standing", "runs.tensorboard", "runtime.files", "runtime.interrupts", "runtime.locks")  # fmt: skip
+"""What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
@@ -112,6 +115,21 @@ def test_imports_run_one_way():
         name: seen for name in models if (seen := {m for m in imported[name] if m.startswith("llama")} - {"llama.spec"})
     }
     graphlib.TopologicalSorter({name: wanted - {name} for name, wanted in imported.items()}).prepare()
+
+
+def test_records_and_reports_import_no_jax():
+    named = {name: source for name, source in modules().items() if name.startswith(NO_JAX)}
+    assert len(named) > 40
+    assert not {name: found for name, source in named.items() if (found := libraries_of(source) & {"jax", "flax"})}
+    assert libraries_of("from jax import numpy\nimport flax.nnx\ndef f():\n    import optax") == {"jax", "flax"}
+
+
+def libraries_of(source: str) -> set[str]:
+    """Return the libraries that a module imports when it is imported."""
+    nodes = ast.parse(source).body
+    found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    found += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in found}
 
 
 def test_folders_run_one_way():

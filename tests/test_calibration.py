@@ -7,6 +7,7 @@ import pytest
 
 import saap_jax
 from saap_jax.api import select_calibrated
+from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -100,23 +101,23 @@ def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(ses
 
 
 def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
-    monkeypatch.setattr("saap_jax.jobs.score.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model"))
     config = dataclasses.replace(score_config, patterns=PatternsConfig(importance="wanda"), runs=str(tmp_path))
     with pytest.raises(ValueError, match=r"patterns\.importance: expected one of .*, got 'wanda'"):
         score_run(config)
     assert not list(tmp_path.iterdir())
 
 
-def test_stability_over_one_scenario_is_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
-    monkeypatch.setattr(compare, "load_model", lambda *_: pytest.fail("loaded a model"))
-    config = CompareConfig(
-        model=score_config.model,
-        calibration=CalibrationConfig(examples=3, length=16),
-        search=SearchConfig(allocation="adaptive", stability_over="scenarios"),
-        runs=str(tmp_path),
-    )
-    with pytest.raises(ValueError, match=r"'scenarios' expects two or more calibration\.scenarios, got 1"):
-        compare.compare(config)
+def test_stability_over_one_scenario_is_refused():
+    for kind in (CompareConfig, PruneConfig, SensitivityConfig):
+        search = SearchConfig(allocation="adaptive", stability_over="scenarios")
+        with pytest.raises(ValueError, match=r"'scenarios' expects two or more calibration\.scenarios, got 1"):
+            kind(search=search)
+        kind(search=search, calibration=CalibrationConfig(scenarios=("a=builtin:reference", "builtin:descriptions")))
+    with pytest.raises(ValueError, match="expects two or more"):
+        FrontierConfig(
+            grid=GridConfig(allocations=("uniform", "adaptive")), search=SearchConfig(stability_over="scenarios")
+        )
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
     fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
     fresh = calibrate.calibrate(model, windows, names, fusion=fusion, batch_size=2)
     monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("observed again"))
-    monkeypatch.setattr("saap_jax.jobs.score.load_tokenizer", lambda *_: pytest.fail("looked for text"))
+    monkeypatch.setattr("saap_jax.jobs.job.load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
         score_config,
         name="again",
@@ -254,6 +255,6 @@ def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
-    monkeypatch.setattr("saap_jax.jobs.score.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
     _, calibrated = score_run(score_config)
     assert_scores_equal(calibrated.scores("gate_taylor"), kept[1].scores("gate_taylor"))

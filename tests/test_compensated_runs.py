@@ -21,7 +21,7 @@ from saap_jax.config.method import (
 from saap_jax.estimation import Statistic, observe
 from saap_jax.jobs import compare, sweep
 from saap_jax.jobs import prune as pruning
-from saap_jax.jobs.sweep import texts_of
+from saap_jax.jobs.job import texts_of
 from saap_jax.report import csv_table
 from saap_jax.selection.calibrate import scenario_pairs, scenarios_of
 from saap_jax.surgery.compensation import compensate

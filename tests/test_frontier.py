@@ -22,7 +22,8 @@ from saap_jax.config.method import (
 )
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
-from saap_jax.jobs import compare, frontier, job, sweep
+from saap_jax.jobs import compare, frontier, job
+from saap_jax.jobs.job import texts_of
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.frontier import frontier_figure, summary
 from saap_jax.selection.calibrate import calibrate, scenarios_of
@@ -76,7 +77,7 @@ class TestLargestRatio:
     def test_holds_the_limit_and_a_tolerance_more_does_not(self, config, run):
         """By other code: each keep-set searched anew, its perplexity by the program for one set of gates."""
         model, tokenizer = load_model(config.model.name), load_tokenizer(config.model.name)
-        windows = sweep.texts_of(config.evaluation, tokenizer)[OUT]
+        windows = texts_of(config.evaluation, tokenizer)[OUT]
         limit = 1.06 * perplexity(model, windows)
         assert run.record["frontier"]["limit"] == pytest.approx(limit, rel=1e-5)
         variants = {variant.name: variant for variant in variants_of(config)}

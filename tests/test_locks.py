@@ -16,7 +16,7 @@ from saap_jax.runtime.locks import held, lock_of
 HOLD = """
 import sys, time
 from pathlib import Path
-from saap_jax.locks import held
+from saap_jax.runtime.locks import held
 with held(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)

@@ -99,7 +99,7 @@ def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_
 
 
 def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):
-    monkeypatch.setattr(compare, "load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
     before = run.path.joinpath("metrics.jsonl").read_bytes()
     again = compare.compare(config)
     assert again.candidates() == run.candidates()

@@ -174,7 +174,7 @@ class TestKeptScores:
         run, _ = score_run(score)
         page = (run.path / "report.html").read_bytes()
         (run.path / "report.html").unlink()
-        monkeypatch.setattr("saap_jax.jobs.score.load_model", None)
+        monkeypatch.setattr("saap_jax.jobs.job.load_model", None)
         score_run(score)
         assert (run.path / "report.html").read_bytes() == page
         (run.path / "scores.npz").unlink()
@@ -256,7 +256,7 @@ def test_fidelity_is_shown_and_mended_without_its_model(tiny_model_directory, te
     run, rows, *_ = fidelity.judge(config)
     figure = (run.path / "fidelity.svg").read_bytes()
     (run.path / "fidelity.svg").unlink()
-    monkeypatch.setattr(fidelity, "load_model", None)
+    monkeypatch.setattr("saap_jax.jobs.job.load_model", None)
     np.testing.assert_equal(fidelity.judge(config)[1], rows)
     assert (run.path / "fidelity.svg").read_bytes() == figure
     monkeypatch.undo()

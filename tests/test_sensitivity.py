@@ -19,6 +19,7 @@ from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, job, sensitivity, sweep
+from saap_jax.jobs.job import texts_of
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command
@@ -87,7 +88,7 @@ class TestCandidates:
     def test_losses_are_those_of_one_by_one(self, config, run, model):
         scores = read_scores(run).scores("gate_fisher")
         keeps, _ = sensitivity.one_place_each(model, scores, FRACTIONS)
-        texts = sweep.texts_of(config.evaluation, load_tokenizer(config.model.name))
+        texts = texts_of(config.evaluation, load_tokenizer(config.model.name))
         rows = {row["candidate"]: row for row in places(run)}
         assert rows.keys() == keeps.keys()
         dense = {name: window_losses(model, pairs(windows, 2)) for name, windows in texts.items()}

@@ -25,9 +25,9 @@ from saap_jax.config.method import (
 )
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.jobs import compare
-from saap_jax.report import comparison_rows, csv_table
+from saap_jax.report import csv_table
 from saap_jax.runs import scores as kept
-from saap_jax.runs.standing import untested
+from saap_jax.runs.standing import comparison_rows, untested
 from saap_jax.selection import variants
 from saap_jax.selection.variants import candidates_of, seeds_of, variants_of
 
@@ -216,8 +216,8 @@ def config_file(path, config: CompareConfig) -> None:
     path.write_text(
         textwrap.dedent(f"""
         from saap_jax.config import CompareConfig
-        from saap_jax.options import *
-        from saap_jax.options_mesh import MeshConfig
+        from saap_jax.config.method import *
+        from saap_jax.config.mesh import MeshConfig
         CONFIG = {config!r}
         """)
     )

@@ -16,7 +16,9 @@ from saap_jax.config.checks import (
 )
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
+    ALL,
     STUDIED,
+    Allocation,
     CalibrationConfig,
     CompensationConfig,
     EstimationConfig,
@@ -28,6 +30,7 @@ from saap_jax.config.method import (
     QueryHeadsConfig,
     ResidualConfig,
     SearchConfig,
+    StabilityOver,
     TargetsConfig,
 )
 from saap_jax.config.use import TasksConfig
@@ -38,6 +41,15 @@ Domain = Literal["in", "out"]
 
 TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
 """Metrics that are 0 or 1 of an item."""
+
+
+def check_scenarios(calibration: CalibrationConfig, allocation: Allocation, over: StabilityOver) -> None:
+    """Raise ValueError where stability over scenarios is asked for and there is only one."""
+    if (allocation, over) == ("adaptive", "scenarios") and len(calibration.scenarios) < 2:
+        raise ValueError(
+            "search.stability_over: 'scenarios' expects two or more calibration.scenarios, got "
+            f"{len(calibration.scenarios)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,12 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
+        for allocation in self.grid.allocations or (self.search.allocation,):
+            check_scenarios(self.calibration, allocation, self.search.stability_over)
+        alone = any(scenario != ALL for scenario in self.grid.scenarios)
+        count = self.calibration.microbatches(1 if alone else len(self.calibration.scenarios))
+        for method in self.grid.compensations or (self.compensation.method,):
+            dataclasses.replace(self.compensation, method=method).check_microbatches(count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +125,7 @@ class FrontierConfig(SweepConfig):
     """How exactly the largest ratio is found."""
     resamples: int = 1000
     """Bootstrap resamples of each interval."""
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +206,53 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if self.ratio is not None:
             check_ratios((self.ratio,), "ratio")
+        if not self.from_run:
+            self.check_calibration(self.calibration)
+        self._check_query_heads()
+        self._check_residual()
+
+    def check_calibration(self, calibration: CalibrationConfig) -> None:
+        """Check the text to prune by, that of a run or of this configuration, against what is asked for.
+
+        Raises:
+            ValueError: too few scenarios for stability over them, or too few microbatches to compensate.
+        """
+        check_scenarios(calibration, self.search.allocation, self.search.stability_over)
+        self.compensation.check_microbatches(calibration.microbatches(len(calibration.scenarios)))
+
+    def _check_query_heads(self) -> None:
+        """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
+        if not self.query_heads.share:
+            return
+        if self.from_run:
+            raise ValueError(
+                f"query_heads.share: expected no from_run beside it, got {self.from_run}: a run keeps no scores of "
+                "query heads; leave from_run out to score now"
+            )
+        if asked := ", ".join(self.targets.asked):
+            raise ValueError(
+                f"query_heads.share: expected a ratio and no targets beside it, got {asked}; it is a share of what a "
+                "ratio asks for"
+            )
+        for name in ("max_runs", "max_shapes"):
+            if (most := getattr(self.search, name)) is not None:
+                raise ValueError(
+                    f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by "
+                    "layer; leave one of the two out"
+                )
+
+    def _check_residual(self) -> None:
+        """Raise ValueError for options that channels of the residual stream cannot go with."""
+        if not self.residual.share:
+            return
+        beside = {"from_run": self.from_run, "targets": ", ".join(self.targets.asked)}
+        beside["mesh"] = "" if self.mesh == MeshConfig() else str(self.mesh)
+        for name, value in beside.items():
+            if value:
+                raise ValueError(
+                    f"residual.share: expected no {name} beside it, got {value}; leave one of the two out (it is a "
+                    "share of what a ratio asks for, scored anew on one device)"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,6 +407,7 @@ class FidelityConfig:
     """Seed of the channels drawn and of the bootstrap."""
     resamples: int = 1000
     """Bootstrap resamples of each interval."""
+    mesh: MeshConfig = MeshConfig()
     runs: str = "runs"
     """Directory of all runs."""
 
@@ -378,6 +445,7 @@ class SensitivityConfig:
     """Forward passes timed of each model, in turns, eight times over."""
     resamples: int = 1000
     """Bootstrap resamples of each interval."""
+    mesh: MeshConfig = MeshConfig()
     evaluation: EvaluationConfig = EvaluationConfig(windows=8)
     runs: str = "runs"
     """Directory of all runs."""
@@ -394,6 +462,7 @@ class SensitivityConfig:
             raise ValueError(f"fractions: expected each once, got {list(self.fractions)}")
         if self.align < 0 or self.align == 1:
             raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
+        check_scenarios(self.calibration, self.search.allocation, self.search.stability_over)
         if self.align and self.align == self.search.multiple_of.mlp:
             raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
         check_at_least("repeats", self.repeats, 1)

@@ -56,6 +56,11 @@ class CalibrationConfig:
         check_at_least("calibration.batch_size", self.batch_size, 1)
         check_seed("calibration.seed", self.seed)
 
+    def microbatches(self, scenarios: int) -> int:
+        """Count the microbatches of some scenarios together."""
+        windows = scenarios * self.examples
+        return -(-windows // min(self.batch_size, windows))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimationConfig:
@@ -256,6 +261,22 @@ class CompensationConfig:
         if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
             raise ValueError(f"compensation.damping: expected a number above 0 or None, got {self.damping}")
 
+    def check_microbatches(self, count: int) -> None:
+        """Raise ValueError where there are too few microbatches to choose the damping on some that were held out."""
+        if self.method == "least_squares" and self.damping is None and count < HELD_OUT:
+            raise ValueError(
+                f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
+                f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or "
+                "a number for compensation.damping"
+            )
+
+
+ALL = "all"
+"""The scenario that stands for all of them together."""
+
+HELD_OUT = 4
+"""Every fourth microbatch is held out when the damping of a compensation is chosen; then all are used."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetsConfig:
@@ -288,6 +309,11 @@ class TargetsConfig:
                 read_limit(f"targets.{name}", getattr(self, name), units, example)
         for name in ("batch", "length", "repeats"):
             check_at_least(f"targets.{name}", getattr(self, name), 1)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The targets that there are, as they were asked for."""
+        return {name: getattr(self, name) for name in TARGETS if getattr(self, name)}
 
 
 TARGETS: dict[str, tuple[dict[str, float], str]] = {

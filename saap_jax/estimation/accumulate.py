@@ -15,9 +15,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
+from saap_jax.config.method import HELD_OUT
 from saap_jax.estimation.activations import MULTIPLES
 from saap_jax.estimation.base import Curvature, GateHessian, Moments, Statistic, Statistics, wide
-from saap_jax.estimation.gram import HELD_OUT, Gram
+from saap_jax.estimation.gram import Gram
 from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units

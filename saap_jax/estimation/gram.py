@@ -5,9 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-HELD_OUT = 4
-"""Every fourth microbatch is held out when the damping is chosen; then all are used."""
-
 
 class Gram(NamedTuple):
     """Weighted means over all tokens of a sub-block's activations a, flat: a channel has one, a head head_dim.

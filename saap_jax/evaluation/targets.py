@@ -31,19 +31,6 @@ class Target(NamedTuple):
         return value >= self.limit if self.name == "tokens_per_second" else value <= self.limit
 
 
-def asked_of(config: TargetsConfig) -> dict[str, str]:
-    """Return the targets that there are, as they were asked for."""
-    every = {
-        "parameters": config.parameters,
-        "macs": config.macs,
-        "weight_bytes": config.weight_bytes,
-        "peak_memory": config.peak_memory,
-        "latency": config.latency,
-        "tokens_per_second": config.tokens_per_second,
-    }
-    return {name: text for name, text in every.items() if text}
-
-
 class Costs(NamedTuple):
     """What is needed to tell the costs of models of other widths than the one that was measured."""
 
@@ -63,7 +50,7 @@ class Costs(NamedTuple):
         model = abstract_llama(spec, self.dtype)
         batch, length = self.config.batch, self.config.length
         found: dict[str, float] = {}
-        for name in asked_of(self.config):
+        for name in self.config.asked:
             match name:
                 case "parameters":
                     found[name] = count_parameters(model)
@@ -108,7 +95,7 @@ def temporaries_of(programs: Programs, config: TargetsConfig) -> int:
 def targets_of(config: TargetsConfig, dense: Mapping[str, float]) -> list[Target]:
     """Return the targets with their limits as amounts; percentages are those of the unpruned model's costs."""
     targets = []
-    for name, asked in asked_of(config).items():
+    for name, asked in config.asked.items():
         bound = read_limit(f"targets.{name}", asked, *TARGETS[name])
         limit = bound.value * dense[name] / 100 if bound.unit == "percent" else bound.value
         targets.append(Target(name, asked, limit))

@@ -12,7 +12,7 @@ from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
-from saap_jax.evaluation.targets import Costs, Target, asked_of
+from saap_jax.evaluation.targets import Costs, Target
 from saap_jax.jobs.query_stage import remove_query_heads, together
 from saap_jax.jobs.score import source_run
 from saap_jax.llama import Llama
@@ -73,28 +73,6 @@ def chosen_units(
 def ratio_of(config: PruneConfig) -> float:
     """Return the share of the prunable parameters that goes where no target says how much."""
     return DEFAULT_RATIO if config.ratio is None else config.ratio
-
-
-def check_query_heads(config: PruneConfig) -> None:
-    """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
-    if not config.query_heads.share:
-        return
-    if config.from_run:
-        raise ValueError(
-            f"query_heads.share: expected no from_run beside it, got {config.from_run}: a run keeps no scores of query "
-            "heads; leave from_run out to score now"
-        )
-    if asked := ", ".join(asked_of(config.targets)):
-        raise ValueError(
-            f"query_heads.share: expected a ratio and no targets beside it, got {asked}; it is a share of what a ratio "
-            "asks for"
-        )
-    for name in ("max_runs", "max_shapes"):
-        if (most := getattr(config.search, name)) is not None:
-            raise ValueError(
-                f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by layer; "
-                "leave one of the two out"
-            )
 
 
 def select_smallest(

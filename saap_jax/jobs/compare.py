@@ -13,36 +13,33 @@ import numpy as np
 
 from saap_jax.api import perplexity, select_path, select_units
 from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import ALL
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
 from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
-from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import (
     Compensate,
     Evaluator,
     about_run,
-    check_compensation,
-    check_texts,
     compensator,
     scores_of_seeds,
-    texts_of,
     unpruned,
 )
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama import Llama, load_model, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.couplings import couplings_drawing
 from saap_jax.report.suggestions import suggestions_of
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.standing import comparison_rows
-from saap_jax.runtime.mesh import Layout, layout_of_job
+from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import agreed
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.selection.calibrate import Calibrated, check_estimators, check_scenarios, lengths_of, scenarios_of
-from saap_jax.selection.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
+from saap_jax.selection.calibrate import Calibrated
+from saap_jax.selection.variants import Candidate, Variant, candidates_of, seeds_of, variants_of
 from saap_jax.surgery.cut import cut, keep_to_json
 from saap_jax.types import Keep, Scores
 
@@ -57,19 +54,8 @@ def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = qu
     """
     if config.best_ratio is None:
         config = dataclasses.replace(config, best_ratio=config.cut_ratio)  # on record is what was done
-    check_estimators(config.estimation.estimators, config.fusion)
     variants = variants_of(config)
-    for variant in variants:
-        check_scenarios(config.calibration, variant.search)
-    check_compensation(config, variants)
-    check_texts(config.calibration, config.evaluation)
-    layout = layout_of_job(
-        config.mesh,
-        **{
-            "calibration.batch_size": config.calibration.batch_size,
-            "evaluation.batch_size": config.evaluation.batch_size,
-        },
-    )
+    layout = check(config)
     prices = read_prices()  # a wrong table is refused before any time is spent
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
@@ -86,21 +72,13 @@ def _compare(
     track: Track,
 ) -> None:
     """Do what `compare` does, as far as the run does not hold it yet."""
-    with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths_of(config))
-        tokenizer = load_tokenizer(config.model.name)
-    with run.stage("text"), step(track, "tokenise the texts"):
-        calibration = {
-            seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer)
-            for seed in seeds_of(config)
-        }
-        texts = texts_of(config.evaluation, tokenizer)
-        inputs = inputs_of(model, calibration, texts)
+    material = load(config, run, layout, track, seeds_of(config))
+    model, calibration, texts = material.model, material.calibration, material.texts
     equal: Scores = {name: np.ones(units.shape) for name, units in existing_units(model.runs).items()}
     for variant in variants:  # an impossible budget is refused before any time is spent
         for ratio in config.ratios:
             select_units(model, equal, ratio, variant.search, equal)
-    run.begin(inputs)
+    run.begin(material.inputs)
     run.update(**about_run("compare", config.model.name, model, list(texts), seeds_of(config)))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)
@@ -120,7 +98,7 @@ def _compare(
         )
     evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, tokenizer, compensated, texts, keeps, layout)
+        _cut_best(config, run, model, material.tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
     run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])

@@ -16,18 +16,17 @@ from saap_jax.estimation.ablation import (
     sample_units,
 )
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
-from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe
-from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import kept_scores, read_scores
 from saap_jax.runtime.files import append_line
-from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import check_estimators, lengths_of, pairs, scenarios_of
+from saap_jax.selection.calibrate import pairs
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"
@@ -53,25 +52,23 @@ def judge(
     Returns:
         The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
-    check_estimators(config.estimation.estimators, config.fusion)
+    layout = check(config)
     ending = Ending(lambda run: _texts(_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json"))
     with job(config, ending, overwrite=overwrite) as run:
         if not run.finished:
-            _judge(config, run, track)
+            _judge(config, run, layout, track)
             run.save_json("fidelity", [row._asdict() for row in _judged(config, run).rows])
             finish(run, ending)
     judged = _judged(config, run)
     return run, judged.rows, judged.scores, judged.exact
 
 
-def _judge(config: FidelityConfig, run: RunDirectory, track: Track) -> None:
+def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
     """Score and ablate what the run does not hold yet."""
-    with step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
-        tokenizer = load_tokenizer(config.model.name)
-    scenarios = scenarios_of(config.calibration, tokenizer)
+    material = load(config, run, layout, track)
+    model, scenarios = material.model, material.scenarios
     windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
-    run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
+    run.begin(material.inputs)
     run.update(kind="fidelity", **provenance())
     with run.stage("score") as stage:
         tokens = tokens_to_observe(run, scenarios)

@@ -4,7 +4,6 @@ Each variant and seed has a *line*: its points on the grid of `ratios` first, al
 program; then bisection of the largest ratio that holds the limit, all lines together, a batch a round.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,42 +11,36 @@ from typing import NamedTuple
 from saap_jax.api import checkpoints, select_calibrated
 from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
+from saap_jax.config.method import ALL
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
-from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import (
     Evaluator,
     Row,
     about_run,
-    check_compensation,
-    check_texts,
     compensator,
     scores_of_seeds,
-    texts_of,
     unpruned,
 )
-from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.frontier import frontier_files
 from saap_jax.report.suggestions import suggestions_of
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, first_metric
-from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
     Calibrated,
     calibrate,
-    check_estimators,
-    check_scenarios,
-    lengths_of,
-    scenarios_of,
 )
 from saap_jax.selection.search import Selection, largest_ratio
-from saap_jax.selection.variants import ALL, Candidate, Variant, candidate_name, seeds_of, variants_of
+from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
 from saap_jax.types import Keep
 
 Key = tuple[str, int]
@@ -63,33 +56,22 @@ def frontier(config: FrontierConfig, *, overwrite: bool = False, track: Track = 
     Raises:
         ValueError: bad input, or a ratio that a variant's search cannot meet.
     """
-    check_estimators(config.estimation.estimators, config.fusion)
-    variants, seeds = variants_of(config), seeds_of(config)
-    for variant in variants:
-        check_scenarios(config.calibration, variant.search)
-    check_compensation(config, variants)
-    check_texts(config.calibration, config.evaluation)
+    variants, layout = variants_of(config), check(config)
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
-            _frontier(config, run, variants, seeds, track)
+            _frontier(config, run, variants, layout, track)
     return run
 
 
 def _frontier(
-    config: FrontierConfig, run: RunDirectory, variants: Sequence[Variant], seeds: Sequence[int], track: Track
+    config: FrontierConfig, run: RunDirectory, variants: Sequence[Variant], layout: Layout | None, track: Track
 ) -> None:
     """Do what `frontier` does, as far as the run does not hold it yet."""
-    with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
-        tokenizer = load_tokenizer(config.model.name)
-    with run.stage("text"), step(track, "tokenise the texts"):
-        calibration = {
-            seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer) for seed in seeds
-        }
-        texts = texts_of(config.evaluation, tokenizer)
-        inputs = inputs_of(model, calibration, texts)
+    seeds = seeds_of(config)
+    material = load(config, run, layout, track, seeds)
+    model, calibration, texts = material.model, material.calibration, material.texts
     tops = _largest_ratios(config, model, variants)
-    run.begin(inputs)
+    run.begin(material.inputs)
     run.update(**about_run("frontier", config.model.name, model, list(texts), seeds))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)

@@ -1,22 +1,94 @@
-"""How a job holds its run, and how the run ends: with everything that its command names, before it says "finished".
+"""How a job begins, holds its run, and ends: with everything that its command names, before it says "finished".
 
-What is missing of a finished run is made again by the same command: from the records where they suffice; else the run
-goes on, as if it had been killed before that was written.
+`check` refuses what cannot work before any time is spent, `job` holds the run directory, `load` brings model and text
+into memory. What is missing of a finished run is made again by the same command: from the records where they suffice;
+else the run goes on, as if it had been killed before that was written.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saap_jax.config.method import EvaluationConfig
+from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
+from saap_jax.evaluation.perplexity import metric_name
+from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.report.html import write_report
+from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.locks import held
+from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import agreed, first
+from saap_jax.runtime.progress import Track, step
+from saap_jax.selection.calibrate import check_estimators, lengths_of, scenarios_of
 
 _TEXTS = (".csv", ".md", ".svg")
+
+
+class Material(NamedTuple):
+    """What a job works on."""
+
+    model: Llama
+    tokenizer: Any
+    calibration: dict[int, dict[str, Windows]]
+    """Calibration windows by seed and scenario."""
+    texts: dict[str, Windows]
+    """Evaluation windows by metric, the one of the calibration domain first; none of a job that evaluates nothing."""
+    inputs: dict[str, str]
+    """Digests of all this, see `RunDirectory.begin`."""
+
+    @property
+    def scenarios(self) -> dict[str, Windows]:
+        """The calibration windows of the first seed by scenario."""
+        return next(iter(self.calibration.values()))
+
+
+def check(config: Any) -> Layout | None:
+    """Check what a configuration names, as far as that takes neither model nor tokenizer; return where arrays lie.
+
+    Read are the fields `estimation` or `estimator`, `fusion`, `calibration`, `evaluation` and `mesh`, those that exist.
+
+    Raises:
+        ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
+            devices do not divide.
+    """
+    names = config.estimation.estimators if hasattr(config, "estimation") else [config.estimator]
+    check_estimators(names, config.fusion)
+    sources = [parse_scenario(text).source for text in config.calibration.scenarios]
+    sizes = {"calibration.batch_size": config.calibration.batch_size}
+    if hasattr(config, "evaluation"):
+        check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+        sizes["evaluation.batch_size"] = config.evaluation.batch_size
+    return layout_of_job(config.mesh, **sizes)
+
+
+def load(config: Any, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:
+    """Load the model and tokenise the texts that a configuration names, as stages of the run.
+
+    Args:
+        seeds: of the calibration windows; that of the configuration if none is given.
+    """
+    with run.stage("load"), step(track, "load the model"):
+        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths_of(config))
+        tokenizer = load_tokenizer(config.model.name)
+    with run.stage("text"), step(track, "tokenise the texts"):
+        calibration = {
+            seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer)
+            for seed in seeds or (config.calibration.seed,)
+        }
+        texts = texts_of(config.evaluation, tokenizer) if hasattr(config, "evaluation") else {}
+        return Material(model, tokenizer, calibration, texts, inputs_of(model, calibration, texts))
+
+
+def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
+    """Cut the evaluation windows, by metric name, the calibration domain first."""
+    return {
+        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
+        for source in (config.in_domain, config.out_of_domain)
+    }
 
 
 class Ending(NamedTuple):

@@ -14,11 +14,11 @@ from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.latency import measure_table, measured
-from saap_jax.evaluation.targets import TIMED, Costs, Target, asked_of, targets_of, temporaries_of, workload_of
+from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
-from saap_jax.jobs.chosen import calibration_of, check_query_heads, chosen_units, ratio_of
+from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.query_stage import count_query_heads
-from saap_jax.jobs.residual import ResidualStage, check_residual, remove_channels, together
+from saap_jax.jobs.residual import ResidualStage, remove_channels, together
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.runs.directory import plain
@@ -29,14 +29,12 @@ from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import (
     check_estimators,
-    check_scenarios,
     lengths_of,
-    microbatches,
     scenario_pairs,
     scenarios_of,
 )
 from saap_jax.selection.search import Selection
-from saap_jax.surgery.compensation import Compensated, check_batches, compensate
+from saap_jax.surgery.compensation import Compensated, compensate
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.cut import cut
 from saap_jax.types import Keep
@@ -103,13 +101,10 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
 def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     """Do what `prune` does, into a directory that nobody else writes."""
     check_estimators([config.estimator], config.fusion)
-    check_query_heads(config)
-    check_residual(config)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
-    check_scenarios(calibration, config.search)
-    check_batches(microbatches(calibration, len(calibration.scenarios)), config.compensation)
+    config.check_calibration(calibration)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
-    if layout is not None and (asked := {*TIMED, "peak_memory"} & set(asked_of(config.targets))):
+    if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
         raise ValueError(
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
@@ -197,10 +192,10 @@ def compensated_units(
 def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:
     """Measure what the targets need to know: sub-block times, and the memory of the unpruned model's programs."""
     table, temporaries = None, 0
-    if set(TIMED) & set(asked_of(config)):
+    if set(TIMED) & set(config.asked):
         rounds = _rounds("time sub-blocks", track)
         table = measure_table(model, workload_of(config), repeats=config.repeats, progress=rounds)
-    if "peak_memory" in asked_of(config):
+    if "peak_memory" in config.asked:
         with step(track, "compile the unpruned model"):
             temporaries = temporaries_of(compile_programs(decoder_of(model), workload_of(config)), config)
     return Costs(config, model.embedding.dtype, table, temporaries)
@@ -215,12 +210,12 @@ def reached_by(
     config = costs.config
     predicted, dense = costs.of(pruned.spec), costs.of(model.spec)
     now, before = dict(predicted), dict(dense)
-    if {*TIMED, "peak_memory"} & set(asked_of(config)):
+    if {*TIMED, "peak_memory"} & set(config.asked):
         programs = [compile_programs(decoder_of(each), workload_of(config)) for each in (model, pruned)]
-        if "peak_memory" in asked_of(config):
+        if "peak_memory" in config.asked:
             for each, program in ((before, programs[0]), (now, programs[1])):
                 each["peak_memory"] = float(program.memory_bytes or math.nan)
-        if set(TIMED) & set(asked_of(config)):
+        if set(TIMED) & set(config.asked):
             times = measured(programs, config.repeats, _rounds("time the pruned model", track))
             for each, (latency, speed) in zip((before, now), times, strict=True):
                 each |= {name: {"latency": latency, "tokens_per_second": speed}[name] for name in TIMED if name in each}

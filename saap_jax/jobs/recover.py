@@ -20,8 +20,7 @@ from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
-from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.jobs.sweep import texts_of
+from saap_jax.jobs.job import Ending, finish, job, texts_of
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.llama.files.load import load_keep, resolve

@@ -17,12 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import ResidualConfig
 from saap_jax.data import Windows
 from saap_jax.estimation.base import Batch
-from saap_jax.evaluation.targets import asked_of
 from saap_jax.llama import Llama
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.narrow import with_scaled_norms
@@ -84,20 +81,6 @@ def remove_channels(
     left = kept / model.spec.embed
     narrow = narrow_model(model, keep, seen, options.norm_scale)
     return ResidualStage(narrow, keep[None], max(ratio - (1 - left), 0.0) / left)
-
-
-def check_residual(config: PruneConfig) -> None:
-    """Raise ValueError for options that channels of the residual stream cannot go with."""
-    if not config.residual.share:
-        return
-    beside = {"from_run": config.from_run, "targets": ", ".join(asked_of(config.targets))}
-    beside["mesh"] = "" if config.mesh == MeshConfig() else str(config.mesh)
-    for name, value in beside.items():
-        if value:
-            raise ValueError(
-                f"residual.share: expected no {name} beside it, got {value}; leave one of the two out (it is a share "
-                "of what a ratio asks for, scored anew on one device)"
-            )
 
 
 def kept_channels(embed: int, ratio: float, options: ResidualConfig) -> int:

@@ -13,22 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from saap_jax.config.jobs import ScoreConfig
-from saap_jax.config.method import EstimationConfig, SearchConfig
+from saap_jax.config.method import EstimationConfig
 from saap_jax.data import Windows
-from saap_jax.jobs.job import Ending, finish, job
-from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.llama import load_model
 from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served, statistics_path
-from saap_jax.runtime.mesh import Layout, layout_of_job
+from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import (
     Calibrated,
-    check_estimators,
-    check_scenarios,
-    lengths_of,
-    scenarios_of,
 )
 
 # --- what a Python session needs -----------------------------------------------------------------
@@ -51,14 +47,11 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
         names = served(config.from_run, usual, config.fusion)
         left_out = [name for name in usual if name not in names]
         config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
-    check_estimators(config.estimation.estimators, config.fusion)
+    layout = check(config)
     importance = config.patterns.importance
     if importance and importance not in config.estimation.estimators:
         names = ", ".join(config.estimation.estimators)
         raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
-    if not config.from_run:
-        check_scenarios(config.calibration, SearchConfig())
-    layout = layout_of_job(config.mesh, **{"calibration.batch_size": config.calibration.batch_size})
     with job(config, SCORED, overwrite=overwrite) as run:
         if not run.finished:
             _score(config, run, layout, left_out, track)
@@ -68,19 +61,19 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
 def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_out: list[str], track: Track) -> None:
     """Do what `score_run` does, as far as the run does not hold it yet."""
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
-    with run.stage("load"), step(track, "load the model"):
-        lengths = {} if config.from_run else lengths_of(config)
-        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
     if config.from_run:
+        with run.stage("load"), step(track, "load the model"):
+            model = load_model(config.model.name, config.model.dtype, layout=layout)
         with run.stage("score"), step(track, "score the statistics"):
             calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
         about = source.get("scenarios", {})
         run.begin(inputs_of(model))
         save_scores(run, calibrated)
     else:
-        scenarios = scenarios_of(config.calibration, load_tokenizer(config.model.name))
+        material = load(config, run, layout, track)
+        model, scenarios = material.model, material.scenarios
         about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
-        run.begin(inputs_of(model, {config.calibration.seed: scenarios}))
+        run.begin(material.inputs)
         with run.stage("score") as stage:
             tokens = tokens_to_observe(run, scenarios)
             kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)

@@ -19,26 +19,22 @@ from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
-from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe
-from saap_jax.jobs.sweep import Evaluator, Row, about_run, check_texts, texts_of, unpruned
-from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.jobs.sweep import Evaluator, Row, about_run, unpruned
+from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.suggestions import trial_options
-from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
     Calibrated,
     calibrate,
-    check_estimators,
-    check_scenarios,
-    lengths_of,
-    scenarios_of,
 )
 from saap_jax.selection.search import Selection, largest_ratio
 from saap_jax.surgery.cut import cut
@@ -57,25 +53,19 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     Raises:
         ValueError: bad input, or a ratio that the search cannot meet (with `align`, also with aligned widths).
     """
-    check_estimators([config.estimator], config.fusion)
-    check_scenarios(config.calibration, config.search)
-    check_texts(config.calibration, config.evaluation)
+    layout = check(config)
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
-            _sensitivity(config, run, track)
+            _sensitivity(config, run, layout, track)
     return run
 
 
-def _sensitivity(config: SensitivityConfig, run: RunDirectory, track: Track) -> None:
+def _sensitivity(config: SensitivityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
     """Do what `sensitivity` does, as far as the run does not hold it yet."""
-    with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, lengths=lengths_of(config))
-        tokenizer = load_tokenizer(config.model.name)
-    with run.stage("text"), step(track, "tokenise the texts"):
-        scenarios, texts = scenarios_of(config.calibration, tokenizer), texts_of(config.evaluation, tokenizer)
-        inputs = inputs_of(model, {config.calibration.seed: scenarios}, texts)
+    material = load(config, run, layout, track)
+    model, scenarios, texts = material.model, material.scenarios, material.texts
     _check_ratio(config, model)
-    run.begin(inputs)
+    run.begin(material.inputs)
     run.update(**about_run("sensitivity", config.model.name, model, list(texts), [config.calibration.seed]))
     with run.stage("score") as stage:
         tokens = tokens_to_observe(run, scenarios)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.jobs import SweepConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig
-from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
+from saap_jax.config.method import ALL, EvaluationConfig
+from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation import Statistic, observe
 from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses, keep_digest
-from saap_jax.evaluation.perplexity import WindowLosses, metric_name
+from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
@@ -32,28 +32,14 @@ from saap_jax.runtime.files import decoded, encoded
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Calibrated, microbatches, pairs, scenario_pairs
-from saap_jax.selection.variants import ALL, Variant
-from saap_jax.surgery.compensation import Batch, check_batches, compensate
+from saap_jax.selection.calibrate import Calibrated, pairs, scenario_pairs
+from saap_jax.selection.variants import Variant
+from saap_jax.surgery.compensation import Batch, compensate
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.types import STRUCTURES, Keep
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`, or the record of the unpruned model."""
-
-
-def check_texts(calibration: CalibrationConfig, evaluation: EvaluationConfig) -> None:
-    """Raise ValueError for an unknown source, or where the same text serves calibration and evaluation."""
-    sources = [parse_scenario(text).source for text in calibration.scenarios]
-    check_disjoint(sources, [evaluation.in_domain, evaluation.out_of_domain])
-
-
-def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
-    """Return the evaluation windows by metric name, the calibration domain first."""
-    return {
-        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
-        for source in (config.in_domain, config.out_of_domain)
-    }
 
 
 def about_run(kind: str, name: str, model: Llama, metrics: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -95,14 +81,6 @@ def scores_of_seeds(
         )
         stage.tokens += tokens
     return scores
-
-
-def check_compensation(config: SweepConfig, variants: Sequence[Variant]) -> None:
-    """Raise ValueError where a variant is to be compensated and there is too little text for that."""
-    for variant in variants:
-        scenarios = len(config.calibration.scenarios) if variant.scenario == ALL else 1
-        options = dataclasses.replace(config.compensation, method=variant.compensation)
-        check_batches(microbatches(config.calibration, scenarios), options)
 
 
 Compensate = Callable[[Row, Keep], Llama]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, FusionConfig, ScenarioReduction, SearchConfig, StabilityOver
+from saap_jax.config.method import CalibrationConfig, FusionConfig, ScenarioReduction, StabilityOver
 from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
@@ -281,24 +281,9 @@ def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:
         make_estimators(names)
 
 
-def check_scenarios(calibration: CalibrationConfig, search: SearchConfig) -> None:
-    """Raise ValueError for an unknown source, or where stability over scenarios is asked for and there is only one."""
-    scenarios = [parse_scenario(text) for text in calibration.scenarios]
-    if (search.allocation, search.stability_over) == ("adaptive", "scenarios") and len(scenarios) < 2:
-        raise ValueError(
-            f"search.stability_over: 'scenarios' expects two or more calibration.scenarios, got {len(scenarios)}"
-        )
-
-
 def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the windows as microbatches (tokens, mask) of one shape."""
     return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
-
-
-def microbatches(config: CalibrationConfig, scenarios: int) -> int:
-    """Count the microbatches of `scenario_pairs`."""
-    windows = scenarios * config.examples
-    return -(-windows // min(config.batch_size, windows))
 
 
 def scenario_pairs(parts: Iterable[Windows], config: CalibrationConfig) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import SweepConfig
-from saap_jax.config.method import CompensationMethod, FusionConfig, SearchConfig
+from saap_jax.config.method import ALL, CompensationMethod, FusionConfig, SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.selection.calibrate import fusion_members, structure_parts
-
-ALL = "all"
-"""The scenario that stands for all of them together."""
 
 
 class Variant(NamedTuple):

@@ -28,10 +28,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.method import HELD_OUT, CompensationConfig
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
 from saap_jax.estimation.base import Statistic, wide
-from saap_jax.estimation.gram import HELD_OUT, Gram, gram_sums, token_weights
+from saap_jax.estimation.gram import Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import run_bounds
@@ -91,7 +91,7 @@ def compensate(
     if gram is not None:
         _check_gram(gram, model, config)
         return _by_gram(model, keep, gram, config, progress)
-    check_batches(len(batches), config)
+    config.check_microbatches(len(batches))
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
     streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
     made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
@@ -148,7 +148,7 @@ def _by_gram(
             continue
         fit, held = (normal_of(gram, at.structure, at.layer, part, at.old.weight) for part in (0, 1))
         enough = bool(held.weight)
-        check_batches(HELD_OUT if enough else 1, config)
+        config.check_microbatches(HELD_OUT if enough else 1)
         made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
         corrections.append(correction)
     return Compensated(rewritten(model, made, config.method == "bias"), corrections)
@@ -161,16 +161,6 @@ def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[A
     mean, weight = gram.mean[structure][part, layer, :count], weight.astype(product.dtype)
     cross, total = product @ weight, gram.weight[structure][part, layer]
     return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), total)
-
-
-def check_batches(count: int, config: CompensationConfig) -> None:
-    """Raise ValueError where there are too few microbatches to choose the damping on some that were held out."""
-    if config.method == "least_squares" and config.damping is None and count < HELD_OUT:
-        raise ValueError(
-            f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
-            f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or a "
-            "number for compensation.damping"
-        )
 
 
 class Written(NamedTuple):

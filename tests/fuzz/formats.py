@@ -60,7 +60,7 @@ AB = ("ab", f"runs/c:wanda@{RATIO}", "runs/c:dense", "--resamples", "100", "--js
 GATE = ("gate", f"runs/c:wanda@{RATIO}", "--baseline", "runs/c:dense", "--resamples", "100", "--limits", "limits.toml")
 CONFIG = """\
 from saap_jax.config import ScoreConfig
-from saap_jax.options import CalibrationConfig, EstimationConfig, FusionConfig, ModelConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, FusionConfig, ModelConfig
 
 CONFIG = ScoreConfig(
     name="new",

@@ -1,6 +1,5 @@
 """Run directories: picked up, refused, torn, overwritten."""
 
-import ast
 import io
 import json
 import math
@@ -13,7 +12,6 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-import saap_jax.report
 from saap_jax.runs import stages
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.tensorboard import write_scalars
@@ -472,20 +470,6 @@ class TestProvenance:
         assert git_commit(tmp_path / "untracked") is None
         (tmp_path / "tracked" / "file").write_text("y")
         assert git_commit(tmp_path / "tracked") == f"{head}-dirty"
-
-
-@pytest.mark.parametrize(
-    "module", ["files", "records", "reading", "schema", "provenance", "monitor", "scalars", "tables", "figures", "html"]
-)
-def test_reports_import_no_model_and_no_jax(module):
-    """Records are read where no accelerator is: only `provenance` and what measures import jax, when called."""
-    file = Path(saap_jax.report.__file__).with_name(f"{module}.py")
-    for node in ast.parse(file.read_text()).body:
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for name in modules:
-            assert name.partition(".")[0] not in {"jax", "jaxlib", "flax", "jaxtyping"}
-            assert name.startswith(("saap_jax.report", "saap_jax.runtime.processes")) or not name.startswith("saap_jax")
 
 
 class TestReadArrays:

@@ -13,12 +13,12 @@ MEASURE = """
 import json, re, sys
 from pathlib import Path
 import jax, numpy as np
-from saap_jax.config_plan import PlanConfig
+from saap_jax.config.plan import PlanConfig
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.options_mesh import MeshConfig
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.planning.plan import peak_of
 from saap_jax.planning.programs import program_of
-from saap_jax.sharding import layout_of
+from saap_jax.runtime.mesh import layout_of
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -110,7 +110,7 @@ def test_the_example_of_the_documentation(here, capsys):
 @pytest.mark.parametrize("command", ["compare", "prune"])
 def test_bad_words_are_refused_in_one_line(here, capsys, command):
     for words, message in (
-        (["mine.py:old"], "expected the factory to return a saap_jax.discovery.tracing.problem.Problem"),
+        (["mine.py:old"], "expected the factory to return a saap_jax.Problem"),
         (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
         (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
         (["mine.py:problem", "other:one"], "expected one factory and at most one configuration"),

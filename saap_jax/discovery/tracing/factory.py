@@ -48,8 +48,8 @@ def made_problem(name: str) -> Problem:
     made = made_by(name)
     if not isinstance(made, Problem):
         raise ValueError(
-            f"{name}: expected the factory to return a Problem of saap_jax.discovery.tracing.problem, "
-            f"with a loss and examples, got {type(made).__name__}"
+            f"{name}: expected the factory to return a saap_jax.Problem, with a loss and examples, got "
+            f"{type(made).__name__}"
         )
     return made
 
