@@ -8,7 +8,7 @@ import pytest
 import saap_jax
 from saap_jax.api import select_calibrated
 from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
-from saap_jax.config.jobs import CompareConfig, PatternsConfig, PruneConfig, ScoreConfig
+from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,

@@ -42,7 +42,7 @@ def started():
 def start(running: list[subprocess.Popen], body: str, *, run: str = "interrupts.run(main)") -> subprocess.Popen:
     main = textwrap.indent(textwrap.dedent(body), "    ")
     code = (
-        "import atexit, ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax import interrupts\n"
+        "import atexit, ctypes, hashlib, os, signal, sys, threading, time\nfrom saap_jax.runtime import interrupts\n"
         f"def main():\n    print('ready', flush=True)\n{main}\n    return 0\n{run}\n"
     )
     process = subprocess.Popen(

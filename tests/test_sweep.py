@@ -200,8 +200,8 @@ def test_scopes_of_a_fusion_are_scored_apart(config, sweep):
 
 SCRIPT = """
 import sys, time
-from saap_jax import comparison
-from saap_jax.cli import main
+from saap_jax.jobs import compare
+from saap_jax.cli.main import main
 append = compare.RunDirectory.append
 def slowly(self, row):
     append(self, row)

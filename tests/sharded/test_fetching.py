@@ -19,7 +19,7 @@ WORKER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from saap_jax import fetching
+from saap_jax.runtime import gather
 from tests.sharded.test_fetching import DTYPES, SPECS, reference
 coordinator, processes, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
