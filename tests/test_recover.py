@@ -170,7 +170,7 @@ def test_the_method_takes_its_options():
 
 
 def process(words: list[str]) -> subprocess.Popen:
-    code = "import sys; from saap_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from saap_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent.parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code, "recover", *words],
