@@ -27,7 +27,7 @@ from saap_jax.api import select_path
 from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows
 from saap_jax.estimation import Statistics
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks

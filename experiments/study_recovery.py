@@ -33,7 +33,7 @@ from saap_jax.data import Windows
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs.recover import method_of

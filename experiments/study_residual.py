@@ -22,7 +22,7 @@ from saap_jax.api import select_path
 from saap_jax.config.method import STUDIED, ResidualConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
-from saap_jax.evaluation.paired import paired_difference
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs.residual import highest, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import Llama

@@ -15,8 +15,8 @@ from saap_jax.config.jobs import CompareConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step
-from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, job, sensitivity, sweep
 from saap_jax.jobs.job import texts_of

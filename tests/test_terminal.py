@@ -16,8 +16,8 @@ from saap_jax.cli import plan as planning
 from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import listing
 from saap_jax.evaluation.crossing import Estimate, Found
+from saap_jax.evaluation.differences import AccuracyDifference, paired_difference
 from saap_jax.evaluation.limits import Check
-from saap_jax.evaluation.paired import AccuracyDifference, paired_difference
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
+from saap_jax.evaluation.resample import LEVEL, holm, resamples_for, shares, sureness
 
 Key = TypeVar("Key", bound=Hashable)
 Record = dict[str, Any]
@@ -223,12 +223,7 @@ class _Draws(NamedTuple):
     @classmethod
     def make(cls, windows: int, seeds: int, resamples: int, seed: int) -> "_Draws":
         random = np.random.default_rng(seed)
-        return cls(
-            *(
-                random.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-                for count in (windows, seeds)
-            )
-        )
+        return cls(*(shares(count, resamples, random) for count in (windows, seeds)))
 
     def means(self, drawn: np.ndarray) -> np.ndarray:
         """Return the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from saap_jax.config.amounts import Bound
-from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, few
+from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
+from saap_jax.evaluation.resample import few
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
 

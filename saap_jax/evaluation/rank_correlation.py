@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.paired import LEVEL, holm, resamples_for, sureness
+from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
 from saap_jax.types import STRUCTURES, Scores
 
 MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
@@ -176,9 +176,9 @@ def bootstrap(
     units = len(a)
     if units == 0:
         return [Resampled(math.nan, np.empty(0), 0)] * 2
-    counts = random.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+    drawn = counts(units, resamples, random).astype(np.float64)
     values = correlations(a, b, np.ones((1, units)))[:, 0].tolist()
-    return [Resampled(*pair, units) for pair in zip(values, correlations(a, b, counts), strict=True)]
+    return [Resampled(*pair, units) for pair in zip(values, correlations(a, b, drawn), strict=True)]
 
 
 def bootstrap_layers(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.evaluation.many import differences_against, p_values_against
-from saap_jax.evaluation.paired import holm
+from saap_jax.evaluation.differences import differences_against, p_values_against
+from saap_jax.evaluation.resample import holm
 from saap_jax.types import STRUCTURES
 
 Record = dict[str, Any]

@@ -17,8 +17,8 @@ from saap_jax.config.amounts import read_bound, read_percent
 from saap_jax.config.jobs import LIMITS, AbConfig, GateConfig, PairConfig
 from saap_jax.data import Windows, evaluation_windows
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
-from saap_jax.evaluation.paired import paired_difference
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.formats.json_files import shown
 from saap_jax.formats.toml_files import read_toml

@@ -17,7 +17,7 @@ from saap_jax.config.method import SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
-from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from saap_jax.config.jobs import PairConfig
-from saap_jax.evaluation.accuracy import ALL, paired_tasks
+from saap_jax.evaluation.differences import ALL, paired_tasks
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
 from saap_jax.jobs.evaluate import scoring

@@ -9,7 +9,7 @@ import numpy as np
 
 from saap_jax.config.traced import TracedCompareConfig, TracedPruneConfig
 from saap_jax.discovery.tracing.factory import made_problem
-from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.llama.segments import masks
 from saap_jax.report.couplings import couplings_drawing

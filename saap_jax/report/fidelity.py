@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import rankdata
 
-from saap_jax.evaluation.paired import FEWEST, LEVEL
 from saap_jax.evaluation.rank_correlation import MEASURES, SCOPES, Fidelity
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import _line, _svg, _text, colour_of

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from saap_jax.evaluation.paired import LEVEL
 from saap_jax.evaluation.rank_correlation import MEASURES, SCOPES, Fidelity
+from saap_jax.evaluation.resample import LEVEL
 from saap_jax.report.about import cost_section, reproduce_section
 from saap_jax.report.attached import drawing
 from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table, plural

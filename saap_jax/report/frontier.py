@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.crossing import Estimate, Found, found_variants
-from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.figures import log_ticks

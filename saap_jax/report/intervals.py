@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.evaluation.many import differences_against
-from saap_jax.evaluation.paired import LEVEL, Difference, few, holm, resamples_for
+from saap_jax.evaluation.differences import Difference, differences_against
+from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for
 from saap_jax.report.strips import Axis, Column, Strip, chart, interval, nice_axis
 from saap_jax.report.tables import format_ppl
 from saap_jax.runs.standing import Record, Row, metrics

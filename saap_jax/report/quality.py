@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
 from saap_jax.evaluation.limits import Check, verdict
-from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, smallest_p_value
+from saap_jax.evaluation.resample import smallest_p_value
 from saap_jax.report.tables import format_ppl
 from saap_jax.runs.directory import plain
 

@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.evaluation.paired import decimals_of, few, paired_difference
+from saap_jax.evaluation.differences import decimals_of, paired_difference
+from saap_jax.evaluation.resample import few
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text
 from saap_jax.report.scores import inline_svg

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.evaluation.paired import FEWEST, LEVEL
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.evaluation.sensitivity import Change, a_parameter, as_costly, changes_of, judged_metric, nearest_share
 from saap_jax.report.blocks import plural
 from saap_jax.report.csv_text import csv_text

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from saap_jax.evaluation.crossing import found_variants
-from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.report.blocks import plural
 from saap_jax.report.summary import some
 from saap_jax.report.tables import format_ppl

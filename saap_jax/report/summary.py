@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from saap_jax.evaluation.paired import LEVEL
+from saap_jax.evaluation.resample import LEVEL
 from saap_jax.report.blocks import plural
 from saap_jax.report.intervals import Against
 from saap_jax.report.tables import cut_rows, format_ppl

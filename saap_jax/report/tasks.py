@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from saap_jax.evaluation.paired import FEWEST
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.tasks.results import TaskResult, result_json
 from saap_jax.runs.directory import plain
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.evaluation.many import p_values_against
-from saap_jax.evaluation.paired import FEWEST, LEVEL, holm
+from saap_jax.evaluation.differences import p_values_against
+from saap_jax.evaluation.resample import FEWEST, LEVEL, holm
 
 DENSE = "dense"
 """Label of the row of the unpruned model."""

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.estimation import Statistic, make_estimators
-from saap_jax.evaluation.paired import FEWEST, Difference, decimals_of, few, paired_difference
+from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
+from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.sensitivity import (
     Change,
     Plan,

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.accuracy import ALL, paired_tasks
-from saap_jax.evaluation.paired import paired_items
+from saap_jax.evaluation.differences import ALL, paired_items, paired_tasks
 
 
 def outcomes(items: int, seeds: int = 1, share: float = 0.6, seed: int = 0) -> np.ndarray:

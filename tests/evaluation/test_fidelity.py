@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.rank_correlation import (
     MEASURES,
     bootstrap,
@@ -15,6 +14,7 @@ from saap_jax.evaluation.rank_correlation import (
     correlations_in_layers,
 )
 from saap_jax.evaluation.rank_correlation import fidelity as measure_fidelity
+from saap_jax.evaluation.resample import FEWEST
 
 SCIPY = {"spearman": lambda a, b: stats.spearmanr(a, b)[0], "kendall": lambda a, b: stats.kendalltau(a, b)[0]}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.config.amounts import Bound
+from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.limits import check_bytes, check_perplexity, check_seconds, verdict
-from saap_jax.evaluation.paired import paired_difference
 
 
 def shifted(percent: float, windows: int = 12):

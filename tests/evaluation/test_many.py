@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.many import differences_against, p_values_against
-from saap_jax.evaluation.paired import FEWEST, paired_difference
+from saap_jax.evaluation.differences import differences_against, p_values_against, paired_difference
+from saap_jax.evaluation.resample import FEWEST
 
 
 def losses(variants: int = 4, seeds: int = 1, windows: int = 12) -> tuple[np.ndarray, np.ndarray]:

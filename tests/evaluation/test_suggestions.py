@@ -22,8 +22,8 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.evaluation.candidates import keep_digest
-from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.perplexity import WindowLosses
+from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.jobs import sensitivity, sweep
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.paired import FEWEST, Difference, holm, paired_difference
+from saap_jax.evaluation.differences import Difference, paired_difference
+from saap_jax.evaluation.resample import FEWEST, holm
 from saap_jax.report.html import render_report
 from saap_jax.report.intervals import against_best, forest, format_difference, format_interval, percent_axis
 from saap_jax.report.tables import legend

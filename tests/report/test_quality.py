@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from saap_jax.evaluation.differences import paired_difference, paired_items
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
-from saap_jax.evaluation.paired import paired_difference, paired_items
 from saap_jax.report.quality import (
     ALONE,
     Compared,

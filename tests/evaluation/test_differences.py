@@ -6,14 +6,15 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from saap_jax.evaluation import paired
-from saap_jax.evaluation.paired import FEWEST, Difference, holm, paired_difference, paired_items, smallest_p_value
+from saap_jax.evaluation.differences import Difference, paired_difference, paired_items
+from saap_jax.evaluation.resample import FEWEST, holm, smallest_p_value
 
 
 @pytest.fixture
 def few_suffice(monkeypatch):
     """Give intervals of any number of windows: what they are is easily told for few."""
-    monkeypatch.setattr(paired, "FEWEST", 1)
+    monkeypatch.setattr("saap_jax.evaluation.resample.FEWEST", 1)
+    monkeypatch.setattr("saap_jax.evaluation.differences.FEWEST", 1)
 
 
 @pytest.mark.usefixtures("few_suffice")
@@ -144,7 +145,7 @@ def test_the_smallest_p_value(resamples):
 def test_more_windows_than_fit_at_once_are_drawn_in_parts(monkeypatch):
     a, b = np.random.default_rng(9).normal(size=(2, 3, 50))
     whole = paired_difference(a, b, resamples=101)
-    monkeypatch.setattr("saap_jax.evaluation.paired._DRAWS", 200)
+    monkeypatch.setattr("saap_jax.evaluation.resample._HELD", 200)
     assert paired_difference(a, b, resamples=101) == pytest.approx(whole, rel=1e-12)
 
 

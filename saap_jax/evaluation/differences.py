@@ -1,36 +1,17 @@
-"""A against B on the same text or tasks: how much they differ, and how sure that is (paired bootstrap).
-
-A p-value here is two-sided and counts resamples: 2 · (1 + the smaller of the number of resampled differences <= 0 and
-of those >= 0) / (resamples + 1), at most 1. So R resamples can give no p-value below 2 / (R + 1), 0.0002 for the
-default 10,000: read it as "at most that". But for the added 1 it agrees with the percentile interval, which holds 0
-where p >= 1 - level.
-
-Of fewer than `FEWEST` windows (items, units, layers) there is neither: both are NaN, and whoever shows them says why.
-"""
+"""Differences of models on the same text or items, and how sure they are: paired bootstrap."""
 
 import math
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-FEWEST = 8
-"""Windows, items, units or layers that an interval or a p-value is made of at least; rounds that a time is.
-
-The percentile interval of n values is about mean ± 1.96 s √((n - 1) / n) / √n, narrower than Student's, so that of
-normal values 95 % intervals cover P(|t with n - 1 degrees of freedom| < 1.96 √((n - 1) / n)): 93 % of 24, 91 % of 12,
-89 % of 8, but 81 % of 4 and 50 % of 2, whose resamples are three numbers. Of 8, errors are about twice as frequent as
-the level says, which is as far as we go; and by the sign test, even 5 of 5 on one side are no rejection (p = 2 / 2⁵).
-"""
-
-LEVEL = 0.05
-"""Adjusted p-values from here on count as no difference: the two are tied."""
+from saap_jax.evaluation.resample import FEWEST, check_options, few, resamples_for, shares, sureness, two_way_means
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
-
-_DRAWS = 2**22  # of windows held at once: 32 MiB
 
 
 class Difference(NamedTuple):
@@ -175,20 +156,13 @@ def paired_difference(
     with np.errstate(invalid="ignore"):
         difference = a - b
         value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
-    seeds, windows = difference.shape
+    windows = difference.shape[1]
     if not np.isfinite(difference).all():
         return Difference(value, math.nan, math.nan, win_rate, windows=windows)
     largest = float(np.abs(difference).max())
     if windows < FEWEST:
         return Difference(value, math.nan, math.nan, win_rate, math.nan, largest, windows)
-    random = np.random.default_rng(seed)
-    by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    means = []
-    for rows in _chunks(resamples, windows):
-        count = rows.stop - rows.start
-        by_window = random.multinomial(windows, np.full(windows, 1 / windows), size=count) / windows
-        means.append(np.einsum("rs,sw,rw->r", by_seed[rows], difference, by_window, optimize=True))
-    means = np.concatenate(means)
+    means = two_way_means(difference[None], resamples, seed)[0]
     low, high, p = sureness(means, windows, level).tolist()
     return Difference(value, low, high, win_rate, p, largest, windows)
 
@@ -225,50 +199,6 @@ def paired_items(
     return AccuracyDifference(points, low, high, win_rate, p, items)
 
 
-def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.ndarray, "tests"]:
-    """Return p-values adjusted for having been looked at together: those below α keep the familywise error below α.
-
-    The i-th smallest of m is multiplied by m - i + 1, made no smaller than the one before it, and capped at 1. NaN
-    (nothing was tested) stays NaN and does not count among the m.
-
-    Raises:
-        ValueError: not one list, or a number outside [0, 1].
-
-    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979.
-
-    >>> holm([0.01, 0.04, 0.03, 0.005]).round(3).tolist()
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    p = np.asarray(p_values, np.float64)
-    known = np.flatnonzero(~np.isnan(p))
-    if p.ndim != 1 or (p[known] < 0).any() or (p[known] > 1).any():
-        raise ValueError(f"holm: expected one list of numbers in [0, 1] or NaN, got {p.tolist()}")
-    order = known[np.argsort(p[known], kind="stable")]
-    adjusted = np.full(p.shape, np.nan)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]))
-    return adjusted
-
-
-def smallest_p_value(resamples: int) -> float:
-    """Return the smallest p-value that this many resamples can give.
-
-    >>> smallest_p_value(9_999)
-    0.0002
-    """
-    return min(1.0, 2 / (resamples + 1))
-
-
-def resamples_for(tests: int, least: int = 10_000) -> int:
-    """Return how many resamples so many tests take, lest the smallest p-value that there is be none once adjusted.
-
-    With so many, the smallest one times the number of tests is at most a fifth of `LEVEL`.
-
-    >>> resamples_for(8), resamples_for(100)
-    (10000, 20000)
-    """
-    return max(least, math.ceil(10 * tests / LEVEL))
-
-
 def decimals_of(value: float) -> int:
     """Return the decimals that show a number with two digits at least, one decimal at least, six at most.
 
@@ -280,37 +210,121 @@ def decimals_of(value: float) -> int:
     return min(6, max(1, 1 - math.floor(math.log10(abs(value)))))
 
 
-def check_options(name: str, resamples: int, level: float) -> None:
-    """Raise ValueError for fewer than one resample, or a level outside (0, 1)."""
-    if not (resamples >= 1 and 0 < level < 1):
-        raise ValueError(f"{name}: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
+BLOCK = 1000
+"""Resamples of all variants that are drawn and held at once."""
 
 
-def _chunks(resamples: int, windows: int) -> Iterator[slice]:
-    size = max(1, _DRAWS // windows)
-    return (slice(start, min(start + size, resamples)) for start in range(0, resamples, size))
+def differences_against(
+    base: Float[np.ndarray, "seeds windows"],
+    others: Float[np.ndarray, "variants seeds windows"],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Difference]:
+    """Return how each variant differs from the base, other - base: above 0 the base is better.
 
-
-def sureness(
-    means: Float[np.ndarray, "*variants resamples"], count: int, level: float = 0.95
-) -> Float[np.ndarray, "3 *variants"]:
-    """Return the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
+    Drawn as `paired_difference` does (seeds and windows, each with replacement), but once for all variants, so that two
+    hundred of them take a second. Intervals are 95 % percentile intervals; p-values are not adjusted (see `holm`).
+    Where a loss is not finite, or there are fewer than `FEWEST` windows, interval and p-value are NaN.
 
     Args:
-        means: a number a resample, of one thing or of several.
-        count: how many values each resample is drawn from; of fewer than `FEWEST` all is NaN, as it is without means.
+        base: mean loss of each window in nats a token; a row for each calibration seed.
+        others: the same of each variant.
+
+    Raises:
+        ValueError: shapes that differ, or no window.
     """
-    if count < FEWEST or not means.shape[-1]:
-        return np.full((3, *means.shape[:-1]), np.nan)
-    tails = np.minimum((means <= 0).sum(axis=-1), (means >= 0).sum(axis=-1))
-    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return np.stack([*ends, np.minimum(1.0, 2 * (1 + tails) / (means.shape[-1] + 1))])
+    base, others = np.asarray(base, np.float64), np.asarray(others, np.float64)
+    if others.ndim != 3 or others.shape[1:] != base.shape or not base.size or resamples < 1:
+        raise ValueError(
+            f"differences_against: expected [seeds, windows] of one window or more and [variants, seeds, windows], "
+            f"got {base.shape} and {others.shape}, and at least one resample, got {resamples}"
+        )
+    with np.errstate(invalid="ignore"):
+        difference = others - base
+        values = difference.mean(axis=(1, 2))
+    wins = ((others < base) + 0.5 * (others == base)).mean(axis=(1, 2))
+    known = np.isfinite(difference).all(axis=(1, 2))
+    windows = base.shape[1]
+    sure = np.full((4, len(others)), np.nan)
+    sure[3, known] = np.abs(difference[known]).max(axis=(1, 2))
+    if windows >= FEWEST:
+        sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, BLOCK), windows)
+    rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
+    return [Difference(*numbers, windows=windows) for numbers in rows]
 
 
-def few(count: int, what: str = "window") -> str:
-    """Say why there is no interval.
+def p_values_against(
+    base: Float[np.ndarray, "seeds windows"],
+    others: Float[np.ndarray, "variants seeds windows"],
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> Float[np.ndarray, "variants"]:
+    """Return the two-sided p-value of "as good as the base" of each variant, NaN where a loss is not finite.
 
-    >>> few(2), few(1, "item")
-    ('without an interval, which takes 8 windows; here are 2', 'without an interval, which takes 8 items; here is 1')
+    Arguments and errors are those of `differences_against`; by default there are as many resamples as are needed to
+    adjust the p-values for their number.
     """
-    return f"without an interval, which takes {FEWEST} {what}s; here {'is' if count == 1 else 'are'} {count:,}"
+    found = differences_against(base, others, resamples=resamples or resamples_for(len(others)), seed=seed)
+    return np.array([difference.p_value for difference in found], np.float64)
+
+
+ALL = "all tasks"
+"""Name of the mean over tasks, each of which counts the same."""
+
+
+Outcomes = Mapping[str, Bool[np.ndarray, "_seeds _items"]]
+"""{task: which items were answered right}, a row for each calibration seed, the same seeds in every task."""
+
+
+def paired_tasks(
+    a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> dict[str, AccuracyDifference]:
+    """Return how much the accuracies of two models differ on each task and, of two tasks or more, over all of them.
+
+    Items are drawn with replacement within each task, and seeds for all tasks together (a seed is one pruned model); A
+    and B are looked at on the same draw. The tasks are not drawn: `ALL` speaks of these tasks and of no others.
+
+    Items with the same outcomes on all seeds are exchangeable, so how often each such pattern is drawn is one
+    multinomial draw, and many items cost no more than few.
+
+    Raises:
+        ValueError: not the same tasks, items and seeds of both models, or a task without items.
+    """
+    check_options("paired_tasks", resamples, level)
+    if not a or a.keys() != b.keys():
+        raise ValueError(f"paired_tasks: expected the same tasks of both models, got {[*a]} and {[*b]}")
+    seeds = {outcomes.shape[:1] for each in (a, b) for outcomes in each.values()}
+    if len(seeds) > 1 or any(a[task].shape != b[task].shape or not a[task].size for task in a):
+        shapes = {task: (a[task].shape, b[task].shape) for task in a}
+        raise ValueError(f"paired_tasks: expected [seeds, items] of one item or more, twice the same, got {shapes}")
+    (count,) = seeds.pop()
+    by_seed = shares(count, resamples, np.random.default_rng(seed))
+    found, points, wins, means, items = {}, [], [], [], []
+    for task in a:
+        difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
+        points.append(100 * float(difference.mean()))
+        wins.append(0.5 + float(difference.mean()) / 2)
+        random = np.random.default_rng([seed, zlib.crc32(task.encode())])
+        means.append(100 * _pattern_means(difference, by_seed, random))
+        items.append(difference.shape[1])
+        low, high, p = sureness(means[-1], items[-1], level).tolist()
+        found[task] = AccuracyDifference(points[-1], low, high, wins[-1], p, items[-1])
+    if len(a) > 1:
+        low, high, p = sureness(np.mean(means, axis=0), min(items), level).tolist()
+        found[ALL] = AccuracyDifference(float(np.mean(points)), low, high, float(np.mean(wins)), p, min(items))
+    return found
+
+
+def _pattern_means(
+    difference: Float[np.ndarray, "seeds items"],
+    by_seed: Float[np.ndarray, "resamples seeds"],
+    random: np.random.Generator,
+) -> Float[np.ndarray, "resamples"]:
+    """Return the mean difference of each resample."""
+    sign = 1 if difference.sum() >= 0 else -1  # one order of draws, so that a swap mirrors exactly
+    patterns, counts = np.unique(sign * difference, axis=1, return_counts=True)
+    items = difference.shape[1]
+    drawn = random.multinomial(items, counts / items, size=len(by_seed)) / items
+    return sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)
