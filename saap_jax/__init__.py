@@ -5,11 +5,14 @@ The pipeline in order (each name is importable from here):
     load_model, load_tokenizer            a model and its tokenizer
     calibration_windows                   text to estimate importance on
     discover                              1.  coupled structures: which weights must go together
+    register, Estimator, Statistic        an estimator of your own
     score_units                           2a. importance of every unit, by any number of estimators, from one pass
+    fuse                                  2b. several scores of a unit become one
     select_units                          2c. what to keep, under a parameter budget
-    masks, cut                            2d. the pruned model, as gates or as smaller arrays
+    masks, cut, compensate                2d. the pruned model, as gates or as smaller arrays; what is left made up for
     evaluation_windows, perplexity        4.  what it costs in quality
     save_model                            the smaller model as a directory
+    compare, load_run                     the main job, and a run that one left
 
 A name is imported when it is first used, so that the console script starts at once.
 """
@@ -21,46 +24,63 @@ from saap_jax.version import __version__
 
 if TYPE_CHECKING:
     from saap_jax.api import perplexity, score_units, select_units
-    from saap_jax.config import SearchConfig
+    from saap_jax.config import CompareConfig, SearchConfig
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
     from saap_jax.discovery.tracing.problem import Problem
-    from saap_jax.estimation import ESTIMATORS
+    from saap_jax.estimation import ESTIMATORS, Estimator, Statistic, register
+    from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-    from saap_jax.surgery import cut, masks
+    from saap_jax.runs.loaded import load_run
+    from saap_jax.selection.calibrate import calibrate
+    from saap_jax.selection.fusion import fuse
+    from saap_jax.surgery import compensate, cut, masks
+
+_HOMES = {
+    "api": ("perplexity", "score_units", "select_units"),
+    "config": ("CompareConfig", "SearchConfig"),
+    "data": ("calibration_windows", "evaluation_windows"),
+    "discovery": ("count_parameters", "discover", "prunable_parameters"),
+    "discovery.tracing.problem": ("Problem",),
+    "estimation": ("ESTIMATORS", "Estimator", "Statistic", "register"),
+    "jobs.compare": ("compare",),
+    "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
+    "runs.loaded": ("load_run",),
+    "selection.calibrate": ("calibrate",),
+    "selection.fusion": ("fuse",),
+    "surgery": ("compensate", "cut", "masks"),
+}
+"""The module of each name."""
 
 __all__ = [
     "ESTIMATORS",
+    "CompareConfig",
+    "Estimator",
     "Llama",
     "Problem",
     "SearchConfig",
+    "Statistic",
     "__version__",
+    "calibrate",
     "calibration_windows",
+    "compare",
+    "compensate",
     "count_parameters",
     "cut",
     "discover",
     "evaluation_windows",
+    "fuse",
     "load_model",
+    "load_run",
     "load_tokenizer",
     "masks",
     "perplexity",
     "prunable_parameters",
+    "register",
     "save_model",
     "score_units",
     "select_units",
 ]
-
-_HOMES = {
-    "data": ("calibration_windows", "evaluation_windows"),
-    "discovery.tracing.problem": ("Problem",),
-    "discovery": ("count_parameters", "discover", "prunable_parameters"),
-    "estimation": ("ESTIMATORS",),
-    "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
-    "config": ("SearchConfig",),
-    "api": ("perplexity", "score_units", "select_units"),
-    "surgery": ("cut", "masks"),
-}
-"""The module of each name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -68,3 +88,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"saap_jax.{module}"), name)
     raise AttributeError(f"module 'saap_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

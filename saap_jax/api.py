@@ -12,6 +12,7 @@ import numpy as np
 from saap_jax.config.method import FusionConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
+from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
@@ -26,23 +27,70 @@ from saap_jax.types import Keep, Remat, Scores
 
 
 def score_units(
-    model: Llama, windows: Windows, estimators: Iterable[str], *, batch_size: int = 8, track: Track = quiet
-) -> dict[str, Scores]:
-    """Return the scores of `calibrate`: `{estimator: {structure: [layers, units]}}`, larger = more important."""
-    calibrated = calibrate(model, windows, estimators, batch_size=batch_size, track=track)
-    return {name: calibrated.scores(name) for name in calibrated.estimators}
+    model: Llama,
+    windows: Windows | Mapping[str, Windows],
+    estimators: Iterable[str | Estimator] | Mapping[str, Estimator],
+    *,
+    fusion: FusionConfig | None = None,
+    stability: bool = True,
+    batch_size: int = 8,
+    track: Track = quiet,
+) -> Calibrated:
+    """Score every unit by every estimator, from one pass over the calibration windows; see `calibrate`.
+
+    Args:
+        windows: the calibration text, or that of each scenario by name.
+        estimators: names (`saap`, fusions `a+b`, `FILE.py:FACTORY`, with hyper-parameters in brackets if any), or
+            `Estimator` objects, which are named after their formula or by a mapping.
+        stability: observe what the stability indicator needs, so that `adaptive` search can use it.
+
+    Returns:
+        Scores, larger = more important: `scores(NAME)` is `{structure: [layers, units]}`; hand it to `select_units`.
+    """
+    if isinstance(estimators, Mapping):
+        named = [(str(name), each) for name, each in estimators.items()]
+    else:
+        named = [(each.score.__name__ if isinstance(each, Estimator) else each, each) for each in estimators]
+    names = [name for name, _ in named]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        hint = "give objects as {name: estimator}"
+        raise ValueError(f"estimators: expected each name once, got {twice!r} twice; {hint}")
+    given = {name: each for name, each in named if isinstance(each, Estimator)}
+    return calibrate(
+        model, windows, names, given=given, fusion=fusion, stability=stability, batch_size=batch_size, track=track
+    )
 
 
 def select_units(
     model: Llama,
-    scores: Scores,
+    scores: Scores | Calibrated,
     ratio: float,
     config: SearchConfig | None = None,
     stability: Scores | None = None,
     gone: Keep | None = None,
+    *,
+    estimator: str | None = None,
 ) -> Selection:
-    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes; see `search`."""
-    config, costs = config or SearchConfig(), unit_costs(discover(model))
+    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes; see `search`.
+
+    Args:
+        scores: of one estimator, or all that `score_units` returned.
+        stability: the stability indicator; that of what `score_units` returned by default.
+        gone: units that are removed already.
+        estimator: which of several to go by.
+
+    Raises:
+        ValueError: a ratio that the search cannot meet, or several estimators and none named.
+    """
+    config = config or SearchConfig()
+    if isinstance(scores, Calibrated):
+        if estimator is None and len(scores.estimators) > 1:
+            raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got none; name one")
+        name = estimator or scores.estimators[0]
+        if name not in scores.estimators:
+            raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got {name!r}")
+        return select_calibrated(model, scores, name, ratio, config, gone)
+    costs = unit_costs(discover(model))
     return search(scores, costs, existing_units(model.runs), ratio, config, stability, gone)
 
 

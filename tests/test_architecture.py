@@ -36,7 +36,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
     "runs": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
              "types", "formats"),
-    "api": ("evaluation", "selection", "surgery", "discovery", "llama", "data", "runtime", "config", "types"),
+    "api": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
+            "types"),
     "report": ("runs", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
     "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
              "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
@@ -45,7 +46,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
             "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("api", "surgery", "estimation", "discovery", "llama", "data", "config", "version"),
+    "__init__": ("jobs", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data", "config",
+                 "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself."""
 NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.schema", "runs.standing")

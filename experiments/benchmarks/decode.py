@@ -91,7 +91,7 @@ def cut_by_magnitude(model: saap_jax.Llama, ratio: float, multiple: int) -> saap
     """Return a model without the units of the smallest weights."""
     tokenizer = saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, examples=1, length=16, seed=0)
-    scores = saap_jax.score_units(model, windows, ["magnitude"], batch_size=1)["magnitude"]
+    scores = saap_jax.score_units(model, windows, ["magnitude"], stability=False, batch_size=1).scores("magnitude")
     config = SearchConfig(multiple_of=PerStructure(attention=1, mlp=multiple))
     return saap_jax.cut(model, saap_jax.select_units(model, scores, ratio, config).keep)
 

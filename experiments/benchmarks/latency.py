@@ -43,7 +43,7 @@ def main() -> None:
     windows = saap_jax.calibration_windows(
         "builtin:reference", saap_jax.load_tokenizer("smollm2-135m"), examples=1, length=16, seed=0
     )
-    scores = saap_jax.score_units(dense, windows, ["magnitude"], batch_size=1)["magnitude"]
+    scores = saap_jax.score_units(dense, windows, ["magnitude"], stability=False, batch_size=1).scores("magnitude")
     table = measure_table(dense, workload, repeats=arguments.repeats)
     models = [dense]
     for case in CASES:

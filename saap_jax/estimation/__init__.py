@@ -12,7 +12,7 @@ from saap_jax.estimation.base import (
     score_writers,
 )
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
-from saap_jax.estimation.registry import ESTIMATORS, make_estimator, make_estimators
+from saap_jax.estimation.registry import ESTIMATORS, make_estimator, make_estimators, register
 from saap_jax.estimation.storage import load_statistics, save_statistics
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "make_estimators",
     "merge",
     "observe",
+    "register",
     "save_statistics",
     "score",
     "score_matrices",

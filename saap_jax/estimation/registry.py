@@ -1,10 +1,20 @@
-"""The estimators by name: add yours with one line here."""
+"""The estimators by name: add yours with one line here, by `register`, or as a plugin.
+
+A plugin is a package with entry points of the group `saap_jax.estimators`: the name of an estimator -> its factory.
+They are looked up when a name is asked for that is not known otherwise. `FILE.py:FACTORY` names one in a file.
+"""
 
 import ast
 import difflib
+import functools
+import importlib.metadata
 import inspect
+import re
+import runpy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 from saap_jax.estimation import activations, baselines, blocks, gates, hessian, second_order, taylor
@@ -27,8 +37,42 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "block_influence": blocks.block_influence,
 }
 
+PLUGINS = "saap_jax.estimators"
+"""Group of the entry points by which packages add estimators."""
+
+_FILE = re.compile(r"(?P<file>[^()]+\.py):(?P<call>\w+(\(.*\))?)", re.S)
+
 _LONGEST = 1000
 """The most characters of a name with its hyper-parameters."""
+
+Factory = Callable[..., Estimator]
+
+
+def register(name: str, factory: Factory) -> Factory:
+    """Add an estimator, so that it can be named wherever estimators are: in calls, fusions and configurations.
+
+    Args:
+        name: an identifier that no estimator has yet.
+        factory: makes the estimator from hyper-parameters, keyword-only and annotated.
+
+    Raises:
+        ValueError: the name is none, or is taken by another factory.
+    """
+    if not name.isidentifier() or name == "saap":
+        raise ValueError(f"register: expected an identifier other than 'saap', got {name!r}")
+    if ESTIMATORS.get(name, factory) is not factory:
+        raise ValueError(f"register: an estimator {name!r} exists already; choose another name")
+    ESTIMATORS[name] = factory
+    return factory
+
+
+def names_file(text: str) -> bool:
+    """Say whether a name is of an estimator in a file, `FILE.py:FACTORY`, with hyper-parameters in brackets if any.
+
+    >>> names_file("lab/mine.py:energy(root=True)"), names_file("wanda/fisher")
+    (True, False)
+    """
+    return _FILE.fullmatch(text) is not None
 
 
 def make_estimator(text: str) -> Estimator:
@@ -41,11 +85,12 @@ def make_estimator(text: str) -> Estimator:
         ValueError: an unknown name (the nearest one is suggested), an unknown hyper-parameter, a value that is none of
             it, or a malformed call.
     """
-    name, options = _parse(text)
-    if name not in ESTIMATORS:
+    in_file = _FILE.fullmatch(text)
+    name, options = _parse(in_file["call"] if in_file else text)
+    factory = _in_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
+    if factory is None:
         near = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.0)
         raise ValueError(f"unknown estimator {name!r}; did you mean {near[0]!r}? Known: {', '.join(ESTIMATORS)}")
-    factory = ESTIMATORS[name]
     known = inspect.signature(factory).parameters
     for option, value in options.items():
         if option not in known:
@@ -53,7 +98,42 @@ def make_estimator(text: str) -> Estimator:
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
         if expected := _refused(value, known[option].annotation):
             raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
-    return factory(**options)
+    made = factory(**options)
+    if not isinstance(made, Estimator):
+        raise ValueError(f"estimator {text!r}: expected a factory of an Estimator, got {type(made).__name__} from it")
+    return made
+
+
+def _plugin(name: str) -> Factory | None:
+    """Return the factory of an installed plugin, registered from then on; None where there is none of that name."""
+    for point in importlib.metadata.entry_points(group=PLUGINS, name=name):
+        try:
+            factory = point.load()
+        except Exception as error:  # whatever the plugin raises
+            package = point.dist.name if point.dist else point.value
+            raise ValueError(
+                f"estimator {name!r}: the plugin {package} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        return register(name, factory)
+    return None
+
+
+@functools.cache
+def _namespace(file: str, changed: float) -> dict[str, Any]:
+    return runpy.run_path(file)
+
+
+def _in_file(file: str, name: str) -> Factory:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"estimator {file}:{name}: expected a Python file, found none at {path}; check the path")
+    try:
+        namespace = _namespace(str(path), path.stat().st_mtime)
+    except Exception as error:  # whatever the file raises
+        raise ValueError(f"estimator {file}:{name}: the file fails: {type(error).__name__}: {error}") from error
+    if not callable(namespace.get(name)):
+        raise ValueError(f"estimator {file}:{name}: expected a function {name} in the file, found none")
+    return namespace[name]
 
 
 def _refused(value: Any, kind: Any) -> str:
@@ -71,13 +151,15 @@ def _refused(value: Any, kind: Any) -> str:
     return " or ".join(each.__name__ for each in kinds)
 
 
-def make_estimators(texts: Iterable[str]) -> dict[str, Estimator]:
-    """Make estimators keyed by the text that names them; a name given twice is refused."""
+def make_estimators(
+    texts: Iterable[str], given: Mapping[str, Estimator] = MappingProxyType({})
+) -> dict[str, Estimator]:
+    """Make estimators keyed by the text that names them, but for those that are `given`; none may be named twice."""
     estimators: dict[str, Estimator] = {}
     for text in texts:
         if text in estimators:
             raise ValueError(f"estimator {text!r} is named twice")
-        estimators[text] = make_estimator(text)
+        estimators[text] = given[text] if text in given else make_estimator(text)
     if not estimators:
         raise ValueError(f"expected at least one estimator of {', '.join(ESTIMATORS)}, got none")
     return estimators

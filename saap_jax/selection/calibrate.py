@@ -1,6 +1,6 @@
 """From calibration text to scores: observe each scenario in one pass, score, fuse."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,8 +12,10 @@ from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
+from saap_jax.estimation.registry import names_file
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.fusion import Fused, PerExample, fuse
@@ -52,6 +54,24 @@ class Calibrated(NamedTuple):
         """Return the names of the estimators."""
         return list(next(iter(self.scenarios.values())))
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the score of each unit that there is, by scenario, estimator, structure, layer and unit."""
+        for scenario, each in self.scenarios.items():
+            for estimator, scores in each.items():
+                for structure, values in scores.items():
+                    for (layer, unit), value in np.ndenumerate(np.asarray(values, np.float64)):
+                        if not np.isnan(value):
+                            yield {"scenario": scenario, "estimator": estimator, "structure": structure,
+                                   "layer": layer, "unit": unit, "score": float(value)}  # fmt: skip
+
+    to_dataframe = to_dataframe
+    _repr_html_ = repr_html
+
+    def __repr__(self) -> str:
+        shapes = {name: list(np.shape(values)) for name, values in self.scores(self.estimators[0]).items()}
+        stable = "no stability" if self.stability is None else "with stability"
+        return f"Calibrated({', '.join(self.scenarios)}: {', '.join(self.estimators)}; {shapes}; {stable})"
+
     def scores(self, estimator: str, reduction: ScenarioReduction = "mean") -> Scores:
         """Return an estimator's scores, those of several scenarios reduced to one (see `reduce_scenarios`)."""
         return reduce_scenarios({name: each[estimator] for name, each in self.scenarios.items()}, reduction)
@@ -88,6 +108,7 @@ def calibrate(
     windows: Windows | Mapping[str, Windows],
     estimators: Iterable[str],
     *,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
     fusion: FusionConfig | None = None,
     stability: bool = False,
     keep: Keep | None = None,
@@ -100,7 +121,9 @@ def calibrate(
     Args:
         windows: the calibration text, or that of each scenario by name.
         estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
-            `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names.
+            `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names, and
+            `FILE.py:FACTORY` is one of a file.
+        given: estimators that are no names, by what they are called among `estimators`.
         fusion: how scores are fused.
         stability: observe what the stability indicator needs, even if no estimator does.
         keep: score the model with all other units masked; these then have no score (NaN).
@@ -112,7 +135,7 @@ def calibrate(
         statistics = observe_windows(
             model,
             text,
-            make_members(estimators, fusion).values(),
+            make_members(estimators, fusion, given=given).values(),
             stability=stability,
             keep=keep,
             batch_size=batch_size,
@@ -120,7 +143,7 @@ def calibrate(
             track=track,
             scenario=name if len(scenarios) > 1 else "",
         )
-        made[name] = score_statistics(model, statistics, estimators, fusion, keep)
+        made[name] = score_statistics(model, statistics, estimators, fusion, keep, given=given)
     return joined(made)
 
 
@@ -162,14 +185,16 @@ def score_statistics(
     fusion: FusionConfig,
     keep: Keep | None = None,
     known: Mapping[str, Scores] = MappingProxyType({}),
+    given: Mapping[str, Estimator] = MappingProxyType({}),
 ) -> Scored:
     """Score every unit (or those that are kept) by every estimator named, from statistics alone; see `calibrate`.
 
-    `known` are scores of members that are not made anew, since the statistics that they need are not there any more.
+    `known` are scores of members that are not made anew, since the statistics that they need are not there any more;
+    `given` are members that are no names.
     """
     present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
     parts = {name: structure_parts(name, fusion, tuple(present)) for name in estimators}
-    members = make_members(parts, fusion, tuple(present))
+    members = make_members(parts, fusion, tuple(present), given)
     anew = {name: made for name, made in members.items() if name not in known}
     by_part: dict[str, Scores] = {
         name: {n: np.where(present[n], values, np.nan) for n, values in scores.items()}
@@ -248,6 +273,8 @@ def structure_parts(name: str, fusion: FusionConfig, structures: tuple[str, ...]
         return dict.fromkeys(structures, fused if name == "saap" else name)
     if name == "saap":
         return dict(zip(STRUCTURES, (fusion.attention or fused, fused), strict=True))
+    if names_file(name):
+        return dict.fromkeys(STRUCTURES, name)
     attention, slash, mlp = (part.strip() for part in name.partition("/"))
     return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
 
@@ -258,15 +285,18 @@ def fusion_members(part: str) -> tuple[str, ...]:
     >>> fusion_members("gate_taylor+taylor_element")
     ('gate_taylor', 'taylor_element')
     """
-    return tuple(member.strip() for member in part.split("+"))
+    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
 
 
 def make_members(
-    names: Iterable[str], fusion: FusionConfig, structures: tuple[str, ...] = STRUCTURES
+    names: Iterable[str],
+    fusion: FusionConfig,
+    structures: tuple[str, ...] = STRUCTURES,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
 ) -> dict[str, Estimator]:
     """Make the estimators that the names stand for, each once."""
     parts = (part for name in names for part in structure_parts(name, fusion, structures).values())
-    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)))
+    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)), given)
 
 
 def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:

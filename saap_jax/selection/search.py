@@ -26,13 +26,14 @@ the knapsack); with blocks of equal cost it is the optimum. `solver="exact"` is 
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.budget import SLACK, Blocks, most_removable, split_budget, split_structures, take_blocks
 from saap_jax.selection.shapes import most_shaped, take_shaped
 from saap_jax.selection.stability import stabilised, standardised
@@ -52,6 +53,19 @@ class Selection(NamedTuple):
     """Share that is removed: at least `asked`, by less than one block more."""
     removed: int
     """Parameters removed."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield how many units each layer keeps of each structure."""
+        for structure, kept in self.keep.items():
+            for layer, units in enumerate(np.atleast_2d(kept)):
+                yield {"structure": structure, "layer": layer, "kept": int(np.sum(units)), "units": len(units)}
+
+    to_dataframe = to_dataframe
+    _repr_html_ = repr_html
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{name} {int(np.sum(units))} of {np.size(units)}" for name, units in self.keep.items())
+        return f"Selection({self.actual:.2%} removed, {self.asked:.2%} asked; keeps {kept})"
 
 
 class Limits(NamedTuple):

@@ -1,0 +1,184 @@
+"""The calls of a Python session: estimators as names, objects, files and plugins; what results show."""
+
+import importlib.metadata
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax.config import SearchConfig
+from saap_jax.data import Windows
+from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator, names_file
+from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
+from saap_jax.runtime import frames
+from tests.runs import fake_run
+
+MINE = """
+from saap_jax.estimation import Estimator, Statistic
+
+
+def twice(*, times: int = 2) -> Estimator:
+    def score(statistics, params):
+        return {name: times * abs(value).mean(0) for name, value in statistics.of(Statistic.GATE_GRADIENT).items()}
+
+    return Estimator(needs=frozenset({Statistic.GATE_GRADIENT}), score=score)
+
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    widths = LayerWidths(kv_heads=2, q_per_kv=2, mlp=8)
+    return random_llama(LlamaSpec(vocab=32, embed=8, head_dim=4, layers=(widths,) * 2, tied=True), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def windows():
+    tokens = np.random.default_rng(0).integers(0, 32, (8, 8)).astype(np.int32)
+    return Windows(tokens, np.ones(tokens.shape, bool))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return f"{tmp_path}/mine.py"
+
+
+def test_names_objects_and_files_score_alike(model, windows, mine):
+    made = make_estimator(f"{mine}:twice")
+    scored = saap_jax.score_units(model, windows, ["gate_taylor", f"{mine}:twice(times=3)", made])
+    assert scored.estimators == ["gate_taylor", f"{mine}:twice(times=3)", "score"]
+    again = saap_jax.score_units(model, windows, {"mine": made}, stability=False)
+    for name, taylor in scored.scores("gate_taylor").items():
+        np.testing.assert_allclose(scored.scores("score")[name], 2 * taylor, rtol=1e-6)
+        np.testing.assert_allclose(scored.scores(f"{mine}:twice(times=3)")[name], 3 * taylor, rtol=1e-6)
+        np.testing.assert_allclose(again.scores("mine")[name], 2 * taylor, rtol=1e-6)
+    assert scored.stability is not None
+    assert saap_jax.score_units(model, windows, ["wanda"], stability=False).stability is None
+    with pytest.raises(ValueError, match="expected each name once, got 'score' twice"):
+        saap_jax.score_units(model, windows, [made, made])
+
+
+def test_what_was_scored_is_searched_with_its_stability(model, windows):
+    scored = saap_jax.score_units(model, windows, ["gate_taylor", "wanda"])
+    config = SearchConfig(allocation="adaptive", stability_weight=5.0)
+    adaptive = saap_jax.select_units(model, scored, 0.4, config, estimator="gate_taylor")
+    by_hand = saap_jax.select_units(model, scored.scores("gate_taylor"), 0.4, config, scored.stability)
+    plain = saap_jax.select_units(model, scored, 0.4, SearchConfig(allocation="global"), estimator="gate_taylor")
+    assert all(np.array_equal(adaptive.keep[name], by_hand.keep[name]) for name in adaptive.keep)
+    assert any((adaptive.keep[name] != plain.keep[name]).any() for name in plain.keep), "control"
+    for estimator, said in ((None, "got none; name one"), ("fisher", "got 'fisher'")):
+        with pytest.raises(ValueError, match=f"expected one of gate_taylor, wanda, {said}"):
+            saap_jax.select_units(model, scored, 0.4, estimator=estimator)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{}:missing", "expected a function missing in the file, found none"),
+        ("{}:nothing", "expected a factory of an Estimator, got int from it"),
+        ("{}:twice(times='x')", "times: expected int, got 'x'"),
+        ("nowhere.py:twice", "expected a Python file, found none at nowhere.py"),
+    ],
+)
+def test_what_a_file_does_not_hold_is_one_line(name, said, mine):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        make_estimator(name.format(mine))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_fails_or_changes(mine, tmp_path):
+    assert names_file(f"{mine}:twice")
+    (tmp_path / "bad.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match="the file fails: ZeroDivisionError"):
+        make_estimator(f"{tmp_path}/bad.py:twice")
+
+
+def test_registered_names_and_plugins(model, windows, mine, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **asked: [])
+    before = dict(ESTIMATORS)
+    try:
+        factory = saap_jax.register("doubled", lambda: make_estimator(f"{mine}:twice"))
+        assert saap_jax.register("doubled", factory) is factory
+        fused = saap_jax.score_units(model, windows, ["doubled+gate_fisher"])
+        assert fused.fusions["calibration"]["doubled+gate_fisher"]
+        for name, said in (("doubled", "exists already"), ("a b", "expected an identifier"), ("saap", "other than")):
+            with pytest.raises(ValueError, match=said):
+                saap_jax.register(name, lambda: make_estimator("wanda"))
+        with pytest.raises(ValueError, match="unknown estimator 'plugged'"):
+            make_estimator("plugged")
+        for load, said in (
+            (lambda: factory, ""),
+            (lambda: 1 / 0, "the plugin lab cannot be loaded: ZeroDivisionError"),
+        ):
+            point = type("Point", (), {"load": staticmethod(load), "dist": type("Dist", (), {"name": "lab"})})
+            found = {(PLUGINS, "plugged" if not said else "broken"): [point]}
+            monkeypatch.setattr(
+                importlib.metadata, "entry_points", lambda group, name, found=found: found.get((group, name), [])
+            )
+            if said:
+                with pytest.raises(ValueError, match=said):
+                    make_estimator("broken")
+            else:
+                assert make_estimator("plugged").needs == make_estimator("doubled").needs
+    finally:
+        ESTIMATORS.clear()
+        ESTIMATORS.update(before)
+
+
+def test_results_show_their_rows(model, windows, tmp_path):
+    scored = saap_jax.score_units(model, windows, ["wanda"], stability=False)
+    rows = list(scored.rows())
+    assert len(rows) == 2 * (2 + 8)
+    assert rows[-1]["score"] == pytest.approx(float(scored.scores("wanda")["mlp"][1, 7]))
+    assert repr(scored) == "Calibrated(calibration: wanda; {'attention': [2, 2], 'mlp': [2, 8]}; no stability)"
+    assert scored._repr_html_().count("<tr>") == 1 + len(rows)
+    selection = saap_jax.select_units(model, scored, 0.3)
+    assert sum(row["kept"] for row in selection.rows()) == sum(int(units.sum()) for units in selection.keep.values())
+    assert repr(selection).startswith("Selection(")
+    run = saap_jax.load_run(fake_run(tmp_path / "run"))
+    dense, *others = run.rows()
+    assert dense["candidate"] == "dense"
+    assert [row["candidate"] for row in others] == [row["candidate"] for row in run.candidates]
+    assert all(row.keys() == dense.keys() for row in others)
+    assert "<caption>Run(" in run._repr_html_()
+    assert len(repr(run)) < 200
+
+
+def test_what_a_notebook_shows_is_escaped_and_short():
+    class Many:
+        def rows(self):
+            yield from ({"<b>": f"<i>{n}", "x": n / 7} for n in range(frames.SHOWN + 3))
+
+        def __repr__(self):
+            return "Many<>"
+
+    shown = frames.repr_html(Many())
+    assert "<b>" not in shown
+    assert "<i>" not in shown
+    assert "Many&lt;&gt;; 3 rows more" in shown
+    assert "0.1429" in shown
+
+
+def test_data_frames_need_pandas(monkeypatch, model, windows):
+    scored = saap_jax.score_units(model, windows, ["wanda"], stability=False)
+    made = []
+    monkeypatch.setitem(sys.modules, "pandas", type("pandas", (), {"DataFrame": made.append}))
+    scored.to_dataframe()
+    assert made == [list(scored.rows())]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"expected pandas, found none; pip install pandas, or use rows\(\)"):
+        scored.to_dataframe()
+
+
+def test_every_public_name_is_there():
+    assert set(saap_jax.__all__) == {"__version__"} | {name for names in saap_jax._HOMES.values() for name in names}
+    for name in saap_jax.__all__:
+        assert getattr(saap_jax, name) is not None
+    assert dir(saap_jax) == sorted(saap_jax.__all__)
