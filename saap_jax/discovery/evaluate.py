@@ -41,11 +41,14 @@ class Changes:
 
 
 def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
-    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it."""
+    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it.
+
+    A literal may be a Python number: it becomes an array, for what is asked for its shape.
+    """
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
+        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else known[atom]
 
     gates: dict[int, Placed] = {}
     for each in changes.gates:
