@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from saap_jax.discovery.gates import StructureGates, gated
 from saap_jax.discovery.problem import Examples, Problem, count_examples
 from saap_jax.discovery.removal import keep_units
+from saap_jax.discovery.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.smaller import smaller
 from saap_jax.discovery.trace import Traced, TracedStructure, trace
 from saap_jax.types import Gates, Keep
@@ -160,19 +161,31 @@ def batches(examples: Examples, size: int) -> Iterator[tuple[Examples, Float[np.
 
 
 def cut(subject: Subject, keep: Keep) -> tuple[Callable[..., Any], Any]:
-    """Return the cut model: `function(params, *inputs)` of a batch of any size, and its smaller parameters.
+    """Return the cut model: `function(params, *inputs)`, and its smaller parameters.
 
-    Its outputs are those of the masked model.
+    The function takes a batch of any size, and inputs of any shape that the dense model takes, such as any sequence
+    length: it is traced once for each. Its outputs are those of the masked model.
     """
     shaped = subject.by_copies(keep)
     return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
 
 
 def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
-    """Return the function of `cut`."""
-    program = smaller(subject.traced, subject.by_copies(keep))
+    """Return the function of `cut`.
+
+    Raises:
+        ValueError: in the function: inputs that the dense model does not take, or at which a structure is another.
+    """
+    shaped = subject.by_copies(keep)
+    programs: dict[Any, Callable[..., Any]] = {}
 
     def function(params: Any, *inputs: Any) -> Any:
+        rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        key = shapes_of(rows)
+        if key not in programs:
+            programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
+        program = programs[key]
+
         def one(*row: Any) -> Any:
             outputs = program(params, *jax.tree.map(lambda leaf: leaf[None], row))
             return jax.tree.map(lambda leaf: leaf[0], outputs)
@@ -180,6 +193,23 @@ def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
         return jax.vmap(one)(*inputs)
 
     return function
+
+
+def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
+    """Return the traced program of a batch of one example of other shapes, with the subject's structures.
+
+    Args:
+        names: the structures that have to be there; without it those of the subject.
+
+    Raises:
+        ValueError: the function does not take such inputs, or a structure is another there.
+    """
+    problem = subject.problem
+    example = abstract(problem.inputs(problem.row(problem.calibration, 0)[0]))
+    if shapes_of(inputs) == shapes_of(example):
+        return subject.traced
+    names = tuple(each.name for each in subject.structures) if names is None else names
+    return traced_at(problem.function, problem.params, subject.traced, names, *inputs)
 
 
 def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:

@@ -1,6 +1,5 @@
 """The cut program: equations whose operands are numbers, and other input shapes than the traced ones."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
