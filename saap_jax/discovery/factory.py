@@ -26,7 +26,7 @@ def traced_factory(name: str) -> Traced:
     made = made_by(name)
     if isinstance(made, Problem):
         inputs, _ = made.row(made.calibration, 0)
-        made = (made.function, made.params, *made.inputs(inputs))
+        made = (made.program, made.params, *made.inputs(inputs))
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         raise ValueError(
             f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from saap_jax.discovery.devices import DEVICE_RULES, local, whole
 from saap_jax.discovery.nested import called_program, opened, scan_split
 from saap_jax.discovery.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.windows import WINDOW_RULES
@@ -42,6 +43,11 @@ class Site(NamedTuple):
         """Return the names and indices of the equations, outermost first, such as `scan[18]/dot_general[14]`."""
         above = "" if self.parent is None else f"{self.parent}/"
         return f"{above}{self.eqn.primitive.name}[{self.number}]"
+
+    @property
+    def place(self) -> str:
+        """The equation as `str` gives it, and where its source stands, if known."""
+        return f"{self} ({self.source})" if self.source else str(self)
 
     @property
     def source(self) -> str:
@@ -114,7 +120,7 @@ class Follower:
                 notes.active = tuple(value.active for value in values)
                 notes.read = tuple(variable in live for variable in eqn.outvars)
                 name = eqn.primitive.name
-                rule = RULES.get(name) or WINDOW_RULES.get(name) or unknown
+                rule = RULES.get(name) or WINDOW_RULES.get(name) or DEVICE_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
                 results = [Value(tuple(layout), any(notes.active)) for layout in layouts]
             self.layouts[site.path] = tuple(value.layout for value in results)
@@ -181,4 +187,19 @@ def _cond(follower: Follower, site: Site, values: list[Value], loops: tuple[int,
     return functools.reduce(follower.same, branches)
 
 
-INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}
+def _shard_map(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    parameters, notes = site.eqn.params, follower.notes
+    sizes = dict(parameters["mesh"].shape)
+    parts = [
+        value._replace(layout=local(notes, value.layout, spec, sizes))
+        for value, spec in zip(values, parameters["in_specs"], strict=True)
+    ]
+    results = follower.inside(parameters["jaxpr"], parts, site, 0, loops)
+    notes.axes.site = site
+    return [
+        value._replace(layout=whole(notes, value.layout, spec, sizes))
+        for value, spec in zip(results, parameters["out_specs"], strict=True)
+    ]
+
+
+INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

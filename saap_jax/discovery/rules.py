@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from saap_jax.discovery.axes import ONE, Axes, Kind
+from saap_jax.discovery.nested import opaque_names
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -96,9 +97,16 @@ def shape_of(variable: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in getattr(variable.aval, "shape", ()))
 
 
+def dtype_of(variable: Any) -> Any:
+    """Return the type of a variable or literal of a jaxpr."""
+    return variable.aval.dtype
+
+
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pin every axis that an operation touches, and say so."""
     name = eqn.primitive.name
+    if known := opaque_names(eqn):
+        name = f"{name} {known}"
     if any(ins) or any(shape_of(out) for out in eqn.outvars):
         notes.unknown.append((name, notes.axes.site))
     for layout in ins:
@@ -170,6 +178,24 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
         notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
+    return [(*batch, *free)]
+
+
+def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
+    """`ragged_dot`: rows are dealt out to groups in their order; the contracted axes are equated."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    groups = tuple(numbers.rhs_group_dimensions)
+    ragged = set(numbers.lhs_ragged_dimensions)
+    if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
+        return unknown(notes, eqn, ins)
+    left, right, sizes = ins[:3]
+    notes.pin(notes.equate(right[groups[0]], sizes[-1]), "order", "rows are dealt out to its units by ragged_dot")
+    batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    for i, j in zip(left_sum, right_sum, strict=True):
+        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
+    free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
+    free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
     return [(*batch, *free)]
 
 
@@ -248,7 +274,7 @@ def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         return [_empty(notes, ins[0], sizes)]
     ones = _ones(notes, ins[0], sizes)
     nodes = [node for node in ins[0] if notes.axes.size(node) > 1]
-    larger = iter(_regroup(notes, nodes, [size for size in sizes if size > 1]))
+    larger = iter(regroup(notes, nodes, [size for size in sizes if size > 1]))
     return [tuple(ones.get(axis, ONE) if size == 1 else next(larger) for axis, size in enumerate(sizes))]
 
 
@@ -280,7 +306,7 @@ def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int
     return passed
 
 
-def _regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
+def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
     """Return the nodes of the axes that `targets` sizes, major first, cut out of the factors of `nodes`."""
     axes = notes.axes
     factors = [factor for node in nodes for factor in axes.factors(node)][::-1]
@@ -316,6 +342,7 @@ RULES: dict[str, Rule] = {
     "squeeze": squeeze,
     "rev": reverse,
     "dot_general": dot_general,
+    "ragged_dot_general": ragged_dot,
     "sort": sort,
     "top_k": top_k,
     "iota": iota,

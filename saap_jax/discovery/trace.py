@@ -170,7 +170,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
     found = collect(follower, layouts)
     structures = _named(_structure(follower, layouts, coupling) for coupling in found)
-    unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
+    unknown = tuple(f"{name} at {site.place}" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
     atoms = {structure.name: each.atom for structure, each in zip(structures, found, strict=True)}
     return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
@@ -256,7 +256,7 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         for each in reductions
         if each.operation in NEUTRAL and not coupling.pins
     ]
-    reasons = {Reason(pin.kind, pin.detail, str(pin.site) if pin.site else ""): None for pin in coupling.pins}
+    reasons = {Reason(pin.kind, pin.detail, pin.site.place if pin.site else ""): None for pin in coupling.pins}
     sizes = tuple(map(axes.size, copied))
     return TracedStructure(
         name=f"{members[0].path}[{members[0].axis}]",

@@ -58,7 +58,7 @@ def subject_of(problem: Problem, *, norms: bool = False) -> Subject:
     """
     inputs, _ = problem.row(problem.calibration, 0)
     try:
-        traced = trace(problem.function, problem.params, *problem.inputs(inputs))
+        traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
@@ -88,7 +88,7 @@ def _check_batches(problem: Problem) -> None:
     """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
     both = [problem.row(problem.calibration, index)[0] for index in (0, min(1, problem.count - 1))]
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
-    run = jax.jit(problem.function)
+    run = jax.jit(problem.program)
     joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
     for out, *rows in zip(joint, *alone, strict=True):
         shapes = [tuple(each.shape) for each in (out, *rows)]
@@ -209,7 +209,7 @@ def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] 
     if shapes_of(inputs) == shapes_of(example):
         return subject.traced
     names = tuple(each.name for each in subject.structures) if names is None else names
-    return traced_at(problem.function, problem.params, subject.traced, names, *inputs)
+    return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
 
 
 def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:
