@@ -19,6 +19,8 @@ class Coupling:
     reductions: list[int] = dataclasses.field(default_factory=list)
     companions: frozenset[int] = frozenset()
     """Atoms that stand beside this one wherever it occurs: its units may be chosen anew at each of their indices."""
+    role: str = "channels"
+    """What its units are to a reader; see `_name_roles`."""
 
 
 def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Coupling]:
@@ -41,6 +43,7 @@ def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Cou
         if not (coupling.pins or coupling.contractions or coupling.reductions):
             coupling.pins.append(Pin(coupling.atom, "unused", "", None))
     _find_companions(follower, layouts, found)
+    _name_roles(follower, found)
     return list(found.values())
 
 
@@ -55,6 +58,38 @@ def _pin_uneven_splits(follower: Follower) -> None:
             lost = [axes.drop(part, atom) for part in parts]
             if any(gone * sizes[0] != lost[0] * size for gone, size in zip(lost, sizes, strict=True)):
                 axes.pin(atom, "split", "unevenly")
+
+
+STREAM = 3
+"""Places in which the units of a residual stream act, at least: it is read by several layers."""
+
+
+def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
+    """Say what units are: heads, widths of heads, experts, a stream, or channels. For readers: nothing depends on it.
+
+    Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
+    beside heads where it is contracted, is a head's width. Experts are what a top_k chooses from, or what a product
+    has in common of an activation and a parameter. A stream is read in several places or averaged by a norm.
+    """
+    axes, notes = follower.notes.axes, follower.notes
+    roles: dict[int, set[str]] = {}
+    for node, role in notes.paired:
+        for atom in axes.atoms(node):
+            roles.setdefault(atom, set()).add(role)
+    heads = {atom for atom, held in roles.items() if "heads" in held and "experts" not in held and atom in found}
+    for atom, coupling in found.items():
+        held = roles.get(atom, set())
+        reductions = [notes.reductions[i] for i in coupling.reductions]
+        contractions = [notes.contractions[i] for i in coupling.contractions]
+        beside = [{each for node in record.layout for each in axes.atoms(node)} for record in contractions]
+        if "experts" in held or any(record.operation == "top_k" for record in reductions):
+            coupling.role = "experts"
+        elif atom in heads:
+            coupling.role = "heads"
+        elif "head width" in held or (beside and all(atoms & heads for atoms in beside)):
+            coupling.role = "head width"
+        elif len({record.site.path for record in contractions}) >= STREAM or reductions:
+            coupling.role = "stream"
 
 
 def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], found: dict[int, Coupling]) -> None:

@@ -53,6 +53,9 @@ class Notes:
     """The parts of each axis that was cut into parts, and where."""
     slices: dict[tuple[int, ...], list[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
     """Of each axis of each slice: what it leaves out before, what it takes, and the axis; by the equation's path."""
+    paired: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """Axes on which two operands of a product stand beside each other, and what that tells: both depend on the inputs
+    (`heads`; contracted: `head width`), or one is a parameter (`experts`)."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
@@ -174,8 +177,13 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     left, right = ins
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    mutual = all(notes.active[:2])
+    notes.paired += [(node, "heads" if mutual else "experts") for node in batch]
     for i, j in zip(left_sum, right_sum, strict=True):
-        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
+        node = notes.equate(left[i], right[j])
+        notes.contract(node, (int(i), int(j)), ins)
+        if mutual:
+            notes.paired.append((node, "head width"))
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
     return [(*batch, *free)]

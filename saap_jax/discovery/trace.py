@@ -92,6 +92,8 @@ class TracedStructure:
     """Where the units act. Multiplied by zero at all of them, a unit is gone, but for its part in statistics."""
     statistics: tuple[Gate, ...] = ()
     """Maxima and their kin over the units, which see removed ones as what changes nothing."""
+    role: str = "channels"
+    """What the units are to a reader: channels, heads, head width, experts or stream."""
 
     @property
     def copies(self) -> int:
@@ -268,6 +270,7 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         normalised=tuple(str(each.site) for each in reductions),
         gates=tuple(dict.fromkeys(gates)),
         statistics=tuple(dict.fromkeys(statistics)),
+        role=coupling.role,
     )
 
 

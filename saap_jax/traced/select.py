@@ -12,6 +12,7 @@ import numpy as np
 
 from saap_jax.calibration import Calibrated, Scored, Track, joined, make_members, quiet, score_statistics
 from saap_jax.config_traced import FUSED, TracedSearchConfig
+from saap_jax.discovery.patterns import by_name
 from saap_jax.discovery.removal import kept_shapes
 from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
 from saap_jax.estimation import make_estimators
@@ -144,16 +145,19 @@ def check_ratios_met(subject: Subject, ratios: Iterable[float], config: TracedSe
 
 
 def limits_of(subject: Subject, config: TracedSearchConfig) -> dict[str, Limits]:
-    """Return the limits of each structure; raise ValueError for a name that is none."""
+    """Return the limits of each structure; raise ValueError for a name or pattern that fits none."""
     names = [structure.name for structure in subject.structures]
-    for field in ("min_keep_each", "max_ratio_each", "multiple_of_each"):
-        if unknown := sorted(set(getattr(config, field)) - set(names)):
-            raise ValueError(f"search.{field}: expected names of structures {', '.join(names)}, got {unknown[0]}")
+    hints = {name: f"is left alone, as the model's own code {each}" for name, each in subject.left_out.items()}
+
+    def limits(field: str) -> dict[str, Any]:
+        return by_name(f"search.{field}", getattr(config, field), names, hints)
+
+    least, most, multiple = limits("min_keep_each"), limits("max_ratio_each"), limits("multiple_of_each")
     return {
         name: Limits(
-            config.min_keep_each.get(name, config.min_keep),
-            config.max_ratio_each.get(name, config.max_ratio),
-            config.multiple_of_each.get(name, config.multiple_of),
+            least.get(name, config.min_keep),
+            most.get(name, config.max_ratio),
+            multiple.get(name, config.multiple_of),
         )
         for name in names
     }

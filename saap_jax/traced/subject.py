@@ -4,6 +4,7 @@ Everything runs on one example at a time as the program was traced, and `vmap` m
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.gates import StructureGates, gated
+from saap_jax.discovery.own_code import Verdict, verdicts
+from saap_jax.discovery.own_code import refused as not_taken
 from saap_jax.discovery.problem import Examples, Problem, count_examples
 from saap_jax.discovery.removal import keep_units
 from saap_jax.discovery.retracing import abstract, shapes_of, traced_at
@@ -29,6 +32,8 @@ class Subject(NamedTuple):
     problem: Problem
     traced: Traced
     structures: tuple[TracedStructure, ...]
+    left_out: Mapping[str, Verdict] = MappingProxyType({})
+    """Structures that would be prunable, but that the model's own code does not take smaller."""
 
     @property
     def tolerance(self) -> float:
@@ -46,11 +51,13 @@ class Subject(NamedTuple):
         return {name: each.reshape(shapes[name]) for name, each in values.items()}
 
 
-def subject_of(problem: Problem, *, norms: bool = False) -> Subject:
+def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) -> Subject:
     """Trace a problem's function on one example.
 
     Args:
         norms: whether structures that a norm averages over may be pruned too.
+        refused: whether structures may be pruned too that the model's own code does not take smaller, or with which it
+            computes something else.
 
     Raises:
         ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
@@ -63,13 +70,24 @@ def subject_of(problem: Problem, *, norms: bool = False) -> Subject:
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
     structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _are_floats(traced, each))
+    left_out: dict[str, Verdict] = {}
+    if not refused:
+        plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
+        left_out = not_taken(verdicts(problem.program, traced, plain, problem.params, *problem.inputs(inputs)))
+        structures = tuple(each for each in structures if each.name not in left_out)
     if not structures:
         others = "" if norms else "; structures that a norm averages over take part with norms=True"
+        if left_out:
+            name = next(iter(left_out))
+            others += (
+                f"; {len(left_out)} that the model's own code does not take smaller take part with refused=True (of "
+                f"{name} it {left_out[name]})"
+            )
         raise ValueError(
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return Subject(problem, traced, structures)
+    return Subject(problem, traced, structures, left_out)
 
 
 def _may_go(structure: TracedStructure, norms: bool) -> bool:

@@ -59,7 +59,7 @@ def language_model(length=7):
 
 @pytest.fixture(scope="module")
 def pruned():
-    subject = subject_of(language_model())
+    subject = subject_of(language_model(), refused=True)
     random = np.random.default_rng(1)
     scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
     return subject, select_scores(subject, scores, 0.4, TracedSearchConfig()).keep

@@ -34,7 +34,7 @@ def drawn_scores(subject, seed=0):
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     norms = name == "linen_mlp"  # its one structure is under a norm
     problem = problem_of(name, 4)
-    subject = subject_of(problem, norms=norms)
+    subject = subject_of(problem, norms=norms, refused=True)
     calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
     selection = select(subject, calibrated, "gate_taylor", 0.25, TracedSearchConfig())
     assert selection.actual >= 0.25
@@ -129,7 +129,7 @@ def test_a_padded_batch_is_the_whole_pass(subject):
 def test_gate_taylor_removes_less_than_chance(name):
     """A quarter of the prunable parameters goes, the same share of every structure, judged on held-out examples."""
     problem = trained(name)
-    subject = subject_of(problem)
+    subject = subject_of(problem, refused=True)
     chance = [f"random(seed={seed})" for seed in range(8)]
     calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=16)
     losses, found = Losses(subject, batch_size=16), {}

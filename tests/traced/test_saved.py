@@ -106,7 +106,7 @@ def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
 def test_modules_come_back(name, tmp_path):
     """Flax modules keep the sizes that they were made with; the loaded function does not."""
     problem = problem_of(name, 3)
-    subject = subject_of(problem)
+    subject = subject_of(problem, refused=True)
     scores = {each: np.random.default_rng(0).uniform(size=gate.shape) for each, gate in subject.ones.items()}
     keep = select_scores(subject, scores, 0.3, TracedSearchConfig()).keep
     before, less = save_pruned(tmp_path / "model", subject, keep)
