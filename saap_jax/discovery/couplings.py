@@ -68,21 +68,24 @@ def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
     """Say what units are: heads, widths of heads, experts, a stream, or channels. For readers: nothing depends on it.
 
     Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
-    beside heads where it is contracted, is a head's width. Experts are what a top_k chooses from, or what a product
-    has in common of an activation and a parameter. A stream is read in several places or averaged by a norm.
+    beside heads where it is contracted, is a head's width. Experts are what a `top_k` or `argmax` chooses from, or what
+    a product has in common of an activation and a parameter. A stream is read in several places or averaged by a norm.
     """
     axes, notes = follower.notes.axes, follower.notes
     roles: dict[int, set[str]] = {}
     for node, role in notes.paired:
         for atom in axes.atoms(node):
             roles.setdefault(atom, set()).add(role)
-    heads = {atom for atom, held in roles.items() if "heads" in held and "experts" not in held and atom in found}
+    choices = [record for record in notes.reductions if record.operation in ("top_k", "argmax", "argmin")]
+    experts = {atom for record in choices for atom in axes.atoms(record.node)}
+    experts |= {atom for atom, held in roles.items() if "experts" in held}
+    heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
     for atom, coupling in found.items():
         held = roles.get(atom, set())
         reductions = [notes.reductions[i] for i in coupling.reductions]
         contractions = [notes.contractions[i] for i in coupling.contractions]
         beside = [{each for node in record.layout for each in axes.atoms(node)} for record in contractions]
-        if "experts" in held or any(record.operation == "top_k" for record in reductions):
+        if atom in experts:
             coupling.role = "experts"
         elif atom in heads:
             coupling.role = "heads"

@@ -14,6 +14,7 @@ from jax.extend.core import JaxprEqn
 
 from saap_jax.discovery.axes import ONE, Axes, Kind
 from saap_jax.discovery.nested import opaque_names
+from saap_jax.discovery.positions import Positions, along
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -40,6 +41,8 @@ class Reduction(NamedTuple):
     layout: Layout
     """Of the array that it is taken of, the first operand."""
     site: Any
+    least: int = 1
+    """Units that have to remain."""
 
 
 @dataclasses.dataclass
@@ -62,8 +65,10 @@ class Notes:
     """Operations without a rule, and where."""
     active: tuple[bool, ...] = ()
     """Which operands of the present equation depend on the inputs."""
-    read: tuple[bool, ...] = ()
-    """Which results of the present equation something reads."""
+    positions: tuple[Positions | None, ...] = ()
+    """What is known of the numbers in each operand of the present equation."""
+    found: dict[int, Positions | None] = dataclasses.field(default_factory=dict)
+    """Of results of the present equation that are positions, what is known of them."""
 
     def pin(self, node: int, kind: Kind, detail: str) -> None:
         """Say that an axis keeps its size."""
@@ -198,17 +203,22 @@ def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[L
     if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
         return unknown(notes, eqn, ins)
     left, right, sizes = ins[:3]
-    notes.pin(notes.equate(right[groups[0]], sizes[-1]), "order", "rows are dealt out to its units by ragged_dot")
+    group = notes.equate(right[groups[0]], sizes[-1])
+    counts = notes.positions[2]
+    if counts and counts.role == "counts" and notes.axes.find(counts.node) == notes.axes.find(group):
+        notes.contractions.append(Contraction(group, 1, groups[0], right, notes.axes.site))  # a unit's rows are its own
+    else:
+        notes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
     for i, j in zip(left_sum, right_sum, strict=True):
         notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
-    free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
-    free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
-    return [(*batch, *free)]
+    rows = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
+    rows += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
+    return [(*batch, *rows)]
 
 
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Reductions over axes: a statistic of the units. The position of an extremum is a number that the program uses."""
+    """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
     name = eqn.primitive.name
     axes = [int(axis) for axis in eqn.params["dimensions" if name == "reduce" else "axes"]]
     for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
@@ -218,7 +228,7 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
-            notes.pin(ins[0][axis], "order", name)
+            notes.found[0] = along(notes.axes, ins[0][axis], "order", name)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
 
 
@@ -241,25 +251,20 @@ def sort(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`top_k`: values alone are a statistic of the units; positions are numbers that the program uses."""
+    """`top_k`: a statistic of the units of which as many have to remain, and positions among them."""
     axis = eqn.params.get("axis", -1) % len(ins[0])
-    node = ins[0][axis]
-    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site))
-    if notes.read[1]:
-        notes.pin(node, "order", "top_k")
-    chosen = notes.axes.pinned(shape_of(eqn.outvars[0])[axis], "order", "top_k")
+    node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
+    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site, least))
+    notes.found[1] = along(notes.axes, node, "order", "top_k")
+    chosen = notes.axes.pinned(least, "order", "top_k")
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
 
 
 def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`iota`: the numbered axis is a constant of its size."""
-    numbered, shape = eqn.params["dimension"], shape_of(eqn.outvars[0])
-    return [
-        tuple(
-            notes.axes.pinned(n, "constant", "iota") if axis == numbered else notes.axes.fresh(n)
-            for axis, n in enumerate(shape)
-        )
-    ]
+    """`iota`: positions along its numbered axis, which is a constant of its size where they are used as numbers."""
+    layout = tuple(map(notes.axes.fresh, shape_of(eqn.outvars[0])))
+    notes.found[0] = along(notes.axes, layout[eqn.params["dimension"]], "constant", "iota")
+    return [layout]
 
 
 def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:

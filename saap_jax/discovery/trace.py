@@ -27,8 +27,12 @@ from saap_jax.discovery.rules import Contraction
 
 NEUTRAL: dict[str, float] = {
     "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
+    "top_k": -math.inf, "argmax": -math.inf, "argmin": math.inf,
 }  # fmt: skip
 """What changes nothing in a statistic over units; a sum is a contraction, which gates multiply."""
+
+CHOICES = frozenset({"top_k", "argmax", "argmin"})
+"""Reductions that choose among units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,8 @@ class TracedStructure:
     """Maxima and their kin over the units, which see removed ones as what changes nothing."""
     role: str = "channels"
     """What the units are to a reader: channels, heads, head width, experts or stream."""
+    least: int = 0
+    """Units that have to remain, such as the k of a router's `top_k`."""
 
     @property
     def copies(self) -> int:
@@ -166,7 +172,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     ]
     last = follower.run(program.jaxpr, program.consts, values)
     axes.site = None
-    for result in last:
+    for result in follower.plain(last):
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
@@ -271,6 +277,7 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         gates=tuple(dict.fromkeys(gates)),
         statistics=tuple(dict.fromkeys(statistics)),
         role=coupling.role,
+        least=max((each.least for each in reductions if each.operation in CHOICES), default=0),
     )
 
 

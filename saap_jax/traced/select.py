@@ -145,17 +145,22 @@ def check_ratios_met(subject: Subject, ratios: Iterable[float], config: TracedSe
 
 
 def limits_of(subject: Subject, config: TracedSearchConfig) -> dict[str, Limits]:
-    """Return the limits of each structure; raise ValueError for a name or pattern that fits none."""
+    """Return the limits of each structure; of experts, as many as are chosen remain.
+
+    Raises:
+        ValueError: a name or pattern that fits none.
+    """
     names = [structure.name for structure in subject.structures]
     hints = {name: f"is left alone, as the model's own code {each}" for name, each in subject.left_out.items()}
 
     def limits(field: str) -> dict[str, Any]:
         return by_name(f"search.{field}", getattr(config, field), names, hints)
 
+    fewest = {structure.name: structure.least for structure in subject.structures}
     least, most, multiple = limits("min_keep_each"), limits("max_ratio_each"), limits("multiple_of_each")
     return {
         name: Limits(
-            least.get(name, config.min_keep),
+            max(least.get(name, config.min_keep), fewest[name]),
             most.get(name, config.max_ratio),
             multiple.get(name, config.multiple_of),
         )

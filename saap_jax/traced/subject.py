@@ -19,7 +19,7 @@ from saap_jax.discovery.problem import Examples, Problem, count_examples
 from saap_jax.discovery.removal import keep_units
 from saap_jax.discovery.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.smaller import smaller
-from saap_jax.discovery.trace import Traced, TracedStructure, trace
+from saap_jax.discovery.trace import CHOICES, Traced, TracedStructure, trace
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
@@ -91,10 +91,9 @@ def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) 
 
 
 def _may_go(structure: TracedStructure, norms: bool) -> bool:
-    """Say whether units go, masked as cut: not where the largest few of them are looked for."""
-    if any("top_k" in place for place in structure.normalised) or not structure.gates:
-        return False
-    return norms or not structure.normalised
+    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for."""
+    choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
+    return bool(structure.gates) and (norms or not structure.normalised or choices)
 
 
 def _are_floats(traced: Traced, structure: TracedStructure) -> bool:
