@@ -11,6 +11,8 @@ The pipeline in order (each name is importable from here):
     evaluation_windows, perplexity        4.  what it costs in quality
     save_model                            the smaller model as a directory
 
+A model of another library goes through `prune`, by an adapter of `saap_jax.adapters` or a `Problem`.
+
 A name is imported when it is first used, so that the console script starts at once.
 """
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.options import SearchConfig
     from saap_jax.pipeline import perplexity, score_units, select_units
+    from saap_jax.pruned import prune
     from saap_jax.surgery import cut, masks
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "masks",
     "perplexity",
     "prunable_parameters",
+    "prune",
     "save_model",
     "score_units",
     "select_units",
@@ -54,6 +58,7 @@ _HOMES = {
     "estimation": ("ESTIMATORS",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
     "options": ("SearchConfig",),
+    "pruned": ("prune",),
     "pipeline": ("perplexity", "score_units", "select_units"),
     "surgery": ("cut", "masks"),
 }

@@ -68,6 +68,8 @@ ORDER = (
     ("failures", "progress"),
     ("arguments",),
     ("traced",),
+    ("adapters",),
+    ("pruned",),
     ("planning", "structures_command"),
     ("cli", "lm_eval"),
     ("__main__",),

@@ -60,16 +60,13 @@ def _pin_uneven_splits(follower: Follower) -> None:
                 axes.pin(atom, "split", "unevenly")
 
 
-STREAM = 3
-"""Places in which the units of a residual stream act, at least: it is read by several layers."""
-
-
 def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
-    """Say what units are: heads, widths of heads, experts, a stream, or channels. For readers: nothing depends on it.
+    """Say what units are, for readers: heads, query heads, widths of heads, experts, a stream, or channels.
 
     Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
     beside heads where it is contracted, is a head's width. Experts are what a `top_k` or `argmax` chooses from, or what
-    a product has in common of an activation and a parameter. A stream is read in several places or averaged by a norm.
+    a product has in common of an activation and a parameter. Query heads are left over where a head's width is
+    contracted. A stream is a sum of activations that several layers read, or averaged by a norm.
     """
     axes, notes = follower.notes.axes, follower.notes
     roles: dict[int, set[str]] = {}
@@ -80,18 +77,27 @@ def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
     experts = {atom for record in choices for atom in axes.atoms(record.node)}
     experts |= {atom for atom, held in roles.items() if "experts" in held}
     heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
+    widths = {atom for atom, held in roles.items() if "head width" in held and atom in found}
+    projections = {path for atom in heads for path in found[atom].holders}
+    if heads:  # of the places of a sequence and widths, those that are projected as the heads are
+        widths = {atom for atom in widths if projections & set(found[atom].holders)}
+    queries: set[int] = set()
+    for contracted, free in notes.scores:
+        if {atom for node in contracted for atom in axes.atoms(node)} & widths:
+            queries |= {atom for node in free for atom in axes.atoms(node)}
+    added = {atom for node in notes.added for atom in axes.atoms(node)}
     for atom, coupling in found.items():
-        held = roles.get(atom, set())
-        reductions = [notes.reductions[i] for i in coupling.reductions]
         contractions = [notes.contractions[i] for i in coupling.contractions]
         beside = [{each for node in record.layout for each in axes.atoms(node)} for record in contractions]
         if atom in experts:
             coupling.role = "experts"
         elif atom in heads:
             coupling.role = "heads"
-        elif "head width" in held or (beside and all(atoms & heads for atoms in beside)):
+        elif atom in queries - widths:
+            coupling.role = "query heads"
+        elif atom in widths or (beside and all(atoms & heads for atoms in beside)):
             coupling.role = "head width"
-        elif len({record.site.path for record in contractions}) >= STREAM or reductions:
+        elif coupling.reductions or (atom in added and len({record.site.path for record in contractions}) > 1):
             coupling.role = "stream"
 
 

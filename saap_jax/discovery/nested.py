@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 OPAQUE = ("pallas_call", "ffi_call", "custom_call", "tpu_custom_call", "pure_callback", "io_callback")
 """Operations that tell nothing of their axes."""
@@ -15,6 +16,12 @@ def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
     Since jax 0.12 there is one type for both.
     """
     return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+
+
+def alive(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Return a program without the equations that no output needs, at any depth; it takes the same arguments."""
+    jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, program.consts)
 
 
 def inner_programs(eqn: JaxprEqn) -> list[list[JaxprEqn]]:

@@ -35,7 +35,7 @@ class Problem:
     function: Callable[..., Any]
     """`function(params, *inputs)`: outputs of a batch of examples, each array of them with the batch first."""
     params: Any
-    """Concrete arrays, in any pytree."""
+    """Arrays, in any pytree. Shapes (`jax.eval_shape`) do for `load_pruned`, which reads the values."""
     loss: Callable[[Any, Any], Any]
     """`loss(outputs, targets)`: one number for a batch, the mean over its examples. It is asked for one at a time."""
     calibration: Examples
@@ -45,6 +45,9 @@ class Problem:
     references: Mapping[Kernel, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     """For a kernel of the function that tells nothing of its axes, by function or name: a function of the kernel's
     arrays, flat, that computes the same in plain operations. It is traced, and runs, in the kernel's place."""
+
+    rebuild: Callable[[Any], Any] | None = None
+    """Makes the user's object (a module) of parameters, where the parameters were taken out of one."""
 
     def __post_init__(self) -> None:
         for name in ("function", "loss"):
@@ -57,9 +60,9 @@ class Problem:
                     f"{type(kernel).__name__}: {type(reference).__name__}"
                 )
         for leaf in jax.tree.leaves(self.params):
-            if not isinstance(leaf, jax.Array | np.ndarray):
+            if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
                 raise ValueError(
-                    f"Problem.params: expected concrete arrays, got {type(leaf).__name__}; initialise or load them"
+                    f"Problem.params: expected arrays, got {type(leaf).__name__}; let the function hold it"
                 )
             if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
                 raise ValueError(

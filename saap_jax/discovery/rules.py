@@ -59,6 +59,10 @@ class Notes:
     paired: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     """Axes on which two operands of a product stand beside each other, and what that tells: both depend on the inputs
     (`heads`; contracted: `head width`), or one is a parameter (`experts`)."""
+    scores: list[tuple[Layout, Layout]] = dataclasses.field(default_factory=list)
+    """What products of two arrays that depend on the inputs contract, and what they leave over."""
+    added: list[int] = dataclasses.field(default_factory=list)
+    """Axes of sums of two arrays that depend on the inputs, as residual connections are."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
@@ -129,6 +133,8 @@ def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[
         return ins
     shape = shape_of(eqn.outvars[0])
     operands = [layout for layout in ins if layout]
+    if eqn.primitive.name in ("add", "add_any") and all(notes.active):
+        notes.added += [node for layout in operands for node in layout]
     if any(len(layout) != len(shape) for layout in operands) or any(shape_of(out) != shape for out in eqn.outvars):
         return unknown(notes, eqn, ins)
     out = []
@@ -191,6 +197,8 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
             notes.paired.append((node, "head width"))
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
+    if mutual:
+        notes.scores.append((tuple(left[axis] for axis in left_sum), tuple(free)))
     return [(*batch, *free)]
 
 

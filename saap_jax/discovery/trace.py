@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr
 
 from saap_jax.discovery.axes import REASONS, Kind, Place
 from saap_jax.discovery.couplings import Coupling, collect
+from saap_jax.discovery.nested import alive
 from saap_jax.discovery.program import Follower, Value
 from saap_jax.discovery.rules import Contraction
 
@@ -97,7 +98,7 @@ class TracedStructure:
     statistics: tuple[Gate, ...] = ()
     """Maxima and their kin over the units, which see removed ones as what changes nothing."""
     role: str = "channels"
-    """What the units are to a reader: channels, heads, head width, experts or stream."""
+    """What the units are to a reader: channels, heads, query heads, head width, experts or stream."""
     least: int = 0
     """Units that have to remain, such as the k of a router's `top_k`."""
 
@@ -163,6 +164,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
     program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
+    program = alive(program)
     follower = Follower()
     axes = follower.notes.axes
     variables = [tuple(int(size) for size in variable.aval.shape) for variable in program.jaxpr.invars]

@@ -69,6 +69,7 @@ def calibrate(
     """
     estimators = tuple(estimators)
     check_traced_estimators(estimators, fusion)
+    _refuse_quantised(subject, estimators, fusion)
     weights = TracedWeights(subject.structures, members(subject))
     names = [name for name in estimators if name != ABLATION]
     scored = Scored({}, {}, {})
@@ -86,6 +87,24 @@ def calibrate(
     if ABLATION in estimators:
         scores[ABLATION] = ablate(subject, batch_size=batch_size, track=track)
     return joined({"calibration": scored._replace(scores={name: scores[name] for name in estimators})})
+
+
+WITHOUT_WEIGHTS = ("gate_", "random", ABLATION)
+"""How names of estimators begin that do not look at weights."""
+
+
+def _refuse_quantised(subject: Subject, estimators: Iterable[str], fusion: FusionConfig) -> None:
+    """Raise ValueError for an estimator that looks at weights, where some of them are integers."""
+    if not subject.quantised:
+        return
+    path, dtype = next(iter(subject.quantised.items()))
+    for name in estimators:
+        for member in (name,) if name == ABLATION else make_members([name], fusion, ("any",)):
+            if not member.startswith(WITHOUT_WEIGHTS):
+                raise ValueError(
+                    f"estimator {name!r}: {member} looks at weights, expected them of floating point, got {dtype} in "
+                    f"{path} (quantised?); use one of gate_*, random or ablation, or dequantise the weights first"
+                )
 
 
 def select(

@@ -41,6 +41,13 @@ class Subject(NamedTuple):
         return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
 
     @property
+    def quantised(self) -> dict[str, str]:
+        """The type of each member that is not of floating point, by path."""
+        dtypes = dict(zip(self.traced.shapes, (v.aval.dtype for v in self.traced.program.jaxpr.invars), strict=False))
+        paths = dict.fromkeys(member.path for structure in self.structures for member in structure.members)
+        return {path: str(dtypes[path]) for path in paths if not jnp.issubdtype(dtypes[path], jnp.floating)}
+
+    @property
     def ones(self) -> Gates:
         """Gates that keep everything, `[copies, units]` a structure."""
         return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
@@ -64,12 +71,14 @@ def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) 
             no structure that may be pruned.
     """
     inputs, _ = problem.row(problem.calibration, 0)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
+        raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
         traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
-    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _are_floats(traced, each))
+    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _has_floats(traced, each))
     left_out: dict[str, Verdict] = {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
@@ -96,9 +105,10 @@ def _may_go(structure: TracedStructure, norms: bool) -> bool:
     return bool(structure.gates) and (norms or not structure.normalised or choices)
 
 
-def _are_floats(traced: Traced, structure: TracedStructure) -> bool:
+def _has_floats(traced: Traced, structure: TracedStructure) -> bool:
+    """Say whether a member holds numbers of floating point: beside quantised ones, their scales or a bias."""
     dtypes = dict(zip(traced.shapes, (v.aval.dtype for v in traced.program.jaxpr.invars), strict=False))
-    return all(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
+    return any(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
 
 
 def _check_batches(problem: Problem) -> None:

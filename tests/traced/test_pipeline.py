@@ -185,7 +185,7 @@ def test_wrong_problems_are_refused():
     problem = stacked()
     inputs, targets = problem.calibration
     for change, message in (
-        ({"params": {"in": jax.ShapeDtypeStruct((3, 4), jnp.float32)}}, "expected concrete arrays, got ShapeDtype"),
+        ({"params": {"in": 3.0}}, "expected arrays, got float; let the function hold it"),
         ({"params": {"in": jax.random.key(0)}}, "expected numbers, got key"),
         ({"loss": 3}, "Problem.loss: expected a function, got int"),
         ({"calibration": inputs}, "Problem.calibration: expected a pair"),
@@ -198,6 +198,9 @@ def test_wrong_problems_are_refused():
         with pytest.raises(ValueError, match=message):
             checked(**(vars(problem) | change))
     checked(**vars(problem))
+    shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), problem.params)
+    with pytest.raises(ValueError, match="expected concrete arrays, got ShapeDtypeStruct; initialise or load them"):
+        subject_of(dataclasses.replace(problem, params=shapes))
     with pytest.raises(ValueError, match=r"expected one number .* for one example, got float32 of shape \(1, 2\)"):
         calibrate(subject_of(dataclasses.replace(problem, loss=lambda a, b: (a - b) ** 2)), ["gate_taylor"])
     with pytest.raises(ValueError, match="cannot be traced: KeyError: 'absent'"):
