@@ -75,7 +75,7 @@ def verdicts(
     of zeros hide a difference; abstract parameters are tried by shapes only.
     """
     concrete = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves((params, inputs)))
-    drawn = _drawn(params) if concrete else params
+    drawn = nearby(params) if concrete else params
     worst = ("takes", "shapes", "differs", "refuses").index
     found: dict[str, Verdict] = {}
     for group in groups_of(structures).values():
@@ -124,7 +124,7 @@ def _distance(first: Any, second: Any) -> float:
     return float(apart / largest) if largest else float(apart)
 
 
-def _drawn(params: Any) -> Any:
+def nearby(params: Any) -> Any:
     """Return parameters with values near the given ones: none is zero, and what was positive stays so."""
     random = np.random.default_rng(0)
 

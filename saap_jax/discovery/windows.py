@@ -1,6 +1,7 @@
 """Rules for operations that take or place parts of arrays: slices, joins, gathers, scatters, convolutions, windows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
@@ -187,13 +188,13 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     return [tuple(next(columns) if axis in offset else next(rows) for axis in range(rank))]
 
 
-def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[int], sizes: Sequence[int]) -> set[int]:
+def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], sizes: Sequence[int]) -> set[int]:
     """Return the axes that are looked up by positions along themselves, one at a time."""
     chosen = set()
-    for component, axis in enumerate(indexed):
+    for component, axis in enumerate(map(int, indexed)):
         known = index_of(notes.axes, notes.positions[1], component, len(indexed))
         if int(sizes[axis]) == 1 and looks_up(notes.axes, known, operand[axis]):
-            chosen.add(int(axis))
+            chosen.add(axis)
         elif int(sizes[axis]) != 1:
             used(notes.axes, known)
     return chosen

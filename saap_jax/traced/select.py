@@ -172,11 +172,10 @@ def limits_of(subject: Subject, config: TracedSearchConfig) -> dict[str, Limits]
     names = [structure.name for structure in subject.structures]
     hints = {name: f"is left alone, as the model's own code {each}" for name, each in subject.left_out.items()}
 
-    def limits(field: str) -> dict[str, Any]:
-        return by_name(f"search.{field}", getattr(config, field), names, hints)
-
     fewest = {structure.name: structure.least for structure in subject.structures}
-    least, most, multiple = limits("min_keep_each"), limits("max_ratio_each"), limits("multiple_of_each")
+    least = by_name("search.min_keep_each", config.min_keep_each, names, hints)
+    most = by_name("search.max_ratio_each", config.max_ratio_each, names, hints)
+    multiple = by_name("search.multiple_of_each", config.multiple_of_each, names, hints)
     return {
         name: Limits(
             max(least.get(name, config.min_keep), fewest[name]),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.adapters import from_equinox, from_haiku, from_keras, from_linen, from_nnx
+from saap_jax.discovery.own_code import nearby
 from saap_jax.discovery.problem import Problem
 
 COUNT = 4
@@ -33,8 +34,8 @@ class Animal:
     """Role and units of those of which the library's own code takes fewer."""
     other: Callable[[int], Any] | None = None
     """Inputs of another length (or size of images), of so many examples."""
-    trainable: Callable[[str], bool] = lambda path: True
-    """Whether a parameter is trained: statistics are not."""
+    statistics: str = "batch_stats|moving_|^1/"
+    """What of the parameters' paths (a pattern) is not trained: statistics of batch norm, state beside parameters."""
 
 
 def drawn(*shape: int, seed: int = 0) -> jax.Array:
@@ -52,6 +53,11 @@ def next_token(logits: Any, targets: Any) -> Any:
 
 def square(outputs: Any, targets: Any) -> Any:
     return jnp.square(outputs - targets).mean()
+
+
+def shaken(problem: Problem) -> Problem:
+    """Return a problem with values near the initial ones: of heads that begin with zeros, nothing is seen."""
+    return dataclasses.replace(problem, params=nearby(problem.params))
 
 
 def of_tokens(length: int = 6) -> dict[str, Any]:
@@ -85,8 +91,8 @@ def tunix_llama() -> Animal:
     model = llama.Llama3(config, rngs=nnx.Rngs(0))
     return Animal(
         from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("channels", 12, 1): 2, ("heads", 2, 1): 2, ("head width", 6, 1): 2, ("heads", 2, 2): 2},
-        frozenset({("channels", 12)}),
+        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 1): 2, ("channels", 12, 1): 2},
+        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
         lambda count: tokens(count, 9),
     )
 
@@ -102,8 +108,8 @@ def tunix_qwen2() -> Animal:
     model = qwen.Qwen2(config, rngs=nnx.Rngs(0))
     return Animal(
         from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {("channels", 12, 1): 2, ("heads", 2, 1): 2, ("head width", 6, 1): 2, ("heads", 2, 2): 2},
-        frozenset({("channels", 12)}),
+        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 1): 2, ("channels", 12, 1): 2},
+        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
         lambda count: tokens(count, 9),
     )
 
@@ -119,8 +125,8 @@ def tunix_qwen3_moe() -> Animal:
     model = qwen.Qwen3(config, rngs=nnx.Rngs(0))
     return Animal(
         from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {},
-        frozenset(),
+        {("heads", 2, 1): 1, ("query heads", 2, 1): 1, ("head width", 6, 1): 1, ("channels", 12, 1): 1},
+        frozenset({("channels", 12), ("heads", 2), ("query heads", 2)}),
         lambda count: tokens(count, 9),
     )
 
@@ -138,8 +144,8 @@ def tunix_gemma() -> Animal:
     model = gemma.Gemma(config, rngs=nnx.Rngs(0))
     return Animal(
         from_nnx(model, call=causal, has_aux=True, **of_tokens()),
-        {},
-        frozenset(),
+        {("query heads", 4, 1): 2, ("channels", 12, 1): 2},
+        frozenset({("channels", 12), ("query heads", 4)}),
         lambda count: tokens(count, 9),
     )
 
@@ -182,8 +188,8 @@ def equinox_attention() -> Animal:
     )
     return Animal(
         from_equinox(model, **of_arrays((6, 8), (6, 3))),
-        {},
-        frozenset(),
+        {("heads", 4, 1): 1, ("head width", 4, 1): 2, ("channels", 12, 1): 1},
+        frozenset({("channels", 12), ("head width", 4)}),
         lambda count: drawn(count, 9, 8),
     )
 
@@ -215,9 +221,9 @@ def equinox_conv() -> Animal:
 
     model, state = equinox.nn.make_with_state(make)()
     return Animal(
-        from_equinox(model, state=state, **of_arrays((3, 8, 8), (4,))),
-        {},
-        frozenset(),
+        shaken(from_equinox(model, state=state, **of_arrays((3, 8, 8), (4,)))),
+        {("channels", 8, 1): 1, ("channels", 6, 1): 1},
+        frozenset({("channels", 8), ("channels", 6)}),
         lambda count: drawn(count, 3, 11, 9),
     )
 
@@ -250,8 +256,19 @@ def haiku_resnet() -> Animal:
     transformed = haiku.transform_with_state(network)
     params, state = transformed.init(jax.random.key(0), drawn(2, 16, 16, 3), True)
     return Animal(
-        from_haiku(transformed, params, state=state, arguments={"is_training": False}, **of_arrays((16, 16, 3), (4,))),
-        {},
+        shaken(
+            from_haiku(
+                transformed, params, state=state, arguments={"is_training": False}, **of_arrays((16, 16, 3), (4,))
+            )
+        ),
+        {
+            ("channels", 4, 1): 4,
+            ("channels", 8, 1): 4,
+            ("channels", 64, 1): 1,
+            ("stream", 16, 1): 2,
+            ("stream", 32, 1): 1,
+            ("channels", 32, 1): 1,
+        },
         frozenset(),
         lambda count: drawn(count, 24, 20, 3),
     )
@@ -271,7 +288,7 @@ def haiku_transformer() -> Animal:
     params = transformed.init(jax.random.key(0), drawn(2, 6, 8))
     return Animal(
         from_haiku(transformed, params, **of_arrays((6, 8), (6, 3))),
-        {},
+        {("heads", 4, 1): 1, ("head width", 4, 1): 2, ("channels", 12, 1): 1},
         frozenset(),
         lambda count: drawn(count, 9, 8),
     )
@@ -285,16 +302,16 @@ def penzai_language_model(build: Callable[..., Any], config: Any) -> Problem:
 
     model = build(config, init_base_rng=jax.random.key(0))
     frozen, variables = pz.unbind_variables(model, freeze=True)
-    values = {each.label: each.value for each in variables}
 
     def function(params: Any, tokens: Any) -> Any:
-        named = {each.label: each.replace(value=params[each.label]) for each in variables}
-        built = pz.bind_variables(frozen, list(named.values()))
+        built = pz.bind_variables(
+            frozen, [dataclasses.replace(each, value=params[str(each.label)]) for each in variables]
+        )
         batch = pz.nx.wrap(tokens).tag("batch", "seq")
         positions = pz.nx.arange("seq", tokens.shape[1])
         return built(batch, token_positions=positions).unwrap("batch", "seq", "vocabulary")
 
-    return Problem(function=function, params={str(label): value for label, value in values.items()}, **of_tokens())
+    return Problem(function=function, params={str(each.label): each.value for each in variables}, **of_tokens())
 
 
 def penzai_llama() -> Animal:
@@ -305,7 +322,12 @@ def penzai_llama() -> Animal:
         num_decoder_blocks=2, vocab_size=13, mlp_variant="swiglu", tie_embedder_and_logits=False,
     )  # fmt: skip
     problem = penzai_language_model(llamalike_common.build_llamalike_transformer, config)
-    return Animal(problem, {}, frozenset(), lambda count: tokens(count, 9))
+    return Animal(
+        problem,
+        {("heads", 2, 1): 2, ("query heads", 2, 1): 2, ("head width", 6, 2): 2, ("channels", 12, 1): 2},
+        frozenset(),
+        lambda count: tokens(count, 9),
+    )
 
 
 def penzai_neox() -> Animal:
@@ -313,12 +335,12 @@ def penzai_neox() -> Animal:
 
     config = gpt_neox.GPTNeoXTransformerConfig(
         num_attention_heads=4, embedding_dim=16, projection_dim=4, mlp_hidden_dim=12, num_decoder_blocks=2,
-        vocab_size=13, activation_fn="gelu", rope_subset_size=2, rope_wavelength=10_000, layernorm_epsilon=1e-5,
+        vocab_size=13, activation_fn="gelu_exact", rope_subset_size=2, rope_wavelength=10_000, layernorm_epsilon=1e-5,
         parameter_dtype=jnp.float32, activation_dtype=jnp.float32,
     )  # fmt: skip
     return Animal(
         penzai_language_model(gpt_neox.build_gpt_neox_transformer, config),
-        {},
+        {("heads", 4, 1): 2, ("head width", 4, 4): 2, ("channels", 12, 1): 2},
         frozenset(),
         lambda count: tokens(count, 9),
     )
@@ -351,7 +373,12 @@ def flaxmodels_gpt2() -> Animal:
     module = Blocks()
     variables = module.init(jax.random.key(0), tokens(1, 6), training=False)
     problem = from_linen(module, variables, **of_tokens())
-    return Animal(problem, {}, frozenset(), lambda count: tokens(count, 9))
+    return Animal(
+        problem,
+        {("heads", 4, 1): 2, ("head width", 2, 1): 2, ("channels", 12, 1): 2},
+        frozenset(),
+        lambda count: tokens(count, 9),
+    )
 
 
 def flaxmodels_resnet() -> Animal:
@@ -360,7 +387,21 @@ def flaxmodels_resnet() -> Animal:
     module = flaxmodels.ResNet18(output="logits", pretrained=None, normalize=True, num_classes=4)
     variables = module.init(jax.random.key(0), drawn(1, 32, 32, 3), train=False)
     problem = from_linen(module, variables, **of_arrays((32, 32, 3), (4,)))
-    return Animal(problem, {}, frozenset(), lambda count: drawn(count, 40, 36, 3))
+    return Animal(
+        problem,
+        {
+            ("stream", 64, 1): 1,
+            ("channels", 64, 1): 2,
+            ("stream", 128, 1): 1,
+            ("channels", 128, 1): 2,
+            ("stream", 256, 1): 1,
+            ("channels", 256, 1): 2,
+            ("stream", 512, 1): 1,
+            ("channels", 512, 1): 2,
+        },
+        frozenset(),
+        lambda count: drawn(count, 40, 36, 3),
+    )
 
 
 # --- Keras ---------------------------------------------------------------------------------------
@@ -375,7 +416,12 @@ def keras_transformer() -> Animal:
     x = x + keras.layers.MultiHeadAttention(4, 6, dropout=0.1)(h, h, use_causal_mask=True)
     x = x + keras.layers.Dense(8)(keras.layers.Dense(12, activation="gelu")(x))
     model = keras.Model(inputs, keras.layers.Dense(13)(keras.layers.Dropout(0.5)(x)))
-    return Animal(from_keras(model, **of_tokens()), {}, frozenset(), lambda count: tokens(count, 9))
+    return Animal(
+        from_keras(model, **of_tokens()),
+        {("heads", 4, 1): 1, ("head width", 6, 4): 2, ("channels", 12, 1): 1},
+        frozenset(),
+        lambda count: tokens(count, 9),
+    )
 
 
 def keras_mobilenet() -> Animal:
@@ -384,7 +430,18 @@ def keras_mobilenet() -> Animal:
     model = keras.applications.MobileNet(
         input_shape=(32, 32, 3), alpha=0.25, weights=None, classes=4, classifier_activation=None
     )
-    return Animal(from_keras(model, **of_arrays((32, 32, 3), (4,))), {}, frozenset())
+    return Animal(
+        shaken(from_keras(model, **of_arrays((32, 32, 3), (4,)))),
+        {
+            ("channels", 8, 1): 1,
+            ("channels", 16, 1): 1,
+            ("channels", 32, 1): 2,
+            ("channels", 64, 1): 2,
+            ("channels", 128, 1): 6,
+            ("channels", 256, 1): 2,
+        },
+        frozenset(),
+    )
 
 
 # --- Flax ----------------------------------------------------------------------------------------
@@ -405,7 +462,12 @@ def nnx_decoder() -> Animal:
             x = x + self.attention(self.norm(x), mask=nnx.make_causal_mask(tokens))
             return self.embed.attend(x + self.down(nnx.gelu(self.up(x))))
 
-    return Animal(from_nnx(Decoder(nnx.Rngs(0)), **of_tokens()), {}, frozenset(), lambda count: tokens(count, 9))
+    return Animal(
+        from_nnx(Decoder(nnx.Rngs(0)), **of_tokens()),
+        {("heads", 4, 1): 1, ("head width", 6, 4): 2, ("channels", 12, 1): 1},
+        frozenset({("channels", 12)}),
+        lambda count: tokens(count, 9),
+    )
 
 
 def linen_encoder() -> Animal:
@@ -432,7 +494,10 @@ def linen_encoder() -> Animal:
     module = Encoder()
     variables = module.init(jax.random.key(0), drawn(1, 6, 8), deterministic=True)
     return Animal(
-        from_linen(module, variables, **of_arrays((6, 8), (6, 3))), {}, frozenset(), lambda count: drawn(count, 9, 8)
+        from_linen(module, variables, **of_arrays((6, 8), (6, 3))),
+        {("heads", 4, 3): 1, ("head width", 6, 12): 2, ("channels", 12, 3): 1},
+        frozenset(),
+        lambda count: drawn(count, 9, 8),
     )
 
 
