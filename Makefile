@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -58,6 +58,12 @@ llamacpp: $(READY)  ## exported GGUF files run in llama.cpp; installs a ready-bu
 browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on the path; installs playwright
 	$(BIN)/pip install -q "playwright>=1.49,<2"
 	$(BIN)/pytest -q -m browser
+
+zoo: $(READY)  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels, Keras and Flax, in an environment of its own
+	test -x .venv/zoo/bin/python || $(PYTHON) -m venv .venv/zoo
+	.venv/zoo/bin/pip install -q --no-deps -r requirements.lock -r requirements-zoo.lock
+	.venv/zoo/bin/pip install -q --no-deps --no-build-isolation -e .
+	KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo tests/zoo
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

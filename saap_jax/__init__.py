@@ -14,6 +14,8 @@ The pipeline in order (each name is importable from here):
     save_model                            the smaller model as a directory
     compare, load_run                     the main job, and a run that one left
 
+A model of another library goes through `prune`, by an adapter of `saap_jax.adapters` or a `Problem`.
+
 A name is imported when it is first used, so that the console script starts at once.
 """
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from saap_jax.estimation import ESTIMATORS, Estimator, Statistic, register
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+    from saap_jax.pruned import prune
     from saap_jax.runs.loaded import load_run
     from saap_jax.selection.calibrate import calibrate
     from saap_jax.selection.fusion import fuse
@@ -45,6 +48,7 @@ _HOMES = {
     "estimation": ("ESTIMATORS", "Estimator", "Statistic", "register"),
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
+    "pruned": ("prune",),
     "runs.loaded": ("load_run",),
     "selection.calibrate": ("calibrate",),
     "selection.fusion": ("fuse",),
@@ -76,6 +80,7 @@ __all__ = [
     "masks",
     "perplexity",
     "prunable_parameters",
+    "prune",
     "register",
     "save_model",
     "score_units",

@@ -17,11 +17,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import (
-    Calibrated,
-    calibrate,
-    pairs,
-)
+from saap_jax.selection.calibrate import Calibrated, calibrate, pairs
 from saap_jax.selection.search import Selection, search
 from saap_jax.types import Keep, Remat, Scores
 

@@ -42,12 +42,14 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
              "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
     "traced": ("selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),
+    "adapters": ("discovery",),
+    "pruned": ("adapters", "traced", "discovery", "llama", "runtime", "config", "types"),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
             "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("jobs", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data", "config",
-                 "version"),
+    "__init__": ("jobs", "pruned", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
+                 "config", "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself."""
 NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.schema", "runs.standing")

@@ -20,13 +20,7 @@ from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.tracing.trace import trace
 from saap_jax.jobs import prune
 from saap_jax.jobs.export import export_model
-from saap_jax.jobs.residual import (
-    highest,
-    kept_channels,
-    narrow_model,
-    observe_channels,
-    remove_channels,
-)
+from saap_jax.jobs.residual import highest, kept_channels, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.selection.calibrate import pairs

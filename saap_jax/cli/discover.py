@@ -7,9 +7,10 @@ from saap_jax.cli.failures import UsageError
 from saap_jax.config.method import ModelConfig
 
 USAGE = """\
-usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg]
+usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg] [--details]
 
 Print the coupled structures of a model, or of what a factory returns: (function, params, *inputs).
+--details prints of a factory's function every member, gate and reason.
 --drawing writes parameters, axes and structures as a picture."""
 
 
@@ -17,21 +18,25 @@ def run(words: list[str]) -> None:
     """Run `saap discover`.
 
     Raises:
-        UsageError: more than one model, or another option than `--drawing`.
+        UsageError: more than one model, or another option than these two.
         ValueError, FileNotFoundError: no such model or factory.
     """
     if set(words) & {"-h", "--help"}:
         show_lines(USAGE)
         return
-    names, drawing = _split(words)
+    names, drawing = _split([word for word in words if word != "--details"])
     if len(names) > 1:
         raise UsageError(f"discover: expected one model, got {' '.join(names)}")
     name = names[0] if names else ModelConfig().name
     if ":" in name:
-        from saap_jax.discovery.tracing.factory import traced_factory, traced_listing
+        from saap_jax.discovery.listing import traced_tables
+        from saap_jax.discovery.tracing.factory import traced_factory
+        from saap_jax.discovery.tracing.trace import describe
 
-        traced = traced_factory(name)
-        show_lines(traced_listing(name, traced))
+        traced, verdicts = traced_factory(name)
+        show(*traced_tables(name, traced, verdicts))
+        if "--details" in words:
+            show_lines(describe(traced))
     else:
         from saap_jax.discovery.listing import listing, traced_model
         from saap_jax.llama import load_model
@@ -59,7 +64,7 @@ def _split(words: list[str]) -> tuple[list[str], str]:
             if not drawing.endswith(".svg"):
                 raise UsageError(f"discover: --drawing: expected the name of an .svg file, got {drawing or 'nothing'}")
         elif word.startswith("-"):
-            raise UsageError(f"discover: expected no option but --drawing, got {word}")
+            raise UsageError(f"discover: expected no option but --drawing and --details, got {word}")
         else:
             names.append(word)
     return names, drawing

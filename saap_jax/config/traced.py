@@ -31,11 +31,12 @@ class TracedSearchConfig:
     multiple_of: int = 1
     """What the width of a pruned structure is a multiple of."""
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict)
-    """`min_keep` of single structures, by name as `saap discover` prints it."""
+    """`min_keep` of single structures, by name as `saap discover` prints it, or of several by a pattern such as
+    `layers/*/up[1]`."""
     max_ratio_each: dict[str, float] = dataclasses.field(default_factory=dict)
-    """`max_ratio` of single structures; 0 leaves one alone."""
+    """`max_ratio` of single structures, by name or pattern; 0 leaves one alone."""
     multiple_of_each: dict[str, int] = dataclasses.field(default_factory=dict)
-    """`multiple_of` of single structures."""
+    """`multiple_of` of single structures, by name or pattern."""
 
     def __post_init__(self) -> None:
         check_choices("search", self)
@@ -69,6 +70,9 @@ class TracedConfig:
     norms: bool = False
     """Prune structures too that a norm averages over, such as the residual stream. Its divisor stays as it was, so the
     model's own code gives other outputs for the smaller arrays than the pruned program."""
+    refused: bool = False
+    """Prune structures too of which the model's own code does not take fewer units, or computes something else with
+    them. The pruned program runs all the same; the own code needs other sizes."""
     batch_size: int = 8
     """Examples at once; changes speed and memory, not the result."""
 

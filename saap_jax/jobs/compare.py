@@ -20,14 +20,7 @@ from saap_jax.discovery.listing import traced_model
 from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.sweep import (
-    Compensate,
-    Evaluator,
-    about_run,
-    compensator,
-    scores_of_seeds,
-    unpruned,
-)
+from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.llama import Llama, load_model, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.couplings import couplings_drawing

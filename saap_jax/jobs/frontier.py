@@ -16,14 +16,7 @@ from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.sweep import (
-    Evaluator,
-    Row,
-    about_run,
-    compensator,
-    scores_of_seeds,
-    unpruned,
-)
+from saap_jax.jobs.sweep import Evaluator, Row, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.report.frontier import frontier_files
@@ -35,10 +28,7 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, first_metric
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import (
-    Calibrated,
-    calibrate,
-)
+from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.search import Selection, largest_ratio
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
 from saap_jax.types import Keep

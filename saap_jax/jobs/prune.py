@@ -27,12 +27,7 @@ from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.processes import agreed
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import (
-    check_estimators,
-    lengths_of,
-    scenario_pairs,
-    scenarios_of,
-)
+from saap_jax.selection.calibrate import check_estimators, lengths_of, scenario_pairs, scenarios_of
 from saap_jax.selection.search import Selection
 from saap_jax.surgery.compensation import Compensated, compensate
 from saap_jax.surgery.corrections import Correction

@@ -23,9 +23,7 @@ from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import (
-    Calibrated,
-)
+from saap_jax.selection.calibrate import Calibrated
 
 # --- what a Python session needs -----------------------------------------------------------------
 

@@ -32,10 +32,7 @@ from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.suggestions import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import (
-    Calibrated,
-    calibrate,
-)
+from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.search import Selection, largest_ratio
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep, Scores

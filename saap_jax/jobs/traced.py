@@ -52,7 +52,7 @@ def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Trac
 def _compare(config: TracedCompareConfig, run: RunDirectory, track: Track) -> None:
     """Do what `compare` does; of a run that was killed, all of it again."""
     with step(track, "trace the model"):
-        subject = subject_of(made_problem(config.factory), norms=config.norms)
+        subject = subject_of(made_problem(config.factory), norms=config.norms, refused=config.refused)
     check_ratios_met(subject, config.ratios, config.search)  # before any time is spent
     problem = subject.problem
     run.begin(
@@ -183,7 +183,7 @@ def _prune(config: TracedPruneConfig, out: Path, track: Track) -> PrunedModel:
     """Do what `prune` does, into a directory that nobody else writes."""
     check_traced_estimators([config.estimator], config.fusion)
     with step(track, "trace the model"):
-        subject = subject_of(made_problem(config.factory), norms=config.norms)
+        subject = subject_of(made_problem(config.factory), norms=config.norms, refused=config.refused)
     check_ratios_met(subject, [config.ratio], config.search)
     calibrated = calibrate(
         subject,

@@ -84,10 +84,11 @@ def observe(
 
 
 def members(subject: Subject) -> dict[str, Any]:
-    """Return the parameters that hold units, by path."""
+    """Return the parameters of floating point that hold units, by path."""
     values = TracedWeights.of(subject.structures, subject.problem.params).values
     paths = {member.path for structure in subject.structures for member in structure.members}
-    return {path: jnp.asarray(value) for path, value in values.items() if path in paths}
+    held = {path: jnp.asarray(value) for path, value in values.items() if path in paths}
+    return {path: value for path, value in held.items() if jnp.issubdtype(value.dtype, jnp.floating)}
 
 
 def with_values(params: Any, values: Mapping[str, Any]) -> Any:

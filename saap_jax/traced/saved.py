@@ -73,7 +73,7 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
     except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
     inputs, _ = problem.row(problem.calibration, 0)
-    traced = trace(problem.function, problem.params, *problem.inputs(inputs))
+    traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     if difference := _difference(record, traced):
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
     by_name = {each.name: each for each in traced.structures}

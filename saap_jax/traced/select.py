@@ -12,6 +12,7 @@ import numpy as np
 
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.traced import FUSED, TracedSearchConfig
+from saap_jax.discovery.tracing.patterns import by_name
 from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
 from saap_jax.estimation import make_estimators
@@ -69,6 +70,7 @@ def calibrate(
     """
     estimators = tuple(estimators)
     check_traced_estimators(estimators, fusion)
+    _refuse_quantised(subject, estimators, fusion)
     weights = TracedWeights(subject.structures, members(subject))
     names = [name for name in estimators if name != ABLATION]
     scored = Scored({}, {}, {})
@@ -86,6 +88,24 @@ def calibrate(
     if ABLATION in estimators:
         scores[ABLATION] = ablate(subject, batch_size=batch_size, track=track)
     return joined({"calibration": scored._replace(scores={name: scores[name] for name in estimators})})
+
+
+WITHOUT_WEIGHTS = ("gate_", "random", ABLATION)
+"""How names of estimators begin that do not look at weights."""
+
+
+def _refuse_quantised(subject: Subject, estimators: Iterable[str], fusion: FusionConfig) -> None:
+    """Raise ValueError for an estimator that looks at weights, where some of them are integers."""
+    if not subject.quantised:
+        return
+    path, dtype = next(iter(subject.quantised.items()))
+    for name in estimators:
+        for member in (name,) if name == ABLATION else make_members([name], fusion, ("any",)):
+            if not member.startswith(WITHOUT_WEIGHTS):
+                raise ValueError(
+                    f"estimator {name!r}: {member} looks at weights, expected them of floating point, got {dtype} in "
+                    f"{path} (quantised?); use one of gate_*, random or ablation, or dequantise the weights first"
+                )
 
 
 def select(
@@ -145,16 +165,23 @@ def check_ratios_met(subject: Subject, ratios: Iterable[float], config: TracedSe
 
 
 def limits_of(subject: Subject, config: TracedSearchConfig) -> dict[str, Limits]:
-    """Return the limits of each structure; raise ValueError for a name that is none."""
+    """Return the limits of each structure; of experts, as many as are chosen remain.
+
+    Raises:
+        ValueError: a name or pattern that fits none.
+    """
     names = [structure.name for structure in subject.structures]
-    for field in ("min_keep_each", "max_ratio_each", "multiple_of_each"):
-        if unknown := sorted(set(getattr(config, field)) - set(names)):
-            raise ValueError(f"search.{field}: expected names of structures {', '.join(names)}, got {unknown[0]}")
+    hints = {name: f"is left alone, as the model's own code {each}" for name, each in subject.left_out.items()}
+
+    fewest = {structure.name: structure.least for structure in subject.structures}
+    least = by_name("search.min_keep_each", config.min_keep_each, names, hints)
+    most = by_name("search.max_ratio_each", config.max_ratio_each, names, hints)
+    multiple = by_name("search.multiple_of_each", config.multiple_of_each, names, hints)
     return {
         name: Limits(
-            config.min_keep_each.get(name, config.min_keep),
-            config.max_ratio_each.get(name, config.max_ratio),
-            config.multiple_of_each.get(name, config.multiple_of),
+            max(least.get(name, config.min_keep), fewest[name]),
+            most.get(name, config.max_ratio),
+            multiple.get(name, config.multiple_of),
         )
         for name in names
     }

@@ -4,6 +4,7 @@ Everything runs on one example at a time as the program was traced, and `vmap` m
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.tracing.insert_gates import StructureGates, gated
+from saap_jax.discovery.tracing.own_code import Verdict, verdicts
+from saap_jax.discovery.tracing.own_code import refused as not_taken
 from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
 from saap_jax.discovery.tracing.removal import keep_units
+from saap_jax.discovery.tracing.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.tracing.smaller import smaller
-from saap_jax.discovery.tracing.trace import Traced, TracedStructure, trace
+from saap_jax.discovery.tracing.trace import CHOICES, Traced, TracedStructure, trace
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
@@ -28,11 +32,20 @@ class Subject(NamedTuple):
     problem: Problem
     traced: Traced
     structures: tuple[TracedStructure, ...]
+    left_out: Mapping[str, Verdict] = MappingProxyType({})
+    """Structures that would be prunable, but that the model's own code does not take smaller."""
 
     @property
     def tolerance(self) -> float:
         """How far the losses of the masked and of the cut model may be apart, by the type of the parameters."""
         return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
+
+    @property
+    def quantised(self) -> dict[str, str]:
+        """The type of each member that is not of floating point, by path."""
+        dtypes = dict(zip(self.traced.shapes, (v.aval.dtype for v in self.traced.program.jaxpr.invars), strict=False))
+        paths = dict.fromkeys(member.path for structure in self.structures for member in structure.members)
+        return {path: str(dtypes[path]) for path in paths if not jnp.issubdtype(dtypes[path], jnp.floating)}
 
     @property
     def ones(self) -> Gates:
@@ -45,49 +58,64 @@ class Subject(NamedTuple):
         return {name: each.reshape(shapes[name]) for name, each in values.items()}
 
 
-def subject_of(problem: Problem, *, norms: bool = False) -> Subject:
+def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) -> Subject:
     """Trace a problem's function on one example.
 
     Args:
         norms: whether structures that a norm averages over may be pruned too.
+        refused: whether structures may be pruned too that the model's own code does not take smaller, or with which it
+            computes something else.
 
     Raises:
         ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
             no structure that may be pruned.
     """
     inputs, _ = problem.row(problem.calibration, 0)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
+        raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
-        traced = trace(problem.function, problem.params, *problem.inputs(inputs))
+        traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
-    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _are_floats(traced, each))
+    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _has_floats(traced, each))
+    left_out: dict[str, Verdict] = {}
+    if not refused:
+        plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
+        left_out = not_taken(verdicts(problem.program, traced, plain, problem.params, *problem.inputs(inputs)))
+        structures = tuple(each for each in structures if each.name not in left_out)
     if not structures:
         others = "" if norms else "; structures that a norm averages over take part with norms=True"
+        if left_out:
+            name = next(iter(left_out))
+            others += (
+                f"; {len(left_out)} that the model's own code does not take smaller take part with refused=True (of "
+                f"{name} it {left_out[name]})"
+            )
         raise ValueError(
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return Subject(problem, traced, structures)
+    return Subject(problem, traced, structures, left_out)
 
 
 def _may_go(structure: TracedStructure, norms: bool) -> bool:
-    """Say whether units go, masked as cut: not where the largest few of them are looked for."""
-    if any("top_k" in place for place in structure.normalised) or not structure.gates:
-        return False
-    return norms or not structure.normalised
+    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for."""
+    choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
+    return bool(structure.gates) and (norms or not structure.normalised or choices)
 
 
-def _are_floats(traced: Traced, structure: TracedStructure) -> bool:
+def _has_floats(traced: Traced, structure: TracedStructure) -> bool:
+    """Say whether a member holds numbers of floating point: beside quantised ones, their scales or a bias."""
     dtypes = dict(zip(traced.shapes, (v.aval.dtype for v in traced.program.jaxpr.invars), strict=False))
-    return all(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
+    return any(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
 
 
 def _check_batches(problem: Problem) -> None:
     """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
     both = [problem.row(problem.calibration, index)[0] for index in (0, min(1, problem.count - 1))]
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
-    run = jax.jit(problem.function)
+    run = jax.jit(problem.program)
     joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
     for out, *rows in zip(joint, *alone, strict=True):
         shapes = [tuple(each.shape) for each in (out, *rows)]
@@ -160,19 +188,31 @@ def batches(examples: Examples, size: int) -> Iterator[tuple[Examples, Float[np.
 
 
 def cut(subject: Subject, keep: Keep) -> tuple[Callable[..., Any], Any]:
-    """Return the cut model: `function(params, *inputs)` of a batch of any size, and its smaller parameters.
+    """Return the cut model: `function(params, *inputs)`, and its smaller parameters.
 
-    Its outputs are those of the masked model.
+    The function takes a batch of any size, and inputs of any shape that the dense model takes, such as any sequence
+    length: it is traced once for each. Its outputs are those of the masked model.
     """
     shaped = subject.by_copies(keep)
     return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
 
 
 def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
-    """Return the function of `cut`."""
-    program = smaller(subject.traced, subject.by_copies(keep))
+    """Return the function of `cut`.
+
+    Raises:
+        ValueError: in the function: inputs that the dense model does not take, or at which a structure is another.
+    """
+    shaped = subject.by_copies(keep)
+    programs: dict[Any, Callable[..., Any]] = {}
 
     def function(params: Any, *inputs: Any) -> Any:
+        rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        key = shapes_of(rows)
+        if key not in programs:
+            programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
+        program = programs[key]
+
         def one(*row: Any) -> Any:
             outputs = program(params, *jax.tree.map(lambda leaf: leaf[None], row))
             return jax.tree.map(lambda leaf: leaf[0], outputs)
@@ -180,6 +220,23 @@ def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
         return jax.vmap(one)(*inputs)
 
     return function
+
+
+def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
+    """Return the traced program of a batch of one example of other shapes, with the subject's structures.
+
+    Args:
+        names: the structures that have to be there; without it those of the subject.
+
+    Raises:
+        ValueError: the function does not take such inputs, or a structure is another there.
+    """
+    problem = subject.problem
+    example = abstract(problem.inputs(problem.row(problem.calibration, 0)[0]))
+    if shapes_of(inputs) == shapes_of(example):
+        return subject.traced
+    names = tuple(each.name for each in subject.structures) if names is None else names
+    return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
 
 
 def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:

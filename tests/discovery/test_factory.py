@@ -16,6 +16,19 @@ def mlp():
         return jax.nn.relu(x @ params["up"] + params["bias"][None]) @ params["down"]
     return function, params, jax.ShapeDtypeStruct((2, 8), jnp.float32)
 
+def layered():
+    layers = [{"up": (5, 6), "down": (6, 5), "heads": (5, 8), "back": (8, 5)} for _ in range(3)]
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    draw = lambda shape: jax.random.normal(next(keys), shape)
+    params = jax.tree.map(draw, {"layers": layers, "square": (5, 5)}, is_leaf=lambda x: isinstance(x, tuple))
+    def function(params, x):
+        for w in params["layers"]:
+            x = x + jnp.einsum("bf,fd->bd", jnp.tanh(jnp.einsum("bd,df->bf", x, w["up"])), w["down"])
+            h = jnp.einsum("bd,df->bf", x, w["heads"])
+            x = x + jnp.einsum("bf,fd->bd", jnp.tanh(h * (h.shape[1] / 8)), w["back"])
+        return jnp.einsum("bd,de->be", x, jnp.linalg.inv(params["square"]))
+    return function, params, jnp.ones((2, 5))
+
 def broken():
     raise RuntimeError("no weights here")
 
@@ -35,8 +48,8 @@ def file(tmp_path):
 
 
 def test_a_file(file, capsys):
-    assert main(["discover", f"{file}:mlp"]) == 0
-    text = capsys.readouterr().out
+    assert main(["discover", f"{file}:mlp", "--details"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
     for line in ("12 units", "up[1]", "bias[0]", "down[0]", "prunable", "1 prunable structure of 3, 12 units"):
         assert line in text
 
@@ -46,6 +59,24 @@ def test_a_module_of_the_current_directory(file, capsys, monkeypatch):
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert main(["discover", "mine:mlp"]) == 0
     assert "12 units" in capsys.readouterr().out
+
+
+def test_the_tables(file, capsys):
+    """Equal layers share a row; the own code is tried; what is pinned says why, a missing rule with its line."""
+    assert main(["discover", f"{file}:layered"]) == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {row[0]: row[1:] for row in rows if row}
+    assert rows["layers/*/down[0]"] == ["channels", "6 in each of 3", "10", "takes it"]
+    assert rows["layers/*/back[0]"] == ["channels", "8 in each of 3", "10", "gives other outputs"]
+    assert rows["square[0]"][:1] == ["5"]
+    assert main(["discover", f"{file}:layered"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "meets an operation without a rule (lu) at" in text
+    assert "mine.py:" in text
+    assert "layers/*/back[0]: the own code gives other outputs (by up to" in text
+    assert "the function itself takes fewer units of 3 of them" in text
+    assert main(["discover", f"{file}:mlp"]) == 0
+    assert "takes the shapes" in capsys.readouterr().out  # nothing was computed
 
 
 def test_a_drawing(file, capsys):

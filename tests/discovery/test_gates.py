@@ -62,9 +62,8 @@ def test_masked_is_cut(name):
         masked = run(all_ones(traced.prunable) | {structure.name: jnp.asarray(keep, jnp.float32)}, params, *inputs)
         assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
         less = keep_units(traced, {structure.name: keep}, params)
-        if not any("top_k" in place for place in structure.normalised):
-            after = smaller(traced, {structure.name: keep})(less, *inputs)
-            np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+        after = smaller(traced, {structure.name: keep})(less, *inputs)
+        np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
         if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
             after = example.function(less, *inputs)
             np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
@@ -76,7 +75,7 @@ def test_all_structures_at_once(name):
     example, params, inputs = example_of(name)
     traced = trace(example.function, params, *inputs)
     random = np.random.default_rng(2)
-    keep = {s.name: keep_of(s, random) for s in traced.prunable if not any("top_k" in place for place in s.normalised)}
+    keep = {s.name: keep_of(s, random) for s in traced.prunable}
     gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
     masked = gated(traced)(gates, params, *inputs)
     less = keep_units(traced, keep, params)

@@ -96,6 +96,27 @@ def test_code_that_holds_its_sizes_is_told():
     assert error.startswith("ScopeParamShapeError: For parameter")
 
 
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("gpt2", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
+        ("vit", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
+        ("moe", {4: "experts", 7: "channels"}),
+        ("convnet", {6: "stream", 8: "channels", 9: "channels"}),
+    ],
+)
+def test_roles(name, roles):
+    example = EXAMPLES[name]()
+    found = trace(example.function, example.params, *example.inputs).prunable
+    assert {each.units: each.role for each in found} == roles
+
+
+def test_query_heads_have_a_role_of_their_own():
+    model = dense_model("gqa", layers=1, mlp=7)
+    found = {each.role for each in trace(lambda model, tokens: model(tokens), model, TOKENS).prunable}
+    assert found == {"stream", "channels", "heads", "query heads", "head width"}
+
+
 def members_named(model, axis: str) -> set[tuple[str, int]]:
     parameters = parameters_by_path(model).items()
     return {(path, p.axes.index(axis)) for path, p in parameters if axis in p.axes and p.shape[p.axes.index(axis)]}
@@ -208,6 +229,20 @@ def test_a_constant_pins_and_a_broadcast_scalar_does_not():
         assert bool(traced.prunable) == prunable
     zeros = trace(lambda params, x: function(jnp.zeros((1, params["up"].shape[1])), params, x), params, floats(5, 3))
     assert zeros.prunable
+
+
+def test_what_no_output_needs_concerns_nothing():
+    """A metric that is computed and thrown away once held the units that it averages or looks up."""
+
+    def function(params, x):
+        h = jnp.tanh(x @ params["up"])
+        jnp.linalg.norm(h.mean(-1)), jnp.linalg.inv(h[:, :2].T @ h[:, :2]), h[:, 1]
+        return h @ params["down"]
+
+    traced = trace(function, {"up": floats(3, 4), "down": floats(4, 2)}, floats(5, 3))
+    assert not traced.unknown
+    (hidden,) = traced.prunable
+    assert hidden.gate is not None
 
 
 def test_what_has_no_effect_is_pinned():

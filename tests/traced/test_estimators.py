@@ -163,7 +163,7 @@ def test_batches_change_nothing(subject, scores):
 def test_ablation_is_removing_on_every_model(name):
     """One unit of each copy of every structure goes, really and by gates."""
     problem = problem_of(name, 3)
-    subject = subject_of(problem)
+    subject = subject_of(problem, refused=True)
     evaluator = Losses(subject, batch_size=3)
     dense, changed = evaluator.of(subject.ones, problem.params, problem.held_out), []
     for structure in subject.structures:

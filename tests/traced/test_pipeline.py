@@ -34,7 +34,7 @@ def drawn_scores(subject, seed=0):
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     norms = name == "linen_mlp"  # its one structure is under a norm
     problem = problem_of(name, 4)
-    subject = subject_of(problem, norms=norms)
+    subject = subject_of(problem, norms=norms, refused=True)
     calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
     selection = select(subject, calibrated, "gate_taylor", 0.25, TracedSearchConfig())
     assert selection.actual >= 0.25
@@ -129,7 +129,7 @@ def test_a_padded_batch_is_the_whole_pass(subject):
 def test_gate_taylor_removes_less_than_chance(name):
     """A quarter of the prunable parameters goes, the same share of every structure, judged on held-out examples."""
     problem = trained(name)
-    subject = subject_of(problem)
+    subject = subject_of(problem, refused=True)
     chance = [f"random(seed={seed})" for seed in range(8)]
     calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=16)
     losses, found = Losses(subject, batch_size=16), {}
@@ -185,7 +185,7 @@ def test_wrong_problems_are_refused():
     problem = stacked()
     inputs, targets = problem.calibration
     for change, message in (
-        ({"params": {"in": jax.ShapeDtypeStruct((3, 4), jnp.float32)}}, "expected concrete arrays, got ShapeDtype"),
+        ({"params": {"in": 3.0}}, "expected arrays, got float; let the function hold it"),
         ({"params": {"in": jax.random.key(0)}}, "expected numbers, got key"),
         ({"loss": 3}, "Problem.loss: expected a function, got int"),
         ({"calibration": inputs}, "Problem.calibration: expected a pair"),
@@ -198,6 +198,9 @@ def test_wrong_problems_are_refused():
         with pytest.raises(ValueError, match=message):
             checked(**(vars(problem) | change))
     checked(**vars(problem))
+    shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), problem.params)
+    with pytest.raises(ValueError, match="expected concrete arrays, got ShapeDtypeStruct; initialise or load them"):
+        subject_of(dataclasses.replace(problem, params=shapes))
     with pytest.raises(ValueError, match=r"expected one number .* for one example, got float32 of shape \(1, 2\)"):
         calibrate(subject_of(dataclasses.replace(problem, loss=lambda a, b: (a - b) ** 2)), ["gate_taylor"])
     with pytest.raises(ValueError, match="cannot be traced: KeyError: 'absent'"):

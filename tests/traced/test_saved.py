@@ -38,6 +38,21 @@ def test_it_comes_back(pruned):
     assert np.abs(function(params, inputs) - subject.problem.function(subject.problem.params, inputs)).max() > 1e-3
 
 
+def test_shapes_of_the_dense_parameters_are_enough(pruned):
+    path, subject, keep = pruned
+    problem = stacked()
+    shapes = jax.eval_shape(lambda: problem.params)
+    function, params = load_pruned(path, dataclasses.replace(problem, params=shapes))
+    inputs = subject.problem.held_out[0]
+    before, less = cut(subject, keep)
+    np.testing.assert_allclose(function(params, inputs), before(less, inputs), rtol=1e-6)
+    for length in (1, 4):  # and no dense weights are needed for other shapes
+        wide = dataclasses.replace(problem, params=shapes, function=lambda p, x: problem.function(p, x[:, :3]))
+        function, params = load_pruned(path, wide)
+        more = jnp.ones((length, 5))
+        np.testing.assert_allclose(function(params, more), before(less, more[:, :3]), rtol=1e-6)
+
+
 def test_what_lies_there(pruned):
     path, _, keep = pruned
     assert sorted(file.name for file in path.parent.iterdir()) == ["model"]
@@ -106,7 +121,7 @@ def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
 def test_modules_come_back(name, tmp_path):
     """Flax modules keep the sizes that they were made with; the loaded function does not."""
     problem = problem_of(name, 3)
-    subject = subject_of(problem)
+    subject = subject_of(problem, refused=True)
     scores = {each: np.random.default_rng(0).uniform(size=gate.shape) for each, gate in subject.ones.items()}
     keep = select_scores(subject, scores, 0.3, TracedSearchConfig()).keep
     before, less = save_pruned(tmp_path / "model", subject, keep)

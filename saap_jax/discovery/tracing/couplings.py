@@ -19,6 +19,8 @@ class Coupling:
     reductions: list[int] = dataclasses.field(default_factory=list)
     companions: frozenset[int] = frozenset()
     """Atoms that stand beside this one wherever it occurs: its units may be chosen anew at each of their indices."""
+    role: str = "channels"
+    """What its units are to a reader; see `_name_roles`."""
 
 
 def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Coupling]:
@@ -41,6 +43,7 @@ def collect(follower: Follower, layouts: dict[str, tuple[int, ...]]) -> list[Cou
         if not (coupling.pins or coupling.contractions or coupling.reductions):
             coupling.pins.append(Pin(coupling.atom, "unused", "", None))
     _find_companions(follower, layouts, found)
+    _name_roles(follower, found)
     return list(found.values())
 
 
@@ -55,6 +58,47 @@ def _pin_uneven_splits(follower: Follower) -> None:
             lost = [axes.drop(part, atom) for part in parts]
             if any(gone * sizes[0] != lost[0] * size for gone, size in zip(lost, sizes, strict=True)):
                 axes.pin(atom, "split", "unevenly")
+
+
+def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
+    """Say what units are, for readers: heads, query heads, widths of heads, experts, a stream, or channels.
+
+    Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
+    beside heads where it is contracted, is a head's width. Experts are what a `top_k` or `argmax` chooses from, or what
+    a product has in common of an activation and a parameter. Query heads are left over where a head's width is
+    contracted. A stream is a sum of activations that several layers read, or averaged by a norm.
+    """
+    axes, notes = follower.notes.axes, follower.notes
+    roles: dict[int, set[str]] = {}
+    for node, role in notes.paired:
+        for atom in axes.atoms(node):
+            roles.setdefault(atom, set()).add(role)
+    choices = [record for record in notes.reductions if record.operation in ("top_k", "argmax", "argmin")]
+    experts = {atom for record in choices for atom in axes.atoms(record.node)}
+    experts |= {atom for atom, held in roles.items() if "experts" in held}
+    heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
+    widths = {atom for atom, held in roles.items() if "head width" in held and atom in found}
+    projections = {path for atom in heads for path in found[atom].holders}
+    if heads:  # of the places of a sequence and widths, those that are projected as the heads are
+        widths = {atom for atom in widths if projections & set(found[atom].holders)}
+    queries: set[int] = set()
+    for contracted, free in notes.scores:
+        if {atom for node in contracted for atom in axes.atoms(node)} & widths:
+            queries |= {atom for node in free for atom in axes.atoms(node)}
+    added = {atom for node in notes.added for atom in axes.atoms(node)}
+    for atom, coupling in found.items():
+        contractions = [notes.contractions[i] for i in coupling.contractions]
+        beside = [{each for node in record.layout for each in axes.atoms(node)} for record in contractions]
+        if atom in experts:
+            coupling.role = "experts"
+        elif atom in heads:
+            coupling.role = "heads"
+        elif atom in queries - widths:
+            coupling.role = "query heads"
+        elif atom in widths or (beside and all(atoms & heads for atoms in beside)):
+            coupling.role = "head width"
+        elif coupling.reductions or (atom in added and len({record.site.path for record in contractions}) > 1):
+            coupling.role = "stream"
 
 
 def _find_companions(follower: Follower, layouts: dict[str, tuple[int, ...]], found: dict[int, Coupling]) -> None:

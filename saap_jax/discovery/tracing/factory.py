@@ -6,13 +6,22 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from saap_jax.discovery.tracing.own_code import Verdict, verdicts
 from saap_jax.discovery.tracing.problem import Problem
-from saap_jax.discovery.tracing.trace import Traced, describe, trace
+from saap_jax.discovery.tracing.trace import Traced, trace
 
 
-def traced_factory(name: str) -> Traced:
+class Found(NamedTuple):
+    """What a factory's function holds."""
+
+    traced: Traced
+    verdicts: dict[str, Verdict]
+    """What the function itself does with parameters without a unit, of each prunable structure."""
+
+
+def traced_factory(name: str) -> Found:
     """Return the structures of what a factory returns: a function of parameters and inputs, and both.
 
     The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
@@ -26,7 +35,7 @@ def traced_factory(name: str) -> Traced:
     made = made_by(name)
     if isinstance(made, Problem):
         inputs, _ = made.row(made.calibration, 0)
-        made = (made.function, made.params, *made.inputs(inputs))
+        made = (made.program, made.params, *made.inputs(inputs))
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         raise ValueError(
             f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
@@ -34,9 +43,10 @@ def traced_factory(name: str) -> Traced:
         )
     function, params, *inputs = made
     try:
-        return trace(function, params, *inputs)
+        traced = trace(function, params, *inputs)
     except Exception as error:  # whatever the function raises
         raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
+    return Found(traced, verdicts(function, traced, traced.prunable, params, *inputs))
 
 
 def made_problem(name: str) -> Problem:
@@ -58,16 +68,6 @@ def made_by(name: str) -> Any:
     """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns."""
     place, _, attribute = name.rpartition(":")
     return _call(_find(place, attribute), name)
-
-
-def traced_listing(name: str, traced: Traced) -> str:
-    """Return the structures as text, and how many of them are prunable."""
-    prunable = [structure for structure in traced.structures if structure.prunable]
-    units = sum(structure.units * structure.copies for structure in prunable)
-    kinds = "structure" if len(prunable) == 1 else "structures"
-    return (
-        f"{describe(traced)}\n\n{name}: {len(prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units"
-    )
 
 
 def _find(place: str, attribute: str) -> Callable[[], Any]:

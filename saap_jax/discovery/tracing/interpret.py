@@ -14,8 +14,9 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
-from saap_jax.discovery.tracing.nested import called_program, opened, scan_split
+from saap_jax.discovery.tracing.nested import called_program, inner_programs, opened, scan_split
 from saap_jax.discovery.tracing.program import CALLS
+from saap_jax.discovery.tracing.rules import dtype_of
 from saap_jax.discovery.tracing.trace import Gate
 
 Path = tuple[int, ...]
@@ -27,6 +28,9 @@ Placed = list[tuple[Gate, tuple[Any, ...], Array]]
 Resize = Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]]
 """Returns the parameters of an equation for operands of other shapes."""
 
+Replace = Callable[[JaxprEqn], Callable[..., Sequence[Any]] | None]
+"""Returns what computes the results of an equation in its place, if anything does."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
@@ -34,31 +38,38 @@ class Changes:
 
     gates: Placed
     resize: Resize | None = None
+    replace: Replace | None = None
 
     def inside(self, path: Path) -> "Changes":
         """Return the changes at or below a place."""
-        return Changes([each for each in self.gates if each[0].equation[: len(path)] == path], self.resize)
+        below = [each for each in self.gates if each[0].equation[: len(path)] == path]
+        return dataclasses.replace(self, gates=below)
 
 
 def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
-    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it."""
+    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it.
+
+    A literal may be a Python number: it becomes an array, for what is asked for its shape.
+    """
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
+        return np.asarray(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
     gates: dict[int, Placed] = {}
     for each in changes.gates:
         gates.setdefault(each[0].equation[len(path)], []).append(each)
     for number, eqn in enumerate(jaxpr.eqns):
         here = (*path, number)
-        inside = Changes(gates.get(number, []), changes.resize)
+        inside = dataclasses.replace(changes, gates=gates.get(number, []))
         values = [read(atom) for atom in eqn.invars]
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
-        nested = _NESTED.get(eqn.primitive.name)
-        if nested and (changes.resize or any(gate.equation != here for gate, _, _ in inside.gates)):
+        nested, other = _NESTED.get(eqn.primitive.name), changes.replace and changes.replace(eqn)
+        if other:
+            results = other(*values)
+        elif nested and (_changes_inside(eqn, changes) or any(gate.equation != here for gate, _, _ in inside.gates)):
             results = nested(eqn, values, here, inside)
         else:
             parameters = eqn.primitive.get_bind_params(eqn.params)
@@ -68,6 +79,14 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _changes_inside(eqn: JaxprEqn, changes: Changes) -> bool:
+    """Say whether a program inside an equation has to be evaluated anew, whatever gates there are."""
+    replace = changes.replace
+    if replace is None:
+        return changes.resize is not None
+    return any(replace(each) or _changes_inside(each, changes) for program in inner_programs(eqn) for each in program)
 
 
 def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
@@ -120,7 +139,7 @@ def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
 
     def run(values: list[Any], gate_values: list[Array]) -> list[Any]:
         placed = [(gate, along, each) for (gate, along, _), each in zip(changes.gates, gate_values, strict=True)]
-        return evaluate(*program, values, (*here, 0), Changes(placed, changes.resize))
+        return evaluate(*program, values, (*here, 0), dataclasses.replace(changes, gates=placed))
 
     remat = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
     return remat(values, [each for _, _, each in changes.gates])
@@ -139,7 +158,9 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
             (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
             for gate, along, each in changes.gates
         ]
-        results = evaluate(*program, [*constants, *carry, *row[0]], (*here, 0), Changes(placed, changes.resize))
+        results = evaluate(
+            *program, [*constants, *carry, *row[0]], (*here, 0), dataclasses.replace(changes, gates=placed)
+        )
         return results[: last - first], results[last - first :]
 
     carry, outputs = jax.lax.scan(
@@ -167,4 +188,22 @@ def _cond(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     return jax.lax.switch(values[0], [branch(number) for number in range(len(eqn.params["branches"]))], *values[1:])
 
 
-_NESTED = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}
+def _shard_map(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
+    parameters, program = eqn.params, opened(eqn.params["jaxpr"])
+
+    def run(values: list[Any], gate_values: list[Array]) -> list[Any]:
+        placed = [(gate, along, each) for (gate, along, _), each in zip(changes.gates, gate_values, strict=True)]
+        return evaluate(*program, values, (*here, 0), dataclasses.replace(changes, gates=placed))
+
+    gates = [each for _, _, each in changes.gates]
+    return jax.shard_map(
+        run,
+        mesh=parameters["mesh"],
+        in_specs=(list(parameters["in_specs"]), [jax.sharding.PartitionSpec()] * len(gates)),
+        out_specs=list(parameters["out_specs"]),
+        check_vma=parameters["check_vma"],
+        axis_names=set(parameters["newly_manual_axes"]),
+    )(values, gates)
+
+
+_NESTED = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

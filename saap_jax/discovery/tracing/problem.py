@@ -1,12 +1,14 @@
 """What pruning a researcher's own model needs to know of it: the function, its parameters, a loss, and examples."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from saap_jax.discovery.tracing.references import Kernel, with_references
 
 Examples = tuple[Any, Any]
 """(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
@@ -33,22 +35,34 @@ class Problem:
     function: Callable[..., Any]
     """`function(params, *inputs)`: outputs of a batch of examples, each array of them with the batch first."""
     params: Any
-    """Concrete arrays, in any pytree."""
+    """Arrays, in any pytree. Shapes (`jax.eval_shape`) do for `load_pruned`, which reads the values."""
     loss: Callable[[Any, Any], Any]
     """`loss(outputs, targets)`: one number for a batch, the mean over its examples. It is asked for one at a time."""
     calibration: Examples
     """What units are scored on."""
     held_out: Examples
     """What pruned models are judged on."""
+    references: Mapping[Kernel, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    """For a kernel of the function that tells nothing of its axes, by function or name: a function of the kernel's
+    arrays, flat, that computes the same in plain operations. It is traced, and runs, in the kernel's place."""
+
+    rebuild: Callable[[Any], Any] | None = None
+    """Makes the user's object (a module) of parameters, where the parameters were taken out of one."""
 
     def __post_init__(self) -> None:
         for name in ("function", "loss"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"Problem.{name}: expected a function, got {type(getattr(self, name)).__name__}")
-        for leaf in jax.tree.leaves(self.params):
-            if not isinstance(leaf, jax.Array | np.ndarray):
+        for kernel, reference in self.references.items():
+            if not callable(reference) or not (isinstance(kernel, str) or callable(kernel)):
                 raise ValueError(
-                    f"Problem.params: expected concrete arrays, got {type(leaf).__name__}; initialise or load them"
+                    f"Problem.references: expected a function or a name for each kernel, and a function, got "
+                    f"{type(kernel).__name__}: {type(reference).__name__}"
+                )
+        for leaf in jax.tree.leaves(self.params):
+            if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"Problem.params: expected arrays, got {type(leaf).__name__}; let the function hold it"
                 )
             if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
                 raise ValueError(
@@ -65,6 +79,11 @@ class Problem:
                 f"Problem.held_out: expected examples of the shapes and types of calibration, "
                 f"{shapes['calibration']}, got {shapes['held_out']}"
             )
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        """The function, with references in the place of kernels: what is traced and what runs."""
+        return with_references(self.function, self.references)
 
     @property
     def count(self) -> int:

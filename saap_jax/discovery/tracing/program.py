@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from saap_jax.discovery.tracing.devices import DEVICE_RULES, local, whole
 from saap_jax.discovery.tracing.nested import called_program, opened, scan_split
+from saap_jax.discovery.tracing.positions import Positions, follow, used
 from saap_jax.discovery.tracing.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.tracing.windows import WINDOW_RULES
 
@@ -18,10 +21,11 @@ CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
 
 
 class Value(NamedTuple):
-    """What is known of an array: the node of each axis, and whether it depends on the inputs."""
+    """What is known of an array: the node of each axis, whether it depends on the inputs, what its numbers are."""
 
     layout: Layout
     active: bool
+    positions: Positions | None = None
 
 
 class Site(NamedTuple):
@@ -42,6 +46,11 @@ class Site(NamedTuple):
         """Return the names and indices of the equations, outermost first, such as `scan[18]/dot_general[14]`."""
         above = "" if self.parent is None else f"{self.parent}/"
         return f"{above}{self.eqn.primitive.name}[{self.number}]"
+
+    @property
+    def place(self) -> str:
+        """The equation as `str` gives it, and where its source stands, if known."""
+        return f"{self} ({self.source})" if self.source else str(self)
 
     @property
     def source(self) -> str:
@@ -99,10 +108,11 @@ class Follower:
             self.seen[Seen(value.layout, loops)] = None
 
         def read(atom: Any) -> Value:
-            return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
+            if not isinstance(atom, Literal):
+                return known[atom]
+            zero = Positions("zero") if np.ndim(atom.val) == 0 and atom.val == 0 else None
+            return self.constant(atom.val)._replace(positions=zero)
 
-        everything = [*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars)]
-        live = {atom for atom in everything if not isinstance(atom, Literal)}
         for index, eqn in enumerate(jaxpr.eqns):
             self.equations += 1
             site = notes.axes.site = Site(index, eqn, parent, branch)
@@ -112,11 +122,15 @@ class Follower:
                 results = inner(self, site, values, loops)
             else:
                 notes.active = tuple(value.active for value in values)
-                notes.read = tuple(variable in live for variable in eqn.outvars)
+                notes.positions, notes.found = tuple(value.positions for value in values), {}
                 name = eqn.primitive.name
-                rule = RULES.get(name) or WINDOW_RULES.get(name) or unknown
+                rule = RULES.get(name) or WINDOW_RULES.get(name) or DEVICE_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
-                results = [Value(tuple(layout), any(notes.active)) for layout in layouts]
+                numbers = follow(notes.axes, notes.positions, eqn)
+                results = [
+                    Value(tuple(layout), any(notes.active), notes.found.get(number, numbers[number]))
+                    for number, layout in enumerate(layouts)
+                ]
             self.layouts[site.path] = tuple(value.layout for value in results)
             for variable, value in zip(eqn.outvars, results, strict=True):
                 assert tuple(map(notes.axes.size, value.layout)) == shape_of(variable), (site, value)
@@ -129,6 +143,12 @@ class Follower:
     ) -> list[Value]:
         """Return the results of a program inside an equation."""
         return self._run(*opened(program), inputs, site, branch, loops)
+
+    def plain(self, values: Sequence[Value]) -> list[Value]:
+        """Return values of which nothing is known but their axes; those that are positions are used as numbers."""
+        for value in values:
+            used(self.notes.axes, value.positions)
+        return [value._replace(positions=None) for value in values]
 
     def same(self, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
         """Equate the layouts of values that take each other's place."""
@@ -147,13 +167,16 @@ def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int,
     first, last = scan_split(site.eqn)
     constants, carry, stacked = values[:first], values[first:last], values[last:]
     active = any(value.active for value in values)
-    carry = [value._replace(active=active) for value in carry]
+    carry = [value._replace(active=active) for value in follower.plain(carry)]
+    stacked = follower.plain(stacked)
     length = follower.lengths[site.path] = axes.atom(int(parameters["length"]))
     for value in stacked:
         axes.equate(length, value.layout[0], "stacked")
     axes.pin(length, "scan", f"of {parameters['length']} iterations")
     rows = [Value(value.layout[1:], value.active) for value in stacked]
-    results = follower.inside(parameters["jaxpr"], [*constants, *carry, *rows], site, 0, (*loops, length))
+    results = follower.plain(
+        follower.inside(parameters["jaxpr"], [*constants, *carry, *rows], site, 0, (*loops, length))
+    )
     axes.site = site
     count = len(carry)
     after = follower.same(carry, results[:count])
@@ -165,20 +188,38 @@ def _while(follower: Follower, site: Site, values: list[Value], loops: tuple[int
     first = parameters["cond_nconsts"]
     last = first + parameters["body_nconsts"]
     active = any(value.active for value in values)
+    values = follower.plain(values)
     carry = [value._replace(active=active) for value in values[last:]]
     follower.inside(parameters["cond_jaxpr"], [*values[:first], *carry], site, 0, loops)
-    results = follower.inside(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1, loops)
+    results = follower.plain(follower.inside(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1, loops))
     follower.notes.axes.site = site
     return follower.same(carry, results)
 
 
 def _cond(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    values = follower.plain(values)
     branches = [
-        follower.inside(program, values[1:], site, branch, loops)
+        follower.plain(follower.inside(program, values[1:], site, branch, loops))
         for branch, program in enumerate(site.eqn.params["branches"])
     ]
     follower.notes.axes.site = site
     return functools.reduce(follower.same, branches)
 
 
-INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}
+def _shard_map(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    parameters, notes = site.eqn.params, follower.notes
+    sizes = dict(parameters["mesh"].shape)
+    values = follower.plain(values)
+    parts = [
+        value._replace(layout=local(notes, value.layout, spec, sizes))
+        for value, spec in zip(values, parameters["in_specs"], strict=True)
+    ]
+    results = follower.plain(follower.inside(parameters["jaxpr"], parts, site, 0, loops))
+    notes.axes.site = site
+    return [
+        value._replace(layout=whole(notes, value.layout, spec, sizes))
+        for value, spec in zip(results, parameters["out_specs"], strict=True)
+    ]
+
+
+INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

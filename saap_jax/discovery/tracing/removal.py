@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
 from saap_jax.discovery.tracing.trace import AxisMember, Traced, TracedStructure, parameter_paths
@@ -54,13 +55,17 @@ def lost_units(keep: Bool[np.ndarray, "*_copied _units"]) -> int:
 def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _units"]], params: Any) -> Any:
     """Return the parameters with the kept units only; `keep` has the names and shapes of gates.
 
+    Arrays lie on the devices as the given ones do, but for axes that their new sizes do not divide: each device holds
+    those whole.
+
     Raises:
         ValueError: a keep-set has no structure or another shape, its structure is pinned, copies keep different numbers
             of units, or each of two structures is copied along the other.
     """
     structures = {structure.name: structure for structure in traced.structures}
     leaves, tree = jax.tree.flatten(params)
-    values = dict(zip(parameter_paths(params), leaves, strict=True))
+    given = dict(zip(parameter_paths(params), leaves, strict=True))
+    values = dict(given)
     masks: dict[str, dict[int, np.ndarray]] = {}
     for name, kept in keep.items():
         if name not in structures:
@@ -78,8 +83,29 @@ def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _un
                 raise ValueError(
                     f"keep of {path}: expected units chosen along one of the axes {sorted(axes)}, got each"
                 )
-            values[path] = _taken(values[path], last[0], axes.pop(last[0]))
+            values[path] = _taken(jnp.asarray(values[path]), last[0], axes.pop(last[0]))
+        values[path] = like(values[path], given[path])
     return tree.unflatten(list(values.values()))
+
+
+def like(value: Array, given: Any) -> Any:
+    """Return an array as another one is: of numpy, or dealt out to devices in the same way where that divides it."""
+    if isinstance(given, np.ndarray):
+        return np.asarray(value)
+    sharding = getattr(given, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return jax.device_put(value, dividing(sharding, value.shape))
+    return value
+
+
+def dividing(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    """Return a sharding without the axes of the mesh that do not divide an array of a shape."""
+    sizes = dict(sharding.mesh.shape)
+    spec = []
+    for size, names in zip(shape, [*sharding.spec, *[None] * len(shape)], strict=False):
+        count = math.prod(sizes[name] for name in ((names,) if isinstance(names, str) else names or ()))
+        spec.append(names if size % count == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
 
 
 def check_keep(structure: TracedStructure, keep: Bool[np.ndarray, "*_copied _units"]) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from jax.extend.core import JaxprEqn
 
 from saap_jax.discovery.tracing.axes import ONE, Axes, Kind
+from saap_jax.discovery.tracing.nested import opaque_names
+from saap_jax.discovery.tracing.positions import Positions, along
 
 Layout = tuple[int, ...]
 """The node of each axis of an array."""
@@ -39,6 +41,8 @@ class Reduction(NamedTuple):
     layout: Layout
     """Of the array that it is taken of, the first operand."""
     site: Any
+    least: int = 1
+    """Units that have to remain."""
 
 
 @dataclasses.dataclass
@@ -52,14 +56,23 @@ class Notes:
     """The parts of each axis that was cut into parts, and where."""
     slices: dict[tuple[int, ...], list[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
     """Of each axis of each slice: what it leaves out before, what it takes, and the axis; by the equation's path."""
+    paired: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """Axes on which two operands of a product stand beside each other, and what that tells: both depend on the inputs
+    (`heads`; contracted: `head width`), or one is a parameter (`experts`)."""
+    scores: list[tuple[Layout, Layout]] = dataclasses.field(default_factory=list)
+    """What products of two arrays that depend on the inputs contract, and what they leave over."""
+    added: list[int] = dataclasses.field(default_factory=list)
+    """Axes of sums of two arrays that depend on the inputs, as residual connections are."""
     moved: list[int] = dataclasses.field(default_factory=list)
     """Axes along which values change their position."""
     unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
     """Operations without a rule, and where."""
     active: tuple[bool, ...] = ()
     """Which operands of the present equation depend on the inputs."""
-    read: tuple[bool, ...] = ()
-    """Which results of the present equation something reads."""
+    positions: tuple[Positions | None, ...] = ()
+    """What is known of the numbers in each operand of the present equation."""
+    found: dict[int, Positions | None] = dataclasses.field(default_factory=dict)
+    """Of results of the present equation that are positions, what is known of them."""
 
     def pin(self, node: int, kind: Kind, detail: str) -> None:
         """Say that an axis keeps its size."""
@@ -96,9 +109,16 @@ def shape_of(variable: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in getattr(variable.aval, "shape", ()))
 
 
+def dtype_of(variable: Any) -> Any:
+    """Return the type of a variable or literal of a jaxpr."""
+    return variable.aval.dtype
+
+
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pin every axis that an operation touches, and say so."""
     name = eqn.primitive.name
+    if known := opaque_names(eqn):
+        name = f"{name} {known}"
     if any(ins) or any(shape_of(out) for out in eqn.outvars):
         notes.unknown.append((name, notes.axes.site))
     for layout in ins:
@@ -113,6 +133,8 @@ def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[
         return ins
     shape = shape_of(eqn.outvars[0])
     operands = [layout for layout in ins if layout]
+    if eqn.primitive.name in ("add", "add_any") and all(notes.active):
+        notes.added += [node for layout in operands for node in layout]
     if any(len(layout) != len(shape) for layout in operands) or any(shape_of(out) != shape for out in eqn.outvars):
         return unknown(notes, eqn, ins)
     out = []
@@ -166,15 +188,45 @@ def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
     left, right = ins
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    mutual = all(notes.active[:2])
+    notes.paired += [(node, "heads" if mutual else "experts") for node in batch]
     for i, j in zip(left_sum, right_sum, strict=True):
-        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
+        node = notes.equate(left[i], right[j])
+        notes.contract(node, (int(i), int(j)), ins)
+        if mutual:
+            notes.paired.append((node, "head width"))
     free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
     free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
+    if mutual:
+        notes.scores.append((tuple(left[axis] for axis in left_sum), tuple(free)))
     return [(*batch, *free)]
 
 
+def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
+    """`ragged_dot`: rows are dealt out to groups in their order; the contracted axes are equated."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    groups = tuple(numbers.rhs_group_dimensions)
+    ragged = set(numbers.lhs_ragged_dimensions)
+    if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
+        return unknown(notes, eqn, ins)
+    left, right, sizes = ins[:3]
+    group = notes.equate(right[groups[0]], sizes[-1])
+    counts = notes.positions[2]
+    if counts and counts.role == "counts" and notes.axes.find(counts.node) == notes.axes.find(group):
+        notes.contractions.append(Contraction(group, 1, groups[0], right, notes.axes.site))  # a unit's rows are its own
+    else:
+        notes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
+    batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    for i, j in zip(left_sum, right_sum, strict=True):
+        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
+    rows = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
+    rows += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
+    return [(*batch, *rows)]
+
+
 def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """Reductions over axes: a statistic of the units. The position of an extremum is a number that the program uses."""
+    """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
     name = eqn.primitive.name
     axes = [int(axis) for axis in eqn.params["dimensions" if name == "reduce" else "axes"]]
     for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
@@ -184,7 +236,7 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)
         if name.startswith("arg"):
-            notes.pin(ins[0][axis], "order", name)
+            notes.found[0] = along(notes.axes, ins[0][axis], "order", name)
     return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
 
 
@@ -207,25 +259,20 @@ def sort(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`top_k`: values alone are a statistic of the units; positions are numbers that the program uses."""
+    """`top_k`: a statistic of the units of which as many have to remain, and positions among them."""
     axis = eqn.params.get("axis", -1) % len(ins[0])
-    node = ins[0][axis]
-    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site))
-    if notes.read[1]:
-        notes.pin(node, "order", "top_k")
-    chosen = notes.axes.pinned(shape_of(eqn.outvars[0])[axis], "order", "top_k")
+    node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
+    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site, least))
+    notes.found[1] = along(notes.axes, node, "order", "top_k")
+    chosen = notes.axes.pinned(least, "order", "top_k")
     return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
 
 
 def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
-    """`iota`: the numbered axis is a constant of its size."""
-    numbered, shape = eqn.params["dimension"], shape_of(eqn.outvars[0])
-    return [
-        tuple(
-            notes.axes.pinned(n, "constant", "iota") if axis == numbered else notes.axes.fresh(n)
-            for axis, n in enumerate(shape)
-        )
-    ]
+    """`iota`: positions along its numbered axis, which is a constant of its size where they are used as numbers."""
+    layout = tuple(map(notes.axes.fresh, shape_of(eqn.outvars[0])))
+    notes.found[0] = along(notes.axes, layout[eqn.params["dimension"]], "constant", "iota")
+    return [layout]
 
 
 def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -248,7 +295,7 @@ def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         return [_empty(notes, ins[0], sizes)]
     ones = _ones(notes, ins[0], sizes)
     nodes = [node for node in ins[0] if notes.axes.size(node) > 1]
-    larger = iter(_regroup(notes, nodes, [size for size in sizes if size > 1]))
+    larger = iter(regroup(notes, nodes, [size for size in sizes if size > 1]))
     return [tuple(ones.get(axis, ONE) if size == 1 else next(larger) for axis, size in enumerate(sizes))]
 
 
@@ -280,7 +327,7 @@ def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int
     return passed
 
 
-def _regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
+def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
     """Return the nodes of the axes that `targets` sizes, major first, cut out of the factors of `nodes`."""
     axes = notes.axes
     factors = [factor for node in nodes for factor in axes.factors(node)][::-1]
@@ -316,6 +363,7 @@ RULES: dict[str, Rule] = {
     "squeeze": squeeze,
     "rev": reverse,
     "dot_general": dot_general,
+    "ragged_dot_general": ragged_dot,
     "sort": sort,
     "top_k": top_k,
     "iota": iota,

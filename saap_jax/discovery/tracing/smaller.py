@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import JaxprEqn
+from jax.sharding import NamedSharding
 from jaxtyping import Bool
 
 from saap_jax.discovery.tracing.interpret import Changes, Path, evaluate
-from saap_jax.discovery.tracing.removal import lost_units
+from saap_jax.discovery.tracing.removal import dividing, lost_units
 from saap_jax.discovery.tracing.rules import shape_of
 from saap_jax.discovery.tracing.trace import Traced
 
@@ -70,6 +71,8 @@ def _resized(traced: Traced, removed: dict[int, int], path: Path, eqn: JaxprEqn,
         parameters["limit_indices"] = tuple(min(start + part, size) for start, part, size in taken)
     elif name == "split":
         parameters["sizes"] = tuple(out[parameters["axis"]] for out in outs)
+    elif name == "sharding_constraint" and isinstance(parameters["sharding"], NamedSharding):
+        parameters["sharding"] = dividing(parameters["sharding"], values[0].shape)
     elif name == "conv_general_dilated" and parameters["feature_group_count"] > 1:
         features = parameters["dimension_numbers"].lhs_spec[1]
         if parameters["feature_group_count"] == shape_of(eqn.invars[0])[features]:

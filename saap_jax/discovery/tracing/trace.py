@@ -22,13 +22,18 @@ from jax.extend.core import ClosedJaxpr
 
 from saap_jax.discovery.tracing.axes import REASONS, Kind, Place
 from saap_jax.discovery.tracing.couplings import Coupling, collect
+from saap_jax.discovery.tracing.nested import alive
 from saap_jax.discovery.tracing.program import Follower, Value
 from saap_jax.discovery.tracing.rules import Contraction
 
 NEUTRAL: dict[str, float] = {
     "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
+    "top_k": -math.inf, "argmax": -math.inf, "argmin": math.inf,
 }  # fmt: skip
 """What changes nothing in a statistic over units; a sum is a contraction, which gates multiply."""
+
+CHOICES = frozenset({"top_k", "argmax", "argmin"})
+"""Reductions that choose among units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,10 @@ class TracedStructure:
     """Where the units act. Multiplied by zero at all of them, a unit is gone, but for its part in statistics."""
     statistics: tuple[Gate, ...] = ()
     """Maxima and their kin over the units, which see removed ones as what changes nothing."""
+    role: str = "channels"
+    """What the units are to a reader: channels, heads, query heads, head width, experts or stream."""
+    least: int = 0
+    """Units that have to remain, such as the k of a router's `top_k`."""
 
     @property
     def copies(self) -> int:
@@ -155,6 +164,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     if not paths:
         raise ValueError(f"params: expected a pytree of arrays or jax.ShapeDtypeStructs, got {params!r}")
     program, results = jax.make_jaxpr(function, return_shape=True)(params, *inputs)
+    program = alive(program)
     follower = Follower()
     axes = follower.notes.axes
     variables = [tuple(int(size) for size in variable.aval.shape) for variable in program.jaxpr.invars]
@@ -164,13 +174,13 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     ]
     last = follower.run(program.jaxpr, program.consts, values)
     axes.site = None
-    for result in last:
+    for result in follower.plain(last):
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
     found = collect(follower, layouts)
     structures = _named(_structure(follower, layouts, coupling) for coupling in found)
-    unknown = tuple(f"{name} at {site} ({site.source})" for name, site in follower.notes.unknown)
+    unknown = tuple(f"{name} at {site.place}" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
     atoms = {structure.name: each.atom for structure, each in zip(structures, found, strict=True)}
     return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
@@ -256,7 +266,7 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         for each in reductions
         if each.operation in NEUTRAL and not coupling.pins
     ]
-    reasons = {Reason(pin.kind, pin.detail, str(pin.site) if pin.site else ""): None for pin in coupling.pins}
+    reasons = {Reason(pin.kind, pin.detail, pin.site.place if pin.site else ""): None for pin in coupling.pins}
     sizes = tuple(map(axes.size, copied))
     return TracedStructure(
         name=f"{members[0].path}[{members[0].axis}]",
@@ -268,6 +278,8 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         normalised=tuple(str(each.site) for each in reductions),
         gates=tuple(dict.fromkeys(gates)),
         statistics=tuple(dict.fromkeys(statistics)),
+        role=coupling.role,
+        least=max((each.least for each in reductions if each.operation in CHOICES), default=0),
     )
 
 

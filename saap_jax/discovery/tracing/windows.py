@@ -1,10 +1,13 @@
 """Rules for operations that take or place parts of arrays: slices, joins, gathers, scatters, convolutions, windows."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from saap_jax.discovery.tracing.rules import Layout, Notes, Rule, shape_of, unknown
+from saap_jax.discovery.tracing.positions import Positions, index_of, looks_up, used
+from saap_jax.discovery.tracing.rules import Contraction, Layout, Notes, Rule, dtype_of, shape_of, unknown
 
 
 def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -165,9 +168,16 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     batch = list(indices[:-1])
     for axis, position in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         batch[position] = notes.equate(batch[position], operand[axis])
-    window = []
+    window, chosen = [], _chosen_axes(notes, operand, numbers.start_index_map, sizes)
+    for axis in chosen:
+        if jnp.issubdtype(dtype_of(eqn.invars[0]), jnp.inexact):  # what is looked up of a unit is what it does
+            notes.contractions.append(Contraction(operand[axis], 0, axis, operand, notes.axes.site))
     for axis, (node, size) in enumerate(zip(operand, sizes, strict=True)):
         if axis in numbers.operand_batching_dims:
+            continue
+        if axis in chosen:
+            if axis not in numbers.collapsed_slice_dims:
+                window.append(notes.axes.fresh(1))
             continue
         taken = _partial_gather(notes, node, int(size), axis in numbers.start_index_map)
         if axis not in numbers.collapsed_slice_dims:
@@ -176,6 +186,18 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     offset = set(numbers.offset_dims)
     rows, columns = iter(batch), iter(window)
     return [tuple(next(columns) if axis in offset else next(rows) for axis in range(rank))]
+
+
+def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], sizes: Sequence[int]) -> set[int]:
+    """Return the axes that are looked up by positions along themselves, one at a time."""
+    chosen = set()
+    for component, axis in enumerate(map(int, indexed)):
+        known = index_of(notes.axes, notes.positions[1], component, len(indexed))
+        if int(sizes[axis]) == 1 and looks_up(notes.axes, known, operand[axis]):
+            chosen.add(axis)
+        elif int(sizes[axis]) != 1:
+            used(notes.axes, known)
+    return chosen
 
 
 def _partial_gather(notes: Notes, node: int, size: int, indexed: bool) -> int:
@@ -195,8 +217,15 @@ def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     for axis, position in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         operand[axis] = notes.equate(operand[axis], rows[position])
     columns = iter(window)
+    indexed = numbers.scatter_dims_to_operand_dims
+    ones = [1 if axis in numbers.inserted_window_dims else 2 for axis in range(len(operand))]
+    chosen = _chosen_axes(notes, operand, indexed, ones)
+    for known in (notes.positions[0], notes.positions[2]):
+        used(notes.axes, known)
+    if len(chosen) == 1 and len(operand) == 1 and eqn.primitive.name == "scatter-add":
+        notes.found[0] = Positions("counts", operand[0])
     for axis in range(len(operand)):
-        if axis in numbers.operand_batching_dims:
+        if axis in numbers.operand_batching_dims or axis in chosen:
             continue
         if axis in numbers.inserted_window_dims:
             notes.pin(operand[axis], "lookup", eqn.primitive.name)

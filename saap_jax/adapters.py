@@ -1,0 +1,310 @@
+"""From a model of another library to a `Problem`: NNX, Linen, Equinox, Haiku, Keras, or a loss of parameters alone.
+
+Each adapter takes the model as it is, and says what a traced program needs: dropout off, random keys fixed and out of
+the parameters, statistics of batch norm beside the weights (they have the channels' axis, so they go with them), and
+what is no array kept apart. `call` says how the model is called where that is more than `model(*inputs)`. The libraries
+are imported when they are asked for; none of them is needed otherwise.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+
+from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
+from saap_jax.discovery.tracing.references import Kernel
+
+Loss = Callable[[Any, Any], Any]
+"""`loss(outputs, targets)`: one number for a batch."""
+
+OFF: dict[str, bool] = {
+    "deterministic": True,
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "inference": True,
+    "use_running_average": True,
+}
+"""How libraries name the switch of dropout and batch statistics, and what it is when a model is judged."""
+
+
+def from_nnx(
+    model: nnx.Module,
+    *,
+    loss: Loss,
+    calibration: Examples,
+    held_out: Examples,
+    call: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of a Flax NNX module.
+
+    Args:
+        model: it is not changed; a copy is put into its evaluation mode.
+        call: `call(model, *inputs)`; without it `model(*inputs)`.
+        has_aux: whether outputs are a pair, the first of which counts.
+    """
+    graph, state = nnx.split(model)
+    copy = nnx.merge(graph, state)
+    copy.eval()
+    graph, params, rest = nnx.split(copy, _is_weight, ...)
+
+    def function(params: Any, *inputs: Any) -> Any:
+        built = nnx.merge(graph, params, rest)
+        return _first(call(built, *inputs) if call else built(*inputs), has_aux)
+
+    return Problem(
+        function=function,
+        params=params,
+        loss=loss,
+        calibration=calibration,
+        held_out=held_out,
+        references=references or {},
+        rebuild=lambda params: nnx.merge(graph, params, rest),
+    )
+
+
+def from_linen(
+    module: linen.Module,
+    variables: Any,
+    *,
+    loss: Loss,
+    calibration: Examples,
+    held_out: Examples,
+    call: Callable[..., Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of a Flax Linen module and its variables, those of `batch_stats` included.
+
+    Args:
+        call: `call(variables, *inputs)`; without it `module.apply`, with the switches of `OFF` that the module takes.
+        rngs: keys that the module draws from in its evaluation too.
+    """
+    switches: dict[str, Any] = _switches(type(module).__call__)
+    keys = dict(rngs) if rngs else None
+
+    def function(variables: Any, *inputs: Any) -> Any:
+        outputs = call(variables, *inputs) if call else module.apply(variables, *inputs, rngs=keys, **switches)
+        return _first(outputs, has_aux)
+
+    return Problem(
+        function=function,
+        params=linen.meta.unbox(variables),
+        loss=loss,
+        calibration=calibration,
+        held_out=held_out,
+        references=references or {},
+    )
+
+
+def from_equinox(
+    model: Any,
+    *,
+    loss: Loss,
+    calibration: Examples,
+    held_out: Examples,
+    state: Any = None,
+    call: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of an Equinox module, which is called on one example at a time.
+
+    Args:
+        state: the state of a stateful model (batch norm), which is then called as `model(*inputs, state)`.
+        call: `call(model, *inputs)` of one example (with `state` last, if there is one).
+        has_aux: whether outputs are a pair, the first of which counts; of a stateful model that is so in any case.
+    """
+    import equinox
+
+    model = equinox.nn.inference_mode(model)
+    params, static = equinox.partition((model, state), _is_number)
+    run = call or (lambda model, *inputs: model(*inputs))
+
+    def function(params: Any, *inputs: Any) -> Any:
+        built, held = equinox.combine(params, static)
+        further = () if state is None else (held,)
+        outputs = jax.vmap(lambda *row: run(built, *row, *further), out_axes=0)
+        return _first(outputs(*inputs), has_aux or state is not None)
+
+    def rebuild(params: Any) -> Any:
+        built, held = equinox.combine(params, static)
+        return built if state is None else (built, held)
+
+    return Problem(
+        function=function,
+        params=params,
+        loss=loss,
+        calibration=calibration,
+        held_out=held_out,
+        references=references or {},
+        rebuild=rebuild,
+    )
+
+
+def from_haiku(
+    transformed: Any,
+    params: Any,
+    *,
+    loss: Loss,
+    calibration: Examples,
+    held_out: Examples,
+    state: Any = None,
+    arguments: Mapping[str, Any] | None = None,
+    rng: jax.Array | None = None,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of a transformed Haiku function and its parameters.
+
+    Args:
+        state: the state, of `hk.transform_with_state`; its parameters are then a pair (params, state).
+        arguments: what the function takes beside the inputs, such as `is_training=False`.
+        rng: the key for a function that draws in its evaluation too.
+    """
+    further = dict(arguments or {})
+
+    def function(params: Any, *inputs: Any) -> Any:
+        if state is None:
+            return _first(transformed.apply(params, rng, *inputs, **further), has_aux)
+        outputs, _ = transformed.apply(*params, rng, *inputs, **further)
+        return _first(outputs, has_aux)
+
+    return Problem(
+        function=function,
+        params=params if state is None else (params, state),
+        loss=loss,
+        calibration=calibration,
+        held_out=held_out,
+        references=references or {},
+    )
+
+
+def from_keras(
+    model: Any,
+    *,
+    loss: Loss,
+    calibration: Examples,
+    held_out: Examples,
+    call: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of a built Keras 3 model on its JAX backend; parameters are arrays by the variables' paths.
+
+    Args:
+        call: `call(stateless, *inputs)`, where `stateless(*inputs)` calls the model; without it that.
+
+    Raises:
+        ValueError: another backend, or a model that is not built.
+    """
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"from_keras: expected Keras on its jax backend, got {keras.backend.backend()}; set KERAS_BACKEND=jax"
+        )
+    if not model.built:
+        raise ValueError("from_keras: expected a built model, got one without variables; call it once")
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    count = len(model.trainable_variables)
+    weights = [index for index, each in enumerate(variables) if jnp.issubdtype(each.value.dtype, jnp.floating)]
+    others = {index: each.value for index, each in enumerate(variables) if index not in weights}
+    names = _told_apart([variables[index].path for index in weights])
+
+    def function(params: Any, *inputs: Any) -> Any:
+        values = others | {index: params[name] for index, name in zip(weights, names, strict=True)}
+        ordered = [values[index] for index in range(len(variables))]
+
+        def stateless(*inputs: Any) -> Any:
+            return model.stateless_call(ordered[:count], ordered[count:], *inputs, training=False)[0]
+
+        return _first(call(stateless, *inputs) if call else stateless(*inputs), has_aux)
+
+    return Problem(
+        function=function,
+        params={name: variables[index].value for name, index in zip(names, weights, strict=True)},
+        loss=loss,
+        calibration=calibration,
+        held_out=held_out,
+        references=references or {},
+    )
+
+
+def from_loss(
+    loss: Callable[[Any, Any], Any],
+    params: Any,
+    *,
+    calibration: Any,
+    held_out: Any,
+    has_aux: bool = False,
+    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+) -> Problem:
+    """Build the problem of `loss(params, batch)`, whose outputs are the losses of the examples.
+
+    Args:
+        loss: one number for a batch, the mean over its examples; it is asked for one example at a time.
+        calibration, held_out: batches, pytrees of arrays whose first axis numbers the examples.
+        has_aux: whether the loss returns a pair, the first of which counts.
+    """
+
+    def function(params: Any, batch: Any) -> Any:
+        def one(row: Any) -> Any:
+            return jnp.reshape(_first(loss(params, jax.tree.map(lambda leaf: leaf[None], row)), has_aux), ())
+
+        return jax.vmap(one)(batch)
+
+    examples = [((each,), np.zeros(count_examples((each, None)), np.int32)) for each in (calibration, held_out)]
+    return Problem(
+        function=function,
+        params=params,
+        loss=lambda outputs, targets: outputs.mean(),
+        calibration=examples[0],
+        held_out=examples[1],
+        references=references or {},
+    )
+
+
+def _is_weight(path: Any, value: Any) -> bool:
+    """Say whether an NNX variable holds numbers that go with units: not random keys and their counts."""
+    if isinstance(value, nnx.RngState) or (isinstance(value, nnx.Variable) and issubclass(value.type, nnx.RngState)):
+        return False
+    held = value.get_value() if isinstance(value, nnx.Variable) else value
+    return bool(jax.tree.leaves(held)) and all(_is_number(leaf) for leaf in jax.tree.leaves(held))
+
+
+def _is_number(leaf: Any) -> bool:
+    """Say whether a leaf is an array of numbers, and no key."""
+    if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return False
+    return jnp.issubdtype(leaf.dtype, jnp.number)
+
+
+def _first(outputs: Any, has_aux: bool) -> Any:
+    if not has_aux:
+        return outputs
+    if not isinstance(outputs, tuple | list) or len(outputs) < 2:
+        raise ValueError(f"has_aux: expected a pair of outputs and what else there is, got {type(outputs).__name__}")
+    return outputs[0]
+
+
+def _switches(function: Callable[..., Any]) -> dict[str, bool]:
+    """Return the switches that a function takes, and what they are in evaluation."""
+    return {name: OFF[name] for name in inspect.signature(function).parameters if name in OFF}
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Return names that occur once each: repeated ones are numbered from the second on."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+    return found

@@ -1,0 +1,161 @@
+"""`saap_jax.prune` for a model of one's own: smaller parameters of the same kind, a function of any shape, widths."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from saap_jax.adapters import from_equinox, from_keras, from_nnx
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.traced import FUSED, TracedSearchConfig
+from saap_jax.discovery.tracing.own_code import group_of
+from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.discovery.tracing.trace import parameter_paths
+from saap_jax.llama.segments import masks
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.traced.select import calibrate, check_ratios_met, select
+from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
+from saap_jax.types import Keep
+
+ADAPTERS: dict[str, Callable[..., Problem]] = {
+    "flax.nnx": from_nnx,
+    "equinox": from_equinox,
+    "keras": from_keras,
+}
+"""Adapters of models that hold their parameters, by the library whose `Module` or `Model` they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Width:
+    """How many units a structure has before and after, and what they are."""
+
+    role: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Pruned:
+    """A pruned model."""
+
+    params: Any
+    """The smaller parameters: the pytree of the problem's, with the same types and shardings of arrays."""
+    function: Callable[..., Any]
+    """`function(params, *inputs)` for inputs of any shape that the dense model takes."""
+    widths: dict[str, Width]
+    """What the model's configuration has to say, by structure; equal layers in one entry where they agree."""
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Shape of each parameter that changes, before and after, by path."""
+    keep: Keep
+    """The units that are kept, `[copies, units]` a structure."""
+    ratio: float
+    """Share of the prunable parameters that is removed."""
+    losses: dict[str, float]
+    """Mean held-out loss: `dense`, `masked`, `cut`."""
+    rebuild: Callable[[Any], Any] | None
+
+    @property
+    def model(self) -> Any:
+        """The user's object with the smaller parameters; the parameters where an object holds none."""
+        return self.rebuild(self.params) if self.rebuild else self.params
+
+    def __repr__(self) -> str:
+        """Return the widths and losses in one line."""
+        widths = ", ".join(f"{name} {width.before} -> {width.after}" for name, width in self.widths.items())
+        return (
+            f"Pruned({self.ratio:.1%} removed: {widths}; loss {self.losses['dense']:.4g} -> {self.losses['cut']:.4g})"
+        )
+
+
+def prune(
+    model: Any,
+    *,
+    ratio: float = 0.25,
+    estimator: str = "gate_taylor",
+    search: TracedSearchConfig | None = None,
+    fusion: FusionConfig = FUSED,
+    norms: bool = False,
+    refused: bool = False,
+    batch_size: int = 8,
+    track: Track = quiet,
+    **problem: Any,
+) -> Pruned:
+    """Prune a model of one's own.
+
+    Args:
+        model: a `Problem`, or a model that holds its parameters (NNX, Equinox, Keras), with `loss`, `calibration`,
+            `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
+            `adapters.from_linen` or `from_haiku`.
+        ratio: share of the prunable parameters to remove at least.
+        norms, refused: see `traced.subject_of`.
+
+    Raises:
+        ValueError: bad input, a ratio that cannot be met, or a cut model that is not the masked one.
+    """
+    problem_ = _problem_of(model, problem)
+    subject = subject_of(problem_, norms=norms, refused=refused)
+    search = search or TracedSearchConfig()
+    check_ratios_met(subject, [ratio], search)
+    calibrated = calibrate(
+        subject,
+        [estimator],
+        fusion=fusion,
+        stability=search.allocation == "adaptive",
+        batch_size=batch_size,
+        track=track,
+    )
+    selection = select(subject, calibrated, estimator, ratio, search)
+    function, params = cut(subject, selection.keep)
+    judge = Losses(subject, batch_size=batch_size)
+    examples = problem_.held_out
+    losses = {
+        "dense": float(judge.of(subject.ones, problem_.params, examples).mean()),
+        "masked": float(judge.of(masks(selection.keep), problem_.params, examples).mean()),
+        "cut": float(cut_losses(subject, selection.keep, params, batch_size).mean()),
+    }
+    if not abs(losses["cut"] - losses["masked"]) <= subject.tolerance * max(abs(losses["masked"]), 1e-6):
+        raise ValueError(
+            f"prune: expected the cut model to have the masked one's held-out loss of {losses['masked']:.6g}, got "
+            f"{losses['cut']:.6g}; please report this with the model"
+        )
+    before = subject.traced.shapes
+    after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
+    return Pruned(
+        params=params,
+        function=function,
+        widths=widths_of(subject, selection.keep),
+        shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
+        keep=selection.keep,
+        ratio=selection.actual,
+        losses=losses,
+        rebuild=problem_.rebuild,
+    )
+
+
+def widths_of(subject: Subject, keep: Keep) -> dict[str, Width]:
+    """Return the units of each structure before and after; structures of equal layers are one where they agree."""
+    by_name = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in subject.structures}
+    groups: dict[str, list[str]] = {}
+    for name in by_name:
+        groups.setdefault(group_of(name), []).append(name)
+    found: dict[str, Width] = {}
+    for pattern, names in groups.items():
+        alike = len(names) > 1 and len({by_name[name] for name in names}) == 1
+        found.update({pattern: by_name[names[0]]} if alike else {name: by_name[name] for name in names})
+    return found
+
+
+def _problem_of(model: Any, given: Mapping[str, Any]) -> Problem:
+    if isinstance(model, Problem):
+        if given:
+            raise ValueError(f"prune: expected nothing more beside a Problem, got {', '.join(given)}")
+        return model
+    for kind in type(model).__mro__:
+        for library, adapter in ADAPTERS.items():
+            if kind.__module__.startswith(library) and kind.__name__ in ("Module", "Model"):
+                return adapter(model, **given)
+    raise ValueError(
+        f"prune: expected a Problem or a module of NNX, Equinox or Keras, got {type(model).__name__}; build a Problem, "
+        "for Linen and Haiku with saap_jax.adapters"
+    )
