@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import graphlib
+import inspect
 import re
 import runpy
 from collections.abc import Collection, Iterable
@@ -15,6 +16,7 @@ import saap_jax
 from saap_jax.config import jobs as configuration
 from saap_jax.config import mesh, method, plan, recover, traced, use
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from tests.config_reads import reads_of
 
 PACKAGE = Path(saap_jax.__file__).parent
 PROJECT = PACKAGE.parent
@@ -154,6 +156,37 @@ def config_classes() -> list[type]:
     parts = (method, configuration, recover, use, mesh, plan, traced)
     defined = {name: value for part in parts for name, value in vars(part).items()}
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+
+
+FROM_RECORDS = {
+    ("PatternsConfig", "share"): 'asked.get("share"',
+    ("SensitivityConfig", "judged"): 'run["config"]["judged"]',
+    ("SensitivityConfig", "resamples"): 'run["config"]["resamples"]',
+}
+"""Fields that are read back from the record of a run, and how."""
+
+
+def unread(sources: Collection[str]) -> list[tuple[str, str]]:
+    """Return the fields of configurations that no source reads as such."""
+    classes = {kind.__name__: kind for kind in config_classes()}
+    reads = reads_of(sources, classes)
+    reads |= {field for field, words in FROM_RECORDS.items() if any(words in source for source in sources)}
+    return [
+        (name, field)
+        for name, kind in classes.items()
+        for field in inspect.get_annotations(kind)
+        if not any((n, field) in reads for n, k in classes.items() if issubclass(k, kind) or issubclass(kind, k))
+    ]
+
+
+def test_every_field_of_a_configuration_is_read():
+    sources = list(modules().values())
+    assert unread(sources) == []
+    missed = unread([source.replace(".skip_layers", ".else_layers") for source in sources])
+    assert missed == [("SearchConfig", "skip_layers")], "control"
+    only = "from saap_jax.config import SearchConfig\ndef f(config: SearchConfig, other):\n    return other.depth"
+    assert ("SearchConfig", "depth") in unread([only]), "control: an attribute of that name of something else"
+    assert ("SearchConfig", "depth") not in unread([only.replace("other.depth", "config.depth")])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
 from saap_jax.config.method import EvaluationConfig
+from saap_jax.config.recover import RecoverConfig
+from saap_jax.config.traced import TracedCompareConfig
 from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.llama import Llama, load_model, load_tokenizer
@@ -24,6 +27,9 @@ from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import agreed, first
 from saap_jax.runtime.progress import Track, step
 from saap_jax.selection.calibrate import check_estimators, lengths_of, scenarios_of
+
+Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
+"""Of the jobs that calibrate a model of ours and keep a run."""
 
 _TEXTS = (".csv", ".md", ".svg")
 
@@ -46,26 +52,24 @@ class Material(NamedTuple):
         return next(iter(self.calibration.values()))
 
 
-def check(config: Any) -> Layout | None:
+def check(config: Config) -> Layout | None:
     """Check what a configuration names, as far as that takes neither model nor tokenizer; return where arrays lie.
-
-    Read are the fields `estimation` or `estimator`, `fusion`, `calibration`, `evaluation` and `mesh`, those that exist.
 
     Raises:
         ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
             devices do not divide.
     """
-    names = config.estimation.estimators if hasattr(config, "estimation") else [config.estimator]
+    names = [config.estimator] if isinstance(config, SensitivityConfig) else config.estimation.estimators
     check_estimators(names, config.fusion)
     sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     sizes = {"calibration.batch_size": config.calibration.batch_size}
-    if hasattr(config, "evaluation"):
+    if not isinstance(config, FidelityConfig | ScoreConfig):
         check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
         sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return layout_of_job(config.mesh, **sizes)
 
 
-def load(config: Any, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:
+def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:
     """Load the model and tokenise the texts that a configuration names, as stages of the run.
 
     Args:
@@ -79,7 +83,7 @@ def load(config: Any, run: RunDirectory, layout: Layout | None, track: Track, se
             seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer)
             for seed in seeds or (config.calibration.seed,)
         }
-        texts = texts_of(config.evaluation, tokenizer) if hasattr(config, "evaluation") else {}
+        texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else texts_of(config.evaluation, tokenizer)
         return Material(model, tokenizer, calibration, texts, inputs_of(model, calibration, texts))
 
 
@@ -105,7 +109,9 @@ class Ending(NamedTuple):
 
 
 @contextlib.contextmanager
-def job(config: Any, ending: Ending, *, overwrite: bool = False) -> Iterator[RunDirectory]:
+def job(
+    config: Config | RecoverConfig | TracedCompareConfig, ending: Ending, *, overwrite: bool = False
+) -> Iterator[RunDirectory]:
     """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job.
 
     A finished run is yielded as it is, at once: neither its model nor its text is looked at. Where something of its
