@@ -23,7 +23,7 @@ test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/pip install -q --no-deps -r $(3)
 $(1)/bin/pip install -q --no-deps --no-build-isolation -e .
 $(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2
-$(1)/bin/pytest -q -n auto --dist worksteal tests/discovery tests/traced tests/estimation tests/llama tests/test_pipeline.py
+$(1)/bin/pytest -q -n auto --dist worksteal tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 
 newest: $(READY)  ## the newest Python of this machine, and the newest jax that the lock file has for it

@@ -14,7 +14,7 @@ from saap_jax.data import Windows
 from saap_jax.estimation.registry import ESTIMATORS, PLUGINS, make_estimator, names_file
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime import frames
-from tests.runs import fake_run
+from tests.fake_runs import fake_run
 
 MINE = """
 from saap_jax.estimation import Estimator, Statistic

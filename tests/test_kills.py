@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import fake_run
+from tests.fake_runs import fake_run
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "kills.py"
 

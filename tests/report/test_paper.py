@@ -17,11 +17,11 @@ from saap_jax.report.frontier import _band, _paint
 from saap_jax.report.paper import WIDTH, _frontier, painted, plots, saved
 from saap_jax.report.reports import read_views, write_reports
 from saap_jax.runs.directory import RunDirectory
-from tests.evaluation.test_frontier import records, steep
+from tests.evaluation.test_crossing import records, steep
+from tests.fake_runs import fake_run
 from tests.report import conftest as fake
 from tests.report.sweeps import write_run
 from tests.report.test_intervals import sweep
-from tests.runs import fake_run
 
 
 @pytest.fixture(scope="module")

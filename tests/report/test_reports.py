@@ -16,9 +16,9 @@ from saap_jax.report.overview import CSV_HEADER, best_rows, differences, joint_c
 from saap_jax.report.reports import is_ours, read_views, write_reports
 from saap_jax.report.views import read_view
 from saap_jax.runs.directory import RunDirectory, read_run
+from tests.fake_runs import fake_run
 from tests.report.sweeps import write_run
 from tests.report.test_html import Page
-from tests.runs import fake_run
 
 METRICS = ("ppl@128 builtin:reference", "ppl@128 builtin:descriptions")
 

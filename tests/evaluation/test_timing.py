@@ -17,8 +17,8 @@ from saap_jax.llama.decoding.generate import generate, stops_of
 from saap_jax.llama.decoding.sample import Sampling, settings_of
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
+from tests.cli.test_main import refused
 from tests.helpers import dense_model, random_keep
-from tests.test_cli import refused
 
 WORKLOAD = Workload(batch=2, prompt=5, new=7)
 

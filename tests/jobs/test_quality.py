@@ -19,9 +19,9 @@ from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.surgery.cut import cut
-from tests.runs import METRICS, fake_run
+from tests.fake_runs import METRICS, fake_run
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 TEXT = ["--sources", "builtin:reference", "--windows", "4", "--length", "16", "--batch-size", "2"]
 
 

@@ -9,7 +9,7 @@ from saap_jax.cli import main
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.decoding.generate import generate
 from saap_jax.llama.decoding.sample import Sampling
-from tests.test_cli import refused
+from tests.cli.test_main import refused
 
 SHORT = ["--max-new-tokens", "6"]
 

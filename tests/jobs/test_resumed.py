@@ -20,11 +20,11 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.runs.digests import model_digest
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.keeps import read_keeps, save_keeps
+from tests.cli.test_main import refused
 from tests.helpers import changed
-from tests.test_cli import refused
 
 SCENARIO = "reference=text:{}"
-TRACED = Path(__file__).parent / "traced" / "problems.py"
+TRACED = Path(__file__).parents[1] / "traced" / "problems.py"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.runs.references import find, loadable, recorded_losses, recorded_parameters
-from tests.runs import METRICS, fake_run
+from tests.fake_runs import METRICS, fake_run
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+import saap_jax
 from saap_jax.cli import main
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import weight_bytes
@@ -22,8 +23,8 @@ from saap_jax.jobs.recover import method_of
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.runs.directory import read_candidates, read_run
-from tests.report.test_scalars import read
-from tests.test_cli import refused
+from tests.cli.test_main import refused
+from tests.runs.test_tensorboard import read
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_the_method_takes_its_options():
 
 def process(words: list[str]) -> subprocess.Popen:
     code = "import sys; from saap_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(saap_jax.__file__).parent.parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code, "recover", *words],
         env=environment,

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from saap_jax.config import ScoreConfig
 from saap_jax.jobs import job as module
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.runs.directory import read_run
@@ -11,20 +12,12 @@ from saap_jax.runs.directory import read_run
 ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, page=True, further=("keeps.npz", "best"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """As much of a configuration as a job needs."""
-
-    runs: str
-    name: str = "one"
-
-
 @pytest.fixture
-def config(tmp_path) -> Config:
-    return Config(str(tmp_path / "runs"))
+def config(tmp_path) -> ScoreConfig:
+    return ScoreConfig(runs=str(tmp_path / "runs"), name="one")
 
 
-def work(config: Config, ending: Ending = ENDING, **options) -> bool:
+def work(config: ScoreConfig, ending: Ending = ENDING, **options) -> bool:
     """Run a job that measures two candidates and makes a model; say whether there was anything to do."""
     with job(config, ending, **options) as run:
         if run.finished:
@@ -100,6 +93,6 @@ def test_a_run_is_held_for_the_length_of_the_job(config):
         lock = module.Path(config.runs) / ".one.lock"
         assert lock.exists()
     assert not lock.exists()
-    with pytest.raises(ValueError, match="wrong"), job(Config(config.runs, "two"), ENDING):
+    with pytest.raises(ValueError, match="wrong"), job(dataclasses.replace(config, name="two"), ENDING):
         raise ValueError("wrong")
     assert [each.name for each in module.Path(config.runs).iterdir()] == ["one"]
