@@ -134,10 +134,10 @@ def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = configure("score", ScoreConfig, words, overwrite=True)
     from saap_jax import pipeline
-    from saap_jax.report.fusion import rich_fusions
-    from saap_jax.report.patterns import rich_patterns
-    from saap_jax.report.score_page import find_patterns
-    from saap_jax.report.scores import rank_table
+    from saap_jax.report.kinds.fusion import rich_fusions
+    from saap_jax.report.kinds.patterns import rich_patterns
+    from saap_jax.report.kinds.score import find_patterns
+    from saap_jax.report.kinds.scores import rank_table
 
     with show_progress() as track:
         run, calibrated = pipeline.score_run(config, overwrite=options.overwrite, track=track)
@@ -176,7 +176,7 @@ def recover(words: list[str]) -> None:
     """Run `saap recover`."""
     config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
     from saap_jax import recover as job
-    from saap_jax.report.recovery import rich_recovery, summary
+    from saap_jax.report.kinds.recover import rich_recovery, summary
 
     with show_progress() as track:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
@@ -219,7 +219,7 @@ def evaluate(words: list[str]) -> None:
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
     from saap_jax import pipeline
-    from saap_jax.report.tasks import rich_perplexities, rich_tasks
+    from saap_jax.report.kinds.tasks import rich_perplexities, rich_tasks
 
     with show_progress() as track:
         rows = pipeline.evaluate(config, track=track)
@@ -233,7 +233,7 @@ def fidelity(words: list[str]) -> None:
     """Run `saap fidelity`."""
     config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
     from saap_jax import fidelity as job
-    from saap_jax.report import fidelity as report
+    from saap_jax.report.kinds import fidelity as report
 
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
@@ -247,7 +247,7 @@ def frontier(words: list[str]) -> None:
     config, options = configure("frontier", FrontierConfig, words, overwrite=True)
     from saap_jax import frontier as job
     from saap_jax.evaluation.frontier import found_variants
-    from saap_jax.report import frontier as report
+    from saap_jax.report.kinds import frontier as report
     from saap_jax.report.suggestions import suggestion_lines
 
     with show_progress() as track:
@@ -263,7 +263,7 @@ def sensitivity(words: list[str]) -> None:
     """Run `saap sensitivity`."""
     config, options = configure("sensitivity", SensitivityConfig, words, overwrite=True)
     from saap_jax import sensitivity as job
-    from saap_jax.report import sensitivity as report
+    from saap_jax.report.kinds import sensitivity as report
     from saap_jax.report.suggestions import suggestion_lines
 
     with show_progress() as track:
@@ -277,7 +277,7 @@ def report(words: list[str]) -> None:
     """Run `saap report`."""
     positional, rest = split_words(words)
     config, _ = parse("report RUN [RUN ...]", ReportConfig(runs=tuple(positional)), rest)
-    from saap_jax.report.reports import write_reports
+    from saap_jax.report.write import write_reports
 
     written = write_reports(config.runs, config.out, config.figures, overwrite=config.overwrite)
     drawn = [path for path in written if path.suffix in (".svg", ".png", ".pdf")]
@@ -294,7 +294,7 @@ def ab(words: list[str]) -> None:
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
     from saap_jax import quality
-    from saap_jax.report.quality import rich_comparison, rich_task_comparison, sentences
+    from saap_jax.report.kinds.quality import rich_comparison, rich_task_comparison, sentences
 
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
@@ -313,7 +313,7 @@ def gate(words: list[str]) -> int:
     config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
     from saap_jax import quality
     from saap_jax.evaluation.gate import verdict
-    from saap_jax.report.quality import rich_checks
+    from saap_jax.report.kinds.quality import rich_checks
 
     with show_progress() as track:
         checks = quality.gate(config, track=track)
@@ -350,7 +350,7 @@ def bench(words: list[str]) -> None:
     default = BenchConfig(models=tuple(positional)) if positional else BenchConfig()
     config, _ = parse("bench [MODEL ...]", default, rest)
     from saap_jax import benchmark
-    from saap_jax.report.bench import footnotes, rich_bench
+    from saap_jax.report.kinds.bench import footnotes, rich_bench
 
     with show_progress() as track:
         result = benchmark.bench(config, track=track)

@@ -25,7 +25,7 @@ from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
 from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory
-from saap_jax.report.couplings import couplings_drawing
+from saap_jax.report.figures.couplings import couplings_drawing
 from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of

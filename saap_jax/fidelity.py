@@ -23,9 +23,9 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import step, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
-from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
 from saap_jax.report.files import append_line
 from saap_jax.report.finish import Ending, finish, job
+from saap_jax.report.kinds.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"

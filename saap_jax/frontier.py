@@ -32,7 +32,7 @@ from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import checkpoints, select_calibrated, step
 from saap_jax.report import RunDirectory
 from saap_jax.report.finish import Ending, finish, job
-from saap_jax.report.frontier import frontier_files
+from saap_jax.report.kinds.frontier import frontier_files
 from saap_jax.report.monitor import Stage
 from saap_jax.report.rows import DENSE, first_metric
 from saap_jax.report.suggestions import suggestions_of

@@ -43,7 +43,7 @@ from saap_jax.query_stage import heads_of
 from saap_jax.report import RunDirectory, provenance, read_run
 from saap_jax.report.files import check_target, write_atomically
 from saap_jax.report.finish import Ending, finish, job
-from saap_jax.report.tasks import Evaluated, evaluation_json
+from saap_jax.report.kinds.tasks import Evaluated, evaluation_json
 from saap_jax.search import Selection, search
 from saap_jax.sharding import Layout, layout_of_job
 from saap_jax.surgery import masks

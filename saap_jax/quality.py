@@ -26,7 +26,7 @@ from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.pipeline import step
 from saap_jax.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.report.files import check_target, write_atomically
-from saap_jax.report.quality import Compared, Comparison, comparison_json, junit
+from saap_jax.report.kinds.quality import Compared, Comparison, comparison_json, junit
 from saap_jax.report.rows import DENSE
 from saap_jax.task_comparison import compare_tasks
 from saap_jax.toml_files import read_toml

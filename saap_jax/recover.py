@@ -36,9 +36,9 @@ from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report import RunDirectory, provenance, write_scalars
 from saap_jax.report.finish import Ending, finish, job
+from saap_jax.report.kinds.recover import recovery_files
 from saap_jax.report.monitor import Stage
 from saap_jax.report.records import flatten, plain
-from saap_jax.report.recovery import recovery_files
 from saap_jax.sharding import Layout, laid_out, layout_of_job
 from saap_jax.sweep import texts_of
 

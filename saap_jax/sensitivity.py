@@ -37,7 +37,7 @@ from saap_jax.options import SearchConfig
 from saap_jax.pipeline import select_calibrated, select_path, step, tokens_to_observe
 from saap_jax.report import RunDirectory
 from saap_jax.report.finish import Ending, finish, job
-from saap_jax.report.sensitivity import sensitivity_files
+from saap_jax.report.kinds.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.search import Selection, largest_ratio
 from saap_jax.surgery import cut

@@ -41,7 +41,7 @@ def run(words: list[str]) -> None:
         show(table, said)
         traced = traced_model(model) if drawing else None
     if drawing and traced is not None:
-        from saap_jax.report.couplings import couplings_drawing
+        from saap_jax.report.figures.couplings import couplings_drawing
 
         path = Path(drawing)
         if not path.parent.is_dir():

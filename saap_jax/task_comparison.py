@@ -17,7 +17,7 @@ from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.pipeline import scoring
 from saap_jax.references import Reference, loadable
-from saap_jax.report.quality import ComparedTask
+from saap_jax.report.kinds.quality import ComparedTask
 from saap_jax.report.records import RunDirectory
 from saap_jax.report.rows import DENSE
 from saap_jax.surgery import cut

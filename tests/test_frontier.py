@@ -25,7 +25,7 @@ from saap_jax.options import (
 )
 from saap_jax.pipeline import perplexity, select_path
 from saap_jax.report import finish
-from saap_jax.report.frontier import frontier_figure, summary
+from saap_jax.report.kinds.frontier import frontier_figure, summary
 from saap_jax.types import STRUCTURES
 from saap_jax.variants import seeds_of, variants_of
 

@@ -21,9 +21,20 @@ from saap_jax.evaluation.paired import AccuracyDifference, paired_difference
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.planning import command as planning
-from saap_jax.report import bench, fidelity, frontier, fusion, patterns, quality, recovery, scores, sensitivity, tables
-from saap_jax.report import tasks as task_tables
-from saap_jax.report import traced as traced_tables
+from saap_jax.report.kinds import (
+    bench,
+    fidelity,
+    frontier,
+    fusion,
+    patterns,
+    quality,
+    recover,
+    scores,
+    sensitivity,
+    tables,
+)
+from saap_jax.report.kinds import tasks as task_tables
+from saap_jax.report.kinds import traced as traced_tables
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
 from tests.report.test_patterns import drawn
@@ -143,7 +154,7 @@ TABLES = {
     ),
     "rich_perplexities": lambda: task_tables.rich_perplexities(evaluated()),
     "rich_tasks": lambda: task_tables.rich_tasks(evaluated()),
-    "rich_recovery": lambda: recovery.rich_recovery(RECOVERED),
+    "rich_recovery": lambda: recover.rich_recovery(RECOVERED),
     "rich_sensitivity": lambda: sensitivity.rich_sensitivity(PLACES, measured_places()),
     "rich_traced": traced,
     "plan_table": planned,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from saap_jax.report.records import RunDirectory
-from saap_jax.report.reports import write_reports
+from saap_jax.report.write import write_reports
 
 METRICS = ("ppl@128 builtin:reference", "ppl@128 builtin:descriptions")
 ESTIMATORS = (

@@ -1,12 +1,6 @@
 """What is kept of a run and what people look at: records, tables, figures, the page. Reads run records, no model."""
 
-from saap_jax.report.html import render_report, write_report
-from saap_jax.report.provenance import provenance
-from saap_jax.report.records import RunDirectory, read_candidates, read_run
-from saap_jax.report.reports import write_reports
-from saap_jax.report.rows import comparison_rows
-from saap_jax.report.scalars import write_scalars
-from saap_jax.report.tables import (
+from saap_jax.report.kinds.tables import (
     csv_table,
     cut_rows,
     headline,
@@ -14,6 +8,11 @@ from saap_jax.report.tables import (
     rich_cut_table,
     rich_table,
 )
+from saap_jax.report.provenance import provenance
+from saap_jax.report.records import RunDirectory, read_candidates, read_run
+from saap_jax.report.rows import comparison_rows
+from saap_jax.report.scalars import write_scalars
+from saap_jax.report.write import render_report, write_report, write_reports
 
 __all__ = [
     "RunDirectory",

@@ -7,10 +7,10 @@ from saap_jax.evaluation.commands import prune_command
 from saap_jax.evaluation.frontier import found_variants
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
-from saap_jax.report.blocks import plural
+from saap_jax.report.kinds.summary import some
+from saap_jax.report.kinds.tables import format_ppl
+from saap_jax.report.page.blocks import plural
 from saap_jax.report.rows import DENSE, Record, comparison_rows, labels, number
-from saap_jax.report.summary import some
-from saap_jax.report.tables import format_ppl
 
 
 def suggestions_of(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:

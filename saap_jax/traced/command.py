@@ -11,7 +11,7 @@ from saap_jax.terminal import facts_table, show, show_paths
 def compare(words: list[str]) -> None:
     """Run `saap compare FACTORY`."""
     config, options = _configured("compare", TracedCompareConfig, words, Options)
-    from saap_jax.report.traced import rich_traced, traced_sentences
+    from saap_jax.report.kinds.traced import rich_traced, traced_sentences
     from saap_jax.traced import jobs
 
     with show_progress() as track:

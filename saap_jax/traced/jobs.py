@@ -15,10 +15,10 @@ from saap_jax.evaluation.paired import FEWEST
 from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.report import RunDirectory, provenance
-from saap_jax.report.couplings import couplings_drawing
+from saap_jax.report.figures.couplings import couplings_drawing
 from saap_jax.report.finish import Ending, finish, job
+from saap_jax.report.kinds.traced import traced_files
 from saap_jax.report.rows import DENSE
-from saap_jax.report.traced import traced_files
 from saap_jax.search import Selection
 from saap_jax.surgery import masks
 from saap_jax.traced.saved import described, save_pruned

@@ -31,8 +31,8 @@ from saap_jax.options import (
     SearchConfig,
 )
 from saap_jax.pipeline import select_units
+from saap_jax.report.kinds.sensitivity import extremes, marks_of
 from saap_jax.report.records import plain
-from saap_jax.report.sensitivity import extremes, marks_of
 from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model

@@ -28,7 +28,7 @@ SECONDS = 30.0
 
 MODULES = (
     *("saap_jax.cli", "saap_jax.comparison", "saap_jax.export", "saap_jax.generation", "saap_jax.pruning"),
-    *("saap_jax.quality", "saap_jax.recover", "saap_jax.report.reports", "saap_jax.structures_command"),
+    *("saap_jax.quality", "saap_jax.recover", "saap_jax.report.write", "saap_jax.structures_command"),
     *("transformers.models.auto.tokenization_auto", "tests.fuzz.formats", "tests.fuzz.planted"),
 )
 """Imported before the first call: what commands import late, too."""

@@ -2,11 +2,11 @@
 
 import pytest
 
-from saap_jax.report.attached import attached_sections, drawing, markdown_blocks
-from saap_jax.report.blocks import Detail, Part, Table
-from saap_jax.report.html import render_report
-from saap_jax.report.markdown import block_lines
+from saap_jax.report.kinds.attached import attached_sections, drawing, markdown_blocks
+from saap_jax.report.page.blocks import Detail, Part, Table
+from saap_jax.report.page.markdown import block_lines
 from saap_jax.report.records import RunDirectory
+from saap_jax.report.write import render_report
 from tests.report.test_html import Page
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><path d="M0 0h1" fill="url(#a)"/>{}</svg>'

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from saap_jax.evaluation.fidelity import MEASURES, Fidelity
-from saap_jax.report.html import policy
+from saap_jax.report.page.html import policy
 from saap_jax.report.records import RunDirectory
-from saap_jax.report.reports import write_reports
+from saap_jax.report.write import write_reports
 from tests.report.sweeps import write_run
 from tests.report.test_score_page import NAMES, invented, kept
 

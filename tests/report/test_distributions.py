@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.report.distributions import distribution, distributions, log_axis, score_chart
+from saap_jax.report.kinds.distributions import distribution, distributions, log_axis, score_chart
 
 NAN = math.nan
 SCORES = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, NAN]])

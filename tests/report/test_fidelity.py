@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from saap_jax.evaluation.fidelity import MEASURES, Fidelity, fidelity
-from saap_jax.report.fidelity import (
+from saap_jax.report.kinds.fidelity import (
     csv_fidelity,
     fidelity_scatter,
     format_interval,

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from saap_jax.evaluation.fidelity import Fidelity
-from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter
-from saap_jax.report.fidelity_page import correlation_chart, fidelity_summary, read_fidelity
-from saap_jax.report.html import render_report
+from saap_jax.report.kinds.fidelity import csv_fidelity, fidelity_scatter
+from saap_jax.report.kinds.fidelity_page import correlation_chart, fidelity_summary, read_fidelity
 from saap_jax.report.records import RunDirectory
+from saap_jax.report.write import render_report
 from tests.report.test_fidelity import EXACT, ROWS, SCORES
 from tests.report.test_html import Page
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from saap_jax.report.figures import MARKERS, Curve, colour_of, curves, frontier, legend, log_ticks, spread
+from saap_jax.report.figures.ratio import MARKERS, Curve, colour_of, curves, frontier, legend, log_ticks, spread
 from saap_jax.report.rows import comparison_rows, leading
 from tests.report import conftest as fake
 

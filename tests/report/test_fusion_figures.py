@@ -18,9 +18,8 @@ from rich.console import Console
 import saap_jax
 from saap_jax.fusion import fuse
 from saap_jax.report import render_report
-from saap_jax.report.blocks import Detail, Words
-from saap_jax.report.compare_page import fusion_section
-from saap_jax.report.fusion import (
+from saap_jax.report.kinds.compare import fusion_section
+from saap_jax.report.kinds.fusion import (
     FusionRow,
     csv_fusions,
     fusion_cells,
@@ -28,6 +27,7 @@ from saap_jax.report.fusion import (
     fusion_rows,
     rich_fusions,
 )
+from saap_jax.report.page.blocks import Detail, Words
 from saap_jax.report.records import RunDirectory, plain
 from tests.report import conftest as fake
 from tests.report.test_html import Page

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from saap_jax.report import csv_table, render_report, write_report
-from saap_jax.report.blocks import Detail
-from saap_jax.report.compare_page import read_compared
-from saap_jax.report.html import render_page, report_page
+from saap_jax.report.kinds.compare import read_compared
+from saap_jax.report.kinds.summary import cut_notes, summary
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page.blocks import Detail
+from saap_jax.report.page.html import render_page
 from saap_jax.report.records import RunDirectory, read_run
 from saap_jax.report.rows import Row, comparison_rows, leading
-from saap_jax.report.summary import cut_notes, summary
-from saap_jax.report.views import read_view
+from saap_jax.report.write import report_page
 from tests.report import conftest as fake
 from tests.report.sweeps import write_run
 

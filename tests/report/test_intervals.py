@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.paired import FEWEST, Difference, holm, paired_difference
-from saap_jax.report.html import render_report
-from saap_jax.report.intervals import against_best, forest, format_difference, format_interval, percent_axis
+from saap_jax.report.kinds.against import against_best, forest, format_difference, format_interval, percent_axis
+from saap_jax.report.kinds.tables import legend
 from saap_jax.report.records import RunDirectory
 from saap_jax.report.rows import comparison_rows, merged, untested
-from saap_jax.report.tables import legend
+from saap_jax.report.write import render_report
 from tests.report import conftest as fake
 
 SHIFTS = {"best": 0.0, "level": 0.002, "worse": 0.3, "lost": 4.0}

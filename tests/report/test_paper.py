@@ -12,11 +12,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from saap_jax.evaluation.frontier import found_variants
-from saap_jax.report.figures import Curve, frontier, legend
-from saap_jax.report.frontier import _band, _paint
-from saap_jax.report.paper import WIDTH, _frontier, painted, plots, saved
+from saap_jax.report.figures.paper import WIDTH, _frontier, painted, plots, saved
+from saap_jax.report.figures.ratio import Curve, frontier, legend
+from saap_jax.report.kinds.frontier import _band, _paint
 from saap_jax.report.records import RunDirectory
-from saap_jax.report.reports import read_views, write_reports
+from saap_jax.report.write import read_views, write_reports
 from tests.evaluation.test_frontier import records, steep
 from tests.report import conftest as fake
 from tests.report.sweeps import write_run

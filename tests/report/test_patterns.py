@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from PIL import Image
 from rich.console import Console
 
-from saap_jax.report.patterns import (
+from saap_jax.report.kinds.patterns import (
     Patterns,
     _cells,
     csv_patterns,

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from saap_jax.evaluation.gate import Check, check_accuracy, check_perplexity
 from saap_jax.evaluation.paired import paired_difference, paired_items
-from saap_jax.report.quality import (
+from saap_jax.report.kinds.quality import (
     ALONE,
     Compared,
     ComparedTask,

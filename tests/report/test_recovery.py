@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.report.recovery import changes, recovery_cells
+from saap_jax.report.kinds.recover import changes, recovery_cells
 
 IN, OUT = "ppl@128 text:a", "ppl@128 text:b"
 

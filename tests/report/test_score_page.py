@@ -11,11 +11,11 @@ from saap_jax.calibration import Calibrated
 from saap_jax.config import ScoreConfig
 from saap_jax.fusion import fuse
 from saap_jax.kept import save_scores
-from saap_jax.report.html import render_report, write_report
-from saap_jax.report.patterns import csv_patterns
+from saap_jax.report.kinds.patterns import csv_patterns
+from saap_jax.report.kinds.score import facts, find_patterns, read_scores, summary
+from saap_jax.report.kinds.scores import format_correlation, rank_cells
 from saap_jax.report.records import RunDirectory, plain
-from saap_jax.report.score_page import facts, find_patterns, read_scores, summary
-from saap_jax.report.scores import format_correlation, rank_cells
+from saap_jax.report.write import render_report, write_report
 from saap_jax.types import Scores
 from tests.report.test_html import Page
 from tests.report.test_scores import units

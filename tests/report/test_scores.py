@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from saap_jax.report.scores import (
+from saap_jax.report.kinds.scores import (
     format_correlation,
     inline_svg,
     rank_agreement,

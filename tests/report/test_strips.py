@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from saap_jax.report.kept_map import kept_map, kept_shares
-from saap_jax.report.strips import LEVELS, Axis, Column, Strip, band, chart, heat, interval, layer_axis, nice_axis
+from saap_jax.report.kinds.kept_map import kept_map, kept_shares
+from saap_jax.report.page.strips import LEVELS, Axis, Column, Strip, band, chart, heat, interval, layer_axis, nice_axis
 from tests.report import conftest as fake
 from tests.report.test_html import Page
 

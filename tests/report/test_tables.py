@@ -7,9 +7,9 @@ import math
 import pytest
 from rich.console import Console
 
-from saap_jax.report import tables
+from saap_jax.report.kinds import tables
+from saap_jax.report.kinds.tables import csv_table, cut_rows, markdown_table, rich_cut_table, rich_table
 from saap_jax.report.rows import comparison_rows, labels
-from saap_jax.report.tables import csv_table, cut_rows, markdown_table, rich_cut_table, rich_table
 from tests.report import conftest as fake
 
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from saap_jax.evaluation.paired import LEVEL
-from saap_jax.report.blocks import plural
-from saap_jax.report.intervals import Against
+from saap_jax.report.kinds.against import Against
+from saap_jax.report.kinds.tables import cut_rows, format_ppl
+from saap_jax.report.page.blocks import plural
 from saap_jax.report.rows import DENSE, Record, Row, first_metric, untested
-from saap_jax.report.tables import cut_rows, format_ppl
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 

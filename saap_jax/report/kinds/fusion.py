@@ -9,10 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.figures import log_ticks
+from saap_jax.report.figures.ratio import log_ticks
+from saap_jax.report.kinds.scores import INK, inline_svg, short_name
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.rows import Record
-from saap_jax.report.scores import INK, inline_svg, short_name
 
 Fusions = dict[str, dict[str, Record]]
 """`{scenario: {fused estimator: record}}`; a record has `sigmas` and `weights` `{member: {scope: number}}`, a

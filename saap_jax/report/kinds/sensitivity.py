@@ -12,12 +12,12 @@ from rich.text import Text
 from saap_jax.evaluation.paired import FEWEST, LEVEL
 from saap_jax.evaluation.sensitivity import Change, a_parameter, as_costly, changes_of, judged_metric, nearest_share
 from saap_jax.evaluation.suggestions import aligned_sentence
-from saap_jax.report.blocks import plural
-from saap_jax.report.csv_text import csv_text
+from saap_jax.report.kinds.scores import inline_svg
+from saap_jax.report.kinds.tables import BEST, TIED, format_ppl
+from saap_jax.report.page.blocks import plural
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.rows import DENSE, Record
-from saap_jax.report.scores import inline_svg
 from saap_jax.report.suggestions import markdown_suggestions
-from saap_jax.report.tables import BEST, TIED, format_ppl
 from saap_jax.types import STRUCTURES
 
 EXTREMES = 5

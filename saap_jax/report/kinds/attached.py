@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
-from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table
+from saap_jax.report.page.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table
 from saap_jax.report.rows import Record
 
 _KNOWN = ("frontier", "sensitivity", "fidelity")

@@ -10,12 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from saap_jax.evaluation.paired import decimals_of, few, paired_difference
-from saap_jax.report.blocks import plural
-from saap_jax.report.csv_text import csv_text
+from saap_jax.report.kinds.scores import inline_svg
+from saap_jax.report.kinds.summary import DOMAINS
+from saap_jax.report.kinds.tables import (
+    TIED,
+    format_change,
+    format_count,
+    format_mebibytes,
+    format_millions,
+    format_ppl,
+)
+from saap_jax.report.page.blocks import plural
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.rows import Record, metrics, number
-from saap_jax.report.scores import inline_svg
-from saap_jax.report.summary import DOMAINS
-from saap_jax.report.tables import TIED, format_change, format_count, format_mebibytes, format_millions, format_ppl
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from saap_jax.report.strips import Axis, Column, Strip, band, chart, heat, layer_axis
+from saap_jax.report.page.strips import Axis, Column, Strip, band, chart, heat, layer_axis
 from saap_jax.types import Scores
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

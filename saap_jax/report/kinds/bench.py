@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.report.tables import format_count, format_mebibytes, format_millions, format_milliseconds
+from saap_jax.report.kinds.tables import format_count, format_mebibytes, format_millions, format_milliseconds
 
 Record = dict[str, Any]
 

@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from saap_jax.report.blocks import Detail
-from saap_jax.report.html import Page, render_page, report_page
-from saap_jax.report.markdown import MARK, markdown_report
-from saap_jax.report.overview import CSV_HEADER, csv_report
+from saap_jax.report.kinds.overview import CSV_HEADER, csv_report, overview_sections
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page.blocks import Detail, Page, RunView
+from saap_jax.report.page.html import render_page
+from saap_jax.report.page.markdown import MARK, markdown_report
 from saap_jax.report.records import read_run, write_atomically
-from saap_jax.report.views import RunView, read_view
 
 OPEN = 3
 """Runs up to this number are shown open; more of them are closed until somebody opens them."""
@@ -24,6 +24,28 @@ _MARKS = (
     ",".join(CSV_HEADER).encode(),
 )
 """What a file of ours begins with; the second is of pages before the first was written into them."""  # fmt: skip
+
+
+def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
+    """Write `report.html` into a run directory of any kind, finished or not, and return its path; see `read_view`."""
+    path = Path(run_dir) / "report.html"
+    write_atomically(path, render_report(run_dir, status=status).encode())
+    return path
+
+
+def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
+    """Return the page of one run, made from its records alone; see `read_view`.
+
+    Raises:
+        FileNotFoundError, ValueError: the directory holds no readable run.
+    """
+    return render_page(report_page([read_view(run_dir, Detail(), status=status)], folded=False))
+
+
+def report_page(views: Sequence[RunView], *, folded: bool) -> Page:
+    """Return the page of one run, or of several side by side."""
+    title = views[0].name if len(views) == 1 else f"{len(views)} runs side by side"
+    return Page(title, overview_sections(views), views, folded)
 
 
 def write_reports(
@@ -122,6 +144,6 @@ def is_ours(path: Path) -> bool:
 
 def draw(page: Page, directory: Path) -> dict[Path, bytes]:
     """Return the figures of a page for papers, by path."""
-    from saap_jax.report.paper import paper_figures  # here, because plotting takes long to import
+    from saap_jax.report.figures.paper import paper_figures  # here, because plotting takes long to import
 
     return {directory / name: content for name, content in paper_figures(page.views)}

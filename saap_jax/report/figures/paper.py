@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.report.attached import slug
-from saap_jax.report.compare_page import Compared
-from saap_jax.report.distributions import Distribution, distributions, log_axis
-from saap_jax.report.figures import Curve, curves, log_ticks
-from saap_jax.report.intervals import Against, percent_axis, percent_ends
-from saap_jax.report.kept_map import kept_shares
-from saap_jax.report.overview import drawn_runs, joint_curves
-from saap_jax.report.palette import COLOURS, line_style
+from saap_jax.report.figures.palette import COLOURS, line_style
+from saap_jax.report.figures.ratio import Curve, curves, log_ticks
+from saap_jax.report.kinds.against import Against, percent_axis, percent_ends
+from saap_jax.report.kinds.attached import slug
+from saap_jax.report.kinds.compare import Compared
+from saap_jax.report.kinds.distributions import Distribution, distributions, log_axis
+from saap_jax.report.kinds.kept_map import kept_shares
+from saap_jax.report.kinds.overview import drawn_runs, joint_curves
+from saap_jax.report.kinds.scores import short_name
+from saap_jax.report.kinds.summary import DOMAINS
+from saap_jax.report.kinds.tables import format_ppl
+from saap_jax.report.page.blocks import RunView
 from saap_jax.report.rows import DENSE, leading, metrics
 from saap_jax.report.score_arrays import read_scores
-from saap_jax.report.scores import short_name
-from saap_jax.report.summary import DOMAINS
-from saap_jax.report.tables import format_ppl
-from saap_jax.report.views import RunView
 from saap_jax.types import STRUCTURES
 
 WIDTH = 6.75

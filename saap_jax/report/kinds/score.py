@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.report.about import cost_section, model_name, reproduce_section
-from saap_jax.report.blocks import (
+from saap_jax.report.kinds.common import cost_section, model_name, reproduce_section
+from saap_jax.report.kinds.compare import fusion_section, score_parts
+from saap_jax.report.kinds.patterns import (
+    Patterns,
+    csv_patterns,
+    pattern_cells,
+    pattern_figure,
+    pattern_notes,
+    patterns,
+)
+from saap_jax.report.kinds.scores import format_correlation, rank_agreement, rank_cells
+from saap_jax.report.page.blocks import (
     Block,
     Bullets,
     Cell,
@@ -25,11 +35,8 @@ from saap_jax.report.blocks import (
     plain_table,
     plural,
 )
-from saap_jax.report.compare_page import fusion_section, score_parts
-from saap_jax.report.patterns import Patterns, csv_patterns, pattern_cells, pattern_figure, pattern_notes, patterns
 from saap_jax.report.rows import Record
 from saap_jax.report.score_arrays import ByScenario, read_scores
-from saap_jax.report.scores import format_correlation, rank_agreement, rank_cells
 from saap_jax.types import STRUCTURES, Scores
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")

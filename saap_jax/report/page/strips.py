@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby
 from typing import NamedTuple
 
-from saap_jax.report.blocks import Number
+from saap_jax.report.page.blocks import Number
 
 LEVELS = 20
 """Steps of the scale of heat, classes `h0` to `h20`: few enough for small files."""

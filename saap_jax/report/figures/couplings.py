@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from saap_jax.discovery.trace import Traced, TracedStructure
-from saap_jax.report.blocks import Number
+from saap_jax.report.page.blocks import Number
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00", "#7f5fb8")
 """Okabe and Ito's palette, told apart by the colour-blind, its yellow and black replaced; then again from the first."""

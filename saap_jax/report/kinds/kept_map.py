@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from saap_jax.report.blocks import Number
+from saap_jax.report.page.blocks import Number
+from saap_jax.report.page.strips import Column, Strip, chart, heat, layer_axis
 from saap_jax.report.rows import Record, labels
-from saap_jax.report.strips import Column, Strip, chart, heat, layer_axis
 
 
 def kept_shares(run: Record, kept: dict[str, list]) -> dict[str, list[float]]:

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import rankdata
 
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.scores import format_correlation, heat_maps, inline_svg, rank_agreement, short_name
-from saap_jax.report.tables import format_percent
+from saap_jax.report.kinds.scores import format_correlation, heat_maps, inline_svg, rank_agreement, short_name
+from saap_jax.report.kinds.tables import format_percent
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.types import Keep, Scores
 
 _CELLS = 200

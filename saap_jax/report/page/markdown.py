@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saap_jax.report.blocks import Section, Table
-from saap_jax.report.html import Page
+from saap_jax.report.page.blocks import Page, Section, Table
 
 MARK = "<!-- made by saap_jax -->"
 """First line of a report, by which a later one knows that it may replace the file."""

@@ -178,3 +178,55 @@ def csv_link(text: str) -> str:
 def plain_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> Table:
     """Return a table of texts."""
     return Table(title, header, [Line([Cell(text) for text in line]) for line in lines], words)
+
+
+class RunView(NamedTuple):
+    """What a page shows of a run."""
+
+    id: str
+    """Prefix of identifiers; empty where the page shows this run alone."""
+    name: str
+    kind: str
+    status: str
+    model: str
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    run: dict[str, Any]
+    compared: Any = None
+    """A comparison's numbers, see `kinds.compare.Compared`; None of other kinds."""
+
+    def anchor(self, section: str) -> str:
+        """Return the identifier of a section on the page."""
+        return f"{self.id}-{section}" if self.id else section
+
+
+class Page(NamedTuple):
+    """What a page holds."""
+
+    title: str
+    overview: Sequence[Section]
+    views: Sequence[RunView]
+    folded: bool
+    """Whether the runs are closed until somebody opens them."""
+
+    @property
+    def single(self) -> RunView | None:
+        """The run, where the page is of one."""
+        return self.views[0] if len(self.views) == 1 else None
+
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Identifier and title of what the page leads to from its top."""
+        found = [(one.id, one.title) for one in self.overview]
+        for view in self.views:
+            if self.single:
+                found += [(view.anchor(one.id), one.title) for one in view.sections]
+            else:
+                found.append((view.id, view.name))
+        return found
+
+    @property
+    def sortable(self) -> bool:
+        """True where the page needs its script."""
+        sections = [*self.overview, *(one for view in self.views for one in view.sections)]
+        return bool(self.overview) or any(isinstance(b, Table) and b.sortable for s in sections for b in s.blocks)

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from saap_jax.evaluation.frontier import Estimate, Found, found_variants
 from saap_jax.evaluation.paired import FEWEST, LEVEL
-from saap_jax.report.blocks import plural
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.figures import log_ticks
-from saap_jax.report.palette import COLOURS, DISTINCT, line_style
+from saap_jax.report.figures.palette import COLOURS, DISTINCT, line_style
+from saap_jax.report.figures.ratio import log_ticks
+from saap_jax.report.kinds.scores import INK, inline_svg, short_name
+from saap_jax.report.kinds.summary import some
+from saap_jax.report.kinds.tables import BEST, TIED, csv_table, format_percent, format_ppl
+from saap_jax.report.page.blocks import plural
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.rows import DENSE, Record
-from saap_jax.report.scores import INK, inline_svg, short_name
-from saap_jax.report.summary import some
-from saap_jax.report.tables import BEST, TIED, csv_table, format_percent, format_ppl
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""

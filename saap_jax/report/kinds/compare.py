@@ -5,9 +5,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from saap_jax.report import tables
-from saap_jax.report.about import cost_section, reproduce_section, suggestions_section
-from saap_jax.report.blocks import (
+from saap_jax.report.figures.ratio import curves, frontier, legend
+from saap_jax.report.kinds import tables
+from saap_jax.report.kinds.against import Against, against_best, forest, format_difference, format_interval, format_p
+from saap_jax.report.kinds.common import cost_section, reproduce_section, suggestions_section
+from saap_jax.report.kinds.distributions import score_chart
+from saap_jax.report.kinds.fusion import csv_fusions, fusion_cells, fusion_figure
+from saap_jax.report.kinds.kept_map import kept_map
+from saap_jax.report.kinds.summary import DOMAINS, cut_notes, summary
+from saap_jax.report.page.blocks import (
     Block,
     Bullets,
     Cell,
@@ -23,15 +29,9 @@ from saap_jax.report.blocks import (
     plain_table,
     plural,
 )
-from saap_jax.report.distributions import score_chart
-from saap_jax.report.figures import curves, frontier, legend
-from saap_jax.report.fusion import csv_fusions, fusion_cells, fusion_figure
-from saap_jax.report.intervals import Against, against_best, forest, format_difference, format_interval, format_p
-from saap_jax.report.kept_map import kept_map
 from saap_jax.report.records import read_candidates
 from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, leading, merged, metrics, untested
 from saap_jax.report.score_arrays import read_scores
-from saap_jax.report.summary import DOMAINS, cut_notes, summary
 from saap_jax.types import STRUCTURES, Scores
 
 

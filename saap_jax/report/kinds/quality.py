@@ -13,8 +13,8 @@ from rich.text import Text
 
 from saap_jax.evaluation.gate import Check, verdict
 from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, smallest_p_value
+from saap_jax.report.kinds.tables import format_ppl
 from saap_jax.report.records import plain
-from saap_jax.report.tables import format_ppl
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 

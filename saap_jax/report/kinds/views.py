@@ -4,39 +4,17 @@ A kind of run gets sections of its own by an entry of `KINDS`; without one its f
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from saap_jax.report.about import cost_section, model_name, reproduce_section, suggestions_section
-from saap_jax.report.attached import attached_sections
-from saap_jax.report.blocks import Bullets, Detail, Section, plural
-from saap_jax.report.compare_page import Compared, compare_sections, read_compared
-from saap_jax.report.fidelity_page import fidelity_sections
+from saap_jax.report.kinds.attached import attached_sections
+from saap_jax.report.kinds.common import cost_section, model_name, reproduce_section, suggestions_section
+from saap_jax.report.kinds.compare import compare_sections, read_compared
+from saap_jax.report.kinds.fidelity_page import fidelity_sections
+from saap_jax.report.kinds.score import score_sections
+from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section, plural
 from saap_jax.report.records import read_run
 from saap_jax.report.rows import Record
-from saap_jax.report.score_page import score_sections
-
-
-class RunView(NamedTuple):
-    """What a page shows of a run."""
-
-    id: str
-    """Prefix of identifiers; empty where the page shows this run alone."""
-    name: str
-    kind: str
-    status: str
-    model: str
-    notes: Sequence[str]
-    sections: Sequence[Section]
-    run: Record
-    compared: Compared | None
-    """A comparison's numbers; None of other kinds."""
-
-    def anchor(self, section: str) -> str:
-        """Return the identifier of a section on the page."""
-        return f"{self.id}-{section}" if self.id else section
-
 
 KINDS: dict[str, Callable[[Path, Record, Detail], list[Section]]] = {
     "score": score_sections,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from saap_jax.report.blocks import Block, Bullets, Cell, Code, Facts, Folded, Line, Number, Section, Table, Words
+from saap_jax.report.page.blocks import Block, Bullets, Cell, Code, Facts, Folded, Line, Number, Section, Table, Words
 from saap_jax.report.records import plain
 from saap_jax.report.rows import Record
 

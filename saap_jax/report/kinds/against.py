@@ -12,9 +12,9 @@ import numpy as np
 
 from saap_jax.evaluation.many import differences_against
 from saap_jax.evaluation.paired import LEVEL, Difference, few, holm, resamples_for
+from saap_jax.report.kinds.tables import format_ppl
+from saap_jax.report.page.strips import Axis, Column, Strip, chart, interval, nice_axis
 from saap_jax.report.rows import Record, Row, metrics
-from saap_jax.report.strips import Axis, Column, Strip, chart, interval, nice_axis
-from saap_jax.report.tables import format_ppl
 
 _BEYOND = 3.0
 """How many times the middle one of the upper ends the axis may reach; what is larger is an arrow."""

@@ -4,16 +4,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.report.about import format_usd, seconds_of
-from saap_jax.report.blocks import Block, Cell, Line, Number, Picture, Pictures, Section, Table, Words, plural
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.figures import Curve, frontier, legend
-from saap_jax.report.intervals import Against
+from saap_jax.report.figures.ratio import Curve, frontier, legend
+from saap_jax.report.kinds.against import Against
+from saap_jax.report.kinds.common import format_usd, seconds_of
+from saap_jax.report.kinds.summary import DOMAINS
+from saap_jax.report.kinds.tables import TIED, format_percent, format_ppl, format_spread
+from saap_jax.report.page.blocks import (
+    Block,
+    Cell,
+    Line,
+    Number,
+    Picture,
+    Pictures,
+    RunView,
+    Section,
+    Table,
+    Words,
+    plural,
+)
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
-from saap_jax.report.summary import DOMAINS
-from saap_jax.report.tables import TIED, format_percent, format_ppl, format_spread
-from saap_jax.report.views import RunView
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
 """Drawings, differing fields of the configuration, and letters of a value that are shown at most."""

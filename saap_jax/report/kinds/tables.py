@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from saap_jax.report.csv_text import csv_text
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.report.rows import DENSE, LEVEL, Record, Row, comparison_rows, first_metric, metrics, number, untested
 
 BEST, TIED = "*", "≈"

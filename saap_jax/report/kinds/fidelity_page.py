@@ -5,14 +5,25 @@ from pathlib import Path
 
 from saap_jax.evaluation.fidelity import MEASURES, SCOPES, Fidelity
 from saap_jax.evaluation.paired import LEVEL
-from saap_jax.report.about import cost_section, reproduce_section
-from saap_jax.report.attached import drawing
-from saap_jax.report.blocks import Block, Bullets, Detail, Download, Part, Picture, Section, Words, plain_table, plural
-from saap_jax.report.fidelity import csv_fidelity, format_interval, heading, legend, marked, ranking, untested
+from saap_jax.report.kinds.attached import drawing
+from saap_jax.report.kinds.common import cost_section, reproduce_section
+from saap_jax.report.kinds.fidelity import csv_fidelity, format_interval, heading, legend, marked, ranking, untested
+from saap_jax.report.kinds.summary import some
+from saap_jax.report.page.blocks import (
+    Block,
+    Bullets,
+    Detail,
+    Download,
+    Part,
+    Picture,
+    Section,
+    Words,
+    plain_table,
+    plural,
+)
+from saap_jax.report.page.strips import Axis, Column, Strip, chart, interval
 from saap_jax.report.records import read_json
 from saap_jax.report.rows import Record
-from saap_jax.report.strips import Axis, Column, Strip, chart, interval
-from saap_jax.report.summary import some
 
 _TICKS = Axis(-1.05, 1.05, [(-1.0, "\N{MINUS SIGN}1"), (-0.5, ""), (0.0, "0"), (0.5, ""), (1.0, "1")])
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from saap_jax.report.blocks import plural
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.markdown import escaped
+from saap_jax.report.page.blocks import plural
+from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.page.markdown import escaped
 from saap_jax.report.rows import DENSE, Record
 
 HEADER = ("estimator", "asked", "removed", "parameters", "held-out loss", "change", "± standard error", "kept units")

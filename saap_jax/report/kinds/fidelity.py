@@ -13,10 +13,10 @@ from scipy.stats import rankdata
 
 from saap_jax.evaluation.fidelity import MEASURES, SCOPES, Fidelity
 from saap_jax.evaluation.paired import FEWEST, LEVEL
-from saap_jax.report.blocks import plural
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.figures import _line, _svg, _text, colour_of
-from saap_jax.report.tables import BEST, TIED
+from saap_jax.report.figures.ratio import _line, _svg, _text, colour_of
+from saap_jax.report.kinds.tables import BEST, TIED
+from saap_jax.report.page.blocks import plural
+from saap_jax.report.page.csv_text import csv_text
 from saap_jax.types import STRUCTURES, Scores
 
 MINUS = "\N{MINUS SIGN}"

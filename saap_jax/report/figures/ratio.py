@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from saap_jax.report.blocks import Number
-from saap_jax.report.palette import line_style
+from saap_jax.report.figures.palette import line_style
+from saap_jax.report.kinds.tables import format_percent, format_ppl
+from saap_jax.report.page.blocks import Number
 from saap_jax.report.rows import DENSE, Record, labels
-from saap_jax.report.tables import format_percent, format_ppl
 
 MARKERS = {
     "circle": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
