@@ -25,7 +25,7 @@ from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import perplexity, select_path, select_units, step
 from saap_jax.processes import agreed
 from saap_jax.report import RunDirectory
-from saap_jax.report.figures.couplings import couplings_drawing
+from saap_jax.report.figures.couplings import coupling_files, coupling_record
 from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.rows import comparison_rows
 from saap_jax.report.suggestions import suggestions_of
@@ -45,7 +45,7 @@ from saap_jax.sweep import (
 from saap_jax.types import Keep, Scores
 from saap_jax.variants import ALL, Candidate, Variant, candidates_of, seeds_of, variants_of
 
-ENDING = Ending(page=True, further=("keeps.npz", "best", "couplings.svg"))
+ENDING = Ending(lambda run: coupling_files(run.record), page=True, further=("keeps.npz", "best"))
 
 
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -121,7 +121,7 @@ def _compare(
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
-    run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
+    run.update(couplings=coupling_record(traced_model(model)))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 

@@ -14,18 +14,17 @@ from saap_jax.estimation.ablation import (
     ablate,
     changes_from_lines,
     changes_to_lines,
-    changes_to_scores,
     sample_units,
 )
 from saap_jax.evaluation.fidelity import Fidelity, fidelity
-from saap_jax.kept import kept_scores, read_scores
+from saap_jax.kept import kept_scores
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.runs import existing_units
 from saap_jax.pipeline import step, tokens_to_observe
 from saap_jax.report import RunDirectory, provenance
 from saap_jax.report.files import append_line
 from saap_jax.report.finish import Ending, finish, job
-from saap_jax.report.kinds.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
+from saap_jax.report.kinds.fidelity import fidelity_files, read_changes
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"
@@ -52,7 +51,9 @@ def judge(
         The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
     check_estimators(config.estimation.estimators, config.fusion)
-    ending = Ending(lambda run: _texts(_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json"))
+    ending = Ending(
+        lambda run: fidelity_files(*_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json")
+    )
     with job(config, ending, overwrite=overwrite) as run:
         if not run.finished:
             _judge(config, run, track)
@@ -90,15 +91,7 @@ def _judge(config: FidelityConfig, run: RunDirectory, track: Track) -> None:
 
 def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
     """Return what follows from the scores and the exact changes that a run holds."""
-    calibrated = read_scores(run)
-    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
-    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
-    changes = {
-        unit: change
-        for unit, change in _changes(run.path / CHANGES).items()
-        if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
-    }
-    exact = changes_to_scores(changes, like)
+    scores, exact = read_changes(run.path)
     windows = len(config.calibration.scenarios) * config.calibration.examples
     rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
     return Judged(rows, scores, exact)
@@ -106,12 +99,3 @@ def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
 
 def _changes(path: Path) -> dict[Unit, float]:
     return changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
-
-
-def _texts(judged: Judged) -> dict[str, str]:
-    """Return the files of a run: scores against exact changes as a figure, and the correlations as tables."""
-    return {
-        "fidelity.svg": fidelity_scatter(judged.scores, judged.exact, judged.rows),
-        "fidelity.md": markdown_fidelity(judged.rows),
-        "fidelity.csv": csv_fidelity(judged.rows),
-    }

@@ -25,7 +25,8 @@ from saap_jax.options import (
 )
 from saap_jax.pipeline import perplexity, select_path
 from saap_jax.report import finish
-from saap_jax.report.kinds.frontier import frontier_figure, summary
+from saap_jax.report.kinds.frontier import frontier_files, summary
+from saap_jax.report.page.markdown import escaped
 from saap_jax.types import STRUCTURES
 from saap_jax.variants import seeds_of, variants_of
 
@@ -239,9 +240,10 @@ class TestOutput:
         for each in found:
             assert each.variant in description
             assert f"largest ratio within the limit {100 * each.ratio.mean:.1f}" in description
-        assert svg == frontier_figure(run.record, run.candidates(), found), "equal records, equal bytes"
+        for name, text in frontier_files(run.record, run.candidates()).items():
+            assert (run.path / name).read_text() == text, "equal records, equal bytes"
         table = (run.path / "frontier.md").read_text()
-        assert table.startswith(summary(run.record, found))
+        assert table.startswith(escaped(summary(run.record, found)))
         lines = (run.path / "frontier.csv").read_text().splitlines()
         assert len(lines) == 1 + 2 * len(seeds_of(config))
         assert len((run.path / "curve.csv").read_text().splitlines()) == 2 + len(run.candidates())

@@ -1,13 +1,6 @@
 """What is kept of a run and what people look at: records, tables, figures, the page. Reads run records, no model."""
 
-from saap_jax.report.kinds.tables import (
-    csv_table,
-    cut_rows,
-    headline,
-    markdown_table,
-    rich_cut_table,
-    rich_table,
-)
+from saap_jax.report.kinds.variants import csv_table, cut_rows, headline
 from saap_jax.report.provenance import provenance
 from saap_jax.report.records import RunDirectory, read_candidates, read_run
 from saap_jax.report.rows import comparison_rows
@@ -20,13 +13,10 @@ __all__ = [
     "csv_table",
     "cut_rows",
     "headline",
-    "markdown_table",
     "provenance",
     "read_candidates",
     "read_run",
     "render_report",
-    "rich_cut_table",
-    "rich_table",
     "write_report",
     "write_reports",
     "write_scalars",

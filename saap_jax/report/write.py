@@ -4,9 +4,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from saap_jax.report.kinds.overview import CSV_HEADER, csv_report, overview_sections
+from saap_jax.report.figures.paper import paper_figures
+from saap_jax.report.kinds.overview import CSV_HEADER, overview_sections, report_data
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page.blocks import Detail, Page, RunView
+from saap_jax.report.page.csv_text import data_text
 from saap_jax.report.page.html import render_page
 from saap_jax.report.page.markdown import MARK, markdown_report
 from saap_jax.report.records import read_run, write_atomically
@@ -76,11 +78,11 @@ def write_reports(
     page = report_page(views, folded=len(views) > OPEN)
     texts = {page_path: render_page(page), page_path.with_suffix(".md"): markdown_report(page)}
     if any(view.compared for view in views):
-        texts[page_path.with_suffix(".csv")] = csv_report(views)
+        texts[page_path.with_suffix(".csv")] = data_text(report_data(views))
     for path in texts:
         if not overwrite and not is_ours(path):
             raise ValueError(f"{path} is no report of saap; pass --overwrite to replace it, or another --out")
-    drawn = draw(page, Path(figures)) if figures else {}
+    drawn = {Path(figures) / name: content for name, content in paper_figures(page)} if figures else {}
     taken = [] if overwrite else [path for path in drawn if path.exists() and b"saap_jax" not in path.read_bytes()]
     if taken:
         raise ValueError(f"{taken[0]} is no figure of saap; pass --overwrite to replace it, or other --figures")
@@ -140,10 +142,3 @@ def is_ours(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(4096)
     return any(mark in start for mark in _MARKS)
-
-
-def draw(page: Page, directory: Path) -> dict[Path, bytes]:
-    """Return the figures of a page for papers, by path."""
-    from saap_jax.report.figures.paper import paper_figures  # here, because plotting takes long to import
-
-    return {directory / name: content for name, content in paper_figures(page.views)}

@@ -15,7 +15,7 @@ from saap_jax.evaluation.paired import FEWEST
 from saap_jax.locks import held
 from saap_jax.pipeline import step
 from saap_jax.report import RunDirectory, provenance
-from saap_jax.report.figures.couplings import couplings_drawing
+from saap_jax.report.figures.couplings import coupling_record
 from saap_jax.report.finish import Ending, finish, job
 from saap_jax.report.kinds.traced import traced_files
 from saap_jax.report.rows import DENSE
@@ -33,7 +33,7 @@ from saap_jax.traced.select import (
 from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
-ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True, further=("couplings.svg",))
+ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True)
 
 
 def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -83,7 +83,7 @@ def _compare(config: TracedCompareConfig, run: RunDirectory, track: Track) -> No
         rows = evaluated(run, subject, selections, config, track)
     with run.stage("cut"), step(track, "cut the best of each ratio and check it"):
         run.update(best=[_best(subject, rows, selections, ratio, config.batch_size) for ratio in config.ratios])
-    run.save_text("couplings.svg", couplings_drawing(subject.traced))
+    run.update(couplings=coupling_record(subject.traced))
     finish(run, ENDING)
 
 

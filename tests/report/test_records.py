@@ -455,8 +455,9 @@ class TestProvenance:
 
 @pytest.mark.parametrize(
     "module",
-    ["files", "records", "reading", "schema", "provenance", "monitor", "scalars", "write", "kinds/tables", "figures/ratio",
-     "page/html"],
+    ["files", "records", "reading", "schema", "provenance", "monitor", "scalars", "write",
+     *(f"page/{name}" for name in ("blocks", "formats", "html", "markdown", "strips")),
+     *(f"figures/{name}" for name in ("axes", "charts", "draw", "palette", "paper", "ratio"))],
 )  # fmt: skip
 def test_reports_import_no_model_and_no_jax(module):
     """Records are read where no accelerator is: only `provenance` and what measures import jax, when called."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from saap_jax.evaluation.many import differences_against
 from saap_jax.evaluation.paired import LEVEL, Difference, few, holm, resamples_for
-from saap_jax.report.kinds.tables import format_ppl
-from saap_jax.report.page.strips import Axis, Column, Strip, chart, interval, nice_axis
+from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
+from saap_jax.report.page.formats import BEST, MINUS, format_p, format_ppl, short_name
+from saap_jax.report.page.strips import nice_axis
 from saap_jax.report.rows import Record, Row, metrics
 
 _BEYOND = 3.0
@@ -104,38 +105,35 @@ def format_interval(difference: Difference) -> str:
     return f"[{_written(difference.low, factor, digits)}, {_written(difference.high, factor, digits)}]"
 
 
-def forest(found: Sequence[Against], best: str, limit: int) -> str:
+def forest(found: Sequence[Against], limit: int) -> Chart:
     """Return the variants of one ratio as a chart, a line each and a column a text, closest to the best first.
 
-    `found` are of one ratio; texts are columns in the order of the record. Empty without any.
+    `found` are of one ratio; texts are columns in the order of the record.
     """
     texts = {against.metric: against.domain for against in found}
     by_label: dict[str, dict[str, Against]] = {}
     for against in found:
         by_label.setdefault(against.label, {})[against.metric] = against
-    shown = list(by_label.items())[:limit]
+    shown, best, asked = list(by_label.items())[:limit], found[0].best, f"{100 * found[0].asked:g}"
     columns, axes = [], {}
     for metric, domain in texts.items():
         axes[metric] = percent_axis([each[metric].difference for _, each in shown if metric in each])
         columns += [Column(f"{domain} of domain" if domain == "out" else "in domain", axes[metric]), Column("%")]
-    zero = Difference(0.0, math.nan, math.nan)
-    strips = []
-    if shown:
-        cells = [
-            cell for axis in axes.values() for cell in (interval(axis, *zero[:3], said=f"{best}: the reference"), "0")
-        ]
-        strips.append(Strip(f"{best} *", cells, "best"))
+    reference = Interval(0.0, math.nan, math.nan, f"{best}: the reference")
+    strips = [Strip(f"{best} {BEST}", [reference, Note("0")] * len(axes), "best")]
     for label, each in shown:
-        cells = []
-        for metric, axis in axes.items():
+        cells: list[Interval | Note] = []
+        for metric in axes:
             if metric not in each:
-                cells += ["", "n/a"]
+                cells += [Note(""), Note("n/a")]
                 continue
             one = each[metric]
-            cells.append(interval(axis, *percent_ends(one.difference), said=_said(one), sure=one.sure))
-            cells.append(f"{format_difference(one.difference)} <small>{format_interval(one.difference)}</small>")
+            cells.append(Interval(*percent_ends(one.difference), said=_said(one), sure=one.sure))
+            cells.append(Note(format_difference(one.difference), format_interval(one.difference)))
         strips.append(Strip(label, cells))
-    return chart("variant", columns, strips)
+    below = f"perplexity above that of {short_name(best, 60)}, %"
+    return Chart(f"intervals-{asked}", f"Differences from the best, {asked} % asked", "variant", columns, strips,
+                 below=below)  # fmt: skip
 
 
 def _said(one: Against) -> str:
@@ -147,15 +145,6 @@ def _said(one: Against) -> str:
         said += f" {format_interval(difference)}, wins {100 * difference.win_rate:.0f} % of the windows, "
         said += f"adjusted p {format_p(one.p_value)}{', tied' if one.tied else ''}"
     return said
-
-
-def format_p(value: float) -> str:
-    """Return a p-value.
-
-    >>> format_p(0.00042), format_p(0.31), format_p(math.nan)
-    ('0.0004', '0.31', 'n/a')
-    """
-    return "n/a" if math.isnan(value) else f"{value:.1g}" if value < 0.001 else f"{value:.2g}"
 
 
 def percent_axis(differences: Sequence[Difference]) -> Axis:
@@ -190,5 +179,5 @@ def _written(nats: float, factor: bool, digits: int) -> str:
         return "n/a"
     ratio = math.exp(min(nats, 700.0)) if nats < math.inf else math.inf
     if not factor:
-        return f"{100 * (ratio - 1):+,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        return f"{100 * (ratio - 1):+,.{digits}f}".replace("-", MINUS)
     return format_ppl(ratio) if ratio >= 1e5 else f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"

@@ -1,51 +1,54 @@
-"""What `saap bench` found, as tables for a terminal of 100 columns."""
+"""What `saap bench` found: the sizes of the models, and their times a workload."""
 
 from typing import Any
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from saap_jax.report.kinds.tables import format_count, format_mebibytes, format_millions, format_milliseconds
+from saap_jax.report.page.blocks import Table, Words, text_table
+from saap_jax.report.page.formats import format_count, format_mebibytes, format_millions, format_milliseconds
 
 Record = dict[str, Any]
 
 
-def rich_bench(result: Record) -> Group:
-    """Return the sizes of the models, and a table of times a workload."""
+def bench_blocks(result: Record) -> list[Table | Words]:
+    """Return the sizes of the models, a table of times a workload, and what the columns are."""
     groups: dict[tuple[int, int, int], list[Record]] = {}
     for row in result["workloads"]:
         groups.setdefault((row["batch"], row["prompt"], row["new"]), []).append(row)
-    return Group(_sizes(result), *(_times(rows) for rows in groups.values()))
+    return [_sizes(result), *(_times(rows) for rows in groups.values()), *map(Words, footnotes(result))]
 
 
 def _sizes(result: Record) -> Table:
-    table = _table(f"size, {result['dtype']}", ("model", "layers", "params (M)", "MMACs a token", "weights (MiB)"))
-    for row in result["models"]:
-        cells = (str(row["layers"]), *(format_millions(float(row[key])) for key in ("parameters", "macs_per_token")))
-        table.add_row(Text(row["model"]), *cells, format_mebibytes(float(row["weight_bytes"])))
-    return table
+    header = ("model", "layers", "params (M)", "MMACs a token", "weights (MiB)")
+    lines = [
+        (
+            row["model"],
+            str(row["layers"]),
+            *(format_millions(float(row[key])) for key in ("parameters", "macs_per_token")),
+            format_mebibytes(float(row["weight_bytes"])),
+        )
+        for row in result["models"]
+    ]
+    return text_table(f"size, {result['dtype']}", header, lines)
 
 
 def _times(rows: list[Record]) -> Table:
     first = rows[0]
-    table = _table(
-        f"batch {first['batch']}, {first['prompt']} prompt tokens, {first['new']} new ones",
-        ("model", "prefill (ms)", "first (ms)", "tokens a second", "memory (MiB)", "prefill x", "decode x"),
-    )
+    title = f"batch {first['batch']}, {first['prompt']} prompt tokens, {first['new']} new ones"
+    header = ("model", "prefill (ms)", "first (ms)", "tokens a second", "memory (MiB)", "prefill x", "decode x")
+    lines = []
     for row in rows:
         memory = row["memory_bytes"]
-        table.add_row(
-            Text(row["model"]),
-            _interval(row["prefill_seconds"], format_milliseconds),
-            format_milliseconds(row["first_token_seconds"]["median"]),
-            _interval(row["tokens_per_second"], format_rate) if "tokens_per_second" in row else "-",
-            "n/a" if memory is None else format_mebibytes(float(memory)),
-            format_speed_up(row["prefill_speed_up"]),
-            format_speed_up(row["decode_speed_up"]) if "decode_speed_up" in row else "-",
+        lines.append(
+            (
+                row["model"],
+                _interval(row["prefill_seconds"], format_milliseconds),
+                format_milliseconds(row["first_token_seconds"]["median"]),
+                _interval(row["tokens_per_second"], format_rate) if "tokens_per_second" in row else "-",
+                "n/a" if memory is None else format_mebibytes(float(memory)),
+                format_speed_up(row["prefill_speed_up"]),
+                format_speed_up(row["decode_speed_up"]) if "decode_speed_up" in row else "-",
+            )
         )
-    return table
+    return text_table(title, header, lines)
 
 
 def footnotes(result: Record) -> list[str]:
@@ -60,13 +63,6 @@ def footnotes(result: Record) -> list[str]:
         "MACs a token: entries of all matrices, unembedding included; memory: weights, cache and temporaries of the"
         " larger program, as the compiler counts them",
     ]
-
-
-def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=Text(title, style="italic"), box=box.SIMPLE_HEAD, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
-    return table
 
 
 def _interval(values: Record, form: Any) -> str:

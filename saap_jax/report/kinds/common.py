@@ -4,9 +4,30 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from saap_jax.report.page.blocks import Block, Bullets, Cell, Code, Facts, Folded, Line, Number, Section, Table, Words
+from saap_jax.evaluation.paired import FEWEST
+from saap_jax.report.figures.couplings import coupling_plot
+from saap_jax.report.figures.draw import on_screen
+from saap_jax.report.page.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Data,
+    Detail,
+    Facts,
+    Folded,
+    Line,
+    Picture,
+    Section,
+    Table,
+    Words,
+    leaves,
+)
+from saap_jax.report.page.csv_text import data_text
+from saap_jax.report.page.formats import format_usd, plural
+from saap_jax.report.page.markdown import markdown_text
 from saap_jax.report.records import plain
-from saap_jax.report.rows import Record
+from saap_jax.report.rows import DENSE, Record
 
 _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds", "seconds", "{:,.1f}".format),
@@ -99,15 +120,6 @@ def cost_sentences(run: Record) -> list[str]:
     return sentences
 
 
-def format_usd(value: Number) -> str:
-    """Return US dollars, small amounts with two digits.
-
-    >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0)
-    ('$0.0042', '$12.30', '$0.00')
-    """
-    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
-
-
 def seconds_of(run: Record) -> float | None:
     """Return the seconds of all stages, None where none was recorded."""
     stages = run.get("stages") or []
@@ -115,20 +127,51 @@ def seconds_of(run: Record) -> float | None:
 
 
 def suggestions_section(run: Record) -> list[Section]:
-    """Return what the run suggests to do next: what, with which expected effect, by which command."""
+    """Return what the run suggests to do next; nothing where it suggests nothing."""
+    known = bool(run.get("suggestions"))
+    return [Section("suggestions", "What to try next", suggestion_blocks(run))] if known else []
+
+
+def suggestion_blocks(run: Record) -> list[Block]:
+    """Return the suggestions that a run keeps: what, with which expected effect, by which command; or why none."""
+    suggestions = run.get("suggestions") or []
+    if not suggestions:
+        windows = min((len(losses) for losses in (run.get(DENSE) or {}).get("losses", {}).values()), default=FEWEST)
+        few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
+        return [Words(f"No suggestion: nothing measured is sure to be an improvement{few}.", soft=False)]
     blocks: list[Block] = []
-    for suggestion in run.get("suggestions") or []:
-        if isinstance(suggestion, str):
-            blocks.append(Words(suggestion, soft=False))
-            continue
-        effect = suggestion.get("expected_effect") or suggestion.get("effect") or ""
-        blocks.append(Words(str(suggestion.get("text", "")), soft=False))
-        known = str(effect).startswith(("measured", "expected"))
-        blocks += (
-            [Words(f"{effect[0].upper()}{effect[1:]}" if known else f"Expected effect: {effect}")] if effect else []
-        )
-        blocks += [Code("Command", str(suggestion["command"]))] if suggestion.get("command") else []
-    return [Section("suggestions", "What to try next", blocks)] if blocks else []
+    for place, suggestion in enumerate(suggestions, start=1):
+        known = {"text": suggestion} if isinstance(suggestion, str) else suggestion
+        number = f"{place}. " if len(suggestions) > 1 else ""
+        blocks.append(Words(f"{number}{known.get('text', '')}", soft=False))
+        if effect := str(known.get("expected_effect") or known.get("effect") or ""):
+            said = effect.startswith(("measured", "expected"))
+            blocks.append(Words(f"{effect[0].upper()}{effect[1:]}" if said else f"Expected effect: {effect}"))
+        blocks += [Code("Command", str(known["command"]))] if known.get("command") else []
+    return blocks
+
+
+def coupling_section(run: Record, detail: Detail) -> list[Section]:
+    """Return the figure of coupled structures; nothing where they were not recorded."""
+    if not run.get("couplings") or not detail.drawn:
+        return []
+    plot = coupling_plot(run["couplings"])
+    said = (
+        "Parameters on the left, a box an axis; structures on the right, with a line to each axis that is cut with "
+        "them. What is pinned is grey."
+    )
+    return [Section("couplings", "Coupled structures", [Words(said), Picture(plot.title, plot)])]
+
+
+def files_of(stem: str, blocks: Sequence[Block]) -> dict[str, str]:
+    """Return blocks as the files that a command writes into its run: figures, tables of all digits, and the words."""
+    files = {}
+    for block in leaves(blocks):
+        if isinstance(block, Picture):
+            files[f"{block.plot.name}.svg"] = on_screen(block.plot, alone=True)
+        elif isinstance(block, Data):
+            files[block.filename] = data_text(block)
+    return files | {f"{stem}.md": markdown_text(blocks)}
 
 
 def _listed(value: Any) -> str:

@@ -1,38 +1,45 @@
 """A compare run as sections: who is best, by how much and how surely, what is kept where, what the cut saves."""
 
 import math
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from saap_jax.report.figures.ratio import curves, frontier, legend
-from saap_jax.report.kinds import tables
-from saap_jax.report.kinds.against import Against, against_best, forest, format_difference, format_interval, format_p
-from saap_jax.report.kinds.common import cost_section, reproduce_section, suggestions_section
-from saap_jax.report.kinds.distributions import score_chart
-from saap_jax.report.kinds.fusion import csv_fusions, fusion_cells, fusion_figure
-from saap_jax.report.kinds.kept_map import kept_map
-from saap_jax.report.kinds.summary import DOMAINS, cut_notes, summary
+from saap_jax.report.figures.ratio import curves, ratio_panels, ratio_plot
+from saap_jax.report.kinds.against import Against, against_best, forest
+from saap_jax.report.kinds.common import cost_section, coupling_section, reproduce_section, suggestions_section
+from saap_jax.report.kinds.distributions import score_parts
+from saap_jax.report.kinds.fusion import fusion_section
+from saap_jax.report.kinds.variants import (
+    DOMAINS,
+    candidate_data,
+    cut_rows,
+    cut_table,
+    headline,
+    summary,
+    variant_table,
+)
 from saap_jax.report.page.blocks import (
     Block,
     Bullets,
-    Cell,
+    Chart,
+    Column,
     Detail,
-    Download,
-    Line,
+    Heat,
+    Number,
     Part,
     Picture,
     Pictures,
+    Scale,
     Section,
-    Table,
+    Strip,
     Words,
-    plain_table,
-    plural,
 )
+from saap_jax.report.page.formats import plural
+from saap_jax.report.page.strips import layer_axis
 from saap_jax.report.records import read_candidates
-from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, leading, merged, metrics, untested
+from saap_jax.report.rows import DENSE, Record, Row, comparison_rows, labels, leading, merged, metrics, untested
 from saap_jax.report.score_arrays import read_scores
-from saap_jax.types import STRUCTURES, Scores
 
 
 class Compared(NamedTuple):
@@ -68,6 +75,7 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
         *score_section(found, detail),
         *fusion_section(run, detail),
         *cut_section(run),
+        *coupling_section(run, detail),
         *cost_section(run),
         reproduce_section(run),
     ]
@@ -78,8 +86,7 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
     """Return the table of all variants."""
     if not found.rows:
         return []
-    parts = [tables.headline(found.run), *re.split(r" {3,}|\n", tables.legend(found.run, found.rows))]
-    blocks: list[Block] = [Words(f"{'; '.join(part.strip() for part in parts if part)}.")]
+    blocks: list[Block] = [Words(f"{headline(found.run)}.")]
     if found.against:
         blocks.append(
             Words(
@@ -89,64 +96,28 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
                 "lower loss; p: of no difference, adjusted for the number of variants (paired bootstrap, Holm)."
             )
         )
-    blocks.append(comparison_table(found))
+    blocks.append(variant_table(found.run, found.rows, found.against))
     if detail.downloads:
-        text = tables.csv_table(found.run, found.candidates)
-        blocks.append(Download("CSV of all candidates, full precision", "comparison.csv", text))
+        blocks.append(candidate_data(found.run, found.candidates))
     return [Section("comparison", "Comparison", blocks)]
 
 
-def comparison_table(found: Compared) -> Table:
-    """Return every variant beside the dense model and beside the best of its ratio."""
-    header, cells = tables.comparison_cells(found.run, found.rows)
-    domains = [domain for domain in ("in", "out") if any(one.domain == domain for one in found.against)]
-    primary = domains[-1] if domains else None
-    by_row = {(one.candidate, one.domain): one for one in reversed(found.against)}  # the first text of a domain counts
-    for domain in domains:
-        header = [*header, f"Δ {domain} %"]
-    header += ["wins %", "p"] if primary else []
-    lines = []
-    for row, texts in zip(found.rows, cells, strict=True):
-        ppl = [row.ppl_in if name == "ppl in" else row.ppl_out for name in header if name.startswith("ppl ")]
-        values = [None, 100 * row.asked, row.actual, None, *ppl]  # None: the text says it
-        line = [Cell(text, value) for text, value in zip(texts, values, strict=True)]
-        mine = {domain: by_row.get((row.candidate, domain)) for domain in domains}
-        for one in mine.values():
-            line.append(_difference_cell(one))
-        if primary:
-            line += _win_cells(mine[primary])
-        mark = "best" if row.best else "dense" if row.candidate == DENSE else ""
-        lines.append(Line(line, mark))
-    return Table("Comparison", header, lines, sortable=True)
-
-
-def _difference_cell(one: Against | None) -> Cell:
-    if one is None:
-        return Cell("-", math.nan)
-    interval = format_interval(one.difference)
-    return Cell(format_difference(one.difference) + (f" {interval}" if interval else ""), one.difference.value)
-
-
-def _win_cells(one: Against | None) -> list[Cell]:
-    if one is None:
-        return [Cell("-", math.nan)] * 2
-    return [Cell(f"{100 * one.difference.win_rate:.0f}"), Cell(format_p(one.p_value), one.p_value)]
-
-
 def frontier_section(found: Compared, detail: Detail) -> list[Section]:
-    """Return perplexity against ratio, a drawing a text, numbered alike."""
+    """Return perplexity against ratio, a figure a text, numbered alike."""
     order = leading(found.rows, detail.limit)
-    pictures = []
+    pictures, panels = [], []
     for metric in metrics(found.run):
         lines, missing = curves(found.run, found.variants, metric["name"])
-        title = f"{metric['name']} ({DOMAINS[metric['domain']]})"
-        if drawn := frontier(lines, order, f"Perplexity against ratio: {metric['name']}", missing):
-            pictures.append(Picture(title, drawn))
+        name, domain = metric["name"], DOMAINS[metric["domain"]]
+        if plot := ratio_plot(f"Perplexity against ratio: {name}", lines, order, missing):
+            pictures.append(Picture(f"{name} ({domain})", plot))
+            panels.append((f"{domain}\n{name}", lines))
     if not pictures:
         return []
     said = "Logarithmic axis; lower is better. A number with an arrow lies beyond the scale, on its upper edge."
-    labels = {row.label for row in found.rows if row.candidate != DENSE}
-    blocks = [Words(said + _left_out(len(labels) - len(order))), Pictures(pictures, legend(order))]
+    names = {row.label for row in found.rows if row.candidate != DENSE}
+    together = Pictures(pictures, order, ratio_panels("frontier", panels, order))
+    blocks = [Words(said + _left_out(len(names) - len(order))), together]
     return [Section("frontier", "Perplexity against ratio", blocks)]
 
 
@@ -169,10 +140,8 @@ def interval_section(found: Compared, detail: Detail) -> list[Section]:
     ]
     for asked in dict.fromkeys(one.asked for one in found.against):
         group = [one for one in found.against if one.asked == asked]
-        drawn = forest(group, group[0].best, detail.limit)
-        title = f"{100 * asked:g} % asked"
         more = _left_out(len({one.label for one in group}) - detail.limit)
-        blocks.append(Part(title, [Picture(f"Differences from the best, {title}", drawn), *_words(more)]))
+        blocks.append(Part(f"{100 * asked:g} % asked", [forest(group, detail.limit), *_words(more)]))
     return [Section("intervals", "How sure is that", blocks)]
 
 
@@ -182,23 +151,47 @@ def kept_section(found: Compared, detail: Detail) -> list[Section]:
     blocks: list[Block] = []
     for asked in dict.fromkeys(row.asked for row in found.rows if row.candidate in named):
         chosen = [named[row.candidate] for row in found.rows if row.candidate in named and row.asked == asked]
-        title = f"{100 * asked:g} % asked"
-        if drawn := kept_map(found.run, chosen[: detail.limit]):
+        if chart := kept_map(found.run, chosen[: detail.limit]):
             more = _left_out(len(chosen) - detail.limit)
-            blocks.append(Part(title, [Picture(f"Kept by layer, {title}", drawn), *_words(more)]))
+            blocks.append(Part(f"{100 * asked:g} % asked", [chart, *_words(more)]))
     if not blocks:
         return []
     said = "Share of the units of each layer that stays, best variant first: dark is 0, bright is all of them."
-    return [Section("kept", "What is kept where", [Words(said), Picture("Scale", SCALE), *blocks])]
+    return [Section("kept", "What is kept where", [Words(said), Scale(), *blocks])]
 
 
-SCALE = (
-    '<div class="scale" role="img" aria-label="Scale: dark 0 %, bright 100 %"><span>0 %</span>'
-    '<svg viewBox="0 -.5 21 1" preserveAspectRatio="none" class="heat" aria-hidden="true">'
-    + "".join(f'<path class="h{level}" d="M{level} 0h1"/>' for level in range(21))
-    + "</svg><span>100 %</span></div>"
-)
-"""The scale of all cells of heat."""
+def kept_shares(run: Record, kept: dict[str, list]) -> dict[str, list[float]]:
+    """Return the share of units that each layer keeps, by structure; NaN where the layer has none."""
+    shares = {}
+    for name, units in run.get("model", {}).get("units", {}).items():
+        counts = kept.get(name, ())
+        of = [units] * len(counts) if isinstance(units, int) else units
+        shares[name] = [count / total if total else math.nan for count, total in zip(counts, of, strict=True)]
+    return shares
+
+
+def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
+    """Return the share of units that each candidate of a ratio keeps in each layer; None where none recorded it."""
+    rows = [(name, c) for name, c in zip(labels(candidates), candidates, strict=True) if "kept" in c]
+    shares = [(name, c["kept"], kept_shares(run, c["kept"])) for name, c in rows]
+    structures = run.get("model", {}).get("units", {})
+    layers = {s: max((len(each[s]) for *_, each in shares), default=0) for s in structures}
+    structures = {name: units for name, units in structures.items() if layers[name]}
+    if not structures:
+        return None
+    columns = [Column(f"{name} kept, by layer", layer_axis(layers[name]), lines=False) for name in structures]
+    strips = [
+        Strip(name, [Heat(each[s], _said(name, s, kept[s], units)) for s, units in structures.items()])
+        for name, kept, each in shares
+    ]
+    asked = f"{100 * rows[0][1]['ratio_asked']:g}"
+    title = f"Kept by layer, {asked} % asked"
+    return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
+
+
+def _said(name: str, structure: str, counts: Sequence[Number], units: int | Sequence[int]) -> str:
+    of = f"{units}" if isinstance(units, int) else " ".join(map(str, units))
+    return f"{name}, {structure}: of {of} each layer keeps {' '.join(f'{count:.6g}' for count in counts)}"
 
 
 def score_section(found: Compared, detail: Detail) -> list[Section]:
@@ -212,53 +205,12 @@ def score_section(found: Compared, detail: Detail) -> list[Section]:
     return [Section("scores", "How scores are distributed", [Words(said), *parts])]
 
 
-def score_parts(by_estimator: dict[str, Scores], detail: Detail, scenario: str = "") -> tuple[str, list[Block]]:
-    """Return how charts of scores are read, and a chart a structure."""
-    parts: list[Block] = []
-    for structure in STRUCTURES:
-        if drawn := score_chart(by_estimator, structure, detail.limit):
-            title = f"{scenario}: {structure}" if scenario else structure
-            parts.append(Part(title, [Picture(f"Scores of {structure} units", drawn)]))
-    said = (
-        "Left: how widely an estimator's scores are spread, as multiples of its middle score (logarithmic; thick: the "
-        "middle half of the units, thin: 90 % of them). Right: mean percentile rank of each layer's units, bright is "
-        "important."
-    )
-    more = len(by_estimator) - detail.limit
-    return said + (f" {plural(more, 'more estimator')} in scores.npz." if more > 0 else ""), parts
-
-
-def fusion_section(run: Record, detail: Detail) -> list[Section]:
-    """Return how a run's fused scores came about: formula, figure, table and CSV; nothing where none was fused."""
-    fusions = run.get("fusions") or {}
-    header, lines = fusion_cells(fusions)
-    if not lines:
-        return []
-    constant = ((run.get("config") or {}).get("fusion") or {}).get("scope_constant")
-    blocks: list[Block] = [
-        Words(
-            f"A unit's fused score is {'Σ I / (2 σ²)' + (' + Σ log σ' if constant else '')} over the estimators that "
-            "are its members, with the σ of the unit's scope. The scores of a member have a unit of their own, and so "
-            "have its σ and weight: compare them between scopes and scenarios, not between members."
-        )
-    ]
-    if detail.drawn:
-        blocks.append(Picture("Figure of σ and weights", fusion_figure(fusions), wide=True))
-    blocks.append(plain_table("σ and weights", header, lines, words=4))
-    if detail.downloads:
-        blocks.append(Download("CSV of σ and weights, full precision", "fusions.csv", csv_fusions(fusions)))
-    return [Section("fusion", "How fused scores came about", blocks)]
-
-
 def cut_section(run: Record) -> list[Section]:
     """Return the cut model beside the dense one; nothing where none was cut."""
-    rows = tables.cut_rows(run)
-    if not rows:
+    if not cut_rows(run):
         return []
     name = str((run.get("best") or {}).get("candidate", ""))
-    blocks: list[Block] = [Words(name)] if name else []
-    blocks.append(plain_table("The cut model", ["", "dense", "cut", "change"], rows))
-    return [Section("cut", "The cut model", [*blocks, *map(Words, cut_notes(run))])]
+    return [Section("cut", "The cut model", [*_words(name), cut_table(run)])]
 
 
 def _left_out(number: int) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from saap_jax.report.page.strips import Axis, Column, Strip, band, chart, heat, layer_axis
-from saap_jax.types import Scores
+from saap_jax.report.page.blocks import Axis, Band, Block, Chart, Column, Detail, Heat, Note, Part, Strip
+from saap_jax.report.page.formats import plural, slug
+from saap_jax.report.page.strips import layer_axis
+from saap_jax.types import STRUCTURES, Scores
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -74,33 +76,50 @@ def log_axis(found: Sequence[Distribution]) -> Axis:
     return Axis(float(low), float(high), ticks)
 
 
-def score_chart(by_estimator: Mapping[str, Scores], structure: str, limit: int) -> str:
+def score_chart(by_estimator: Mapping[str, Scores], structure: str, limit: int) -> Chart | None:
     """Return a chart of a structure's scores: a line an estimator, sizes on the left, ranks by layer on the right.
 
-    Empty without a finite score. Only the first `limit` estimators are shown.
+    None without a finite score. Only the first `limit` estimators are shown.
     """
     found = dict(list(distributions(by_estimator, structure).items())[:limit])
     if not found:
-        return ""
+        return None
     axis = log_axis(list(found.values()))
     layers = max(len(one.ranks) for one in found.values())
     strips = [
-        Strip(name, [_sizes(axis, name, one), heat(one.ranks.tolist(), _said(name, one))])
+        Strip(name, [_sizes(axis, name, one), Heat(one.ranks.tolist(), _said(name, one))])
         for name, one in found.items()
     ]
     columns = [Column("score / middle score", axis), Column("mean rank by layer", layer_axis(layers), lines=False)]
-    return chart("estimator", columns, strips)
+    title = f"Scores of {structure} units"
+    return Chart(f"scores-{structure}", title, "estimator", columns, strips, scale="percentile")
 
 
-def _sizes(axis: Axis, name: str, one: Distribution) -> str:
+def score_parts(by_estimator: Mapping[str, Scores], detail: Detail, scenario: str = "") -> tuple[str, list[Block]]:
+    """Return how charts of scores are read, and a chart a structure."""
+    parts: list[Block] = []
+    for structure in STRUCTURES:
+        if chart := score_chart(by_estimator, structure, detail.limit):
+            if scenario:
+                chart = chart._replace(name=f"scores-{slug(scenario)}-{structure}")
+            parts.append(Part(f"{scenario}: {structure}" if scenario else structure, [chart]))
+    said = (
+        "Left: how widely an estimator's scores are spread, as multiples of its middle score (logarithmic; thick: the "
+        "middle half of the units, thin: 90 % of them). Right: mean percentile rank of each layer's units, bright is "
+        "important."
+    )
+    more = len(by_estimator) - detail.limit
+    return said + (f" {plural(more, 'more estimator')} in scores.npz." if more > 0 else ""), parts
+
+
+def _sizes(axis: Axis, name: str, one: Distribution) -> Band | Note:
     if math.isnan(one.quantiles[0]):
-        return "<small>the middle score is not above 0</small>"
+        return Note("", "the middle score is not above 0")
     said = ", ".join(f"{100 * q:g} % {value:.3g}" for q, value in zip(QUANTILES, one.quantiles, strict=True))
     said = f"{name}, quantiles as multiples of the middle: {said}"
     if one.not_positive:
         said += f"; {100 * one.not_positive:.3g} % are not above 0"
-    logs = [math.log10(value) if value > 0 else axis.low for value in one.quantiles]
-    return band(axis, logs, said)
+    return Band([math.log10(value) if value > 0 else axis.low for value in one.quantiles], said)
 
 
 def _said(name: str, one: Distribution) -> str:

@@ -1,34 +1,16 @@
-"""How fusions came about: σ of every estimator, its way there, and the weights that follow, as tables and a figure."""
+"""How fusions came about: σ of every estimator, its way there, and the weights that follow."""
 
 import itertools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from saap_jax.report.figures.ratio import log_ticks
-from saap_jax.report.kinds.scores import INK, inline_svg, short_name
-from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.figures.fusion import fusion_plot
+from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Table, Words, text_table
 from saap_jax.report.rows import Record
 
 Fusions = dict[str, dict[str, Record]]
 """`{scenario: {fused estimator: record}}`; a record has `sigmas` and `weights` `{member: {scope: number}}`, a
 `trajectory` `{member: [steps][scopes]}` or None, and the `loss`."""
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
-"""Okabe and Ito's, a member each, as in the other figures; a second round is paler."""
-
-_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
-"""A structure each."""
-
-_MARKERS = ("o", "s", "^")
-"""The same, for points."""
-
-_HIGH = 2.7
-"""Inches of a fusion."""
 
 
 class FusionRow(NamedTuple):
@@ -42,6 +24,29 @@ class FusionRow(NamedTuple):
     weight: float
 
 
+def fusion_section(run: Record, detail: Detail) -> list[Section]:
+    """Return how a run's fused scores came about: formula, figure, table and CSV; nothing where none was fused."""
+    fusions = run.get("fusions") or {}
+    table = fusion_table(fusions)
+    if not table.lines:
+        return []
+    constant = ((run.get("config") or {}).get("fusion") or {}).get("scope_constant")
+    blocks: list[Block] = [
+        Words(
+            f"A unit's fused score is {'Σ I / (2 σ²)' + (' + Σ log σ' if constant else '')} over the estimators that "
+            "are its members, with the σ of the unit's scope. The scores of a member have a unit of their own, and so "
+            "have its σ and weight: compare them between scopes and scenarios, not between members."
+        )
+    ]
+    if detail.drawn:
+        said = ["{}, {}: {} {} σ {}, weight {}.".format(*(cell.text for cell in line.cells)) for line in table.lines]
+        blocks.append(Picture("Figure of σ and weights", fusion_plot(fusions, " ".join(said))))
+    blocks.append(table)
+    if detail.downloads:
+        blocks.append(fusion_data(fusions))
+    return [Section("fusion", "How fused scores came about", blocks)]
+
+
 def fusion_rows(fusions: Fusions) -> list[FusionRow]:
     """Return σ and weight, 1 / (2 σ²), of every member and scope, in the order of the records."""
     return [
@@ -53,9 +58,8 @@ def fusion_rows(fusions: Fusions) -> list[FusionRow]:
     ]
 
 
-def fusion_cells(fusions: Fusions) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the formatted cells of the table; all layers of a structure are one line, as a range."""
-    header = ["scenario", "fused", "member", "scope", "σ", "weight"]
+def fusion_table(fusions: Fusions) -> Table:
+    """Return the table of fusions; all layers of a structure are one line, as a range."""
 
     def group(row: FusionRow) -> tuple[str, ...]:
         return (*row[:3], row.scope.partition("/")[0])
@@ -66,158 +70,13 @@ def fusion_cells(fusions: Fusions) -> tuple[list[str], list[list[str]]]:
         structure, layered, _ = rows[0].scope.partition("/")
         scope = f"{structure}, {len(rows)} layer{'s' if len(rows) != 1 else ''}" if layered else structure
         lines.append([*key[:3], scope, _range(row.sigma for row in rows), _range(row.weight for row in rows)])
-    return header, lines
+    header = ["scenario", "fused", "member", "scope", "σ", "weight"]
+    return text_table("σ and weights of fused scores", header, lines, words=4)
 
 
-def rich_fusions(fusions: Fusions) -> Table:
-    """Return the table for a terminal of 100 columns."""
-    table = Table(
-        title=Text("σ and weights of fused scores", style="italic"), title_justify="left", box=box.SIMPLE_HEAD
-    )
-    header, lines = fusion_cells(fusions)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index > 3 else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    return table
-
-
-def csv_fusions(fusions: Fusions) -> str:
-    """Return σ and weights as CSV, one member and scope a line, in full precision."""
-    return csv_text(FusionRow._fields, fusion_rows(fusions))
-
-
-def fusion_figure(fusions: Fusions) -> str:
-    """Return σ and the weights of every fusion as SVG: a row a scenario and fused estimator, all axes logarithmic.
-
-    Left σ over gradient steps where there were any, else its value in each scope; right the weights. Colour is the
-    member, dashes are the structure. With a scope a layer, values are drawn over layers. Empty without a fusion.
-    """
-    each = [(scenario, name, fused) for scenario, named in fusions.items() for name, fused in named.items()]
-    if not each:
-        return ""
-
-    def paint(figure: Any) -> None:
-        figure.get_layout_engine().set(hspace=0.08, wspace=0.04)
-        for axes, (scenario, name, fused) in zip(figure.subplots(len(each), 2, squeeze=False), each, strict=True):
-            _paint(axes[0], axes[1], fused)
-            axes[0].set_title(short_name(f"{scenario}: {name}", 48), loc="left")
-            axes[1].set_title("weight, 1 / (2 σ²)", loc="left")
-
-    said = ["{}, {}: {} {} σ {}, weight {}.".format(*line) for line in fusion_cells(fusions)[1]]
-    return inline_svg(
-        paint,
-        height=_HIGH * len(each),
-        title="Fusion: σ and weights",
-        description=" ".join(["Uncertainties σ of the fused estimators and the weights that follow.", *said]),
-    )
-
-
-def _paint(left: Any, right: Any, fused: Record) -> None:
-    """Draw one fusion on two axes."""
-    from matplotlib.lines import Line2D  # here: the package imports this module, and plotting takes long to import
-
-    members, scopes = list(fused["sigmas"]), list(next(iter(fused["sigmas"].values())))
-    structures = list(dict.fromkeys(scope.partition("/")[0] for scope in scopes))
-    layered = any("/" in scope for scope in scopes)
-    if fused["trajectory"]:
-        _trajectory(left, fused["trajectory"], scopes, structures)
-    elif layered:
-        _by_layer(left, fused["sigmas"], structures)
-    else:
-        _points(left, fused["sigmas"], scopes)
-    left.set_ylabel("σ")
-    if layered:
-        _by_layer(right, fused["weights"], structures)
-    else:
-        _bars(right, fused["weights"], scopes)
-    for axis in (left, right):
-        _logarithmic(axis)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles = [Line2D([], [], color=_colour(index), linewidth=3) for index in range(len(members))]
-    names = [short_name(member) for member in members]
-    if len(structures) > 1 and (layered or fused["trajectory"]):
-        handles += [Line2D([], [], color=INK, linewidth=1.2, linestyle=_DASHES[i % 3]) for i in range(len(structures))]
-        names += structures
-    right.legend(handles, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=1.8)
-
-
-def _trajectory(axis: Any, steps: dict[str, list], scopes: list[str], structures: list[str]) -> None:
-    """Draw σ over gradient steps, a line a member and scope; many lines are thin."""
-    many = len(scopes) > 4
-    width, opacity = (0.6, 0.6) if many else (1.4, 1.0)
-    for index, values in enumerate(steps.values()):
-        lines = np.asarray(values, np.float64)
-        shown = np.arange(len(lines))
-        if many:  # keeps the file small; on this axis σ goes straight until it settles
-            shown = shown[(shown < 20) | (shown % 5 == 0) | (shown == len(lines) - 1)]
-        for scope, line in zip(scopes, lines[shown].T, strict=True):
-            dashes = _DASHES[structures.index(scope.partition("/")[0]) % 3]
-            axis.plot(shown, line, color=_colour(index, opacity), linestyle=dashes, linewidth=width)
-    axis.set_xlabel("gradient step")
-    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-
-
-def _by_layer(axis: Any, values: dict[str, dict[str, float]], structures: list[str]) -> None:
-    """Draw values over layers, a line a member and structure."""
-    for index, by_scope in enumerate(values.values()):
-        for which, structure in enumerate(structures):
-            split = ((scope.partition("/"), value) for scope, value in by_scope.items())
-            own = {int(layer): value for (name, _, layer), value in split if name == structure}
-            style: dict = {"linestyle": _DASHES[which % 3], "marker": _MARKERS[which % 3], "markersize": 2.5}
-            axis.plot(list(own), list(own.values()), color=_colour(index), linewidth=1.0, **style)
-    axis.set_xlabel("layer")
-    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
-
-
-def _points(axis: Any, values: dict[str, dict[str, float]], scopes: list[str]) -> None:
-    """Draw one point a member and scope."""
-    for index, (place, by_scope) in enumerate(zip(_places(len(values)), values.values(), strict=True)):
-        axis.plot(np.arange(len(scopes)) + place, list(by_scope.values()), "o", color=_colour(index), markersize=6)
-    _name_scopes(axis, scopes)
-
-
-def _bars(axis: Any, values: dict[str, dict[str, float]], scopes: list[str]) -> None:
-    """Draw one bar a member and scope, its value on top: on a logarithmic axis lengths alone say little."""
-    lowest = min(value for by_scope in values.values() for value in by_scope.values())
-    width, turned = 0.8 / len(values), len(values) * len(scopes) > 6
-    for index, (place, by_scope) in enumerate(zip(_places(len(values)), values.values(), strict=True)):
-        heights = np.asarray(list(by_scope.values()), np.float64)
-        bars = axis.bar(
-            np.arange(len(scopes)) + place, heights - lowest / 4, width, bottom=lowest / 4, color=_colour(index)
-        )
-        labels = [f"{height:.3g}" for height in heights]
-        axis.bar_label(bars, labels, padding=2, fontsize=7.5, rotation=90 if turned else 0)
-    axis.set_yscale("log")
-    axis.margins(y=0.45 if turned else 0.2)
-    _name_scopes(axis, scopes)
-
-
-def _name_scopes(axis: Any, scopes: list[str]) -> None:
-    axis.set_xlim(-0.6, len(scopes) - 0.4)
-    axis.set_xticks(range(len(scopes)), scopes)
-
-
-def _logarithmic(axis: Any) -> None:
-    """Give an axis a logarithmic scale with few round numbers, written out."""
-    from matplotlib.ticker import NullLocator
-
-    axis.set_yscale("log")
-    ticks = log_ticks(*axis.get_ylim())
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    axis.set_axisbelow(True)
-
-
-def _places(members: int) -> np.ndarray:
-    """Return where each member stands around its scope: side by side on 0.8 of the room."""
-    return (np.arange(members) - (members - 1) / 2) * 0.8 / members
-
-
-def _colour(index: int, opacity: float = 1.0) -> tuple[str, float]:
-    """Return colour and opacity of a member."""
-    return _COLOURS[index % len(_COLOURS)], opacity if index < len(_COLOURS) else 0.45 * opacity
+def fusion_data(fusions: Fusions) -> Data:
+    """Return σ and weights, one member and scope a line, in full precision."""
+    return Data("CSV of σ and weights, full precision", "fusions.csv", FusionRow._fields, fusion_rows(fusions))
 
 
 def _range(values: Iterable[float]) -> str:

@@ -4,25 +4,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.report.figures.ratio import Curve, frontier, legend
+from saap_jax.report.figures.ratio import Curve, ratio_panels, ratio_plot
 from saap_jax.report.kinds.against import Against
-from saap_jax.report.kinds.common import format_usd, seconds_of
-from saap_jax.report.kinds.summary import DOMAINS
-from saap_jax.report.kinds.tables import TIED, format_percent, format_ppl, format_spread
+from saap_jax.report.kinds.common import seconds_of
+from saap_jax.report.kinds.variants import DOMAINS
 from saap_jax.report.page.blocks import (
     Block,
     Cell,
+    Data,
     Line,
     Number,
     Picture,
     Pictures,
+    Plot,
     RunView,
     Section,
     Table,
     Words,
-    plural,
 )
-from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.page.csv_text import without_nan
+from saap_jax.report.page.formats import TIED, format_percent, format_ppl, format_spread, format_usd, plural
 from saap_jax.report.records import flatten, plain
 from saap_jax.report.rows import DENSE, Row, first_metric
 
@@ -49,9 +50,8 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
         order = drawn_runs(views)
         if alone := [view.name for view in views if view.compared and view.name not in order]:
             said += f" No other run was evaluated on the same as {', '.join(alone)}."
-        sections.append(
-            Section("frontiers", "Best perplexity against ratio", [Words(said), Pictures(drawn, legend(order))])
-        )
+        together = Pictures(drawn, order, joint_panels(views))
+        sections.append(Section("frontiers", "Best perplexity against ratio", [Words(said), together]))
     if table := differences(views):
         sections.append(Section("differences", "Where the configurations differ", table))
     return sections
@@ -153,13 +153,21 @@ def _number(value: Number, text: str) -> Cell:
 
 
 def joint_pictures(views: Sequence[RunView]) -> list[Picture]:
-    """Return the best of each ratio of all runs, a drawing a text that at least two runs share, see `evaluated`."""
-    found = joint_curves(views)
+    """Return the best of each ratio of all runs, a figure a text that at least two runs share, see `evaluated`."""
     order = drawn_runs(views)
-    pictures = [
-        Picture(text, frontier(lines, order, f"Best perplexity against ratio: {text}")) for text, lines in found.items()
+    plots = {text: ratio_plot(f"Best perplexity against ratio: {text}", lines, order)
+             for text, lines in joint_curves(views).items()}  # fmt: skip
+    return [Picture(text, plot) for text, plot in plots.items() if plot][:_TEXTS]
+
+
+def joint_panels(views: Sequence[RunView]) -> list[Plot]:
+    """Return the same figures for papers."""
+    order = drawn_runs(views)
+    return [
+        plot
+        for place, (text, lines) in enumerate(joint_curves(views).items(), start=1)
+        for plot in ratio_panels(f"runs-frontier-{place}", [(text, lines)], order)
     ]
-    return pictures[:_TEXTS]
 
 
 def drawn_runs(views: Sequence[RunView]) -> list[str]:
@@ -214,8 +222,8 @@ def differences(views: Sequence[RunView]) -> list[Block]:
     return [Words(said), Table("Differing fields", ["run", *shown], lines, words=len(shown) + 1)]
 
 
-def csv_report(views: Sequence[RunView]) -> str:
-    """Return the comparisons of all runs as CSV, a line a run, variant, ratio and text, in full precision.
+def report_data(views: Sequence[RunView]) -> Data:
+    """Return the comparisons of all runs, a line a run, variant, ratio and text, in full precision.
 
     An empty cell is what was not recorded, and what has no meaning: the dense model and the best are not compared.
     """
@@ -241,8 +249,8 @@ def csv_report(views: Sequence[RunView]) -> str:
                     getattr(row, f"spread_{domain}"),
                     int(row.best),
                 )
-                lines.append(["" if value != value else value for value in (*about, *values, *versus)])
-    return csv_text(CSV_HEADER, lines)
+                lines.append(without_nan((*about, *values, *versus)))
+    return Data("CSV of all comparisons, full precision", "report.csv", CSV_HEADER, lines)
 
 
 def _tied(one: Against) -> int | str:

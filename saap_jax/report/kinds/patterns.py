@@ -7,31 +7,17 @@ estimator's unit.
 
 import math
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from scipy.stats import rankdata
 
-from saap_jax.report.kinds.scores import format_correlation, heat_maps, inline_svg, rank_agreement, short_name
-from saap_jax.report.kinds.tables import format_percent
-from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.figures.patterns import pattern_plot
+from saap_jax.report.kinds.scores import rank_agreement
+from saap_jax.report.page.blocks import Block, Data, Detail, Folded, Part, Picture, Section, Table, Words, text_table
+from saap_jax.report.page.formats import format_correlation, format_percent
 from saap_jax.types import Keep, Scores
-
-_CELLS = 200
-"""Cells of a heat map side by side; more units than that are averaged, about as a screen would."""
-
-_LEVELS = 64
-"""Colours of a heat map: few enough for small files, too many to be told apart."""
-
-_PANELS = 4
-"""Scenarios side by side."""
-
-_TALL = {"least": 1.7, "layer": 0.1, "most": 5.0, "frame": 1.3}
-"""Inches: of a panel at least, of each layer, of a panel at most, and of titles, ticks and colour bar of a row."""
 
 _ROUNDING = 1e-6
 """How far a frequency in float32 may be off."""
@@ -222,11 +208,36 @@ def _percentiles(values: Float[np.ndarray, "_layers _units"]) -> Float[np.ndarra
     return result
 
 
-# --- tables ----------------------------------------------------------------------------------------
+# --- blocks ----------------------------------------------------------------------------------------
 
 
-def pattern_cells(found: Patterns, structure: str) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the formatted cells of a structure's table, one line a scenario."""
+def pattern_section(found: Patterns | None, detail: Detail) -> list[Section]:
+    """Return what scenarios have in common, structure by structure."""
+    if found is None:
+        return []
+    many = len(found.scenarios)
+    counted = "Unimportant in all scenarios" if many > 1 else "Unimportant units"
+    blocks: list[Block] = [
+        Words(
+            "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure, "
+            "over all layers."
+        )
+    ]
+    if many > 1 and detail.downloads:
+        blocks.append(pattern_data(found))
+    parts = []
+    for name, part in found.structures.items():
+        if part.units:
+            said = " ".join(pattern_notes(found, name))
+            maps = [Picture(f"Heat maps, {name}", pattern_plot(found, name, said))] if detail.drawn else []
+            folded = Folded(f"{counted}, by layer", [_by_layer(f"{counted} by layer, {name}", part.layers)])
+            parts.append(Part(name, [pattern_table(found, name), *maps, folded]))
+    title = "Patterns by scenario" if many > 1 else "Importance and usage"
+    return [Section("patterns", title, [*blocks, *parts])] if parts else []
+
+
+def pattern_table(found: Patterns, structure: str) -> Table:
+    """Return a structure's table, one line a scenario."""
     part = found.structures[structure]
     header = ["scenario"]
     header += ["mean usage %", "usage ~ importance"] if found.usage else []
@@ -238,7 +249,8 @@ def pattern_cells(found: Patterns, structure: str) -> tuple[list[str], list[list
             line += [format_percent(part.usage[scenario]), format_correlation(part.usage_importance[scenario])]
         line += [format_correlation(part.agreement[scenario])] if len(found.scenarios) > 1 else []
         lines.append(line)
-    return header, lines
+    title = f"{structure}, {part.units:,} units: patterns by scenario"
+    return text_table(title, header, lines, notes=pattern_notes(found, structure))
 
 
 def pattern_notes(found: Patterns, structure: str) -> list[str]:
@@ -259,30 +271,8 @@ def pattern_notes(found: Patterns, structure: str) -> list[str]:
     ]
 
 
-def _small_percent(value: float) -> str:
-    """Return a fraction as percent, with one digit where `format_percent` would leave none."""
-    return f"{100 * value:.1g}" if 0 < value < 0.0005 else format_percent(value)
-
-
-def rich_patterns(found: Patterns, structure: str) -> Table:
-    """Return the table of a structure for a terminal of 100 columns."""
-    table = Table(
-        title=Text(f"{structure}, {found.structures[structure].units:,} units: patterns by scenario", style="italic"),
-        caption=Text("\n".join(pattern_notes(found, structure))),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    header, lines = pattern_cells(found, structure)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    return table
-
-
-def csv_patterns(found: Patterns, *, only_consistent: bool = False) -> str:
-    """Return one line a unit as CSV: percentile rank and usage in each scenario, unimportant in all of them (1) or not.
+def pattern_data(found: Patterns, *, only_consistent: bool = True) -> Data:
+    """Return one line a unit: percentile rank and usage in each scenario, unimportant in all of them (1) or not.
 
     `only_consistent` leaves out units that are not.
     """
@@ -294,86 +284,15 @@ def csv_patterns(found: Patterns, *, only_consistent: bool = False) -> str:
         for layer, unit in np.argwhere(where).tolist():
             numbers = [f"{value:.6g}" for value in values[:, layer, unit].tolist()]
             rows.append([structure, layer, unit, *numbers, int(part.consistent[layer, unit])])
-    return csv_text(["structure", "layer", "unit", *columns, "consistently_unimportant"], rows)
+    header = ["structure", "layer", "unit", *columns, "consistently_unimportant"]
+    return Data("CSV of the units that are unimportant in all scenarios", "unimportant.csv", header, rows)
 
 
-# --- the figure ------------------------------------------------------------------------------------
+def _by_layer(title: str, layers: list[int]) -> Table:
+    """Return counts by layer, a column a layer."""
+    return text_table(title, [], [["layer", *map(str, range(len(layers)))], ["units", *map(str, layers)]])
 
 
-def pattern_figure(found: Patterns, structure: str) -> str:
-    """Return a structure's heat maps as SVG: importance and usage, a panel a scenario, and what all agree on.
-
-    A row of a panel is a layer. Attention units stand in order; MLP channels are sorted within their layer by their
-    mean rank over scenarios, the same order in all panels. Where there are more units than cells, a cell is a mean.
-    Empty if the model has no such unit.
-    """
-    part = found.structures[structure]
-    if not part.units:
-        return ""
-    panel = min(max(_TALL["least"], _TALL["layer"] * len(part.consistent)), _TALL["most"])
-    said = f"Percentile rank of importance by {found.importance}"
-    said += f" and frequency by {found.usage}" if found.usage else ""
-    said += f" of each unit by layer, a panel a scenario: {', '.join(found.scenarios)}."
-    return inline_svg(
-        lambda figure: _paint(figure, found, structure),
-        height=_shape(found)[0] * (panel + _TALL["frame"]),
-        title=f"Patterns by scenario: {structure}",
-        description=" ".join([said, *pattern_notes(found, structure)]),
-    )
-
-
-def _shape(found: Patterns) -> tuple[int, int]:
-    """Return rows and columns of panels: usage below importance (of one scenario: beside it), agreement at the end."""
-    many, kinds = len(found.scenarios), 2 if found.usage else 1
-    rows = -(-many // _PANELS)
-    return (1, kinds + 1) if many == 1 else (kinds * rows, -(-many // rows) + 1)
-
-
-def _paint(figure: Any, found: Patterns, structure: str) -> None:
-    """Draw all panels: importance, usage, and in the last column what scenarios agree on."""
-    from matplotlib import colormaps  # here, because plotting takes long to import
-    from matplotlib.colors import LinearSegmentedColormap
-
-    part, many = found.structures[structure], len(found.scenarios)
-    order = _by_mean_rank(part) if structure == "mlp" else None
-    figure.get_layout_engine().set(hspace=0.06)
-    axes = figure.subplots(*_shape(found), squeeze=False)
-    for axis in axes.ravel():
-        axis.set_visible(False)  # until something is drawn there
-    kinds = [("importance", part.ranks, "viridis", f"percentile rank, %\nby {short_name(found.importance, 40)}")]
-    if found.usage:
-        label = f"share of tokens that use the unit, %\nby {short_name(found.usage, 40)}"
-        kinds.append(("usage", part.frequencies, "cividis", label))
-    places = np.split(axes[:, :-1], len(kinds), axis=1 if many == 1 else 0)
-    for grid, (kind, values, scale, label) in zip(places, kinds, strict=True):
-        cells = {scenario: _cells(each, order) for scenario, each in values.items()}
-        most = 1.0 if kind == "importance" else max(0.01, *(float(np.nanmax(each)) for each in cells.values()))
-        heat_maps(grid.ravel()[:many], cells, part.consistent.shape, colormaps[scale].resampled(_LEVELS), most, label)
-        for axis in grid[:, 0]:
-            axis.set_ylabel(f"{kind} by layer")
-    exists = ~np.isnan(next(iter(part.ranks.values())))
-    agreed = _cells(np.where(exists, part.consistent, np.nan), order)
-    scale = LinearSegmentedColormap.from_list("share", [(0.5, 0.5, 0.5, 0.15), "#e69f00", "#c44a00"], N=_LEVELS)
-    title = "unimportant in all" if many > 1 else f"the lowest {100 * found.share:g} %"
-    heat_maps(axes[0, -1:], {title: agreed}, part.consistent.shape, scale, 1.0, "share of the units, %\n")
-    for axis in axes.ravel():
-        axis.set_xlabel("unit" if order is None else f"channels by {'mean ' if many > 1 else ''}rank")
-
-
-def _by_mean_rank(part: StructurePatterns) -> np.ndarray:
-    """Return the order of each layer's units by their mean rank over scenarios, absent units last."""
-    return np.argsort(np.mean(list(part.ranks.values()), axis=0), axis=1, kind="stable")
-
-
-def _cells(values: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
-    """Return the cells of a heat map: units in the given order, and neighbours averaged where there are too many."""
-    if order is not None:
-        values = np.take_along_axis(values, order, axis=1)
-    units = values.shape[1]
-    if units <= _CELLS:
-        return values
-    starts = np.arange(_CELLS) * units // _CELLS
-    exists = ~np.isnan(values)
-    counts = np.add.reduceat(exists, starts, axis=1, dtype=np.int64)
-    totals = np.add.reduceat(np.where(exists, values, 0), starts, axis=1)
-    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+def _small_percent(value: float) -> str:
+    """Return a fraction as percent, with one digit where `format_percent` would leave none."""
+    return f"{100 * value:.1g}" if 0 < value < 0.0005 else format_percent(value)

@@ -1,4 +1,4 @@
-"""What `saap ab` and `saap gate` show and write: tables for a terminal, JSON, JUnit XML."""
+"""What `saap ab` and `saap gate` find: tables, JSON, JUnit XML."""
 
 import json
 import math
@@ -7,13 +7,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from saap_jax.evaluation.gate import Check, verdict
 from saap_jax.evaluation.paired import AccuracyDifference, Difference, decimals_of, smallest_p_value
-from saap_jax.report.kinds.tables import format_ppl
+from saap_jax.report.page.blocks import Block, Cell, Line, Table, Words, text_table
+from saap_jax.report.page.formats import format_ppl
 from saap_jax.report.records import plain
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
@@ -63,18 +60,25 @@ class Comparison(NamedTuple):
     tasks: tuple[ComparedTask, ...] = ()
 
 
-def rich_comparison(comparison: Comparison) -> Table:
-    """Return A beside B for a terminal of 100 columns, a line a metric."""
-    table = _table(comparison, ("metric", "ppl A", "ppl B", "A - B %"))
+def comparison_blocks(comparison: Comparison) -> list[Block]:
+    """Return A beside B: a table of texts, one of tasks, and both in words."""
+    tables = [comparison_table(comparison)] if comparison.metrics else []
+    tables += [task_table(comparison)] if comparison.tasks else []
+    return [*tables, *(Words(said, soft=False) for said in sentences(comparison))]
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return A beside B, a line a metric."""
+    lines = []
     for row in comparison.metrics:
         name = f"{row.metric} ({row.domain})" if row.domain else row.metric
-        table.add_row(*map(Text, (name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples))))
-    return table
+        lines.append((name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples)))
+    return _table(comparison, ("metric", "ppl A", "ppl B", "A - B %"), lines)
 
 
-def rich_task_comparison(comparison: Comparison) -> Table:
-    """Return the accuracies of A beside those of B for a terminal of 100 columns, a line a task."""
-    table = _table(comparison, ("task", "acc A %", "acc B %", "A - B points"))
+def task_table(comparison: Comparison) -> Table:
+    """Return the accuracies of A beside those of B, a line a task."""
+    lines = []
     for row in comparison.tasks:
         each = row.difference
         digits = decimals_of(each.points)
@@ -85,27 +89,18 @@ def rich_task_comparison(comparison: Comparison) -> Table:
             f"{100 * each.win_rate:.1f}",
             _p_value(each.p_value, comparison.resamples),
         )
-        table.add_row(*map(Text, (f"{row.task} ({row.metric}, {row.items:,} items)", *numbers)))
-    return table
+        lines.append((f"{row.task} ({row.metric}, {row.items:,} items)", *numbers))
+    return _table(comparison, ("task", "acc A %", "acc B %", "A - B points"), lines)
 
 
-def _table(comparison: Comparison, columns: tuple[str, ...]) -> Table:
+def _table(comparison: Comparison, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     smallest = f"{smallest_p_value(comparison.resamples):.2g}"
-    caption = (
+    note = (
         f"95 % interval and two-sided p by the paired bootstrap; {comparison.resamples:,} resamples give no p below "
         f"{smallest}"
     )
-    table = Table(
-        title=Text(f"A: {comparison.a}\nB: {comparison.b}", style="italic"),
-        caption=Text(caption),
-        caption_justify="left",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column(columns[0], overflow="fold")
-    for name in (*columns[1:], "95 % interval", "A wins %", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    header = (*columns, "95 % interval", "A wins %", "p")
+    return text_table(f"A: {comparison.a}\nB: {comparison.b}", header, lines, notes=[note])
 
 
 def _numbers(difference: Difference, resamples: int) -> tuple[str, str, str, str]:
@@ -183,16 +178,14 @@ def _task_json(row: ComparedTask) -> dict[str, Any]:
     }
 
 
-def rich_checks(model: str, baseline: str, checks: Sequence[Check]) -> Table:
-    """Return the limits beside what was measured for a terminal of 100 columns, a line a limit."""
-    title = Text(f"model: {model}\nbaseline: {baseline}", style="italic")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("limit", "of", "at most", "measured", ""):
-        table.add_column(name, overflow="fold")
+def check_table(model: str, baseline: str, checks: Sequence[Check]) -> Table:
+    """Return the limits beside what was measured, a line a limit."""
+    lines = []
     for check in checks:
-        result = Text("PASS", style="green") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(*map(Text, (check.name, check.what, check.limit, check.measured)), result)
-    return table
+        cells = map(Cell, (check.name, check.what, check.limit, check.measured))
+        lines.append(Line([*cells, Cell("PASS" if check.passed else "FAIL", verdict=check.passed)]))
+    header = ("limit", "of", "at most", "measured", "")
+    return Table(f"model: {model}\nbaseline: {baseline}", header, lines, words=len(header))
 
 
 def junit(model: str, baseline: str, checks: Sequence[Check]) -> bytes:

@@ -1,47 +1,57 @@
-"""What `saap recover` shows and keeps: before and after beside the dense model, and the course of the training."""
+"""What `saap recover` finds: before and after beside the dense model, and the course of the training."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from saap_jax.evaluation.paired import decimals_of, few, paired_difference
-from saap_jax.report.kinds.scores import inline_svg
-from saap_jax.report.kinds.summary import DOMAINS
-from saap_jax.report.kinds.tables import (
+from saap_jax.report.figures.training import training_plot
+from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section
+from saap_jax.report.kinds.variants import DOMAINS
+from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, text_table
+from saap_jax.report.page.formats import (
     TIED,
     format_change,
     format_count,
     format_mebibytes,
     format_millions,
     format_ppl,
+    plural,
 )
-from saap_jax.report.page.blocks import plural
-from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.records import read_candidates
 from saap_jax.report.rows import Record, metrics, number
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
 
 
+def recover_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+    """Return the sections of a run, finished or not."""
+    candidates = read_candidates(path)[0]
+    said = summary(run) if {"data", "training", "after"} <= run.keys() else ["The training is not finished."]
+    blocks: list[Block] = [recovery_table(run)] if {"before", "after"} <= run.keys() else []
+    blocks += [recovery_data(run)] if blocks and detail.downloads else []
+    course = [Picture("Loss of training", training_plot(curves_of(candidates)))] if detail.drawn else []
+    course = course if any("step" in row for row in candidates) else []
+    return [
+        Section("summary", "Summary", [Bullets(said)]),
+        *([Section("recovery", "What came back", blocks)] if blocks else []),
+        *([Section("training", "The course of the training", course)] if course else []),
+        *cost_section(run),
+        reproduce_section(run),
+    ]
+
+
 def recovery_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
     """Return the files of a run: the table, and every step's numbers with their figure."""
-    header, rows = recovery_cells(run)
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return {
-        "recovery.md": "\n".join(lines) + "\n",
-        "recovery.csv": csv_recovery(run),
-        "training.svg": training_figure(candidates),
-    }
+    picture = Picture("Loss of training", training_plot(curves_of(candidates)))
+    return files_of("recovery", [recovery_table(run), recovery_data(run), picture])
 
 
-def recovery_cells(run: Record) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the formatted cells of the table: a line a property, a column a model."""
+def recovery_table(run: Record) -> Table:
+    """Return a line a property, a column a model."""
     models = [key for key in VARIANTS if key in run]
     properties = [("parameters (M)", "parameters", format_millions), ("weights (MiB)", "bytes", format_mebibytes)]
     if any(run[key].get("tokens_per_second") for key in models):
@@ -53,7 +63,10 @@ def recovery_cells(run: Record) -> tuple[list[str], list[list[str]]]:
     for metric in metrics(run):
         values = [number(run[key]["ppl"].get(metric["name"])) for key in models]
         rows.append([f"{metric['name']} ({metric['domain']})", *_cells(values, models, format_ppl)])
-    return ["", *(VARIANTS[key] for key in models), f"change from {VARIANTS['before']}"], rows
+    header = ["", *(VARIANTS[key] for key in models), f"change from {VARIANTS['before']}"]
+    config, training = run.get("config") or {}, run.get("training") or {}
+    title = f"{config['method']['name']}, {training['steps']} steps of {training['rows']} rows" if training else ""
+    return text_table(title, header, rows)
 
 
 def _cells(values: Sequence[float], models: Sequence[str], form: Callable[[float], str]) -> list[str]:
@@ -61,28 +74,16 @@ def _cells(values: Sequence[float], models: Sequence[str], form: Callable[[float
     return [*map(form, values), format_change(by_model["before"], by_model["after"])]
 
 
-def rich_recovery(run: Record) -> Table:
-    """Return the table for a terminal of 100 columns."""
-    header, rows = recovery_cells(run)
-    title = f"{run['config']['method']['name']}, {run['training']['steps']} steps of {run['training']['rows']} rows"
-    table = Table(title=Text(title, style="italic"), box=box.SIMPLE_HEAD, title_justify="left")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def csv_recovery(run: Record) -> str:
+def recovery_data(run: Record) -> Data:
     """Return the table with all digits: a line a model."""
     names = [metric["name"] for metric in metrics(run)]
     fields = ("parameters", "bytes", "tokens_per_second")
-    rows = (
+    rows = [
         [label, *map(run[key].get, fields), *map(run[key]["ppl"].get, names)]
         for key, label in VARIANTS.items()
         if key in run
-    )
-    return csv_text(["model", *fields, *names], rows)
+    ]
+    return Data("CSV of the models, full precision", "recovery.csv", ["model", *fields, *names], rows)
 
 
 def summary(run: Record) -> list[str]:
@@ -143,30 +144,10 @@ def _interval(run: Record, key: str, name: str) -> str:
     )
 
 
-def training_figure(candidates: Sequence[Record]) -> str:
-    """Return the loss of each step, and the held-out losses, as SVG."""
+def curves_of(candidates: Sequence[Record]) -> dict[str, list[tuple[int, float]]]:
+    """Return the losses of all steps by field, those that are finite."""
     steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
-    curves = {
+    return {
         field: [(row["step"], value) for row in steps if math.isfinite(value := number(row.get(field)))]
         for field in ("loss", "held_out")
     }
-    said = [
-        f"{name}: {points[0][1]:.3f} at step {points[0][0]}, {points[-1][1]:.3f} at step {points[-1][0]}."
-        for name, points in zip(("Training", "Held out"), curves.values(), strict=True)
-        if points
-    ]
-    return inline_svg(
-        lambda figure: _paint(figure, curves), height=3.2, title="Loss of training", description=" ".join(said)
-    )
-
-
-def _paint(figure: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
-    axes = figure.subplots()
-    for field, colour, marker, label in (("loss", "#0072b2", "", "training"), ("held_out", "#d55e00", "o", "held out")):
-        if curves[field]:
-            steps, losses = zip(*curves[field], strict=True)
-            axes.plot(steps, losses, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
-    if any(curves.values()):
-        axes.legend(frameon=False)

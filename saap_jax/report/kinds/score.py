@@ -9,35 +9,15 @@ from typing import Any
 import numpy as np
 
 from saap_jax.report.kinds.common import cost_section, model_name, reproduce_section
-from saap_jax.report.kinds.compare import fusion_section, score_parts
-from saap_jax.report.kinds.patterns import (
-    Patterns,
-    csv_patterns,
-    pattern_cells,
-    pattern_figure,
-    pattern_notes,
-    patterns,
-)
-from saap_jax.report.kinds.scores import format_correlation, rank_agreement, rank_cells
-from saap_jax.report.page.blocks import (
-    Block,
-    Bullets,
-    Cell,
-    Detail,
-    Download,
-    Folded,
-    Line,
-    Part,
-    Picture,
-    Section,
-    Table,
-    Words,
-    plain_table,
-    plural,
-)
+from saap_jax.report.kinds.distributions import score_parts
+from saap_jax.report.kinds.fusion import fusion_section
+from saap_jax.report.kinds.patterns import Patterns, pattern_notes, pattern_section, patterns
+from saap_jax.report.kinds.scores import rank_agreement, rank_table
+from saap_jax.report.page.blocks import Block, Bullets, Detail, Part, Section, Words
+from saap_jax.report.page.formats import format_correlation, plural
 from saap_jax.report.rows import Record
 from saap_jax.report.score_arrays import ByScenario, read_scores
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import STRUCTURES
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")
@@ -69,12 +49,8 @@ def score_sections(run_dir: str | os.PathLike[str], run: Record, detail: Detail)
 
 def agreement_section(scores: ByScenario) -> list[Section]:
     """Return the rank correlations of every scenario of two estimators or more."""
-    parts = []
-    for scenario, by_estimator in scores.items():
-        if len(by_estimator) > 1:
-            header = ["estimator", *map(str, range(1, len(by_estimator) + 1))]
-            table = Table(f"Rank correlations, {scenario}", header, _agreement(by_estimator), matrix=True)
-            parts.append(Part(scenario, [table]))
+    several = {scenario: each for scenario, each in scores.items() if len(each) > 1}
+    parts = [Part(scenario, [rank_table(each, scenario)]) for scenario, each in several.items()]
     said = (
         "Spearman's rank correlation between the scores of all units: attention units below the diagonal, MLP channels "
         "above it. Blue agrees, orange disagrees."
@@ -90,38 +66,6 @@ def distribution_section(scores: ByScenario, detail: Detail) -> list[Section]:
         said, charts = score_parts(by_estimator, detail, scenario if several else "")
         parts += ([] if parts else [Words(said)]) + charts if charts else []
     return [Section("scores", "How scores are distributed", parts)] if parts else []
-
-
-def pattern_section(found: Patterns | None, detail: Detail) -> list[Section]:
-    """Return what scenarios have in common, structure by structure."""
-    if found is None:
-        return []
-    many = len(found.scenarios)
-    counted = "Unimportant in all scenarios" if many > 1 else "Unimportant units"
-    blocks: list[Block] = [
-        Words(
-            "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure, "
-            "over all layers."
-        )
-    ]
-    if many > 1 and detail.downloads:
-        csv = csv_patterns(found, only_consistent=True)
-        blocks.append(Download("CSV of the units that are unimportant in all scenarios", "unimportant.csv", csv))
-    parts = [
-        Part(
-            name,
-            [
-                plain_table(f"Patterns, {name}", *pattern_cells(found, name)),
-                *(Words(note, soft=False) for note in pattern_notes(found, name)),
-                *([Picture(f"Heat maps, {name}", pattern_figure(found, name), wide=True)] if detail.drawn else []),
-                Folded(f"{counted}, by layer", [_by_layer(f"{counted} by layer, {name}", part.layers)]),
-            ],
-        )
-        for name, part in found.structures.items()
-        if part.units
-    ]
-    title = "Patterns by scenario" if many > 1 else "Importance and usage"
-    return [Section("patterns", title, [*blocks, *parts])] if parts else []
 
 
 def find_patterns(run: Record, scores: ByScenario) -> Patterns | None:
@@ -191,27 +135,6 @@ def facts(run: Record, scores: ByScenario) -> dict[str, str]:
         "estimators": ", ".join(next(iter(scores.values()), {})),
     }
     return {name: str(value) for name, value in about.items() if value not in (None, "")}
-
-
-def _by_layer(title: str, layers: list[int]) -> Table:
-    """Return counts by layer, a column a layer."""
-    lines = [Line([Cell("layer"), *(Cell(str(layer)) for layer in range(len(layers)))])]
-    lines.append(Line([Cell("units"), *(Cell(str(count)) for count in layers)]))
-    return Table(title, [], lines)
-
-
-def _agreement(by_estimator: dict[str, Scores]) -> list[Line]:
-    """Return each estimator with its row of rank correlations; each as text and as a tint."""
-    rows = []
-    for index, (name, values) in enumerate(zip(by_estimator, rank_cells(by_estimator), strict=True)):
-        cells = [Cell(f"{index + 1} {name}")]
-        for other, value in enumerate(values):
-            text = "·" if index == other else format_correlation(value)
-            rgb = "0, 114, 178" if value > 0 else "213, 94, 0"
-            tint = "" if math.isnan(value) else f"rgba({rgb}, {0.55 * abs(value):.2f})"
-            cells.append(Cell(text, tint=tint))
-        rows.append(Line(cells))
-    return rows
 
 
 def _short(value: Any) -> str:

@@ -1,42 +1,94 @@
-"""What `saap sensitivity` shows and keeps: the places that cost most and least, heat maps, and what it suggests."""
+"""What `saap sensitivity` finds: the places that cost most and least, heat maps, and what it suggests."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from saap_jax.evaluation.paired import FEWEST, LEVEL
 from saap_jax.evaluation.sensitivity import Change, a_parameter, as_costly, changes_of, judged_metric, nearest_share
 from saap_jax.evaluation.suggestions import aligned_sentence
-from saap_jax.report.kinds.scores import inline_svg
-from saap_jax.report.kinds.tables import BEST, TIED, format_ppl
-from saap_jax.report.page.blocks import plural
-from saap_jax.report.page.csv_text import csv_text
+from saap_jax.report.figures.sensitivity import sensitivity_plot
+from saap_jax.report.kinds.common import (
+    cost_section,
+    files_of,
+    reproduce_section,
+    suggestion_blocks,
+    suggestions_section,
+)
+from saap_jax.report.page.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Data,
+    Detail,
+    Line,
+    Part,
+    Picture,
+    Plot,
+    Section,
+    Table,
+    text_table,
+)
+from saap_jax.report.page.csv_text import without_nan
+from saap_jax.report.page.formats import BEST, TIED, format_ppl, plural
+from saap_jax.report.records import read_candidates
 from saap_jax.report.rows import DENSE, Record
-from saap_jax.report.suggestions import markdown_suggestions
 from saap_jax.types import STRUCTURES
 
 EXTREMES = 5
 """Places shown on either side."""
 
-_COLOURS = 64
-"""Few enough for small files, too many to be told apart."""
 
-_FRAME, _ROW = 1.15, 0.3
-"""Inches of a panel without its rows, and of a row."""
+def sensitivity_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+    """Return the sections of a run, finished or not."""
+    candidates = read_candidates(path)[0]
+    known = "losses" in run.get(DENSE, {}) and any("layer" in row for row in candidates)
+    blocks = sensitivity_blocks(run, candidates, detail) if known else []
+    nothing = [] if blocks else [Section("summary", "Summary", [Bullets(["Nothing is measured yet."])])]
+    return [
+        *nothing,
+        *suggestions_section(run),
+        *([Section("sensitivity", "What each layer costs", blocks)] if blocks else []),
+        *cost_section(run),
+        reproduce_section(run),
+    ]
 
 
 def sensitivity_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
     """Return the files of a run: heat maps, tables with suggestions, and all changes."""
-    return {
-        "sensitivity.svg": sensitivity_figure(run, candidates),
-        "sensitivity.md": markdown_sensitivity(run, candidates),
-        "sensitivity.csv": csv_sensitivity(run, candidates),
-    }
+    suggestions = Part("Suggestions", suggestion_blocks(run))
+    return files_of("sensitivity", [suggestions, *sensitivity_blocks(run, candidates, Detail())])
+
+
+def sensitivity_blocks(run: Record, candidates: Sequence[Record], detail: Detail) -> list[Block]:
+    """Return the heat maps, the extremes, the whole table of each structure and the CSV of all changes."""
+    changes = changes_of(run, candidates)
+    blocks: list[Block] = []
+    if detail.drawn:
+        plot = heat_maps(run, candidates)
+        blocks.append(Picture(plot.title, plot))
+    table = extreme_table(run, candidates)
+    blocks.append(Part("What costs most and least", [table]))
+    for structure in STRUCTURES:
+        own = {(change.layer, change.asked): change for change in changes if change.structure == structure}
+        if own:
+            blocks.append(Part(f"{structure}: change of perplexity, %", [_whole_table(structure, own)]))
+    if detail.downloads:
+        blocks.append(sensitivity_data(run, candidates))
+    return blocks
+
+
+def _whole_table(structure: str, own: Mapping[tuple[int, float], Change]) -> Table:
+    """Return all changes of a structure, a line a layer and a column a share."""
+    layers, shares = sorted({layer for layer, _ in own}), sorted({share for _, share in own})
+    lines = [
+        [str(layer), *(format_change(own[layer, share].percent) if (layer, share) in own else "-" for share in shares)]
+        for layer in layers
+    ]
+    header = ["layer", *(f"{100 * share:g} %" for share in shares)]
+    return text_table(f"{structure}: change of perplexity, %", header, lines, words=0)
 
 
 def extremes(changes: Sequence[Change], ratio: float) -> tuple[float, list[Change], list[Change]]:
@@ -132,133 +184,45 @@ def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
     return [*said, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
 
 
-def rich_sensitivity(run: Record, candidates: Sequence[Record]) -> Table:
-    """Return the places that cost most and least for a terminal of 100 columns."""
+def extreme_table(run: Record, candidates: Sequence[Record]) -> Table:
+    """Return the places that cost most and least."""
     asked, most, least = extremes(changes_of(run, candidates), run["config"]["ratio"])
-    table = Table(
-        title=Text(f"{100 * asked:g} % of the units of one place: what costs most, and what least", style="italic"),
-        caption=Text("\n".join(notes(run, candidates))),
-        caption_justify="left",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in HEADER:
-        table.add_column(name, justify="left" if name == "structure" else "right", no_wrap=True)
     marks = marks_of(run, candidates)
-    for place, line in enumerate(sensitivity_cells(most, marks), start=1):
-        table.add_row(*map(Text, line), end_section=place == len(most))
-    for line in sensitivity_cells(least, marks):
-        table.add_row(*map(Text, line))
-    return table
+    cells = sensitivity_cells([*most, *least], marks)
+    lines = [Line([Cell(text) for text in line], last=place == len(most)) for place, line in enumerate(cells, start=1)]
+    title = f"{100 * asked:g} % of the units of one place: what costs most, and what least"
+    return Table(title, HEADER, lines, words=2, notes=notes(run, candidates))
 
 
-def markdown_sensitivity(run: Record, candidates: Sequence[Record]) -> str:
-    """Return suggestions, extremes and the whole table of each structure as Markdown."""
-    changes = changes_of(run, candidates)
-    asked, most, least = extremes(changes, run["config"]["ratio"])
-    parts = [
-        "## Suggestions\n",
-        markdown_suggestions(run),
-        f"## What costs most and least, {100 * asked:g} % removed\n",
-    ]
-    parts += [
-        _markdown(HEADER, sensitivity_cells([*most, *least], marks_of(run, candidates))),
-        "".join(f"- {n}\n" for n in notes(run, candidates)).replace("*", "\\*"),
-    ]
-    for structure in STRUCTURES:
-        own = {(change.layer, change.asked): change for change in changes if change.structure == structure}
-        if not own:
-            continue
-        layers, shares = sorted({layer for layer, _ in own}), sorted({share for _, share in own})
-        header = ["layer", *(f"{100 * share:g} %" for share in shares)]
-        lines = [[str(layer), *(format_change(own[layer, share].percent) for share in shares)] for layer in layers]
-        parts += [f"## {structure}: change of perplexity, %\n", _markdown(header, lines)]
-    return "\n".join(parts)
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["--:"] * len(header)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines)).replace("*", "\\*")
-
-
-def csv_sensitivity(run: Record, candidates: Sequence[Record]) -> str:
-    """Return all changes as CSV, in full precision, with the perplexity on every text; NaN is an empty cell."""
+def sensitivity_data(run: Record, candidates: Sequence[Record]) -> Data:
+    """Return all changes in full precision, with the perplexity on every text; NaN is an empty cell."""
     names = [metric["name"] for metric in run["metrics"]]
     rows = {(row["structure"], row["layer"], row["asked"]): row for row in candidates if "layer" in row}
     lines = []
     for change in changes_of(run, candidates):
         ppl = rows[change.structure, change.layer, change.asked]["ppl"]
-        lines.append(["" if value != value else value for value in (*change, *map(ppl.get, names))])
-    return csv_text([*Change._fields, *names], lines)
+        lines.append(without_nan((*change, *map(ppl.get, names))))
+    return Data("CSV of all changes, full precision", "sensitivity.csv", [*Change._fields, *names], lines)
 
 
-# --- heat maps -------------------------------------------------------------------------------------
-
-
-def sensitivity_figure(run: Record, candidates: Sequence[Record]) -> str:
-    """Return heat maps as SVG, a panel a structure: layers across, shares of units removed up, colour the change.
-
-    Colours are linear near 0 and logarithmic beyond, since a few places cost far more than the rest; each panel has a
-    scale of its own.
-    """
+def heat_maps(run: Record, candidates: Sequence[Record]) -> Plot:
+    """Return the heat maps, a panel a structure."""
     changes = changes_of(run, candidates)
     shares = sorted({change.asked for change in changes})
-    panels = {name: _cells(changes, name, shares, run["model"]["layers"]) for name in STRUCTURES}
-    panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
+    panels = {name: cells_of(changes, name, shares, run["model"]["layers"]) for name in STRUCTURES}
     asked, most, least = extremes(changes, run["config"]["ratio"])
     said = [f"Change of the loss on {judged_metric(run)} when some units of one layer go, a panel a structure."]
     for word, places in (("most", most), ("least", least)):
         each = ", ".join(f"layer {c.layer} {c.structure} {c.nats:+.4f} ({c.relative:.2f} x average)" for c in places)
         said.append(f"What costs {word} at {100 * asked:g} %, nats a token: {each}.")
-    return inline_svg(
-        lambda figure: _paint(figure, panels, shares),
-        height=len(panels) * (_FRAME + _ROW * len(shares)),
-        title="What each layer costs when it alone is pruned",
-        description=" ".join(said),
-    )
+    panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
+    return sensitivity_plot(panels, shares, " ".join(said))
 
 
-def _cells(changes: Sequence[Change], structure: str, shares: Sequence[float], layers: int) -> np.ndarray:
+def cells_of(changes: Sequence[Change], structure: str, shares: Sequence[float], layers: int) -> np.ndarray:
     """Return the changes of a structure, `[shares, layers]`; NaN where a layer has no such unit."""
     cells = np.full((len(shares), layers), np.nan)
     for change in changes:
         if change.structure == structure:
             cells[shares.index(change.asked), change.layer] = change.nats
     return cells
-
-
-def _paint(figure: Any, panels: dict[str, np.ndarray], shares: Sequence[float]) -> None:
-    from matplotlib import colormaps  # here, because plotting takes long to import
-    from matplotlib.colors import AsinhNorm
-
-    scale = colormaps["viridis"].resampled(_COLOURS)
-
-    for axis, (name, cells) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        sizes = np.abs(cells[np.isfinite(cells) & (cells != 0)])
-        unit = float(np.median(sizes)) if len(sizes) else 1.0
-        low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
-        norm = AsinhNorm(unit, vmin=min(low, 0.0), vmax=max(high, 0.0, min(low, 0.0) + unit))
-        image = axis.pcolormesh(np.ma.masked_invalid(cells), cmap=scale, norm=norm, edgecolors="face", linewidth=0.2)
-        axis.set_title(f"{name}: change of the loss, nats a token", loc="left")
-        axis.set_yticks(np.arange(len(shares)) + 0.5, [f"{100 * share:g} %" for share in shares])
-        axis.set_ylabel("removed")
-        axis.set_xlabel("layer")
-        step = next(step for step in (1, 2, 5, 10, 20, 50) if cells.shape[1] <= 40 * step or step == 50)
-        numbers = np.arange(0, cells.shape[1], step)
-        axis.set_xticks(numbers + 0.5, [str(number) for number in numbers])
-        bar = figure.colorbar(image, ax=axis, pad=0.01, aspect=8)
-        ticks = _ticks(norm, unit)
-        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-        bar.minorticks_off()
-        bar.outline.set_visible(False)
-
-
-def _ticks(norm: Any, unit: float) -> list[float]:
-    """Return 0 and powers of ten from the unit on, on both sides, as far as they do not crowd."""
-    powers = [10.0**power for power in range(math.floor(math.log10(unit)), math.ceil(math.log10(unit)) + 8)]
-    ticks = [0.0]
-    for tick in sorted((sign * power for power in powers for sign in (-1.0, 1.0)), key=lambda tick: (-abs(tick), tick)):
-        inside = norm.vmin <= tick <= norm.vmax
-        if inside and all(abs(norm(tick) - norm(other)) > 0.09 for other in ticks):
-            ticks.append(tick)
-    return sorted(ticks)

@@ -5,10 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from saap_jax.evaluation.paired import FEWEST
 from saap_jax.evaluation.tasks.results import TaskResult, result_json
+from saap_jax.report.page.blocks import Table, text_table
 from saap_jax.report.records import plain
 
 
@@ -20,40 +19,38 @@ class Evaluated(NamedTuple):
     tasks: tuple[TaskResult, ...] = ()
 
 
-def rich_perplexities(rows: Mapping[str, Evaluated]) -> Table:
+def evaluation_blocks(rows: Mapping[str, Evaluated]) -> list[Table]:
+    """Return the tables of what was evaluated."""
+    first = next(iter(rows.values()))
+    return [*([perplexity_table(rows)] if first.ppl else []), *([task_table(rows)] if first.tasks else [])]
+
+
+def perplexity_table(rows: Mapping[str, Evaluated]) -> Table:
     """Return the perplexities of models, a line each."""
-    table = Table(title="perplexity", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("parameters", justify="right")
-    for metric in next(iter(rows.values())).ppl:
-        table.add_column(metric, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, f"{row.parameters:,}", *(f"{value:.2f}" for value in row.ppl.values()))
-    return table
+    header = ("model", "parameters", *next(iter(rows.values())).ppl)
+    lines = [
+        (name, f"{row.parameters:,}", *(f"{value:.2f}" for value in row.ppl.values())) for name, row in rows.items()
+    ]
+    return text_table("perplexity", header, lines)
 
 
-def rich_tasks(rows: Mapping[str, Evaluated]) -> Table:
+def task_table(rows: Mapping[str, Evaluated]) -> Table:
     """Return the results of tasks, a line a model and task: each metric in percent, with its standard error."""
-    table = Table(
-        title=f"zero-shot tasks, %, ± standard error (of {FEWEST} items or more)",
-        title_justify="left",
-        caption="acc_norm: of each choice, the log-likelihood a character",
-        caption_justify="left",
-    )
-    table.add_column("model", overflow="fold")
-    table.add_column("task", overflow="fold")
-    table.add_column("items", justify="right")
     metrics = list(dict.fromkeys(metric for row in rows.values() for result in row.tasks for metric in result.values))
-    for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
+    lines = []
     for name, row in rows.items():
         for result in row.tasks:
-            cells = [_cell(result, metric) for metric in metrics]
-            table.add_row(name, result.task, f"{len(result.ids):,}", *cells)
+            lines.append((name, result.task, f"{len(result.ids):,}", *(_cell(result, metric) for metric in metrics)))
         if len(row.tasks) > 1:
-            means = [_mean_cell(row.tasks, metric) for metric in metrics]
-            table.add_row(name, "mean of tasks", f"{sum(len(result.ids) for result in row.tasks):,}", *means)
-    return table
+            items = sum(len(result.ids) for result in row.tasks)
+            lines.append((name, "mean of tasks", f"{items:,}", *(_mean_cell(row.tasks, metric) for metric in metrics)))
+    return text_table(
+        f"zero-shot tasks, %, ± standard error (of {FEWEST} items or more)",
+        ("model", "task", "items", *metrics),
+        lines,
+        words=2,
+        notes=["acc_norm: of each choice, the log-likelihood a character"],
+    )
 
 
 def _cell(result: TaskResult, metric: str) -> str:

@@ -1,19 +1,41 @@
-"""What a comparison on a traced model shows and keeps: its table, for the terminal, as Markdown and as CSV."""
+"""What a comparison on a traced model finds: the held-out losses of masked models."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from rich.table import Table
-
-from saap_jax.report.page.blocks import plural
-from saap_jax.report.page.csv_text import csv_text
-from saap_jax.report.page.markdown import escaped
+from saap_jax.report.kinds.common import cost_section, coupling_section, files_of, reproduce_section
+from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Part, Section, Table, text_table
+from saap_jax.report.page.csv_text import without_nan
+from saap_jax.report.page.formats import plural
+from saap_jax.report.records import read_candidates
 from saap_jax.report.rows import DENSE, Record
 
 HEADER = ("estimator", "asked", "removed", "parameters", "held-out loss", "change", "± standard error", "kept units")
 """Columns; the change is that of the loss, beside the dense model's, and its error is over held-out examples, if
 there are eight of them or more."""
+
+
+def traced_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+    """Return the sections of a run, finished or not."""
+    candidates = read_candidates(path)[0]
+    said = traced_sentences(run) if "structures" in run else []
+    blocks: list[Block] = [traced_table(run, candidates)] if candidates else []
+    blocks += [traced_data(candidates)] if candidates and detail.downloads else []
+    return [
+        Section("summary", "Summary", [Bullets(said or ["Nothing is measured yet."])]),
+        *([Section("comparison", "Held-out loss of masked models", blocks)] if blocks else []),
+        *coupling_section(run, detail),
+        *cost_section(run),
+        reproduce_section(run),
+    ]
+
+
+def traced_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
+    """Return the files of a run: its table as Markdown, as CSV in full precision, and the couplings drawn."""
+    said = Part("Held-out loss of masked models", [Bullets(traced_sentences(run)), traced_table(run, candidates)])
+    couplings = [block for section in coupling_section(run, Detail()) for block in section.blocks[1:]]
+    return files_of("comparison", [said, traced_data(candidates), *couplings])
 
 
 def traced_cells(candidates: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -30,14 +52,11 @@ def traced_cells(candidates: Sequence[Record]) -> list[tuple[str, ...]]:
     return lines
 
 
-def rich_traced(run: Record, candidates: Sequence[Record]) -> Table:
-    """Return the table for the terminal, without what each structure keeps."""
-    table = Table(title=f"{run['model']['name']}: held-out loss of masked models", title_justify="left")
-    for column in HEADER[:-1]:
-        table.add_column(column, justify="left" if column == "estimator" else "right")
-    for cells in traced_cells(candidates):
-        table.add_row(*cells[:-1])
-    return table
+def traced_table(run: Record, candidates: Sequence[Record], *, kept: bool = True) -> Table:
+    """Return the dense model and all candidates; what each structure keeps is left out without `kept`."""
+    columns = len(HEADER) if kept else len(HEADER) - 1
+    title = f"{(run.get('model') or {}).get('name', 'model')}: held-out loss of masked models"
+    return text_table(title, HEADER[:columns], [line[:columns] for line in traced_cells(candidates)])
 
 
 def traced_sentences(run: Record) -> list[str]:
@@ -56,18 +75,8 @@ def traced_sentences(run: Record) -> list[str]:
     return lines
 
 
-def traced_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
-    """Return the files of a run: its table as Markdown, and as CSV in full precision."""
-    rows = [tuple(map(escaped, row)) for row in (HEADER, *traced_cells(candidates))]
-    rows.insert(1, (":--", *["--:"] * (len(HEADER) - 2), ":--"))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def traced_data(candidates: Sequence[Record]) -> Data:
+    """Return the candidates in full precision; NaN is an empty cell."""
     fields = ("candidate", "estimator", "ratio_asked", "ratio", "parameters", "loss", "change", "change_error")
-    table_csv = csv_text(fields, ([_plain(row.get(field)) for field in fields] for row in candidates))
-    said = "\n".join(f"- {escaped(line)}" for line in traced_sentences(run))
-    words = f"# Held-out loss of masked models\n\n{said}\n\n{table}\n"
-    return {"comparison.md": words, "comparison.csv": table_csv}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value for CSV; NaN is an empty cell."""
-    return None if value != value else value
+    rows = [without_nan([row.get(field) for field in fields]) for row in candidates]
+    return Data("CSV of all candidates, full precision", "comparison.csv", fields, rows)

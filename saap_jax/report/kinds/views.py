@@ -1,24 +1,29 @@
-"""A run directory of any kind as what a report shows of it.
-
-A kind of run gets sections of its own by an entry of `KINDS`; without one its files are shown, see `attached`.
-"""
+"""A run directory of any kind as what a report shows of it."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from saap_jax.report.kinds.attached import attached_sections
 from saap_jax.report.kinds.common import cost_section, model_name, reproduce_section, suggestions_section
 from saap_jax.report.kinds.compare import compare_sections, read_compared
-from saap_jax.report.kinds.fidelity_page import fidelity_sections
+from saap_jax.report.kinds.fidelity import fidelity_sections
+from saap_jax.report.kinds.frontier import frontier_sections
+from saap_jax.report.kinds.recover import recover_sections
 from saap_jax.report.kinds.score import score_sections
-from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section, plural
+from saap_jax.report.kinds.sensitivity import sensitivity_sections
+from saap_jax.report.kinds.traced import traced_sections
+from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section
+from saap_jax.report.page.formats import plural
 from saap_jax.report.records import read_run
 from saap_jax.report.rows import Record
 
 KINDS: dict[str, Callable[[Path, Record, Detail], list[Section]]] = {
-    "score": score_sections,
     "fidelity": fidelity_sections,
+    "frontier": frontier_sections,
+    "recover": recover_sections,
+    "score": score_sections,
+    "sensitivity": sensitivity_sections,
+    "traced": traced_sections,
 }
 """Kind of a run, as `run.json` says: its sections, made of its directory and its record. `read_view` has `compare`."""
 
@@ -40,18 +45,15 @@ def read_view(
     kind, compared, notes = kind_of(run), None, []
     if kind == "compare":
         compared = read_compared(path, run)
-        sections = compare_sections(compared, detail)
         if compared.corrupt:
             notes = [f"{plural(compared.corrupt, 'unreadable line')} of metrics.jsonl left out."]
-    elif kind in KINDS:
-        sections = KINDS[kind](path, run, detail)
-    else:
-        sections = _other_sections(path, run, kind, detail)
-    if compared is not None or kind in KINDS:
-        sections = [*sections[:-1], *attached_sections(path, run, detail, shown=(kind,)), sections[-1]]
+
+    def sections(detail: Detail) -> list[Section]:
+        return compare_sections(compared, detail) if compared else KINDS.get(kind, _sections)(path, run, detail)
+
     status = status or str(run.get("status") or "unknown")
     name = name or str(run.get("name", path.name))
-    return RunView(id, name, kind, status, model_name(run), notes, sections, run, compared)
+    return RunView(id, name, kind, status, model_name(run), notes, sections(detail), run, compared, sections)
 
 
 def kind_of(run: Record) -> str:
@@ -66,10 +68,8 @@ def kind_of(run: Record) -> str:
     return next((kind for field, kind in _BY_CONFIG.items() if field in config), "compare")
 
 
-def _other_sections(path: Path, run: Record, kind: str, detail: Detail) -> list[Section]:
-    """Return the sections of a kind that has none of its own: its files, and what every run has."""
-    files = attached_sections(path, run, detail)
-    if not files:
-        said = f"A run of kind {kind}, which has written no figure and no table yet."
-        files = [Section("summary", "Summary", [Bullets([said])])]
-    return [*suggestions_section(run), *files, *cost_section(run), reproduce_section(run)]
+def _sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+    """Return what every run has, of a kind that has no sections of its own."""
+    said = f"A run of kind {kind_of(run)}, of which a report says no more than what follows."
+    summary = Section("summary", "Summary", [Bullets([said])])
+    return [summary, *suggestions_section(run), *cost_section(run), reproduce_section(run)]

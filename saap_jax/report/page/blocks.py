@@ -1,11 +1,10 @@
 """What a report is made of, whatever it is written as: sections of words, tables, figures and lists.
 
-`html` writes them as a page, `markdown` as Markdown. Text is plain and escaped by whoever writes it; only the drawing
-of a `Picture` is HTML already.
+`html`, `markdown`, `terminal` and `csv_text` render the same blocks, each as far as its medium goes. Text is plain and
+escaped by whoever renders it; a figure is drawn when a renderer asks for it.
 """
 
-import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 Number = float | int
@@ -22,6 +21,8 @@ class Cell(NamedTuple):
     """Background, as CSS writes a colour."""
     link: str = ""
     """Identifier of a place on the page that the cell leads to."""
+    verdict: bool | None = None
+    """Whether a limit holds, where the cell says so."""
 
     @property
     def key(self) -> str:
@@ -45,6 +46,8 @@ class Line(NamedTuple):
     cells: Sequence[Cell]
     mark: str = ""
     """ "best", "dense", or nothing."""
+    last: bool = False
+    """True for the last line of a group."""
 
 
 class Table(NamedTuple):
@@ -52,12 +55,15 @@ class Table(NamedTuple):
 
     title: str
     header: Sequence[str]
+    """Empty for a table without headings."""
     lines: Sequence[Line]
     words: int = 1
     """How many of the first columns hold words; the others hold numbers."""
     sortable: bool = False
     matrix: bool = False
     """True where the columns are as wide as each other."""
+    notes: Sequence[str] = ()
+    """What the marks and columns mean, below the table."""
     kind = "table"
 
 
@@ -76,22 +82,119 @@ class Bullets(NamedTuple):
     kind = "bullets"
 
 
+class Plot(NamedTuple):
+    """A figure that is not drawn yet, see `figures.draw`."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    description: str
+    """The figure in words."""
+    paint: Callable[[Any], None]
+    """Draws on an empty matplotlib figure."""
+    height: float
+    """Inches on the screen."""
+    width: float = 10.0
+    paper: float = 0.0
+    """Inches that it is high on paper; 0: in proportion."""
+
+
 class Picture(NamedTuple):
-    """A figure as HTML that is safe to show, and what it says in a line or two."""
+    """A figure; nothing is shown without a plot."""
 
     title: str
-    html: str
-    wide: bool = False
-    """True for a drawing of fixed width, which is scrolled where the page is narrower."""
+    plot: Plot
     kind = "picture"
 
 
 class Pictures(NamedTuple):
-    """Figures that belong together, side by side where there is room, and what stands below all of them."""
+    """Figures of the same lines, side by side where there is room, with one legend."""
 
     each: Sequence[Picture]
-    below: str = ""
+    legend: Sequence[str]
+    """Names of the lines, in the order of `figures.palette`."""
+    paper: Sequence[Plot]
+    """The same figures together, for papers."""
     kind = "pictures"
+
+
+class Axis(NamedTuple):
+    """Maps values to shares of a column, linear; values beyond an end are drawn on it."""
+
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+
+    def share(self, value: Number) -> float:
+        """Return where a value lies, 0 on the left and 1 on the right."""
+        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+
+
+class Column(NamedTuple):
+    """A column of a chart: drawings on an axis, or without an axis, words."""
+
+    title: str
+    axis: Axis | None = None
+    lines: bool = True
+    """Whether the ticks are lines through all cells."""
+
+
+class Interval(NamedTuple):
+    """A value with its ends, NaN where there are none; hollow where it is not `sure`."""
+
+    value: Number
+    low: Number
+    high: Number
+    said: str
+    """The drawing in words, as of `Heat` and `Band`."""
+    sure: bool = True
+
+
+class Heat(NamedTuple):
+    """Shares in [0, 1], a cell each; NaN is left blank."""
+
+    shares: Sequence[Number]
+    said: str
+
+
+class Band(NamedTuple):
+    """Five quantiles: a thin line between the outer ones, a thick one between the inner ones, a mark in the middle."""
+
+    quantiles: Sequence[Number]
+    said: str
+
+
+class Note(NamedTuple):
+    """A cell of words, the second part smaller."""
+
+    text: str
+    small: str = ""
+
+
+class Strip(NamedTuple):
+    """A line of a chart."""
+
+    name: str
+    cells: Sequence[Interval | Heat | Band | Note]
+    mark: str = ""
+    """ "best", or nothing."""
+
+
+class Chart(NamedTuple):
+    """A figure of one line a name and a drawing a column."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    first: str
+    """Heading of the names."""
+    columns: Sequence[Column]
+    strips: Sequence[Strip]
+    scale: str = ""
+    """What the shares of heat are of, in percent."""
+    below: str = ""
+    """What the drawings of intervals are of."""
+    kind = "chart"
 
 
 class Facts(NamedTuple):
@@ -101,18 +204,20 @@ class Facts(NamedTuple):
     kind = "facts"
 
 
-class Download(NamedTuple):
-    """A file that the page itself holds."""
+class Scale(NamedTuple):
+    """The colours of all cells of heat."""
+
+    kind = "scale"
+
+
+class Data(NamedTuple):
+    """A table of all digits, as a file of its own or one that the page holds; None is an empty cell."""
 
     text: str
     filename: str
-    content: str
-    kind = "download"
-
-    @property
-    def address(self) -> str:
-        """The content as an address, so that a page needs no second file."""
-        return csv_link(self.content)
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    kind = "data"
 
 
 class Code(NamedTuple):
@@ -139,7 +244,7 @@ class Part(NamedTuple):
     kind = "part"
 
 
-Block = Table | Words | Bullets | Picture | Pictures | Facts | Download | Code | Folded | Part
+Block = Table | Words | Bullets | Picture | Pictures | Chart | Scale | Facts | Data | Code | Folded | Part
 
 
 class Section(NamedTuple):
@@ -161,23 +266,18 @@ class Detail(NamedTuple):
     """Whether the page holds its tables as CSV too."""
 
 
-def plural(number: int, noun: str) -> str:
-    """Return a count with its noun.
-
-    >>> plural(1, "variant"), plural(1200, "variant")
-    ('1 variant', '1,200 variants')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def text_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1, **more: Any) -> Table:
+    """Return a table of texts; `more` are further fields."""
+    return Table(title, header, [Line([Cell(text) for text in line]) for line in lines], words, **more)
 
 
-def csv_link(text: str) -> str:
-    """Return CSV as an address that holds it, so that a page needs no second file."""
-    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
-
-
-def plain_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> Table:
-    """Return a table of texts."""
-    return Table(title, header, [Line([Cell(text) for text in line]) for line in lines], words)
+def leaves(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Return all blocks in their order, those within parts and folds in place of these."""
+    for block in blocks:
+        if isinstance(block, Part | Folded):
+            yield from leaves(block.blocks)
+        else:
+            yield block
 
 
 class RunView(NamedTuple):
@@ -194,6 +294,8 @@ class RunView(NamedTuple):
     run: dict[str, Any]
     compared: Any = None
     """A comparison's numbers, see `kinds.compare.Compared`; None of other kinds."""
+    at: Callable[[Detail], Sequence[Section]] | None = None
+    """Makes the sections anew in another detail."""
 
     def anchor(self, section: str) -> str:
         """Return the identifier of a section on the page."""

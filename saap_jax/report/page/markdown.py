@@ -1,10 +1,9 @@
-"""A report as Markdown: the words and tables of the page, for places that show no HTML. Figures are on the page."""
+"""Blocks as Markdown: the words and tables of the page, for places that show no HTML. Figures are on the page."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from saap_jax.report.page.blocks import Page, Section, Table
+from saap_jax.report.page.blocks import Block, Bullets, Code, Facts, Folded, Page, Part, Section, Table, Words
 
 MARK = "<!-- made by saap_jax -->"
 """First line of a report, by which a later one knows that it may replace the file."""
@@ -25,29 +24,36 @@ def markdown_report(page: Page) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def markdown_text(blocks: Iterable[Block]) -> str:
+    """Return blocks as a Markdown file of their own."""
+    return "\n".join(line for block in blocks for line in block_lines(block, 2)).rstrip() + "\n"
+
+
 def section_lines(one: Section, level: int) -> list[str]:
     """Return the lines of a section, none if it holds nothing but figures."""
     lines = [line for block in one.blocks for line in block_lines(block, level + 1)]
     return [f"{'#' * level} {escaped(one.title)}", "", *lines] if lines else []
 
 
-def block_lines(block: Any, level: int) -> Iterator[str]:
-    """Return the lines of a block, an empty one at its end; nothing for a figure or a download."""
-    if block.kind == "words":
-        yield from (escaped(block.text), "")
-    elif block.kind == "bullets":
-        yield from (*(f"- {escaped(line)}" for line in block.lines), "")
-    elif block.kind == "facts":
-        yield from (*(f"- {escaped(name)}: {escaped(value)}" for name, value in block.facts.items()), "")
-    elif block.kind == "code":
-        fence = "`" * (2 + max([1, *(len(run) for run in re.findall("`+", block.text))]))
-        yield from (fence, block.text, fence, "")
-    elif block.kind == "table":
-        yield from (*table_lines(block), "")
-    elif block.kind in ("part", "folded"):
-        inner = [line for each in block.blocks for line in block_lines(each, level + 1)]
-        if inner or (block.kind == "part" and not block.blocks):
-            yield from (f"{'#' * level} {escaped(block.title)}", "", *inner)
+def block_lines(block: Block, level: int) -> Iterator[str]:
+    """Return the lines of a block, an empty one at its end; nothing for a figure or a file."""
+    match block:
+        case Words():
+            yield from (escaped(block.text), "")
+        case Bullets():
+            yield from (*(f"- {escaped(line)}" for line in block.lines), "")
+        case Facts():
+            yield from (*(f"- {escaped(name)}: {escaped(value)}" for name, value in block.facts.items()), "")
+        case Code():
+            fence = "`" * (2 + max([1, *(len(run) for run in re.findall("`+", block.text))]))
+            yield from (fence, block.text, fence, "")
+        case Table():
+            yield from (*table_lines(block), "")
+            yield from (*(f"- {escaped(note)}" for note in block.notes), "") if block.notes else ()
+        case Part() | Folded():
+            inner = [line for each in block.blocks for line in block_lines(each, level + 1)]
+            if inner:
+                yield from (f"{'#' * level} {escaped(block.title)}", "", *inner)
 
 
 def table_lines(table: Table) -> list[str]:

@@ -1,17 +1,17 @@
-"""Charts of one line a name, as an HTML table with a small SVG in each cell: cells of heat, intervals, bands.
+"""A chart on a page: an HTML table with a small SVG in each cell, of heat, an interval or a band.
 
 Names and numbers are text of the page, so that they are readable at any width and never overlap: where the page is
 narrow, the drawings of a line go below its name. Widths within a drawing are shares of the cell. Colours are classes of
-the page's style sheet.
+the page's style sheet. For papers `figures.charts` draws the same chart.
 """
 
 import math
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
-from typing import NamedTuple
 
-from saap_jax.report.page.blocks import Number
+from saap_jax.report.page.blocks import Axis, Band, Chart, Column, Heat, Interval, Note, Number
+from saap_jax.report.page.formats import MINUS
 
 LEVELS = 20
 """Steps of the scale of heat, classes `h0` to `h20`: few enough for small files."""
@@ -20,47 +20,19 @@ _HIGH = 22
 """Pixels that a line is high."""
 
 
-class Axis(NamedTuple):
-    """Maps values to shares of a cell, linear; values beyond an end are drawn on it."""
-
-    low: float
-    high: float
-    ticks: Sequence[tuple[float, str]]
-
-    def share(self, value: Number) -> float:
-        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-
-
-class Column(NamedTuple):
-    """A column of drawings, or without an axis, of numbers."""
-
-    title: str
-    axis: Axis | None = None
-    lines: bool = True
-    """Whether the ticks are lines through all cells."""
-
-
-class Strip(NamedTuple):
-    """A line: a name, and a cell a column (an SVG, or a text that is safe as HTML)."""
-
-    name: str
-    cells: Sequence[str]
-    mark: str = ""
-    """ "best", or nothing."""
-
-
-def chart(first: str, columns: Sequence[Column], strips: Sequence[Strip]) -> str:
-    """Return a chart as HTML; `first` is the heading of the names. Empty without a line."""
-    if not strips:
+def chart_html(chart: Chart) -> str:
+    """Return a chart as HTML. Empty without a line."""
+    if not chart.strips:
         return ""
-    numbered = any(column.axis is None for column in columns)
-    grids = "".join(f"--g{i}:{_grid(column.axis)};" for i, column in enumerate(columns) if column.axis and column.lines)
-    head = f'<th scope="col">{escape(first)}</th>' + "".join(map(_head, columns))
+    numbered = any(column.axis is None for column in chart.columns)
+    axes = [(place, column.axis) for place, column in enumerate(chart.columns) if column.axis and column.lines]
+    grids = "".join(f"--g{place}:{_grid(axis)};" for place, axis in axes)
+    head = f'<th scope="col">{escape(chart.first)}</th>' + "".join(map(_head, chart.columns))
     body = []
-    for strip in strips:
+    for strip in chart.strips:
         cells = "".join(
-            f"<td{_class(column, i)}>{cell}</td>"
-            for i, (column, cell) in enumerate(zip(columns, strip.cells, strict=True))
+            f"<td{_class(column, place)}>{_cell(cell, column.axis)}</td>"
+            for place, (column, cell) in enumerate(zip(chart.columns, strip.cells, strict=True))
         )
         mark = f' class="{strip.mark}"' if strip.mark else ""
         body.append(f'<tr{mark}><th scope="row">{breakable(strip.name)}</th>{cells}</tr>')
@@ -71,48 +43,14 @@ def chart(first: str, columns: Sequence[Column], strips: Sequence[Strip]) -> str
     )
 
 
-def heat(shares: Sequence[Number], said: str) -> str:
-    """Return shares in [0, 1] as cells side by side, dark = 0; NaN is left blank. `said` is what it says in words."""
-    levels = [-1 if math.isnan(share) else round(LEVELS * min(max(share, 0.0), 1.0)) for share in shares]
-    paths: dict[int, str] = {}
-    start = 0
-    for level, group in groupby(levels):
-        length = len(list(group))
-        if level >= 0:
-            paths[level] = f"{paths.get(level, '')}M{start} 0h{length}"
-        start += length
-    drawn = "".join(f'<path class="h{level}" d="{path}"/>' for level, path in sorted(paths.items()))
+def scale_html() -> str:
+    """Return the scale of all cells of heat."""
+    cells = "".join(f'<path class="h{level}" d="M{level} 0h1"/>' for level in range(LEVELS + 1))
     return (
-        f'<svg viewBox="0 -.5 {len(levels)} 1" preserveAspectRatio="none" class="heat" role="img">'
-        f"<title>{escape(said)}</title>{drawn}</svg>"
+        '<div class="scale" role="img" aria-label="Scale: dark 0 %, bright 100 %"><span>0 %</span>'
+        f'<svg viewBox="0 -.5 {LEVELS + 1} 1" preserveAspectRatio="none" class="heat" aria-hidden="true">{cells}</svg>'
+        "<span>100 %</span></div>"
     )
-
-
-def interval(axis: Axis, value: Number, low: Number, high: Number, said: str, *, sure: bool = True) -> str:
-    """Return a value with its interval; where it is not `sure`, the point is hollow. Ends beyond the axis are cut."""
-    middle = _HIGH / 2
-    parts = []
-    if not math.isnan(low) and not math.isnan(high):
-        parts.append(_bar(axis.share(low), axis.share(high), middle - 1, 2, "whisker"))
-    kind = "point" if sure else "open"
-    if value > axis.high:
-        parts.append(f'<text x="100%" y="{middle + 5}" text-anchor="end">→</text>')
-    elif value < axis.low:
-        parts.append(f'<text x="0" y="{middle + 5}">←</text>')
-    elif not math.isnan(value):
-        parts.append(f'<circle class="{kind}" cx="{_percent(axis.share(value))}" cy="{middle:g}" r="4"/>')
-    return _cell(parts, said)
-
-
-def band(axis: Axis, quantiles: Sequence[Number], said: str) -> str:
-    """Return five quantiles: a thin bar between the outer ones, a thick one between the inner ones and a mark."""
-    low, lower, middle, upper, high = (axis.share(value) for value in quantiles)
-    parts = [
-        _bar(low, high, _HIGH / 2 - 1, 2, "whisker"),
-        _bar(lower, upper, _HIGH / 2 - 5, 10, "box"),
-        f'<rect class="middle" x="{_percent(middle)}" y="{_HIGH / 2 - 6:g}" width="2" height="12"/>',
-    ]
-    return _cell(parts, said)
 
 
 def nice_axis(low: Number, high: Number, *, most: int = 5, unit: str = "") -> Axis:
@@ -126,7 +64,7 @@ def nice_axis(low: Number, high: Number, *, most: int = 5, unit: str = "") -> Ax
     step = next(s * power for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if width / (s * power) <= most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = [(float(f"{i * step:.6g}"), f"{i * step:+.6g}{unit}" if i else "0") for i in range(first, last + 1)]
-    return Axis(low, high, [(at, text.replace("-", "\N{MINUS SIGN}")) for at, text in ticks])
+    return Axis(low, high, [(at, text.replace("-", MINUS)) for at, text in ticks])
 
 
 def layer_axis(layers: int) -> Axis:
@@ -150,8 +88,57 @@ def breakable(text: str) -> str:
     return escape(text).replace(",", ",<wbr>")
 
 
-def _cell(parts: Sequence[str], said: str) -> str:
-    return f'<svg height="{_HIGH}" role="img"><title>{escape(said)}</title>{"".join(parts)}</svg>'
+def _cell(cell: Interval | Heat | Band | Note, axis: Axis | None) -> str:
+    if isinstance(cell, Note):
+        words = [escape(cell.text)] if cell.text else []
+        return " ".join([*words, f"<small>{escape(cell.small)}</small>"] if cell.small else words)
+    if isinstance(cell, Heat):
+        return _heat(cell.shares, cell.said)
+    if axis is None:
+        raise ValueError(f"chart: expected an axis for a drawing, got none: {cell.said}")
+    parts = _interval(axis, cell) if isinstance(cell, Interval) else _band(axis, cell.quantiles)
+    return f'<svg height="{_HIGH}" role="img"><title>{escape(cell.said)}</title>{"".join(parts)}</svg>'
+
+
+def _heat(shares: Sequence[Number], said: str) -> str:
+    levels = [-1 if math.isnan(share) else round(LEVELS * min(max(share, 0.0), 1.0)) for share in shares]
+    paths: dict[int, str] = {}
+    start = 0
+    for level, group in groupby(levels):
+        length = len(list(group))
+        if level >= 0:
+            paths[level] = f"{paths.get(level, '')}M{start} 0h{length}"
+        start += length
+    drawn = "".join(f'<path class="h{level}" d="{path}"/>' for level, path in sorted(paths.items()))
+    return (
+        f'<svg viewBox="0 -.5 {len(levels)} 1" preserveAspectRatio="none" class="heat" role="img">'
+        f"<title>{escape(said)}</title>{drawn}</svg>"
+    )
+
+
+def _interval(axis: Axis, cell: Interval) -> list[str]:
+    """Return a value with its interval; ends beyond the axis are cut, a value there is an arrow."""
+    middle = _HIGH / 2
+    parts = []
+    if not math.isnan(cell.low) and not math.isnan(cell.high):
+        parts.append(_bar(axis.share(cell.low), axis.share(cell.high), middle - 1, 2, "whisker"))
+    kind = "point" if cell.sure else "open"
+    if cell.value > axis.high:
+        parts.append(f'<text x="100%" y="{middle + 5}" text-anchor="end">→</text>')
+    elif cell.value < axis.low:
+        parts.append(f'<text x="0" y="{middle + 5}">←</text>')
+    elif not math.isnan(cell.value):
+        parts.append(f'<circle class="{kind}" cx="{_percent(axis.share(cell.value))}" cy="{middle:g}" r="4"/>')
+    return parts
+
+
+def _band(axis: Axis, quantiles: Sequence[Number]) -> list[str]:
+    low, lower, middle, upper, high = (axis.share(value) for value in quantiles)
+    return [
+        _bar(low, high, _HIGH / 2 - 1, 2, "whisker"),
+        _bar(lower, upper, _HIGH / 2 - 5, 10, "box"),
+        f'<rect class="middle" x="{_percent(middle)}" y="{_HIGH / 2 - 6:g}" width="2" height="12"/>',
+    ]
 
 
 def _bar(low: Number, high: Number, top: Number, height: Number, kind: str) -> str:
@@ -159,19 +146,17 @@ def _bar(low: Number, high: Number, top: Number, height: Number, kind: str) -> s
     return f'<rect class="{kind}" x="{at}" y="{top:g}" width="{wide}" height="{height:g}"/>'
 
 
-def _class(column: Column, index: int) -> str:
+def _class(column: Column, place: int) -> str:
     if column.axis is None:
         return ""
-    return f' class="strip g{index}"' if column.lines else ' class="strip"'
+    return f' class="strip g{place}"' if column.lines else ' class="strip"'
 
 
 def _head(column: Column) -> str:
     if column.axis is None:
         return f'<th scope="col">{escape(column.title)}</th>'
     axis = column.axis
-    ticks = "".join(
-        f'<span style="left:{_percent(axis.share(at))}">{escape(text)}</span>' for at, text in column.axis.ticks
-    )
+    ticks = "".join(f'<span style="left:{_percent(axis.share(at))}">{escape(text)}</span>' for at, text in axis.ticks)
     return f'<th scope="col">{escape(column.title)}<div class="ticks">{ticks}</div></th>'
 
 

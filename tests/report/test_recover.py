@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.report.kinds.recover import changes, recovery_cells
+from saap_jax.report.kinds.recover import changes, recovery_table
 
 IN, OUT = "ppl@128 text:a", "ppl@128 text:b"
 
@@ -36,7 +36,7 @@ def test_says_against_what_it_changed_and_on_which_text():
     assert f" against the model before ({before:.2f}) and " in first
     assert f" against the dense model ({dense:.2f})" in first
     assert second.startswith(f"{OUT} on 24 windows out of domain: ")
-    assert recovery_cells(run)[0][-1] == "change from pruned"
+    assert recovery_table(run).header[-1] == "change from pruned"
 
 
 @pytest.mark.parametrize(("windows", "shift"), [(4, -0.2), (24, -0.0005)])

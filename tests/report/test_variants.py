@@ -5,25 +5,28 @@ import io
 import math
 
 import pytest
-from rich.console import Console
 
-from saap_jax.report.kinds import tables
-from saap_jax.report.kinds.tables import csv_table, cut_rows, markdown_table, rich_cut_table, rich_table
+from saap_jax.report.kinds.variants import csv_table, cut_rows, cut_table, headline, variant_table
+from saap_jax.report.page.formats import format_ppl
+from saap_jax.report.page.markdown import markdown_text
 from saap_jax.report.rows import comparison_rows, labels
 from tests.report import conftest as fake
+from tests.report.shown import cells, printed
 
 
-def rendered(table, width: int = 100) -> list[str]:
-    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=False, color_system=None)
-    console.print(table)
-    return console.export_text().splitlines()
+def table_of(run: dict, lines: list[dict]):
+    return variant_table(run, comparison_rows(run, lines))
+
+
+def rendered(run: dict, lines: list[dict], width: int = 100) -> list[str]:
+    return printed(table_of(run, lines), width=width).splitlines()
 
 
 class TestRows:
     def test_dense_first_then_by_ratio_and_out_of_domain_perplexity(self):
         rows = comparison_rows(fake.fields(), fake.candidates())
         assert rows[0].candidate == "dense"
-        assert (rows[0].ppl_in, rows[0].ppl_out, rows[0].parameters) == (22.4, 34.7, 134_515_008)
+        assert (rows[0].ppl_in, rows[0].ppl_out, rows[0].parameters) == pytest.approx((22.4, 34.7, 134_515_008))
         assert [row.asked for row in rows[1:]] == [0.2] * 8 + [0.5] * 8
         for group in (rows[1:9], rows[9:]):
             ppl = [row.ppl_out if math.isfinite(row.ppl_out) else math.inf for row in group]
@@ -39,12 +42,11 @@ class TestRows:
         run = fake.fields() | {"metrics": [{"name": fake.METRICS[0], "domain": "in"}]}
         lines = [fake.candidate("a", 0.2, (1.0, 9.0)), fake.candidate("b", 0.2, (9.0, 1.0))]
         assert [row.candidate for row in comparison_rows(run, lines) if row.best] == ["a@0.2"]
-        header, _ = tables.comparison_cells(run, comparison_rows(run, lines))
-        assert header == ["variant", "asked %", "actual %", "params (M)", "ppl in"]
-        assert tables.headline(run) == "ppl@128: in = builtin:reference"
+        assert table_of(run, lines).header == ["variant", "asked %", "actual %", "params (M)", "ppl in"]
+        assert headline(run) == "ppl@128: in = builtin:reference"
 
     def test_names_the_allocation_only_where_it_differs(self):
-        lines = [fake.candidate("a", 0.2, (1.0, 1.0)), fake.candidate("b", 0.2, (1.0, 1.0))]
+        lines = [fake.older(fake.candidate(name, 0.2, (1.0, 1.0))) for name in ("a", "b")]
         assert labels(lines) == ["a", "b"]
         lines[1]["allocation"] = "uniform"
         assert labels(lines) == ["a (global)", "b (uniform)"]
@@ -57,39 +59,38 @@ class TestRows:
 class TestTerminal:
     def test_fits_a_hundred_columns_with_every_name_and_number_whole(self):
         run, lines = fake.fields(), fake.candidates()
-        text = rendered(rich_table(run, lines))
+        text = rendered(run, lines)
         assert max(map(len, text)) <= 100
         assert not any("…" in line for line in text)
-        _, cells = tables.comparison_cells(run, comparison_rows(run, lines))
         body = [line.split() for line in text if line.split()]
-        for cell in cells:
+        for cell in cells(table_of(run, lines)):
             assert " ".join(cell).split() in body  # one line a row: nothing wrapped, nothing cut
         assert text[0].strip() == "ppl@128: in = builtin:reference, out = builtin:descriptions"
 
     def test_the_check_for_width_can_fail(self):
-        text = rendered(rich_table(fake.fields(), fake.candidates()), width=50)
+        text = rendered(fake.fields(), fake.candidates(), width=34)
         words = ["taylor_element_second", "20.0"]
         assert not any(line.split()[:2] == words for line in text)  # the name is folded
 
     def test_fits_with_allocations_in_the_names(self):
-        lines = fake.candidates()
+        lines = [fake.older(line) for line in fake.candidates()]
         lines[0]["allocation"] = "adaptive"
-        text = rendered(rich_table(fake.fields(), lines))
+        text = rendered(fake.fields(), lines)
         assert not any("…" in line for line in text)
         assert any("taylor_element_second (global)" in line for line in text)
 
     def test_marks_without_colour(self):
-        text = rendered(rich_table(fake.fields(), fake.candidates()))
+        text = rendered(fake.fields(), fake.candidates())
         assert [line.split()[:2] for line in text if " * " in line and "lowest" not in line] == [
             ["activation_frequency", "*"]
         ] * 2
 
     def test_names_are_no_markup(self):
-        text = rendered(rich_table(fake.fields(), [fake.candidate("[red]x[/]", 0.2, (1.0, 1.0))]))
+        text = rendered(fake.fields(), [fake.candidate("[red]x[/]", 0.2, (1.0, 1.0))])
         assert any("[red]x[/]" in line for line in text)
 
     def test_cut_model(self):
-        text = "\n".join(rendered(rich_cut_table(fake.fields())))
+        text = printed(cut_table(fake.fields()))
         for word in ("gate_fisher@0.2", "134.5", "113.0", "-16.0 %", "+22.6 %", "3,303"):
             assert word in text
 
@@ -125,7 +126,7 @@ class TestText:
 
     def test_markdown_has_equal_columns_and_escapes_bars(self):
         lines = [*fake.candidates(), fake.candidate("odd|name", 0.2, (1.0, 1.0))]
-        text = markdown_table(fake.fields(), lines)
+        text = markdown_text([table_of(fake.fields(), lines)])
         body = [line for line in text.splitlines() if line.startswith("|")]
         assert len(body) == 2 + 1 + 17
         assert {line.replace("\\|", "").count("|") for line in body} == {7}
@@ -138,4 +139,4 @@ class TestText:
      (math.inf, "inf"), (math.nan, "n/a")],
 )  # fmt: skip
 def test_perplexities_stay_readable(value, text):
-    assert tables.format_ppl(value) == text
+    assert format_ppl(value) == text
