@@ -67,7 +67,7 @@ def coupling_plot(record: Record) -> Plot:
                for place, each in enumerate(structures)}  # fmt: skip
     owners: dict[tuple[str, int], str] = {}
     for structure in structures[::-1]:
-        owners |= dict.fromkeys(structure["members"], structure["name"])
+        owners |= dict.fromkeys(map(tuple, structure["members"]), structure["name"])
 
     def paint(figure: Any) -> None:
         figure.set_layout_engine(None)

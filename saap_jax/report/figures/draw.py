@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from saap_jax.report.figures.palette import COLOURS, INK, PAPER
 from saap_jax.report.page.blocks import Plot
 
@@ -148,7 +150,8 @@ def marker_path(marker: str, size: float = 9.0) -> str:
 
     style = MarkerStyle(marker)
     path = style.get_path().transformed(style.get_transform()).transformed(_flipped(size))
-    if list(path.codes[1:-1]) == [path.CURVE4] * 24:  # a circle
+    codes = [] if path.codes is None else np.asarray(path.codes).tolist()
+    if codes[1:-1] == [path.CURVE4] * 24:  # a circle
         radius = f"{size / 2:g}"
         return f"M-{radius} 0a{radius} {radius} 0 1 0 {size:g} 0a{radius} {radius} 0 1 0-{size:g} 0z"
     letters = {1: "M", 2: "L", 3: "Q", 4: "C"}
