@@ -147,12 +147,12 @@ class TestChecksCanFail:
             assert any("compare" in text for text in faint_texts(page))
 
     def test_small_text(self, browser, pages, tmp_path):
-        small = spoiled(pages["one"], tmp_path, ("</style>", ".plot { font-size: 8px !important; }</style>"))
+        small = spoiled(pages["one"], tmp_path, ("</style>", ".plot text { font-size: 6px !important; }</style>"))
         with opened(browser, small, 390) as page:
             assert small_texts(page)
 
     def test_overlapping_labels(self, browser, pages, tmp_path):
-        large = spoiled(pages["one"], tmp_path, ("</style>", ".plot { font-size: 40px !important; }</style>"))
+        large = spoiled(pages["one"], tmp_path, ("</style>", ".plot text { font-size: 40px !important; }</style>"))
         with opened(browser, large) as page:
             assert overlaps(page)
 

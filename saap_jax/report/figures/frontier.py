@@ -74,9 +74,11 @@ def _paint(figure: Any, run: Record, found: Sequence[Any], bands: dict[str, Band
     logarithmic(axis)
     removed_across(axis, max(ratio for band in bands.values() for ratio, *_ in band))
     axis.set_ylabel(f"{short_name(frontier['metric'], 44)} (log)")
-    right = axis.get_yaxis_transform()
-    for height, text, side in ((limit, f"limit +{frontier['percent']:g} %", "bottom"), (dense, "unpruned", "top")):
-        axis.text(1.0, height, f"{text} {format_ppl(height)}", transform=right, ha="right", va=side)
+    for height, text, up in ((limit, f"limit +{frontier['percent']:g} %", 1), (dense, "unpruned", -1)):
+        axis.annotate(
+            f"{text} {format_ppl(height)}", (1.0, height), xycoords=axis.get_yaxis_transform(), xytext=(0, 2 * up),
+            textcoords="offset points", ha="right", va="bottom" if up > 0 else "top",
+        )  # fmt: skip
     more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
     axis.legend(
         loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3.6,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, spread
-from saap_jax.report.figures.palette import INK, line_style
+from saap_jax.report.figures.palette import INK, PAPER, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import format_percent, format_ppl, short_name
 from saap_jax.report.rows import DENSE, Record, labels
@@ -142,7 +142,8 @@ def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str]) -> dict[str,
         axis.axhline(dense, color=INK, alpha=0.6, linewidth=0.8, linestyle=(0, (2, 4)), zorder=1, clip_on=False)
         axis.plot([0], [dense], "o", color=INK, clip_on=False)
         taken = any(dense / (high / low) ** 0.1 < curve.points[-1][1] < dense for curve in shown)
-        place = {"xytext": (0, 4 if taken else -4), "va": "bottom" if taken else "top"}
+        place = {"xytext": (0, 4 if taken else -4), "va": "bottom" if taken else "top", "zorder": 3}
+        place["bbox"] = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 1}
         axis.annotate(
             f"{DENSE} {format_ppl(dense)}", (1, dense), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", **place,

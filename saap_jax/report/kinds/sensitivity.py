@@ -15,7 +15,6 @@ from saap_jax.report.kinds.common import (
     files_of,
     reproduce_section,
     suggestion_blocks,
-    suggestions_section,
 )
 from saap_jax.report.page.blocks import (
     Block,
@@ -49,7 +48,7 @@ def sensitivity_sections(path: Path, run: Record, detail: Detail) -> list[Sectio
     nothing = [] if blocks else [Section("summary", "Summary", [Bullets(["Nothing is measured yet."])])]
     return [
         *nothing,
-        *suggestions_section(run),
+        *([Section("suggestions", "What to try next", suggestion_blocks(run))] if "suggestions" in run else []),
         *([Section("sensitivity", "What each layer costs", blocks)] if blocks else []),
         *cost_section(run),
         reproduce_section(run),
