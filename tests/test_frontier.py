@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,6 +30,7 @@ from saap_jax.report.kinds.frontier import frontier_files, summary
 from saap_jax.report.page.markdown import escaped
 from saap_jax.types import STRUCTURES
 from saap_jax.variants import seeds_of, variants_of
+from tests.report.shown import missing_from_page
 
 OUT = "ppl@16 builtin:descriptions"
 SEARCH = SearchConfig(allocation="global")
@@ -247,6 +249,14 @@ class TestOutput:
         lines = (run.path / "frontier.csv").read_text().splitlines()
         assert len(lines) == 1 + 2 * len(seeds_of(config))
         assert len((run.path / "curve.csv").read_text().splitlines()) == 2 + len(run.candidates())
+
+    def test_page_shows_all_that_is_written(self, run, tmp_path):
+        assert missing_from_page(run.path) == []
+        copy = shutil.copytree(run.path, tmp_path / "run")
+        for name, old, new in (("frontier.svg", "limit", "bound"), ("curve.csv", "candidate", "model"),
+                               ("frontier.md", "| wanda", "| wandas")):  # fmt: skip
+            (copy / name).write_text((copy / name).read_text().replace(old, new))
+        assert missing_from_page(copy) == ["curve.csv", "frontier.md", "frontier.svg"], "negative control"
 
     def test_on_the_command_line(self, config, tmp_path, capsys, tiny_model_directory):
         words = [

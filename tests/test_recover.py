@@ -22,6 +22,7 @@ from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.recover import method_of
 from saap_jax.report.records import read_candidates, read_run
+from tests.report.shown import missing_from_page
 from tests.report.test_scalars import read
 from tests.test_cli import refused
 
@@ -67,6 +68,7 @@ def test_recover(options, capsys, tmp_path):
     assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
     assert cli.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
+    assert missing_from_page(tmp_path / "runs" / "recover") == []
 
 
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "groupwise"])

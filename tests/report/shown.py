@@ -1,10 +1,15 @@
 """Blocks as people see them: printed, as text, and figures as matplotlib holds them."""
 
+import base64
 import io
+from pathlib import Path
 from typing import Any
 
 from saap_jax import terminal
-from saap_jax.report.page.blocks import Block, Table
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page.blocks import Block, Detail, Page, Table
+from saap_jax.report.page.html import render_page
+from saap_jax.report.page.markdown import markdown_report
 from saap_jax.report.page.terminal import show_blocks
 
 
@@ -39,3 +44,20 @@ def words(figure: Any) -> list[str]:
     from matplotlib.text import Text
 
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+def missing_from_page(run: Path) -> list[str]:
+    """Return the figures and tables that a command wrote into a run and that its page, made anew, does not show."""
+    view = read_view(run, Detail())
+    page = Page(view.name, [], [view], folded=False)
+    html, markdown, missing = render_page(page), markdown_report(page), []
+    for file in sorted(run.glob("*.*")):
+        text = file.read_text() if file.suffix in (".svg", ".csv", ".md") and file.stem != "report" else ""
+        if file.suffix == ".svg":
+            missing += [] if text.partition("<title>")[2].strip() in html else [file.name]
+        elif file.suffix == ".csv":
+            missing += [] if base64.b64encode(text.encode()).decode() in html else [file.name]
+        else:
+            rows = [line for line in text.splitlines() if line.startswith("|")]
+            missing += [file.name for row in rows if row not in markdown]
+    return missing

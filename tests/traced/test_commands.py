@@ -15,6 +15,7 @@ from tests.traced.problems import stacked
 FILE = """
 from tests.traced.problems import stacked
 import jax.numpy as jnp
+from tests.report.shown import missing_from_page
 
 def problem():
     return stacked()
@@ -53,6 +54,7 @@ def test_compare(here, capsys):
     assert "Coupled structures: " in page  # the drawing
     assert "gate_taylor" in page
     assert (run / "comparison.csv").read_text().count("\n") == 5
+    assert missing_from_page(run) == []
     before = (run / "metrics.jsonl").read_bytes()
     assert main(words) == 0  # a finished run is shown again
     assert (run / "metrics.jsonl").read_bytes() == before
