@@ -10,12 +10,12 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.traced import load_pruned
+from tests.report.shown import missing_from_page
 from tests.traced.problems import stacked
 
 FILE = """
 from tests.traced.problems import stacked
 import jax.numpy as jnp
-from tests.report.shown import missing_from_page
 
 def problem():
     return stacked()

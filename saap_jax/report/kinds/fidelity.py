@@ -23,6 +23,7 @@ from saap_jax.report.page.blocks import (
     Note,
     Part,
     Picture,
+    Plot,
     Section,
     Strip,
     Table,
@@ -126,7 +127,7 @@ def fidelity_blocks(
     return blocks
 
 
-def scatter(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores):
+def scatter(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores) -> Plot | None:
     """Return the plot of the scores against the exact changes, None where nothing was measured."""
     panels = {
         name: [(estimator, format_interval(found["spearman"])) for estimator, found in ranking(rows, name)]

@@ -73,7 +73,7 @@ def legend_html(names: Sequence[str]) -> str:
         line = f'<path d="M-27 0H27" class="curve"{dashed}/>'
         mark = f'<path class="mark" d="{marker_path(style.marker)}"/>'
         key = f'<svg class="k{style.colour}" width="54" height="14" viewBox="-27 -7 54 14" aria-hidden="true">'
-        lines.append(f"<li>{key}{line}{mark}</svg> {escape(name)}</li>")
+        lines.append(f"<li>{key}{line}{mark}</svg> {breakable(name)}</li>")
     return f'<ol class="legend">{"".join(lines)}</ol>'
 
 
