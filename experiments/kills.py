@@ -34,7 +34,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
-from saap_jax.report.reports import write_reports
+from saap_jax.report.write import write_reports
 
 TIMED = (
     r"run\.json:stages\.\d+\.(?!name$).*",  # a stage that runs again adds its seconds and tokens, and compiles again

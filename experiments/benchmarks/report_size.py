@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.report.reports import write_reports
+from saap_jax.report.write import write_reports
 from saap_jax.runs.directory import RunDirectory
 
 METRICS = ("ppl@128 builtin:reference", "ppl@128 builtin:descriptions")

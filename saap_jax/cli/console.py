@@ -66,16 +66,6 @@ def write(text: str) -> None:
     print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def facts_table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> Table:
-    """Return a table of names and what is said of each."""
-    table = Table(title=Text(title) if title else None, title_justify="left", show_header=bool(header))
-    for name in header:
-        table.add_column(Text(name))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
 # --- tables ------------------------------------------------------------------------------------------
 
 

@@ -46,12 +46,12 @@ def run(words: list[str]) -> None:
         show(table, said)
         traced = traced_model(model) if drawing else None
     if drawing and traced is not None:
-        from saap_jax.report.couplings import couplings_drawing
+        from saap_jax.report.figures.couplings import couplings_svg
 
         path = Path(drawing)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
-        path.write_text(couplings_drawing(traced), encoding="utf-8")
+        path.write_text(couplings_svg(traced), encoding="utf-8")
         show_paths(drawing=path)
 
 

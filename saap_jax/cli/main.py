@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from saap_jax.cli.arguments import configure, model_first, names_factory, parse, run_command, show_progress, split_words
-from saap_jax.cli.console import facts_table, show, show_lines, show_paths, write
+from saap_jax.cli.console import show, show_lines, show_paths, write
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.config.jobs import (
     AbConfig,
@@ -102,16 +102,18 @@ def compare(words: list[str]) -> None:
         return traced.compare(words)
     config, options = configure("compare", CompareConfig, words, overwrite=True)
     from saap_jax.jobs import compare as comparison
-    from saap_jax.report import cut_rows, rich_cut_table, rich_table
+    from saap_jax.report.kinds.variants import cut_rows, cut_table, variant_table
+    from saap_jax.report.page.terminal import show_blocks
+    from saap_jax.runs.standing import comparison_rows
 
     with show_progress() as track:
         run = comparison.compare(config, overwrite=options.overwrite, track=track)
     candidates = run.candidates()
     if run.corrupt_lines:
         show(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
-    show(rich_table(run.record, candidates))
+    show_blocks(variant_table(run.record, comparison_rows(run.record, candidates)))
     if cut_rows(run.record):
-        show(rich_cut_table(run.record))
+        show_blocks(cut_table(run.record))
     show_paths(report=run.path / "report.html", model=run.path / "best")
 
 
@@ -126,20 +128,20 @@ def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = configure("score", ScoreConfig, words, overwrite=True)
     from saap_jax.jobs.score import score_run
-    from saap_jax.report.fusion import rich_fusions
-    from saap_jax.report.patterns import rich_patterns
-    from saap_jax.report.score_page import find_patterns
-    from saap_jax.report.scores import rank_table
+    from saap_jax.report.kinds.fusion import fusion_table
+    from saap_jax.report.kinds.patterns import pattern_table
+    from saap_jax.report.kinds.score import find_patterns
+    from saap_jax.report.kinds.scores import rank_table
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run, calibrated = score_run(config, overwrite=options.overwrite, track=track)
     for scenario, scores in calibrated.scenarios.items():
-        show(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
+        show_blocks(rank_table(scores, scenario if len(calibrated.scenarios) > 1 else None))
     if any(run.record["fusions"].values()):
-        show(rich_fusions(run.record["fusions"]))
+        show_blocks(fusion_table(run.record["fusions"]))
     if found := find_patterns(run.record, calibrated.scenarios):
-        for structure in found.structures:
-            show(rich_patterns(found, structure))
+        show_blocks(*(pattern_table(found, structure) for structure in found.structures))
     if left_out := run.record.get("left_out"):
         show(f"left out, since {config.from_run} does not serve them (--keep-statistics all): {', '.join(left_out)}")
     show_paths(report=run.path / "report.html", scores=run.path / "scores.npz")
@@ -153,13 +155,14 @@ def prune(words: list[str]) -> None:
         return traced.prune(words)
     config, _ = configure("prune", PruneConfig, words)
     from saap_jax.jobs import prune as pruning
+    from saap_jax.report.page.terminal import show_facts
 
     with show_progress() as track:
         pruned = pruning.prune(config, track=track)
-    show(facts_table(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned)))
+    show_facts(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned))
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
-        show(facts_table("", pruning.target_rows(pruned), header))
+        show_facts("", pruning.target_rows(pruned), header)
     show_lines(*pruning.warnings(pruned))
     show_paths(model=config.out)
 
@@ -168,11 +171,12 @@ def recover(words: list[str]) -> None:
     """Run `saap recover`."""
     config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
     from saap_jax.jobs import recover as job
-    from saap_jax.report.recovery import rich_recovery, summary
+    from saap_jax.report.kinds.recover import recovery_table, summary
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
-    show(rich_recovery(run.record))
+    show_blocks(recovery_table(run.record))
     show(*summary(run.record))
     show_paths(model=run.record["out"], run=run.path)
 
@@ -185,6 +189,7 @@ def export(words: list[str]) -> None:
     default = ExportConfig(**dict(zip(("model", "out"), positional, strict=False)))
     config, _ = parse("export MODEL OUT", default, rest)
     from saap_jax.jobs.export import export_model
+    from saap_jax.report.page.terminal import show_facts
     from saap_jax.runtime.progress import step
 
     with show_progress() as track:
@@ -200,7 +205,7 @@ def export(words: list[str]) -> None:
         ("  root mean square", share),
         ("  same most likely token", f"{agreement.argmax:.1%}"),
     ]
-    show(facts_table(exported.kind, rows))
+    show_facts(exported.kind, rows)
     show_lines(*exported.notes)
     show_paths(model=config.out)
 
@@ -211,26 +216,24 @@ def evaluate(words: list[str]) -> None:
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
     from saap_jax.jobs import evaluate as job
-    from saap_jax.report.tasks import rich_perplexities, rich_tasks
+    from saap_jax.report.kinds.tasks import evaluation_blocks
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         rows = job.evaluate(config, track=track)
-    if config.sources:
-        show(rich_perplexities(rows))
-    if config.tasks:
-        show(rich_tasks(rows))
+    show_blocks(*evaluation_blocks(rows))
 
 
 def fidelity(words: list[str]) -> None:
     """Run `saap fidelity`."""
     config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
     from saap_jax.jobs import fidelity as job
-    from saap_jax.report import fidelity as report
+    from saap_jax.report.kinds.fidelity import BRIEF, fidelity_table
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
-    for scope in ("attention", "mlp", "pooled"):
-        show(report.rich_fidelity_table(rows, scope))
+    show_blocks(*(fidelity_table(rows, scope, BRIEF) for scope in ("attention", "mlp", "pooled")))
     show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
 
 
@@ -239,15 +242,16 @@ def frontier(words: list[str]) -> None:
     config, options = configure("frontier", FrontierConfig, words, overwrite=True)
     from saap_jax.evaluation.crossing import found_variants
     from saap_jax.jobs import frontier as job
-    from saap_jax.report import frontier as report
-    from saap_jax.report.suggestions import suggestion_lines
+    from saap_jax.report.kinds.common import suggestion_blocks
+    from saap_jax.report.kinds.frontier import frontier_table, summary
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.frontier(config, overwrite=options.overwrite, track=track)
     found = found_variants(run.record, run.candidates())
-    show(report.rich_frontier(run.record, found))
-    show(report.summary(run.record, found))
-    show_lines(*suggestion_lines(run.record))
+    show_blocks(frontier_table(run.record, found))
+    show(summary(run.record, found))
+    show_blocks(*suggestion_blocks(run.record))
     show_paths(figure=run.path / "frontier.svg", tables="frontier.md, frontier.csv, curve.csv")
 
 
@@ -255,13 +259,13 @@ def sensitivity(words: list[str]) -> None:
     """Run `saap sensitivity`."""
     config, options = configure("sensitivity", SensitivityConfig, words, overwrite=True)
     from saap_jax.jobs import sensitivity as job
-    from saap_jax.report import sensitivity as report
-    from saap_jax.report.suggestions import suggestion_lines
+    from saap_jax.report.kinds.common import suggestion_blocks
+    from saap_jax.report.kinds.sensitivity import extreme_table
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.sensitivity(config, overwrite=options.overwrite, track=track)
-    show(report.rich_sensitivity(run.record, run.candidates()))
-    show_lines(*suggestion_lines(run.record))
+    show_blocks(extreme_table(run.record, run.candidates()), *suggestion_blocks(run.record))
     show_paths(heat_maps=run.path / "sensitivity.svg", tables="sensitivity.md, sensitivity.csv")
 
 
@@ -269,7 +273,7 @@ def report(words: list[str]) -> None:
     """Run `saap report`."""
     positional, rest = split_words(words)
     config, _ = parse("report RUN [RUN ...]", ReportConfig(runs=tuple(positional)), rest)
-    from saap_jax.report.reports import write_reports
+    from saap_jax.report.write import write_reports
 
     written = write_reports(config.runs, config.out, config.figures, overwrite=config.overwrite)
     drawn = [path for path in written if path.suffix in (".svg", ".png", ".pdf")]
@@ -286,15 +290,12 @@ def ab(words: list[str]) -> None:
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
     from saap_jax.jobs import quality
-    from saap_jax.report.quality import rich_comparison, rich_task_comparison, sentences
+    from saap_jax.report.kinds.quality import comparison_blocks
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
-    if comparison.metrics:
-        show(rich_comparison(comparison))
-    if comparison.tasks:
-        show(rich_task_comparison(comparison))
-    show(*sentences(comparison))
+    show_blocks(*comparison_blocks(comparison))
 
 
 def gate(words: list[str]) -> int:
@@ -305,11 +306,12 @@ def gate(words: list[str]) -> int:
     config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
     from saap_jax.evaluation.limits import verdict
     from saap_jax.jobs import quality
-    from saap_jax.report.quality import rich_checks
+    from saap_jax.report.kinds.quality import check_table
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         checks = quality.gate(config, track=track)
-    show(rich_checks(config.model, config.baseline, checks))
+    show_blocks(check_table(config.model, config.baseline, checks))
     show(verdict(checks))
     return 0 if all(check.passed for check in checks) else 1
 
@@ -342,12 +344,12 @@ def bench(words: list[str]) -> None:
     default = BenchConfig(models=tuple(positional)) if positional else BenchConfig()
     config, _ = parse("bench [MODEL ...]", default, rest)
     from saap_jax.jobs import bench as benchmark
-    from saap_jax.report.bench import footnotes, rich_bench
+    from saap_jax.report.kinds.bench import bench_blocks
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         result = benchmark.bench(config, track=track)
-    show(rich_bench(result))
-    show(*footnotes(result))
+    show_blocks(*bench_blocks(result))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

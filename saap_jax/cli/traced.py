@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from saap_jax.cli.arguments import Options, UsageError, load_config, parse, show_progress, split_words
-from saap_jax.cli.console import facts_table, show, show_paths
+from saap_jax.cli.console import show, show_paths
 from saap_jax.config.traced import TracedCompareConfig, TracedPruneConfig
 
 
@@ -12,11 +12,13 @@ def compare(words: list[str]) -> None:
     """Run `saap compare FACTORY`."""
     config, options = _configured("compare", TracedCompareConfig, words, Options)
     from saap_jax.jobs import traced
-    from saap_jax.report.traced import rich_traced, traced_sentences
+    from saap_jax.report.kinds.traced import traced_sentences, traced_table
+    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = traced.compare(config, overwrite=options.overwrite, track=track)
-    show(rich_traced(run.record, run.candidates()), *traced_sentences(run.record))
+    show_blocks(traced_table(run.record, run.candidates(), kept=False))
+    show(*traced_sentences(run.record))
     show_paths(report=run.path / "report.html", drawing=run.path / "couplings.svg")
 
 
@@ -24,6 +26,7 @@ def prune(words: list[str]) -> None:
     """Run `saap prune FACTORY`."""
     config, _ = _configured("prune", TracedPruneConfig, words, None)
     from saap_jax.jobs import traced
+    from saap_jax.report.page.terminal import show_facts
 
     with show_progress() as track:
         pruned = traced.prune(config, track=track)
@@ -36,7 +39,8 @@ def prune(words: list[str]) -> None:
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))
-    show(facts_table(f"{config.estimator} at {selection.asked:.1%}", rows), pruned.own_code)
+    show_facts(f"{config.estimator} at {selection.asked:.1%}", rows)
+    show(pruned.own_code)
     show_paths(model=f"{config.out}   read it with saap_jax.traced.load_pruned")
 
 

@@ -23,7 +23,7 @@ from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.llama import Llama, load_model, save_model
 from saap_jax.llama.segments import existing_units
-from saap_jax.report.couplings import couplings_drawing
+from saap_jax.report.figures.couplings import coupling_files, coupling_record
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
@@ -36,7 +36,7 @@ from saap_jax.selection.variants import Candidate, Variant, candidates_of, seeds
 from saap_jax.surgery.cut import cut, keep_to_json
 from saap_jax.types import Keep, Scores
 
-ENDING = Ending(page=True, further=("keeps.npz", "best", "couplings.svg"))
+ENDING = Ending(lambda run: coupling_files(run.record), page=True, further=("keeps.npz", "best"))
 
 
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -93,7 +93,7 @@ def _compare(
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, model, material.tokenizer, compensated, texts, keeps, layout)
     run.update(cost=run_cost(run.record, prices))
-    run.save_text("couplings.svg", couplings_drawing(traced_model(model)))
+    run.update(couplings=coupling_record(traced_model(model)))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 

@@ -7,21 +7,14 @@ import numpy as np
 
 from saap_jax.config.jobs import FidelityConfig
 from saap_jax.data import Windows
-from saap_jax.estimation.ablation import (
-    Unit,
-    ablate,
-    changes_from_lines,
-    changes_to_lines,
-    changes_to_scores,
-    sample_units,
-)
+from saap_jax.estimation.ablation import Unit, ablate, changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.llama.segments import existing_units
-from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter, markdown_fidelity
+from saap_jax.report.kinds.fidelity import fidelity_files, read_changes
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import kept_scores, read_scores
+from saap_jax.runs.scores import kept_scores
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
@@ -53,7 +46,9 @@ def judge(
         The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
     layout = check(config)
-    ending = Ending(lambda run: _texts(_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json"))
+    ending = Ending(
+        lambda run: fidelity_files(*_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json")
+    )
     with job(config, ending, overwrite=overwrite) as run:
         if not run.finished:
             _judge(config, run, layout, track)
@@ -89,15 +84,7 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
 
 def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
     """Return what follows from the scores and the exact changes that a run holds."""
-    calibrated = read_scores(run)
-    scores = {name: calibrated.scores(name) for name in calibrated.estimators}
-    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
-    changes = {
-        unit: change
-        for unit, change in _changes(run.path / CHANGES).items()
-        if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
-    }
-    exact = changes_to_scores(changes, like)
+    scores, exact = read_changes(run.path)
     windows = len(config.calibration.scenarios) * config.calibration.examples
     rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
     return Judged(rows, scores, exact)
@@ -105,12 +92,3 @@ def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
 
 def _changes(path: Path) -> dict[Unit, float]:
     return changes_from_lines(path.read_text(errors="replace")) if path.exists() else {}
-
-
-def _texts(judged: Judged) -> dict[str, str]:
-    """Return the files of a run: scores against exact changes as a figure, and the correlations as tables."""
-    return {
-        "fidelity.svg": fidelity_scatter(judged.scores, judged.exact, judged.rows),
-        "fidelity.md": markdown_fidelity(judged.rows),
-        "fidelity.csv": csv_fidelity(judged.rows),
-    }

@@ -19,7 +19,7 @@ from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.report.frontier import frontier_files
+from saap_jax.report.kinds.frontier import frontier_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import save_keeps

@@ -18,7 +18,7 @@ from saap_jax.config.traced import TracedCompareConfig
 from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.report.html import write_report
+from saap_jax.report.write import write_report
 from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.tensorboard import write_scalars

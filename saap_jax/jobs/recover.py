@@ -30,7 +30,7 @@ from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss,
 from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report.recovery import recovery_files
+from saap_jax.report.kinds.recover import recovery_files
 from saap_jax.runs.digests import digest_of, inputs_of, model_digest
 from saap_jax.runs.directory import RunDirectory, flatten, plain
 from saap_jax.runs.stages import Stage

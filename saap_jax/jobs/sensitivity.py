@@ -24,7 +24,7 @@ from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, unpruned
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
-from saap_jax.report.sensitivity import sensitivity_files
+from saap_jax.report.kinds.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps

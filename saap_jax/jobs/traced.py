@@ -12,8 +12,8 @@ from saap_jax.discovery.tracing.factory import made_problem
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.llama.segments import masks
-from saap_jax.report.couplings import couplings_drawing
-from saap_jax.report.traced import traced_files
+from saap_jax.report.figures.couplings import coupling_record
+from saap_jax.report.kinds.traced import traced_files
 from saap_jax.runs.digests import digest_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import DENSE
@@ -33,7 +33,7 @@ from saap_jax.traced.select import (
 from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
-ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True, further=("couplings.svg",))
+ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True)
 
 
 def compare(config: TracedCompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
@@ -83,7 +83,7 @@ def _compare(config: TracedCompareConfig, run: RunDirectory, track: Track) -> No
         rows = evaluated(run, subject, selections, config, track)
     with run.stage("cut"), step(track, "cut the best of each ratio and check it"):
         run.update(best=[_best(subject, rows, selections, ratio, config.batch_size) for ratio in config.ratios])
-    run.save_text("couplings.svg", couplings_drawing(subject.traced))
+    run.update(couplings=coupling_record(subject.traced))
     finish(run, ENDING)
 
 

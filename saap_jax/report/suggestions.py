@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.report.blocks import plural
-from saap_jax.report.summary import some
-from saap_jax.report.tables import format_ppl
+from saap_jax.report.page.formats import format_ppl, some
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.standing import DENSE, Record, comparison_rows, labels, number
 from saap_jax.runs.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
@@ -71,26 +69,3 @@ def _prune_there(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
             prune_command(run, row),
         )
     ]
-
-
-def suggestion_lines(run: Record) -> list[str]:
-    """Return the suggestions that a run keeps as lines for a terminal or a text file."""
-    suggestions = [Suggestion(**each) for each in run.get("suggestions") or []]
-    if not suggestions:
-        windows = min((len(losses) for losses in (run.get(DENSE) or {}).get("losses", {}).values()), default=FEWEST)
-        few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
-        return [f"No suggestion: nothing measured is sure to be an improvement{few}."]
-    lines = []
-    for place, each in enumerate(suggestions, start=1):
-        lines += [f"{place}. {each.text}", f"   {each.effect}", f"   {each.command}"]
-    return lines
-
-
-def markdown_suggestions(run: Record) -> str:
-    """Return the suggestions that a run keeps as a Markdown list."""
-    lines = suggestion_lines(run)
-    if len(lines) == 1:
-        return f"{lines[0]}\n"
-    texts, effects, commands = lines[::3], lines[1::3], lines[2::3]
-    said = zip(texts, effects, commands, strict=True)
-    return "".join(f"{text}\n   {effect.strip()}\n\n   `{command.strip()}`\n" for text, effect, command in said)

@@ -1,13 +1,15 @@
 """What is printed: every table of the package at every width, names of any length, nothing that moves the cursor."""
 
 import ast
+import re
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 
 import saap_jax
@@ -21,13 +23,33 @@ from saap_jax.evaluation.limits import Check
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.report import bench, fidelity, frontier, fusion, patterns, quality, recovery, scores, sensitivity, tables
-from saap_jax.report import tasks as task_tables
-from saap_jax.report import traced as traced_tables
+from saap_jax.report.kinds import (
+    bench,
+    common,
+    fidelity,
+    frontier,
+    fusion,
+    overview,
+    patterns,
+    quality,
+    recover,
+    scores,
+    sensitivity,
+    variants,
+)
+from saap_jax.report.kinds import tasks as task_tables
+from saap_jax.report.kinds import traced as traced_tables
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page import blocks
+from saap_jax.report.page import terminal as page_terminal
+from saap_jax.report.page.blocks import Block, Detail, text_table
+from saap_jax.report.page.terminal import show_blocks
+from saap_jax.runs.standing import comparison_rows
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
 from tests.report.test_patterns import drawn
 from tests.report.test_scores import units
+from tests.fake_runs import fake_run
 
 WIDTHS = (20, 40, 60, 80, 100, 200)
 LONG = "/home/somebody/models/" + "a-directory-of-models/" * 3 + "[bold]x[/y]"
@@ -57,7 +79,7 @@ PLACES = {
 }
 
 
-def benched() -> Group:
+def benched() -> list[Block]:
     times = {"median": 0.1234, "low": 0.12, "high": 0.13}
     speed = {"median": 1.514, "low": 1.4, "high": 1.6, "predicted": 1.652}
     size = {"layers": 30, "parameters": 134_515_008, "macs_per_token": 134_479_872, "weight_bytes": 538_060_032}
@@ -68,7 +90,9 @@ def benched() -> Group:
     }  # fmt: skip
     names = ("smollm2-135m", LONG)
     models, workloads = ([{"model": name, **each} for name in names] for each in (size, workload))
-    return bench.rich_bench({"dtype": "float32", "models": models, "workloads": workloads})
+    devices = {"platform": "cpu", "kind": "cpu", "count": 1, "cores": 2}
+    about = {"dtype": "float32", "baseline": "smollm2-135m", "repeats": 3, "devices": devices}
+    return bench.bench_blocks(about | {"models": models, "workloads": workloads})
 
 
 def compared() -> quality.Comparison:
@@ -110,55 +134,62 @@ def listed() -> Table:
     return listing.listing(LONG, abstract_llama(spec))[0]
 
 
-def traced() -> Table:
+def traced() -> Block:
     rows = [
         {"candidate": "dense", "parameters": 1_234_567, "loss": 1.2345},
         {"candidate": "a", "estimator": LONG, "ratio_asked": 0.25, "ratio": 0.2512, "parameters": 1_000_000,
          "loss": 1.5, "change": 0.2655, "change_error": 0.012, "kept": {"mlp": 3}},
     ]  # fmt: skip
-    return traced_tables.rich_traced({"model": {"name": LONG}}, rows)
+    return traced_tables.traced_table({"model": {"name": LONG}}, rows, kept=False)
+
+
+def rows_of(lines: list[dict]) -> Block:
+    return variants.variant_table(fake.fields(), comparison_rows(fake.fields(), lines))
 
 
 TABLES = {
-    "rich_bench": benched,
-    "rich_table": lambda: tables.rich_table(fake.fields(), [*fake.candidates(), fake.candidate(LONG, 0.2, (1, 2))]),
-    "rich_cut_table": lambda: tables.rich_cut_table(fake.fields()),
-    "rich_frontier": lambda: frontier.rich_frontier(
+    "bench_blocks": benched,
+    "variant_table": lambda: rows_of([*fake.candidates(), fake.candidate(LONG, 0.2, (1, 2))]),
+    "cut_table": lambda: variants.cut_table(fake.fields()),
+    "frontier_table": lambda: frontier.frontier_table(
         RUN, [Found(name, 3, ESTIMATE, 0.2481, 37.1, ESTIMATE, 1, (0.4,)) for name in ("wanda", LONG)]
     ),
-    "rich_fusions": lambda: fusion.rich_fusions(
+    "fusion_table": lambda: fusion.fusion_table(
         {"web": {f"{LONG}+b": record({LONG: {"mlp": 1.0}, "b": {"mlp": 2.0}})}}
     ),
-    "rich_patterns": lambda: patterns.rich_patterns(
+    "pattern_table": lambda: patterns.pattern_table(
         patterns.patterns({f"{LONG}{n}": each for n, each in enumerate(drawn(2).values())}, "i", "u"), "mlp"
     ),
-    "rich_fidelity_table": lambda: fidelity.rich_fidelity_table(
+    "fidelity_table": lambda: fidelity.fidelity_table(
         [Fidelity(name, "mlp", each, 90, 0.5, 0.4, 0.6) for name in ("wanda", LONG) for each in MEASURES], "mlp"
     ),
     "rank_table": lambda: scores.rank_table({"a": units(1.0, 2.0), LONG: units(2.0, 1.0)}, LONG),
-    "rich_comparison": lambda: quality.rich_comparison(compared()),
-    "rich_task_comparison": lambda: quality.rich_task_comparison(compared()),
-    "rich_checks": lambda: quality.rich_checks(
+    "comparison_table": lambda: quality.comparison_table(compared()),
+    "task_table": lambda: [quality.task_table(compared()), task_tables.task_table(evaluated())],
+    "check_table": lambda: quality.check_table(
         LONG, "dense", [Check("max_size", LONG, "80 % of baseline", "70.0 % of 513.1 MiB", True)]
     ),
-    "rich_perplexities": lambda: task_tables.rich_perplexities(evaluated()),
-    "rich_tasks": lambda: task_tables.rich_tasks(evaluated()),
-    "rich_recovery": lambda: recovery.rich_recovery(RECOVERED),
-    "rich_sensitivity": lambda: sensitivity.rich_sensitivity(PLACES, measured_places()),
-    "rich_traced": traced,
+    "perplexity_table": lambda: task_tables.perplexity_table(evaluated()),
+    "recovery_table": lambda: recover.recovery_table(RECOVERED),
+    "extreme_table": lambda: sensitivity.extreme_table(PLACES, measured_places()),
+    "traced_table": traced,
+    "stage_table": lambda: common.stage_table([{"name": LONG, "seconds": 1234.5, "tokens": 4096}]),
+    "best_blocks": lambda: overview.best_blocks([read_view(fake_run(Path(tempfile.mkdtemp()) / "a"), Detail())]),
+    "run_table": lambda: overview.run_table([read_view(fake_run(Path(tempfile.mkdtemp()) / "a"), Detail())]),
     "plan_table": planned,
     "listing": listed,
-    "facts_table": lambda: terminal.facts_table(
-        LONG, [("zeros added by the format", LONG), ("parameters", "1,234 -> 567")]
-    ),
+    "text_table": lambda: text_table(LONG, [], [("zeros added by the format", LONG), ("parameters", "1 -> 5")], 2),
 }
 
 
-def rendered(printed: Table | Group, width: int, monkeypatch) -> list[str]:
+def rendered(shown: Table | Block | list[Block], width: int, monkeypatch) -> list[str]:
     console = terminal.Terminal(width=width, markup=False, emoji=False, highlight=False)
     monkeypatch.setattr(terminal, "console", console)
     with console.capture() as caught:
-        terminal.show(printed)
+        if isinstance(shown, Table):
+            terminal.show(shown)
+        else:
+            show_blocks(*(shown if isinstance(shown, list) else [shown]))
     return caught.get().splitlines()
 
 
@@ -168,12 +199,15 @@ def words(*texts: object) -> Counter[str]:
     return Counter(word for word in split if word.strip("─│┃━┏┓┡┩└┘┐┌├┤┼╇┴┬┳╞╪╡╰╯╭╮"))
 
 
-def said_by(table: Table | Group) -> Counter[str]:
-    """Count the words of a table's title, caption, cells and (once) headings."""
-    if isinstance(table, Group):
-        return sum((said_by(each) for each in table.renderables), Counter())  # type: ignore[arg-type]
-    cells = (cell for column in table.columns for cell in column.cells)
-    return words(table.title or "", table.caption or "", *cells)
+def said_by(shown: Table | Block | list[Block]) -> Counter[str]:
+    """Count the words of a table's title, notes, cells and (once) headings."""
+    if isinstance(shown, list):
+        return sum(map(said_by, shown), Counter())
+    if isinstance(shown, Table):
+        return words(shown.title or "", shown.caption or "", *(c for column in shown.columns for c in column.cells))
+    if isinstance(shown, blocks.Table):
+        return words(shown.title, *shown.notes, *(cell.text for line in shown.lines for cell in line.cells))
+    return words(getattr(shown, "text", ""))
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -192,28 +226,31 @@ def test_what_rich_does_by_itself_cuts_words(monkeypatch):
     """The negative control of the test above."""
     console = Console(width=40, markup=False)
     with console.capture() as caught:
-        console.print(benched())
+        for block in benched():
+            console.print(page_terminal.drawn(block) if isinstance(block, blocks.Table) else block.text)
     assert said_by(benched()) - words(caught.get())
 
 
 def test_all_tables_are_tried():
-    """A function of the package that returns a table for the terminal is in the list above."""
+    """A function of the package that returns a table is in the list above."""
     found = set()
     for path in Path(saap_jax.__file__).parent.rglob("*.py"):
         source = path.read_text()
-        if "from rich.table" in source and path.name != "terminal.py":
-            returning = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
-            found |= {node.name for node in returning if node.returns and "Table" in ast.unparse(node.returns)}
-            assert path.name != "cli.py", "tables are made elsewhere, or by facts_table"
-    assert {name for name in found if not name.startswith("_")} - {"shown"} <= set(TABLES)
-    assert "rich_tasks" in found
+        if path.parent.name == "page" or not re.search(r"from rich\.table|page\.blocks import", source):
+            continue
+        functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+        returning = {node.name for node in functions if node.returns and "Table" in ast.unparse(node.returns)}
+        found |= {name for name in returning if not name.startswith("_")}
+        assert not (returning and path.name == "cli.py"), "tables are made elsewhere"
+    assert found - {"shown", "evaluation_blocks"} <= set(TABLES)
+    assert {"task_table", "listing"} <= found
 
 
 def test_a_table_that_fits_is_as_rich_draws_it(monkeypatch):
-    table = tables.rich_table(fake.fields(), fake.candidates())
+    table = rows_of(fake.candidates())
     console = Console(width=100, markup=False, highlight=False)
     with console.capture() as caught:
-        console.print(table)
+        console.print(page_terminal.drawn(table))
     ours, rich_s = (
         [line.rstrip() for line in lines] for lines in (rendered(table, 100, monkeypatch), caught.get().splitlines())
     )
@@ -222,7 +259,7 @@ def test_a_table_that_fits_is_as_rich_draws_it(monkeypatch):
 
 def test_control_characters_are_written_out(monkeypatch):
     hostile = "a\x1b[31m\x07\x9b2Jb\u202ec\x7f\ud800\r"
-    table = terminal.facts_table(hostile, [(hostile, "x")])
+    table = text_table(hostile, [], [(hostile, "x")])
     assert terminal.visible(hostile) == r"a\x1b[31m\x07\x9b2Jb\u202ec\x7f\ud800\r"
     for printed in ("\n".join(rendered(table, 80, monkeypatch)), terminal.visible(hostile)):
         assert r"a\x1b[31m" in printed

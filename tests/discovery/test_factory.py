@@ -3,8 +3,12 @@
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from saap_jax.cli.main import main
+from saap_jax.discovery.tracing.factory import traced_factory
+from saap_jax.report.figures.couplings import coupling_plot, coupling_record
+from saap_jax.report.figures.draw import painted
 
 MODULE = """
 import jax, jax.numpy as jnp
@@ -84,9 +88,11 @@ def test_a_drawing(file, capsys):
     assert main(["discover", f"{file}:mlp", "--drawing", str(out)]) == 0
     drawing = out.read_text()
     ElementTree.fromstring(drawing)
-    assert drawing.count("<circle") == 3
-    assert drawing.count("<rect") == 1 + 5
-    assert drawing.count("<path") == 5
+    (axes,) = painted(coupling_plot(coupling_record(traced_factory(f"{file}:mlp")))).axes
+    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert len(axes.get_lines()) == 3, "a dot a structure"
+    assert len(boxes) == len(axes.patches) - len(boxes) == 5, "an axis of a parameter each, and a line to its structure"
+    assert {text.get_text() for text in axes.texts} >= {"up", "down", "bias", "8", "12", "3"}
     assert "12 units, 12 parameters each" in drawing
     assert "prunable, one gate" in drawing
     assert main(["discover", f"{file}:mlp", f"--drawing={file.parent / 'none' / 'a.svg'}"]) == 2

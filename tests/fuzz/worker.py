@@ -28,7 +28,7 @@ SECONDS = 30.0
 
 MODULES = (
     *("saap_jax.cli", "saap_jax.jobs.compare", "saap_jax.export", "saap_jax.jobs.generate", "saap_jax.jobs.prune"),
-    *("saap_jax.jobs.quality", "saap_jax.jobs.recover", "saap_jax.report.reports", "saap_jax.cli.discover"),
+    *("saap_jax.jobs.quality", "saap_jax.jobs.recover", "saap_jax.report.write", "saap_jax.cli.discover"),
     *("transformers.models.auto.tokenization_auto", "tests.fuzz.formats", "tests.fuzz.planted"),
 )
 """Imported before the first call: what commands import late, too."""

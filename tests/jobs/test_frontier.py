@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,10 +26,12 @@ from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier, job
 from saap_jax.jobs.job import texts_of
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.report.frontier import frontier_figure, summary
+from saap_jax.report.kinds.frontier import frontier_files, summary
+from saap_jax.report.page.markdown import escaped
 from saap_jax.selection.calibrate import calibrate, scenarios_of
 from saap_jax.selection.variants import seeds_of, variants_of
 from saap_jax.types import STRUCTURES
+from tests.report.shown import missing_from_page
 
 OUT = "ppl@16 builtin:descriptions"
 SEARCH = SearchConfig(allocation="global")
@@ -240,12 +243,21 @@ class TestOutput:
         for each in found:
             assert each.variant in description
             assert f"largest ratio within the limit {100 * each.ratio.mean:.1f}" in description
-        assert svg == frontier_figure(run.record, run.candidates(), found), "equal records, equal bytes"
+        for name, text in frontier_files(run.record, run.candidates()).items():
+            assert (run.path / name).read_text() == text, "equal records, equal bytes"
         table = (run.path / "frontier.md").read_text()
-        assert table.startswith(summary(run.record, found))
+        assert table.startswith(escaped(summary(run.record, found)))
         lines = (run.path / "frontier.csv").read_text().splitlines()
         assert len(lines) == 1 + 2 * len(seeds_of(config))
         assert len((run.path / "curve.csv").read_text().splitlines()) == 2 + len(run.candidates())
+
+    def test_page_shows_all_that_is_written(self, run, tmp_path):
+        assert missing_from_page(run.path) == []
+        copy = shutil.copytree(run.path, tmp_path / "run")
+        for name, old, new in (("frontier.svg", "limit", "bound"), ("curve.csv", "candidate", "model"),
+                               ("frontier.md", "| wanda", "| wandas")):  # fmt: skip
+            (copy / name).write_text((copy / name).read_text().replace(old, new))
+        assert missing_from_page(copy) == ["curve.csv", "frontier.md", "frontier.svg"], "negative control"
 
     def test_on_the_command_line(self, config, tmp_path, capsys, tiny_model_directory):
         words = [
@@ -257,7 +269,7 @@ class TestOutput:
         assert main.main(["frontier", *words]) == 0
         text = capsys.readouterr().out
         assert "largest ratio within +20 %" in text
-        assert max(map(len, text.partition("1. ")[0].splitlines())) <= 100
+        assert max(map(len, text.partition("saap prune")[0].splitlines())) <= 100
         assert "saap prune" in text, "a command is one line, however long"
         assert main.main(["frontier", *words]) == 0, "the same again prints what is there"
         assert "magnitude" in capsys.readouterr().out

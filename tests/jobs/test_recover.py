@@ -24,6 +24,7 @@ from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.runs.directory import read_candidates, read_run
 from tests.cli.test_main import refused
+from tests.report.shown import missing_from_page
 from tests.runs.test_tensorboard import read
 
 
@@ -70,6 +71,7 @@ def test_recover(options, capsys, tmp_path):
     assert f"{run['after']['ppl']['ppl@16 builtin:reference']:.2f}" in capsys.readouterr().out
     assert main.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
+    assert missing_from_page(tmp_path / "runs" / "recover") == []
 
 
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "groupwise"])

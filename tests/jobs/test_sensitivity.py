@@ -27,6 +27,7 @@ from saap_jax.runs.scores import read_scores
 from saap_jax.selection.calibrate import pairs
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
+from tests.report.shown import missing_from_page
 
 IN, OUT = "ppl@16 builtin:reference", "ppl@16 builtin:descriptions"
 FRACTIONS = (0.2, 0.5, 1.0)
@@ -194,6 +195,7 @@ class TestTrials:
 
 class TestOutput:
     def test_files(self, config, run):
+        assert missing_from_page(run.path) == []
         root = ElementTree.fromstring((run.path / "sensitivity.svg").read_text())
         assert root.attrib["role"] == "img"
         description = root.findtext("{http://www.w3.org/2000/svg}desc") or ""

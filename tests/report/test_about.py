@@ -2,7 +2,7 @@
 
 import pytest
 
-from saap_jax.report.about import cost_section, cost_sentences, model_name, stage_table, suggestions_section
+from saap_jax.report.kinds.common import cost_section, cost_sentences, model_name, stage_table, suggestions_section
 
 OLD = {"name": "load", "seconds": 1.26, "times": 1, "peak_host_gib": 0.5}
 NEW = OLD | {

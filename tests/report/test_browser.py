@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
-from saap_jax.report.html import policy
-from saap_jax.report.reports import write_reports
+from saap_jax.report.page.html import policy
+from saap_jax.report.write import write_reports
 from saap_jax.runs.directory import RunDirectory
 from tests.report.sweeps import write_run
 from tests.report.test_score_page import NAMES, invented, kept
@@ -147,12 +147,12 @@ class TestChecksCanFail:
             assert any("compare" in text for text in faint_texts(page))
 
     def test_small_text(self, browser, pages, tmp_path):
-        small = spoiled(pages["one"], tmp_path, ("</style>", ".plot { font-size: 8px !important; }</style>"))
+        small = spoiled(pages["one"], tmp_path, ("</style>", ".plot text { font-size: 6px !important; }</style>"))
         with opened(browser, small, 390) as page:
             assert small_texts(page)
 
     def test_overlapping_labels(self, browser, pages, tmp_path):
-        large = spoiled(pages["one"], tmp_path, ("</style>", ".plot { font-size: 40px !important; }</style>"))
+        large = spoiled(pages["one"], tmp_path, ("</style>", ".plot text { font-size: 40px !important; }</style>"))
         with opened(browser, large) as page:
             assert overlaps(page)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import saap_jax
-from saap_jax.report.csv_text import csv_text
-from saap_jax.report.tables import csv_table
+from saap_jax.report.kinds.variants import csv_table
+from saap_jax.report.page.csv_text import csv_text
 from tests.report import conftest as fake
 
 

@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.report.distributions import distribution, distributions, log_axis, score_chart
+from saap_jax.report.kinds.distributions import distribution, distributions, log_axis, score_chart
+from saap_jax.report.page.blocks import Band, Heat
+from saap_jax.report.page.strips import chart_html
 
 NAN = math.nan
 SCORES = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, NAN]])
@@ -50,29 +52,46 @@ class TestDistribution:
         assert distribution(np.zeros((2, 0))) is None
 
 
+def chart(by_estimator: dict, limit: int = 20):
+    found = score_chart(by_estimator, "mlp", limit)
+    assert found is not None
+    return found
+
+
 class TestChart:
     def test_a_line_an_estimator(self):
-        drawn = score_chart({"a": {"mlp": SCORES}, "b<": {"mlp": SCORES**3}}, "mlp", 20)
-        assert re.findall(r'<th scope="row">(.*?)</th>', drawn) == ["a", "b&lt;"]
-        assert "mean percentile rank in each layer: 30 80" in drawn
-        assert "50 % 1," in drawn
+        drawn = chart({"a": {"mlp": SCORES}, "b<": {"mlp": SCORES**3}})
+        assert [strip.name for strip in drawn.strips] == ["a", "b<"]
+        html = chart_html(drawn)
+        assert re.findall(r'<th scope="row">(.*?)</th>', html) == ["a", "b&lt;"]
+        assert "mean percentile rank in each layer: 30 80" in html
+        assert "50 % 1," in html
 
     def test_shows_so_many(self):
         many = {f"e{number}": {"mlp": SCORES} for number in range(9)}
-        assert score_chart(many, "mlp", 4).count('scope="row"') == 4
+        assert len(chart(many, 4).strips) == 4
+
+    def test_is_of_the_numbers(self):
+        sizes, ranks = chart({"a": {"mlp": SCORES}}).strips[0].cells
+        assert isinstance(sizes, Band)
+        assert isinstance(ranks, Heat)
+        one = distribution(SCORES)
+        assert one is not None
+        assert sizes.quantiles == pytest.approx([math.log10(value) for value in one.quantiles])
+        assert ranks.shares == pytest.approx([0.3, 0.8])
 
     def test_the_middle_stands_at_one(self):
-        drawn = score_chart({"a": {"mlp": SCORES}}, "mlp", 20)
+        drawn = chart_html(chart({"a": {"mlp": SCORES}}))
         axis = log_axis(list(distributions({"a": {"mlp": SCORES}}, "mlp").values()))
         place = float(re.search(r'class="middle" x="([\d.]+)%', drawn)[1])  # pyright: ignore[reportOptionalSubscript]
         assert place == pytest.approx(100 * axis.share(0.0))
 
     def test_scores_without_a_middle(self):
-        assert "not above 0" in score_chart({"a": {"mlp": -SCORES}}, "mlp", 20)
+        assert "not above 0" in chart_html(chart({"a": {"mlp": -SCORES}}))
 
     def test_nothing_to_show(self):
-        assert score_chart({}, "mlp", 20) == ""
-        assert score_chart({"a": {"attention": SCORES}}, "mlp", 20) == ""
+        assert score_chart({}, "mlp", 20) is None
+        assert score_chart({"a": {"attention": SCORES}}, "mlp", 20) is None
 
 
 @pytest.mark.parametrize("spread", [1.001, 50.0, 1e9])

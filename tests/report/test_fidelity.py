@@ -1,24 +1,21 @@
-"""Fidelity on paper: ranked, complete, as wide as a terminal, and true to the numbers."""
+"""Fidelity: ranked, complete, as wide as a terminal, and true to the numbers."""
 
 import csv
 import io
 import itertools
-import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from rich.console import Console
+from scipy.stats import rankdata
 
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity, fidelity
-from saap_jax.report.fidelity import (
-    csv_fidelity,
-    fidelity_scatter,
-    format_interval,
-    markdown_fidelity,
-    ranking,
-    rich_fidelity_table,
-)
+from saap_jax.report.figures.draw import on_screen, painted
+from saap_jax.report.kinds.fidelity import BRIEF, fidelity_blocks, fidelity_table, format_interval, ranking, scatter
+from saap_jax.report.page.blocks import Data, Detail, leaves
+from saap_jax.report.page.csv_text import data_text
+from saap_jax.report.page.markdown import markdown_text
+from tests.report.shown import printed, words
 
 SVG = "{http://www.w3.org/2000/svg}"
 LONG = "taylor_element(reduction='max')"
@@ -42,10 +39,8 @@ def invented() -> tuple[dict, dict, list[Fidelity]]:
 SCORES, EXACT, ROWS = invented()
 
 
-def rendered(table) -> str:
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(table)
-    return console.export_text()
+BLOCKS = fidelity_blocks(ROWS, SCORES, EXACT, Detail())
+DATA = next(block for block in leaves(BLOCKS) if isinstance(block, Data))
 
 
 class TestTables:
@@ -60,31 +55,25 @@ class TestTables:
     @pytest.mark.parametrize("scope", ["attention", "mlp", "pooled"])
     def test_fits_a_terminal_of_100_columns(self, scope):
         low = [row._replace(value=-0.55, low=-0.66, high=-0.44) for row in ROWS]
-        text = rendered(rich_fidelity_table(low, scope))
+        text = printed(fidelity_table(low, scope, BRIEF))
         assert max(map(len, text.splitlines())) <= 100
         assert "…" not in text
         for name in SCORES:
             assert name in text
         assert text.count("−0.55 [−0.66, −0.44]") == len(SCORES) * (2 if scope == "pooled" else 3)
 
-    def test_numbers_stand_below_each_other(self):
-        lines = rendered(rich_fidelity_table(ROWS, "attention")).splitlines()
-        assert len({line.index("[") for line in lines if "[" in line}) == 1
-
     def test_markdown_has_all_measures(self):
-        text = markdown_fidelity(ROWS)
-        assert (
-            "attention, 36 units\n\n| estimator | Spearman | Kendall | Spearman in layers | Kendall in layers |" in text
-        )
-        assert "mlp, 120 units" in text
-        assert "pooled, 156 units\n\n| estimator | Spearman | Kendall |\n" in text
-        assert "| best \\* | 1.00 [1.00, 1.00] |" in text
-        assert text.count("| a&b\\|<c> ") == text.count("\n\\* highest Spearman") == 3
+        text = markdown_text(BLOCKS)
+        assert "| estimator | Spearman | Kendall | Spearman in layers | Kendall in layers |" in text
+        assert all(f"## {scope} units: rank" in text for scope in ("attention, 36", "mlp, 120", "pooled, 156"))
+        assert "\n| estimator | Spearman | Kendall |\n" in text
+        assert "| best \\* | 1.00 [1.00, 1.00] |".replace("[", "\\[").replace("]", "\\]") in text
+        assert text.count("| a&amp;b\\|&lt;c> ") == text.count("\n- \\* highest Spearman") == 3
         assert "gate_taylor ≈" not in text
         assert "| constant | n/a | n/a | n/a | n/a |" in text
 
     def test_csv_keeps_every_bit(self):
-        header, *lines = csv.reader(io.StringIO(csv_fidelity(ROWS)))
+        header, *lines = csv.reader(io.StringIO(data_text(DATA)))
         assert header == list(Fidelity._fields)
         assert len(lines) == len(SCORES) * 3 * len(MEASURES)
         for line, row in zip(lines, ROWS, strict=True):
@@ -94,81 +83,76 @@ class TestTables:
     def test_signs(self):
         row = Fidelity("e", "mlp", "kendall", 9, -0.001, -0.999, 0.049)
         assert format_interval(row) == "0.00 [−1.00, 0.05]"
-        assert format_interval(row, width=5) == " 0.00 [−1.00,  0.05]"
         assert format_interval(row._replace(low=np.nan)) == "0.00"
 
 
-def drawing() -> ElementTree.Element:
-    return ElementTree.fromstring(fidelity_scatter(SCORES, EXACT, ROWS))
+def plot(scores=SCORES, exact=EXACT, rows=ROWS):
+    found = scatter(rows, scores, exact)
+    assert found is not None
+    return found
 
 
-def texts(svg: ElementTree.Element) -> list[str]:
-    return ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
+@pytest.fixture(scope="module")
+def figure():
+    return painted(plot())
 
 
-def dots(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
-    """Return the places of each panel's units, panel after panel."""
-    panels: list[list[tuple[float, float]]] = []
-    for path in svg.iter(f"{SVG}path"):
-        if path.find(f"{SVG}title") is not None:
-            panels.append([])
-        elif path.attrib.get("stroke-linecap") == "round":
-            panels[-1] += [(float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", path.attrib["d"])]
-    return panels
+def panels(figure) -> list[np.ndarray]:
+    """Return the places of each panel's units, panel after panel; rank across, change up."""
+    visible = [axis for axis in figure.axes if axis.get_visible() and axis.get_title(loc="left")]
+    return [np.concatenate([patch.get_path().vertices[::2] for patch in axis.patches]) for axis in visible]
 
 
 class TestScatter:
-    def test_has_a_panel_an_estimator_and_a_dot_a_unit(self):
-        panels = dots(drawing())
-        assert [len(panel) for panel in panels] == [36] * 7 + [120] * 7
-        for panel in panels:
-            assert max(x for x, _ in panel) - min(x for x, _ in panel) <= 172
-            assert max(y for _, y in panel) - min(y for _, y in panel) <= 132
+    def test_has_a_panel_an_estimator_and_a_dot_a_unit(self, figure):
+        assert [len(panel) for panel in panels(figure)] == [36] * 7 + [120] * 7
+        assert all(((panel > 0) & (panel < 1)).all() for panel in panels(figure))
 
-    def test_best_first_and_rising(self):
-        best, *_, constant = dots(drawing())[:7]
-        by_rank = sorted(best)
-        assert all(later[1] <= earlier[1] for earlier, later in itertools.pairwise(by_rank))
-        assert len({x for x, _ in constant}) == 1
+    def test_dots_are_the_ranks_of_the_scores(self, figure):
+        first = ranking(ROWS, "attention")[1][0]
+        wanted = rankdata(SCORES[first]["attention"]) / 37
+        np.testing.assert_allclose(sorted(panels(figure)[1][:, 0]), sorted(wanted))
+        assert sorted(panels(figure)[6][:, 0]) != pytest.approx(sorted(wanted)), "constant scores share one rank"
 
-    def test_dots_stay_in_the_drawing(self):
-        svg = drawing()
-        _, _, width, height = map(float, svg.attrib["viewBox"].split())
-        for x, y in itertools.chain(*dots(svg)):
-            assert 0 < x < width
-            assert 0 < y < height
+    def test_best_first_and_rising(self, figure):
+        best, *_, constant = panels(figure)[:7]
+        by_rank = sorted(best.tolist())
+        assert all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(by_rank))
+        assert len(set(constant[:, 0])) == 1
+
+    def test_colour_is_depth(self, figure):
+        axis = next(axis for axis in figure.axes if axis.get_title(loc="left"))
+        assert len({patch.get_edgecolor() for patch in axis.patches}) == len(axis.patches) == 10
 
     def test_has_a_text_alternative(self):
-        svg = drawing()
+        svg = ElementTree.fromstring(on_screen(plot()))
         assert svg.attrib["role"] == "img"
         said = svg.findtext(f"{SVG}desc") or ""
         assert "attention: best 1.00 [1.00, 1.00], gate_taylor 0." in said
         assert "constant n/a." in said
         assert LONG in said
 
-    def test_long_names_show_both_ends(self):
-        shown = texts(drawing())
+    def test_long_names_show_both_ends(self, figure):
+        shown = " ".join(words(figure))
         assert "taylor_eleme…uction='max')" in shown
-        assert [path.text for path in drawing().iter(f"{SVG}title")].count(LONG) == 2
         assert "a&b|<c>" in shown
 
-    def test_the_axis_has_both_signs(self):
-        shown = texts(drawing())
-        assert {"0", "+1", "−1", "+0.0001", "−0.0001"} <= set(shown)
+    def test_the_axis_has_both_signs(self, figure):
+        assert {"0", "+1", "−1", "+0.0001", "−0.0001"} <= set(words(figure))
 
     def test_only_gains_and_only_one_structure(self):
         exact = {"attention": np.abs(EXACT["attention"]), "mlp": np.full((12, 30), np.nan)}
-        drawn = fidelity_scatter(SCORES, exact, fidelity(SCORES, exact, resamples=5))
-        assert [len(panel) for panel in dots(ElementTree.fromstring(drawn))] == [36] * 7
-        assert "mlp" not in drawn
+        drawn = painted(plot(exact=exact, rows=fidelity(SCORES, exact, resamples=5)))
+        assert [len(panel) for panel in panels(drawn)] == [36] * 7
+        assert not any("mlp" in text for text in words(drawn))
         zero = {"attention": np.zeros((12, 3)), "mlp": exact["mlp"]}
-        ElementTree.fromstring(fidelity_scatter(SCORES, zero, fidelity(SCORES, zero, resamples=5)))
+        painted(plot(exact=zero, rows=fidelity(SCORES, zero, resamples=5)))
 
     def test_nothing_measured_draws_nothing(self):
         nothing = {name: np.full(values.shape, np.nan) for name, values in EXACT.items()}
-        assert fidelity_scatter(SCORES, nothing, fidelity(SCORES, nothing, resamples=5)) == ""
+        assert scatter(fidelity(SCORES, nothing, resamples=5), SCORES, nothing) is None
 
     def test_is_deterministic(self):
-        drawn = fidelity_scatter(SCORES, EXACT, ROWS)
-        assert drawn == fidelity_scatter(SCORES, EXACT, ROWS)
-        assert drawn != fidelity_scatter(SCORES, {name: -values for name, values in EXACT.items()}, ROWS)
+        drawn = on_screen(plot())
+        assert drawn == on_screen(plot())
+        assert drawn != on_screen(plot(exact={name: -values for name, values in EXACT.items()}))

@@ -1,13 +1,22 @@
 """The page of a fidelity run: true to the correlations, made for unfinished runs too."""
 
+import base64
 import math
 
+import numpy as np
 import pytest
 
+from saap_jax.estimation.ablation import Unit, changes_to_lines
 from saap_jax.evaluation.rank_correlation import Fidelity
-from saap_jax.report.fidelity import csv_fidelity, fidelity_scatter
-from saap_jax.report.fidelity_page import correlation_chart, fidelity_summary, read_fidelity
-from saap_jax.report.html import render_report
+from saap_jax.report.kinds.fidelity import (
+    correlation_chart,
+    fidelity_files,
+    fidelity_summary,
+    read_changes,
+    read_fidelity,
+)
+from saap_jax.report.page.strips import chart_html
+from saap_jax.report.write import render_report
 from saap_jax.runs.directory import RunDirectory
 from tests.report.test_fidelity import EXACT, ROWS, SCORES
 from tests.report.test_html import Page
@@ -15,10 +24,19 @@ from tests.report.test_html import Page
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
+    """A run as `saap fidelity` keeps it."""
     run = RunDirectory.open(tmp_path / "judged", {"channels_per_layer": 4})
     run.save_json("fidelity", [row._asdict() for row in ROWS])
-    run.save_text("fidelity.svg", fidelity_scatter(SCORES, EXACT, ROWS))
-    run.save_text("fidelity.md", "# not shown a second time")
+    arrays = {f"s/{name}/{part}": values for name, of in SCORES.items() for part, values in of.items()}
+    run.save_arrays("scores", {key: np.asarray(values, np.float64) for key, values in arrays.items()})
+    changes = [
+        (Unit(part, layer, number), float(values[layer, number]))
+        for part, values in EXACT.items()
+        for layer, number in np.argwhere(np.isfinite(values)).tolist()
+    ]
+    run.claim("ablation.jsonl").write_text(changes_to_lines(changes))
+    for name, text in fidelity_files(ROWS, SCORES, EXACT).items():
+        run.save_text(name, text)
     run.update(kind="fidelity", status="finished")
     return run
 
@@ -26,6 +44,13 @@ def run(tmp_path) -> RunDirectory:
 def test_reads_what_the_run_keeps(run, tmp_path):
     assert [row[:4] for row in read_fidelity(run.path)] == [row[:4] for row in ROWS]
     assert read_fidelity(tmp_path) == []
+    scores, exact = read_changes(run.path)
+    for part, values in EXACT.items():
+        np.testing.assert_array_equal(exact[part], values)
+        assert not np.array_equal(scores["best"][part], scores["random"][part])
+        for name in SCORES:
+            np.testing.assert_array_equal(scores[name][part], SCORES[name][part])
+    assert read_changes(tmp_path) == ({}, {})
 
 
 def test_shows_chart_table_drawing_and_csv(run):
@@ -34,9 +59,18 @@ def test_shows_chart_table_drawing_and_csv(run):
     charts = [attrs for attrs in page.of("table") if attrs.get("class") == "chart numbered"]
     assert len(charts) == 3
     assert any(attrs.get("aria-label") == "Scores against exact changes" for attrs in page.of("svg"))
-    assert "not shown a second time" not in text
-    assert [attrs["download"] for attrs in page.of("a") if "download" in attrs] == ["fidelity.csv"]
-    assert csv_fidelity(read_fidelity(run.path)) == csv_fidelity(ROWS)
+    (link,) = [attrs for attrs in page.of("a") if "download" in attrs]
+    content = base64.b64decode(link["href"].partition("base64,")[2])
+    assert (link["download"], content) == ("fidelity.csv", (run.path / "fidelity.csv").read_bytes())
+
+
+def test_files_and_page_are_of_the_same_blocks(run):
+    text = render_report(run.path)
+    drawn = (run.path / "fidelity.svg").read_text().partition("<desc>")[2].rstrip()
+    assert drawn in text
+    assert drawn.replace("Spearman", "Kendall") not in text, "negative control"
+    markdown = (run.path / "fidelity.md").read_text()
+    assert markdown.count("\n| best ") == 3
 
 
 def test_the_summary_names_the_best():
@@ -49,11 +83,11 @@ def test_the_summary_names_the_best():
 def test_the_chart_is_hollow_where_the_interval_holds_zero():
     rows = [Fidelity(name, "mlp", m, 9, value, low, 0.9) for name, value, low in (("a", 0.5, 0.2), ("b", 0.4, -0.1))
             for m in ("spearman", "kendall")]  # fmt: skip
-    drawn = correlation_chart(rows, "mlp", 20)
+    drawn = chart_html(correlation_chart(rows, "mlp", 20))
     assert drawn.index("point") < drawn.index("open")
-    assert "open" not in correlation_chart(rows[:2], "mlp", 20)
+    assert "open" not in chart_html(correlation_chart(rows[:2], "mlp", 20))
     constant = [Fidelity("c", "mlp", "spearman", 9, math.nan, math.nan, math.nan)]
-    assert "circle" not in correlation_chart(constant, "mlp", 20)
+    assert "circle" not in chart_html(correlation_chart(constant, "mlp", 20))
 
 
 def test_a_run_that_has_only_begun(tmp_path):

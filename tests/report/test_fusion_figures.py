@@ -13,16 +13,20 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from rich.console import Console
+from matplotlib.colors import to_hex
 
 import saap_jax
 from saap_jax.report import render_report
-from saap_jax.report.blocks import Detail, Words
-from saap_jax.report.compare_page import fusion_section
-from saap_jax.report.fusion import FusionRow, csv_fusions, fusion_cells, fusion_figure, fusion_rows, rich_fusions
+from saap_jax.report.figures.draw import on_screen, painted
+from saap_jax.report.figures.fusion import fusion_plot
+from saap_jax.report.kinds.fusion import FusionRow, fusion_data, fusion_rows, fusion_section, fusion_table
+from saap_jax.report.page.blocks import Detail, Picture, Words, leaves
+from saap_jax.report.page.csv_text import data_text
 from saap_jax.runs.directory import RunDirectory, plain
 from saap_jax.selection.fusion import fuse
 from tests.report import conftest as fake
+from tests.report.shown import cells, printed, words
+from tests.report.shown import cells as cells_of
 from tests.report.test_html import Page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,41 +48,34 @@ STEPS = {"a": [[8.0, 0.8], [2.0, 0.2], [0.5, 0.05]], "b": [[20.0, 800.0], [10.0,
 FUSIONS = {"web": {"a+b": record(STRUCTURES)}, "code": {"a+b": record(LAYERS)}}
 
 
-DRAWN = functools.cache(lambda: fusion_figure(FUSIONS))
-PLAIN = functools.cache(lambda: svg_of(record(STRUCTURES)))
+def plot(fusions: dict):
+    """Return the figure of a run's fusions."""
+    (section,) = fusion_section({"fusions": fusions}, Detail())
+    return next(block.plot for block in leaves(section.blocks) if isinstance(block, Picture))
 
 
-def svg_of(one: dict) -> ElementTree.Element:
-    return ElementTree.fromstring(fusion_figure({"web": {"f": one}}))
+def figure_of(one: dict):
+    return painted(fusion_plot({"web": {"f": one}}, ""))
 
 
-def texts(svg: ElementTree.Element) -> list[str]:
-    return ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
+DRAWN = functools.cache(lambda: on_screen(plot(FUSIONS)))
+PLAIN = functools.cache(lambda: figure_of(record(STRUCTURES)))
 
 
-def style_of(path: ElementTree.Element) -> dict[str, str]:
-    return dict(part.strip().split(": ", 1) for part in path.attrib.get("style", "").split(";") if ":" in part)
+def curves(figure) -> list[tuple[str, bool, list[tuple[float, float]]]]:
+    """Return (colour, dashed, points) of every line."""
+    return [
+        (to_hex(line.get_color()), line.is_dashed(), list(zip(line.get_xdata(), line.get_ydata(), strict=True)))
+        for axis in figure.axes
+        for line in axis.get_lines()
+        if line.get_linestyle() != "None" and not np.isnan(line.get_ydata()).any()  # lines across are one line
+    ]
 
 
-def curves(svg: ElementTree.Element) -> list[tuple[str, bool, list[tuple[float, float]]]]:
-    """Return (colour, dashed, points) of every clipped line that is no grid line."""
-    found = []
-    for path in svg.iter(f"{SVG}path"):
-        style = style_of(path)
-        if "clip-path" in path.attrib and style.get("fill") == "none" and style.get("stroke", "")[0] == "#":
-            points = [(float(x), float(y)) for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.attrib["d"])]
-            found.append((style["stroke"], "stroke-dasharray" in style, points))
-    return found
-
-
-def bars(svg: ElementTree.Element) -> list[tuple[str, float, float]]:
-    """Return (colour, left edge, height of the top) of every bar, from the left."""
-    found = []
-    for path in svg.iter(f"{SVG}path"):
-        fill = style_of(path).get("fill", "none")
-        if "clip-path" in path.attrib and fill != "none":
-            numbers = re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.attrib["d"])
-            found.append((fill, min(float(x) for x, _ in numbers), min(float(y) for _, y in numbers)))
+def bars(figure) -> list[tuple[str, float, float]]:
+    """Return (colour, left edge, value) of every bar, from the left."""
+    found = [(to_hex(bar.get_facecolor()), bar.get_x(), bar.get_y() + bar.get_height())
+             for axis in figure.axes for bar in axis.patches]  # fmt: skip
     return sorted(found, key=lambda bar: bar[1])
 
 
@@ -91,9 +88,9 @@ class TestTables:
         assert len(rows) == 4 + 6
 
     def test_layers_of_a_structure_are_one_line(self):
-        header, lines = fusion_cells(FUSIONS)
-        assert header == ["scenario", "fused", "member", "scope", "σ", "weight"]
-        assert lines == [
+        table = fusion_table(FUSIONS)
+        assert table.header == ["scenario", "fused", "member", "scope", "σ", "weight"]
+        assert cells(table) == [
             ["web", "a+b", "a", "attention", "0.5", "2"],
             ["web", "a+b", "a", "mlp", "0.05", "200"],
             ["web", "a+b", "b", "attention", "5", "0.02"],
@@ -106,128 +103,108 @@ class TestTables:
 
     def test_equal_neighbours_of_other_fusions_stay_apart(self):
         one = record({"a": {"global": 1.0}, "b": {"global": 1.0}})
-        lines = fusion_cells({"web": {"f": one, "g": one}, "code": {"f": one}})[1]
+        lines = cells(fusion_table({"web": {"f": one, "g": one}, "code": {"f": one}}))
         assert len(lines) == 6
         assert [line[:3] for line in lines[:3]] == [["web", "f", "a"], ["web", "f", "b"], ["web", "g", "a"]]
 
     def test_csv_keeps_every_bit(self):
         third = {"web": {"f": record({'a,"x"': {"global": 1 / 3}, "b": {"global": 1e-30}})}}
-        header, *lines = csv.reader(io.StringIO(csv_fusions(third)))
+        header, *lines = csv.reader(io.StringIO(data_text(fusion_data(third))))
         assert header == ["scenario", "fused", "member", "scope", "sigma", "weight"]
         assert lines[0][:4] == ["web", "f", 'a,"x"', "global"]
         assert [float(cell) for line in lines for cell in line[4:]] == [1 / 3, 4.5, 1e-30, 1 / (2 * 1e-30**2)]
 
     def test_fits_a_terminal_and_takes_names_as_they_are(self):
         long = "[red]" + "taylor_element(reduction='max')" * 2
-        console = Console(width=100, file=io.StringIO(), record=True)
-        console.print(rich_fusions({"web": {f"{long}+b": record({long: {"mlp": 1.0}, "b": {"mlp": 2.0}})}}))
-        text = console.export_text()
+        text = printed(fusion_table({"web": {f"{long}+b": record({long: {"mlp": 1.0}, "b": {"mlp": 2.0}})}}))
         assert max(map(len, text.splitlines())) <= 100
         assert "[red]" in text
 
     def test_nothing_fused(self):
         for nothing in ({}, {"web": {}}):
-            assert fusion_rows(nothing) == fusion_cells(nothing)[1] == []
-            assert fusion_figure(nothing) == ""
-            assert csv_fusions(nothing).count("\n") == 1
+            assert fusion_rows(nothing) == cells(fusion_table(nothing)) == []
+            assert data_text(fusion_data(nothing)).count("\n") == 1
             assert fusion_section({"fusions": nothing}, Detail()) == []
         assert fusion_section({}, Detail()) == fusion_section({"fusions": None}, Detail()) == []
 
 
 class TestFigure:
     def test_bars_are_weights_on_a_logarithmic_axis(self):
-        svg = PLAIN()
-        (a_attention, b_attention, a_mlp, b_mlp) = bars(svg)
-        assert [bar[0] for bar in bars(svg)] == [BLUE, ORANGE, BLUE, ORANGE]
-        up = b_attention[2] - a_attention[2]  # two decades
-        assert up > 20
-        assert a_attention[2] - a_mlp[2] == pytest.approx(up, abs=0.1)  # another two
-        assert b_mlp[2] - b_attention[2] == pytest.approx(up, abs=0.1)
-        assert {"2", "200", "0.02", "0.0002"} <= set(texts(svg))
+        assert [(colour, value) for colour, _, value in bars(PLAIN())] == [
+            (BLUE, pytest.approx(2.0)), (ORANGE, pytest.approx(0.02)),
+            (BLUE, pytest.approx(200.0)), (ORANGE, pytest.approx(0.0002)),
+        ]  # fmt: skip
+        assert {axis.get_yscale() for axis in PLAIN().axes} == {"log"}
+        assert {"2", "200", "0.02", "0.0002"} <= set(words(PLAIN()))
 
     def test_points_are_sigma_where_there_were_no_steps(self):
         marks = [
-            (style_of(mark)["fill"], float(mark.attrib["y"]))
-            for mark in PLAIN().iter(f"{SVG}use")
-            if style_of(mark)["fill"].startswith("#")
+            (to_hex(line.get_color()), list(line.get_ydata()))
+            for line in PLAIN().axes[0].get_lines()
+            if line.get_marker() == "o"
         ]
-        assert [colour for colour, _ in marks] == [BLUE, BLUE, ORANGE, ORANGE]
-        heights = [height for _, height in marks]
-        decade = heights[0] - heights[2]
-        assert decade > 10
-        assert heights[1] - heights[0] == pytest.approx(decade, abs=0.1)
-        assert heights[2] - heights[3] == pytest.approx(decade, abs=0.1)
+        assert marks == [(BLUE, [0.5, 0.05]), (ORANGE, [5.0, 50.0])]
+        assert curves(PLAIN()) == [], "points only"
 
     def test_lines_are_the_way_of_sigma(self):
-        svg = svg_of(record(STRUCTURES, STEPS))
-        lines = curves(svg)
-        assert [(colour, dashed) for colour, dashed, _ in lines] == [
-            (BLUE, False),
-            (BLUE, True),
-            (ORANGE, False),
-            (ORANGE, True),
+        figure = figure_of(record(STRUCTURES, STEPS))
+        wanted = [(BLUE, False, STEPS["a"], 0), (BLUE, True, STEPS["a"], 1), (ORANGE, False, STEPS["b"], 0),
+                  (ORANGE, True, STEPS["b"], 1)]  # fmt: skip
+        assert curves(figure) == [
+            (colour, dashed, [(step, values[scope]) for step, values in enumerate(steps)])
+            for colour, dashed, steps, scope in wanted
         ]
-        for _, _, points in lines:
-            across, up = zip(*points, strict=True)
-            assert across[2] - across[1] == pytest.approx(across[1] - across[0], abs=0.05)
-            assert up[0] < up[1] < up[2]  # σ falls, and y grows downwards
-        quarter = lines[0][2][1][1] - lines[0][2][0][1]  # from 8 to 2
-        assert quarter > 5
-        assert lines[0][2][2][1] - lines[0][2][1][1] == pytest.approx(quarter, abs=0.05)
-        assert lines[2][2][1][1] - lines[2][2][0][1] == pytest.approx(quarter / 2, abs=0.05)  # from 20 to 10
-        assert "gradient step" in texts(svg)
-        assert "gradient step" not in texts(PLAIN())
+        assert "gradient step" in words(figure)
+        assert "gradient step" not in words(PLAIN())
 
     def test_layers_are_drawn_over_layers(self):
-        svg = svg_of(record(LAYERS))
-        lines = curves(svg)
+        figure = figure_of(record(LAYERS))
+        lines = curves(figure)
         assert len(lines) == 2 * 2 * 2  # σ and weight, of two members and structures
-        colour, dashed, points = lines[0]
-        assert (colour, dashed, len(points)) == (BLUE, False, 2)
-        assert points[0][1] > points[1][1]  # σ rises from 1 to 2
-        assert lines[4][2][0][1] < lines[4][2][1][1]  # and its weight falls
-        assert "gradient step" not in texts(svg)
-        assert texts(svg).count("layer") == 2
-        assert bars(svg) == []
+        assert lines[0] == (BLUE, False, [(0, 1.0), (2, 2.0)])
+        assert lines[4] == (BLUE, False, [(0, 0.5), (2, 0.125)])
+        assert "gradient step" not in words(figure)
+        assert words(figure).count("layer") == 2
+        assert bars(figure) == []
 
     def test_many_lines_are_thinned_and_keep_their_ends(self):
         steps = np.geomspace(64, 1, 104)[:, None] * np.ones(6)
         scopes = {f"mlp/{layer}": 1.0 for layer in range(6)}
-        lines = curves(svg_of(record({"a": scopes}, {"a": steps.tolist()})))[:6]
-        few = curves(svg_of(record({"a": {"mlp": 1.0}}, {"a": steps[:, :1].tolist()})))[0][2]
+        lines = curves(figure_of(record({"a": scopes}, {"a": steps.tolist()})))[:6]
+        few = curves(figure_of(record({"a": {"mlp": 1.0}}, {"a": steps[:, :1].tolist()})))[0][2]
         assert len(few) == 104
         for _, _, points in lines:
             assert 20 < len(points) < 60
-            assert [points[0][1], points[-1][1]] == pytest.approx([few[0][1], few[-1][1]], abs=0.05)
-            assert (points[-1][0] - points[0][0]) / (points[10][0] - points[0][0]) == pytest.approx(10.3, abs=0.05)
+            assert [points[0], points[-1]] == [few[0], few[-1]]
+            assert set(points) <= set(few)
 
     def test_every_fusion_has_a_row(self):
         svg = ElementTree.fromstring(DRAWN())
-        shown = texts(svg)
+        shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
         assert [text for text in shown if text.endswith(": a+b")] == ["web: a+b", "code: a+b"]
         assert shown.count("weight, 1 / (2 σ²)") == 2
         assert svg.attrib["height"] == "540"
 
     def test_many_members_can_be_told_apart(self):
-        svg = svg_of(record({f"member {n}": {"mlp": 10.0**n} for n in range(13)}))
-        looks = {(style_of(p)["fill"], style_of(p).get("fill-opacity", "1")) for p in svg.iter(f"{SVG}path")
-                 if "clip-path" in p.attrib and style_of(p).get("fill", "none") != "none"}  # fmt: skip
-        assert len(looks) == 13
-        assert {f"member {n}" for n in range(13)} <= set(texts(svg))
+        figure = figure_of(record({f"member {n}": {"mlp": 10.0**n} for n in range(13)}))
+        assert len({bar.get_facecolor() for bar in figure.axes[1].patches}) == 13
+        assert {f"member {n}" for n in range(13)} <= set(words(figure))
 
     def test_labels_of_many_bars_stay_below_the_title(self):
-        svg = svg_of(record({f"m{n}": {"attention": 1.7 * 10.0**-n, "mlp": 1.0} for n in range(8)}))
-        title = next(t for t in svg.iter(f"{SVG}text") if (t.text or "").startswith("weight"))
-        turned = [t for t in svg.iter(f"{SVG}text") if t.attrib["transform"].endswith(" rotate(-90)")]
+        figure = figure_of(record({f"m{n}": {"attention": 1.7 * 10.0**-n, "mlp": 1.0} for n in range(8)}))
+        right = figure.axes[1]
+        turned = [text for text in right.texts if text.get_rotation() == 90]
         assert len(turned) == 16
         for label in turned:
-            bottom = float(re.findall(r"[\d.]+", label.attrib["transform"])[1])
-            assert bottom - 4.5 * len(label.text or "") > float(title.attrib["y"])
+            assert label.get_window_extent().y1 < right.get_window_extent().y1
 
     def test_a_single_layer_and_equal_values(self):
-        svg = svg_of(record({"a": {"mlp/7": 3.0}, "b": {"mlp/7": 3.0}}))
-        assert texts(svg).count("7") == 2
-        assert not any(text.startswith(("6.", "7.")) for text in texts(svg))
+        svg = ElementTree.fromstring(
+            on_screen(fusion_plot({"w": {"f": record({m: {"mlp/7": 3.0} for m in "ab"})}}, ""))
+        )
+        shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
+        assert shown.count("7") == 2
+        assert not any(text.startswith(("6.", "7.")) for text in shown)
 
     def test_has_a_text_alternative(self):
         svg = ElementTree.fromstring(DRAWN())
@@ -238,11 +215,11 @@ class TestFigure:
 
     def test_equal_records_give_equal_bytes_whatever_the_settings(self):
         with matplotlib.rc_context({"font.size": 30, "axes.grid": True}):
-            assert fusion_figure(FUSIONS) == DRAWN()
-        assert fusion_figure({"web": FUSIONS["web"]}) != DRAWN()
+            assert on_screen(plot(FUSIONS)) == DRAWN()
+        assert on_screen(plot({"web": FUSIONS["web"]})) != DRAWN()
 
     def test_identifiers_are_unique_and_references_resolve(self):
-        drawn = DRAWN() + fusion_figure({"web": FUSIONS["web"]})
+        drawn = DRAWN() + on_screen(plot({"web": FUSIONS["web"]}))
         page = ElementTree.fromstring(f"<div>{drawn}</div>")
         ids = [element.attrib["id"] for element in page.iter() if "id" in element.attrib]
         assert len(ids) == len(set(ids)) > 0
@@ -250,8 +227,8 @@ class TestFigure:
 
     def test_odd_names_stay_text(self):
         odd = '<b>&"$x$"</b>'
-        svg = ElementTree.fromstring(fusion_figure({odd: {"日本": record({odd: {"mlp": 1.0}, "b": {"mlp": 2.0}})}}))
-        assert {odd, f"{odd}: 日本"} <= set(texts(svg))
+        svg = ElementTree.fromstring(on_screen(plot({odd: {"日本": record({odd: {"mlp": 1.0}, "b": {"mlp": 2.0}})}})))
+        assert {odd, f"{odd}: 日本"} <= {"".join(text.itertext()) for text in svg.iter(f"{SVG}text")}
         assert svg.find(f".//{SVG}b") is None
 
     @pytest.mark.parametrize(
@@ -273,7 +250,7 @@ class TestFigure:
         kept = json.loads((run.path / "run.json").read_text())["fusions"]
         assert kept == plain(run.record["fusions"])
         assert {row.sigma for row in fusion_rows(kept)} == {s for of in fused.sigmas.values() for s in of.values()}
-        lines = curves(ElementTree.fromstring(fusion_figure(kept)))
+        lines = curves(painted(plot(kept)))
         scopes = len(next(iter(fused.sigmas.values())))
         trajectories = 2 * scopes if method == "learned" else 0
         layered = 4 * (1 if method == "learned" else 2) if scope == "layer" else 0
@@ -294,12 +271,12 @@ class TestPageOfAComparison:
         assert DRAWN() in text
         assert any("How fused scores came about" in said for _, said in page.texts)
         cells = [cell for tag, cell in page.texts if tag in ("td", "th")]
-        for line in fusion_cells(FUSIONS)[1]:
+        for line in cells_of(fusion_table(FUSIONS)):
             place = cells.index(line[3])
             assert cells[place - 3 : place + 3] == line
             del cells[place - 3 : place + 3]
         link = next(attrs for attrs in page.of("a") if attrs.get("download") == "fusions.csv")
-        assert base64.b64decode(link["href"].partition("base64,")[2]).decode() == csv_fusions(FUSIONS)
+        assert base64.b64decode(link["href"].partition("base64,")[2]).decode() == data_text(fusion_data(FUSIONS))
 
     @pytest.mark.parametrize("fields", [{}, {"fusions": {}}, {"fusions": {"web": {}}}], ids=str)
     def test_shows_nothing_where_nothing_was_fused(self, run, fields):
@@ -331,7 +308,7 @@ class TestPageOfAComparison:
     def test_is_left_out_where_there_are_many_runs(self):
         run = {"fusions": FUSIONS}
         full, brief = (fusion_section(run, Detail(drawn=drawn, downloads=drawn))[0] for drawn in (True, False))
-        assert [block.kind for block in full.blocks] == ["words", "picture", "table", "download"]
+        assert [block.kind for block in full.blocks] == ["words", "picture", "table", "data"]
         assert [block.kind for block in brief.blocks] == ["words", "table"]
 
     def test_escapes_names(self, tmp_path):

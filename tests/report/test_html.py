@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from saap_jax.report import csv_table, render_report, write_report
-from saap_jax.report.blocks import Detail
-from saap_jax.report.compare_page import read_compared
-from saap_jax.report.html import render_page, report_page
-from saap_jax.report.summary import cut_notes, summary
-from saap_jax.report.views import read_view
+from saap_jax.report.kinds.compare import read_compared
+from saap_jax.report.kinds.variants import cut_table, summary
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page.blocks import Detail
+from saap_jax.report.page.html import render_page
+from saap_jax.report.write import report_page
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.standing import Row, comparison_rows, leading
 from tests.report import conftest as fake
@@ -100,19 +101,21 @@ class TestPage:
             for value, name in zip(row[4:6], fake.METRICS, strict=True):
                 assert value == pytest.approx(line["ppl"][name], rel=1e-6, nan_ok=True)
         heads = Page(render_report(run.path)).of("th")
-        assert [attrs["aria-sort"] for attrs in heads if "aria-sort" in attrs] == ["none"] * 6
+        assert [attrs["aria-sort"] for attrs in heads if "aria-sort" in attrs] == ["none"] * 10
 
     def test_marks_the_best_row_of_each_ratio(self, page):
-        assert [attrs.get("class") for attrs in page.of("tr")].count("best") == 2
+        assert [attrs.get("class") for attrs in page.of("tr")].count("best") == 2 + 2, (
+            "in the table, and in the intervals"
+        )
 
     def test_holds_the_figures_with_their_alternatives(self, run, page):
         figures = page.of("svg")
         seen = [attrs for attrs in figures if attrs.get("aria-hidden") != "true"]
         assert all(attrs["role"] == "img" for attrs in seen)
         titles = [text for tag, text in page.texts if tag == "title"][1:]
-        plots = [attrs for attrs in seen if attrs["class"] == "plot"]
+        plots = [attrs for attrs in seen if attrs.get("class") == "plot"]
         assert len({attrs["aria-label"] for attrs in plots}) == len(plots) == 2
-        heats = [attrs for attrs in seen if attrs["class"] == "heat"]
+        heats = [attrs for attrs in seen if attrs.get("class") == "heat"]
         assert len(heats) == 2 * 16, "a variant and ratio has a cell of heat for each structure"
         for line in run.candidates():
             said = f"{line['estimator']}, mlp: of 1536 each layer keeps {' '.join(map(str, line['kept']['mlp']))}"
@@ -185,8 +188,10 @@ class TestSections:
                 assert row[9] == pytest.approx(one.p_value, rel=1e-6)
                 assert row[0].endswith(" ≈") == one.tied
 
-    def test_an_older_run_says_that_it_has_no_intervals(self, run):
-        assert "this run did not record the losses of its windows" in render_report(run.path)
+    def test_an_older_run_says_that_it_has_no_intervals(self, run, older_run):
+        said = "this run did not record the losses of its windows"
+        assert said in render_report(older_run.path)
+        assert said not in render_report(run.path), "negative control"
 
 
 class TestOddRuns:
@@ -196,10 +201,10 @@ class TestOddRuns:
         fields = fake.fields()
         fields["model"]["name"] = fields["best"]["candidate"] = odd
         fields["metrics"] = [{"name": odd, "domain": "in"}]
-        fields["dense"]["ppl"] = {odd: 2.0}
+        fields["dense"] |= {"ppl": {odd: 2.0}, "losses": None}
         with run.stage(odd):
             pass
-        run.append({**fake.candidate(odd, 0.2, (1.0, 1.0)), "ppl": {odd: 3.0}})
+        run.append({**fake.candidate(odd, 0.2, (1.0, 1.0)), "ppl": {odd: 3.0}, "losses": None})
         run.update(name=odd, **fields)
         text = render_report(run.path)
         page = Page(text)
@@ -226,7 +231,7 @@ class TestOddRuns:
 
 class TestSummary:
     def test_names_the_best_of_each_domain_and_the_gap(self):
-        lines = [fake.candidate("a", 0.2, (30.0, 66.0)), fake.candidate("b", 0.2, (40.0, 60.0))]
+        lines = [fake.older(fake.candidate(*each)) for each in (("a", 0.2, (30.0, 66.0)), ("b", 0.2, (40.0, 60.0)))]
         run = fake.fields() | {"best": None}
         assert summary(run, comparison_rows(run, lines)) == [
             "At 20 % asked, b has the lowest perplexity out of domain, 60.00 (dense 34.70), 9.1 % below a (66.00); "
@@ -265,10 +270,10 @@ class TestSummary:
         assert "best" not in said, "b was not tested: a loss of it is not finite, for instance"
 
     def test_compares_masks_with_cuts(self):
-        notes = cut_notes(fake.fields())
+        notes = cut_table(fake.fields()).notes
         assert notes[0] == "Compiled as 27 runs of neighbouring equal layers."
         assert "8.7e-09" in notes[1]
-        assert cut_notes({}) == []
+        assert cut_table({}).notes == []
 
 
 def test_the_leading_are_the_best_of_every_ratio_first():

@@ -8,9 +8,10 @@ import pytest
 
 from saap_jax.evaluation.differences import Difference, paired_difference
 from saap_jax.evaluation.resample import FEWEST, holm
-from saap_jax.report.html import render_report
-from saap_jax.report.intervals import against_best, forest, format_difference, format_interval, percent_axis
-from saap_jax.report.tables import legend
+from saap_jax.report.kinds.against import against_best, forest, format_difference, format_interval, percent_axis
+from saap_jax.report.kinds.variants import legend
+from saap_jax.report.page.strips import chart_html
+from saap_jax.report.write import render_report
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.standing import comparison_rows, merged, untested
 from tests.report import conftest as fake
@@ -85,7 +86,7 @@ class TestAgainst:
         assert format_interval(worse.difference) == ""
 
     def test_nothing_to_compare(self):
-        assert found(fake.candidates()) == []  # an older run: no losses
+        assert found([fake.older(line) for line in fake.candidates()]) == []  # no losses
         assert found(sweep()[:1]) == []
         assert found([]) == []
 
@@ -103,7 +104,7 @@ class TestAgainst:
                 assert math.isfinite(one.difference.value)
             assert any(row.tied for row in rows) == tested
             assert bool(untested(rows)) != tested
-            drawn, said = forest(found(lines), "best", 20), legend(fake.fields(), rows)
+            drawn, said = chart_html(forest(found(lines), 20)), " ".join(legend(fake.fields(), rows))
             assert ("whisker" in drawn) == ("adjusted p" in drawn) == ("\N{ALMOST EQUAL TO}" in said) == tested
             assert ("where a test takes 8" in said) != tested
             if not tested:
@@ -130,24 +131,21 @@ class TestAgainst:
 
 class TestForest:
     def test_a_line_a_variant_the_reference_first(self):
-        drawn = forest(found(sweep()), "best", 20)
+        drawn = chart_html(forest(found(sweep()), 20))
         names = re.findall(r'<th scope="row">(.*?)</th>', drawn)
         assert names == ["best *", "level", "worse", "lost"]
         assert drawn.count('class="open"') >= 1
         assert "adjusted p" in drawn
 
     def test_shows_so_many(self):
-        assert len(re.findall(r'<th scope="row">', forest(found(sweep()), "best", 2))) == 3
+        assert len(re.findall(r'<th scope="row">', chart_html(forest(found(sweep()), 2)))) == 3
 
     def test_what_is_far_off_is_an_arrow_and_its_number_stays(self):
-        drawn = forest(found(sweep()), "best", 20)
+        drawn = chart_html(forest(found(sweep()), 20))
         lost = drawn.split("<tr>")[-1]
         assert "→" in lost
         assert "× 5" in lost  # e⁴ = 54.6
-        assert "→" not in forest(found(sweep(shifts={"best": 0.0, "worse": 0.3})), "best", 20)
-
-    def test_nothing_to_show(self):
-        assert forest([], "best", 20) == ""
+        assert "→" not in chart_html(forest(found(sweep(shifts={"best": 0.0, "worse": 0.3})), 20))
 
 
 @pytest.mark.parametrize(

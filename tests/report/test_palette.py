@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from saap_jax.report.html import style_sheet
-from saap_jax.report.palette import COLOURS as OKABE_ITO
-from saap_jax.report.palette import DISTINCT, line_style
+from saap_jax.report.figures.palette import COLOURS as OKABE_ITO
+from saap_jax.report.figures.palette import DISTINCT, line_style
+from saap_jax.report.page.html import style_sheet
 
 SIGHT = {
     "usual": np.eye(3),

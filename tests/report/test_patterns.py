@@ -1,6 +1,5 @@
 """Patterns over scenarios: hand-computed numbers, properties, and tables and heat maps that are true to them."""
 
-import base64
 import csv
 import functools
 import io
@@ -14,20 +13,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
-from PIL import Image
-from rich.console import Console
 
-from saap_jax.report.patterns import (
+from saap_jax.report.figures.draw import on_screen, painted
+from saap_jax.report.figures.patterns import _cells, pattern_plot
+from saap_jax.report.kinds.patterns import (
     Patterns,
-    _cells,
-    csv_patterns,
-    pattern_cells,
-    pattern_figure,
+    pattern_data,
     pattern_notes,
+    pattern_section,
+    pattern_table,
     patterns,
-    rich_patterns,
     unimportant,
 )
+from saap_jax.report.page.blocks import Detail, Plot
+from saap_jax.report.page.csv_text import data_text
+from tests.report.shown import cells, printed, words
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAN = np.nan
@@ -50,7 +50,11 @@ def example(*scenarios: str, usage: str | None = "used", share: float = 0.4) -> 
     return patterns(scores, "i", usage, share)
 
 
-DRAWN = functools.cache(lambda: pattern_figure(example(), "mlp"))
+def plot(found: Patterns, structure: str = "mlp") -> Plot:
+    return pattern_plot(found, structure, " ".join(pattern_notes(found, structure)))
+
+
+DRAWN = functools.cache(lambda: on_screen(plot(example())))
 
 
 def drawn(many: int, seed: int = 0, shape: tuple[int, int] = (4, 6)) -> dict[str, dict]:
@@ -130,8 +134,8 @@ class TestNumbers:
             assert (part.units, part.lowest, part.agreed, part.task_specific) == (0, 0, 0, 0)
             assert np.isnan([part.share, part.chance, *part.agreement.values()]).all()
             assert pattern_notes(found, name) == [f"No {name} units."]
-            assert pattern_figure(found, name) == ""
-        assert len(csv_patterns(found).splitlines()) == 1
+        assert pattern_section(found, Detail()) == []
+        assert len(data_text(pattern_data(found)).splitlines()) == 1
 
     def test_float32_does_as_well(self):
         single = {s: {"i": {"mlp": v.astype(np.float32)}} for s, v in IMPORTANCE.items()}
@@ -222,14 +226,13 @@ class TestRefusals:
 
 class TestTables:
     def test_cells(self):
-        header, lines = pattern_cells(example(), "mlp")
-        assert header == ["scenario", "mean usage %", "usage ~ importance", "importance ~ other scenarios"]
-        assert lines == [["web", "44.0", "1.00", "0.50"], ["code", "60.0", "−1.00", "0.50"]]
-        assert pattern_cells(example(usage=None), "mlp")[0] == ["scenario", "importance ~ other scenarios"]
-        assert pattern_cells(example("web"), "mlp") == (
-            ["scenario", "mean usage %", "usage ~ importance"],
-            [["web", "44.0", "1.00"]],
-        )
+        table = pattern_table(example(), "mlp")
+        assert table.header == ["scenario", "mean usage %", "usage ~ importance", "importance ~ other scenarios"]
+        assert cells(table) == [["web", "44.0", "1.00", "0.50"], ["code", "60.0", "−1.00", "0.50"]]
+        assert pattern_table(example(usage=None), "mlp").header == ["scenario", "importance ~ other scenarios"]
+        alone = pattern_table(example("web"), "mlp")
+        assert alone.header == ["scenario", "mean usage %", "usage ~ importance"]
+        assert cells(alone) == [["web", "44.0", "1.00"]]
 
     def test_notes(self):
         assert pattern_notes(example(), "mlp") == [
@@ -250,14 +253,12 @@ class TestTables:
 
     def test_fits_a_terminal_and_takes_names_as_they_are(self):
         scores = {("[red]s & <b> of a long, long name " * 3)[:70] + str(n): s for n, s in enumerate(drawn(2).values())}
-        console = Console(width=100, file=io.StringIO(), record=True)
-        console.print(rich_patterns(patterns(scores, "i", "u"), "mlp"))
-        text = console.export_text()
+        text = printed(pattern_table(patterns(scores, "i", "u"), "mlp"))
         assert max(map(len, text.splitlines())) <= 100
         assert text.count("[red]s & <b>") >= 2
 
     def test_csv(self):
-        header, *lines = csv.reader(io.StringIO(csv_patterns(example())))
+        header, *lines = csv.reader(io.StringIO(data_text(pattern_data(example(), only_consistent=False))))
         assert header == ["structure", "layer", "unit", "rank web", "rank code", "usage web", "usage code",
                           "consistently_unimportant"]  # fmt: skip
         assert lines == [
@@ -267,43 +268,34 @@ class TestTables:
             ["mlp", "1", "0", "0.7", "0.3", "0.6", "0.8", "0"],
             ["mlp", "1", "1", "0.3", "0.5", "0.2", "0.6", "0"],
         ]
-        assert csv_patterns(example(), only_consistent=True).splitlines()[1:] == ["mlp,0,0,0.1,0.1,0,1,1"]
-        assert csv_patterns(example(usage=None), only_consistent=True).splitlines()[1] == "mlp,0,0,0.1,0.1,1"
+        assert data_text(pattern_data(example())).splitlines()[1:] == ["mlp,0,0,0.1,0.1,0,1,1"]
+        assert data_text(pattern_data(example(usage=None))).splitlines()[1] == "mlp,0,0,0.1,0.1,1"
 
     def test_csv_quotes_names(self):
         scores = {'a,"b"': drawn(1)["s0"], "c": drawn(1)["s0"]}
-        (header, *_) = csv.reader(io.StringIO(csv_patterns(patterns(scores, "i"))))
+        (header, *_) = csv.reader(io.StringIO(data_text(pattern_data(patterns(scores, "i")))))
         assert header[3:5] == ['rank a,"b"', "rank c"]
 
 
-def pixels(image: ElementTree.Element) -> np.ndarray:
-    """Return the colours of an image of the drawing, `[rows, columns, 4]`."""
-    content = base64.b64decode(image.attrib["href"].partition("base64,")[2])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
-
-
-def images(svg: ElementTree.Element, shape: tuple[int, int]) -> list[np.ndarray]:
-    """Return the heat maps of a drawing, in order; colour bars have another shape."""
-    found = [pixels(image) for image in svg.iter(f"{SVG}image")]
-    return [image for image in found if image.shape[:2] == shape]
-
-
-def texts(svg: ElementTree.Element) -> list[str]:
-    return ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
+def images(found: Patterns, structure: str, shape: tuple[int, int]) -> list[np.ndarray]:
+    """Return the colours of the heat maps of a figure, in order; colour bars have another shape."""
+    drawn = [image for axis in painted(plot(found, structure)).axes for image in axis.get_images()]
+    shown = [image.to_rgba(image.get_array(), bytes=True) for image in drawn if image.get_array().shape == shape]
+    return [np.asarray(image) for image in shown]
 
 
 class TestFigure:
     def test_heat_maps_show_the_numbers(self):
         found = example()
         ordered = found._replace(structures={"attention": found.structures["mlp"]})  # units in their order
-        shown = images(ElementTree.fromstring(pattern_figure(ordered, "attention")), (2, 3))
+        shown = images(ordered, "attention", (2, 3))
         assert len(shown) == 5  # importance, usage of both, and what they agree on
         part = found.structures["mlp"]
         for image, values, scale in [
             (shown[0], part.ranks["web"], colormaps["viridis"].resampled(64)),
             (shown[1], part.ranks["code"], colormaps["viridis"].resampled(64)),
-            (shown[-2], part.frequencies["web"], colormaps["cividis"].resampled(64)),
-            (shown[-1], part.frequencies["code"], colormaps["cividis"].resampled(64)),
+            (shown[3], part.frequencies["web"], colormaps["cividis"].resampled(64)),
+            (shown[4], part.frequencies["code"], colormaps["cividis"].resampled(64)),
         ]:
             wanted = np.where(np.isnan(values)[..., None], 0, scale(np.nan_to_num(values), bytes=True))
             np.testing.assert_array_equal(image, wanted)
@@ -314,7 +306,7 @@ class TestFigure:
         assert not agreed[1, 2].any()  # no unit, no colour
 
     def test_channels_are_sorted_by_mean_rank_within_their_layer(self):
-        web, code, agreed = images(ElementTree.fromstring(pattern_figure(example(usage=None), "mlp")), (2, 3))
+        web, code, agreed = images(example(usage=None), "mlp", (2, 3))
         scale = colormaps["viridis"].resampled(64)
         np.testing.assert_array_equal(web[0], scale([0.1, 0.5, 0.9], bytes=True))  # mean ranks 0.1, 0.7, 0.8
         np.testing.assert_array_equal(code[0], scale([0.1, 0.9, 0.7], bytes=True))
@@ -334,20 +326,22 @@ class TestFigure:
 
     @pytest.mark.parametrize(("many", "usage", "panels"), [(1, "u", 3), (5, None, 6)], ids=str)
     def test_a_panel_a_scenario(self, many, usage, panels):
-        svg = ElementTree.fromstring(pattern_figure(patterns(drawn(many), "i", usage), "mlp"))
-        assert len(images(svg, (4, 6))) == panels
-        shown = texts(svg)
+        found = patterns(drawn(many), "i", usage)
+        assert len(images(found, "mlp", (4, 6))) == panels
+        figure = painted(plot(found))
+        shown = words(figure)
         for number in range(many):
             assert shown.count(f"s{number}") == (2 if usage else 1)
         assert ("the lowest 20 %" in shown, "unimportant in all" in shown) == (many == 1, many > 1)
         assert ("usage by layer" in shown) == (usage is not None)
-        places = [re.fullmatch(r"matrix\((.*)\)", image.attrib["transform"]) for image in svg.iter(f"{SVG}image")]
-        lefts = {place[1].split()[4] for place in places if place}  # colour bars are only scaled and moved
+        panes = [axis for axis in figure.axes if axis.get_visible() and axis.get_title(loc="left")]
+        lefts = {round(axis.get_position().x0, 3) for axis in panes}
         assert len(lefts) == (3 if many == 1 else 4)  # five scenarios: three, two below, and what they agree on
 
     def test_one_layer_of_one_unit_has_one_tick_a_side(self):
         scores = {"web": {"i": {"attention": np.ones((1, 1))}}}
-        shown = texts(ElementTree.fromstring(pattern_figure(patterns(scores, "i"), "attention")))
+        svg = ElementTree.fromstring(on_screen(plot(patterns(scores, "i"), "attention")))
+        shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
         ticks = [text for text in shown if re.fullmatch(r"[−\d.]+", text)]
         assert sorted(ticks) == sorted(["0"] * 3 + ["0", "20", "40", "60", "80", "100"] * 2)
 
@@ -360,11 +354,11 @@ class TestFigure:
 
     def test_equal_input_gives_equal_bytes_whatever_the_settings(self):
         with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "image.cmap": "gray"}):
-            assert pattern_figure(example(), "mlp") == DRAWN()
-        assert pattern_figure(example("web"), "mlp") != DRAWN()
+            assert on_screen(plot(example())) == DRAWN()
+        assert on_screen(plot(example("web"))) != DRAWN()
 
     def test_identifiers_are_unique_and_references_resolve(self):
-        each = [DRAWN(), pattern_figure(patterns(drawn(2), "i"), "attention")]
+        each = [DRAWN(), on_screen(plot(patterns(drawn(2), "i"), "attention"))]
         page = ElementTree.fromstring(f"<div>{''.join(each)}</div>")
         ids = [element.attrib["id"] for element in page.iter() if "id" in element.attrib]
         used = set(re.findall(r'(?:url\(|href=")#([^")]+)', "".join(each)))
@@ -374,6 +368,6 @@ class TestFigure:
     def test_names_stay_text(self):
         odd = ['<b>&"x"</b> $a_1$', "-->]]></svg>", "日本語", "url(#x) #010203"]
         scores = {name: {odd[0]: by["i"]} for name, by in zip(odd, drawn(4).values(), strict=True)}
-        svg = ElementTree.fromstring(pattern_figure(patterns(scores, odd[0]), "mlp"))
-        assert {*odd, f"by {odd[0]}"} <= set(texts(svg))
+        svg = ElementTree.fromstring(on_screen(plot(patterns(scores, odd[0]))))
+        assert {*odd, f"by {odd[0]}"} <= {"".join(text.itertext()) for text in svg.iter(f"{SVG}text")}
         assert svg.find(f".//{SVG}b") is None

@@ -1,37 +1,30 @@
 """What `ab` and `gate` show and write: rows, JSON that parses, JUnit that counts and escapes."""
 
-import io
 import json
 import math
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from saap_jax.evaluation.differences import paired_difference, paired_items
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
-from saap_jax.report.quality import (
+from saap_jax.report.kinds.quality import (
     ALONE,
     Compared,
     ComparedTask,
     Comparison,
+    check_table,
     comparison_json,
+    comparison_table,
     junit,
-    rich_checks,
-    rich_comparison,
-    rich_task_comparison,
     sentences,
+    task_table,
 )
+from tests.report.shown import printed
 
 GOOD = Check("max_size", "weights", "80 % of baseline", "70.0 % of 513.1 MiB", True)
 BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1.0 to +3.0 %)", False)
-
-
-def shown(table) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
 
 
 @pytest.fixture
@@ -48,7 +41,7 @@ def comparison() -> Comparison:
 
 
 def test_table_and_sentences(comparison):
-    text = shown(rich_comparison(comparison))
+    text = printed(comparison_table(comparison))
     assert max(map(len, text.splitlines())) <= 100
     for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "<= 0.002", "999 resamples give no p below 0.002", "inf"):
         assert part in text
@@ -67,8 +60,8 @@ def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
     right = np.array([True, True, False])
     tasks = (ComparedTask("boolq", "acc", 3, (66.7, 0.0), paired_items(right, ~right)),)
     comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
-    for table, wanted in ((rich_comparison(comparison), "+49.2"), (rich_task_comparison(comparison), "+33.3")):
-        text = shown(table)
+    for table, wanted in ((comparison_table(comparison), "+49.2"), (task_table(comparison), "+33.3")):
+        text = printed(table)
         assert wanted in text
         assert "n/a" in text
         assert "nan" not in text
@@ -95,7 +88,7 @@ def test_json(comparison):
 
 
 def test_checks():
-    text = shown(rich_checks("runs/x:[bold]y@0.2", "dense", [GOOD, BAD]))
+    text = printed(check_table("runs/x:[bold]y@0.2", "dense", [GOOD, BAD]))
     assert max(map(len, text.splitlines())) <= 100
     assert "runs/x:[bold]y@0.2" in text
     assert text.count("PASS") == text.count("FAIL") == 1

@@ -9,12 +9,19 @@ import re
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.report.blocks import Detail
-from saap_jax.report.html import Page as Page_
-from saap_jax.report.html import render_page, report_page
-from saap_jax.report.overview import CSV_HEADER, best_rows, differences, joint_curves, overview_sections, run_table
-from saap_jax.report.reports import is_ours, read_views, write_reports
-from saap_jax.report.views import read_view
+from saap_jax.report.kinds.overview import (
+    CSV_HEADER,
+    best_rows,
+    differences,
+    joint_curves,
+    overview_sections,
+    run_table,
+)
+from saap_jax.report.kinds.views import read_view
+from saap_jax.report.page.blocks import Detail
+from saap_jax.report.page.blocks import Page as Page_
+from saap_jax.report.page.html import render_page
+from saap_jax.report.write import is_ours, read_views, report_page, write_reports
 from saap_jax.runs.directory import RunDirectory, read_run
 from tests.fake_runs import fake_run
 from tests.report.sweeps import write_run

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from saap_jax.config.jobs import ScoreConfig
-from saap_jax.report.html import render_report, write_report
-from saap_jax.report.patterns import csv_patterns
-from saap_jax.report.score_page import facts, find_patterns, read_scores, summary
-from saap_jax.report.scores import format_correlation, rank_cells
+from saap_jax.report.kinds.patterns import pattern_data
+from saap_jax.report.kinds.score import facts, find_patterns, read_scores, summary
+from saap_jax.report.kinds.scores import rank_cells
+from saap_jax.report.page.csv_text import data_text
+from saap_jax.report.page.formats import format_correlation
+from saap_jax.report.write import render_report, write_report
 from saap_jax.runs.directory import RunDirectory, plain
 from saap_jax.runs.scores import save_scores
 from saap_jax.selection.calibrate import Calibrated
@@ -120,7 +122,7 @@ class TestPage:
         found = find_patterns(run.record, read_scores(run.path))
         assert found is not None
         said = base64.b64decode(link["href"].partition("base64,")[2]).decode()
-        assert said == csv_patterns(found, only_consistent=True)
+        assert said == data_text(pattern_data(found))
         assert said.count("\n") == 1 + sum(part.agreed for part in found.structures.values())
 
     def test_counts_them_by_layer(self, run, page):

@@ -1,16 +1,18 @@
 """Scores side by side: rank correlations, what all plots share, and that no drawing depends on the user's settings."""
 
-import io
 import re
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
-from rich.console import Console
 
-from saap_jax.report.scores import format_correlation, inline_svg, rank_agreement, rank_cells, rank_table, short_name
+from saap_jax.report.figures.draw import on_screen
+from saap_jax.report.kinds.scores import rank_agreement, rank_cells, rank_table
+from saap_jax.report.page.blocks import Plot
+from saap_jax.report.page.formats import format_correlation, short_name
 from saap_jax.types import Scores
+from tests.report.shown import printed
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAN, INF = np.nan, np.inf
@@ -68,10 +70,8 @@ class TestRankTable:
         np.testing.assert_allclose(rank_cells(THREE), [[NAN, 1, 0.5], [-1, NAN, 0.5], [NAN, NAN, NAN]])
 
     def test_says_it_in_a_terminal(self):
-        console = Console(width=100, file=io.StringIO(), record=True)
-        console.print(rank_table(THREE, "[red]web"))
-        text = console.export_text()
-        lines = [line.strip("│┃ ").replace("│", " ").split() for line in text.splitlines() if re.match(r"│ \d ", line)]
+        text = printed(rank_table(THREE, "[red]web"))
+        lines = [line.split() for line in text.splitlines() if re.match(r" *\d \S", line)]
         assert lines == [
             ["1", "a", "·", "1.00", "0.50"],
             ["2", "[red]b", "−1.00", "·", "0.50"],
@@ -90,7 +90,7 @@ def test_short_names_keep_both_ends():
     assert format_correlation(-0.005) == "−0.01"
 
 
-class TestInlineSvg:
+class TestOnScreen:
     @staticmethod
     def draw(height: float = 2.0, title: str = "t", label: str = "x") -> str:
         def paint(figure):
@@ -98,7 +98,7 @@ class TestInlineSvg:
             axis.plot([0, 1], [0, 1])
             axis.set_xlabel(label)
 
-        return inline_svg(paint, height=height, title=title, description='<d> & "q"')
+        return on_screen(Plot("p", title, '<d> & "q"', paint, height))
 
     def test_takes_colour_font_and_size_of_the_page(self):
         text = self.draw()

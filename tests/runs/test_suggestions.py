@@ -27,8 +27,11 @@ from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
 from saap_jax.jobs import sensitivity, sweep
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.report.sensitivity import extremes, marks_of
-from saap_jax.report.suggestions import markdown_suggestions, suggestion_lines, suggestions_of
+from saap_jax.report.kinds.common import suggestion_blocks
+from saap_jax.report.kinds.sensitivity import extremes, marks_of
+from saap_jax.report.page.blocks import Code, Words
+from saap_jax.report.page.markdown import markdown_text
+from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.commands import compare_command, options
 from saap_jax.runs.directory import plain
 from saap_jax.runs.scores import read_scores
@@ -173,7 +176,9 @@ class TestSensitivity:
         for noise in (0.0, 0.02):
             run = planted(flat, noise)
             assert run.record["suggestions"] == []
-            assert "No suggestion" in suggestion_lines(run.record)[0]
+            (said,) = suggestion_blocks(run.record)
+            assert isinstance(said, Words)
+            assert "No suggestion" in said.text
 
     def test_what_single_layers_promise_and_the_whole_does_not_keep_is_not_suggested(self, planted):
         """Negative control: predicted better, tried, and measured worse, since the others cannot make up for it."""
@@ -420,9 +425,8 @@ def test_of_few_windows_nothing_is_suggested(planted):
     truth = times({("mlp", 4): 20.0})
     run = planted(truth, evaluation=EvaluationConfig(windows=4, length=8))
     assert run.record["suggestions"] == []
-    assert suggestion_lines(run.record) == [
-        "No suggestion: nothing measured is sure to be an improvement (4 windows, where that takes 8)."
-    ]
+    said = "No suggestion: nothing measured is sure to be an improvement (4 windows, where that takes 8)."
+    assert suggestion_blocks(run.record) == [Words(said, soft=False)]
     text = (run.path / "sensitivity.md").read_text()
     assert "no intervals, and which others cost as much is not tested: 4 windows, where that takes 8" in text
     assert all(math.isnan(change.low) for change in changes_of(run.record, run.candidates()))
@@ -440,9 +444,11 @@ def test_what_costs_as_much_as_the_dearest_is_tied_with_it(planted):
         assert change.low <= change.percent <= change.high
 
 
-def test_shown_as_lines_and_markdown(planted):
+def test_shown_as_blocks_and_markdown(planted):
     run = planted(times({("mlp", 4): 20.0})).record
-    lines = suggestion_lines(run)
-    assert len(lines) == 3 * len(run["suggestions"])
-    assert lines[0].startswith("1. Layer 4's MLP")
-    assert f"`{run['suggestions'][0]['command']}`" in markdown_suggestions(run)
+    blocks = suggestion_blocks(run)
+    assert len(blocks) == 3 * len(run["suggestions"])
+    assert blocks[0].text.startswith("1. Layer 4's MLP")  # pyright: ignore[reportAttributeAccessIssue]
+    commands = [each["command"] for each in run["suggestions"]]
+    assert [block.text for block in blocks if isinstance(block, Code)] == commands
+    assert f"```\n{commands[0]}\n```" in markdown_text(blocks)

@@ -10,6 +10,7 @@ import pytest
 
 from saap_jax.cli.main import main
 from saap_jax.traced import load_pruned
+from tests.report.shown import missing_from_page
 from tests.traced.problems import stacked
 
 FILE = """
@@ -53,6 +54,7 @@ def test_compare(here, capsys):
     assert "Coupled structures: " in page  # the drawing
     assert "gate_taylor" in page
     assert (run / "comparison.csv").read_text().count("\n") == 5
+    assert missing_from_page(run) == []
     before = (run / "metrics.jsonl").read_bytes()
     assert main(words) == 0  # a finished run is shown again
     assert (run / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,104 @@
+"""How far each variant can be pruned: its curve, the limit, seeds as bands, knees as rings."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from saap_jax.report.figures.axes import logarithmic, removed_across
+from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
+from saap_jax.report.page.blocks import Plot
+from saap_jax.report.page.formats import TIED, format_percent, format_ppl, plural, short_name
+from saap_jax.runs.standing import DENSE, Record
+
+Band = list[tuple[float, float, float, float]]
+"""Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
+
+
+def format_estimate(estimate: Any) -> str:
+    """Return a ratio over seeds, an `evaluation.frontier.Estimate`, in percent, without the sign."""
+    spread = f" ± {format_percent(estimate.spread)}" if math.isfinite(estimate.spread) else ""
+    return format_percent(estimate.mean) + spread
+
+
+def frontier_plot(run: Record, candidates: Sequence[Record], found: Sequence[Any]) -> Plot:
+    """Return perplexity (log axis) against ratio of the variants found, see `evaluation.frontier.Found`.
+
+    A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
+    of them; its band goes from the lowest seed to the highest. A line down to the axis is the largest ratio. The axis
+    ends at four times the median of the curves' ends, so that one that explodes does not squeeze the rest.
+    """
+    frontier = run["frontier"]
+    bands = {each.variant: band_of(run, candidates, each.variant) for each in found}
+    said = [
+        f"Perplexity {frontier['metric']} on a logarithmic axis against the share of prunable parameters removed; "
+        f"unpruned {format_ppl(bands[found[0].variant][0][2])}, limit {format_ppl(frontier['limit'])}."
+    ]
+    for each in found:
+        curve = ", ".join(f"{format_percent(ratio)} % {format_ppl(ppl)}" for ratio, _, ppl, _ in bands[each.variant])
+        ratio, knee = format_estimate(each.ratio), format_estimate(each.knee)
+        said.append(f"{each.variant}: {curve}; largest ratio within the limit {ratio} %, knee {knee} %.")
+    height = max(4.6, 1.3 + 0.19 * min(len(found), DISTINCT))  # of the legend
+    title = f"How far each variant can be pruned: {frontier['metric']}"
+    return Plot("frontier", title, " ".join(said), lambda figure: _paint(figure, run, found, bands), height)
+
+
+def band_of(run: Record, candidates: Sequence[Record], variant: str) -> Band:
+    """Return the curve of a variant by asked ratio, where all its seeds were measured and are finite."""
+    metric = run["frontier"]["metric"]
+    points = {0.0: [float(run[DENSE]["ppl"][metric])]}
+    for candidate in candidates:
+        if candidate["variant"] == variant:
+            points.setdefault(candidate["ratio_asked"], []).append(float(candidate["ppl"][metric]))
+    seeds = len(run["seeds"]["calibration"])
+    return [
+        (ratio, min(ppl), math.exp(sum(map(math.log, ppl)) / len(ppl)), max(ppl))
+        for ratio, ppl in sorted(points.items())
+        if (len(ppl) == seeds or ratio == 0) and all(map(math.isfinite, ppl))
+    ]
+
+
+def _paint(figure: Any, run: Record, found: Sequence[Any], bands: dict[str, Band]) -> None:
+    axis, frontier = figure.subplots(), run["frontier"]
+    limit, dense = frontier["limit"], bands[found[0].variant][0][2]
+    ends = sorted(band[-1][2] for band in bands.values())
+    highest = min(max(high for band in bands.values() for *_, high in band), 4 * ends[(len(ends) - 1) // 2])
+    lowest = min(low for band in bands.values() for _, low, _, _ in band)
+    axis.set_ylim(lowest / 1.08, max(highest, limit) * 1.08)
+    axis.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
+    axis.axhline(dense, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    axis.set_yscale("log")
+    for index, each in enumerate(found[:DISTINCT]):
+        _paint_line(axis, each, bands[each.variant], index, limit)
+    logarithmic(axis)
+    removed_across(axis, max(ratio for band in bands.values() for ratio, *_ in band))
+    axis.set_ylabel(f"{short_name(frontier['metric'], 44)} (log)")
+    for height, text, up in ((limit, f"limit +{frontier['percent']:g} %", 1), (dense, "unpruned", -1)):
+        axis.annotate(
+            f"{text} {format_ppl(height)}", (1.0, height), xycoords=axis.get_yaxis_transform(), xytext=(0, 2 * up),
+            textcoords="offset points", ha="right", va="bottom" if up > 0 else "top",
+        )  # fmt: skip
+    more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
+    axis.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3.6,
+        title="line down: largest ratio\nring: knee\nband: lowest to highest seed" + more, alignment="left",
+    )  # fmt: skip
+
+
+def _paint_line(axis: Any, found: Any, band: Band, index: int, limit: float) -> None:
+    """Draw a curve with its band, the largest ratio on the limit, and the knee on the curve."""
+    style = line_style(index)
+    colour = COLOURS[style.colour]
+    ratios, low, mean, high = (list(values) for values in zip(*band, strict=True))
+    tied = f" {TIED}" if found.tied else ""
+    label = f"{short_name(found.variant, 34)}: {format_estimate(found.ratio)} %{tied}"
+    axis.plot(ratios, mean, label=label, **style.options(1.6))
+    if low != high:
+        axis.fill_between(ratios, low, high, color=colour, alpha=0.2, linewidth=0)
+    if found.ratio.mean > 0 and found.everywhere < found.seeds:
+        axis.plot([found.ratio.mean] * 2, [axis.get_ylim()[0], limit], color=colour, linewidth=1.2)
+    if not math.isnan(found.knee.mean):
+        at = math.exp(float(np.interp(found.knee.mean, ratios, np.log(mean))))
+        ring = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        axis.plot([found.knee.mean], [at], "o", color=colour, **ring)

@@ -1,0 +1,186 @@
+"""Perplexity against ratio: a line a variant, or of several runs, a line a run."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, spread
+from saap_jax.report.figures.palette import INK, PAPER, line_style
+from saap_jax.report.page.blocks import Plot
+from saap_jax.report.page.formats import format_percent, format_ppl, short_name
+from saap_jax.runs.standing import DENSE, Record, labels
+
+RUNS = 20
+"""Lines of a figure on paper; more are drawn on several."""
+
+_LETTERS = 38
+
+_WIDTH, _HEIGHT = 4.4, 3.5
+_ROOM = {"left": 0.13, "right": 0.91, "bottom": 0.16, "top": 0.97}
+"""Inches of a figure on the screen, and shares of it that the axes reach."""
+
+_GAP, _LETTER = 11.0, 8.0
+"""Points between the numbers at the ends of lines, and of these numbers; many are closer."""
+
+_NEAR = 0.05
+"""Share of the axis within which the ends of curves count as one column of numbers."""
+
+
+class Curve(NamedTuple):
+    """Perplexity over ratio."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """(actual ratio, perplexity) by ratio, the dense model first."""
+
+
+def curves(run: Record, candidates: Sequence[Record], metric: str) -> tuple[list[Curve], list[str]]:
+    """Return the curve of each variant on a metric, by name, and the candidates without a number."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    missing = []
+    for name, candidate in sorted(zip(labels(candidates), candidates, strict=True), key=lambda pair: pair[0]):
+        ppl = candidate.get("ppl", {}).get(metric)
+        if ppl is None or math.isnan(ppl) or ppl <= 0:
+            missing.append(candidate["candidate"])
+        else:
+            ratio = candidate.get("ratio_actual")
+            ratio = candidate["ratio_asked"] if ratio is None else ratio
+            found.setdefault(name, []).append((float(ratio), float(ppl)))
+    dense = run.get("dense", {}).get("ppl", {}).get(metric)
+    start = [(0.0, float(dense))] if dense is not None and math.isfinite(dense) else []
+    return [Curve(name, start + sorted(points)) for name, points in found.items()], missing
+
+
+def ratio_plot(title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = ()) -> Plot | None:
+    """Return perplexity (log axis) over the actual ratio, each line numbered at its end by its place in `order`.
+
+    Colour, dash and marker follow the place too, see `palette`, so that figures of one order are read with one legend.
+    Values far above the others (or infinite) are drawn on the upper edge, their numbers with an arrow, so that they do
+    not squeeze the rest. None without a line.
+    """
+    shown = _shown(found, order)
+    if not shown:
+        return None
+    high = _highest(shown)
+    said = ["Perplexity on a logarithmic axis against the share of prunable parameters removed."]
+    said += [f"{c.name}: " + ", ".join(f"{format_percent(r)} % {format_ppl(p)}" for r, p in c.points) + "."
+             for c in shown]  # fmt: skip
+    if any(ppl > high for curve in shown for _, ppl in curve.points):
+        said.append(f"Above {format_ppl(high)} points are drawn on the upper edge.")
+    said += [f"Without a value: {', '.join(missing)}."] if missing else []
+
+    def paint(figure: Any) -> None:
+        figure.set_layout_engine(None)
+        figure.subplots_adjust(**_ROOM)
+        axis = figure.subplots()
+        _paint(axis, shown, order)
+        _number_ends(axis, shown, order, 72 * _HEIGHT * (_ROOM["top"] - _ROOM["bottom"]))
+
+    return Plot("frontier", title, " ".join(said), paint, _HEIGHT, _WIDTH)
+
+
+def ratio_panels(name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str]) -> list[Plot]:
+    """Return the same lines for papers, a panel a text, with one legend of names; so many lines a figure."""
+    drawn = [curve.name for _, found in panels for curve in found]
+    names = [name for name in order if name in drawn]
+    plots = []
+    for start in range(0, len(names), RUNS):
+        part = f"-part-{start // RUNS + 1}" if len(names) > RUNS else ""
+        chosen = names[start : start + RUNS]
+        some = [(title, shown) for title, found in panels if (shown := _shown(found, chosen))]
+        height = 2.9 + 0.15 * max(0.0, len(chosen) / 2 - 5)
+        plots.append(Plot(f"{name}{part}", "Perplexity against ratio", "", _panels(some, order, chosen), height, 6.75))
+    return plots
+
+
+def _panels(panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], chosen: Sequence[str]) -> Any:
+    def paint(figure: Any) -> None:
+        handles: dict[str, Any] = {}
+        for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            handles |= _paint(axis, shown, order)
+            letters = 34 if len(panels) < 3 else 22
+            axis.set_title("\n".join(short_name(line, letters) for line in title.split("\n")))
+        figure.axes[0].set_ylabel("perplexity (log)")
+        named = [short_name(name, _LETTERS) for name in chosen]
+        columns = 3 if max(map(len, named)) < 24 else 2
+        options = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.6}
+        figure.legend([handles[name] for name in chosen], named, **options)
+
+    return paint
+
+
+def _shown(found: Sequence[Curve], order: Sequence[str]) -> list[Curve]:
+    return sorted((curve for curve in found if curve.name in order), key=lambda curve: order.index(curve.name))
+
+
+def _highest(shown: Sequence[Curve]) -> float:
+    """Return the upper end of the axis: four times the middle one of the curves' ends at most."""
+    values = [ppl for curve in shown for _, ppl in curve.points if math.isfinite(ppl)]
+    ends = sorted(curve.points[-1][1] for curve in shown if math.isfinite(curve.points[-1][1]))
+    low, high = min(values, default=1.0), max(values, default=10.0)
+    high = min(high, 4 * ends[(len(ends) - 1) // 2]) if ends else high
+    return max(high, low * 1.06) * 1.06
+
+
+def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str]) -> dict[str, Any]:
+    """Draw the lines, the first on top, and the dense model if they have one; return the line of each name."""
+    starts = {curve.points[0] for curve in shown}
+    dense = next(iter(starts))[1] if len(starts) == 1 and next(iter(starts))[0] == 0 else None
+    high = _highest(shown)
+    low = min((ppl for curve in shown for _, ppl in curve.points if math.isfinite(ppl)), default=1.0)
+    axis.set_ylim(low / (high / low) ** 0.09, high)  # below the lowest there is room for a name
+    logarithmic(axis)
+    handles = {}
+    for curve in shown[::-1]:
+        ratios, values = zip(*curve.points, strict=True)
+        several = dense is not None and len(values) > 1
+        options = line_style(order.index(curve.name)).options() | {"markevery": (1, 1) if several else None}
+        (handles[curve.name],) = axis.plot(ratios, np.minimum(values, high), clip_on=False, **options)
+    if dense is not None:
+        axis.axhline(dense, color=INK, alpha=0.6, linewidth=0.8, linestyle=(0, (2, 4)), zorder=1, clip_on=False)
+        axis.plot([0], [dense], "o", color=INK, clip_on=False)
+        taken = any(dense / (high / low) ** 0.1 < curve.points[-1][1] < dense for curve in shown)
+        place = {"xytext": (0, 4 if taken else -4), "va": "bottom" if taken else "top", "zorder": 3}
+        place["bbox"] = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 1}
+        axis.annotate(
+            f"{DENSE} {format_ppl(dense)}", (1, dense), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", **place,
+        )  # fmt: skip
+    removed_across(axis, max(ratio for curve in shown for ratio, _ in curve.points))
+    return handles
+
+
+def _number_ends(axis: Any, shown: Sequence[Curve], order: Sequence[str], points: float) -> None:
+    """Write the number of each line beside its last point, moved apart where they would touch.
+
+    The axis is so many points high.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    (low, high), right = map(float, axis.get_ylim()), float(axis.get_xlim()[1])
+    decades = math.log(high) - math.log(low)
+    columns: list[list[Curve]] = []
+    for curve in sorted(shown, key=lambda curve: curve.points[-1][0]):
+        near = columns and curve.points[-1][0] - columns[-1][-1].points[-1][0] < _NEAR * right
+        columns[-1].append(curve) if near else columns.append([curve])
+    for column in columns:
+        column.sort(key=lambda curve: (curve.points[-1][1], order.index(curve.name)))
+        wanted = [points * (math.log(min(curve.points[-1][1], high)) - math.log(low)) / decades for curve in column]
+        gap = min(_GAP, points / max(len(column) - 1, 1))
+        heights = spread(wanted, gap=gap, low=0.0, high=points)
+        apart = max(abs(height - place) for height, place in zip(heights, wanted, strict=True)) > _GAP
+        end = max(curve.points[-1][0] for curve in column)
+        for curve, height in zip(column, heights, strict=True):
+            number = f"{order.index(curve.name) + 1}{'↑' if curve.points[-1][1] > high else ''}"
+            axis.annotate(
+                number, (end, height / points), xytext=(18 if apart else 7, 0), xycoords=axis.get_xaxis_transform(),
+                textcoords="offset points", va="center", annotation_clip=False, fontsize=_LETTER,
+            )  # fmt: skip
+        if apart:
+            aside = axis.get_xaxis_transform() + ScaledTranslation(4 / 72, 0, axis.figure.dpi_scale_trans)
+            wide = 12 / 72 / (axis.get_position().width * axis.figure.get_figwidth()) * right
+            leaders = [((end, place / points), (end + wide, height / points))
+                       for height, place in zip(heights, wanted, strict=True)]  # fmt: skip
+            in_one(axis, leaders, aside, alpha=0.5)

@@ -1,0 +1,1 @@
+"""The sections of each kind of run, built from its records."""

@@ -1,0 +1,179 @@
+"""What a run of any kind took, and what a reader needs to repeat it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from saap_jax.evaluation.resample import FEWEST
+from saap_jax.report.figures.couplings import coupling_plot
+from saap_jax.report.figures.draw import on_screen
+from saap_jax.report.page.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Data,
+    Detail,
+    Facts,
+    Folded,
+    Line,
+    Picture,
+    Section,
+    Table,
+    Words,
+    leaves,
+)
+from saap_jax.report.page.csv_text import data_text
+from saap_jax.report.page.formats import format_usd, plural
+from saap_jax.report.page.markdown import markdown_text
+from saap_jax.runs.directory import plain
+from saap_jax.runs.standing import DENSE, Record
+
+_STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("seconds", "seconds", "{:,.1f}".format),
+    ("compile_seconds", "of them compiling", "{:,.1f}".format),
+    ("compiles", "programs", "{:,}".format),
+    ("tokens", "tokens", "{:,}".format),
+    ("tokens_per_second", "tokens a second", "{:,.0f}".format),
+    ("peak_host_gib", "peak host memory (GiB)", "{:.2f}".format),
+    ("peak_device_gib", "peak device memory (GiB)", "{:.2f}".format),
+)
+"""Field of a stage, see `monitor`; heading; how it is written."""
+
+
+def run_facts(run: Record) -> dict[str, str]:
+    """Return what a reader needs to repeat the run, beside its configuration."""
+    devices, model = run.get("devices") or {}, run.get("model") or {}
+    facts = {
+        "saap_jax": (run.get("versions") or {}).get("saap_jax"),
+        "git commit": run.get("git_commit"),
+        "devices": f"{devices.get('count')} x {devices.get('kind')} ({devices.get('platform')})" if devices else None,
+        "model": model.get("name"),
+        "layers": model.get("layers"),
+        "units a layer": ", ".join(f"{name} {units}" for name, units in model.get("units", {}).items()),
+        "parameters": f"{model['parameters']:,}" if "parameters" in model else None,
+        "prunable parameters": f"{model['prunable_parameters']:,}" if "prunable_parameters" in model else None,
+        "seeds": "; ".join(f"{name} {_listed(seed)}" for name, seed in (run.get("seeds") or {}).items()),
+        "libraries": ", ".join(f"{n} {v}" for n, v in (run.get("versions") or {}).items() if n != "saap_jax" and v),
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def model_name(run: Record) -> str:
+    """Return the name of a run's model, empty where the record does not tell."""
+    asked = (run.get("config") or {}).get("model")
+    asked = asked.get("name") if isinstance(asked, dict) else asked
+    return str((run.get("model") or {}).get("name") or asked or "")
+
+
+def reproduce_section(run: Record, facts: Mapping[str, str] | None = None) -> Section:
+    """Return versions, devices and configuration; `facts` are said first."""
+    config = json.dumps(plain(run.get("config")), indent=2)
+    blocks: list[Block] = [
+        Facts(dict(facts or {}) | run_facts(run)),
+        Folded("Configuration", [Code("Configuration", config)]),
+    ]
+    return Section("reproduce", "To reproduce", blocks)
+
+
+def cost_section(run: Record) -> list[Section]:
+    """Return time, memory and cost of a run; nothing where no stage was recorded."""
+    stages, cost = run.get("stages") or [], cost_sentences(run)
+    blocks: list[Block] = [stage_table(stages)] if stages else []
+    blocks += [Bullets(cost)] if cost else []
+    if stages:
+        blocks.append(Words("Memory is the highest of the process until the end of a stage."))
+    return [Section("stages", "Time, memory and cost", blocks)] if blocks else []
+
+
+def stage_table(stages: Sequence[Record]) -> Table:
+    """Return the stages of a run, with the columns that some stage has a number for."""
+    columns = [column for column in _STAGE_COLUMNS if any(stage.get(column[0]) is not None for stage in stages)]
+    lines = []
+    for stage in stages:
+        name = stage["name"] + (f" ({stage['times']} times)" if stage.get("times", 1) > 1 else "")
+        values = [(form, stage.get(field)) for field, _, form in columns]
+        cells = [Cell("-" if value is None else form(value)) for form, value in values]
+        lines.append(Line([Cell(name), *cells]))
+    return Table("Stages", ["stage", *(heading for _, heading, _ in columns)], lines)
+
+
+def cost_sentences(run: Record) -> list[str]:
+    """Say what a run cost, see `evaluation.price`; nothing where that was not recorded."""
+    cost = run.get("cost") or {}
+    if not cost:
+        return []
+    platform = (run.get("devices") or {}).get("platform")
+    unit = ("core" if platform == "cpu" else "device") + ("" if cost["devices"] == 1 else "s")
+    said = f"{cost['device_hours']:,.3g} device-hours on {cost['devices']} {unit}"
+    if cost.get("usd") is None:
+        return [f"{said}; {cost.get('note') or 'no price is known'}."]
+    prices = cost.get("prices") or {}
+    each = f"{format_usd(prices['usd_per_hour'])} an hour each" if "usd_per_hour" in prices else ""
+    source = ", ".join(str(part) for part in (prices.get("kind"), each, prices.get("date")) if part)
+    sentences = [f"{said}: {format_usd(cost['usd'])}{f' ({source})' if source else ''}."]
+    if million := cost.get("usd_per_million_tokens"):
+        sentences.append(
+            f"A million tokens in the timed forward pass: {format_usd(million['dense'])} dense, "
+            f"{format_usd(million['cut'])} cut."
+        )
+    return sentences
+
+
+def seconds_of(run: Record) -> float | None:
+    """Return the seconds of all stages, None where none was recorded."""
+    stages = run.get("stages") or []
+    return sum(stage["seconds"] for stage in stages) if stages else None
+
+
+def suggestions_section(run: Record) -> list[Section]:
+    """Return what the run suggests to do next; nothing where it suggests nothing."""
+    known = bool(run.get("suggestions"))
+    return [Section("suggestions", "What to try next", suggestion_blocks(run))] if known else []
+
+
+def suggestion_blocks(run: Record) -> list[Block]:
+    """Return the suggestions that a run keeps: what, with which expected effect, by which command; or why none."""
+    suggestions = run.get("suggestions") or []
+    if not suggestions:
+        windows = min((len(losses) for losses in (run.get(DENSE) or {}).get("losses", {}).values()), default=FEWEST)
+        few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
+        return [Words(f"No suggestion: nothing measured is sure to be an improvement{few}.", soft=False)]
+    blocks: list[Block] = []
+    for place, suggestion in enumerate(suggestions, start=1):
+        known = {"text": suggestion} if isinstance(suggestion, str) else suggestion
+        number = f"{place}. " if len(suggestions) > 1 else ""
+        blocks.append(Words(f"{number}{known.get('text', '')}", soft=False))
+        if effect := str(known.get("expected_effect") or known.get("effect") or ""):
+            said = effect.startswith(("measured", "expected"))
+            blocks.append(Words(f"{effect[0].upper()}{effect[1:]}" if said else f"Expected effect: {effect}"))
+        blocks += [Code("Command", str(known["command"]))] if known.get("command") else []
+    return blocks
+
+
+def coupling_section(run: Record, detail: Detail) -> list[Section]:
+    """Return the figure of coupled structures; nothing where they were not recorded."""
+    if not run.get("couplings") or not detail.drawn:
+        return []
+    plot = coupling_plot(run["couplings"])
+    said = (
+        "Parameters on the left, a box an axis; structures on the right, with a line to each axis that is cut with "
+        "them. What is pinned is grey."
+    )
+    return [Section("couplings", "Coupled structures", [Words(said), Picture(plot.title, plot)])]
+
+
+def files_of(stem: str, blocks: Sequence[Block]) -> dict[str, str]:
+    """Return blocks as the files that a command writes into its run: figures, tables of all digits, and the words."""
+    files = {}
+    for block in leaves(blocks):
+        if isinstance(block, Picture):
+            files[f"{block.plot.name}.svg"] = on_screen(block.plot, alone=True)
+        elif isinstance(block, Data):
+            files[block.filename] = data_text(block)
+    return files | {f"{stem}.md": markdown_text(blocks)}
+
+
+def _listed(value: Any) -> str:
+    """Return a number, or several, as text."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,222 @@
+"""A compare run as sections: who is best, by how much and how surely, what is kept where, what the cut saves."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from saap_jax.report.figures.ratio import curves, ratio_panels, ratio_plot
+from saap_jax.report.kinds.against import Against, against_best, forest
+from saap_jax.report.kinds.common import cost_section, coupling_section, reproduce_section, suggestions_section
+from saap_jax.report.kinds.distributions import score_parts
+from saap_jax.report.kinds.fusion import fusion_section
+from saap_jax.report.kinds.variants import (
+    DOMAINS,
+    candidate_data,
+    cut_rows,
+    cut_table,
+    headline,
+    summary,
+    variant_table,
+)
+from saap_jax.report.page.blocks import (
+    Block,
+    Bullets,
+    Chart,
+    Column,
+    Detail,
+    Heat,
+    Number,
+    Part,
+    Picture,
+    Pictures,
+    Scale,
+    Section,
+    Strip,
+    Words,
+)
+from saap_jax.report.page.formats import plural
+from saap_jax.report.page.strips import layer_axis
+from saap_jax.runs.directory import read_candidates
+from saap_jax.runs.score_arrays import read_scores
+from saap_jax.runs.standing import DENSE, Record, Row, comparison_rows, labels, leading, merged, metrics, untested
+
+
+class Compared(NamedTuple):
+    """A compare run, read and worked out once."""
+
+    path: Path
+    run: Record
+    candidates: list[Record]
+    corrupt: int
+    """Lines of `metrics.jsonl` that could not be read."""
+    variants: list[Record]
+    rows: list[Row]
+    against: list[Against]
+
+
+def read_compared(path: Path, run: Record) -> Compared:
+    """Read the candidates of a compare run, and work out what they say."""
+    candidates, corrupt = read_candidates(path)
+    variants, rows = merged(candidates), comparison_rows(run, candidates)
+    return Compared(path, run, candidates, corrupt, variants, rows, against_best(run, variants, rows))
+
+
+def compare_sections(found: Compared, detail: Detail) -> list[Section]:
+    """Return the sections of a compare run, finished or not."""
+    run = found.run
+    sections = [
+        Section("summary", "Summary", [Bullets(summary(run, found.rows, found.against))]),
+        *suggestions_section(run),
+        *comparison_section(found, detail),
+        *frontier_section(found, detail),
+        *interval_section(found, detail),
+        *kept_section(found, detail),
+        *score_section(found, detail),
+        *fusion_section(run, detail),
+        *cut_section(run),
+        *coupling_section(run, detail),
+        *cost_section(run),
+        reproduce_section(run),
+    ]
+    return sections
+
+
+def comparison_section(found: Compared, detail: Detail) -> list[Section]:
+    """Return the table of all variants."""
+    if not found.rows:
+        return []
+    blocks: list[Block] = [Words(f"{headline(found.run)}.")]
+    if found.against:
+        blocks.append(
+            Words(
+                "Δ: how far the perplexity is above that of the best of its ratio (×: how many times as high)"
+                f"{', without an interval' if untested(found.rows) else ', and its 95 % interval'}. "
+                f"{DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on which it has the "
+                "lower loss; p: of no difference, adjusted for the number of variants (paired bootstrap, Holm)."
+            )
+        )
+    blocks.append(variant_table(found.run, found.rows, found.against))
+    if detail.downloads:
+        blocks.append(candidate_data(found.run, found.candidates))
+    return [Section("comparison", "Comparison", blocks)]
+
+
+def frontier_section(found: Compared, detail: Detail) -> list[Section]:
+    """Return perplexity against ratio, a figure a text, numbered alike."""
+    order = leading(found.rows, detail.limit)
+    pictures, panels = [], []
+    for metric in metrics(found.run):
+        lines, missing = curves(found.run, found.variants, metric["name"])
+        name, domain = metric["name"], DOMAINS[metric["domain"]]
+        if plot := ratio_plot(f"Perplexity against ratio: {name}", lines, order, missing):
+            pictures.append(Picture(f"{name} ({domain})", plot))
+            panels.append((f"{domain}\n{name}", lines))
+    if not pictures:
+        return []
+    said = "Logarithmic axis; lower is better. A number with an arrow lies beyond the scale, on its upper edge."
+    names = {row.label for row in found.rows if row.candidate != DENSE}
+    together = Pictures(pictures, order, ratio_panels("frontier", panels, order))
+    blocks = [Words(said + _left_out(len(names) - len(order))), together]
+    return [Section("frontier", "Perplexity against ratio", blocks)]
+
+
+def interval_section(found: Compared, detail: Detail) -> list[Section]:
+    """Return how sure the differences from the best are, a chart a ratio."""
+    if not found.against:
+        if found.candidates and not any("losses" in candidate for candidate in found.candidates):
+            said = "No intervals: this run did not record the losses of its windows; a run of this version does."
+            return [Section("intervals", "How sure is that", [Words(said)])]
+        return []
+    if why := untested(found.rows):
+        how = f"without intervals: {why}. Points are hollow, since nothing is tested"
+    else:
+        over = "windows and seeds" if max(row.seeds for row in found.rows) > 1 else "windows"
+        how = (
+            f"with 95 % intervals of a paired bootstrap over {over}. A hollow point cannot be told apart from the best"
+        )
+    blocks: list[Block] = [
+        Words(f"Perplexity relative to the best of the ratio (*), in percent, {how}; an arrow lies beyond the scale.")
+    ]
+    for asked in dict.fromkeys(one.asked for one in found.against):
+        group = [one for one in found.against if one.asked == asked]
+        more = _left_out(len({one.label for one in group}) - detail.limit)
+        blocks.append(Part(f"{100 * asked:g} % asked", [forest(group, detail.limit), *_words(more)]))
+    return [Section("intervals", "How sure is that", blocks)]
+
+
+def kept_section(found: Compared, detail: Detail) -> list[Section]:
+    """Return what the variants of each ratio keep, layer by layer."""
+    named = {variant["candidate"]: variant for variant in found.variants}
+    blocks: list[Block] = []
+    for asked in dict.fromkeys(row.asked for row in found.rows if row.candidate in named):
+        chosen = [named[row.candidate] for row in found.rows if row.candidate in named and row.asked == asked]
+        if chart := kept_map(found.run, chosen[: detail.limit]):
+            more = _left_out(len(chosen) - detail.limit)
+            blocks.append(Part(f"{100 * asked:g} % asked", [chart, *_words(more)]))
+    if not blocks:
+        return []
+    said = "Share of the units of each layer that stays, best variant first: dark is 0, bright is all of them."
+    return [Section("kept", "What is kept where", [Words(said), Scale(), *blocks])]
+
+
+def kept_shares(run: Record, kept: dict[str, list]) -> dict[str, list[float]]:
+    """Return the share of units that each layer keeps, by structure; NaN where the layer has none."""
+    shares = {}
+    for name, units in run.get("model", {}).get("units", {}).items():
+        counts = kept.get(name, ())
+        of = [units] * len(counts) if isinstance(units, int) else units
+        shares[name] = [count / total if total else math.nan for count, total in zip(counts, of, strict=True)]
+    return shares
+
+
+def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
+    """Return the share of units that each candidate of a ratio keeps in each layer; None where none recorded it."""
+    rows = [(name, c) for name, c in zip(labels(candidates), candidates, strict=True) if "kept" in c]
+    shares = [(name, c["kept"], kept_shares(run, c["kept"])) for name, c in rows]
+    structures = run.get("model", {}).get("units", {})
+    layers = {s: max((len(each[s]) for *_, each in shares), default=0) for s in structures}
+    structures = {name: units for name, units in structures.items() if layers[name]}
+    if not structures:
+        return None
+    columns = [Column(f"{name} kept, by layer", layer_axis(layers[name]), lines=False) for name in structures]
+    strips = [
+        Strip(name, [Heat(each[s], _said(name, s, kept[s], units)) for s, units in structures.items()])
+        for name, kept, each in shares
+    ]
+    asked = f"{100 * rows[0][1]['ratio_asked']:g}"
+    title = f"Kept by layer, {asked} % asked"
+    return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
+
+
+def _said(name: str, structure: str, counts: Sequence[Number], units: int | Sequence[int]) -> str:
+    of = f"{units}" if isinstance(units, int) else " ".join(map(str, units))
+    return f"{name}, {structure}: of {of} each layer keeps {' '.join(f'{count:.6g}' for count in counts)}"
+
+
+def score_section(found: Compared, detail: Detail) -> list[Section]:
+    """Return the distributions of the scores that the run keeps, of the first scenario."""
+    scores = read_scores(found.path)
+    (scenario, by_estimator), *others = scores.items() or [("", {})]
+    said, parts = score_parts(by_estimator, detail)
+    if not parts:
+        return []
+    said += f" Scenario {scenario}; {plural(len(others), 'other')} in scores.npz." if others else ""
+    return [Section("scores", "How scores are distributed", [Words(said), *parts])]
+
+
+def cut_section(run: Record) -> list[Section]:
+    """Return the cut model beside the dense one; nothing where none was cut."""
+    if not cut_rows(run):
+        return []
+    name = str((run.get("best") or {}).get("candidate", ""))
+    return [Section("cut", "The cut model", [*_words(name), cut_table(run)])]
+
+
+def _left_out(number: int) -> str:
+    """Say how many variants a figure leaves out; nothing where it shows all."""
+    return f" {plural(number, 'more variant')} in the table above." if number > 0 else ""
+
+
+def _words(said: str) -> list[Block]:
+    return [Words(said.strip())] if said else []

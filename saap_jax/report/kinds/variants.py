@@ -1,0 +1,230 @@
+"""What a comparison found: the variants as a table and in words, and the cut model beside the dense one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from saap_jax.evaluation.resample import LEVEL
+from saap_jax.report.kinds.against import Against, format_difference, format_interval
+from saap_jax.report.page.blocks import Cell, Data, Line, Table, text_table
+from saap_jax.report.page.csv_text import data_text
+from saap_jax.report.page.formats import (
+    BEST,
+    TIED,
+    format_change,
+    format_count,
+    format_mebibytes,
+    format_millions,
+    format_milliseconds,
+    format_p,
+    format_percent,
+    format_ppl,
+    format_spread,
+    plural,
+    some,
+)
+from saap_jax.runs.standing import DENSE, Record, Row, first_metric, metrics, number, untested
+
+DOMAINS = {"in": "in domain", "out": "out of domain"}
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def headline(run: Record) -> str:
+    """Say which metrics the columns in and out stand for.
+
+    >>> headline({"metrics": [{"name": "ppl@128 a", "domain": "in"}, {"name": "ppl@128 b", "domain": "out"}]})
+    'ppl@128: in = a, out = b'
+    """
+    names = {domain: name for domain in ("in", "out") if (name := first_metric(run, domain))}
+    kinds = {name.partition(" ")[0] for name in names.values()}
+    prefix = ""
+    if len(kinds) == 1 and all(" " in name for name in names.values()):
+        names = {domain: name.partition(" ")[2] for domain, name in names.items()}
+        prefix = f"{kinds.pop()}: "
+    return prefix + ", ".join(f"{domain} = {name}" for domain, name in names.items())
+
+
+def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] = ()) -> Table:
+    """Return every variant beside the dense model, and as far as `against` goes, beside the best of its ratio."""
+    shown = [domain for domain in ("in", "out") if first_metric(run, domain)]
+    compared = [domain for domain in ("in", "out") if any(one.domain == domain for one in against)]
+    by_row = {(one.candidate, one.domain): one for one in reversed(against)}  # the first text of a domain counts
+    header = ["variant", "asked %", "actual %", "params (M)", *(f"ppl {domain}" for domain in shown)]
+    header += [f"Δ {domain} %" for domain in compared] + (["wins %", "p"] if compared else [])
+    lines = []
+    for row in rows:
+        mine = [by_row.get((row.candidate, domain)) for domain in compared]
+        cells = [
+            Cell(f"{row.label} {BEST if row.best else TIED}" if row.best or row.tied else row.label),
+            Cell("-" if row.candidate == DENSE else format_percent(row.asked), 100 * row.asked),
+            Cell(format_percent(row.actual), row.actual),
+            Cell(format_millions(row.parameters)),
+            *(_ppl_cell(getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")) for domain in shown),
+            *map(_difference_cell, mine),
+            *(_win_cells(mine[-1]) if mine else ()),
+        ]
+        lines.append(Line(cells, "best" if row.best else "dense" if row.candidate == DENSE else ""))
+    return Table(headline(run), header, lines, sortable=True, notes=legend(run, rows))
+
+
+def legend(run: Record, rows: Sequence[Row]) -> list[str]:
+    """Say what the marks mean, and over how many seeds the numbers are."""
+    said = [f"{BEST} lowest perplexity {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
+    if any(row.tied for row in rows):
+        said[0] += f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+    if any(row.windows for row in rows) and (why := untested(rows)):
+        said.append(f"which others are as good is not tested: {why}")
+    seeds = max((row.seeds for row in rows), default=1)
+    return [*said, f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else said
+
+
+def candidate_data(run: Record, candidates: Sequence[Record], filename: str = "comparison.csv") -> Data:
+    """Return dense model and candidates, one line a seed: every metric, fractions, full precision."""
+    names = [metric["name"] for metric in metrics(run)]
+    keys = ["candidate", "variant", "seed", "estimator", "allocation", "ratio_asked", "ratio_actual", "parameters"]
+    records = sorted(candidates, key=lambda record: (number(record.get("ratio_asked")), record["candidate"]))
+    if "dense" in run:
+        records = [{"candidate": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"]}, *records]
+    rows = [[*map(record.get, keys), *map(record.get("ppl", {}).get, names)] for record in records]
+    return Data("CSV of all candidates, full precision", filename, [*keys, *names], rows)
+
+
+def csv_table(run: Record, candidates: Sequence[Record]) -> str:
+    """Return dense model and candidates as CSV, see `candidate_data`."""
+    return data_text(candidate_data(run, candidates))
+
+
+def _ppl_cell(value: float, spread: float) -> Cell:
+    return Cell(format_spread(value, spread), value)
+
+
+def _difference_cell(one: Against | None) -> Cell:
+    if one is None:
+        return Cell("-", math.nan)
+    interval = format_interval(one.difference)
+    return Cell(format_difference(one.difference) + (f" {interval}" if interval else ""), one.difference.value)
+
+
+def _win_cells(one: Against | None) -> list[Cell]:
+    if one is None:
+        return [Cell("-", math.nan)] * 2
+    return [Cell(f"{100 * one.difference.win_rate:.0f}"), Cell(format_p(one.p_value), one.p_value)]
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) -> list[str]:
+    """Say in words what the run found: the lowest perplexity of each ratio, who ties with it, what the cut model saves.
+
+    A variant is called best only where all others were tested and can be told apart from it.
+
+    Args:
+        lines: the rows of the comparison.
+        against: the same beside the best of each ratio, of every text.
+    """
+    rows = [row for row in lines if row.candidate != DENSE]
+    dense = next((row for row in lines if row.candidate == DENSE), None)
+    sentences = [] if rows else ["No candidate is finished yet."]
+    domains = [domain for domain in ("out", "in") if first_metric(run, domain)]
+    for ratio in dict.fromkeys(row.asked for row in rows):
+        group = [row for row in rows if row.asked == ratio]
+        said = []
+        for place, domain in enumerate(domains):
+            tested = {row.label: row.p_value for row in group}
+            if place:  # the other text, on which all are compared with the best of the first
+                tested = {one.label: one.p_value for one in against if (one.asked, one.domain) == (ratio, domain)}
+            said.append(_lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan), tested))
+        why = untested(group) if len(group) > 1 else ""
+        sentences.append(
+            f"At {100 * ratio:g} % asked, {'; '.join(said)}.{f' Nothing is tested: {why}.' if why else ''}"
+        )
+    best = run.get("best") or {}
+    if best:
+        changes = [f"{row.label} {row.dense} to {row.cut} ({row.change})" for row in cut_rows(run)[:3]]
+        sentences.append(
+            f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {', '.join(changes)}."
+        )
+    return sentences
+
+
+def _lead(group: Sequence[Row], domain: str, dense: float, tested: Mapping[str, float]) -> str:
+    """Say which row has the lowest perplexity on a domain, and how it stands to the others and to the dense model.
+
+    `tested` are the p-values of the others against the best of the ratio, adjusted.
+    """
+    finite = sorted((getattr(row, f"ppl_{domain}"), row.label, row.best) for row in group)
+    finite = [each for each in finite if math.isfinite(each[0])]
+    if not finite:
+        return f"no variant has a finite perplexity {DOMAINS[domain]}"
+    (ppl, label, best), *others = finite
+    known = f" (dense {format_ppl(dense)})" if math.isfinite(dense) else ""
+    p_values = [(name, tested.get(name, math.nan)) for _, name, _ in others]
+    tied = [name for name, p in p_values if p >= LEVEL]
+    lowest = f"{label} has the lowest perplexity {DOMAINS[domain]}, {format_ppl(ppl)}{known}"
+    if not others:
+        return f"{label} has a perplexity of {format_ppl(ppl)} {DOMAINS[domain]}{known}"
+    if best and tied:
+        return f"{lowest}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}"
+    if best and all(p < LEVEL for _, p in p_values):
+        lowest = f"{label} is best {DOMAINS[domain]} with perplexity {format_ppl(ppl)}{known}"
+    second, name, _ = others[0]
+    gap = 100 * (1 - ppl / second)
+    return (
+        f"{lowest}, level with {name}" if gap < 0.05 else f"{lowest}, {gap:,.1f} % below {name} ({format_ppl(second)})"
+    )
+
+
+# --- the cut model ---------------------------------------------------------------------------------
+
+
+class CutRow(NamedTuple):
+    """One property of the cut model beside the dense one, formatted."""
+
+    label: str
+    dense: str
+    cut: str
+    change: str
+
+
+def cut_rows(run: Record) -> list[CutRow]:
+    """Return the cut model of a run (`best`) beside the dense one, property by property; empty if there is none.
+
+    Properties that were not recorded are left out. Tokens a second need `forward_tokens`, the tokens of one timed
+    forward pass.
+    """
+    if not run.get("best"):
+        return []
+    best, dense = run["best"], run.get("dense", {})
+    tokens = number(best.get("forward_tokens"))
+    seconds = tuple(number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds"))
+    pairs = [
+        ("parameters (M)", number(dense.get("parameters")), number(best.get("parameters")), format_millions),
+        ("weights (MiB)", number(best.get("dense_bytes")), number(best.get("bytes")), format_mebibytes),
+        ("forward pass (ms)", *seconds, format_milliseconds),
+        ("tokens a second", *(tokens / each if each else math.nan for each in seconds), format_count),
+    ]
+    for metric in metrics(run):
+        before, after = (record.get("ppl", {}).get(metric["name"]) for record in (dense, best))
+        pairs.append((f"{metric['name']} ({metric['domain']})", number(before), number(after), format_ppl))
+    return [
+        CutRow(label, form(before), form(after), format_change(before, after))
+        for label, before, after, form in pairs
+        if not math.isnan(after)
+    ]
+
+
+def cut_table(run: Record) -> Table:
+    """Return the cut model beside the dense one, and what else was recorded about it."""
+    best = run.get("best") or {}
+    notes = []
+    if "runs" in best:
+        notes.append(f"Compiled as {best['runs']} run{'s' if best['runs'] != 1 else ''} of neighbouring equal layers.")
+    masked = best.get("ppl_masked", {})
+    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if best.get("ppl", {}).get(name)]
+    if gaps:
+        notes.append(f"Perplexity with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
+    title = f"cut model: {best.get('candidate', 'none')}"
+    return text_table(title, ["", "dense", "cut", "change"], cut_rows(run), notes=notes)

@@ -1,0 +1,138 @@
+"""How numbers and names are written, wherever they are shown."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from saap_jax.report.page.blocks import Number
+
+BEST, TIED = "*", "≈"
+"""Marks of the best of a group, and of what cannot be told apart from it."""
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "variant"), plural(1200, "variant")
+    ('1 variant', '1,200 variants')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def some(names: Sequence[str], at_most: int = 3) -> str:
+    """Return the first names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def short_name(name: str, letters: int = 26) -> str:
+    """Return a name of at most so many letters; both ends are shown, since hyper-parameters come last.
+
+    >>> short_name("taylor_element(reduction='max')", 16)
+    "taylor_…n='max')"
+    """
+    half = letters // 2
+    return name if len(name) <= letters else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def format_ppl(value: float) -> str:
+    """Return a perplexity in at most seven characters.
+
+    >>> [format_ppl(value) for value in (12.345, 99_999.0, 123_456.0, 9.96e307, math.inf, math.nan)]
+    ['12.35', '99999', '1.2e5', '1e308', 'inf', 'n/a']
+    """
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "inf"
+    if value < 99_999.5:
+        return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def format_spread(value: float, spread: float) -> str:
+    """Return a perplexity, with its standard deviation where there is one.
+
+    >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan)
+    ('58.17 ± 0.83', '58.17')
+    """
+    return format_ppl(value) + (f" ± {format_ppl(spread)}" if math.isfinite(spread) else "")
+
+
+def format_percent(value: float) -> str:
+    """Return a fraction as percent, without the sign."""
+    return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def format_millions(value: float) -> str:
+    """Return a count in millions."""
+    return "n/a" if math.isnan(value) else f"{value / 1e6:.1f}" if value >= 1e7 else f"{value / 1e6:.3f}"
+
+
+def format_mebibytes(value: float) -> str:
+    """Return bytes in MiB."""
+    return "n/a" if math.isnan(value) else f"{value / 2**20:,.1f}"
+
+
+def format_milliseconds(value: float) -> str:
+    """Return seconds in milliseconds."""
+    return "n/a" if math.isnan(value) else f"{1e3 * value:,.1f}"
+
+
+def format_count(value: float) -> str:
+    """Return a count with separators."""
+    return "n/a" if math.isnan(value) else f"{value:,.0f}"
+
+
+def format_change(before: float, after: float) -> str:
+    """Return the relative change.
+
+    >>> format_change(100.0, 80.0), format_change(2.0, 5000.0)
+    ('-20.0 %', 'x 2500')
+    """
+    if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
+        return "n/a"
+    return f"x {after / before:.4g}" if after >= 10 * before else f"{100 * (after / before - 1):+.1f} %"
+
+
+def format_correlation(value: float) -> str:
+    """Return a correlation with two decimals.
+
+    >>> [format_correlation(value) for value in (0.456, -0.456, -0.001, float("nan"))]
+    ['0.46', '−0.46', '0.00', 'n/a']
+    """
+    if math.isnan(value):
+        return "n/a"
+    text = f"{value:.2f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def format_p(value: float) -> str:
+    """Return a p-value.
+
+    >>> format_p(0.00042), format_p(0.31), format_p(math.nan)
+    ('0.0004', '0.31', 'n/a')
+    """
+    return "n/a" if math.isnan(value) else f"{value:.1g}" if value < 0.001 else f"{value:.2g}"
+
+
+def format_usd(value: Number) -> str:
+    """Return US dollars, small amounts with two digits.
+
+    >>> format_usd(0.00423), format_usd(12.3), format_usd(0.0)
+    ('$0.0042', '$12.30', '$0.00')
+    """
+    return f"${value:,.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file's name.
+
+    >>> slug("gate_fisher, λ=0.25")
+    'gate_fisher-0.25'
+    """
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "x"
