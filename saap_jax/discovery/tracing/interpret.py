@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
-from saap_jax.discovery.tracing.nested import called_program, inner_programs, opened, scan_split
+from saap_jax.discovery.tracing.nested import called_program, inner_programs, manual_axes, opened, scan_split
 from saap_jax.discovery.tracing.program import CALLS
 from saap_jax.discovery.tracing.rules import dtype_of
 from saap_jax.discovery.tracing.trace import Gate
@@ -202,7 +202,7 @@ def _shard_map(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes:
         in_specs=(list(parameters["in_specs"]), [jax.sharding.PartitionSpec()] * len(gates)),
         out_specs=list(parameters["out_specs"]),
         check_vma=parameters["check_vma"],
-        axis_names=set(parameters["newly_manual_axes"]),
+        axis_names=manual_axes(eqn),
     )(values, gates)
 
 

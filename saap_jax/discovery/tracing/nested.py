@@ -39,6 +39,11 @@ def called_program(eqn: JaxprEqn) -> Any:
     return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
 
 
+def manual_axes(eqn: JaxprEqn) -> set[str]:
+    """Return the axes of the mesh over which a `shard_map` runs; before jax 0.10.2 they have another name."""
+    return set(eqn.params["newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"])
+
+
 def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
     """Return where the carry starts among the operands of a scan, and where the stacked arrays do.
 
