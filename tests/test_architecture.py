@@ -40,7 +40,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
              "types", "formats"),
     "api": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
             "types"),
-    "report": ("runs", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
+    "report": ("runs", "selection", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
     "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
              "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
     "traced": ("selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),

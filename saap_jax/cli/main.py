@@ -101,9 +101,9 @@ def compare(words: list[str]) -> None:
 
         return traced.compare(words)
     config, options = configure("compare", CompareConfig, words, overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import compare as comparison
     from saap_jax.report.kinds.variants import cut_rows, cut_table, variant_table
-    from saap_jax.report.page.terminal import show_blocks
     from saap_jax.runs.standing import comparison_rows
 
     with show_progress() as track:
@@ -127,12 +127,12 @@ def discover(words: list[str]) -> None:
 def score(words: list[str]) -> None:
     """Run `saap score`."""
     config, options = configure("score", ScoreConfig, words, overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs.score import score_run
     from saap_jax.report.kinds.fusion import fusion_table
     from saap_jax.report.kinds.patterns import pattern_table
     from saap_jax.report.kinds.score import find_patterns
     from saap_jax.report.kinds.scores import rank_table
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run, calibrated = score_run(config, overwrite=options.overwrite, track=track)
@@ -154,8 +154,8 @@ def prune(words: list[str]) -> None:
 
         return traced.prune(words)
     config, _ = configure("prune", PruneConfig, words)
+    from saap_jax.cli.blocks import show_facts
     from saap_jax.jobs import prune as pruning
-    from saap_jax.report.page.terminal import show_facts
 
     with show_progress() as track:
         pruned = pruning.prune(config, track=track)
@@ -170,9 +170,9 @@ def prune(words: list[str]) -> None:
 def recover(words: list[str]) -> None:
     """Run `saap recover`."""
     config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import recover as job
     from saap_jax.report.kinds.recover import recovery_table, summary
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
@@ -188,8 +188,8 @@ def export(words: list[str]) -> None:
         raise UsageError(f"export: expected MODEL and OUT, got {len(positional)} words: {' '.join(positional)}")
     default = ExportConfig(**dict(zip(("model", "out"), positional, strict=False)))
     config, _ = parse("export MODEL OUT", default, rest)
+    from saap_jax.cli.blocks import show_facts
     from saap_jax.jobs.export import export_model
-    from saap_jax.report.page.terminal import show_facts
     from saap_jax.runtime.progress import step
 
     with show_progress() as track:
@@ -215,9 +215,9 @@ def evaluate(words: list[str]) -> None:
     positional, rest = split_words(words)
     default = EvaluateConfig(models=tuple(positional)) if positional else EvaluateConfig()
     config, _ = parse("evaluate [MODEL ...]", default, rest)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import evaluate as job
     from saap_jax.report.kinds.tasks import evaluation_blocks
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         rows = job.evaluate(config, track=track)
@@ -227,9 +227,9 @@ def evaluate(words: list[str]) -> None:
 def fidelity(words: list[str]) -> None:
     """Run `saap fidelity`."""
     config, options = configure("fidelity", FidelityConfig, words, overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import fidelity as job
     from saap_jax.report.kinds.fidelity import BRIEF, fidelity_table
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
@@ -240,11 +240,11 @@ def fidelity(words: list[str]) -> None:
 def frontier(words: list[str]) -> None:
     """Run `saap frontier`."""
     config, options = configure("frontier", FrontierConfig, words, overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.evaluation.crossing import found_variants
     from saap_jax.jobs import frontier as job
     from saap_jax.report.kinds.common import suggestion_blocks
     from saap_jax.report.kinds.frontier import frontier_table, summary
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.frontier(config, overwrite=options.overwrite, track=track)
@@ -258,10 +258,10 @@ def frontier(words: list[str]) -> None:
 def sensitivity(words: list[str]) -> None:
     """Run `saap sensitivity`."""
     config, options = configure("sensitivity", SensitivityConfig, words, overwrite=True)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import sensitivity as job
     from saap_jax.report.kinds.common import suggestion_blocks
     from saap_jax.report.kinds.sensitivity import extreme_table
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = job.sensitivity(config, overwrite=options.overwrite, track=track)
@@ -289,9 +289,9 @@ def ab(words: list[str]) -> None:
         raise UsageError(f"ab: expected two models, A and B, got {len(positional)}: {', '.join(positional)}")
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import quality
     from saap_jax.report.kinds.quality import comparison_blocks
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         comparison = quality.ab(config, track=track)
@@ -304,10 +304,10 @@ def gate(words: list[str]) -> int:
     if len(positional) > 1:
         raise UsageError(f"gate: expected one model, got {len(positional)}: {', '.join(positional)}")
     config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.evaluation.limits import verdict
     from saap_jax.jobs import quality
     from saap_jax.report.kinds.quality import check_table
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         checks = quality.gate(config, track=track)
@@ -343,9 +343,9 @@ def bench(words: list[str]) -> None:
     positional, rest = split_words(words)
     default = BenchConfig(models=tuple(positional)) if positional else BenchConfig()
     config, _ = parse("bench [MODEL ...]", default, rest)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import bench as benchmark
     from saap_jax.report.kinds.bench import bench_blocks
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         result = benchmark.bench(config, track=track)

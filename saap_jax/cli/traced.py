@@ -11,9 +11,9 @@ from saap_jax.config.traced import TracedCompareConfig, TracedPruneConfig
 def compare(words: list[str]) -> None:
     """Run `saap compare FACTORY`."""
     config, options = _configured("compare", TracedCompareConfig, words, Options)
+    from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import traced
     from saap_jax.report.kinds.traced import traced_sentences, traced_table
-    from saap_jax.report.page.terminal import show_blocks
 
     with show_progress() as track:
         run = traced.compare(config, overwrite=options.overwrite, track=track)
@@ -25,8 +25,8 @@ def compare(words: list[str]) -> None:
 def prune(words: list[str]) -> None:
     """Run `saap prune FACTORY`."""
     config, _ = _configured("prune", TracedPruneConfig, words, None)
+    from saap_jax.cli.blocks import show_facts
     from saap_jax.jobs import traced
-    from saap_jax.report.page.terminal import show_facts
 
     with show_progress() as track:
         pruned = traced.prune(config, track=track)

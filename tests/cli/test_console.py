@@ -6,6 +6,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.cells import cell_len
@@ -13,10 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 import saap_jax
+from saap_jax.cli import blocks as page_terminal
 from saap_jax.cli import console as terminal
 from saap_jax.cli import plan as planning
+from saap_jax.cli.blocks import show_blocks
 from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import listing
+from saap_jax.discovery.listing import traced_tables
+from saap_jax.discovery.tracing.own_code import Verdict
+from saap_jax.discovery.tracing.trace import trace
 from saap_jax.evaluation.crossing import Estimate, Found
 from saap_jax.evaluation.differences import AccuracyDifference, paired_difference
 from saap_jax.evaluation.limits import Check
@@ -38,18 +45,16 @@ from saap_jax.report.kinds import (
     variants,
 )
 from saap_jax.report.kinds import tasks as task_tables
-from saap_jax.report.kinds import traced as traced_tables
+from saap_jax.report.kinds import traced as traced_kind
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page import blocks
-from saap_jax.report.page import terminal as page_terminal
 from saap_jax.report.page.blocks import Block, Detail, text_table
-from saap_jax.report.page.terminal import show_blocks
 from saap_jax.runs.standing import comparison_rows
+from tests.fake_runs import fake_run
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
 from tests.report.test_patterns import drawn
 from tests.report.test_scores import units
-from tests.fake_runs import fake_run
 
 WIDTHS = (20, 40, 60, 80, 100, 200)
 LONG = "/home/somebody/models/" + "a-directory-of-models/" * 3 + "[bold]x[/y]"
@@ -140,14 +145,22 @@ def traced() -> Block:
         {"candidate": "a", "estimator": LONG, "ratio_asked": 0.25, "ratio": 0.2512, "parameters": 1_000_000,
          "loss": 1.5, "change": 0.2655, "change_error": 0.012, "kept": {"mlp": 3}},
     ]  # fmt: skip
-    return traced_tables.traced_table({"model": {"name": LONG}}, rows, kept=False)
+    return traced_kind.traced_table({"model": {"name": LONG}}, rows, kept=False)
 
 
 def rows_of(lines: list[dict]) -> Block:
     return variants.variant_table(fake.fields(), comparison_rows(fake.fields(), lines))
 
 
+def traced_function():
+    """The table of what is prunable of a function with a parameter of a long name."""
+    params = {f"{LONG.split()[0]}_up": jnp.ones((3, 5)), "down": jnp.ones((5, 2))}
+    found = trace(lambda p, x: jax.nn.relu(x @ p[f"{LONG.split()[0]}_up"]) @ p["down"], params, jnp.ones((1, 3)))
+    return traced_tables(LONG, found, {each.name: Verdict("takes") for each in found.structures})[0]
+
+
 TABLES = {
+    "traced_tables": traced_function,
     "bench_blocks": benched,
     "variant_table": lambda: rows_of([*fake.candidates(), fake.candidate(LONG, 0.2, (1, 2))]),
     "cut_table": lambda: variants.cut_table(fake.fields()),

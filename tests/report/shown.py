@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.cli import console as terminal
+from saap_jax.cli.blocks import show_blocks
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page.blocks import Block, Detail, Page, Table
 from saap_jax.report.page.html import render_page
 from saap_jax.report.page.markdown import markdown_report
-from saap_jax.report.page.terminal import show_blocks
 
 
 def printed(*blocks: Block, width: int = 100) -> str:
