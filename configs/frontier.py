@@ -10,7 +10,7 @@ and each curve's knee. In steps, as docs/study.md found best, with an estimation
 Evaluated on 1,024 tokens of each text; 45 points and about five rounds of bisection.
 """
 
-from saap_jax.config import (EstimationConfig, EvaluationConfig, FrontierConfig, GridConfig, SearchConfig)
+from saap_jax.config import EstimationConfig, EvaluationConfig, FrontierConfig, GridConfig, SearchConfig
 
 CONFIG = FrontierConfig(
     name="frontier",
