@@ -23,7 +23,7 @@ from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.cli.progress import Shown, showing
 from saap_jax.config.field_types import check_types
 from saap_jax.runtime import interrupts
-from saap_jax.runtime.processes import agreed, first, join, leave, split_flags
+from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
 from saap_jax.runtime.watch import start_watch
 
 SPREADING = ("score", "compare", "prune", "recover", "evaluate")
@@ -53,7 +53,7 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")
-        if not agreed((path := Path(config.runs) / config.name / "run.json").exists):
+        if not broadcast((path := Path(config.runs) / config.name / "run.json").exists):
             raise UsageError(
                 f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
             )
@@ -210,7 +210,7 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
     join(cluster)
     interrupts.renew()
     watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
-    console.quiet = not first()
+    console.quiet = not is_primary()
     try:
         code = run(rest) or 0
     except BaseException as error:

@@ -30,7 +30,7 @@ from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import join_runs, ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, spread
+from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 __all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
@@ -101,7 +101,7 @@ def _observe(
     state, hessian, losses, gates = settled((state, hessian, losses, gates), mesh_of(model))
     places = places_of((state, losses)), places_of(hessian)  # once: jax spells those of a result otherwise
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
-        tokens, mask, position = spread(tokens, model), spread(mask, model), jnp.asarray(index * size, jnp.int32)
+        tokens, mask, position = shard(tokens, model), shard(mask, model), jnp.asarray(index * size, jnp.int32)
         with on_mesh_of(model):
             state, losses = observe_step(
                 model, state, losses, tokens, mask, position, gates,

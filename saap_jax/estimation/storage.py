@@ -25,7 +25,7 @@ from saap_jax.llama.files.write import Tensor, write_tensors
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
-from saap_jax.runtime.processes import first
+from saap_jax.runtime.processes import is_primary
 
 FORMAT = "saap_jax statistics 1"
 
@@ -56,7 +56,7 @@ def save_statistics(
         counts = {"examples": int(observed.examples), "tokens": int(observed.tokens)}
         scenarios[scenario] = {**counts, "statistics": sorted(kept), **_curvature(kept.get(Statistic.GATE_HESSIAN))}
     about = {"format": FORMAT, "scenarios": json.dumps(scenarios)}
-    if not first():
+    if not is_primary():
         write_tensors(tensors, target, np.dtype(np.float32), about)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from saap_jax.llama.resume import run_layers, summed_losses
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import spread
+from saap_jax.runtime.mesh import shard
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
 
 
@@ -75,7 +75,7 @@ def candidate_losses(
         sums, counts = [], []
         for step in itertools.islice(steps, len(batches)):
             tokens, mask = batches[step.batch]
-            inputs = spread(tokens, model), spread(mask, model)
+            inputs = shard(tokens, model), shard(mask, model)
             with on_mesh_of(model):
                 made = candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)
             sums.append(fetched(made))

@@ -13,7 +13,7 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import spread
+from saap_jax.runtime.mesh import shard
 from saap_jax.runtime.steps import within
 from saap_jax.types import Gates
 
@@ -59,7 +59,7 @@ def window_losses(
     sums, counts = [], []
     for tokens, mask in progress(batches):
         with on_mesh_of(model):
-            batch_sums, batch_counts = loss_step(model, spread(tokens, model), spread(mask, model), gates)
+            batch_sums, batch_counts = loss_step(model, shard(tokens, model), shard(mask, model), gates)
         sums.append(fetched(batch_sums).astype(np.float64))
         counts.append(fetched(batch_counts))
     if not sums:

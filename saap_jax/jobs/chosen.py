@@ -19,7 +19,7 @@ from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores, rescored, statistics_path
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
@@ -134,7 +134,7 @@ def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
     if config.estimator in calibrated.estimators:
         return calibrated
-    if not all(agreed(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
+    if not all(broadcast(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
         known = ", ".join(calibrated.estimators)
         raise ValueError(
             f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}. For "

@@ -29,7 +29,7 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runtime.mesh import Layout
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import Calibrated
 from saap_jax.selection.variants import Candidate, Variant, candidates_of, seeds_of, variants_of
@@ -193,7 +193,7 @@ def _cut_best(
         best={
             "candidate": best["candidate"],
             "parameters": count_parameters(loaded),
-            "bytes": agreed(lambda: directory_bytes(directory, "*.safetensors")),
+            "bytes": broadcast(lambda: directory_bytes(directory, "*.safetensors")),
             "dense_bytes": weight_bytes(model),
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,

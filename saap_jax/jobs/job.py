@@ -24,7 +24,7 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
-from saap_jax.runtime.processes import agreed, first
+from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
 from saap_jax.selection.calibrate import check_estimators, lengths_of, scenarios_of
 
@@ -143,7 +143,7 @@ def finish(run: RunDirectory, ending: Ending) -> None:
     for name, text in ending.texts(run).items():
         run.save_text(name, text)
     run.update(rows=len(run.candidates()))
-    if ending.page and first():
+    if ending.page and is_primary():
         write_report(run.path, status="finished")
     run.update(status="finished")
 
@@ -155,7 +155,7 @@ def _lost(run: RunDirectory, ending: Ending) -> set[str]:
     lost = {name for name in names if not run.has(name)}
     if ending.rows and len(run.candidates()) < run.record.get("rows", 0):
         lost.add("metrics.jsonl")
-    if "out" in run.record and not agreed(Path(run.record["out"]).exists):
+    if "out" in run.record and not broadcast(Path(run.record["out"]).exists):
         lost.add(run.record["out"])
     return lost
 

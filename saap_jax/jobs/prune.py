@@ -24,7 +24,7 @@ from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.runs.directory import plain
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import layout_of_job
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import check_estimators, lengths_of, scenario_pairs, scenarios_of
@@ -88,7 +88,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     """
     out = Path(config.out)
     with held(out, f"out: {out}"):
-        if agreed(out.exists):
+        if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
         return _prune(config, out, track)
 
@@ -130,7 +130,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     return Pruned(
         selection=selection,
         parameters=(count_parameters(model), count_parameters(pruned)),
-        bytes=(weight_bytes(model), agreed(lambda: directory_bytes(out, "*.safetensors"))),
+        bytes=(weight_bytes(model), broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         runs=len(pruned.runs),
         query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
         corrections=compensated.corrections,

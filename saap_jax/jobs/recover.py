@@ -37,7 +37,7 @@ from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import pairs
@@ -114,7 +114,7 @@ def _recover(
     outcome = _train(config, run, training, text, track, note)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
-        if not agreed(out.exists):
+        if not broadcast(out.exists):
             save_model(recovered, out, tokenizer=tokenizer, keep=keep)
         recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
@@ -230,7 +230,7 @@ def _digest(text: Text) -> str:
 def _target(config: RecoverConfig, run: RunDirectory) -> Path:
     """Return where the recovered model goes; refuse a directory that is there, unless this very run wrote it."""
     out = Path(config.out) if config.out else run.path / "model"
-    if config.out and agreed(out.exists) and "training" not in run.record:
+    if config.out and broadcast(out.exists) and "training" not in run.record:
         raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
     return out
 

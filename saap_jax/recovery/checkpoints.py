@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from saap_jax.recovery.train import State
-from saap_jax.runtime.processes import first
+from saap_jax.runtime.processes import is_primary
 
 SCHEMA = 1
 """Version of what a checkpoint holds."""
@@ -100,7 +100,7 @@ class Checkpoints:
             if number is None and not isinstance(error, OSError):
                 raise
             code = int(number[1]) if number is not None else getattr(error, "errno", None)
-            for begun in self._directory.glob("*.orbax-checkpoint-tmp*") if first() else ():
+            for begun in self._directory.glob("*.orbax-checkpoint-tmp*") if is_primary() else ():
                 shutil.rmtree(begun, ignore_errors=True)
             if code is None:
                 raise

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
-from saap_jax.runtime.mesh import Places, held, mesh_of, settled, spread
+from saap_jax.runtime.mesh import Places, held, mesh_of, settled, shard
 
 Parameters = Any
 """An `nnx.State`; not named as such, because its own annotations warn when they are checked."""
@@ -168,7 +168,7 @@ def held_out_step(
 def microbatches(batch: dict[str, np.ndarray], size: int, like: Any = None) -> Packed:
     """Return the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them."""
     rows = (batch[name].reshape(-1, size, batch[name].shape[-1]) for name in Packed._fields)
-    return Packed(*(spread(each, like, axis=1) for each in rows))
+    return Packed(*(shard(each, like, axis=1) for each in rows))
 
 
 def rate_at(schedule: Schedule, step: int) -> float:

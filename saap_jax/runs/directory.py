@@ -37,7 +37,7 @@ from saap_jax.runtime.files import (
     read_json,
     write_atomically,
 )
-from saap_jax.runtime.processes import agreed, agreed_bytes, first
+from saap_jax.runtime.processes import broadcast, broadcast_bytes, is_primary
 
 _FIXED_FILES = ("metrics.jsonl", "report.html", "report.md", "report.csv")
 
@@ -77,7 +77,7 @@ class RunDirectory:
         """
         path, config = Path(path), plain(config)
         fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "config": config, "stages": [], "files": []}
-        found = agreed(lambda: _found(path, overwrite))
+        found = broadcast(lambda: _found(path, overwrite))
         if found is None or overwrite:
             return cls(path, fresh, begun=False)
         _check_config(path, old=found.get("config"), new=config)
@@ -97,8 +97,8 @@ class RunDirectory:
             if inputs is not None:
                 self._check_inputs(dict(inputs))
             return self
-        new = first() and not self.path.exists()
-        if first():
+        new = is_primary() and not self.path.exists()
+        if is_primary():
             if (self.path / "run.json").exists():
                 RunDirectory(self.path, read_run(self.path))._remove_outputs()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class RunDirectory:
         before = self._record.get("inputs")
         if before is None:
             names = ("metrics.jsonl", *self._record.get("files", []))
-            if agreed(lambda: any((self.path / name).exists() for name in names)):
+            if broadcast(lambda: any((self.path / name).exists() for name in names)):
                 raise ValueError(
                     f"{self.path} holds results, but does not say of which weights and text, as runs of an older "
                     "version; pass --overwrite or another --name"
@@ -163,7 +163,7 @@ class RunDirectory:
             raise ValueError(f"expected a record with a string `candidate`, got the fields {sorted(candidate)}")
         line = encoded(candidate)
         self.begin()
-        if first():
+        if is_primary():
             append_line(self.path / "metrics.jsonl", line)
 
     def candidates(self) -> list[dict[str, Any]]:
@@ -171,12 +171,12 @@ class RunDirectory:
 
         Lines that cannot be read (torn by a kill) are skipped and counted in `corrupt_lines`.
         """
-        candidates, self.corrupt_lines = agreed(lambda: read_candidates(self.path))
+        candidates, self.corrupt_lines = broadcast(lambda: read_candidates(self.path))
         return candidates
 
     def has(self, name: str) -> bool:
         """Say whether the directory holds a file or directory, such as `scores.npz`."""
-        return agreed(lambda: (self.path / name).exists())
+        return broadcast(lambda: (self.path / name).exists())
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -209,14 +209,14 @@ class RunDirectory:
         """Write `metrics.jsonl` anew with one line a candidate, its last; a file with damaged lines stays as it is."""
         file = self.path / "metrics.jsonl"
         rows = self.candidates()
-        if first() and file.exists() and not self.corrupt_lines and len(rows) < sum(1 for _ in lines_of(file)):
+        if is_primary() and file.exists() and not self.corrupt_lines and len(rows) < sum(1 for _ in lines_of(file)):
             write_atomically(file, b"".join(encoded(row) + b"\n" for row in rows))
 
     def settle_arrays(self) -> None:
         """Record one digest a file of arrays, that of what is there; which ones it had before depends on kills."""
         digests = self._record.get("digests", {})
         pending = [name for name, known in digests.items() if len(known) > 1 and self.has(name)]
-        there = agreed(lambda: {name: _digest_of(self.path / name) for name in pending})
+        there = broadcast(lambda: {name: _digest_of(self.path / name) for name in pending})
         if there:
             self._set(digests=digests | {name: [one] for name, one in there.items() if one in digests[name]})
 
@@ -230,9 +230,9 @@ class RunDirectory:
         path = self.path / f"{name}.npz"
         if not self.has(path.name):
             raise FileNotFoundError(f"expected arrays at {path}, found no file; the run has not come that far")
-        content = path.read_bytes() if first() else b""
-        agreed(lambda: self._check_digest(path, content))
-        return arrays_of(agreed_bytes(content), path)
+        content = path.read_bytes() if is_primary() else b""
+        broadcast(lambda: self._check_digest(path, content))
+        return arrays_of(broadcast_bytes(content), path)
 
     def _check_digest(self, path: Path, content: bytes) -> None:
         known = self._record.get("digests", {}).get(path.name)
@@ -254,7 +254,7 @@ class RunDirectory:
 
     def load_json(self, name: str) -> Any:
         """Read the value of `<name>.json`."""
-        return agreed(lambda: read_json(self.path / f"{name}.json"))
+        return broadcast(lambda: read_json(self.path / f"{name}.json"))
 
     def claim(self, filename: str) -> Path:
         """Note in `run.json` that this run writes a file or directory, so that `overwrite` knows what it may remove."""

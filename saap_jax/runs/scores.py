@@ -23,7 +23,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.reading import DAMAGED
 from saap_jax.runs.score_arrays import parts_of
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
     Calibrated,
@@ -148,7 +148,7 @@ def kept_by(source: str) -> Kept:
     record, statistics = read_run(source), {}
     for name in record.get("scenarios", {}):
         path = statistics_path(Path(source), name)
-        if not agreed(path.exists):
+        if not broadcast(path.exists):
             raise FileNotFoundError(
                 f"from_run: expected statistics at {path}, found none; run `saap score` with --keep-statistics all"
             )

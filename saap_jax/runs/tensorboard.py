@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from saap_jax.runs.directory import RunDirectory, read_candidates
 from saap_jax.runtime.files import write_atomically
-from saap_jax.runtime.processes import first
+from saap_jax.runtime.processes import is_primary
 
 DIRECTORY, FILE = "tensorboard", "events.out.tfevents.saap"
 """TensorBoard reads every file whose name contains "tfevents"; one fixed name, so that writing replaces."""
@@ -50,7 +50,7 @@ def write_scalars(run: RunDirectory) -> Path:
     from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     path = run.claim(DIRECTORY) / FILE
-    if not first():
+    if not is_primary():
         return path
     path.parent.mkdir(exist_ok=True)
     now = time.time()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.runtime.processes import first
+from saap_jax.runtime.processes import is_primary
 
 KINDS = "biufcSU"
 """Kinds of numpy types that an array in a file may have: numbers and text, no objects."""
@@ -83,7 +83,7 @@ def write_atomically(path: Path, content: bytes, *, partial: Path | None = None)
     Args:
         partial: where it is written first, in the same directory; by default `.NAME.partial`.
     """
-    if not first():
+    if not is_primary():
         return
     partial = partial or path.with_name(f".{path.name}.partial")
     try:

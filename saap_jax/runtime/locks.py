@@ -14,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from saap_jax.runtime.processes import agreed
+from saap_jax.runtime.processes import broadcast
 
 SUFFIX = ".lock"
 
@@ -42,7 +42,7 @@ def held(path: Path, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         mine = (lock, threading.get_ident())
         if mine not in _mine:
-            agreed(lambda: _take(lock, what, stack))
+            broadcast(lambda: _take(lock, what, stack))
             _mine.add(mine)
             stack.callback(_mine.discard, mine)
         yield

@@ -212,7 +212,7 @@ def mesh_of(tree: Any) -> Mesh | None:
     return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
 
 
-def spread(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
+def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array:
     """Return the rows of a batch, which every process has, where the devices that hold the model want them.
 
     Of a model on one device: there. Of a sharded one: split over `BATCH`, or on every device where that does not divide

@@ -110,7 +110,7 @@ def number() -> int:
     return 0 if jax is None else jax.process_index()
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Say whether this is the process that writes: the only one, or the first of several."""
     return number() == 0
 
@@ -120,7 +120,7 @@ def place() -> str:
     return f"process {number()} of {count()}: " if _jax_of_many() else ""
 
 
-def agreed(find: Callable[[], Any]) -> Any:
+def broadcast(find: Callable[[], Any]) -> Any:
     """Return what the first process finds, on every process: plain values, as JSON holds them (lists, no tuples).
 
     Raises:
@@ -129,12 +129,12 @@ def agreed(find: Callable[[], Any]) -> Any:
     if count() == 1:
         return find()
     found: dict[str, Any] = {}
-    if first():
+    if is_primary():
         try:
             found = {"value": find()}
         except tuple(_ERRORS.values()) as error:
             found = {"error": type(error).__name__, "message": str(error)}
-    found = json.loads(agreed_bytes(json.dumps(found).encode()))
+    found = json.loads(broadcast_bytes(json.dumps(found).encode()))
     if "error" in found:
         raise _ERRORS[found["error"]](found["message"])
     return found["value"]
@@ -144,7 +144,7 @@ _ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueErr
 """Errors that the first process shares with the others; any other ends it, and so them."""
 
 
-def agreed_bytes(content: bytes) -> bytes:
+def broadcast_bytes(content: bytes) -> bytes:
     """Return the content that the first process gives, on every process; what the others give is not looked at."""
     if count() == 1:
         return content
@@ -152,7 +152,7 @@ def agreed_bytes(content: bytes) -> bytes:
 
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))
     padded = np.zeros(room(size), np.uint8)
-    if first():
+    if is_primary():
         padded[:size] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()
 
@@ -166,7 +166,7 @@ def room(size: int) -> int:
     return _SMALLEST << max(0, (size - 1) // _SMALLEST).bit_length()
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Wait until all processes are here, for instance so that what the first one wrote is there for all."""
     if count() > 1:
         from jax.experimental import multihost_utils

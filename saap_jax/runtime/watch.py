@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from saap_jax.runtime import interrupts
-from saap_jax.runtime.processes import agreed, count, first, number, place
+from saap_jax.runtime.processes import broadcast, count, is_primary, number, place
 
 LOST = 3
 """Exit code of a process whose job another process has left."""
@@ -78,9 +78,11 @@ def start_watch(host: str | None) -> Watch:
         host: where the others reach the first process; None: by the name of its machine.
     """
     watch = Watch()
-    server = _listen() if first() else None
-    token = secrets.token_hex(_TOKEN // 2) if first() else ""
-    where, port, token = agreed(lambda: [host or socket.gethostname(), server.getsockname()[1] if server else 0, token])
+    server = _listen() if is_primary() else None
+    token = secrets.token_hex(_TOKEN // 2) if is_primary() else ""
+    where, port, token = broadcast(
+        lambda: [host or socket.gethostname(), server.getsockname()[1] if server else 0, token]
+    )
     if server is not None:
         _in_background(watch.serve, server, token.encode())
     elif port and (connection := _connect(where, port, token.encode() + number().to_bytes(4, "big"))) is not None:

@@ -8,15 +8,15 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.runtime import processes, watch
-from saap_jax.runtime.processes import Cluster, agreed, agreed_bytes, first, meet, place, split_flags
+from saap_jax.runtime.processes import Cluster, barrier, broadcast, broadcast_bytes, is_primary, place, split_flags
 
 
 def test_one_process_needs_nobody():
-    assert first()
+    assert is_primary()
     assert place() == ""
-    assert agreed(lambda: {"a": (1, 2)}) == {"a": (1, 2)}
-    assert agreed_bytes(b"x") == b"x"
-    meet("nowhere")
+    assert broadcast(lambda: {"a": (1, 2)}) == {"a": (1, 2)}
+    assert broadcast_bytes(b"x") == b"x"
+    barrier("nowhere")
     processes.leave()
     assert split_flags(["configs/a.py", "--name", "b"]) == (None, ["configs/a.py", "--name", "b"])
 

@@ -13,7 +13,7 @@ from saap_jax.llama.files.write import CODES, model_tensors, new_output, write_j
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.segments import run_bounds
-from saap_jax.runtime.processes import first
+from saap_jax.runtime.processes import is_primary
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
@@ -48,7 +48,7 @@ def save_model(
         tensors = model_tensors(model)
         tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
         write_tensors(tensors, place / "model.safetensors", stored_dtype)
-        if first():
+        if is_primary():
             write_json(config, place / "config.json")
             if keep is not None:
                 write_json(_keep_record(keep), place / "keep.json")

@@ -17,7 +17,7 @@ from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.locks import held
-from saap_jax.runtime.processes import agreed, first, meet
+from saap_jax.runtime.processes import barrier, broadcast, is_primary
 from saap_jax.runtime.steps import within
 
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -100,7 +100,7 @@ def write_tensors(
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") if first() else contextlib.nullcontext() as file:
+    with path.open("wb") if is_primary() else contextlib.nullcontext() as file:
         if file is not None:
             file.write(len(encoded).to_bytes(8, "little"))
             file.write(encoded)
@@ -167,9 +167,9 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
     try:
         with held(target, str(target)):
             _check_new(target, "directory" if suffix is None else "file")
-            if not first():
+            if not is_primary():
                 yield hidden
-                meet(f"{what} is saved")
+                barrier(f"{what} is saved")
                 return
             _remove(hidden)
             try:
@@ -179,7 +179,7 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
                     place.mkdir()
                 yield place
                 place.rename(target)
-                meet(f"{what} is saved")
+                barrier(f"{what} is saved")
             finally:
                 _remove(hidden)
     except OSError as error:
@@ -191,7 +191,7 @@ def new_output(target: Path, what: str, *, suffix: str | None = None) -> Iterato
 
 
 def _check_new(target: Path, kind: str) -> None:
-    if agreed(lambda: target.exists() or target.is_symlink()):
+    if broadcast(lambda: target.exists() or target.is_symlink()):
         raise FileExistsError(f"{target}: exists already and is never overwritten; choose another {kind}")
 
 
