@@ -2,7 +2,7 @@
 
 Every process runs the same program, each on its own devices, and all take the same turns: what a turn depends on has to
 be the same everywhere. So the first process alone reads and writes what belongs to all, run directories and models, and
-tells the others what it found (`agreed`). In a job of one process all of this does nothing.
+tells the others what it found (`broadcast`). In a job of one process all of this does nothing.
 """
 
 import json
