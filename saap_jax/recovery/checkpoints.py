@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Checkpoints:
         best = BestN(
             get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
-        self._ocp, self._directory = ocp, directory
+        self._ocp, self._directory, self._failed = ocp, directory, False
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -87,8 +88,15 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all is written, and end the threads that write; see `wait`."""
-        with self._writing():
-            self._manager.close()
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            if self._failed and is_primary():  # one part of a checkpoint: the threads that write the others go on
+                quiet = 0
+                while quiet < 5:
+                    time.sleep(0.05)
+                    quiet = 0 if self._remove_begun() else quiet + 1
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -100,11 +108,18 @@ class Checkpoints:
             if number is None and not isinstance(error, OSError):
                 raise
             code = int(number[1]) if number is not None else getattr(error, "errno", None)
-            for begun in self._directory.glob("*.orbax-checkpoint-tmp*") if is_primary() else ():
-                shutil.rmtree(begun, ignore_errors=True)
+            self._failed = True
+            self._remove_begun()
             if code is None:
                 raise
             raise OSError(code, os.strerror(code), str(self._directory)) from error
+
+    def _remove_begun(self) -> bool:
+        """Remove checkpoints that were begun; say whether there were any."""
+        begun = list(self._directory.glob("*.orbax-checkpoint-tmp*")) if is_primary() else []
+        for each in begun:
+            shutil.rmtree(each, ignore_errors=True)
+        return bool(begun)
 
     @property
     def latest(self) -> int | None:
