@@ -46,7 +46,10 @@ def score_units(
     if isinstance(estimators, Mapping):
         named = [(str(name), each) for name, each in estimators.items()]
     else:
-        named = [(each.score.__name__ if isinstance(each, Estimator) else each, each) for each in estimators]
+        named = [
+            (getattr(each.score, "__name__", "estimator") if isinstance(each, Estimator) else each, each)
+            for each in estimators
+        ]
     names = [name for name, _ in named]
     if twice := next((name for name in names if names.count(name) > 1), None):
         hint = "give objects as {name: estimator}"

@@ -7,6 +7,7 @@ They are looked up when a name is asked for that is not known otherwise. `FILE.p
 import ast
 import difflib
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import re
@@ -73,6 +74,12 @@ def names_file(text: str) -> bool:
     (True, False)
     """
     return _FILE.fullmatch(text) is not None
+
+
+def file_digests(texts: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each file that names of estimators are in, by what a refusal calls it."""
+    files = dict.fromkeys(found["file"] for text in texts if (found := _FILE.fullmatch(text)))
+    return {f"estimators of {file}": hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
 
 
 def make_estimator(text: str) -> Estimator:

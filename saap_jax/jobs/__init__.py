@@ -1,1 +1,1 @@
-"""One file a command: configuration in, run or result out. Nothing is printed or drawn here."""
+"""One file a command: configuration in, run or result out. Nothing is printed here."""

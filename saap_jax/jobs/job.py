@@ -16,6 +16,7 @@ from saap_jax.config.method import EvaluationConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.traced import TracedCompareConfig
 from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
+from saap_jax.estimation.registry import file_digests
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.report.write import write_report
@@ -59,8 +60,7 @@ def check(config: Config) -> Layout | None:
         ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
             devices do not divide.
     """
-    names = [config.estimator] if isinstance(config, SensitivityConfig) else config.estimation.estimators
-    check_estimators(names, config.fusion)
+    check_estimators(_estimators(config), config.fusion)
     sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     sizes = {"calibration.batch_size": config.calibration.batch_size}
     if not isinstance(config, FidelityConfig | ScoreConfig):
@@ -84,7 +84,12 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
             for seed in seeds or (config.calibration.seed,)
         }
         texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else texts_of(config.evaluation, tokenizer)
-        return Material(model, tokenizer, calibration, texts, inputs_of(model, calibration, texts))
+        inputs = inputs_of(model, calibration, texts) | file_digests(_estimators(config))
+        return Material(model, tokenizer, calibration, texts, inputs)
+
+
+def _estimators(config: Config) -> Sequence[str]:
+    return [config.estimator] if isinstance(config, SensitivityConfig) else config.estimation.estimators
 
 
 def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:

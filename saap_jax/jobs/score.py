@@ -1,12 +1,4 @@
-"""The method from end to end: the calls in their order. Read this file first.
-
-    load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> compensate and cut
-    (2d) -> save
-
-The first half are the few functions that a Python session needs, the second half what `saap score` and `saap evaluate`
-run. Pruning to a ratio or to targets is in `pruning`, the comparison of estimators in `comparison`, their judgement by
-the oracle in `fidelity`.
-"""
+"""What `saap score` runs: every unit scored by every estimator, from text or from the statistics of another run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,12 +16,6 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import Calibrated
-
-# --- what a Python session needs -----------------------------------------------------------------
-
-
-# --- what the commands run -----------------------------------------------------------------------
-
 
 SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
 

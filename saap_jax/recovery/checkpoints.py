@@ -33,6 +33,10 @@ class Saved(NamedTuple):
     progress: dict[str, Any]
 
 
+_QUIET, _ROUNDS = 5, 100
+"""Rounds of 50 ms without a new directory after which a failed writer counts as done; rounds at most."""
+
+
 class Checkpoints:
     """The checkpoints of one run, in a directory of their own. Close it, or use it in a `with` statement."""
 
@@ -94,9 +98,11 @@ class Checkpoints:
         finally:
             if self._failed and is_primary():  # one part of a checkpoint: the threads that write the others go on
                 quiet = 0
-                while quiet < 5:
+                for _ in range(_ROUNDS):
                     time.sleep(0.05)
                     quiet = 0 if self._remove_begun() else quiet + 1
+                    if quiet == _QUIET:
+                        break
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -215,6 +215,19 @@ class TestKeptScores:
         assert "nested too deeply" in refused(capsys, words)
 
 
+def test_scores_of_a_changed_estimator_are_refused(score, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("from saap_jax.estimation.activations import wanda, fluctuation\n")
+    score = dataclasses.replace(score, estimation=EstimationConfig(estimators=(f"{mine}:wanda",)))
+    run, _ = score_run(score)
+    killed(run)
+    assert score_run(score)[0].finished, "nothing has changed"
+    killed(run)
+    mine.write_text("from saap_jax.estimation.activations import fluctuation as wanda\n")
+    with pytest.raises(ValueError, match=rf"by the digests of estimators of {mine} \(.* -> "):
+        score_run(score)
+
+
 @pytest.mark.parametrize("name", ["compare", "frontier", "sensitivity"])
 def test_records_of_other_candidates_are_refused(name, tiny_model_directory, text, tmp_path):
     call, config, _ = jobs_of(str(tiny_model_directory), text, str(tmp_path))[name]

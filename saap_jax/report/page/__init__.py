@@ -1,1 +1,1 @@
-"""What a report is made of, and one renderer of it each for HTML, Markdown, terminal and CSV."""
+"""What a report is made of, and a renderer each for HTML, Markdown and CSV; that for a terminal is `cli.blocks`."""
