@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from saap_jax.estimation import ESTIMATORS, Estimator, Statistic, register
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-    from saap_jax.pruned import prune
     from saap_jax.runs.loaded import load_run
     from saap_jax.selection.calibrate import calibrate
     from saap_jax.selection.fusion import fuse
     from saap_jax.surgery import compensate, cut, masks
+    from saap_jax.traced.pruned import prune
 
 _HOMES = {
     "api": ("perplexity", "score_units", "select_units"),
@@ -48,7 +48,7 @@ _HOMES = {
     "estimation": ("ESTIMATORS", "Estimator", "Statistic", "register"),
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
-    "pruned": ("prune",),
+    "traced.pruned": ("prune",),
     "runs.loaded": ("load_run",),
     "selection.calibrate": ("calibrate",),
     "selection.fusion": ("fuse",),

@@ -43,14 +43,13 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "report": ("runs", "selection", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
     "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
              "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
-    "traced": ("selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),
+    "traced": ("adapters", "selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),
     "adapters": ("discovery",),
-    "pruned": ("adapters", "traced", "discovery", "llama", "runtime", "config", "types"),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
             "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("jobs", "pruned", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
+    "__init__": ("jobs", "traced", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
                  "config", "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself."""

@@ -77,7 +77,8 @@ class EstimationConfig:
         "fluctuation",
     )
     """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
-    or more, `a/b` scores attention by a and MLP by b, and `saap` is the combination that `fusion` names."""
+    or more, `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names, and
+    `FILE.py:FACTORY` is an estimator of your own."""
     remat: Remat = "dots"
     """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
 

@@ -30,7 +30,7 @@ from saap_jax.traced.select import (
     prunable_parameters,
     select,
 )
-from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
+from saap_jax.traced.subject import Losses, Subject, check_cut, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
 ENDING = Ending(lambda run: traced_files(run.record, run.candidates()), page=True)
@@ -144,11 +144,7 @@ def checked_cut(subject: Subject, keep: Keep, masked: float, batch_size: int) ->
     """Return the mean held-out loss of the cut model; raise ValueError unless it is that of the masked one."""
     _, params = cut(subject, keep)
     loss = float(cut_losses(subject, keep, params, batch_size).mean())
-    if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
-        raise ValueError(
-            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within "
-            f"{subject.tolerance:g}, got {loss:.6g}; please report this with the model"
-        )
+    check_cut(subject, masked, loss)
     return loss
 
 

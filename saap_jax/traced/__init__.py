@@ -1,7 +1,7 @@
 """The pipeline for a model that has never heard of this library: traced, scored, searched, judged, cut and saved.
 
 `subject` what is pruned · `observe` the calibration pass · `ablation` the oracle · `select` scores to keep-sets ·
-`saved` the cut model as a directory · `jobs` what the commands run. Estimators, fusion, stability, search and solver
+`saved` the cut model as a directory · `pruned` all of it as one call. Estimators, fusion, stability, search and solver
 are the library's.
 """
 

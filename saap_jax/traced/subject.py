@@ -239,6 +239,15 @@ def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] 
     return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
 
 
+def check_cut(subject: Subject, masked: float, loss: float) -> None:
+    """Raise ValueError unless the mean held-out loss of the cut model is that of the masked one, but for rounding."""
+    if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
+        raise ValueError(
+            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within "
+            f"{subject.tolerance:g}, got {loss:.6g}; please report this with the model"
+        )
+
+
 def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:
     """Return the held-out losses of the cut model."""
     program = smaller(subject.traced, subject.by_copies(keep))

@@ -15,7 +15,7 @@ from saap_jax.discovery.tracing.trace import parameter_paths
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.traced.select import calibrate, check_ratios_met, select
-from saap_jax.traced.subject import Losses, Subject, cut, cut_losses, subject_of
+from saap_jax.traced.subject import Losses, Subject, check_cut, cut, cut_losses, subject_of
 from saap_jax.types import Keep
 
 ADAPTERS: dict[str, Callable[..., Problem]] = {
@@ -114,11 +114,7 @@ def prune(
         "masked": float(judge.of(masks(selection.keep), problem_.params, examples).mean()),
         "cut": float(cut_losses(subject, selection.keep, params, batch_size).mean()),
     }
-    if not abs(losses["cut"] - losses["masked"]) <= subject.tolerance * max(abs(losses["masked"]), 1e-6):
-        raise ValueError(
-            f"prune: expected the cut model to have the masked one's held-out loss of {losses['masked']:.6g}, got "
-            f"{losses['cut']:.6g}; please report this with the model"
-        )
+    check_cut(subject, losses["masked"], losses["cut"])
     before = subject.traced.shapes
     after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
     return Pruned(
