@@ -19,13 +19,12 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
 
 import saap_jax
-from saap_jax.api import select_path
+from saap_jax.api import calibrate, select_path
 from saap_jax.config.method import STUDIED, CompensationConfig
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
-from saap_jax.selection.calibrate import calibrate, pairs
 from saap_jax.surgery.compensation import compensate
 from saap_jax.types import STRUCTURES, Keep
 

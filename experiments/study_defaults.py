@@ -25,14 +25,14 @@ from study_figures import Point, draw_points, draw_rows
 import saap_jax
 from saap_jax.api import select_path
 from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.estimation import Statistics
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.directory import RunDirectory, plain, read_candidates, read_run
-from saap_jax.selection.calibrate import joined, make_members, observe_windows, pairs, score_statistics
+from saap_jax.selection.calibrate import joined, make_members, score_statistics
 from saap_jax.types import STRUCTURES
 
 RATIOS = (0.2, 0.5)
@@ -226,7 +226,8 @@ def run_arms(
 def observed(model: Llama, windows: Windows, arms: Iterable[Arm]) -> Statistics:
     """Return what one pass observes for all arms."""
     members = make_members(dict.fromkeys(arm.estimator for arm in arms), FusionConfig())
-    return observe_windows(model, windows, members.values(), stability=True, batch_size=8, remat="dots")
+    needs = union_of_needs(members.values()) | {Statistic.GATE_GRADIENT}
+    return observe(model, pairs(windows, 8), needs, curvature=curvature_of(members.values()))
 
 
 def evaluated(model: Llama, windows: Windows, keep: dict | None) -> list[float]:

@@ -26,10 +26,10 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 
 import saap_jax
-from saap_jax.api import select_path
+from saap_jax.api import calibrate, select_path
 from saap_jax.config import MethodConfig
 from saap_jax.config.method import STUDIED, PerStructure
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces
 from saap_jax.evaluation.cost import weight_bytes
@@ -45,7 +45,6 @@ from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
-from saap_jax.selection.calibrate import calibrate, pairs
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep
 

@@ -18,16 +18,15 @@ import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
 
 import saap_jax
-from saap_jax.api import select_path
+from saap_jax.api import calibrate, select_path
 from saap_jax.config.method import STUDIED, ResidualConfig
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs.residual import highest, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates
-from saap_jax.selection.calibrate import calibrate, pairs
 from saap_jax.surgery.cut import cut
 
 SEEDS = (0, 1, 2)

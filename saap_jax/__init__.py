@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from saap_jax.version import __version__
 
 if TYPE_CHECKING:
-    from saap_jax.api import perplexity, score_units, select_units
+    from saap_jax.api import calibrate, perplexity, score_units, select_units
     from saap_jax.config import CompareConfig, SearchConfig
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.runs.loaded import load_run
-    from saap_jax.selection.calibrate import calibrate
     from saap_jax.selection.fusion import fuse
+    from saap_jax.subjects.traced.pruned import prune
     from saap_jax.surgery import compensate, cut, masks
-    from saap_jax.traced.pruned import prune
 
 _HOMES = {
-    "api": ("perplexity", "score_units", "select_units"),
+    "api": ("calibrate", "perplexity", "score_units", "select_units"),
     "config": ("CompareConfig", "SearchConfig"),
     "data": ("calibration_windows", "evaluation_windows"),
     "discovery": ("count_parameters", "discover", "prunable_parameters"),
@@ -48,9 +47,8 @@ _HOMES = {
     "estimation": ("ESTIMATORS", "Estimator", "Statistic", "register"),
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
-    "traced.pruned": ("prune",),
+    "subjects.traced.pruned": ("prune",),
     "runs.loaded": ("load_run",),
-    "selection.calibrate": ("calibrate",),
     "selection.fusion": ("fuse",),
     "surgery": ("compensate", "cut", "masks"),
 }

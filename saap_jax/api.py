@@ -4,27 +4,31 @@ load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mas
 (2d) -> save
 """
 
-import math
 from collections.abc import Iterable, Mapping
-
-import numpy as np
+from typing import Any
 
 from saap_jax.config.method import FusionConfig, SearchConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import discover, unit_costs
+from saap_jax.data import Windows, pairs
+from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units, masks
+from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import Calibrated, calibrate, pairs
-from saap_jax.selection.search import Selection, search
-from saap_jax.types import Keep, Remat, Scores
+from saap_jax.selection import calibrate as calibration
+from saap_jax.selection.calibrate import Calibrated
+from saap_jax.selection.choose import choose, choose_calibrated, choose_path
+from saap_jax.selection.search import Selection
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.opened import subject_of
+from saap_jax.subjects.traced.observe import OBSERVED
+from saap_jax.subjects.traced.subject import TracedSubject
+from saap_jax.types import Keep, Scores
 
 
 def score_units(
-    model: Llama,
-    windows: Windows | Mapping[str, Windows],
+    model: Llama | Problem | Subject,
+    windows: Examples | Mapping[str, Examples],
     estimators: Iterable[str | Estimator] | Mapping[str, Estimator],
     *,
     fusion: FusionConfig | None = None,
@@ -35,7 +39,8 @@ def score_units(
     """Score every unit by every estimator, from one pass over the calibration windows; see `calibrate`.
 
     Args:
-        windows: the calibration text, or that of each scenario by name.
+        model: one of ours, or a problem.
+        windows: the calibration text, or that of each scenario by name; of a problem, examples.
         estimators: names (`saap`, fusions `a+b`, `FILE.py:FACTORY`, with hyper-parameters in brackets if any), or
             `Estimator` objects, which are named after their formula or by a mapping.
         stability: observe what the stability indicator needs, so that `adaptive` search can use it.
@@ -60,8 +65,24 @@ def score_units(
     )
 
 
+def calibrate(
+    model: Llama | Problem | Subject,
+    windows: Examples | Mapping[str, Examples],
+    estimators: Iterable[str],
+    **options: Any,
+) -> Calibrated:
+    """Score every unit by every estimator named; options are those of `selection.calibrate.calibrate`."""
+    subject, names = subject_of(model), [*estimators]
+    scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
+    known = [name for name in names if name not in options.get("given", {})]
+    if known or not names:
+        observed = OBSERVED if isinstance(subject, TracedSubject) else None
+        calibration.check_estimators(known, options.get("fusion") or FusionConfig(), observed)
+    return calibration.calibrate(subject, scenarios, names, **options)
+
+
 def select_units(
-    model: Llama,
+    model: Llama | Problem | Subject,
     scores: Scores | Calibrated,
     ratio: float,
     config: SearchConfig | None = None,
@@ -88,84 +109,21 @@ def select_units(
         name = estimator or scores.estimators[0]
         if name not in scores.estimators:
             raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got {name!r}")
-        return select_calibrated(model, scores, name, ratio, config, gone)
-    costs = unit_costs(discover(model))
-    return search(scores, costs, existing_units(model.runs), ratio, config, stability, gone)
-
-
-def select_calibrated(
-    model: Llama,
-    calibrated: Calibrated,
-    estimator: str,
-    ratio: float,
-    config: SearchConfig,
-    gone: Keep | None = None,
-) -> Selection:
-    """Choose the units to keep by one estimator; `config` says how scenarios are reduced and what has to be stable."""
-    scores = calibrated.scores(estimator, config.scenario_reduction)
-    adaptive = config.allocation == "adaptive"
-    stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
-    return select_units(model, scores, ratio, config, stability, gone)
+        return choose_calibrated(subject_of(model), scores, name, ratio, config, gone)
+    return choose(subject_of(model), scores, ratio, config, stability, gone)
 
 
 def select_path(
-    model: Llama,
+    model: Llama | Problem | Subject,
     calibrated: Calibrated,
-    scenarios: Mapping[str, Windows],
+    scenarios: Mapping[str, Examples],
     estimator: str,
     ratios: Iterable[float],
     config: SearchConfig,
-    *,
-    fusion: FusionConfig | None = None,
-    batch_size: int = 8,
-    remat: Remat = "dots",
-    track: Track = quiet,
+    **options: Any,
 ) -> dict[float, Selection]:
-    """Choose the units to keep at each ratio, estimating again on the way there if `config.rescore_every` says so.
-
-    A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
-    all of it equally: so the model is observed again, with the removed units masked and all statistics anew, whenever
-    a share `rescore_every` has gone. Removed units stay removed on the way to higher ratios.
-
-    Args:
-        calibrated: scores of the whole model.
-        scenarios: the calibration text of each scenario; read only on the way.
-        ratios: shares of the prunable parameters, in any order.
-    """
-    ratios = tuple(ratios)
-    selections: dict[float, Selection] = {}
-    gone = None
-    for ratio in checkpoints(ratios, config.rescore_every):
-        if gone is not None:
-            keep = {name: units & ~gone[name] for name, units in existing_units(model.runs).items()}
-            calibrated = calibrate(
-                model,
-                scenarios,
-                [estimator],
-                fusion=fusion,
-                stability=config.allocation == "adaptive",
-                keep=keep,
-                batch_size=batch_size,
-                remat=remat,
-                track=track,
-            )
-        selections[ratio] = select_calibrated(model, calibrated, estimator, ratio, config, gone)
-        if config.rescore_every is not None:
-            gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
-    return {ratio: selections[ratio] for ratio in ratios}
-
-
-def checkpoints(ratios: Iterable[float], every: float | None) -> list[float]:
-    """Return the ratios of a path in ascending order: those asked for, and the multiples of `every` on the way there.
-
-    >>> checkpoints((0.5, 0.2), 0.15)
-    [0.15, 0.2, 0.3, 0.45, 0.5]
-    """
-    asked = sorted(set(ratios))
-    if every is None:
-        return asked
-    steps = [round(n * every, 9) for n in range(1, math.ceil(asked[-1] / every))]
-    return sorted(set(asked) | {step for step in steps if step < asked[-1] and not np.isclose(step, asked).any()})
+    """Choose the units to keep at each ratio, estimating again on the way; see `selection.choose.choose_path`."""
+    return choose_path(subject_of(model), calibrated, scenarios, estimator, ratios, config, **options)
 
 
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:

@@ -15,10 +15,10 @@ Axis glossary (logical axis, einsum letter):
 | `vocab`    | v      | tokens of the vocabulary                                      |
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp"}
 """Logical axis whose parameters within a layer are one coupled structure -> name of that structure."""
@@ -60,3 +60,36 @@ one or more, and none of the others; an entry `RESIDUAL`, which channels of the 
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
+
+
+class Limits(NamedTuple):
+    """How far a structure may shrink, and to which widths, each of its copies alike."""
+
+    min_keep: int = 1
+    """Units that each copy keeps at least."""
+    max_ratio: float = 1.0
+    """Largest share of the units that may go."""
+    multiple_of: int = 1
+    """What the width is a multiple of, if any unit goes."""
+
+
+class WindowLosses(NamedTuple):
+    """Summed loss of each window or example (float64; of text in nats), and how many tokens it predicts."""
+
+    sums: Float[np.ndarray, "windows"]
+    counts: Int[np.ndarray, "windows"]
+
+    @property
+    def means(self) -> Float[np.ndarray, "windows"]:
+        """Mean loss of each window."""
+        return self.sums / self.counts
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over all tokens of all windows."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(mean token loss over all windows)."""
+        return float(np.exp(self.sums.sum() / self.counts.sum()))

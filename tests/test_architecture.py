@@ -14,7 +14,7 @@ import pytest
 
 import saap_jax
 from saap_jax.config import jobs as configuration
-from saap_jax.config import mesh, method, plan, recover, traced, use
+from saap_jax.config import mesh, method, plan, recover, use
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from tests.config_reads import reads_of
 
@@ -30,29 +30,33 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "llama": ("runtime", "data", "config", "types", "formats"),
     "discovery": ("llama", "runtime", "config", "types"),
     "estimation": ("discovery", "llama", "runtime", "config", "types", "formats"),
-    "selection": ("estimation", "discovery", "llama", "data", "runtime", "config", "types"),
+    "selection": ("subjects.base", "estimation", "discovery", "llama", "data", "runtime", "config", "types"),
     "surgery": ("estimation", "discovery", "llama", "runtime", "config", "types"),
     "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
     "export": ("llama", "runtime", "config", "types"),
     "evaluation": ("discovery", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
-    "runs": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
-             "types", "formats"),
-    "api": ("evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data", "runtime", "config",
-            "types"),
+    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data",
+             "runtime", "config", "types", "formats"),
+    "api": ("subjects", "subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
+            "data", "runtime", "config", "types"),
     "report": ("runs", "selection", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
-    "jobs": ("report", "api", "traced", "runs", "planning", "evaluation", "export", "recovery", "surgery", "selection",
-             "estimation", "discovery", "llama", "data", "runtime", "config", "types", "formats"),
-    "traced": ("adapters", "selection", "surgery", "estimation", "discovery", "llama", "runtime", "config", "types"),
+    "jobs": ("report", "subjects", "subjects.base", "api", "runs", "planning", "evaluation", "export", "recovery",
+             "surgery", "selection", "estimation", "discovery", "llama", "data", "runtime", "config", "types",
+             "formats"),
+    "subjects.base": ("surgery", "estimation", "discovery", "config", "types"),
+    "subjects": ("subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
+                 "data", "runtime", "config", "types"),
     "adapters": ("discovery",),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
             "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("jobs", "traced", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
+    "__init__": ("jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
                  "config", "version"),
 }  # fmt: skip
-"""Folder (or module at the root) -> those that it may import beside itself."""
+"""Folder (or module at the root) -> those that it may import beside itself. Stages read the seam, `subjects.base`, and
+what implements it stands above them."""
 NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.schema", "runs.standing")
 """What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
 NO_JAX = ("config", "formats", "report", "version", "runs.directory", "runs.reading", "runs.schema", "runs.stages",
@@ -91,9 +95,14 @@ def imports_of(source: str, known: Collection[str]) -> set[str]:
 
 def forbidden(module: str, imported: Iterable[str]) -> set[str]:
     """Return what a module imports although its folder may not."""
-    folder = module.split(".")[0]
+    folder = folder_of(module)
     allowed = {folder, *FOLDERS[folder]}
-    return {name for name in imported if name.split(".")[0] not in allowed}
+    return {name for name in imported if folder_of(name) not in allowed}
+
+
+def folder_of(module: str) -> str:
+    """Return the entry of `FOLDERS` that a module belongs to."""
+    return module if module in FOLDERS else module.split(".")[0]
 
 
 @pytest.mark.parametrize("path", sorted(REMOTE.glob("*.py")), ids=lambda path: path.name)
@@ -147,12 +156,13 @@ def test_a_forbidden_import_and_a_circle_are_found():
     assert imports_of("def f():\n    from saap_jax.jobs import compare", known) == {"jobs.compare"}
     assert imports_of("from saap_jax.llama import Llama\nimport saap_jax", known) == {"llama", "__init__"}
     assert forbidden("selection.search", {"jobs.compare", "config.method", "selection.budget"}) == {"jobs.compare"}
+    assert forbidden("selection.search", {"subjects.base", "subjects.llama"}) == {"subjects.llama"}
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"llama.a": {"llama.b"}, "llama.b": {"llama.a"}}).prepare()
 
 
 def config_classes() -> list[type]:
-    parts = (method, configuration, recover, use, mesh, plan, traced)
+    parts = (method, configuration, recover, use, mesh, plan)
     defined = {name: value for part in parts for name, value in vars(part).items()}
     return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
 

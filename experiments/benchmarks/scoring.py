@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 import saap_jax
+from saap_jax.api import calibrate
 from saap_jax.config import EstimationConfig
 from saap_jax.llama.model import Llama
-from saap_jax.selection.calibrate import calibrate
 
 
 def main() -> None:

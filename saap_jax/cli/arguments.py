@@ -22,6 +22,8 @@ from saap_jax.cli.console import console
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.cli.progress import Shown, showing
 from saap_jax.config.field_types import check_types
+from saap_jax.config.method import is_factory
+from saap_jax.config.traced import for_factory
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
 from saap_jax.runtime.watch import start_watch
@@ -44,12 +46,21 @@ class Options:
 
 
 def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
-    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it."""
+    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it.
+
+    A factory of a model of one's own may be named beside it; without a file, what is taken by default is for that.
+    """
     positional, rest = split_words(words)
-    if len(positional) > 1:
-        raise UsageError(f"{command}: expected at most one configuration file, got {len(positional)}: {positional}")
-    default = load_config(positional[0], kind) if positional else kind()
-    config, options = parse(f"{command} [CONFIG.py]", default, rest, Options if overwrite else None)
+    factories = [word for word in positional if is_factory(word)] if hasattr(kind(), "calibration") else []
+    files = [word for word in positional if word not in factories]
+    if len(files) > 1:
+        raise UsageError(f"{command}: expected at most one configuration file, got {len(files)}: {files}")
+    if len(factories) > 1:
+        raise UsageError(f"{command}: expected at most one factory, got {len(factories)}: {', '.join(factories)}")
+    default = load_config(files[0], kind) if files else for_factory(kind, *factories) if factories else kind()
+    if files and factories:
+        default = dataclasses.replace(default, model=dataclasses.replace(default.model, name=factories[0]))
+    config, options = parse(f"{command} [FACTORY] [CONFIG.py]", default, rest, Options if overwrite else None)
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")
@@ -72,15 +83,6 @@ def model_first(command: str, words: list[str]) -> list[str]:
         raise UsageError(f"{command}: expected one model, got {len(models)}: {', '.join(models)}")
     files = [word for word in positional if word.endswith(".py")]
     return [*files, *(["--model", *models] if models else []), *rest]
-
-
-def names_factory(words: list[str]) -> bool:
-    """Say whether a command is about a researcher's own model, `MODULE:FACTORY` or `FILE.py:FACTORY`.
-
-    >>> names_factory(["mine.py:model", "--ratios", "0.2"]), names_factory(["mine.py"]), names_factory(["--a", "b:c"])
-    (True, False, False)
-    """
-    return any(":" in word for word in split_words(words)[0])
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

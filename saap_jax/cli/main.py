@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from saap_jax.cli.arguments import configure, model_first, names_factory, parse, run_command, show_progress, split_words
+from saap_jax.cli.arguments import configure, model_first, parse, run_command, show_progress, split_words
 from saap_jax.cli.console import show, show_lines, show_paths, write
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.config.jobs import (
@@ -95,15 +95,11 @@ def _run(words: list[str]) -> int:
 
 
 def compare(words: list[str]) -> None:
-    """Run `saap compare`, on one of our models or on what a factory returns."""
-    if names_factory(words):
-        from saap_jax.cli import traced
-
-        return traced.compare(words)
+    """Run `saap compare`."""
     config, options = configure("compare", CompareConfig, words, overwrite=True)
     from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import compare as comparison
-    from saap_jax.report.kinds.variants import cut_rows, cut_table, variant_table
+    from saap_jax.report.kinds.variants import cut_rows, cut_table, structure_sentences, variant_table
     from saap_jax.runs.standing import comparison_rows
 
     with show_progress() as track:
@@ -111,6 +107,7 @@ def compare(words: list[str]) -> None:
     candidates = run.candidates()
     if run.corrupt_lines:
         show(f"{run.corrupt_lines} unreadable lines of {run.path / 'metrics.jsonl'} were skipped")
+    show(*structure_sentences(run.record))
     show_blocks(variant_table(run.record, comparison_rows(run.record, candidates)))
     if cut_rows(run.record):
         show_blocks(cut_table(run.record))
@@ -148,11 +145,7 @@ def score(words: list[str]) -> None:
 
 
 def prune(words: list[str]) -> None:
-    """Run `saap prune`, on one of our models or on what a factory returns."""
-    if names_factory(words):
-        from saap_jax.cli import traced
-
-        return traced.prune(words)
+    """Run `saap prune`."""
     config, _ = configure("prune", PruneConfig, words)
     from saap_jax.cli.blocks import show_facts
     from saap_jax.jobs import prune as pruning
@@ -233,7 +226,7 @@ def fidelity(words: list[str]) -> None:
 
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
-    show_blocks(*(fidelity_table(rows, scope, BRIEF) for scope in ("attention", "mlp", "pooled")))
+    show_blocks(*(fidelity_table(rows, scope, BRIEF) for scope in dict.fromkeys(row.scope for row in rows)))
     show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
 
 

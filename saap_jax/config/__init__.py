@@ -33,7 +33,7 @@ from saap_jax.config.method import (
 )
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config.traced import TracedCompareConfig, TracedConfig, TracedPruneConfig, TracedSearchConfig
+from saap_jax.config.traced import for_factory
 from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, TasksConfig
 
 __all__ = [
@@ -71,10 +71,7 @@ __all__ = [
     "SweepConfig",
     "TargetsConfig",
     "TasksConfig",
-    "TracedCompareConfig",
-    "TracedConfig",
-    "TracedPruneConfig",
-    "TracedSearchConfig",
     "TrainingConfig",
     "TrainingTextConfig",
+    "for_factory",
 ]

@@ -52,6 +52,26 @@ def check_scenarios(calibration: CalibrationConfig, allocation: Allocation, over
         )
 
 
+def check_kind(config: Any) -> None:
+    """Raise ValueError for parts that are not for the kind of model: text and layers, or a factory's problem."""
+    search, fusion = getattr(config, "search", SearchConfig()), config.fusion
+    if not config.model.traced:
+        config.calibration.check_text()
+        return search.check_layers()
+    search.check_traced()
+    if fusion.attention:
+        raise ValueError(
+            f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
+            f"{fusion.attention!r}"
+        )
+    mesh, compensation = (getattr(config, name, None) for name in ("mesh", "compensation"))
+    if mesh not in (None, MeshConfig()):
+        raise ValueError(f"mesh: expected none for a traced model, whose arrays stay where they are, got {mesh}")
+    for method in (*getattr(config, "grid", GridConfig()).compensations, getattr(compensation, "method", "none")):
+        if method != "none":
+            raise ValueError(f"compensation.method: expected none for a traced model, got {method!r}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Variants at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
@@ -74,6 +94,9 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
+        check_kind(self)
+        if self.model.traced:
+            return
         for allocation in self.grid.allocations or (self.search.allocation,):
             check_scenarios(self.calibration, allocation, self.search.stability_over)
         alone = any(scenario != ALL for scenario in self.grid.scenarios)
@@ -175,6 +198,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
+        check_kind(self)
         check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
 
 
@@ -206,10 +230,24 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if self.ratio is not None:
             check_ratios((self.ratio,), "ratio")
+        check_kind(self)
+        if self.model.traced:
+            return self._check_traced()
         if not self.from_run:
             self.check_calibration(self.calibration)
         self._check_query_heads()
         self._check_residual()
+
+    def _check_traced(self) -> None:
+        """Raise ValueError for what a traced model cannot be pruned by."""
+        for name, value in (
+            ("from_run", self.from_run),
+            ("targets", ", ".join(self.targets.asked)),
+            ("query_heads.share", self.query_heads.share),
+            ("residual.share", self.residual.share),
+        ):
+            if value:
+                raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
 
     def check_calibration(self, calibration: CalibrationConfig) -> None:
         """Check the text to prune by, that of a run or of this configuration, against what is asked for.
@@ -413,6 +451,7 @@ class FidelityConfig:
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
+        check_kind(self)
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
         check_seed("seed", self.seed)
         check_at_least("resamples", self.resamples, 1)
@@ -462,7 +501,11 @@ class SensitivityConfig:
             raise ValueError(f"fractions: expected each once, got {list(self.fractions)}")
         if self.align < 0 or self.align == 1:
             raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
-        check_scenarios(self.calibration, self.search.allocation, self.search.stability_over)
+        check_kind(self)
+        if not self.model.traced:
+            check_scenarios(self.calibration, self.search.allocation, self.search.stability_over)
+        elif self.align:
+            raise ValueError(f"align: expected 0 for a traced model, got {self.align}; use search.multiple_of_each")
         if self.align and self.align == self.search.multiple_of.mlp:
             raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
         check_at_least("repeats", self.repeats, 1)

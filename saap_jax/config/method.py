@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 from saap_jax.config.amounts import BYTES, read_limit
@@ -22,14 +23,43 @@ CompensationMethod = Literal["none", "bias", "least_squares"]
 Propagate = Literal["dense", "pruned"]
 
 
+def is_factory(name: str) -> bool:
+    """Say whether a name is `MODULE:FACTORY` or `FILE.py:FACTORY`.
+
+    >>> is_factory("mine.py:problem"), is_factory("package.models:make"), is_factory("smollm2-135m")
+    (True, True, False)
+    """
+    return re.fullmatch(r".+:[A-Za-z_]\w*", name) is not None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model."""
 
     name: str = "smollm2-135m"
-    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name."""
+    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name; or a model
+    of your own, traced: `MODULE:FACTORY` or `FILE.py:FACTORY`, where the factory returns a `saap_jax.Problem`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+    norms: bool = False
+    """Of a traced model: prune structures too that a norm averages over, such as the residual stream. Its divisor stays
+    as it was, so the model's own code gives other outputs for the smaller arrays than the pruned program."""
+    refused: bool = False
+    """Of a traced model: prune structures too of which its own code does not take fewer units, or computes something
+    else with them. The pruned program runs all the same; the own code needs other sizes."""
+
+    def __post_init__(self) -> None:
+        check_choices("model", self)
+        if not self.traced and (self.norms or self.refused):
+            field = "norms" if self.norms else "refused"
+            raise ValueError(
+                f"model.{field}: is for traced models, MODULE:FACTORY or FILE.py:FACTORY, got {self.name!r}"
+            )
+
+    @property
+    def traced(self) -> bool:
+        """Whether the name is that of a factory."""
+        return is_factory(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +68,10 @@ class CalibrationConfig:
 
     scenarios: tuple[str, ...] = ("builtin:reference",)
     """One text source or more, whose scores are kept apart: `SOURCE` or `NAME=SOURCE`, where SOURCE is
-    `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …"""
+    `builtin:reference`, `builtin:descriptions`, `text:PATH`, `jsonl:PATH#FIELD`, …; of a traced model, names of its
+    calibration sets, where none stands for all of them."""
     examples: int = 32
-    """Windows drawn at random from each scenario."""
+    """Windows drawn at random from each scenario; of a traced model examples, where 0 takes all of them in order."""
     length: int = 128
     """Tokens a window."""
     batch_size: int = 8
@@ -49,12 +80,16 @@ class CalibrationConfig:
     """Seed of the windows drawn."""
 
     def __post_init__(self) -> None:
-        if not self.scenarios:
-            raise ValueError("calibration.scenarios: expected at least one text source, got none")
-        check_at_least("calibration.examples", self.examples, 1)
+        check_at_least("calibration.examples", self.examples, 0)
         check_at_least("calibration.length", self.length, 2)
         check_at_least("calibration.batch_size", self.batch_size, 1)
         check_seed("calibration.seed", self.seed)
+
+    def check_text(self) -> None:
+        """Raise ValueError unless text is named, and how much of it."""
+        if not self.scenarios:
+            raise ValueError("calibration.scenarios: expected at least one text source, got none")
+        check_at_least("calibration.examples", self.examples, 1)
 
     def microbatches(self, scenarios: int) -> int:
         """Count the microbatches of some scenarios together."""
@@ -171,6 +206,13 @@ class SearchConfig:
     rescore_every: float | None = None
     """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
     pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
+    min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    """Of a traced model: units that each copy of a structure keeps at least (1 where nothing is said), by name as
+    `saap discover` prints it, or by a pattern such as `layers/*/up[1]`."""
+    max_ratio_each: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    """Of a traced model: largest share of a structure's units that may go, by name or pattern; 0 leaves it alone."""
+    multiple_of_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    """Of a traced model: what the width of a pruned structure is a multiple of, by name or pattern."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
     solver: Solver = "greedy"
@@ -206,6 +248,34 @@ class SearchConfig:
                 f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
                 f"{self.max_ratio}"
             )
+        check_at_least("search.min_keep_each", min(self.min_keep_each.values(), default=0), 0)
+        check_at_least("search.multiple_of_each", min(self.multiple_of_each.values(), default=1), 1)
+        for share in self.max_ratio_each.values():
+            check_share("search.max_ratio_each", share)
+
+    def check_layers(self) -> None:
+        """Raise ValueError for what only the structures of traced models have."""
+        for name in ("min_keep_each", "max_ratio_each", "multiple_of_each"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"search.{name}: names structures of traced models, got {getattr(self, name)}; attention and MLP "
+                    f"have search.{name.removesuffix('_each')}"
+                )
+
+    def check_traced(self) -> None:
+        """Raise ValueError for what only attention and MLP of layers have."""
+        default = SearchConfig()
+        for name in (
+            "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_runs",
+            "max_shapes", "depth",
+        ):  # fmt: skip
+            if getattr(self, name) != getattr(default, name):
+                each = f"{name}_each" if hasattr(self, f"{name}_each") else ""
+                hint = f"; its structures have search.{each}" if each else "; leave it out"
+                raise ValueError(
+                    f"search.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "
+                    f"{getattr(self, name)}{hint}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -337,11 +407,12 @@ class EvaluationConfig:
     """On which text quality is measured."""
 
     in_domain: str = "builtin:reference"
-    """Text of the calibration domain, never the calibration text itself."""
+    """Text of the calibration domain, never the calibration text itself; of a traced model, the name of a held-out set,
+    where empty stands for the first."""
     out_of_domain: str = "builtin:descriptions"
-    """Text of another domain."""
+    """Text of another domain; of a traced model, another held-out set, the second if there is one and none is named."""
     windows: int = 24
-    """Windows of each text; 0 takes all."""
+    """Windows (or examples) of each text; 0 takes all."""
     length: int = 128
     """Tokens a window; part of the metric's name."""
     batch_size: int = 8
@@ -354,7 +425,7 @@ class EvaluationConfig:
         check_at_least("evaluation.windows", self.windows, 0)
         check_at_least("evaluation.length", self.length, 2)
         check_at_least("evaluation.batch_size", self.batch_size, 1)
-        if self.in_domain == self.out_of_domain:
+        if self.in_domain == self.out_of_domain != "":
             raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
 
 

@@ -2,7 +2,7 @@
 
 from saap_jax.data.scenarios import Scenario, load_scenarios, parse_scenario
 from saap_jax.data.sources import check_disjoint, read_texts
-from saap_jax.data.windows import Windows, batches, calibration_windows, evaluation_windows
+from saap_jax.data.windows import Windows, batches, calibration_windows, concatenated, evaluation_windows, pairs
 
 __all__ = [
     "Scenario",
@@ -10,8 +10,10 @@ __all__ = [
     "batches",
     "calibration_windows",
     "check_disjoint",
+    "concatenated",
     "evaluation_windows",
     "load_scenarios",
+    "pairs",
     "parse_scenario",
     "read_texts",
 ]

@@ -1,6 +1,6 @@
 """How text becomes examples: one token stream, cut into windows of equal length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -124,6 +124,16 @@ def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
         return Windows(*(np.pad(array, ((0, missing), (0, 0))) for array in rows)), batch_size - missing
 
     return (batch(start) for start in range(0, windows.tokens.shape[0], batch_size))
+
+
+def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the windows as microbatches (tokens, mask) of one shape."""
+    return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
+
+
+def concatenated(parts: Iterable[Windows]) -> Windows:
+    """Put windows of one length one behind the other."""
+    return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _full(tokens: Int32[np.ndarray, "examples seq"]) -> Windows:

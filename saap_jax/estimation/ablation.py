@@ -57,16 +57,20 @@ class Prefix(NamedTuple):
 def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list[Unit]:
     """Return all attention units and `channels_per_layer` MLP channels of each layer (all, if it has fewer).
 
+    Of a traced model, as many units of each copy of each structure.
+
     Channels are the first of a random order that depends on the seed and the layer alone: a larger sample contains
     the smaller one, so that earlier results count. The order of the list is by layer.
     """
     if channels_per_layer < 0:
         raise ValueError(f"channels_per_layer: expected at least 0, got {channels_per_layer}")
     units: list[Unit] = []
-    for layer, (heads, channels) in enumerate(zip(existing["attention"], existing["mlp"], strict=True)):
-        order = np.random.default_rng([seed, layer]).permutation(np.flatnonzero(channels))
-        units += [Unit("attention", layer, int(index)) for index in np.flatnonzero(heads)]
-        units += [Unit("mlp", layer, int(index)) for index in np.sort(order[:channels_per_layer])]
+    for layer in range(max(len(each) for each in existing.values())):
+        for name, each in existing.items():
+            numbers = np.flatnonzero(each[layer]) if layer < len(each) else np.zeros(0, int)
+            if name != "attention":
+                numbers = np.sort(np.random.default_rng([seed, layer]).permutation(numbers)[:channels_per_layer])
+            units += [Unit(name, layer, int(index)) for index in numbers]
     return units
 
 
@@ -139,7 +143,7 @@ def changes_from_lines(text: str) -> dict[Unit, float]:
         except (ValueError, TypeError, RecursionError):
             continue
         places = type(layer) is int and type(number) is int and layer >= 0 and number >= 0
-        if structure in STRUCTURES and places and type(change) is float and math.isfinite(change):
+        if type(structure) is str and places and type(change) is float and math.isfinite(change):
             changes[Unit(structure, layer, number)] = change
     return changes
 

@@ -7,7 +7,7 @@ from the same backward pass (`squares`).
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def observe(
     gates: Gates | None = None,
     curvature: Curvature | None = None,
     remat: Remat = "dots",
-    progress: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
+    progress: Callable[[Sequence[Batch]], Iterator[Batch]] = iter,
 ) -> Statistics:
     """Run one pass over microbatches of one shape and return the statistics that `needs` names.
 
@@ -90,7 +90,7 @@ def _observe(
     gates: Gates | None,
     curvature: Curvature,
     remat: Remat,
-    progress: Callable[[Iterable[Batch]], Iterator[Batch]],
+    progress: Callable[[Sequence[Batch]], Iterator[Batch]],
 ) -> Statistics:
     size = len(batches[0][0])
     gates = ones_gates(model.runs) if gates is None else gates

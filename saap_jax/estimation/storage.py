@@ -17,12 +17,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
 from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
 from saap_jax.estimation.not_finite import leaves_by_path
 from saap_jax.formats.json_files import parse_json, shown
 from saap_jax.llama.files.write import Tensor, write_tensors
-from saap_jax.llama.model import Llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
@@ -79,7 +79,7 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
 
 
-def load_scenario(path: str | Path, model: Llama, scenario: str) -> Statistics:
+def load_scenario(path: str | Path, model: Weights, scenario: str) -> Statistics:
     """Read the statistics of one scenario; raises as `load_statistics`, also where the file has another."""
     return _scenario(path, load_statistics(path, model), scenario)
 
@@ -112,7 +112,7 @@ def _described(path: str | Path, file: Any) -> dict[str, dict[str, Any]]:
     return _scenarios(str(path), metadata)
 
 
-def load_statistics(path: str | Path, model: Llama) -> dict[str, Statistics]:
+def load_statistics(path: str | Path, model: Weights) -> dict[str, Statistics]:
     """Read the statistics of each scenario, observed on `model` or one of the same shapes (abstract is enough).
 
     Raises:
@@ -182,7 +182,7 @@ def _curvature(hessian: GateHessian | None) -> dict[str, Any]:
     return {"curvature": {"probes": len(hessian.probed["mlp"]), "attention": attention}}
 
 
-def _expected(about: dict[str, Any], model: Llama) -> dict[str, Any]:
+def _expected(about: dict[str, Any], model: Weights) -> dict[str, Any]:
     """Return the trees of a scenario as abstract arrays, by the name that begins their tensors' names."""
     plan = Plan(about["examples"], Curvature(**about.get("curvature", {})))
     trees: dict[str, Any] = {"losses": jax.ShapeDtypeStruct((plan.examples,), statistics_dtype(model))}

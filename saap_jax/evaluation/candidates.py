@@ -113,8 +113,8 @@ def whole_layers(keep: Keep, existing: Keep) -> int:
 def keep_digest(keep: Keep) -> str:
     """Return a name of a keep-set that equal ones share, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name in STRUCTURES:
-        digest.update(f"{name}{keep[name].shape}".encode() + np.packbits(keep[name]).tobytes())
+    for name, kept in sorted(keep.items()):
+        digest.update(f"{name}{kept.shape}".encode() + np.packbits(kept).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.resample import LEVEL, holm, resamples_for, shares, sureness
+from saap_jax.evaluation.scales import scale_of
 
 Key = TypeVar("Key", bound=Hashable)
 Record = dict[str, Any]
@@ -182,6 +183,7 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
     """
     frontier, metric = run["frontier"], run["frontier"]["metric"]
     dense = np.asarray(run["dense"]["losses"][metric], np.float64)
+    scale = scale_of(metric)
     rows: dict[tuple[str, int], list[Record]] = {}
     for candidate in candidates:
         rows.setdefault((candidate["variant"], candidate["seed"]), []).append(candidate)
@@ -201,7 +203,7 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
                 len(lines),
                 draws.estimate(np.array([line["ratio"] for line in lines]), ratios[variant]),
                 float(np.mean([row.get("ratio_actual", 0.0) for row in at])),
-                float(np.exp(np.mean([np.log(row["ppl"][metric]) for row in at]))),
+                scale.value(float(np.mean([scale.loss(row["ppl"][metric]) for row in at]))),
                 _knee(dense, curves, frontier, draws),
                 sum(line["breaks_at"] is None for line in lines),
                 tuple(sorted({ratio for line in lines for ratio in line["again"]})),
@@ -253,8 +255,15 @@ def _ratios(
     for curve in curves:
         losses = np.einsum("dw,pw->dp", draws.windows, _losses(dense, curve, frontier["metric"]))
         ratios = np.array([0.0, *(row["ratio_asked"] for row in curve)])
-        drawn.append(crossing(ratios, losses, losses[:, 0] + math.log1p(frontier["percent"] / 100)))
+        drawn.append(crossing(ratios, losses, _limits(losses[:, 0], frontier)))
     return np.stack(drawn)
+
+
+def _limits(dense: Float[np.ndarray, "draws"], frontier: Record) -> Float[np.ndarray, "draws"]:
+    """Return the mean loss at which the limit is, of each draw."""
+    if scale_of(frontier["metric"]).logarithmic:
+        return dense + math.log1p(frontier["percent"] / 100)
+    return dense + np.abs(dense) * frontier["percent"] / 100
 
 
 def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws) -> Estimate:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saap_jax.evaluation.resample import FEWEST, check_options, few, resamples_for, shares, sureness, two_way_means
+from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
@@ -28,6 +29,13 @@ class Difference(NamedTuple):
     """Largest difference of a window, without its sign."""
     windows: int = 0
     """Windows (of each seed) that it is of; 0 where that is not known."""
+    base: float = math.nan
+    """B's mean loss, where that itself is the figure; NaN where exp of it is, a perplexity."""
+
+    @property
+    def scale(self) -> Scale:
+        """What the figure is."""
+        return PERPLEXITY if math.isnan(self.base) else LOSS
 
     @property
     def same(self) -> bool:
@@ -36,13 +44,13 @@ class Difference(NamedTuple):
 
     @property
     def percent(self) -> tuple[float, float, float]:
-        """The same as percent of B's perplexity: 100 · (e^value - 1), value and interval.
+        """The same as percent of B's figure, value and interval: of a perplexity 100 · (e^value - 1).
 
         >>> Difference(np.log(0.9), np.log(0.8), 0.0).percent
         (-10.0, -20.0, 0.0)
         """
-        with np.errstate(over="ignore"):
-            value, low, high = (round(100 * float(np.expm1(x)), 12) for x in (self.value, self.low, self.high))
+        ends = (self.value, self.low, self.high)
+        value, low, high = (round(self.scale.percent(end, self.base), 12) for end in ends)
         return value, low, high
 
     @property
@@ -68,13 +76,13 @@ class Difference(NamedTuple):
         if math.isfinite(self.value) and math.isnan(self.low):
             return f"who is better is not known: the difference is {value:+.{digits}f} %, {few(self.windows)}"
         if math.isnan(value) or math.isnan(low) or math.isnan(high):
-            return "A and B cannot be compared: a perplexity is not finite"
+            return f"A and B cannot be compared: a {self.scale.noun} is not finite"
         if not self.sure:
             shown = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
             return f"A and B cannot be told apart: the difference is {shown}"
         than = "lower" if value < 0 else "higher"
         size, (least, most) = f"{abs(value):.{digits}f}", (f"{x:.{digits}f}" for x in sorted((abs(low), abs(high))))
-        return f"A has a {than} perplexity than B by {size} % ({least} to {most} %)"
+        return f"A has a {than} {self.scale.noun} than B by {size} % ({least} to {most} %)"
 
 
 class AccuracyDifference(NamedTuple):
@@ -124,6 +132,7 @@ def paired_difference(
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    scale: Scale = PERPLEXITY,
 ) -> Difference:
     """Return the mean difference of two models' losses, its percentile interval, win rate and p-value.
 
@@ -156,15 +165,15 @@ def paired_difference(
     with np.errstate(invalid="ignore"):
         difference = a - b
         value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
-    windows = difference.shape[1]
+    windows, of = difference.shape[1], math.nan if scale.logarithmic else float(b.mean())
     if not np.isfinite(difference).all():
-        return Difference(value, math.nan, math.nan, win_rate, windows=windows)
+        return Difference(value, math.nan, math.nan, win_rate, windows=windows, base=of)
     largest = float(np.abs(difference).max())
     if windows < FEWEST:
-        return Difference(value, math.nan, math.nan, win_rate, math.nan, largest, windows)
+        return Difference(value, math.nan, math.nan, win_rate, math.nan, largest, windows, of)
     means = two_way_means(difference[None], resamples, seed)[0]
     low, high, p = sureness(means, windows, level).tolist()
-    return Difference(value, low, high, win_rate, p, largest, windows)
+    return Difference(value, low, high, win_rate, p, largest, windows, of)
 
 
 def paired_items(
@@ -220,6 +229,7 @@ def differences_against(
     *,
     resamples: int = 10_000,
     seed: int = 0,
+    scale: Scale = PERPLEXITY,
 ) -> list[Difference]:
     """Return how each variant differs from the base, other - base: above 0 the base is better.
 
@@ -230,6 +240,7 @@ def differences_against(
     Args:
         base: mean loss of each window in nats a token; a row for each calibration seed.
         others: the same of each variant.
+        scale: what the figures are that differences are percent of.
 
     Raises:
         ValueError: shapes that differ, or no window.
@@ -251,7 +262,8 @@ def differences_against(
     if windows >= FEWEST:
         sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, BLOCK), windows)
     rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
-    return [Difference(*numbers, windows=windows) for numbers in rows]
+    of = math.nan if scale.logarithmic else float(base.mean())
+    return [Difference(*numbers, windows=windows, base=of) for numbers in rows]
 
 
 def p_values_against(

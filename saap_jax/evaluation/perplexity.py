@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,24 +14,12 @@ from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
 from saap_jax.runtime.steps import within
-from saap_jax.types import Gates
+from saap_jax.types import Gates, WindowLosses
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
 
 tell_windows = functools.partial(within, "batches of windows")
 """Yields batches, and tells of each as a step within whatever they are read for."""
-
-
-class WindowLosses(NamedTuple):
-    """Summed next-token loss of each window in nats (float64), and how many tokens it predicts."""
-
-    sums: Float[np.ndarray, "windows"]
-    counts: Int[np.ndarray, "windows"]
-
-    @property
-    def perplexity(self) -> float:
-        """exp(mean token loss over all windows)."""
-        return float(np.exp(self.sums.sum() / self.counts.sum()))
 
 
 @jax.jit

@@ -22,17 +22,16 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.resample import LEVEL, counts, holm, resamples_for, sureness
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import Scores
 
 MEASURES: tuple[str, ...] = ("spearman", "kendall", "spearman_in_layers", "kendall_in_layers")
 """Correlation over all units of a scope, and the mean of the correlations within each layer."""
 
-SCOPES: tuple[str, ...] = (*STRUCTURES, "pooled")
-"""Units of one structure, or of both together: meant for scores that are comparable between structures."""
-
 
 class Fidelity(NamedTuple):
     """One rank correlation of an estimator with the oracle, and its bootstrap interval; NaN where there is none.
+
+    A scope is the units of a structure, or `pooled`, those of all: meant for scores that are comparable between them.
 
     There is no interval of fewer than `FEWEST` units (within layers: layers), nor where the exact changes are those of
     fewer windows.
@@ -84,8 +83,8 @@ def fidelity(
     if not (resamples >= 1 and 0 < level < 1):
         raise ValueError(f"fidelity: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
     rows, resamples = [], resamples_for(len(scores) - 1, resamples)
-    for scope in SCOPES:
-        names = STRUCTURES if scope == "pooled" else (scope,)
+    for scope in (*exact, "pooled"):
+        names = tuple(exact) if scope == "pooled" else (scope,)
         measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}
         layers = np.concatenate([np.nonzero(measured[name])[0] for name in names])
         truth = _measured(exact, measured)

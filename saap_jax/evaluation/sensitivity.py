@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from saap_jax.evaluation.differences import differences_against, p_values_against
 from saap_jax.evaluation.resample import holm
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.types import STRUCTURES
 
 Record = dict[str, Any]
@@ -39,7 +40,7 @@ class Change(NamedTuple):
     nats: float
     """Change of the mean loss, nats a token."""
     percent: float
-    """Change of the perplexity, percent: 100 · (e^nats - 1)."""
+    """Change of the figure, percent: of a perplexity 100 · (e^nats - 1)."""
     low: float
     """Ends of its 95 % interval by the paired bootstrap over windows; NaN of fewer than `FEWEST`."""
     high: float
@@ -75,22 +76,22 @@ def changes_of(run: Record, candidates: Sequence[Record]) -> list[Change]:
     """Return what each removal at one place changed, by structure, layer and share."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
-    rows = sorted(_at_one_place(candidates), key=lambda r: (STRUCTURES.index(r["structure"]), r["layer"], r["asked"]))
+    order = structures_in(candidates)
+    rows = sorted(_at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
     nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
     losses = np.array([row["losses"][metric] for row in rows], np.float64).reshape(len(rows), 1, -1)
     whole = np.array(run["dense"]["losses"][metric], np.float64)[None]
-    ends = [each.percent[1:] for each in differences_against(whole, losses, resamples=run["config"]["resamples"])]
+    differences = differences_against(whole, losses, resamples=run["config"]["resamples"], scale=scale_of(metric))
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
-        total = totals.setdefault((row["structure"], row["asked"]), [0.0, 0.0])
+        total = totals.setdefault((_kind(row), row["asked"]), [0.0, 0.0])
         total[0] += change
         total[1] += row["removed"]
     found = []
-    for row, change, (low, high) in zip(rows, nats, ends, strict=True):
-        total, removed = totals[row["structure"], row["asked"]]
+    for row, change, difference in zip(rows, nats, differences, strict=True):
+        total, removed = totals[_kind(row), row["asked"]]
         relative = change / row["removed"] / (total / removed) if total > 0 and row["removed"] else math.nan
-        with np.errstate(over="ignore"):
-            percent = 100 * float(np.expm1(change))
+        percent, (low, high) = difference.scale.percent(change, dense), difference.percent[1:]
         fields = (row[name] for name in ("layer", "structure", "asked", "actual", "removed"))
         found.append(Change(*fields, nats=change, percent=percent, low=low, high=high, relative=relative))
     return found
@@ -139,6 +140,17 @@ def costs_of(run: Record, candidates: Sequence[Record]) -> dict[Place, Cost]:
         nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
         costs[place] = Cost(rows[0]["units"], np.array([0.0, *sorted(by_fraction)]), np.array([0.0, *nats]))
     return costs
+
+
+def _kind(row: Record) -> str:
+    """Return what a place is compared with on average: its structure, or all of a traced model's."""
+    return row.get("among", row["structure"])
+
+
+def structures_in(candidates: Sequence[Record]) -> list[str]:
+    """Return the structures that units were removed from, attention before MLP, others as they come."""
+    found = dict.fromkeys(row["structure"] for row in _at_one_place(candidates))
+    return sorted(found, key=lambda name: STRUCTURES.index(name) if name in STRUCTURES else len(STRUCTURES))
 
 
 def _at_one_place(candidates: Sequence[Record]) -> list[Record]:

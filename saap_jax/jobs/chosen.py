@@ -7,23 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.targets import Costs, Target
 from saap_jax.jobs.query_stage import remove_query_heads, together
 from saap_jax.jobs.score import source_run
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores, rescored, statistics_path
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.search import Selection, largest_ratio
+from saap_jax.selection.choose import choose_calibrated, choose_path, most_removable
+from saap_jax.selection.search import Selection
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import pruned_spec
 from saap_jax.types import Keep
 
@@ -37,8 +35,8 @@ Recalibrate = Callable[[Keep], Calibrated]
 
 def chosen_units(
     config: PruneConfig,
-    model: Llama,
-    scenarios: Mapping[str, Windows],
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
     calibration: CalibrationConfig,
     track: Track = quiet,
     *,
@@ -54,20 +52,23 @@ def chosen_units(
     }
     ratio = ratio_of(config)
     if config.query_heads.share:
+        assert isinstance(subject, LlamaSubject)  # the configuration refuses others
         first = remove_query_heads(
-            model, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
+            subject, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
         )
         rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
-        return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), ratio)
+        return together(subject, first, chosen_units(rest, first.subject, scenarios, calibration, track), ratio)
     adaptive = config.search.allocation == "adaptive"
-    observe = functools.partial(calibrate, model, scenarios, [config.estimator], stability=adaptive, **options)
-    calibrated = _calibrated_by(config, model) if config.from_run else observe()
+    observe = functools.partial(calibrate, subject, scenarios, [config.estimator], stability=adaptive, **options)
+    calibrated = _calibrated_by(config, subject) if config.from_run else observe()
     if targets and costs is not None:
+        assert isinstance(subject, LlamaSubject)
+        spec = subject.model.spec
         return select_smallest(
-            model, calibrated, config, lambda keep: costs.of(pruned_spec(model.spec, keep)), targets,
+            subject, calibrated, config, lambda keep: costs.of(pruned_spec(spec, keep)), targets,
             lambda keep: observe(keep=keep),
         )  # fmt: skip
-    return select_path(model, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
+    return choose_path(subject, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
 
 
 def ratio_of(config: PruneConfig) -> float:
@@ -76,7 +77,7 @@ def ratio_of(config: PruneConfig) -> float:
 
 
 def select_smallest(
-    model: Llama,
+    subject: Subject,
     calibrated: Calibrated,
     config: PruneConfig,
     costs: Callable[[Keep], Mapping[str, float]],
@@ -91,8 +92,8 @@ def select_smallest(
     Raises:
         ValueError: targets that do not hold at the largest ratio that the search can meet.
     """
-    search, existing = config.search, existing_units(model.runs)
-    top = largest_ratio(unit_costs(discover(model)), existing, search)
+    search, existing = config.search, subject.existing
+    top = most_removable(subject, search)
     every, least = search.rescore_every or top, config.ratio or 0.0
     if least > top:
         raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the search can meet, got {least}")
@@ -100,7 +101,7 @@ def select_smallest(
     low, gone = 0.0, None
 
     def select(ratio: float) -> Selection:
-        return select_calibrated(model, calibrated, config.estimator, ratio, search, gone)
+        return choose_calibrated(subject, calibrated, config.estimator, ratio, search, gone)
 
     def missed(keep: Keep) -> list[str]:
         found = costs(keep)
@@ -128,7 +129,7 @@ def calibration_of(path: str, model: str) -> CalibrationConfig:
     return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
 
 
-def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
+def _calibrated_by(config: PruneConfig, subject: Subject) -> Calibrated:
     """Return the scores that a run holds, or else score the statistics that it holds."""
     record = source_run(config.from_run, config.model.name)
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
@@ -140,4 +141,4 @@ def _calibrated_by(config: PruneConfig, model: Llama) -> Calibrated:
             f"from_run: {config.from_run} has no scores of {config.estimator} and no statistics; it has {known}. For "
             "others, run `saap score` with --keep-statistics all"
         )
-    return rescored(config.from_run, model, [config.estimator], config.fusion)
+    return rescored(config.from_run, subject, [config.estimator], config.fusion)

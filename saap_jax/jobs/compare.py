@@ -6,23 +6,17 @@ Results are kept in a run directory as they come; the same configuration again d
 
 import dataclasses
 import gc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from saap_jax.api import perplexity, select_path, select_units
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import ALL
-from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters
-from saap_jax.discovery.listing import traced_model
-from saap_jax.evaluation.cost import directory_bytes, forward_seconds, weight_bytes
+from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
-from saap_jax.llama import Llama, load_model, save_model
-from saap_jax.llama.segments import existing_units
 from saap_jax.report.figures.couplings import coupling_files, coupling_record
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
@@ -32,9 +26,11 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import Calibrated
+from saap_jax.selection.choose import check_ratios, choose_path
 from saap_jax.selection.variants import Candidate, Variant, candidates_of, seeds_of, variants_of
-from saap_jax.surgery.cut import cut, keep_to_json
-from saap_jax.types import Keep, Scores
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.surgery.cut import keep_to_json
+from saap_jax.types import Keep
 
 ENDING = Ending(lambda run: coupling_files(run.record), page=True, further=("keeps.npz", "best"))
 
@@ -66,24 +62,22 @@ def _compare(
 ) -> None:
     """Do what `compare` does, as far as the run does not hold it yet."""
     material = load(config, run, layout, track, seeds_of(config))
-    model, calibration, texts = material.model, material.calibration, material.texts
-    equal: Scores = {name: np.ones(units.shape) for name, units in existing_units(model.runs).items()}
-    for variant in variants:  # an impossible budget is refused before any time is spent
-        for ratio in config.ratios:
-            select_units(model, equal, ratio, variant.search, equal)
+    subject, calibration, texts = material.subject, material.calibration, material.texts
+    for search in dict.fromkeys(variant.search for variant in variants):
+        check_ratios(subject, config.ratios, search)  # an impossible budget is refused before any time is spent
     run.begin(material.inputs)
-    run.update(**about_run("compare", config.model.name, model, list(texts), seeds_of(config)))
+    run.update(**about_run("compare", subject, list(texts), seeds_of(config)))
     with run.stage("score") as stage:
-        scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)
+        scores = scores_of_seeds(config, run, subject, calibration, variants, track, stage)
     candidates = candidates_of(variants, seeds_of(config), config.ratios)
     with run.stage("search"):
-        keeps = kept_units(config, run, model, calibration, scores, candidates, track)
+        keeps = kept_units(config, run, subject, calibration, scores, candidates, track)
     with run.stage("evaluate") as stage:
         at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
-        compensated = compensator(config, model, calibration)
-        evaluator = Evaluator(run, model, texts, config.evaluation, at_once, compensated)
+        compensated = compensator(config, subject, calibration)
+        evaluator = Evaluator(run, subject, texts, config.evaluation, at_once, compensated)
         evaluator.measure(
-            unpruned(model) | {candidate.name: keeps[candidate.name] for candidate in candidates},
+            unpruned(subject) | {candidate.name: keeps[candidate.name] for candidate in candidates},
             {candidate.name: candidate.about for candidate in candidates},
             doing="evaluate dense model and candidates",
             track=track,
@@ -91,9 +85,9 @@ def _compare(
         )
     evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, model, material.tokenizer, compensated, texts, keeps, layout)
+        _cut_best(config, run, subject, compensated, texts, keeps)
     run.update(cost=run_cost(run.record, prices))
-    run.update(couplings=coupling_record(traced_model(model)))
+    run.update(couplings=coupling_record(subject.couplings()))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 
@@ -104,8 +98,8 @@ def _compare(
 def kept_units(
     config: CompareConfig,
     run: RunDirectory,
-    model: Llama,
-    calibration: Mapping[int, dict[str, Windows]],
+    subject: Subject,
+    calibration: Mapping[int, dict[str, Examples]],
     scores: Mapping[int, Calibrated],
     candidates: Sequence[Candidate],
     track: Track = quiet,
@@ -115,7 +109,7 @@ def kept_units(
     Searching takes a moment, but with `rescore_every` some passes over the text a variant; so its keep-sets are written
     as soon as they are known.
     """
-    keeps = read_keeps(run, model, {candidate.name: candidate.ratio for candidate in candidates})
+    keeps = read_keeps(run, subject, {candidate.name: candidate.ratio for candidate in candidates})
     known = len(keeps)
     paths: dict[tuple[int, Variant], dict[float, list[str]]] = {}
     for candidate in candidates:
@@ -126,8 +120,8 @@ def kept_units(
             continue
         own = scores[seed].renamed(variant.scores, variant.estimator)
         alone = variant.scenario != ALL
-        selections = select_path(
-            model,
+        selections = choose_path(
+            subject,
             own.only(variant.scenario) if alone else own,
             {variant.scenario: calibration[seed][variant.scenario]} if alone else calibration[seed],
             variant.estimator,
@@ -162,12 +156,10 @@ def best_candidate(run: RunDirectory, ratio: float) -> dict[str, Any]:
 def _cut_best(
     config: CompareConfig,
     run: RunDirectory,
-    model: Llama,
-    tokenizer: Any,
-    compensated: Compensate,
-    texts: dict[str, Windows],
+    subject: Subject,
+    compensate: Compensate,
+    texts: dict[str, Examples],
     keeps: dict[str, Keep],
-    layout: Layout | None,
 ) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
     best = best_candidate(run, config.cut_ratio)
@@ -175,31 +167,30 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        whole = compensated(best, keep)
-        save_model(cut(whole, keep), directory, tokenizer=tokenizer, keep=keep)
+        compensate(best, keep).cut(keep).save(directory, keep)
     gc.collect()
-    loaded = load_model(directory, config.model.dtype, layout=layout and layout.lenient())
+    loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size
-    ppl = {name: perplexity(loaded, windows, batch_size=size) for name, windows in texts.items()}
+    ppl = {name: scale_of(name).value(loaded.losses(text, size).mean) for name, text in texts.items()}
     for name, value in ppl.items():
-        if not abs(value - best["ppl"][name]) <= 1e-3 * best["ppl"][name]:
+        if not abs(value - best["ppl"][name]) <= subject.tolerance * max(abs(best["ppl"][name]), 1e-6):
             raise ValueError(
                 f"{directory}: expected the cut model to have the masked one's {name} of {best['ppl'][name]:.4f} "
-                f"within 1e-3, got {value:.4f}; please report this with {run.path / 'run.json'}"
+                f"within {subject.tolerance:g}, got {value:.4f}; please report this with {run.path / 'run.json'}"
             )
-    tokens = next(iter(texts.values())).tokens[:size]
-    dense_seconds, seconds = forward_seconds([model, loaded], tokens)
+    text = next(iter(texts.values()))
+    dense_seconds, seconds = subject.seconds([whole, loaded], text, size)
     run.update(
         best={
             "candidate": best["candidate"],
-            "parameters": count_parameters(loaded),
+            "parameters": loaded.parameters,
             "bytes": broadcast(lambda: directory_bytes(directory, "*.safetensors")),
-            "dense_bytes": weight_bytes(model),
+            "dense_bytes": whole.bytes,
             "forward_seconds": seconds,
             "dense_forward_seconds": dense_seconds,
-            "forward_tokens": int(tokens.size),
+            "forward_tokens": math.prod(subject.shape(text, size)),
             "ppl": ppl,
             "ppl_masked": best["ppl"],
-            "runs": len(loaded.runs),
+            "runs": loaded.segments,
         }
     )

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from saap_jax.config.jobs import FidelityConfig
-from saap_jax.data import Windows
-from saap_jax.estimation.ablation import Unit, ablate, changes_from_lines, changes_to_lines, sample_units
+from saap_jax.estimation.ablation import Unit, changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.score import tokens_to_observe
-from saap_jax.llama.segments import existing_units
+from saap_jax.jobs.score import structures, tokens_to_observe
 from saap_jax.report.kinds.fidelity import fidelity_files, read_changes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import kept_scores
@@ -19,7 +15,6 @@ from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import pairs
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"
@@ -61,21 +56,21 @@ def judge(
 def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
     """Score and ablate what the run does not hold yet."""
     material = load(config, run, layout, track)
-    model, scenarios = material.model, material.scenarios
-    windows = Windows(*(np.concatenate(parts) for parts in zip(*scenarios.values(), strict=True)))
+    subject, scenarios = material.subject, material.scenarios
     run.begin(material.inputs)
-    run.update(kind="fidelity", **provenance())
+    about = {name: subject.shape(examples) for name, examples in scenarios.items()}
+    run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
     with run.stage("score") as stage:
-        tokens = tokens_to_observe(run, scenarios)
-        kept_scores(run, model, scenarios, config, track=track)
+        tokens = tokens_to_observe(run, subject, scenarios)
+        kept_scores(run, subject, scenarios, config, track=track)
         stage.tokens = tokens
-    units = sample_units(existing_units(model.runs), config.channels_per_layer, config.seed)
+    units = sample_units(subject.existing, config.channels_per_layer, config.seed)
     path, known = run.claim(CHANGES), set(units)
     with run.stage("ablate"):
-        ablate(
-            model,
-            pairs(windows, config.calibration.batch_size),
+        subject.ablate(
+            subject.join([*scenarios.values()]),
             units,
+            batch_size=config.calibration.batch_size,
             done={unit: change for unit, change in _changes(path).items() if unit in known},
             save=lambda changes: append_line(path, changes_to_lines(changes).encode()),
             progress=lambda groups: track("ablate units", groups, len(groups)),
@@ -85,7 +80,7 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
 def _judged(config: FidelityConfig, run: RunDirectory) -> Judged:
     """Return what follows from the scores and the exact changes that a run holds."""
     scores, exact = read_changes(run.path)
-    windows = len(config.calibration.scenarios) * config.calibration.examples
+    windows = sum(rows for rows, *_ in run.record.get("scenarios", {}).values())
     rows = fidelity(scores, exact, windows=windows, resamples=config.resamples, seed=config.seed)
     return Judged(rows, scores, exact)
 

@@ -8,17 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from saap_jax.api import checkpoints, select_calibrated
 from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.config.method import ALL
-from saap_jax.data import Windows
-from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, compensator, scores_of_seeds, unpruned
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
 from saap_jax.report.kinds.frontier import frontier_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
@@ -29,8 +25,10 @@ from saap_jax.runs.standing import DENSE, first_metric
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.search import Selection, largest_ratio
+from saap_jax.selection.choose import checkpoints, choose_calibrated, most_removable
+from saap_jax.selection.search import Selection
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
+from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep
 
 Key = tuple[str, int]
@@ -59,17 +57,17 @@ def _frontier(
     """Do what `frontier` does, as far as the run does not hold it yet."""
     seeds = seeds_of(config)
     material = load(config, run, layout, track, seeds)
-    model, calibration, texts = material.model, material.calibration, material.texts
-    tops = _largest_ratios(config, model, variants)
+    subject, calibration, texts = material.subject, material.calibration, material.texts
+    tops = _largest_ratios(config, subject, variants)
     run.begin(material.inputs)
-    run.update(**about_run("frontier", config.model.name, model, list(texts), seeds))
+    run.update(**about_run("frontier", subject, list(texts), seeds))
     with run.stage("score") as stage:
-        scores = scores_of_seeds(config, run, model, calibration, variants, track, stage)
+        scores = scores_of_seeds(config, run, subject, calibration, variants, track, stage)
     lines = {
         (variant.name, seed): Line(
             variant,
             seed,
-            Road(config, run, model, variant, scores[seed], calibration[seed], f"-road{number}-seed{seed}", track),
+            Road(config, run, subject, variant, scores[seed], calibration[seed], f"-road{number}-seed{seed}", track),
             tops[variant.name],
             seed if len(seeds) > 1 else None,
         )
@@ -77,7 +75,7 @@ def _frontier(
         for seed in seeds
     }
     at_once = min(config.evaluation.candidates_at_once, len(lines))
-    evaluator = Evaluator(run, model, texts, config.evaluation, at_once, compensator(config, model, calibration))
+    evaluator = Evaluator(run, subject, texts, config.evaluation, at_once, compensator(config, subject, calibration))
     found = _measure(config, lines, evaluator, track)
     evaluator.check_rows()
     run.update(frontier=found)
@@ -85,10 +83,9 @@ def _frontier(
     finish(run, ENDING)
 
 
-def _largest_ratios(config: FrontierConfig, model: Llama, variants: Sequence[Variant]) -> dict[str, float]:
+def _largest_ratios(config: FrontierConfig, subject: Subject, variants: Sequence[Variant]) -> dict[str, float]:
     """Return the largest ratio that each variant's search can meet; refuse a grid beyond it."""
-    costs, existing = unit_costs(discover(model)), existing_units(model.runs)
-    tops = {variant.name: largest_ratio(costs, existing, variant.search) for variant in variants}
+    tops = {variant.name: most_removable(subject, variant.search) for variant in variants}
     for name, top in tops.items():
         if max(config.ratios) > top:
             raise ValueError(
@@ -114,17 +111,17 @@ class Road:
         self,
         config: FrontierConfig,
         run: RunDirectory,
-        model: Llama,
+        subject: Subject,
         variant: Variant,
         scores: Calibrated,
-        scenarios: Mapping[str, Windows],
+        scenarios: Mapping[str, Examples],
         suffix: str,
         track: Track = quiet,
     ):
         """Start at the whole model; `suffix` ends the names of the files that hold what was scored on the way."""
         alone, own = variant.scenario != ALL, scores.renamed(variant.scores, variant.estimator)
-        self.config, self.run, self.model, self.variant, self.suffix, self.track = (
-            config, run, model, variant, suffix, track,
+        self.config, self.run, self.subject, self.variant, self.suffix, self.track = (
+            config, run, subject, variant, suffix, track,
         )  # fmt: skip
         self.scores = own.only(variant.scenario) if alone else own
         self.scenarios = {variant.scenario: scenarios[variant.scenario]} if alone else scenarios
@@ -140,7 +137,7 @@ class Road:
         return self._select(ratio, calibrated, gone)
 
     def _select(self, ratio: float, calibrated: Calibrated, gone: Keep | None) -> Selection:
-        return select_calibrated(self.model, calibrated, self.variant.estimator, ratio, self.variant.search, gone)
+        return choose_calibrated(self.subject, calibrated, self.variant.estimator, ratio, self.variant.search, gone)
 
     def _observed(self, station: float, calibrated: Calibrated, gone: Keep | None) -> tuple[Calibrated, Keep]:
         """Return the scores of the model pruned to a ratio, from the run or anew, and the units that are gone there."""
@@ -148,7 +145,7 @@ class Road:
         suffix, variant = f"{self.suffix}-{station:g}", self.variant
         if not self.run.has(f"scores{suffix}.npz"):
             made = calibrate(
-                self.model,
+                self.subject,
                 self.scenarios,
                 [variant.estimator],
                 fusion=variant.fusion,
@@ -159,9 +156,9 @@ class Road:
                 track=self.track,
             )
             save_scores(self.run, made, suffix)
-        gone = {name: units & ~keep[name] for name, units in existing_units(self.model.runs).items()}
+        gone = {name: units & ~keep[name] for name, units in self.subject.existing.items()}
         kept = read_scores(self.run, suffix)
-        check_scores(kept, self.run.path / f"scores{suffix}.npz", self.model, self.scenarios, [variant.estimator])
+        check_scores(kept, self.run.path / f"scores{suffix}.npz", self.subject, self.scenarios, [variant.estimator])
         return kept, gone
 
 
@@ -208,10 +205,10 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
     with run.stage("search"):
         candidates(grid)
     with run.stage("evaluate") as stage:
-        rows = measured(grid, "evaluate dense model and curves", stage, unpruned(evaluator.model))
+        rows = measured(grid, "evaluate dense model and curves", stage, unpruned(evaluator.subject))
     metric = str(first_metric(run.record, config.judged))
     percent = read_percent("max_ppl_increase", config.max_ppl_increase)
-    limit = run.record[DENSE]["ppl"][metric] * (1 + percent / 100)
+    limit = scale_of(metric).limit(run.record[DENSE]["ppl"][metric], percent)
     holds = {key: [row["ppl"][metric] <= limit for (k, _), row in zip(grid, rows, strict=True) if k == key]
              for key in lines}  # fmt: skip
     with run.stage("bisect") as stage:

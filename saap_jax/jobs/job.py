@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
-from saap_jax.config.method import EvaluationConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.traced import TracedCompareConfig
-from saap_jax.data import Windows, check_disjoint, evaluation_windows, parse_scenario
+from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
-from saap_jax.evaluation.perplexity import metric_name
-from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.report.write import write_report
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.tensorboard import write_scalars
+from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
-from saap_jax.selection.calibrate import check_estimators, lengths_of, scenarios_of
+from saap_jax.selection.calibrate import check_estimators
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.opened import open_subject
+from saap_jax.subjects.traced.observe import OBSERVED
 
 Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""
@@ -38,18 +37,18 @@ _TEXTS = (".csv", ".md", ".svg")
 class Material(NamedTuple):
     """What a job works on."""
 
-    model: Llama
-    tokenizer: Any
-    calibration: dict[int, dict[str, Windows]]
-    """Calibration windows by seed and scenario."""
-    texts: dict[str, Windows]
-    """Evaluation windows by metric, the one of the calibration domain first; none of a job that evaluates nothing."""
+    subject: Subject
+    calibration: dict[int, dict[str, Examples]]
+    """Calibration examples by seed and scenario."""
+    texts: dict[str, Examples]
+    """What the model is judged on by metric, the one of the calibration domain first; none of a job that judges
+    nothing."""
     inputs: dict[str, str]
     """Digests of all this, see `RunDirectory.begin`."""
 
     @property
-    def scenarios(self) -> dict[str, Windows]:
-        """The calibration windows of the first seed by scenario."""
+    def scenarios(self) -> dict[str, Examples]:
+        """The calibration examples of the first seed by scenario."""
         return next(iter(self.calibration.values()))
 
 
@@ -60,7 +59,9 @@ def check(config: Config) -> Layout | None:
         ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
             devices do not divide.
     """
-    check_estimators(_estimators(config), config.fusion)
+    check_estimators(_estimators(config), config.fusion, OBSERVED if config.model.traced else None)
+    if config.model.traced:
+        return None
     sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     sizes = {"calibration.batch_size": config.calibration.batch_size}
     if not isinstance(config, FidelityConfig | ScoreConfig):
@@ -70,34 +71,31 @@ def check(config: Config) -> Layout | None:
 
 
 def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:
-    """Load the model and tokenise the texts that a configuration names, as stages of the run.
+    """Load the model and the examples that a configuration names, as stages of the run.
 
     Args:
-        seeds: of the calibration windows; that of the configuration if none is given.
+        seeds: of the calibration examples; that of the configuration if none is given.
     """
     with run.stage("load"), step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths_of(config))
-        tokenizer = load_tokenizer(config.model.name)
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     with run.stage("text"), step(track, "tokenise the texts"):
         calibration = {
-            seed: scenarios_of(dataclasses.replace(config.calibration, seed=seed), tokenizer)
+            seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
             for seed in seeds or (config.calibration.seed,)
         }
-        texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else texts_of(config.evaluation, tokenizer)
-        inputs = inputs_of(model, calibration, texts) | file_digests(_estimators(config))
-        return Material(model, tokenizer, calibration, texts, inputs)
+        texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
+        inputs = inputs_of(subject.digests(), calibration, texts) | file_digests(_estimators(config))
+        return Material(subject, calibration, texts, inputs)
+
+
+def lengths_of(config: Any) -> dict[str, int]:
+    """Return the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
+    parts = {name: getattr(config, name, None) for name in ("calibration", "evaluation")}
+    return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
 
 
 def _estimators(config: Config) -> Sequence[str]:
     return [config.estimator] if isinstance(config, SensitivityConfig) else config.estimation.estimators
-
-
-def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
-    """Cut the evaluation windows, by metric name, the calibration domain first."""
-    return {
-        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
-        for source in (config.in_domain, config.out_of_domain)
-    }
 
 
 class Ending(NamedTuple):
@@ -114,9 +112,7 @@ class Ending(NamedTuple):
 
 
 @contextlib.contextmanager
-def job(
-    config: Config | RecoverConfig | TracedCompareConfig, ending: Ending, *, overwrite: bool = False
-) -> Iterator[RunDirectory]:
+def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = False) -> Iterator[RunDirectory]:
     """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job.
 
     A finished run is yielded as it is, at once: neither its model nor its text is looked at. Where something of its

@@ -4,35 +4,39 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, TargetsConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.cost import directory_bytes, weight_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
+from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.query_stage import count_query_heads
 from saap_jax.jobs.residual import ResidualStage, remove_channels, together
-from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama import Llama
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.runs.directory import plain
 from saap_jax.runtime.locks import held
-from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import check_estimators, lengths_of, scenario_pairs, scenarios_of
+from saap_jax.selection.calibrate import check_estimators
+from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
-from saap_jax.surgery.compensation import Compensated, compensate
+from saap_jax.subjects.base import Examples
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.subjects.opened import open_subject
+from saap_jax.subjects.traced.observe import OBSERVED
+from saap_jax.subjects.traced.pruned import checked_losses, own_code
+from saap_jax.subjects.traced.subject import TracedSubject
 from saap_jax.surgery.corrections import Correction
-from saap_jax.surgery.cut import cut
-from saap_jax.types import Keep
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -76,6 +80,12 @@ class Pruned(NamedTuple):
     """The targets that were asked for."""
     channels: tuple[int, int] | None = None
     """Of the residual stream, before and after, where some went."""
+    structures: tuple[tuple[str, int, int, int], ...] = ()
+    """Name, copies, units before and after of each structure of a traced model."""
+    losses: dict[str, float] = MappingProxyType({})  # type: ignore[assignment]
+    """Mean held-out loss of a traced model: `dense`, `masked`, `cut`."""
+    own_code: str = ""
+    """What the own code of a traced model does with the smaller parameters."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -95,8 +105,24 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
 
 def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     """Do what `prune` does, into a directory that nobody else writes."""
-    check_estimators([config.estimator], config.fusion)
+    check_estimators([config.estimator], config.fusion, OBSERVED if config.model.traced else None)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
+    layout = None if config.model.traced else _layout(config, calibration)
+    calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
+    with step(track, "load the model"):
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config) if calibrates else {})
+    if not (config.targets.asked or config.query_heads.share or config.residual.share):
+        check_ratios(subject, [ratio_of(config)], config.search)
+    scenarios = subject.scenarios(calibration) if calibrates else {}
+    if isinstance(subject, TracedSubject):
+        return _prune_traced(config, subject, scenarios, out, track)
+    assert isinstance(subject, LlamaSubject)
+    subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
+    return _prune_llama(config, subject, scenarios, calibration, out, track)
+
+
+def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:
+    """Check text and devices against what is asked for; return where arrays lie."""
     config.check_calibration(calibration)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
@@ -104,53 +130,94 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
             f"targets: expected none that is measured on a mesh of several devices, got {', '.join(sorted(asked))}; "
             "prune to a ratio, or measure on one device"
         )
-    calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
-    lengths = lengths_of(config) if calibrates else {}
-    with step(track, "load the model"):
-        model = load_model(config.model.name, config.model.dtype, layout=layout, lengths=lengths)
-        tokenizer = load_tokenizer(config.model.name)
-    scenarios = {}
-    if calibrates:
-        scenarios = scenarios_of(calibration, tokenizer)
+    return layout
+
+
+def _prune_traced(
+    config: PruneConfig, subject: TracedSubject, scenarios: Mapping[str, Examples], out: Path, track: Track
+) -> Pruned:
+    """Prune a traced model: what is cut is held against the masked one, and tried in the model's own code."""
+    selection = chosen_units(config, subject, scenarios, config.calibration, track)
+    with step(track, "cut, check and save"):
+        cut = subject.cut(selection.keep)
+        losses = checked_losses(subject, selection.keep, cut, config.calibration.batch_size)
+        shares = {"ratio_asked": selection.asked, "ratio": selection.actual}
+        about = {"factory": subject.name, "estimator": config.estimator, **shares, "held_out_loss": losses}
+        cut.save(out, selection.keep, about)
+    return Pruned(
+        selection=selection,
+        parameters=(subject.parameters, cut.parameters),
+        bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
+        runs=cut.segments,
+        query_heads=None,
+        corrections=[],
+        reached=[],
+        structures=tuple(
+            (s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in subject.structures
+        ),
+        losses=losses,
+        own_code=own_code(cut),
+    )
+
+
+def _prune_llama(
+    config: PruneConfig,
+    subject: LlamaSubject,
+    scenarios: Mapping[str, Examples],
+    calibration: CalibrationConfig,
+    out: Path,
+    track: Track,
+) -> Pruned:
+    """Prune a model of ours, to a ratio or to targets, after query heads or channels if some go first."""
+    model = subject.model
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))
-    rest, base, stage = after_channels(config, model, scenarios, calibration, track)
+    rest, base, stage = after_channels(config, subject, scenarios, calibration, track)
     selection = chosen_units(rest, base, scenarios, calibration, track, costs=costs, targets=targets)
-    compensated = compensated_units(config, base, selection.keep, scenarios, calibration, track)
-    pruned = cut(compensated.model, selection.keep)
+    corrections: list[Correction] = []
+    compensated = base
+    if config.compensation.method != "none":
+        compensated, corrections = base.compensated(
+            selection.keep,
+            base.join([*scenarios.values()]),
+            config.compensation,
+            batch_size=calibration.batch_size,
+            progress=lambda layers: track("compensate layers", layers, len(layers)),
+        )
+    pruned = compensated.cut(selection.keep)
     if stage is not None:
-        selection = together(stage, selection, ratio_of(config), prunable_parameters(discover(model)))
-    reached = reached_by(pruned, model, costs, targets, track)
+        selection = together(stage, selection, ratio_of(config), subject.prunable)
+    reached = reached_by(pruned.model, model, costs, targets, track)
     further = {}
     if reached:
         record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
         further["targets.json"] = plain(record)
     with step(track, "save the model"):
-        save_model(pruned, out, tokenizer=tokenizer, keep=selection.keep, further=further)
+        pruned.save(out, selection.keep, further)
     return Pruned(
         selection=selection,
-        parameters=(count_parameters(model), count_parameters(pruned)),
+        parameters=(subject.parameters, pruned.parameters),
         bytes=(weight_bytes(model), broadcast(lambda: directory_bytes(out, "*.safetensors"))),
-        runs=len(pruned.runs),
-        query_heads=(count_query_heads(model), count_query_heads(pruned)) if config.query_heads.share else None,
-        corrections=compensated.corrections,
+        runs=pruned.segments,
+        query_heads=(count_query_heads(model), count_query_heads(pruned.model)) if config.query_heads.share else None,
+        corrections=corrections,
         reached=reached,
-        channels=None if stage is None else (model.spec.embed, pruned.spec.embed),
+        channels=None if stage is None else (model.spec.embed, pruned.model.spec.embed),
     )
 
 
 def after_channels(
     config: PruneConfig,
-    model: Llama,
-    scenarios: Mapping[str, Windows],
+    subject: LlamaSubject,
+    scenarios: Mapping[str, Examples],
     calibration: CalibrationConfig,
     track: Track,
-) -> tuple[PruneConfig, Llama, ResidualStage | None]:
+) -> tuple[PruneConfig, LlamaSubject, ResidualStage | None]:
     """Return what is left to do, and on which model, once channels of the residual stream are gone, if any go."""
     if not config.residual.share:
-        return config, model, None
+        return config, subject, None
     stage = remove_channels(
-        model,
+        subject.model,
         scenarios,
         ratio_of(config),
         config.residual,
@@ -158,27 +225,7 @@ def after_channels(
         remat=config.remat,
         track=track,
     )
-    return dataclasses.replace(config, ratio=stage.rest), stage.model, stage
-
-
-def compensated_units(
-    config: PruneConfig,
-    model: Llama,
-    keep: Keep,
-    scenarios: Mapping[str, Windows],
-    calibration: CalibrationConfig,
-    track: Track,
-) -> Compensated:
-    """Return the model whose kept units stand in for the removed ones, as `config.compensation` says."""
-    if config.compensation.method == "none":
-        return Compensated(model, [])
-
-    def progress(layers: Sequence[int]) -> Iterator[int]:
-        return track("compensate layers", layers, len(layers))
-
-    return compensate(
-        model, keep, scenario_pairs(scenarios.values(), calibration), config.compensation, progress=progress
-    )
+    return dataclasses.replace(config, ratio=stage.rest), subject.with_model(stage.model), stage
 
 
 # --- targets -------------------------------------------------------------------------------------
@@ -246,12 +293,18 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         ("prunable parameters removed", f"{selection.actual:.2%} (asked {selection.asked:.2%})"),
         ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
         ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
-        ("runs of equal layers", str(pruned.runs)),
     ]
-    if pruned.query_heads is not None:
-        rows.insert(3, ("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
     if pruned.channels is not None:
-        rows.insert(3, ("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
+        rows.append(("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
+    if pruned.query_heads is not None:
+        rows.append(("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
+    if pruned.losses:
+        rows.append(("held-out loss", f"{pruned.losses['dense']:.4g} -> {pruned.losses['cut']:.4g}"))
+    else:
+        rows.append(("runs of equal layers", str(pruned.runs)))
+    for name, copies, before, after in pruned.structures:
+        times = f" in each of {copies} copies" if copies > 1 else ""
+        rows.append((f"units of {name}", f"{before} -> {after}{times}"))
     if pruned.corrections:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
@@ -275,8 +328,9 @@ def target_rows(pruned: Pruned) -> list[tuple[str, ...]]:
 
 
 def warnings(pruned: Pruned) -> list[str]:
-    """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`."""
-    lines = []
+    """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`, and what the
+    own code of a traced model does."""
+    lines = [pruned.own_code] if pruned.own_code else []
     for each in pruned.reached:
         if not each.held:
             reached = _amount(each.name, each.reached)

@@ -15,7 +15,7 @@ import numpy as np
 
 from saap_jax.config.amounts import read_bound, read_percent
 from saap_jax.config.jobs import LIMITS, AbConfig, GateConfig, PairConfig
-from saap_jax.data import Windows, evaluation_windows
+from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
@@ -29,7 +29,6 @@ from saap_jax.runs.references import Losses, Reference, find, loadable, recorded
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
-from saap_jax.selection.calibrate import pairs
 
 _OWN = ("sources", "dtype", "windows", "length", "batch_size")
 

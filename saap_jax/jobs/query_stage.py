@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from saap_jax.config.method import FusionConfig, QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import discover, prunable_parameters, query_head_parameters
+from saap_jax.discovery import query_head_parameters
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_query_heads, existing_units, heads_of
 from saap_jax.llama.ungroup import ungrouped
@@ -22,6 +22,7 @@ from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import calibrate, structure_parts
 from saap_jax.selection.query_heads import check_target, search_query_heads
 from saap_jax.selection.search import Selection, skipped_layers
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from saap_jax.types import QUERY_HEADS, Keep, Remat
 
@@ -29,16 +30,16 @@ from saap_jax.types import QUERY_HEADS, Keep, Remat
 class QueryStage(NamedTuple):
     """What the first search removed, and what is left to remove."""
 
-    model: Llama
+    subject: LlamaSubject
     """The model without the query heads that went; its attention units and channels are those of the given one."""
     keep: Keep
     """Of the given model: all attention units and channels, and which query heads stay."""
     rest: float
-    """Share of the prunable parameters of `model` that is still to be removed."""
+    """Share of the prunable parameters of `subject` that is still to be removed."""
 
 
 def remove_query_heads(
-    model: Llama,
+    subject: LlamaSubject,
     scenarios: Mapping[str, Windows],
     estimator: str,
     ratio: float,
@@ -57,7 +58,7 @@ def remove_query_heads(
     Raises:
         ValueError: as `search_query_heads`.
     """
-    whole = prunable_parameters(discover(model))
+    model, whole = subject.model, subject.prunable
     target = math.ceil(ratio * whole * (1 - SLACK))
     due = math.ceil(options.share * target * (1 - SLACK))
     widths, each = model.spec.layers, query_head_parameters(model)
@@ -65,7 +66,7 @@ def remove_query_heads(
     fusion = fusion or FusionConfig()
     part = structure_parts(estimator, fusion)["attention"]
     calibrated = calibrate(
-        ungrouped(model),
+        subject.with_model(ungrouped(model)),
         scenarios,
         [part],
         fusion=fusion,
@@ -79,17 +80,15 @@ def remove_query_heads(
     indicator = None if stability is None else stability["attention"]
     heads = search_query_heads(scores, widths, each, due, config, options, indicator)
     keep = existing_units(model.runs) | {QUERY_HEADS: heads}
-    smaller = cut(model, keep)
-    left = prunable_parameters(discover(smaller))
-    return QueryStage(smaller, keep, max(target - (whole - left), 0) / left)
+    smaller = subject.with_model(cut(model, keep))
+    return QueryStage(smaller, keep, max(target - (whole - smaller.prunable), 0) / smaller.prunable)
 
 
-def together(model: Llama, first: QueryStage, rest: Selection, ratio: float) -> Selection:
-    """Return both searches as one, of the given model: `first` of it, and `rest` of `first.model`."""
-    whole, left = (prunable_parameters(discover(one)) for one in (model, first.model))
-    removed = whole - left + rest.removed
-    heads = first.keep[QUERY_HEADS] & heads_of(rest.keep["attention"], model.spec.layers, first.keep[QUERY_HEADS].shape)
-    return Selection(rest.keep | {QUERY_HEADS: heads}, ratio, removed / whole, removed)
+def together(subject: LlamaSubject, first: QueryStage, rest: Selection, ratio: float) -> Selection:
+    """Return both searches as one, of the given subject: `first` of it, and `rest` of `first.subject`."""
+    removed, widths = subject.prunable - first.subject.prunable + rest.removed, subject.model.spec.layers
+    heads = first.keep[QUERY_HEADS] & heads_of(rest.keep["attention"], widths, first.keep[QUERY_HEADS].shape)
+    return Selection(rest.keep | {QUERY_HEADS: heads}, ratio, removed / subject.prunable, removed)
 
 
 def count_query_heads(model: Llama) -> int:

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from saap_jax.config.recover import MethodConfig, RecoverConfig
-from saap_jax.data import Windows, check_disjoint
+from saap_jax.data import Windows, check_disjoint, pairs
 from saap_jax.data.packing import Rows, pack, split_pieces
 from saap_jax.data.pieces import Pieces, read_pieces
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
-from saap_jax.jobs.job import Ending, finish, job, texts_of
+from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.llama.files.load import load_keep, resolve
@@ -31,16 +31,16 @@ from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.kinds.recover import recovery_files
-from saap_jax.runs.digests import digest_of, inputs_of, model_digest
 from saap_jax.runs.directory import RunDirectory, flatten, plain
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars
+from saap_jax.runtime.digests import digest_of, inputs_of, model_digest
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import pairs
+from saap_jax.subjects.llama import texts_of
 
 Note = Callable[[str, bool], None]
 """Told how it goes: a line of text, and whether it is worth a line where no bar is shown."""
@@ -98,7 +98,7 @@ def _recover(
     with run.stage("prepare"), step(track, "prepare the model"):
         training = training_of(config, method, model, dense, text, schedule, layout)
     run.begin(
-        inputs_of(model, texts=texts)
+        inputs_of({"model": model_digest(model)}, texts=texts)
         | ({} if dense is None else {"dense model": model_digest(dense)})
         | {"training text": training.about["digest of the text"]}
     )

@@ -18,14 +18,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.method import ResidualConfig
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.estimation.base import Batch
 from saap_jax.llama import Llama
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.narrow import with_scaled_norms
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import pairs
 from saap_jax.selection.search import Selection
 from saap_jax.surgery.cut import cut
 from saap_jax.types import RESIDUAL, Remat

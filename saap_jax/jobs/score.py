@@ -3,19 +3,19 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.config.method import EstimationConfig
-from saap_jax.data import Windows
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.llama import load_model
-from saap_jax.runs.digests import inputs_of
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served, statistics_path
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import Calibrated
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.subjects.opened import open_subject
 
 SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
 
@@ -47,20 +47,22 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_o
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     if config.from_run:
         with run.stage("load"), step(track, "load the model"):
-            model = load_model(config.model.name, config.model.dtype, layout=layout)
+            subject = open_subject(config.model, layout=layout)
         with run.stage("score"), step(track, "score the statistics"):
-            calibrated = rescored(config.from_run, model, config.estimation.estimators, config.fusion)
+            calibrated = rescored(config.from_run, subject, config.estimation.estimators, config.fusion)
         about = source.get("scenarios", {})
-        run.begin(inputs_of(model))
+        run.begin(subject.digests())
+        run.update(**structures(subject))
         save_scores(run, calibrated)
     else:
         material = load(config, run, layout, track)
-        model, scenarios = material.model, material.scenarios
-        about = {name: list(windows.tokens.shape) for name, windows in scenarios.items()}
+        subject, scenarios = material.subject, material.scenarios
+        about = {name: subject.shape(examples) for name, examples in scenarios.items()}
         run.begin(material.inputs)
+        run.update(**structures(subject))
         with run.stage("score") as stage:
-            tokens = tokens_to_observe(run, scenarios)
-            kept_scores(run, model, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
+            tokens = tokens_to_observe(run, subject, scenarios)
+            kept_scores(run, subject, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
             stage.tokens = tokens
     run.update(kind="score", scenarios=about, **provenance())
     if left_out:
@@ -68,15 +70,21 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_o
     finish(run, SCORED)
 
 
-def tokens_to_observe(run: RunDirectory, scenarios: Mapping[str, Windows], suffix: str = "") -> int:
+def structures(subject: Subject) -> dict[str, Any]:
+    """Return what a run records of structures that have names of their own."""
+    record = subject.structures_record()
+    return {} if record is None else {"structures": record}
+
+
+def tokens_to_observe(run: RunDirectory, subject: Subject, scenarios: Mapping[str, Examples], suffix: str = "") -> int:
     """Count the calibration tokens, without padding, that `kept_scores` has yet to observe.
 
     None of a run that holds its scores (`scores<suffix>.npz`), nor of a scenario whose statistics it keeps.
     """
     if run.has(f"scores{suffix}.npz"):
         return 0
-    new = [windows for name, windows in scenarios.items() if not run.has(str(statistics_path(Path(), name)))]
-    return sum(int(windows.mask.sum()) for windows in new)
+    new = [examples for name, examples in scenarios.items() if not run.has(str(statistics_path(Path(), name)))]
+    return sum(subject.count(examples)[1] for examples in new)
 
 
 def source_run(path: str, model: str) -> dict:

@@ -6,24 +6,19 @@ suggested where it was better.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import SearchConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import discover, unit_costs
-from saap_jax.evaluation.cost import forward_seconds
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, unpruned
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
 from saap_jax.report.kinds.sensitivity import sensitivity_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
@@ -33,9 +28,10 @@ from saap_jax.runs.suggestions import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.search import Selection, largest_ratio
-from saap_jax.surgery.cut import cut
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.selection.choose import choose_calibrated, choose_path, most_removable
+from saap_jax.selection.search import Selection
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import Keep, Scores
 
 ROUNDS = FEWEST
 """Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
@@ -60,20 +56,20 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
 def _sensitivity(config: SensitivityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
     """Do what `sensitivity` does, as far as the run does not hold it yet."""
     material = load(config, run, layout, track)
-    model, scenarios, texts = material.model, material.scenarios, material.texts
-    _check_ratio(config, model)
+    subject, scenarios, texts = material.subject, material.scenarios, material.texts
+    _check_ratio(config, subject)
     run.begin(material.inputs)
-    run.update(**about_run("sensitivity", config.model.name, model, list(texts), [config.calibration.seed]))
+    run.update(**about_run("sensitivity", subject, list(texts), [config.calibration.seed]))
     with run.stage("score") as stage:
-        tokens = tokens_to_observe(run, scenarios)
-        calibrated = _scores(config, run, model, scenarios, track)
+        tokens = tokens_to_observe(run, subject, scenarios)
+        calibrated = _scores(config, run, subject, scenarios, track)
         stage.tokens = tokens
     scores = calibrated.scores(config.estimator, config.search.scenario_reduction)
-    keeps, about = one_place_each(model, scores, config.fractions)
-    evaluator = Evaluator(run, model, texts, config.evaluation, config.evaluation.candidates_at_once)
+    keeps, about = one_place_each(subject, scores, config.fractions)
+    evaluator = Evaluator(run, subject, texts, config.evaluation, config.evaluation.candidates_at_once)
     with run.stage("evaluate") as stage:
         doing = "evaluate dense model and one place at a time"
-        evaluator.measure(unpruned(model) | keeps, about, doing=doing, track=track, stage=stage)
+        evaluator.measure(unpruned(subject) | keeps, about, doing=doing, track=track, stage=stage)
     with run.stage("try"):
         run.update(trials=Trials(config, evaluator, calibrated, scenarios, track).measured())
     evaluator.check_rows()
@@ -81,12 +77,11 @@ def _sensitivity(config: SensitivityConfig, run: RunDirectory, layout: Layout | 
     finish(run, ENDING)
 
 
-def _check_ratio(config: SensitivityConfig, model: Llama) -> None:
+def _check_ratio(config: SensitivityConfig, subject: Subject) -> None:
     """Refuse a ratio that the search cannot meet, and layers to skip that the model does not have."""
-    costs, existing = unit_costs(discover(model)), existing_units(model.runs)
     aligned = dataclasses.replace(config.search.multiple_of, mlp=config.align or config.search.multiple_of.mlp)
     for search in (config.search, dataclasses.replace(config.search, multiple_of=aligned)):
-        top = largest_ratio(costs, existing, search)
+        top = most_removable(subject, search)
         if config.ratio > top:
             raise ValueError(
                 f"ratio: expected at most {top:.4f}, the largest that the search can meet with MLP widths to multiples "
@@ -95,12 +90,12 @@ def _check_ratio(config: SensitivityConfig, model: Llama) -> None:
 
 
 def _scores(
-    config: SensitivityConfig, run: RunDirectory, model: Llama, scenarios: dict[str, Windows], track: Track
+    config: SensitivityConfig, run: RunDirectory, subject: Subject, scenarios: dict[str, Examples], track: Track
 ) -> Calibrated:
     """Return the scores that the run holds, or make and keep them."""
     if not run.has("scores.npz"):
         made = calibrate(
-            model,
+            subject,
             scenarios,
             [config.estimator],
             fusion=config.fusion,
@@ -111,40 +106,50 @@ def _scores(
         )
         save_scores(run, made)
     kept = read_scores(run)
-    check_scores(kept, run.path / "scores.npz", model, scenarios, [config.estimator])
+    check_scores(kept, run.path / "scores.npz", subject, scenarios, [config.estimator])
     return kept
 
 
 def one_place_each(
-    model: Llama, scores: Scores, fractions: Sequence[float]
+    subject: Subject, scores: Scores, fractions: Sequence[float]
 ) -> tuple[dict[str, Keep], dict[str, dict[str, Any]]]:
-    """Return the keep-sets that remove a share of one layer's attention or MLP, and what is recorded of each, by name.
+    """Return the keep-sets that remove a share of the units of one place, and what is recorded of each, by name.
 
-    The units of the lowest scores go, of equal ones the first; as many as make up the share, rounded up.
+    A place is a structure of a layer; of a traced model, whose copies lose as many units each, a whole structure. The
+    units of the lowest scores go, of equal ones the first; as many as make up the share, rounded up.
     """
-    existing, costs = existing_units(model.runs), unit_costs(discover(model))
+    existing, limits = subject.existing, subject.limits(SearchConfig())
+    layers = max(len(units) for units in existing.values())
+    places = (
+        [(layer, name, [layer]) for layer in range(layers) for name in existing]
+        if limits is None
+        else [(0, name, list(range(len(units)))) for name, units in existing.items()]
+    )
     keeps: dict[str, Keep] = {}
     about: dict[str, Row] = {}
-    for layer in range(len(model.spec.layers)):
-        for structure in STRUCTURES:
-            units = int(existing[structure][layer].sum())
-            order = np.argsort(np.asarray(scores[structure], np.float64)[layer, :units], kind="stable")
-            for fraction in sorted(fractions) if units else ():
-                gone = min(units, int(np.ceil(units * fraction * (1 - 1e-12))))
-                variant = f"layer={layer},{structure}"
-                kept = existing[structure].copy()
-                kept[layer, order[:gone]] = False
-                name = f"{variant}@{fraction:g}"
-                keeps[name] = existing | {structure: kept}
-                about[name] = {
-                    "variant": variant,
-                    "layer": layer,
-                    "structure": structure,
-                    "asked": fraction,
-                    "actual": gone / units,
-                    "units": units,
-                    "removed": gone * int(costs[structure][layer]),
-                }
+    for layer, structure, groups in places:
+        units = int(existing[structure][groups[0]].sum())
+        most = units if limits is None else units - limits[structure].min_keep
+        values = np.asarray(scores[structure], np.float64)[:, :units]
+        for fraction in sorted(fractions) if units else ():
+            gone = min(units, int(np.ceil(units * fraction * (1 - 1e-12))))
+            if gone > most:  # as of experts, of which some are chosen
+                continue
+            variant = f"layer={layer},{structure}" if limits is None else structure
+            kept = existing[structure].copy()
+            for group in groups:
+                kept[group, np.argsort(values[group], kind="stable")[:gone]] = False
+            name = f"{variant}@{fraction:g}"
+            keeps[name] = existing | {structure: kept}
+            about[name] = {
+                "variant": variant,
+                "layer": layer,
+                "structure": structure,
+                "asked": fraction,
+                "actual": gone / units,
+                "units": units,
+                "removed": subject.removed(keeps[name]),
+            } | ({} if limits is None else {"among": "all"})
     return keeps, about
 
 
@@ -159,17 +164,17 @@ class Trials:
         config: SensitivityConfig,
         evaluator: Evaluator,
         calibrated: Calibrated,
-        scenarios: dict[str, Windows],
+        scenarios: dict[str, Examples],
         track: Track = quiet,
     ):
         self.config, self.evaluator, self.calibrated, self.scenarios = config, evaluator, calibrated, scenarios
-        self.track, self.model, self.run = track, evaluator.model, evaluator.run
+        self.track, self.subject, self.run = track, evaluator.subject, evaluator.run
 
     def measured(self) -> list[Row]:
         """Return the record of each trial; the keep-sets of all are kept as the run's `keeps.npz`."""
         chosen, name = self._chosen(), self._name("plain")
         searches = {"plain": self.config.search} | {kind: self._search(changes) for kind, changes in chosen.items()}
-        keeps = read_keeps(self.run, self.model, {self._name(kind): self.config.ratio for kind in searches})
+        keeps = read_keeps(self.run, self.subject, {self._name(kind): self.config.ratio for kind in searches})
         for kind, search in searches.items():
             if self._name(kind) not in keeps:
                 keeps[self._name(kind)] = self._select(search).keep
@@ -202,13 +207,13 @@ class Trials:
 
     def _plan(self, costs: dict[Place, Cost], search: SearchConfig) -> Plan:
         """Return what a search removes by the scores of the whole model, without steps on the way."""
-        keep = select_calibrated(self.model, self.calibrated, self.config.estimator, self.config.ratio, search).keep
+        keep = choose_calibrated(self.subject, self.calibrated, self.config.estimator, self.config.ratio, search).keep
         return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in keep.items()})
 
     def _select(self, search: SearchConfig) -> Selection:
         config = self.config
-        return select_path(
-            self.model,
+        return choose_path(
+            self.subject,
             self.calibrated,
             self.scenarios,
             config.estimator,
@@ -240,12 +245,12 @@ class Trials:
         """
         if known := next((t for t in self.run.record.get("trials", []) if "seconds" in t), None):
             return {name: known[name] for name in ("seconds", "tokens", "runs")}
-        models = [cut(self.model, keep) for keep in (plain, other)]
-        tokens = next(iter(self.evaluator.texts.values())).tokens[: self.config.evaluation.batch_size]
+        models = [self.subject.cut(keep) for keep in (plain, other)]
+        text, rows = next(iter(self.evaluator.texts.values())), self.config.evaluation.batch_size
         rounds = self.track("time both models cut", range(ROUNDS), ROUNDS)
-        seconds = [forward_seconds(models, tokens, repeats=self.config.repeats) for _ in rounds]
+        seconds = [self.subject.seconds(models, text, rows, repeats=self.config.repeats) for _ in rounds]
         return {
             "seconds": [list(each) for each in zip(*seconds, strict=True)],
-            "tokens": int(tokens.size),
-            "runs": [len(each.runs) for each in models],
+            "tokens": math.prod(self.subject.shape(text, rows)),
+            "runs": [model.segments for model in models],
         }

@@ -14,57 +14,43 @@ import numpy as np
 
 from saap_jax.config.jobs import SweepConfig
 from saap_jax.config.method import ALL, EvaluationConfig
-from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.estimation import Statistic, observe
-from saap_jax.estimation.gram import Gram
-from saap_jax.evaluation.candidates import candidate_losses, keep_digest
-from saap_jax.evaluation.perplexity import WindowLosses
-from saap_jax.jobs.score import tokens_to_observe
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
+from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.scales import scale_of
+from saap_jax.jobs.score import structures, tokens_to_observe
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import DAMAGED
 from saap_jax.runs.scores import kept_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import decoded, encoded
-from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Calibrated, pairs, scenario_pairs
+from saap_jax.selection.calibrate import Calibrated
 from saap_jax.selection.variants import Variant
-from saap_jax.surgery.compensation import Batch, compensate
-from saap_jax.surgery.counting import kept_parameters
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.subjects.base import Examples, Subject, run_losses
+from saap_jax.types import Keep, WindowLosses
 
 Row = dict[str, Any]
 """One line of `metrics.jsonl`, or the record of the unpruned model."""
 
 
-def about_run(kind: str, name: str, model: Llama, metrics: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def about_run(kind: str, subject: Subject, metrics: Sequence[str], seeds: Sequence[int]) -> Row:
     """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first)."""
-    structures = discover(model)
     return {
         "kind": kind,
         **provenance(),
         "seeds": {"calibration": list(seeds)},
-        "model": {
-            "name": name,
-            "parameters": count_parameters(model),
-            "prunable_parameters": prunable_parameters(structures),
-            "layers": len(model.spec.layers),
-            "units": {name: max(structure.units) for name, structure in structures.items()},
-        },
-        "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=True)],
+        "model": subject.about(),
+        **structures(subject),
+        "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=False)],
     }
 
 
 def scores_of_seeds(
     config: SweepConfig,
     run: RunDirectory,
-    model: Llama,
-    calibration: Mapping[int, dict[str, Windows]],
+    subject: Subject,
+    calibration: Mapping[int, dict[str, Examples]],
     variants: Sequence[Variant],
     track: Track,
     stage: Stage,
@@ -75,43 +61,42 @@ def scores_of_seeds(
     scores = {}
     for seed, scenarios in calibration.items():
         suffix = "" if seed == first else f"-seed{seed}"
-        tokens = tokens_to_observe(run, scenarios, suffix)
+        tokens = tokens_to_observe(run, subject, scenarios, suffix)
         scores[seed] = kept_scores(
-            run, model, scenarios, config, stability=adaptive, plan=plan, suffix=suffix, track=track
+            run, subject, scenarios, config, stability=adaptive, plan=plan, suffix=suffix, track=track
         )
         stage.tokens += tokens
     return scores
 
 
-Compensate = Callable[[Row, Keep], Llama]
+Compensate = Callable[[Row, Keep], Subject]
 """Returns the model whose kept units stand in for the removed ones, for what a record says of a candidate."""
 
 
-def compensator(config: SweepConfig, model: Llama, calibration: Mapping[int, dict[str, Windows]]) -> Compensate:
-    """Return what compensates a candidate on the calibration text of its seed and scenario.
+def compensator(config: SweepConfig, subject: Subject, calibration: Mapping[int, dict[str, Examples]]) -> Compensate:
+    """Build the compensation function of a sweep: each candidate on the calibration text of its seed and scenario.
 
-    With `propagate = dense` the second moments of a text serve all candidates, and are observed once; not on a mesh,
-    where every device would hold all of them.
+    With `propagate = dense` the second moments of a text serve all candidates, and are observed once.
     """
+    size = config.calibration.batch_size
 
-    def text(seed: int, scenario: str) -> list[Batch]:
+    def text(seed: int, scenario: str) -> Examples:
         scenarios = calibration[seed]
-        return scenario_pairs(scenarios.values() if scenario == ALL else [scenarios[scenario]], config.calibration)
+        return subject.join([*scenarios.values()] if scenario == ALL else [scenarios[scenario]])
 
     @functools.lru_cache(maxsize=1)
-    def gram(seed: int, scenario: str) -> Gram:
-        return observe(model, text(seed, scenario), frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+    def moments(seed: int, scenario: str) -> Any:
+        return subject.moments(text(seed, scenario), size)
 
-    once = config.compensation.propagate == "dense" and mesh_of(model) is None
-
-    def made(about: Row, keep: Keep) -> Llama:
+    def compensate(about: Row, keep: Keep) -> Subject:
         options = dataclasses.replace(config.compensation, method=about.get("compensation", "none"))
         if options.method == "none":
-            return model
+            return subject
         own = about["seed"], about["scenario"]
-        return compensate(model, keep, text(*own), options, gram=gram(*own) if once else None).model
+        known = moments(*own) if options.propagate == "dense" else None
+        return subject.compensated(keep, text(*own), options, batch_size=size, moments=known)[0]
 
-    return made
+    return compensate
 
 
 class Evaluator:
@@ -126,16 +111,16 @@ class Evaluator:
     def __init__(
         self,
         run: RunDirectory,
-        model: Llama,
-        texts: dict[str, Windows],
+        subject: Subject,
+        texts: dict[str, Examples],
         config: EvaluationConfig,
         at_once: int,
         compensate: Compensate | None = None,
     ):
-        self.run, self.model, self.texts, self.at_once = run, model, texts, at_once
-        windows = Windows(*(np.concatenate(parts) for parts in zip(*texts.values(), strict=True)))
-        self.batches, self.tokens = pairs(windows, config.batch_size), int(windows.mask.sum())
-        self.prunable, self.parameters = prunable_parameters(discover(model)), count_parameters(model)
+        self.run, self.subject, self.texts, self.at_once = run, subject, texts, at_once
+        self.together, self.batch_size = subject.join([*texts.values()]), config.batch_size
+        self.rows = {name: subject.count(text)[0] for name, text in texts.items()}
+        self.tokens = subject.count(self.together)[1]
         self.compensate = compensate
         self._known: dict[str, tuple[str, Row]] = {}
         self._asked: set[str] = {DENSE}
@@ -214,10 +199,10 @@ class Evaluator:
         sets = [keeps[names[0]] for names in new.values()]
         filled = sets + sets[-1:] * (self.at_once - len(sets))  # one shape: fewer would be another program
         start = time.perf_counter()
-        for group in candidate_losses(
-            self.model,
-            self.batches,
+        for group in self.subject.losses(
+            self.together,
             filled,
+            batch_size=self.batch_size,
             done=done | set(range(len(sets), len(filled))),
             at_once=self.at_once,
             progress=lambda steps: track(doing, steps, len(steps)),
@@ -249,11 +234,10 @@ class Evaluator:
         ordered = sorted(missing.items(), key=lambda each: (about[each[1]]["seed"], about[each[1]]["scenario"]))
         for digest, name in track("compensate and evaluate", ordered, len(ordered)):
             start = time.perf_counter()
-            model = self.compensate(about[name], keeps[name])
-            (group,) = candidate_losses(model, self.batches, [keeps[name]], at_once=1)
+            losses = run_losses(self.compensate(about[name], keeps[name]), self.together, keeps[name], self.batch_size)
             if stage is not None:
                 stage.tokens += self.tokens
-            yield digest, group[0], time.perf_counter() - start
+            yield digest, losses, time.perf_counter() - start
 
     def _record(
         self,
@@ -279,14 +263,15 @@ class Evaluator:
 
     def _of(self, name: str, keep: Keep, about: Row, digest: str) -> Row:
         """Return what the record of a candidate says of its keep-set."""
-        parameters = kept_parameters(self.model, keep)
+        removed, total = self.subject.removed(keep), self.subject.parameters
+        parameters = total - removed
         if name == DENSE:
             return {"parameters": parameters}
         return {
             **about,
-            "ratio_actual": (self.parameters - parameters) / self.prunable,
+            "ratio_actual": removed / self.subject.prunable,
             "parameters": parameters,
-            "kept": {structure: keep[structure].sum(axis=1).tolist() for structure in STRUCTURES},
+            "kept": {name: keep[name].sum(axis=1).tolist() for name in self.subject.existing},
             "keep": digest.partition("/")[0],
         }
 
@@ -297,17 +282,17 @@ class Evaluator:
         return (
             decoded(encoded({key: row.get(key) for key in of})) == decoded(encoded(of))
             and row.get("seconds") is not None
-            and all(len(losses.get(name, ())) == len(each.tokens) and name in ppl for name, each in self.texts.items())
+            and all(len(losses.get(name, ())) == rows and name in ppl for name, rows in self.rows.items())
         )
 
     def _measured(self, losses: WindowLosses) -> Row:
         """Return perplexity and mean loss of each window, by metric; `losses` holds the texts one behind the other."""
-        ends = np.cumsum([len(windows.tokens) for windows in self.texts.values()])[:-1]
+        ends = np.cumsum([*self.rows.values()])[:-1]
         parts = zip(self.texts, np.split(losses.sums, ends), np.split(losses.counts, ends), strict=True)
         each = {name: WindowLosses(sums, counts) for name, sums, counts in parts}
         return {
-            "ppl": {name: part.perplexity for name, part in each.items()},
-            "losses": {name: (part.sums / part.counts).tolist() for name, part in each.items()},
+            "ppl": {name: scale_of(name).value(part.mean) for name, part in each.items()},
+            "losses": {name: part.means.tolist() for name, part in each.items()},
         }
 
 
@@ -319,6 +304,6 @@ def _digest(keep: Keep, about: Row) -> str:
     return f"{own}/{about['compensation']}/{about['seed']}/{about['scenario']}"
 
 
-def unpruned(model: Llama) -> dict[str, Keep]:
+def unpruned(subject: Subject) -> dict[str, Keep]:
     """Return the keep-set of the unpruned model under its name."""
-    return {DENSE: existing_units(model.runs)}
+    return {DENSE: subject.existing}

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from saap_jax.runs.reading import DAMAGED, SCHEMA, arrays_of, read_candidates, read_run
+from saap_jax.runs.score_arrays import structures_of
 from saap_jax.runs.stages import Stage, measuring, with_stage
 from saap_jax.runtime.files import (
     append_line,
@@ -173,6 +174,11 @@ class RunDirectory:
         """
         candidates, self.corrupt_lines = broadcast(lambda: read_candidates(self.path))
         return candidates
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The names of the model's structures, as the record says."""
+        return structures_of(self._record)
 
     def has(self, name: str) -> bool:
         """Say whether the directory holds a file or directory, such as `scores.npz`."""

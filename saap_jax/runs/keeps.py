@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import DAMAGED
-from saap_jax.surgery.counting import kept_parameters
-from saap_jax.surgery.cut import check_keep
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.subjects.base import Subject
+from saap_jax.types import Keep
 
 
-def read_keeps(run: RunDirectory, model: Llama, ratios: Mapping[str, float]) -> dict[str, Keep]:
+def read_keeps(run: RunDirectory, subject: Subject, ratios: Mapping[str, float]) -> dict[str, Keep]:
     """Return the keep-sets that a run holds of some candidates; those that it does not hold are left out.
 
     Args:
@@ -20,20 +17,19 @@ def read_keeps(run: RunDirectory, model: Llama, ratios: Mapping[str, float]) -> 
     Raises:
         ValueError: one has units that the model does not have, or removes less than it claims.
     """
-    arrays, keeps = run.load_arrays("keeps") if run.has("keeps.npz") else {}, {}
-    total, prunable = count_parameters(model), prunable_parameters(discover(model))
+    arrays, keeps, structures = run.load_arrays("keeps") if run.has("keeps.npz") else {}, {}, tuple(subject.existing)
     for name, ratio in ratios.items():
-        keep = {each: arrays[f"{name}/{each}"] for each in STRUCTURES if f"{name}/{each}" in arrays}
-        if len(keep) < len(STRUCTURES):
+        keep = {part: arrays[f"{name}/{part}"] for part in structures if f"{name}/{part}" in arrays}
+        if len(keep) < len(structures):
             continue
         where = f"{run.path / 'keeps.npz'}: the keep-set of {name}"
         try:
-            if any(kept.dtype != bool for kept in keep.values()):
-                raise ValueError(f"expected true or false for each unit, got {keep[STRUCTURES[0]].dtype}")
-            check_keep(keep, model.runs)
+            if wrong := [kept.dtype for kept in keep.values() if kept.dtype != bool]:
+                raise ValueError(f"expected true or false for each unit, got {wrong[0]}")
+            subject.check_keep(keep)
         except ValueError as error:
             raise ValueError(f"{where} is not of this model ({error}); {DAMAGED}") from None
-        if not (gone := (total - kept_parameters(model, keep)) / prunable) >= ratio * (1 - 1e-9):
+        if not (gone := subject.removed(keep) / subject.prunable) >= ratio * (1 - 1e-9):
             raise ValueError(f"{where} removes {gone:.4f} of the prunable parameters, less than {ratio:g}; {DAMAGED}")
         keeps[name] = keep
     return keeps

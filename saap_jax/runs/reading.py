@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.schema import MODELS, ROW, RUN, fault_of
 from saap_jax.runtime.files import lines_of, read_arrays, read_json
 
@@ -79,7 +80,7 @@ def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]],
 
 
 def contradiction(measured: Mapping[str, Any], place: str = "") -> str:
-    """Return which perplexity is not exp of the mean loss of the windows beside it, all of one length; "" if none.
+    """Return which figure is not that of the mean loss of the windows beside it, all of one length; "" if none.
 
     Where there are losses, they are of the same texts as the perplexities.
     """
@@ -92,7 +93,7 @@ def contradiction(measured: Mapping[str, Any], place: str = "") -> str:
         if ppl is None or not losses:
             continue
         with np.errstate(all="ignore"):
-            expected = float(np.exp(np.mean(np.asarray(losses, np.float64))))
+            expected = scale_of(metric).value(float(np.mean(np.asarray(losses, np.float64))))
         if not (math.isclose(ppl, expected, rel_tol=1e-6) or (math.isnan(ppl) and math.isnan(expected))):
             return f"{place}ppl of {metric!r}: expected {expected:.6g} by the losses beside it, got {ppl:.6g}"
     return ""

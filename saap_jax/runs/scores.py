@@ -15,14 +15,11 @@ from typing import NamedTuple
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.config.method import FusionConfig, KeepStatistics
-from saap_jax.data import Windows
 from saap_jax.estimation import ESTIMATORS, Statistic, make_estimators
 from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.reading import DAMAGED
-from saap_jax.runs.score_arrays import parts_of
+from saap_jax.runs.score_arrays import indicator_parts, parts_of
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
@@ -30,10 +27,10 @@ from saap_jax.selection.calibrate import (
     Plan,
     joined,
     make_members,
-    observe_windows,
-    score_plan,
+    score_examples,
     score_statistics,
 )
+from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
 
 LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
@@ -42,8 +39,8 @@ LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT}
 
 def kept_scores(
     run: RunDirectory,
-    model: Llama,
-    scenarios: Mapping[str, Windows],
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
     config: FidelityConfig | ScoreConfig | SweepConfig,
     *,
     stability: bool = False,
@@ -64,36 +61,32 @@ def kept_scores(
     plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
     if run.has(f"scores{suffix}.npz"):
         kept = read_scores(run, suffix)
-        check_scores(kept, run.path / f"scores{suffix}.npz", model, scenarios, plan)
+        check_scores(kept, run.path / f"scores{suffix}.npz", subject, scenarios, plan)
         return kept
-    members = {member: made for name, fusion in plan.values() for member, made in make_members([name], fusion).items()}
     made = {}
-    for name, windows in scenarios.items():
+    for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
-        observed = run.has(str(path.relative_to(run.path)))
-        if observed:
-            statistics = load_scenario(path, model, name)
-        else:
-            statistics = observe_windows(
-                model,
-                windows,
-                members.values(),
-                stability=stability,
-                batch_size=config.calibration.batch_size,
-                remat=config.estimation.remat,
-                track=track,
-                scenario=name if len(scenarios) > 1 else "",
-            )
-        if keep != "none" and not observed:
+        known = run.has(str(path.relative_to(run.path)))
+        statistics, made[name] = score_examples(
+            subject,
+            examples,
+            plan,
+            statistics=load_scenario(path, subject.weights, name) if known else None,
+            stability=stability,
+            batch_size=config.calibration.batch_size,
+            remat=config.estimation.remat,
+            track=track,
+            scenario=name if len(scenarios) > 1 else "",
+        )
+        if keep != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
             small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
             save_statistics(path, {name: statistics}, only=small)
-        made[name] = score_plan(model, statistics, plan)
     save_scores(run, joined(made), suffix)
     return read_scores(run, suffix)
 
 
-def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
+def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
     """Score by what another run keeps, without a pass over any text.
 
     Its statistics are scored anew; an estimator whose statistics the run did not keep, but whose scores it did, has
@@ -116,9 +109,10 @@ def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: Fusio
             )
     for name, statistics in kept.statistics.items():
         own = {each: kept.scores[name][each] for each, made in members.items() if made.needs - statistics}
-        path = statistics_path(Path(source), name)
+        path, weights = statistics_path(Path(source), name), subject.weights
         try:
-            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion, known=own)
+            observed = load_scenario(path, weights, name)
+            made[name] = score_statistics(weights, observed, estimators, fusion, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
     return joined(made)
@@ -191,10 +185,10 @@ def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> 
 
 
 def check_scores(
-    kept: Calibrated, path: Path, model: Llama, scenarios: Iterable[str], estimators: Iterable[str]
+    kept: Calibrated, path: Path, subject: Subject, scenarios: Iterable[str], estimators: Iterable[str]
 ) -> None:
     """Raise ValueError unless what a run keeps are scores of every unit of a model, by these estimators."""
-    existing = existing_units(model.runs)
+    existing = subject.existing
     for scenario, estimator in itertools.product(scenarios, estimators):
         found = kept.scenarios.get(scenario, {}).get(estimator, {})
         for name, units in existing.items():
@@ -210,10 +204,10 @@ def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:
     """Read the scores and the stability indicators that a run keeps."""
     scenarios: dict[str, dict[str, Scores]] = {}
     for key, value in run.load_arrays(f"scores{suffix}").items():
-        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz")
+        scenario, estimator, structure = parts_of(key, run.path / f"scores{suffix}.npz", run.structures)
         scenarios.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
     stability: dict[str, Scores] = {}
     for key, value in run.load_arrays(f"stability{suffix}").items():
-        scenario, _, structure = key.rpartition("/")
+        scenario, structure = indicator_parts(key, run.structures)
         stability.setdefault(scenario, {})[structure] = value
     return Calibrated(scenarios, stability.pop("", None), {}, stability)

@@ -7,13 +7,14 @@ there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` win
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from saap_jax.evaluation.differences import p_values_against
 from saap_jax.evaluation.resample import FEWEST, LEVEL, holm
+from saap_jax.evaluation.scales import scale_of
 
 DENSE = "dense"
 """Label of the row of the unpruned model."""
@@ -87,8 +88,7 @@ def merged(candidates: Sequence[Record]) -> list[Record]:
         record = first | {
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
             "label": label,
-            "ppl": {name: float(np.exp(np.mean(np.log(values)))) if several else float(values[0])
-                    for name, values in ppl.items()},
+            "ppl": {name: mean_figure(name, values) if several else float(values[0]) for name, values in ppl.items()},
             "spread": {name: float(np.std(values, ddof=1)) if several else math.nan for name, values in ppl.items()},
             "losses": {name: [each[name] for each in losses] for name in names} if all(losses) else None,
             "seeds": len(members),
@@ -99,6 +99,12 @@ def merged(candidates: Sequence[Record]) -> list[Record]:
             record["kept"] = {n: np.mean([each["kept"][n] for each in members], axis=0).tolist() for n in first["kept"]}
         found.append(record)
     return found
+
+
+def mean_figure(metric: str, values: Iterable[float]) -> float:
+    """Return the figure of the mean loss over seeds."""
+    scale = scale_of(metric)
+    return scale.value(float(np.mean([scale.loss(value) for value in values])))
 
 
 def labels(candidates: Sequence[Record]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from saap_jax.estimation import Statistic, make_estimators
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
 from saap_jax.evaluation.resample import FEWEST, few
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
     Plan,
@@ -27,6 +28,7 @@ from saap_jax.evaluation.sensitivity import (
     plan_of,
 )
 from saap_jax.runs.commands import compare_command, prune_command
+from saap_jax.selection.calibrate import ABLATION
 from saap_jax.types import STRUCTURES
 
 SEVERAL, LITTLE = 3.0, 0.1
@@ -210,7 +212,7 @@ def _difference(run: Record, row: Record, base: Record) -> Difference:
     """Return the loss of a candidate less that of another on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
-    return paired_difference(losses, other, resamples=run["config"]["resamples"])
+    return paired_difference(losses, other, resamples=run["config"]["resamples"], scale=scale_of(metric))
 
 
 def _saved(trial: Record) -> tuple[float, float, float]:
@@ -278,6 +280,8 @@ def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     ((4, 'activations only'), (3, 'gradients of gates'))
     """
     name = "/".join([fusion["attention"], *fusion["estimators"]]) if estimator == "saap" else estimator
+    if estimator == ABLATION:
+        return -1, "a pass a unit"
     members = dict.fromkeys(part.strip() for part in re.split("[/+]", name) if part.strip())
     needs = {need for made in make_estimators(members).values() for need in made.needs}
     return next((place, said) for place, (kind, said) in enumerate(_EFFORT) if kind & needs or not kind)

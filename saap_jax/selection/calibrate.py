@@ -6,21 +6,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, FusionConfig, ScenarioReduction, StabilityOver
-from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
+from saap_jax.config.method import FusionConfig, ScenarioReduction, StabilityOver
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
+from saap_jax.estimation import Statistic, Statistics, make_estimators, score, union_of_needs
+from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.estimation.registry import names_file
-from saap_jax.llama import Llama
-from saap_jax.llama.segments import masks
 from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.fusion import Fused, PerExample, fuse
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+
+ABLATION = "ablation"
+"""Names the oracle among estimators, which is a pass over the examples for each unit."""
 
 Plan = Mapping[str, tuple[str, FusionConfig]]
 """What is scored: {label: (estimator, how its scores are fused if it is a fusion)}."""
@@ -104,8 +106,8 @@ class Calibrated(NamedTuple):
 
 
 def calibrate(
-    model: Llama,
-    windows: Windows | Mapping[str, Windows],
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
     estimators: Iterable[str],
     *,
     given: Mapping[str, Estimator] = MappingProxyType({}),
@@ -116,66 +118,108 @@ def calibrate(
     remat: Remat = "dots",
     track: Track = quiet,
 ) -> Calibrated:
-    """Score every unit of a model by every estimator named, from one pass over the calibration windows.
+    """Score every unit of a model by every estimator named, from one pass over the examples of each scenario.
 
     Args:
-        windows: the calibration text, or that of each scenario by name.
+        scenarios: calibration examples by name.
         estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
-            `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names, and
-            `FILE.py:FACTORY` is one of a file.
+            `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names,
+            `FILE.py:FACTORY` is one of a file, and `ablation` removes each unit in turn.
         given: estimators that are no names, by what they are called among `estimators`.
         fusion: how scores are fused.
         stability: observe what the stability indicator needs, even if no estimator does.
         keep: score the model with all other units masked; these then have no score (NaN).
     """
-    estimators, fusion = tuple(estimators), fusion or FusionConfig()
-    scenarios = {"calibration": windows} if isinstance(windows, Windows) else windows
-    made = {}
-    for name, text in scenarios.items():
-        statistics = observe_windows(
-            model,
-            text,
-            make_members(estimators, fusion, given=given).values(),
-            stability=stability,
+    fusion = fusion or FusionConfig()
+    plan = {name: (name, fusion) for name in estimators}
+    return joined(
+        {
+            name: score_examples(
+                subject,
+                examples,
+                plan,
+                given=given,
+                stability=stability,
+                keep=keep,
+                batch_size=batch_size,
+                remat=remat,
+                track=track,
+                scenario=name if len(scenarios) > 1 else "",
+            )[1]
+            for name, examples in scenarios.items()
+        }
+    )
+
+
+def score_examples(
+    subject: Subject,
+    examples: Examples,
+    plan: Plan,
+    *,
+    statistics: Statistics | None = None,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
+    stability: bool = False,
+    keep: Keep | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+    scenario: str = "",
+) -> tuple[Statistics | None, Scored]:
+    """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
+
+    Args:
+        statistics: of an earlier pass, which takes the place of a new one.
+        scenario: what progress calls the scenario.
+
+    Returns:
+        The statistics, and the scores.
+    """
+    observed = {label: each for label, each in plan.items() if each[0] != ABLATION}
+    members = _members(subject, observed, given)
+    subject.check_estimators(members)
+    if statistics is None and (observed or stability):
+        needs = union_of_needs(members.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
+        statistics = subject.observe(
+            examples,
+            needs,
+            curvature=curvature_of(members.values()),
             keep=keep,
             batch_size=batch_size,
             remat=remat,
-            track=track,
-            scenario=name if len(scenarios) > 1 else "",
+            progress=lambda steps: track(f"observe the calibration examples {scenario}".rstrip(), steps, len(steps)),
         )
-        made[name] = score_statistics(model, statistics, estimators, fusion, keep, given=given)
-    return joined(made)
+    scored = Scored({}, {}, {})
+    if statistics is not None:
+        scored = score_plan(subject.weights, statistics, observed, keep, given)
+    if len(observed) < len(plan):
+        exact = _ablated(subject, examples, keep, batch_size, track)
+        scores = {label: scored.scores[label] if label in observed else exact for label in plan}
+        scored = scored._replace(scores=scores)
+    return statistics, scored
 
 
-def observe_windows(
-    model: Llama,
-    windows: Windows,
-    estimators: Iterable[Estimator],
-    *,
-    stability: bool,
-    batch_size: int,
-    remat: Remat,
-    keep: Keep | None = None,
-    track: Track = quiet,
-    scenario: str = "",
-) -> Statistics:
-    """Run the one pass over a scenario's windows: for the estimators, and for the stability indicator if asked for.
+def _members(subject: Subject, plan: Plan, given: Mapping[str, Estimator]) -> dict[str, Estimator]:
+    structures = tuple(subject.existing)
+    return {
+        member: estimator
+        for name, fusion in plan.values()
+        for member, estimator in make_members([name], fusion, structures, given).items()
+    }
 
-    With `keep` the model is observed with all other units masked.
-    """
-    estimators = list(estimators)
-    needs = union_of_needs(estimators) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
-    doing = f"observe the calibration text {scenario}".rstrip()
-    parts = pairs(windows, batch_size)
-    return observe(
-        model,
-        parts,
-        needs,
-        gates=None if keep is None else masks(keep),
-        curvature=curvature_of(estimators),
-        remat=remat,
-        progress=lambda items: track(doing, items, len(parts)),
+
+def _ablated(subject: Subject, examples: Examples, keep: Keep | None, batch_size: int, track: Track) -> Scores:
+    """Return the exact change of the loss when each unit goes."""
+    if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
+        raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
+    existing = subject.existing
+    units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
+    changes = subject.ablate(
+        examples,
+        units,
+        batch_size=batch_size,
+        progress=lambda groups: track("remove single units", groups, len(groups)),
     )
+    return changes_to_scores(changes, existing)
 
 
 def score_statistics(
@@ -223,17 +267,25 @@ def score_statistics(
     return Scored(scores, fusions, examples)
 
 
-def score_plan(model: Llama, statistics: Statistics, plan: Plan) -> Scored:
+def score_plan(
+    model: Weights,
+    statistics: Statistics,
+    plan: Plan,
+    keep: Keep | None = None,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
+) -> Scored:
     """Score every unit by each entry of a plan, from the same statistics."""
     scores: dict[str, Scores] = {}
     fusions: dict[str, Fused] = {}
     examples: PerExample = {}
-    for fusion in dict.fromkeys(fusion for _, fusion in plan.values()):
+    fusion_configs = dict.fromkeys(fusion for _, fusion in plan.values()) or {FusionConfig(): None}
+    structures = tuple(units_of(model))
+    for fusion in fusion_configs:
         names = {label: name for label, (name, own) in plan.items() if own == fusion}
-        scored = score_statistics(model, statistics, dict.fromkeys(names.values()), fusion)
+        scored = score_statistics(model, statistics, dict.fromkeys(names.values()), fusion, keep, given=given)
         scores |= {label: scored.scores[name] for label, name in names.items()}
         for label, name in names.items():
-            parts = dict.fromkeys(structure_parts(name, fusion).values())
+            parts = dict.fromkeys(structure_parts(name, fusion, structures).values())
             fusions |= {
                 part + label.removeprefix(name): scored.fusions[part] for part in parts if part in scored.fusions
             }
@@ -299,36 +351,34 @@ def make_members(
     return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)), given)
 
 
-def check_estimators(names: Iterable[str], fusion: FusionConfig) -> None:
-    """Raise ValueError for an unknown estimator, alone or within a fusion, or one that is named twice."""
+def check_estimators(names: Iterable[str], fusion: FusionConfig, observed: frozenset[Statistic] | None = None) -> None:
+    """Raise ValueError for an estimator that is unknown, alone or within a fusion, or named twice.
+
+    Args:
+        observed: what can be observed of a traced model, whose structures are all scored by one estimator.
+    """
     names = list(names)
     for name in names:
-        for part in dict.fromkeys(structure_parts(name, fusion).values()):
-            make_estimators(fusion_members(part))
         if names.count(name) > 1:
             raise ValueError(f"estimator {name!r} is named twice")
+        if observed is None:
+            for part in dict.fromkeys(structure_parts(name, fusion).values()):
+                make_estimators(fusion_members(part))
+        elif name != ABLATION:
+            _check_traced(name, fusion, observed)
     if not names:
         make_estimators(names)
 
 
-def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the windows as microbatches (tokens, mask) of one shape."""
-    return [(batch.tokens, batch.mask) for batch, _ in batches(windows, min(batch_size, len(windows.tokens)))]
-
-
-def scenario_pairs(parts: Iterable[Windows], config: CalibrationConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the windows of several scenarios together as microbatches (tokens, mask) of one shape."""
-    together = Windows(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    return pairs(together, config.batch_size)
-
-
-def lengths_of(config: Any) -> dict[str, int]:
-    """Return the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
-    parts = {name: getattr(config, name, None) for name in ("calibration", "evaluation")}
-    return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
-
-
-def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
-    """Draw the calibration windows of each scenario."""
-    scenarios = [parse_scenario(text) for text in config.scenarios]
-    return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed)
+def _check_traced(name: str, fusion: FusionConfig, observed: frozenset[Statistic]) -> None:
+    """Raise ValueError for an estimator of a traced model that needs what is not observed of it."""
+    if "/" in name and not names_file(name):
+        raise ValueError(
+            f"estimator {name!r}: expected one for all structures of a traced model, got two around a slash"
+        )
+    for member, estimator in make_members([name], fusion, ("any",)).items():
+        if missing := sorted(need.value for need in estimator.needs - observed):
+            raise ValueError(
+                f"estimator {member!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
+                "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
+            )

@@ -1,5 +1,6 @@
 """Stage 2b: several estimators' scores of a unit become one, weighted by learned uncertainty. Sees scores, no model."""
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,16 @@ class Units(NamedTuple):
         """Return the means over each scope, `[estimators, scopes]`, of `[estimators, all units]`."""
         count = np.bincount(self.scope)
         return np.stack([np.bincount(self.scope, weights=row) / count for row in rows])
+
+
+def scope_parts(scope: str) -> tuple[str, int | None]:
+    """Return the structure of a scope's name, and its layer where the scope is that of one layer.
+
+    >>> scope_parts("mlp/12"), scope_parts("layers/up[1]")
+    (('mlp', 12), ('layers/up[1]', None))
+    """
+    layered = re.fullmatch(r"(.+)/(\d+)", scope)
+    return (layered[1], int(layered[2])) if layered else (scope, None)
 
 
 def fuse(

@@ -37,7 +37,7 @@ from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.budget import SLACK, Blocks, most_removable, split_budget, split_structures, take_blocks
 from saap_jax.selection.shapes import most_shaped, take_shaped
 from saap_jax.selection.stability import stabilised, standardised
-from saap_jax.types import Keep, Scores
+from saap_jax.types import Keep, Limits, Scores
 
 DEVICE_WIDTHS = {"any": 1, "tpu": 128, "gpu": 64, "cpu": 16}
 """MLP channels that a device works off at once."""
@@ -66,17 +66,6 @@ class Selection(NamedTuple):
     def __repr__(self) -> str:
         kept = ", ".join(f"{name} {int(np.sum(units))} of {np.size(units)}" for name, units in self.keep.items())
         return f"Selection({self.actual:.2%} removed, {self.asked:.2%} asked; keeps {kept})"
-
-
-class Limits(NamedTuple):
-    """How far a structure may shrink, and to which widths, each of its copies alike."""
-
-    min_keep: int = 1
-    """Units that each copy keeps at least."""
-    max_ratio: float = 1.0
-    """Largest share of the units that may go."""
-    multiple_of: int = 1
-    """What the width is a multiple of, if any unit goes."""
 
 
 def search(

@@ -45,7 +45,6 @@ from saap_jax.report.kinds import (
     variants,
 )
 from saap_jax.report.kinds import tasks as task_tables
-from saap_jax.report.kinds import traced as traced_kind
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page import blocks
 from saap_jax.report.page.blocks import Block, Detail, text_table
@@ -139,15 +138,6 @@ def listed() -> Table:
     return listing.listing(LONG, abstract_llama(spec))[0]
 
 
-def traced() -> Block:
-    rows = [
-        {"candidate": "dense", "parameters": 1_234_567, "loss": 1.2345},
-        {"candidate": "a", "estimator": LONG, "ratio_asked": 0.25, "ratio": 0.2512, "parameters": 1_000_000,
-         "loss": 1.5, "change": 0.2655, "change_error": 0.012, "kept": {"mlp": 3}},
-    ]  # fmt: skip
-    return traced_kind.traced_table({"model": {"name": LONG}}, rows, kept=False)
-
-
 def rows_of(lines: list[dict]) -> Block:
     return variants.variant_table(fake.fields(), comparison_rows(fake.fields(), lines))
 
@@ -185,7 +175,6 @@ TABLES = {
     "perplexity_table": lambda: task_tables.perplexity_table(evaluated()),
     "recovery_table": lambda: recover.recovery_table(RECOVERED),
     "extreme_table": lambda: sensitivity.extreme_table(PLACES, measured_places()),
-    "traced_table": traced,
     "stage_table": lambda: common.stage_table([{"name": LONG, "seconds": 1234.5, "tokens": 4096}]),
     "best_blocks": lambda: overview.best_blocks([read_view(fake_run(Path(tempfile.mkdtemp()) / "a"), Detail())]),
     "run_table": lambda: overview.run_table([read_view(fake_run(Path(tempfile.mkdtemp()) / "a"), Detail())]),

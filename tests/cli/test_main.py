@@ -158,7 +158,7 @@ class TestBadInput:
              f"['{'a/' * 100}']; expected [FLOAT [FLOAT ...]]"),
             (["compare", "--calibration.examples", "1e3"], "'1e3'; expected INT"),
             (["compare", "--calibration.examples", "0"],
-             "compare: calibration.examples: expected at least 1, got 0"),
+             "calibration.examples: expected at least 1, got 0"),
             (["compare", "--search.min-keep.mlp", "-1"], "compare: search.min_keep.mlp: expected at least 0, got -1"),
             (["compare", "--search.allocation", "all"], "compare: invalid choice 'all'"),
             (["compare", "--overwrite", "yes"], "compare: unexpected yes"),
@@ -247,7 +247,7 @@ class TestBadInput:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
 
-        monkeypatch.setattr(compare, "save_model", full)
+        monkeypatch.setattr("saap_jax.subjects.llama.save_model", full)
         line = refused(capsys, ["compare", *options, *COMPARE, *FEW])
         assert "no space left on the disk while writing model.safetensors" in line
         assert not (tmp_path / "runs" / "compare" / "best").exists()

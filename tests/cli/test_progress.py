@@ -8,11 +8,10 @@ from rich.console import Console
 
 from saap_jax.cli import progress
 from saap_jax.cli.progress import showing
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, save_model
 from saap_jax.runtime.steps import telling, within
-from saap_jax.selection.calibrate import pairs
 from tests.helpers import random_tokens
 
 

@@ -16,8 +16,8 @@ from saap_jax.discovery.tracing.references import with_references
 from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import describe, trace
-from saap_jax.traced import Losses, cut, subject_of
-from saap_jax.traced.subject import cut_losses
+from saap_jax.subjects.traced import Losses, cut, subject_of
+from tests.traced.problems import cut_losses
 
 
 def drawn(seed=0, **shapes):

@@ -29,7 +29,7 @@ from saap_jax.jobs.score import score_run
 from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores
-from saap_jax.selection import calibrate
+from saap_jax.subjects.llama import scenarios_of
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
     """Negative control of the check above: cutting other units than those that were masked does not pass."""
     other = dataclasses.replace(config, runs=str(tmp_path), ratios=(0.5,), best_ratio=0.5)
     flipped = lambda model, keep: saap_jax.cut(model, {n: k[:, ::-1] for n, k in keep.items()})  # noqa: E731
-    monkeypatch.setattr(compare, "cut", flipped)
-    monkeypatch.setattr(compare, "save_model", lambda model, path, **_: saap_jax.save_model(model, path))
+    monkeypatch.setattr("saap_jax.subjects.llama.cut", flipped)
+    monkeypatch.setattr("saap_jax.subjects.llama.save_model", lambda model, path, **_: saap_jax.save_model(model, path))
     with pytest.raises(ValueError, match="expected the cut model to have the masked one's"):
         compare.compare(other)
 
@@ -99,7 +99,7 @@ def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_
 
 
 def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):
-    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
     before = run.path.joinpath("metrics.jsonl").read_bytes()
     again = compare.compare(config)
     assert again.candidates() == run.candidates()
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
     for name in ("keep.json", "report.html"):
         (tmp_path / "tiny" / name).unlink()
     shutil.rmtree(tmp_path / "tiny" / "best")
-    monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("scored again"))
     resumed = compare.compare(other)
     expected = [{k: v for k, v in c.items() if k != "seconds"} for c in run.candidates()]
     assert [{k: v for k, v in c.items() if k != "seconds"} for c in resumed.candidates()] == expected
@@ -163,16 +163,16 @@ def test_overlapping_texts_are_refused(config, tmp_path):
 def test_fusion_and_adaptive_search(config, tmp_path):
     """`saap` fuses, attention apart, ranked by log score + λ · ASI; it differs from its parts, and λ = 0 from λ ≠ 0."""
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
-    windows = calibrate.scenarios_of(config.calibration, tokenizer)
+    windows = scenarios_of(config.calibration, tokenizer)
     fused = "taylor_element+gate_taylor+wanda"
     names = ("saap", fused, "gate_fisher", "fisher")
-    made = calibrate.calibrate(model, windows, names, batch_size=2)
+    made = saap_jax.calibrate(model, windows, names, batch_size=2)
     scores = {name: made.scores(name) for name in names}
     np.testing.assert_array_equal(scores["saap"]["mlp"], scores[fused]["mlp"])
     np.testing.assert_array_equal(scores["saap"]["attention"], scores["gate_fisher"]["attention"])
     for structure in ("attention", "mlp"):
         assert not np.allclose(scores["saap"][structure], scores["fisher"][structure])
-    whole = calibrate.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
+    whole = saap_jax.calibrate(model, windows, ["saap"], fusion=FusionConfig(attention=""), batch_size=2)
     np.testing.assert_allclose(whole.scores("saap")["attention"], scores[fused]["attention"], rtol=1e-5)
     searches = [SearchConfig(allocation="adaptive", stability_weight=weight) for weight in (1.0, 0.0)]
     kept = [select_units(model, scores["saap"], 0.5, s, made.stability).keep["mlp"] for s in searches]

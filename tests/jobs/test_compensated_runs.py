@@ -18,12 +18,12 @@ from saap_jax.config.method import (
     ModelConfig,
     SearchConfig,
 )
+from saap_jax.data import concatenated, pairs
 from saap_jax.estimation import Statistic, observe
-from saap_jax.jobs import compare, sweep
+from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
-from saap_jax.jobs.job import texts_of
 from saap_jax.report import csv_table
-from saap_jax.selection.calibrate import scenario_pairs, scenarios_of
+from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
@@ -73,7 +73,7 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
     for method in METHODS:
         (row,) = (r for r in run.candidates() if (r["estimator"], r["seed"], r["compensation"]) == ("wanda", 1, method))
         keep = {structure: arrays[f"{row['candidate']}/{structure}"] for structure in STRUCTURES}
-        parts = scenario_pairs(windows.values(), CALIBRATION)
+        parts = pairs(concatenated(windows.values()), CALIBRATION.batch_size)
         pruned = cut(compensate(model, keep, parts, CompensationConfig(method=method)).model, keep)
         for metric, text in texts.items():
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
@@ -83,11 +83,11 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
     """With `dense`, in any order of candidates; the rows are those of models compensated on the text itself."""
     passes = []
 
-    def counted(*arguments):
-        passes.append(arguments[2])
-        return observe(*arguments)
+    def counted(*arguments, **options):
+        passes.extend(arguments[2:3] if Statistic.GRAM in arguments[2] else ())
+        return observe(*arguments, **options)
 
-    monkeypatch.setattr(sweep, "observe", counted)
+    monkeypatch.setattr("saap_jax.subjects.llama.observe", counted)
     dense = CompensationConfig(propagate="dense")
     made = compare.compare(
         dataclasses.replace(config, name="dense", ratios=(0.25, 0.5), compensation=dense, runs=str(tmp_path))
@@ -101,7 +101,9 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
     (row,) = (row for row in made.candidates() if wanted.items() <= row.items())
     keep = {structure: arrays[f"{row['candidate']}/{structure}"] for structure in STRUCTURES}
     options = dataclasses.replace(dense, method="least_squares")
-    pruned = cut(compensate(model, keep, scenario_pairs(windows.values(), CALIBRATION), options).model, keep)
+    pruned = cut(
+        compensate(model, keep, pairs(concatenated(windows.values()), CALIBRATION.batch_size), options).model, keep
+    )
     for metric, text in texts.items():
         assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-4)
 

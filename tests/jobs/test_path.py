@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.api import checkpoints, select_calibrated, select_path
+from saap_jax.api import select_path
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -20,6 +20,8 @@ from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection import calibrate
+from saap_jax.selection.choose import checkpoints, choose_calibrated
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, random_tokens
 
@@ -31,7 +33,7 @@ MODEL = dense_model(layers=3, mlp=16)
 def path(estimator, ratios, search, model=MODEL):
     scenarios = {"calibration": WINDOWS}
     stability = search.allocation == "adaptive"
-    calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
+    calibrated = saap_jax.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
     return select_path(model, calibrated, scenarios, estimator, ratios, search, batch_size=3)
 
 
@@ -45,9 +47,9 @@ def cut_path(estimator, ratios, search, every):
     keeps, model = {}, MODEL
     for ratio in checkpoints(ratios, every):
         left = saap_jax.prunable_parameters(saap_jax.discover(model))
-        calibrated = calibrate.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
+        calibrated = saap_jax.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
         share = 1 - (1 - ratio) * whole / left
-        smaller = select_calibrated(model, calibrated, estimator, share, search).keep
+        smaller = choose_calibrated(LlamaSubject(model), calibrated, estimator, share, search).keep
         for name in STRUCTURES:
             for layer in range(len(keep[name])):
                 units = np.flatnonzero(keep[name][layer])
@@ -88,13 +90,13 @@ def test_what_is_gone_stays_gone():
 
 
 def test_without_steps_nothing_is_observed_again(monkeypatch):
-    monkeypatch.setattr("saap_jax.api.calibrate", lambda *_, **__: pytest.fail("observed again"))
+    monkeypatch.setattr("saap_jax.selection.choose.calibrate", lambda *_, **__: pytest.fail("observed again"))
     path("gate_fisher", (0.3, 0.6), dataclasses.replace(STEPS, rescore_every=None))
     path("gate_fisher", (0.3,), dataclasses.replace(STEPS, rescore_every=0.3))
 
 
 def test_attention_and_mlp_by_two_estimators():
-    made = calibrate.calibrate(MODEL, WINDOWS, ["gate_fisher", "wanda+magnitude", "gate_fisher/wanda+magnitude"])
+    made = saap_jax.calibrate(MODEL, WINDOWS, ["gate_fisher", "wanda+magnitude", "gate_fisher/wanda+magnitude"])
     mixed = made.scores("gate_fisher/wanda+magnitude")
     np.testing.assert_array_equal(mixed["attention"], made.scores("gate_fisher")["attention"])
     np.testing.assert_array_equal(mixed["mlp"], made.scores("wanda+magnitude")["mlp"])
@@ -144,7 +146,7 @@ def test_a_killed_comparison_searches_only_what_is_missing(config, run, tmp_path
             raise KeyboardInterrupt
         return select(model, calibrated, scenarios, estimator, *rest, **options)
 
-    monkeypatch.setattr(compare, "select_path", killed)
+    monkeypatch.setattr(compare, "choose_path", killed)
     config = dataclasses.replace(config, runs=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         compare.compare(config)

@@ -20,6 +20,7 @@ from saap_jax.jobs import chosen, prune
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection.calibrate import Calibrated
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep
 
@@ -35,7 +36,7 @@ def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=Non
     costs = Costs(targets, np.float32, None, 0)
     found = targets_of(targets, costs.of(model.spec))
     return costs, found, chosen.select_smallest(
-        model, Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
+        LlamaSubject(model), Calibrated({"text": {"saap": scores_of(model)}}, None, {}), config,
         lambda keep: costs.of(pruned_spec(model.spec, keep)), found, recalibrate or (lambda keep: pytest.fail("anew")),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.api import calibrate
 from saap_jax.cli import main
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import (
@@ -16,7 +17,7 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.config.use import EvaluateConfig
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.jobs import chosen as selection
@@ -27,7 +28,7 @@ from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.ungroup import ungrouped
 from saap_jax.runtime.progress import quiet
-from saap_jax.selection.calibrate import calibrate, pairs
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import cut
@@ -59,12 +60,12 @@ def model_of(weak: bool = False, **options):
 def chosen(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher", min_keep: int = 1):
     heads = QueryHeadsConfig(share=share, min_keep=min_keep)
     config = PruneConfig(ratio=ratio, estimator=estimator, search=search, query_heads=heads)
-    return selection.chosen_units(config, model, SCENARIOS, CALIBRATION, quiet)
+    return selection.chosen_units(config, LlamaSubject(model), SCENARIOS, CALIBRATION, quiet)
 
 
 def first_stage(model, ratio: float, search: SearchConfig, share: float, estimator: str = "gate_fisher"):
     heads = QueryHeadsConfig(share=share)
-    return remove_query_heads(model, SCENARIOS, estimator, ratio, search, heads, batch_size=4)
+    return remove_query_heads(LlamaSubject(model), SCENARIOS, estimator, ratio, search, heads, batch_size=4)
 
 
 def removed_heads(heads: np.ndarray) -> dict[int, tuple[int, ...]]:
@@ -164,7 +165,7 @@ def test_the_share_is_met_by_less_than_a_block_more(share):
     model = model_of()
     whole, block = prunable_parameters(discover(model)), 2 * 2 * 4 * 8
     first = first_stage(model, 0.3, SearchConfig(), share)
-    gone = whole - prunable_parameters(discover(first.model))
+    gone = whole - prunable_parameters(discover(first.subject.model))
     assert share * 0.3 * whole <= gone < share * 0.3 * whole + block
     assert first.rest == pytest.approx((np.ceil(0.3 * whole) - gone) / (whole - gone))
 
@@ -174,9 +175,9 @@ def test_the_rest_is_the_usual_search_on_the_model_without_them():
     search = SearchConfig(allocation="global", min_keep=PerStructure(attention=0, mlp=1))
     selection = chosen(model, 0.5, search, 0.3, "wanda")
     first = first_stage(model, 0.5, search, 0.3, "wanda")
-    rest = chosen(first.model, first.rest, search, 0.0, "wanda")
+    rest = chosen(first.subject.model, first.rest, search, 0.0, "wanda")
     assert not rest.keep["attention"].all(), "KV heads and query heads go together"
-    once, twice = cut(model, selection.keep), cut(first.model, rest.keep)
+    once, twice = cut(model, selection.keep), cut(first.subject.model, rest.keep)
     assert [w.q_per_kv for w in once.spec.layers if w.kv_heads] == [w.q_per_kv for w in twice.spec.layers if w.kv_heads]
     np.testing.assert_array_equal(
         forward(once, jnp.asarray(WINDOWS.tokens)), forward(twice, jnp.asarray(WINDOWS.tokens))
@@ -188,7 +189,7 @@ def test_scores_see_the_model_without_the_query_heads_that_went():
     model = model_of()
     search = SearchConfig(allocation="global")
     selection, first = chosen(model, 0.4, search, 0.5), first_stage(model, 0.4, search, 0.5)
-    again = calibrate(first.model, WINDOWS, ["gate_fisher"], batch_size=4).scores("gate_fisher")["mlp"]
+    again = calibrate(first.subject.model, WINDOWS, ["gate_fisher"], batch_size=4).scores("gate_fisher")["mlp"]
     before = calibrate(model, WINDOWS, ["gate_fisher"], batch_size=4).scores("gate_fisher")["mlp"]
     kept = selection.keep["mlp"]
     assert again[kept].min() >= again[~kept].max(), "one ranking of the new scores"

@@ -15,7 +15,7 @@ from saap_jax.config.method import (
     SearchConfig,
     TargetsConfig,
 )
-from saap_jax.data import Windows
+from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.tracing.trace import trace
 from saap_jax.jobs import prune
@@ -23,7 +23,6 @@ from saap_jax.jobs.export import export_model
 from saap_jax.jobs.residual import highest, kept_channels, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.segments import existing_units, masks, ones_gates
-from saap_jax.selection.calibrate import pairs
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, pruned_spec
 from saap_jax.types import RESIDUAL
 from tests.helpers import changed, dense_model, forward, length_mask, losses_of, ragged_model, random_tokens

@@ -12,14 +12,15 @@ from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig, SearchConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config.traced import TracedCompareConfig
-from saap_jax.jobs import compare, fidelity, frontier, recover, sensitivity, traced
+from saap_jax.config.traced import for_factory
+from saap_jax.jobs import compare, fidelity, frontier, recover, sensitivity
 from saap_jax.jobs.score import score_run
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.segments import existing_units
-from saap_jax.runs.digests import model_digest
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.keeps import read_keeps, save_keeps
+from saap_jax.runtime.digests import model_digest
+from saap_jax.subjects.llama import LlamaSubject
 from tests.cli.test_main import refused
 from tests.helpers import changed
 
@@ -136,9 +137,9 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
             {"model", "dense model", "training text"} | texts,
         ),
         "traced": (
-            traced.compare,
-            TracedCompareConfig(name="run", runs=runs, factory=f"{TRACED}:stacked"),
-            {"parameters", "calibration", "held-out examples"},
+            compare.compare,
+            for_factory(CompareConfig, f"{TRACED}:stacked", name="run", runs=runs, best_ratio=0.2),
+            {"parameters", "program", "calibration text 'calibration' of seed 0", "evaluation text of 'loss held_out'"},
         ),
     }  # fmt: skip
 
@@ -174,7 +175,7 @@ class TestKeptScores:
         run, _ = score_run(score)
         page = (run.path / "report.html").read_bytes()
         (run.path / "report.html").unlink()
-        monkeypatch.setattr("saap_jax.jobs.job.load_model", None)
+        monkeypatch.setattr("saap_jax.jobs.job.open_subject", None)
         score_run(score)
         assert (run.path / "report.html").read_bytes() == page
         (run.path / "scores.npz").unlink()
@@ -249,7 +250,7 @@ def test_keep_sets_are_held_against_ratio_and_units(tiny_model_directory, tmp_pa
     half = {name: np.arange(units.shape[1]) % 2 < np.ones_like(units) for name, units in whole.items()}
     ratios = {"half@0.4": 0.4, "none@0": 0.0}
     save_keeps(run, {"half@0.4": half, "none@0": whole})
-    found = read_keeps(run, model, ratios | {"other@0.1": 0.1})
+    found = read_keeps(run, LlamaSubject(model), ratios | {"other@0.1": 0.1})
     assert found.keys() == ratios.keys()
     np.testing.assert_array_equal(found["half@0.4"]["mlp"], half["mlp"])
     for keep, said in (
@@ -259,7 +260,7 @@ def test_keep_sets_are_held_against_ratio_and_units(tiny_model_directory, tmp_pa
     ):
         save_keeps(run, {"half@0.4": keep})
         with pytest.raises(ValueError, match=rf"keeps\.npz: the keep-set of half@0\.4 {said}"):
-            read_keeps(run, model, ratios)
+            read_keeps(run, LlamaSubject(model), ratios)
 
 
 def test_fidelity_is_shown_and_mended_without_its_model(tiny_model_directory, text, tmp_path, monkeypatch):
@@ -269,7 +270,7 @@ def test_fidelity_is_shown_and_mended_without_its_model(tiny_model_directory, te
     run, rows, *_ = fidelity.judge(config)
     figure = (run.path / "fidelity.svg").read_bytes()
     (run.path / "fidelity.svg").unlink()
-    monkeypatch.setattr("saap_jax.jobs.job.load_model", None)
+    monkeypatch.setattr("saap_jax.jobs.job.open_subject", None)
     np.testing.assert_equal(fidelity.judge(config)[1], rows)
     assert (run.path / "fidelity.svg").read_bytes() == figure
     monkeypatch.undo()

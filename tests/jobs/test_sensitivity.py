@@ -13,18 +13,18 @@ from saap_jax.cli import main
 from saap_jax.cli.arguments import configure
 from saap_jax.config.jobs import CompareConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.data import pairs
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of
 from saap_jax.jobs import compare, job, sensitivity, sweep
-from saap_jax.jobs.job import texts_of
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command
 from saap_jax.runs.scores import read_scores
-from saap_jax.selection.calibrate import pairs
+from saap_jax.subjects.llama import LlamaSubject, texts_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.report.shown import missing_from_page
@@ -74,7 +74,7 @@ class TestCandidates:
 
     def test_only_the_lowest_scores_of_one_place_go(self, config, run, model):
         scores, existing = read_scores(run).scores("gate_fisher"), existing_units(model.runs)
-        keeps, about = sensitivity.one_place_each(model, scores, FRACTIONS)
+        keeps, about = sensitivity.one_place_each(LlamaSubject(model), scores, FRACTIONS)
         for name, keep in keeps.items():
             row = about[name]
             layer, structure = row["layer"], row["structure"]
@@ -88,7 +88,7 @@ class TestCandidates:
 
     def test_losses_are_those_of_one_by_one(self, config, run, model):
         scores = read_scores(run).scores("gate_fisher")
-        keeps, _ = sensitivity.one_place_each(model, scores, FRACTIONS)
+        keeps, _ = sensitivity.one_place_each(LlamaSubject(model), scores, FRACTIONS)
         texts = texts_of(config.evaluation, load_tokenizer(config.model.name))
         rows = {row["candidate"]: row for row in places(run)}
         assert rows.keys() == keeps.keys()

@@ -118,9 +118,9 @@ def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
 @pytest.fixture(scope="module")
 def sweep(config) -> tuple[compare.RunDirectory, list]:
     observed = []
-    observe = kept.observe_windows
+    observe = kept.score_examples
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "observe_windows", lambda *a, **o: (observed.append(o["scenario"]), observe(*a, **o))[1])
+        patch.setattr(kept, "score_examples", lambda *a, **o: (observed.append(o["scenario"]), observe(*a, **o))[1])
         candidates_step.clear_cache()
         run = compare.compare(config)
     return run, observed

@@ -23,6 +23,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runtime.progress import quiet
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, variants_of
+from saap_jax.subjects.llama import LlamaSubject
 
 ESTIMATORS = (
     "random",
@@ -80,12 +81,14 @@ def measured(keeps: dict, about: dict, ppl: tuple[float, float]) -> Memory:
     run = Memory()
     length = 4
     window = Windows(np.zeros((WINDOWS, length), np.int32), np.ones((WINDOWS, length), bool))
-    evaluator = sweep.Evaluator(run, model(), dict.fromkeys(METRICS, window), EvaluationConfig(batch_size=2), 1)
+    evaluator = sweep.Evaluator(
+        run, LlamaSubject(model()), dict.fromkeys(METRICS, window), EvaluationConfig(batch_size=2), 1
+    )
     around = np.linspace(-0.5, 0.5, WINDOWS)
     with np.errstate(divide="ignore"):
         losses = np.concatenate([np.log(value) + around for value in ppl])
     found = WindowLosses(losses * (length - 1), np.full(2 * WINDOWS, length - 1))
-    with mock.patch.object(sweep, "candidate_losses", return_value=iter([{0: found}])):
+    with mock.patch("saap_jax.subjects.llama.candidate_losses", return_value=iter([{0: found}])):
         evaluator.measure(keeps, about, doing="", track=quiet, stage=None)
     return run
 
@@ -130,8 +133,8 @@ def candidates() -> list[dict]:
 @functools.cache
 def _described() -> tuple[dict, dict]:
     """Return what a sweep says of itself, and of the dense model."""
-    about = sweep.about_run("compare", "invented-135M", model(), METRICS, (0,))
-    return about, measured(sweep.unpruned(model()), {}, DENSE_PPL).record["dense"] | {"seconds": 12.5}
+    about = sweep.about_run("compare", LlamaSubject(model(), name="invented-135M"), METRICS, (0,))
+    return about, measured(sweep.unpruned(LlamaSubject(model())), {}, DENSE_PPL).record["dense"] | {"seconds": 12.5}
 
 
 def fields() -> dict:

@@ -50,7 +50,8 @@ def test_reads_what_the_run_keeps(run, tmp_path):
         assert not np.array_equal(scores["best"][part], scores["random"][part])
         for name in SCORES:
             np.testing.assert_array_equal(scores[name][part], SCORES[name][part])
-    assert read_changes(tmp_path) == ({}, {})
+    (run.path / "ablation.jsonl").unlink()
+    assert read_changes(run.path) == ({}, {})
 
 
 def test_shows_chart_table_drawing_and_csv(run):

@@ -25,7 +25,7 @@ from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import changes_of, costs_of, plan_of, predicted
-from saap_jax.jobs import sensitivity, sweep
+from saap_jax.jobs import sensitivity
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.report.kinds.common import suggestion_blocks
 from saap_jax.report.kinds.sensitivity import extremes, marks_of
@@ -110,7 +110,7 @@ def planted(six_layers, tmp_path, monkeypatch):
                     own[structure][layer] = cost * np.linspace(0.99, 1.01, UNITS[structure])
             return Calibrated({"reference": {"wanda": own}}, None, {})
 
-        monkeypatch.setattr(sweep, "candidate_losses", losses)
+        monkeypatch.setattr("saap_jax.subjects.llama.candidate_losses", losses)
         monkeypatch.setattr(sensitivity, "calibrate", scores)
         options = {"search": SearchConfig(), "fractions": (0.1, 0.3, 0.5), "resamples": 200} | changes
         config = SensitivityConfig(
@@ -223,7 +223,7 @@ class TestSensitivity:
         for factor, saved in ((0.9, True), (1.1, False), (1.0, False)):
             taken = [(1.0, factor), (1.01, 1.01 * factor), (1.0, 1.02 * factor)] + [(1.0, factor)] * (FEWEST - 3)
             clock = iter(taken)
-            monkeypatch.setattr(sensitivity, "forward_seconds", lambda *_, clock=clock, **__: next(clock))
+            monkeypatch.setattr("saap_jax.subjects.llama.forward_seconds", lambda *_, clock=clock, **__: next(clock))
             run = planted(truth, 0.0, align=12)
             sentence = aligned_sentence(run.record, run.candidates(), run.record["trials"][-1])
             assert sentence.startswith("widths to multiples of 12 change the ppl by ")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.api import select_calibrated
 from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
 from saap_jax.config.method import (
@@ -21,8 +20,9 @@ from saap_jax.jobs import compare, prune
 from saap_jax.jobs.score import score_run
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
-from saap_jax.selection import calibrate
+from saap_jax.selection.choose import choose_calibrated
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.subjects.llama import LlamaSubject, scenarios_of
 from saap_jax.types import STRUCTURES
 
 SCENARIOS = ("code=builtin:reference", "prose=builtin:descriptions")
@@ -49,7 +49,7 @@ def kept(score_config):
 def session(score_config):
     model = saap_jax.load_model(score_config.model.name)
     tokenizer = saap_jax.load_tokenizer(score_config.model.name)
-    return model, calibrate.scenarios_of(score_config.calibration, tokenizer)
+    return model, scenarios_of(score_config.calibration, tokenizer)
 
 
 def assert_scores_equal(first, second):
@@ -59,11 +59,11 @@ def assert_scores_equal(first, second):
 
 def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
     model, windows = session
-    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
+    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
     assert list(both.scenarios) == ["code", "prose"]
     assert list(both.fusions["prose"]) == ["gate_taylor+wanda"]
     for scenario, text in windows.items():
-        alone = calibrate.calibrate(model, text, NAMES, batch_size=2)
+        alone = saap_jax.calibrate(model, text, NAMES, batch_size=2)
         for name in NAMES:
             assert_scores_equal(both.scenarios[scenario][name], alone.scores(name))
     for name in NAMES:
@@ -75,9 +75,9 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
 
 def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session):
     model, windows = session
-    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
+    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
     joined = saap_jax.data.Windows(*(np.concatenate(parts) for parts in zip(*windows.values(), strict=True)))
-    together = calibrate.calibrate(model, joined, NAMES, batch_size=2)
+    together = saap_jax.calibrate(model, joined, NAMES, batch_size=2)
     for name in STRUCTURES:
         np.testing.assert_allclose(both.indicator("wanda")[name], together.stability[name], rtol=2e-3, atol=2e-3)
     apart = [both.scenarios[scenario]["wanda"] for scenario in windows]
@@ -89,19 +89,19 @@ def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(sessi
 
 def test_the_search_reads_how_scenarios_are_reduced_and_what_is_to_be_stable(session):
     model, windows = session
-    both = calibrate.calibrate(model, windows, NAMES, batch_size=2)
+    both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
     searches = [SearchConfig(allocation="global", scenario_reduction=name) for name in ("mean", "max", "min_rank")]
     searches += [
         SearchConfig(allocation="adaptive", stability_weight=1.0, stability_over=over)
         for over in ("examples", "scenarios")
     ]
-    kept = [select_calibrated(model, both, "gate_taylor", 0.4, config).keep for config in searches]
+    kept = [choose_calibrated(LlamaSubject(model), both, "gate_taylor", 0.4, config).keep for config in searches]
     chosen = {tuple(keep["mlp"].ravel()) for keep in kept}
     assert len(chosen) >= 4, "the options change what is kept"
 
 
 def test_patterns_of_an_unknown_estimator_are_refused_before_anything_is_loaded(score_config, monkeypatch, tmp_path):
-    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model"))
     config = dataclasses.replace(score_config, patterns=PatternsConfig(importance="wanda"), runs=str(tmp_path))
     with pytest.raises(ValueError, match=r"patterns\.importance: expected one of .*, got 'wanda'"):
         score_run(config)
@@ -143,9 +143,9 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
     model, windows = session
     names = ("fisher", "taylor_element(reduction='max')", "gate_fisher", "saap")
     fusion = FusionConfig(estimators=("gate_taylor", "taylor_element"), method="learned")
-    fresh = calibrate.calibrate(model, windows, names, fusion=fusion, batch_size=2)
-    monkeypatch.setattr(calibrate, "observe", lambda *_, **__: pytest.fail("observed again"))
-    monkeypatch.setattr("saap_jax.jobs.job.load_tokenizer", lambda *_: pytest.fail("looked for text"))
+    fresh = saap_jax.calibrate(model, windows, names, fusion=fusion, batch_size=2)
+    monkeypatch.setattr("saap_jax.subjects.llama.observe", lambda *_, **__: pytest.fail("observed again"))
+    monkeypatch.setattr("saap_jax.subjects.llama.load_tokenizer", lambda *_: pytest.fail("looked for text"))
     config = dataclasses.replace(
         score_config,
         name="again",
@@ -209,7 +209,7 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     assert found.estimators == [name for name in usual if name != "taylor_vector"]
     for scenario, scores in read_scores(run).scenarios.items():
         assert_scores_equal(found.scenarios[scenario]["taylor_element"], scores["taylor_element"])
-    saap = kept_module.rescored(str(run.path), saap_jax.load_model(own.model.name), ["saap"], own.fusion)
+    saap = kept_module.rescored(str(run.path), LlamaSubject(saap_jax.load_model(own.model.name)), ["saap"], own.fusion)
     for scenario, scores in expected.scenarios.items():
         for structure in STRUCTURES:
             np.testing.assert_allclose(
@@ -224,15 +224,16 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
     expected = kept[1]
     config = dataclasses.replace(score_config, runs=str(tmp_path))
     seen = []
-    observe = kept_module.observe_windows
+    observe = kept_module.score_examples
 
     def observe_first(*arguments, **options):
-        seen.append(options["scenario"])
+        if options["statistics"] is None:
+            seen.append(options["scenario"])
         if options["scenario"] == "prose" and len(seen) == 2:
             raise KeyboardInterrupt
         return observe(*arguments, **options)
 
-    monkeypatch.setattr(kept_module, "observe_windows", observe_first)
+    monkeypatch.setattr(kept_module, "score_examples", observe_first)
     with pytest.raises(KeyboardInterrupt):
         score_run(config)
     _, calibrated = score_run(config)
@@ -255,6 +256,6 @@ def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
-    monkeypatch.setattr("saap_jax.jobs.job.load_model", lambda *_: pytest.fail("loaded a model for a finished run"))
+    monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
     _, calibrated = score_run(score_config)
     assert_scores_equal(calibrated.scores("gate_taylor"), kept[1].scores("gate_taylor"))

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from saap_jax.api import calibrate as calibrate_examples
+from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.subjects.traced import problem as traced
 from tests.discovery.test_gates import drawn, example_of
 from tests.models_for_tracing import EXAMPLES
 
@@ -79,3 +82,13 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
         for _ in range(steps):
             params, state = step(params, state)
     return dataclasses.replace(problem, params=params, calibration=halves[0], held_out=halves[1])
+
+
+def calibrate(subject, estimators, **options):
+    """Return the scores by all calibration examples of a subject's problem."""
+    return calibrate_examples(subject, subject.problem.scenarios, estimators, **{"fusion": FUSED, **options})
+
+
+def cut_losses(subject, keep, params, batch_size=8):
+    """Return the losses of the cut model on the held-out examples."""
+    return traced.cut_losses(subject, keep, params, subject.problem.held_out, batch_size)

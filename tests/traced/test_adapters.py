@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 import saap_jax
 from saap_jax.adapters import from_linen, from_loss, from_nnx
-from saap_jax.config.traced import TracedSearchConfig
+from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
-from saap_jax.traced import Losses, calibrate, cut, select, subject_of
-from saap_jax.traced.select import select_scores
-from saap_jax.traced.subject import cut_losses
-from tests.traced.problems import square, stacked
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
+from saap_jax.subjects.traced import Losses, cut, subject_of
+from tests.traced.problems import calibrate, cut_losses, square, stacked
 
 
 def drawn(*shape, seed=0):
@@ -175,7 +175,7 @@ def test_quantised_weights_go_with_their_scales():
         "layers/up/values", "layers/up/scale", "layers/down/values", "layers/down/scale",
     }  # fmt: skip
     calibrated = calibrate(subject, ["gate_taylor", "ablation", "random"])
-    keep = select(subject, calibrated, "gate_taylor", 0.3, TracedSearchConfig()).keep
+    keep = select(subject, calibrated, "gate_taylor", 0.3, SearchConfig()).keep
     assert not keep[hidden.name].all()
     _, less = cut(subject, keep)
     assert less["layers"]["up"]["values"].dtype == jnp.int8
@@ -225,7 +225,7 @@ def test_sharded_arrays_stay_sharded(kept):
     problem, mesh = sharded(2)
     subject = subject_of(problem)
     scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    config = TracedSearchConfig(min_keep_each={"in[1]": kept}, max_ratio_each={"in[1]": 1 - kept / 4}, multiple_of=1)
+    config = SearchConfig(min_keep_each={"in[1]": kept}, max_ratio_each={"in[1]": 1 - kept / 4})
     keep = select_scores(subject, scores, 0.2, config).keep
     keep["in[1]"][:] = np.arange(4) < kept
     function, params = cut(subject, keep)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax.cli.main import main
-from saap_jax.traced import load_pruned
-from tests.report.shown import missing_from_page
+from saap_jax.subjects.traced import load_pruned
 from tests.traced.problems import stacked
 
 FILE = """
@@ -36,25 +35,31 @@ def here(tmp_path, monkeypatch):
 
 
 def test_compare(here, capsys):
-    words = ["compare", "mine.py:problem", "--estimators", "random", "gate_taylor", "ablation", "--ratios", "0.3"]
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "random", "gate_taylor", "ablation"]
+    words += ["--ratios", "0.3"]
     assert main(words) == 0
     text = capsys.readouterr().out
     for part in ("gate_taylor", "ablation", "dense", "Each copy (layer, expert) of a structure keeps as many units"):
         assert part in text
-    run = here / "runs" / "traced"
+    run = here / "runs" / "compare"
     record = json.loads((run / "run.json").read_text())
-    assert (record["kind"], record["status"]) == ("traced", "finished")
+    assert (record["kind"], record["status"]) == ("compare", "finished")
     assert record["model"]["prunable_parameters"] == sum(leaf.size for leaf in _leaves())
-    (best,) = record["best"]
-    np.testing.assert_allclose(best["cut"], best["masked"], rtol=1e-4)
+    best = record["best"]
+    assert best["ppl"] == pytest.approx(best["ppl_masked"], rel=1e-4)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["candidate"] for row in rows] == ["dense", "random@0.3", "gate_taylor@0.3", "ablation@0.3"]
-    assert all(row["parameters"] < rows[0]["parameters"] and row["ratio"] >= 0.3 for row in rows[1:])
+    assert [row["candidate"] for row in rows] == ["random@0.3", "gate_taylor@0.3", "ablation@0.3"]
+    assert all(row["parameters"] < record["dense"]["parameters"] and row["ratio_actual"] >= 0.3 for row in rows)
+    for row in (record["dense"], *rows):
+        assert row["ppl"]["loss held_out"] == pytest.approx(np.mean(row["losses"]["loss held_out"])), "no exponential"
     page = (run / "report.html").read_text()
     assert "Coupled structures: " in page  # the drawing
     assert "gate_taylor" in page
-    assert (run / "comparison.csv").read_text().count("\n") == 5
-    assert missing_from_page(run) == []
+    assert "perplexity" not in page.lower()
+    problem = stacked()
+    function, params = load_pruned(run / "best", problem)
+    loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+    assert float(loss) == pytest.approx(best["ppl"]["loss held_out"], rel=1e-5)
     before = (run / "metrics.jsonl").read_bytes()
     assert main(words) == 0  # a finished run is shown again
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -115,11 +120,11 @@ def test_bad_words_are_refused_in_one_line(here, capsys, command):
         (["mine.py:old"], "expected the factory to return a saap_jax.Problem"),
         (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
         (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
-        (["mine.py:problem", "other:one"], "expected one factory and at most one configuration"),
+        (["mine.py:problem", "other:one"], "expected at most one factory, got 2: mine.py:problem, other:one"),
         (["mine.py:problem", "--fusion.attention", "wanda"], "expected none for a traced model"),
         (["mine.py:problem", "--search.max-ratio-each", "nothing*", "0.5"], "expected names of structures"),
         (
-            ["mine.py:problem", "--estimator" if command == "prune" else "--estimators", "wanda"],
+            ["mine.py:problem", "--estimator" if command == "prune" else "--estimation.estimators", "wanda"],
             "'wanda': needs activation_moments, which is not observed of a traced model",
         ),
     ):

@@ -8,9 +8,9 @@ import pytest
 from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.estimation import Statistic
-from saap_jax.traced import Losses, calibrate, subject_of
-from saap_jax.traced.observe import observe
-from tests.traced.problems import problem_of, square, stacked
+from saap_jax.subjects.traced import Losses, subject_of
+from saap_jax.subjects.traced.observe import observe
+from tests.traced.problems import calibrate, problem_of, square, stacked
 
 ALL = (
     "random", "magnitude", "taylor_vector", "taylor_element", "taylor_element_second", "fisher", "gate_taylor",
@@ -142,7 +142,7 @@ def test_the_fusion_is_the_librarys(scores):
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):
     """∂ℒ/∂g_u = Σ w ∂w over the rows of the matrix behind the gate (method, section 2)."""
     needs = frozenset({Statistic.GATE_GRADIENT, Statistic.WEIGHT_GRADIENT})
-    statistics = observe(subject, needs, batch_size=2)
+    statistics = observe(subject, subject.problem.calibration, needs, batch_size=2)
     gradient = statistics.of(Statistic.WEIGHT_GRADIENT).values["layers/down"]
     sums = (subject.problem.params["layers"]["down"] * gradient).sum(-1)
     found = statistics.of(Statistic.GATE_GRADIENT)["layers/down[1]"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.traced import TracedSearchConfig
+from saap_jax.config import SearchConfig
 from saap_jax.discovery.tracing.insert_gates import gated
 from saap_jax.discovery.tracing.interpret import Changes, evaluate
 from saap_jax.discovery.tracing.problem import Problem
@@ -16,9 +16,10 @@ from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import trace
 from saap_jax.llama.segments import masks
-from saap_jax.traced import Losses, calibrate, cut, select, subject_of
-from saap_jax.traced.select import select_scores
-from saap_jax.traced.subject import cut_losses
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
+from saap_jax.subjects.traced import Losses, cut, subject_of
+from tests.traced.problems import calibrate, cut_losses
 
 E, K, D, F = 5, 2, 4, 6
 
@@ -230,7 +231,7 @@ def test_the_pipeline_leaves_as_many_experts_as_are_chosen(router):
         scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
         scores[found.name] = scores[found.name] * 0 + 1e-9
         alone = {each.name: 0.0 for each in subject.structures if each is not found}
-        config = TracedSearchConfig(allocation="global", min_keep=0, max_ratio_each=alone)
+        config = SearchConfig(allocation="global", min_keep_each={"*": 0}, max_ratio_each=alone)
         keep = select_scores(subject, scores, 0.5, config).keep
         assert keep[found.name].sum() == K
         with pytest.raises(ValueError, match="the largest possible ratio is"):
@@ -252,6 +253,6 @@ def test_gate_scores_of_experts_are_derivatives_and_ablation_is_taking_out():
             after = problem.loss(problem.function(without(problem.params, [expert]), x), y)
             np.testing.assert_allclose(calibrated.scores("ablation")[found.name][0, expert], after - before, 1e-3, 1e-5)
         assert (calibrated.scores("gate_taylor")[found.name] > 0).all()
-        keep = select(subject, calibrated, "taylor_element", 0.3, TracedSearchConfig()).keep
+        keep = select(subject, calibrated, "taylor_element", 0.3, SearchConfig()).keep
         assert keep[found.name].sum() >= K
     assert dataclasses.is_dataclass(problem)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.traced import TracedSearchConfig
+from saap_jax.config import SearchConfig
 from saap_jax.discovery.tracing.insert_gates import gated
 from saap_jax.discovery.tracing.problem import Problem
-from saap_jax.traced import cut, load_pruned, save_pruned, subject_of
-from saap_jax.traced.select import select_scores
-from saap_jax.traced.subject import at_shapes
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.subjects.traced import cut, load_pruned, save_pruned, subject_of
+from saap_jax.subjects.traced.problem import at_shapes
 from tests.models_for_tracing import attend, layer_norm
 
 HEADS, WIDTH, DIM, HIDDEN, VOCABULARY, LONGEST = 4, 6, 8, 12, 11, 16
@@ -62,7 +62,7 @@ def pruned():
     subject = subject_of(language_model(), refused=True)
     random = np.random.default_rng(1)
     scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    return subject, select_scores(subject, scores, 0.4, TracedSearchConfig()).keep
+    return subject, select_scores(subject, scores, 0.4, SearchConfig()).keep
 
 
 def test_its_structures_are_heads_widths_of_heads_and_channels(pruned):
@@ -111,7 +111,7 @@ def test_a_shape_is_traced_once(pruned):
         calls.append(tokens.shape)
         return decoder(params, tokens)
 
-    subject = subject._replace(problem=dataclasses.replace(subject.problem, function=counted))
+    subject = dataclasses.replace(subject, problem=dataclasses.replace(subject.problem, function=counted), programs={})
     function, params = cut(subject, keep)
     for count, length in ((2, 7), (1, 5), (3, 5), (2, 9), (1, 5), (2, 9)):
         jax.eval_shape(function, params, jnp.zeros((count, length), jnp.int32))
@@ -151,7 +151,7 @@ def test_a_structure_that_is_another_at_another_length_is_refused(pruned):
         (tied, r"structure layers/.* with inputs int32\[1, 9\]: expected"),
         (read, r"structure layers/.* with inputs int32\[1, 9\]: expected .*"),
     ):
-        other = subject._replace(problem=dataclasses.replace(subject.problem, function=function))
+        other = dataclasses.replace(subject, problem=dataclasses.replace(subject.problem, function=function))
         run, params = cut(other, keep)
         jax.eval_shape(run, params, jnp.zeros((1, 6), jnp.int32))
         with pytest.raises(ValueError, match=message):

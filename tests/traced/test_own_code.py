@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.traced import TracedSearchConfig
+from saap_jax.config import SearchConfig
 from saap_jax.discovery.tracing.own_code import groups_of, verdicts
 from saap_jax.discovery.tracing.patterns import by_name, matching
 from saap_jax.discovery.tracing.trace import trace
-from saap_jax.traced import subject_of
-from saap_jax.traced.select import select_scores
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.subjects.traced import subject_of
 from tests.models_for_tracing import attend
 from tests.traced.problems import stacked
 
@@ -88,7 +88,7 @@ def test_what_the_code_does_not_take_is_off_unless_asked_for():
     scores = {name: np.ones(gate.shape) for name, gate in subject.ones.items()}
     (name,) = subject.left_out
     with pytest.raises(ValueError, match=r"is left alone, as the model's own code gives other outputs"):
-        select_scores(subject, scores, 0.1, TracedSearchConfig(max_ratio_each={name: 0.5}))
+        select_scores(subject, scores, 0.1, SearchConfig(max_ratio_each={name: 0.5}))
 
 
 def test_nothing_left_says_what_to_ask_for():
@@ -121,7 +121,7 @@ def of_layers():
 def test_patterns_name_several_structures():
     subject = subject_of(of_layers())
     scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    config = TracedSearchConfig(
+    config = SearchConfig(
         allocation="global",
         multiple_of_each={"layers/*/down[0]": 2},
         max_ratio_each={"layers/*": 0.9, "layers/1/down[0]": 0.0},
@@ -141,7 +141,7 @@ def test_a_pattern_that_fits_nothing_is_refused():
                 subject,
                 scores,
                 0.1,
-                TracedSearchConfig(**{field: {"layer/*": 1.0 if field == "max_ratio_each" else 1}}),
+                SearchConfig(**{field: {"layer/*": 1.0 if field == "max_ratio_each" else 1}}),
             )
 
 

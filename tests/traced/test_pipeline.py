@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.traced import TracedSearchConfig
+from saap_jax.config import SearchConfig
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.llama.segments import masks
-from saap_jax.traced import Losses, calibrate, cut, select, subject_of
-from saap_jax.traced.select import prunable_parameters, removed_parameters, select_scores
-from saap_jax.traced.subject import cut_losses
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
+from saap_jax.subjects.traced import Losses, cut, subject_of
+from saap_jax.subjects.traced.counting import prunable_parameters, removed_parameters
 from tests.models_for_tracing import EXAMPLES
-from tests.traced.problems import MIXED, problem_of, square, stacked, trained
+from tests.traced.problems import MIXED, calibrate, cut_losses, problem_of, square, stacked, trained
 
 QUICK = ("moe",)
 MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in EXAMPLES if n != MIXED]
@@ -36,7 +37,7 @@ def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     problem = problem_of(name, 4)
     subject = subject_of(problem, norms=norms, refused=True)
     calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
-    selection = select(subject, calibrated, "gate_taylor", 0.25, TracedSearchConfig())
+    selection = select(subject, calibrated, "gate_taylor", 0.25, SearchConfig())
     assert selection.actual >= 0.25
     for structure in subject.structures:
         kept = selection.keep[structure.name].sum(1)
@@ -62,7 +63,7 @@ def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ra
     """Both structures of the model meet in the matrices of its layers."""
     scores = drawn_scores(subject)
     assert prunable_parameters(subject) == sum(leaf.size for leaf in jax.tree.leaves(subject.problem.params))
-    selection = select_scores(subject, scores, ratio, TracedSearchConfig(allocation=allocation))
+    selection = select_scores(subject, scores, ratio, SearchConfig(allocation=allocation))
     _, params = cut(subject, selection.keep)
     left = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert selection.removed == prunable_parameters(subject) - left == removed_parameters(subject, selection.keep)
@@ -80,13 +81,13 @@ def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ra
 
 
 def test_limits_of_single_structures(subject):
-    config = TracedSearchConfig(
+    config = SearchConfig(
         allocation="global", multiple_of_each={"layers/down[1]": 2}, min_keep_each={"in[1]": 3}, max_ratio_each={}
     )
     selection = select_scores(subject, drawn_scores(subject), 0.4, config)
     assert selection.keep["layers/down[1]"].sum(1).tolist() in ([2, 2], [4, 4])
     assert selection.keep["in[1]"].sum() >= 3
-    alone = TracedSearchConfig(max_ratio_each={"in[1]": 0.0})
+    alone = SearchConfig(max_ratio_each={"in[1]": 0.0})
     assert select_scores(subject, drawn_scores(subject), 0.3, alone).keep["in[1]"].all()
 
 
@@ -98,11 +99,11 @@ def test_adaptive_uses_the_stability_of_examples(subject):
             calibrated,
             "taylor_element",
             0.4,
-            TracedSearchConfig(allocation="adaptive", stability_weight=weight),
+            SearchConfig(allocation="adaptive", stability_weight=weight),
         ).keep
         for weight in (0.0, -5.0, 5.0)
     ]
-    plain = select(subject, calibrated, "taylor_element", 0.4, TracedSearchConfig(allocation="global")).keep
+    plain = select(subject, calibrated, "taylor_element", 0.4, SearchConfig(allocation="global")).keep
     assert all((keeps[0][name] == plain[name]).all() for name in plain)
     assert any((keeps[1][name] != keeps[2][name]).any() for name in plain)
 
@@ -110,7 +111,7 @@ def test_adaptive_uses_the_stability_of_examples(subject):
 def test_candidates_compile_once(subject):
     losses = Losses(subject, batch_size=2)
     for seed in range(3):
-        keep = select_scores(subject, drawn_scores(subject, seed), 0.1 * seed, TracedSearchConfig()).keep
+        keep = select_scores(subject, drawn_scores(subject, seed), 0.1 * seed, SearchConfig()).keep
         losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
     assert losses.step._cache_size() == 1
 
@@ -134,7 +135,7 @@ def test_gate_taylor_removes_less_than_chance(name):
     calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=16)
     losses, found = Losses(subject, batch_size=16), {}
     for estimator in calibrated.estimators:
-        keep = select(subject, calibrated, estimator, 0.25, TracedSearchConfig()).keep
+        keep = select(subject, calibrated, estimator, 0.25, SearchConfig()).keep
         found[estimator] = losses.of(masks(keep), problem.params, problem.held_out).mean()
     dense = losses.of(subject.ones, problem.params, problem.held_out).mean()
     assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
@@ -154,7 +155,7 @@ def test_half_precision():
     for name in calibrated.estimators:
         for structure, values in calibrated.scores(name).items():
             np.testing.assert_allclose(values, exact.scores(name)[structure], rtol=0.3, atol=0.05)
-    keep = select(subject, calibrated, "gate_taylor", 0.4, TracedSearchConfig()).keep
+    keep = select(subject, calibrated, "gate_taylor", 0.4, SearchConfig()).keep
     masked = Losses(subject).of(masks(keep), half.params, half.held_out).mean()
     _, less = cut(subject, keep)
     assert less["in"].dtype == jnp.bfloat16
@@ -232,11 +233,11 @@ def test_wrong_estimators_and_budgets_are_refused(subject):
             calibrate(subject, names)
     scores = drawn_scores(subject)
     with pytest.raises(ValueError, match=r"search.min_keep_each: expected names of structures in\[1\], .* got up"):
-        select_scores(subject, scores, 0.2, TracedSearchConfig(min_keep_each={"up": 2}))
+        select_scores(subject, scores, 0.2, SearchConfig(min_keep_each={"up": 2}))
     with pytest.raises(ValueError, match="the largest possible ratio is 0.3700 under"):
-        select_scores(subject, scores, 0.6, TracedSearchConfig(max_ratio=0.3))
+        select_scores(subject, scores, 0.6, SearchConfig(max_ratio_each={"*": 0.3}))
     with pytest.raises(ValueError, match="expected a number in"):
-        select_scores(subject, scores, 1.0, TracedSearchConfig())
+        select_scores(subject, scores, 1.0, SearchConfig())
     wrong = dataclasses.replace(subject.problem, params=jax.tree.map(lambda w: w * jnp.nan, subject.problem.params))
     with pytest.raises(ValueError, match="the loss of 5 examples is not finite"):
-        calibrate(subject._replace(problem=wrong), ["gate_taylor"])
+        calibrate(dataclasses.replace(subject, problem=wrong, programs={}), ["gate_taylor"])

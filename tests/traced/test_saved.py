@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.flax import load_file, save_file
 
-from saap_jax.config.traced import TracedSearchConfig
-from saap_jax.traced import cut, load_pruned, save_pruned, subject_of
-from saap_jax.traced.select import select_scores
+from saap_jax.config import SearchConfig
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.subjects.traced import cut, load_pruned, save_pruned, subject_of
 from tests.traced.problems import problem_of, stacked
 
 
@@ -20,7 +20,7 @@ def pruned(tmp_path_factory):
     subject = subject_of(stacked())
     random = np.random.default_rng(0)
     scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    keep = select_scores(subject, scores, 0.4, TracedSearchConfig()).keep
+    keep = select_scores(subject, scores, 0.4, SearchConfig()).keep
     path = tmp_path_factory.mktemp("pruned") / "model"
     save_pruned(path, subject, keep, {"estimator": "random"})
     return path, subject, keep
@@ -123,7 +123,7 @@ def test_modules_come_back(name, tmp_path):
     problem = problem_of(name, 3)
     subject = subject_of(problem, refused=True)
     scores = {each: np.random.default_rng(0).uniform(size=gate.shape) for each, gate in subject.ones.items()}
-    keep = select_scores(subject, scores, 0.3, TracedSearchConfig()).keep
+    keep = select_scores(subject, scores, 0.3, SearchConfig()).keep
     before, less = save_pruned(tmp_path / "model", subject, keep)
     function, params = load_pruned(tmp_path / "model", problem_of(name, 3))
     inputs = problem.inputs(problem.held_out[0])

@@ -34,7 +34,7 @@ def traced_factory(name: str) -> Found:
     """
     made = made_by(name)
     if isinstance(made, Problem):
-        inputs, _ = made.row(made.calibration, 0)
+        inputs, _ = made.row(made.first_set, 0)
         made = (made.program, made.params, *made.inputs(inputs))
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         raise ValueError(

@@ -1,6 +1,7 @@
 """What pruning a researcher's own model needs to know of it: the function, its parameters, a loss, and examples."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class Problem:
     ...     calibration=(x, y),
     ...     held_out=(x + 1, y),
     ... )
-    >>> problem.count, problem.row(problem.calibration, 0)[1].shape
+    >>> problem.count, problem.row(problem.first_set, 0)[1].shape
     (4, (1, 2))
     """
 
@@ -38,10 +39,10 @@ class Problem:
     """Arrays, in any pytree. Shapes (`jax.eval_shape`) do for `load_pruned`, which reads the values."""
     loss: Callable[[Any, Any], Any]
     """`loss(outputs, targets)`: one number for a batch, the mean over its examples. It is asked for one at a time."""
-    calibration: Examples
-    """What units are scored on."""
-    held_out: Examples
-    """What pruned models are judged on."""
+    calibration: Examples | Mapping[str, Examples]
+    """What units are scored on; sets of it by name are scenarios, whose scores are kept apart."""
+    held_out: Examples | Mapping[str, Examples]
+    """What pruned models are judged on; of sets by name, the first is of the calibration domain."""
     references: Mapping[Kernel, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     """For a kernel of the function that tells nothing of its axes, by function or name: a function of the kernel's
     arrays, flat, that computes the same in plain operations. It is traced, and runs, in the kernel's place."""
@@ -69,16 +70,23 @@ class Problem:
                     f"Problem.params: expected numbers, got {leaf.dtype}; let the function hold random keys"
                 )
         shapes = {}
-        for name in ("calibration", "held_out"):
-            given = getattr(self, name)
-            if not (isinstance(given, tuple) and len(given) == 2):
-                raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(given).__name__}")
-            shapes[name] = _example_shapes(name, given)
-        if shapes["calibration"] != shapes["held_out"]:
-            raise ValueError(
-                f"Problem.held_out: expected examples of the shapes and types of calibration, "
-                f"{shapes['calibration']}, got {shapes['held_out']}"
-            )
+        for field in ("calibration", "held_out"):
+            for key, given in _sets(getattr(self, field), field).items():
+                name = field if key == field else f"{field}[{key!r}]"
+                if not re.fullmatch(r"[\w.-]+", key):
+                    raise ValueError(
+                        f"Problem.{field}: expected names of letters, digits, '.', '_' and '-', got {key!r}"
+                    )
+                if not (isinstance(given, tuple) and len(given) == 2):
+                    raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(given).__name__}")
+                shapes[name] = _example_shapes(name, given)
+        first, *others = shapes
+        for name in others:
+            if shapes[name] != shapes[first]:
+                raise ValueError(
+                    f"Problem.{name}: expected examples of the shapes and types of {first}, {shapes[first]}, got "
+                    f"{shapes[name]}"
+                )
 
     @property
     def program(self) -> Callable[..., Any]:
@@ -86,9 +94,24 @@ class Problem:
         return with_references(self.function, self.references)
 
     @property
+    def scenarios(self) -> dict[str, Examples]:
+        """The calibration examples of each scenario; of one set, `calibration`."""
+        return _sets(self.calibration, "calibration")
+
+    @property
+    def held_out_sets(self) -> dict[str, Examples]:
+        """The held-out examples of each set; of one, `held_out`."""
+        return _sets(self.held_out, "held_out")
+
+    @property
+    def first_set(self) -> Examples:
+        """The calibration examples of the first scenario."""
+        return next(iter(self.scenarios.values()))
+
+    @property
     def count(self) -> int:
-        """Calibration examples."""
-        return count_examples(self.calibration)
+        """Calibration examples, of all scenarios."""
+        return sum(map(count_examples, self.scenarios.values()))
 
     def inputs(self, inputs: Any) -> tuple[Any, ...]:
         """Return the inputs as the function takes them."""
@@ -109,6 +132,15 @@ class Problem:
             got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else type(value).__name__
             raise ValueError(f"Problem.loss: expected one number of floating point for one example, got {got}")
         return value.reshape(())
+
+
+def _sets(given: Any, name: str) -> dict[str, Any]:
+    """Return sets of examples by name."""
+    if not isinstance(given, Mapping):
+        return {name: given}
+    if not given:
+        raise ValueError(f"Problem.{name}: expected one set of examples at least, got none")
+    return dict(given)
 
 
 def count_examples(examples: Examples) -> int:

@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import MINUS, short_name
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import Scores
 
 _COLUMNS, _HIGH, _HEAD, _LETTERS = 5, 1.85, 0.45, 26
 """Panels side by side; inches of a row and of a heading; letters of a name that fit."""
@@ -38,7 +38,7 @@ def fidelity_plot(scores: Mapping[str, Scores], exact: Scores, panels: Panels) -
 
     Structures without a measured unit are left out; without any, None.
     """
-    shown = {name: list(panels.get(name, ())) for name in STRUCTURES if np.isfinite(_of(exact, name)).any()}
+    shown = {name: list(panels.get(name, ())) for name in exact if np.isfinite(_of(exact, name)).any()}
     shown = {name: each for name, each in shown.items() if each}
     if not shown:
         return None
@@ -49,7 +49,7 @@ def fidelity_plot(scores: Mapping[str, Scores], exact: Scores, panels: Panels) -
     def paint(figure: Any) -> None:
         heights = [_HEAD + _HIGH * rows[name] for name in shown]
         parts = figure.subfigures(len(shown) + 1, 1, height_ratios=[*heights, _HEAD])
-        depth = max(len(_of(exact, name)) for name in STRUCTURES)
+        depth = max(len(_of(exact, name)) for name in exact)
         for part, (name, each) in zip(parts, shown.items(), strict=False):
             _paint(part, name, each, rows[name], scores, _of(exact, name), depth)
         _legend(parts[-1], depth)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.report.figures.axes import logarithmic, removed_across
 from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import TIED, format_percent, format_ppl, plural, short_name
-from saap_jax.runs.standing import DENSE, Record
+from saap_jax.runs.standing import DENSE, Record, mean_figure
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
@@ -32,7 +33,8 @@ def frontier_plot(run: Record, candidates: Sequence[Record], found: Sequence[Any
     frontier = run["frontier"]
     bands = {each.variant: band_of(run, candidates, each.variant) for each in found}
     said = [
-        f"Perplexity {frontier['metric']} on a logarithmic axis against the share of prunable parameters removed; "
+        f"{scale_of(frontier['metric']).noun.capitalize()} {frontier['metric']} on a logarithmic axis against the "
+        "share of prunable parameters removed; "
         f"unpruned {format_ppl(bands[found[0].variant][0][2])}, limit {format_ppl(frontier['limit'])}."
     ]
     for each in found:
@@ -53,7 +55,7 @@ def band_of(run: Record, candidates: Sequence[Record], variant: str) -> Band:
             points.setdefault(candidate["ratio_asked"], []).append(float(candidate["ppl"][metric]))
     seeds = len(run["seeds"]["calibration"])
     return [
-        (ratio, min(ppl), math.exp(sum(map(math.log, ppl)) / len(ppl)), max(ppl))
+        (ratio, min(ppl), mean_figure(metric, ppl), max(ppl))
         for ratio, ppl in sorted(points.items())
         if (len(ppl) == seeds or ratio == 0) and all(map(math.isfinite, ppl))
     ]
@@ -99,6 +101,6 @@ def _paint_line(axis: Any, found: Any, band: Band, index: int, limit: float) -> 
     if found.ratio.mean > 0 and found.everywhere < found.seeds:
         axis.plot([found.ratio.mean] * 2, [axis.get_ylim()[0], limit], color=colour, linewidth=1.2)
     if not math.isnan(found.knee.mean):
-        at = math.exp(float(np.interp(found.knee.mean, ratios, np.log(mean))))
+        at = math.exp(float(np.interp(found.knee.mean, ratios, np.log(mean))))  # a line on the logarithmic axis
         ring = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.6}
         axis.plot([found.knee.mean], [at], "o", color=colour, **ring)

@@ -9,6 +9,7 @@ from saap_jax.report.figures.palette import COLOURS, INK
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import short_name
 from saap_jax.runs.standing import Record
+from saap_jax.selection.fusion import scope_parts
 
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 """A structure each."""
@@ -45,8 +46,8 @@ def _paint(left: Any, right: Any, fused: Record) -> None:
     from matplotlib.lines import Line2D
 
     members, scopes = list(fused["sigmas"]), list(next(iter(fused["sigmas"].values())))
-    structures = list(dict.fromkeys(scope.partition("/")[0] for scope in scopes))
-    layered = any("/" in scope for scope in scopes)
+    structures = list(dict.fromkeys(scope_parts(scope)[0] for scope in scopes))
+    layered = any(scope_parts(scope)[1] is not None for scope in scopes)
     if fused["trajectory"]:
         _trajectory(left, fused["trajectory"], scopes, structures)
     elif layered:
@@ -79,7 +80,7 @@ def _trajectory(axis: Any, steps: dict[str, list], scopes: list[str], structures
         if many:  # keeps the file small; on this axis σ goes straight until it settles
             shown = shown[(shown < 20) | (shown % 5 == 0) | (shown == len(lines) - 1)]
         for scope, line in zip(scopes, lines[shown].T, strict=True):
-            dashes = _DASHES[structures.index(scope.partition("/")[0]) % 3]
+            dashes = _DASHES[structures.index(scope_parts(scope)[0]) % 3]
             axis.plot(shown, line, color=_colour(index, opacity), linestyle=dashes, linewidth=width)
     axis.set_xlabel("gradient step")
     axis.locator_params(axis="x", integer=True, min_n_ticks=1)
@@ -89,8 +90,8 @@ def _by_layer(axis: Any, values: dict[str, dict[str, float]], structures: list[s
     """Draw values over layers, a line a member and structure."""
     for index, by_scope in enumerate(values.values()):
         for which, structure in enumerate(structures):
-            split = ((scope.partition("/"), value) for scope, value in by_scope.items())
-            own = {int(layer): value for (name, _, layer), value in split if name == structure}
+            split = ((scope_parts(scope), value) for scope, value in by_scope.items())
+            own = {layer: value for (name, layer), value in split if name == structure and layer is not None}
             style: dict = {"linestyle": _DASHES[which % 3], "marker": _MARKERS[which % 3], "markersize": 2.5}
             axis.plot(list(own), list(own.values()), color=_colour(index), linewidth=1.0, **style)
     axis.set_xlabel("layer")

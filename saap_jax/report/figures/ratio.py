@@ -53,7 +53,9 @@ def curves(run: Record, candidates: Sequence[Record], metric: str) -> tuple[list
     return [Curve(name, start + sorted(points)) for name, points in found.items()], missing
 
 
-def ratio_plot(title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = ()) -> Plot | None:
+def ratio_plot(
+    title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = (), noun: str = "perplexity"
+) -> Plot | None:
     """Return perplexity (log axis) over the actual ratio, each line numbered at its end by its place in `order`.
 
     Colour, dash and marker follow the place too, see `palette`, so that figures of one order are read with one legend.
@@ -64,7 +66,7 @@ def ratio_plot(title: str, found: Sequence[Curve], order: Sequence[str], missing
     if not shown:
         return None
     high = _highest(shown)
-    said = ["Perplexity on a logarithmic axis against the share of prunable parameters removed."]
+    said = [f"{noun.capitalize()} on a logarithmic axis against the share of prunable parameters removed."]
     said += [f"{c.name}: " + ", ".join(f"{format_percent(r)} % {format_ppl(p)}" for r, p in c.points) + "."
              for c in shown]  # fmt: skip
     if any(ppl > high for curve in shown for _, ppl in curve.points):
@@ -81,7 +83,9 @@ def ratio_plot(title: str, found: Sequence[Curve], order: Sequence[str], missing
     return Plot("frontier", title, " ".join(said), paint, _HEIGHT, _WIDTH)
 
 
-def ratio_panels(name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str]) -> list[Plot]:
+def ratio_panels(
+    name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], noun: str = "perplexity"
+) -> list[Plot]:
     """Return the same lines for papers, a panel a text, with one legend of names; so many lines a figure."""
     drawn = [curve.name for _, found in panels for curve in found]
     names = [name for name in order if name in drawn]
@@ -91,18 +95,21 @@ def ratio_panels(name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order
         chosen = names[start : start + RUNS]
         some = [(title, shown) for title, found in panels if (shown := _shown(found, chosen))]
         height = 2.9 + 0.15 * max(0.0, len(chosen) / 2 - 5)
-        plots.append(Plot(f"{name}{part}", "Perplexity against ratio", "", _panels(some, order, chosen), height, 6.75))
+        paint = _panels(some, order, chosen, noun)
+        plots.append(Plot(f"{name}{part}", f"{noun.capitalize()} against ratio", "", paint, height, 6.75))
     return plots
 
 
-def _panels(panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], chosen: Sequence[str]) -> Any:
+def _panels(
+    panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], chosen: Sequence[str], noun: str
+) -> Any:
     def paint(figure: Any) -> None:
         handles: dict[str, Any] = {}
         for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             handles |= _paint(axis, shown, order)
             letters = 34 if len(panels) < 3 else 22
             axis.set_title("\n".join(short_name(line, letters) for line in title.split("\n")))
-        figure.axes[0].set_ylabel("perplexity (log)")
+        figure.axes[0].set_ylabel(f"{noun} (log)")
         named = [short_name(name, _LETTERS) for name in chosen]
         columns = 3 if max(map(len, named)) < 24 else 2
         options = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.6}

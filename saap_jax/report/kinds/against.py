@@ -12,6 +12,7 @@ import numpy as np
 
 from saap_jax.evaluation.differences import Difference, differences_against
 from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
 from saap_jax.report.page.formats import BEST, MINUS, format_p, format_ppl, short_name
 from saap_jax.report.page.strips import nice_axis
@@ -74,7 +75,9 @@ def against_best(run: Record, variants: Sequence[Record], rows: Sequence[Row]) -
             if not each or not base.size:
                 continue
             others = np.stack(list(each.values())).astype(np.float64)
-            differences = differences_against(base.astype(np.float64), others, resamples=resamples_for(len(each)))
+            differences = differences_against(
+                base.astype(np.float64), others, resamples=resamples_for(len(each)), scale=scale_of(name)
+            )
             adjusted = holm([difference.p_value for difference in differences]).tolist()
             found += [
                 Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p)
@@ -89,6 +92,8 @@ def format_difference(difference: Difference) -> str:
     >>> format_difference(Difference(math.log(1.031), 0.0, 0.0)), format_difference(Difference(math.log(22), 0.0, 0.0))
     ('+3.1', '× 22')
     """
+    if not difference.scale.logarithmic:
+        return _share(difference.percent[0], _digits(difference))
     factor = difference.value >= _FACTOR
     return ("× " if factor else "") + _written(difference.value, factor, _digits(difference))
 
@@ -102,6 +107,9 @@ def format_interval(difference: Difference) -> str:
     if math.isnan(difference.low) or math.isnan(difference.high):
         return ""
     factor, digits = difference.value >= _FACTOR, _digits(difference)
+    if not difference.scale.logarithmic:
+        low, high = (_share(end, digits) for end in difference.percent[1:])
+        return f"[{low}, {high}]"
     return f"[{_written(difference.low, factor, digits)}, {_written(difference.high, factor, digits)}]"
 
 
@@ -131,7 +139,7 @@ def forest(found: Sequence[Against], limit: int) -> Chart:
             cells.append(Interval(*percent_ends(one.difference), said=_said(one), sure=one.sure))
             cells.append(Note(format_difference(one.difference), format_interval(one.difference)))
         strips.append(Strip(label, cells))
-    below = f"perplexity above that of {short_name(best, 60)}, %"
+    below = f"{found[0].difference.scale.noun} above that of {short_name(best, 60)}, %"
     return Chart(f"intervals-{asked}", f"Differences from the best, {asked} % asked", "variant", columns, strips,
                  below=below)  # fmt: skip
 
@@ -161,16 +169,18 @@ def percent_axis(differences: Sequence[Difference]) -> Axis:
 
 def percent_ends(difference: Difference) -> tuple[float, float, float]:
     """Return value, low and high in percent."""
-    with np.errstate(over="ignore"):
-        value, low, high = (100 * float(np.expm1(each)) for each in difference[:3])
+    value, low, high = (difference.scale.percent(end, difference.base) for end in difference[:3])
     return value, low, high
 
 
 def _digits(difference: Difference) -> int:
     """Return the decimals of a percentage and of its interval, fewer where they are wide."""
-    ends = (nats for nats in difference[:3] if not math.isnan(nats))
-    size = max((abs(100 * math.expm1(min(nats, 700.0))) for nats in ends), default=0.0)
+    size = max((abs(end) for end in percent_ends(difference) if not math.isnan(end)), default=0.0)
     return 0 if size >= 100 else 1 if size >= 1 else 2
+
+
+def _share(percent: float, digits: int) -> str:
+    return "n/a" if math.isnan(percent) else f"{percent:+,.{digits}f}".replace("-", MINUS)
 
 
 def _written(nats: float, factor: bool, digits: int) -> str:

@@ -15,6 +15,7 @@ from saap_jax.report.kinds.variants import (
     candidate_data,
     cut_rows,
     cut_table,
+    figure_of,
     headline,
     summary,
     variant_table,
@@ -38,7 +39,7 @@ from saap_jax.report.page.blocks import (
 from saap_jax.report.page.formats import plural
 from saap_jax.report.page.strips import layer_axis
 from saap_jax.runs.directory import read_candidates
-from saap_jax.runs.score_arrays import read_scores
+from saap_jax.runs.score_arrays import read_scores, structures_of
 from saap_jax.runs.standing import DENSE, Record, Row, comparison_rows, labels, leading, merged, metrics, untested
 
 
@@ -87,10 +88,11 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
     if not found.rows:
         return []
     blocks: list[Block] = [Words(f"{headline(found.run)}.")]
+    noun = figure_of(found.run).noun
     if found.against:
         blocks.append(
             Words(
-                "Δ: how far the perplexity is above that of the best of its ratio (×: how many times as high)"
+                f"Δ: how far the {noun} is above that of the best of its ratio (×: how many times as high)"
                 f"{', without an interval' if untested(found.rows) else ', and its 95 % interval'}. "
                 f"{DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on which it has the "
                 "lower loss; p: of no difference, adjusted for the number of variants (paired bootstrap, Holm)."
@@ -105,20 +107,20 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
 def frontier_section(found: Compared, detail: Detail) -> list[Section]:
     """Return perplexity against ratio, a figure a text, numbered alike."""
     order = leading(found.rows, detail.limit)
-    pictures, panels = [], []
+    pictures, panels, noun = [], [], figure_of(found.run).noun
     for metric in metrics(found.run):
         lines, missing = curves(found.run, found.variants, metric["name"])
         name, domain = metric["name"], DOMAINS[metric["domain"]]
-        if plot := ratio_plot(f"Perplexity against ratio: {name}", lines, order, missing):
+        if plot := ratio_plot(f"{noun.capitalize()} against ratio: {name}", lines, order, missing, noun):
             pictures.append(Picture(f"{name} ({domain})", plot))
             panels.append((f"{domain}\n{name}", lines))
     if not pictures:
         return []
     said = "Logarithmic axis; lower is better. A number with an arrow lies beyond the scale, on its upper edge."
     names = {row.label for row in found.rows if row.candidate != DENSE}
-    together = Pictures(pictures, order, ratio_panels("frontier", panels, order))
+    together = Pictures(pictures, order, ratio_panels("frontier", panels, order, noun))
     blocks = [Words(said + _left_out(len(names) - len(order))), together]
-    return [Section("frontier", "Perplexity against ratio", blocks)]
+    return [Section("frontier", f"{noun.capitalize()} against ratio", blocks)]
 
 
 def interval_section(found: Compared, detail: Detail) -> list[Section]:
@@ -136,7 +138,10 @@ def interval_section(found: Compared, detail: Detail) -> list[Section]:
             f"with 95 % intervals of a paired bootstrap over {over}. A hollow point cannot be told apart from the best"
         )
     blocks: list[Block] = [
-        Words(f"Perplexity relative to the best of the ratio (*), in percent, {how}; an arrow lies beyond the scale.")
+        Words(
+            f"{figure_of(found.run).noun.capitalize()} relative to the best of the ratio (*), in percent, {how}; an "
+            "arrow lies beyond the scale."
+        )
     ]
     for asked in dict.fromkeys(one.asked for one in found.against):
         group = [one for one in found.against if one.asked == asked]
@@ -179,6 +184,8 @@ def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
     structures = {name: units for name, units in structures.items() if layers[name]}
     if not structures:
         return None
+    if "structures" in run:
+        return _kept_of_structures(run, rows)
     columns = [Column(f"{name} kept, by layer", layer_axis(layers[name]), lines=False) for name in structures]
     strips = [
         Strip(name, [Heat(each[s], _said(name, s, kept[s], units)) for s, units in structures.items()])
@@ -189,6 +196,21 @@ def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
     return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
 
 
+def _kept_of_structures(run: Record, rows: Sequence[tuple[str, Record]]) -> Chart:
+    """Return the share of units that each candidate keeps of each structure of a traced model, all copies alike."""
+    units = run["model"]["units"]
+    strips = []
+    for name, candidate in rows:
+        counts = {structure: candidate["kept"][structure][0] for structure in units}
+        said = ", ".join(f"{structure} {count:.6g} of {units[structure]}" for structure, count in counts.items())
+        shares = [count / units[structure] for structure, count in counts.items()]
+        strips.append(Strip(name, [Heat(shares, f"{name} keeps {said}")]))
+    asked = f"{100 * rows[0][1]['ratio_asked']:g}"
+    columns = [Column(f"units kept, by structure ({', '.join(units)})", layer_axis(len(units)), lines=False)]
+    title = f"Kept by structure, {asked} % asked"
+    return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
+
+
 def _said(name: str, structure: str, counts: Sequence[Number], units: int | Sequence[int]) -> str:
     of = f"{units}" if isinstance(units, int) else " ".join(map(str, units))
     return f"{name}, {structure}: of {of} each layer keeps {' '.join(f'{count:.6g}' for count in counts)}"
@@ -196,7 +218,7 @@ def _said(name: str, structure: str, counts: Sequence[Number], units: int | Sequ
 
 def score_section(found: Compared, detail: Detail) -> list[Section]:
     """Return the distributions of the scores that the run keeps, of the first scenario."""
-    scores = read_scores(found.path)
+    scores = read_scores(found.path, structures_of(found.run))
     (scenario, by_estimator), *others = scores.items() or [("", {})]
     said, parts = score_parts(by_estimator, detail)
     if not parts:

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from saap_jax.report.page.blocks import Axis, Band, Block, Chart, Column, Detail, Heat, Note, Part, Strip
 from saap_jax.report.page.formats import plural, slug
 from saap_jax.report.page.strips import layer_axis
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import Scores
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -98,7 +98,7 @@ def score_chart(by_estimator: Mapping[str, Scores], structure: str, limit: int) 
 def score_parts(by_estimator: Mapping[str, Scores], detail: Detail, scenario: str = "") -> tuple[str, list[Block]]:
     """Return how charts of scores are read, and a chart a structure."""
     parts: list[Block] = []
-    for structure in STRUCTURES:
+    for structure in next(iter(by_estimator.values()), {}):
         if chart := score_chart(by_estimator, structure, detail.limit):
             if scenario:
                 chart = chart._replace(name=f"scores-{slug(scenario)}-{structure}")

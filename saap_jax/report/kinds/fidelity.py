@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
-from saap_jax.evaluation.rank_correlation import MEASURES, SCOPES, Fidelity
+from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.report.figures.fidelity import fidelity_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section
@@ -32,11 +32,11 @@ from saap_jax.report.page.blocks import (
 )
 from saap_jax.report.page.csv_text import without_nan
 from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation, plural, some
-from saap_jax.runs.directory import read_json
-from saap_jax.runs.score_arrays import read_scores
+from saap_jax.runs.directory import read_json, read_run
+from saap_jax.runs.score_arrays import read_scores, structures_of
 from saap_jax.runs.standing import Record
 from saap_jax.selection.stability import reduce_scenarios
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import Scores
 
 _AXIS = Axis(-1.05, 1.05, [(-1.0, f"{MINUS}1"), (-0.5, ""), (0.0, "0"), (0.5, ""), (1.0, "1")])
 
@@ -72,7 +72,7 @@ def read_changes(path: Path) -> tuple[dict[str, Scores], Scores]:
 
     Empty where it has not come that far. Changes of units that the scores do not have are left out.
     """
-    scenarios, file = read_scores(path), path / "ablation.jsonl"
+    scenarios, file = read_scores(path, structures_of(read_run(path))), path / "ablation.jsonl"
     if not scenarios or not file.exists():
         return {}, {}
     scores = {
@@ -83,7 +83,9 @@ def read_changes(path: Path) -> tuple[dict[str, Scores], Scores]:
     changes = {
         unit: change
         for unit, change in changes_from_lines(file.read_text(errors="replace")).items()
-        if unit.layer < len(like[unit.structure]) and unit.number < like[unit.structure].shape[1]
+        if unit.structure in like
+        and unit.layer < len(like[unit.structure])
+        and unit.number < like[unit.structure].shape[1]
     }
     return scores, changes_to_scores(changes, like)
 
@@ -115,7 +117,7 @@ def fidelity_blocks(
 ) -> list[Block]:
     """Return chart and table of every scope, the figure of the scores, and the CSV of all correlations."""
     blocks: list[Block] = []
-    for scope in SCOPES:
+    for scope in dict.fromkeys(row.scope for row in rows):
         if ranking(rows, scope):
             chart, table = correlation_chart(rows, scope, detail.limit), fidelity_table(rows, scope)
             blocks.append(Part(table.title, [chart, table]))
@@ -131,7 +133,7 @@ def scatter(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Score
     """Return the plot of the scores against the exact changes, None where nothing was measured."""
     panels = {
         name: [(estimator, format_interval(found["spearman"])) for estimator, found in ranking(rows, name)]
-        for name in STRUCTURES
+        for name in exact
     }
     return fidelity_plot(scores, exact, panels) if scores else None
 
@@ -139,7 +141,7 @@ def scatter(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Score
 def fidelity_summary(rows: Sequence[Fidelity]) -> list[str]:
     """Say which estimator ranks the units of each structure best, or which cannot be told apart."""
     sentences = []
-    for scope in SCOPES:
+    for scope in dict.fromkeys(row.scope for row in rows):
         found = [(name, by["spearman"]) for name, by in ranking(rows, scope) if math.isfinite(by["spearman"].value)]
         if found:
             (name, best), *others = found

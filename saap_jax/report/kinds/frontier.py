@@ -6,11 +6,12 @@ from pathlib import Path
 
 from saap_jax.evaluation.crossing import Estimate, Found, found_variants
 from saap_jax.evaluation.resample import FEWEST, LEVEL
+from saap_jax.evaluation.scales import scale_of
 from saap_jax.report.figures.frontier import format_estimate, frontier_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section, suggestions_section
 from saap_jax.report.kinds.variants import candidate_data
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, Words, text_table
-from saap_jax.report.page.formats import BEST, TIED, format_percent, format_ppl, plural, some
+from saap_jax.report.page.formats import BEST, TIED, format_figure, format_percent, plural, some
 from saap_jax.runs.directory import read_candidates
 from saap_jax.runs.standing import DENSE, Record
 
@@ -65,10 +66,11 @@ def summary(run: Record, found: Sequence[Found]) -> str:
         lead = f"No variant is known to go furthest within {limit}: {best.variant} reaches"
     else:
         lead = f"{best.variant} goes furthest within {limit}:"
+    scale = scale_of(frontier["metric"])
     said = (
         f"{lead} {format_estimate(best.ratio)} % of the prunable parameters ({seeds})"
-        f"{'' if limit in lead else f' within {limit}'}, at a perplexity of {format_ppl(best.ppl)} of at most "
-        f"{format_ppl(frontier['limit'])}"
+        f"{'' if limit in lead else f' within {limit}'}, at a {scale.noun} of {format_figure(best.ppl, scale)} of "
+        f"at most {format_figure(frontier['limit'], scale)}"
     )
     if tied:
         said += f", from which cannot be told apart {some(tied)}"
@@ -88,12 +90,14 @@ def untested(found: Sequence[Found]) -> str:
 def notes(run: Record, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
     frontier, ties = run["frontier"], any(each.tied for each in found)
+    scale = scale_of(frontier["metric"])
+    chord = "log perplexity" if scale.logarithmic else "loss"
     said = [
-        f"limit: {frontier['metric']} at most {format_ppl(frontier['limit'])}, the unpruned model's "
-        f"{format_ppl(run[DENSE]['ppl'][frontier['metric']])} +{frontier['percent']:g} %",
+        f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
+        f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
         f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
         f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
-        "knee: furthest below the chord of log perplexity against ratio, a point of the grid",
+        f"knee: furthest below the chord of {chord} against ratio, a point of the grid",
         f"± standard deviation over seeds; no intervals: {why}"
         if (why := untested(found))
         else "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
@@ -112,12 +116,20 @@ def notes(run: Record, found: Sequence[Found]) -> list[str]:
 
 def frontier_table(run: Record, found: Sequence[Found]) -> Table:
     """Return a line a variant, the largest ratio first."""
-    header = ["variant", "largest ratio %", "interval", "actual %", "ppl there", "knee %", "interval"]
+    header = [
+        "variant",
+        "largest ratio %",
+        "interval",
+        "actual %",
+        f"{scale_of(run['frontier']['metric']).short} there",
+        "knee %",
+        "interval",
+    ]
     lines = []
     for each in found:
         mark = BEST if each is found[0] and each.ratio.mean > 0 else TIED if each.tied else ""
         ratio, knee = ((format_estimate(e), format_interval(e)) for e in (each.ratio, each.knee))
-        there = (format_percent(each.actual), format_ppl(each.ppl))
+        there = (format_percent(each.actual), format_figure(each.ppl, scale_of(run["frontier"]["metric"])))
         lines.append([f"{each.variant} {mark}".rstrip(), *ratio, *there, *knee])
     title = f"largest ratio within +{run['frontier']['percent']:g} % of {run['frontier']['metric']}"
     return text_table(title, header, lines, notes=notes(run, found))

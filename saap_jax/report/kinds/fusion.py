@@ -7,6 +7,7 @@ from typing import NamedTuple
 from saap_jax.report.figures.fusion import fusion_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Table, Words, text_table
 from saap_jax.runs.standing import Record
+from saap_jax.selection.fusion import scope_parts
 
 Fusions = dict[str, dict[str, Record]]
 """`{scenario: {fused estimator: record}}`; a record has `sigmas` and `weights` `{member: {scope: number}}`, a
@@ -62,13 +63,13 @@ def fusion_table(fusions: Fusions) -> Table:
     """Return the table of fusions; all layers of a structure are one line, as a range."""
 
     def group(row: FusionRow) -> tuple[str, ...]:
-        return (*row[:3], row.scope.partition("/")[0])
+        return (*row[:3], scope_parts(row.scope)[0])
 
     lines = []
     for key, found in itertools.groupby(fusion_rows(fusions), group):
         rows = list(found)
-        structure, layered, _ = rows[0].scope.partition("/")
-        scope = f"{structure}, {len(rows)} layer{'s' if len(rows) != 1 else ''}" if layered else structure
+        structure, layer = scope_parts(rows[0].scope)
+        scope = f"{structure}, {len(rows)} layer{'s' if len(rows) != 1 else ''}" if layer is not None else structure
         lines.append([*key[:3], scope, _range(row.sigma for row in rows), _range(row.weight for row in rows)])
     header = ["scenario", "fused", "member", "scope", "σ", "weight"]
     return text_table("σ and weights of fused scores", header, lines, words=4)

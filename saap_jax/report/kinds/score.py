@@ -12,12 +12,11 @@ from saap_jax.report.kinds.common import cost_section, model_name, reproduce_sec
 from saap_jax.report.kinds.distributions import score_parts
 from saap_jax.report.kinds.fusion import fusion_section
 from saap_jax.report.kinds.patterns import Patterns, pattern_notes, pattern_section, patterns
-from saap_jax.report.kinds.scores import rank_agreement, rank_table
+from saap_jax.report.kinds.scores import layered, rank_agreement, rank_table
 from saap_jax.report.page.blocks import Block, Bullets, Detail, Part, Section, Words
 from saap_jax.report.page.formats import format_correlation, plural
-from saap_jax.runs.score_arrays import ByScenario, read_scores
+from saap_jax.runs.score_arrays import ByScenario, read_scores, structures_of
 from saap_jax.runs.standing import Record
-from saap_jax.types import STRUCTURES
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")
@@ -34,7 +33,7 @@ def score_sections(run_dir: str | os.PathLike[str], run: Record, detail: Detail)
     Raises:
         ValueError: scores of another layout, or patterns that name an unknown estimator.
     """
-    scores = read_scores(run_dir)
+    scores = read_scores(run_dir, structures_of(run))
     found = find_patterns(run, scores)
     return [
         Section("summary", "Summary", [Bullets(summary(scores, found))]),
@@ -51,10 +50,9 @@ def agreement_section(scores: ByScenario) -> list[Section]:
     """Return the rank correlations of every scenario of two estimators or more."""
     several = {scenario: each for scenario, each in scores.items() if len(each) > 1}
     parts = [Part(scenario, [rank_table(each, scenario)]) for scenario, each in several.items()]
-    said = (
-        "Spearman's rank correlation between the scores of all units: attention units below the diagonal, MLP channels "
-        "above it. Blue agrees, orange disagrees."
-    )
+    halves = all(map(layered, several.values()))
+    where = ": attention units below the diagonal, MLP channels above it" if halves else ""
+    said = f"Spearman's rank correlation between the scores of all units{where}. Blue agrees, orange disagrees."
     return [Section("agreement", "Do estimators agree?", [Words(said), *parts])] if parts else []
 
 
@@ -105,7 +103,7 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     what = f"{plural(len(by_estimator), 'estimator')} scored all units ({units})"
     sentences = [f"{what} in {plural(many, 'scenario')}: {', '.join(scores)}."]
     chosen = {name: values for name, values in by_estimator.items() if not _RANDOM.fullmatch(name)}
-    for structure in STRUCTURES:
+    for structure in first:
         matrix = rank_agreement(chosen, structure)
         pairs = [(matrix[i, j], *(list(chosen)[k] for k in (i, j))) for i, j in combinations(range(len(chosen)), 2)]
         pairs = [pair for pair in pairs if math.isfinite(pair[0])]
@@ -127,14 +125,17 @@ def facts(run: Record, scores: ByScenario) -> dict[str, str]:
         "model": model_name(run),
         "parameter type": (config.get("model") or {}).get("dtype"),
         "scenarios": ", ".join(
-            f"{name} ({windows[name][0]:,} windows of {windows[name][1]:,} tokens)" if name in windows else name
-            for name in (scores or windows)
+            f"{name} ({_shape(windows[name])})" if name in windows else name for name in (scores or windows)
         ),
         "calibration": ", ".join(f"{name} {_short(value)}" for name, value in calibration.items()),
         "statistics of": config.get("from_run"),
         "estimators": ", ".join(next(iter(scores.values()), {})),
     }
     return {name: str(value) for name, value in about.items() if value not in (None, "")}
+
+
+def _shape(shape: list[int]) -> str:
+    return f"{shape[0]:,} windows of {shape[1]:,} tokens" if len(shape) > 1 else plural(shape[0], "example")
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from saap_jax.report.page.blocks import Cell, Line, Table
 from saap_jax.report.page.formats import format_correlation
-from saap_jax.types import Scores
+from saap_jax.types import STRUCTURES, Scores
 
 
 def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarray, "estimators estimators"]:
@@ -29,9 +29,25 @@ def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarra
     return result
 
 
+def layered(scores: dict[str, Scores]) -> bool:
+    """Say whether scores are of attention and MLP, and not of a traced model's structures."""
+    return all(set(by_structure) == set(STRUCTURES) for by_structure in scores.values())
+
+
+def _together(scores: dict[str, Scores]) -> np.ndarray:
+    """Return the rank correlations over the units of all structures."""
+    flat: dict[str, Scores] = {
+        name: {"all": np.concatenate([np.ravel(values) for values in each.values()])[None]}
+        for name, each in scores.items()
+    }
+    return rank_agreement(flat, "all")
+
+
 def rank_cells(scores: dict[str, Scores]) -> list[list[float]]:
     """Return rank correlations row by row: attention units below the diagonal, MLP channels above, NaN on it."""
-    both = [rank_agreement(scores, structure) for structure in ("attention", "mlp")]
+    both = (
+        [rank_agreement(scores, structure) for structure in STRUCTURES] if layered(scores) else [_together(scores)] * 2
+    )
     cells = np.tril(both[0], -1) + np.triu(both[1], 1)
     np.fill_diagonal(cells, np.nan)
     return cells.tolist()
@@ -51,5 +67,6 @@ def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
             cells.append(Cell(text, tint="" if math.isnan(value) else f"rgba({rgb}, {0.55 * abs(value):.2f})"))
         lines.append(Line(cells))
     of = "" if scenario is None else f" in scenario {scenario}"
-    title = f"Spearman rank correlation of scores{of}: attention units below the diagonal, MLP channels above"
+    halves = "attention units below the diagonal, MLP channels above" if layered(scores) else "units of all structures"
+    title = f"Spearman rank correlation of scores{of}: {halves}"
     return Table(title, ["estimator", *map(str, range(1, len(scores) + 1))], lines, matrix=True)

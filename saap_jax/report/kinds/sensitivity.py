@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from saap_jax.evaluation.resample import FEWEST, LEVEL
-from saap_jax.evaluation.sensitivity import Change, a_parameter, as_costly, changes_of, judged_metric, nearest_share
+from saap_jax.evaluation.scales import scale_of
+from saap_jax.evaluation.sensitivity import (
+    Change,
+    a_parameter,
+    as_costly,
+    changes_of,
+    judged_metric,
+    nearest_share,
+    structures_in,
+)
 from saap_jax.report.figures.sensitivity import sensitivity_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section, suggestion_blocks
 from saap_jax.report.page.blocks import (
@@ -25,11 +34,10 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, TIED, format_ppl, plural
+from saap_jax.report.page.formats import BEST, TIED, format_figure, plural
 from saap_jax.runs.directory import read_candidates
 from saap_jax.runs.standing import DENSE, Record
 from saap_jax.runs.suggestions import aligned_sentence
-from saap_jax.types import STRUCTURES
 
 EXTREMES = 5
 """Places shown on either side."""
@@ -65,16 +73,17 @@ def sensitivity_blocks(run: Record, candidates: Sequence[Record], detail: Detail
         blocks.append(Picture(plot.title, plot))
     table = extreme_table(run, candidates)
     blocks.append(Part("What costs most and least", [table]))
-    for structure in STRUCTURES:
+    noun = scale_of(judged_metric(run)).noun
+    for structure in structures_in(candidates):
         own = {(change.layer, change.asked): change for change in changes if change.structure == structure}
         if own:
-            blocks.append(Part(f"{structure}: change of perplexity, %", [_whole_table(structure, own)]))
+            blocks.append(Part(f"{structure}: change of {noun}, %", [_whole_table(structure, own, noun)]))
     if detail.downloads:
         blocks.append(sensitivity_data(run, candidates))
     return blocks
 
 
-def _whole_table(structure: str, own: Mapping[tuple[int, float], Change]) -> Table:
+def _whole_table(structure: str, own: Mapping[tuple[int, float], Change], noun: str) -> Table:
     """Return all changes of a structure, a line a layer and a column a share."""
     layers, shares = sorted({layer for layer, _ in own}), sorted({share for _, share in own})
     lines = [
@@ -82,7 +91,7 @@ def _whole_table(structure: str, own: Mapping[tuple[int, float], Change]) -> Tab
         for layer in layers
     ]
     header = ["layer", *(f"{100 * share:g} %" for share in shares)]
-    return text_table(f"{structure}: change of perplexity, %", header, lines, words=0)
+    return text_table(f"{structure}: change of {noun}, %", header, lines, words=0)
 
 
 def extremes(changes: Sequence[Change], ratio: float) -> tuple[float, list[Change], list[Change]]:
@@ -153,8 +162,8 @@ def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
     changes, metric = changes_of(run, candidates), judged_metric(run)
     asked, _, _ = extremes(changes, run["config"]["ratio"])
     said = [
-        f"{metric}, {format_ppl(run[DENSE]['ppl'][metric])} unpruned; units of the lowest scores by "
-        f"{run['config']['estimator']} go, of one layer alone",
+        f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
+        f"by {run['config']['estimator']} go, of one layer alone",
         "x average: loss a removed parameter, beside that of all layers of the structure together",
     ]
     windows = len(run[DENSE]["losses"][metric])
@@ -168,7 +177,7 @@ def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
             f"{BEST} costs most or least   {TIED} cannot be told apart from it (paired bootstrap over windows, Holm, "
             f"{100 * LEVEL:g} %)"
         )
-    for structure in STRUCTURES:
+    for structure in structures_in(candidates):
         each = a_parameter(nearest_share(changes, run["config"]["ratio"]), structure)
         if not math.isnan(each):
             said.append(
@@ -185,7 +194,8 @@ def extreme_table(run: Record, candidates: Sequence[Record]) -> Table:
     cells = sensitivity_cells([*most, *least], marks)
     lines = [Line([Cell(text) for text in line], last=place == len(most)) for place, line in enumerate(cells, start=1)]
     title = f"{100 * asked:g} % of the units of one place: what costs most, and what least"
-    return Table(title, HEADER, lines, words=2, notes=notes(run, candidates))
+    header = [name.replace("ppl", scale_of(judged_metric(run)).short) for name in HEADER]
+    return Table(title, header, lines, words=2, notes=notes(run, candidates))
 
 
 def sensitivity_data(run: Record, candidates: Sequence[Record]) -> Data:
@@ -203,7 +213,7 @@ def heat_maps(run: Record, candidates: Sequence[Record]) -> Plot:
     """Return the heat maps, a panel a structure."""
     changes = changes_of(run, candidates)
     shares = sorted({change.asked for change in changes})
-    panels = {name: cells_of(changes, name, shares, run["model"]["layers"]) for name in STRUCTURES}
+    panels = {name: cells_of(changes, name, shares, run["model"]["layers"]) for name in structures_in(candidates)}
     asked, most, least = extremes(changes, run["config"]["ratio"])
     said = [f"Change of the loss on {judged_metric(run)} when some units of one layer go, a panel a structure."]
     for word, places in (("most", most), ("least", least)):

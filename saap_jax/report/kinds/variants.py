@@ -1,10 +1,12 @@
 """What a comparison found: the variants as a table and in words, and the cut model beside the dense one."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from saap_jax.evaluation.resample import LEVEL
+from saap_jax.evaluation.scales import Scale, scale_of
 from saap_jax.report.kinds.against import Against, format_difference, format_interval
 from saap_jax.report.page.blocks import Cell, Data, Line, Table, text_table
 from saap_jax.report.page.csv_text import data_text
@@ -13,12 +15,12 @@ from saap_jax.report.page.formats import (
     TIED,
     format_change,
     format_count,
+    format_figure,
     format_mebibytes,
     format_millions,
     format_milliseconds,
     format_p,
     format_percent,
-    format_ppl,
     format_spread,
     plural,
     some,
@@ -46,12 +48,18 @@ def headline(run: Record) -> str:
     return prefix + ", ".join(f"{domain} = {name}" for domain, name in names.items())
 
 
+def figure_of(run: Record) -> Scale:
+    """Return what the figures of a run are: perplexities, or mean losses."""
+    return scale_of(next((metric["name"] for metric in metrics(run)), ""))
+
+
 def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] = ()) -> Table:
     """Return every variant beside the dense model, and as far as `against` goes, beside the best of its ratio."""
     shown = [domain for domain in ("in", "out") if first_metric(run, domain)]
     compared = [domain for domain in ("in", "out") if any(one.domain == domain for one in against)]
+    scale = figure_of(run)
     by_row = {(one.candidate, one.domain): one for one in reversed(against)}  # the first text of a domain counts
-    header = ["variant", "asked %", "actual %", "params (M)", *(f"ppl {domain}" for domain in shown)]
+    header = ["variant", "asked %", "actual %", "params (M)", *(f"{figure_of(run).short} {domain}" for domain in shown)]
     header += [f"Δ {domain} %" for domain in compared] + (["wins %", "p"] if compared else [])
     lines = []
     for row in rows:
@@ -61,7 +69,7 @@ def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] =
             Cell("-" if row.candidate == DENSE else format_percent(row.asked), 100 * row.asked),
             Cell(format_percent(row.actual), row.actual),
             Cell(format_millions(row.parameters)),
-            *(_ppl_cell(getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")) for domain in shown),
+            *(_figure_cell(getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}"), scale) for domain in shown),
             *map(_difference_cell, mine),
             *(_win_cells(mine[-1]) if mine else ()),
         ]
@@ -71,7 +79,7 @@ def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] =
 
 def legend(run: Record, rows: Sequence[Row]) -> list[str]:
     """Say what the marks mean, and over how many seeds the numbers are."""
-    said = [f"{BEST} lowest perplexity {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
+    said = [f"{BEST} lowest {figure_of(run).noun} {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
     if any(row.tied for row in rows):
         said[0] += f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
     if any(row.windows for row in rows) and (why := untested(rows)):
@@ -96,8 +104,8 @@ def csv_table(run: Record, candidates: Sequence[Record]) -> str:
     return data_text(candidate_data(run, candidates))
 
 
-def _ppl_cell(value: float, spread: float) -> Cell:
-    return Cell(format_spread(value, spread), value)
+def _figure_cell(value: float, spread: float, scale: Scale) -> Cell:
+    return Cell(format_spread(value, spread, scale), value)
 
 
 def _difference_cell(one: Against | None) -> Cell:
@@ -127,7 +135,7 @@ def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) 
     """
     rows = [row for row in lines if row.candidate != DENSE]
     dense = next((row for row in lines if row.candidate == DENSE), None)
-    sentences = [] if rows else ["No candidate is finished yet."]
+    sentences = structure_sentences(run) + ([] if rows else ["No candidate is finished yet."])
     domains = [domain for domain in ("out", "in") if first_metric(run, domain)]
     for ratio in dict.fromkeys(row.asked for row in rows):
         group = [row for row in rows if row.asked == ratio]
@@ -136,7 +144,7 @@ def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) 
             tested = {row.label: row.p_value for row in group}
             if place:  # the other text, on which all are compared with the best of the first
                 tested = {one.label: one.p_value for one in against if (one.asked, one.domain) == (ratio, domain)}
-            said.append(_lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan), tested))
+            said.append(_lead(group, domain, getattr(dense, f"ppl_{domain}", math.nan), tested, figure_of(run)))
         why = untested(group) if len(group) > 1 else ""
         sentences.append(
             f"At {100 * ratio:g} % asked, {'; '.join(said)}.{f' Nothing is tested: {why}.' if why else ''}"
@@ -150,31 +158,43 @@ def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) 
     return sentences
 
 
-def _lead(group: Sequence[Row], domain: str, dense: float, tested: Mapping[str, float]) -> str:
-    """Say which row has the lowest perplexity on a domain, and how it stands to the others and to the dense model.
+def structure_sentences(run: Record) -> list[str]:
+    """Say what of a traced model can be pruned."""
+    if "structures" not in run:
+        return []
+    structures, model = run["structures"], run["model"]
+    held = f"{model['prunable_parameters']:,} of {model['parameters']:,} parameters"
+    copied = ", ".join(structure["name"] for structure in structures if structure["copied"])
+    lines = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
+    if copied:
+        lines.append(f"Each copy (layer, expert) of a structure keeps as many units as the others: {copied}.")
+    return lines
+
+
+def _lead(group: Sequence[Row], domain: str, dense: float, tested: Mapping[str, float], scale: Scale) -> str:
+    """Say which row has the lowest figure on a domain, and how it stands to the others and to the dense model.
 
     `tested` are the p-values of the others against the best of the ratio, adjusted.
     """
+    noun, shown = scale.noun, functools.partial(format_figure, scale=scale)
     finite = sorted((getattr(row, f"ppl_{domain}"), row.label, row.best) for row in group)
     finite = [each for each in finite if math.isfinite(each[0])]
     if not finite:
-        return f"no variant has a finite perplexity {DOMAINS[domain]}"
+        return f"no variant has a finite {noun} {DOMAINS[domain]}"
     (ppl, label, best), *others = finite
-    known = f" (dense {format_ppl(dense)})" if math.isfinite(dense) else ""
+    known = f" (dense {shown(dense)})" if math.isfinite(dense) else ""
     p_values = [(name, tested.get(name, math.nan)) for _, name, _ in others]
     tied = [name for name, p in p_values if p >= LEVEL]
-    lowest = f"{label} has the lowest perplexity {DOMAINS[domain]}, {format_ppl(ppl)}{known}"
+    lowest = f"{label} has the lowest {noun} {DOMAINS[domain]}, {shown(ppl)}{known}"
     if not others:
-        return f"{label} has a perplexity of {format_ppl(ppl)} {DOMAINS[domain]}{known}"
+        return f"{label} has a {noun} of {shown(ppl)} {DOMAINS[domain]}{known}"
     if best and tied:
         return f"{lowest}, and {plural(len(tied), 'other')} cannot be told apart from it: {some(tied)}"
     if best and all(p < LEVEL for _, p in p_values):
-        lowest = f"{label} is best {DOMAINS[domain]} with perplexity {format_ppl(ppl)}{known}"
+        lowest = f"{label} is best {DOMAINS[domain]} with {noun} {shown(ppl)}{known}"
     second, name, _ = others[0]
-    gap = 100 * (1 - ppl / second)
-    return (
-        f"{lowest}, level with {name}" if gap < 0.05 else f"{lowest}, {gap:,.1f} % below {name} ({format_ppl(second)})"
-    )
+    gap = 100 * (second - ppl) / abs(second) if second else math.inf
+    return f"{lowest}, level with {name}" if gap < 0.05 else f"{lowest}, {gap:,.1f} % below {name} ({shown(second)})"
 
 
 # --- the cut model ---------------------------------------------------------------------------------
@@ -206,9 +226,10 @@ def cut_rows(run: Record) -> list[CutRow]:
         ("forward pass (ms)", *seconds, format_milliseconds),
         ("tokens a second", *(tokens / each if each else math.nan for each in seconds), format_count),
     ]
+    shown = functools.partial(format_figure, scale=figure_of(run))
     for metric in metrics(run):
         before, after = (record.get("ppl", {}).get(metric["name"]) for record in (dense, best))
-        pairs.append((f"{metric['name']} ({metric['domain']})", number(before), number(after), format_ppl))
+        pairs.append((f"{metric['name']} ({metric['domain']})", number(before), number(after), shown))
     return [
         CutRow(label, form(before), form(after), format_change(before, after))
         for label, before, after, form in pairs
@@ -225,6 +246,7 @@ def cut_table(run: Record) -> Table:
     masked = best.get("ppl_masked", {})
     gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if best.get("ppl", {}).get(name)]
     if gaps:
-        notes.append(f"Perplexity with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
+        noun = figure_of(run).noun.capitalize()
+        notes.append(f"{noun} with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")
     title = f"cut model: {best.get('candidate', 'none')}"
     return text_table(title, ["", "dense", "cut", "change"], cut_rows(run), notes=notes)

@@ -11,7 +11,6 @@ from saap_jax.report.kinds.frontier import frontier_sections
 from saap_jax.report.kinds.recover import recover_sections
 from saap_jax.report.kinds.score import score_sections
 from saap_jax.report.kinds.sensitivity import sensitivity_sections
-from saap_jax.report.kinds.traced import traced_sections
 from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section
 from saap_jax.report.page.formats import plural
 from saap_jax.runs.directory import read_run
@@ -23,7 +22,6 @@ KINDS: dict[str, Callable[[Path, Record, Detail], list[Section]]] = {
     "recover": recover_sections,
     "score": score_sections,
     "sensitivity": sensitivity_sections,
-    "traced": traced_sections,
 }
 """Kind of a run, as `run.json` says: its sections, made of its directory and its record. `read_view` has `compare`."""
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale  # noqa: F401  the loss is for the examples
 from saap_jax.report.page.blocks import Number
 
 BEST, TIED = "*", "≈"
@@ -54,13 +55,22 @@ def format_ppl(value: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
-def format_spread(value: float, spread: float) -> str:
-    """Return a perplexity, with its standard deviation where there is one.
+def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:
+    """Return a perplexity, or a mean loss with four digits.
+
+    >>> format_figure(12.345), format_figure(0.012345, LOSS)
+    ('12.35', '0.01235')
+    """
+    return format_ppl(value) if scale.logarithmic or not math.isfinite(value) else f"{value:.4g}"
+
+
+def format_spread(value: float, spread: float, scale: Scale = PERPLEXITY) -> str:
+    """Return a figure, with its standard deviation where there is one.
 
     >>> format_spread(58.171, 0.83), format_spread(58.171, math.nan)
     ('58.17 ± 0.83', '58.17')
     """
-    return format_ppl(value) + (f" ± {format_ppl(spread)}" if math.isfinite(spread) else "")
+    return format_figure(value, scale) + (f" ± {format_figure(spread, scale)}" if math.isfinite(spread) else "")
 
 
 def format_percent(value: float) -> str:

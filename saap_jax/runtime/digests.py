@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from saap_jax.data import Windows
-from saap_jax.llama import Llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
 
@@ -28,19 +26,19 @@ def digest_of(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def model_digest(model: Llama) -> str:
-    """Return a digest of a model's architecture, with constants such as those of rotary embeddings, and weights."""
+def model_digest(model: Any) -> str:
+    """Return a digest of a model's `spec`, with constants such as those of rotary embeddings, and its weights."""
     return hashlib.sha256(f"{model.spec!r};{digest_of(model)}".encode()).hexdigest()
 
 
 def inputs_of(
-    model: Llama,
-    calibration: Mapping[int, Mapping[str, Windows]] | None = None,
-    texts: Mapping[str, Windows] | None = None,
+    model: Mapping[str, str],
+    calibration: Mapping[int, Mapping[str, Any]] | None = None,
+    texts: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return what a run on calibration text, by seed and scenario, and evaluation text, by metric, is of.
 
-    The keys are what a refusal calls them, see `RunDirectory.begin`.
+    The keys are what a refusal calls them, see `RunDirectory.begin`; `model` are the digests of the model.
     """
     drawn = {
         f"calibration text {scenario!r} of seed {seed}": windows
@@ -48,4 +46,4 @@ def inputs_of(
         for scenario, windows in scenarios.items()
     }
     read = {f"evaluation text of {metric!r}": windows for metric, windows in (texts or {}).items()}
-    return {"model": model_digest(model)} | {name: digest_of(windows) for name, windows in (drawn | read).items()}
+    return dict(model) | {name: digest_of(windows) for name, windows in (drawn | read).items()}

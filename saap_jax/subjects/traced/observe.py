@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from saap_jax.discovery.tracing.problem import Examples, count_examples
 from saap_jax.discovery.weights import TracedWeights
-from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics, union_of_needs
+from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
-from saap_jax.runtime.progress import Track, quiet
-from saap_jax.traced.subject import Subject, batches, loss_of_one
-from saap_jax.types import Gates
+from saap_jax.llama.segments import masks
+from saap_jax.subjects.base import Progress, silent
+from saap_jax.subjects.traced.problem import TracedProblem, batches, loss_of_one
+from saap_jax.types import Gates, Keep
 
 OBSERVED = frozenset(
     {
@@ -42,14 +44,16 @@ def check_needs(estimators: Mapping[str, Estimator]) -> None:
 
 
 def observe(
-    subject: Subject,
+    subject: TracedProblem,
+    examples: Examples,
     needs: frozenset[Statistic],
     *,
     curvature: Curvature | None = None,
+    keep: Keep | None = None,
     batch_size: int = 8,
-    track: Track = quiet,
+    progress: Progress = silent,
 ) -> Statistics:
-    """Run one pass over the calibration examples and return the statistics that `needs` names.
+    """Run one pass over examples and return the statistics that `needs` names; with `keep`, all other units masked.
 
     An example counts as a token of the statistics: means are over examples.
 
@@ -59,31 +63,30 @@ def observe(
     if missing := needs - OBSERVED:
         names = ", ".join(sorted(need.value for need in OBSERVED))
         raise ValueError(f"needs: expected some of {names} for a traced model, got {', '.join(sorted(missing))}")
-    problem, curvature = subject.problem, curvature or Curvature()
-    parts = list(batches(problem.calibration, batch_size))
-    doing = "observe the calibration examples"
-    step = _step(subject, needs, curvature)
-    values = members(subject)
+    problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
+    parts = list(batches(examples, batch_size))
+    step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
+    values, gates = members(subject), subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
     rows: list[tuple[Any, Any]] = []
-    for (inputs, targets), weights in track(doing, parts, len(parts)) if needs else ():
-        new, losses, gradients = step(values, problem.params, inputs, targets, jnp.asarray(weights))
+    for (inputs, targets), weights in progress(parts) if needs else ():
+        new, losses, gradients = step(values, problem.params, gates, inputs, targets, jnp.asarray(weights))
         sums = jax.tree.map(jnp.add, sums, new) if sums else new
         real = int(weights.sum())
         rows.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf[:real]), (losses, gradients)))
-    count = problem.count
-    found: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
+    observed: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
     for need in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
-        if need in found:
-            found[need] = TracedWeights(subject.structures, found[need])
+        if need in observed:
+            observed[need] = TracedWeights(subject.structures, observed[need])
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if Statistic.GATE_GRADIENT in needs:
-        found[Statistic.GATE_GRADIENT] = gradients
-    _refuse_not_finite(losses, found)
-    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), jax.tree.map(jnp.asarray, found))
+        observed[Statistic.GATE_GRADIENT] = gradients
+    _refuse_not_finite(losses, observed)
+    values = jax.tree.map(jnp.asarray, observed)
+    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values)
 
 
-def members(subject: Subject) -> dict[str, Any]:
+def members(subject: TracedProblem) -> dict[str, Any]:
     """Return the parameters of floating point that hold units, by path."""
     values = TracedWeights.of(subject.structures, subject.problem.params).values
     paths = {member.path for structure in subject.structures for member in structure.members}
@@ -97,12 +100,14 @@ def with_values(params: Any, values: Mapping[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), list((every | dict(values)).values()))
 
 
-def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
+def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
     """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
-    one, ones = loss_of_one(subject), subject.ones
+    one = loss_of_one(subject)
     on_weights, on_gates = Statistic.WEIGHT_GRADIENT in needs, Statistic.GATE_GRADIENT in needs
 
-    def step(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> tuple[Any, Any, Any]:
+    def step(
+        values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
+    ) -> tuple[Any, Any, Any]:
         def summed(values: dict[str, Any], gates: Gates) -> tuple[Array, Array]:
             whole = with_values(params, values)
             each = jax.vmap(lambda gates, *row: one(gates, whole, *row))(gates, inputs, targets)
@@ -121,12 +126,14 @@ def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -
         else:
             each = summed(values, batched)[1]
         if Statistic.SQUARED_WEIGHT_GRADIENT in needs:
-            sums[Statistic.SQUARED_WEIGHT_GRADIENT] = squares(values, params, inputs, targets, weights)
+            sums[Statistic.SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
         if Statistic.GATE_HESSIAN in needs:
-            sums[Statistic.GATE_HESSIAN] = hessian(params, inputs, targets, weights)
+            sums[Statistic.GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
         return sums, each, gradients
 
-    def squares(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> dict[str, Any]:
+    def squares(
+        values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
+    ) -> dict[str, Any]:
         def add(total: dict[str, Any], row: Any) -> tuple[dict[str, Any], None]:
             weight, *example = row
             gradient = jax.grad(lambda values: one(ones, with_values(params, values), *example))(values)
@@ -135,7 +142,7 @@ def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -
         zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, wide(value).dtype), values)
         return jax.lax.scan(add, zeros, (weights, inputs, targets))[0]
 
-    def hessian(params: Any, inputs: Any, targets: Any, weights: Array) -> GateHessian:
+    def hessian(params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array) -> GateHessian:
         def loss(gates: Gates) -> Array:
             each = jax.vmap(lambda *row: one(gates, params, *row))(inputs, targets)
             return jnp.sum(wide(each) * weights)
@@ -166,8 +173,3 @@ def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> No
                     f"calibration: the {statistic.value.replace('_', ' ')} of {place} is not finite; check the "
                     "parameters, the examples and the loss"
                 )
-
-
-def needs_of(estimators: Mapping[str, Estimator], *, stability: bool) -> frozenset[Statistic]:
-    """Return what a pass observes for estimators, and for the stability indicator if it is asked for."""
-    return union_of_needs(estimators.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())

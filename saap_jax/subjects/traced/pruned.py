@@ -5,17 +5,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
-from saap_jax.config.method import FusionConfig
-from saap_jax.config.traced import FUSED, TracedSearchConfig
+from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.own_code import group_of
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.trace import parameter_paths
-from saap_jax.llama.segments import masks
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.traced.select import calibrate, check_ratios_met, select
-from saap_jax.traced.subject import Losses, Subject, check_cut, cut, cut_losses, subject_of
+from saap_jax.selection.calibrate import calibrate, check_estimators
+from saap_jax.selection.choose import check_ratios, choose_calibrated
+from saap_jax.subjects.traced.observe import OBSERVED
+from saap_jax.subjects.traced.problem import check_cut
+from saap_jax.subjects.traced.subject import CutTraced, TracedSubject, subject_of
 from saap_jax.types import Keep
 
 ADAPTERS: dict[str, Callable[..., Problem]] = {
@@ -73,7 +76,7 @@ def prune(
     *,
     ratio: float = 0.25,
     estimator: str = "gate_taylor",
-    search: TracedSearchConfig | None = None,
+    search: SearchConfig | None = None,
     fusion: FusionConfig = FUSED,
     norms: bool = False,
     refused: bool = False,
@@ -88,48 +91,73 @@ def prune(
             `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
             `adapters.from_linen` or `from_haiku`.
         ratio: share of the prunable parameters to remove at least.
-        norms, refused: see `traced.subject_of`.
+        norms, refused: see `traced_problem`.
 
     Raises:
         ValueError: bad input, a ratio that cannot be met, or a cut model that is not the masked one.
     """
-    problem_ = _problem_of(model, problem)
-    subject = subject_of(problem_, norms=norms, refused=refused)
-    search = search or TracedSearchConfig()
-    check_ratios_met(subject, [ratio], search)
+    search = search or SearchConfig()
+    check_estimators([estimator], fusion, OBSERVED)
+    subject = subject_of(_problem_of(model, problem), norms=norms, refused=refused)
+    check_ratios(subject, [ratio], search)
     calibrated = calibrate(
         subject,
+        subject.problem.scenarios,
         [estimator],
         fusion=fusion,
         stability=search.allocation == "adaptive",
         batch_size=batch_size,
         track=track,
     )
-    selection = select(subject, calibrated, estimator, ratio, search)
-    function, params = cut(subject, selection.keep)
-    judge = Losses(subject, batch_size=batch_size)
-    examples = problem_.held_out
-    losses = {
-        "dense": float(judge.of(subject.ones, problem_.params, examples).mean()),
-        "masked": float(judge.of(masks(selection.keep), problem_.params, examples).mean()),
-        "cut": float(cut_losses(subject, selection.keep, params, batch_size).mean()),
-    }
-    check_cut(subject, losses["masked"], losses["cut"])
-    before = subject.traced.shapes
+    keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
+    cut = subject.cut(keep)
+    losses = checked_losses(subject, keep, cut, batch_size)
+    params, before = cut.params, subject.traced.shapes
     after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
     return Pruned(
         params=params,
-        function=function,
-        widths=widths_of(subject, selection.keep),
+        function=cut.function,
+        widths=widths_of(subject, keep),
         shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
-        keep=selection.keep,
-        ratio=selection.actual,
+        keep=keep,
+        ratio=subject.removed(keep) / subject.prunable,
         losses=losses,
-        rebuild=problem_.rebuild,
+        rebuild=subject.problem.rebuild,
     )
 
 
-def widths_of(subject: Subject, keep: Keep) -> dict[str, Width]:
+def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
+    """Return the mean held-out losses, of the first set: `dense`, `masked`, `cut`.
+
+    Raises:
+        ValueError: the cut model's is not that of the masked one, but for rounding.
+    """
+    examples = next(iter(subject.problem.held_out_sets.values()))
+    (both,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
+    losses = {"dense": both[0].mean, "masked": both[1].mean, "cut": cut.losses(examples, batch_size).mean}
+    check_cut(subject, losses["masked"], losses["cut"])
+    return losses
+
+
+def own_code(cut: CutTraced) -> str:
+    """Say what the model's own code makes of the smaller parameters, beside the pruned program."""
+    problem = cut.subject.problem
+    inputs = problem.inputs(problem.row(next(iter(problem.held_out_sets.values())), 0)[0])
+    try:
+        own = jax.tree.leaves(problem.function(cut.params, *inputs))
+    except Exception as error:  # whatever the user's code says about sizes
+        first = " ".join(str(error).split())[:120]
+        return f"the model's own code does not take the smaller parameters ({type(error).__name__}: {first})"
+    pruned = jax.tree.leaves(cut.function(cut.params, *inputs))
+    same = all(
+        a.shape == b.shape
+        and np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(np.asarray(b, np.float64)).max(initial=0))
+        for a, b in zip(own, pruned, strict=True)
+    )
+    return f"the model's own code takes the smaller parameters, with {'the same' if same else 'other'} outputs"
+
+
+def widths_of(subject: TracedSubject, keep: Keep) -> dict[str, Width]:
     """Return the units of each structure before and after; structures of equal layers are one where they agree."""
     by_name = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in subject.structures}
     groups: dict[str, list[str]] = {}

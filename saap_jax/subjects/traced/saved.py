@@ -6,6 +6,7 @@ The program is not stored: `load_pruned` traces the same factory's function agai
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure, parameter_paths, trace
 from saap_jax.llama.files.write import new_output, write_json
+from saap_jax.subjects.traced.problem import TracedProblem, cut, cut_function
 from saap_jax.surgery.cut import keep_to_json
-from saap_jax.traced.subject import Subject, cut, cut_function
 from saap_jax.types import Keep
 
 FORMAT = 1
@@ -26,9 +27,22 @@ FORMAT = 1
 
 
 def save_pruned(
-    directory: str | Path, subject: Subject, keep: Keep, about: Mapping[str, Any] | None = None
+    directory: str | Path, subject: TracedProblem, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Callable[..., Any], Any]:
-    """Cut a subject, write it to a new directory, and return what `subject.cut` does.
+    """Cut a subject, write it to a new directory, and return what `cut` does; see `write_pruned`."""
+    function, params = cut(subject, keep)
+    write_pruned(directory, subject, keep, params, about)
+    return function, params
+
+
+def write_pruned(
+    directory: str | Path,
+    subject: TracedProblem,
+    keep: Keep,
+    params: Any,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write the smaller parameters of a subject to a new directory.
 
     Args:
         about: further plain values for the record, under `about`.
@@ -37,20 +51,18 @@ def save_pruned(
         FileExistsError: the directory exists.
         OSError: the disk is full. Nothing is left behind in either case.
     """
-    function, params = cut(subject, keep)
     values = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     record = {
         "format": FORMAT,
         "structures": [described(each) for each in subject.structures if each.name in keep],
         "keep": keep_to_json(keep),
         "shapes": {path: list(shape) for path, shape in subject.traced.shapes.items()},
-        "about": dict(about or {}),
+        "about": dict(about),
     }
     with new_output(Path(directory).expanduser(), "the pruned model") as place:
         content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
         (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
         write_json(record, place / "pruned.json")
-    return function, params
 
 
 def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:
@@ -72,12 +84,12 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         keep, values = _keep_of(record), load_file(path / "params.safetensors")
     except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
-    inputs, _ = problem.row(problem.calibration, 0)
+    inputs, _ = problem.row(problem.first_set, 0)
     traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     if difference := _difference(record, traced):
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
     by_name = {each.name: each for each in traced.structures}
-    subject = Subject(problem, traced, tuple(by_name[name] for name in keep))
+    subject = TracedProblem(problem, traced, tuple(by_name[name] for name in keep))
     expected = kept_shapes(traced, subject.by_copies(keep))
     found = {name: tuple(value.shape) for name, value in values.items()}
     if expected != found:
@@ -88,6 +100,11 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         )
     tree = jax.tree.structure(problem.params)
     return cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
+
+
+def read_keep(directory: str | Path) -> Keep:
+    """Return what a directory that `load_pruned` reads keeps."""
+    return _keep_of(json.loads((Path(directory) / "pruned.json").read_text(encoding="utf-8")))
 
 
 def described(structure: TracedStructure) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 Everything runs on one example at a time as the program was traced, and `vmap` makes batches of it.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,23 @@ TOLERANCE = 1e-3
 """How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
 
 
-class Subject(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedProblem:
     """A problem, the traced program of its function, and the structures that may be pruned."""
 
     problem: Problem
     traced: Traced
     structures: tuple[TracedStructure, ...]
-    left_out: Mapping[str, Verdict] = MappingProxyType({})
+    left_out: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
     """Structures that would be prunable, but that the model's own code does not take smaller."""
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """Compiled programs, each made once."""
+
+    def program(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the program of a key, made where it is not there yet."""
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
 
     @property
     def tolerance(self) -> float:
@@ -58,7 +67,7 @@ class Subject(NamedTuple):
         return {name: each.reshape(shapes[name]) for name, each in values.items()}
 
 
-def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) -> Subject:
+def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = False) -> TracedProblem:
     """Trace a problem's function on one example.
 
     Args:
@@ -70,7 +79,7 @@ def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) 
         ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
             no structure that may be pruned.
     """
-    inputs, _ = problem.row(problem.calibration, 0)
+    inputs, _ = problem.row(problem.first_set, 0)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
         raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
@@ -96,7 +105,7 @@ def subject_of(problem: Problem, *, norms: bool = False, refused: bool = False) 
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return Subject(problem, traced, structures, left_out)
+    return TracedProblem(problem, traced, structures, left_out)
 
 
 def _may_go(structure: TracedStructure, norms: bool) -> bool:
@@ -113,7 +122,7 @@ def _has_floats(traced: Traced, structure: TracedStructure) -> bool:
 
 def _check_batches(problem: Problem) -> None:
     """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
-    both = [problem.row(problem.calibration, index)[0] for index in (0, min(1, problem.count - 1))]
+    both = [problem.row(problem.first_set, index)[0] for index in (0, min(1, count_examples(problem.first_set) - 1))]
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
     run = jax.jit(problem.program)
     joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
@@ -149,7 +158,7 @@ Run = Callable[..., Any]
 class Losses:
     """Losses of a subject's examples. Gates and parameters are inputs: nothing is compiled anew for a candidate."""
 
-    def __init__(self, subject: Subject, run: Run | None = None, *, batch_size: int = 8) -> None:
+    def __init__(self, subject: TracedProblem, run: Run | None = None, *, batch_size: int = 8) -> None:
         self._problem, self._size = subject.problem, batch_size
         self.one = loss_of_one(subject, run)
         self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
@@ -160,7 +169,7 @@ class Losses:
         return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
 
 
-def loss_of_one(subject: Subject, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
+def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
     """Return `loss(gates, params, inputs, targets)` of one example, without the axis of a batch."""
     program = gated(subject.traced)
 
@@ -187,7 +196,7 @@ def batches(examples: Examples, size: int) -> Iterator[tuple[Examples, Float[np.
         yield batch, (rows < count).astype(np.float32)
 
 
-def cut(subject: Subject, keep: Keep) -> tuple[Callable[..., Any], Any]:
+def cut(subject: TracedProblem, keep: Keep) -> tuple[Callable[..., Any], Any]:
     """Return the cut model: `function(params, *inputs)`, and its smaller parameters.
 
     The function takes a batch of any size, and inputs of any shape that the dense model takes, such as any sequence
@@ -197,7 +206,7 @@ def cut(subject: Subject, keep: Keep) -> tuple[Callable[..., Any], Any]:
     return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
 
 
-def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
+def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
     """Return the function of `cut`.
 
     Raises:
@@ -222,7 +231,7 @@ def cut_function(subject: Subject, keep: Keep) -> Callable[..., Any]:
     return function
 
 
-def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
+def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
     """Return the traced program of a batch of one example of other shapes, with the subject's structures.
 
     Args:
@@ -232,14 +241,14 @@ def at_shapes(subject: Subject, inputs: tuple[Any, ...], names: tuple[str, ...] 
         ValueError: the function does not take such inputs, or a structure is another there.
     """
     problem = subject.problem
-    example = abstract(problem.inputs(problem.row(problem.calibration, 0)[0]))
+    example = abstract(problem.inputs(problem.row(problem.first_set, 0)[0]))
     if shapes_of(inputs) == shapes_of(example):
         return subject.traced
     names = tuple(each.name for each in subject.structures) if names is None else names
     return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
 
 
-def check_cut(subject: Subject, masked: float, loss: float) -> None:
+def check_cut(subject: TracedProblem, masked: float, loss: float) -> None:
     """Raise ValueError unless the mean held-out loss of the cut model is that of the masked one, but for rounding."""
     if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
         raise ValueError(
@@ -248,8 +257,10 @@ def check_cut(subject: Subject, masked: float, loss: float) -> None:
         )
 
 
-def cut_losses(subject: Subject, keep: Keep, params: Any, batch_size: int = 8) -> Float[np.ndarray, "examples"]:
-    """Return the held-out losses of the cut model."""
+def cut_losses(
+    subject: TracedProblem, keep: Keep, params: Any, examples: Examples, batch_size: int = 8
+) -> Float[np.ndarray, "examples"]:
+    """Return the losses of the cut model."""
     program = smaller(subject.traced, subject.by_copies(keep))
     losses = Losses(subject, lambda gates, params, *inputs: program(params, *inputs), batch_size=batch_size)
-    return losses.of({}, params, subject.problem.held_out)
+    return losses.of({}, params, examples)

@@ -1,0 +1,64 @@
+"""What a metric is: a perplexity, exp of the mean loss, or of a model that is no language model the mean loss itself.
+
+The name of a metric tells which: `ppl@128 SOURCE`, or `loss NAME`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Scale(NamedTuple):
+    """How a mean loss is reported and compared."""
+
+    noun: str
+    """What tables and sentences call it."""
+    short: str
+    """Heading of a column."""
+    logarithmic: bool
+    """True where the figure is exp of the mean loss, so that a difference of losses is a ratio of figures."""
+
+    def value(self, loss: float) -> float:
+        """Return the figure of a mean loss.
+
+        >>> PERPLEXITY.value(0.0), LOSS.value(0.25)
+        (1.0, 0.25)
+        """
+        with np.errstate(over="ignore"):
+            return float(np.exp(loss)) if self.logarithmic else float(loss)
+
+    def loss(self, value: float) -> float:
+        """Return the mean loss of a figure."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.log(value)) if self.logarithmic else float(value)
+
+    def limit(self, value: float, percent: float) -> float:
+        """Return the figure that is some percent worse.
+
+        >>> PERPLEXITY.limit(10.0, 10.0), LOSS.limit(-2.0, 10.0)
+        (11.0, -1.8)
+        """
+        return value + abs(value) * percent / 100
+
+    def percent(self, difference: float, base: float) -> float:
+        """Return a difference of mean losses as percent of the base's figure; `base` is a mean loss.
+
+        >>> round(PERPLEXITY.percent(np.log(1.1), 3.0), 6), LOSS.percent(0.1, 2.0)
+        (10.0, 5.0)
+        """
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            share = np.expm1(difference) if self.logarithmic else np.float64(difference) / abs(base)
+        return 100 * float(share)
+
+
+PERPLEXITY = Scale("perplexity", "ppl", True)
+LOSS = Scale("loss", "loss", False)
+
+
+def scale_of(metric: str) -> Scale:
+    """Return the scale of a metric by its name.
+
+    >>> scale_of("ppl@128 builtin:reference").noun, scale_of("loss held_out").noun
+    ('perplexity', 'loss')
+    """
+    return LOSS if metric.partition(" ")[0] == "loss" else PERPLEXITY

@@ -1,0 +1,156 @@
+"""From scores to keep-sets of a subject: at a ratio, or along a path of ratios with scores anew on the way."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.selection.bisection import bisected
+from saap_jax.selection.calibrate import Calibrated, calibrate
+from saap_jax.selection.search import Selection, largest_ratio, search
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import Keep, Remat, Scores
+
+
+def choose(
+    subject: Subject,
+    scores: Scores,
+    ratio: float,
+    config: SearchConfig,
+    stability: Scores | None = None,
+    gone: Keep | None = None,
+) -> Selection:
+    """Choose the units to keep so that at least `ratio` of the prunable parameters goes; see `search`.
+
+    Where two structures meet in one matrix, what both hold counts once: the search, which adds up what single units
+    cost, is then asked for whatever removes the share that is wanted.
+
+    Raises:
+        ValueError: a ratio that cannot be met, a limit of a structure that does not exist, or scores that the search
+            refuses.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
+    limits, costs, existing = subject.limits(config), subject.costs, subject.existing
+    nominal = sum(int((units.sum(1) * costs[name]).sum()) for name, units in existing.items())
+    if limits is None:
+        return search(scores, costs, existing, ratio, config, stability, gone)
+
+    def chosen(asked: float) -> Selection:
+        made = search(scores, costs, existing, asked, config, stability, gone, limits)
+        removed = subject.removed(made.keep)
+        return Selection(made.keep, ratio, removed / subject.prunable, removed)
+
+    def holds(keep: Keep) -> bool:
+        return subject.removed(keep) >= ratio * subject.prunable * (1 - 1e-12)
+
+    top = largest_ratio(costs, existing, config, limits)
+    most = chosen(top)
+    if not holds(most.keep):
+        raise ValueError(
+            f"ratio: {ratio:.4g} of the prunable parameters cannot be removed; the largest possible ratio is "
+            f"{int(most.actual * 10_000) / 10_000:.4f} under search.min_keep_each, max_ratio_each and "
+            "multiple_of_each: relax one of them"
+        )
+    if nominal == subject.prunable:  # no matrix is of two structures
+        return chosen(min(ratio, top))
+    return bisected(0.0, top, chosen, holds)
+
+
+def most_removable(subject: Subject, config: SearchConfig) -> float:
+    """Return the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals."""
+    limits, costs, existing = subject.limits(config), subject.costs, subject.existing
+    top = largest_ratio(costs, existing, config, limits)
+    if limits is None:
+        return top
+    equal = equal_scores(subject)
+    removed = subject.removed(search(equal, costs, existing, top, config, equal, limits=limits).keep)
+    return min(removed * 10_000 // max(subject.prunable, 1) / 10_000, 0.9999)
+
+
+def equal_scores(subject: Subject) -> Scores:
+    """Return a score of 1 for each unit."""
+    return {name: np.ones(units.shape) for name, units in subject.existing.items()}
+
+
+def check_ratios(subject: Subject, ratios: Iterable[float], config: SearchConfig) -> None:
+    """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that are none."""
+    equal = equal_scores(subject)
+    for ratio in ratios:
+        choose(subject, equal, ratio, config, equal)
+
+
+def choose_calibrated(
+    subject: Subject,
+    calibrated: Calibrated,
+    estimator: str,
+    ratio: float,
+    config: SearchConfig,
+    gone: Keep | None = None,
+) -> Selection:
+    """Choose the units to keep by one estimator; `config` says how scenarios are reduced and what has to be stable."""
+    scores = calibrated.scores(estimator, config.scenario_reduction)
+    adaptive = config.allocation == "adaptive" and config.stability_weight != 0
+    stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
+    return choose(subject, scores, ratio, config, stability, gone)
+
+
+def choose_path(
+    subject: Subject,
+    calibrated: Calibrated,
+    scenarios: Mapping[str, Examples],
+    estimator: str,
+    ratios: Iterable[float],
+    config: SearchConfig,
+    *,
+    fusion: FusionConfig | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+) -> dict[float, Selection]:
+    """Choose the units to keep at each ratio, estimating again on the way there if `config.rescore_every` says so.
+
+    A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
+    all of it equally: so the model is observed again, with the removed units masked and all statistics anew, whenever
+    a share `rescore_every` has gone. Removed units stay removed on the way to higher ratios.
+
+    Args:
+        calibrated: scores of the whole model.
+        scenarios: the calibration examples of each scenario; read only on the way.
+        ratios: shares of the prunable parameters, in any order.
+    """
+    ratios = tuple(ratios)
+    selections: dict[float, Selection] = {}
+    gone = None
+    for ratio in checkpoints(ratios, config.rescore_every):
+        if gone is not None:
+            calibrated = calibrate(
+                subject,
+                scenarios,
+                [estimator],
+                fusion=fusion,
+                stability=config.allocation == "adaptive",
+                keep={name: units & ~gone[name] for name, units in subject.existing.items()},
+                batch_size=batch_size,
+                remat=remat,
+                track=track,
+            )
+        selections[ratio] = choose_calibrated(subject, calibrated, estimator, ratio, config, gone)
+        if config.rescore_every is not None:
+            gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
+    return {ratio: selections[ratio] for ratio in ratios}
+
+
+def checkpoints(ratios: Iterable[float], every: float | None) -> list[float]:
+    """Return the ratios of a path in ascending order: those asked for, and the multiples of `every` on the way there.
+
+    >>> checkpoints((0.5, 0.2), 0.15)
+    [0.15, 0.2, 0.3, 0.45, 0.5]
+    """
+    asked = sorted(set(ratios))
+    if every is None:
+        return asked
+    steps = [round(n * every, 9) for n in range(1, math.ceil(asked[-1] / every))]
+    return sorted(set(asked) | {step for step in steps if step < asked[-1] and not np.isclose(step, asked).any()})

@@ -1,0 +1,248 @@
+"""The seam: what the method needs of a model. What lies before it exists once, for all models.
+
+Scenarios, seeds, grids, fusion, search, resuming and reports know a `Subject` and nothing else of a model. What lies
+behind it (a scan over layers with a mesh, or a traced program that is interpreted) is right for one kind each.
+
+| kind         | examples                            | loss of a row                | groups of a structure        |
+|--------------|-------------------------------------|------------------------------|------------------------------|
+| `llama`      | `Windows` of tokens                 | next token, nats a token     | layers, each with a width    |
+| `traced`     | `(inputs, targets)` of a `Problem`  | the problem's, of an example | copies, all of one width     |
+"""
+
+import abc
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.discovery.weights import Weights
+from saap_jax.estimation.ablation import Unit
+from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.surgery.corrections import Correction
+from saap_jax.types import Keep, Limits, Remat, WindowLosses
+
+Examples = Any
+"""Rows that a subject observes or is judged on; see the table above."""
+
+Step = TypeVar("Step")
+
+Progress = Callable[[Sequence[Any]], Iterator[Any]]
+"""Wraps the steps of a pass, to show progress."""
+
+
+def silent(steps: Sequence[Step]) -> Iterator[Step]:
+    """Show no progress."""
+    return iter(steps)
+
+
+class Subject(abc.ABC):
+    """A model as the method sees it. Units are `[groups, units]` a structure, in the order of `existing`."""
+
+    name: str
+    """What the user calls the model."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def existing(self) -> Keep:
+        """Which units there are."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def costs(self) -> dict[str, np.ndarray]:
+        """Parameters that one unit of each group takes with it, `[groups]` int64 a structure."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def parameters(self) -> int:
+        """All parameters, each once."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def prunable(self) -> int:
+        """The parameters that belong to a structure, each once."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def weights(self) -> Weights:
+        """What the formulas of estimators are applied to."""
+
+    @abc.abstractmethod
+    def limits(self, search: SearchConfig) -> Mapping[str, Limits] | None:
+        """Return how far each structure may shrink, all its groups alike; None where `search` says it layer by layer.
+
+        Raises:
+            ValueError: an option that has no meaning for this kind of model.
+        """
+
+    @abc.abstractmethod
+    def removed(self, keep: Keep) -> int:
+        """Count the parameters that a cut removes."""
+
+    @abc.abstractmethod
+    def check_keep(self, keep: Keep) -> None:
+        """Raise ValueError unless a keep-set is of this model."""
+
+    @abc.abstractmethod
+    def check_estimators(self, names: Collection[str]) -> None:
+        """Raise ValueError for an estimator that looks at what this model does not have."""
+
+    @abc.abstractmethod
+    def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
+        """Draw the calibration examples of each scenario, by `config.seed`."""
+
+    @abc.abstractmethod
+    def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
+        """Return what the model is judged on by metric, the one of the calibration domain first."""
+
+    @abc.abstractmethod
+    def join(self, parts: Sequence[Examples]) -> Examples:
+        """Put examples one behind the other."""
+
+    @abc.abstractmethod
+    def count(self, examples: Examples) -> tuple[int, int]:
+        """Return the number of rows, and of tokens (of a traced model, rows again) without padding."""
+
+    @abc.abstractmethod
+    def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
+        """Return `[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows]`."""
+
+    @property
+    @abc.abstractmethod
+    def tolerance(self) -> float:
+        """How far the figures of the masked and of the cut model may be apart, relative to them."""
+
+    @abc.abstractmethod
+    def observe(
+        self,
+        examples: Examples,
+        needs: frozenset[Statistic],
+        *,
+        curvature: Curvature | None = None,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Statistics:
+        """Run the one pass over examples; with `keep`, with all other units masked."""
+
+    @abc.abstractmethod
+    def losses(
+        self,
+        examples: Examples,
+        keeps: Sequence[Keep],
+        *,
+        batch_size: int = 8,
+        at_once: int = 8,
+        done: Collection[int] = (),
+        progress: Progress = silent,
+    ) -> Iterator[dict[int, WindowLosses]]:
+        """Yield the losses of each row under each keep-set by masks, by the number of the keep-set, a group at a time.
+
+        How keep-sets are grouped depends on all of them and not on `done`, those that need no evaluation.
+        """
+
+    @abc.abstractmethod
+    def ablate(
+        self,
+        examples: Examples,
+        units: Sequence[Unit],
+        *,
+        batch_size: int = 8,
+        done: Mapping[Unit, float] | None = None,
+        save: Callable[[list[tuple[Unit, float]]], None] | None = None,
+        progress: Progress = silent,
+    ) -> dict[Unit, float]:
+        """Return the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
+
+    @abc.abstractmethod
+    def moments(self, examples: Examples, batch_size: int) -> Any:
+        """Return what `compensated` reads of a text with `propagate = dense`; None where it reads the text itself."""
+
+    @abc.abstractmethod
+    def compensated(
+        self,
+        keep: Keep,
+        examples: Examples,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        moments: Any = None,
+        progress: Progress = silent,
+    ) -> tuple["Subject", list[Correction]]:
+        """Return the subject whose kept units stand in for the removed ones, and what was done where.
+
+        It wants the masks all the same. `progress` wraps the layers.
+        """
+
+    @abc.abstractmethod
+    def load(self, directory: Any) -> "Cut":
+        """Read back what `Cut.save` wrote."""
+
+    @abc.abstractmethod
+    def cut(self, keep: Keep) -> "Cut":
+        """Return the smaller model."""
+
+    @abc.abstractmethod
+    def whole(self) -> "Cut":
+        """Return the model itself, as `cut` would."""
+
+    @abc.abstractmethod
+    def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
+        """Return each model's median seconds for a forward pass of some rows; the models take turns."""
+
+    @abc.abstractmethod
+    def digests(self) -> dict[str, str]:
+        """Return digests of what the model is, by what a refusal calls them."""
+
+    @abc.abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Return what a run records of the model: name, parameters, groups (`layers`), units."""
+
+    @abc.abstractmethod
+    def structures_record(self) -> list[dict[str, Any]] | None:
+        """Return the structures as a run records them where they have names of their own; None of a model of ours."""
+
+    @abc.abstractmethod
+    def couplings(self) -> Any:
+        """Return the traced program whose coupled structures a report draws."""
+
+
+class Cut(Protocol):
+    """A smaller model."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters in memory."""
+        ...
+
+    @property
+    def segments(self) -> int:
+        """Stretches of equal layers, each compiled once."""
+        ...
+
+    def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
+        """Return the loss of each row."""
+        ...
+
+    def save(self, directory: Any, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write the model to a new directory.
+
+        Args:
+            keep: which units of the unpruned model it has.
+            about: further plain values for its record.
+        """
+        ...
+
+
+def run_losses(subject: Subject, examples: Examples, keep: Keep, batch_size: int) -> WindowLosses:
+    """Return the losses of each row under one keep-set."""
+    (group,) = subject.losses(examples, [keep], batch_size=batch_size, at_once=1)
+    return group[0]

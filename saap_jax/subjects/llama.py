@@ -1,0 +1,275 @@
+"""A LLaMA-family model as a subject: layers in segments, scans, meshes, batched gates."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
+from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_costs
+from saap_jax.discovery.listing import traced_model
+from saap_jax.discovery.tracing.trace import Traced
+from saap_jax.estimation import observe
+from saap_jax.estimation.ablation import Unit, ablate
+from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.gram import Gram
+from saap_jax.evaluation.candidates import candidate_losses
+from saap_jax.evaluation.cost import forward_seconds, weight_bytes
+from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
+from saap_jax.llama.segments import existing_units, masks
+from saap_jax.runtime.digests import model_digest
+from saap_jax.runtime.mesh import Layout, mesh_of
+from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.surgery.compensation import compensate
+from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.counting import kept_parameters
+from saap_jax.surgery.cut import check_keep, cut
+from saap_jax.types import Keep, Remat, WindowLosses
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LlamaSubject(Subject):
+    """A `Subject` of windows of tokens; groups are layers."""
+
+    model: Llama
+    tokenizer: Any = None
+    """What `scenarios`, `texts` and `save` need, or a name by which it is loaded when it is first needed."""
+    name: str = "model"
+    layout: Layout | None = None
+    """Where arrays lie; what is loaded back lies alike, as far as widths allow."""
+
+    def with_model(self, model: Llama) -> "LlamaSubject":
+        """Return another model as a subject of the same name, tokenizer and layout."""
+        return LlamaSubject(model, self.tokenizer, self.name, self.layout)
+
+    @functools.cached_property
+    def words(self) -> Any:
+        """The tokenizer."""
+        return load_tokenizer(self.tokenizer) if isinstance(self.tokenizer, str) else self.tokenizer
+
+    @property
+    def tolerance(self) -> float:
+        """How far the figures of the masked and of the cut model may be apart, relative to them."""
+        return 1e-3
+
+    @functools.cached_property
+    def existing(self) -> Keep:
+        """Which units there are, `[layers, units]`."""
+        return existing_units(self.model.runs)
+
+    @functools.cached_property
+    def costs(self) -> dict[str, np.ndarray]:
+        """Parameters of a unit, `[layers]`."""
+        return unit_costs(discover(self.model))
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """All parameters; a tied unembedding counts once."""
+        return count_parameters(self.model)
+
+    @functools.cached_property
+    def prunable(self) -> int:
+        """Parameters of attention and MLP."""
+        return prunable_parameters(discover(self.model))
+
+    @functools.cached_property
+    def weights(self) -> Llama:
+        """The model."""
+        return self.model
+
+    def limits(self, search: SearchConfig) -> None:
+        """Return None: `search` says it layer by layer."""
+        search.check_layers()
+
+    def removed(self, keep: Keep) -> int:
+        """Count the parameters that a cut removes."""
+        return self.parameters - kept_parameters(self.model, keep)
+
+    def check_keep(self, keep: Keep) -> None:
+        """Raise ValueError unless a keep-set is of this model."""
+        check_keep(keep, self.model.runs)
+
+    def check_estimators(self, names: Collection[str]) -> None:
+        """Accept all: everything can be observed."""
+
+    # --- text
+
+    def scenarios(self, config: CalibrationConfig) -> dict[str, Windows]:
+        """Draw the calibration windows of each scenario."""
+        return scenarios_of(config, self.words)
+
+    def texts(self, config: EvaluationConfig) -> dict[str, Windows]:
+        """Cut the evaluation windows, by metric name."""
+        return texts_of(config, self.words)
+
+    def join(self, parts: Sequence[Windows]) -> Windows:
+        """Put windows one behind the other."""
+        return concatenated(parts)
+
+    def count(self, examples: Windows) -> tuple[int, int]:
+        """Return the number of windows and of tokens."""
+        return len(examples.tokens), int(examples.mask.sum())
+
+    def shape(self, examples: Windows, rows: int | None = None) -> list[int]:
+        """Return `[windows, tokens]`."""
+        return list(examples.tokens[:rows].shape)
+
+    # --- observed, judged
+
+    def observe(
+        self,
+        examples: Windows,
+        needs: frozenset[Statistic],
+        *,
+        curvature: Curvature | None = None,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Statistics:
+        """Run the one pass; see `estimation.observe`."""
+        gates = None if keep is None else masks(keep)
+        parts = pairs(examples, batch_size)
+        return observe(self.model, parts, needs, gates=gates, curvature=curvature, remat=remat, progress=progress)
+
+    def losses(
+        self,
+        examples: Windows,
+        keeps: Sequence[Keep],
+        *,
+        batch_size: int = 8,
+        at_once: int = 8,
+        done: Collection[int] = (),
+        progress: Progress = silent,
+    ) -> Iterator[dict[int, WindowLosses]]:
+        """Evaluate keep-sets by masks; see `candidate_losses`."""
+        parts = pairs(examples, batch_size)
+        return candidate_losses(self.model, parts, keeps, done=done, at_once=at_once, progress=progress)
+
+    def ablate(
+        self,
+        examples: Windows,
+        units: Sequence[Unit],
+        *,
+        batch_size: int = 8,
+        done: Mapping[Unit, float] | None = None,
+        save: Callable[[list[tuple[Unit, float]]], None] | None = None,
+        progress: Progress = silent,
+    ) -> dict[Unit, float]:
+        """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
+        return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
+
+    def moments(self, examples: Windows, batch_size: int) -> Gram | None:
+        """Return the second moments of a text, not on a mesh, where every device would hold all of them."""
+        if mesh_of(self.model) is not None:
+            return None
+        gram = observe(self.model, pairs(examples, batch_size), frozenset({Statistic.GRAM}))
+        return gram.of(Statistic.GRAM)
+
+    def compensated(
+        self,
+        keep: Keep,
+        examples: Windows,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        moments: Gram | None = None,
+        progress: Progress = silent,
+    ) -> tuple["LlamaSubject", list[Correction]]:
+        """Correct the output matrices, or add biases; see `surgery.compensation`."""
+        parts = pairs(examples, batch_size)
+        made = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
+        return self.with_model(made.model), made.corrections
+
+    # --- cut
+
+    def load(self, directory: str | Path) -> "CutLlama":
+        """Read a directory back, in the type of the model."""
+        layout = self.layout and self.layout.lenient()
+        return CutLlama(load_model(directory, str(self.model.embedding.dtype), layout=layout), self.words)
+
+    def cut(self, keep: Keep) -> "CutLlama":
+        """Return the smaller model."""
+        return CutLlama(cut(self.model, keep), self.words)
+
+    def whole(self) -> "CutLlama":
+        """Return the model itself."""
+        return CutLlama(self.model, self.words)
+
+    def seconds(self, models: Sequence[Any], examples: Windows, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
+        """Return each model's median seconds for a forward pass."""
+        return forward_seconds([each.model for each in models], examples.tokens[:rows], repeats=repeats)
+
+    # --- recorded
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of architecture and weights."""
+        return {"model": model_digest(self.model)}
+
+    def about(self) -> dict[str, Any]:
+        """Return name and sizes."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "prunable_parameters": self.prunable,
+            "layers": len(self.model.spec.layers),
+            "units": {name: max(structure.units) for name, structure in discover(self.model).items()},
+        }
+
+    def structures_record(self) -> None:
+        """Return None: `attention` and `mlp` explain themselves."""
+
+    def couplings(self) -> Traced:
+        """Return the structures as the model's program tells them."""
+        return traced_model(self.model)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutLlama:
+    """A smaller model."""
+
+    model: Llama
+    tokenizer: Any = None
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return count_parameters(self.model)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters in memory."""
+        return weight_bytes(self.model)
+
+    @property
+    def segments(self) -> int:
+        """Stretches of equal layers."""
+        return len(self.model.runs)
+
+    def losses(self, examples: Windows, batch_size: int) -> WindowLosses:
+        """Return the loss of each window."""
+        return window_losses(self.model, pairs(examples, batch_size))
+
+    def save(self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write the model as a directory, with the tokenizer and what is kept; `about` are further files by name."""
+        save_model(self.model, directory, tokenizer=self.tokenizer, keep=keep, further=dict(about))
+
+
+def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
+    """Draw the calibration windows of each scenario."""
+    scenarios = [parse_scenario(text) for text in config.scenarios]
+    return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed)
+
+
+def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
+    """Cut the evaluation windows, by metric name, the calibration domain first."""
+    return {
+        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
+        for source in (config.in_domain, config.out_of_domain)
+    }

@@ -1,0 +1,377 @@
+"""A model of somebody else as a subject: a problem, traced; gates by interpretation, batches by `vmap`."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.discovery.tracing.patterns import by_name
+from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
+from saap_jax.discovery.tracing.trace import Traced
+from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
+from saap_jax.estimation.ablation import Unit
+from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.runtime.digests import digest_of
+from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.subjects.traced import saved
+from saap_jax.subjects.traced.ablation import ablate
+from saap_jax.subjects.traced.counting import count_parameters, prunable_parameters, removed_parameters
+from saap_jax.subjects.traced.observe import members, observe
+from saap_jax.subjects.traced.problem import (
+    Losses,
+    TracedProblem,
+    batches,
+    cut,
+    cut_losses,
+    loss_of_one,
+    traced_problem,
+)
+from saap_jax.surgery.corrections import Correction
+from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
+
+WITHOUT_WEIGHTS = ("gate_", "random", "ablation")
+"""How names of estimators begin that do not look at weights."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedSubject(TracedProblem, Subject):
+    """A `Subject` of a problem's examples; groups are copies of a structure, as layers of a scan and experts are."""
+
+    name: str = "problem"
+
+    @functools.cached_property
+    def existing(self) -> Keep:
+        """Which units there are, all of them, `[copies, units]`."""
+        return units_of(TracedWeights(self.structures, {}))
+
+    @functools.cached_property
+    def costs(self) -> dict[str, np.ndarray]:
+        """Parameters of a unit, `[copies]`; what two structures hold is counted in both."""
+        return traced_costs(self.structures)
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """All parameters."""
+        return count_parameters(self.traced.shapes)
+
+    @functools.cached_property
+    def prunable(self) -> int:
+        """The parameters of structures that may be pruned, each once."""
+        return prunable_parameters(self)
+
+    @functools.cached_property
+    def weights(self) -> TracedWeights:
+        """The parameters of floating point that hold units."""
+        return TracedWeights(self.structures, members(self))
+
+    def limits(self, search: SearchConfig) -> dict[str, Limits]:
+        """Return the limits of each structure; of experts, as many as are chosen remain.
+
+        Raises:
+            ValueError: a name or pattern that fits none, or an option that only layers have.
+        """
+        search.check_traced()
+        names = [structure.name for structure in self.structures]
+        hints = {name: f"is left alone, as the model's own code {verdict}" for name, verdict in self.left_out.items()}
+        least = by_name("search.min_keep_each", search.min_keep_each, names, hints)
+        most = by_name("search.max_ratio_each", search.max_ratio_each, names, hints)
+        multiple = by_name("search.multiple_of_each", search.multiple_of_each, names, hints)
+        return {
+            structure.name: Limits(
+                max(least.get(structure.name, 1), structure.least),
+                most.get(structure.name, 1.0),
+                multiple.get(structure.name, 1),
+            )
+            for structure in self.structures
+        }
+
+    def removed(self, keep: Keep) -> int:
+        """Count the parameters that a cut removes."""
+        return removed_parameters(self, keep)
+
+    def check_keep(self, keep: Keep) -> None:
+        """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
+        for name, units in self.existing.items():
+            shape = keep[name].shape if name in keep else "nothing"
+            if shape != units.shape:
+                raise ValueError(f"keep: expected {name} of shape {units.shape} for this model, got {shape}")
+            if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
+                raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
+
+    def check_estimators(self, names: Collection[str]) -> None:
+        """Raise ValueError for an estimator that looks at weights, where some of them are integers."""
+        if not self.quantised:
+            return
+        path, dtype = next(iter(self.quantised.items()))
+        for name in names:
+            if not name.startswith(WITHOUT_WEIGHTS):
+                raise ValueError(
+                    f"estimator {name!r}: looks at weights, expected them of floating point, got {dtype} in {path} "
+                    "(quantised?); use one of gate_*, random or ablation, or dequantise the weights first"
+                )
+
+    # --- examples
+
+    def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
+        """Return the calibration examples of each scenario: all of them, or some drawn at random by the seed.
+
+        Raises:
+            ValueError: a scenario that the problem does not have, or more examples than there are.
+        """
+        known = self.problem.scenarios
+        chosen = config.scenarios or tuple(known)
+        drawn = {}
+        for name in chosen:
+            if name not in known:
+                raise ValueError(
+                    f"calibration.scenarios: expected some of {', '.join(known)}, the calibration sets of "
+                    f"{self.name}, got {name!r}"
+                )
+            count = count_examples(known[name])
+            if config.examples > count:
+                raise ValueError(
+                    f"calibration.examples: expected at most {count}, those of {name}, got {config.examples}; 0 takes "
+                    "all of them"
+                )
+            drawn[name] = known[name]
+            if config.examples:
+                rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
+                drawn[name] = _rows(known[name], np.sort(rows))
+        return drawn
+
+    def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
+        """Return the held-out examples by metric, `loss NAME`.
+
+        Raises:
+            ValueError: a set that the problem does not have.
+        """
+        known = self.problem.held_out_sets
+        first = config.in_domain or next(iter(known))
+        second = config.out_of_domain or next((name for name in known if name != first), "")
+        for field, name in (("in_domain", first), ("out_of_domain", second)):
+            if name and name not in known:
+                raise ValueError(
+                    f"evaluation.{field}: expected one of {', '.join(known)}, the held-out sets of {self.name}, got "
+                    f"{name!r}"
+                )
+        names = [name for name in (first, second) if name]
+        return {f"loss {name}": _rows(known[name], slice(config.windows or None)) for name in names}
+
+    def join(self, parts: Sequence[Examples]) -> Examples:
+        """Put examples one behind the other."""
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
+
+    def count(self, examples: Examples) -> tuple[int, int]:
+        """Return the number of examples, twice: each counts as a token."""
+        rows = count_examples(examples)
+        return rows, rows
+
+    def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
+        """Return `[examples]`."""
+        count = count_examples(examples)
+        return [count if rows is None else min(rows, count)]
+
+    # --- observed, judged
+
+    def observe(
+        self,
+        examples: Examples,
+        needs: frozenset[Statistic],
+        *,
+        curvature: Curvature | None = None,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Statistics:
+        """Run the one pass; `remat` is the model's own affair."""
+        return observe(self, examples, needs, curvature=curvature, keep=keep, batch_size=batch_size, progress=progress)
+
+    def losses(
+        self,
+        examples: Examples,
+        keeps: Sequence[Keep],
+        *,
+        batch_size: int = 8,
+        at_once: int = 8,
+        done: Collection[int] = (),
+        progress: Progress = silent,
+    ) -> Iterator[dict[int, WindowLosses]]:
+        """Evaluate keep-sets by masks, `at_once` in one batch of one compiled program."""
+
+        def make() -> Callable[..., Any]:
+            one = jax.vmap(loss_of_one(self), (None, None, 0, 0))
+            return jax.jit(jax.vmap(one, (0, None, None, None)))
+
+        step, count, size = self.program("losses", make), count_examples(examples), min(at_once, len(keeps))
+        numbers = range(len(keeps))
+        groups = [list(numbers[start : start + size]) for start in range(0, len(keeps), size)]
+        groups = [group for group in groups if not set(group) <= set(done)]
+        parts = [batch for batch, _ in batches(examples, batch_size)]
+        steps = progress([(group, part) for group in groups for part in range(len(parts))])
+        for group in groups:
+            filled = group + group[-1:] * (size - len(group))
+            gates: Gates = {
+                name: jnp.asarray(np.stack([keeps[number][name] for number in filled]), jnp.float32)
+                for name in self.existing
+            }
+            found = [
+                np.asarray(step(gates, self.problem.params, *part), np.float64)
+                for part, _ in zip(parts, steps, strict=False)
+            ]
+            rows = np.concatenate(found, axis=1)[:, :count]
+            yield {number: WindowLosses(rows[place], np.ones(count, int)) for place, number in enumerate(group)}
+        next(iter(steps), None)  # so that they are shown to be done
+
+    def ablate(
+        self,
+        examples: Examples,
+        units: Sequence[Unit],
+        *,
+        batch_size: int = 8,
+        done: Mapping[Unit, float] | None = None,
+        save: Callable[[list[tuple[Unit, float]]], None] | None = None,
+        progress: Progress = silent,
+    ) -> dict[Unit, float]:
+        """Remove each unit by itself."""
+        return ablate(self, examples, units, batch_size=batch_size, done=done, save=save, progress=progress)
+
+    def moments(self, examples: Examples, batch_size: int) -> None:
+        """Return None: there is no compensation that would read them."""
+
+    def compensated(
+        self,
+        keep: Keep,
+        examples: Examples,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        moments: Any = None,
+        progress: Progress = silent,
+    ) -> tuple["TracedSubject", list[Correction]]:
+        """Return the subject itself, uncompensated.
+
+        Raises:
+            ValueError: a compensation is asked for.
+        """
+        if config.method != "none":
+            raise ValueError(f"compensation.method: expected none for a traced model, got {config.method!r}")
+        return self, []
+
+    # --- cut
+
+    def load(self, directory: str | Path) -> "CutTraced":
+        """Read a directory back."""
+        path = Path(directory)
+        function, params = saved.load_pruned(path, self.problem)
+        return CutTraced(self, saved.read_keep(path), function, params)
+
+    def cut(self, keep: Keep) -> "CutTraced":
+        """Return the smaller model."""
+        return CutTraced(self, keep, *cut(self, keep))
+
+    def whole(self) -> "CutTraced":
+        """Return the model itself."""
+        return CutTraced(self, None, self.problem.program, self.problem.params)
+
+    def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
+        """Return each model's median seconds for the outputs of some examples; the models take turns."""
+        inputs = self.problem.inputs(_rows(examples, slice(rows))[0])
+        runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
+        times: list[list[float]] = [[] for _ in runs]
+        for run in runs:
+            jax.block_until_ready(run(*inputs))
+        for _ in range(repeats):
+            for run, seconds in zip(runs, times, strict=True):
+                start = time.perf_counter()
+                jax.block_until_ready(run(*inputs))
+                seconds.append(time.perf_counter() - start)
+        return tuple(statistics.median(seconds) for seconds in times)
+
+    # --- recorded
+
+    def digests(self) -> dict[str, str]:
+        """Return digests of the parameters and of the traced program."""
+        program = re.sub(r"0x[0-9a-f]+", "", str(self.traced.program.jaxpr))
+        return {
+            "parameters": digest_of(self.problem.params),
+            "program": hashlib.sha256(program.encode()).hexdigest(),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Return name and sizes."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "prunable_parameters": self.prunable,
+            "layers": max(structure.copies for structure in self.structures),
+            "units": {structure.name: structure.units for structure in self.structures},
+        }
+
+    def structures_record(self) -> list[dict[str, Any]]:
+        """Return the structures as plain values."""
+        return [saved.described(each) for each in self.structures]
+
+    def couplings(self) -> Traced:
+        """Return the traced program."""
+        return self.traced
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutTraced:
+    """The smaller model of a traced subject, or with `keep` None the model itself."""
+
+    subject: TracedSubject
+    keep: Keep | None
+    function: Callable[..., Any]
+    """`function(params, *inputs)`."""
+    params: Any
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def segments(self) -> int:
+        """One: the program is compiled as it is."""
+        return 1
+
+    def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
+        """Return the loss of each example."""
+        if self.keep is None:
+            judge = Losses(self.subject, batch_size=batch_size)
+            values = judge.of(self.subject.ones, self.params, examples)
+        else:
+            values = cut_losses(self.subject, self.keep, self.params, examples, batch_size)
+        return WindowLosses(values, np.ones(len(values), int))
+
+    def save(self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write the smaller parameters and what is kept as a directory; `load_pruned` reads it."""
+        saved.write_pruned(directory, self.subject, keep, self.params, about)
+
+
+def subject_of(problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False) -> TracedSubject:
+    """Trace a problem's function on one example; see `traced_problem`."""
+    made = traced_problem(problem, norms=norms, refused=refused)
+    return TracedSubject(made.problem, made.traced, made.structures, made.left_out, name=name)
+
+
+def _rows(examples: Examples, rows: Any) -> Examples:
+    return jax.tree.map(lambda leaf: leaf[rows], examples)
