@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"expected a run record of schema {SCHEMA}, got {found!r:.60} in {path / 'run.json'}")
     fault = fault_of(record, RUN)
     fault = fault or next((contradiction(record[name], f"{name}.") for name in MODELS if name in record), "")
-    fault = fault or _unmeasured(record)
+    fault = fault or _unmeasured(record) or _uncoupled(record.get("couplings") or {})
     if fault:
         raise ValueError(f"{path / 'run.json'}: {fault}; the file was changed or damaged")
     return record
@@ -60,6 +60,35 @@ def _unmeasured(record: Mapping[str, Any]) -> str:
     if not measured or not missing:
         return ""
     return f"metrics: expected those that dense was measured by, {', '.join(measured)}, got {missing[0]!r:.60}"
+
+
+def _uncoupled(couplings: Mapping[str, Any]) -> str:
+    """Return which structure of `couplings` a figure could not draw: each has members, axes of parameters; "" if none.
+
+    >>> structure = {"name": "mlp", "members": [["up", 2]], "label": ["4 units", "prunable"], "pinned": False}
+    >>> _uncoupled({"parameters": {"up": [8, 4]}, "structures": [structure]})
+    "couplings.structures[0].members[0]: expected a parameter and one of its axes, got ['up', 2]"
+    """
+    shapes, names = couplings.get("parameters", {}), set()
+    for place, structure in enumerate(couplings.get("structures", [])):
+        where = f"couplings.structures[{place}]"
+        if structure["name"] in names:
+            return f"{where}.name: expected another name than those before it, got {structure['name']!r:.60}"
+        names.add(structure["name"])
+        if len(structure["label"]) != 2:
+            return f"{where}.label: expected two lines, got {len(structure['label'])}"
+        if not structure["members"]:
+            return f"{where}.members: expected one or more, got none"
+        for number, member in enumerate(structure["members"]):
+            if not _is_axis(member, shapes):
+                return f"{where}.members[{number}]: expected a parameter and one of its axes, got {member!r:.60}"
+    return ""
+
+
+def _is_axis(member: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> bool:
+    if [type(each) for each in member] != [str, int] or member[0] not in shapes:
+        return False
+    return 0 <= member[1] < len(shapes[member[0]])
 
 
 def read_candidates(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:

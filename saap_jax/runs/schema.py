@@ -100,6 +100,10 @@ RUN = {
         },
         None,
     ),
+    "couplings": {
+        "parameters!": {str: [int]},
+        "structures!": [{"name!": str, "members!": [[(str, int)]], "label!": [str], "pinned!": bool}],
+    },
     "suggestions": [(str, {"text": str, "effect": str, "expected_effect": str, "command": str})],
     "fusions": {
         str: {
