@@ -27,6 +27,7 @@ from saap_jax.report.figures.couplings import coupling_files, coupling_record
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
+from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import broadcast
@@ -150,7 +151,7 @@ def kept_units(
 # --- the best one --------------------------------------------------------------------------------
 
 
-def best_candidate(run: RunDirectory, ratio: float) -> dict[str, Any]:
+def best_candidate(run: RunDirectory, ratio: float) -> Row:
     """Return the candidate of the first seed of the variant that has the lowest perplexity out of domain at a ratio."""
     candidates = run.candidates()
     rows = comparison_rows(run.record, candidates)
@@ -175,7 +176,7 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        whole = compensated(best, keep)
+        whole = compensated({**best}, keep)
         save_model(cut(whole, keep), directory, tokenizer=tokenizer, keep=keep)
     gc.collect()
     loaded = load_model(directory, config.model.dtype, layout=layout and layout.lenient())
