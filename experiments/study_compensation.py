@@ -76,10 +76,10 @@ def run_seed(
             seconds = time.perf_counter() - start
             losses = {source: evaluated(made.model, text, keeps[ratio]) for source, text in texts.items()}
             corrections = [each._asdict() for each in made.corrections]
-            run.append(
-                {"candidate": f"{name}@{ratio:g}", "losses": losses, "seconds": seconds, "corrections": corrections}
-            )
-            ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
+            ppl = {source: np.exp(np.mean(each)) for source, each in losses.items()}
+            measured = {"ppl": ppl, "losses": losses, "seconds": seconds}
+            run.append({"candidate": f"{name}@{ratio:g}", **measured, "corrections": corrections})
+            ppl = "  ".join(f"{each:8.2f}" for each in ppl.values())
             print(f"seed {seed}  {name:<28} {ratio:.0%} {ppl}  {seconds:.0f} s", flush=True)
     run.update(status="finished")
 

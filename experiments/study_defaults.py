@@ -208,18 +208,21 @@ def run_arms(
         exists = existing_units(model.runs)
         for ratio, selection in path.items():
             losses = {source: evaluated(model, windows, selection.keep) for source, windows in texts.items()}
+            ppl = {source: np.exp(np.mean(each)) for source, each in losses.items()}
             run.append(
                 {
                     "candidate": f"{name}@{ratio:g}",
                     "arm": described(arm),
                     "ratio": ratio,
                     "actual": selection.actual,
-                    "removed": {n: int((exists[n] & ~selection.keep[n]).sum()) for n in STRUCTURES},
+                    "units_removed": {n: int((exists[n] & ~selection.keep[n]).sum()) for n in STRUCTURES},
+                    "ppl": ppl,
                     "losses": losses,
-                    "seconds": {"search": searched, "all": time.perf_counter() - start},
+                    "search_seconds": searched,
+                    "seconds": time.perf_counter() - start,
                 }
             )
-            ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
+            ppl = "  ".join(f"{each:8.2f}" for each in ppl.values())
             print(f"{name[:90]:<90} {ratio:.0%} {ppl}", flush=True)
 
 
@@ -273,7 +276,7 @@ def results(name: str, stage: Stage, runs: Path) -> tuple[dict[str, float], dict
         each = [by_name.get(f"{arm}@{ratio:g}") for by_name in rows]
         if all(each):
             losses = {source: np.array([row["losses"][source] for row in each]) for source in stage.texts}
-            removed = {n: float(np.mean([row["removed"][n] for row in each])) for n in STRUCTURES}
+            removed = {n: float(np.mean([row["units_removed"][n] for row in each])) for n in STRUCTURES}
             found[arm, ratio] = Result(losses, removed)
     return dense, found
 

@@ -92,7 +92,8 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
     keeps = chosen(run, model, saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed))
     rows = rows_of(tokenizer, seed)
     if "dense" not in run.record:
-        run.update(dense={"losses": evaluated(model, texts), "bytes": weight_bytes(model)})
+        losses = evaluated(model, texts)
+        run.update(dense={"ppl": perplexities(losses), "losses": losses, "bytes": weight_bytes(model)})
     for ratio in RATIOS:
         pruned = cut(model, keeps[ratio])
         for name in arms:
@@ -102,10 +103,15 @@ def run_seed(seed: int, model: Llama, tokenizer: Any, texts: dict[str, Windows],
             made = recovered(ARMS[name], pruned, rows, seed, run.claim(directory_of(ARMS[name], ratio)))
             seconds = time.perf_counter() - start
             losses = evaluated(made, texts)
-            row = {"candidate": f"{name}@{ratio:g}", "losses": losses, "bytes": weight_bytes(made), "seconds": seconds}
-            run.append(row)
-            ppl = "  ".join(f"{np.exp(np.mean(each)):8.2f}" for each in losses.values())
+            measured = {"ppl": perplexities(losses), "losses": losses, "bytes": weight_bytes(made), "seconds": seconds}
+            run.append({"candidate": f"{name}@{ratio:g}", **measured})
+            ppl = "  ".join(f"{each:8.2f}" for each in perplexities(losses).values())
             print(f"seed {seed}  {name:<28} {ratio:.0%} {ppl}  {seconds:.0f} s", flush=True)
+
+
+def perplexities(losses: dict[str, list[float]]) -> dict[str, float]:
+    """Return the perplexity on each text."""
+    return {source: float(np.exp(np.mean(each))) for source, each in losses.items()}
 
 
 def directory_of(arm: Arm, ratio: float) -> str:

@@ -47,14 +47,14 @@ def run_seed(
     run = RunDirectory.open(runs / f"residual-{seed}", config)
     calibration = saap_jax.calibration_windows(CALIBRATION, tokenizer, 32, LENGTH, seed)
     if "dense" not in run.record:
-        run.update(dense={"losses": evaluated(model, texts), "parameters": count_parameters(model)})
+        run.update(dense=measured(model, texts))
     done = {row["candidate"] for row in run.candidates()}
     makers = {"widths": narrow_ones(model, calibration, seed, done), "shares": shared_ones(model, calibration, done)}
     for part in parts:
         for name, made in makers[part]:
-            losses = evaluated(made, texts)
-            run.append({"candidate": name, "losses": losses, "parameters": count_parameters(made)})
-            ppl = "  ".join(f"{np.exp(np.mean(each)):9.2f}" for each in losses.values())
+            row = {"candidate": name, **measured(made, texts)}
+            run.append(row)
+            ppl = "  ".join(f"{each:9.2f}" for each in row["ppl"].values())
             print(f"seed {seed}  {name:<32} {ppl}  {count_parameters(made):,} parameters", flush=True)
 
 
@@ -87,10 +87,14 @@ def shared_ones(model: Llama, calibration: Windows, done: set[str]) -> Iterator[
         yield name, cut(base, path[rest].keep)
 
 
-def evaluated(model: Llama, texts: dict[str, Windows]) -> dict[str, list[float]]:
-    """Return the mean loss of each window of each text."""
+def measured(model: Llama, texts: dict[str, Windows]) -> dict[str, Any]:
+    """Return the size of a model, and on each text its perplexity and the mean loss of each window."""
     losses = {source: window_losses(model, pairs(windows, 8)) for source, windows in texts.items()}
-    return {source: (each.sums / each.counts).tolist() for source, each in losses.items()}
+    return {
+        "parameters": count_parameters(model),
+        "ppl": {source: each.perplexity for source, each in losses.items()},
+        "losses": {source: (each.sums / each.counts).tolist() for source, each in losses.items()},
+    }
 
 
 def print_tables(runs: Path, seeds: Sequence[int]) -> None:

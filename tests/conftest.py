@@ -3,6 +3,7 @@
 import gc
 import os
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # of the terminal that the suite is started in
@@ -19,6 +20,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
+from saap_jax.runs.directory import RunDirectory
+from tests.records import check_declared
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,6 +39,19 @@ def few_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def declared_records():
+    """Hold all that a job has written, when it finishes its run, against the types of `runs.records`."""
+    settle = RunDirectory.settle_rows
+
+    def checked(run: RunDirectory) -> None:
+        settle(run)
+        check_declared(run)
+
+    with mock.patch.object(RunDirectory, "settle_rows", checked):
+        yield
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ bracket; where the whole grid holds, the largest ratio that the search can meet 
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.resample import LEVEL, holm, resamples_for, shares, sureness
 from saap_jax.evaluation.scales import scale_of
+from saap_jax.runs.records import Frontier, FrontierLine, Row, RunRecord
 
 Key = TypeVar("Key", bound=Hashable)
-Record = dict[str, Any]
 
 
 class Bracket(NamedTuple):
@@ -173,7 +173,7 @@ class Found(NamedTuple):
         return self.p_value >= LEVEL
 
 
-def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) -> list[Found]:
+def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
     """Return each variant's largest ratio and knee, over its seeds, the largest ratio first.
 
     Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
@@ -184,10 +184,10 @@ def found_variants(run: Record, candidates: Sequence[Record], *, seed: int = 0) 
     frontier, metric = run["frontier"], run["frontier"]["metric"]
     dense = np.asarray(run["dense"]["losses"][metric], np.float64)
     scale = scale_of(metric)
-    rows: dict[tuple[str, int], list[Record]] = {}
+    rows: dict[tuple[str, int], list[Row]] = {}
     for candidate in candidates:
         rows.setdefault((candidate["variant"], candidate["seed"]), []).append(candidate)
-    variants: dict[str, list[Record]] = {}
+    variants: dict[str, list[FrontierLine]] = {}
     for line in frontier["lines"]:
         variants.setdefault(line["variant"], []).append(line)
     resamples = resamples_for(len(variants) - 1, frontier["resamples"])
@@ -242,13 +242,13 @@ class _Draws(NamedTuple):
         return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, low, high)
 
 
-def _losses(dense: np.ndarray, curve: Sequence[Record], metric: str) -> np.ndarray:
+def _losses(dense: np.ndarray, curve: Sequence[Row], metric: str) -> np.ndarray:
     """Return the loss of each window at each point, the unpruned model first, `[points, windows]`."""
     return np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in curve)])
 
 
 def _ratios(
-    dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws
+    dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws
 ) -> Float[np.ndarray, "seeds draws"]:
     """Return the largest ratio that holds the limit, of each seed in each draw."""
     drawn = []
@@ -259,14 +259,14 @@ def _ratios(
     return np.stack(drawn)
 
 
-def _limits(dense: Float[np.ndarray, "draws"], frontier: Record) -> Float[np.ndarray, "draws"]:
+def _limits(dense: Float[np.ndarray, "draws"], frontier: Frontier) -> Float[np.ndarray, "draws"]:
     """Return the mean loss at which the limit is, of each draw."""
     if scale_of(frontier["metric"]).logarithmic:
         return dense + math.log1p(frontier["percent"] / 100)
     return dense + np.abs(dense) * frontier["percent"] / 100
 
 
-def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Record, draws: _Draws) -> Estimate:
+def _knee(dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws) -> Estimate:
     """Return the knee of the curves on the grid: at points of bisection the curve is not looked at more closely."""
     values, drawn = [], []
     for curve in curves:
@@ -278,6 +278,6 @@ def _knee(dense: np.ndarray, curves: Sequence[Sequence[Record]], frontier: Recor
     return draws.estimate(np.array(values, np.float64), draws.means(np.stack(drawn)))
 
 
-def _row_at(curve: Sequence[Record], ratio: float, run: Record) -> Record:
+def _row_at(curve: Sequence[Row], ratio: float, run: RunRecord) -> Row:
     """Return the record at a ratio; at 0 that of the unpruned model."""
-    return next((row for row in curve if row["ratio_asked"] == ratio), run["dense"])
+    return next((row for row in curve if row["ratio_asked"] == ratio), {**run["dense"], "candidate": "dense"})

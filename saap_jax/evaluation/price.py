@@ -11,12 +11,13 @@ cores that the run may use. The table is `prices.toml` beside this module, or th
 import datetime
 import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.formats.json_files import shown
 from saap_jax.formats.toml_files import read_toml
+from saap_jax.runs.records import Cost, Devices, PerMillion, RunRecord
 
 TABLE = Path(__file__).with_name("prices.toml")
 """The table that comes with the package."""
@@ -91,7 +92,7 @@ def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float, device
     return device_hours(1e6 / tokens_per_second, devices) * usd_per_hour
 
 
-def run_cost(run: Mapping[str, Any], prices: Sequence[Price]) -> dict[str, Any]:
+def run_cost(run: RunRecord, prices: Sequence[Price]) -> Cost:
     """Return the cost of a run: `cost` of `run.json`, made from its `stages`, `devices` and `best`.
 
     Returns:
@@ -105,30 +106,30 @@ def run_cost(run: Mapping[str, Any], prices: Sequence[Price]) -> dict[str, Any]:
     """
     about, devices = run["devices"], _billed(run["devices"])
     hours = device_hours(sum((stage["seconds"] for stage in run["stages"]), 0.0), devices)
-    cost: dict[str, Any] = {"device_hours": hours, "devices": devices}
+    cost: Cost = {"device_hours": hours, "devices": devices}
     price = find_price(about["kind"], prices)
     if price is None:
-        return cost | {"usd": None, "usd_per_million_tokens": None, "prices": None, "note": no_price(about["kind"])}
-    best = run.get("best") or {}
-    each = {"dense": best.get("dense_forward_seconds"), "cut": best.get("forward_seconds")}
-    million = None
-    if all(each.values()) and best.get("forward_tokens"):
-        rates = {name: best["forward_tokens"] / seconds for name, seconds in each.items()}
-        million = {name: usd_per_million_tokens(rate, price.usd_per_hour, devices) for name, rate in rates.items()}
-    return cost | {
+        return {**cost, "usd": None, "usd_per_million_tokens": None, "prices": None, "note": no_price(about["kind"])}
+    best, million = run.get("best", {}), None
+    if not isinstance(best, list) and {"dense_forward_seconds", "forward_seconds", "forward_tokens"} <= best.keys():
+        seconds = (best["dense_forward_seconds"], best["forward_seconds"])
+        dense, cut = (usd_per_million_tokens(best["forward_tokens"] / s, price.usd_per_hour, devices) for s in seconds)
+        million: PerMillion | None = {"dense": dense, "cut": cut}
+    return {
+        **cost,
         "usd": hours * price.usd_per_hour,
         "usd_per_million_tokens": million,
         "prices": {"kind": price.kind, "usd_per_hour": price.usd_per_hour, "date": price.date},
     }
 
 
-def _billed(devices: Mapping[str, Any]) -> int:
+def _billed(devices: Devices) -> int:
     """Return how many devices are paid for; of a CPU, how many cores."""
     if devices["platform"] != "cpu":
         return devices["count"]
-    if not devices.get("cores"):
+    if not (cores := devices.get("cores")):
         raise ValueError(f"devices: expected the number of `cores` of a CPU, got {sorted(devices)}; run it again")
-    return devices["cores"]
+    return cores
 
 
 def _price(entry: Any, where: str) -> Price:

@@ -7,7 +7,7 @@ grow faster than that, so a prediction is good for one thing: which of several k
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,9 +15,8 @@ from jaxtyping import Float
 from saap_jax.evaluation.differences import differences_against, p_values_against
 from saap_jax.evaluation.resample import holm
 from saap_jax.evaluation.scales import scale_of
+from saap_jax.runs.records import Row, RunRecord
 from saap_jax.types import STRUCTURES
-
-Record = dict[str, Any]
 
 Place = tuple[str, int]
 """Structure and layer."""
@@ -66,13 +65,13 @@ class Cost(NamedTuple):
         return float((1 - share) * self.nats[after - 1] + share * self.nats[after])
 
 
-def judged_metric(run: Record) -> str:
+def judged_metric(run: RunRecord) -> str:
     """Return the name of the metric that says what a removal costs."""
     domain = run["config"]["judged"]
     return next(metric["name"] for metric in run["metrics"] if metric["domain"] == domain)
 
 
-def changes_of(run: Record, candidates: Sequence[Record]) -> list[Change]:
+def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     """Return what each removal at one place changed, by structure, layer and share."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
@@ -92,8 +91,8 @@ def changes_of(run: Record, candidates: Sequence[Record]) -> list[Change]:
         total, removed = totals[_kind(row), row["asked"]]
         relative = change / row["removed"] / (total / removed) if total > 0 and row["removed"] else math.nan
         percent, (low, high) = difference.scale.percent(change, dense), difference.percent[1:]
-        fields = (row[name] for name in ("layer", "structure", "asked", "actual", "removed"))
-        found.append(Change(*fields, nats=change, percent=percent, low=low, high=high, relative=relative))
+        place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
+        found.append(Change(*place, nats=change, percent=percent, low=low, high=high, relative=relative))
     return found
 
 
@@ -103,7 +102,7 @@ def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
     return [change for change in changes if change.asked == nearest]
 
 
-def as_costly(run: Record, candidates: Sequence[Record], first: Change, others: Sequence[Change]) -> list[float]:
+def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: Sequence[Change]) -> list[float]:
     """Return the p-value of "costs as much a parameter as the first" of other places, adjusted for their number (Holm).
 
     What is compared is `relative`, or `nats` where that is not known. Of fewer than `FEWEST` windows all are NaN.
@@ -127,11 +126,11 @@ def a_parameter(changes: Sequence[Change], structure: str) -> float:
     return sum(change.nats for change in own) / removed if removed else math.nan
 
 
-def costs_of(run: Record, candidates: Sequence[Record]) -> dict[Place, Cost]:
+def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:
     """Return the measured curve of each place."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
-    points: dict[Place, dict[float, Record]] = {}
+    points: dict[Place, dict[float, Row]] = {}
     for row in _at_one_place(candidates):
         points.setdefault((row["structure"], row["layer"]), {})[row["actual"]] = row
     costs = {}
@@ -142,22 +141,22 @@ def costs_of(run: Record, candidates: Sequence[Record]) -> dict[Place, Cost]:
     return costs
 
 
-def _kind(row: Record) -> str:
+def _kind(row: Row) -> str:
     """Return what a place is compared with on average: its structure, or all of a traced model's."""
     return row.get("among", row["structure"])
 
 
-def structures_in(candidates: Sequence[Record]) -> list[str]:
+def structures_in(candidates: Sequence[Row]) -> list[str]:
     """Return the structures that units were removed from, attention before MLP, others as they come."""
     found = dict.fromkeys(row["structure"] for row in _at_one_place(candidates))
     return sorted(found, key=lambda name: STRUCTURES.index(name) if name in STRUCTURES else len(STRUCTURES))
 
 
-def _at_one_place(candidates: Sequence[Record]) -> list[Record]:
+def _at_one_place(candidates: Sequence[Row]) -> list[Row]:
     return [row for row in candidates if "layer" in row]
 
 
-def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int]]) -> Plan:
+def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int | float]]) -> Plan:
     """Return the share that goes at each place, from the units kept of each layer, `{structure: [layers]}`."""
     return {place: 1 - int(kept[place[0]][place[1]]) / cost.units for place, cost in costs.items()}
 

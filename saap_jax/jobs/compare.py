@@ -8,7 +8,6 @@ import dataclasses
 import gc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import ALL
@@ -21,6 +20,7 @@ from saap_jax.report.figures.couplings import coupling_files, coupling_record
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
+from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import broadcast
@@ -144,7 +144,7 @@ def kept_units(
 # --- the best one --------------------------------------------------------------------------------
 
 
-def best_candidate(run: RunDirectory, ratio: float) -> dict[str, Any]:
+def best_candidate(run: RunDirectory, ratio: float) -> Row:
     """Return the candidate of the first seed of the variant that has the lowest perplexity out of domain at a ratio."""
     candidates = run.candidates()
     rows = comparison_rows(run.record, candidates)
@@ -167,7 +167,7 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        compensate(best, keep).cut(keep).save(directory, keep)
+        compensate({**best}, keep).cut(keep).save(directory, keep)
     gc.collect()
     loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size

@@ -9,6 +9,7 @@ from saap_jax.config.jobs import ScoreConfig
 from saap_jax.config.method import EstimationConfig
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.runs.directory import RunDirectory, read_run
+from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served, statistics_path
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
@@ -87,7 +88,7 @@ def tokens_to_observe(run: RunDirectory, subject: Subject, scenarios: Mapping[st
     return sum(subject.count(examples)[1] for examples in new)
 
 
-def source_run(path: str, model: str) -> dict:
+def source_run(path: str, model: str) -> RunRecord:
     """Return the record of a run whose statistics are to be scored; raise where it is one of another model."""
     record = read_run(path)
     of = record.get("config", {}).get("model")

@@ -157,7 +157,7 @@ class Evaluator:
             about: what a record says beside what is measured.
         """
         self._asked |= keeps.keys()
-        known = {row["candidate"]: row for row in self.run.candidates()}
+        known: dict[str, Any] = {row["candidate"]: row for row in self.run.candidates()}
         known |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
         rows: dict[str, Row] = {}
         by_digest: dict[str, list[str]] = {}
@@ -256,7 +256,7 @@ class Evaluator:
             of = self._of(name, keeps[name], about.get(name, {}), digest)
             if name == DENSE:
                 self.run.update(dense=measured | of)
-                rows[name] = self.run.record[DENSE]
+                rows[name] = {**self.run.record[DENSE]}
                 continue
             rows[name] = {"candidate": name, **of, **measured, "same_as": None if name == first else first}
             self.run.append(rows[name])

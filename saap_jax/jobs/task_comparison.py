@@ -102,7 +102,7 @@ def _keeps(reference: Reference) -> Callable[[str], Keep] | None:
     assert reference.run is not None
     if not (Path(reference.run) / "keeps.npz").exists():
         return None
-    arrays = RunDirectory(reference.run, dict(reference.record)).load_arrays("keeps")
+    arrays = RunDirectory(reference.run, reference.record).load_arrays("keeps")
 
     def read(candidate: str) -> Keep:
         missing = [name for name in STRUCTURES if f"{candidate}/{name}" not in arrays]

@@ -7,11 +7,12 @@ from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.report.page.formats import format_ppl, some
 from saap_jax.runs.commands import prune_command
-from saap_jax.runs.standing import DENSE, Record, comparison_rows, labels, number
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
 
 
-def suggestions_of(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Return what a run suggests, from its records alone; none of a kind of run that has none.
 
     Args:
@@ -27,12 +28,12 @@ def suggestions_of(run: Record, candidates: Sequence[Record]) -> list[Suggestion
     return []
 
 
-def _standings(run: Record, candidates: Sequence[Record]) -> list[Standing]:
+def _standings(run: RunRecord, candidates: Sequence[Row]) -> list[Standing]:
     """Return the variants of a comparison at `best_ratio`, the best first; those without a perplexity are left out.
 
     Records of an older version, without a variant, give none.
     """
-    asked = (run.get("config") or {}).get("best_ratio")
+    asked = run.get("config", {}).get("best_ratio")
     by_label = {
         label: row
         for label, row in zip(labels(candidates), candidates, strict=True)
@@ -46,7 +47,7 @@ def _standings(run: Record, candidates: Sequence[Record]) -> list[Standing]:
     return found
 
 
-def _prune_there(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Prune with the variant of the largest ratio, as far as it holds for all its seeds."""
     (best, *others), frontier = found_variants(run, candidates), run["frontier"]
     lines = [line for line in frontier["lines"] if line["variant"] == best.variant and line["ratio"] > 0]

@@ -7,18 +7,17 @@ from typing import Any
 
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.data import parse_scenario
+from saap_jax.runs.records import Row, RunRecord
 
-Record = dict[str, Any]
 
-
-def compare_command(run: Record, name: str, changes: Mapping[str, Any]) -> str:
+def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> str:
     """Return the `saap compare` of a run's setting with some changes; `name` is added to the name of the run.
 
     Args:
         run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
         changes: values by dotted path, such as `search.skip_layers`.
     """
-    config = dict(run["config"])
+    config: dict[str, Any] = dict(run["config"])
     if "estimator" in config:  # of `saap sensitivity`
         config["estimation"] = {"estimators": [config["estimator"]], "remat": config["remat"]}
         config["ratios"], config["best_ratio"] = [config["ratio"]], config["ratio"]
@@ -26,9 +25,9 @@ def compare_command(run: Record, name: str, changes: Mapping[str, Any]) -> str:
     return " ".join(["saap compare", *options(changed(config, changes), CompareConfig())])
 
 
-def prune_command(run: Record, row: Record) -> str:
+def prune_command(run: RunRecord, row: Row) -> str:
     """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
-    config = dict(run["config"])
+    config: dict[str, Any] = dict(run["config"])
     search = {key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None}
     calibration = {**config["calibration"], "seed": row["seed"]}
     if row["scenario"] != "all":
@@ -46,7 +45,7 @@ def prune_command(run: Record, row: Record) -> str:
     return " ".join(["saap prune", *options(config, PruneConfig())])
 
 
-def changed(config: Record, changes: Mapping[str, Any]) -> Record:
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration on record with other values, by dotted path.
 
     >>> changed({"search": {"depth": False, "solver": "greedy"}}, {"search.solver": "exact"})
@@ -55,7 +54,7 @@ def changed(config: Record, changes: Mapping[str, Any]) -> Record:
     for path, value in changes.items():
         head, _, rest = path.partition(".")
         config = {**config, head: changed(config.get(head, {}), {rest: value}) if rest else value}
-    return config
+    return dict(config)
 
 
 def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[str]:

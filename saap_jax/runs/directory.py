@@ -10,7 +10,7 @@
 | `tensorboard/`  | stages and candidates as TensorBoard scalars, see `scalars`                                   |
 | `best/`         | a model directory, written by whoever cuts the model                                          |
 
-What fields a record has, and of which type, is in `schema`; all that is read back is held against it.
+The fields of a record and their types are in `records`; all that is read back is checked by them.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from saap_jax.runs.reading import DAMAGED, SCHEMA, arrays_of, read_candidates, read_run
+from saap_jax.runs.records import Configuration, Row, RunRecord
 from saap_jax.runs.score_arrays import structures_of
 from saap_jax.runs.stages import Stage, measuring, with_stage
 from saap_jax.runtime.files import (
@@ -58,7 +59,7 @@ class RunDirectory:
     what is there; anybody may read at any time.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any], *, begun: bool = True):
+    def __init__(self, path: Path, record: RunRecord, *, begun: bool = True):
         self.path = path
         self._record = record
         self._begun = begun
@@ -77,7 +78,8 @@ class RunDirectory:
                 run names files as its own that no run writes.
         """
         path, config = Path(path), plain(config)
-        fresh = {"schema": SCHEMA, "name": path.name, "status": "running", "config": config, "stages": [], "files": []}
+        fresh: RunRecord = {"schema": SCHEMA, "name": path.name, "status": "running", "stages": [], "files": []}
+        fresh["config"] = cast(Configuration, config)
         found = broadcast(lambda: _found(path, overwrite))
         if found is None or overwrite:
             return cls(path, fresh, begun=False)
@@ -101,7 +103,7 @@ class RunDirectory:
         new = is_primary() and not self.path.exists()
         if is_primary():
             if (self.path / "run.json").exists():
-                RunDirectory(self.path, read_run(self.path))._remove_outputs()
+                RunDirectory(self.path, read_run(self.path, outputs_alone=True))._remove_outputs()
             self.path.mkdir(parents=True, exist_ok=True)
         self._begun = True
         try:
@@ -138,7 +140,7 @@ class RunDirectory:
             )
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """The content of `run.json`; change it through `update`."""
         return self._record
 
@@ -153,12 +155,12 @@ class RunDirectory:
         self._set(**fields)
 
     def _set(self, **fields: Any) -> None:
-        record = {**self._record, **decoded(encoded(fields))}
+        record = cast(RunRecord, {**self._record, **decoded(encoded(fields))})
         if self._begun:
             write_atomically(self.path / "run.json", encoded(record, indent=1))
         self._record = record
 
-    def append(self, candidate: dict[str, Any]) -> None:
+    def append(self, candidate: Mapping[str, Any]) -> None:
         """Add one finished candidate (an object with a `candidate` name) to `metrics.jsonl`."""
         if not isinstance(candidate.get("candidate"), str):
             raise ValueError(f"expected a record with a string `candidate`, got the fields {sorted(candidate)}")
@@ -167,7 +169,7 @@ class RunDirectory:
         if is_primary():
             append_line(self.path / "metrics.jsonl", line)
 
-    def candidates(self) -> list[dict[str, Any]]:
+    def candidates(self) -> list[Row]:
         """Return the finished candidates, in order; a name that was recorded twice counts once, with its last values.
 
         Lines that cannot be read (torn by a kill) are skipped and counted in `corrupt_lines`.
@@ -283,12 +285,12 @@ def _digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _found(path: Path, overwrite: bool) -> dict[str, Any] | None:
+def _found(path: Path, overwrite: bool) -> RunRecord | None:
     """Return the record of the run that a directory holds, None where there is none; see `RunDirectory.open`."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"expected a run directory, found a file at {path}; choose another --name")
     if (path / "run.json").exists():
-        record = read_run(path)
+        record = read_run(path, outputs_alone=overwrite)
         if overwrite:
             _outputs(path, record)
         return record
@@ -302,14 +304,14 @@ def _is_left(name: str) -> bool:
     return name.startswith(".") and name.endswith((".partial", ".lock"))
 
 
-def _outputs(path: Path, record: Mapping[str, Any]) -> list[Path]:
+def _outputs(path: Path, record: RunRecord) -> list[Path]:
     """Return what a run wrote beside `run.json`, as far as it is there: regular files, and directories of its own.
 
     Raises:
         ValueError: the record names something else, or something else is there under a name of ours.
     """
-    found = []
-    for name in dict.fromkeys((*_FIXED_FILES, *record.get("files", []))):
+    found, written = [], record.get("files", [])
+    for name in dict.fromkeys((*_FIXED_FILES, *written)):
         is_file, place = bool(_FILES.fullmatch(name)), path / name
         if not (is_file or _DIRECTORIES.fullmatch(name)):
             raise ValueError(

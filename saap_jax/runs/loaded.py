@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
+from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.scores import read_scores
 from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.calibrate import Calibrated
@@ -15,9 +16,9 @@ class Run(NamedTuple):
     """A run directory of any kind, read."""
 
     path: Path
-    record: dict[str, Any]
+    record: RunRecord
     """The content of `run.json`."""
-    candidates: list[dict[str, Any]]
+    candidates: list[Row]
     """What was measured of each candidate, in order; empty of a run that measures none."""
 
     @property

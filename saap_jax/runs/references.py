@@ -9,16 +9,17 @@
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from saap_jax.runs.directory import read_candidates, read_run
-from saap_jax.runs.standing import DENSE
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, cut_of
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
@@ -34,9 +35,9 @@ class Reference(NamedTuple):
     """The run directory, None for a model to load."""
     candidate: str = ""
     """What is named within the run."""
-    record: Mapping[str, Any] = MappingProxyType({})
+    record: RunRecord = cast(RunRecord, MappingProxyType({}))
     """`run.json`."""
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: tuple[Row, ...] = ()
     """The lines of `metrics.jsonl`, by seed; for the unpruned model, its record."""
 
     @property
@@ -52,7 +53,7 @@ class Reference(NamedTuple):
         model = self.record.get("config", {}).get("model")
         if not isinstance(model, dict) or not {"name", "dtype"} <= model.keys():
             raise ValueError(f"{self.text}: expected config.model with name and dtype in {self.run}/run.json, got none")
-        return model
+        return {name: model[name] for name in ("name", "dtype")}
 
     @property
     def tokenizer(self) -> str:
@@ -83,7 +84,7 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     if candidate == DENSE:
         if DENSE not in record:
             raise ValueError(f"{text}: the run holds no unpruned model; it has not come that far, or is no comparison")
-        return Reference(text, run, candidate, record, (record[DENSE],))
+        return Reference(text, run, candidate, record, ({**record[DENSE], "candidate": DENSE},))
     rows = [row for row in known if row["candidate"] == candidate]
     rows = rows or [row for row in known if together(row) == candidate]
     if not rows:
@@ -98,7 +99,7 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     return Reference(text, run, candidate, record, tuple(sorted(rows, key=lambda row: row.get("seed", 0))))
 
 
-def together(row: dict[str, Any]) -> str:
+def together(row: Row) -> str:
     """Return the name of a candidate with all its seeds.
 
     >>> together({"candidate": "wanda, seed 1@0.2", "variant": "wanda", "seed": 1, "ratio_asked": 0.2})
@@ -116,8 +117,8 @@ def recorded_losses(reference: Reference) -> Losses:
     """
     losses: Losses = {}
     for metric in (metric["name"] for metric in reference.record.get("metrics", ())):
-        rows = [row.get("losses", {}).get(metric) for row in reference.rows]
-        if any(row is None for row in rows):
+        rows = [row.get("losses", {}).get(metric, []) for row in reference.rows]
+        if not all(rows):
             raise ValueError(
                 f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
                 "run it again with --overwrite"
@@ -159,8 +160,7 @@ def loadable(reference: Reference, why: str) -> str:
 
 
 def _is_best(reference: Reference) -> bool:
-    best = (reference.record.get("best") or {}).get("candidate")
-    return best == reference.rows[0]["candidate"]
+    return cut_of(reference.record).get("candidate") == reference.rows[0]["candidate"]
 
 
 def _examples(run: Path) -> str:

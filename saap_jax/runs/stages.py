@@ -21,7 +21,9 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
+
+from saap_jax.runs.records import Stage as StageRecord
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 """The event that jax records once a program."""
@@ -47,7 +49,7 @@ class Stage:
     """Start and end, in seconds, of whatever belonged to compiling."""
     seconds: float = 0.0
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> StageRecord:
         """Return the stage as `run.json` holds it, run once."""
         tokens = self.tokens or None
         return {
@@ -76,7 +78,7 @@ def measuring(stage: Stage) -> Iterator[None]:
         _open.remove(stage)
 
 
-def with_stage(stages: Sequence[Mapping[str, Any]], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+def with_stage(stages: Sequence[StageRecord], new: StageRecord) -> list[StageRecord]:
     """Return the stages on record with one more; a stage that is there already keeps its place, the two as one.
 
     >>> stage = Stage("load", tokens=3, seconds=2.0)
@@ -84,9 +86,9 @@ def with_stage(stages: Sequence[Mapping[str, Any]], new: Mapping[str, Any]) -> l
     >>> [load[key] for key in ("name", "seconds", "times", "tokens", "tokens_per_second")]
     ['load', 4.0, 2, 6, 1.5]
     """
-    found = [dict(stage) for stage in stages]
+    found = list(stages)
     index = next((number for number, stage in enumerate(found) if stage["name"] == new["name"]), len(found))
-    found[index : index + 1] = [_together(before, new) for before in found[index : index + 1]] or [dict(new)]
+    found[index : index + 1] = [_together(before, new) for before in found[index : index + 1]] or [new]
     return found
 
 
@@ -136,18 +138,17 @@ def _note(event: str, start_time: float, end_time: float, **_: str | int) -> Non
             stage.compiles += event == BACKEND_COMPILE
 
 
-def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _together(before: Mapping[str, Any], now: Mapping[str, Any]) -> StageRecord:
     """Return two records of one stage as one; a sum of which a part was not recorded is left out."""
-    both = dict(now) | {key: before[key] + now[key] for key in ("seconds", "times")}
-    both["peak_host_gib"] = max(before["peak_host_gib"], now["peak_host_gib"])
-    peaks = [peak for peak in (before.get("peak_device_gib"), now["peak_device_gib"]) if peak is not None]
-    both["peak_device_gib"] = max(peaks, default=None)
+    both = dict(now) | {"seconds": before["seconds"] + now["seconds"], "times": before.get("times", 1) + now["times"]}
+    for key in ("peak_host_gib", "peak_device_gib"):
+        both[key] = max((peak for peak in (before.get(key), now[key]) if peak is not None), default=None)
     for key in ("compile_seconds", "compiles"):
-        both[key] = before.get(key, 0) + now[key]
+        both[key] = (before.get(key) or 0) + now[key]
     both["tokens"] = (before.get("tokens") or 0) + (now["tokens"] or 0) or None
     both["tokens_per_second"] = _rate(both["tokens"], both["seconds"])
     unknown = {"compile_seconds", "compiles", "tokens", "tokens_per_second"} - set(before)
-    return {key: value for key, value in both.items() if key not in unknown}
+    return cast(StageRecord, {key: value for key, value in both.items() if key not in unknown})
 
 
 def _rate(tokens: int | None, seconds: float) -> float | None:

@@ -8,22 +8,31 @@ there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` win
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
 from saap_jax.evaluation.differences import p_values_against
 from saap_jax.evaluation.resample import FEWEST, LEVEL, holm
 from saap_jax.evaluation.scales import scale_of
+from saap_jax.runs.records import Cut, Metric, Row, RunRecord
 
-DENSE = "dense"
+DENSE: Final = "dense"
 """Label of the row of the unpruned model."""
 
-Record = dict[str, Any]
-"""`run.json`, or one line of `metrics.jsonl`."""
+
+class Variant(Row):
+    """A variant at a ratio over its seeds: the record of the first one, with means of some fields."""
+
+    label: str
+    seeds: int
+    spread: dict[str, float]
+    """Standard deviation of `ppl` over the seeds; NaN of one."""
+    losses_by_seed: dict[str, list[list[float]]]
+    """A row a seed, where all have losses of as many windows."""
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One line of the comparison; a number that was not recorded is NaN."""
 
     candidate: str
@@ -56,7 +65,7 @@ class Row(NamedTuple):
         return self.p_value >= LEVEL
 
 
-def metrics(run: Record) -> list[Record]:
+def metrics(run: RunRecord) -> list[Metric]:
     """Return the metrics of a run, each with `name` and `domain` ("in" or "out"), in the order of the record."""
     if "metrics" in run:
         return run["metrics"]
@@ -64,18 +73,17 @@ def metrics(run: Record) -> list[Record]:
     return [{"name": name, "domain": "in" if index == 0 else "out"} for index, name in enumerate(names)]
 
 
-def first_metric(run: Record, domain: str) -> str | None:
+def first_metric(run: RunRecord, domain: str) -> str | None:
     """Return the name of the first metric of a domain ("in" or "out"), None if the run has none."""
     return next((metric["name"] for metric in metrics(run) if metric["domain"] == domain), None)
 
 
-def merged(candidates: Sequence[Record]) -> list[Record]:
+def merged(candidates: Sequence[Row]) -> list[Variant]:
     """Return one record a variant and ratio, over its seeds; what was of one seed stays as it is.
 
-    `ppl` is exp of the mean loss over the seeds, `spread` its standard deviation, `seeds` their number, `losses` hold a
-    row a seed, and `kept` are means.
+    `ppl` is exp of the mean loss over the seeds; ratios, parameters and units kept are means.
     """
-    groups: dict[tuple[str, float], list[Record]] = {}
+    groups: dict[tuple[str, float], list[Row]] = {}
     for label, candidate in zip(labels(candidates), candidates, strict=True):
         groups.setdefault((label, number(candidate.get("ratio_asked"))), []).append(candidate)
     found = []
@@ -83,21 +91,23 @@ def merged(candidates: Sequence[Record]) -> list[Record]:
         first = members[0]
         names = first.get("ppl", {})
         ppl = {name: np.array([number(each.get("ppl", {}).get(name)) for each in members]) for name in names}
-        losses = [each.get("losses") or {} for each in members]
+        losses = {name: [each.get("losses", {}).get(name, []) for each in members] for name in names}
         several = len(members) > 1
-        record = first | {
+        record: dict[str, Any] = first | {
             "candidate": f"{label}@{asked:g}" if several else first["candidate"],
             "label": label,
             "ppl": {name: mean_figure(name, values) if several else float(values[0]) for name, values in ppl.items()},
             "spread": {name: float(np.std(values, ddof=1)) if several else math.nan for name, values in ppl.items()},
-            "losses": {name: [each[name] for each in losses] for name in names} if all(losses) else None,
+            "losses_by_seed": {name: rows for name, rows in losses.items() if rows[0] and len({*map(len, rows)}) == 1},
             "seeds": len(members),
         }  # fmt: skip
-        for name in ("ratio_actual", "parameters"):
-            record[name] = float(np.mean([number(each.get(name)) for each in members])) if several else first.get(name)
-        if "kept" in first and several:
-            record["kept"] = {n: np.mean([each["kept"][n] for each in members], axis=0).tolist() for n in first["kept"]}
-        found.append(record)
+        if several:
+            for name in ("ratio_actual", "parameters"):
+                record[name] = float(np.mean([number(each.get(name)) for each in members]))
+        kept = [kept_by_layer(each) for each in members]
+        if several and len({tuple((name, len(units)) for name, units in each.items()) for each in kept}) == 1:
+            record["kept"] = {name: np.mean([each[name] for each in kept], axis=0).tolist() for name in kept[0]}
+        found.append(cast(Variant, record))
     return found
 
 
@@ -107,7 +117,17 @@ def mean_figure(metric: str, values: Iterable[float]) -> float:
     return scale.value(float(np.mean([scale.loss(value) for value in values])))
 
 
-def labels(candidates: Sequence[Record]) -> list[str]:
+def kept_by_layer(row: Row) -> dict[str, list[int | float]]:
+    """Return the units that stay of each layer, by structure."""
+    return {name: units for name, units in row.get("kept", {}).items() if isinstance(units, list)}
+
+
+def cut_of(run: RunRecord) -> Cut:
+    """Return the best candidate of a run, cut; empty where none was."""
+    return run.get("best", {})
+
+
+def labels(candidates: Sequence[Row]) -> list[str]:
     """Return the variant of each candidate; of older records the name without ratio, and allocation if these differ.
 
     >>> labels([{"candidate": "wanda,seed=1@0.2", "variant": "wanda"}, {"candidate": "fisher@0.2"}])
@@ -124,7 +144,7 @@ def labels(candidates: Sequence[Record]) -> list[str]:
     return found
 
 
-def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
+def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
     """Return the dense model and then the variants by asked ratio and perplexity (out of domain, else in domain).
 
     Perplexities that are not finite come last within their ratio, and are never the best.
@@ -133,8 +153,8 @@ def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
     records = merged(candidates)
     primary = name_in if name_out is None else name_out
 
-    def quality(record: Record) -> float:
-        ppl = number(record.get("ppl", {}).get(primary))
+    def quality(record: Variant) -> float:
+        ppl = number(record.get("ppl", {}).get(primary or ""))
         return ppl if math.isfinite(ppl) else math.inf
 
     records.sort(key=lambda record: (number(record.get("ratio_asked")), quality(record), record["label"]))
@@ -142,19 +162,19 @@ def comparison_rows(run: Record, candidates: Sequence[Record]) -> list[Row]:
     for asked in dict.fromkeys(number(record.get("ratio_asked")) for record in records):
         group = [record for record in records if number(record.get("ratio_asked")) == asked]
         best = {id(record) for record in group if quality(record) == quality(group[0]) < math.inf}
-        losses = [np.atleast_2d((record.get("losses") or {}).get(primary, np.zeros((1, 0)))) for record in group]
+        losses = [np.atleast_2d(record["losses_by_seed"].get(primary or "", [[]])) for record in group]
         adjusted = _adjusted(losses)
         rows += [
             _row(record, name_in, name_out, id(record) in best, p, each.shape[1])
             for record, p, each in zip(group, adjusted, losses, strict=True)
         ]
     if "dense" in run:
-        dense = run["dense"] | {"candidate": DENSE, "label": DENSE, "ratio_asked": 0.0, "ratio_actual": 0.0}
+        (dense,) = merged([{"ratio_asked": 0.0, "ratio_actual": 0.0, **run["dense"], "candidate": DENSE}])
         rows.insert(0, _row(dense, name_in, name_out, False, math.nan))
     return rows
 
 
-def leading(rows: Sequence[Row], limit: int) -> list[str]:
+def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
     """Return the labels of so many variants, those that are best at some ratio first of all.
 
     They come in the order of the highest ratio, those that were not evaluated there after them.
@@ -169,7 +189,7 @@ def leading(rows: Sequence[Row], limit: int) -> list[str]:
     return [label for label in ordered if label in chosen]
 
 
-def untested(rows: Sequence[Row]) -> str:
+def untested(rows: Sequence[ComparisonRow]) -> str:
     """Say why nothing of a comparison is tested: too few windows, or none on record; empty where they suffice."""
     windows = max((row.windows for row in rows if row.candidate != DENSE), default=0)
     if windows >= FEWEST:
@@ -185,15 +205,15 @@ def number(value: Any) -> float:
 
 
 def _row(
-    record: Record, name_in: str | None, name_out: str | None, best: bool, p_value: float, windows: int = 0
-) -> Row:
+    record: Variant, name_in: str | None, name_out: str | None, best: bool, p_value: float, windows: int = 0
+) -> ComparisonRow:
     ppl, spread = record.get("ppl", {}), record.get("spread", {})
-    return Row(
+    return ComparisonRow(
         record["candidate"],
         record["label"],
         *(number(record.get(key)) for key in ("ratio_asked", "ratio_actual", "parameters")),
-        *(number(values.get(name)) for values in (ppl, spread) for name in (name_in, name_out)),
-        seeds=record.get("seeds", 1),
+        *(number(values.get(name or "")) for values in (ppl, spread) for name in (name_in, name_out)),
+        seeds=record["seeds"],
         best=best,
         p_value=math.nan if best else p_value,
         windows=windows,

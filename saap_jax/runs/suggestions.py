@@ -19,7 +19,6 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
     Plan,
-    Record,
     a_parameter,
     changes_of,
     costs_of,
@@ -28,6 +27,8 @@ from saap_jax.evaluation.sensitivity import (
     plan_of,
 )
 from saap_jax.runs.commands import compare_command, prune_command
+from saap_jax.runs.records import Row, RunRecord, Trial
+from saap_jax.runs.standing import kept_by_layer
 from saap_jax.selection.calibrate import ABLATION
 from saap_jax.types import STRUCTURES
 
@@ -71,7 +72,7 @@ class Suggestion(NamedTuple):
 class Standing(NamedTuple):
     """A variant at one ratio of a comparison, over its seeds."""
 
-    row: Record
+    row: Row
     """One of its lines in `metrics.jsonl`."""
     ppl: float
     spread: float
@@ -87,7 +88,7 @@ class Standing(NamedTuple):
 # --- from a run of `saap sensitivity` --------------------------------------------------------------
 
 
-def trial_options(search: Record, changes: Sequence[Change], plan: Plan) -> dict[str, list[Record]]:
+def trial_options(search: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """Return what could be tried instead of a search, from what single places cost: changes by dotted path, by kind.
 
     `skip-layers`: leave the layers alone from which something goes at several times the average cost, the dearest
@@ -116,11 +117,11 @@ def _costly(changes: Sequence[Change], plan: Plan) -> list[Change]:
     return sorted(costly, key=lambda change: -change.relative)
 
 
-def sensitivity_suggestions(run: Record, candidates: Sequence[Record]) -> list[Suggestion]:
+def sensitivity_suggestions(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     """Return what a run of `saap sensitivity` suggests: what it tried at its ratio and found to be surely better."""
     rows = {row["candidate"]: row for row in candidates}
     found = []
-    for trial in run.get("trials") or []:
+    for trial in run.get("trials", []):
         row, base = rows[trial["candidate"]], rows[trial["instead_of"]]
         change = _difference(run, row, base)
         metric = judged_metric(run)
@@ -143,12 +144,12 @@ def sensitivity_suggestions(run: Record, candidates: Sequence[Record]) -> list[S
     return found
 
 
-def _found(run: Record, candidates: Sequence[Record], trial: Record, base: Record, row: Record) -> str:
+def _found(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, row: Row) -> str:
     """Say what speaks for a trial."""
     changes = nearest_share(changes_of(run, candidates), run["config"]["ratio"])
     if trial["kind"] == "skip-layers":
         layers = set(trial["changes"]["search.skip_layers"]) - set(run["config"]["search"]["skip_layers"])
-        plan = plan_of(costs_of(run, candidates), base["kept"])
+        plan = plan_of(costs_of(run, candidates), kept_by_layer(base))
         costly = [change for change in _costly(changes, plan) if change.layer in layers]
         costly.sort(key=lambda change: -change.relative)
         said = [
@@ -156,7 +157,7 @@ def _found(run: Record, candidates: Sequence[Record], trial: Record, base: Recor
         ]
         return f"{', '.join(said)} the average of its structure: leave {_layers(layers)} alone."
     if trial["kind"] == "attention-share":
-        now, then = (_attention_share(candidates, each["kept"]) for each in (base, row))
+        now, then = (_attention_share(candidates, kept_by_layer(each)) for each in (base, row))
         attention, mlp = (a_parameter(changes, structure) for structure in STRUCTURES)
         said = "attention and MLP cost differently"
         if attention > 0 and mlp > 0:
@@ -171,7 +172,7 @@ def _found(run: Record, candidates: Sequence[Record], trial: Record, base: Recor
     return f"{said} cost{'s' if len(cheap) == 1 else ''} at most {LITTLE:g} x the average: rank all layers together."
 
 
-def _attention_share(candidates: Sequence[Record], kept: Record) -> float:
+def _attention_share(candidates: Sequence[Row], kept: Mapping[str, Sequence[int | float]]) -> float:
     """Return the share of the removed parameters that comes from attention."""
     removed = dict.fromkeys(STRUCTURES, 0.0)
     for row in {(row["structure"], row["layer"]): row for row in candidates if "layer" in row}.values():
@@ -181,7 +182,7 @@ def _attention_share(candidates: Sequence[Record], kept: Record) -> float:
     return removed["attention"] / total if total else 0.0
 
 
-def aligned_sentence(run: Record, candidates: Sequence[Record], trial: Record) -> str:
+def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) -> str:
     """Say what aligned widths change, as measured: perplexity with its interval, time with its range over rounds."""
     rows = {row["candidate"]: row for row in candidates}
     change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
@@ -208,14 +209,14 @@ def aligned_sentence(run: Record, candidates: Sequence[Record], trial: Record) -
     return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {runs}"
 
 
-def _difference(run: Record, row: Record, base: Record) -> Difference:
+def _difference(run: RunRecord, row: Row, base: Row) -> Difference:
     """Return the loss of a candidate less that of another on the judged text."""
     metric = judged_metric(run)
     losses, other = (np.asarray(each["losses"][metric], np.float64)[None] for each in (row, base))
     return paired_difference(losses, other, resamples=run["config"]["resamples"], scale=scale_of(metric))
 
 
-def _saved(trial: Record) -> tuple[float, float, float]:
+def _saved(trial: Trial) -> tuple[float, float, float]:
     """Return the percent of time that a trial saves: median, least and most of the rounds."""
     before, after = (np.asarray(seconds, np.float64) for seconds in trial["seconds"])
     saved = 100 * (1 - after / before)
@@ -225,7 +226,7 @@ def _saved(trial: Record) -> tuple[float, float, float]:
 # --- from a comparison -----------------------------------------------------------------------------
 
 
-def comparison_suggestions(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+def comparison_suggestions(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     """Return what a comparison suggests: a cheaper variant, more seeds, fewer members of a fusion.
 
     Args:
@@ -236,7 +237,7 @@ def comparison_suggestions(run: Record, standings: Sequence[Standing]) -> list[S
     return [*_cheaper(run, standings), *_more_seeds(run, standings), *_drop_member(run)]
 
 
-def _more_windows(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+def _more_windows(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     """Evaluate on more text where there is too little to tell variants apart."""
     windows = standings[0].windows
     if len(standings) < 2:
@@ -251,7 +252,7 @@ def _more_windows(run: Record, standings: Sequence[Standing]) -> list[Suggestion
     ]
 
 
-def _cheaper(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     """Use the variant that needs least among those that cannot be told apart from the best."""
     if not standings:
         return []
@@ -287,7 +288,7 @@ def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     return next((place, said) for place, (kind, said) in enumerate(_EFFORT) if kind & needs or not kind)
 
 
-def _more_seeds(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
+def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     """Ask for more seeds where they differ more than the two best variants do."""
     if len(standings) < 2:
         return []
@@ -321,12 +322,12 @@ def _more_seeds(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:
     ]
 
 
-def _drop_member(run: Record) -> list[Suggestion]:
+def _drop_member(run: RunRecord) -> list[Suggestion]:
     """Drop a member of a fusion that contributes next to nothing in every scope and scenario."""
     shares: dict[tuple[str, ...], dict[str, float]] = {}
-    for by_name in (run.get("fusions") or {}).values():
+    for by_name in run.get("fusions", {}).values():
         for fused in by_name.values():
-            of_members = fused.get("shares") or {}
+            of_members = fused.get("shares", {})
             largest = shares.setdefault(tuple(of_members), {})
             for member, by_scope in of_members.items():
                 largest[member] = max(largest.get(member, 0.0), *by_scope.values())
@@ -348,7 +349,7 @@ def _drop_member(run: Record) -> list[Suggestion]:
     return found
 
 
-def _without(members: Sequence[str], rest: Sequence[str], run: Record) -> tuple[str, str]:
+def _without(members: Sequence[str], rest: Sequence[str], run: RunRecord) -> tuple[str, str]:
     """Return the estimator that fuses the members, and the one that fuses the rest; empty where none was asked for."""
     fusion = run["config"]["fusion"]
     for asked in run["config"]["estimation"]["estimators"]:

@@ -98,5 +98,7 @@ def test_a_run_that_has_only_begun(tmp_path):
 
 def test_other_fields_are_refused(run):
     run.save_json("fidelity", [{"estimator": "a"}])
-    with pytest.raises(ValueError, match=r"expected rows of estimator, scope, .* run it again"):
+    with pytest.raises(
+        ValueError, match=r"fidelity.json: \[0\]: expected a field scope, got estimator; the file was changed"
+    ):
         render_report(run.path)

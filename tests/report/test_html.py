@@ -18,7 +18,7 @@ from saap_jax.report.page.blocks import Detail
 from saap_jax.report.page.html import render_page
 from saap_jax.report.write import report_page
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.standing import Row, comparison_rows, leading
+from saap_jax.runs.standing import ComparisonRow, comparison_rows, leading
 from tests.report import conftest as fake
 from tests.report.sweeps import write_run
 
@@ -201,10 +201,10 @@ class TestOddRuns:
         fields = fake.fields()
         fields["model"]["name"] = fields["best"]["candidate"] = odd
         fields["metrics"] = [{"name": odd, "domain": "in"}]
-        fields["dense"] |= {"ppl": {odd: 2.0}, "losses": None}
+        fields["dense"] |= {"ppl": {odd: 2.0}, "losses": {}}
         with run.stage(odd):
             pass
-        run.append({**fake.candidate(odd, 0.2, (1.0, 1.0)), "ppl": {odd: 3.0}, "losses": None})
+        run.append({**fake.candidate(odd, 0.2, (1.0, 1.0)), "ppl": {odd: 3.0}, "losses": {}})
         run.update(name=odd, **fields)
         text = render_report(run.path)
         page = Page(text)
@@ -232,7 +232,7 @@ class TestOddRuns:
 class TestSummary:
     def test_names_the_best_of_each_domain_and_the_gap(self):
         lines = [fake.older(fake.candidate(*each)) for each in (("a", 0.2, (30.0, 66.0)), ("b", 0.2, (40.0, 60.0)))]
-        run = fake.fields() | {"best": None}
+        run = fake.fields() | {"best": {}}
         assert summary(run, comparison_rows(run, lines)) == [
             "At 20 % asked, b has the lowest perplexity out of domain, 60.00 (dense 34.70), 9.1 % below a (66.00); "
             "a has the lowest perplexity in domain, 30.00 (dense 22.40), 25.0 % below b (40.00). Nothing is tested: "
@@ -241,7 +241,7 @@ class TestSummary:
 
     def test_says_when_nothing_is_finite(self):
         lines = [fake.candidate("a", 0.2, (math.inf, math.nan))]
-        run = fake.fields() | {"best": None}
+        run = fake.fields() | {"best": {}}
         (said,) = summary(run, comparison_rows(run, lines))
         assert said == (
             "At 20 % asked, no variant has a finite perplexity out of domain; "
@@ -254,9 +254,11 @@ class TestSummary:
         assert "parameters (M) 134.5 to 113.0 (-16.0 %)" in said
 
     def test_names_what_cannot_be_told_apart_from_the_best(self):
-        def row(label: str, ppl: float, p: float = math.nan) -> Row:
+        def row(label: str, ppl: float, p: float = math.nan) -> ComparisonRow:
             none = math.nan
-            return Row(f"{label}@0.2", label, 0.2, 0.2, 1.0, ppl, ppl, none, none, 1, label == "a", p, windows=24)
+            return ComparisonRow(
+                f"{label}@0.2", label, 0.2, 0.2, 1.0, ppl, ppl, none, none, 1, label == "a", p, windows=24
+            )
 
         rows = [row("a", 10.0), *(row(f"t{number}", 11.0, 0.5) for number in range(5)), row("b", 12.0, 0.01)]
         (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, rows)

@@ -147,12 +147,6 @@ class TestKeptMap:
                 assert cells_of(drawing) == wanted
                 assert f"{line['estimator']}, {structure}: of {units} each layer keeps {counts[0]} " in drawing
 
-    def test_layers_without_units_have_no_cell(self):
-        run = {"model": {"units": {"mlp": [4, 0, 2]}}}
-        drawn = kept(run, [{"candidate": "a@0.5", "ratio_asked": 0.5, "kept": {"mlp": [2, 0, 2]}}])
-        assert cells_of(drawn) == {0: LEVELS // 2, 2: LEVELS}
-        assert "of 4 0 2 each layer keeps 2 0 2" in drawn
-
     def test_means_over_seeds(self):
         shares = kept_shares({"model": {"units": {"mlp": 4}}}, {"mlp": [2.5, 4]})
         assert shares == {"mlp": [0.625, 1.0]}

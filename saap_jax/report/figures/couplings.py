@@ -7,7 +7,7 @@ from saap_jax.discovery.tracing.trace import Traced, TracedStructure
 from saap_jax.report.figures.draw import on_screen
 from saap_jax.report.figures.palette import COLOURS, PAPER
 from saap_jax.report.page.blocks import Plot
-from saap_jax.runs.standing import Record
+from saap_jax.runs.records import CoupledStructure, Couplings, RunRecord
 
 _COLOURS = (*COLOURS[:6], "#8a6d00", "#7f5fb8")
 """Told apart by the colour-blind; then again from the first."""
@@ -20,7 +20,7 @@ _SIZE, _LETTER = 8.5, 5.2
 """Points of the letters, and their width."""
 
 
-def coupling_record(traced: Traced, *, pinned: bool = True) -> Record:
+def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
     """Return the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
     structures = sorted(
         (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
@@ -30,8 +30,8 @@ def coupling_record(traced: Traced, *, pinned: bool = True) -> Record:
         "structures": [
             {
                 "name": each.name,
-                "members": [[member.path, member.axis] for member in each.members],
-                "label": list(_label(each)),
+                "members": [(member.path, member.axis) for member in each.members],
+                "label": _label(each),
                 "pinned": bool(each.pinned),
             }
             for each in structures
@@ -44,12 +44,12 @@ def couplings_svg(traced: Traced) -> str:
     return on_screen(coupling_plot(coupling_record(traced)), alone=True)
 
 
-def coupling_files(run: Record) -> dict[str, str]:
+def coupling_files(run: RunRecord) -> dict[str, str]:
     """Return the figure as a file of a run, nothing where it recorded no couplings."""
     return {"couplings.svg": on_screen(coupling_plot(run["couplings"]), alone=True)} if "couplings" in run else {}
 
 
-def coupling_plot(record: Record) -> Plot:
+def coupling_plot(record: Couplings) -> Plot:
     """Return the figure of a record of couplings.
 
     A box is an axis of a parameter with its size; an axis that is fused of several structures has a line to each, one
@@ -67,7 +67,8 @@ def coupling_plot(record: Record) -> Plot:
                for place, each in enumerate(structures)}  # fmt: skip
     owners: dict[tuple[str, int], str] = {}
     for structure in structures[::-1]:
-        owners |= dict.fromkeys(map(tuple, structure["members"]), structure["name"])
+        for path, axis in structure["members"]:
+            owners[path, axis] = structure["name"]
 
     def paint(figure: Any) -> None:
         figure.set_layout_engine(None)
@@ -109,10 +110,10 @@ def _label(structure: TracedStructure) -> tuple[str, str]:
     return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
 
 
-def _ordered(structures: Sequence[Record], rows: dict[str, float], tall: float) -> dict[str, float]:
+def _ordered(structures: Sequence[CoupledStructure], rows: dict[str, float], tall: float) -> dict[str, float]:
     """Return the height of each structure: near the mean of its members, none closer to another than two rows."""
 
-    def mean(structure: Record) -> float:
+    def mean(structure: CoupledStructure) -> float:
         heights = [rows[path] for path, _ in structure["members"]]
         return sum(heights) / len(heights)
 

@@ -11,7 +11,8 @@ from saap_jax.report.figures.axes import logarithmic, removed_across
 from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import TIED, format_percent, format_ppl, plural, short_name
-from saap_jax.runs.standing import DENSE, Record, mean_figure
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, mean_figure
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""
@@ -23,7 +24,7 @@ def format_estimate(estimate: Any) -> str:
     return format_percent(estimate.mean) + spread
 
 
-def frontier_plot(run: Record, candidates: Sequence[Record], found: Sequence[Any]) -> Plot:
+def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any]) -> Plot:
     """Return perplexity (log axis) against ratio of the variants found, see `evaluation.frontier.Found`.
 
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
@@ -46,7 +47,7 @@ def frontier_plot(run: Record, candidates: Sequence[Record], found: Sequence[Any
     return Plot("frontier", title, " ".join(said), lambda figure: _paint(figure, run, found, bands), height)
 
 
-def band_of(run: Record, candidates: Sequence[Record], variant: str) -> Band:
+def band_of(run: RunRecord, candidates: Sequence[Row], variant: str) -> Band:
     """Return the curve of a variant by asked ratio, where all its seeds were measured and are finite."""
     metric = run["frontier"]["metric"]
     points = {0.0: [float(run[DENSE]["ppl"][metric])]}
@@ -61,7 +62,7 @@ def band_of(run: Record, candidates: Sequence[Record], variant: str) -> Band:
     ]
 
 
-def _paint(figure: Any, run: Record, found: Sequence[Any], bands: dict[str, Band]) -> None:
+def _paint(figure: Any, run: RunRecord, found: Sequence[Any], bands: dict[str, Band]) -> None:
     axis, frontier = figure.subplots(), run["frontier"]
     limit, dense = frontier["limit"], bands[found[0].variant][0][2]
     ends = sorted(band[-1][2] for band in bands.values())

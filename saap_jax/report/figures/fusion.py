@@ -8,7 +8,7 @@ from saap_jax.report.figures.axes import logarithmic
 from saap_jax.report.figures.palette import COLOURS, INK
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import short_name
-from saap_jax.runs.standing import Record
+from saap_jax.runs.records import Fused
 from saap_jax.selection.fusion import scope_parts
 
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -21,7 +21,7 @@ _HIGH = 2.7
 """Inches of a fusion."""
 
 
-def fusion_plot(fusions: dict[str, dict[str, Record]], said: str) -> Plot:
+def fusion_plot(fusions: dict[str, dict[str, Fused]], said: str) -> Plot:
     """Return σ and the weights of every fusion: a row a scenario and fused estimator, all axes logarithmic.
 
     Left σ over gradient steps where there were any, else its value in each scope; right the weights. Colour is the
@@ -41,15 +41,15 @@ def fusion_plot(fusions: dict[str, dict[str, Record]], said: str) -> Plot:
     return Plot("fusion", "Fusion: σ and weights", description, paint, _HIGH * len(each))
 
 
-def _paint(left: Any, right: Any, fused: Record) -> None:
+def _paint(left: Any, right: Any, fused: Fused) -> None:
     """Draw one fusion on two axes."""
     from matplotlib.lines import Line2D
 
     members, scopes = list(fused["sigmas"]), list(next(iter(fused["sigmas"].values())))
     structures = list(dict.fromkeys(scope_parts(scope)[0] for scope in scopes))
     layered = any(scope_parts(scope)[1] is not None for scope in scopes)
-    if fused["trajectory"]:
-        _trajectory(left, fused["trajectory"], scopes, structures)
+    if steps := fused.get("trajectory"):
+        _trajectory(left, steps, scopes, structures)
     elif layered:
         _by_layer(left, fused["sigmas"], structures)
     else:
@@ -64,7 +64,7 @@ def _paint(left: Any, right: Any, fused: Record) -> None:
         logarithmic(axis)
     handles = [Line2D([], [], color=_colour(index), linewidth=3) for index in range(len(members))]
     names = [short_name(member) for member in members]
-    if len(structures) > 1 and (layered or fused["trajectory"]):
+    if len(structures) > 1 and (layered or steps):
         handles += [Line2D([], [], color=INK, linewidth=1.2, linestyle=_DASHES[i % 3]) for i in range(len(structures))]
         names += structures
     right.legend(handles, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=1.8)

@@ -10,7 +10,8 @@ from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, sp
 from saap_jax.report.figures.palette import INK, PAPER, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import format_percent, format_ppl, short_name
-from saap_jax.runs.standing import DENSE, Record, labels
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, labels
 
 RUNS = 20
 """Lines of a figure on paper; more are drawn on several."""
@@ -36,7 +37,7 @@ class Curve(NamedTuple):
     """(actual ratio, perplexity) by ratio, the dense model first."""
 
 
-def curves(run: Record, candidates: Sequence[Record], metric: str) -> tuple[list[Curve], list[str]]:
+def curves(run: RunRecord, candidates: Sequence[Row], metric: str) -> tuple[list[Curve], list[str]]:
     """Return the curve of each variant on a metric, by name, and the candidates without a number."""
     found: dict[str, list[tuple[float, float]]] = {}
     missing = []
@@ -45,8 +46,7 @@ def curves(run: Record, candidates: Sequence[Record], metric: str) -> tuple[list
         if ppl is None or math.isnan(ppl) or ppl <= 0:
             missing.append(candidate["candidate"])
         else:
-            ratio = candidate.get("ratio_actual")
-            ratio = candidate["ratio_asked"] if ratio is None else ratio
+            ratio = candidate.get("ratio_actual", candidate.get("ratio_asked", math.nan))
             found.setdefault(name, []).append((float(ratio), float(ppl)))
     dense = run.get("dense", {}).get("ppl", {}).get(metric)
     start = [(0.0, float(dense))] if dense is not None and math.isfinite(dense) else []

@@ -16,7 +16,8 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
 from saap_jax.report.page.formats import BEST, MINUS, format_p, format_ppl, short_name
 from saap_jax.report.page.strips import nice_axis
-from saap_jax.runs.standing import Record, Row, metrics
+from saap_jax.runs.records import RunRecord
+from saap_jax.runs.standing import ComparisonRow, Variant, metrics
 
 _BEYOND = 3.0
 """How many times the middle one of the upper ends the axis may reach; what is larger is an arrow."""
@@ -53,14 +54,14 @@ class Against(NamedTuple):
         return self.p_value < LEVEL
 
 
-def against_best(run: Record, variants: Sequence[Record], rows: Sequence[Row]) -> list[Against]:
+def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Against]:
     """Return each variant beside the best of its ratio, on every text of which the losses of windows were recorded.
 
     Args:
         variants: the records of variants over their seeds, see `rows.merged`.
         rows: the same as rows, best first within a ratio.
     """
-    losses = {variant["candidate"]: variant.get("losses") or {} for variant in variants}
+    losses = {variant["candidate"]: variant["losses_by_seed"] for variant in variants}
     found = []
     for asked in dict.fromkeys(row.asked for row in rows):
         group = [row for row in rows if row.asked == asked and row.candidate in losses]

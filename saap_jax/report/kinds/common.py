@@ -27,7 +27,8 @@ from saap_jax.report.page.csv_text import data_text
 from saap_jax.report.page.formats import format_usd, plural
 from saap_jax.report.page.markdown import markdown_text
 from saap_jax.runs.directory import plain
-from saap_jax.runs.standing import DENSE, Record
+from saap_jax.runs.records import RunRecord, Stage, SuggestionRecord
+from saap_jax.runs.standing import DENSE
 
 _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds", "seconds", "{:,.1f}".format),
@@ -41,11 +42,11 @@ _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 """Field of a stage, see `monitor`; heading; how it is written."""
 
 
-def run_facts(run: Record) -> dict[str, str]:
+def run_facts(run: RunRecord) -> dict[str, str]:
     """Return what a reader needs to repeat the run, beside its configuration."""
-    devices, model = run.get("devices") or {}, run.get("model") or {}
+    devices, model, versions = run.get("devices", {}), run.get("model", {}), run.get("versions", {})
     facts = {
-        "saap_jax": (run.get("versions") or {}).get("saap_jax"),
+        "saap_jax": versions.get("saap_jax"),
         "git commit": run.get("git_commit"),
         "devices": f"{devices.get('count')} x {devices.get('kind')} ({devices.get('platform')})" if devices else None,
         "model": model.get("name"),
@@ -53,20 +54,20 @@ def run_facts(run: Record) -> dict[str, str]:
         "units a layer": ", ".join(f"{name} {units}" for name, units in model.get("units", {}).items()),
         "parameters": f"{model['parameters']:,}" if "parameters" in model else None,
         "prunable parameters": f"{model['prunable_parameters']:,}" if "prunable_parameters" in model else None,
-        "seeds": "; ".join(f"{name} {_listed(seed)}" for name, seed in (run.get("seeds") or {}).items()),
-        "libraries": ", ".join(f"{n} {v}" for n, v in (run.get("versions") or {}).items() if n != "saap_jax" and v),
+        "seeds": "; ".join(f"{name} {_listed(seed)}" for name, seed in run.get("seeds", {}).items()),
+        "libraries": ", ".join(f"{n} {v}" for n, v in versions.items() if n != "saap_jax" and v),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
 
-def model_name(run: Record) -> str:
+def model_name(run: RunRecord) -> str:
     """Return the name of a run's model, empty where the record does not tell."""
-    asked = (run.get("config") or {}).get("model")
-    asked = asked.get("name") if isinstance(asked, dict) else asked
-    return str((run.get("model") or {}).get("name") or asked or "")
+    asked = run.get("config", {}).get("model", "")
+    asked = asked if isinstance(asked, str) else asked.get("name", "")
+    return run.get("model", {}).get("name") or asked
 
 
-def reproduce_section(run: Record, facts: Mapping[str, str] | None = None) -> Section:
+def reproduce_section(run: RunRecord, facts: Mapping[str, str] | None = None) -> Section:
     """Return versions, devices and configuration; `facts` are said first."""
     config = json.dumps(plain(run.get("config")), indent=2)
     blocks: list[Block] = [
@@ -76,9 +77,9 @@ def reproduce_section(run: Record, facts: Mapping[str, str] | None = None) -> Se
     return Section("reproduce", "To reproduce", blocks)
 
 
-def cost_section(run: Record) -> list[Section]:
+def cost_section(run: RunRecord) -> list[Section]:
     """Return time, memory and cost of a run; nothing where no stage was recorded."""
-    stages, cost = run.get("stages") or [], cost_sentences(run)
+    stages, cost = run.get("stages", []), cost_sentences(run)
     blocks: list[Block] = [stage_table(stages)] if stages else []
     blocks += [Bullets(cost)] if cost else []
     if stages:
@@ -86,7 +87,7 @@ def cost_section(run: Record) -> list[Section]:
     return [Section("stages", "Time, memory and cost", blocks)] if blocks else []
 
 
-def stage_table(stages: Sequence[Record]) -> Table:
+def stage_table(stages: Sequence[Stage]) -> Table:
     """Return the stages of a run, with the columns that some stage has a number for."""
     columns = [column for column in _STAGE_COLUMNS if any(stage.get(column[0]) is not None for stage in stages)]
     lines = []
@@ -98,20 +99,19 @@ def stage_table(stages: Sequence[Record]) -> Table:
     return Table("Stages", ["stage", *(heading for _, heading, _ in columns)], lines)
 
 
-def cost_sentences(run: Record) -> list[str]:
+def cost_sentences(run: RunRecord) -> list[str]:
     """Say what a run cost, see `evaluation.price`; nothing where that was not recorded."""
-    cost = run.get("cost") or {}
-    if not cost:
+    if not (cost := run.get("cost")):
         return []
-    platform = (run.get("devices") or {}).get("platform")
+    platform = run.get("devices", {}).get("platform")
     unit = ("core" if platform == "cpu" else "device") + ("" if cost["devices"] == 1 else "s")
     said = f"{cost['device_hours']:,.3g} device-hours on {cost['devices']} {unit}"
-    if cost.get("usd") is None:
-        return [f"{said}; {cost.get('note') or 'no price is known'}."]
+    if (usd := cost.get("usd")) is None:
+        return [f"{said}; {cost.get('note', 'no price is known')}."]
     prices = cost.get("prices") or {}
     each = f"{format_usd(prices['usd_per_hour'])} an hour each" if "usd_per_hour" in prices else ""
-    source = ", ".join(str(part) for part in (prices.get("kind"), each, prices.get("date")) if part)
-    sentences = [f"{said}: {format_usd(cost['usd'])}{f' ({source})' if source else ''}."]
+    source = ", ".join(part for part in (prices.get("kind"), each, prices.get("date")) if part)
+    sentences = [f"{said}: {format_usd(usd)}{f' ({source})' if source else ''}."]
     if million := cost.get("usd_per_million_tokens"):
         sentences.append(
             f"A million tokens in the timed forward pass: {format_usd(million['dense'])} dense, "
@@ -120,40 +120,40 @@ def cost_sentences(run: Record) -> list[str]:
     return sentences
 
 
-def seconds_of(run: Record) -> float | None:
+def seconds_of(run: RunRecord) -> float | None:
     """Return the seconds of all stages, None where none was recorded."""
-    stages = run.get("stages") or []
+    stages = run.get("stages", [])
     return sum(stage["seconds"] for stage in stages) if stages else None
 
 
-def suggestions_section(run: Record) -> list[Section]:
+def suggestions_section(run: RunRecord) -> list[Section]:
     """Return what the run suggests to do next; nothing where it suggests nothing."""
     known = bool(run.get("suggestions"))
     return [Section("suggestions", "What to try next", suggestion_blocks(run))] if known else []
 
 
-def suggestion_blocks(run: Record) -> list[Block]:
+def suggestion_blocks(run: RunRecord) -> list[Block]:
     """Return the suggestions that a run keeps: what, with which expected effect, by which command; or why none."""
-    suggestions = run.get("suggestions") or []
+    suggestions = run.get("suggestions", [])
     if not suggestions:
-        windows = min((len(losses) for losses in (run.get(DENSE) or {}).get("losses", {}).values()), default=FEWEST)
+        windows = min((len(losses) for losses in run.get(DENSE, {}).get("losses", {}).values()), default=FEWEST)
         few = f" ({plural(windows, 'window')}, where that takes {FEWEST})" if windows < FEWEST else ""
         return [Words(f"No suggestion: nothing measured is sure to be an improvement{few}.", soft=False)]
     blocks: list[Block] = []
     for place, suggestion in enumerate(suggestions, start=1):
-        known = {"text": suggestion} if isinstance(suggestion, str) else suggestion
+        known: SuggestionRecord = {"text": suggestion} if isinstance(suggestion, str) else suggestion
         number = f"{place}. " if len(suggestions) > 1 else ""
         blocks.append(Words(f"{number}{known.get('text', '')}", soft=False))
-        if effect := str(known.get("expected_effect") or known.get("effect") or ""):
+        if effect := known.get("expected_effect", known.get("effect", "")):
             said = effect.startswith(("measured", "expected"))
             blocks.append(Words(f"{effect[0].upper()}{effect[1:]}" if said else f"Expected effect: {effect}"))
-        blocks += [Code("Command", str(known["command"]))] if known.get("command") else []
+        blocks += [Code("Command", known["command"])] if known.get("command") else []
     return blocks
 
 
-def coupling_section(run: Record, detail: Detail) -> list[Section]:
+def coupling_section(run: RunRecord, detail: Detail) -> list[Section]:
     """Return the figure of coupled structures; nothing where they were not recorded."""
-    if not run.get("couplings") or not detail.drawn:
+    if "couplings" not in run or not detail.drawn:
         return []
     plot = coupling_plot(run["couplings"])
     said = (

@@ -1,7 +1,7 @@
 """A compare run as sections: who is best, by how much and how surely, what is kept where, what the cut saves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,24 +39,37 @@ from saap_jax.report.page.blocks import (
 from saap_jax.report.page.formats import plural
 from saap_jax.report.page.strips import layer_axis
 from saap_jax.runs.directory import read_candidates
+from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.score_arrays import read_scores, structures_of
-from saap_jax.runs.standing import DENSE, Record, Row, comparison_rows, labels, leading, merged, metrics, untested
+from saap_jax.runs.standing import (
+    DENSE,
+    ComparisonRow,
+    Variant,
+    comparison_rows,
+    cut_of,
+    kept_by_layer,
+    labels,
+    leading,
+    merged,
+    metrics,
+    untested,
+)
 
 
 class Compared(NamedTuple):
     """A compare run, read and worked out once."""
 
     path: Path
-    run: Record
-    candidates: list[Record]
+    run: RunRecord
+    candidates: list[Row]
     corrupt: int
     """Lines of `metrics.jsonl` that could not be read."""
-    variants: list[Record]
-    rows: list[Row]
+    variants: list[Variant]
+    rows: list[ComparisonRow]
     against: list[Against]
 
 
-def read_compared(path: Path, run: Record) -> Compared:
+def read_compared(path: Path, run: RunRecord) -> Compared:
     """Read the candidates of a compare run, and work out what they say."""
     candidates, corrupt = read_candidates(path)
     variants, rows = merged(candidates), comparison_rows(run, candidates)
@@ -165,20 +178,18 @@ def kept_section(found: Compared, detail: Detail) -> list[Section]:
     return [Section("kept", "What is kept where", [Words(said), Scale(), *blocks])]
 
 
-def kept_shares(run: Record, kept: dict[str, list]) -> dict[str, list[float]]:
+def kept_shares(run: RunRecord, kept: Mapping[str, Sequence[Number]]) -> dict[str, list[float]]:
     """Return the share of units that each layer keeps, by structure; NaN where the layer has none."""
-    shares = {}
-    for name, units in run.get("model", {}).get("units", {}).items():
-        counts = kept.get(name, ())
-        of = [units] * len(counts) if isinstance(units, int) else units
-        shares[name] = [count / total if total else math.nan for count, total in zip(counts, of, strict=True)]
-    return shares
+    units = run.get("model", {}).get("units", {})
+    return {
+        name: [count / total if total else math.nan for count in kept.get(name, ())] for name, total in units.items()
+    }
 
 
-def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
+def kept_map(run: RunRecord, candidates: Sequence[Row]) -> Chart | None:
     """Return the share of units that each candidate of a ratio keeps in each layer; None where none recorded it."""
-    rows = [(name, c) for name, c in zip(labels(candidates), candidates, strict=True) if "kept" in c]
-    shares = [(name, c["kept"], kept_shares(run, c["kept"])) for name, c in rows]
+    rows = [(name, c) for name, c in zip(labels(candidates), candidates, strict=True) if kept_by_layer(c)]
+    shares = [(name, kept_by_layer(c), kept_shares(run, kept_by_layer(c))) for name, c in rows]
     structures = run.get("model", {}).get("units", {})
     layers = {s: max((len(each[s]) for *_, each in shares), default=0) for s in structures}
     structures = {name: units for name, units in structures.items() if layers[name]}
@@ -188,7 +199,7 @@ def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
         return _kept_of_structures(run, rows)
     columns = [Column(f"{name} kept, by layer", layer_axis(layers[name]), lines=False) for name in structures]
     strips = [
-        Strip(name, [Heat(each[s], _said(name, s, kept[s], units)) for s, units in structures.items()])
+        Strip(name, [Heat(each[s], _said(name, s, kept.get(s, ()), units)) for s, units in structures.items()])
         for name, kept, each in shares
     ]
     asked = f"{100 * rows[0][1]['ratio_asked']:g}"
@@ -196,12 +207,13 @@ def kept_map(run: Record, candidates: Sequence[Record]) -> Chart | None:
     return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
 
 
-def _kept_of_structures(run: Record, rows: Sequence[tuple[str, Record]]) -> Chart:
+def _kept_of_structures(run: RunRecord, rows: Sequence[tuple[str, Row]]) -> Chart:
     """Return the share of units that each candidate keeps of each structure of a traced model, all copies alike."""
     units = run["model"]["units"]
     strips = []
     for name, candidate in rows:
-        counts = {structure: candidate["kept"][structure][0] for structure in units}
+        kept = kept_by_layer(candidate)
+        counts = {structure: kept[structure][0] for structure in units if kept.get(structure)}
         said = ", ".join(f"{structure} {count:.6g} of {units[structure]}" for structure, count in counts.items())
         shares = [count / units[structure] for structure, count in counts.items()]
         strips.append(Strip(name, [Heat(shares, f"{name} keeps {said}")]))
@@ -211,9 +223,8 @@ def _kept_of_structures(run: Record, rows: Sequence[tuple[str, Record]]) -> Char
     return Chart(f"kept-{asked}", title, "variant", columns, strips, scale="units kept, %")
 
 
-def _said(name: str, structure: str, counts: Sequence[Number], units: int | Sequence[int]) -> str:
-    of = f"{units}" if isinstance(units, int) else " ".join(map(str, units))
-    return f"{name}, {structure}: of {of} each layer keeps {' '.join(f'{count:.6g}' for count in counts)}"
+def _said(name: str, structure: str, counts: Sequence[Number], units: int) -> str:
+    return f"{name}, {structure}: of {units} each layer keeps {' '.join(f'{count:.6g}' for count in counts)}"
 
 
 def score_section(found: Compared, detail: Detail) -> list[Section]:
@@ -227,11 +238,11 @@ def score_section(found: Compared, detail: Detail) -> list[Section]:
     return [Section("scores", "How scores are distributed", [Words(said), *parts])]
 
 
-def cut_section(run: Record) -> list[Section]:
+def cut_section(run: RunRecord) -> list[Section]:
     """Return the cut model beside the dense one; nothing where none was cut."""
     if not cut_rows(run):
         return []
-    name = str((run.get("best") or {}).get("candidate", ""))
+    name = cut_of(run).get("candidate", "")
     return [Section("cut", "The cut model", [*_words(name), cut_table(run)])]
 
 

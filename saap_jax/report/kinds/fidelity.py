@@ -32,9 +32,10 @@ from saap_jax.report.page.blocks import (
 )
 from saap_jax.report.page.csv_text import without_nan
 from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation, plural, some
-from saap_jax.runs.directory import read_json, read_run
+from saap_jax.runs.directory import read_run
+from saap_jax.runs.reading import read_correlations
+from saap_jax.runs.records import RunRecord
 from saap_jax.runs.score_arrays import read_scores, structures_of
-from saap_jax.runs.standing import Record
 from saap_jax.selection.stability import reduce_scenarios
 from saap_jax.types import Scores
 
@@ -51,20 +52,9 @@ Ranked = tuple[str, dict[str, Fidelity]]
 
 
 def read_fidelity(path: Path) -> list[Fidelity]:
-    """Return the correlations that a run keeps, none where it has not come that far.
-
-    Raises:
-        ValueError: `fidelity.json` has other fields.
-    """
-    file = path / "fidelity.json"
-    if not file.exists():
-        return []
-    try:
-        return [Fidelity(**row) for row in read_json(file)]
-    except TypeError as error:
-        raise ValueError(
-            f"expected rows of {', '.join(Fidelity._fields)} in {file}, got {error}; run it again"
-        ) from None
+    """Return the correlations that a run keeps, none where it has not come that far."""
+    known = [{name: row[name] for name in Fidelity._fields if name in row} for row in read_correlations(path)]
+    return [Fidelity(**row) for row in known]
 
 
 def read_changes(path: Path) -> tuple[dict[str, Scores], Scores]:
@@ -93,7 +83,7 @@ def read_changes(path: Path) -> tuple[dict[str, Scores], Scores]:
 # --- sections and files ----------------------------------------------------------------------------
 
 
-def fidelity_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+def fidelity_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:
     """Return the sections of a fidelity run, finished or not."""
     rows = read_fidelity(path)
     sections = [Section("summary", "Summary", [Bullets(fidelity_summary(rows))])]

@@ -12,15 +12,16 @@ from saap_jax.report.kinds.common import cost_section, files_of, reproduce_secti
 from saap_jax.report.kinds.variants import candidate_data
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, Words, text_table
 from saap_jax.report.page.formats import BEST, TIED, format_figure, format_percent, plural, some
-from saap_jax.runs.directory import read_candidates
-from saap_jax.runs.standing import DENSE, Record
+from saap_jax.runs.reading import read_rows
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE
 
 
-def frontier_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+def frontier_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:
     """Return the sections of a run, finished or not."""
     said, blocks = "Nothing is found yet.", []
     if run.get("frontier"):
-        candidates = read_candidates(path)[0]
+        candidates = read_rows(path, run, "frontier")
         found = found_variants(run, candidates)
         said, blocks = summary(run, found), frontier_blocks(run, candidates, found, detail)
     return [
@@ -32,14 +33,14 @@ def frontier_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
     ]
 
 
-def frontier_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
+def frontier_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
     """Return the files of a run: figure, table, results of each seed, and every candidate that was measured."""
     found = found_variants(run, candidates)
     said = Words(summary(run, found), soft=False)
     return files_of("frontier", [said, *frontier_blocks(run, candidates, found, Detail())])
 
 
-def frontier_blocks(run: Record, candidates: Sequence[Record], found: Sequence[Found], detail: Detail) -> list[Block]:
+def frontier_blocks(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found], detail: Detail) -> list[Block]:
     """Return figure and table of what was found, and the CSV files."""
     blocks: list[Block] = []
     if detail.drawn:
@@ -52,7 +53,7 @@ def frontier_blocks(run: Record, candidates: Sequence[Record], found: Sequence[F
     return blocks
 
 
-def summary(run: Record, found: Sequence[Found]) -> str:
+def summary(run: RunRecord, found: Sequence[Found]) -> str:
     """Say who can be pruned furthest within the limit, and where the knee of its curve is; or why that is not known."""
     best, frontier = found[0], run["frontier"]
     limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
@@ -87,7 +88,7 @@ def untested(found: Sequence[Found]) -> str:
     return "" if windows >= FEWEST else f"{plural(windows, 'window')}, where an interval takes {FEWEST}"
 
 
-def notes(run: Record, found: Sequence[Found]) -> list[str]:
+def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
     """Say what the numbers mean, and what is special about some of them."""
     frontier, ties = run["frontier"], any(each.tied for each in found)
     scale = scale_of(frontier["metric"])
@@ -114,7 +115,7 @@ def notes(run: Record, found: Sequence[Found]) -> list[str]:
     return said
 
 
-def frontier_table(run: Record, found: Sequence[Found]) -> Table:
+def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
     """Return a line a variant, the largest ratio first."""
     header = [
         "variant",
@@ -135,7 +136,7 @@ def frontier_table(run: Record, found: Sequence[Found]) -> Table:
     return text_table(title, header, lines, notes=notes(run, found))
 
 
-def frontier_data(run: Record, candidates: Sequence[Record]) -> Data:
+def frontier_data(run: RunRecord, candidates: Sequence[Row]) -> Data:
     """Return what was found of each variant and seed in full precision; an empty cell for what there is not."""
     rows = {candidate["candidate"]: candidate for candidate in candidates} | {DENSE: run[DENSE]}
     names = [metric["name"] for metric in run["metrics"]]

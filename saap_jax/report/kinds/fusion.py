@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from saap_jax.report.figures.fusion import fusion_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Table, Words, text_table
-from saap_jax.runs.standing import Record
+from saap_jax.runs.records import Fused, RunRecord
 from saap_jax.selection.fusion import scope_parts
 
-Fusions = dict[str, dict[str, Record]]
-"""`{scenario: {fused estimator: record}}`; a record has `sigmas` and `weights` `{member: {scope: number}}`, a
-`trajectory` `{member: [steps][scopes]}` or None, and the `loss`."""
+Fusions = dict[str, dict[str, Fused]]
+"""`{scenario: {fused estimator: record}}`."""
 
 
 class FusionRow(NamedTuple):
@@ -25,13 +24,13 @@ class FusionRow(NamedTuple):
     weight: float
 
 
-def fusion_section(run: Record, detail: Detail) -> list[Section]:
+def fusion_section(run: RunRecord, detail: Detail) -> list[Section]:
     """Return how a run's fused scores came about: formula, figure, table and CSV; nothing where none was fused."""
-    fusions = run.get("fusions") or {}
+    fusions = run.get("fusions", {})
     table = fusion_table(fusions)
     if not table.lines:
         return []
-    constant = ((run.get("config") or {}).get("fusion") or {}).get("scope_constant")
+    constant = run.get("config", {}).get("fusion", {}).get("scope_constant")
     blocks: list[Block] = [
         Words(
             f"A unit's fused score is {'Σ I / (2 σ²)' + (' + Σ log σ' if constant else '')} over the estimators that "

@@ -25,7 +25,7 @@ from saap_jax.report.page.blocks import (
 from saap_jax.report.page.csv_text import without_nan
 from saap_jax.report.page.formats import TIED, format_percent, format_ppl, format_spread, format_usd, plural
 from saap_jax.runs.directory import flatten, plain
-from saap_jax.runs.standing import DENSE, Row, first_metric
+from saap_jax.runs.standing import DENSE, ComparisonRow, first_metric
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
 """Drawings, differing fields of the configuration, and letters of a value that are shown at most."""
@@ -66,9 +66,9 @@ def evaluated(view: RunView, domain: str) -> str:
     metric = first_metric(compared.run, domain) if compared else None
     if compared is None or not metric:
         return ""
-    losses = (compared.run.get("dense") or {}).get("losses") or {}
-    windows = len(losses.get(metric) or ()) or ((view.run.get("config") or {}).get("evaluation") or {}).get("windows")
-    digest = (view.run.get("inputs") or {}).get(f"evaluation text of {metric!r}", "")
+    losses = compared.run.get("dense", {}).get("losses", {})
+    windows = len(losses.get(metric) or ()) or view.run.get("config", {}).get("evaluation", {}).get("windows")
+    digest = view.run.get("inputs", {}).get(f"evaluation text of {metric!r}", "")
     said = f"{metric}, {plural(windows, 'window')}" if windows else metric
     return f"{said} ({digest[:8]})" if digest else said
 
@@ -103,7 +103,7 @@ def _without_text(cells: Sequence[Any]) -> list[Any]:
     return [*cells[:2], *cells[3:]]
 
 
-def _ties(view: RunView, best: Row) -> str:
+def _ties(view: RunView, best: ComparisonRow) -> str:
     """Return how many variants of a ratio are tied with the best of it, a dash where nothing was tested."""
     others = [row for row in (view.compared.rows if view.compared else ()) if row.asked == best.asked and not row.best]
     return f"{sum(row.tied for row in others):,}" if any(row.p_value == row.p_value for row in others) else "-"
@@ -115,7 +115,7 @@ def run_table(views: Sequence[RunView]) -> Table:
     for view in views:
         rows = [row for row in view.compared.rows if row.candidate != DENSE] if view.compared else []
         variants, seeds = len({row.label for row in rows}), max((row.seeds for row in rows), default=0)
-        seconds, usd = seconds_of(view.run), (view.run.get("cost") or {}).get("usd")
+        seconds, usd = seconds_of(view.run), view.run["cost"].get("usd") if "cost" in view.run else None
         words = (view.kind, view.model.rstrip("/").rpartition("/")[2] or "-", primary(view)[1] or "-", view.status)
         cells = [Cell(view.name, link=view.id), *map(Cell, words)]
         cells += [_number(variants or math.nan, f"{variants:,}"), _number(seeds or math.nan, f"{seeds:,}")]
@@ -134,9 +134,9 @@ def primary(view: RunView) -> tuple[str, str]:
     return domain, evaluated(view, domain)
 
 
-def best_rows(view: RunView) -> list[Row]:
+def best_rows(view: RunView) -> list[ComparisonRow]:
     """Return the best row of each ratio of a comparison."""
-    best: dict[float, Row] = {}
+    best: dict[float, ComparisonRow] = {}
     for row in view.compared.rows if view.compared else ():
         if row.best:
             best.setdefault(row.asked, row)
@@ -204,7 +204,7 @@ def differences(views: Sequence[RunView]) -> list[Block]:
     """
     leaves = [
         {f"evaluated {DOMAINS[domain]}": text for domain in ("out", "in") if (text := evaluated(view, domain))}
-        | flatten(plain(view.run.get("config") or {}))
+        | flatten(plain(view.run.get("config", {})))
         for view in views
     ]
     keys = [key for key in dict.fromkeys(key for each in leaves for key in each) if key not in ("name", "runs", "")]

@@ -21,16 +21,17 @@ from saap_jax.report.page.formats import (
     format_ppl,
     plural,
 )
-from saap_jax.runs.directory import read_candidates
-from saap_jax.runs.standing import Record, metrics, number
+from saap_jax.runs.reading import read_rows
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import metrics, number
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
 
 
-def recover_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+def recover_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:
     """Return the sections of a run, finished or not."""
-    candidates = read_candidates(path)[0]
+    candidates = read_rows(path, run, "recover")
     said = summary(run) if {"data", "training", "after"} <= run.keys() else ["The training is not finished."]
     blocks: list[Block] = [recovery_table(run)] if {"before", "after"} <= run.keys() else []
     blocks += [recovery_data(run)] if blocks and detail.downloads else []
@@ -45,13 +46,13 @@ def recover_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
     ]
 
 
-def recovery_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
+def recovery_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
     """Return the files of a run: the table, and every step's numbers with their figure."""
     picture = Picture("Loss of training", training_plot(curves_of(candidates)))
     return files_of("recovery", [recovery_table(run), recovery_data(run), picture])
 
 
-def recovery_table(run: Record) -> Table:
+def recovery_table(run: RunRecord) -> Table:
     """Return a line a property, a column a model."""
     models = [key for key in VARIANTS if key in run]
     properties = [("parameters (M)", "parameters", format_millions), ("weights (MiB)", "bytes", format_mebibytes)]
@@ -65,7 +66,7 @@ def recovery_table(run: Record) -> Table:
         values = [number(run[key]["ppl"].get(metric["name"])) for key in models]
         rows.append([f"{metric['name']} ({metric['domain']})", *_cells(values, models, format_ppl)])
     header = ["", *(VARIANTS[key] for key in models), f"change from {VARIANTS['before']}"]
-    config, training = run.get("config") or {}, run.get("training") or {}
+    config, training = run.get("config", {}), run.get("training")
     title = f"{config['method']['name']}, {training['steps']} steps of {training['rows']} rows" if training else ""
     return text_table(title, header, rows)
 
@@ -75,7 +76,7 @@ def _cells(values: Sequence[float], models: Sequence[str], form: Callable[[float
     return [*map(form, values), format_change(by_model["before"], by_model["after"])]
 
 
-def recovery_data(run: Record) -> Data:
+def recovery_data(run: RunRecord) -> Data:
     """Return the table with all digits: a line a model."""
     names = [metric["name"] for metric in metrics(run)]
     fields = ("parameters", "bytes", "tokens_per_second")
@@ -87,7 +88,7 @@ def recovery_data(run: Record) -> Data:
     return Data("CSV of the models, full precision", "recovery.csv", ["model", *fields, *names], rows)
 
 
-def summary(run: Record) -> list[str]:
+def summary(run: RunRecord) -> list[str]:
     """Say what was trained on what, which parameters the recovered model has, and what it changed against what."""
     data, training = run["data"], run["training"]
     tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
@@ -109,7 +110,7 @@ def summary(run: Record) -> list[str]:
     return [*lines, *changes(run)]
 
 
-def changes(run: Record) -> list[str]:
+def changes(run: RunRecord) -> list[str]:
     """Say of each text how the recovered model stands to the one that was trained and to the dense one.
 
     With the interval of the paired bootstrap over the windows where their losses are on record and suffice.
@@ -123,14 +124,14 @@ def changes(run: Record) -> list[str]:
             base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
             said.append(f"{format_change(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
         if said:
-            windows = len((run["after"].get("losses") or {}).get(name) or ())
+            windows = len(run["after"].get("losses", {}).get(name, ()))
             on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
             lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(said)}")
     return lines
 
 
-def _interval(run: Record, key: str, name: str) -> str:
-    losses = [(run[which].get("losses") or {}).get(name) or () for which in ("after", key)]
+def _interval(run: RunRecord, key: str, name: str) -> str:
+    losses = [run[which].get("losses", {}).get(name, ()) for which in ("after", key)]
     if not losses[0] or len(losses[0]) != len(losses[1]):
         return ""
     difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
@@ -145,7 +146,7 @@ def _interval(run: Record, key: str, name: str) -> str:
     )
 
 
-def curves_of(candidates: Sequence[Record]) -> dict[str, list[tuple[int, float]]]:
+def curves_of(candidates: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
     """Return the losses of all steps by field, those that are finite."""
     steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
     return {

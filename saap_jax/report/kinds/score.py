@@ -15,15 +15,15 @@ from saap_jax.report.kinds.patterns import Patterns, pattern_notes, pattern_sect
 from saap_jax.report.kinds.scores import layered, rank_agreement, rank_table
 from saap_jax.report.page.blocks import Block, Bullets, Detail, Part, Section, Words
 from saap_jax.report.page.formats import format_correlation, plural
+from saap_jax.runs.records import RunRecord
 from saap_jax.runs.score_arrays import ByScenario, read_scores, structures_of
-from saap_jax.runs.standing import Record
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")
 """Names of estimators, with hyper-parameters or without; a fusion that one of them is part of does not match."""
 
 
-def score_sections(run_dir: str | os.PathLike[str], run: Record, detail: Detail) -> list[Section]:
+def score_sections(run_dir: str | os.PathLike[str], run: RunRecord, detail: Detail) -> list[Section]:
     """Return the sections of a score run, made from `run.json` and `scores.npz` alone.
 
     Patterns are shown of two scenarios or more, or where usage frequencies were scored. The estimator of importance is
@@ -66,9 +66,9 @@ def distribution_section(scores: ByScenario, detail: Detail) -> list[Section]:
     return [Section("scores", "How scores are distributed", parts)] if parts else []
 
 
-def find_patterns(run: Record, scores: ByScenario) -> Patterns | None:
+def find_patterns(run: RunRecord, scores: ByScenario) -> Patterns | None:
     """Return the patterns of a run; None where there is nothing to compare, or no estimator of importance."""
-    asked = (run.get("config") or {}).get("patterns") or {}
+    asked = run.get("config", {}).get("patterns", {})
     names = list(next(iter(scores.values()), {}))
     usage = next(filter(_USAGE.fullmatch, names), None)
     importance = asked.get("importance") or _importance(scores)
@@ -117,13 +117,13 @@ def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
     return sentences
 
 
-def facts(run: Record, scores: ByScenario) -> dict[str, str]:
+def facts(run: RunRecord, scores: ByScenario) -> dict[str, str]:
     """Return the facts of a score run's configuration that its scores depend on."""
-    config = run.get("config") or {}
-    calibration, windows = config.get("calibration") or {}, run.get("scenarios") or {}
+    config, model = run.get("config", {}), run.get("config", {}).get("model", "")
+    calibration, windows = config.get("calibration", {}), run.get("scenarios", {})
     about = {
         "model": model_name(run),
-        "parameter type": (config.get("model") or {}).get("dtype"),
+        "parameter type": None if isinstance(model, str) else model.get("dtype"),
         "scenarios": ", ".join(
             f"{name} ({_shape(windows[name])})" if name in windows else name for name in (scores or windows)
         ),
@@ -134,7 +134,7 @@ def facts(run: Record, scores: ByScenario) -> dict[str, str]:
     return {name: str(value) for name, value in about.items() if value not in (None, "")}
 
 
-def _shape(shape: list[int]) -> str:
+def _shape(shape: tuple[int, int] | tuple[int]) -> str:
     return f"{shape[0]:,} windows of {shape[1]:,} tokens" if len(shape) > 1 else plural(shape[0], "example")
 
 

@@ -35,17 +35,18 @@ from saap_jax.report.page.blocks import (
 )
 from saap_jax.report.page.csv_text import without_nan
 from saap_jax.report.page.formats import BEST, TIED, format_figure, plural
-from saap_jax.runs.directory import read_candidates
-from saap_jax.runs.standing import DENSE, Record
+from saap_jax.runs.reading import read_rows
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import aligned_sentence
 
 EXTREMES = 5
 """Places shown on either side."""
 
 
-def sensitivity_sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+def sensitivity_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:
     """Return the sections of a run, finished or not."""
-    candidates = read_candidates(path)[0]
+    candidates = read_rows(path, run, "sensitivity")
     known = "losses" in run.get(DENSE, {}) and any("layer" in row for row in candidates)
     blocks = sensitivity_blocks(run, candidates, detail) if known else []
     nothing = [] if blocks else [Section("summary", "Summary", [Bullets(["Nothing is measured yet."])])]
@@ -58,13 +59,13 @@ def sensitivity_sections(path: Path, run: Record, detail: Detail) -> list[Sectio
     ]
 
 
-def sensitivity_files(run: Record, candidates: Sequence[Record]) -> dict[str, str]:
+def sensitivity_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
     """Return the files of a run: heat maps, tables with suggestions, and all changes."""
     suggestions = Part("Suggestions", suggestion_blocks(run))
     return files_of("sensitivity", [suggestions, *sensitivity_blocks(run, candidates, Detail())])
 
 
-def sensitivity_blocks(run: Record, candidates: Sequence[Record], detail: Detail) -> list[Block]:
+def sensitivity_blocks(run: RunRecord, candidates: Sequence[Row], detail: Detail) -> list[Block]:
     """Return the heat maps, the extremes, the whole table of each structure and the CSV of all changes."""
     changes = changes_of(run, candidates)
     blocks: list[Block] = []
@@ -108,7 +109,7 @@ def extremes(changes: Sequence[Change], ratio: float) -> tuple[float, list[Chang
     return asked, shown[:many], shown[max(many, len(shown) - EXTREMES) :]
 
 
-def marks_of(run: Record, candidates: Sequence[Record]) -> dict[Change, str]:
+def marks_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Change, str]:
     """Return the mark of what costs most and of what costs least, and of places on its side that may cost as much."""
     changes, marks = changes_of(run, candidates), {}
     _, most, least = extremes(changes, run["config"]["ratio"])
@@ -157,7 +158,7 @@ def format_ends(change: Change) -> str:
     return f"{format_change(change.low)} to {format_change(change.high)}"
 
 
-def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
+def notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
     """Say what the numbers mean, what a structure costs on the whole, and what aligned widths were measured to do."""
     changes, metric = changes_of(run, candidates), judged_metric(run)
     asked, _, _ = extremes(changes, run["config"]["ratio"])
@@ -183,11 +184,11 @@ def notes(run: Record, candidates: Sequence[Record]) -> list[str]:
             said.append(
                 f"{structure}: {1e6 * each:+.4f} nats a million parameters, over all layers at {100 * asked:g} %"
             )
-    aligned = [trial for trial in run.get("trials") or [] if trial["kind"] == "aligned"]
+    aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
     return [*said, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
 
 
-def extreme_table(run: Record, candidates: Sequence[Record]) -> Table:
+def extreme_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
     """Return the places that cost most and least."""
     asked, most, least = extremes(changes_of(run, candidates), run["config"]["ratio"])
     marks = marks_of(run, candidates)
@@ -198,7 +199,7 @@ def extreme_table(run: Record, candidates: Sequence[Record]) -> Table:
     return Table(title, header, lines, words=2, notes=notes(run, candidates))
 
 
-def sensitivity_data(run: Record, candidates: Sequence[Record]) -> Data:
+def sensitivity_data(run: RunRecord, candidates: Sequence[Row]) -> Data:
     """Return all changes in full precision, with the perplexity on every text; NaN is an empty cell."""
     names = [metric["name"] for metric in run["metrics"]]
     rows = {(row["structure"], row["layer"], row["asked"]): row for row in candidates if "layer" in row}
@@ -209,7 +210,7 @@ def sensitivity_data(run: Record, candidates: Sequence[Record]) -> Data:
     return Data("CSV of all changes, full precision", "sensitivity.csv", [*Change._fields, *names], lines)
 
 
-def heat_maps(run: Record, candidates: Sequence[Record]) -> Plot:
+def heat_maps(run: RunRecord, candidates: Sequence[Row]) -> Plot:
     """Return the heat maps, a panel a structure."""
     changes = changes_of(run, candidates)
     shares = sorted({change.asked for change in changes})

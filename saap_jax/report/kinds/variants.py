@@ -25,7 +25,8 @@ from saap_jax.report.page.formats import (
     plural,
     some,
 )
-from saap_jax.runs.standing import DENSE, Record, Row, first_metric, metrics, number, untested
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, ComparisonRow, cut_of, first_metric, metrics, number, untested
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 
@@ -33,7 +34,7 @@ DOMAINS = {"in": "in domain", "out": "out of domain"}
 # --- tables ----------------------------------------------------------------------------------------
 
 
-def headline(run: Record) -> str:
+def headline(run: RunRecord) -> str:
     """Say which metrics the columns in and out stand for.
 
     >>> headline({"metrics": [{"name": "ppl@128 a", "domain": "in"}, {"name": "ppl@128 b", "domain": "out"}]})
@@ -48,12 +49,12 @@ def headline(run: Record) -> str:
     return prefix + ", ".join(f"{domain} = {name}" for domain, name in names.items())
 
 
-def figure_of(run: Record) -> Scale:
+def figure_of(run: RunRecord) -> Scale:
     """Return what the figures of a run are: perplexities, or mean losses."""
     return scale_of(next((metric["name"] for metric in metrics(run)), ""))
 
 
-def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] = ()) -> Table:
+def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequence[Against] = ()) -> Table:
     """Return every variant beside the dense model, and as far as `against` goes, beside the best of its ratio."""
     shown = [domain for domain in ("in", "out") if first_metric(run, domain)]
     compared = [domain for domain in ("in", "out") if any(one.domain == domain for one in against)]
@@ -77,7 +78,7 @@ def variant_table(run: Record, rows: Sequence[Row], against: Sequence[Against] =
     return Table(headline(run), header, lines, sortable=True, notes=legend(run, rows))
 
 
-def legend(run: Record, rows: Sequence[Row]) -> list[str]:
+def legend(run: RunRecord, rows: Sequence[ComparisonRow]) -> list[str]:
     """Say what the marks mean, and over how many seeds the numbers are."""
     said = [f"{BEST} lowest {figure_of(run).noun} {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
     if any(row.tied for row in rows):
@@ -88,7 +89,7 @@ def legend(run: Record, rows: Sequence[Row]) -> list[str]:
     return [*said, f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else said
 
 
-def candidate_data(run: Record, candidates: Sequence[Record], filename: str = "comparison.csv") -> Data:
+def candidate_data(run: RunRecord, candidates: Sequence[Row], filename: str = "comparison.csv") -> Data:
     """Return dense model and candidates, one line a seed: every metric, fractions, full precision."""
     names = [metric["name"] for metric in metrics(run)]
     keys = ["candidate", "variant", "seed", "estimator", "allocation", "ratio_asked", "ratio_actual", "parameters"]
@@ -99,7 +100,7 @@ def candidate_data(run: Record, candidates: Sequence[Record], filename: str = "c
     return Data("CSV of all candidates, full precision", filename, [*keys, *names], rows)
 
 
-def csv_table(run: Record, candidates: Sequence[Record]) -> str:
+def csv_table(run: RunRecord, candidates: Sequence[Row]) -> str:
     """Return dense model and candidates as CSV, see `candidate_data`."""
     return data_text(candidate_data(run, candidates))
 
@@ -124,7 +125,7 @@ def _win_cells(one: Against | None) -> list[Cell]:
 # --- words -----------------------------------------------------------------------------------------
 
 
-def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) -> list[str]:
+def summary(run: RunRecord, lines: Sequence[ComparisonRow], against: Sequence[Against] = ()) -> list[str]:
     """Say in words what the run found: the lowest perplexity of each ratio, who ties with it, what the cut model saves.
 
     A variant is called best only where all others were tested and can be told apart from it.
@@ -149,8 +150,7 @@ def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) 
         sentences.append(
             f"At {100 * ratio:g} % asked, {'; '.join(said)}.{f' Nothing is tested: {why}.' if why else ''}"
         )
-    best = run.get("best") or {}
-    if best:
+    if best := cut_of(run):
         changes = [f"{row.label} {row.dense} to {row.cut} ({row.change})" for row in cut_rows(run)[:3]]
         sentences.append(
             f"The cut model ({best.get('candidate', 'unnamed')}) goes from dense to cut: {', '.join(changes)}."
@@ -158,7 +158,7 @@ def summary(run: Record, lines: Sequence[Row], against: Sequence[Against] = ()) 
     return sentences
 
 
-def structure_sentences(run: Record) -> list[str]:
+def structure_sentences(run: RunRecord) -> list[str]:
     """Say what of a traced model can be pruned."""
     if "structures" not in run:
         return []
@@ -171,7 +171,7 @@ def structure_sentences(run: Record) -> list[str]:
     return lines
 
 
-def _lead(group: Sequence[Row], domain: str, dense: float, tested: Mapping[str, float], scale: Scale) -> str:
+def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, tested: Mapping[str, float], scale: Scale) -> str:
     """Say which row has the lowest figure on a domain, and how it stands to the others and to the dense model.
 
     `tested` are the p-values of the others against the best of the ratio, adjusted.
@@ -209,15 +209,15 @@ class CutRow(NamedTuple):
     change: str
 
 
-def cut_rows(run: Record) -> list[CutRow]:
+def cut_rows(run: RunRecord) -> list[CutRow]:
     """Return the cut model of a run (`best`) beside the dense one, property by property; empty if there is none.
 
     Properties that were not recorded are left out. Tokens a second need `forward_tokens`, the tokens of one timed
     forward pass.
     """
-    if not run.get("best"):
+    if not (best := cut_of(run)):
         return []
-    best, dense = run["best"], run.get("dense", {})
+    dense = run.get("dense", {})
     tokens = number(best.get("forward_tokens"))
     seconds = tuple(number(best.get(key)) for key in ("dense_forward_seconds", "forward_seconds"))
     pairs = [
@@ -237,14 +237,13 @@ def cut_rows(run: Record) -> list[CutRow]:
     ]
 
 
-def cut_table(run: Record) -> Table:
+def cut_table(run: RunRecord) -> Table:
     """Return the cut model beside the dense one, and what else was recorded about it."""
-    best = run.get("best") or {}
-    notes = []
+    best, notes = cut_of(run), []
     if "runs" in best:
         notes.append(f"Compiled as {best['runs']} run{'s' if best['runs'] != 1 else ''} of neighbouring equal layers.")
     masked = best.get("ppl_masked", {})
-    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if best.get("ppl", {}).get(name)]
+    gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if name in best.get("ppl", {})]
     if gaps:
         noun = figure_of(run).noun.capitalize()
         notes.append(f"{noun} with masks instead of cuts differs by at most {max(gaps):.1e} (relative).")

@@ -14,9 +14,9 @@ from saap_jax.report.kinds.sensitivity import sensitivity_sections
 from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section
 from saap_jax.report.page.formats import plural
 from saap_jax.runs.directory import read_run
-from saap_jax.runs.standing import Record
+from saap_jax.runs.records import RunRecord
 
-KINDS: dict[str, Callable[[Path, Record, Detail], list[Section]]] = {
+KINDS: dict[str, Callable[[Path, RunRecord, Detail], list[Section]]] = {
     "fidelity": fidelity_sections,
     "frontier": frontier_sections,
     "recover": recover_sections,
@@ -49,24 +49,24 @@ def read_view(
     def sections(detail: Detail) -> list[Section]:
         return compare_sections(compared, detail) if compared else KINDS.get(kind, _sections)(path, run, detail)
 
-    status = status or str(run.get("status") or "unknown")
-    name = name or str(run.get("name", path.name))
+    status = status or run.get("status", "unknown")
+    name = name or run.get("name", path.name)
     return RunView(id, name, kind, status, model_name(run), notes, sections(detail), run, compared, sections)
 
 
-def kind_of(run: Record) -> str:
+def kind_of(run: RunRecord) -> str:
     """Return the kind of a run; of one that has only begun, what its configuration says.
 
     >>> kind_of({"kind": "score"}), kind_of({"config": {"channels_per_layer": 4}}), kind_of({"config": {}})
     ('score', 'fidelity', 'compare')
     """
-    if run.get("kind"):
-        return str(run["kind"])
-    config = run.get("config") or {}
+    if kind := run.get("kind"):
+        return kind
+    config = run.get("config", {})
     return next((kind for field, kind in _BY_CONFIG.items() if field in config), "compare")
 
 
-def _sections(path: Path, run: Record, detail: Detail) -> list[Section]:
+def _sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:
     """Return what every run has, of a kind that has no sections of its own."""
     said = f"A run of kind {kind_of(run)}, of which a report says no more than what follows."
     summary = Section("summary", "Summary", [Bullets([said])])

@@ -7,6 +7,8 @@ escaped by whoever renders it; a figure is drawn when a renderer asks for it.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from saap_jax.runs.records import RunRecord
+
 Number = float | int
 """A number; checked at run time, `float` alone refuses whole ones."""
 
@@ -291,7 +293,7 @@ class RunView(NamedTuple):
     model: str
     notes: Sequence[str]
     sections: Sequence[Section]
-    run: dict[str, Any]
+    run: RunRecord
     compared: Any = None
     """A comparison's numbers, see `kinds.compare.Compared`; None of other kinds."""
     at: Callable[[Detail], Sequence[Section]] | None = None
