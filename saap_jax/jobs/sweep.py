@@ -16,7 +16,7 @@ from saap_jax.config.jobs import SweepConfig
 from saap_jax.config.method import ALL, EvaluationConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses, keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses
@@ -100,7 +100,7 @@ def compensator(config: SweepConfig, model: Llama, calibration: Mapping[int, dic
 
     @functools.lru_cache(maxsize=1)
     def gram(seed: int, scenario: str) -> Gram:
-        return observe(model, text(seed, scenario), frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+        return observe(model, text(seed, scenario), frozenset({GRAM})).of(GRAM)
 
     once = config.compensation.propagate == "dense" and mesh_of(model) is None
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.config.method import FusionConfig, KeepStatistics
 from saap_jax.data import Windows
-from saap_jax.estimation import ESTIMATORS, Statistic, make_estimators
+from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units
@@ -35,9 +35,6 @@ from saap_jax.selection.calibrate import (
     score_statistics,
 )
 from saap_jax.types import Scores
-
-LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
-"""Statistics that take as much space as the model in float32."""
 
 
 def kept_scores(
@@ -72,7 +69,7 @@ def kept_scores(
         path = statistics_path(run.path, name)
         observed = run.has(str(path.relative_to(run.path)))
         if observed:
-            statistics = load_scenario(path, model, name)
+            statistics = load_scenario(path, model, name, union_of_needs(members.values()))
         else:
             statistics = observe_windows(
                 model,
@@ -86,8 +83,8 @@ def kept_scores(
             )
         if keep != "none" and not observed:
             run.claim(path.parent.name)
-            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
-            save_statistics(path, {name: statistics}, only=small)
+            kept = frozenset(each for each in statistics.values if keep == "all" or not each.large)
+            save_statistics(path, {name: statistics}, only=kept)
         made[name] = score_plan(model, statistics, plan)
     save_scores(run, joined(made), suffix)
     return read_scores(run, suffix)
@@ -105,20 +102,23 @@ def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: Fusio
     """
     estimators, made = tuple(estimators), {}
     members = make_members(estimators, fusion)
-    kept = kept_by(source)
+    kept, needs = kept_by(source), union_of_needs(members.values())
     for name in members:
         if not kept.serves(name):
             able = ", ".join(each for each in ESTIMATORS if kept.serves(each))
+            missing = ", ".join(need.name for need in sorted(members[name].needs))
             raise ValueError(
                 f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
-                f"({', '.join(sorted(members[name].needs))}); it serves {able}. For others, run `saap score` with them "
+                f"({missing}); it serves {able}. For others, run `saap score` with them "
                 "among --estimation.estimators and --keep-statistics all"
             )
-    for name, statistics in kept.statistics.items():
-        own = {each: kept.scores[name][each] for each, made in members.items() if made.needs - statistics}
+    for name, held in kept.statistics.items():
+        own = {
+            each: kept.scores[name][each] for each, made in members.items() if {need.name for need in made.needs} - held
+        }
         path = statistics_path(Path(source), name)
         try:
-            made[name] = score_statistics(model, load_scenario(path, model, name), estimators, fusion, known=own)
+            made[name] = score_statistics(model, load_scenario(path, model, name, needs), estimators, fusion, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
     return joined(made)
@@ -127,14 +127,14 @@ def rescored(source: str, model: Llama, estimators: Iterable[str], fusion: Fusio
 class Kept(NamedTuple):
     """What a run keeps for later scoring."""
 
-    statistics: dict[str, frozenset[Statistic]]
-    """Of each scenario."""
+    statistics: dict[str, frozenset[str]]
+    """Their names, of each scenario."""
     scores: dict[str, dict[str, Scores]]
     """`{scenario: {estimator: …}}`."""
 
     def serves(self, member: str) -> bool:
         """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
-        needs = make_estimators([member])[member].needs
+        needs = {need.name for need in make_estimators([member])[member].needs}
         return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
 
 

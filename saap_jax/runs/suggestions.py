@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.estimation import Statistic, make_estimators
+from saap_jax.estimation import (
+    ACTIVATION_MOMENTS,
+    ACTIVATION_USAGE,
+    BLOCK_CHANGE,
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    SQUARED_WEIGHT_GRADIENT,
+    WEIGHT_GRADIENT,
+    make_estimators,
+)
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
 from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.sensitivity import (
@@ -45,11 +54,11 @@ MOST_SEEDS = 10
 """Seeds that are suggested at most."""
 
 _EFFORT = (
-    ({Statistic.GATE_HESSIAN}, "Hessian-vector products"),
-    ({Statistic.SQUARED_WEIGHT_GRADIENT}, "gradients of weights, an example at a time"),
-    ({Statistic.WEIGHT_GRADIENT}, "gradients of weights"),
-    ({Statistic.GATE_GRADIENT}, "gradients of gates"),
-    ({Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE, Statistic.BLOCK_CHANGE}, "activations only"),
+    ({GATE_HESSIAN}, "Hessian-vector products"),
+    ({SQUARED_WEIGHT_GRADIENT}, "gradients of weights, an example at a time"),
+    ({WEIGHT_GRADIENT}, "gradients of weights"),
+    ({GATE_GRADIENT}, "gradients of gates"),
+    ({ACTIVATION_MOMENTS, ACTIVATION_USAGE, BLOCK_CHANGE}, "activations only"),
     (set(), "no pass over text"),
 )
 """What scoring needs, the most expensive first, in words."""

@@ -9,7 +9,7 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, FusionConfig, ScenarioReduction, StabilityOver
 from saap_jax.data import Windows, batches, load_scenarios, parse_scenario
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation import Statistic, Statistics, make_estimators, observe, score, union_of_needs
+from saap_jax.estimation import GATE_GRADIENT, Statistics, make_estimators, observe, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.estimation.registry import names_file
@@ -164,7 +164,7 @@ def observe_windows(
     With `keep` the model is observed with all other units masked.
     """
     estimators = list(estimators)
-    needs = union_of_needs(estimators) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
+    needs = union_of_needs(estimators) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
     doing = f"observe the calibration text {scenario}".rstrip()
     parts = pairs(windows, batch_size)
     return observe(
@@ -202,7 +202,7 @@ def score_statistics(
             score(anew, statistics, model) | {name: known[name] for name in members.keys() - anew}
         ).items()
     }
-    gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
+    gradients: PerExample = statistics.values.get(GATE_GRADIENT, {})
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
     per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
     fusions = {

@@ -29,9 +29,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.method import HELD_OUT, CompensationConfig
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
-from saap_jax.estimation.base import Statistic, wide
-from saap_jax.estimation.gram import Gram, gram_sums, token_weights
+from saap_jax.estimation.base import Plan, wide
+from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import run_bounds
@@ -123,7 +122,7 @@ def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
             f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
             "on what is kept; give the text alone"
         )
-    expected = jax.eval_shape(lambda: ACCUMULATORS[Statistic.GRAM].init(model, Plan(0))).product
+    expected = jax.eval_shape(lambda: GRAM.init(model, Plan(0))).product
     for structure, product in gram.product.items():
         if product.shape != expected[structure].shape:
             raise ValueError(

@@ -13,7 +13,18 @@ import numpy as np
 from jaxtyping import Array
 
 from saap_jax.discovery.weights import TracedWeights
-from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics, union_of_needs
+from saap_jax.estimation import (
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    SQUARED_WEIGHT_GRADIENT,
+    WEIGHT_GRADIENT,
+    Curvature,
+    Estimator,
+    GateHessian,
+    Statistic,
+    Statistics,
+    union_of_needs,
+)
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.runtime.progress import Track, quiet
@@ -22,10 +33,10 @@ from saap_jax.types import Gates
 
 OBSERVED = frozenset(
     {
-        Statistic.WEIGHT_GRADIENT,
-        Statistic.SQUARED_WEIGHT_GRADIENT,
-        Statistic.GATE_GRADIENT,
-        Statistic.GATE_HESSIAN,
+        WEIGHT_GRADIENT,
+        SQUARED_WEIGHT_GRADIENT,
+        GATE_GRADIENT,
+        GATE_HESSIAN,
     }
 )
 """What can be observed of a traced model. Of the gate Hessian, every structure is probed."""
@@ -34,7 +45,7 @@ OBSERVED = frozenset(
 def check_needs(estimators: Mapping[str, Estimator]) -> None:
     """Raise ValueError for an estimator that needs what is not observed of a traced model."""
     for name, estimator in estimators.items():
-        if missing := sorted(need.value for need in estimator.needs - OBSERVED):
+        if missing := sorted(need.name for need in estimator.needs - OBSERVED):
             raise ValueError(
                 f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
                 "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
@@ -57,8 +68,8 @@ def observe(
         ValueError: a need that is not in `OBSERVED`, or a loss or gradient that is not finite.
     """
     if missing := needs - OBSERVED:
-        names = ", ".join(sorted(need.value for need in OBSERVED))
-        raise ValueError(f"needs: expected some of {names} for a traced model, got {', '.join(sorted(missing))}")
+        names, got = (", ".join(need.name for need in sorted(some)) for some in (OBSERVED, missing))
+        raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
     problem, curvature = subject.problem, curvature or Curvature()
     parts = list(batches(problem.calibration, batch_size))
     doing = "observe the calibration examples"
@@ -73,12 +84,12 @@ def observe(
         rows.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf[:real]), (losses, gradients)))
     count = problem.count
     found: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
-    for need in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+    for need in (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT):
         if need in found:
             found[need] = TracedWeights(subject.structures, found[need])
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
-    if Statistic.GATE_GRADIENT in needs:
-        found[Statistic.GATE_GRADIENT] = gradients
+    if GATE_GRADIENT in needs:
+        found[GATE_GRADIENT] = gradients
     _refuse_not_finite(losses, found)
     return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), jax.tree.map(jnp.asarray, found))
 
@@ -100,7 +111,7 @@ def with_values(params: Any, values: Mapping[str, Any]) -> Any:
 def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
     """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
     one, ones = loss_of_one(subject), subject.ones
-    on_weights, on_gates = Statistic.WEIGHT_GRADIENT in needs, Statistic.GATE_GRADIENT in needs
+    on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
 
     def step(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> tuple[Any, Any, Any]:
         def summed(values: dict[str, Any], gates: Gates) -> tuple[Array, Array]:
@@ -117,13 +128,13 @@ def _step(subject: Subject, needs: frozenset[Statistic], curvature: Curvature) -
             if on_gates:
                 gradients = found[-1]
             if on_weights:
-                sums[Statistic.WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
+                sums[WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
         else:
             each = summed(values, batched)[1]
-        if Statistic.SQUARED_WEIGHT_GRADIENT in needs:
-            sums[Statistic.SQUARED_WEIGHT_GRADIENT] = squares(values, params, inputs, targets, weights)
-        if Statistic.GATE_HESSIAN in needs:
-            sums[Statistic.GATE_HESSIAN] = hessian(params, inputs, targets, weights)
+        if SQUARED_WEIGHT_GRADIENT in needs:
+            sums[SQUARED_WEIGHT_GRADIENT] = squares(values, params, inputs, targets, weights)
+        if GATE_HESSIAN in needs:
+            sums[GATE_HESSIAN] = hessian(params, inputs, targets, weights)
         return sums, each, gradients
 
     def squares(values: dict[str, Any], params: Any, inputs: Any, targets: Any, weights: Array) -> dict[str, Any]:
@@ -163,11 +174,11 @@ def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> No
             if not bool(jnp.all(jnp.isfinite(leaf))):
                 place = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"calibration: the {statistic.value.replace('_', ' ')} of {place} is not finite; check the "
+                    f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; check the "
                     "parameters, the examples and the loss"
                 )
 
 
 def needs_of(estimators: Mapping[str, Estimator], *, stability: bool) -> frozenset[Statistic]:
     """Return what a pass observes for estimators, and for the stability indicator if it is asked for."""
-    return union_of_needs(estimators.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
+    return union_of_needs(estimators.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
