@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import Estimator
@@ -103,7 +104,7 @@ def select_calibrated(
 ) -> Selection:
     """Choose the units to keep by one estimator; `config` says how scenarios are reduced and what has to be stable."""
     scores = calibrated.scores(estimator, config.scenario_reduction)
-    adaptive = config.allocation == "adaptive"
+    adaptive = ALLOCATIONS[config.allocation].stability
     stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
     return select_units(model, scores, ratio, config, stability, gone)
 
@@ -143,7 +144,7 @@ def select_path(
                 scenarios,
                 [estimator],
                 fusion=fusion,
-                stability=config.allocation == "adaptive",
+                stability=ALLOCATIONS[config.allocation].stability,
                 keep=keep,
                 batch_size=batch_size,
                 remat=remat,

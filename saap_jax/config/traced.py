@@ -3,7 +3,7 @@
 import dataclasses
 
 from saap_jax.config.checks import check_at_least, check_choices, check_ratios, check_run_name, check_share
-from saap_jax.config.method import Allocation, FusionConfig, Normalization, RankBy, SearchConfig, Solver
+from saap_jax.config.method import FusionConfig, Normalization, RankBy, SearchConfig, Solver
 
 FUSED = FusionConfig(estimators=("taylor_element", "gate_taylor"), attention="")
 """What `saap` fuses in a traced model: a sum over elements, and the gradients of gates."""
@@ -13,9 +13,9 @@ FUSED = FusionConfig(estimators=("taylor_element", "gate_taylor"), attention="")
 class TracedSearchConfig:
     """How a budget is shared between the structures of a traced model; copies of one keep as many units each."""
 
-    allocation: Allocation = "uniform"
+    allocation: str = "uniform"
     """`uniform`: the same share of each structure; `global`: one ranking of all units; `adaptive`: one ranking of
-    log score + `stability_weight` · stability indicator."""
+    log score + `stability_weight` · stability indicator; or one that was registered in `ALLOCATIONS`."""
     rank_by: RankBy = "score_per_parameter"
     """Key of the one ranking."""
     normalize: Normalization = "none"

@@ -10,6 +10,7 @@ from typing import Any
 from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.targets import Costs, Target
@@ -59,7 +60,7 @@ def chosen_units(
         )
         rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
         return together(model, first, chosen_units(rest, first.model, scenarios, calibration, track), ratio)
-    adaptive = config.search.allocation == "adaptive"
+    adaptive = ALLOCATIONS[config.search.allocation].stability
     observe = functools.partial(calibrate, model, scenarios, [config.estimator], stability=adaptive, **options)
     calibrated = _calibrated_by(config, model) if config.from_run else observe()
     if targets and costs is not None:

@@ -12,6 +12,7 @@ from saap_jax.api import checkpoints, select_calibrated
 from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.config.method import ALL
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
@@ -152,7 +153,7 @@ class Road:
                 self.scenarios,
                 [variant.estimator],
                 fusion=variant.fusion,
-                stability=variant.search.allocation == "adaptive",
+                stability=ALLOCATIONS[variant.search.allocation].stability,
                 keep=keep,
                 batch_size=self.config.calibration.batch_size,
                 remat=self.config.estimation.remat,

@@ -14,6 +14,7 @@ import numpy as np
 from saap_jax.api import select_calibrated, select_path
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import Windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.evaluation.cost import forward_seconds
@@ -104,7 +105,7 @@ def _scores(
             scenarios,
             [config.estimator],
             fusion=config.fusion,
-            stability=config.search.allocation == "adaptive",
+            stability=ALLOCATIONS[config.search.allocation].stability,
             batch_size=config.calibration.batch_size,
             remat=config.remat,
             track=track,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.traced import TracedCompareConfig, TracedPruneConfig
 from saap_jax.discovery.tracing.factory import made_problem
 from saap_jax.evaluation.resample import FEWEST
@@ -63,7 +64,7 @@ def _compare(config: TracedCompareConfig, run: RunDirectory, track: Track) -> No
         }
     )
     run.update(kind="traced", **about_subject(config.factory, subject), **provenance())
-    adaptive = config.search.allocation == "adaptive"
+    adaptive = ALLOCATIONS[config.search.allocation].stability
     with run.stage("score"):
         calibrated = calibrate(
             subject,
@@ -185,7 +186,7 @@ def _prune(config: TracedPruneConfig, out: Path, track: Track) -> PrunedModel:
         subject,
         [config.estimator],
         fusion=config.fusion,
-        stability=config.search.allocation == "adaptive",
+        stability=ALLOCATIONS[config.search.allocation].stability,
         batch_size=config.batch_size,
         track=track,
     )

@@ -8,6 +8,7 @@ import jax
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
 from saap_jax.config.method import FusionConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.traced import FUSED, TracedSearchConfig
 from saap_jax.discovery.tracing.own_code import group_of
 from saap_jax.discovery.tracing.problem import Problem
@@ -101,7 +102,7 @@ def prune(
         subject,
         [estimator],
         fusion=fusion,
-        stability=search.allocation == "adaptive",
+        stability=ALLOCATIONS[search.allocation].stability,
         batch_size=batch_size,
         track=track,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.method import FusionConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.traced import FUSED, TracedSearchConfig
 from saap_jax.discovery.tracing.patterns import by_name
 from saap_jax.discovery.tracing.removal import kept_shapes
@@ -120,7 +121,7 @@ def select(
         ValueError: a ratio that cannot be met, a limit of a structure that does not exist, or scores that the search
             refuses.
     """
-    adaptive = config.allocation == "adaptive" and config.stability_weight != 0
+    adaptive = ALLOCATIONS[config.allocation].stability and config.stability_weight != 0
     stability = calibrated.indicator(estimator) if adaptive else None
     return select_scores(subject, calibrated.scores(estimator), ratio, config, stability)
 
