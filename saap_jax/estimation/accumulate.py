@@ -84,7 +84,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         ValueError: the parts hold different statistics, or of different shapes (another model, other probes).
     """
     if set(first.values) != set(second.values):
-        names = [", ".join(each.name for each in sorted(part.values)) or "none" for part in (first, second)]
+        names = [", ".join(statistic.name for statistic in sorted(part.values)) or "none" for part in (first, second)]
         raise ValueError(f"merge: expected the same statistics in both parts, got {names[0]} and {names[1]}")
     return Statistics(
         examples=first.examples + second.examples,

@@ -115,6 +115,10 @@ class Statistic:
     curvature: Callable[[Any], Curvature] | None = None
     """Where its shapes depend on the curvature of the plan: from its value."""
 
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name == "losses":
+            raise ValueError(f"statistic: expected an identifier other than 'losses' as its name, got {self.name!r}")
+
     def __lt__(self, other: "Statistic") -> bool:
         return self.name < other.name
 
@@ -148,7 +152,7 @@ class Statistics(NamedTuple):
     def of(self, statistic: Statistic) -> Any:
         """Return an observed statistic; a clear error when the pass did not observe it."""
         if statistic not in self.values:
-            observed = ", ".join(each.name for each in self.values) or "none"
+            observed = ", ".join(known.name for known in self.values) or "none"
             raise ValueError(
                 f"statistic {statistic.name} was not observed (observed: {observed}); "
                 "name it in the estimator's `needs`"

@@ -40,7 +40,7 @@ def _turns(point: Point) -> dict[str, Float[Array, ""]]:
     turns = {name: turn(point.layer[f"{name}_in"], point.values)}
     if name == "mlp":
         turns["layer"] = turn(point.layer["attention_in"], point.values)
-    return {key: jnp.sum(point.mask.astype(each.dtype) * each) for key, each in turns.items()}
+    return {key: jnp.sum(point.mask.astype(angles.dtype) * angles) for key, angles in turns.items()}
 
 
 BLOCK_CHANGE = Statistic(

@@ -77,7 +77,7 @@ GRAM = Statistic(
     init=_zeros,
     source="activations",
     observe=_sums,
-    contribute=lambda sums: Gram(*({name: each[i] for name, each in sums.items()} for i in range(3))),
+    contribute=lambda sums: Gram(*({name: triple[i] for name, triple in sums.items()} for i in range(3))),
     accumulation=mean_over("seen")._replace(add=_add),
     axes=lambda path: ("parts", "layers"),
 )

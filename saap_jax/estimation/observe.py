@@ -6,7 +6,6 @@ from the same backward pass (`squares`).
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, S
 from saap_jax.estimation.hessian import joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.squares import parts, watched
+from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
@@ -80,10 +80,10 @@ def _check_batches(batches: list[Batch]) -> None:
 
 
 def _check_names(needs: frozenset[Statistic]) -> None:
-    names = sorted(need.name for need in needs)
-    for name, after in itertools.pairwise(names):
-        if name == after:
-            raise ValueError(f"needs: expected statistics of different names, got {name!r} twice; rename one")
+    known = dict(STATISTICS)
+    for need in sorted(needs):
+        if known.setdefault(need.name, need) != need:
+            raise ValueError(f"needs: expected statistics of different names, got {need.name!r} twice; rename yours")
 
 
 def _observe(

@@ -130,7 +130,7 @@ def load_statistics(path: str | Path, model: Llama, known: Iterable[Statistic] =
             scenarios = _described(path, file)
             by_name = STATISTICS | {statistic.name: statistic for statistic in known}
             expected = {scenario: _expected(about, model, by_name) for scenario, about in scenarios.items()}
-            _check_tensors(path, file, scenarios, expected)
+            _check_tensors(path, file, expected)
             homes = leaves_by_path(model)
             return {
                 scenario: _read(str(path), file, scenario, scenarios[scenario], trees, homes, by_name)
@@ -185,12 +185,11 @@ def _curvature(values: Mapping[Statistic, Any]) -> dict[str, Any]:
 
 
 def _expected(about: dict[str, Any], model: Llama, by_name: Mapping[str, Statistic]) -> dict[str, Any]:
-    """Return the trees of a scenario as abstract arrays, by the name that begins their tensors' names."""
+    """Return the trees of a scenario as abstract arrays, by the name that begins their tensors'; None: unknown."""
     plan = Plan(about["examples"], Curvature(**(about.get("curvature") or {})))
     trees: dict[str, Any] = {"losses": jax.ShapeDtypeStruct((plan.examples,), statistics_dtype(model))}
     for name in about["statistics"]:
-        if name in by_name:
-            trees[name] = jax.eval_shape(lambda name=name: by_name[name].init(model, plan))
+        trees[name] = jax.eval_shape(lambda name=name: by_name[name].init(model, plan)) if name in by_name else None
     return trees
 
 
@@ -199,15 +198,11 @@ def _flat(start: str, tree: Any) -> dict[str, Any]:
     return {f"{start}/{path}".rstrip("/"): leaf for path, leaf in leaves_by_path(tree).items()}
 
 
-def _check_tensors(
-    path: str | Path, file: Any, scenarios: Mapping[str, dict[str, Any]], expected: dict[str, dict[str, Any]]
-) -> None:
+def _check_tensors(path: str | Path, file: Any, expected: dict[str, dict[str, Any]]) -> None:
     """Refuse a file whose tensors are not those that the model calls for; those of unknown statistics may be any."""
     trees = [_flat(f"{scenario}/{name}", tree) for scenario, named in expected.items() for name, tree in named.items()]
     wanted = {name: tuple(leaf.shape) for flat in trees for name, leaf in flat.items()}
-    unknown = tuple(
-        f"{at}/{name}/" for at, trees in expected.items() for name in scenarios[at]["statistics"] if name not in trees
-    )
+    unknown = tuple(f"{at}/{name}/" for at, named in expected.items() for name, tree in named.items() if tree is None)
     views = {name: file.get_slice(name) for name in file.keys() if not name.startswith(unknown)}  # noqa: SIM118
     stored = {name: tuple(view.get_shape()) for name, view in views.items()}
     for name in sorted(wanted.keys() | stored.keys()):
@@ -258,5 +253,5 @@ def _read(
         examples=jnp.asarray(about["examples"]),
         tokens=jnp.asarray(about["tokens"]),
         losses=trees.pop("losses"),
-        values={by_name[name]: tree for name, tree in trees.items()},
+        values={by_name[name]: tree for name, tree in trees.items() if tree is not None},
     )

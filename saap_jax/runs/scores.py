@@ -83,7 +83,7 @@ def kept_scores(
             )
         if keep != "none" and not observed:
             run.claim(path.parent.name)
-            kept = frozenset(each for each in statistics.values if keep == "all" or not each.large)
+            kept = frozenset(need for need in statistics.values if keep == "all" or not need.large)
             save_statistics(path, {name: statistics}, only=kept)
         made[name] = score_plan(model, statistics, plan)
     save_scores(run, joined(made), suffix)

@@ -12,16 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.estimation import (
-    ACTIVATION_MOMENTS,
-    ACTIVATION_USAGE,
-    BLOCK_CHANGE,
-    GATE_GRADIENT,
-    GATE_HESSIAN,
-    SQUARED_WEIGHT_GRADIENT,
-    WEIGHT_GRADIENT,
-    make_estimators,
-)
+from saap_jax.estimation import make_estimators
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
 from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.sensitivity import (
@@ -54,12 +45,12 @@ MOST_SEEDS = 10
 """Seeds that are suggested at most."""
 
 _EFFORT = (
-    ({GATE_HESSIAN}, "Hessian-vector products"),
-    ({SQUARED_WEIGHT_GRADIENT}, "gradients of weights, an example at a time"),
-    ({WEIGHT_GRADIENT}, "gradients of weights"),
-    ({GATE_GRADIENT}, "gradients of gates"),
-    ({ACTIVATION_MOMENTS, ACTIVATION_USAGE, BLOCK_CHANGE}, "activations only"),
-    (set(), "no pass over text"),
+    ("step", "Hessian-vector products"),
+    ("squares", "gradients of weights, an example at a time"),
+    ("weights", "gradients of weights"),
+    ("gates", "gradients of gates"),
+    ("activations", "activations only"),
+    ("", "no pass over text"),
 )
 """What scoring needs, the most expensive first, in words."""
 
@@ -288,8 +279,8 @@ def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     """
     name = "/".join([fusion["attention"], *fusion["estimators"]]) if estimator == "saap" else estimator
     members = dict.fromkeys(part.strip() for part in re.split("[/+]", name) if part.strip())
-    needs = {need for made in make_estimators(members).values() for need in made.needs}
-    return next((place, said) for place, (kind, said) in enumerate(_EFFORT) if kind & needs or not kind)
+    sources = {need.source for made in make_estimators(members).values() for need in made.needs}
+    return next((place, said) for place, (source, said) in enumerate(_EFFORT) if source in sources or not source)
 
 
 def _more_seeds(run: Record, standings: Sequence[Standing]) -> list[Suggestion]:

@@ -89,5 +89,8 @@ def test_names_are_unlike():
     assert [statistic.name for statistic in STATISTICS.values()] == list(STATISTICS)
     other = Statistic(name="gram", init=lambda model, plan: {}, source="gates", accumulation=mean_over("tokens"))
     assert other != STATISTICS["gram"]
-    with pytest.raises(ValueError, match="expected statistics of different names, got 'gram' twice"):
-        observe(dense_model(), BATCHES, frozenset({other, STATISTICS["gram"]}))
+    for needs in ({other, STATISTICS["gram"]}, {other}):
+        with pytest.raises(ValueError, match="expected statistics of different names, got 'gram' twice"):
+            observe(dense_model(), BATCHES, frozenset(needs))
+    with pytest.raises(ValueError, match="expected an identifier other than 'losses' as its name, got 'a/b'"):
+        Statistic(name="a/b", init=lambda model, plan: {}, source="gates", accumulation=mean_over("tokens"))

@@ -156,10 +156,10 @@ def gguf_families() -> dict[str, str]:
     >>> gguf_families()
     {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3'}
     """
-    found = {"llama": "llama", "deci": "llama"}
+    names = {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
-        found.setdefault(family.gguf.architecture, name)
-    return found
+        names.setdefault(family.gguf.architecture, name)
+    return names
 
 
 def family_of(config: dict[str, Any], where: str, per_layer_type: str) -> str:
