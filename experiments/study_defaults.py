@@ -26,7 +26,7 @@ import saap_jax
 from saap_jax.api import select_path
 from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows, pairs
-from saap_jax.estimation import Statistics
+from saap_jax.estimation import GATE_GRADIENT, Statistics
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
@@ -229,7 +229,7 @@ def run_arms(
 def observed(model: Llama, windows: Windows, arms: Iterable[Arm]) -> Statistics:
     """Return what one pass observes for all arms."""
     members = make_members(dict.fromkeys(arm.estimator for arm in arms), FusionConfig())
-    needs = union_of_needs(members.values()) | {Statistic.GATE_GRADIENT}
+    needs = union_of_needs(members.values()) | {GATE_GRADIENT}
     return observe(model, pairs(windows, 8), needs, curvature=curvature_of(members.values()))
 
 

@@ -5,7 +5,7 @@ The pipeline in order (each name is importable from here):
     load_model, load_tokenizer            a model and its tokenizer
     calibration_windows                   text to estimate importance on
     discover                              1.  coupled structures: which weights must go together
-    register, Estimator, Statistic        an estimator of your own
+    register, Estimator, Statistic        an estimator of your own; ALLOCATIONS, CORRECTIONS: other methods
     score_units                           2a. importance of every unit, by any number of estimators, from one pass
     fuse                                  2b. several scores of a unit become one
     select_units                          2c. what to keep, under a parameter budget
@@ -27,10 +27,11 @@ from saap_jax.version import __version__
 if TYPE_CHECKING:
     from saap_jax.api import calibrate, perplexity, score_units, select_units
     from saap_jax.config import CompareConfig, SearchConfig
+    from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
     from saap_jax.data import calibration_windows, evaluation_windows
     from saap_jax.discovery import count_parameters, discover, prunable_parameters
     from saap_jax.discovery.tracing.problem import Problem
-    from saap_jax.estimation import ESTIMATORS, Estimator, Statistic, register
+    from saap_jax.estimation import ESTIMATORS, STATISTICS, Estimator, Statistic, register
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.runs.loaded import load_run
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("calibrate", "perplexity", "score_units", "select_units"),
     "config": ("CompareConfig", "SearchConfig"),
+    "config.registries": ("ALLOCATIONS", "CORRECTIONS"),
     "data": ("calibration_windows", "evaluation_windows"),
     "discovery": ("count_parameters", "discover", "prunable_parameters"),
     "discovery.tracing.problem": ("Problem",),
-    "estimation": ("ESTIMATORS", "Estimator", "Statistic", "register"),
+    "estimation": ("ESTIMATORS", "STATISTICS", "Estimator", "Statistic", "register"),
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
     "subjects.traced.pruned": ("prune",),
@@ -55,7 +57,10 @@ _HOMES = {
 """The module of each name."""
 
 __all__ = [
+    "ALLOCATIONS",
+    "CORRECTIONS",
     "ESTIMATORS",
+    "STATISTICS",
     "CompareConfig",
     "Estimator",
     "Llama",

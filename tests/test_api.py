@@ -17,14 +17,14 @@ from saap_jax.runtime import frames
 from tests.fake_runs import fake_run
 
 MINE = """
-from saap_jax.estimation import Estimator, Statistic
+from saap_jax.estimation import GATE_GRADIENT, Estimator
 
 
 def twice(*, times: int = 2) -> Estimator:
     def score(statistics, params):
-        return {name: times * abs(value).mean(0) for name, value in statistics.of(Statistic.GATE_GRADIENT).items()}
+        return {name: times * abs(value).mean(0) for name, value in statistics.of(GATE_GRADIENT).items()}
 
-    return Estimator(needs=frozenset({Statistic.GATE_GRADIENT}), score=score)
+    return Estimator(needs=frozenset({GATE_GRADIENT}), score=score)
 
 
 def nothing():

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from saap_jax.config import EstimationConfig
 from saap_jax.estimation import make_estimators, union_of_needs
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
-from saap_jax.estimation.base import Curvature
+from saap_jax.estimation.base import Curvature, Plan
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 
@@ -45,7 +44,7 @@ def compile_seconds(depth: int) -> float:
     spec = LlamaSpec(vocab=256, embed=32, head_dim=8, layers=(widths,) * depth, tied=True)
     model = random_llama(spec, jax.random.key(0))
     needs = union_of_needs(make_estimators(EstimationConfig().estimators).values())
-    state = {need: ACCUMULATORS[need].init(model, Plan(2, Curvature())) for need in sorted(needs)}
+    state = {need: need.init(model, Plan(2, Curvature())) for need in sorted(needs)}
     tokens, mask = jnp.zeros((2, 16), jnp.int32), jnp.ones((2, 16), bool)
     jax.clear_caches()
     start = time.perf_counter()

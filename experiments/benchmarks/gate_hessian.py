@@ -18,7 +18,7 @@ from pass_cost import take_turns
 
 import saap_jax
 from saap_jax.data import batches
-from saap_jax.estimation import Curvature, Statistic, observe
+from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature, Statistic, observe
 from saap_jax.estimation.hessian import CHUNK
 
 PRIMES = [n for n in range(CHUNK + 1, 100) if all(n % d for d in range(2, n))]
@@ -42,8 +42,8 @@ def main() -> None:
         curvature = Curvature(probes=probes, attention="probes")
         return lambda: observe(model, pairs, frozenset({need}), curvature=curvature, remat=arguments.remat).values
 
-    jobs = {0: passing(Statistic.GATE_GRADIENT)}
-    jobs |= {number: passing(Statistic.GATE_HESSIAN, number) for number in itertools.chain(*NUMBERS.values())}
+    jobs = {0: passing(GATE_GRADIENT)}
+    jobs |= {number: passing(GATE_HESSIAN, number) for number in itertools.chain(*NUMBERS.values())}
     seconds = {number: np.median(turns, axis=0) for number, turns in take_turns(jobs, arguments.repeats).items()}
     tokens = arguments.examples * arguments.length
     print(f"{tokens} tokens, batches of {arguments.batch} x {arguments.length}, remat={arguments.remat}")

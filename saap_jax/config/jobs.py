@@ -18,7 +18,6 @@ from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     ALL,
     STUDIED,
-    Allocation,
     CalibrationConfig,
     CompensationConfig,
     EstimationConfig,
@@ -33,6 +32,7 @@ from saap_jax.config.method import (
     StabilityOver,
     TargetsConfig,
 )
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.use import TasksConfig
 from saap_jax.types import Remat
 
@@ -43,9 +43,9 @@ TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
 """Metrics that are 0 or 1 of an item."""
 
 
-def check_scenarios(calibration: CalibrationConfig, allocation: Allocation, over: StabilityOver) -> None:
+def check_scenarios(calibration: CalibrationConfig, allocation: str, over: StabilityOver) -> None:
     """Raise ValueError where stability over scenarios is asked for and there is only one."""
-    if (allocation, over) == ("adaptive", "scenarios") and len(calibration.scenarios) < 2:
+    if ALLOCATIONS[allocation].stability and over == "scenarios" and len(calibration.scenarios) < 2:
         raise ValueError(
             "search.stability_over: 'scenarios' expects two or more calibration.scenarios, got "
             f"{len(calibration.scenarios)}"

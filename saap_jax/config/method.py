@@ -7,11 +7,11 @@ from typing import Literal
 
 from saap_jax.config.amounts import BYTES, read_limit
 from saap_jax.config.checks import check_at_least, check_choices, check_seed, check_share, meant
+from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
 from saap_jax.types import Remat
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
-Allocation = Literal["uniform", "global", "adaptive"]
 RankBy = Literal["score", "score_per_parameter"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
@@ -19,7 +19,6 @@ Device = Literal["any", "tpu", "gpu", "cpu"]
 ScenarioReduction = Literal["mean", "max", "min_rank"]
 StabilityOver = Literal["examples", "scenarios"]
 KeepStatistics = Literal["all", "small", "none"]
-CompensationMethod = Literal["none", "bias", "least_squares"]
 Propagate = Literal["dense", "pruned"]
 
 
@@ -172,9 +171,9 @@ class SearchConfig:
     `fluctuation(standardize=True)`.
     """
 
-    allocation: Allocation = "uniform"
+    allocation: str = "uniform"
     """`uniform`: the same share of each layer; `global`: one ranking of all units; `adaptive`: one ranking of
-    log score + `stability_weight` · stability indicator."""
+    log score + `stability_weight` · stability indicator; or one that was registered in `ALLOCATIONS`."""
     rank_by: RankBy = "score_per_parameter"
     """Key of the one ranking."""
     normalize: Normalization = "none"
@@ -220,6 +219,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_choices("search", self)
+        ALLOCATIONS.check("search.allocation", self.allocation)
         if not math.isfinite(self.stability_weight):
             raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
         if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:
@@ -234,10 +234,12 @@ class SearchConfig:
                     raise ValueError(f"search.{name}: expected solver 'greedy' beside it, got 'exact'")
         if min(self.multiple_of.attention, self.multiple_of.mlp) < 1:
             raise ValueError(f"search.multiple_of: expected numbers of at least 1, got {self.multiple_of}")
-        if self.allocation == "uniform" and (self.depth or self.solver == "exact"):
-            name = "depth" if self.depth else "solver 'exact'"
-            raise ValueError(f"search.allocation: {name} needs a ranking, 'global' or 'adaptive', got 'uniform'")
-        if self.normalize == "layer_zscore" and (self.allocation, self.rank_by) != ("global", "score"):
+        allocation = ALLOCATIONS[self.allocation]
+        if not allocation.ranks and (self.depth or self.solver == "exact"):
+            name, rankings = "depth" if self.depth else "solver 'exact'", "a ranking, 'global' or 'adaptive'"
+            raise ValueError(f"search.allocation: {name} needs {rankings}, got {self.allocation!r}")
+        plain = allocation.ranks and not allocation.stability and self.rank_by == "score"
+        if self.normalize == "layer_zscore" and not plain:
             raise ValueError(
                 "search.normalize: 'layer_zscore' makes scores of either sign without a unit, for allocation 'global' "
                 f"and rank_by 'score' only, got {self.allocation!r} and {self.rank_by!r}"
@@ -318,8 +320,9 @@ class ResidualConfig:
 class CompensationConfig:
     """How what is left of a layer stands in for what was removed: in closed form, without training."""
 
-    method: CompensationMethod = "none"
-    """`bias` adds to each output projection what it lacks on average; `least_squares` changes its kept weights."""
+    method: str = "none"
+    """`bias` adds to each output projection what it lacks on average; `least_squares` changes its kept weights; or one
+    that was registered in `CORRECTIONS`."""
     propagate: Propagate = "pruned"
     """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
     of the model as pruned so far, making up for the layers before too."""
@@ -329,12 +332,13 @@ class CompensationConfig:
 
     def __post_init__(self) -> None:
         check_choices("compensation", self)
+        CORRECTIONS.check("compensation.method", self.method)
         if self.damping is not None and not (math.isfinite(self.damping) and self.damping > 0):
             raise ValueError(f"compensation.damping: expected a number above 0 or None, got {self.damping}")
 
     def check_microbatches(self, count: int) -> None:
         """Raise ValueError where there are too few microbatches to choose the damping on some that were held out."""
-        if self.method == "least_squares" and self.damping is None and count < HELD_OUT:
+        if CORRECTIONS[self.method].damped and self.damping is None and count < HELD_OUT:
             raise ValueError(
                 f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
                 f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or "
@@ -440,7 +444,7 @@ class GridConfig:
     """Values of `fusion.method`."""
     fusion_scopes: tuple[FusionScope, ...] = ()
     """Values of `fusion.scope`."""
-    allocations: tuple[Allocation, ...] = ()
+    allocations: tuple[str, ...] = ()
     """Values of `search.allocation`."""
     rank_by: tuple[RankBy, ...] = ()
     """Values of `search.rank_by`."""
@@ -448,7 +452,7 @@ class GridConfig:
     """Values of `search.stability_weight`, λ."""
     scenarios: tuple[str, ...] = ()
     """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
-    compensations: tuple[CompensationMethod, ...] = ()
+    compensations: tuple[str, ...] = ()
     """Values of `compensation.method`."""
     seeds: tuple[int, ...] = ()
     """Values of `calibration.seed`; one pass each. Three or more say how much a result depends on the text drawn."""
@@ -458,5 +462,9 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
+        for allocation in self.allocations:
+            ALLOCATIONS.check("grid.allocations", allocation)
+        for method in self.compensations:
+            CORRECTIONS.check("grid.compensations", method)
         for seed in self.seeds:
             check_seed("grid.seeds", seed)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
-from saap_jax.config.jobs import FrontierConfig, PruneConfig, ScoreConfig, SensitivityConfig
+from saap_jax.config.jobs import FrontierConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
@@ -38,7 +38,6 @@ _PARTS: dict[str, Any] = {
 _OWN: dict[type, dict[str, Any]] = {
     FrontierConfig: {"judged": "in"},
     SensitivityConfig: {"judged": "in", "estimator": "gate_taylor"},
-    ScoreConfig: {"keep_statistics": "none"},
     PruneConfig: {"estimator": "gate_taylor", "ratio": 0.25},
 }
 

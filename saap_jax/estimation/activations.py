@@ -1,11 +1,15 @@
 """Estimators on activations: how large, or how variable, a unit's contribution to the residual stream is."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation.base import Estimator, Moments, Statistic, Statistics, score_writers
-from saap_jax.types import Scores
+from saap_jax.estimation.accumulate import like_units, mean_over
+from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, score_writers
+from saap_jax.llama.model import Llama
+from saap_jax.types import STRUCTURES, Scores
 
 MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
 """Multiples of the layer's RMS at which usage is counted, so that each of them can be scored from one pass."""
@@ -62,6 +66,58 @@ def used(activation: Float[Array, "batch seq units coordinates"], multiple: floa
     return square > multiple**2 * jnp.mean(square, axis=-1, keepdims=True)
 
 
+class Moments(NamedTuple):
+    """Mean of a and of a² of each unit's coordinates: a channel has one, an attention unit q_per_kv · head_dim."""
+
+    mean: dict[str, Float[Array, "layers units coordinates"]]
+    square: dict[str, Float[Array, "layers units coordinates"]]
+
+
+def _no_moments(model: Llama, plan: Plan) -> Moments:
+    q_per_kv, head_dim = (max(run.attention.output.shape[axis] for run in model.runs) for axis in (2, 3))
+    coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
+    return Moments(like_units(model, after=coordinates), like_units(model, after=coordinates))
+
+
+def _powers(point: Point) -> dict[str, list[Float[Array, "units coordinates"]]]:
+    """Sum a and a² over the real tokens."""
+    if point.name not in STRUCTURES:
+        return {}
+    values = point.units(point.name)
+    weights = point.mask.astype(values.dtype)
+    return {point.name: [jnp.einsum("bt,btuc->uc", weights, power) for power in (values, jnp.square(values))]}
+
+
+ACTIVATION_MOMENTS = Statistic(
+    name="activation_moments",
+    init=_no_moments,
+    source="activations",
+    observe=_powers,
+    contribute=lambda sums: Moments(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    accumulation=mean_over("seen"),
+)
+"""`Moments` of the gated activations over all tokens."""
+
+
+def _counts(point: Point) -> dict[str, Int[Array, "units multiples"]]:
+    """Count the real tokens on which a unit is `used`."""
+    if point.name not in STRUCTURES:
+        return {}
+    values, mask = point.units(point.name), point.mask[..., None]
+    counts = [jnp.sum(used(values, multiple) & mask, axis=(0, 1)) for multiple in MULTIPLES]
+    return {point.name: jnp.stack(counts, axis=-1)}
+
+
+ACTIVATION_USAGE = Statistic(
+    name="activation_usage",
+    init=lambda model, plan: like_units(model, after=dict.fromkeys(STRUCTURES, len(MULTIPLES))),
+    source="activations",
+    observe=_counts,
+    accumulation=mean_over("seen"),
+)
+"""Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: see `used`."""
+
+
 def wanda() -> Estimator:
     """Score a unit by Σ over its writing weights of |W| · √(mean a²).
 
@@ -69,10 +125,10 @@ def wanda() -> Estimator:
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
+        moments: Moments = statistics.of(ACTIVATION_MOMENTS)
         return score_writers(weighted_magnitude, params, moments.square)
 
-    return Estimator(frozenset({Statistic.ACTIVATION_MOMENTS}), score)
+    return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 
 
 def fluctuation(*, standardize: bool = False) -> Estimator:
@@ -88,10 +144,10 @@ def fluctuation(*, standardize: bool = False) -> Estimator:
     formula = standardized_variance if standardize else weighted_variance
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
+        moments: Moments = statistics.of(ACTIVATION_MOMENTS)
         return score_writers(formula, params, moments.mean, moments.square)
 
-    return Estimator(frozenset({Statistic.ACTIVATION_MOMENTS}), score)
+    return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 
 
 def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
@@ -109,8 +165,8 @@ def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
     column = MULTIPLES.index(multiple)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        usage = statistics.of(Statistic.ACTIVATION_USAGE)
+        usage = statistics.of(ACTIVATION_USAGE)
         exists = units_of(params)
         return {n: jnp.where(jnp.asarray(exists[n]), share[..., column], jnp.nan) for n, share in usage.items()}
 
-    return Estimator(frozenset({Statistic.ACTIVATION_USAGE}), score)
+    return Estimator(frozenset({ACTIVATION_USAGE}), score)

@@ -1,8 +1,8 @@
 """The contract of an importance estimator, and the statistics of one calibration pass that it may ask for."""
 
 import dataclasses
-import enum
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -14,35 +14,13 @@ from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_runs, run_bounds
-from saap_jax.types import Gates, Scores
+from saap_jax.types import Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
 """Tokens and which of them are real; padding is on the right, a row without real tokens counts for nothing."""
 
 Reduction = Literal["sum", "mean", "max", "prod", "last"]
 """How the scores of the matrices of one unit become the score of the unit."""
-
-
-class Statistic(enum.StrEnum):
-    """What a calibration pass can observe. Values are float32 (at least), padding excluded."""
-
-    WEIGHT_GRADIENT = "weight_gradient"
-    """Gradient of the mean loss over all tokens: a tree like the model's."""
-    SQUARED_WEIGHT_GRADIENT = "squared_weight_gradient"
-    """Mean over examples of the squared gradient of its mean loss: a tree like the model's, of the matrices of
-    its layers; each other parameter has a single 0."""
-    GATE_GRADIENT = "gate_gradient"
-    """Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
-    ACTIVATION_MOMENTS = "activation_moments"
-    """`Moments` of the gated activations over all tokens."""
-    ACTIVATION_USAGE = "activation_usage"
-    """Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: `activations.used`."""
-    BLOCK_CHANGE = "block_change"
-    """Mean over all tokens of 1 - cos(in, out) of the residual stream: {"attention", "mlp", "layer": [layers]}."""
-    GRAM = "gram"
-    """`gram.Gram` of the gated activations: two matrices a layer, of all coordinates squared. No estimator needs it."""
-    GATE_HESSIAN = "gate_hessian"
-    """`GateHessian` of the mean loss over all tokens, by a step of its own, as `Curvature` says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,21 +41,97 @@ class Curvature:
         check_seed("gate_hessian: seed", self.seed)
 
 
-class GateHessian(NamedTuple):
-    """First derivatives of the mean loss with respect to the gates, and what is known of the second ones."""
+class Plan(NamedTuple):
+    """What the shapes of the statistics depend on beside the model."""
 
-    gradient: Gates
-    exact: Gates
-    """Diagonal entries; only the structures that were observed exactly."""
-    probed: Gates
-    """z ⊙ Hz of each probe z, [probes, layers, units], whose mean estimates the diagonal; the other structures."""
+    examples: int
+    """Rows of what is kept of each example, padding included."""
+    curvature: Curvature = Curvature()
 
 
-class Moments(NamedTuple):
-    """Mean of a and of a² of each unit's coordinates: a channel has one, an attention unit q_per_kv · head_dim."""
+class Point(NamedTuple):
+    """The activations of a microbatch at a point of a layer; nothing of them is differentiated."""
 
-    mean: dict[str, Float[Array, "layers units coordinates"]]
-    square: dict[str, Float[Array, "layers units coordinates"]]
+    name: str
+    """`attention_in`, `attention`, `attention_out`, `mlp_in`, `mlp`, `mlp_out`, in the order of the forward pass."""
+    layer: Mapping[str, Array]
+    """By point, those of the layer up to this one: `[batch, seq, embed]` at the ends, else `[batch, seq, *units]`."""
+    mask: Bool[Array, "batch seq"]
+    norm_eps: float
+
+    @property
+    def values(self) -> Array:
+        """The activations at this point, float32 at least."""
+        return self.layer[self.name]
+
+    def units(self, structure: str) -> Float[Array, "batch seq units coordinates"]:
+        """Return the gated activations of a structure's units."""
+        batch, seq, units, *rest = self.layer[structure].shape
+        return self.layer[structure].reshape(batch, seq, units, math.prod(rest))
+
+
+class Accumulation(NamedTuple):
+    """How an array of a statistic grows: `accumulate.mean_over`, `accumulate.ROWS`, or another."""
+
+    add: Callable[[Array, Array, Int[Array, ""], int], Array]
+    """(total, what a microbatch adds, the index of its first example, its examples) -> total."""
+    finish: Callable[[Array, "Statistics"], Array]
+    """(total, counts) -> what estimators read."""
+    merge: Callable[[Array, Array, "Statistics", "Statistics"], Array]
+    """(finished array of one text, of another, counts of the one, of the other) -> that of both."""
+
+
+def per_unit(path: str) -> tuple[str, ...]:
+    """Return the leading axes of an array of one number, or more, a unit."""
+    return ("layers", "units")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Statistic:
+    """What a calibration pass observes: how it starts, what a microbatch adds, and how parts become the whole.
+
+    Values are float32 at least, padding excluded. What is said here is all that the pass, merging, the check for
+    finite numbers and files of statistics know of a statistic: one of your own needs no change of them.
+    """
+
+    name: str
+    """In files and messages, unlike that of any other."""
+    init: Callable[[Llama, Plan], Any]
+    """Zeros, from shapes alone; where they are spread over devices, they stay so, else every device holds them."""
+    source: Literal["activations", "weights", "squares", "gates", "step"]
+    """What it is made of: `observe`d activations; the gradient of the summed loss; the squares of the examples'
+    gradients of their mean loss, summed; the gate gradients of each example's mean loss, `[batch, layers, units]`; or
+    what a `step` of its own adds."""
+    observe: Callable[[Point], Mapping[str, Any]] = lambda point: {}
+    """Of `activations`: sums over a microbatch by key, at some points; joined, `{key: [layers, ...]}`."""
+    contribute: Callable[[Any], Any] = lambda shown: shown
+    """What the pass shows of its source -> what a microbatch adds, a tree like that of `init`."""
+    accumulation: Accumulation
+    axes: Callable[[str], tuple[str, ...]] = per_unit
+    """Leading axes of the array at a path: `examples` (rows), `layers`, `units`, or others, which have a single entry
+    where an example is observed alone; none where the path names a parameter."""
+    step: Callable[..., Any] | None = None
+    """A jitted program in place of `observe` and `contribute`, such as `hessian.hessian_step`."""
+    curvature: Callable[[Any], Curvature] | None = None
+    """Where its shapes depend on the curvature of the plan: from its value."""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name == "losses":
+            raise ValueError(f"statistic: expected an identifier other than 'losses' as its name, got {self.name!r}")
+
+    def __lt__(self, other: "Statistic") -> bool:
+        return self.name < other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"<Statistic {self.name}>"
+
+    @property
+    def large(self) -> bool:
+        """Whether it takes about as much space as the model in float32."""
+        return self.source in ("weights", "squares")
 
 
 class Statistics(NamedTuple):
@@ -98,9 +152,9 @@ class Statistics(NamedTuple):
     def of(self, statistic: Statistic) -> Any:
         """Return an observed statistic; a clear error when the pass did not observe it."""
         if statistic not in self.values:
-            observed = ", ".join(self.values) or "none"
+            observed = ", ".join(known.name for known in self.values) or "none"
             raise ValueError(
-                f"statistic {statistic.value} was not observed (observed: {observed}); "
+                f"statistic {statistic.name} was not observed (observed: {observed}); "
                 "name it in the estimator's `needs`"
             )
         return self.values[statistic]
@@ -113,7 +167,7 @@ class Estimator(NamedTuple):
     score: Callable[[Statistics, Weights], Scores]
     """(statistics, weights) -> one number a unit, larger = more important; NaN where a layer has no such unit."""
     curvature: Curvature | None = None
-    """How GATE_HESSIAN is to be observed, if it is needed."""
+    """How the gate Hessian is to be observed, if it is needed."""
 
 
 def score_matrices(formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum") -> Scores:

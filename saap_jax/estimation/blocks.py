@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation.base import Estimator, Statistic, Statistics
-from saap_jax.types import Scores
+from saap_jax.estimation.accumulate import mean_over, statistics_dtype
+from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics
+from saap_jax.llama.model import Llama
+from saap_jax.types import STRUCTURES, Scores
 
 
 def turn(before: Float[Array, "batch seq embed"], after: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq"]:
@@ -25,6 +27,33 @@ def _direction(x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq em
     return x / jnp.where(norm > 0, norm, 1)
 
 
+def _layers(model: Llama, plan: Plan) -> dict[str, Array]:
+    layers = sum(run.length for run in model.runs)
+    return {name: jnp.zeros(layers, statistics_dtype(model)) for name in (*STRUCTURES, "layer")}
+
+
+def _turns(point: Point) -> dict[str, Float[Array, ""]]:
+    """Sum how far a sub-block turns the stream, and behind the MLP how far the whole layer does."""
+    name, _, side = point.name.rpartition("_")
+    if side != "out":
+        return {}
+    turns = {name: turn(point.layer[f"{name}_in"], point.values)}
+    if name == "mlp":
+        turns["layer"] = turn(point.layer["attention_in"], point.values)
+    return {key: jnp.sum(point.mask.astype(angles.dtype) * angles) for key, angles in turns.items()}
+
+
+BLOCK_CHANGE = Statistic(
+    name="block_change",
+    init=_layers,
+    source="activations",
+    observe=_turns,
+    accumulation=mean_over("seen"),
+    axes=lambda path: ("layers",),
+)
+"""Mean over all tokens of 1 - cos(in, out) of the residual stream: {"attention", "mlp", "layer": [layers]}."""
+
+
 def block_influence(*, granularity: str = "sub_block") -> Estimator:
     """Score every unit by 1 - mean cos(in, out) of its sub-block, or of its whole layer.
 
@@ -36,10 +65,10 @@ def block_influence(*, granularity: str = "sub_block") -> Estimator:
         raise ValueError(f"block_influence: expected granularity 'sub_block' or 'layer', got {granularity!r}")
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        change = statistics.of(Statistic.BLOCK_CHANGE)
+        change = statistics.of(BLOCK_CHANGE)
         return {
             name: jnp.where(jnp.asarray(exists), change["layer" if granularity == "layer" else name][:, None], jnp.nan)
             for name, exists in units_of(params).items()
         }
 
-    return Estimator(frozenset({Statistic.BLOCK_CHANGE}), score)
+    return Estimator(frozenset({BLOCK_CHANGE}), score)

@@ -8,8 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights, units_of
+from saap_jax.estimation.accumulate import ROWS, like_units
 from saap_jax.estimation.base import Estimator, Statistic, Statistics
 from saap_jax.types import Scores
+
+GATE_GRADIENT = Statistic(
+    name="gate_gradient",
+    init=lambda model, plan: like_units(model, (plan.examples,)),
+    source="gates",
+    accumulation=ROWS,
+    axes=lambda path: ("examples", "layers", "units"),
+)
+"""Gradient of each example's mean loss: {structure: [examples, layers, units]}."""
 
 
 def mean_absolute(gradient: Float[Array, "examples layers units"]) -> Float[Array, "layers units"]:
@@ -54,8 +64,8 @@ def gate_fisher() -> Estimator:
 
 def _on_gates(formula) -> Estimator:
     def score(statistics: Statistics, params: Weights) -> Scores:
-        gradients = statistics.of(Statistic.GATE_GRADIENT)
+        gradients = statistics.of(GATE_GRADIENT)
         exists = units_of(params)
         return {name: jnp.where(jnp.asarray(exists[name]), formula(g), jnp.nan) for name, g in gradients.items()}
 
-    return Estimator(frozenset({Statistic.GATE_GRADIENT}), score)
+    return Estimator(frozenset({GATE_GRADIENT}), score)

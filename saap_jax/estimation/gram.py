@@ -1,9 +1,15 @@
 """Second moments of what enters the output matrices, for compensation: observed in the pass only when asked for."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.config.method import HELD_OUT
+from saap_jax.estimation.accumulate import mean_over, statistics_dtype
+from saap_jax.estimation.base import Plan, Point, Statistic
+from saap_jax.llama.model import Llama
 
 
 class Gram(NamedTuple):
@@ -35,3 +41,44 @@ def gram_sums(
     weighted = active * weights[..., None]
     product = jnp.einsum("btc,bte->ce", weighted, active)
     return product, jnp.sum(weighted, axis=(0, 1)), jnp.sum(weights)
+
+
+def _zeros(model: Llama, plan: Plan) -> Gram:
+    layers, dtype = sum(run.length for run in model.runs), statistics_dtype(model)
+    widest = {
+        "attention": max(math.prod(run.attention.output.shape[1:4]) for run in model.runs),
+        "mlp": max(run.mlp.down.shape[1] for run in model.runs),
+    }
+    return Gram(
+        {name: jnp.zeros((2, layers, width, width), dtype) for name, width in widest.items()},
+        {name: jnp.zeros((2, layers, width), dtype) for name, width in widest.items()},
+        {name: jnp.zeros((2, layers), dtype) for name in widest},
+    )
+
+
+def _sums(point: Point) -> dict[str, Any]:
+    """Sum behind a sub-block, where the weights of the tokens are known."""
+    name, _, side = point.name.rpartition("_")
+    if side != "out":
+        return {}
+    units = point.units(name)
+    active = units.reshape(*units.shape[:2], math.prod(units.shape[2:]))
+    return {name: gram_sums(active, token_weights(point.values, point.mask, point.norm_eps))}
+
+
+def _add(total: Array, new: Array, position: Int[Array, ""], size: int) -> Array:
+    """Add to the part that a microbatch belongs to: every `HELD_OUT`-th is held out."""
+    held = ((position // size) % HELD_OUT == HELD_OUT - 1).astype(jnp.int32)
+    return total.at[held].add(new.astype(total.dtype))
+
+
+GRAM = Statistic(
+    name="gram",
+    init=_zeros,
+    source="activations",
+    observe=_sums,
+    contribute=lambda sums: Gram(*({name: triple[i] for name, triple in sums.items()} for i in range(3))),
+    accumulation=mean_over("seen")._replace(add=_add),
+    axes=lambda path: ("parts", "layers"),
+)
+"""`Gram` of the gated activations: two matrices a layer, of all coordinates squared. No estimator needs it."""

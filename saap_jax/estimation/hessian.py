@@ -9,7 +9,7 @@ channels need anyway.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation.base import Curvature, Estimator, GateHessian, Statistic, Statistics
+from saap_jax.estimation.accumulate import like_units, mean_over
+from saap_jax.estimation.base import Curvature, Estimator, Plan, Statistic, Statistics
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units
@@ -26,6 +27,16 @@ from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4
 """Products at once, at most: each more takes as much memory again as the backward pass of a microbatch."""
+
+
+class GateHessian(NamedTuple):
+    """First derivatives of the mean loss with respect to the gates, and what is known of the second ones."""
+
+    gradient: Gates
+    exact: Gates
+    """Diagonal entries; only the structures that were observed exactly."""
+    probed: Gates
+    """z ⊙ Hz of each probe z, [probes, layers, units], whose mean estimates the diagonal; the other structures."""
 
 
 def removal_effect(
@@ -50,7 +61,7 @@ def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -
     curvature = Curvature(probes=probes, seed=seed, attention=attention)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        hessian: GateHessian = statistics.of(Statistic.GATE_HESSIAN)
+        hessian: GateHessian = statistics.of(GATE_HESSIAN)
         return {
             name: jnp.where(
                 jnp.asarray(exists), removal_effect(hessian.gradient[name], diagonal(hessian, name, curvature)), jnp.nan
@@ -58,7 +69,7 @@ def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -
             for name, exists in units_of(params).items()
         }
 
-    return Estimator(frozenset({Statistic.GATE_HESSIAN}), score, curvature)
+    return Estimator(frozenset({GATE_HESSIAN}), score, curvature)
 
 
 def diagonal(hessian: GateHessian, structure: str, curvature: Curvature) -> Float[Array, "layers units"]:
@@ -149,3 +160,28 @@ def random_signs(
         name: jax.random.rademacher(jax.random.fold_in(key, index), gates[name].shape, gates[name].dtype)
         for index, name in enumerate(names)
     }
+
+
+def _zeros(model: Llama, plan: Plan) -> GateHessian:
+    gates, probed = like_units(model), like_units(model, (plan.curvature.probes,))
+    if plan.curvature.attention == "exact":
+        return GateHessian(gates, {"attention": jnp.zeros_like(gates["attention"])}, {"mlp": probed["mlp"]})
+    return GateHessian(gates, {}, probed)
+
+
+def _curvature(hessian: GateHessian) -> Curvature:
+    """Return what the shapes of a gate Hessian depend on."""
+    attention = "exact" if "attention" in hessian.exact else "probes"
+    return Curvature(probes=len(next(iter(hessian.probed.values()))), attention=attention)
+
+
+GATE_HESSIAN = Statistic(
+    name="gate_hessian",
+    init=_zeros,
+    source="step",
+    step=hessian_step,
+    curvature=_curvature,
+    accumulation=mean_over("tokens"),
+    axes=lambda path: ("probes",) * path.startswith("probed") + ("layers", "units"),
+)
+"""`GateHessian` of the mean loss over all tokens, as `Curvature` says."""

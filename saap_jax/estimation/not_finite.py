@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from saap_jax.estimation.base import Batch, Statistic, Statistics
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import run_bounds
+from saap_jax.runtime.finite import first_not_finite, leaves_by_path
 from saap_jax.runtime.gather import fetched
 
 POINTS = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")
@@ -39,21 +40,14 @@ def refuse_not_finite(
             f"where it starts in {place}; {ADVICE}"
         )
     for statistic, value in statistics.values.items():
-        for path, leaf in leaves_by_path(value).items():
-            if bool(jnp.all(jnp.isfinite(leaf))):
-                continue
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(fetched(leaf)))[0])
-            example = _example(statistic, path, index, int(statistics.examples), alone)
-            raise ValueError(
-                f"calibration: the {statistic.value.replace('_', ' ')} of {_place(statistic, path, index, model)} "
-                f"is not finite{'' if example is None else f' on example {example}'}; {ADVICE}"
-            )
-
-
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Return the arrays (or abstract ones) of a statistic by path, such as `runs/0/mlp/down` or `mean/attention`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"): x for p, x in leaves}
+        if (path := first_not_finite(value)) is None:
+            continue
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(fetched(leaves_by_path(value)[path])))[0])
+        example = _example(statistic, path, index, int(statistics.examples), alone)
+        raise ValueError(
+            f"calibration: the {statistic.name.replace('_', ' ')} of {_place(statistic, path, index, model)} "
+            f"is not finite{'' if example is None else f' on example {example}'}; {ADVICE}"
+        )
 
 
 def first_activation(model: Llama, tokens: Int[Array, "1 seq"]) -> str:
@@ -77,26 +71,22 @@ def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama
     in_run = re.fullmatch(r"runs/(\d+)/(.+)", path)
     if in_run:
         return f"{in_run[2]} in layer {run_bounds(model.runs)[int(in_run[1])].start + index[0]}"
-    if statistic in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+    axes = dict(zip(statistic.axes(path), index, strict=False))
+    if not axes:
         return path
-    structure = path.rpartition("/")[2]
-    if statistic is Statistic.BLOCK_CHANGE:
-        return f"{structure} in layer {index[0]}"
-    if statistic is Statistic.GRAM:
-        return f"{structure} in layer {index[1]}"
-    rows = statistic is Statistic.GATE_GRADIENT or path.startswith("probed")
-    layer, unit = index[1:3] if rows else index[:2]
-    return f"{structure} unit {unit} in layer {layer}"
+    unit = f" unit {axes['units']}" if "units" in axes else ""
+    return f"{path.rpartition('/')[2]}{unit} in layer {axes['layers']}"
 
 
 def _example(
     statistic: Statistic, path: str, index: tuple[int, ...], examples: int, alone: Callable[[int, Statistic], Any]
 ) -> int | None:
     """Return the first example that shows the entry by itself, None where none does: the sum was too large."""
-    if statistic is Statistic.GATE_GRADIENT:
+    axes = statistic.axes(path)
+    if axes[:1] == ("examples",):
         return index[0]
-    first = path.startswith("probed") or statistic is Statistic.GRAM  # one probe, one microbatch is observed again
-    entry = (0, *index[1:]) if first else index
+    single = [axis not in ("layers", "units") for axis in axes]  # one probe, one microbatch is observed again
+    entry = (*(0 if one else place for one, place in zip(single, index, strict=False)), *index[len(axes) :])
     for example in range(examples):
         if not bool(jnp.isfinite(leaves_by_path(alone(example, statistic))[path][entry])):
             return example

@@ -6,8 +6,7 @@ from the same backward pass (`squares`).
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +15,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, add, finish, statistics_dtype
-from saap_jax.estimation.activations import MULTIPLES, used
-from saap_jax.estimation.base import Batch, Curvature, Estimator, Moments, Statistic, Statistics, wide
-from saap_jax.estimation.blocks import turn
-from saap_jax.estimation.gram import Gram, gram_sums, token_weights
-from saap_jax.estimation.hessian import hessian_step, joint_curvature
+from saap_jax.estimation.accumulate import statistics_dtype
+from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, Statistic, Statistics, wide
+from saap_jax.estimation.hessian import joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.squares import parts, watched
+from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
@@ -32,8 +29,6 @@ from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
-
-__all__ = ["ACCUMULATORS", "Batch", "curvature_of", "observe", "observe_step", "score", "score_step", "union_of_needs"]
 
 
 def observe(
@@ -58,11 +53,12 @@ def observe(
     Raises:
         ValueError: no example, misplaced padding, or a loss, gradient or activation that is not finite (with the
             statistic, the parameter or structure, the layer and, where it can be told, the example); a model whose
-            matrices are not plain floats.
+            matrices are not plain floats; two statistics of one name.
     """
     check_plain(model, "observing")
     batches = list(batches)
     _check_batches(batches)
+    _check_names(needs)
     statistics = _observe(model, batches, needs, gates, curvature or Curvature(), remat, progress)
 
     def alone(example: int, statistic: Statistic) -> Any:
@@ -83,6 +79,13 @@ def _check_batches(batches: list[Batch]) -> None:
         raise ValueError("calibration: expected padding tokens on the right and padding rows at the end; sort them so")
 
 
+def _check_names(needs: frozenset[Statistic]) -> None:
+    known = dict(STATISTICS)
+    for need in sorted(needs):
+        if known.setdefault(need.name, need) != need:
+            raise ValueError(f"needs: expected statistics of different names, got {need.name!r} twice; rename yours")
+
+
 def _observe(
     model: Llama,
     batches: list[Batch],
@@ -95,33 +98,38 @@ def _observe(
     size = len(batches[0][0])
     gates = ones_gates(model.runs) if gates is None else gates
     plan = Plan(size * len(batches), curvature)
-    state = {need: ACCUMULATORS[need].init(model, plan) for need in sorted(needs)}
-    hessian = state.pop(Statistic.GATE_HESSIAN, None)
+    state = {need: need.init(model, plan) for need in sorted(needs)}
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
-    state, hessian, losses, gates = settled((state, hessian, losses, gates), mesh_of(model))
-    places = places_of((state, losses)), places_of(hessian)  # once: jax spells those of a result otherwise
+    state, losses, gates = settled((state, losses, gates), mesh_of(model))
+    apart = {need: state.pop(need) for need in sorted(needs) if need.step}
+    places = places_of((state, losses))  # once: jax spells those of a result otherwise
+    places_apart = {need: places_of(total) for need, total in apart.items()}
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = shard(tokens, model), shard(mask, model), jnp.asarray(index * size, jnp.int32)
         with on_mesh_of(model):
             state, losses = observe_step(
                 model, state, losses, tokens, mask, position, gates,
-                needs=frozenset(state), remat=remat, places=places[0],
+                needs=frozenset(state), remat=remat, places=places,
             )  # fmt: skip
-            if hessian is not None:
-                hessian = hessian_step(
-                    model, hessian, tokens, mask, gates, curvature=curvature, remat=remat, places=places[1]
+            for need, total in apart.items():
+                assert need.step is not None
+                apart[need] = need.step(
+                    model, total, tokens, mask, gates, curvature=curvature, remat=remat, places=places_apart[need]
                 )
-        jax.block_until_ready((losses, hessian))  # so that progress tells the truth
+        jax.block_until_ready((losses, apart))  # so that progress tells the truth
+    state |= apart
     masks = np.concatenate([mask for _, mask in batches])
-    if hessian is not None:
-        state[Statistic.GATE_HESSIAN] = hessian
     counts = Statistics(
         examples=jnp.asarray(int(masks.any(axis=1).sum())),
         tokens=jnp.asarray(int(masks[:, 1:].sum())),
         losses=losses[: int(masks.any(axis=1).sum())],
         values={},
     )
-    return counts._replace(values={need: finish(need, state.pop(need), counts) for need in sorted(needs)})
+    return counts._replace(values={need: _finished(need, state.pop(need), counts) for need in sorted(needs)})
+
+
+def _finished(statistic: Statistic, total: Any, counts: Statistics) -> Any:
+    return jax.tree.map(lambda array: statistic.accumulation.finish(array, counts), total)
 
 
 @functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state", "losses"))
@@ -141,7 +149,14 @@ def observe_step(
     """Add one microbatch, whose first example has index `position`, to the accumulators, which stay at `places`."""
 
     new, means = contributions(model, tokens, mask, gates, needs, remat)
-    state = {need: add(need, state[need], new[need], position, len(tokens)) for need in sorted(needs)}
+    state = {
+        need: jax.tree.map(
+            lambda total, more, add=need.accumulation.add: add(total, more, position, len(tokens)),
+            state[need],
+            new[need],
+        )
+        for need in sorted(needs)
+    }
     return held((state, jax.lax.dynamic_update_slice_in_dim(losses, means, position, axis=0)), places)
 
 
@@ -164,9 +179,9 @@ def contributions(
         )
         return jnp.sum(sums), (sums, observed)
 
-    on_squares = Statistic.SQUARED_WEIGHT_GRADIENT in needs
-    on_weights = on_squares or Statistic.WEIGHT_GRADIENT in needs
-    on_gates = Statistic.GATE_GRADIENT in needs
+    sources = {need.source for need in needs}
+    on_squares, on_gates = "squares" in sources, "gates" in sources
+    on_weights = on_squares or "weights" in sources
     inputs = (watched(model, 1 / counts) if on_squares else model, examples_gates if on_gates else gates)
     argnums = (0,) * on_weights + (1,) * on_gates
     if argnums:
@@ -174,12 +189,14 @@ def contributions(
     else:
         gradients, (_, (sums, observed)) = (), summed_loss(*inputs)
     by_argument: dict[int, Any] = dict(zip(argnums, gradients, strict=True))
-    new = _join(observed)
+    shown: dict[str, Any] = {}
     if on_weights:
         gradient, squares = parts(by_argument[0]) if on_squares else (by_argument[0], None)
-        new |= {Statistic.WEIGHT_GRADIENT: gradient, Statistic.SQUARED_WEIGHT_GRADIENT: squares}
+        shown |= {"weights": gradient, "squares": squares}
     if on_gates:
-        new[Statistic.GATE_GRADIENT] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}
+        shown["gates"] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}
+    activations = joined(observed)
+    new = {need: need.contribute(activations.get(need, shown.get(need.source))) for need in sorted(needs)}
     return new, sums.astype(dtype) / counts
 
 
@@ -221,59 +238,21 @@ def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
 
 
 def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_eps: float) -> Observe | None:
-    """Return what sums activations over the real tokens of a microbatch, `{statistic: {name: sums}}` a point.
+    """Return what sums activations over the real tokens of a microbatch, `{statistic: {key: sums}}` a point.
 
     None where no activation is needed. Nothing of it is differentiated.
     """
-    of_units = needs & {Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE}
-    if not of_units and not needs & {Statistic.BLOCK_CHANGE, Statistic.GRAM}:
-        return None
-    before: dict[str, Array] = {}  # inputs of a layer's sub-blocks, whose outputs come later in the same trace
-    active: dict[str, Array] = {}  # likewise what enters their output matrices
+    of_activations = sorted(need for need in needs if need.source == "activations")
+    layer: dict[str, Array] = {}  # the points of a layer come one after the other in the same trace
 
-    def observe(point: str, activation: Array) -> dict[Statistic, dict[str, Any]]:
-        values = wide(jax.lax.stop_gradient(activation))
-        weights = mask.astype(values.dtype)
-        if point in STRUCTURES:
-            batch, seq, units, *rest = values.shape
-            active[point] = values.reshape(batch, seq, units * math.prod(rest))
-            return _unit_sums(point, values.reshape(batch, seq, units, math.prod(rest)), mask, needs)
-        name, _, side = point.rpartition("_")
-        if side == "in":
-            before[name] = values
-            return {}
-        sums: dict[Statistic, dict[str, Any]] = {}
-        if Statistic.BLOCK_CHANGE in needs:
-            turns = {name: turn(before[name], values)}
-            if name == "mlp":
-                turns["layer"] = turn(before["attention"], values)
-            sums[Statistic.BLOCK_CHANGE] = {n: jnp.sum(weights * each)[None] for n, each in turns.items()}
-        if Statistic.GRAM in needs:
-            product, mean, weight = gram_sums(active[name], token_weights(values, mask, norm_eps))
-            sums[Statistic.GRAM] = {name: [product, mean, weight[None]]}
-        return sums
+    def observe(point: str, activation: Array) -> dict[Statistic, Mapping[str, Any]]:
+        layer[point] = wide(jax.lax.stop_gradient(activation))
+        return {need: need.observe(Point(point, layer, mask, norm_eps)) for need in of_activations}
 
-    return observe
+    return observe if of_activations else None
 
 
-def _unit_sums(
-    structure: str,
-    values: Float[Array, "batch seq units coordinates"],
-    mask: Bool[Array, "batch seq"],
-    needs: frozenset[Statistic],
-) -> dict[Statistic, dict[str, Any]]:
-    sums: dict[Statistic, dict[str, Any]] = {}
-    if Statistic.ACTIVATION_MOMENTS in needs:
-        weights = mask.astype(values.dtype)
-        powers = (values, jnp.square(values))
-        sums[Statistic.ACTIVATION_MOMENTS] = {structure: [jnp.einsum("bt,btuc->uc", weights, p) for p in powers]}
-    if Statistic.ACTIVATION_USAGE in needs:
-        counts = [jnp.sum(used(values, multiple) & mask[..., None], axis=(0, 1)) for multiple in MULTIPLES]
-        sums[Statistic.ACTIVATION_USAGE] = {structure: jnp.stack(counts, axis=-1)}
-    return sums
-
-
-def _join(observed: list[dict[str, dict[Statistic, dict[str, Any]]]]) -> dict[Statistic, Any]:
+def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dict[Statistic, dict[str, Any]]:
     """Join what was observed at the points of the layers of each run into trees of the whole model."""
     runs = []
     for points in observed:
@@ -282,14 +261,4 @@ def _join(observed: list[dict[str, dict[Statistic, dict[str, Any]]]]) -> dict[St
             for statistic, sums in point.items():
                 run.setdefault(statistic, {}).update(sums)
         runs.append(run)
-    joined = join_runs(runs)
-    if Statistic.ACTIVATION_MOMENTS in joined:
-        pairs = joined[Statistic.ACTIVATION_MOMENTS]
-        joined[Statistic.ACTIVATION_MOMENTS] = Moments(*({n: pair[i] for n, pair in pairs.items()} for i in (0, 1)))
-    if Statistic.GRAM in joined:
-        sums = joined[Statistic.GRAM]
-        product, mean, weight = ({name: each[i] for name, each in sums.items()} for i in range(3))
-        joined[Statistic.GRAM] = Gram(product, mean, {name: each[:, 0] for name, each in weight.items()})
-    if Statistic.BLOCK_CHANGE in joined:
-        joined[Statistic.BLOCK_CHANGE] = jax.tree.map(lambda x: x[:, 0], joined[Statistic.BLOCK_CHANGE])
-    return joined
+    return join_runs(runs)

@@ -86,7 +86,7 @@ def make_estimator(text: str) -> Estimator:
     """Make an estimator from its name, with hyper-parameters in brackets if any.
 
     >>> sorted(make_estimator("taylor_element(reduction='max')").needs)
-    [<Statistic.WEIGHT_GRADIENT: 'weight_gradient'>]
+    [<Statistic weight_gradient>]
 
     Raises:
         ValueError: an unknown name (the nearest one is suggested), an unknown hyper-parameter, a value that is none of

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights
-from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
+from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 from saap_jax.types import Scores
 
 
@@ -37,11 +39,11 @@ def taylor_element_second(*, reduction: Reduction = "sum") -> Estimator:
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        gradient = statistics.of(Statistic.WEIGHT_GRADIENT)
-        fisher = statistics.of(Statistic.SQUARED_WEIGHT_GRADIENT)
+        gradient = statistics.of(WEIGHT_GRADIENT)
+        fisher = statistics.of(SQUARED_WEIGHT_GRADIENT)
         return score_matrices(element_wise_second, params, gradient, fisher, reduction=reduction)
 
-    return Estimator(frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}), score)
 
 
 def fisher(*, reduction: Reduction = "sum") -> Estimator:
@@ -51,7 +53,7 @@ def fisher(*, reduction: Reduction = "sum") -> Estimator:
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        squares = statistics.of(Statistic.SQUARED_WEIGHT_GRADIENT)
+        squares = statistics.of(SQUARED_WEIGHT_GRADIENT)
         return score_matrices(fisher_weighted, params, squares, reduction=reduction)
 
-    return Estimator(frozenset({Statistic.SQUARED_WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({SQUARED_WEIGHT_GRADIENT}), score)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from saap_jax.estimation.accumulate import like_parameters, mean_over
+from saap_jax.estimation.base import Plan, Statistic
 from saap_jax.llama.model import Llama, at_least_float32, param
 from saap_jax.llama.product import Matrix, product
 from saap_jax.runtime.constraints import sum_of_examples
@@ -132,3 +134,23 @@ def parts(gradients: Llama) -> tuple[Llama, Llama]:
         jax.tree.map(first, gradients, is_leaf=watched_or_parameter),
         jax.tree.map(second, gradients, is_leaf=watched_or_parameter),
     )
+
+
+def _like_matrices(model: Llama, plan: Plan) -> Llama:
+    """Return zeros like the matrices of the layers, and a single one for each other parameter: see `parts`."""
+    return jax.tree.map(
+        lambda variable: variable if is_matrix(variable) else variable.replace(jnp.zeros((), variable.dtype)),
+        like_parameters(model, plan),
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
+SQUARED_WEIGHT_GRADIENT = Statistic(
+    name="squared_weight_gradient",
+    init=_like_matrices,
+    source="squares",
+    accumulation=mean_over("examples"),
+    axes=lambda path: (),
+)
+"""Mean over examples of the squared gradient of its mean loss: a tree like the model's, of the matrices of its layers;
+each other parameter has a single 0."""

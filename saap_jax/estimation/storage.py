@@ -2,12 +2,12 @@
 
 One safetensors file holds all scenarios: tensors `SCENARIO/STATISTIC/PATH` and `SCENARIO/losses`, float32, and the
 counts as JSON in the metadata. What a statistic looks like follows from the model, so nothing else is stored, and a
-file of another model is refused.
+file of another model is refused. Those that neither this package nor the caller knows are left where they are.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
-from saap_jax.discovery.weights import Weights
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan, statistics_dtype
-from saap_jax.estimation.base import Curvature, GateHessian, Statistic, Statistics
-from saap_jax.estimation.not_finite import leaves_by_path
+from saap_jax.discovery.weights import TracedWeights, Weights
+from saap_jax.estimation.accumulate import statistics_dtype
+from saap_jax.estimation.base import Curvature, Plan, Statistic, Statistics
+from saap_jax.estimation.hessian import GateHessian
+from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.formats.json_files import parse_json, shown
 from saap_jax.llama.files.write import Tensor, write_tensors
+from saap_jax.runtime.finite import leaves_by_path
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
@@ -51,10 +53,11 @@ def save_statistics(
     scenarios = {}
     for scenario, observed in statistics.items():
         kept = {key: value for key, value in observed.values.items() if only is None or key in only}
-        for name, tree in {"losses": observed.losses, **kept}.items():
+        named = {statistic.name: value for statistic, value in kept.items()}
+        for name, tree in {"losses": observed.losses, **named}.items():
             tensors += [_tensor(key, leaf) for key, leaf in _flat(f"{scenario}/{name}", tree).items()]
         counts = {"examples": int(observed.examples), "tokens": int(observed.tokens)}
-        scenarios[scenario] = {**counts, "statistics": sorted(kept), **_curvature(kept.get(Statistic.GATE_HESSIAN))}
+        scenarios[scenario] = {**counts, "statistics": sorted(named), **_curvature(kept)}
     about = {"format": FORMAT, "scenarios": json.dumps(scenarios)}
     if not is_primary():
         write_tensors(tensors, target, np.dtype(np.float32), about)
@@ -79,13 +82,13 @@ def _tensor(name: str, leaf: Any) -> Tensor:
     return Tensor(name, tuple(leaf.shape), lambda: fetched(leaf), np.dtype(np.float32), rows)
 
 
-def load_scenario(path: str | Path, model: Weights, scenario: str) -> Statistics:
+def load_scenario(path: str | Path, model: Weights, scenario: str, known: Iterable[Statistic] = ()) -> Statistics:
     """Read the statistics of one scenario; raises as `load_statistics`, also where the file has another."""
-    return _scenario(path, load_statistics(path, model), scenario)
+    return _scenario(path, load_statistics(path, model, known), scenario)
 
 
-def kept_statistics(path: str | Path, scenario: str) -> frozenset[Statistic]:
-    """Return which statistics a file holds of a scenario; only its header is read.
+def kept_statistics(path: str | Path, scenario: str) -> frozenset[str]:
+    """Return the names of the statistics that a file holds of a scenario; only its header is read.
 
     Raises:
         ValueError: no file of statistics, or one without the scenario.
@@ -95,7 +98,7 @@ def kept_statistics(path: str | Path, scenario: str) -> frozenset[Statistic]:
             scenarios = _described(path, file)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file ({str(error).splitlines()[0]})") from None
-    return frozenset(map(Statistic, _scenario(path, scenarios, scenario)["statistics"]))
+    return frozenset(_scenario(path, scenarios, scenario)["statistics"])
 
 
 def _scenario(path: str | Path, scenarios: Mapping[str, Of], scenario: str) -> Of:
@@ -112,8 +115,10 @@ def _described(path: str | Path, file: Any) -> dict[str, dict[str, Any]]:
     return _scenarios(str(path), metadata)
 
 
-def load_statistics(path: str | Path, model: Weights) -> dict[str, Statistics]:
+def load_statistics(path: str | Path, model: Weights, known: Iterable[Statistic] = ()) -> dict[str, Statistics]:
     """Read the statistics of each scenario, observed on `model` or one of the same shapes (abstract is enough).
+
+    `known` are statistics that may be in the file beside those of `STATISTICS`; of others nothing is read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -124,11 +129,12 @@ def load_statistics(path: str | Path, model: Weights) -> dict[str, Statistics]:
     try:
         with safe_open(path, framework="numpy") as file:
             scenarios = _described(path, file)
-            expected = {scenario: _expected(about, model) for scenario, about in scenarios.items()}
+            by_name = STATISTICS | {statistic.name: statistic for statistic in known}
+            expected = {scenario: _expected(about, model, by_name) for scenario, about in scenarios.items()}
             _check_tensors(path, file, expected)
             homes = leaves_by_path(model)
             return {
-                scenario: _read(str(path), file, scenario, scenarios[scenario], trees, homes)
+                scenario: _read(str(path), file, scenario, scenarios[scenario], trees, homes, by_name)
                 for scenario, trees in expected.items()
             }
     except SafetensorError as error:
@@ -154,13 +160,12 @@ def _is_described(about: Any) -> bool:
     if not isinstance(about, dict) or not {"examples", "tokens", "statistics"} <= about.keys() <= _ABOUT:
         return False
     names, curvature = about["statistics"], about.get("curvature")
-    known = {statistic.value for statistic in Statistic}
-    if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return False
     if len(set(names)) < len(names) or not all(_is_count(about[key]) for key in ("examples", "tokens")):
         return False
-    if Statistic.GATE_HESSIAN not in names:
-        return curvature is None
+    if curvature is None:
+        return not any(name in STATISTICS and STATISTICS[name].curvature for name in names)
     return (
         isinstance(curvature, dict)
         and curvature.keys() == {"probes", "attention"}
@@ -174,21 +179,36 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
-def _curvature(hessian: GateHessian | None) -> dict[str, Any]:
-    """Return what the shapes of a gate Hessian depend on."""
-    if hessian is None:
-        return {}
-    attention = "exact" if "attention" in hessian.exact else "probes"
-    return {"curvature": {"probes": len(hessian.probed["mlp"]), "attention": attention}}
+def _curvature(values: Mapping[Statistic, Any]) -> dict[str, Any]:
+    """Return what the shapes of some statistics depend on beside the model."""
+    known = [statistic.curvature(value) for statistic, value in values.items() if statistic.curvature]
+    return {"curvature": {"probes": known[0].probes, "attention": known[0].attention}} if known else {}
 
 
-def _expected(about: dict[str, Any], model: Weights) -> dict[str, Any]:
-    """Return the trees of a scenario as abstract arrays, by the name that begins their tensors' names."""
-    plan = Plan(about["examples"], Curvature(**about.get("curvature", {})))
-    trees: dict[str, Any] = {"losses": jax.ShapeDtypeStruct((plan.examples,), statistics_dtype(model))}
+def _expected(about: dict[str, Any], model: Weights, by_name: Mapping[str, Statistic]) -> dict[str, Any]:
+    """Return the trees of a scenario as abstract arrays, by the name that begins their tensors'; None: unknown."""
+    plan = Plan(about["examples"], Curvature(**(about.get("curvature") or {})))
+    dtype = jnp.float32 if isinstance(model, TracedWeights) else statistics_dtype(model)
+    trees: dict[str, Any] = {"losses": jax.ShapeDtypeStruct((plan.examples,), dtype)}
     for name in about["statistics"]:
-        trees[name] = jax.eval_shape(lambda name=name: ACCUMULATORS[Statistic(name)].init(model, plan))
+        trees[name] = _abstract(by_name[name], model, plan) if name in by_name else None
     return trees
+
+
+def _abstract(statistic: Statistic, model: Weights, plan: Plan) -> Any:
+    """Return the tree of a statistic as abstract arrays; of a traced model, as `subjects.traced.observe` makes it."""
+    if not isinstance(model, TracedWeights):
+        return jax.eval_shape(lambda: statistic.init(model, plan))
+
+    def gates(*before: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {each.name: (*before, each.copies, each.units) for each in model.structures}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+    if statistic.source == "gates":
+        return gates(plan.examples)
+    if statistic.source == "step":
+        return GateHessian(gates(), {}, gates(plan.curvature.probes))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
 
 
 def _flat(start: str, tree: Any) -> dict[str, Any]:
@@ -197,10 +217,11 @@ def _flat(start: str, tree: Any) -> dict[str, Any]:
 
 
 def _check_tensors(path: str | Path, file: Any, expected: dict[str, dict[str, Any]]) -> None:
-    """Refuse a file whose tensors are not those that the model calls for."""
+    """Refuse a file whose tensors are not those that the model calls for; those of unknown statistics may be any."""
     trees = [_flat(f"{scenario}/{name}", tree) for scenario, named in expected.items() for name, tree in named.items()]
     wanted = {name: tuple(leaf.shape) for flat in trees for name, leaf in flat.items()}
-    views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    unknown = tuple(f"{at}/{name}/" for at, named in expected.items() for name, tree in named.items() if tree is None)
+    views = {name: file.get_slice(name) for name in file.keys() if not name.startswith(unknown)}  # noqa: SIM118
     stored = {name: tuple(view.get_shape()) for name, view in views.items()}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
@@ -229,7 +250,13 @@ def _placed(path: str, file: Any, name: str, leaf: Any, home: Any) -> jax.Array:
 
 
 def _read(
-    path: str, file: Any, scenario: str, about: dict[str, Any], expected: dict[str, Any], homes: dict[str, Any]
+    path: str,
+    file: Any,
+    scenario: str,
+    about: dict[str, Any],
+    expected: dict[str, Any],
+    homes: dict[str, Any],
+    by_name: Mapping[str, Statistic],
 ) -> Statistics:
     def read(name: str, tree: Any) -> Any:
         start = f"{scenario}/{name}"
@@ -244,5 +271,5 @@ def _read(
         examples=jnp.asarray(about["examples"]),
         tokens=jnp.asarray(about["tokens"]),
         losses=trees.pop("losses"),
-        values={Statistic(name): tree for name, tree in trees.items()},
+        values={by_name[name]: tree for name, tree in trees.items() if tree is not None},
     )

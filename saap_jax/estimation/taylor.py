@@ -8,8 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights
+from saap_jax.estimation.accumulate import like_parameters, mean_over
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
 from saap_jax.types import Scores
+
+WEIGHT_GRADIENT = Statistic(
+    name="weight_gradient",
+    init=like_parameters,
+    source="weights",
+    accumulation=mean_over("tokens"),
+    axes=lambda path: (),
+)
+"""Gradient of the mean loss over all tokens: a tree like the model's."""
 
 
 def vector_wise(
@@ -30,15 +40,15 @@ def taylor_vector(*, reduction: Reduction = "sum") -> Estimator:
     """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|."""
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        return score_matrices(vector_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
+        return score_matrices(vector_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
 
-    return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({WEIGHT_GRADIENT}), score)
 
 
 def taylor_element(*, reduction: Reduction = "sum") -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|."""
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        return score_matrices(element_wise, params, statistics.of(Statistic.WEIGHT_GRADIENT), reduction=reduction)
+        return score_matrices(element_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
 
-    return Estimator(frozenset({Statistic.WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({WEIGHT_GRADIENT}), score)

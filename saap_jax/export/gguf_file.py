@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 
 from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
-from saap_jax.export.widths import EQUAL_LAYERS, added_parameters, gguf_widths
+from saap_jax.export.widths import added_parameters, gguf_widths
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
 from saap_jax.llama.files.hf_config import fits_plain_config
 from saap_jax.llama.files.hf_fused import joined
@@ -57,13 +57,13 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     values are beyond float16, or that is quantised otherwise, and for a model that llama.cpp has no architecture for.
     """
     blocks, spec = check_blocks(model), model.spec
-    architecture = architecture_of(spec)
+    architecture, traits = architecture_of(spec), spec.constants.traits
     layers = gguf_widths(spec, architecture)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
     tensors = [tensor for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
-    tensors = joined(tensors) if architecture == "phi3" else tensors
+    tensors = joined(tensors) if traits.fused and architecture == traits.gguf.architecture else tensors
     tensors = [_in_gguf(tensor, spec, architecture) for tensor in tensors]
     unread = {f"blk.{index}.attn_norm.weight" for index, layer in enumerate(layers) if not layer.kv_heads}
     tensors = [tensor for tensor in tensors if tensor.name not in unread]  # llama.cpp refuses tensors it does not use
@@ -97,14 +97,14 @@ def context_of(constants: Constants) -> int:
 def architecture_of(spec: LlamaSpec) -> str:
     """Return the architecture that computes a model; `ValueError` if none does, naming another format.
 
-    llama.cpp's `phi3` wants heads as wide as the residual stream; a Phi-3 with fewer is a `llama`.
+    A model of an architecture that wants heads as wide as the residual stream, and has fewer, is a `llama`.
 
     >>> layers = (LayerWidths(kv_heads=2, q_per_kv=1, mlp=8), LayerWidths(kv_heads=1, q_per_kv=1, mlp=8))
     >>> architecture_of(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))
     'deci'
     """
-    family, scaling = spec.constants.family, spec.constants.rope_scaling
-    if family in EQUAL_LAYERS:
+    family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
+    if gguf.equal_layers:
         if spec.output_biases:
             raise ValueError(
                 f"format gguf: expected no biases of output projections in family {family}, got those of "
@@ -115,12 +115,12 @@ def architecture_of(spec: LlamaSpec) -> str:
                 f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
                 "only in LLaMA; choose --format hf, padded or ragged"
             )
-        return family
+        return gguf.architecture
     if not fits_plain_config(spec):
         return "deci"
     first = spec.layers[0]
     whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
-    return "phi3" if family == "phi3" and whole else "llama"
+    return gguf.architecture if whole or not gguf.whole_heads else "llama"
 
 
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from saap_jax.export.widths import added_parameters, uniform_widths
 from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
@@ -58,7 +59,7 @@ def write_hf(
     settings = _generation(spec, tokenizer)
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = model_tensors(model, layers)
-    tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
+    tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
     zeros = _zero_biases(tensors) if config.get("attention_bias") else []
     write_json(config, place / "config.json")
     write_tensors(tensors + zeros, place / "model.safetensors", dtype)
@@ -74,9 +75,9 @@ def write_hf(
 def check_plain(spec: LlamaSpec) -> None:
     """Raise `ValueError` unless a plain configuration of its family can hold a model."""
     check_biases(spec, "hf")
-    first, llama = spec.layers[0], spec.constants.family == "llama"
+    first, traits = spec.layers[0], spec.constants.traits
     heads = first.kv_heads * first.q_per_kv
-    if fits_plain_config(spec) and (spec.embed % heads == 0 or not llama):
+    if fits_plain_config(spec) and (spec.embed % heads == 0 or not traits.heads_divide):
         return
     kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", "MLP channels": "mlp"}
     ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
@@ -92,7 +93,7 @@ def check_plain(spec: LlamaSpec) -> None:
 
 def check_biases(spec: LlamaSpec, form: Form) -> None:
     """Raise `ValueError` where output projections have biases and a plain model of the family has none."""
-    if spec.output_biases and spec.constants.family != "llama":
+    if spec.output_biases and not spec.constants.traits.plain_biases:
         raise ValueError(
             f"format {form}: expected no biases of output projections in family {spec.constants.family}, got those of "
             "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"

@@ -8,9 +8,6 @@ from saap_jax.llama.spec import LayerWidths, LlamaSpec
 DECI_CHANNELS = 32
 """Channels of zeros that a layer without channels gets in GGUF; a whole block of Q8_0."""
 
-EQUAL_LAYERS = ("qwen2", "qwen3")
-"""Architectures of GGUF with equal layers, and no other that computes the same with one number a layer."""
-
 
 def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     """Return the narrowest widths, equal in all layers and none of them zero, that hold every layer.
@@ -24,7 +21,7 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     """
     widest = widest_layer(spec)
     kv_heads, q_per_kv = widest.kv_heads, widest.q_per_kv
-    if spec.constants.family != "llama":
+    if not spec.constants.traits.heads_divide:
         return (widest,) * len(spec.layers)
     fitting = [
         (kv * group, group, kv)
@@ -54,21 +51,22 @@ def widest_layer(spec: LlamaSpec) -> LayerWidths:
 def gguf_widths(spec: LlamaSpec, architecture: str) -> tuple[LayerWidths, ...]:
     """Return the narrowest widths of each layer that an architecture of GGUF holds.
 
-    `qwen2` wants heads that are together as wide as the residual stream. Raises `ValueError` if none are.
+    Some want heads that are together as wide as the residual stream. Raises `ValueError` if none are.
 
     Source: llama.cpp, `load_tensors` of each architecture.
     """
-    if architecture not in EQUAL_LAYERS:
+    gguf = spec.constants.traits.gguf
+    if not gguf.equal_layers:
         return deci_widths(spec) if architecture == "deci" else spec.layers
     widest = widest_layer(spec)
-    if architecture == "qwen2":
+    if gguf.whole_heads:
         heads = spec.embed // spec.head_dim
         fitting = [n for n in range(widest.kv_heads, heads // widest.q_per_kv + 1) if heads % n == 0]
         if spec.embed % spec.head_dim or not fitting:
             raise ValueError(
-                f"format gguf: expected heads of a qwen2 to be together as wide as its embeddings, {spec.embed}, which "
-                f"at least {widest.kv_heads} x {widest.q_per_kv} of {spec.head_dim} are not; choose --format padded or "
-                "ragged"
+                f"format gguf: expected heads of a {architecture} to be together as wide as its embeddings, "
+                f"{spec.embed}, which at least {widest.kv_heads} x {widest.q_per_kv} of {spec.head_dim} are not; "
+                "choose --format padded or ragged"
             )
         widest = dataclasses.replace(widest, kv_heads=fitting[0], q_per_kv=heads // fitting[0])
     return (widest,) * len(spec.layers)

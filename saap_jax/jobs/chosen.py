@@ -9,6 +9,7 @@ from typing import Any
 
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.targets import Costs, Target
 from saap_jax.jobs.query_stage import remove_query_heads, together
 from saap_jax.jobs.score import source_run
@@ -58,7 +59,7 @@ def chosen_units(
         )
         rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
         return together(subject, first, chosen_units(rest, first.subject, scenarios, calibration, track), ratio)
-    adaptive = config.search.allocation == "adaptive"
+    adaptive = ALLOCATIONS[config.search.allocation].stability
     observe = functools.partial(calibrate, subject, scenarios, [config.estimator], stability=adaptive, **options)
     calibrated = _calibrated_by(config, subject) if config.from_run else observe()
     if targets and costs is not None:

@@ -16,7 +16,6 @@ from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
-from saap_jax.export.widths import EQUAL_LAYERS
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
 from saap_jax.llama.files.load import resolve
@@ -128,7 +127,7 @@ def _write(
         name = Path(config.out).stem
         written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
         notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
-        if written.added and written.architecture in EQUAL_LAYERS:
+        if written.added and model.constants.traits.gguf.equal_layers:
             notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
         if (window := model.constants.sliding_window) is not None:
             notes += (

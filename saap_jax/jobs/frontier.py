@@ -11,6 +11,7 @@ from typing import NamedTuple
 from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.config.method import ALL
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
@@ -149,7 +150,7 @@ class Road:
                 self.scenarios,
                 [variant.estimator],
                 fusion=variant.fusion,
-                stability=variant.search.allocation == "adaptive",
+                stability=ALLOCATIONS[variant.search.allocation].stability,
                 keep=keep,
                 batch_size=self.config.calibration.batch_size,
                 remat=self.config.estimation.remat,

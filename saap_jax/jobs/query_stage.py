@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from saap_jax.config.method import FusionConfig, QueryHeadsConfig, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import Windows
 from saap_jax.discovery import query_head_parameters
 from saap_jax.llama import Llama
@@ -70,13 +71,13 @@ def remove_query_heads(
         scenarios,
         [part],
         fusion=fusion,
-        stability=config.allocation == "adaptive",
+        stability=ALLOCATIONS[config.allocation].stability,
         batch_size=batch_size,
         remat=remat,
         track=track,
     )
     scores = calibrated.scores(part, config.scenario_reduction)["attention"]
-    stability = calibrated.indicator(part, config.stability_over) if config.allocation == "adaptive" else None
+    stability = calibrated.indicator(part, config.stability_over) if ALLOCATIONS[config.allocation].stability else None
     indicator = None if stability is None else stability["attention"]
     heads = search_query_heads(scores, widths, each, due, config, options, indicator)
     keep = existing_units(model.runs) | {QUERY_HEADS: heads}

@@ -14,6 +14,7 @@ import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.job import Ending, check, finish, job, load
@@ -99,7 +100,7 @@ def _scores(
             scenarios,
             [config.estimator],
             fusion=config.fusion,
-            stability=config.search.allocation == "adaptive",
+            stability=ALLOCATIONS[config.search.allocation].stability,
             batch_size=config.calibration.batch_size,
             remat=config.remat,
             track=track,

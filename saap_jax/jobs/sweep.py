@@ -14,6 +14,7 @@ import numpy as np
 
 from saap_jax.config.jobs import SweepConfig
 from saap_jax.config.method import ALL, EvaluationConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.score import structures, tokens_to_observe
@@ -57,7 +58,7 @@ def scores_of_seeds(
 ) -> dict[int, Calibrated]:
     """Return the scores of each seed, all variants from one pass over its text; the first seed's are `scores.npz`."""
     first, plan = next(iter(calibration)), {variant.scores: (variant.estimator, variant.fusion) for variant in variants}
-    adaptive = any(variant.search.allocation == "adaptive" for variant in variants)
+    adaptive = any(ALLOCATIONS[variant.search.allocation].stability for variant in variants)
     scores = {}
     for seed, scenarios in calibration.items():
         suffix = "" if seed == first else f"-seed{seed}"

@@ -1,7 +1,7 @@
 """The LLaMA decoder with a gate on every prunable unit: one model in three states (dense, masked, cut).
 
-What its relatives have beside LLaMA (`spec.FAMILIES`) is optional: biases of query, key and value, norms of query and
-key heads, a sliding window. A parameter that a family does not have is None.
+What its relatives have beside LLaMA (`families.FAMILIES`) is optional: biases of query, key and value, norms of query
+and key heads, a sliding window. A parameter that a family does not have is None.
 
 Einsum letters: b batch, t query position, s key position, d embed, k kv_heads, g q_per_kv, h head_dim, f mlp,
 v vocab. Parameters carry their logical axes, once, where they are created here; sharding, discovery, surgery and

@@ -1,11 +1,9 @@
 """What a LLaMA-family model is: constants that no array shows, and the sizes of each layer."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "phi3"]
-"""`model_type` of a plain Hugging Face config."""
-
+from saap_jax.llama.files.families import FAMILIES, Family
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "vocabulary": (1, 2**24),
@@ -20,30 +18,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "factor": (1e-6, 1e6),
 }
 """Smallest and largest value of a quantity in a file that is believed: far beyond every published model."""
-
-
-class Traits(NamedTuple):
-    """In what a family differs from LLaMA."""
-
-    architecture: str
-    """Name of its language model in transformers."""
-    input_biases: bool = False
-    """Query, key and value add a bias each."""
-    head_norms: bool = False
-    """Each head of query and key is normalised before it is turned to its position."""
-    windowed: bool = False
-    """A token may see only the last `Constants.sliding_window` positions, its own among them."""
-    fused: bool = False
-    """Query, key and value are stored as one matrix, and so are gate and up."""
-
-
-FAMILIES: dict[Family, Traits] = {
-    "llama": Traits("LlamaForCausalLM"),
-    "mistral": Traits("MistralForCausalLM", windowed=True),
-    "qwen2": Traits("Qwen2ForCausalLM", input_biases=True, windowed=True),
-    "qwen3": Traits("Qwen3ForCausalLM", head_norms=True, windowed=True),
-    "phi3": Traits("Phi3ForCausalLM", windowed=True, fused=True),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +57,8 @@ class Constants:
     max_positions: int = 2048
     bos_token: int | None = None
     eos_tokens: tuple[int, ...] = ()
-    family: Family = "llama"
+    family: str = "llama"
+    """Of `files.families.FAMILIES`."""
     sliding_window: int | None = None
     """Positions that a token sees, its own among them; None for all before it."""
 
@@ -108,7 +83,7 @@ class Constants:
         return max(self.max_positions, int(before * scaling.factor))
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> Family:
         """What the family has beside LLaMA."""
         return FAMILIES[self.family]
 

@@ -15,7 +15,6 @@ import math
 from typing import NamedTuple
 
 from saap_jax.config.plan import PlanConfig
-from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.spec import LlamaSpec
@@ -109,10 +108,10 @@ def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shard
         )
         return 4 * trained / shards, 0.0, 12 * trained / shards
     needs = union_of_needs(make_estimator(name) for name in config.estimators)
-    squared = Statistic.SQUARED_WEIGHT_GRADIENT in needs
-    first = Statistic.WEIGHT_GRADIENT in needs
+    sources = {need.source for need in needs}
+    squared, first = "squares" in sources, "weights" in sources
     units = sum(w.kv_heads + w.mlp for w in spec.layers)
-    gates = 4 * config.examples * units if Statistic.GATE_GRADIENT in needs else 0
+    gates = 4 * config.examples * units if "gates" in sources else 0
     state = 4 * (count * first + matrices * squared) / shards + gates
     return (width * count / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
 

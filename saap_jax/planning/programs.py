@@ -11,8 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from saap_jax.config.mesh import BATCH
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.recover import MethodConfig
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
-from saap_jax.estimation.base import Statistic
+from saap_jax.estimation.base import Plan
 from saap_jax.estimation.observe import observe_step, union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import loss_step
@@ -50,13 +49,11 @@ def _score(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, rema
     plain = abstract_llama(spec, jnp.dtype(config.dtype))
     model = placed(plain, layout)
     needs = union_of_needs(make_estimator(name) for name in config.estimators)
-    if Statistic.GATE_HESSIAN in needs:
-        raise ValueError("estimators: expected none that needs gate Hessians, whose passes are not planned for")
+    if apart := ", ".join(need.name for need in sorted(needs) if need.step):
+        raise ValueError(f"estimators: expected none that needs {apart}, whose passes are not planned for")
     examples = -(-config.examples // batch) * batch
     state = {
-        need: placed(
-            jax.eval_shape(lambda model, need=need: ACCUMULATORS[need].init(model, Plan(examples)), plain), layout
-        )
+        need: placed(jax.eval_shape(lambda model, need=need: need.init(model, Plan(examples)), plain), layout)
         for need in sorted(needs)
     }
     tokens, mask = (_batch(layout, (batch, config.length), kind) for kind in (jnp.int32, jnp.bool_))

@@ -1,13 +1,11 @@
 """Why a loss or a gradient is not finite: the likeliest cause, found by trying."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import Frozen, State, held_out_step, join, microbatches
+from saap_jax.runtime.finite import first_not_finite
 
 
 def likely_cause(state: State, frozen: Frozen, batch: dict[str, np.ndarray], objective: Objective, size: int) -> str:
@@ -29,14 +27,6 @@ def likely_cause(state: State, frozen: Frozen, batch: dict[str, np.ndarray], obj
             )
         return "the model's activations overflow after the steps so far; lower training.learning_rate"
     return "the loss is finite and its gradient overflows; lower training.learning_rate, or training.clip"
-
-
-def first_not_finite(tree: Any) -> str | None:
-    """Return the path of the first array that holds a number that is not finite, None where all are."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
-            return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-    return None
 
 
 def _finite_loss(state: State, frozen: Frozen, batch: dict[str, np.ndarray], objective: Objective, size: int) -> bool:

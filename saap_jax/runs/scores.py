@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SweepConfig
 from saap_jax.config.method import FusionConfig, KeepStatistics
-from saap_jax.estimation import ESTIMATORS, Statistic, make_estimators
+from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.reading import DAMAGED
@@ -23,18 +23,17 @@ from saap_jax.runs.score_arrays import indicator_parts, parts_of
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
+    ABLATION,
     Calibrated,
     Plan,
     joined,
     make_members,
+    members_of,
     score_examples,
     score_statistics,
 )
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
-
-LARGE = frozenset({Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT})
-"""Statistics that take as much space as the model in float32."""
 
 
 def kept_scores(
@@ -63,7 +62,7 @@ def kept_scores(
         kept = read_scores(run, suffix)
         check_scores(kept, run.path / f"scores{suffix}.npz", subject, scenarios, plan)
         return kept
-    made = {}
+    made, needs = {}, union_of_needs(members_of(subject, plan).values())
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
@@ -71,7 +70,7 @@ def kept_scores(
             subject,
             examples,
             plan,
-            statistics=load_scenario(path, subject.weights, name) if known else None,
+            statistics=load_scenario(path, subject.weights, name, needs) if known else None,
             stability=stability,
             batch_size=config.calibration.batch_size,
             remat=config.estimation.remat,
@@ -80,8 +79,8 @@ def kept_scores(
         )
         if keep != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
-            small = frozenset(statistics.values) - (LARGE if keep == "small" else frozenset())
-            save_statistics(path, {name: statistics}, only=small)
+            chosen = frozenset(need for need in statistics.values if keep == "all" or not need.large)
+            save_statistics(path, {name: statistics}, only=chosen)
     save_scores(run, joined(made), suffix)
     return read_scores(run, suffix)
 
@@ -97,21 +96,28 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
         ValueError: statistics of another model, or neither scores nor statistics of an estimator.
     """
     estimators, made = tuple(estimators), {}
-    members = make_members(estimators, fusion)
-    kept = kept_by(source)
+    if ABLATION in estimators:
+        raise ValueError(f"from_run: {ABLATION!r} takes passes over the examples, not statistics; leave it out")
+    members = members_of(subject, {name: (name, fusion) for name in estimators})
+    kept, needs = kept_by(source), union_of_needs(members.values())
     for name in members:
         if not kept.serves(name):
             able = ", ".join(each for each in ESTIMATORS if kept.serves(each))
+            missing = ", ".join(need.name for need in sorted(members[name].needs))
             raise ValueError(
                 f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
-                f"({', '.join(sorted(members[name].needs))}); it serves {able}. For others, run `saap score` with them "
+                f"({missing}); it serves {able}. For others, run `saap score` with them "
                 "among --estimation.estimators and --keep-statistics all"
             )
     for name, statistics in kept.statistics.items():
-        own = {each: kept.scores[name][each] for each, made in members.items() if made.needs - statistics}
+        own = {
+            each: kept.scores[name][each]
+            for each, estimator in members.items()
+            if {need.name for need in estimator.needs} - statistics
+        }
         path, weights = statistics_path(Path(source), name), subject.weights
         try:
-            observed = load_scenario(path, weights, name)
+            observed = load_scenario(path, weights, name, needs)
             made[name] = score_statistics(weights, observed, estimators, fusion, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
@@ -121,14 +127,14 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
 class Kept(NamedTuple):
     """What a run keeps for later scoring."""
 
-    statistics: dict[str, frozenset[Statistic]]
-    """Of each scenario."""
+    statistics: dict[str, frozenset[str]]
+    """Their names, of each scenario."""
     scores: dict[str, dict[str, Scores]]
     """`{scenario: {estimator: …}}`."""
 
     def serves(self, member: str) -> bool:
         """Say whether an estimator, no fusion, can be scored in every scenario, or has been."""
-        needs = make_estimators([member])[member].needs
+        needs = {need.name for need in make_estimators([member])[member].needs}
         return all(needs <= held or member in self.scores.get(name, {}) for name, held in self.statistics.items())
 
 

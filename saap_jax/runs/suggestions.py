@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.estimation import Statistic, make_estimators
+from saap_jax.estimation import make_estimators
 from saap_jax.evaluation.differences import Difference, decimals_of, paired_difference
 from saap_jax.evaluation.resample import FEWEST, few
 from saap_jax.evaluation.scales import scale_of
@@ -48,12 +48,12 @@ MOST_SEEDS = 10
 """Seeds that are suggested at most."""
 
 _EFFORT = (
-    ({Statistic.GATE_HESSIAN}, "Hessian-vector products"),
-    ({Statistic.SQUARED_WEIGHT_GRADIENT}, "gradients of weights, an example at a time"),
-    ({Statistic.WEIGHT_GRADIENT}, "gradients of weights"),
-    ({Statistic.GATE_GRADIENT}, "gradients of gates"),
-    ({Statistic.ACTIVATION_MOMENTS, Statistic.ACTIVATION_USAGE, Statistic.BLOCK_CHANGE}, "activations only"),
-    (set(), "no pass over text"),
+    ("step", "Hessian-vector products"),
+    ("squares", "gradients of weights, an example at a time"),
+    ("weights", "gradients of weights"),
+    ("gates", "gradients of gates"),
+    ("activations", "activations only"),
+    ("", "no pass over text"),
 )
 """What scoring needs, the most expensive first, in words."""
 
@@ -284,8 +284,8 @@ def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     if estimator == ABLATION:
         return -1, "a pass a unit"
     members = dict.fromkeys(part.strip() for part in re.split("[/+]", name) if part.strip())
-    needs = {need for made in make_estimators(members).values() for need in made.needs}
-    return next((place, said) for place, (kind, said) in enumerate(_EFFORT) if kind & needs or not kind)
+    sources = {need.source for made in make_estimators(members).values() for need in made.needs}
+    return next((place, said) for place, (source, said) in enumerate(_EFFORT) if source in sources or not source)
 
 
 def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:

@@ -1,11 +1,13 @@
 """Stage 2c, the solver: which blocks of units go, under a budget of parameters. See `search` for what a block is."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from saap_jax.config.method import SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.types import STRUCTURES
 
 SLACK = 1e-12
@@ -29,6 +31,10 @@ class Blocks(NamedTuple):
     share: np.ndarray
     """Share of the units of the (structure, layer) that are gone after this block."""
 
+    def key(self, config: SearchConfig) -> np.ndarray:
+        """Return what the allocation takes blocks by, ascending: their scores, or how far widths have shrunk."""
+        return self.score if ALLOCATIONS[config.allocation].ranks else self.share
+
     def rows(self, chosen: np.ndarray) -> "Blocks":
         """Return the chosen blocks, by mask or index."""
         return Blocks(*(column[chosen] for column in self))
@@ -40,35 +46,53 @@ def split_budget(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConf
     Args:
         size: prunable parameters of each layer, 0 where it is left alone, `[layers]` a structure.
     """
-    attention = config.attention_share
+    attention, budgets = config.attention_share, ALLOCATIONS[config.allocation].budgets
     shares = [(STRUCTURES, 1.0)] if attention is None else [(("attention",), attention), (("mlp",), 1 - attention)]
     quotas = []
     for names, share in shares:
         inside = np.isin(blocks.structure, [STRUCTURES.index(name) for name in names])
         layer_size = np.sum([size[name] for name in names], axis=0)
-        if config.allocation == "uniform" and layer_size.any():
+        if budgets is not None and layer_size.any():
+            parts = shares_of(budgets, layer_size)
             for layer in np.flatnonzero(layer_size):
                 own = np.flatnonzero(inside & (blocks.layer == layer))
-                quotas.append((own, share * float(layer_size[layer] / layer_size.sum())))
+                quotas.append((own, share * float(parts[layer])))
         else:
             quotas.append((np.flatnonzero(inside), share))
     return [(rows, share) for rows, share in quotas if share > 0]
 
 
+def shares_of(budgets: Callable[[np.ndarray], np.ndarray], size: np.ndarray) -> np.ndarray:
+    """Return the share of what is removed that each layer (or structure) of some parameters loses.
+
+    Raises:
+        ValueError: an allocation whose shares of what can be pruned are not together 1.
+    """
+    shares = np.asarray(budgets(size), np.float64)
+    if shares.shape != size.shape or not (shares >= 0).all() or not math.isclose(shares[size > 0].sum(), 1):
+        raise ValueError(
+            f"search.allocation: expected shares of at least 0 that make 1 for {np.count_nonzero(size)} budgets, got "
+            f"{shares.tolist()}; give none to what is left alone, whose size is 0"
+        )
+    return shares
+
+
 def split_structures(
     blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig
 ) -> list[tuple[np.ndarray, float]]:
-    """Do what `split_budget` does for structures that share no layers: `uniform` splits by structure. One that loses no
-    unit in any case has no budget.
+    """Do what `split_budget` does for structures that share no layers, which have the budgets that layers have there.
+    One that loses no unit in any case has no budget.
 
     Args:
         size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
     """
-    if config.allocation != "uniform" or not len(blocks.cost):
+    budgets = ALLOCATIONS[config.allocation].budgets
+    if budgets is None or not len(blocks.cost):
         return [(np.arange(len(blocks.cost)), 1.0)]
     rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
     own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
-    return [(each, part / sum(own)) for each, part in zip(rows, own, strict=True) if part > 0]
+    parts = shares_of(budgets, np.array(own))
+    return [(each, float(part)) for each, part in zip(rows, parts, strict=True) if part > 0]
 
 
 def take_blocks(
@@ -82,7 +106,7 @@ def take_blocks(
             f"is {most * 10_000 // prunable / 10_000:.4f} under min_keep, max_ratio, skip_layers, multiple_of and "
             "attention_share: relax one of them"
         )
-    key = blocks.share if config.allocation == "uniform" else blocks.score
+    key = blocks.key(config)
     solve = exact if config.solver == "exact" else greedy
     parts, levels = [], []
     for rows, share in quotas:

@@ -8,7 +8,7 @@ import numpy as np
 
 from saap_jax.config.method import FusionConfig, ScenarioReduction, StabilityOver
 from saap_jax.discovery.weights import Weights, units_of
-from saap_jax.estimation import Statistic, Statistics, make_estimators, score, union_of_needs
+from saap_jax.estimation import GATE_GRADIENT, Statistic, Statistics, make_estimators, score, union_of_needs
 from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
@@ -175,10 +175,10 @@ def score_examples(
         The statistics, and the scores.
     """
     observed = {label: each for label, each in plan.items() if each[0] != ABLATION}
-    members = _members(subject, observed, given)
+    members = members_of(subject, plan, given)
     subject.check_estimators(members)
     if statistics is None and (observed or stability):
-        needs = union_of_needs(members.values()) | (frozenset({Statistic.GATE_GRADIENT}) if stability else frozenset())
+        needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
         statistics = subject.observe(
             examples,
             needs,
@@ -198,11 +198,15 @@ def score_examples(
     return statistics, scored
 
 
-def _members(subject: Subject, plan: Plan, given: Mapping[str, Estimator]) -> dict[str, Estimator]:
+def members_of(
+    subject: Subject, plan: Plan, given: Mapping[str, Estimator] = MappingProxyType({})
+) -> dict[str, Estimator]:
+    """Make the estimators that the entries of a plan are made of, each once; not the oracle, which is none."""
     structures = tuple(subject.existing)
     return {
         member: estimator
         for name, fusion in plan.values()
+        if name != ABLATION
         for member, estimator in make_members([name], fusion, structures, given).items()
     }
 
@@ -246,7 +250,7 @@ def score_statistics(
             score(anew, statistics, model) | {name: known[name] for name in members.keys() - anew}
         ).items()
     }
-    gradients: PerExample = statistics.values.get(Statistic.GATE_GRADIENT, {})
+    gradients: PerExample = statistics.values.get(GATE_GRADIENT, {})
     examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
     per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
     fusions = {
@@ -377,7 +381,7 @@ def _check_traced(name: str, fusion: FusionConfig, observed: frozenset[Statistic
             f"estimator {name!r}: expected one for all structures of a traced model, got two around a slash"
         )
     for member, estimator in make_members([name], fusion, ("any",)).items():
-        if missing := sorted(need.value for need in estimator.needs - observed):
+        if missing := sorted(need.name for need in estimator.needs - observed):
             raise ValueError(
                 f"estimator {member!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
                 "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"

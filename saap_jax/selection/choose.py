@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
@@ -92,7 +93,7 @@ def choose_calibrated(
 ) -> Selection:
     """Choose the units to keep by one estimator; `config` says how scenarios are reduced and what has to be stable."""
     scores = calibrated.scores(estimator, config.scenario_reduction)
-    adaptive = config.allocation == "adaptive" and config.stability_weight != 0
+    adaptive = ALLOCATIONS[config.allocation].stability
     stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
     return choose(subject, scores, ratio, config, stability, gone)
 
@@ -131,7 +132,7 @@ def choose_path(
                 scenarios,
                 [estimator],
                 fusion=fusion,
-                stability=config.allocation == "adaptive",
+                stability=ALLOCATIONS[config.allocation].stability,
                 keep={name: units & ~gone[name] for name, units in subject.existing.items()},
                 batch_size=batch_size,
                 remat=remat,

@@ -11,6 +11,8 @@ solver, with its own key and its own split of the budget:
 | `global`   | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
 | `adaptive` | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
 
+An `Allocation` of your own in `ALLOCATIONS` has its own split of the budget, or its own key.
+
 With `attention_share` each structure has budgets of its own. Structures that are no layers', those of a traced model,
 have `Limits` of their own: the copies of one lose as many units each, so that a block is as many units of every copy,
 and `uniform` gives each structure a budget in proportion to its size. Equal keys: the cheaper block first, then
@@ -33,6 +35,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.budget import SLACK, Blocks, most_removable, split_budget, split_structures, take_blocks
 from saap_jax.selection.shapes import most_shaped, take_shaped
@@ -104,7 +107,7 @@ def search(
     target = math.ceil(ratio * prunable * (1 - SLACK))
     if limits is None and (config.max_runs or config.max_shapes):
         left = {name: (units if gone is None else units & ~gone[name]).sum(axis=1) for name, units in existing.items()}
-        key = blocks.share if config.allocation == "uniform" else blocks.score
+        key = blocks.key(config)
         units = {name: each.sum(axis=1) for name, each in existing.items()}
         taken = take_shaped(blocks, key, units, left, costs, target, prunable, config)
     else:
@@ -154,14 +157,16 @@ def priorities(
     present = existing if gone is None else {name: units & ~gone[name] for name, units in existing.items()}
     checked = _checked("scores", scores, present)
     priority: Scores = {name: _normalised(name, values, config) for name, values in checked.items()}
-    if config.allocation == "adaptive" and config.stability_weight != 0:
+    allocation = ALLOCATIONS[config.allocation]
+    if allocation.stability and config.stability_weight != 0:
         if stability is None:
             raise ValueError(
-                f"search: allocation 'adaptive' with stability_weight {config.stability_weight:g} expects a stability "
-                "indicator, got none; pass stability=stability_indicator(fluctuation_of(per-example scores))"
+                f"search: allocation {config.allocation!r} with stability_weight {config.stability_weight:g} expects a "
+                "stability indicator, got none; pass stability=stability_indicator(fluctuation_of(per-example scores))"
             )
         indicator = _checked("stability", stability, present)
         priority = stabilised(priority, indicator, config.stability_weight)
+    priority = allocation.priority(priority, config)
     if config.rank_by == "score_per_parameter":
         priority = {name: values / costs[name][:, None] for name, values in priority.items()}
     if gone is None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import SweepConfig
-from saap_jax.config.method import ALL, CompensationMethod, FusionConfig, SearchConfig
+from saap_jax.config.method import ALL, FusionConfig, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import parse_scenario
 from saap_jax.selection.calibrate import fusion_members, structure_parts
 
@@ -22,7 +23,7 @@ class Variant(NamedTuple):
     """Scenario to score by, or `all`."""
     scores: str
     """Name of its scores: the estimator, and how it is fused where that differs between variants."""
-    compensation: CompensationMethod = "none"
+    compensation: str = "none"
 
     @property
     def chosen(self) -> "Variant":
@@ -55,7 +56,7 @@ class Candidate(NamedTuple):
             "fusion": fusion if variant.fused else None,
             "allocation": search.allocation,
             "rank_by": search.rank_by,
-            "stability_weight": search.stability_weight if search.allocation == "adaptive" else None,
+            "stability_weight": search.stability_weight if ALLOCATIONS[search.allocation].stability else None,
             "scenario": variant.scenario,
             "compensation": variant.compensation,
             "ratio_asked": self.ratio,
@@ -88,9 +89,9 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         free = set(axes)
         if not is_fused(estimator, config.fusion):
             free -= {"method", "scope"}
-        if allocation != "adaptive":
+        if not ALLOCATIONS[allocation].stability:
             free -= {"stability_weight"}
-        if allocation == "uniform":
+        if not ALLOCATIONS[allocation].ranks:
             free -= {"rank_by"}
         key = (estimator, *(chosen[name] if name in free else None for name in axes))
         if key in found:

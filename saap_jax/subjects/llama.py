@@ -14,7 +14,7 @@ from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenar
 from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_costs
 from saap_jax.discovery.listing import traced_model
 from saap_jax.discovery.tracing.trace import Traced
-from saap_jax.estimation import observe
+from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.estimation.gram import Gram
@@ -169,8 +169,8 @@ class LlamaSubject(Subject):
         """Return the second moments of a text, not on a mesh, where every device would hold all of them."""
         if mesh_of(self.model) is not None:
             return None
-        gram = observe(self.model, pairs(examples, batch_size), frozenset({Statistic.GRAM}))
-        return gram.of(Statistic.GRAM)
+        gram = observe(self.model, pairs(examples, batch_size), frozenset({GRAM}))
+        return gram.of(GRAM)
 
     def compensated(
         self,

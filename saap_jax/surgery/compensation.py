@@ -29,9 +29,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.method import HELD_OUT, CompensationConfig
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
-from saap_jax.estimation.base import Statistic, wide
-from saap_jax.estimation.gram import Gram, gram_sums, token_weights
+from saap_jax.config.registries import CORRECTIONS
+from saap_jax.estimation.base import Plan, wide
+from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import run_bounds
@@ -113,7 +113,7 @@ def compensate(
         ]
         made[at.structure].append(new)
         corrections.append(correction)
-    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+    return Compensated(rewritten(model, made, CORRECTIONS[config.method].biases), corrections)
 
 
 def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
@@ -123,7 +123,7 @@ def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
             f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
             "on what is kept; give the text alone"
         )
-    expected = jax.eval_shape(lambda: ACCUMULATORS[Statistic.GRAM].init(model, Plan(0))).product
+    expected = jax.eval_shape(lambda: GRAM.init(model, Plan(0))).product
     for structure, product in gram.product.items():
         if product.shape != expected[structure].shape:
             raise ValueError(
@@ -151,7 +151,7 @@ def _by_gram(
         config.check_microbatches(HELD_OUT if enough else 1)
         made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
         corrections.append(correction)
-    return Compensated(rewritten(model, made, config.method == "bias"), corrections)
+    return Compensated(rewritten(model, made, CORRECTIONS[config.method].biases), corrections)
 
 
 def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[Array, "coordinates embed"]) -> Normal:

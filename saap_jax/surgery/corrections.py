@@ -12,6 +12,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.method import CompensationConfig
+from saap_jax.config.registries import CORRECTIONS
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidates for δ."""
@@ -87,6 +88,54 @@ def output_error(
     return total / jnp.maximum(normal.square, jnp.finfo(normal.square.dtype).tiny)
 
 
+class Sums(NamedTuple):
+    """Over the tokens of the calibration text."""
+
+    fit: Normal
+    """What a correction is made from."""
+    judge: Normal
+    """What it is judged on: text that was held out, or where there is none the same."""
+    everything: Normal
+    """Both: what the final correction is made from."""
+
+
+class Solved(NamedTuple):
+    """A correction of one output matrix."""
+
+    weight: Float[Array, "coordinates embed"]
+    bias: Float[Array, "embed"] | None
+    error: float
+    """Of `output_error` on the text that judges, corrected from the text that fits."""
+    damping: float | None = None
+
+
+def solve_bias(
+    sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"], config: CompensationConfig
+) -> Solved:
+    """Leave the kept weights as they are and add the bias that is lacking on average."""
+    left = jnp.where(kept[:, None], weight, 0)
+    error = float(output_error(sums.judge, left, output_bias(sums.fit, weight, kept)))
+    return Solved(left, output_bias(sums.everything, weight, kept), error)
+
+
+def solve_least_squares(
+    sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"], config: CompensationConfig
+) -> Solved:
+    """Change the kept weights by least squares, with the damping that is given or that the held-out text prefers."""
+    choices = DAMPINGS if config.damping is None else (config.damping,)
+    nothing = jnp.zeros(weight.shape[1], weight.dtype)
+    errors = [
+        float(output_error(sums.judge, least_squares(sums.fit, weight, kept, jnp.asarray(d)), nothing)) for d in choices
+    ]
+    best = int(np.argmin(errors))
+    solved = least_squares(sums.everything, weight, kept, jnp.asarray(choices[best]))
+    return Solved(solved, None, errors[best], choices[best])
+
+
+SOLVERS = {"bias": solve_bias, "least_squares": solve_least_squares}
+"""How the methods of this package, which `config.registries.CORRECTIONS` describes, correct a matrix."""
+
+
 def corrected(
     sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
 ) -> tuple[Array, Array, float | None, tuple[float, float]]:
@@ -98,15 +147,10 @@ def corrected(
     fit, held = sums
     rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
     weight = weight.astype(fit.gram.dtype)
-    left = jnp.where(rows[:, None], weight, 0)
     everything = fit if held is None else jax.tree.map(jnp.add, fit, held)
     judge = fit if held is None else held
-    before = float(output_error(judge, left, nothing))
-    if config.method == "bias":
-        after = float(output_error(judge, left, output_bias(fit, weight, rows)))
-        return left, output_bias(everything, weight, rows), None, (before, after)
-    choices = DAMPINGS if config.damping is None else (config.damping,)
-    errors = [float(output_error(judge, least_squares(fit, weight, rows, jnp.asarray(d)), nothing)) for d in choices]
-    best = int(np.argmin(errors))
-    damping = jnp.asarray(choices[best])
-    return least_squares(everything, weight, rows, damping), nothing, choices[best], (before, errors[best])
+    before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
+    solve = CORRECTIONS[config.method].solve or SOLVERS[config.method]
+    solved: Solved = solve(Sums(fit, judge, everything), weight, rows, config)
+    bias = nothing if solved.bias is None else solved.bias
+    return solved.weight, bias, solved.damping, (before, solved.error)

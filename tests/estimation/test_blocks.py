@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import Statistic, Statistics, make_estimator, observe
+from saap_jax.estimation import BLOCK_CHANGE, Statistics, make_estimator, observe
 from saap_jax.estimation.blocks import turn
 from saap_jax.llama.segments import existing_units
 from tests.helpers import dense_model, layers_of, length_mask, ragged_model, random_tokens, reference
 
-NEED = frozenset({Statistic.BLOCK_CHANGE})
+NEED = frozenset({BLOCK_CHANGE})
 
 
 def one_minus_cos(a: np.ndarray, b: np.ndarray) -> float:
@@ -56,7 +56,7 @@ def test_means_over_the_real_tokens(make, size):
     mask = length_mask(*lengths, seq=8)
     rows = [np.pad(array, ((0, -3 % size), (0, 2))) for array in (tokens, mask)]
     statistics = observe(model, [tuple(a[i : i + size] for a in rows) for i in range(0, 3, size)], NEED)
-    change = statistics.values[Statistic.BLOCK_CHANGE]
+    change = statistics.values[BLOCK_CHANGE]
     sums = {name: np.zeros(len(change[name])) for name in ("attention", "mlp", "layer")}
     for row, length in zip(tokens, lengths, strict=True):
         for layer, (x, y, z) in enumerate(residuals(model, row[:length])):
@@ -72,7 +72,7 @@ def test_means_over_the_real_tokens(make, size):
 def test_units_of_a_sub_block_share_its_score():
     model, exists = ragged_model(), existing_units(ragged_model().runs)
     change = {name: jnp.arange(4.0) + start for name, start in (("attention", 0.1), ("mlp", 0.2), ("layer", 0.3))}
-    statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {Statistic.BLOCK_CHANGE: change})
+    statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {BLOCK_CHANGE: change})
     for granularity, starts in (("sub_block", {"attention": 0.1, "mlp": 0.2}), ("layer", dict.fromkeys(exists, 0.3))):
         scores = make_estimator(f"block_influence(granularity='{granularity}')").score(statistics, model)
         for name, start in starts.items():

@@ -3,6 +3,7 @@
 The number of devices is fixed once jax has started, so this file also runs as a program of its own.
 """
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -20,7 +21,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from saap_jax.estimation import (
     ESTIMATORS,
-    Statistic,
+    GATE_GRADIENT,
+    GATE_HESSIAN,
     curvature_of,
     make_estimator,
     make_estimators,
@@ -39,7 +41,7 @@ NAMES = tuple(
     for name in ESTIMATORS
     if name != "random"
 )
-GATE_GRADIENT = frozenset({Statistic.GATE_GRADIENT})
+ONLY_GATES = frozenset({GATE_GRADIENT})
 STEPS = ("observe_step", "hessian_step")
 
 
@@ -63,7 +65,7 @@ def main(path: str) -> None:
     for case, rows in (("one", None), ("copied", copied), ("spread", spread)):
         everywhere = model if rows is None else jax.device_put(model, copied)
         with watched(lambda step, _, case=case: found.update({f"operations/{case}": operations(step)}), STEPS[:1]):
-            observe(everywhere, placed(random_tokens(ROWS, 8), mask[:ROWS], rows), GATE_GRADIENT)
+            observe(everywhere, placed(random_tokens(ROWS, 8), mask[:ROWS], rows), ONLY_GATES)
     np.savez(path, **found)
 
 
@@ -73,6 +75,7 @@ def placed(tokens: np.ndarray, mask: np.ndarray, rows: NamedSharding | None) -> 
     return batches if rows is None else jax.device_put(batches, rows)
 
 
+@contextlib.contextmanager
 def watched(look: Callable[[Callable[[], Any], tuple[jax.Array, jax.Array]], None], names: tuple[str, ...] = STEPS):
     """Let `look(compile, (tokens, mask))` see each call of the pass's jitted steps, with the inputs as they arrive."""
     module = sys.modules[observe.__module__]
@@ -85,7 +88,11 @@ def watched(look: Callable[[Callable[[], Any], tuple[jax.Array, jax.Array]], Non
 
         return call
 
-    return mock.patch.multiple(module, **{name: wrapped(getattr(module, name)) for name in names})
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(module, STEPS[0], wrapped(module.observe_step)))
+        if STEPS[1] in names:
+            patches.enter_context(mock.patch.dict(vars(GATE_HESSIAN), step=wrapped(GATE_HESSIAN.step)))
+        yield
 
 
 def share(array: jax.Array) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import Moments, Statistic, make_estimator
+from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, WEIGHT_GRADIENT, Moments, make_estimator
 from saap_jax.estimation.base import Statistics, score_matrices
 from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
@@ -27,9 +27,9 @@ def toy(x64):
     mean = {n: random.standard_normal((*u, coordinates[n])) for n, u in units.items()}
     square = {n: m**2 + random.uniform(0.1, 1, m.shape) for n, m in mean.items()}
     values = {
-        Statistic.WEIGHT_GRADIENT: random_model(spec, seed=1, dtype=np.float64),
-        Statistic.GATE_GRADIENT: {n: random.standard_normal((5, *u)) for n, u in units.items()},
-        Statistic.ACTIVATION_MOMENTS: Moments(mean, square),
+        WEIGHT_GRADIENT: random_model(spec, seed=1, dtype=np.float64),
+        GATE_GRADIENT: {n: random.standard_normal((5, *u)) for n, u in units.items()},
+        ACTIVATION_MOMENTS: Moments(mean, square),
     }
     values = jax.tree.map(jnp.asarray, values)
     return model, Statistics(jnp.asarray(5), jnp.asarray(40), jnp.zeros(5), values)
@@ -65,7 +65,7 @@ def test_magnitude(toy, reduction):
 
 def products(toy, unit) -> list[list[float]]:
     """Return w · ∂w of each weight of each matrix of a unit."""
-    gradient = toy[1].values[Statistic.WEIGHT_GRADIENT]
+    gradient = toy[1].values[WEIGHT_GRADIENT]
     pairs = zip(matrices(toy[0], *unit), matrices(gradient, *unit), strict=True)
     return [[w * d for w, d in zip(weights.flat, gradients.flat, strict=True)] for weights, gradients in pairs]
 
@@ -97,7 +97,7 @@ def test_sum_is_the_default_and_reductions_differ(toy):
 
 @pytest.mark.parametrize(("name", "each"), [("gate_taylor", abs), ("gate_fisher", lambda g: g**2)])
 def test_gates(toy, name, each):
-    gradients = toy[1].values[Statistic.GATE_GRADIENT]
+    gradients = toy[1].values[GATE_GRADIENT]
     assert_scores(
         scores_of(name, toy),
         lambda structure, layer, unit: sum(each(float(gradients[structure][n, layer, unit])) for n in range(5)) / 5,
@@ -106,7 +106,7 @@ def test_gates(toy, name, each):
 
 def written(toy, structure, layer, unit):
     """Return (row of W_out, mean a, mean a²) of each coordinate of a unit."""
-    moments = toy[1].values[Statistic.ACTIVATION_MOMENTS]
+    moments = toy[1].values[ACTIVATION_MOMENTS]
     weights = layers_of(toy[0])[layer]
     if structure == "mlp":
         rows = [weights["mlp/down"][unit]]
@@ -152,11 +152,9 @@ def test_fluctuation_standardised_as_flap_does(toy):
 def test_variance_lost_to_rounding_is_zero(toy):
     """mean a² - (mean a)² may come out below zero; a score may not."""
     model, statistics = toy
-    mean, square = statistics.values[Statistic.ACTIVATION_MOMENTS]
+    mean, square = statistics.values[ACTIVATION_MOMENTS]
     constant = Moments(mean, {name: jnp.square(m) * (1 - 1e-12) for name, m in mean.items()})
-    scores = make_estimator("fluctuation").score(
-        statistics._replace(values={Statistic.ACTIVATION_MOMENTS: constant}), model
-    )
+    scores = make_estimator("fluctuation").score(statistics._replace(values={ACTIVATION_MOMENTS: constant}), model)
     assert all(bool(jnp.all(score == 0)) for score in scores.values())
     assert all(bool(jnp.all(score > 0)) for score in scores_of("fluctuation", toy).values())
     assert all(bool(jnp.all(square[name] >= jnp.square(mean[name]))) for name in STRUCTURES)

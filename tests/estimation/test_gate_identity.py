@@ -5,7 +5,7 @@ import pytest
 
 from saap_jax.data import calibration_windows
 from saap_jax.discovery import discover, unit_view
-from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.llama import load_model, load_tokenizer
 
 LINEAR = {"attention": "attention/value", "mlp": "mlp/up"}
@@ -20,12 +20,12 @@ def test_gate_gradients_are_sums_of_weight_times_gradient():
     except FileNotFoundError as error:
         pytest.skip(str(error))
     windows = calibration_windows("builtin:reference", tokenizer, 4, 96, 0)
-    statistics = observe(model, [tuple(windows)], frozenset({Statistic.GATE_GRADIENT, Statistic.WEIGHT_GRADIENT}))
-    (run,), (gradient,) = model.runs, statistics.of(Statistic.WEIGHT_GRADIENT).runs
+    statistics = observe(model, [tuple(windows)], frozenset({GATE_GRADIENT, WEIGHT_GRADIENT}))
+    (run,), (gradient,) = model.runs, statistics.of(WEIGHT_GRADIENT).runs
     equal = 0
     for name, structure in discover(model).items():
         # windows of equal length: the mean over examples is the mean over tokens
-        gates = np.mean(np.asarray(statistics.of(Statistic.GATE_GRADIENT)[name], np.float64), axis=0)
+        gates = np.mean(np.asarray(statistics.of(GATE_GRADIENT)[name], np.float64), axis=0)
         largest = np.abs(gates).max(axis=1, keepdims=True)
         assert gates.shape == (len(structure.units), structure.units[0])
         assert largest.min() > 0

@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import Curvature, Statistic, curvature_of, make_estimator, make_estimators, observe, score
+from saap_jax.estimation import (
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    STATISTICS,
+    Curvature,
+    curvature_of,
+    make_estimator,
+    make_estimators,
+    observe,
+    score,
+)
 from saap_jax.estimation.hessian import hessian_step, random_signs
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.segments import existing_units, ones_gates
@@ -16,7 +26,7 @@ from tests.helpers import dense_model, length_mask, losses_of, random_model, ran
 
 TOKENS, MASK = random_tokens(3, 6), length_mask(6, 4, 5, seq=6)
 LENGTHS = np.asarray([5, 3, 4])
-NEED = frozenset({Statistic.GATE_HESSIAN})
+NEED = frozenset({GATE_HESSIAN})
 
 
 def gates_of(model):
@@ -67,7 +77,7 @@ class TestAgainstTheFullHessian:
         rows = [np.pad(array, ((0, -3 % size), (0, 0))) for array in (TOKENS, MASK)]
         batches = [tuple(array[i : i + size] for array in rows) for i in range(0, 3, size)]
         statistics = observe(model, batches, NEED, curvature=Curvature(probes=2))
-        value = statistics.of(Statistic.GATE_HESSIAN)
+        value = statistics.of(GATE_HESSIAN)
         diagonal = np.diag(hessian)[ranges["attention"]]
         np.testing.assert_allclose(value.exact["attention"].ravel(), diagonal, rtol=1e-9, atol=1e-12)
         for name in STRUCTURES:
@@ -83,7 +93,7 @@ class TestAgainstTheFullHessian:
     def test_a_probe_gives_z_times_its_product(self, x64):
         """Of all gates at once, where attention is probed too."""
         _, hessian, ranges = full_hessian(dense_model(dtype=np.float64))
-        value = observed(3, "probes").of(Statistic.GATE_HESSIAN)
+        value = observed(3, "probes").of(GATE_HESSIAN)
         for number in range(3):
             signs = random_signs(0, jnp.asarray(number), value.gradient)
             z = np.concatenate([np.asarray(signs[name]).ravel() for name in STRUCTURES])
@@ -97,7 +107,7 @@ class TestAgainstTheFullHessian:
         """The mean squared error of n probes is Σ_{v≠u} H_uv² / n; probes of channels touch no attention gate."""
         _, hessian, ranges = full_hessian(dense_model(dtype=np.float64))
         block = hessian[ranges["mlp"], ranges["mlp"]]
-        probed = np.asarray(observed(512).of(Statistic.GATE_HESSIAN).probed["mlp"]).reshape(512, -1)
+        probed = np.asarray(observed(512).of(GATE_HESSIAN).probed["mlp"]).reshape(512, -1)
         theory = (block**2).sum(axis=1) - np.diag(block) ** 2
         for probes in (1, 4, 16):
             means = probed.reshape(-1, probes, probed.shape[1]).mean(axis=1)
@@ -110,19 +120,19 @@ class TestOptions:
     @pytest.mark.slow
     def test_scores_use_as_many_probes_as_they_ask_for(self, x64):
         model = dense_model(dtype=np.float64)
-        value = observed(512).of(Statistic.GATE_HESSIAN)
+        value = observed(512).of(GATE_HESSIAN)
         scores = {n: make_estimator(f"gate_hessian(probes={n})").score(observed(512), model)["mlp"] for n in (3, 8)}
         for probes, actual in scores.items():
             by_hand = np.abs(value.gradient["mlp"] - np.mean(value.probed["mlp"][:probes], axis=0) / 2)
             np.testing.assert_allclose(actual, by_hand, rtol=1e-12)
         assert not np.allclose(scores[3], scores[8], rtol=1e-3)
-        np.testing.assert_allclose(observed(3).of(Statistic.GATE_HESSIAN).probed["mlp"], value.probed["mlp"][:3])
+        np.testing.assert_allclose(observed(3).of(GATE_HESSIAN).probed["mlp"], value.probed["mlp"][:3])
         signs = [random_signs(seed, jnp.asarray(0), value.gradient)["mlp"] for seed in (0, 1)]
         assert not np.array_equal(*signs)
 
     def test_attention_by_probes(self, x64):
         model, statistics = dense_model(dtype=np.float64), observed(3, "probes")
-        value = statistics.of(Statistic.GATE_HESSIAN)
+        value = statistics.of(GATE_HESSIAN)
         assert not value.exact
         scores = make_estimator("gate_hessian(probes=3, attention='probes')").score(statistics, model)["attention"]
         by_hand = np.abs(value.gradient["attention"] - np.mean(value.probed["attention"], axis=0) / 2)
@@ -163,7 +173,7 @@ class TestOptions:
     @pytest.mark.slow
     def test_runs_only_when_asked_for_and_compiles_once(self):
         model, before = dense_model(), hessian_step._cache_size()
-        observe(model, [(TOKENS, MASK)], frozenset(Statistic) - NEED)
+        observe(model, [(TOKENS, MASK)], frozenset(STATISTICS.values()) - NEED)
         assert hessian_step._cache_size() == before
         observe(model, [(TOKENS, MASK)] * 2, NEED)
         assert hessian_step._cache_size() == before + 1
@@ -172,7 +182,7 @@ class TestOptions:
 def test_gate_taylor_signed_against_finite_differences(x64):
     """-(1/N) Σ_n ∂ℒ_n/∂g_u is minus the slope of the mean over examples of their mean losses."""
     model = dense_model(dtype=np.float64)
-    statistics = observe(model, [(TOKENS, MASK)], frozenset({Statistic.GATE_GRADIENT}))
+    statistics = observe(model, [(TOKENS, MASK)], frozenset({GATE_GRADIENT}))
     scores = make_estimator("gate_taylor_signed").score(statistics, model)
 
     def loss(name, layer, unit, value) -> float:

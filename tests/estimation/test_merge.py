@@ -9,12 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.estimation import Curvature, Statistic, Statistics, merge, observe
+from saap_jax.estimation import (
+    BLOCK_CHANGE,
+    GATE_GRADIENT,
+    GRAM,
+    SQUARED_WEIGHT_GRADIENT,
+    STATISTICS,
+    WEIGHT_GRADIENT,
+    Curvature,
+    Statistics,
+    merge,
+    observe,
+)
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
 LENGTHS = (8, 3, 1, 6, 8)
 TOKENS, MASK = random_tokens(5, 8), length_mask(*LENGTHS, seq=8)
-ALL = frozenset(Statistic)
+ALL = frozenset(STATISTICS.values())
 
 
 @functools.cache
@@ -42,8 +53,8 @@ def merged_by(cuts: list[int], pieces: list[Statistics]) -> Statistics:
 
 def without_holding_out(statistics: Statistics) -> Statistics:
     """Add what is held out of the Gram matrices to the rest: which microbatches that are depends on the parts."""
-    gram = jax.tree.map(lambda x: x.sum(axis=0), statistics.values[Statistic.GRAM])
-    return statistics._replace(values={**statistics.values, Statistic.GRAM: gram})
+    gram = jax.tree.map(lambda x: x.sum(axis=0), statistics.values[GRAM])
+    return statistics._replace(values={**statistics.values, GRAM: gram})
 
 
 def assert_equal(first: Statistics, second: Statistics) -> None:
@@ -64,14 +75,14 @@ def test_counts_and_rows():
     whole, alone = parts()
     both = merge(alone[1], alone[2])
     assert (int(both.examples), int(both.tokens), int(both.seen)) == (3, 7, 10)
-    assert both.values[Statistic.GATE_GRADIENT]["mlp"].shape == (3, 2, 4)
+    assert both.values[GATE_GRADIENT]["mlp"].shape == (3, 2, 4)
     np.testing.assert_allclose(both.losses, whole.losses[1:4], rtol=1e-5)
     assert int(whole.seen) == sum(LENGTHS)
 
 
 def test_means_are_weighted_by_what_they_are_means_over():
     """By hand: tokens 1 and 3, examples 1 and 1, real tokens 2 and 4."""
-    keys = (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT, Statistic.BLOCK_CHANGE)
+    keys = (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, BLOCK_CHANGE)
     first, second = (
         Statistics(jnp.asarray(1), jnp.asarray(tokens), jnp.zeros(1), {key: jnp.asarray([value]) for key in keys})
         for tokens, value in ((1, 0.0), (3, 12.0))
@@ -83,7 +94,7 @@ def test_means_are_weighted_by_what_they_are_means_over():
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused():
     _, (first, second, *_) = parts()
-    fewer = second._replace(values={Statistic.GATE_GRADIENT: second.values[Statistic.GATE_GRADIENT]})
+    fewer = second._replace(values={GATE_GRADIENT: second.values[GATE_GRADIENT]})
     with pytest.raises(
         ValueError, match=r"merge: expected the same statistics in both parts, got activation_moments, "
     ):

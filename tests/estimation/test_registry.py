@@ -9,9 +9,11 @@ import pytest
 from saap_jax.config.method import SearchConfig
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import (
+    ACTIVATION_MOMENTS,
     ESTIMATORS,
+    STATISTICS,
+    WEIGHT_GRADIENT,
     Moments,
-    Statistic,
     make_estimator,
     make_estimators,
     observe,
@@ -74,19 +76,19 @@ def test_one_estimator_with_two_options_is_two():
 
 def test_every_name_is_made_with_its_defaults():
     for name in ESTIMATORS:
-        assert make_estimator(f" {name}() ").needs == make_estimator(name).needs <= set(Statistic)
+        assert make_estimator(f" {name}() ").needs == make_estimator(name).needs <= set(STATISTICS.values())
 
 
 def test_union_of_needs():
     made = make_estimators(["random", "wanda", "taylor_element", "fluctuation"])
-    assert union_of_needs(made.values()) == {Statistic.ACTIVATION_MOMENTS, Statistic.WEIGHT_GRADIENT}
+    assert union_of_needs(made.values()) == {ACTIVATION_MOMENTS, WEIGHT_GRADIENT}
     assert union_of_needs([make_estimator("magnitude")]) == frozenset()
 
 
 def test_the_how_to_adds_an_estimator(monkeypatch):
     """The example of docs/new_estimator.md, as it stands there, is enough."""
     page = (Path(__file__).parents[2] / "docs/new_estimator.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     module: dict = {}
     exec(compile(code, "docs/new_estimator.md", "exec"), module)
@@ -97,7 +99,7 @@ def test_the_how_to_adds_an_estimator(monkeypatch):
     statistics = observe(model, [(random_tokens(3, 8), np.ones((3, 8), bool))], union_of_needs(made.values()))
     scores = score(made, statistics, model)
 
-    moments: Moments = statistics.of(Statistic.ACTIVATION_MOMENTS)
+    moments: Moments = statistics.of(ACTIVATION_MOMENTS)
     down = layers_of(model)[2]["mlp/down"]
     by_hand = [moments.square["mlp"][2, unit, 0] * (down[unit] ** 2).sum() for unit in range(3)]
     np.testing.assert_allclose(scores["energy"]["mlp"][2], [*by_hand, *[np.nan] * 3], rtol=1e-5)

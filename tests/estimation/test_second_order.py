@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import parameters_by_path
-from saap_jax.estimation import Statistic, Statistics, make_estimator, observe
-from saap_jax.estimation.accumulate import ACCUMULATORS, Plan
+from saap_jax.estimation import (
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    GRAM,
+    SQUARED_WEIGHT_GRADIENT,
+    STATISTICS,
+    WEIGHT_GRADIENT,
+    Statistics,
+    make_estimator,
+    observe,
+)
+from saap_jax.estimation.base import Plan
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
 from saap_jax.estimation.squares import is_matrix
@@ -24,8 +34,8 @@ from tests.helpers import (
     spec_of,
 )
 
-MEAN, SQUARED = Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT
-ONE_PASS = frozenset(Statistic) - {Statistic.GATE_HESSIAN}
+MEAN, SQUARED = WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT
+ONE_PASS = frozenset(STATISTICS.values()) - {GATE_HESSIAN}
 TOKENS, MASK = random_tokens(4, 7), length_mask(7, 5, 2, 0, seq=7)
 """Three examples and a padding row."""
 TWO_RUNS = spec_of((2, 4), (0, 3))
@@ -119,7 +129,7 @@ class TestCost:
     batch = (jnp.asarray(TOKENS), jnp.asarray(MASK))
 
     def lowered(self, needs):
-        state = {need: ACCUMULATORS[need].init(self.model, Plan(4)) for need in needs}
+        state = {need: need.init(self.model, Plan(4)) for need in needs}
         position = jnp.asarray(0, jnp.int32)
         arguments = (self.model, state, jnp.zeros(4), *self.batch, position, ones_gates(self.model.runs))
         return observe_step.lower(*arguments, needs=frozenset(needs), remat="none").compile()
@@ -129,16 +139,16 @@ class TestCost:
 
     def test_one_backward_pass_serves_all(self):
         alone = self.flops({MEAN, SQUARED})
-        assert self.flops(ONE_PASS - {Statistic.GRAM}) < 1.25 * alone  # what estimators need
+        assert self.flops(ONE_PASS - {GRAM}) < 1.25 * alone  # what estimators need
         assert self.flops({MEAN}) > 1.8 * self.flops(set())  # where there is one less
 
-    @pytest.mark.parametrize("needs", [{MEAN}, {SQUARED}, {MEAN, SQUARED}, {Statistic.GATE_GRADIENT}])
+    @pytest.mark.parametrize("needs", [{MEAN}, {SQUARED}, {MEAN, SQUARED}, {GATE_GRADIENT}])
     def test_nothing_is_allocated_that_is_not_needed(self, needs):
         parameters = parameters_by_path(self.model).values()
         numbers = sum(parameter.size for parameter in parameters) if MEAN in needs else 0
         if SQUARED in needs:  # of matrices; one number for each other parameter
             numbers += sum(parameter.size if is_matrix(parameter) else 1 for parameter in parameters)
-        state = {need: ACCUMULATORS[need].init(self.model, Plan(4)) for need in needs - {Statistic.GATE_GRADIENT}}
+        state = {need: need.init(self.model, Plan(4)) for need in needs - {GATE_GRADIENT}}
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 4 * numbers
         assert set(observe(self.model, [(TOKENS, MASK)], frozenset(needs)).values) == needs
         memory = self.lowered(needs).memory_analysis()
@@ -177,13 +187,13 @@ class TestNotFinite:
     def test_a_held_out_gram_matrix_is_searched_for_in_examples_alone(self, field):
         """Its microbatch is the second part; an example that is observed alone is the first."""
         model = ragged_model()
-        gram = observe(model, [(TOKENS, MASK)], frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+        gram = observe(model, [(TOKENS, MASK)], frozenset({GRAM})).of(GRAM)
 
         def broken(part: int):
             tree = getattr(gram, field)
             return gram._replace(**{field: tree | {"mlp": tree["mlp"].at[part, 2].set(jnp.inf)}})
 
-        statistics = Statistics(jnp.asarray(3), jnp.asarray(9), jnp.zeros(3), {Statistic.GRAM: broken(1)})
+        statistics = Statistics(jnp.asarray(3), jnp.asarray(9), jnp.zeros(3), {GRAM: broken(1)})
         with pytest.raises(ValueError, match="the gram of mlp in layer 2 is not finite on example 1;"):
             refuse_not_finite(
                 statistics, model, [(TOKENS, MASK)], lambda example, _: broken(0) if example == 1 else gram

@@ -10,9 +10,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from saap_jax.estimation import (
+    BLOCK_CHANGE,
     ESTIMATORS,
+    SQUARED_WEIGHT_GRADIENT,
+    STATISTICS,
+    WEIGHT_GRADIENT,
     Curvature,
-    Statistic,
     load_statistics,
     make_estimators,
     observe,
@@ -24,7 +27,7 @@ from saap_jax.llama.model import abstract_llama
 from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
 WIDTHS = (2, 4), (0, 3)
-WEIGHTS = {Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT}
+WEIGHTS = {WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}
 SCENARIOS = ("builtin:reference", "text:/a/b.txt")
 
 
@@ -40,7 +43,7 @@ def observed(attention: str = "exact"):
         name: observe(
             model(),
             [(random_tokens(len(mask), 6, seed), mask)],
-            frozenset(Statistic),
+            frozenset(STATISTICS.values()),
             curvature=Curvature(probes=3, attention=attention),
         )
         for seed, (name, mask) in enumerate(zip(SCENARIOS, masks, strict=True))
@@ -63,9 +66,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
     assert_same(loaded, observed(attention))
     assert_same(load_statistics(path, abstract_llama(model().spec)), loaded)
     with pytest.raises(AssertionError):
-        assert_same(
-            loaded[SCENARIOS[0]].values[Statistic.BLOCK_CHANGE], loaded[SCENARIOS[1]].values[Statistic.BLOCK_CHANGE]
-        )
+        assert_same(loaded[SCENARIOS[0]].values[BLOCK_CHANGE], loaded[SCENARIOS[1]].values[BLOCK_CHANGE])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -84,7 +85,7 @@ def test_layout_of_the_file(tmp_path):
     tensors = load_file(path)
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
     name = f"{SCENARIOS[1]}/squared_weight_gradient/runs/0/mlp/down"
-    expected = observed()[SCENARIOS[1]].values[Statistic.SQUARED_WEIGHT_GRADIENT].runs[0].mlp.down[...]
+    expected = observed()[SCENARIOS[1]].values[SQUARED_WEIGHT_GRADIENT].runs[0].mlp.down[...]
     np.testing.assert_array_equal(tensors[name], expected)
     with safe_open(path, framework="numpy") as file:
         about = json.loads(file.metadata()["scenarios"])
@@ -92,10 +93,10 @@ def test_layout_of_the_file(tmp_path):
 
 
 def test_only_some(tmp_path):
-    path = save_statistics(tmp_path / "s", observed(), only=frozenset(Statistic) - WEIGHTS)
+    path = save_statistics(tmp_path / "s", observed(), only=frozenset(STATISTICS.values()) - WEIGHTS)
     assert not any("weight_gradient" in name for name in load_file(path))
     loaded = load_statistics(path, model())[SCENARIOS[0]]
-    assert set(loaded.values) == set(Statistic) - WEIGHTS
+    assert set(loaded.values) == set(STATISTICS.values()) - WEIGHTS
     with pytest.raises(ValueError, match="statistic weight_gradient was not observed"):
         score(make_estimators(["taylor_vector"]), loaded, model())
     assert path.stat().st_size < save_statistics(tmp_path / "all", observed()).stat().st_size / 2
@@ -145,13 +146,15 @@ class TestRefuses:
         for key, value in (
             *(("examples", value) for value in (None, "3", 3.0, True, 0, -1, 2**31, 2**63)),
             *(("tokens", value) for value in ([], 0, 2**31)),
-            *(("statistics", value) for value in (None, {}, ["x"], [1], [[]], ["gram", "gram"])),
+            *(("statistics", value) for value in (None, {}, [1], [[]], ["gram", "gram"])),
             *(("curvature", value) for value in (None, {}, {"probes": 0, "attention": "exact"}, {"probes": 3})),
             *(("curvature", {"probes": 3, "attention": value}) for value in ("x", [])),
             ("extra", 1),
         ):
             changed = about | {first: about[first] | {key: value}}
             refused(json.dumps(changed), "of scenario 'builtin:reference' in its metadata, got")
+        unknown = about | {first: about[first] | {"statistics": ["x"], "curvature": None}}
+        refused(json.dumps(unknown), "expected tensor builtin:reference/.* of shape None")
         refused(json.dumps({first: about[first]}), "expected tensor text:/a/b.txt.* of shape None")
         name = f"{first}/gate_gradient/mlp"
         refused(metadata["scenarios"], f"{name} of type F32, got F16", tensors | {name: tensors[name].astype("f2")})

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import Statistic, Statistics, make_estimator, observe
+from saap_jax.estimation import ACTIVATION_USAGE, Statistics, make_estimator, observe
 from saap_jax.estimation.activations import MULTIPLES, used
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, ragged_model, random_tokens, reference
 
-NEED = frozenset({Statistic.ACTIVATION_USAGE})
+NEED = frozenset({ACTIVATION_USAGE})
 
 
 def used_by_hand(activation: np.ndarray, multiple: float) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_shares_of_the_real_tokens(make, size):
     mask = length_mask(*lengths, seq=8)
     rows = [np.pad(array, ((0, -3 % size), (0, 2))) for array in (tokens, mask)]
     statistics = observe(model, [tuple(a[i : i + size] for a in rows) for i in range(0, 3, size)], NEED)
-    totals = {name: np.zeros(usage.shape) for name, usage in statistics.values[Statistic.ACTIVATION_USAGE].items()}
+    totals = {name: np.zeros(usage.shape) for name, usage in statistics.values[ACTIVATION_USAGE].items()}
     for row, length in zip(tokens, lengths, strict=True):
         for layer, activations in enumerate(reference(model, row[:length])[1]):
             for name, activation in activations.items():
@@ -57,7 +57,7 @@ def test_shares_of_the_real_tokens(make, size):
                             totals[name][layer, : len(token), column] += stands_out
     for name in STRUCTURES:
         np.testing.assert_allclose(
-            statistics.values[Statistic.ACTIVATION_USAGE][name], totals[name] / sum(lengths), rtol=1e-6, err_msg=name
+            statistics.values[ACTIVATION_USAGE][name], totals[name] / sum(lengths), rtol=1e-6, err_msg=name
         )
     assert len(np.unique(totals["mlp"][..., 1])) > 3  # units differ
 
@@ -65,7 +65,7 @@ def test_shares_of_the_real_tokens(make, size):
 def test_scores_are_the_shares_at_one_multiple():
     model = ragged_model()
     shares = {n: np.random.default_rng(0).random((4, u, len(MULTIPLES))) for n, u in (("attention", 2), ("mlp", 6))}
-    values = {Statistic.ACTIVATION_USAGE: {name: jnp.asarray(share) for name, share in shares.items()}}
+    values = {ACTIVATION_USAGE: {name: jnp.asarray(share) for name, share in shares.items()}}
     statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), values)
     for multiple, column in ((0.5, 0), (1.0, 1), (4.0, 3)):
         scores = make_estimator(f"activation_frequency(multiple={multiple})").score(statistics, model)
@@ -73,7 +73,7 @@ def test_scores_are_the_shares_at_one_multiple():
         assert np.isnan(scores["attention"][3]).all()
     np.testing.assert_array_equal(
         make_estimator("activation_frequency").score(statistics, model)["mlp"][:2],
-        values[Statistic.ACTIVATION_USAGE]["mlp"][:2, :, 1],
+        values[ACTIVATION_USAGE]["mlp"][:2, :, 1],
     )
     with pytest.raises(ValueError, match=r"expected multiple to be one of 0.5, 1, 2, 4, got 3"):
         make_estimator("activation_frequency(multiple=3.0)")

@@ -19,7 +19,7 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.data import concatenated, pairs
-from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation import GRAM, observe
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
 from saap_jax.report import csv_table
@@ -84,7 +84,7 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
     passes = []
 
     def counted(*arguments, **options):
-        passes.extend(arguments[2:3] if Statistic.GRAM in arguments[2] else ())
+        passes.extend(arguments[2:3] if GRAM in arguments[2] else ())
         return observe(*arguments, **options)
 
     monkeypatch.setattr("saap_jax.subjects.llama.observe", counted)
@@ -92,7 +92,7 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
     made = compare.compare(
         dataclasses.replace(config, name="dense", ratios=(0.25, 0.5), compensation=dense, runs=str(tmp_path))
     )
-    assert passes == [frozenset({Statistic.GRAM})] * 2 + passes[2:]  # a seed each, of 16 candidates
+    assert passes == [frozenset({GRAM})] * 2 + passes[2:]  # a seed each, of 16 candidates
     assert len(passes) <= 3  # the best, cut at the end, may be of the first seed
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
     texts, arrays = texts_of(config.evaluation, tokenizer), made.load_arrays("keeps")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.discovery import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
-from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
 from saap_jax.llama import Constants
 from saap_jax.llama.decoding.cache import single_layers
@@ -167,9 +167,9 @@ def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
     """∂ℒ/∂g = Σ w ∂w over the output, and over the value with its bias; not over the value alone."""
     model = relative(family, dtype=np.float64)
     batch = (random_tokens(3, 7), np.ones((3, 7), bool))
-    statistics = observe(model, [batch], frozenset({Statistic.GATE_GRADIENT, Statistic.WEIGHT_GRADIENT}))
-    (run,), (gradient,) = model.runs, statistics.of(Statistic.WEIGHT_GRADIENT).runs
-    gates = np.mean(np.asarray(statistics.of(Statistic.GATE_GRADIENT)["attention"]), axis=0)
+    statistics = observe(model, [batch], frozenset({GATE_GRADIENT, WEIGHT_GRADIENT}))
+    (run,), (gradient,) = model.runs, statistics.of(WEIGHT_GRADIENT).runs
+    gates = np.mean(np.asarray(statistics.of(GATE_GRADIENT)["attention"]), axis=0)
     sums = {
         member.path.removeprefix("attention/"): np.einsum(
             "lur,lur->lu", *(np.asarray(unit_view(tree, member)) for tree in (run, gradient))
@@ -185,8 +185,8 @@ def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
 def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
     model, tokens = relative("qwen2", dtype=np.float64), random_tokens(3, 6)
     mask = np.ones(tokens.shape, bool)
-    found = observe(model, [(tokens, mask)], frozenset({Statistic.SQUARED_WEIGHT_GRADIENT}))
-    squares = found.of(Statistic.SQUARED_WEIGHT_GRADIENT).runs[0].attention
+    found = observe(model, [(tokens, mask)], frozenset({SQUARED_WEIGHT_GRADIENT}))
+    squares = found.of(SQUARED_WEIGHT_GRADIENT).runs[0].attention
 
     @jax.jit
     def gradient(tokens):

@@ -8,7 +8,7 @@ import pytest
 from saap_jax.api import calibrate, perplexity
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters
-from saap_jax.estimation import ESTIMATORS, Curvature, Statistic, observe
+from saap_jax.estimation import ESTIMATORS, GATE_GRADIENT, GATE_HESSIAN, Curvature, observe
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
@@ -192,9 +192,9 @@ def test_every_estimator_scores_layers_of_different_groups():
 def test_statistics_at_query_head_gates():
     model = mixed_model()
     keep = keep_of(model)
-    needs = frozenset({Statistic.GATE_GRADIENT, Statistic.GATE_HESSIAN})
+    needs = frozenset({GATE_GRADIENT, GATE_HESSIAN})
     seen = observe(model, [tuple(windows_of())], needs, gates=masks(keep), curvature=Curvature(probes=1))
-    assert set(seen.values[Statistic.GATE_GRADIENT]) == set(STRUCTURES)
+    assert set(seen.values[GATE_GRADIENT]) == set(STRUCTURES)
     dense = observe(model, [tuple(windows_of())], needs, curvature=Curvature(probes=1))
     assert np.abs(np.asarray(seen.losses - dense.losses)).max() > 1e-3
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.config.method import CompensationConfig
-from saap_jax.estimation import Statistic, observe
+from saap_jax.estimation import GATE_GRADIENT, GRAM, observe
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Normal, least_squares, output_bias, output_error
@@ -101,7 +101,7 @@ def observed(model, tokens, mask):
 
 
 def gram_of(model, batches):
-    return observe(model, batches, frozenset({Statistic.GRAM})).of(Statistic.GRAM)
+    return observe(model, batches, frozenset({GRAM})).of(GRAM)
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["layer by layer", "from the pass"])
@@ -142,8 +142,8 @@ def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method
     keep = random_keep(existing_units(model.runs), 0.4, seed=4)
     config = CompensationConfig(method=method, propagate="dense")
     batches = batches_of(8)
-    needs = frozenset({Statistic.GRAM, Statistic.GATE_GRADIENT})
-    gram = observe(model, batches, needs).of(Statistic.GRAM)
+    needs = frozenset({GRAM, GATE_GRADIENT})
+    gram = observe(model, batches, needs).of(GRAM)
     text, moments = (compensate(model, keep, batches, config, gram=each) for each in (None, gram))
     for own, other in zip(text.corrections, moments.corrections, strict=True):
         assert own[:3] == other[:3]

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.smaller import smaller
-from saap_jax.estimation import Statistic
+from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
 from saap_jax.subjects.traced import Losses, subject_of
 from saap_jax.subjects.traced.observe import observe
 from tests.traced.problems import calibrate, problem_of, square, stacked
@@ -141,11 +141,11 @@ def test_the_fusion_is_the_librarys(scores):
 
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):
     """∂ℒ/∂g_u = Σ w ∂w over the rows of the matrix behind the gate (method, section 2)."""
-    needs = frozenset({Statistic.GATE_GRADIENT, Statistic.WEIGHT_GRADIENT})
+    needs = frozenset({GATE_GRADIENT, WEIGHT_GRADIENT})
     statistics = observe(subject, subject.problem.calibration, needs, batch_size=2)
-    gradient = statistics.of(Statistic.WEIGHT_GRADIENT).values["layers/down"]
+    gradient = statistics.of(WEIGHT_GRADIENT).values["layers/down"]
     sums = (subject.problem.params["layers"]["down"] * gradient).sum(-1)
-    found = statistics.of(Statistic.GATE_GRADIENT)["layers/down[1]"]
+    found = statistics.of(GATE_GRADIENT)["layers/down[1]"]
     assert found.shape == (5, 2, 5)
     np.testing.assert_allclose(found.mean(0), sums, rtol=1e-4, atol=1e-5)
     assert np.abs(found.mean(0) - (subject.problem.params["layers"]["up"] ** 2).sum(1)).max() > 0.1

@@ -5,6 +5,7 @@ import re
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.llama.files.families import FAMILIES, gguf_families
 from saap_jax.llama.spec import RopeScaling
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -38,18 +39,10 @@ _LAYER = {
     "ffn_down.bias": "mlp.down_proj.bias",
 }
 
-_OWN = {
-    "qwen2": {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
-    "qwen3": {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
-    "phi3": {"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"},
-}
-"""What an architecture has beside those, or under the name of another. Source: `gguf.MODEL_TENSORS`."""
-
 PERMUTED = ("llama", "deci")
 """Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
 
 _TO_WHOLE = {theirs: ours for ours, theirs in _WHOLE.items()}
-_TO_LAYER = {theirs: ours for own in (_LAYER, *_OWN.values()) for ours, theirs in own.items()}
 
 
 def hf_name(name: str, architecture: str = "llama") -> str | None:
@@ -61,7 +54,7 @@ def hf_name(name: str, architecture: str = "llama") -> str | None:
     parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if parts is None:
         return _WHOLE.get(name)
-    layer = _LAYER | _OWN.get(architecture, {})
+    layer = _LAYER | dict(FAMILIES[gguf_families()[architecture]].gguf.tensors)
     return f"model.layers.{parts[1]}.{layer[parts[2]]}" if parts[2] in layer else None
 
 
@@ -74,7 +67,12 @@ def gguf_name(name: str) -> str:
     if name in _TO_WHOLE:
         return _TO_WHOLE[name]
     layer, rest = name.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{_TO_LAYER[rest]}"
+    return f"blk.{layer}.{_to_layer()[rest]}"
+
+
+def _to_layer() -> dict[str, str]:
+    every = (_LAYER, *(family.gguf.tensors for family in FAMILIES.values()))
+    return {theirs: ours for names in every for ours, theirs in names.items()}
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:

@@ -9,9 +9,9 @@ different widths have no place in it, nor has a bias of the output projections a
 from typing import Any
 
 from saap_jax.formats.json_files import shown
-from saap_jax.llama.files.families import KEYS, family_of, own_keys, sliding_window
+from saap_jax.llama.files.families import FAMILIES, family_of, own_keys, sliding_window
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
-from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.llama.spec import BOUNDS, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
@@ -81,7 +81,7 @@ def spec_from_config(config: dict[str, Any], where: str) -> LlamaSpec:
 def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
     per_layer = config.get("model_type") == PER_LAYER_TYPE
     family = family_of(config, where, PER_LAYER_TYPE)
-    defaults = {} if per_layer else KEYS[family].defaults
+    defaults = {} if per_layer else FAMILIES[family].defaults
     _refuse_unsupported(config, where, family, per_layer)
     embed = _integer(config, "hidden_size", where, "width")
     layers = _layer_lists(config, where) if per_layer else _equal_layers(config, where)
@@ -114,7 +114,7 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         family=family,
         sliding_window=read_window(config, where, family, len(layers), max_positions),
     )
-    all_biases = family == "llama" and not per_layer
+    all_biases = FAMILIES[family].plain_biases and not per_layer
     return LlamaSpec(
         vocab=_integer(config, "vocab_size", where, "vocabulary"),
         embed=embed,
@@ -163,10 +163,10 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
             **({"family": constants.family} if constants.family != "llama" else {}),
             **({"sliding_window": constants.sliding_window} if constants.sliding_window is not None else {}),
         }
-    if per_layer or constants.family == "llama":
+    if per_layer or constants.traits.plain_biases:
         sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases and not per_layer)
     else:
-        sizes |= own_keys(constants, len(spec.layers))
+        sizes |= own_keys(constants.family, constants.sliding_window, len(spec.layers))
     eos = constants.eos_tokens
     return sizes | {
         "vocab_size": spec.vocab,
@@ -220,7 +220,7 @@ def fits_plain_config(spec: LlamaSpec) -> bool:
     Biases of the output projections have a place in family `llama` alone.
     """
     alike = spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp > 0
-    return alike and (spec.constants.family == "llama" or not spec.output_biases)
+    return alike and (spec.constants.traits.plain_biases or not spec.output_biases)
 
 
 def _all_biases(config: dict[str, Any], where: str) -> bool:
@@ -237,9 +237,9 @@ def _per_layer_window(config: dict[str, Any], where: str, *_: Any) -> int | None
     return None if config.get("sliding_window") is None else _integer(config, "sliding_window", where, "positions")
 
 
-def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, per_layer: bool) -> None:
-    own = KEYS[family]
-    only = _ONLY | (_PER_LAYER_ONLY if per_layer else own.only)
+def _refuse_unsupported(config: dict[str, Any], where: str, family: str, per_layer: bool) -> None:
+    own = FAMILIES[family]
+    only = _ONLY | (_PER_LAYER_ONLY if per_layer else dict(own.only))
     known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else own.read | own.harmless)
     if unknown := sorted(config.keys() - known):
         raise ValueError(
@@ -253,7 +253,7 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: Family, per_
 
 def _equal_layers(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
     heads = _integer(config, "num_attention_heads", where, "heads")
-    if "num_key_value_heads" not in config and config["model_type"] not in ("llama", "phi3"):
+    if "num_key_value_heads" not in config and FAMILIES[config["model_type"]].groups_said:
         raise ValueError(
             f"{where}: expected num_key_value_heads, got none; a {config['model_type']} config must say it"
         )
@@ -310,8 +310,9 @@ def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
     theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", 10_000.0)
     settings = found[0] if found else {"rope_type": "default"}
     kind = settings.pop("rope_type")
-    if not isinstance(kind, str) or kind not in _ROPE_KEYS or (config["model_type"] == "phi3" and kind != "default"):
-        known = "default" if config["model_type"] == "phi3" else "default, linear or llama3"
+    scaled = config["model_type"] == PER_LAYER_TYPE or FAMILIES[config["model_type"]].scaled
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS or not (scaled or kind == "default"):
+        known = "default, linear or llama3" if scaled else "default"
         raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor other than 1.0 is not supported")

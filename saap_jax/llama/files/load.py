@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from saap_jax.formats.json_files import LIMIT, parse_json, read_object, shown
 from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import quantization_from_config, some, spec_from_config
 from saap_jax.llama.files.hf_layout import (
     EMBEDDING,
@@ -62,7 +63,7 @@ def load_model(
     layout: Layout | None = None,
     lengths: Mapping[str, int] = MappingProxyType({}),
 ) -> Llama:
-    """Load a LLaMA or a relative (`spec.FAMILIES`), in `dtype` (float32, bfloat16, float16; float64 under x64).
+    """Load a LLaMA or a relative (`families.FAMILIES`), in `dtype` (float32, bfloat16, float16; float64 under x64).
 
     Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
@@ -217,9 +218,9 @@ def _open_directory(directory: Path) -> Checkpoint:
         lambda name, part: homes[name].get_slice(name)[part],
     )
     checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
-    if spec.output_biases and content["model_type"] == "llama":
+    if spec.output_biases and content["model_type"] == spec.constants.family:
         _drop_zero_biases(checkpoint)
-    return hf_fused.split(checkpoint) if content["model_type"] == "phi3" else checkpoint
+    return hf_fused.split(checkpoint) if is_fused(content["model_type"]) else checkpoint
 
 
 def _drop_zero_biases(checkpoint: Checkpoint) -> None:

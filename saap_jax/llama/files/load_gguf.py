@@ -11,21 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.formats.json_files import shown
+from saap_jax.llama.files.families import FAMILIES, gguf_families
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
 from saap_jax.llama.files.hf_config import some
 from saap_jax.llama.files.hf_fused import split
 from saap_jax.llama.files.hf_layout import Checkpoint
-from saap_jax.llama.spec import BOUNDS, Constants, Family, LayerWidths, LlamaSpec, RopeScaling, check_bounds
-
-ARCHITECTURES: dict[str, Family] = {
-    "llama": "llama",
-    "deci": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "phi3": "phi3",
-}
-"""Architecture of a GGUF file -> the family that it is loaded as; a Mistral is a `llama` there."""
+from saap_jax.llama.spec import BOUNDS, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 _READ = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
@@ -34,7 +26,6 @@ _READ = {
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
     *("expert_count", "expert_used_count"),
 }
-_OWN_READ = {"phi3": {"attention.sliding_window"}}
 
 
 class _Fields(NamedTuple):
@@ -89,8 +80,9 @@ def open_gguf(path: Path) -> Checkpoint:
 def _open(file: GgufFile) -> Checkpoint:
     path, fields = file.path, file.fields
     architecture = fields.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-        names = ", ".join(ARCHITECTURES)
+    families = gguf_families()
+    if not isinstance(architecture, str) or architecture not in families:
+        names = ", ".join(families)
         raise ValueError(
             f"{path}: expected architecture {names}, got {shown(architecture)}; not a LLaMA model or a relative"
         )
@@ -107,7 +99,7 @@ def _open(file: GgufFile) -> Checkpoint:
             raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {architecture}")
         names[known] = name
     checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
-    return split(checkpoint) if architecture == "phi3" else checkpoint
+    return split(checkpoint) if FAMILIES[families[architecture]].fused else checkpoint
 
 
 def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
@@ -146,9 +138,10 @@ def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
 
 def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
     where, values, prefix = found.where, found.values, f"{found.architecture}."
+    family = gguf_families()[found.architecture]
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{where}: missing tensor token_embd.weight")
-    if unknown := sorted(values.keys() - _READ - _OWN_READ.get(found.architecture, set())):
+    if unknown := sorted(values.keys() - _READ - FAMILIES[family].gguf.keys):
         raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
     if values.get("expert_count"):
         count = values["expert_count"]
@@ -169,7 +162,7 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
         max_positions=found.integer("context_length", "positions"),
         bos_token=bos,
         eos_tokens=() if eos is None else (eos,),
-        family=ARCHITECTURES[found.architecture],
+        family=family,
         sliding_window=found.integer(window, "positions") if values.get(window) else None,
     )
     shape = file.tensors["token_embd.weight"].shape

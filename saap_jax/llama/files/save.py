@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, quantization_to_config
 from saap_jax.llama.files.write import CODES, model_tensors, new_output, write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
@@ -46,7 +47,7 @@ def save_model(
     config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
     with new_output(target, "the model") as place:
         tensors = model_tensors(model)
-        tensors = hf_fused.joined(tensors) if config["model_type"] == "phi3" else tensors
+        tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
         write_tensors(tensors, place / "model.safetensors", stored_dtype)
         if is_primary():
             write_json(config, place / "config.json")

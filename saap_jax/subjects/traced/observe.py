@@ -14,7 +14,17 @@ from jaxtyping import Array
 
 from saap_jax.discovery.tracing.problem import Examples, count_examples
 from saap_jax.discovery.weights import TracedWeights
-from saap_jax.estimation import Curvature, Estimator, GateHessian, Statistic, Statistics
+from saap_jax.estimation import (
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    SQUARED_WEIGHT_GRADIENT,
+    WEIGHT_GRADIENT,
+    Curvature,
+    Estimator,
+    GateHessian,
+    Statistic,
+    Statistics,
+)
 from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
@@ -24,10 +34,10 @@ from saap_jax.types import Gates, Keep
 
 OBSERVED = frozenset(
     {
-        Statistic.WEIGHT_GRADIENT,
-        Statistic.SQUARED_WEIGHT_GRADIENT,
-        Statistic.GATE_GRADIENT,
-        Statistic.GATE_HESSIAN,
+        WEIGHT_GRADIENT,
+        SQUARED_WEIGHT_GRADIENT,
+        GATE_GRADIENT,
+        GATE_HESSIAN,
     }
 )
 """What can be observed of a traced model. Of the gate Hessian, every structure is probed."""
@@ -36,7 +46,7 @@ OBSERVED = frozenset(
 def check_needs(estimators: Mapping[str, Estimator]) -> None:
     """Raise ValueError for an estimator that needs what is not observed of a traced model."""
     for name, estimator in estimators.items():
-        if missing := sorted(need.value for need in estimator.needs - OBSERVED):
+        if missing := sorted(need.name for need in estimator.needs - OBSERVED):
             raise ValueError(
                 f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
                 "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
@@ -61,8 +71,8 @@ def observe(
         ValueError: a need that is not in `OBSERVED`, or a loss or gradient that is not finite.
     """
     if missing := needs - OBSERVED:
-        names = ", ".join(sorted(need.value for need in OBSERVED))
-        raise ValueError(f"needs: expected some of {names} for a traced model, got {', '.join(sorted(missing))}")
+        names, got = (", ".join(sorted(need.name for need in some)) for some in (OBSERVED, missing))
+        raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
     parts = list(batches(examples, batch_size))
     step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
@@ -75,12 +85,12 @@ def observe(
         real = int(weights.sum())
         rows.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf[:real]), (losses, gradients)))
     observed: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
-    for need in (Statistic.WEIGHT_GRADIENT, Statistic.SQUARED_WEIGHT_GRADIENT):
+    for need in (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT):
         if need in observed:
             observed[need] = TracedWeights(subject.structures, observed[need])
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
-    if Statistic.GATE_GRADIENT in needs:
-        observed[Statistic.GATE_GRADIENT] = gradients
+    if GATE_GRADIENT in needs:
+        observed[GATE_GRADIENT] = gradients
     _refuse_not_finite(losses, observed)
     values = jax.tree.map(jnp.asarray, observed)
     return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values)
@@ -103,7 +113,7 @@ def with_values(params: Any, values: Mapping[str, Any]) -> Any:
 def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
     """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
     one = loss_of_one(subject)
-    on_weights, on_gates = Statistic.WEIGHT_GRADIENT in needs, Statistic.GATE_GRADIENT in needs
+    on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
 
     def step(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
@@ -122,13 +132,13 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
             if on_gates:
                 gradients = found[-1]
             if on_weights:
-                sums[Statistic.WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
+                sums[WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
         else:
             each = summed(values, batched)[1]
-        if Statistic.SQUARED_WEIGHT_GRADIENT in needs:
-            sums[Statistic.SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
-        if Statistic.GATE_HESSIAN in needs:
-            sums[Statistic.GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
+        if SQUARED_WEIGHT_GRADIENT in needs:
+            sums[SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
+        if GATE_HESSIAN in needs:
+            sums[GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
         return sums, each, gradients
 
     def squares(
@@ -170,6 +180,6 @@ def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> No
             if not bool(jnp.all(jnp.isfinite(leaf))):
                 place = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"calibration: the {statistic.value.replace('_', ' ')} of {place} is not finite; check the "
+                    f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; check the "
                     "parameters, the examples and the loss"
                 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
 from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.own_code import group_of
 from saap_jax.discovery.tracing.problem import Problem
@@ -105,7 +106,7 @@ def prune(
         subject.problem.scenarios,
         [estimator],
         fusion=fusion,
-        stability=search.allocation == "adaptive",
+        stability=ALLOCATIONS[search.allocation].stability,
         batch_size=batch_size,
         track=track,
     )

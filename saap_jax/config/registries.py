@@ -1,0 +1,87 @@
+"""Methods that configurations name and that anybody may add to: a value each, under a name, without jax.
+
+What is registered in a CONFIG.py, or in a module that it imports, can be named there and by the options beside it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+Method = TypeVar("Method")
+
+
+class Registry(dict[str, Method]):
+    """Methods by name."""
+
+    def register(self, name: str, method: Method) -> Method:
+        """Add a method.
+
+        Raises:
+            ValueError: the name is no identifier, or is taken by another method.
+        """
+        if not name.isidentifier():
+            raise ValueError(f"register: expected an identifier, got {name!r}")
+        if self.get(name, method) is not method:
+            raise ValueError(f"register: {name!r} exists already; choose another name")
+        self[name] = method
+        return method
+
+    def check(self, field: str, name: str) -> None:
+        """Raise ValueError unless a field names one of the methods; the nearest one is suggested."""
+        if name not in self:
+            near = difflib.get_close_matches(str(name), self, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{field}: expected one of {', '.join(self)}, got {name!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How a budget is shared between layers and structures."""
+
+    budgets: Callable[[np.ndarray], np.ndarray] | None = None
+    """Prunable parameters of each layer, or of each structure of a traced model (0 of what is left alone) -> the share
+    of what is removed that each loses, together 1; within a budget all widths shrink alike. None: one budget and one
+    ranking of all units."""
+    stability: bool = False
+    """Whether units rank by log score + `stability_weight` · stability indicator."""
+    priority: Callable[[dict[str, Any], Any], dict[str, Any]] = lambda scores, config: scores
+    """(scores, `[layers, units]` a structure, NaN where no unit is; `SearchConfig`) -> what ranks instead of them."""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there is one ranking of all units."""
+        return self.budgets is None
+
+
+ALLOCATIONS: Registry[Allocation] = Registry(
+    {
+        "uniform": Allocation(budgets=lambda size: size / size.sum()),
+        "global": Allocation(),
+        "adaptive": Allocation(stability=True),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorrectionMethod:
+    """How what is left of a layer stands in for what was removed."""
+
+    solve: Callable[..., Any] | None = None
+    """(sums, output matrix, kept rows, `CompensationConfig`) -> `surgery.corrections.Solved`; None of those that
+    `surgery.corrections.SOLVERS` holds."""
+    biases: bool = False
+    """Whether it adds biases to the output projections."""
+    damped: bool = False
+    """Whether it has a damping, which is chosen on text that was held out unless it is given."""
+
+
+CORRECTIONS: Registry[CorrectionMethod] = Registry(
+    {
+        "none": CorrectionMethod(),
+        "bias": CorrectionMethod(biases=True),
+        "least_squares": CorrectionMethod(damped=True),
+    }
+)
