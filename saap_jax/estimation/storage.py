@@ -200,7 +200,7 @@ def _abstract(statistic: Statistic, model: Weights, plan: Plan) -> Any:
     if not isinstance(model, TracedWeights):
         return jax.eval_shape(lambda: statistic.init(model, plan))
 
-    def gates(*before: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def gates(*before: int) -> dict[str, Any]:
         shapes = {each.name: (*before, each.copies, each.units) for each in model.structures}
         return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 

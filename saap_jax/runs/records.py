@@ -414,8 +414,8 @@ class RunRecord(TypedDict, total=False):
     seeds: Seeds
     model: ModelRecord
     metrics: list[Metric]
-    scenarios: dict[str, tuple[int, int] | tuple[int]]
-    """Windows and their length; of a traced model, examples."""
+    scenarios: dict[str, tuple[int, int]]
+    """Windows and their length; of a traced model, examples and 1."""
     left_out: list[str]
     """Estimators that kept statistics do not serve."""
     dense: Measured

@@ -107,7 +107,7 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """Return `[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows]`."""
+        """Return `[rows, tokens]` of examples, or of the first rows of them; of a traced model `[rows, 1]`."""
 
     @property
     @abc.abstractmethod

@@ -188,7 +188,7 @@ class TestOpen:
             (b'{"schema": 1, "stages": [{"name": "load", "seconds": "1"}]}', r"stages\[0\].seconds: expected a number"),
             (b'{"schema": 1, "files": [1]}', r"files\[0\]: expected text, got 1"),
             (b'{"schema": 1, "best": {"ppl": {"x": null}}}', "best.ppl.x: expected a number, got None"),
-            (b'{"schema": 1, "best": 3}', "best: expected an object or a list, got 3"),
+            (b'{"schema": 1, "best": 3}', "best: expected an object, got 3"),
             (b'{"schema": 1, "metrics": [{"name": "x"}]}', r"metrics\[0\]: expected a field domain, got name"),
             (
                 b'{"schema": 1, "dense": {"ppl": {"x": 2.0}, "losses": {"x": [1.0, 2.0]}}}',

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -134,8 +135,8 @@ def facts(run: RunRecord, scores: ByScenario) -> dict[str, str]:
     return {name: str(value) for name, value in about.items() if value not in (None, "")}
 
 
-def _shape(shape: tuple[int, int] | tuple[int]) -> str:
-    return f"{shape[0]:,} windows of {shape[1]:,} tokens" if len(shape) > 1 else plural(shape[0], "example")
+def _shape(shape: Sequence[int]) -> str:
+    return f"{shape[0]:,} windows of {shape[1]:,} tokens" if shape[1] > 1 else plural(shape[0], "example")
 
 
 def _short(value: Any) -> str:

@@ -178,9 +178,9 @@ class TracedSubject(TracedProblem, Subject):
         return rows, rows
 
     def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """Return `[examples]`."""
+        """Return `[examples, 1]`."""
         count = count_examples(examples)
-        return [count if rows is None else min(rows, count)]
+        return [count if rows is None else min(rows, count), 1]
 
     # --- observed, judged
 
