@@ -29,13 +29,13 @@ class Difference(NamedTuple):
     """Largest difference of a window, without its sign."""
     windows: int = 0
     """Windows (of each seed) that it is of; 0 where that is not known."""
-    base: float = math.nan
-    """B's mean loss, where that itself is the figure; NaN where exp of it is, a perplexity."""
+    base: float = math.inf
+    """B's mean loss, where that itself is the figure; infinite where exp of it is, a perplexity."""
 
     @property
     def scale(self) -> Scale:
         """What the figure is."""
-        return PERPLEXITY if math.isnan(self.base) else LOSS
+        return PERPLEXITY if math.isinf(self.base) else LOSS
 
     @property
     def same(self) -> bool:
@@ -50,7 +50,7 @@ class Difference(NamedTuple):
         (-10.0, -20.0, 0.0)
         """
         ends = (self.value, self.low, self.high)
-        value, low, high = (round(self.scale.percent(end, self.base), 12) for end in ends)
+        value, low, high = (round(self.scale.percent(float(end), self.base), 12) for end in ends)
         return value, low, high
 
     @property
@@ -165,7 +165,7 @@ def paired_difference(
     with np.errstate(invalid="ignore"):
         difference = a - b
         value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
-    windows, of = difference.shape[1], math.nan if scale.logarithmic else float(b.mean())
+    windows, of = difference.shape[1], math.inf if scale.logarithmic else float(b.mean())
     if not np.isfinite(difference).all():
         return Difference(value, math.nan, math.nan, win_rate, windows=windows, base=of)
     largest = float(np.abs(difference).max())
@@ -262,7 +262,7 @@ def differences_against(
     if windows >= FEWEST:
         sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, BLOCK), windows)
     rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
-    of = math.nan if scale.logarithmic else float(base.mean())
+    of = math.inf if scale.logarithmic else float(base.mean())
     return [Difference(*numbers, windows=windows, base=of) for numbers in rows]
 
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from saap_jax.runs.digests import digest_of
 
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
 from saap_jax.recovery.loop import NotFiniteError, Plan, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.objective import Objective, sums_of
 from saap_jax.recovery.train import Schedule, join, split, start
+from saap_jax.runtime.digests import digest_of
 from tests.helpers import changed, dense_model, ragged_model
 from tests.recovery.helpers import LORA_LIKE, packed, regular_rows, rows_of
 
