@@ -3,7 +3,7 @@
 For our LLaMA, from the axis names that its parameters carry: the names below. For any other function of parameters,
 from the traced program: `trace.trace` finds the structures, `gates.gated` puts gates on their units,
 `removal.keep_units` cuts parameters and `smaller.smaller` runs the program on them. `problem.Problem` says what pruning
-such a function takes, and `saap_jax.traced` does it.
+such a function takes, and `saap_jax.subjects.traced` does it.
 """
 
 from saap_jax.discovery.structures import (

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.report.page.formats import format_ppl, some
+from saap_jax.evaluation.scales import scale_of
+from saap_jax.report.page.formats import format_figure, some
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
@@ -56,7 +57,8 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
     least = min(lines, key=lambda line: line["ratio"])
     row = next(row for row in candidates if row["candidate"] == least["candidate"])
     metric = frontier["metric"]
-    change = 100 * (row["ppl"][metric] / run[DENSE]["ppl"][metric] - 1)
+    dense, value = run[DENSE]["ppl"][metric], row["ppl"][metric]
+    change = 100 * (value - dense) / abs(dense) if dense else math.inf
     return [
         Suggestion(
             f"{best.variant} can be pruned to {100 * least['ratio']:.4g} % within +{frontier['percent']:g} %"
@@ -66,7 +68,7 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
                 if (tied := [o.variant for o in others if o.tied])
                 else "."
             ),
-            f"measured: {metric} {format_ppl(row['ppl'][metric])}, {change:+.1f} %",
+            f"measured: {metric} {format_figure(value, scale_of(metric))}, {change:+.1f} %",
             prune_command(run, row),
         )
     ]

@@ -25,6 +25,7 @@ from saap_jax.evaluation.sensitivity import (
     judged_metric,
     nearest_share,
     plan_of,
+    structures_in,
 )
 from saap_jax.runs.commands import compare_command, prune_command
 from saap_jax.runs.records import Row, RunRecord, Trial
@@ -135,9 +136,11 @@ def sensitivity_suggestions(run: RunRecord, candidates: Sequence[Row]) -> list[S
             continue
         value, low, high = change.percent
         digits = decimals_of(value)
+        scale = scale_of(metric)
+        before, after = (scale.shown(each["ppl"][metric]) for each in (base, row))
         effect = (
-            f"measured at {100 * run['config']['ratio']:g} %: ppl {row['ppl'][metric]:.2f} instead of "
-            f"{base['ppl'][metric]:.2f} ({value:+.{digits}f} %, {low:+.{digits}f} to {high:+.{digits}f} %)"
+            f"measured at {100 * run['config']['ratio']:g} %: {scale.short} {after} instead of "
+            f"{before} ({value:+.{digits}f} %, {low:+.{digits}f} to {high:+.{digits}f} %)"
         )
         text = _found(run, candidates, trial, base, row)
         found.append(Suggestion(_capital(text), effect, compare_command(run, trial["kind"], trial["changes"])))
@@ -166,7 +169,9 @@ def _found(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, r
     cheap = [change for change in changes if change.relative <= LITTLE]
     said = ", ".join(
         f"{_name(structure)} of {_layers({change.layer for change in cheap if change.structure == structure})}"
-        for structure in STRUCTURES
+        if structure in STRUCTURES
+        else structure
+        for structure in structures_in(candidates)
         if any(change.structure == structure for change in cheap)
     )
     return f"{said} cost{'s' if len(cheap) == 1 else ''} at most {LITTLE:g} x the average: rank all layers together."
@@ -262,12 +267,14 @@ def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     (least, needs), (most, needed) = (effort(each.row["estimator"], fusion) for each in (chosen, best))
     if least <= most:
         return []
-    change = 100 * (chosen.ppl / best.ppl - 1)
+    change = 100 * (chosen.ppl - best.ppl) / abs(best.ppl)
+    scale = scale_of(next((metric["name"] for metric in run.get("metrics", [])), ""))
     return [
         Suggestion(
             f"{chosen.row['variant']} cannot be told apart from the best, {best.row['variant']} (p = "
             f"{chosen.p_value:.2g}), and scoring needs less: {needs} instead of {needed}.",
-            f"measured at {100 * best.row['ratio_asked']:g} %: ppl {chosen.ppl:.2f} instead of {best.ppl:.2f} "
+            f"measured at {100 * best.row['ratio_asked']:g} %: {scale.short} {scale.shown(chosen.ppl)} instead of "
+            f"{scale.shown(best.ppl)} "
             f"({change:+.{decimals_of(change)}f} %)",
             prune_command(run, chosen.row),
         )

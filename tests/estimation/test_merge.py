@@ -102,5 +102,5 @@ def test_what_does_not_fit_is_refused():
     other = observe(dense_model(layers=3), [(TOKENS, MASK)], ALL, curvature=Curvature(probes=2))
     for statistic in ALL:
         one, two = (part._replace(values={statistic: part.values[statistic]}) for part in (first, other))
-        with pytest.raises(ValueError, match=f"merge: statistic {statistic.value} has other shapes"):
+        with pytest.raises(ValueError, match=f"merge: statistic {statistic.name} has other shapes"):
             merge(one, two)
