@@ -11,6 +11,7 @@ from saap_jax.discovery.tracing.axes import REASONS
 from saap_jax.discovery.tracing.own_code import Verdict, groups_of
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure, trace
 from saap_jax.llama.model import Llama
+from saap_jax.runs.records import Couplings
 
 
 def listing(name: str, model: Llama) -> tuple[Table, str]:
@@ -34,6 +35,35 @@ def traced_model(model: Llama) -> Traced:
     """Return the structures of a model as its program tells them, to be drawn."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
     return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+
+
+def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
+    """Return the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
+    structures = sorted(
+        (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
+    )
+    return {
+        "parameters": {path: list(shape) for path, shape in traced.shapes.items()},
+        "structures": [
+            {
+                "name": each.name,
+                "members": [(member.path, member.axis) for member in each.members],
+                "label": _label(each),
+                "pinned": bool(each.pinned),
+            }
+            for each in structures
+        ],
+    }
+
+
+def _label(structure: TracedStructure) -> tuple[str, str]:
+    times = f" × {structure.copies}" if structure.copies > 1 else ""
+    first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
+    if structure.pinned:
+        kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
+        return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
+    acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
+    return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
 
 
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:

@@ -16,7 +16,7 @@ from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
-from saap_jax.report.figures.couplings import coupling_files, coupling_record
+from saap_jax.report.figures.couplings import coupling_files
 from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
@@ -87,7 +87,7 @@ def _compare(
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, subject, compensated, texts, keeps)
     run.update(cost=run_cost(run.record, prices))
-    run.update(couplings=coupling_record(subject.couplings()))
+    run.update(couplings=subject.couplings())
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
+from saap_jax.config.jobs import (
+    CompareConfig,
+    FidelityConfig,
+    FrontierConfig,
+    ScoreConfig,
+    SensitivityConfig,
+    SweepConfig,
+)
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
@@ -24,6 +31,7 @@ from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
 from saap_jax.selection.calibrate import check_estimators
+from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import open_subject
 from saap_jax.subjects.traced.observe import OBSERVED
@@ -83,6 +91,8 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
             seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
             for seed in seeds or (config.calibration.seed,)
         }
+        if isinstance(config, SweepConfig):
+            check_scenarios_known(config.grid.scenarios, [*next(iter(calibration.values()))])
         texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
         inputs = inputs_of(subject.digests(), calibration, texts) | file_digests(_estimators(config))
         return Material(subject, calibration, texts, inputs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import is_factory
 from saap_jax.data import parse_scenario
 from saap_jax.runs.records import Row, RunRecord
 
@@ -31,8 +32,9 @@ def prune_command(run: RunRecord, row: Row) -> str:
     search = {key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None}
     calibration = {**config["calibration"], "seed": row["seed"]}
     if row["scenario"] != "all":
-        named = [text for text in calibration["scenarios"] if parse_scenario(text).name == row["scenario"]]
-        calibration["scenarios"] = named
+        texts = [] if is_factory(config["model"]["name"]) else calibration["scenarios"]  # a factory's sets are names
+        named = [text for text in texts if parse_scenario(text).name == row["scenario"]]
+        calibration["scenarios"] = named or [row["scenario"]]
     config |= {
         "search": {**config["search"], **search},
         "fusion": {**config["fusion"], **(row.get("fusion") or {})},

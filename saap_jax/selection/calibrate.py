@@ -83,6 +83,8 @@ class Calibrated(NamedTuple):
         if over == "examples":
             return self.stability
         each = [scores[estimator] for scores in self.scenarios.values()]
+        if len(each) < 2:
+            raise ValueError("search.stability_over: 'scenarios' expects two or more calibration scenarios, got 1")
         stacked: PerExample = {
             name: np.stack([np.asarray(scores[name], np.float64) for scores in each]) for name in each[0]
         }

@@ -69,10 +69,9 @@ def variants_of(config: SweepConfig) -> list[Variant]:
     Raises:
         ValueError: a combination that the search refuses, or a scenario that the calibration does not name.
     """
-    grid, known = config.grid, [parse_scenario(text).name for text in config.calibration.scenarios]
-    for scenario in grid.scenarios:
-        if scenario not in (ALL, *known):
-            raise ValueError(f"grid.scenarios: expected {ALL} or one of {', '.join(known)}, got {scenario!r}")
+    grid = config.grid
+    if not config.model.traced:  # whose scenarios are known once the factory has run
+        check_scenarios_known(grid.scenarios, [parse_scenario(text).name for text in config.calibration.scenarios])
     axes = {
         "method": grid.fusion_methods or (config.fusion.method,),
         "scope": grid.fusion_scopes or (config.fusion.scope,),
@@ -109,6 +108,13 @@ def variants_of(config: SweepConfig) -> list[Variant]:
             chosen["compensation"],
         )
     return list(found.values())
+
+
+def check_scenarios_known(asked: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError for scenarios of a grid that the calibration does not have."""
+    for scenario in asked:
+        if scenario not in (ALL, *known):
+            raise ValueError(f"grid.scenarios: expected {ALL} or one of {', '.join(known)}, got {scenario!r}")
 
 
 def candidates_of(variants: Sequence[Variant], seeds: Sequence[int], ratios: Sequence[float]) -> list[Candidate]:

@@ -21,6 +21,7 @@ from saap_jax.config.method import CalibrationConfig, CompensationConfig, Evalua
 from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.runs.records import Couplings
 from saap_jax.surgery.corrections import Correction
 from saap_jax.types import Keep, Limits, Remat, WindowLosses
 
@@ -206,8 +207,8 @@ class Subject(abc.ABC):
         """Return the structures as a run records them where they have names of their own; None of a model of ours."""
 
     @abc.abstractmethod
-    def couplings(self) -> Any:
-        """Return the traced program whose coupled structures a report draws."""
+    def couplings(self) -> Couplings:
+        """Return the coupled structures of its program, pinned ones too, as a run records them."""
 
 
 class Cut(Protocol):

@@ -12,8 +12,7 @@ import numpy as np
 from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
 from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_costs
-from saap_jax.discovery.listing import traced_model
-from saap_jax.discovery.tracing.trace import Traced
+from saap_jax.discovery.listing import coupling_record, traced_model
 from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
@@ -23,6 +22,7 @@ from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units, masks
+from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, mesh_of
 from saap_jax.subjects.base import Progress, Subject, silent
@@ -225,9 +225,9 @@ class LlamaSubject(Subject):
     def structures_record(self) -> None:
         """Return None: `attention` and `mlp` explain themselves."""
 
-    def couplings(self) -> Traced:
+    def couplings(self) -> Couplings:
         """Return the structures as the model's program tells them."""
-        return traced_model(self.model)
+        return coupling_record(traced_model(self.model))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from saap_jax.cli.main import main
+from saap_jax.discovery.listing import coupling_record
 from saap_jax.discovery.tracing.factory import traced_factory
-from saap_jax.report.figures.couplings import coupling_plot, coupling_record
+from saap_jax.report.figures.couplings import coupling_plot
 from saap_jax.report.figures.draw import painted
 
 MODULE = """

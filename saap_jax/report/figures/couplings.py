@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.discovery.tracing.trace import Traced, TracedStructure
+from saap_jax.discovery.listing import coupling_record
+from saap_jax.discovery.tracing.trace import Traced
 from saap_jax.report.figures.draw import on_screen
 from saap_jax.report.figures.palette import COLOURS, PAPER
 from saap_jax.report.page.blocks import Plot
@@ -18,25 +19,6 @@ _ROW, _BOX, _TOP, _MIDDLE = 18.0, 34.0, 30.0, 115.0
 
 _SIZE, _LETTER = 8.5, 5.2
 """Points of the letters, and their width."""
-
-
-def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
-    """Return the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
-    structures = sorted(
-        (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
-    )
-    return {
-        "parameters": {path: list(shape) for path, shape in traced.shapes.items()},
-        "structures": [
-            {
-                "name": each.name,
-                "members": [(member.path, member.axis) for member in each.members],
-                "label": _label(each),
-                "pinned": bool(each.pinned),
-            }
-            for each in structures
-        ],
-    }
 
 
 def couplings_svg(traced: Traced) -> str:
@@ -98,16 +80,6 @@ def coupling_plot(record: Couplings) -> Plot:
     said = "; ".join(f"{each['name']}: {', '.join(each['label'])}" for each in structures)
     title = f"Coupled structures: {len(structures)} of {len(shapes)} parameters"
     return Plot("couplings", title, f"{said}.", paint, (_TOP + tall + 12) / 72, max(width / 72, 5.1))
-
-
-def _label(structure: TracedStructure) -> tuple[str, str]:
-    times = f" × {structure.copies}" if structure.copies > 1 else ""
-    first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
-    if structure.pinned:
-        kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
-        return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
-    acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
-    return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
 
 
 def _ordered(structures: Sequence[CoupledStructure], rows: dict[str, float], tall: float) -> dict[str, float]:

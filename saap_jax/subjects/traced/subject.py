@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.discovery.listing import coupling_record
 from saap_jax.discovery.tracing.patterns import by_name
 from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
-from saap_jax.discovery.tracing.trace import Traced
 from saap_jax.discovery.weights import TracedWeights, traced_costs, units_of
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.subjects.traced import saved
@@ -323,9 +324,9 @@ class TracedSubject(TracedProblem, Subject):
         """Return the structures as plain values."""
         return [saved.described(each) for each in self.structures]
 
-    def couplings(self) -> Traced:
-        """Return the traced program."""
-        return self.traced
+    def couplings(self) -> Couplings:
+        """Return the structures of the traced program."""
+        return coupling_record(self.traced)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
