@@ -10,7 +10,7 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.report.figures.axes import logarithmic, removed_across
 from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import TIED, format_percent, format_ppl, plural, short_name
+from saap_jax.report.page.formats import TIED, format_figure, format_percent, plural, short_name
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
 
@@ -31,15 +31,18 @@ def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any
     of them; its band goes from the lowest seed to the highest. A line down to the axis is the largest ratio. The axis
     ends at four times the median of the curves' ends, so that one that explodes does not squeeze the rest.
     """
-    frontier = run["frontier"]
+    frontier, scale = run["frontier"], scale_of(run["frontier"]["metric"])
     bands = {each.variant: band_of(run, candidates, each.variant) for each in found}
     said = [
-        f"{scale_of(frontier['metric']).noun.capitalize()} {frontier['metric']} on a logarithmic axis against the "
+        f"{scale.noun.capitalize()} {frontier['metric']} on a logarithmic axis against the "
         "share of prunable parameters removed; "
-        f"unpruned {format_ppl(bands[found[0].variant][0][2])}, limit {format_ppl(frontier['limit'])}."
+        f"unpruned {format_figure(bands[found[0].variant][0][2], scale)}, limit "
+        f"{format_figure(frontier['limit'], scale)}."
     ]
     for each in found:
-        curve = ", ".join(f"{format_percent(ratio)} % {format_ppl(ppl)}" for ratio, _, ppl, _ in bands[each.variant])
+        curve = ", ".join(
+            f"{format_percent(ratio)} % {format_figure(ppl, scale)}" for ratio, _, ppl, _ in bands[each.variant]
+        )
         ratio, knee = format_estimate(each.ratio), format_estimate(each.knee)
         said.append(f"{each.variant}: {curve}; largest ratio within the limit {ratio} %, knee {knee} %.")
     height = max(4.6, 1.3 + 0.19 * min(len(found), DISTINCT))  # of the legend
@@ -63,7 +66,7 @@ def band_of(run: RunRecord, candidates: Sequence[Row], variant: str) -> Band:
 
 
 def _paint(figure: Any, run: RunRecord, found: Sequence[Any], bands: dict[str, Band]) -> None:
-    axis, frontier = figure.subplots(), run["frontier"]
+    axis, frontier, scale = figure.subplots(), run["frontier"], scale_of(run["frontier"]["metric"])
     limit, dense = frontier["limit"], bands[found[0].variant][0][2]
     ends = sorted(band[-1][2] for band in bands.values())
     highest = min(max(high for band in bands.values() for *_, high in band), 4 * ends[(len(ends) - 1) // 2])
@@ -79,8 +82,8 @@ def _paint(figure: Any, run: RunRecord, found: Sequence[Any], bands: dict[str, B
     axis.set_ylabel(f"{short_name(frontier['metric'], 44)} (log)")
     for height, text, up in ((limit, f"limit +{frontier['percent']:g} %", 1), (dense, "unpruned", -1)):
         axis.annotate(
-            f"{text} {format_ppl(height)}", (1.0, height), xycoords=axis.get_yaxis_transform(), xytext=(0, 2 * up),
-            textcoords="offset points", ha="right", va="bottom" if up > 0 else "top",
+            f"{text} {format_figure(height, scale)}", (1.0, height), xycoords=axis.get_yaxis_transform(),
+            xytext=(0, 2 * up), textcoords="offset points", ha="right", va="bottom" if up > 0 else "top",
         )  # fmt: skip
     more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
     axis.legend(

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saap_jax.evaluation.scales import PERPLEXITY, Scale
 from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, spread
 from saap_jax.report.figures.palette import INK, PAPER, line_style
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import format_percent, format_ppl, short_name
+from saap_jax.report.page.formats import format_figure, format_percent, short_name
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, labels
 
@@ -54,7 +55,7 @@ def curves(run: RunRecord, candidates: Sequence[Row], metric: str) -> tuple[list
 
 
 def ratio_plot(
-    title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = (), noun: str = "perplexity"
+    title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = (), scale: Scale = PERPLEXITY
 ) -> Plot | None:
     """Return perplexity (log axis) over the actual ratio, each line numbered at its end by its place in `order`.
 
@@ -66,25 +67,25 @@ def ratio_plot(
     if not shown:
         return None
     high = _highest(shown)
-    said = [f"{noun.capitalize()} on a logarithmic axis against the share of prunable parameters removed."]
-    said += [f"{c.name}: " + ", ".join(f"{format_percent(r)} % {format_ppl(p)}" for r, p in c.points) + "."
+    said = [f"{scale.noun.capitalize()} on a logarithmic axis against the share of prunable parameters removed."]
+    said += [f"{c.name}: " + ", ".join(f"{format_percent(r)} % {format_figure(p, scale)}" for r, p in c.points) + "."
              for c in shown]  # fmt: skip
     if any(ppl > high for curve in shown for _, ppl in curve.points):
-        said.append(f"Above {format_ppl(high)} points are drawn on the upper edge.")
+        said.append(f"Above {format_figure(high, scale)} points are drawn on the upper edge.")
     said += [f"Without a value: {', '.join(missing)}."] if missing else []
 
     def paint(figure: Any) -> None:
         figure.set_layout_engine(None)
         figure.subplots_adjust(**_ROOM)
         axis = figure.subplots()
-        _paint(axis, shown, order)
+        _paint(axis, shown, order, scale)
         _number_ends(axis, shown, order, 72 * _HEIGHT * (_ROOM["top"] - _ROOM["bottom"]))
 
     return Plot("frontier", title, " ".join(said), paint, _HEIGHT, _WIDTH)
 
 
 def ratio_panels(
-    name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], noun: str = "perplexity"
+    name: str, panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], scale: Scale = PERPLEXITY
 ) -> list[Plot]:
     """Return the same lines for papers, a panel a text, with one legend of names; so many lines a figure."""
     drawn = [curve.name for _, found in panels for curve in found]
@@ -95,21 +96,21 @@ def ratio_panels(
         chosen = names[start : start + RUNS]
         some = [(title, shown) for title, found in panels if (shown := _shown(found, chosen))]
         height = 2.9 + 0.15 * max(0.0, len(chosen) / 2 - 5)
-        paint = _panels(some, order, chosen, noun)
-        plots.append(Plot(f"{name}{part}", f"{noun.capitalize()} against ratio", "", paint, height, 6.75))
+        paint = _panels(some, order, chosen, scale)
+        plots.append(Plot(f"{name}{part}", f"{scale.noun.capitalize()} against ratio", "", paint, height, 6.75))
     return plots
 
 
 def _panels(
-    panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], chosen: Sequence[str], noun: str
+    panels: Sequence[tuple[str, Sequence[Curve]]], order: Sequence[str], chosen: Sequence[str], scale: Scale
 ) -> Any:
     def paint(figure: Any) -> None:
         handles: dict[str, Any] = {}
         for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            handles |= _paint(axis, shown, order)
+            handles |= _paint(axis, shown, order, scale)
             letters = 34 if len(panels) < 3 else 22
             axis.set_title("\n".join(short_name(line, letters) for line in title.split("\n")))
-        figure.axes[0].set_ylabel(f"{noun} (log)")
+        figure.axes[0].set_ylabel(f"{scale.noun} (log)")
         named = [short_name(name, _LETTERS) for name in chosen]
         columns = 3 if max(map(len, named)) < 24 else 2
         options = {"loc": "outside lower center", "ncols": columns, "handlelength": 3.6}
@@ -131,7 +132,7 @@ def _highest(shown: Sequence[Curve]) -> float:
     return max(high, low * 1.06) * 1.06
 
 
-def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str]) -> dict[str, Any]:
+def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str], scale: Scale) -> dict[str, Any]:
     """Draw the lines, the first on top, and the dense model if they have one; return the line of each name."""
     starts = {curve.points[0] for curve in shown}
     dense = next(iter(starts))[1] if len(starts) == 1 and next(iter(starts))[0] == 0 else None
@@ -152,7 +153,7 @@ def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str]) -> dict[str,
         place = {"xytext": (0, 4 if taken else -4), "va": "bottom" if taken else "top", "zorder": 3}
         place["bbox"] = {"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 1}
         axis.annotate(
-            f"{DENSE} {format_ppl(dense)}", (1, dense), xycoords=("axes fraction", "data"), ha="right",
+            f"{DENSE} {format_figure(dense, scale)}", (1, dense), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", **place,
         )  # fmt: skip
     removed_across(axis, max(ratio for curve in shown for ratio, _ in curve.points))

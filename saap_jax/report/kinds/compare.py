@@ -120,20 +120,20 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
 def frontier_section(found: Compared, detail: Detail) -> list[Section]:
     """Return perplexity against ratio, a figure a text, numbered alike."""
     order = leading(found.rows, detail.limit)
-    pictures, panels, noun = [], [], figure_of(found.run).noun
+    pictures, panels, scale = [], [], figure_of(found.run)
     for metric in metrics(found.run):
         lines, missing = curves(found.run, found.variants, metric["name"])
         name, domain = metric["name"], DOMAINS[metric["domain"]]
-        if plot := ratio_plot(f"{noun.capitalize()} against ratio: {name}", lines, order, missing, noun):
+        if plot := ratio_plot(f"{scale.noun.capitalize()} against ratio: {name}", lines, order, missing, scale):
             pictures.append(Picture(f"{name} ({domain})", plot))
             panels.append((f"{domain}\n{name}", lines))
     if not pictures:
         return []
     said = "Logarithmic axis; lower is better. A number with an arrow lies beyond the scale, on its upper edge."
     names = {row.label for row in found.rows if row.candidate != DENSE}
-    together = Pictures(pictures, order, ratio_panels("frontier", panels, order, noun))
+    together = Pictures(pictures, order, ratio_panels("frontier", panels, order, scale))
     blocks = [Words(said + _left_out(len(names) - len(order))), together]
-    return [Section("frontier", f"{noun.capitalize()} against ratio", blocks)]
+    return [Section("frontier", f"{scale.noun.capitalize()} against ratio", blocks)]
 
 
 def interval_section(found: Compared, detail: Detail) -> list[Section]:
