@@ -64,6 +64,13 @@ def check_kind(config: Any) -> None:
             f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
             f"{fusion.attention!r}"
         )
+    own = {"model.dtype": config.model.dtype, "calibration.length": config.calibration.length}
+    usual = {"model.dtype": ModelConfig().dtype, "calibration.length": CalibrationConfig().length}
+    if hasattr(config, "evaluation"):
+        own["evaluation.length"], usual["evaluation.length"] = config.evaluation.length, EvaluationConfig().length
+    for name, value in own.items():
+        if value != usual[name]:
+            raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
     mesh, compensation = (getattr(config, name, None) for name in ("mesh", "compensation"))
     if mesh not in (None, MeshConfig()):
         raise ValueError(f"mesh: expected none for a traced model, whose arrays stay where they are, got {mesh}")

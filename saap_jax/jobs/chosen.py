@@ -127,7 +127,10 @@ def calibration_of(path: str, model: str) -> CalibrationConfig:
     if recorded.get("from_run"):
         recorded = source_run(recorded["from_run"], model)["config"]
     calibration = recorded["calibration"]
-    return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+    try:
+        return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+    except TypeError as error:
+        raise ValueError(f"from_run: {path}: expected the fields of a calibration, got others ({error})") from None
 
 
 def _calibrated_by(config: PruneConfig, subject: Subject) -> Calibrated:

@@ -1,6 +1,8 @@
 """From text to scores: scenarios apart and together, what a run keeps, and scoring it without a second pass."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.jobs import compare, prune
+from saap_jax.jobs.chosen import calibration_of
 from saap_jax.jobs.score import score_run
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
@@ -253,6 +256,16 @@ def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     assert_scores_equal(fresh.selection.keep, reused.selection.keep)
     other = prune.prune(PruneConfig(out=str(tmp_path / "other"), estimator="random", **options))
     assert any((other.selection.keep[name] != fresh.selection.keep[name]).any() for name in STRUCTURES)
+
+
+def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
+    shutil.copytree(kept[0].path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["config"]["calibration"]["words"] = 3
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert calibration_of(str(kept[0].path), score_config.model.name) == score_config.calibration
+    with pytest.raises(ValueError, match=r"from_run: .*expected the fields of a calibration, got others \(.*'words'\)"):
+        calibration_of(str(tmp_path / "run"), score_config.model.name)
 
 
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
