@@ -247,7 +247,7 @@ def _unfused(fused: Fused, place: str) -> str:
     """Return which part of a fusion has other members or scopes than its sigmas; "" if none."""
     sigmas, steps = fused["sigmas"], fused.get("trajectory") or {}
     scopes = list(next(iter(sigmas.values()), {}))
-    if not scopes or not all(re.fullmatch(r".*[^/](/\d{1,6})?", scope) for scope in scopes):
+    if not scopes or not all(re.fullmatch(r"([^/]+|.+\[\d+\])(/\d{1,6})?", scope) for scope in scopes):
         return f"{place}.sigmas: expected members, and scopes such as mlp or mlp/3, got {scopes!r:.60}"
     for name, by_member in (("sigmas", sigmas), ("weights", fused["weights"]), ("shares", fused.get("shares", sigmas))):
         if by_member.keys() != sigmas.keys() or any([*by] != scopes for by in by_member.values()):
