@@ -51,7 +51,8 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     A factory of a model of one's own may be named beside it; without a file, what is taken by default is for that.
     """
     positional, rest = split_words(words)
-    factories = [word for word in positional if is_factory(word)] if hasattr(kind(), "calibration") else []
+    of_models = "calibration" in {field.name for field in dataclasses.fields(kind)}
+    factories = [word for word in positional if is_factory(word)] if of_models else []
     files = [word for word in positional if word not in factories]
     if len(files) > 1:
         raise UsageError(f"{command}: expected at most one configuration file, got {len(files)}: {files}")
@@ -60,7 +61,9 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     default = load_config(files[0], kind) if files else for_factory(kind, *factories) if factories else kind()
     if files and factories:
         default = dataclasses.replace(default, model=dataclasses.replace(default.model, name=factories[0]))
-    config, options = parse(f"{command} [FACTORY] [CONFIG.py]", default, rest, Options if overwrite else None)
+    config, options = parse(
+        f"{command}{' [FACTORY]' * of_models} [CONFIG.py]", default, rest, Options if overwrite else None
+    )
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")

@@ -48,6 +48,8 @@ saap: structured pruning of LLaMA-family language models in JAX
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
 override it, and `saap help COMMAND` lists them. On many devices and hosts: docs/pods.md.
+compare, score, prune, fidelity, frontier and sensitivity take a JAX model of your own too, named as
+MODULE:FACTORY or FILE.py:FACTORY: docs/discovery.md.
 
 Start with `saap compare configs/quickstart.py`."""
 
