@@ -82,7 +82,7 @@ class Pruned(NamedTuple):
     """Of the residual stream, before and after, where some went."""
     structures: tuple[tuple[str, int, int, int], ...] = ()
     """Name, copies, units before and after of each structure of a traced model."""
-    losses: dict[str, float] = MappingProxyType({})  # type: ignore[assignment]
+    losses: Mapping[str, float] = MappingProxyType({})
     """Mean held-out loss of a traced model: `dense`, `masked`, `cut`."""
     own_code: str = ""
     """What the own code of a traced model does with the smaller parameters."""

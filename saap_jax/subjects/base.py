@@ -13,7 +13,7 @@ import abc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,13 +28,11 @@ from saap_jax.types import Keep, Limits, Remat, WindowLosses
 Examples = Any
 """Rows that a subject observes or is judged on; see the table above."""
 
-Step = TypeVar("Step")
-
 Progress = Callable[[Sequence[Any]], Iterator[Any]]
 """Wraps the steps of a pass, to show progress."""
 
 
-def silent(steps: Sequence[Step]) -> Iterator[Step]:
+def silent(steps: Sequence[Any]) -> Iterator[Any]:
     """Show no progress."""
     return iter(steps)
 

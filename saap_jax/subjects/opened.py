@@ -41,6 +41,6 @@ def subject_of(model: Any) -> Subject:
         return LlamaSubject(model)
     if isinstance(model, Problem):
         return traced_subject(model)
-    if not hasattr(model, "observe"):
+    if not isinstance(model, Subject):
         raise ValueError(f"model: expected one of saap_jax.load_model, or a Problem, got {type(model).__name__}")
     return model
