@@ -6,14 +6,20 @@
 SmolLM2-135M, calibrated on 32 windows of C4, evaluated on WikiText-2 and Penn Treebank. First channels of the residual
 stream alone, by each score and each scale of the norms. Then `saap prune` by its defaults, with none, a quarter or half
 of what goes taken from channels. Appends to a run directory a seed, and goes on where it was stopped.
+
+Scales of norms: `masked` as of the model whose removed channels are zero, which is what `cut` makes; `mean` as they
+were, over the channels that stay; `dense` as large as in the whole model, on average over the calibration text.
 """
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
 
@@ -22,12 +28,16 @@ from saap_jax.api import calibrate, select_path
 from saap_jax.config.method import STUDIED, ResidualConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters
+from saap_jax.estimation.channels import Channels, observe_channels
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.jobs.residual import highest, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import Llama
+from saap_jax.llama.model import param
+from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_candidates
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
+from saap_jax.types import RESIDUAL
 
 SEEDS = (0, 1, 2)
 WINDOWS = 32
@@ -72,19 +82,56 @@ def narrow_ones(model: Llama, calibration: Windows, seed: int, done: set[str]) -
             yield name, narrow_model(model, highest(scores[score], width), seen, scale)
 
 
+def highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return which channels have the `count` highest scores; equal ones: the lower index goes first."""
+    keep = np.ones(len(scores), bool)
+    keep[np.argsort(scores, kind="stable")[: len(scores) - count]] = False
+    return keep
+
+
+def narrow_model(model: Llama, keep: np.ndarray, seen: Channels, scale: str) -> Llama:
+    """Return the model without the removed channels, its norms rescaled."""
+    narrow = cut(model, {**existing_units(model.runs), RESIDUAL: keep[None]})
+    if scale == "masked":
+        return narrow
+
+    def factor(energy: np.ndarray) -> jax.Array:
+        share = keep.mean() if scale == "mean" else energy[..., keep].sum(-1)
+        return jnp.asarray(np.broadcast_to(share, energy.shape[:-1]) ** 0.5)
+
+    factors = [{name: factor(energy) for name, energy in run.items()} for run in seen.energy]
+    return with_scaled_norms(narrow, factors, float(factor(seen.last)))
+
+
+def with_scaled_norms(model: Llama, factors: list[dict[str, jax.Array]], last: float) -> Llama:
+    """Return the model with each norm's scales multiplied by a number.
+
+    Args:
+        model: the model, which is left as it is.
+        factors: of each run, `{"attention_norm": [layers], "mlp_norm": [layers]}`.
+        last: of the norm after the last layer.
+    """
+    new = jax.tree.map(lambda x: x, model)
+    for run, each in zip(new.runs, factors, strict=True):
+        for name, factor in each.items():
+            scale = getattr(run, name)
+            setattr(run, name, param(scale.axes, scale[...] * factor.astype(scale.dtype)[:, None]))
+    new.norm = param(new.norm.axes, new.norm[...] * last)
+    return new
+
+
 def shared_ones(model: Llama, calibration: Windows, done: set[str]) -> Iterator[tuple[str, Llama]]:
-    """Return models pruned by the defaults, after channels that make up a share of the ratio."""
+    """Return models pruned by the defaults, with a share of the ratio from channels."""
+    text = {"calibration": calibration}
     for ratio, share in SHARES:
-        name, base, rest = f"share {share:g}@{ratio:g}", model, ratio
+        name, subject, search = f"share {share:g}@{ratio:g}", LlamaSubject(model), STUDIED
         if name in done:
             continue
         if share:
-            options = ResidualConfig(share=share, estimator="gate_fisher", norm_scale="dense")  # as the widths begin
-            stage = remove_channels(model, {"calibration": calibration}, ratio, options)
-            base, rest = stage.model, stage.rest
-        first = calibrate(base, calibration, ["saap"])
-        path = select_path(base, first, {"calibration": calibration}, "saap", [rest], STUDIED)
-        yield name, cut(base, path[rest].keep)
+            subject = LlamaSubject(model, further=(RESIDUAL,))
+            search = dataclasses.replace(STUDIED, residual=ResidualConfig(share=share))
+        first = calibrate(subject, calibration, ["saap"])
+        yield name, cut(model, select_path(subject, first, text, "saap", [ratio], search)[ratio].keep)
 
 
 def measured(model: Llama, texts: dict[str, Windows]) -> dict[str, Any]:

@@ -73,6 +73,20 @@ class Limits(NamedTuple):
     """What the width is a multiple of, if any unit goes."""
 
 
+class Nested(NamedTuple):
+    """A structure whose units are parts of the units of others. It goes first, by a share of the budget of its own."""
+
+    inside: str | None
+    """The structure of which each unit holds as many units of this one, which are tied: of all that stay in a layer
+    the same number goes. None: a unit is a slice of all units of all other structures."""
+    share: float
+    """Share of what is removed that comes from it."""
+    option: str
+    """Configuration of the search that says so."""
+    limits: Limits = Limits()
+    """Of each unit that holds some; or of the whole model."""
+
+
 class WindowLosses(NamedTuple):
     """Summed loss of each window or example (float64; of text in nats), and how many tokens it predicts."""
 

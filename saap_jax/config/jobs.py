@@ -26,8 +26,6 @@ from saap_jax.config.method import (
     GridConfig,
     KeepStatistics,
     ModelConfig,
-    QueryHeadsConfig,
-    ResidualConfig,
     SearchConfig,
     StabilityOver,
     TargetsConfig,
@@ -57,6 +55,7 @@ def check_kind(config: Any) -> None:
     search, fusion = getattr(config, "search", SearchConfig()), config.fusion
     if not config.model.traced:
         config.calibration.check_text()
+        _check_nested(config, searched(config))
         return search.check_layers()
     search.check_traced()
     if fusion.attention:
@@ -77,6 +76,27 @@ def check_kind(config: Any) -> None:
     for method in (*getattr(config, "grid", GridConfig()).compensations, getattr(compensation, "method", "none")):
         if method != "none":
             raise ValueError(f"compensation.method: expected none for a traced model, got {method!r}")
+
+
+def searched(config: Any) -> SearchConfig:
+    """Return the search of a configuration, with the largest share of its grid of each structure inside others."""
+    search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
+    parts = {name: getattr(search, name) for name in ("query_heads", "residual")}
+    most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
+    return dataclasses.replace(search, **{n: dataclasses.replace(p, share=most[n]) for n, p in parts.items()})
+
+
+def _check_nested(config: Any, search: SearchConfig) -> None:
+    """Raise ValueError for options that a share of the budget for structures inside others cannot go with."""
+    for name in search.nested:
+        beside = {"targets": ", ".join(getattr(config, "targets", TargetsConfig()).asked)}
+        if name == "residual":
+            beside["mesh"] = "" if (mesh := getattr(config, "mesh", MeshConfig())) == MeshConfig() else str(mesh)
+        for other, value in beside.items():
+            if value:
+                raise ValueError(
+                    f"search.{name}.share: expected no {other} beside it, got {value}; leave one of the two out"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +226,11 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_kind(self)
+        if self.from_run and self.model.further:
+            raise ValueError(
+                f"model.further: expected none beside from_run, got {', '.join(self.model.further)}: statistics do not "
+                "tell of them; leave from_run out to score now"
+            )
         check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
 
 
@@ -229,8 +254,6 @@ class PruneConfig:
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = STUDIED
-    query_heads: QueryHeadsConfig = QueryHeadsConfig()
-    residual: ResidualConfig = ResidualConfig()
     compensation: CompensationConfig = CompensationConfig()
     mesh: MeshConfig = MeshConfig()
 
@@ -242,16 +265,12 @@ class PruneConfig:
             return self._check_traced()
         if not self.from_run:
             self.check_calibration(self.calibration)
-        self._check_query_heads()
-        self._check_residual()
 
     def _check_traced(self) -> None:
         """Raise ValueError for what a traced model cannot be pruned by."""
         for name, value in (
             ("from_run", self.from_run),
             ("targets", ", ".join(self.targets.asked)),
-            ("query_heads.share", self.query_heads.share),
-            ("residual.share", self.residual.share),
         ):
             if value:
                 raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
@@ -264,40 +283,6 @@ class PruneConfig:
         """
         check_scenarios(calibration, self.search.allocation, self.search.stability_over)
         self.compensation.check_microbatches(calibration.microbatches(len(calibration.scenarios)))
-
-    def _check_query_heads(self) -> None:
-        """Raise ValueError for options that query heads, where they go by themselves, cannot go with."""
-        if not self.query_heads.share:
-            return
-        if self.from_run:
-            raise ValueError(
-                f"query_heads.share: expected no from_run beside it, got {self.from_run}: a run keeps no scores of "
-                "query heads; leave from_run out to score now"
-            )
-        if asked := ", ".join(self.targets.asked):
-            raise ValueError(
-                f"query_heads.share: expected a ratio and no targets beside it, got {asked}; it is a share of what a "
-                "ratio asks for"
-            )
-        for name in ("max_runs", "max_shapes"):
-            if (most := getattr(self.search, name)) is not None:
-                raise ValueError(
-                    f"query_heads.share: expected no search.{name} beside it, got {most}: query heads go layer by "
-                    "layer; leave one of the two out"
-                )
-
-    def _check_residual(self) -> None:
-        """Raise ValueError for options that channels of the residual stream cannot go with."""
-        if not self.residual.share:
-            return
-        beside = {"from_run": self.from_run, "targets": ", ".join(self.targets.asked)}
-        beside["mesh"] = "" if self.mesh == MeshConfig() else str(self.mesh)
-        for name, value in beside.items():
-            if value:
-                raise ValueError(
-                    f"residual.share: expected no {name} beside it, got {value}; leave one of the two out (it is a "
-                    "share of what a ratio asks for, scored anew on one device)"
-                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -459,6 +444,11 @@ class FidelityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_kind(self)
+        if "embed" in self.model.further:
+            raise ValueError(
+                "model.further: expected no embed: what scores channels of the residual stream is no estimator of this "
+                "list (search.residual.estimator); judge query_heads, or none"
+            )
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
         check_seed("seed", self.seed)
         check_at_least("resamples", self.resamples, 1)

@@ -40,6 +40,9 @@ class ModelConfig:
     of your own, traced: `MODULE:FACTORY` or `FILE.py:FACTORY`, where the factory returns a `saap_jax.Problem`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+    further: tuple[Literal["query_heads", "embed"], ...] = ()
+    """Of a model of ours: structures that are scored beside attention and MLP, query heads and channels of the residual
+    stream (`embed`); those of which `search` removes a share are in any case."""
     norms: bool = False
     """Of a traced model: prune structures too that a norm averages over, such as the residual stream. Its divisor stays
     as it was, so the model's own code gives other outputs for the smaller arrays than the pruned program."""
@@ -53,6 +56,11 @@ class ModelConfig:
             field = "norms" if self.norms else "refused"
             raise ValueError(
                 f"model.{field}: is for traced models, MODULE:FACTORY or FILE.py:FACTORY, got {self.name!r}"
+            )
+        if self.traced and self.further:
+            raise ValueError(
+                f"model.further: is for models of ours, got {', '.join(self.further)} for the traced {self.name!r}, "
+                "whose structures are those of `saap discover`"
             )
 
     @property
@@ -163,6 +171,40 @@ class FusionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryHeadsConfig:
+    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
+
+    They go before attention and MLP, ranked over all layers.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
+    min_keep: int = 1
+    """Query heads that each KV head keeps at least."""
+
+    def __post_init__(self) -> None:
+        check_share("search.query_heads.share", self.share)
+        check_at_least("search.query_heads.min_keep", self.min_keep, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualConfig:
+    """Channels of the residual stream that go from the whole model, before anything else."""
+
+    share: float = 0.0
+    """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
+    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
+    """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
+    multiple_of: int = 16
+    """The width that stays is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        check_choices("search.residual", self)
+        check_share("search.residual.share", self.share)
+        check_at_least("search.residual.multiple_of", self.multiple_of, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How a budget is shared between layers and structures.
 
@@ -214,6 +256,8 @@ class SearchConfig:
     """Of a traced model: what the width of a pruned structure is a multiple of, by name or pattern."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    query_heads: QueryHeadsConfig = QueryHeadsConfig()
+    residual: ResidualConfig = ResidualConfig()
     solver: Solver = "greedy"
     """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
 
@@ -250,10 +294,22 @@ class SearchConfig:
                 f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
                 f"{self.max_ratio}"
             )
+        for name in self.nested:
+            for other in ("max_runs", "max_shapes", "depth"):
+                if getattr(self, other):
+                    raise ValueError(
+                        f"search.{name}.share: expected no search.{other} beside it, got {getattr(self, other)}; leave "
+                        "one of the two out"
+                    )
         check_at_least("search.min_keep_each", min(self.min_keep_each.values(), default=0), 0)
         check_at_least("search.multiple_of_each", min(self.multiple_of_each.values(), default=1), 1)
         for share in self.max_ratio_each.values():
             check_share("search.max_ratio_each", share)
+
+    @property
+    def nested(self) -> dict[str, QueryHeadsConfig | ResidualConfig]:
+        """The options that take a share of the budget for structures inside others, by name."""
+        return {name: part for name in ("query_heads", "residual") if (part := getattr(self, name)).share}
 
     def check_layers(self) -> None:
         """Raise ValueError for what only the structures of traced models have."""
@@ -269,7 +325,7 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_runs",
-            "max_shapes", "depth",
+            "max_shapes", "depth", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""
@@ -278,42 +334,6 @@ class SearchConfig:
                     f"search.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "
                     f"{getattr(self, name)}{hint}"
                 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryHeadsConfig:
-    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
-
-    They go first, ranked over all layers; `search` says how all the rest goes.
-    """
-
-    share: float = 0.0
-    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
-    min_keep: int = 1
-    """Query heads that each KV head keeps at least."""
-
-    def __post_init__(self) -> None:
-        check_share("query_heads.share", self.share)
-        check_at_least("query_heads.min_keep", self.min_keep, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResidualConfig:
-    """Channels of the residual stream that go from the whole model, before anything else."""
-
-    share: float = 0.0
-    """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
-    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
-    """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
-    norm_scale: Literal["dense", "mean", "masked"] = "masked"
-    """How norms make up for the channels that they average over no more; see `residual.narrow_model`."""
-    multiple_of: int = 16
-    """The width that stays is a multiple of this."""
-
-    def __post_init__(self) -> None:
-        check_choices("residual", self)
-        check_share("residual.share", self.share)
-        check_at_least("residual.multiple_of", self.multiple_of, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -450,6 +470,10 @@ class GridConfig:
     """Values of `search.rank_by`."""
     stability_weights: tuple[float, ...] = ()
     """Values of `search.stability_weight`, λ."""
+    query_heads: tuple[float, ...] = ()
+    """Values of `search.query_heads.share`."""
+    residual: tuple[float, ...] = ()
+    """Values of `search.residual.share`."""
     scenarios: tuple[str, ...] = ()
     """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
     compensations: tuple[str, ...] = ()
@@ -462,6 +486,9 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
+        for name in ("query_heads", "residual"):
+            for share in getattr(self, name):
+                check_share(f"grid.{name}", share)
         for allocation in self.allocations:
             ALLOCATIONS.check("grid.allocations", allocation)
         for method in self.compensations:

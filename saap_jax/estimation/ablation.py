@@ -25,7 +25,7 @@ from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, in_window, r
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, run_bounds
 from saap_jax.llama.spec import Constants
-from saap_jax.types import STRUCTURES, Keep, Scores
+from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Scores
 
 
 class Unit(NamedTuple):
@@ -55,7 +55,8 @@ class Prefix(NamedTuple):
 
 
 def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list[Unit]:
-    """Return all attention units and `channels_per_layer` MLP channels of each layer (all, if it has fewer).
+    """Return all attention units (and query heads) and `channels_per_layer` MLP channels of each layer (all, if it has
+    fewer), and as many channels of the residual stream.
 
     Of a traced model, as many units of each copy of each structure.
 
@@ -68,7 +69,7 @@ def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list
     for layer in range(max(len(each) for each in existing.values())):
         for name, each in existing.items():
             numbers = np.flatnonzero(each[layer]) if layer < len(each) else np.zeros(0, int)
-            if name != "attention":
+            if name not in ("attention", QUERY_HEADS):
                 numbers = np.sort(np.random.default_rng([seed, layer]).permutation(numbers)[:channels_per_layer])
             units += [Unit(name, layer, int(index)) for index in numbers]
     return units

@@ -17,11 +17,11 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
 from saap_jax.llama.model import Llama, rms_norm
 from saap_jax.llama.resume import run_layers, summed_losses
-from saap_jax.llama.segments import existing_units
+from saap_jax.llama.segments import existing_query_heads, existing_units
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
-from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
 
 
 class Group(NamedTuple):
@@ -60,17 +60,20 @@ def candidate_losses(
         progress: wraps the steps, each a batch of windows under a group of keep-sets, to show progress.
 
     Raises:
-        ValueError: no window at all, or keep-sets that tell the query heads of a KV head apart.
+        ValueError: no window at all.
     """
     if not batches:
         raise ValueError("evaluation: expected at least one window, got none")
-    if any(QUERY_HEADS in keep for keep in keeps):
-        raise ValueError("candidates: expected keep-sets of whole KV heads, got query heads; use `perplexity` for them")
-    groups = [g for g in grouped(keeps, existing_units(model.runs), at_once) if not set(g.members) <= set(done)]
+    told = tuple(name for name in (*STRUCTURES, QUERY_HEADS, RESIDUAL) if any(name in keep for keep in keeps))
+    whole_model = existing_units(model.runs) | {
+        QUERY_HEADS: existing_query_heads(model.runs), RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)
+    }  # fmt: skip
+    keeps = [{name: keep.get(name, whole_model[name]) for name in told} for keep in keeps]
+    groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
     steps = progress([Step(group, number) for group in groups for number in range(len(batches))])
     for group in groups:
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
-        gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
+        gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in told}
         whole = jnp.asarray(group.whole, jnp.int32)
         sums, counts = [], []
         for step in itertools.islice(steps, len(batches)):
@@ -106,7 +109,10 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
 
 def whole_layers(keep: Keep, existing: Keep) -> int:
     """Return how many layers, from the first on, a keep-set leaves whole."""
-    pruned = np.any([np.any(existing[name] & ~keep[name], axis=1) for name in STRUCTURES], axis=0)
+    if RESIDUAL in keep and not keep[RESIDUAL].all():
+        return 0
+    names = [name for name in (*STRUCTURES, QUERY_HEADS) if name in keep]
+    pruned = np.any([np.any(existing[name] & ~keep[name], axis=1) for name in names], axis=0)
     return int(np.argmax(pruned)) if pruned.any() else len(pruned)
 
 
@@ -138,6 +144,8 @@ def candidates_step(
     """Return each window's summed loss under each candidate's gates, `[candidates, layers, units]` a structure."""
     candidates, batch = len(gates[STRUCTURES[0]]), len(tokens)
     states = jnp.broadcast_to(shared[None], (candidates, *shared.shape))
+    if RESIDUAL in gates:  # without a layer in common where some channels are gone
+        states = states * gates[RESIDUAL][:, None].astype(states.dtype)
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
     x = run_layers(model, states.reshape(-1, *shared.shape[1:]), whole, len(model.spec.layers), own)
     hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)

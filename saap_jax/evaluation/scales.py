@@ -3,6 +3,7 @@
 The name of a metric tells which: `ppl@128 SOURCE`, or `loss NAME`.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -66,3 +67,26 @@ def scale_of(metric: str) -> Scale:
     ('perplexity', 'loss')
     """
     return LOSS if metric.partition(" ")[0] == "loss" else PERPLEXITY
+
+
+def format_ppl(value: float) -> str:
+    """Return a perplexity in at most seven characters.
+
+    >>> [format_ppl(value) for value in (12.345, 99_999.0, 123_456.0, 9.96e307, math.inf, math.nan)]
+    ['12.35', '99999', '1.2e5', '1e308', 'inf', 'n/a']
+    """
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "inf"
+    if value < 99_999.5:
+        return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:
+    """Return a perplexity, or a mean loss with four digits.
+
+    >>> format_figure(12.345), format_figure(0.012345, LOSS)
+    ('12.35', '0.01235')
+    """
+    return format_ppl(value) if scale.logarithmic or not math.isfinite(value) else f"{value:.4g}"

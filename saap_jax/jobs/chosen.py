@@ -1,6 +1,5 @@
-"""Which units go: to a ratio, as few as targets allow, or query heads first; by new scores or those of a run."""
+"""Which units go: to a ratio, or as few as targets allow; by new scores or those of a run."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.method import CalibrationConfig, QueryHeadsConfig
+from saap_jax.config.method import CalibrationConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.targets import Costs, Target
-from saap_jax.jobs.query_stage import remove_query_heads, together
 from saap_jax.jobs.score import source_run
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores, rescored, statistics_path
@@ -44,7 +42,7 @@ def chosen_units(
     costs: Costs | None = None,
     targets: Sequence[Target] = (),
 ) -> Selection:
-    """Choose the units to keep, by the scores of a run or new ones, and after query heads if some go by themselves."""
+    """Choose the units to keep, by the scores of a run or new ones."""
     options: dict[str, Any] = {
         "fusion": config.fusion,
         "batch_size": calibration.batch_size,
@@ -52,13 +50,6 @@ def chosen_units(
         "track": track,
     }
     ratio = ratio_of(config)
-    if config.query_heads.share:
-        assert isinstance(subject, LlamaSubject)  # the configuration refuses others
-        first = remove_query_heads(
-            subject, scenarios, config.estimator, ratio, config.search, config.query_heads, **options
-        )
-        rest = dataclasses.replace(config, ratio=first.rest, query_heads=QueryHeadsConfig())
-        return together(subject, first, chosen_units(rest, first.subject, scenarios, calibration, track), ratio)
     adaptive = ALLOCATIONS[config.search.allocation].stability
     observe = functools.partial(calibrate, subject, scenarios, [config.estimator], stability=adaptive, **options)
     calibrated = _calibrated_by(config, subject) if config.from_run else observe()
@@ -138,7 +129,18 @@ def _calibrated_by(config: PruneConfig, subject: Subject) -> Calibrated:
     record = source_run(config.from_run, config.model.name)
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
     if config.estimator in calibrated.estimators:
+        known = calibrated.scores(config.estimator)
+        if missing := ", ".join(name for name in subject.existing if name not in known):
+            raise ValueError(
+                f"from_run: {config.from_run} has no scores of {missing}, of which the search takes a share; "
+                "score them there with --model.further, or leave from_run out to score now"
+            )
         return calibrated
+    if subject.plain != tuple(subject.existing):
+        raise ValueError(
+            f"from_run: {config.from_run} has no scores of {config.estimator}, and statistics do not tell of "
+            f"{', '.join(name for name in subject.existing if name not in subject.plain)}; leave from_run out"
+        )
     if not all(broadcast(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
         known = ", ".join(calibrated.estimators)
         raise ValueError(

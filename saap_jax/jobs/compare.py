@@ -17,11 +17,11 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.report.figures.couplings import coupling_files
-from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
+from saap_jax.runs.suggested import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step

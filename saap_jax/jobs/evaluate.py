@@ -10,7 +10,7 @@ from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.report.kinds.tasks import Evaluated, evaluation_json
+from saap_jax.runs.outcomes import Evaluated, evaluation_json
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.progress import Track, quiet

@@ -17,12 +17,12 @@ from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, compensator, scores_of_seeds, unpruned
 from saap_jax.report.kinds.frontier import frontier_files
-from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, first_metric
+from saap_jax.runs.suggested import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate

@@ -1,6 +1,5 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, tempor
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
-from saap_jax.jobs.query_stage import count_query_heads
-from saap_jax.jobs.residual import ResidualStage, remove_channels, together
 from saap_jax.llama import Llama
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.runs.directory import plain
@@ -30,13 +27,14 @@ from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
-from saap_jax.subjects.base import Examples
+from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.subjects.opened import open_subject
 from saap_jax.subjects.traced.observe import OBSERVED
 from saap_jax.subjects.traced.pruned import checked_losses, own_code
 from saap_jax.subjects.traced.subject import TracedSubject
 from saap_jax.surgery.corrections import Correction
+from saap_jax.types import QUERY_HEADS, RESIDUAL
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -110,8 +108,10 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     layout = None if config.model.traced else _layout(config, calibration)
     calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
     with step(track, "load the model"):
-        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config) if calibrates else {})
-    if not (config.targets.asked or config.query_heads.share or config.residual.share):
+        subject = open_subject(
+            config.model, config.search, layout=layout, lengths=lengths_of(config) if calibrates else {}
+        )
+    if not config.targets.asked:
         check_ratios(subject, [ratio_of(config)], config.search)
     scenarios = subject.scenarios(calibration) if calibrates else {}
     if isinstance(subject, TracedSubject):
@@ -168,25 +168,22 @@ def _prune_llama(
     out: Path,
     track: Track,
 ) -> Pruned:
-    """Prune a model of ours, to a ratio or to targets, after query heads or channels if some go first."""
+    """Prune a model of ours, to a ratio or to targets."""
     model = subject.model
     costs = costs_of(config.targets, model, track)
     targets = targets_of(config.targets, costs.of(model.spec))
-    rest, base, stage = after_channels(config, subject, scenarios, calibration, track)
-    selection = chosen_units(rest, base, scenarios, calibration, track, costs=costs, targets=targets)
+    selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
     corrections: list[Correction] = []
-    compensated = base
+    compensated = subject
     if config.compensation.method != "none":
-        compensated, corrections = base.compensated(
+        compensated, corrections = subject.compensated(
             selection.keep,
-            base.join([*scenarios.values()]),
+            subject.join([*scenarios.values()]),
             config.compensation,
             batch_size=calibration.batch_size,
             progress=lambda layers: track("compensate layers", layers, len(layers)),
         )
     pruned = compensated.cut(selection.keep)
-    if stage is not None:
-        selection = together(stage, selection, ratio_of(config), subject.prunable)
     reached = reached_by(pruned.model, model, costs, targets, track)
     further = {}
     if reached:
@@ -199,33 +196,18 @@ def _prune_llama(
         parameters=(subject.parameters, pruned.parameters),
         bytes=(weight_bytes(model), broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         runs=pruned.segments,
-        query_heads=(count_query_heads(model), count_query_heads(pruned.model)) if config.query_heads.share else None,
+        query_heads=_told(subject, selection, QUERY_HEADS),
         corrections=corrections,
         reached=reached,
-        channels=None if stage is None else (model.spec.embed, pruned.model.spec.embed),
+        channels=_told(subject, selection, RESIDUAL),
     )
 
 
-def after_channels(
-    config: PruneConfig,
-    subject: LlamaSubject,
-    scenarios: Mapping[str, Examples],
-    calibration: CalibrationConfig,
-    track: Track,
-) -> tuple[PruneConfig, LlamaSubject, ResidualStage | None]:
-    """Return what is left to do, and on which model, once channels of the residual stream are gone, if any go."""
-    if not config.residual.share:
-        return config, subject, None
-    stage = remove_channels(
-        subject.model,
-        scenarios,
-        ratio_of(config),
-        config.residual,
-        batch_size=calibration.batch_size,
-        remat=config.remat,
-        track=track,
-    )
-    return dataclasses.replace(config, ratio=stage.rest), subject.with_model(stage.model), stage
+def _told(subject: Subject, selection: Selection, name: str) -> tuple[int, int] | None:
+    """Count the units of a structure before and after, where it is told apart."""
+    if name not in subject.existing:
+        return None
+    return int(subject.existing[name].sum()), int(selection.keep[name].sum())
 
 
 # --- targets -------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from saap_jax.formats.json_files import shown
 from saap_jax.formats.toml_files import read_toml
 from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.report.kinds.quality import Compared, Comparison, comparison_json, junit
+from saap_jax.runs.outcomes import Compared, Comparison, comparison_json, junit
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import check_target, write_atomically

@@ -264,13 +264,12 @@ class Evaluator:
 
     def _of(self, name: str, keep: Keep, about: Row, digest: str) -> Row:
         """Return what the record of a candidate says of its keep-set."""
-        removed, total = self.subject.removed(keep), self.subject.parameters
-        parameters = total - removed
+        parameters = self.subject.remaining(keep)
         if name == DENSE:
             return {"parameters": parameters}
         return {
             **about,
-            "ratio_actual": removed / self.subject.prunable,
+            "ratio_actual": self.subject.removed(keep) / self.subject.prunable,
             "parameters": parameters,
             "kept": {name: keep[name].sum(axis=1).tolist() for name in self.subject.existing},
             "keep": digest.partition("/")[0],

@@ -15,8 +15,8 @@ from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
 from saap_jax.jobs.evaluate import scoring
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.report.kinds.quality import ComparedTask
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.outcomes import ComparedTask
 from saap_jax.runs.references import Reference, loadable
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.progress import Track

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool
 
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.product import check_plain
@@ -45,20 +45,21 @@ def narrowed(model: Llama, kept: Bool[np.ndarray, "embed"]) -> Llama:
     return new
 
 
-def with_scaled_norms(model: Llama, factors: list[dict[str, Float[Array, "layers"]]], last: float) -> Llama:
-    """Return the model with each norm's scales multiplied by a number.
+def written_by(model: Llama, narrow: Llama, kept: Bool[np.ndarray, "embed"]) -> Llama:
+    """Return the model with the output matrices and biases of a narrower one, 0 in the channels that it does not have.
 
-    Args:
-        model: the model, which is left as it is.
-        factors: of each run, `{"attention_norm": [layers], "mlp_norm": [layers]}`.
-        last: of the norm after the last layer.
+    With gates that are 0 on these channels it computes what the narrower one does.
     """
+    channels = jnp.asarray(np.flatnonzero(kept))
     new = jax.tree.map(lambda x: x, model)
-    for run, each in zip(new.runs, factors, strict=True):
-        for name, factor in each.items():
-            scale = getattr(run, name)
-            setattr(run, name, param(scale.axes, scale[...] * factor.astype(scale.dtype)[:, None]))
-    new.norm = param(new.norm.axes, new.norm[...] * last)
+    for run, other in zip(new.runs, narrow.runs, strict=True):
+        for part, source in ((run.attention, other.attention), (run.mlp, other.mlp)):
+            for name in ("output", "output_bias", "down", "down_bias"):
+                if (parameter := getattr(source, name, None)) is None:
+                    continue
+                value = parameter[...]
+                wide = jnp.zeros((*value.shape[:-1], len(kept)), value.dtype).at[..., channels].set(value)
+                setattr(part, name, nnx.data(param(parameter.axes, wide)))
     return new
 
 

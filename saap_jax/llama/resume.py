@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, in_window, rotary
 from saap_jax.llama.segments import run_bounds, split_gates
-from saap_jax.types import Gates
+from saap_jax.types import RESIDUAL, Gates
 
 VOCAB_CHUNK = 1024
 """Logits that are in memory at once, a token: they stay in the cache, and large vocabularies fit."""
@@ -30,15 +30,18 @@ def run_layers(
     those outside turn zero times. The cost is that of the layers between, and no pair of bounds compiles anew.
 
     Args:
-        gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones.
+        gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones. Those of the
+            residual stream are on what these layers write; `x` has them already.
     """
     rotation = rotary(x.shape[1], model.runs[0].attention.output.shape[-2], model.constants)
     allowed, bounds = in_window(x.shape[1], model.constants), run_bounds(model.runs)
+    stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
     for run, run_gates, place in zip(model.runs, split_gates(gates, bounds), bounds, strict=True):
 
         def layer(index: Array, x: Array, run: DecoderLayer = run, run_gates: Any = run_gates) -> Array:
             own = None if run_gates is None else layer_of(run_gates, index)
-            return decode(layer_of(run, index), x, own, rotation, model.constants.norm_eps, allowed=allowed)[0]
+            eps = model.constants.norm_eps
+            return decode(layer_of(run, index), x, own, rotation, eps, allowed=allowed, stream=stream)[0]
 
         first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, run.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)

@@ -29,7 +29,12 @@ def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> st
 def prune_command(run: RunRecord, row: Row) -> str:
     """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
     config: dict[str, Any] = dict(run["config"])
-    search = {key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None}
+    search: dict[str, Any] = {
+        key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None
+    }
+    for name in ("query_heads", "residual"):
+        share = row.get("shares", {}).get(name, 0.0)
+        search[name] = {**config["search"].get(name, {}), "share": share}
     calibration = {**config["calibration"], "seed": row["seed"]}
     if row["scenario"] != "all":
         texts = [] if is_factory(config["model"]["name"]) else calibration["scenarios"]  # a factory's sets are names

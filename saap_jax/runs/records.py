@@ -49,6 +49,8 @@ class Row(Measured, total=False):
     stability_weight: float | None
     fusion: FusionChoice | None
     compensation: str
+    shares: Named
+    """Of what is removed, from structures inside others, by option of the search; absent: none."""
     seed: int
     """Of the calibration text."""
     ratio_asked: float
@@ -428,6 +430,8 @@ class RunRecord(TypedDict, total=False):
     """By scenario and fused estimator."""
     couplings: Couplings
     structures: list[TracedStructure]
+    further: list[str]
+    """Structures of a model of ours that are told apart beside attention and MLP."""
     frontier: Frontier
     trials: list[Trial]
     data: TrainingText

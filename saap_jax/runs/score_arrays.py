@@ -14,7 +14,7 @@ ByScenario = dict[str, dict[str, Scores]]
 
 def structures_of(run: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of a run's structures, of a traced model its own."""
-    return tuple(each["name"] for each in run.get("structures", ())) or STRUCTURES
+    return (tuple(each["name"] for each in run.get("structures", ())) or STRUCTURES) + tuple(run.get("further", ()))
 
 
 def read_scores(run_dir: str | os.PathLike[str], structures: Sequence[str] = STRUCTURES) -> ByScenario:

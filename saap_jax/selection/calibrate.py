@@ -177,6 +177,7 @@ def score_examples(
         The statistics, and the scores.
     """
     observed = {label: each for label, each in plan.items() if each[0] != ABLATION}
+    options: dict[str, Any] = {"batch_size": batch_size, "remat": remat}
     members = members_of(subject, plan, given)
     subject.check_estimators(members)
     if statistics is None and (observed or stability):
@@ -186,8 +187,7 @@ def score_examples(
             needs,
             curvature=curvature_of(members.values()),
             keep=keep,
-            batch_size=batch_size,
-            remat=remat,
+            **options,
             progress=lambda steps: track(f"observe the calibration examples {scenario}".rstrip(), steps, len(steps)),
         )
     scored = Scored({}, {}, {})
@@ -197,14 +197,36 @@ def score_examples(
         exact = _ablated(subject, examples, keep, batch_size, track)
         scores = {label: scored.scores[label] if label in observed else exact for label in plan}
         scored = scored._replace(scores=scores)
+    for name, view in subject.views.items():
+        parts = {label: (structure_parts(own, fusion)[view.structure], fusion) for label, (own, fusion) in plan.items()}
+        seen = None if keep is None else view.keep(keep)
+        _, inner = score_examples(
+            view.subject, examples, parts, given=given, stability=stability, keep=seen, **options, track=track,
+            scenario=f"{scenario} ({name})".lstrip(),
+        )  # fmt: skip
+        _add(scored, name, {label: inner.scores[label][view.structure] for label in plan})
+        if scored.examples:
+            scored.examples[name] = inner.examples[view.structure]
+    apart = subject.apart(
+        examples, keep=keep, **options, progress=lambda steps: track("observe the stream", steps, len(steps))
+    )
+    for name, values in apart.items():
+        present = values if keep is None else np.where(keep[name], values, np.nan)
+        _add(scored, name, dict.fromkeys(plan, present))
     return statistics, scored
+
+
+def _add(scored: Scored, name: str, scores: Mapping[str, Any]) -> None:
+    """Add the scores of a further structure by each entry of a plan."""
+    for label, values in scores.items():
+        scored.scores[label] = {**scored.scores[label], name: values}
 
 
 def members_of(
     subject: Subject, plan: Plan, given: Mapping[str, Estimator] = MappingProxyType({})
 ) -> dict[str, Estimator]:
     """Make the estimators that the entries of a plan are made of, each once; not the oracle, which is none."""
-    structures = tuple(subject.existing)
+    structures = subject.plain
     return {
         member: estimator
         for name, fusion in plan.values()
@@ -217,7 +239,7 @@ def _ablated(subject: Subject, examples: Examples, keep: Keep | None, batch_size
     """Return the exact change of the loss when each unit goes."""
     if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
         raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
-    existing = subject.existing
+    existing = {name: subject.existing[name] for name in subject.plain}
     units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
     changes = subject.ablate(
         examples,

@@ -10,6 +10,7 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
+from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, search
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep, Remat, Scores
@@ -35,6 +36,10 @@ def choose(
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
+    if nested := subject.nested(config):
+        keep = search_nested(scores, subject.costs_left, existing, nested, ratio, config, stability, gone)
+        removed = subject.removed(keep)
+        return Selection(keep, ratio, removed / subject.prunable, removed)
     nominal = sum(int((units.sum(1) * costs[name]).sum()) for name, units in existing.items())
     if limits is None:
         return search(scores, costs, existing, ratio, config, stability, gone)
@@ -63,24 +68,50 @@ def choose(
 def most_removable(subject: Subject, config: SearchConfig) -> float:
     """Return the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals."""
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
+    equal = some_scores(subject)
+    if subject.nested(config):
+        return _most_nested(subject, config, equal)
     top = largest_ratio(costs, existing, config, limits)
     if limits is None:
         return top
-    equal = equal_scores(subject)
     removed = subject.removed(search(equal, costs, existing, top, config, equal, limits=limits).keep)
     return min(removed * 10_000 // max(subject.prunable, 1) / 10_000, 0.9999)
 
 
-def equal_scores(subject: Subject) -> Scores:
-    """Return a score of 1 for each unit."""
-    return {name: np.ones(units.shape) for name, units in subject.existing.items()}
+def _most_nested(subject: Subject, config: SearchConfig, scores: Scores) -> float:
+    """Return the largest ratio of four decimals that can be met where structures inside others have a share of it."""
+    low, high = 0, 10_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            choose(subject, scores, middle / 10_000, config, scores)
+            low = middle
+        except ValueError:
+            high = middle
+    return low / 10_000
+
+
+def some_scores(subject: Subject) -> Scores:
+    """Return a score of 1 for each unit; of structures inside others, one that tells their units apart."""
+    inside = subject.nested(SearchConfig())
+    return {
+        name: np.broadcast_to(1.0 + np.arange(units.shape[1]), units.shape) if name in inside else np.ones(units.shape)
+        for name, units in subject.existing.items()
+    }
 
 
 def check_ratios(subject: Subject, ratios: Iterable[float], config: SearchConfig) -> None:
     """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that are none."""
-    equal = equal_scores(subject)
+    scores = some_scores(subject)
     for ratio in ratios:
-        choose(subject, equal, ratio, config, equal)
+        made = choose(subject, scores, ratio, config, scores)
+        for name, how in subject.nested(config).items():
+            if how.share and ratio and how.inside is None and made.keep[name].all():
+                raise ValueError(
+                    f"{how.option}.share: {how.share:g} of ratio {ratio:g} is less than half of "
+                    f"{how.option}.multiple_of ({how.limits.multiple_of}) of {made.keep[name].size} channels of the "
+                    "residual stream, so none would go: change one of the two, or leave the share 0"
+                )
 
 
 def choose_calibrated(

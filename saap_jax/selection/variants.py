@@ -60,7 +60,7 @@ class Candidate(NamedTuple):
             "scenario": variant.scenario,
             "compensation": variant.compensation,
             "ratio_asked": self.ratio,
-        }
+        } | ({"shares": {name: part.share for name, part in search.nested.items()}} if search.nested else {})
 
 
 def variants_of(config: SweepConfig) -> list[Variant]:
@@ -78,6 +78,8 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         "allocation": grid.allocations or (config.search.allocation,),
         "rank_by": grid.rank_by or (config.search.rank_by,),
         "stability_weight": grid.stability_weights or (config.search.stability_weight,),
+        "query_heads": grid.query_heads or (config.search.query_heads.share,),
+        "residual": grid.residual or (config.search.residual.share,),
         "scenario": grid.scenarios or (ALL,),
         "compensation": grid.compensations or (config.compensation.method,),
     }
@@ -98,6 +100,8 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         said = {name: _said(name, chosen[name]) for name in axes if name in free and len(axes[name]) > 1}
         fusion = {name: chosen[name] for name in ("method", "scope") if name in free}
         search = {name: chosen[name] for name in ("allocation", "rank_by", "stability_weight") if name in free}
+        for name in ("query_heads", "residual"):
+            search[name] = dataclasses.replace(getattr(config.search, name), share=chosen[name])
         found[key] = Variant(
             ",".join([estimator, *said.values()]),
             estimator,
@@ -151,7 +155,11 @@ def _said(axis: str, value: Any) -> str:
 
     >>> _said("allocation", "global"), _said("stability_weight", -0.25), _said("compensation", "none")
     ('global', 'lambda=-0.25', 'uncompensated')
+    >>> _said("query_heads", 0.1)
+    'query_heads=0.1'
     """
+    if axis in ("query_heads", "residual"):
+        return f"{axis}={value:g}"
     if axis == "compensation" and value == "none":
         return "uncompensated"
     return f"lambda={value:g}" if axis == "stability_weight" else str(value)

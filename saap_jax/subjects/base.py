@@ -13,7 +13,7 @@ import abc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.surgery.corrections import Correction
-from saap_jax.types import Keep, Limits, Remat, WindowLosses
+from saap_jax.types import Keep, Limits, Nested, Remat, Scores, WindowLosses
 
 Examples = Any
 """Rows that a subject observes or is judged on; see the table above."""
@@ -76,9 +76,26 @@ class Subject(abc.ABC):
             ValueError: an option that has no meaning for this kind of model.
         """
 
+    def nested(self, search: SearchConfig) -> Mapping[str, Nested]:
+        """Return the structures that lie in others, in the order in which they go."""
+        return {}
+
+    @functools.cached_property
+    def plain(self) -> tuple[str, ...]:
+        """The structures that estimators score: those that do not lie in others."""
+        return tuple(name for name in self.existing if name not in self.nested(SearchConfig()))
+
+    def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:
+        """Return what `costs` are in a model that keeps only some units; others where some lie in others."""
+        return self.costs
+
     @abc.abstractmethod
     def removed(self, keep: Keep) -> int:
-        """Count the parameters that a cut removes."""
+        """Count the prunable parameters that a cut removes."""
+
+    def remaining(self, keep: Keep) -> int:
+        """Count all parameters that a cut leaves."""
+        return self.parameters - self.removed(keep)
 
     @abc.abstractmethod
     def check_keep(self, keep: Keep) -> None:
@@ -126,6 +143,23 @@ class Subject(abc.ABC):
         progress: Progress = silent,
     ) -> Statistics:
         """Run the one pass over examples; with `keep`, with all other units masked."""
+
+    @functools.cached_property
+    def views(self) -> Mapping[str, "View"]:
+        """Models of the same outputs whose units are those of a structure that lies in others, by its name."""
+        return {}
+
+    def apart(
+        self,
+        examples: Examples,
+        *,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Scores:
+        """Return the scores of structures that no estimator sees, from a pass of their own."""
+        return {}
 
     @abc.abstractmethod
     def losses(
@@ -207,6 +241,16 @@ class Subject(abc.ABC):
     @abc.abstractmethod
     def couplings(self) -> Couplings:
         """Return the coupled structures of its program, pinned ones too, as a run records them."""
+
+
+class View(NamedTuple):
+    """A model of the same outputs, of which a structure stands for one of another name."""
+
+    subject: Subject
+    structure: str
+    """Its structure whose units they are."""
+    keep: Callable[[Keep], Keep]
+    """From a keep-set of the viewed model to one of this."""
 
 
 class Cut(Protocol):

@@ -5,32 +5,35 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
 from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
-from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_costs
+from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.listing import coupling_record, traced_model
 from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.estimation.channels import observe_channels
 from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-from saap_jax.llama.segments import existing_units, masks
+from saap_jax.llama.narrow import narrowed, written_by
+from saap_jax.llama.segments import existing_query_heads, existing_units, masks
+from saap_jax.llama.ungroup import ungrouped
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, mesh_of
-from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.subjects.base import Progress, Subject, View, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
-from saap_jax.surgery.counting import kept_parameters
+from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import check_keep, cut
-from saap_jax.types import Keep, Remat, WindowLosses
+from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep, Limits, Nested, Remat, Scores, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,10 +46,14 @@ class LlamaSubject(Subject):
     name: str = "model"
     layout: Layout | None = None
     """Where arrays lie; what is loaded back lies alike, as far as widths allow."""
+    further: tuple[str, ...] = ()
+    """Structures that are told apart beside attention and MLP: `QUERY_HEADS`, `RESIDUAL`."""
+    channels: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
+    """What scores the channels of the residual stream; see `estimation.channels`."""
 
     def with_model(self, model: Llama) -> "LlamaSubject":
-        """Return another model as a subject of the same name, tokenizer and layout."""
-        return LlamaSubject(model, self.tokenizer, self.name, self.layout)
+        """Return another model as a subject of the same name, tokenizer, layout and structures."""
+        return dataclasses.replace(self, model=model)
 
     @functools.cached_property
     def words(self) -> Any:
@@ -60,13 +67,43 @@ class LlamaSubject(Subject):
 
     @functools.cached_property
     def existing(self) -> Keep:
-        """Which units there are, `[layers, units]`."""
-        return existing_units(self.model.runs)
+        """Which units there are, `[layers, units]`; channels of the residual stream `[1, embed]`."""
+        further = {
+            QUERY_HEADS: lambda: existing_query_heads(self.model.runs),
+            RESIDUAL: lambda: np.ones((1, self.model.spec.embed), bool),
+        }
+        return existing_units(self.model.runs) | {
+            name: make() for name, make in further.items() if name in self.further
+        }
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
         """Parameters of a unit, `[layers]`."""
-        return unit_costs(discover(self.model))
+        return self.costs_left(existing_units(self.model.runs))
+
+    def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:
+        """Return the parameters of a unit in a model that keeps only some query heads and channels, `[layers]`."""
+        left = costs_left(self.model, keep)
+        return {name: left[name] for name in self.existing}
+
+    def nested(self, search: SearchConfig) -> dict[str, Nested]:
+        """Return the structures that lie in others: channels of the stream in all, query heads in attention units.
+
+        Raises:
+            ValueError: a share of the budget for structures that this subject does not tell apart.
+        """
+        channels, heads = search.residual, search.query_heads
+        known = {
+            RESIDUAL: Nested(None, channels.share, "search.residual", Limits(multiple_of=channels.multiple_of)),
+            QUERY_HEADS: Nested("attention", heads.share, "search.query_heads", Limits(min_keep=heads.min_keep)),
+        }
+        for name, how in known.items():
+            if how.share and name not in self.further:
+                raise ValueError(
+                    f"{how.option}.share: expected a model that tells {name} apart, got one of "
+                    f"{' and '.join(self.existing)}; open it with further=({name!r},)"
+                )
+        return {name: how for name, how in known.items() if name in self.further}
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -88,8 +125,12 @@ class LlamaSubject(Subject):
         search.check_layers()
 
     def removed(self, keep: Keep) -> int:
-        """Count the parameters that a cut removes."""
-        return self.parameters - kept_parameters(self.model, keep)
+        """Count the parameters of attention and MLP that a cut removes."""
+        return self.prunable - kept_parameters(self.model, keep).prunable
+
+    def remaining(self, keep: Keep) -> int:
+        """Count all parameters that a cut leaves."""
+        return kept_parameters(self.model, keep).all
 
     def check_keep(self, keep: Keep) -> None:
         """Raise ValueError unless a keep-set is of this model."""
@@ -138,6 +179,34 @@ class LlamaSubject(Subject):
         parts = pairs(examples, batch_size)
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, remat=remat, progress=progress)
 
+    @functools.cached_property
+    def views(self) -> dict[str, View]:
+        """The model without groups, whose attention units are the query heads, if these are told apart."""
+        if QUERY_HEADS not in self.further:
+            return {}
+        view = dataclasses.replace(self, model=ungrouped(self.model), further=())
+
+        def keep_of(keep: Keep) -> Keep:
+            return {name: kept for name, kept in keep.items() if name != QUERY_HEADS} | {"attention": keep[QUERY_HEADS]}
+
+        return {QUERY_HEADS: View(view, "attention", keep_of)}
+
+    def apart(
+        self,
+        examples: Windows,
+        *,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Scores:
+        """Return the scores of the channels of the residual stream, if these are told apart."""
+        if RESIDUAL not in self.further:
+            return {}
+        gates, parts = None if keep is None else masks(keep), pairs(examples, batch_size)
+        observed = observe_channels(self.model, parts, gates=gates, remat=remat, progress=progress)
+        return {RESIDUAL: observed.scores[self.channels][None]}
+
     def losses(
         self,
         examples: Windows,
@@ -163,11 +232,44 @@ class LlamaSubject(Subject):
         progress: Progress = silent,
     ) -> dict[Unit, float]:
         """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
-        return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
+        parts, known = pairs(examples, batch_size), dict(done or {})
+        plain = [unit for unit in units if unit.structure in STRUCTURES]
+        found = ablate(self.model, parts, plain, done=known, save=save, progress=progress) if plain else {}
+        for name, view in self.views.items():
+            own = {unit._replace(structure=view.structure): unit for unit in units if unit.structure == name}
+
+            def save_own(changes: list[tuple[Unit, float]], own: dict[Unit, Unit] = own) -> None:
+                if save is not None:
+                    save([(own[unit], change) for unit, change in changes])
+
+            before = {other: known[unit] for other, unit in own.items() if unit in known}
+            same: dict[str, Any] = {"batch_size": batch_size, "done": before, "save": save_own, "progress": progress}
+            seen = view.subject.ablate(examples, [*own], **same) if own else {}
+            found |= {own[unit]: change for unit, change in seen.items()}
+        channels = [unit for unit in dict.fromkeys(units) if unit.structure == RESIDUAL]
+        found |= {unit: known[unit] for unit in channels if unit in known}
+        if missing := [unit for unit in channels if unit not in known]:
+            found |= self._without_channels(examples, missing, batch_size, progress)
+            if save is not None:
+                save([(unit, found[unit]) for unit in missing])
+        return {unit: found[unit] for unit in dict.fromkeys(units)}
+
+    def _without_channels(
+        self, examples: Windows, units: Sequence[Unit], batch_size: int, progress: Progress
+    ) -> dict[Unit, float]:
+        """Remove each channel of the residual stream by itself: a forward pass each, from the embedding on."""
+        keeps = [self.existing, *({**self.existing, RESIDUAL: self.existing[RESIDUAL].copy()} for _ in units)]
+        for keep, unit in zip(keeps[1:], units, strict=True):
+            keep[RESIDUAL][unit.layer, unit.number] = False
+        means: dict[int, float] = {}
+        for group in self.losses(examples, keeps, batch_size=batch_size, progress=progress):
+            means |= {number: losses.mean for number, losses in group.items()}
+        return {unit: means[number] - means[0] for number, unit in enumerate(units, 1)}
 
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
-        """Return the second moments of a text, not on a mesh, where every device would hold all of them."""
-        if mesh_of(self.model) is not None:
+        """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where
+        channels of the stream may go, without which they are others."""
+        if mesh_of(self.model) is not None or RESIDUAL in self.further:
             return None
         gram = observe(self.model, pairs(examples, batch_size), frozenset({GRAM}))
         return gram.of(GRAM)
@@ -183,9 +285,13 @@ class LlamaSubject(Subject):
         progress: Progress = silent,
     ) -> tuple["LlamaSubject", list[Correction]]:
         """Correct the output matrices, or add biases; see `surgery.compensation`."""
-        parts = pairs(examples, batch_size)
-        made = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
-        return self.with_model(made.model), made.corrections
+        parts, stream = pairs(examples, batch_size), keep.get(RESIDUAL)
+        if stream is None or stream.all():
+            made = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
+            return self.with_model(made.model), made.corrections
+        others = {name: kept for name, kept in keep.items() if name != RESIDUAL}
+        made = compensate(narrowed(self.model, stream[0]), others, parts, config, progress=progress)
+        return self.with_model(written_by(self.model, made.model, stream[0])), made.corrections
 
     # --- cut
 
@@ -219,7 +325,7 @@ class LlamaSubject(Subject):
             "parameters": self.parameters,
             "prunable_parameters": self.prunable,
             "layers": len(self.model.spec.layers),
-            "units": {name: max(structure.units) for name, structure in discover(self.model).items()},
+            "units": {name: int(units.sum(axis=1).max()) for name, units in self.existing.items()},
         }
 
     def structures_record(self) -> None:

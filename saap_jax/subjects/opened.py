@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.config.method import ModelConfig
+from saap_jax.config.method import ModelConfig, SearchConfig
 from saap_jax.discovery.tracing.factory import made_problem
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.llama import Llama, load_model
@@ -11,14 +11,23 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.subjects.traced import subject_of as traced_subject
+from saap_jax.types import QUERY_HEADS, RESIDUAL
+
+_NESTED = {"query_heads": QUERY_HEADS, "residual": RESIDUAL}
+"""Options of the search that take a share of the budget -> the structure that it is for."""
 
 
 def open_subject(
-    config: ModelConfig, *, layout: Layout | None = None, lengths: Mapping[str, int] | None = None
+    config: ModelConfig,
+    search: SearchConfig | None = None,
+    *,
+    layout: Layout | None = None,
+    lengths: Mapping[str, int] | None = None,
 ) -> Subject:
     """Load the model that a configuration names, or make the problem of its factory and trace it.
 
     Args:
+        search: which structures inside others have a share of the budget, and what scores channels of the stream.
         lengths: of the windows that it will read, as `load_model` takes them.
 
     Raises:
@@ -28,7 +37,11 @@ def open_subject(
         problem = made_problem(config.name)
         return traced_subject(problem, name=config.name, norms=config.norms, refused=config.refused)
     model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
-    return LlamaSubject(model, config.name, config.name, layout)
+    shares = (search or SearchConfig()).nested
+    asked = {*config.further, *(_NESTED[name] for name in shares)}
+    further = tuple(name for name in _NESTED.values() if name in asked)
+    channels = (search or SearchConfig()).residual.estimator
+    return LlamaSubject(model, config.name, config.name, layout, further, channels)
 
 
 def subject_of(model: Any) -> Subject:

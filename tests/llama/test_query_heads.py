@@ -97,7 +97,7 @@ def test_masked_equals_cut(dtype, atol):
         np.testing.assert_allclose(masked, forward(pruned, TOKENS), rtol=0, atol=atol)
         widths = [(w.kv_heads, w.q_per_kv, w.mlp) for w in pruned.spec.layers]
         assert widths == [(2, 2, 3), (1, 1, 5), (1, 1, 4), (0, 3, 5), (2, 1, 0)]
-        assert count_parameters(pruned) == kept_parameters(model, keep)
+        assert count_parameters(pruned) == kept_parameters(model, keep).all
         other = keep | {QUERY_HEADS: keep[QUERY_HEADS].copy()}
         other[QUERY_HEADS][0] = [1, 1, 0, 1, 0, 1]
         assert cut(model, other).spec == pruned.spec
@@ -205,5 +205,8 @@ def test_perplexity_and_candidates():
     masked = perplexity(model, windows_of(), keep, batch_size=3)
     assert masked == pytest.approx(perplexity(cut(model, keep), windows_of(), batch_size=3), rel=1e-5)
     assert masked != pytest.approx(perplexity(model, windows_of(), batch_size=3), rel=1e-3)
-    with pytest.raises(ValueError, match="expected keep-sets of whole KV heads"):
-        list(candidate_losses(model, [tuple(windows_of())], [keep]))
+    whole = {name: keep[name] for name in STRUCTURES}
+    (group,) = candidate_losses(model, [tuple(windows_of())], [keep, whole])
+    assert group[0].perplexity == pytest.approx(masked, rel=1e-5)
+    assert group[1].perplexity == pytest.approx(perplexity(model, windows_of(), whole, batch_size=3), rel=1e-5)
+    assert group[1].perplexity != pytest.approx(masked, rel=1e-3)

@@ -9,18 +9,8 @@ import pytest
 
 from saap_jax.evaluation.differences import paired_difference, paired_items
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
-from saap_jax.report.kinds.quality import (
-    ALONE,
-    Compared,
-    ComparedTask,
-    Comparison,
-    check_table,
-    comparison_json,
-    comparison_table,
-    junit,
-    sentences,
-    task_table,
-)
+from saap_jax.report.kinds.quality import ALONE, check_table, comparison_table, sentences, task_table
+from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json, junit
 from tests.report.shown import printed
 
 GOOD = Check("max_size", "weights", "80 % of baseline", "70.0 % of 513.1 MiB", True)

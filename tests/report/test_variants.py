@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.kinds.variants import csv_table, cut_rows, cut_table, headline, variant_table
-from saap_jax.report.page.formats import format_ppl
 from saap_jax.report.page.markdown import markdown_text
 from saap_jax.runs.standing import comparison_rows, labels
 from tests.report import conftest as fake

@@ -31,10 +31,10 @@ from saap_jax.report.kinds.common import suggestion_blocks
 from saap_jax.report.kinds.sensitivity import extremes, marks_of
 from saap_jax.report.page.blocks import Code, Words
 from saap_jax.report.page.markdown import markdown_text
-from saap_jax.report.suggestions import suggestions_of
 from saap_jax.runs.commands import compare_command, options
 from saap_jax.runs.directory import plain
 from saap_jax.runs.scores import read_scores
+from saap_jax.runs.suggested import suggestions_of
 from saap_jax.runs.suggestions import aligned_sentence, effort
 from saap_jax.selection.calibrate import Calibrated
 from saap_jax.types import STRUCTURES

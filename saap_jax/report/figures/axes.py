@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.figures.palette import INK
 from saap_jax.report.page.blocks import Number
-from saap_jax.report.page.formats import format_ppl, short_name
+from saap_jax.report.page.formats import short_name
 
 LEVELS = 64
 """Colours of a heat map: few enough for small files, too many to be told apart."""

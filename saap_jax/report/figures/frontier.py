@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.evaluation.scales import scale_of
+from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.figures.axes import logarithmic, removed_across
 from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import TIED, format_figure, format_percent, plural, short_name
+from saap_jax.report.page.formats import TIED, format_percent, short_name
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, mean_figure
+from saap_jax.runtime.words import plural
 
 Band = list[tuple[float, float, float, float]]
 """Points of a curve over the seeds: ratio, and the lowest, mean and highest perplexity."""

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.evaluation.scales import PERPLEXITY, Scale
+from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure
 from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, spread
 from saap_jax.report.figures.palette import INK, PAPER, line_style
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import format_figure, format_percent, short_name
+from saap_jax.report.page.formats import format_percent, short_name
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, labels
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from saap_jax.evaluation.differences import Difference, differences_against
 from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for
-from saap_jax.evaluation.scales import scale_of
+from saap_jax.evaluation.scales import format_ppl, scale_of
 from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
-from saap_jax.report.page.formats import BEST, MINUS, format_p, format_ppl, short_name
+from saap_jax.report.page.formats import BEST, MINUS, format_p, short_name
 from saap_jax.report.page.strips import nice_axis
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.standing import ComparisonRow, Variant, metrics

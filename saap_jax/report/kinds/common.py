@@ -24,11 +24,12 @@ from saap_jax.report.page.blocks import (
     leaves,
 )
 from saap_jax.report.page.csv_text import data_text
-from saap_jax.report.page.formats import format_usd, plural
+from saap_jax.report.page.formats import format_usd
 from saap_jax.report.page.markdown import markdown_text
 from saap_jax.runs.directory import plain
 from saap_jax.runs.records import RunRecord, Stage, SuggestionRecord
 from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.words import plural
 
 _STAGE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("seconds", "seconds", "{:,.1f}".format),

@@ -36,7 +36,6 @@ from saap_jax.report.page.blocks import (
     Strip,
     Words,
 )
-from saap_jax.report.page.formats import plural
 from saap_jax.report.page.strips import layer_axis
 from saap_jax.runs.directory import read_candidates
 from saap_jax.runs.records import Row, RunRecord
@@ -54,6 +53,7 @@ from saap_jax.runs.standing import (
     metrics,
     untested,
 )
+from saap_jax.runtime.words import plural
 
 
 class Compared(NamedTuple):

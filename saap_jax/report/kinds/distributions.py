@@ -13,8 +13,9 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from saap_jax.report.page.blocks import Axis, Band, Block, Chart, Column, Detail, Heat, Note, Part, Strip
-from saap_jax.report.page.formats import plural, slug
+from saap_jax.report.page.formats import slug
 from saap_jax.report.page.strips import layer_axis
+from saap_jax.runtime.words import plural
 from saap_jax.types import Scores
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

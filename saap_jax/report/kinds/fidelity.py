@@ -31,11 +31,12 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation, plural, some
+from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation
 from saap_jax.runs.directory import read_run
 from saap_jax.runs.reading import read_correlations
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.score_arrays import read_scores, structures_of
+from saap_jax.runtime.words import plural, some
 from saap_jax.selection.stability import reduce_scenarios
 from saap_jax.types import Scores
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from saap_jax.evaluation.crossing import Estimate, Found, found_variants
 from saap_jax.evaluation.resample import FEWEST, LEVEL
-from saap_jax.evaluation.scales import scale_of
+from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.report.figures.frontier import format_estimate, frontier_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section, suggestions_section
 from saap_jax.report.kinds.variants import candidate_data
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, Words, text_table
-from saap_jax.report.page.formats import BEST, TIED, format_figure, format_percent, plural, some
+from saap_jax.report.page.formats import BEST, TIED, format_percent
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.words import plural, some
 
 
 def frontier_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section]:

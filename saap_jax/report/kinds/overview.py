@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.figures.ratio import Curve, ratio_panels, ratio_plot
 from saap_jax.report.kinds.against import Against
 from saap_jax.report.kinds.common import seconds_of
@@ -23,9 +24,10 @@ from saap_jax.report.page.blocks import (
     Words,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import TIED, format_percent, format_ppl, format_spread, format_usd, plural
+from saap_jax.report.page.formats import TIED, format_percent, format_spread, format_usd
 from saap_jax.runs.directory import flatten, plain
 from saap_jax.runs.standing import DENSE, ComparisonRow, first_metric
+from saap_jax.runtime.words import plural
 
 _TEXTS, _FIELDS, _LETTERS = 4, 12, 60
 """Drawings, differing fields of the configuration, and letters of a value that are shown at most."""

@@ -8,22 +8,16 @@ import numpy as np
 
 from saap_jax.evaluation.differences import decimals_of, paired_difference
 from saap_jax.evaluation.resample import few
+from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.figures.training import training_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section
 from saap_jax.report.kinds.variants import DOMAINS
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, text_table
-from saap_jax.report.page.formats import (
-    TIED,
-    format_change,
-    format_count,
-    format_mebibytes,
-    format_millions,
-    format_ppl,
-    plural,
-)
+from saap_jax.report.page.formats import TIED, format_change, format_count, format_mebibytes, format_millions
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
+from saap_jax.runtime.words import plural
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""

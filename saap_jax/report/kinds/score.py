@@ -15,9 +15,10 @@ from saap_jax.report.kinds.fusion import fusion_section
 from saap_jax.report.kinds.patterns import Patterns, pattern_notes, pattern_section, patterns
 from saap_jax.report.kinds.scores import layered, rank_agreement, rank_table
 from saap_jax.report.page.blocks import Block, Bullets, Detail, Part, Section, Words
-from saap_jax.report.page.formats import format_correlation, plural
+from saap_jax.report.page.formats import format_correlation
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.score_arrays import ByScenario, read_scores, structures_of
+from saap_jax.runtime.words import plural
 
 _USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
 _RANDOM = re.compile(r"random(\([^()]*\))?")

@@ -31,7 +31,7 @@ def rank_agreement(scores: dict[str, Scores], structure: str) -> Float[np.ndarra
 
 def layered(scores: dict[str, Scores]) -> bool:
     """Say whether scores are of attention and MLP, and not of a traced model's structures."""
-    return all(set(by_structure) == set(STRUCTURES) for by_structure in scores.values())
+    return all(set(STRUCTURES) <= set(by_structure) for by_structure in scores.values())
 
 
 def _together(scores: dict[str, Scores]) -> np.ndarray:

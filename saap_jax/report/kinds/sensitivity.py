@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from saap_jax.evaluation.resample import FEWEST, LEVEL
-from saap_jax.evaluation.scales import scale_of
+from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.evaluation.sensitivity import (
     Change,
     a_parameter,
@@ -34,11 +34,12 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, TIED, format_figure, plural
+from saap_jax.report.page.formats import BEST, TIED
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import aligned_sentence
+from saap_jax.runtime.words import plural
 
 EXTREMES = 5
 """Places shown on either side."""

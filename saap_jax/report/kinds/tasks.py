@@ -1,22 +1,12 @@
 """What `saap evaluate` shows and writes: perplexities and accuracies of models, as tables and as JSON."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.tasks.results import TaskResult, result_json
+from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.report.page.blocks import Table, text_table
-from saap_jax.runs.directory import plain
-
-
-class Evaluated(NamedTuple):
-    """One model: perplexities by metric name, and the results of tasks."""
-
-    parameters: int
-    ppl: dict[str, float]
-    tasks: tuple[TaskResult, ...] = ()
+from saap_jax.runs.outcomes import Evaluated
 
 
 def evaluation_blocks(rows: Mapping[str, Evaluated]) -> list[Table]:
@@ -74,17 +64,3 @@ def _mean_cell(results: Sequence[TaskResult], metric: str) -> str:
 
 def _shown(mean: float, error: float) -> str:
     return f"{100 * mean:.1f} ± {100 * error:.1f}" if math.isfinite(error) else f"{100 * mean:.1f}"
-
-
-def evaluation_json(rows: Mapping[str, Evaluated]) -> bytes:
-    """Return the evaluation as a JSON object; of tasks, metrics as shares with standard errors, and every item."""
-    models: list[dict[str, Any]] = [
-        {
-            "model": name,
-            "parameters": row.parameters,
-            "ppl": row.ppl,
-            "tasks": [result_json(result) for result in row.tasks],
-        }
-        for name, row in rows.items()
-    ]
-    return json.dumps(plain({"models": models}), indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from saap_jax.evaluation.resample import LEVEL
-from saap_jax.evaluation.scales import Scale, scale_of
+from saap_jax.evaluation.scales import Scale, format_figure, scale_of
 from saap_jax.report.kinds.against import Against, format_difference, format_interval
 from saap_jax.report.page.blocks import Cell, Data, Line, Table, text_table
 from saap_jax.report.page.csv_text import data_text
@@ -15,18 +15,16 @@ from saap_jax.report.page.formats import (
     TIED,
     format_change,
     format_count,
-    format_figure,
     format_mebibytes,
     format_millions,
     format_milliseconds,
     format_p,
     format_percent,
     format_spread,
-    plural,
-    some,
 )
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, ComparisonRow, cut_of, first_metric, metrics, number, untested
+from saap_jax.runtime.words import plural, some
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 

@@ -12,9 +12,9 @@ from saap_jax.report.kinds.recover import recover_sections
 from saap_jax.report.kinds.score import score_sections
 from saap_jax.report.kinds.sensitivity import sensitivity_sections
 from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section
-from saap_jax.report.page.formats import plural
 from saap_jax.runs.directory import read_run
 from saap_jax.runs.records import RunRecord
+from saap_jax.runtime.words import plural
 
 KINDS: dict[str, Callable[[Path, RunRecord, Detail], list[Section]]] = {
     "fidelity": fidelity_sections,

@@ -2,33 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
 
-from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale  # noqa: F401  the loss is for the examples
+from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure
 from saap_jax.report.page.blocks import Number
 
 BEST, TIED = "*", "≈"
 """Marks of the best of a group, and of what cannot be told apart from it."""
 
 MINUS = "\N{MINUS SIGN}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a count with its noun.
-
-    >>> plural(1, "variant"), plural(1200, "variant")
-    ('1 variant', '1,200 variants')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def some(names: Sequence[str], at_most: int = 3) -> str:
-    """Return the first names, and how many more there are.
-
-    >>> some(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
 def short_name(name: str, letters: int = 26) -> str:
@@ -39,29 +20,6 @@ def short_name(name: str, letters: int = 26) -> str:
     """
     half = letters // 2
     return name if len(name) <= letters else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def format_ppl(value: float) -> str:
-    """Return a perplexity in at most seven characters.
-
-    >>> [format_ppl(value) for value in (12.345, 99_999.0, 123_456.0, 9.96e307, math.inf, math.nan)]
-    ['12.35', '99999', '1.2e5', '1e308', 'inf', 'n/a']
-    """
-    if not math.isfinite(value):
-        return "n/a" if math.isnan(value) else "inf"
-    if value < 99_999.5:
-        return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-
-
-def format_figure(value: float, scale: Scale = PERPLEXITY) -> str:
-    """Return a perplexity, or a mean loss with four digits.
-
-    >>> format_figure(12.345), format_figure(0.012345, LOSS)
-    ('12.35', '0.01235')
-    """
-    return format_ppl(value) if scale.logarithmic or not math.isfinite(value) else f"{value:.4g}"
 
 
 def format_spread(value: float, spread: float, scale: Scale = PERPLEXITY) -> str:

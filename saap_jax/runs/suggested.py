@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.scales import scale_of
-from saap_jax.report.page.formats import format_figure, some
+from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.runs.commands import prune_command
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.suggestions import Standing, Suggestion, comparison_suggestions, sensitivity_suggestions
+from saap_jax.runtime.words import some
 
 
 def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:

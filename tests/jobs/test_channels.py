@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.api import calibrate
 from saap_jax.cli import main
 from saap_jax.config.jobs import ExportConfig, PruneConfig
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     CompensationConfig,
@@ -18,14 +20,28 @@ from saap_jax.config.method import (
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.tracing.trace import trace
+from saap_jax.estimation.channels import observe_channels
 from saap_jax.jobs import prune
 from saap_jax.jobs.export import export_model
-from saap_jax.jobs.residual import highest, kept_channels, narrow_model, observe_channels, remove_channels
 from saap_jax.llama import load_keep, load_model
+from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.selection.choose import check_ratios, choose_calibrated
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, pruned_spec
-from saap_jax.types import RESIDUAL
-from tests.helpers import changed, dense_model, forward, length_mask, losses_of, ragged_model, random_tokens
+from saap_jax.types import QUERY_HEADS, RESIDUAL
+from tests.helpers import (
+    changed,
+    dense_model,
+    forward,
+    length_mask,
+    losses_of,
+    ragged_model,
+    random_model,
+    random_tokens,
+    spec_of,
+)
 
 WINDOWS = Windows(random_tokens(4, 7), length_mask(7, 5, 7, 6, seq=7))
 KEEP = np.array([1, 0, 1, 1, 0, 1, 1, 1], bool)
@@ -88,44 +104,62 @@ def test_activations_are_those_that_norms_hand_on():
         np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
 
 
-def test_norm_scales_keep_what_they_say():
-    """`mean` leaves the scales alone; `dense` hands on as much of the kept channels as the whole model does."""
-    model = dense_model(tied=True)
-    seen = observe_channels(model, pairs(WINDOWS, 4))
-    mean = narrow_model(model, KEEP, seen, "mean")
-    np.testing.assert_allclose(mean.norm[...], np.asarray(model.norm[...])[KEEP], rtol=1e-6)
-    dense = narrow_model(model, KEEP, seen, "dense")
-    mask = WINDOWS.mask[..., None]
+@pytest.mark.parametrize("method", ["bias", "least_squares"])
+def test_compensation_is_that_of_the_narrower_model(method, x64):
+    """Masked with the corrected weights, cut, and the narrower model compensated by itself are one."""
+    model = random_model(spec_of((2, 6), (2, 6)), dtype=np.float64)
+    subject = LlamaSubject(model, further=(RESIDUAL,))
+    keep = with_channels(model)
+    keep["mlp"] = keep["mlp"].copy()
+    keep["mlp"][0, :3] = False
+    config = CompensationConfig(method=method, damping=0.1)
+    made, corrections = subject.compensated(keep, WINDOWS, config, batch_size=2)
+    others = {name: kept for name, kept in keep.items() if name != RESIDUAL}
+    alone = compensate(narrowed(model, KEEP), others, pairs(WINDOWS, 2), config)
+    np.testing.assert_allclose([each.corrected for each in corrections], [each.corrected for each in alone.corrections])
+    tokens = random_tokens(2, 7)
+    expected = forward(cut(alone.model, others), tokens)
+    np.testing.assert_allclose(forward(cut(made.model, keep), tokens), expected, rtol=1e-9)
+    np.testing.assert_allclose(forward(made.model, tokens, masks(keep)), expected, rtol=1e-9)
+    assert not np.allclose(forward(cut(model, keep), tokens), expected, rtol=1e-3)  # control
 
-    def first_normed(model):
-        x = np.asarray(model.embedding[...], np.float64)[WINDOWS.tokens]
-        normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True)) * np.asarray(model.runs[0].attention_norm[0])
-        return np.square(normed * mask)
 
-    whole = first_normed(model)[..., KEEP].sum()
-    assert abs(first_normed(dense).sum() / whole - 1) < 0.15
-    assert abs(first_normed(cut(model, with_channels(model))).sum() / whole - 1) > 0.2  # control: `masked`
+def test_masked_scores_are_those_of_the_narrower_model(x64):
+    model = random_model(spec_of((2, 6), (2, 6)), dtype=np.float64)
+    subject, keep = LlamaSubject(model, further=(RESIDUAL,), channels="gate_fisher"), with_channels(model)
+    masked = calibrate(subject, WINDOWS, ["gate_fisher"], keep=keep, batch_size=2).scores("gate_fisher")
+    small = LlamaSubject(cut(model, keep), further=(RESIDUAL,), channels="gate_fisher")
+    smaller = calibrate(small, WINDOWS, ["gate_fisher"], batch_size=2).scores("gate_fisher")
+    for name in ("attention", "mlp"):
+        np.testing.assert_allclose(masked[name], smaller[name], rtol=1e-6)
+    np.testing.assert_allclose(masked[RESIDUAL][0, KEEP], smaller[RESIDUAL][0], rtol=1e-6)
+    assert np.isnan(masked[RESIDUAL][0, ~KEEP]).all()
 
 
-def test_the_lowest_go_and_the_budget_is_met():
-    assert highest(np.array([3.0, 1.0, 1.0, 2.0]), 2).tolist() == [True, False, False, True]
-    model = dense_model()
-    stage = remove_channels(model, {"text": WINDOWS}, 0.5, ResidualConfig(share=0.5, multiple_of=2), batch_size=4)
-    assert stage.model.spec.embed == 6
-    whole, left = (prunable_parameters(discover(each)) for each in (model, stage.model))
-    assert whole - left + stage.rest * left == pytest.approx(0.5 * whole)
-    assert kept_channels(576, 0.2, ResidualConfig(share=0.5)) == 512
-    for share, of in ((0.01, 0.1), (1.0, 0.99)):
-        with pytest.raises(ValueError, match=r"residual.share: .* of 576 channels of the residual stream, (576|0) as"):
-            kept_channels(576, of, ResidualConfig(share=share))
+def test_the_budget_counts_what_is_cut():
+    model = random_model(spec_of(*[(2, 20)] * 3, q_per_kv=2))
+    subject = LlamaSubject(model, further=(RESIDUAL, QUERY_HEADS))
+    search = SearchConfig(residual=ResidualConfig(share=0.5, multiple_of=2))
+    calibrated = calibrate(subject, WINDOWS, ["gate_fisher"], batch_size=2)
+    selection = choose_calibrated(subject, calibrated, "gate_fisher", 0.5, search)
+    assert selection.keep[RESIDUAL].sum() == 6
+    small = cut(model, selection.keep)
+    prunable = [prunable_parameters(discover(each)) for each in (model, small)]
+    assert prunable[0] - prunable[1] == selection.removed == subject.removed(selection.keep)
+    assert count_parameters(small) == subject.remaining(selection.keep)
+    assert 0.5 <= selection.actual < 0.52
+    with pytest.raises(ValueError, match=r"search.residual.share: 0.01 of ratio 0.1 .* none would go"):
+        check_ratios(subject, [0.1], SearchConfig(residual=ResidualConfig(share=0.01, multiple_of=2)))
+    with pytest.raises(ValueError, match=r"search.residual.share: expected a model that tells embed apart"):
+        check_ratios(LlamaSubject(model), [0.1], search)
 
 
 @pytest.mark.parametrize(
-    "other", [{"from_run": "runs/x"}, {"targets": TargetsConfig(latency="70%")}], ids=["from_run", "targets"]
+    "other", [{"mesh": MeshConfig(data=2)}, {"targets": TargetsConfig(latency="70%")}], ids=["mesh", "targets"]
 )
 def test_what_does_not_go_together_is_refused(other):
-    with pytest.raises(ValueError, match=f"residual.share: expected no {next(iter(other))} beside it"):
-        PruneConfig(residual=ResidualConfig(share=0.5), **other)
+    with pytest.raises(ValueError, match=f"search.residual.share: expected no {next(iter(other))} beside it"):
+        PruneConfig(search=SearchConfig(residual=ResidualConfig(share=0.5)), **other)
     PruneConfig(**other)
 
 
@@ -145,11 +179,10 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
         "model": ModelConfig(name=name),
         "calibration": CalibrationConfig(examples=8, length=16, batch_size=2),
         "compensation": CompensationConfig(method="bias"),
-        "search": SearchConfig(rescore_every=0.2),
+        "search": SearchConfig(rescore_every=0.2, residual=ResidualConfig(share=0.6, multiple_of=2)),
         "ratio": 0.4,
     }
-    residual = ResidualConfig(share=0.6, multiple_of=2)
-    pruned = prune.prune(PruneConfig(out=out, residual=residual, **options))
+    pruned = prune.prune(PruneConfig(out=out, **options))
     whole, loaded, keep = load_model(name), load_model(out), load_keep(out)
     assert pruned.channels == (whole.spec.embed, loaded.spec.embed) == (keep[RESIDUAL].size, keep[RESIDUAL].sum())
     assert loaded.spec.embed < whole.spec.embed
@@ -166,12 +199,13 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
 @pytest.mark.slow
 def test_on_the_command_line(tiny_model_directory, tmp_path, capsys):
     words = ["--model.name", str(tiny_model_directory), "--calibration.examples", "3", "--calibration.length", "16"]
-    words += ["--search.skip-layers", "--residual.share", "0.5", "--residual.multiple-of", "2", "--ratio", "0.4"]
+    words += ["--search.skip-layers", "--search.residual.share", "0.5", "--search.residual.multiple-of", "2"]
+    words += ["--ratio", "0.4"]
     assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words, "--estimator", "gate_fisher"]) == 0
     assert "width of the residual stream" in capsys.readouterr().out
     for option, value, message in (
-        ("--from-run", str(tmp_path / "run"), "residual.share: expected no from_run beside it"),
-        ("--mesh.data", "2", "residual.share: expected no mesh beside it"),
+        ("--search.residual.multiple-of", "64", "search.residual.share: "),
+        ("--mesh.data", "2", "search.residual.share: expected no mesh beside it"),
     ):
         assert main.main(["prune", "--out", str(tmp_path / "other"), *words, option, value]) == 2
         error = capsys.readouterr().err
