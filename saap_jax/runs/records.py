@@ -428,6 +428,8 @@ class RunRecord(TypedDict, total=False):
     """By scenario and fused estimator."""
     couplings: Couplings
     structures: list[TracedStructure]
+    uncompensated: dict[str, dict[str, str]]
+    """Of a traced model: by method of compensation, the structures that it leaves as they are, and why."""
     frontier: Frontier
     trials: list[Trial]
     data: TrainingText

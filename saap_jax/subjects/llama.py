@@ -165,6 +165,14 @@ class LlamaSubject(Subject):
         """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
         return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
 
+    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
+        """Raise ValueError for too few microbatches to hold some out."""
+        config.check_microbatches(microbatches)
+
+    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
+        """Return nothing: attention and MLP are compensated by every method."""
+        return {}
+
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
         """Return the second moments of a text, not on a mesh, where every device would hold all of them."""
         if mesh_of(self.model) is not None:
