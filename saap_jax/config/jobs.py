@@ -70,12 +70,9 @@ def check_kind(config: Any) -> None:
     for name, value in own.items():
         if value != usual[name]:
             raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
-    mesh, compensation = (getattr(config, name, None) for name in ("mesh", "compensation"))
+    mesh = getattr(config, "mesh", None)
     if mesh not in (None, MeshConfig()):
         raise ValueError(f"mesh: expected none for a traced model, whose arrays stay where they are, got {mesh}")
-    for method in (*getattr(config, "grid", GridConfig()).compensations, getattr(compensation, "method", "none")):
-        if method != "none":
-            raise ValueError(f"compensation.method: expected none for a traced model, got {method!r}")
 
 
 def searched(config: Any) -> SearchConfig:

@@ -15,7 +15,16 @@ from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.sweep import Compensate, Evaluator, about_run, compensator, scores_of_seeds, unpruned
+from saap_jax.jobs.sweep import (
+    Compensate,
+    Evaluator,
+    about_run,
+    check_compensations,
+    compensator,
+    methods_of,
+    scores_of_seeds,
+    unpruned,
+)
 from saap_jax.report.figures.couplings import coupling_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
@@ -65,8 +74,9 @@ def _compare(
     subject, calibration, texts = material.subject, material.calibration, material.texts
     for search in dict.fromkeys(variant.search for variant in variants):
         check_ratios(subject, config.ratios, search)  # an impossible budget is refused before any time is spent
+    check_compensations(config, subject, calibration)
     run.begin(material.inputs)
-    run.update(**about_run("compare", subject, list(texts), seeds_of(config)))
+    run.update(**about_run("compare", subject, list(texts), seeds_of(config), methods_of(config)))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, subject, calibration, variants, track, stage)
     candidates = candidates_of(variants, seeds_of(config), config.ratios)

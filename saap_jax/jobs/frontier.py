@@ -15,7 +15,16 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.sweep import Evaluator, Row, about_run, compensator, scores_of_seeds, unpruned
+from saap_jax.jobs.sweep import (
+    Evaluator,
+    Row,
+    about_run,
+    check_compensations,
+    compensator,
+    methods_of,
+    scores_of_seeds,
+    unpruned,
+)
 from saap_jax.report.kinds.frontier import frontier_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import save_keeps
@@ -60,8 +69,9 @@ def _frontier(
     material = load(config, run, layout, track, seeds)
     subject, calibration, texts = material.subject, material.calibration, material.texts
     tops = _largest_ratios(config, subject, variants)
+    check_compensations(config, subject, calibration)
     run.begin(material.inputs)
-    run.update(**about_run("frontier", subject, list(texts), seeds))
+    run.update(**about_run("frontier", subject, list(texts), seeds, methods_of(config)))
     with run.stage("score") as stage:
         scores = scores_of_seeds(config, run, subject, calibration, variants, track, stage)
     lines = {

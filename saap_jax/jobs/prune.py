@@ -84,6 +84,8 @@ class Pruned(NamedTuple):
     """Mean held-out loss of a traced model: `dense`, `masked`, `cut`."""
     own_code: str = ""
     """What the own code of a traced model does with the smaller parameters."""
+    uncompensated: Mapping[str, str] = MappingProxyType({})
+    """Structures of a traced model that lost units and that compensation left as they are, and why."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -137,12 +139,24 @@ def _prune_traced(
     config: PruneConfig, subject: TracedSubject, scenarios: Mapping[str, Examples], out: Path, track: Track
 ) -> Pruned:
     """Prune a traced model: what is cut is held against the masked one, and tried in the model's own code."""
+    compensation, size = config.compensation, config.calibration.batch_size
+    examples = subject.join([*scenarios.values()])
+    subject.check_compensation(compensation, -(-subject.count(examples)[0] // size))
     selection = chosen_units(config, subject, scenarios, config.calibration, track)
+    compensated, corrections = subject.compensated(
+        selection.keep,
+        examples,
+        compensation,
+        batch_size=size,
+        progress=lambda places: track("compensate", places, len(places)),
+    )
     with step(track, "cut, check and save"):
-        cut = subject.cut(selection.keep)
-        losses = checked_losses(subject, selection.keep, cut, config.calibration.batch_size)
+        cut = compensated.cut(selection.keep)
+        losses = checked_losses(subject, selection.keep, cut, size)
         shares = {"ratio_asked": selection.asked, "ratio": selection.actual}
         about = {"factory": subject.name, "estimator": config.estimator, **shares, "held_out_loss": losses}
+        if compensation.method != "none":
+            about["compensation"] = dataclasses.asdict(compensation)
         cut.save(out, selection.keep, about)
     return Pruned(
         selection=selection,
@@ -150,13 +164,14 @@ def _prune_traced(
         bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         runs=cut.segments,
         query_heads=None,
-        corrections=[],
+        corrections=corrections,
         reached=[],
         structures=tuple(
             (s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in subject.structures
         ),
         losses=losses,
         own_code=own_code(cut),
+        uncompensated=subject.uncompensated(compensation.method, selection.keep),
     )
 
 
@@ -291,7 +306,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
         )
-        corrected = f"error of what {len(pruned.corrections)} sub-blocks write, before and after compensation"
+        places = "matrices" if pruned.structures else "sub-blocks"
+        corrected = f"error of what {len(pruned.corrections)} {places} write, before and after compensation"
         rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
     return rows
 
@@ -313,6 +329,7 @@ def warnings(pruned: Pruned) -> list[str]:
     """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`, and what the
     own code of a traced model does."""
     lines = [pruned.own_code] if pruned.own_code else []
+    lines += [f"{name} is not compensated: {reason}" for name, reason in pruned.uncompensated.items()]
     for each in pruned.reached:
         if not each.held:
             reached = _amount(each.name, each.reached)

@@ -35,14 +35,38 @@ Row = dict[str, Any]
 """One line of `metrics.jsonl`, or the record of the unpruned model."""
 
 
-def about_run(kind: str, subject: Subject, metrics: Sequence[str], seeds: Sequence[int]) -> Row:
-    """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first)."""
+def methods_of(config: SweepConfig) -> tuple[str, ...]:
+    """Return the methods of compensation of a sweep."""
+    methods = config.grid.compensations or (config.compensation.method,)
+    return tuple(method for method in dict.fromkeys(methods) if method != "none")
+
+
+def check_compensations(config: SweepConfig, subject: Subject, calibration: Mapping[int, dict[str, Examples]]) -> None:
+    """Raise ValueError for a compensation that the model cannot have, or too few calibration examples for it."""
+    alone = any(scenario != ALL for scenario in config.grid.scenarios)
+    for method in methods_of(config):
+        for scenarios in calibration.values():
+            rows = [subject.count(examples)[0] for examples in scenarios.values()]
+            count = -(-(min(rows) if alone else sum(rows)) // config.calibration.batch_size)
+            subject.check_compensation(dataclasses.replace(config.compensation, method=method), count)
+
+
+def about_run(
+    kind: str, subject: Subject, metrics: Sequence[str], seeds: Sequence[int], methods: Sequence[str] = ()
+) -> Row:
+    """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first).
+
+    Args:
+        methods: of compensation; what they leave as it is, is said of each.
+    """
+    left = {method: reasons for method in methods if (reasons := subject.uncompensated(method))}
     return {
         "kind": kind,
         **provenance(),
         "seeds": {"calibration": list(seeds)},
         "model": subject.about(),
         **structures(subject),
+        **({"uncompensated": left} if left else {}),
         "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=False)],
     }
 

@@ -432,6 +432,8 @@ class RunRecord(TypedDict, total=False):
     structures: list[TracedStructure]
     further: list[str]
     """Structures of a model of ours that are told apart beside attention and MLP."""
+    uncompensated: dict[str, dict[str, str]]
+    """Of a traced model: by method of compensation, the structures that it leaves as they are, and why."""
     frontier: Frontier
     trials: list[Trial]
     data: TrainingText

@@ -191,6 +191,14 @@ class Subject(abc.ABC):
         """Return the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
 
     @abc.abstractmethod
+    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
+        """Raise ValueError for a compensation that this model cannot have, from so many microbatches of examples."""
+
+    @abc.abstractmethod
+    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
+        """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
+
+    @abc.abstractmethod
     def moments(self, examples: Examples, batch_size: int) -> Any:
         """Return what `compensated` reads of a text with `propagate = dense`; None where it reads the text itself."""
 

@@ -266,6 +266,14 @@ class LlamaSubject(Subject):
             means |= {number: losses.mean for number, losses in group.items()}
         return {unit: means[number] - means[0] for number, unit in enumerate(units, 1)}
 
+    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
+        """Raise ValueError for too few microbatches to hold some out."""
+        config.check_microbatches(microbatches)
+
+    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
+        """Return nothing: attention and MLP are compensated by every method."""
+        return {}
+
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
         """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where
         channels of the stream may go, without which they are others."""

@@ -11,10 +11,16 @@ import pytest
 from saap_jax.cli.main import main
 from saap_jax.subjects.traced import load_pruned
 from tests.traced.problems import stacked
+from tests.traced.test_compensation import mlp_problem
 
 FILE = """
 from tests.traced.problems import stacked
+from tests.traced.test_compensation import mlp_problem
 import jax.numpy as jnp
+import numpy as np
+
+def biased():
+    return mlp_problem(np.float32, 64)
 
 def problem():
     return stacked()
@@ -88,6 +94,52 @@ def test_prune_and_load(here, capsys):
     assert params["in"].shape[1] == 2
     assert main(words) == 2
     assert "out: expected a directory that does not exist yet, found small" in capsys.readouterr().err
+
+
+def test_prune_compensates(here, capsys):
+    """The heldout loss falls; what cannot be compensated is said, and too few batches are refused at once."""
+    words = ["prune", "mine.py:biased", "--ratio", "0.4", "--estimator", "magnitude", "--calibration.batch-size", "4"]
+    losses = {}
+    for method in ("none", "least_squares", "bias"):
+        assert main([*words, "--compensation.method", method, "--out", method]) == 0
+        text = capsys.readouterr().out
+        assert ("error of what 1 matrices write, before and after compensation" in text) == (method != "none")
+        record = json.loads((here / method / "pruned.json").read_text())
+        assert record["about"].get("compensation", {"method": "none"})["method"] == method
+        losses[method] = record["about"]["held_out_loss"]["cut"]
+        problem = mlp_problem(np.float32, 64)
+        function, params = load_pruned(method, problem)
+        loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+        np.testing.assert_allclose(loss, losses[method], rtol=1e-5)
+    assert len(set(losses.values())) == 3
+    assert main(["prune", "mine.py:problem", "--compensation.method", "bias", "--out", "no"]) == 2
+    assert "no structure can be compensated by bias" in capsys.readouterr().err
+    assert main(["prune", "mine.py:problem", "--compensation.method", "least_squares", "--out", "no"]) == 2
+    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
+    words = ["prune", "mine.py:problem", "--compensation.method", "least_squares", "--calibration.batch-size", "1"]
+    assert main([*words, "--ratio", "0.4", "--out", "layered"]) == 0
+    printed = capsys.readouterr()
+    assert "in[1] is not compensated: it is a stream that several parts read" in printed.out + printed.err
+
+
+def test_compare_compensates(here, capsys):
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "magnitude", "--ratios", "0.4"]
+    words += ["--grid.compensations", "none", "least_squares", "--calibration.batch-size", "1"]
+    for road in ("dense", "pruned"):
+        assert main([*words, "--compensation.propagate", road, "--name", road]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Compensation by least_squares leaves structures as they are: in[1] (it is a stream" in text
+        run = here / "runs" / road
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [row["compensation"] for row in rows] == ["none", "least_squares"]
+        assert rows[0]["kept"] == rows[1]["kept"]
+        assert rows[0]["ppl"] != rows[1]["ppl"]
+        record = json.loads((run / "run.json").read_text())
+        assert record["best"]["ppl"] == pytest.approx(record["best"]["ppl_masked"], rel=1e-4)
+        assert "Compensation by least_squares leaves" in (run / "report.html").read_text()
+    capsys.readouterr()
+    assert main([*words[:-2], "--name", "few"]) == 2
+    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
 
 
 def test_the_factory_serves_discover_too(here, capsys):

@@ -11,7 +11,6 @@ import pytest
 from saap_jax.config import (
     CalibrationConfig,
     CompareConfig,
-    CompensationConfig,
     EstimationConfig,
     EvaluationConfig,
     FidelityConfig,
@@ -261,8 +260,6 @@ class TestLosses:
             "search.attention_share: is for attention and MLP",
         ),
         (CompareConfig, {"mesh": MeshConfig(data=2)}, "mesh: expected none for a traced model"),
-        (CompareConfig, {"compensation": CompensationConfig(method="bias")}, "compensation.method: expected none"),
-        (CompareConfig, {"grid": GridConfig(compensations=("none", "bias"))}, "compensation.method: expected none"),
         (CompareConfig, {"fusion": FusionConfig()}, "fusion.attention: expected none for a traced model"),
         (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's arrays are as"),
         (FidelityConfig, {"calibration": CalibrationConfig(length=64)}, "calibration.length: a factory's arrays are"),

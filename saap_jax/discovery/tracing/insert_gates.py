@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.tracing.interpret import Changes, Placed, evaluate
+from saap_jax.discovery.tracing.interpret import Changes, Placed, Tap, evaluate
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure
 
 StructureGates = dict[str, Float[Array, "*_copied _units"]]
@@ -32,10 +32,20 @@ def gated(traced: Traced) -> Callable[..., Any]:
     Raises:
         ValueError: a name that is no prunable structure of the program, or gates of another shape.
     """
+    run = tapped(traced, ())
+    return lambda gates, params, *inputs: run(gates, params, *inputs)[0]
+
+
+def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, dict[Tap, Array]]]:
+    """Return `gated(traced)` with a second result: the values of some operands, behind gates, as `Changes` takes them.
+
+    Raises:
+        ValueError: as `gated`.
+    """
     prunable = {structure.name: structure for structure in traced.prunable}
     tree = jax.tree.structure(traced.results)
 
-    def function(gates: StructureGates, params: Any, *inputs: Any) -> Any:
+    def function(gates: StructureGates, params: Any, *inputs: Any) -> tuple[Any, dict[Tap, Array]]:
         placed: Placed = []
         for name, values in gates.items():
             if name not in prunable:
@@ -46,7 +56,8 @@ def gated(traced: Traced) -> Callable[..., Any]:
                 raise ValueError(f"gates of {name}: expected shape {shape}, got {values.shape}")
             placed += [(gate, gate.along, values) for gate in (*structure.gates, *structure.statistics)]
         flat = jax.tree.leaves((params, inputs))
-        results = evaluate(traced.program.jaxpr, traced.program.consts, flat, (), Changes(placed))
-        return jax.tree.unflatten(tree, results)
+        changes = Changes(placed, taps=tuple(taps))
+        results = evaluate(traced.program.jaxpr, traced.program.consts, flat, (), changes)
+        return jax.tree.unflatten(tree, results), changes.found
 
     return function

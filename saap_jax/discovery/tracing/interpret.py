@@ -1,4 +1,4 @@
-"""Evaluate a traced program equation by equation, with changes: operands multiplied by gates, other sizes.
+"""Evaluate a traced program equation by equation, with changes: operands multiplied by gates, other sizes, taps.
 
 Equations without a change inside are bound as they are; calls that hold one are inlined, so a custom derivative of such
 a call is that of its program, and `jax.checkpoint` is put around it anew.
@@ -25,6 +25,9 @@ Path = tuple[int, ...]
 Placed = list[tuple[Gate, tuple[Any, ...], Array]]
 """Gates, what the axes of each one's values run along (`Gate.along`, less the scans around), and the values."""
 
+Tap = tuple[Path, int]
+"""An equation and one of its operands, the values of which are wanted."""
+
 Resize = Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]]
 """Returns the parameters of an equation for operands of other shapes."""
 
@@ -39,11 +42,19 @@ class Changes:
     gates: Placed
     resize: Resize | None = None
     replace: Replace | None = None
+    taps: Sequence[Tap] = ()
+    """Operands of equations that lie in no branch, `while` loop or `shard_map`."""
+    found: dict[Tap, Array] = dataclasses.field(default_factory=dict)
+    """Gets their values, behind gates; within scans, the turns come first."""
 
     def inside(self, path: Path) -> "Changes":
         """Return the changes at or below a place."""
         below = [each for each in self.gates if each[0].equation[: len(path)] == path]
         return dataclasses.replace(self, gates=below)
+
+    def alone(self, gates: Placed) -> "Changes":
+        """Return the same with gates of another trace, and a place of their own for values that are found."""
+        return dataclasses.replace(self, gates=gates, found={})
 
 
 def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
@@ -59,17 +70,25 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
     gates: dict[int, Placed] = {}
     for each in changes.gates:
         gates.setdefault(each[0].equation[len(path)], []).append(each)
+    taps: dict[int, list[Tap]] = {}
+    for tap in changes.taps:
+        taps.setdefault(tap[0][len(path)], []).append(tap)
     for number, eqn in enumerate(jaxpr.eqns):
         here = (*path, number)
-        inside = dataclasses.replace(changes, gates=gates.get(number, []))
+        inside = dataclasses.replace(changes, gates=gates.get(number, []), taps=taps.get(number, ()))
         values = [read(atom) for atom in eqn.invars]
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
+        changes.found.update({tap: values[tap[1]] for tap in inside.taps if tap[0] == here})
         nested, other = _NESTED.get(eqn.primitive.name), changes.replace and changes.replace(eqn)
+        below = any(
+            place != here
+            for place in [*(gate.equation for gate, _, _ in inside.gates), *(tap[0] for tap in inside.taps)]
+        )
         if other:
             results = other(*values)
-        elif nested and (_changes_inside(eqn, changes) or any(gate.equation != here for gate, _, _ in inside.gates)):
+        elif nested and (below or _changes_inside(eqn, changes)):
             results = nested(eqn, values, here, inside)
         else:
             parameters = eqn.primitive.get_bind_params(eqn.params)
@@ -137,12 +156,16 @@ def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     if "policy" not in eqn.params:
         return evaluate(*program, values, (*here, 0), changes)
 
-    def run(values: list[Any], gate_values: list[Array]) -> list[Any]:
+    def run(values: list[Any], gate_values: list[Array]) -> tuple[list[Any], list[Array]]:
         placed = [(gate, along, each) for (gate, along, _), each in zip(changes.gates, gate_values, strict=True)]
-        return evaluate(*program, values, (*here, 0), dataclasses.replace(changes, gates=placed))
+        own = changes.alone(placed)
+        results = evaluate(*program, values, (*here, 0), own)
+        return results, [own.found[tap] for tap in changes.taps]
 
     remat = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    return remat(values, [each for _, _, each in changes.gates])
+    results, found = remat(values, [each for _, _, each in changes.gates])
+    changes.found.update(zip(changes.taps, found, strict=True))
+    return results
 
 
 def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
@@ -152,20 +175,21 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     rows = [jnp.moveaxis(each, along.index(here), 0) for _, along, each in changes.gates if here in along]
     program = opened(parameters["jaxpr"])
 
-    def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], list[Any]]:
+    def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], tuple[list[Any], list[Array]]]:
         own = iter(row[1])
-        placed = [
-            (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
-            for gate, along, each in changes.gates
-        ]
-        results = evaluate(
-            *program, [*constants, *carry, *row[0]], (*here, 0), dataclasses.replace(changes, gates=placed)
+        placed = changes.alone(
+            [
+                (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
+                for gate, along, each in changes.gates
+            ]
         )
-        return results[: last - first], results[last - first :]
+        results = evaluate(*program, [*constants, *carry, *row[0]], (*here, 0), placed)
+        return results[: last - first], (results[last - first :], [placed.found[tap] for tap in changes.taps])
 
-    carry, outputs = jax.lax.scan(
+    carry, (outputs, found) = jax.lax.scan(
         body, carry, (stacked, rows), parameters["length"], parameters["reverse"], parameters["unroll"]
     )
+    changes.found.update(zip(changes.taps, found, strict=True))
     return [*carry, *outputs]
 
 

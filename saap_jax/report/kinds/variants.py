@@ -166,6 +166,9 @@ def structure_sentences(run: RunRecord) -> list[str]:
     lines = [f"{plural(len(structures), 'structure')} with {held} can be pruned."]
     if copied:
         lines.append(f"Each copy (layer, expert) of a structure keeps as many units as the others: {copied}.")
+    for method, reasons in run.get("uncompensated", {}).items():
+        alone = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+        lines.append(f"Compensation by {method} leaves structures as they are: {alone}.")
     return lines
 
 

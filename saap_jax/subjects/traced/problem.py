@@ -4,6 +4,7 @@ Everything runs on one example at a time as the program was traced, and `vmap` m
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import CHOICES, Traced, TracedStructure, trace
+from saap_jax.discovery.tracing.writers import Writers, writers_of
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
@@ -43,6 +45,11 @@ class TracedProblem:
         if key not in self.programs:
             self.programs[key] = make()
         return self.programs[key]
+
+    @functools.cached_property
+    def writers(self) -> Writers:
+        """The contractions with parameters that carry the structures' units onward."""
+        return writers_of(self.traced, self.structures)
 
     @property
     def tolerance(self) -> float:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
-from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.own_code import group_of
@@ -20,6 +20,7 @@ from saap_jax.selection.choose import check_ratios, choose_calibrated
 from saap_jax.subjects.traced.observe import OBSERVED
 from saap_jax.subjects.traced.problem import check_cut
 from saap_jax.subjects.traced.subject import CutTraced, TracedSubject, subject_of
+from saap_jax.surgery.corrections import Correction
 from saap_jax.types import Keep
 
 ADAPTERS: dict[str, Callable[..., Problem]] = {
@@ -58,6 +59,10 @@ class Pruned:
     losses: dict[str, float]
     """Mean held-out loss: `dense`, `masked`, `cut`."""
     rebuild: Callable[[Any], Any] | None
+    corrections: list[Correction] = dataclasses.field(default_factory=list)
+    """What compensation did to each matrix."""
+    uncompensated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Structures that lost units and that compensation left as they are, and why."""
 
     @property
     def model(self) -> Any:
@@ -81,6 +86,7 @@ def prune(
     fusion: FusionConfig = FUSED,
     norms: bool = False,
     refused: bool = False,
+    compensation: CompensationConfig | None = None,
     batch_size: int = 8,
     track: Track = quiet,
     **problem: Any,
@@ -93,6 +99,7 @@ def prune(
             `adapters.from_linen` or `from_haiku`.
         ratio: share of the prunable parameters to remove at least.
         norms, refused: see `traced_problem`.
+        compensation: how the kept units stand in for the removed ones, on all calibration examples; None: not at all.
 
     Raises:
         ValueError: bad input, a ratio that cannot be met, or a cut model that is not the masked one.
@@ -100,6 +107,8 @@ def prune(
     search = search or SearchConfig()
     check_estimators([estimator], fusion, OBSERVED)
     subject = subject_of(_problem_of(model, problem), norms=norms, refused=refused)
+    compensation = compensation or CompensationConfig()
+    subject.check_compensation(compensation, -(-subject.problem.count // batch_size))
     check_ratios(subject, [ratio], search)
     calibrated = calibrate(
         subject,
@@ -111,7 +120,14 @@ def prune(
         track=track,
     )
     keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
-    cut = subject.cut(keep)
+    compensated, corrections = subject.compensated(
+        keep,
+        subject.join([*subject.problem.scenarios.values()]),
+        compensation,
+        batch_size=batch_size,
+        progress=lambda places: track("compensate", places, len(places)),
+    )
+    cut = compensated.cut(keep)
     losses = checked_losses(subject, keep, cut, batch_size)
     params, before = cut.params, subject.traced.shapes
     after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
@@ -124,18 +140,22 @@ def prune(
         ratio=subject.removed(keep) / subject.prunable,
         losses=losses,
         rebuild=subject.problem.rebuild,
+        corrections=corrections,
+        uncompensated=subject.uncompensated(compensation.method, keep),
     )
 
 
 def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
-    """Return the mean held-out losses, of the first set: `dense`, `masked`, `cut`.
+    """Return the mean held-out losses, of the first set: `dense`, `masked`, `cut`; the last two with the parameters
+    that were cut, compensated or not.
 
     Raises:
         ValueError: the cut model's is not that of the masked one, but for rounding.
     """
     examples = next(iter(subject.problem.held_out_sets.values()))
-    (both,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
-    losses = {"dense": both[0].mean, "masked": both[1].mean, "cut": cut.losses(examples, batch_size).mean}
+    (dense,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
+    (masked,) = cut.subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
+    losses = {"dense": dense[0].mean, "masked": masked[1].mean, "cut": cut.losses(examples, batch_size).mean}
     check_cut(subject, losses["masked"], losses["cut"])
     return losses
 

@@ -27,6 +27,7 @@ from saap_jax.runtime.digests import digest_of
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.subjects.traced import saved
 from saap_jax.subjects.traced.ablation import ablate
+from saap_jax.subjects.traced.compensation import Moments, check_compensation, compensate, moments_of, uncompensated
 from saap_jax.subjects.traced.counting import count_parameters, prunable_parameters, removed_parameters
 from saap_jax.subjects.traced.observe import members, observe
 from saap_jax.subjects.traced.problem import (
@@ -248,8 +249,13 @@ class TracedSubject(TracedProblem, Subject):
         """Remove each unit by itself."""
         return ablate(self, examples, units, batch_size=batch_size, done=done, save=save, progress=progress)
 
-    def moments(self, examples: Examples, batch_size: int) -> None:
-        """Return None: there is no compensation that would read them."""
+    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
+        """Raise ValueError where nothing can be compensated, or for too few batches to hold some out."""
+        check_compensation(self, config, microbatches)
+
+    def moments(self, examples: Examples, batch_size: int) -> Moments:
+        """Return the second moments of what enters the contractions that carry units onward."""
+        return moments_of(self, examples, batch_size)
 
     def compensated(
         self,
@@ -258,17 +264,22 @@ class TracedSubject(TracedProblem, Subject):
         config: CompensationConfig,
         *,
         batch_size: int = 8,
-        moments: Any = None,
+        moments: Moments | None = None,
         progress: Progress = silent,
     ) -> tuple["TracedSubject", list[Correction]]:
-        """Return the subject itself, uncompensated.
+        """Correct the matrices that carry kept units onward, or their biases; see `traced.compensation`.
 
         Raises:
-            ValueError: a compensation is asked for.
+            ValueError: a keep-set of another model, or what `check_compensation` refuses.
         """
-        if config.method != "none":
-            raise ValueError(f"compensation.method: expected none for a traced model, got {config.method!r}")
-        return self, []
+        self.check_keep(keep)
+        made = compensate(self, keep, examples, config, batch_size=batch_size, moments=moments, progress=progress)
+        problem = dataclasses.replace(self.problem, params=made.params)
+        return dataclasses.replace(self, problem=problem), made.corrections
+
+    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
+        """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
+        return {} if method == "none" else uncompensated(self, method, keep)
 
     # --- cut
 
