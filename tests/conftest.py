@@ -2,13 +2,21 @@
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # of the terminal that the suite is started in
 # The suite compiles thousands of tiny programs and runs each a few times: optimising them costs more than it saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Splitting a program for other cores gains nothing beside other workers; code for fusions by another compiler takes
+# longer than the rest together (jaxlib 0.12 knows no other way, and refuses the flag).
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 # What one run compiled, the next one and the other workers find: a second run takes a fraction of the time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
