@@ -27,6 +27,9 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import tests.typed  # noqa: F401  # before the package, whose functions it makes cheaper to check
+
+# isort: split
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 from saap_jax.runs.directory import RunDirectory
 from tests.records import check_declared
