@@ -1,24 +1,39 @@
 """Settings for every test: strict dtypes and ranks, float64 where a test asks for it, no network."""
 
 import gc
+import hashlib
 import os
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # of the terminal that the suite is started in
 # The suite compiles thousands of tiny programs and runs each a few times: optimising them costs more than it saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Splitting a program for other cores gains nothing beside other workers; code for fusions by another compiler takes
+# longer than the rest together (jaxlib 0.12 knows no other way, and refuses the flag).
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 # What one run compiled, the next one and the other workers find: a second run takes a fraction of the time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import tests.typed  # noqa: F401  # before the package, whose functions it makes cheaper to check
+
+# isort: split
+from saap_jax.data import windows
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 from saap_jax.runs.directory import RunDirectory
 from tests.records import check_declared
@@ -29,6 +44,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MOST_MAPS = 20_000
 """Memory maps of a process (Linux allows 65,530) from which on compiled programs are thrown away."""
+
+
+def pytest_collection_finish() -> None:
+    """Spare every collection of garbage, such as the one that a job asks for, a look at all that is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,6 +72,30 @@ def declared_records():
         check_declared(run)
 
     with mock.patch.object(RunDirectory, "settle_rows", checked):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokenized_once():
+    """Keep the tokens of long texts: most jobs of the suite read the same two with the same tokenizer."""
+    tokenize, kept = windows.tokenize, {}
+
+    def once(text: str, tokenizer: Any) -> np.ndarray:
+        if len(text) < 10_000 or not isinstance(tokenizer, PreTrainedTokenizerFast):
+            return tokenize(text, tokenizer)
+        key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode() + text.encode()).digest()
+        if key not in kept:
+            kept[key] = tokenize(text, tokenizer)
+        return kept[key].copy()
+
+    with mock.patch.object(windows, "tokenize", once):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cuts():
+    """Leave it to the system when files of tests reach the disk."""
+    with mock.patch.object(os, "fsync", return_value=None):
         yield
 
 

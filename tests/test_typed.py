@@ -1,0 +1,87 @@
+"""What is cheaper to check is still checked: every function and dataclass of the package, with jaxtyping's error."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jaxtyping
+import numpy as np
+import pytest
+from beartype import beartype
+from jaxtyping import Float, PyTree
+
+from saap_jax.evaluation.resample import few
+from saap_jax.types import Scores
+from tests.typed import names_arrays
+
+Vector = Float[np.ndarray, "n"]
+typed = jaxtyping.jaxtyped(typechecker=beartype)
+
+
+@typed
+def length(of: list[int], *, at_least: int = 0) -> int:
+    return max(len(of), at_least) if of else "none"  # pyright: ignore[reportReturnType]
+
+
+@typed
+def same(a: Vector, b: Vector) -> Vector:
+    return a + b
+
+
+@typed
+@dataclasses.dataclass
+class Named:
+    name: str
+    values: Vector | None = None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda: length("abc"),
+        lambda: length([1], at_least=1.5),
+        lambda: length([]),
+        lambda: same(np.ones(2), np.ones(3)),
+        lambda: Named(3),
+        lambda: Named("a", np.ones((2, 2))),
+        lambda: few("2"),
+    ],
+)
+def test_faults_are_found(fault, monkeypatch):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        fault()
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # negative control: nothing else finds them
+    found = None
+    try:
+        fault()
+    except (TypeError, ValueError) as error:
+        found = type(error)
+    assert found is not jaxtyping.TypeCheckError
+
+
+def test_what_is_right_goes_through():
+    assert (length([1, 2], at_least=3), same(np.ones(2), np.ones(2)).sum(), Named("a", np.ones(2)).name) == (3, 4, "a")
+    assert length.__name__ == "length"
+
+
+def test_only_what_names_arrays_is_jaxtypings():
+    for hint in (Vector, Scores, dict[str, Vector], tuple[int, ...] | Vector, Callable[[Vector], int], "Later", PyTree):
+        assert names_arrays(hint), hint
+    for hint in (int, None, list[str], dict[str, tuple[int, ...]], Named, Callable[[int], str], np.ndarray):
+        assert not names_arrays(hint), hint
+
+
+def test_what_has_no_annotations_is_left_alone():
+    def plain(x):
+        return x
+
+    assert typed(plain) is plain
+
+
+def test_generators_stay_generators():
+    @typed
+    def numbers(count: int) -> Iterator[int]:
+        yield from range(count)
+
+    assert list(numbers(2)) == [0, 1]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        numbers("2")
