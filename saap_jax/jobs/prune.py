@@ -1,5 +1,6 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, TargetsConfig
-from saap_jax.evaluation.cost import directory_bytes, weight_bytes
+from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
@@ -28,13 +29,13 @@ from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.base import Examples, Subject
-from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.subjects.llama import CutLlama, LlamaSubject
 from saap_jax.subjects.opened import open_subject
 from saap_jax.subjects.traced.observe import OBSERVED
 from saap_jax.subjects.traced.pruned import checked_losses, own_code
-from saap_jax.subjects.traced.subject import TracedSubject
+from saap_jax.subjects.traced.subject import CutTraced, TracedSubject
 from saap_jax.surgery.corrections import Correction
-from saap_jax.types import QUERY_HEADS, RESIDUAL
+from saap_jax.types import QUERY_HEADS, RESIDUAL, Keep
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -74,7 +75,7 @@ class Pruned(NamedTuple):
     """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
-    reached: list[Reached]
+    reached: Sequence[Reached]
     """The targets that were asked for."""
     channels: tuple[int, int] | None = None
     """Of the residual stream, before and after, where some went."""
@@ -116,11 +117,38 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     if not config.targets.asked:
         check_ratios(subject, [ratio_of(config)], config.search)
     scenarios = subject.scenarios(calibration) if calibrates else {}
-    if isinstance(subject, TracedSubject):
-        return _prune_traced(config, subject, scenarios, out, track)
-    assert isinstance(subject, LlamaSubject)
-    subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
-    return _prune_llama(config, subject, scenarios, calibration, out, track)
+    if isinstance(subject, LlamaSubject):
+        subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
+    rows = sum(subject.count(examples)[0] for examples in scenarios.values())
+    subject.check_compensation(config.compensation, -(-rows // calibration.batch_size))
+    costs, targets = _asked(config, subject, track)
+    selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
+    compensated, corrections = _compensated(config, subject, selection.keep, scenarios, calibration, track)
+    cut = compensated.cut(selection.keep)
+    reached = _reached(cut, subject, costs, targets, track)
+    losses: Mapping[str, float] = {}
+    with step(track, "cut, check and save"):
+        if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
+            losses = checked_losses(subject, selection.keep, cut, calibration.batch_size)
+            about = _about_traced(config, selection, losses)
+        else:
+            about = _about_reached(reached, costs)
+        cut.save(out, selection.keep, about)
+    traced = subject.structures if isinstance(subject, TracedSubject) else ()
+    return Pruned(
+        selection=selection,
+        parameters=(subject.parameters, cut.parameters),
+        bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
+        runs=cut.segments,
+        query_heads=_told(subject, selection, QUERY_HEADS),
+        corrections=corrections,
+        reached=reached,
+        channels=_told(subject, selection, RESIDUAL),
+        structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
+        losses=losses,
+        own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
+        uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
+    )
 
 
 def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:
@@ -135,87 +163,41 @@ def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | Non
     return layout
 
 
-def _prune_traced(
-    config: PruneConfig, subject: TracedSubject, scenarios: Mapping[str, Examples], out: Path, track: Track
-) -> Pruned:
-    """Prune a traced model: what is cut is held against the masked one, and tried in the model's own code."""
-    compensation, size = config.compensation, config.calibration.batch_size
-    examples = subject.join([*scenarios.values()])
-    subject.check_compensation(compensation, -(-subject.count(examples)[0] // size))
-    selection = chosen_units(config, subject, scenarios, config.calibration, track)
-    compensated, corrections = subject.compensated(
-        selection.keep,
-        examples,
-        compensation,
-        batch_size=size,
-        progress=lambda places: track("compensate", places, len(places)),
-    )
-    with step(track, "cut, check and save"):
-        cut = compensated.cut(selection.keep)
-        losses = checked_losses(subject, selection.keep, cut, size)
-        shares = {"ratio_asked": selection.asked, "ratio": selection.actual}
-        about = {"factory": subject.name, "estimator": config.estimator, **shares, "held_out_loss": losses}
-        if compensation.method != "none":
-            about["compensation"] = dataclasses.asdict(compensation)
-        cut.save(out, selection.keep, about)
-    return Pruned(
-        selection=selection,
-        parameters=(subject.parameters, cut.parameters),
-        bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
-        runs=cut.segments,
-        query_heads=None,
-        corrections=corrections,
-        reached=[],
-        structures=tuple(
-            (s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in subject.structures
-        ),
-        losses=losses,
-        own_code=own_code(cut),
-        uncompensated=subject.uncompensated(compensation.method, selection.keep),
-    )
-
-
-def _prune_llama(
+def _compensated(
     config: PruneConfig,
-    subject: LlamaSubject,
+    subject: Subject,
+    keep: Keep,
     scenarios: Mapping[str, Examples],
     calibration: CalibrationConfig,
-    out: Path,
     track: Track,
-) -> Pruned:
-    """Prune a model of ours, to a ratio or to targets."""
-    model = subject.model
-    costs = costs_of(config.targets, model, track)
-    targets = targets_of(config.targets, costs.of(model.spec))
-    selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
-    corrections: list[Correction] = []
-    compensated = subject
-    if config.compensation.method != "none":
-        compensated, corrections = subject.compensated(
-            selection.keep,
-            subject.join([*scenarios.values()]),
-            config.compensation,
-            batch_size=calibration.batch_size,
-            progress=lambda layers: track("compensate layers", layers, len(layers)),
-        )
-    pruned = compensated.cut(selection.keep)
-    reached = reached_by(pruned.model, model, costs, targets, track)
-    further = {}
-    if reached:
-        record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
-        further["targets.json"] = plain(record)
-    with step(track, "save the model"):
-        pruned.save(out, selection.keep, further)
-    return Pruned(
-        selection=selection,
-        parameters=(subject.parameters, pruned.parameters),
-        bytes=(weight_bytes(model), broadcast(lambda: directory_bytes(out, "*.safetensors"))),
-        runs=pruned.segments,
-        query_heads=_told(subject, selection, QUERY_HEADS),
-        corrections=corrections,
-        reached=reached,
-        channels=_told(subject, selection, RESIDUAL),
+) -> tuple[Subject, list[Correction]]:
+    """Return the subject whose kept units stand in for those that go, if that is asked for."""
+    if config.compensation.method == "none":
+        return subject, []
+    return subject.compensated(
+        keep,
+        subject.join([*scenarios.values()]),
+        config.compensation,
+        batch_size=calibration.batch_size,
+        progress=lambda places: track("compensate", places, len(places)),
     )
+
+
+def _about_traced(config: PruneConfig, selection: Selection, losses: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the directory of a traced model says of how it came about."""
+    shares = {"ratio_asked": selection.asked, "ratio": selection.actual}
+    about = {"factory": config.model.name, "estimator": config.estimator, **shares, "held_out_loss": losses}
+    if config.compensation.method == "none":
+        return about
+    return about | {"compensation": dataclasses.asdict(config.compensation)}
+
+
+def _about_reached(reached: Sequence[Reached], costs: Costs | None) -> dict[str, Any]:
+    """Return the further files of a model of ours that was pruned to targets, by name."""
+    if not reached or costs is None:
+        return {}
+    record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
+    return {"targets.json": plain(record)}
 
 
 def _told(subject: Subject, selection: Selection, name: str) -> tuple[int, int] | None:
@@ -228,6 +210,14 @@ def _told(subject: Subject, selection: Selection, name: str) -> tuple[int, int] 
 # --- targets -------------------------------------------------------------------------------------
 
 
+def _asked(config: PruneConfig, subject: Subject, track: Track) -> tuple[Costs | None, Sequence[Target]]:
+    """Return what the targets need to know, and the targets; of a model of ours, where some are asked for."""
+    if not config.targets.asked or not isinstance(subject, LlamaSubject):
+        return None, ()
+    costs = costs_of(config.targets, subject.model, track)
+    return costs, targets_of(config.targets, costs.of(subject.model.spec))
+
+
 def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs:
     """Measure what the targets need to know: sub-block times, and the memory of the unpruned model's programs."""
     table, temporaries = None, 0
@@ -238,6 +228,13 @@ def costs_of(config: TargetsConfig, model: Llama, track: Track = quiet) -> Costs
         with step(track, "compile the unpruned model"):
             temporaries = temporaries_of(compile_programs(decoder_of(model), workload_of(config)), config)
     return Costs(config, model.embedding.dtype, table, temporaries)
+
+
+def _reached(cut: Any, subject: Subject, costs: Costs | None, targets: Sequence[Target], track: Track) -> list[Reached]:
+    """Return what became of the targets of a model of ours."""
+    if costs is None or not (isinstance(cut, CutLlama) and isinstance(subject, LlamaSubject)):
+        return []
+    return reached_by(cut.model, subject.model, costs, targets, track)
 
 
 def reached_by(
