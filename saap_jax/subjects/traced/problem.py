@@ -21,7 +21,7 @@ from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import CHOICES, Traced, TracedStructure, trace
-from saap_jax.discovery.tracing.writers import Writers, writers_of
+from saap_jax.discovery.tracing.writers import Contraction, Writers, writers_of
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
@@ -50,6 +50,11 @@ class TracedProblem:
     def writers(self) -> Writers:
         """The contractions with parameters that carry the structures' units onward."""
         return writers_of(self.traced, self.structures)
+
+    @functools.cached_property
+    def acting(self) -> Callable[[str], tuple[Contraction, ...]]:
+        """Where the units of a structure act, by name; found when it is first asked for."""
+        return lambda name: self.writers.acting(name)
 
     @property
     def tolerance(self) -> float:

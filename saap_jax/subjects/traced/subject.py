@@ -42,7 +42,7 @@ from saap_jax.subjects.traced.problem import (
 from saap_jax.surgery.corrections import Correction
 from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
 
-WITHOUT_WEIGHTS = ("gate_", "random", "ablation")
+WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
 """How names of estimators begin that do not look at weights."""
 
 
@@ -75,7 +75,7 @@ class TracedSubject(TracedProblem, Subject):
     @functools.cached_property
     def weights(self) -> TracedWeights:
         """The parameters of floating point that hold units."""
-        return TracedWeights(self.structures, members(self))
+        return TracedWeights(self.structures, members(self), self.acting)
 
     def limits(self, search: SearchConfig) -> dict[str, Limits]:
         """Return the limits of each structure; of experts, as many as are chosen remain.
