@@ -153,7 +153,7 @@ def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> M
 
     step = subject.program("moments", make)
     parts: list[dict[Place, Sums] | None] = [None, None]
-    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size)):
+    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size, subject.layout)):
         _add(parts, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
     fit, held = parts
     assert fit is not None
@@ -291,7 +291,7 @@ def _in_order(
         for system in np.flatnonzero(~kept.all(1)).tolist():
             turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    dense, parts = subject.problem.params, list(batches(examples, batch_size))
+    dense, parts = subject.problem.params, list(batches(examples, batch_size, subject.layout))
     for writer, kept, systems in progress([turns[key] for key in sorted(turns)]):
         same = alike[_shapes(writer)]
         key = ("corrected", *(each.tap for each in same))

@@ -69,7 +69,7 @@ def observe(
         raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
     check_acting(subject, needs)
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
-    parts = list(batches(examples, batch_size))
+    parts = list(batches(examples, batch_size, subject.layout))
     step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
     values, gates = members(subject), subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
