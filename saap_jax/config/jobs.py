@@ -70,9 +70,10 @@ def check_kind(config: Any) -> None:
     for name, value in own.items():
         if value != usual[name]:
             raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
-    mesh = getattr(config, "mesh", None)
-    if mesh not in (None, MeshConfig()):
-        raise ValueError(f"mesh: expected none for a traced model, whose arrays stay where they are, got {mesh}")
+    mesh = getattr(config, "mesh", MeshConfig())
+    if mesh.tensor != 1 or mesh.rules:
+        got = f"tensor {mesh.tensor}" if mesh.tensor != 1 else f"rules {', '.join(mesh.rules)}"
+        raise ValueError(f"mesh: expected data and fsdp alone for a traced model, whose axes have no names, got {got}")
 
 
 def searched(config: Any) -> SearchConfig:

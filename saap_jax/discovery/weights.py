@@ -1,6 +1,7 @@
 """Weights seen unit by unit, of our models and of traced ones: what formulas of estimators are applied to."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from saap_jax.discovery.tracing.trace import AxisMember, TracedStructure, parameter_paths
+from saap_jax.discovery.tracing.writers import Contraction, Writer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.types import Keep
@@ -23,6 +25,8 @@ class TracedWeights:
     """Those that are scored."""
     values: dict[str, Any]
     """Each array by its path."""
+    acting: Callable[[str], Sequence[Contraction]] | None = None
+    """Where the units of a structure act, by name; one object for the weights and for trees of their shapes."""
 
     @classmethod
     def of(cls, structures: tuple[TracedStructure, ...], params: Any) -> "TracedWeights":
@@ -44,14 +48,46 @@ class TracedWeights:
         taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
         return taken.reshape(structure.copies, structure.units, -1)
 
-    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[TracedStructure, ...]]:
+    def coordinates(self, structure: TracedStructure) -> int:
+        """Return how many coordinates each unit of a structure has where its units act, all places together."""
+        return sum(each.places(structure).shape[-1] for each in self._acting(structure))
+
+    def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
+        """Return what each coordinate of a unit is multiplied with where its units act, all places side by side.
+
+        Places of fewer outputs are filled up with zeros. Where units meet no parameter it is a single 1: what they meet
+        is part of the statistics then.
+
+        Raises:
+            ValueError: a structure whose units act at no such place.
+        """
+        parts = []
+        for each in self._acting(structure):
+            places = each.places(structure)
+            matrix = jnp.ones((*places.shape, 1))
+            if isinstance(each, Writer):
+                matrices = each.matrices(self.values[each.path])
+                matrix = matrices.reshape(-1, matrices.shape[-1])[places]
+            parts.append(matrix)
+        widest = max(part.shape[-1] for part in parts)
+        filled = [jnp.pad(part, [(0, 0)] * 3 + [(0, widest - part.shape[-1])]) for part in parts]
+        return jnp.concatenate(filled, axis=2)
+
+    def _acting(self, structure: TracedStructure) -> Sequence[Contraction]:
+        found = self.acting(structure.name) if self.acting is not None else ()
+        if not found:
+            raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
+        return found
+
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[Any, ...]]:
         """Return the arrays, and what is static."""
-        return (self.values,), self.structures
+        return (self.values,), (self.structures, self.acting)
 
     @classmethod
-    def tree_unflatten(cls, structures: tuple[TracedStructure, ...], children: tuple[Any, ...]) -> "TracedWeights":
+    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any, ...]) -> "TracedWeights":
         """Undo `tree_flatten`."""
-        return cls(structures, *children)
+        (values,), (structures, acting) = children, static
+        return cls(structures, values, acting)
 
 
 Weights = Llama | TracedWeights

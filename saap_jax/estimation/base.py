@@ -196,13 +196,17 @@ def score_matrices(formula: Callable[..., Array], *trees: Weights, reduction: Re
 def score_writers(formula: Callable[..., Array], params: Weights, *statistics: dict[str, Array]) -> Scores:
     """Score every unit by `formula(W_out [layers, units, coordinates, embed], statistic [layers, units, …], …)`.
 
-    W_out is the matrix that carries the unit's activation into the residual stream (output, down).
+    W_out is the matrix that carries the unit's activation into the residual stream (output, down). Of a traced model it
+    is what the unit is multiplied with where it acts, `TracedWeights.writing`, and layers are copies.
 
     Raises:
-        ValueError: a traced model, of which no activations are observed.
+        ValueError: a structure of a traced model whose units act nowhere where that is known.
     """
     if isinstance(params, TracedWeights):
-        raise ValueError("expected an estimator of gates or weights for a traced model, got one of activations")
+        return {
+            structure.name: formula(wide(params.writing(structure)), *(x[structure.name] for x in statistics))
+            for structure in params.structures
+        }
     bounds, scores = run_bounds(params.runs), {}
     for name, structure in discover(params).items():
         pieces = []

@@ -7,7 +7,7 @@ file of another model is refused. Those that neither this package nor the caller
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from saap_jax.discovery.tracing.trace import TracedStructure
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.estimation.accumulate import statistics_dtype
+from saap_jax.estimation.activations import ACTIVATION_USAGE, MULTIPLES, Moments
 from saap_jax.estimation.base import Curvature, Plan, Statistic, Statistics
 from saap_jax.estimation.hessian import GateHessian
 from saap_jax.estimation.statistics import STATISTICS
@@ -206,9 +208,21 @@ def _abstract(statistic: Statistic, model: Weights, plan: Plan) -> Any:
 
     if statistic.source == "gates":
         return gates(plan.examples)
+    if statistic.source == "activations":
+        return _abstract_activations(statistic, model)
     if statistic.source == "step":
         return GateHessian(gates(), {}, gates(plan.curvature.probes))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), model)
+
+
+def _abstract_activations(statistic: Statistic, model: TracedWeights) -> Any:
+    def units(last: Callable[[TracedStructure], int]) -> dict[str, Any]:
+        shapes = {each.name: (each.copies, each.units, last(each)) for each in model.structures}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+    if statistic.name == ACTIVATION_USAGE.name:
+        return units(lambda structure: len(MULTIPLES))
+    return Moments(units(model.coordinates), units(model.coordinates))
 
 
 def _flat(start: str, tree: Any) -> dict[str, Any]:

@@ -69,12 +69,11 @@ def check(config: Config) -> Layout | None:
             devices do not divide.
     """
     check_estimators(_estimators(config), config.fusion, OBSERVED if config.model.traced else None)
-    if config.model.traced:
-        return None
-    sources = [parse_scenario(text).source for text in config.calibration.scenarios]
     sizes = {"calibration.batch_size": config.calibration.batch_size}
+    sources = [] if config.model.traced else [parse_scenario(text).source for text in config.calibration.scenarios]
     if not isinstance(config, FidelityConfig | ScoreConfig):
-        check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
+        if not config.model.traced:
+            check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
         sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return layout_of_job(config.mesh, **sizes)
 

@@ -108,7 +108,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     """Do what `prune` does, into a directory that nobody else writes."""
     check_estimators([config.estimator], config.fusion, OBSERVED if config.model.traced else None)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
-    layout = None if config.model.traced else _layout(config, calibration)
+    layout = _layout(config, calibration)
     calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
     with step(track, "load the model"):
         subject = open_subject(
@@ -153,7 +153,8 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
 
 def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:
     """Check text and devices against what is asked for; return where arrays lie."""
-    config.check_calibration(calibration)
+    if not config.model.traced:
+        config.check_calibration(calibration)
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
         raise ValueError(

@@ -408,5 +408,5 @@ def _check_traced(name: str, fusion: FusionConfig, observed: frozenset[Statistic
         if missing := sorted(need.name for need in estimator.needs - observed):
             raise ValueError(
                 f"estimator {member!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
-                "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
+                "one of weights, activations, or gradients: random, magnitude, wanda, fluctuation, taylor_*, gate_*"
             )

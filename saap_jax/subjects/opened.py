@@ -35,7 +35,8 @@ def open_subject(
     """
     if config.traced:
         problem = made_problem(config.name)
-        return traced_subject(problem, name=config.name, norms=config.norms, refused=config.refused)
+        options = {"norms": config.norms, "refused": config.refused}
+        return traced_subject(problem, name=config.name, layout=layout, **options)
     model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
     shares = (search or SearchConfig()).nested
     asked = {*config.further, *(_NESTED[name] for name in shares)}

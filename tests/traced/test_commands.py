@@ -41,7 +41,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_compare(here, capsys):
-    words = ["compare", "mine.py:problem", "--estimation.estimators", "random", "gate_taylor", "ablation"]
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "wanda", "gate_taylor", "ablation"]
     words += ["--ratios", "0.3"]
     assert main(words) == 0
     text = capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_compare(here, capsys):
     best = record["best"]
     assert best["ppl"] == pytest.approx(best["ppl_masked"], rel=1e-4)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["candidate"] for row in rows] == ["random@0.3", "gate_taylor@0.3", "ablation@0.3"]
+    assert [row["candidate"] for row in rows] == ["wanda@0.3", "gate_taylor@0.3", "ablation@0.3"]
     assert all(row["parameters"] < record["dense"]["parameters"] and row["ratio_actual"] >= 0.3 for row in rows)
     for row in (record["dense"], *rows):
         assert row["ppl"]["loss held_out"] == pytest.approx(np.mean(row["losses"]["loss held_out"])), "no exponential"
@@ -176,8 +176,8 @@ def test_bad_words_are_refused_in_one_line(here, capsys, command):
         (["mine.py:problem", "--fusion.attention", "wanda"], "expected none for a traced model"),
         (["mine.py:problem", "--search.max-ratio-each", "nothing*", "0.5"], "expected names of structures"),
         (
-            ["mine.py:problem", "--estimator" if command == "prune" else "--estimation.estimators", "wanda"],
-            "'wanda': needs activation_moments, which is not observed of a traced model",
+            ["mine.py:problem", "--estimator" if command == "prune" else "--estimation.estimators", "block_influence"],
+            "'block_influence': needs block_change, which is not observed of a traced model",
         ),
     ):
         assert main([command, *words]) == 2

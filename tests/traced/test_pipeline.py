@@ -222,7 +222,7 @@ def test_wrong_problems_are_refused():
 
 def test_wrong_estimators_and_budgets_are_refused(subject):
     for names, message in (
-        (["wanda"], "estimator 'wanda': needs activation_moments, which is not observed of a traced model"),
+        (["block_influence"], "estimator 'block_influence': needs block_change, which is not observed of a traced"),
         (["gate_taylr"], "did you mean 'gate_taylor'"),
         (["random", "random"], "is named twice"),
         (["gate_taylor/magnitude"], "two around a slash"),

@@ -259,7 +259,12 @@ class TestLosses:
             {"search": SearchConfig(attention_share=0.1)},
             "search.attention_share: is for attention and MLP",
         ),
-        (CompareConfig, {"mesh": MeshConfig(data=2)}, "mesh: expected none for a traced model"),
+        (CompareConfig, {"mesh": MeshConfig(tensor=2)}, "mesh: expected data and fsdp alone for a traced .* tensor 2"),
+        (
+            PruneConfig,
+            {"mesh": MeshConfig(rules=("vocab=",))},
+            "mesh: expected data and fsdp alone .* rules vocab=",
+        ),
         (CompareConfig, {"fusion": FusionConfig()}, "fusion.attention: expected none for a traced model"),
         (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's arrays are as"),
         (FidelityConfig, {"calibration": CalibrationConfig(length=64)}, "calibration.length: a factory's arrays are"),

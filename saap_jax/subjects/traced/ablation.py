@@ -59,7 +59,7 @@ def ablate(
             if unit is not None:
                 gates[unit.structure][index, unit.layer, unit.number] = 0
         total = np.zeros(size)
-        for batch, weights in batches(examples, batch_size):
+        for batch, weights in batches(examples, batch_size, subject.layout):
             total += np.asarray(step(gates, params, *batch, jnp.asarray(weights)), np.float64)
         if not np.isfinite(total).all():
             raise ValueError(

@@ -85,7 +85,8 @@ def correctable(subject: TracedProblem, method: str) -> list[Writer]:
     """Return the writers that a method can correct, in the order of the program."""
     barred = {each.name for each in subject.structures if reason_of(each)}
     biases = CORRECTIONS[method].biases
-    return [each for each in subject.writers.found if each.units.keys() - barred and (each.carrier or not biases)]
+    alone = [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
+    return [each for each in alone if each.carrier or not biases]
 
 
 def uncompensated(subject: TracedProblem, method: str, keep: Keep | None = None) -> dict[str, str]:
@@ -105,6 +106,8 @@ def uncompensated(subject: TracedProblem, method: str, keep: Keep | None = None)
             own = subject.writers.of(name)
             if not own:
                 reasons[name] = subject.writers.without[name]
+            elif all(each.shared for each in own):
+                reasons[name] = own[0].shared
             elif CORRECTIONS[method].biases and not any(each.carrier for each in own):
                 reasons[name] = f"no bias of its own is added to what {own[0].path} writes"
             else:
@@ -150,7 +153,7 @@ def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> M
 
     step = subject.program("moments", make)
     parts: list[dict[Place, Sums] | None] = [None, None]
-    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size)):
+    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size, subject.layout)):
         _add(parts, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
     fit, held = parts
     assert fit is not None
@@ -288,7 +291,7 @@ def _in_order(
         for system in np.flatnonzero(~kept.all(1)).tolist():
             turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    dense, parts = subject.problem.params, list(batches(examples, batch_size))
+    dense, parts = subject.problem.params, list(batches(examples, batch_size, subject.layout))
     for writer, kept, systems in progress([turns[key] for key in sorted(turns)]):
         same = alike[_shapes(writer)]
         key = ("corrected", *(each.tap for each in same))

@@ -15,12 +15,12 @@ from jaxtyping import Array
 from saap_jax.discovery.tracing.problem import Examples, count_examples
 from saap_jax.discovery.weights import TracedWeights
 from saap_jax.estimation import (
+    ACTIVATION_MOMENTS,
     GATE_GRADIENT,
     GATE_HESSIAN,
     SQUARED_WEIGHT_GRADIENT,
     WEIGHT_GRADIENT,
     Curvature,
-    Estimator,
     GateHessian,
     Statistic,
     Statistics,
@@ -29,6 +29,7 @@ from saap_jax.estimation.base import wide
 from saap_jax.estimation.hessian import in_chunks, random_signs
 from saap_jax.llama.segments import masks
 from saap_jax.subjects.base import Progress, silent
+from saap_jax.subjects.traced.activations import ACTIVATIONS, activation_sums, check_acting, finished
 from saap_jax.subjects.traced.problem import TracedProblem, batches, loss_of_one
 from saap_jax.types import Gates, Keep
 
@@ -38,19 +39,11 @@ OBSERVED = frozenset(
         SQUARED_WEIGHT_GRADIENT,
         GATE_GRADIENT,
         GATE_HESSIAN,
+        *ACTIVATIONS,
     }
 )
-"""What can be observed of a traced model. Of the gate Hessian, every structure is probed."""
-
-
-def check_needs(estimators: Mapping[str, Estimator]) -> None:
-    """Raise ValueError for an estimator that needs what is not observed of a traced model."""
-    for name, estimator in estimators.items():
-        if missing := sorted(need.name for need in estimator.needs - OBSERVED):
-            raise ValueError(
-                f"estimator {name!r}: needs {', '.join(missing)}, which is not observed of a traced model; expected "
-                "one of weights, their gradients or those of gates: random, magnitude, taylor_*, fisher, gate_*"
-            )
+"""What can be observed of a traced model. Of the gate Hessian, every structure is probed; activations are those where
+units act, see `activations`."""
 
 
 def observe(
@@ -68,13 +61,15 @@ def observe(
     An example counts as a token of the statistics: means are over examples.
 
     Raises:
-        ValueError: a need that is not in `OBSERVED`, or a loss or gradient that is not finite.
+        ValueError: a need that is not in `OBSERVED`, activations of a structure of which they cannot be told, or a loss
+            or statistic that is not finite.
     """
     if missing := needs - OBSERVED:
         names, got = (", ".join(sorted(need.name for need in some)) for some in (OBSERVED, missing))
         raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
+    check_acting(subject, needs)
     problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
-    parts = list(batches(examples, batch_size))
+    parts = list(batches(examples, batch_size, subject.layout))
     step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
     values, gates = members(subject), subject.ones if keep is None else masks(keep)
     sums: dict[Statistic, Any] = {}
@@ -87,7 +82,9 @@ def observe(
     observed: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
     for need in (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT):
         if need in observed:
-            observed[need] = TracedWeights(subject.structures, observed[need])
+            observed[need] = TracedWeights(subject.structures, observed[need], subject.acting)
+    if ACTIVATION_MOMENTS in observed:
+        observed[ACTIVATION_MOMENTS] = finished(observed[ACTIVATION_MOMENTS])
     losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
     if GATE_GRADIENT in needs:
         observed[GATE_GRADIENT] = gradients
@@ -114,6 +111,7 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
     """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
     one = loss_of_one(subject)
     on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
+    activations = activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
 
     def step(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
@@ -139,7 +137,7 @@ def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvat
             sums[SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
         if GATE_HESSIAN in needs:
             sums[GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
-        return sums, each, gradients
+        return sums | activations(ones, params, inputs, weights), each, gradients
 
     def squares(
         values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array

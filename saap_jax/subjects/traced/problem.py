@@ -21,7 +21,9 @@ from saap_jax.discovery.tracing.removal import keep_units
 from saap_jax.discovery.tracing.retracing import abstract, shapes_of, traced_at
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import CHOICES, Traced, TracedStructure, trace
-from saap_jax.discovery.tracing.writers import Writers, writers_of
+from saap_jax.discovery.tracing.writers import Contraction, Writers, writers_of
+from saap_jax.runtime.mesh import Layout
+from saap_jax.subjects.traced.placing import place_rows
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
@@ -39,6 +41,8 @@ class TracedProblem:
     """Structures that would be prunable, but that the model's own code does not take smaller."""
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
     """Compiled programs, each made once."""
+    layout: Layout | None = None
+    """Where parameters and examples lie, on a mesh; None: where they are."""
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return the program of a key, made where it is not there yet."""
@@ -50,6 +54,11 @@ class TracedProblem:
     def writers(self) -> Writers:
         """The contractions with parameters that carry the structures' units onward."""
         return writers_of(self.traced, self.structures)
+
+    @functools.cached_property
+    def acting(self) -> Callable[[str], tuple[Contraction, ...]]:
+        """Where the units of a structure act, by name; found when it is first asked for."""
+        return lambda name: self.writers.acting(name)
 
     @property
     def tolerance(self) -> float:
@@ -166,13 +175,13 @@ class Losses:
     """Losses of a subject's examples. Gates and parameters are inputs: nothing is compiled anew for a candidate."""
 
     def __init__(self, subject: TracedProblem, run: Run | None = None, *, batch_size: int = 8) -> None:
-        self._problem, self._size = subject.problem, batch_size
+        self._size, self._layout = batch_size, subject.layout
         self.one = loss_of_one(subject, run)
         self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
 
     def of(self, gates: Gates, params: Any, examples: Examples) -> Float[np.ndarray, "examples"]:
         """Return the loss of each example."""
-        parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size)]
+        parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size, self._layout)]
         return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
 
 
@@ -193,14 +202,16 @@ def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[...,
     return loss
 
 
-def batches(examples: Examples, size: int) -> Iterator[tuple[Examples, Float[np.ndarray, "batch"]]]:
+def batches(
+    examples: Examples, size: int, layout: Layout | None = None
+) -> Iterator[tuple[Examples, Float[np.ndarray, "batch"]]]:
     """Yield batches of one size, and the weight of each row: 0 of the last example, repeated to fill the last one."""
     count = count_examples(examples)
     size = min(size, count)
     for start in range(0, count, size):
         rows = np.arange(start, start + size)
         batch = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[np.minimum(rows, count - 1)], examples)
-        yield batch, (rows < count).astype(np.float32)
+        yield place_rows(batch, layout), (rows < count).astype(np.float32)
 
 
 def cut(subject: TracedProblem, keep: Keep) -> tuple[Callable[..., Any], Any]:

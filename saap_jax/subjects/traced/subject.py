@@ -24,12 +24,14 @@ from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.mesh import Layout
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.subjects.traced import saved
 from saap_jax.subjects.traced.ablation import ablate
 from saap_jax.subjects.traced.compensation import Moments, check_compensation, compensate, moments_of, uncompensated
 from saap_jax.subjects.traced.counting import count_parameters, prunable_parameters, removed_parameters
 from saap_jax.subjects.traced.observe import members, observe
+from saap_jax.subjects.traced.placing import check_layout, place_params
 from saap_jax.subjects.traced.problem import (
     Losses,
     TracedProblem,
@@ -42,7 +44,7 @@ from saap_jax.subjects.traced.problem import (
 from saap_jax.surgery.corrections import Correction
 from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
 
-WITHOUT_WEIGHTS = ("gate_", "random", "ablation")
+WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
 """How names of estimators begin that do not look at weights."""
 
 
@@ -75,7 +77,7 @@ class TracedSubject(TracedProblem, Subject):
     @functools.cached_property
     def weights(self) -> TracedWeights:
         """The parameters of floating point that hold units."""
-        return TracedWeights(self.structures, members(self))
+        return TracedWeights(self.structures, members(self), self.acting)
 
     def limits(self, search: SearchConfig) -> dict[str, Limits]:
         """Return the limits of each structure; of experts, as many as are chosen remain.
@@ -220,7 +222,7 @@ class TracedSubject(TracedProblem, Subject):
         numbers = range(len(keeps))
         groups = [list(numbers[start : start + size]) for start in range(0, len(keeps), size)]
         groups = [group for group in groups if not set(group) <= set(done)]
-        parts = [batch for batch, _ in batches(examples, batch_size)]
+        parts = [batch for batch, _ in batches(examples, batch_size, self.layout)]
         steps = progress([(group, part) for group in groups for part in range(len(parts))])
         for group in groups:
             filled = group + group[-1:] * (size - len(group))
@@ -287,7 +289,7 @@ class TracedSubject(TracedProblem, Subject):
         """Read a directory back."""
         path = Path(directory)
         function, params = saved.load_pruned(path, self.problem)
-        return CutTraced(self, saved.read_keep(path), function, params)
+        return CutTraced(self, saved.read_keep(path), function, place_params(params, self.layout))
 
     def cut(self, keep: Keep) -> "CutTraced":
         """Return the smaller model."""
@@ -379,10 +381,19 @@ class CutTraced:
         saved.write_pruned(directory, self.subject, keep, self.params, about)
 
 
-def subject_of(problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False) -> TracedSubject:
-    """Trace a problem's function on one example; see `traced_problem`."""
+def subject_of(
+    problem: Problem,
+    *,
+    name: str = "problem",
+    norms: bool = False,
+    refused: bool = False,
+    layout: Layout | None = None,
+) -> TracedSubject:
+    """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
+    check_layout(layout)
     made = traced_problem(problem, norms=norms, refused=refused)
-    return TracedSubject(made.problem, made.traced, made.structures, made.left_out, name=name)
+    placed = problem if layout is None else dataclasses.replace(problem, params=place_params(problem.params, layout))
+    return TracedSubject(placed, made.traced, made.structures, made.left_out, name=name, layout=layout)
 
 
 def _rows(examples: Examples, rows: Any) -> Examples:

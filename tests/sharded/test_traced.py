@@ -1,0 +1,83 @@
+"""Traced models on a mesh of eight devices: scores, losses, ablation, compensation and the cut model of one device."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.cli.main import main
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.runtime.mesh import layout_of
+from saap_jax.selection.choose import choose_calibrated
+from saap_jax.subjects.traced import subject_of
+from saap_jax.subjects.traced.placing import place_rows
+from tests.traced.problems import calibrate
+from tests.traced.test_compensation import transformer_problem
+
+pytestmark = pytest.mark.sharded
+NAMES = ("magnitude", "taylor_element", "taylor_element_second", "gate_taylor", "gate_hessian", "wanda",
+         "fluctuation", "ablation")  # fmt: skip
+
+
+def subjects(mesh):
+    problem = transformer_problem()
+    return subject_of(problem), subject_of(problem, layout=layout_of(mesh))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=4, fsdp=2)], ids=["data", "data and fsdp"])
+def test_everything_is_what_it_is_on_one_device(mesh, tmp_path):
+    alone, spread = subjects(mesh)
+    parts = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(spread.problem.params)}
+    assert parts == ({True, False} if mesh.fsdp > 1 else {False}) or parts == {True}
+    rows = place_rows(spread.problem.calibration, spread.layout)[0]
+    assert rows.sharding.shard_shape(rows.shape)[0] == len(rows) // 8
+    found, other = (calibrate(each, NAMES, batch_size=8) for each in (alone, spread))
+    for name in NAMES:
+        for structure, values in found.scores(name).items():
+            np.testing.assert_allclose(
+                other.scores(name)[structure], values, rtol=1e-3, atol=1e-5, err_msg=f"{name} {structure}"
+            )
+            assert np.std(np.asarray(values)) > 1e-4, "control"
+    keep = choose_calibrated(alone, found, "wanda", 0.3, SearchConfig()).keep
+    config = CompensationConfig(method="least_squares", damping=0.1)
+    held_out, losses = alone.problem.held_out, []
+    for each in (alone, spread):
+        new, corrections = each.compensated(keep, each.problem.calibration, config, batch_size=8)
+        assert corrections
+        (group,) = new.losses(held_out, [alone.existing, keep], batch_size=8, at_once=2)
+        cut = new.cut(keep)
+        cut.save(tmp_path / str(len(losses)), keep)
+        loaded = each.load(tmp_path / str(len(losses)))
+        np.testing.assert_allclose(cut.losses(held_out, 8).means, group[1].means, rtol=1e-3)
+        np.testing.assert_allclose(loaded.losses(held_out, 8).means, cut.losses(held_out, 8).means, rtol=1e-4)
+        if each is spread and mesh.fsdp > 1:
+            assert len({leaf.sharding for leaf in jax.tree.leaves(loaded.params)}) > 1
+        losses.append([group[0].means, group[1].means])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    assert np.abs(losses[0][0] - losses[0][1]).max() > 1e-3, "control"
+
+
+FILE = """
+from tests.traced.test_compensation import transformer_problem as problem
+"""
+
+
+def test_compare_and_prune_take_a_mesh(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "wanda", "gate_taylor", "--ratios", "0.3"]
+    assert main([*words, "--name", "alone"]) == 0
+    assert main([*words, "--name", "spread", "--mesh.data", "4", "--mesh.fsdp", "2"]) == 0
+    alone, spread = (
+        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "spread")
+    )
+    for one, other in zip(alone, spread, strict=True):
+        assert one["kept"] == other["kept"]
+        np.testing.assert_allclose(one["losses"]["loss held_out"], other["losses"]["loss held_out"], rtol=1e-3)
+    assert main(["prune", "mine.py:problem", "--mesh.data", "8", "--out", "small"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--name", "odd", "--mesh.data", "8", "--calibration.batch-size", "6"]) == 2
+    assert "calibration.batch_size: expected a multiple of 8" in capsys.readouterr().err
