@@ -1,5 +1,6 @@
 """Settings for every test: strict dtypes and ranks, float64 where a test asks for it, no network."""
 
+import ctypes
 import gc
 import hashlib
 import os
@@ -42,14 +43,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-MOST_MAPS = 20_000
+MOST_MAPS = 10_000
 """Memory maps of a process (Linux allows 65,530) from which on compiled programs are thrown away."""
 
 
 def pytest_collection_finish() -> None:
-    """Spare every collection of garbage, such as the one that a job asks for, a look at all that is imported."""
+    """Collect garbage seldom, and spare each collection, also those that a job asks for, a look at what is imported."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,6 +62,8 @@ def few_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # what compiling leaves to be used again, else a worker ends with gigabytes
 
 
 @pytest.fixture(autouse=True, scope="session")
