@@ -205,7 +205,7 @@ def run_arms(
             model, first, {"calibration": calibration}, arm.estimator, RATIOS, arm.search, fusion=arm.fusion
         )
         searched = time.perf_counter() - start
-        exists = existing_units(model.runs)
+        exists = existing_units(model.segments)
         for ratio, selection in path.items():
             losses = {source: evaluated(model, windows, selection.keep) for source, windows in texts.items()}
             ppl = {source: np.exp(np.mean(each)) for source, each in losses.items()}

@@ -91,7 +91,7 @@ def highest(scores: np.ndarray, count: int) -> np.ndarray:
 
 def narrow_model(model: Llama, keep: np.ndarray, seen: Channels, scale: str) -> Llama:
     """Return the model without the removed channels, its norms rescaled."""
-    narrow = cut(model, {**existing_units(model.runs), RESIDUAL: keep[None]})
+    narrow = cut(model, {**existing_units(model.segments), RESIDUAL: keep[None]})
     if scale == "masked":
         return narrow
 
@@ -112,7 +112,7 @@ def with_scaled_norms(model: Llama, factors: list[dict[str, jax.Array]], last: f
         last: of the norm after the last layer.
     """
     new = jax.tree.map(lambda x: x, model)
-    for run, each in zip(new.runs, factors, strict=True):
+    for run, each in zip(new.segments, factors, strict=True):
         for name, factor in each.items():
             scale = getattr(run, name)
             setattr(run, name, param(scale.axes, scale[...] * factor.astype(scale.dtype)[:, None]))

@@ -7,7 +7,7 @@ Axis glossary (logical axis, einsum letter):
 | `batch`    | b      | examples of one microbatch                                    |
 | `seq`      | t (s)  | token positions (s where a second one is needed: the keys)    |
 | `embed`    | d      | width of the residual stream                                  |
-| `layers`   | l      | decoder layers; leading axis of a run's stacked parameters    |
+| `layers`   | l      | decoder layers; leading axis of a segment's parameters        |
 | `kv_heads` | k      | attention units: one key/value head with its query heads      |
 | `q_per_kv` | g      | query heads that read one key/value head                      |
 | `head_dim` | h      | width of one head                                             |

@@ -75,7 +75,7 @@ def length_mask(*lengths: int, seq: int) -> np.ndarray:
 
 
 def changed(model: Llama, path: str, function: Callable) -> Llama:
-    """Return a copy whose parameter at a path (`runs/0/mlp/down`) is `function` of its array."""
+    """Return a copy whose parameter at a path (`segments/0/mlp/down`) is `function` of its array."""
     assert path in parameters_by_path(model)
 
     def change(key, parameter):
@@ -112,9 +112,9 @@ def random_keep(existing: Keep, share: float, seed: int = 0) -> Keep:
 def layers_of(model: Llama) -> list[dict[str, np.ndarray]]:
     """Return the parameters of each layer by path (`mlp/down`), float64."""
     return [
-        {path: np.asarray(value[...][index], np.float64) for path, value in parameters_by_path(run).items()}
-        for run in model.runs
-        for index in range(run.length)
+        {path: np.asarray(value[...][index], np.float64) for path, value in parameters_by_path(segment).items()}
+        for segment in model.segments
+        for index in range(segment.length)
     ]
 
 

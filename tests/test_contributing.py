@@ -100,7 +100,7 @@ def test_an_allocation(tiny_model_directory, tmp_path, capsys):
 def test_a_correction():
     run_block("A correction")
     model = dense_model(mlp=8)
-    keep = random_keep(existing_units(model.runs), 0.5)
+    keep = random_keep(existing_units(model.segments), 0.5)
     config = CompensationConfig(method="rescaled", propagate="dense")
     batches = list(zip(np.split(TOKENS, 3), np.split(MASK, 3), strict=True))
     corrections = compensate(model, keep, batches, config).corrections
@@ -112,8 +112,8 @@ def test_a_correction():
 def test_a_family(tmp_path):
     run_block("A family")
     model = random_model(spec_of((2, 6), (2, 6), constants=Constants(family="olive", sliding_window=3)))
-    assert model.runs[0].attention.query_bias is not None
-    assert model.runs[0].attention.query_norm is not None
+    assert model.segments[0].attention.query_bias is not None
+    assert model.segments[0].attention.query_norm is not None
     saved = save_model(model, tmp_path / "olive")
     config = json.loads((saved / "config.json").read_text())
     assert (config["model_type"], config["attention_bias"], config["sliding_window"]) == ("olive", True, 3)

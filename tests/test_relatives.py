@@ -91,7 +91,7 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
         run("recover", *words, *options, "--data.sources", f"text:{data}", *RECOVER)
         recovered = load_model(tmp_path / "runs" / method / "model")
         assert recovered.constants.family == family
-        assert isinstance(recovered.runs[0].mlp.down, Quantized) == (method == "groupwise")
+        assert isinstance(recovered.segments[0].mlp.down, Quantized) == (method == "groupwise")
         text = run("evaluate", str(tmp_path / "runs" / method / "model"), "--windows", "3", "--length", "16")
         assert "ppl@16" in text
         assert run("generate", str(tmp_path / "runs" / method / "model"), "the cat", "--max-new-tokens", "4")

@@ -35,7 +35,7 @@ def main() -> None:
     windows = saap_jax.calibration_windows("builtin:reference", tokenizer, arguments.examples, arguments.length, 0)
     depth = len(model.spec.layers)
     layers = [int((i + 0.5) * depth / arguments.layers) for i in range(arguments.layers)]
-    units = [u for u in sample_units(existing_units(model.runs), arguments.channels) if u.layer in layers]
+    units = [u for u in sample_units(existing_units(model.segments), arguments.channels) if u.layer in layers]
     oracle = {name: np.zeros(2) for name in STRUCTURES}
     whole = {name: np.zeros(2) for name in STRUCTURES}
     losses: dict[Unit, float] = {}
@@ -75,7 +75,7 @@ def print_row(name: str, oracle: np.ndarray, whole: np.ndarray) -> None:
 
 def loss_without(model: Llama, windows: Windows, unit: Unit | None) -> float:
     """Return the mean loss of the whole model with one gate closed (None: with all open)."""
-    gates = ones_gates(model.runs)
+    gates = ones_gates(model.segments)
     if unit is not None:
         gates[unit.structure] = gates[unit.structure].at[unit.layer, unit.number].set(0.0)
     sums, counts = loss_step(model, jnp.asarray(windows.tokens), jnp.asarray(windows.mask), gates)

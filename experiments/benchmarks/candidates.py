@@ -34,7 +34,7 @@ def main() -> None:
     model, tokenizer = saap_jax.load_model("smollm2-135m"), saap_jax.load_tokenizer("smollm2-135m")
     windows = saap_jax.evaluation_windows("builtin:reference", tokenizer, arguments.length, arguments.windows)
     batch = (np.asarray(windows.tokens), np.asarray(windows.mask))
-    existing, ones = existing_units(model.runs), ones_gates(model.runs)
+    existing, ones = existing_units(model.segments), ones_gates(model.segments)
 
     def dense() -> np.ndarray:
         start = clocks()

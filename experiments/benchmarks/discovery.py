@@ -29,8 +29,8 @@ def llama_7b(layers: int) -> Llama:
 def unrolled(layers: int) -> tuple[Callable[..., Any], Any]:
     """Return the function and parameters of the same model with a Python loop over layers of their own parameters."""
     model = llama_7b(layers)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.runs[0])
-    model.runs = nnx.List([])
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.segments[0])
+    model.segments = nnx.List([])
     params = {"model": model, "layers": [one] * layers}
 
     def function(params: Any, tokens: Any) -> Any:

@@ -61,7 +61,7 @@ def main() -> None:
     ):
         reading = shown(1e3 * table.latency(model.spec), spread(1e3 * each.prefill for each in times))
         step = workload.batch / table.tokens_per_second(model.spec)
-        print(f"{name:<12} {len(model.runs):>2} runs   read {reading}   step ", end="")
+        print(f"{name:<12} {len(model.segments):>2} segments   read {reading}   step ", end="")
         print(shown(1e3 * step, spread(1e3 * each.step for each in times)), flush=True)
 
 

@@ -216,7 +216,7 @@ def outcome(variant: str, dense: dict) -> dict:
             "forward_tokens": 1024,
             "ppl": {metric: 1.3 * value for metric, value in ppl.items()},
             "ppl_masked": {metric: 1.3 * value for metric, value in ppl.items()},
-            "runs": 27,
+            "segments": 27,
         },
     }  # fmt: skip
 

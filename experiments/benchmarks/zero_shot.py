@@ -55,7 +55,7 @@ def main() -> None:
     tokens = np.resize(np.concatenate([each.tokens for each in inputs]), (arguments.batch_size, length)).astype(
         np.int32
     )
-    batch, gates = (jnp.asarray(tokens), jnp.ones(tokens.shape, bool)), ones_gates(model.runs)
+    batch, gates = (jnp.asarray(tokens), jnp.ones(tokens.shape, bool)), ones_gates(model.segments)
 
     def plain() -> np.ndarray:
         start = clocks()

@@ -240,7 +240,7 @@ class SearchConfig:
     device: Device = "any"
     """Widths that suit a device: MLP channels in multiples of 128 (`tpu`), 64 (`gpu`) or 16 (`cpu`), if `multiple_of`
     says nothing of them."""
-    max_runs: int | None = None
+    max_segments: int | None = None
     """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
     max_shapes: int | None = None
     """Different widths (attention and MLP together) that its layers have at most."""
@@ -271,7 +271,7 @@ class SearchConfig:
             raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {got}")
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
-        for name in ("max_runs", "max_shapes"):
+        for name in ("max_segments", "max_shapes"):
             if (most := getattr(self, name)) is not None:
                 check_at_least(f"search.{name}", most, 1)
                 if self.solver == "exact":
@@ -295,7 +295,7 @@ class SearchConfig:
                 f"{self.max_ratio}"
             )
         for name in self.nested:
-            for other in ("max_runs", "max_shapes", "depth"):
+            for other in ("max_segments", "max_shapes", "depth"):
                 if getattr(self, other):
                     raise ValueError(
                         f"search.{name}.share: expected no search.{other} beside it, got {getattr(self, other)}; leave "
@@ -324,7 +324,7 @@ class SearchConfig:
         """Raise ValueError for what only attention and MLP of layers have."""
         default = SearchConfig()
         for name in (
-            "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_runs",
+            "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
             "max_shapes", "depth", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):

@@ -26,7 +26,7 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
         table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
     prunable, total = prunable_parameters(structures), count_parameters(model)
     return table, (
-        f"{len(model.spec.layers)} layers in {len(model.runs)} runs; {total:,} parameters, "
+        f"{len(model.spec.layers)} layers in {len(model.segments)} segments; {total:,} parameters, "
         f"{prunable:,} of them prunable ({prunable / total:.1%})"
     )
 

@@ -64,11 +64,11 @@ def discover(model: Llama) -> dict[str, Structure]:
     check_plain(model, "pruning")
     structures = {}
     for axis, name in PRUNABLE_AXES.items():
-        layouts = [_layout(run, axis) for run in model.runs]
+        layouts = [_layout(segment, axis) for segment in model.segments]
         members = layouts[0][0]
         if any(layout[0] != members for layout in layouts):
-            raise ValueError(f"structure {name}: expected the same members in every run, got {layouts}")
-        lengths = [run.length for run in model.runs]
+            raise ValueError(f"structure {name}: expected the same members in every segment, got {layouts}")
+        lengths = [segment.length for segment in model.segments]
         structures[name] = Structure(
             name=name,
             axis=axis,
@@ -81,10 +81,10 @@ def discover(model: Llama) -> dict[str, Structure]:
     return structures
 
 
-def _layout(run: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]:
-    """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one run."""
+def _layout(segment: DecoderLayer, axis: str) -> tuple[tuple[Member, ...], int, int]:
+    """Return the members, the units a layer and the parameters a unit of the structure on `axis` in one segment."""
     members, units, each = [], set(), 0
-    for path, parameter in parameters_by_path(run).items():
+    for path, parameter in parameters_by_path(segment).items():
         axes = getattr(parameter, "axes", ())
         if len(axes) != len(parameter.shape):
             raise ValueError(f"parameter {path}: expected an axis name a dimension, got {axes} for {parameter.shape}")
@@ -110,12 +110,12 @@ def parameters_by_path(tree: Any) -> dict[str, nnx.Variable | Matrix]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def unit_view(run: Any, member: Member) -> Float[Array, "layers units rest"]:
-    """Return a member of one run (of weights, or of any tree of the same shape) with the unit axis second.
+def unit_view(segment: Any, member: Member) -> Float[Array, "layers units rest"]:
+    """Return a member of one segment (of weights, or of any tree of the same shape) with the unit axis second.
 
     The remaining axes are flattened in their order, so `rest` of a writing member is (coordinates, embed).
     """
-    value = parameters_by_path(run)[member.path][...]
+    value = parameters_by_path(segment)[member.path][...]
     moved = jnp.moveaxis(value, member.axis, 1)
     return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:]))
 
@@ -134,7 +134,7 @@ def query_head_parameters(model: Llama) -> int:
     """Count the parameters that one query head takes with it while its KV head stays: in query, output, and a bias."""
     return sum(
         math.prod(size for axis, size in zip(p.axes, p.shape, strict=True) if axis in ("embed", "head_dim"))
-        for p in parameters_by_path(model.runs[0]).values()
+        for p in parameters_by_path(model.segments[0]).values()
         if "q_per_kv" in p.axes
     )
 

@@ -98,7 +98,7 @@ def units_of(weights: Weights) -> Keep:
     """Return which units there are, `[layers, units]` a structure; of a traced model `[copies, units]`, all True."""
     if isinstance(weights, TracedWeights):
         return {each.name: np.ones((each.copies, each.units), bool) for each in weights.structures}
-    return existing_units(weights.runs)
+    return existing_units(weights.segments)
 
 
 def traced_costs(structures: tuple[TracedStructure, ...]) -> dict[str, np.ndarray]:

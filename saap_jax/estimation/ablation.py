@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, in_window, rms_norm, rotary
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
-from saap_jax.llama.segments import existing_units, run_bounds
+from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Scores
 
@@ -101,7 +101,7 @@ def ablate(
     Raises:
         ValueError: no token to predict, a unit that the model does not have, or a loss that is not finite.
     """
-    _check_units(units, existing_units(model.runs))
+    _check_units(units, existing_units(model.segments))
     results = {unit: done[unit] for unit in units if unit in done} if done else {}
     groups = _groups([unit for unit in dict.fromkeys(units) if unit not in results], at_once)
     batches = list(batches)
@@ -155,13 +155,13 @@ def prefix_step(
 ) -> tuple[Float[Array, "layers batch seq embed"], Float[Array, "batch"]]:
     """Return the residual stream before each layer, and each example's summed loss."""
     hidden, observed = model.hidden(tokens, observe=lambda point, x: x if point == "attention_in" else None)
-    states = jnp.concatenate([run["attention_in"] for run in observed])
+    states = jnp.concatenate([segment["attention_in"] for segment in observed])
     return states, summed_losses(model, hidden[None], tokens, mask)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("structure", "constants"))
 def remove_step(
-    run: DecoderLayer,
+    segment: DecoderLayer,
     layer: Int[Array, ""],
     x: Float[Array, "batch seq embed"],
     units: Int[Array, "units"],
@@ -169,12 +169,12 @@ def remove_step(
     structure: Literal["attention", "mlp"],
     constants: Constants,
 ) -> Float[Array, "units batch seq embed"]:
-    """Return the residual stream behind a layer of a run, once without each unit; `x` is the one before it.
+    """Return the residual stream behind a layer of a segment, once without each unit; `x` is the one before it.
 
     A sub-block's output is a sum over its units, so that z(g_u = 0) = z(g = 1) - a_u W_out[u]: the layer runs once,
     and what each unit writes is subtracted (behind an attention unit, the MLP runs again).
     """
-    parameters = layer_of(run, layer)
+    parameters = layer_of(segment, layer)
     attention, mlp = parameters.attention, parameters.mlp
     rotation = rotary(x.shape[1], attention.query.shape[-1], constants)
     allowed = in_window(x.shape[1], constants)
@@ -216,13 +216,13 @@ def _prefix(model: Llama, batch: Batch) -> Prefix:
 def _changes(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np.ndarray, "units"]:
     """Return the change of the summed loss over all batches for each unit of the group."""
     structure, layer, _ = group.units[0]
-    number, bounds = next((i, b) for i, b in enumerate(run_bounds(model.runs)) if layer < b.stop)
+    number, bounds = next((i, b) for i, b in enumerate(segment_bounds(model.segments)) if layer < b.stop)
     indices = [unit.number for unit in group.units]
     indices = jnp.asarray(indices + indices[-1:] * (group.size - len(indices)), jnp.int32)
     total = np.zeros(group.size)
     for (tokens, mask), states, dense in prefixes:
         x = remove_step(
-            model.runs[number],
+            model.segments[number],
             jnp.asarray(layer - bounds.start, jnp.int32),
             jnp.asarray(states[layer]),
             indices,
@@ -261,7 +261,7 @@ def _check_units(units: Sequence[Unit], existing: Keep) -> None:
         if not (0 <= layer < known.shape[0] and 0 <= number < known.shape[1] and known[layer, number]):
             raise ValueError(
                 f"ablation: {unit} does not exist in this model of {existing[STRUCTURES[0]].shape[0]} layers; "
-                "choose units with `sample_units(existing_units(model.runs), …)`"
+                "choose units with `sample_units(existing_units(model.segments), …)`"
             )
 
 

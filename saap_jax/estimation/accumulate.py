@@ -41,7 +41,7 @@ def like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int]
     """Return zeros `[*before, layers, units]`, with `after[structure]` numbers a unit if given."""
     return {
         name: jnp.zeros(before + units.shape + (() if after is None else (after[name],)), statistics_dtype(model))
-        for name, units in existing_units(model.runs).items()
+        for name, units in existing_units(model.segments).items()
     }
 
 

@@ -74,7 +74,7 @@ class Moments(NamedTuple):
 
 
 def _no_moments(model: Llama, plan: Plan) -> Moments:
-    q_per_kv, head_dim = (max(run.attention.output.shape[axis] for run in model.runs) for axis in (2, 3))
+    q_per_kv, head_dim = (max(segment.attention.output.shape[axis] for segment in model.segments) for axis in (2, 3))
     coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
     return Moments(like_units(model, after=coordinates), like_units(model, after=coordinates))
 

@@ -13,7 +13,7 @@ from saap_jax.config.checks import check_seed
 from saap_jax.discovery import Member, Structure, discover, unit_view
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
-from saap_jax.llama.segments import join_runs, run_bounds
+from saap_jax.llama.segments import join_segments, segment_bounds
 from saap_jax.types import Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
@@ -185,11 +185,11 @@ def score_matrices(formula: Callable[..., Array], *trees: Weights, reduction: Re
         scores[structure.name] = reduce_matrices(matrices, reduction)
     for name, structure in discover(models[0]).items() if models else ():
 
-        def of_run(*runs: Any, members: tuple[Member, ...] = structure.members) -> Array:
-            matrices = [formula(*(wide(unit_view(run, member)) for run in runs)) for member in members]
+        def of_segment(*segments: Any, members: tuple[Member, ...] = structure.members) -> Array:
+            matrices = [formula(*(wide(unit_view(segment, member)) for segment in segments)) for member in members]
             return reduce_matrices(matrices, reduction)
 
-        scores[name] = over_runs(of_run, *models)
+        scores[name] = over_segments(of_segment, *models)
     return scores
 
 
@@ -207,27 +207,27 @@ def score_writers(formula: Callable[..., Array], params: Weights, *statistics: d
             structure.name: formula(wide(params.writing(structure)), *(x[structure.name] for x in statistics))
             for structure in params.structures
         }
-    bounds, scores = run_bounds(params.runs), {}
+    bounds, scores = segment_bounds(params.segments), {}
     for name, structure in discover(params).items():
         pieces = []
-        for run, place in zip(params.runs, bounds, strict=True):
-            weight = _writer(run, structure, params.embedding.shape[-1])
+        for segment, place in zip(params.segments, bounds, strict=True):
+            weight = _writer(segment, structure, params.embedding.shape[-1])
             own = (x[name][place.start : place.stop, : weight.shape[1]] for x in statistics)
             pieces.append(formula(weight, *(x[:, :, : weight.shape[2]] for x in own)))
-        scores[name] = join_runs(pieces, fill=jnp.nan)
+        scores[name] = join_segments(pieces, fill=jnp.nan)
     return scores
 
 
-def _writer(run: Any, structure: Structure, embed: int) -> Float[Array, "layers units coordinates embed"]:
-    """Return the writing matrices of the layers of a run."""
-    view = wide(unit_view(run, structure.writer))
+def _writer(segment: Any, structure: Structure, embed: int) -> Float[Array, "layers units coordinates embed"]:
+    """Return the writing matrices of the layers of a segment."""
+    view = wide(unit_view(segment, structure.writer))
     return view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
 
 
-def over_runs(function: Callable[..., Array], *trees: Llama) -> Array:
-    """Apply `function` to the runs of the trees and join what it returns, `[layers, units, ...]`, padded with NaN."""
-    pieces = [function(*runs) for runs in zip(*(tree.runs for tree in trees), strict=True)]
-    return join_runs(pieces, fill=jnp.nan)
+def over_segments(function: Callable[..., Array], *trees: Llama) -> Array:
+    """Apply `function` to the segments of trees and join what it returns, `[layers, units, ...]`, padded with NaN."""
+    pieces = [function(*segments) for segments in zip(*(tree.segments for tree in trees), strict=True)]
+    return join_segments(pieces, fill=jnp.nan)
 
 
 def reduce_matrices(values: Sequence[Array], reduction: Reduction) -> Float[Array, "layers units"]:

@@ -28,7 +28,7 @@ def _direction(x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq em
 
 
 def _layers(model: Llama, plan: Plan) -> dict[str, Array]:
-    layers = sum(run.length for run in model.runs)
+    layers = sum(segment.length for segment in model.segments)
     return {name: jnp.zeros(layers, statistics_dtype(model)) for name in (*STRUCTURES, "layer")}
 
 

@@ -27,7 +27,7 @@ class Channels(NamedTuple):
     """`gate_taylor` and `gate_fisher` (method of the same names), and `activation`: the mean square of what the norms
     hand on of a channel, summed over the norms."""
     energy: list[dict[str, Float[np.ndarray, "layers embed"]]]
-    """Mean share of each channel in the square of the stream that enters a norm, of each run; each row sums to 1."""
+    """Mean share of each channel in the square of the stream that enters a norm, of each segment; rows sum to 1."""
     last: Float[np.ndarray, "embed"]
     """The same of the norm after the last layer."""
 
@@ -50,13 +50,13 @@ def observe_channels(
     Raises:
         ValueError: no batch at all.
     """
-    gates = ones_gates(model.runs) if gates is None else gates
+    gates = ones_gates(model.segments) if gates is None else gates
     gradients, energy, last, tokens = [], None, np.zeros(model.spec.embed), 0
     for batch, mask in progress(batches):
         gradient, seen = _observe_step(model, jnp.asarray(batch), jnp.asarray(mask), gates, remat=remat)
         gradients.append(np.asarray(gradient, np.float64)[mask.any(axis=1)])
-        runs, end = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), seen)
-        energy = runs if energy is None else jax.tree.map(np.add, energy, runs)
+        segments, end = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), seen)
+        energy = segments if energy is None else jax.tree.map(np.add, energy, segments)
         last, tokens = last + end, tokens + int(mask.sum())
     if energy is None:
         raise ValueError("calibration: expected at least one batch, got none")
@@ -64,9 +64,9 @@ def observe_channels(
     shares = jax.tree.map(lambda leaf: leaf / (tokens * leaf.shape[-1]), energy)
     last = last / (tokens * model.spec.embed)
     handed_on = np.square(np.asarray(model.norm[...], np.float64)) * last
-    for run, of_run in zip(model.runs, shares, strict=True):
-        for name, share in of_run.items():
-            handed_on = handed_on + (np.square(np.asarray(getattr(run, name)[...], np.float64)) * share).sum(0)
+    for segment, of_segment in zip(model.segments, shares, strict=True):
+        for name, share in of_segment.items():
+            handed_on = handed_on + (np.square(np.asarray(getattr(segment, name)[...], np.float64)) * share).sum(0)
     scores = {
         "gate_taylor": np.abs(slopes).mean(0),
         "gate_fisher": np.square(slopes).mean(0),
@@ -95,5 +95,5 @@ def _observe_step(
 
     stream = gates.get(RESIDUAL, jnp.ones((1, model.embedding.shape[1]), jnp.float32))
     slopes, seen = jax.grad(summed, has_aux=True)(jnp.broadcast_to(stream, (len(tokens), *stream.shape)))
-    runs = [{"attention_norm": run["attention_in"], "mlp_norm": run["mlp_in"]} for run in seen]
-    return slopes[:, 0] / counts[:, None], (runs, seen[-1]["mlp_out"][-1])
+    segments = [{"attention_norm": segment["attention_in"], "mlp_norm": segment["mlp_in"]} for segment in seen]
+    return slopes[:, 0] / counts[:, None], (segments, seen[-1]["mlp_out"][-1])

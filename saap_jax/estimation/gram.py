@@ -44,10 +44,10 @@ def gram_sums(
 
 
 def _zeros(model: Llama, plan: Plan) -> Gram:
-    layers, dtype = sum(run.length for run in model.runs), statistics_dtype(model)
+    layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
     widest = {
-        "attention": max(math.prod(run.attention.output.shape[1:4]) for run in model.runs),
-        "mlp": max(run.mlp.down.shape[1] for run in model.runs),
+        "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
+        "mlp": max(segment.mlp.down.shape[1] for segment in model.segments),
     }
     return Gram(
         {name: jnp.zeros((2, layers, width, width), dtype) for name, width in widest.items()},

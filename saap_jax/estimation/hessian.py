@@ -134,7 +134,7 @@ def hessian_step(
         return {name: sign * products[name] for name, sign in signs.items()}
 
     exact = {name: zeros[name] for name in total.exact}
-    units = np.argwhere(existing_units(model.runs)["attention"])
+    units = np.argwhere(existing_units(model.segments)["attention"])
     if exact and len(units):
         entries = in_chunks(entry, jnp.asarray(units))
         exact["attention"] = zeros["attention"].at[units[:, 0], units[:, 1]].set(entries)

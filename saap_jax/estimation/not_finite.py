@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from saap_jax.estimation.base import Batch, Statistic, Statistics
 from saap_jax.llama.model import Llama
-from saap_jax.llama.segments import run_bounds
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.finite import first_not_finite, leaves_by_path
 from saap_jax.runtime.gather import fetched
 
@@ -52,25 +52,25 @@ def refuse_not_finite(
 
 def first_activation(model: Llama, tokens: Int[Array, "1 seq"]) -> str:
     """Return the first point of the forward pass whose activation is not finite, in words."""
-    for bounds, run in zip(run_bounds(model.runs), _finite_points(model, tokens), strict=True):
+    for bounds, segment in zip(segment_bounds(model.segments), _finite_points(model, tokens), strict=True):
         for layer in range(bounds.stop - bounds.start):
             for point in POINTS:
-                if not bool(run[point][layer]):
+                if not bool(segment[point][layer]):
                     return f"{point} of layer {bounds.start + layer}"
     return "the logits"
 
 
 @jax.jit
 def _finite_points(model: Llama, tokens: Int[Array, "1 seq"]) -> list[dict[str, Array]]:
-    """Return, for each run, which points are finite in each layer."""
+    """Return, for each segment, which points are finite in each layer."""
     return model.hidden(tokens, observe=lambda _, activation: jnp.all(jnp.isfinite(activation)))[1]
 
 
 def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama) -> str:
     """Say in words which parameter or unit of which layer an entry of a statistic belongs to."""
-    in_run = re.fullmatch(r"runs/(\d+)/(.+)", path)
-    if in_run:
-        return f"{in_run[2]} in layer {run_bounds(model.runs)[int(in_run[1])].start + index[0]}"
+    in_segment = re.fullmatch(r"segments/(\d+)/(.+)", path)
+    if in_segment:
+        return f"{in_segment[2]} in layer {segment_bounds(model.segments)[int(in_segment[1])].start + index[0]}"
     axes = dict(zip(statistic.axes(path), index, strict=False))
     if not axes:
         return path

@@ -24,7 +24,7 @@ from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import join_runs, ones_gates
+from saap_jax.llama.segments import join_segments, ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
@@ -96,7 +96,7 @@ def _observe(
     progress: Callable[[Sequence[Batch]], Iterator[Batch]],
 ) -> Statistics:
     size = len(batches[0][0])
-    gates = ones_gates(model.runs) if gates is None else gates
+    gates = ones_gates(model.segments) if gates is None else gates
     plan = Plan(size * len(batches), curvature)
     state = {need: need.init(model, plan) for need in sorted(needs)}
     losses = jnp.zeros(plan.examples, statistics_dtype(model))
@@ -253,12 +253,12 @@ def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_e
 
 
 def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dict[Statistic, dict[str, Any]]:
-    """Join what was observed at the points of the layers of each run into trees of the whole model."""
-    runs = []
+    """Join what was observed at the points of the layers of each segment into trees of the whole model."""
+    segments = []
     for points in observed:
-        run: dict[Statistic, dict[str, Any]] = {}
+        segment: dict[Statistic, dict[str, Any]] = {}
         for point in points.values():
             for statistic, sums in point.items():
-                run.setdefault(statistic, {}).update(sums)
-        runs.append(run)
-    return join_runs(runs)
+                segment.setdefault(statistic, {}).update(sums)
+        segments.append(segment)
+    return join_segments(segments)

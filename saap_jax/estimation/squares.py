@@ -100,8 +100,8 @@ def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
     """
     graph, rest = nnx.split(model)
     made = nnx.merge(graph, rest)
-    for run in made.runs:
-        for block in (run.attention, run.mlp):
+    for segment in made.segments:
+        for block in (segment.attention, segment.mlp):
             for name, value in list(vars(block).items()):
                 if is_matrix(value):
                     setattr(block, name, Watched(value, scale))
@@ -109,7 +109,7 @@ def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
 
 
 def is_matrix(value: Any) -> bool:
-    """Say whether a variable of a run is a matrix, or a bias of units: with more axes than one beside its layers."""
+    """Say whether a variable of a segment is a matrix, or a bias of units: of two axes or more beside `layers`."""
     return isinstance(value, nnx.Param) and len(value.axes) > 2
 
 

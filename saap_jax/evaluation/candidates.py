@@ -65,8 +65,8 @@ def candidate_losses(
     if not batches:
         raise ValueError("evaluation: expected at least one window, got none")
     told = tuple(name for name in (*STRUCTURES, QUERY_HEADS, RESIDUAL) if any(name in keep for keep in keeps))
-    whole_model = existing_units(model.runs) | {
-        QUERY_HEADS: existing_query_heads(model.runs), RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)
+    whole_model = existing_units(model.segments) | {
+        QUERY_HEADS: existing_query_heads(model.segments), RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)
     }  # fmt: skip
     keeps = [{name: keep.get(name, whole_model[name]) for name in told} for keep in keeps]
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]

@@ -72,11 +72,11 @@ def token_macs(model: Llama, context: int | float = 0, *, unembed: bool = True) 
     """
     matrices = sum(
         math.prod(parameter.shape)
-        for run in model.runs
+        for run in model.segments
         for parameter in parameters_by_path(run).values()
         if len(parameter.axes) > 2 and "embed" in parameter.axes
     )
-    heads = sum(run.length * math.prod(run.attention.output.shape[-4:-1]) for run in model.runs)
+    heads = sum(run.length * math.prod(run.attention.output.shape[-4:-1]) for run in model.segments)
     return matrices + 2 * heads * context + (math.prod(model.embedding.shape) if unembed else 0)
 
 

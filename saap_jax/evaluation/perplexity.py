@@ -42,7 +42,7 @@ def window_losses(
     Raises:
         ValueError: no window at all.
     """
-    gates = ones_gates(model.runs) if gates is None else gates
+    gates = ones_gates(model.segments) if gates is None else gates
     sums, counts = [], []
     for tokens, mask in progress(batches):
         with on_mesh_of(model):

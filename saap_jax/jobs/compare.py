@@ -201,6 +201,6 @@ def _cut_best(
             "forward_tokens": math.prod(subject.shape(text, size)),
             "ppl": ppl,
             "ppl_masked": best["ppl"],
-            "runs": loaded.segments,
+            "segments": loaded.segments,
         }
     )

@@ -70,7 +70,8 @@ class Pruned(NamedTuple):
     """Before and after."""
     bytes: tuple[int, int]
     """Of the weights in memory before, of the saved file after."""
-    runs: int
+    segments: int
+    """Stretches of equal layers, each compiled once."""
     query_heads: tuple[int, int] | None
     """Before and after, where they were told apart."""
     corrections: list[Correction]
@@ -139,7 +140,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         selection=selection,
         parameters=(subject.parameters, cut.parameters),
         bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
-        runs=cut.segments,
+        segments=cut.segments,
         query_heads=_told(subject, selection, QUERY_HEADS),
         corrections=corrections,
         reached=reached,
@@ -296,7 +297,7 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     if pruned.losses:
         rows.append(("held-out loss", f"{pruned.losses['dense']:.4g} -> {pruned.losses['cut']:.4g}"))
     else:
-        rows.append(("runs of equal layers", str(pruned.runs)))
+        rows.append(("segments of equal layers", str(pruned.segments)))
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))

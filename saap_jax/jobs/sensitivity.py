@@ -242,12 +242,12 @@ class Trials:
         return f"{self.config.estimator},{kind}@{self.config.ratio:g}"
 
     def _times(self, plain: Keep, other: Keep) -> Row:
-        """Return the seconds of a forward pass of both models cut, and their runs of equal layers.
+        """Return the seconds of a forward pass of both models cut, and their segments of equal layers.
 
         The models take turns at the clock; the medians of some rounds say how steady it was.
         """
         if known := next((t for t in self.run.record.get("trials", []) if "seconds" in t), None):
-            return {name: known[name] for name in ("seconds", "tokens", "runs")}
+            return {name: known[name] for name in ("seconds", "tokens", "segments")}
         models = [self.subject.cut(keep) for keep in (plain, other)]
         text, rows = next(iter(self.evaluator.texts.values())), self.config.evaluation.batch_size
         rounds = self.track("time both models cut", range(ROUNDS), ROUNDS)
@@ -255,5 +255,5 @@ class Trials:
         return {
             "seconds": [list(each) for each in zip(*seconds, strict=True)],
             "tokens": math.prod(self.subject.shape(text, rows)),
-            "runs": [model.segments for model in models],
+            "segments": [model.segments for model in models],
         }

@@ -112,18 +112,18 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
         model: dense or cut.
         parts: in how many parts inputs are split; None for the number of cores.
     """
-    if all(isinstance(run.attention, FusedAttention) for run in model.runs):
+    if all(isinstance(segment.attention, FusedAttention) for segment in model.segments):
         return model
     parts = parts or _cores()
     single = single_layers(model)
     graph, rest = nnx.split(single)
     fused = nnx.merge(graph, rest)
-    for run in fused.runs:
-        if _plain(run.attention.query, run.attention.key, run.attention.value):
-            run.attention = FusedAttention(run.attention, parts)
-        if _plain(run.mlp.gate, run.mlp.up):
-            run.mlp = FusedMlp(run.mlp, parts)
-        for block, name in ((run.attention, "output"), (run.mlp, "down")):
+    for segment in fused.segments:
+        if _plain(segment.attention.query, segment.attention.key, segment.attention.value):
+            segment.attention = FusedAttention(segment.attention, parts)
+        if _plain(segment.mlp.gate, segment.mlp.up):
+            segment.mlp = FusedMlp(segment.mlp, parts)
+        for block, name in ((segment.attention, "output"), (segment.mlp, "down")):
             if _plain(matrix := getattr(block, name)):
                 setattr(block, name, Shared(matrix.axes, matrix[...], parts))
     return fused

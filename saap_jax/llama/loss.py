@@ -17,7 +17,7 @@ def next_token_losses(
     observe: Observe | None = None,
     remat: Remat = "none",
 ) -> tuple[Float[Array, "batch"], list]:
-    """Return each example's summed next-token loss in nats, float32 (at least), and what `observe` made of each run.
+    """Return each example's summed next-token loss in nats, float32 (at least), and what `observe` made of segments.
 
     Position t predicts token t + 1; it counts where that token is real (`mask`). Divide by `predicted_tokens` for the
     mean. Padding on the right changes neither the loss nor any gradient.

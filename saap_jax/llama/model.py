@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.product import added, product
-from saap_jax.llama.segments import run_bounds, split_gates
+from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
@@ -47,7 +47,7 @@ def param(axes: tuple[str, ...], value: Array) -> nnx.Param:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, stacked over the layers of a run; an output bias only where it was compensated."""
+    """Grouped-query attention, stacked over the layers of a segment; an output bias only where it was compensated."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, k, g, h = spec.embed, widths.kv_heads, widths.q_per_kv, spec.head_dim
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Gated feed-forward block (SwiGLU), stacked over the layers of a run."""
+    """Gated feed-forward block (SwiGLU), stacked over the layers of a segment."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, f = spec.embed, widths.mlp
@@ -96,7 +96,7 @@ class Mlp(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """A run: neighbouring layers of equal widths, each parameter stacked on a leading `layers` axis."""
+    """A segment: neighbouring layers of equal widths, each parameter stacked on a leading `layers` axis."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         self.attention_norm = param(("layers", "embed"), make((layers, spec.embed), None))
@@ -106,12 +106,12 @@ class DecoderLayer(nnx.Module):
 
     @property
     def length(self) -> int:
-        """Number of layers in the run."""
+        """Number of layers in the segment."""
         return self.attention_norm.shape[0]
 
     @property
     def widths(self) -> LayerWidths:
-        """Sizes of each layer of the run, read from the arrays."""
+        """Sizes of each layer of the segment, read from the arrays."""
         _, kv_heads, q_per_kv, _, _ = self.attention.output.shape
         return LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=self.mlp.down.shape[1])
 
@@ -125,7 +125,7 @@ class Llama(nnx.Module):
     def __init__(self, spec: LlamaSpec, make: Make) -> None:
         self.constants: Constants = spec.constants
         self.embedding = param(("vocab", "embed"), make((spec.vocab, spec.embed), 1))
-        self.runs = nnx.List([DecoderLayer(length, spec, widths, make) for widths, length in spec.runs])
+        self.segments = nnx.List([DecoderLayer(length, spec, widths, make) for widths, length in spec.segments])
         self.norm = param(("embed",), make((spec.embed,), None))
         self.unembedding = None if spec.tied else param(("embed", "vocab"), make((spec.embed, spec.vocab), spec.embed))
 
@@ -136,10 +136,10 @@ class Llama(nnx.Module):
         return LlamaSpec(
             vocab=vocab,
             embed=embed,
-            head_dim=self.runs[0].attention.output.shape[-2],
-            layers=tuple(run.widths for run in self.runs for _ in range(run.length)),
+            head_dim=self.segments[0].attention.output.shape[-2],
+            layers=tuple(segment.widths for segment in self.segments for _ in range(segment.length)),
             tied=self.unembedding is None,
-            output_biases=self.runs[0].mlp.down_bias is not None,
+            output_biases=self.segments[0].mlp.down_bias is not None,
             constants=self.constants,
         )
 
@@ -151,22 +151,24 @@ class Llama(nnx.Module):
         observe: Observe | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "batch seq embed"], list[Any]]:
-        """Return the normalised last hidden states and, for each run, what `observe` made, stacked over its layers.
+        """Return the normalised last hidden states and, for each segment, what `observe` made, stacked over its layers.
 
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
         `QUERY_HEADS` tells the query heads of a KV head apart, `RESIDUAL` gates the residual stream.
         """
-        rotation = rotary(tokens.shape[1], self.runs[0].attention.output.shape[-2], self.constants)
+        rotation = rotary(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
         stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
         allowed = in_window(tokens.shape[1], self.constants)
         x = _gated(by_example(gathered(self.embedding)[...][tokens]), stream)
         observed = []
-        for run, run_gates in zip(self.runs, split_gates(gates, run_bounds(self.runs)), strict=True):
+        for segment, segment_gates in zip(
+            self.segments, split_gates(gates, segment_bounds(self.segments)), strict=True
+        ):
 
             def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
                 return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe, allowed, stream)
 
-            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (run, run_gates))
+            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates))
             observed.append(seen)
         return rms_norm(x, self.norm[...], self.constants.norm_eps), observed
 

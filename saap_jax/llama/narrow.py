@@ -52,8 +52,8 @@ def written_by(model: Llama, narrow: Llama, kept: Bool[np.ndarray, "embed"]) -> 
     """
     channels = jnp.asarray(np.flatnonzero(kept))
     new = jax.tree.map(lambda x: x, model)
-    for run, other in zip(new.runs, narrow.runs, strict=True):
-        for part, source in ((run.attention, other.attention), (run.mlp, other.mlp)):
+    for segment, other in zip(new.segments, narrow.segments, strict=True):
+        for part, source in ((segment.attention, other.attention), (segment.mlp, other.mlp)):
             for name in ("output", "output_bias", "down", "down_bias"):
                 if (parameter := getattr(source, name, None)) is None:
                     continue

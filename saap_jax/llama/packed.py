@@ -41,7 +41,7 @@ def packed_hidden(
             nothing in common: each is a document of its own.
     """
     length = tokens.shape[1]
-    rotation = rotary_at(positions, model.runs[0].attention.output.shape[-2], model.constants)
+    rotation = rotary_at(positions, model.segments[0].attention.output.shape[-2], model.constants)
     causal = jnp.tril(jnp.ones((length, length), bool))[None]
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     allowed = causal & (shared | same)
@@ -49,12 +49,12 @@ def packed_hidden(
         allowed &= positions[:, :, None] - positions[:, None] < window
     eps = model.constants.norm_eps
     x = by_example(gathered(model.embedding)[...][tokens])
-    for run in model.runs:
+    for segment in model.segments:
 
         def layer(x: Array, layer: DecoderLayer) -> tuple[Array, Any]:
             return decode(layer, x, None, rotation, eps, allowed=allowed)
 
-        x, _ = jax.lax.scan(rematerialised(layer, remat), x, run)
+        x, _ = jax.lax.scan(rematerialised(layer, remat), x, segment)
     return rms_norm(x, model.norm[...], eps)
 
 

@@ -94,8 +94,8 @@ def is_parameter(leaf: Any) -> bool:
 
 def check_plain(model: Any, what: str) -> None:
     """Raise ValueError if a module stands in the place of a matrix, naming `what` cannot be done with it."""
-    for run in model.runs:
-        for block in (run.attention, run.mlp):
+    for segment in model.segments:
+        for block in (segment.attention, segment.mlp):
             for name, value in vars(block).items():
                 if isinstance(value, Matrix):
                     raise ValueError(

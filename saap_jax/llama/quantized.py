@@ -223,11 +223,11 @@ def _few_rows(
 def quantization_of(model: Llama) -> Quantization | None:
     """Return how a model is quantised; None if no matrix is.
 
-    Raises `ValueError` where its runs differ in that, or modules other than `Quantized` stand for matrices.
+    Raises `ValueError` where its segments differ in that, or modules other than `Quantized` stand for matrices.
     """
     found = set()
-    for run in model.runs:
-        matrices = {name: getattr(getattr(run, block), name) for name, block in MATRICES.items()}
+    for segment in model.segments:
+        matrices = {name: getattr(getattr(segment, block), name) for name, block in MATRICES.items()}
         stand_ins = {name: matrix for name, matrix in matrices.items() if isinstance(matrix, Matrix)}
         if others := [name for name, matrix in stand_ins.items() if not isinstance(matrix, Quantized)]:
             kind = type(stand_ins[others[0]]).__name__
@@ -258,11 +258,11 @@ def dequantized(model: Llama) -> Llama:
 def with_matrices(
     model: Llama, function: Callable[[Weight], Weight], matrices: tuple[str, ...] = tuple(MATRICES)
 ) -> Llama:
-    """Return a model in which `function(matrix)` stands for each of the named matrices, run by run."""
+    """Return a model in which `function(matrix)` stands for each of the named matrices, segment by segment."""
     new = jax.tree.map(lambda leaf: leaf, model)
-    for run in new.runs:
+    for segment in new.segments:
         for name in matrices:
-            block = getattr(run, MATRICES[name])
+            block = getattr(segment, MATRICES[name])
             setattr(block, name, function(getattr(block, name)))
     return new
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, in_window, rotary
-from saap_jax.llama.segments import run_bounds, split_gates
+from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.types import RESIDUAL, Gates
 
 VOCAB_CHUNK = 1024
@@ -26,31 +26,31 @@ def run_layers(
 ) -> Float[Array, "examples seq embed"]:
     """Return the residual stream behind the layers `start … stop - 1`; `x` is the one before layer `start`.
 
-    The bounds are inputs: loops with dynamic bounds over the stacked parameters, one a run of equal layers, of which
+    The bounds are inputs: loops with dynamic bounds over the stacked parameters, one a segment, of which
     those outside turn zero times. The cost is that of the layers between, and no pair of bounds compiles anew.
 
     Args:
         gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones. Those of the
             residual stream are on what these layers write; `x` has them already.
     """
-    rotation = rotary(x.shape[1], model.runs[0].attention.output.shape[-2], model.constants)
-    allowed, bounds = in_window(x.shape[1], model.constants), run_bounds(model.runs)
+    rotation = rotary(x.shape[1], model.segments[0].attention.output.shape[-2], model.constants)
+    allowed, bounds = in_window(x.shape[1], model.constants), segment_bounds(model.segments)
     stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
-    for run, run_gates, place in zip(model.runs, split_gates(gates, bounds), bounds, strict=True):
+    for segment, segment_gates, place in zip(model.segments, split_gates(gates, bounds), bounds, strict=True):
 
-        def layer(index: Array, x: Array, run: DecoderLayer = run, run_gates: Any = run_gates) -> Array:
-            own = None if run_gates is None else layer_of(run_gates, index)
+        def layer(index: Array, x: Array, segment: DecoderLayer = segment, segment_gates: Any = segment_gates) -> Array:
+            own = None if segment_gates is None else layer_of(segment_gates, index)
             eps = model.constants.norm_eps
-            return decode(layer_of(run, index), x, own, rotation, eps, allowed=allowed, stream=stream)[0]
+            return decode(layer_of(segment, index), x, own, rotation, eps, allowed=allowed, stream=stream)[0]
 
-        first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, run.length) for bound in (start, stop))
+        first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, segment.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)
     return x
 
 
-def layer_of(run: Any, layer: Int[Array, ""]) -> Any:
-    """Return the parameters of one layer of a run, by its number within the run."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), run)
+def layer_of(segment: Any, layer: Int[Array, ""]) -> Any:
+    """Return the parameters of one layer of a segment, by its number within it."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), segment)
 
 
 def summed_losses(

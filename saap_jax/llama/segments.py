@@ -1,4 +1,4 @@
-"""Runs: stretches of equal-shaped layers. Where whole-model trees are split into a model's runs and joined again."""
+"""Segments: stretches of equal-shaped layers. Where whole-model trees are split into a model's segments and joined."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from saap_jax.llama.spec import LayerWidths
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep, LayerGates
 
 
-class RunBounds(NamedTuple):
-    """Layers `start … stop - 1` of the model form a run whose layers have `units[structure]` units each.
+class SegmentBounds(NamedTuple):
+    """Layers `start … stop - 1` of the model form a segment whose layers have `units[structure]` units each.
 
     `units[QUERY_HEADS]` are their query heads.
     """
@@ -23,24 +23,24 @@ class RunBounds(NamedTuple):
     units: dict[str, int]
 
 
-def run_bounds(runs: Sequence[Any]) -> list[RunBounds]:
-    """Return the bounds of each run of a model, from the shapes of its arrays."""
+def segment_bounds(segments: Sequence[Any]) -> list[SegmentBounds]:
+    """Return the bounds of each segment of a model, from the shapes of its arrays."""
     bounds, start = [], 0
-    for run in runs:
-        widths = run.widths
+    for segment in segments:
+        widths = segment.widths
         heads = widths.kv_heads * widths.q_per_kv
         units = {"attention": widths.kv_heads, "mlp": widths.mlp, QUERY_HEADS: heads}
-        bounds.append(RunBounds(start, start + run.length, units))
-        start += run.length
+        bounds.append(SegmentBounds(start, start + segment.length, units))
+        start += segment.length
     return bounds
 
 
-def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[LayerGates | None]:
-    """Slice whole-model gates `[*batch, layers, units]` into one tree a run, `[layers, *batch, units]`, for scan."""
+def split_gates(gates: Gates | None, bounds: list[SegmentBounds]) -> list[LayerGates | None]:
+    """Slice whole-model gates `[*batch, layers, units]` into a tree a segment, `[layers, *batch, units]`, for scan."""
     if gates is None:
         return [None] * len(bounds)
     names = STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in gates else ())
-    widest = {name: max(run.units[name] for run in bounds) for name in names}
+    widest = {name: max(segment.units[name] for segment in bounds) for name in names}
     for name in names:
         if gates[name].shape[-2:] != (bounds[-1].stop, widest[name]):
             raise ValueError(
@@ -48,12 +48,13 @@ def split_gates(gates: Gates | None, bounds: list[RunBounds]) -> list[LayerGates
                 f"model, got {gates[name].shape}; make them with `ones_gates(model)`"
             )
     return [
-        {n: jnp.moveaxis(gates[n][..., run.start : run.stop, : run.units[n]], -2, 0) for n in names} for run in bounds
+        {n: jnp.moveaxis(gates[n][..., segment.start : segment.stop, : segment.units[n]], -2, 0) for n in names}
+        for segment in bounds
     ]
 
 
-def join_runs(pieces: Sequence[Any], fill: float = 0.0) -> Any:
-    """Join per-run trees with leaves `[layers, units, ...]` into whole-model ones, narrow layers padded with `fill`.
+def join_segments(pieces: Sequence[Any], fill: float = 0.0) -> Any:
+    """Join per-segment trees with leaves `[layers, units, ...]` into whole-model ones, narrow layers with `fill`.
 
     So is a unit with fewer coordinates, as of a layer with fewer query heads a KV head.
     """
@@ -66,25 +67,27 @@ def join_runs(pieces: Sequence[Any], fill: float = 0.0) -> Any:
     return jax.tree.map(join, *pieces)
 
 
-def existing_units(runs: Sequence[Any]) -> Keep:
+def existing_units(segments: Sequence[Any]) -> Keep:
     """Return which units a model has: all True for a dense one, False in the padding of a cut one's narrow layers."""
-    return {name: _existing(runs, name) for name in STRUCTURES}
+    return {name: _existing(segments, name) for name in STRUCTURES}
 
 
-def existing_query_heads(runs: Sequence[Any]) -> Bool[np.ndarray, "_layers _heads"]:
+def existing_query_heads(segments: Sequence[Any]) -> Bool[np.ndarray, "_layers _heads"]:
     """Return which query heads a model has; False in the padding of layers with fewer than others."""
-    return _existing(runs, QUERY_HEADS)
+    return _existing(segments, QUERY_HEADS)
 
 
-def _existing(runs: Sequence[Any], name: str) -> Bool[np.ndarray, "_layers _units"]:
-    bounds = run_bounds(runs)
-    widest = max(run.units[name] for run in bounds)
-    return np.stack([np.arange(widest) < run.units[name] for run in bounds for _ in range(run.start, run.stop)])
+def _existing(segments: Sequence[Any], name: str) -> Bool[np.ndarray, "_layers _units"]:
+    bounds = segment_bounds(segments)
+    widest = max(segment.units[name] for segment in bounds)
+    return np.stack(
+        [np.arange(widest) < segment.units[name] for segment in bounds for _ in range(segment.start, segment.stop)]
+    )
 
 
-def ones_gates(runs: Sequence[Any]) -> Gates:
+def ones_gates(segments: Sequence[Any]) -> Gates:
     """Return gates that keep everything, `[layers, units]` a structure, float32."""
-    return {name: jnp.ones(units.shape, jnp.float32) for name, units in existing_units(runs).items()}
+    return {name: jnp.ones(units.shape, jnp.float32) for name, units in existing_units(segments).items()}
 
 
 def masks(keep: Keep) -> Gates:

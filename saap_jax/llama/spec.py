@@ -134,15 +134,15 @@ class LlamaSpec:
         return len(set(self.layers)) == 1
 
     @property
-    def runs(self) -> tuple[tuple[LayerWidths, int], ...]:
+    def segments(self) -> tuple[tuple[LayerWidths, int], ...]:
         """(widths, length) of each maximal stretch of neighbouring layers of equal widths."""
-        runs: list[tuple[LayerWidths, int]] = []
+        segments: list[tuple[LayerWidths, int]] = []
         for widths in self.layers:
-            if runs and runs[-1][0] == widths:
-                runs[-1] = (widths, runs[-1][1] + 1)
+            if segments and segments[-1][0] == widths:
+                segments[-1] = (widths, segments[-1][1] + 1)
             else:
-                runs.append((widths, 1))
-        return tuple(runs)
+                segments.append((widths, 1))
+        return tuple(segments)
 
 
 def check_bounds(value: int | float, quantity: str, what: str) -> None:

@@ -16,8 +16,8 @@ def ungrouped(model: Llama) -> Llama:
     2 · kv_heads · (q_per_kv - 1) · head_dim · embed parameters more a layer; the given model is left as it is.
     """
     new = jax.tree.map(lambda x: x, model)
-    for run in new.runs:
-        attention, each = run.attention, run.widths.q_per_kv
+    for segment in new.segments:
+        attention, each = segment.attention, segment.widths.q_per_kv
         for name, parameter in vars(attention).items():
             if isinstance(parameter, nnx.Param) and "kv_heads" in parameter.axes:
                 setattr(attention, name, param(parameter.axes, _by_query_head(parameter, each)))

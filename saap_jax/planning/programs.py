@@ -138,7 +138,7 @@ def _moments(trained: Any, schedule: Schedule, layout: Layout) -> Any:
 
 
 def _gates(model: Any, layout: Layout) -> Any:
-    return {name: _whole(layout, units.shape, jnp.float32) for name, units in existing_units(model.runs).items()}
+    return {name: _whole(layout, units.shape, jnp.float32) for name, units in existing_units(model.segments).items()}
 
 
 def _whole(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -75,7 +75,7 @@ def adapted(
 
     A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
     """
-    every = [getattr(getattr(run, MATRICES[name]), name) for run in model.runs for name in matrices]
+    every = [getattr(getattr(segment, MATRICES[name]), name) for segment in model.segments for name in matrices]
     if any(isinstance(matrix, Adapted) for matrix in every):
         raise ValueError("model: expected one without adapters, got one that has them; merge them first")
     shapes = [_shape_of_a(matrix, rank, group_size) for matrix in every]

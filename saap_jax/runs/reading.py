@@ -263,7 +263,7 @@ def _untimed(trial: Trial, run: RunRecord, place: str) -> str:
     """Return what a trial of aligned widths lacks: times of both models in as many rounds; "" if nothing."""
     if trial["kind"] != "aligned":
         return ""
-    if fault := _absent(trial, {"kind": ("seconds", "runs")}) or _absent(run, {"trials": ("config.align",)}):
+    if fault := _absent(trial, {"kind": ("seconds", "segments")}) or _absent(run, {"trials": ("config.align",)}):
         return f"{place}: {fault}"
     before, after = trial["seconds"]
     if not before or len(before) != len(after) or min(*before, *after) <= 0:

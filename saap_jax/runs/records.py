@@ -148,7 +148,7 @@ class Cut(TypedDict, total=False):
     """Of one timed forward pass."""
     ppl: Named
     ppl_masked: Named
-    runs: int
+    segments: int
     """Of equal layers."""
 
 
@@ -279,7 +279,7 @@ class Trial(TypedDict, total=False):
     """A forward pass of both, cut, in each round."""
     tokens: int
     """Of the timed pass."""
-    runs: tuple[int, int]
+    segments: tuple[int, int]
     """Of equal layers, of both."""
 
 

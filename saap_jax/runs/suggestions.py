@@ -207,11 +207,11 @@ def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) ->
         time = f"cost {-saved:.1f} % time ({-most:.1f} to {-least:.1f} %"
     else:
         time = f"do not measurably change the time ({-most:+.1f} to {-least:+.1f} %"
-    before, after = trial["runs"]
+    before, after = trial["segments"]
     instead = f" instead of {before}" if after != before else ""
     over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")
-    runs = f"{after} runs of equal layers{instead}"
-    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {runs}"
+    segments = f"{after} segments of equal layers{instead}"
+    return f"widths to multiples of {run['config']['align']} {ppl} and {time} over {over}); {segments}"
 
 
 def _difference(run: RunRecord, row: Row, base: Row) -> Difference:

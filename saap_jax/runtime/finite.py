@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Return the arrays (or abstract ones) of a tree by path, such as `runs/0/mlp/down` or `mean/attention`."""
+    """Return the arrays (or abstract ones) of a tree by path, such as `segments/0/mlp/down` or `mean/attention`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/").removesuffix("/value"): x for p, x in leaves}
 

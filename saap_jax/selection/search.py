@@ -22,8 +22,8 @@ together is given back too, a block of the budget that is furthest exceeded firs
 
 How good is that? Scores of at least 0 and `score_per_parameter`, or equal costs: the score removed is at most that of
 the optimum plus that of one block, the one that crosses the budget (the blocks before it are a fractional optimum of
-the knapsack); with blocks of equal cost it is the optimum. `solver="exact"` is always the optimum. With `max_runs` or
-`max_shapes`, layers share widths, which is another problem: see `shapes`.
+the knapsack); with blocks of equal cost it is the optimum. `solver="exact"` is always the optimum. With `max_segments`
+or `max_shapes`, layers share widths, which is another problem: see `shapes`.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def search(
     blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits)
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
     target = math.ceil(ratio * prunable * (1 - SLACK))
-    if limits is None and (config.max_runs or config.max_shapes):
+    if limits is None and (config.max_segments or config.max_shapes):
         left = {name: (units if gone is None else units & ~gone[name]).sum(axis=1) for name, units in existing.items()}
         key = blocks.key(config)
         units = {name: each.sum(axis=1) for name, each in existing.items()}
@@ -127,7 +127,7 @@ def largest_ratio(
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in equal.items()}
     blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits)
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
-    if limits is None and (config.max_runs or config.max_shapes):
+    if limits is None and (config.max_segments or config.max_shapes):
         units = {name: each.sum(axis=1) for name, each in existing.items()}
         most = most_shaped(blocks, units, units, costs, config)
     else:

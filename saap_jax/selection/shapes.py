@@ -1,15 +1,15 @@
 """Stage 2c, few shapes: layers that share their widths, so that a pruned model compiles fast and runs in few pieces.
 
-A *run* is a stretch of neighbouring layers of equal widths, a *shape* one pair of widths. Which layers share, and what
-widths, follows from the Lagrangian of the search,
+A *segment* is a stretch of neighbouring layers of equal widths, a *shape* one pair of widths. Which layers share, and
+what widths, follows from the Lagrangian of the search,
 
     minimise over widths k_l:   Σ_l loss_l(k_l) - λ · Σ_l removed_l(k_l),        λ such that the budget is met,
 
 where loss_l(k) is cost · key summed over the blocks that layer l loses down to k kept units. For a given λ the best
-division into at most `max_runs` stretches is found exactly, by dynamic programming over where a stretch ends; the
-stretches (or, without `max_runs`, the layers) are then merged, the pair that costs least first, until `max_shapes` are
-left. λ and the division are found in turns. What the last step removed too much is given back where that helps most.
-With `attention_share` each structure has a budget and a λ of its own.
+division into at most `max_segments` stretches is found exactly, by dynamic programming over where a stretch ends; the
+stretches (or, without `max_segments`, the layers) are then merged, the pair that costs least first, until `max_shapes`
+are left. λ and the division are found in turns. What the last step removed too much is given back where that helps
+most. With `attention_share` each structure has a budget and a λ of its own.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from saap_jax.selection.budget import SLACK, Blocks
 from saap_jax.types import STRUCTURES
 
 TURNS = 8
-"""How often λ and the division into runs and shapes are found in turns at most."""
+"""How often λ and the division into segments and shapes are found in turns at most."""
 
 Clusters = list[np.ndarray]
 """Layers that share their widths; each layer in one of them."""
@@ -55,7 +55,7 @@ def take_shaped(
     prunable: int,
     config: SearchConfig,
 ) -> np.ndarray:
-    """Return the rows of the blocks that are removed, such that there are few runs or shapes.
+    """Return the rows of the blocks that are removed, such that there are few segments or shapes.
 
     Args:
         key: what blocks are ranked by; the loss of a block is its cost times that.
@@ -72,10 +72,10 @@ def take_shaped(
     most = most_of(tables, config)
     if target > most:
         raise ValueError(
-            f"ratio: {target / max(prunable, 1):.4g} of the prunable parameters cannot be removed with max_runs "
-            f"{config.max_runs} and max_shapes {config.max_shapes}; the largest possible ratio is "
-            f"{most * 10_000 // max(prunable, 1) / 10_000:.4f} (layers left alone are shapes and runs of their own): "
-            "relax one of them, or min_keep, max_ratio, skip_layers, multiple_of or attention_share"
+            f"ratio: {target / max(prunable, 1):.4g} of the prunable parameters cannot be removed with max_segments "
+            f"{config.max_segments} and max_shapes {config.max_shapes}; the largest possible ratio is "
+            f"{most * 10_000 // max(prunable, 1) / 10_000:.4f} (layers left alone are shapes and segments of their "
+            "own): relax one of them, or min_keep, max_ratio, skip_layers, multiple_of or attention_share"
         )
     layers = len(next(iter(units.values())))
     clusters: Clusters = [np.array([layer]) for layer in range(layers)]
@@ -105,7 +105,7 @@ def most_shaped(
     costs: Mapping[str, np.ndarray],
     config: SearchConfig,
 ) -> int:
-    """Return the parameters that can go with so few runs and shapes, whatever the scores."""
+    """Return the parameters that can go with so few segments and shapes, whatever the scores."""
     return most_of(tables_of(blocks, np.zeros(len(blocks.cost)), units, left, costs), config)
 
 
@@ -245,8 +245,8 @@ def divided(tables: Tables, weights: Mapping[str, float], config: SearchConfig) 
     """Return which layers share their widths, for a given λ of each structure."""
     layers = len(next(iter(tables.values())).loss)
     clusters = [np.array([layer]) for layer in range(layers)]
-    if config.max_runs is not None:
-        clusters = stretches(tables, weights, config.max_runs)
+    if config.max_segments is not None:
+        clusters = stretches(tables, weights, config.max_segments)
     if config.max_shapes is not None:
         clusters = merged(tables, weights, clusters, config.max_shapes)
     return clusters

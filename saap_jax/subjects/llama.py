@@ -69,17 +69,17 @@ class LlamaSubject(Subject):
     def existing(self) -> Keep:
         """Which units there are, `[layers, units]`; channels of the residual stream `[1, embed]`."""
         further = {
-            QUERY_HEADS: lambda: existing_query_heads(self.model.runs),
+            QUERY_HEADS: lambda: existing_query_heads(self.model.segments),
             RESIDUAL: lambda: np.ones((1, self.model.spec.embed), bool),
         }
-        return existing_units(self.model.runs) | {
+        return existing_units(self.model.segments) | {
             name: make() for name, make in further.items() if name in self.further
         }
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
         """Parameters of a unit, `[layers]`."""
-        return self.costs_left(existing_units(self.model.runs))
+        return self.costs_left(existing_units(self.model.segments))
 
     def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:
         """Return the parameters of a unit in a model that keeps only some query heads and channels, `[layers]`."""
@@ -134,7 +134,7 @@ class LlamaSubject(Subject):
 
     def check_keep(self, keep: Keep) -> None:
         """Raise ValueError unless a keep-set is of this model."""
-        check_keep(keep, self.model.runs)
+        check_keep(keep, self.model.segments)
 
     def check_estimators(self, names: Collection[str]) -> None:
         """Accept all: everything can be observed."""
@@ -364,7 +364,7 @@ class CutLlama:
     @property
     def segments(self) -> int:
         """Stretches of equal layers."""
-        return len(self.model.runs)
+        return len(self.model.segments)
 
     def losses(self, examples: Windows, batch_size: int) -> WindowLosses:
         """Return the loss of each window."""

@@ -34,7 +34,7 @@ from saap_jax.estimation.base import Plan, wide
 from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
 from saap_jax.llama.resume import layer_of
-from saap_jax.llama.segments import run_bounds
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.surgery.corrections import Correction, Normal, corrected
 from saap_jax.surgery.cut import check_keep
@@ -85,7 +85,7 @@ def compensate(
         ValueError: a keep-set or Gram matrices of another model, Gram matrices for `propagate = pruned`, or too few
             batches to hold some out.
     """
-    check_keep(keep, model.runs)
+    check_keep(keep, model.segments)
     if config.method == "none":
         return Compensated(model, [])
     if gram is not None:
@@ -98,7 +98,7 @@ def compensate(
     corrections, same = [], True
     for at in sub_blocks(model, keep, progress):
         same = bool(at.kept.all()) and (same or not through)
-        where = {"index": at.place, "run": at.run, "structure": at.structure}
+        where = {"index": at.place, "segment": at.segment, "structure": at.structure}
         advance = functools.partial(advance_step, model, **where)
         if same:
             after = [advance(at.old, stream.dense) for stream in streams]
@@ -176,9 +176,9 @@ class SubBlock(NamedTuple):
 
     structure: str
     layer: int
-    run: int
+    segment: int
     place: Int[Array, ""]
-    """Of the layer within its run."""
+    """Of the layer within its segment."""
     old: Written
     kept: Bool[np.ndarray, "coordinates"]
 
@@ -193,20 +193,22 @@ def sub_blocks(
     model: Llama, keep: Keep, progress: Callable[[Sequence[int]], Iterator[int]] = iter
 ) -> Iterator[SubBlock]:
     """Yield attention and MLP of each layer, in the order of the forward pass."""
-    places = [(number, jnp.asarray(place)) for number, run in enumerate(model.runs) for place in range(run.length)]
+    places = [
+        (number, jnp.asarray(place)) for number, segment in enumerate(model.segments) for place in range(segment.length)
+    ]
     for layer in progress(range(len(places))):
-        run, index = places[layer]
+        segment, index = places[layer]
         for structure in STRUCTURES:
-            old = writer_of(model.runs[run], structure, index)
+            old = writer_of(model.segments[segment], structure, index)
             units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
-            kept = coordinates(keep[units][layer], model.runs[run].widths, old.weight.shape[0], units)
-            yield SubBlock(structure, layer, run, index, old, kept)
+            kept = coordinates(keep[units][layer], model.segments[segment].widths, old.weight.shape[0], units)
+            yield SubBlock(structure, layer, segment, index, old, kept)
 
 
 @functools.partial(jax.jit, static_argnames=("structure",))
-def writer_of(run: DecoderLayer, structure: str, index: Int[Array, ""]) -> Written:
-    """Return the output matrix and the bias of one layer, by its number within the run."""
-    layer = layer_of(run, index)
+def writer_of(segment: DecoderLayer, structure: str, index: Int[Array, ""]) -> Written:
+    """Return the output matrix and the bias of one layer, by its number within the segment."""
+    layer = layer_of(segment, index)
     weight, bias = {
         "attention": (layer.attention.output[...], layer.attention.output_bias),
         "mlp": (layer.mlp.down[...], layer.mlp.down_bias),
@@ -215,14 +217,14 @@ def writer_of(run: DecoderLayer, structure: str, index: Int[Array, ""]) -> Writt
     return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
-@functools.partial(jax.jit, static_argnames=("run", "structure", "through"))
+@functools.partial(jax.jit, static_argnames=("segment", "structure", "through"))
 def normal_step(
     model: Llama,
     stream: Stream,
     mask: Bool[Array, "batch seq"],
     *,
     index: Int[Array, ""],
-    run: int,
+    segment: int,
     structure: str,
     through: bool,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
@@ -230,12 +232,12 @@ def normal_step(
 
     `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one.
     """
-    own = writer_of(model.runs[run], structure, index)
-    active = activations(model, stream.dense, index, run, structure)
+    own = writer_of(model.segments[segment], structure, index)
+    active = activations(model, stream.dense, index, segment, structure)
     written = active @ own.weight
     after = stream.dense + written + own.bias[None, None]
     if through:
-        active = activations(model, stream.pruned, index, run, structure)
+        active = activations(model, stream.pruned, index, segment, structure)
         written = after - stream.pruned - own.bias[None, None]
     a, target, behind = wide(active), wide(written), wide(after)
     weights = token_weights(behind, mask, model.constants.norm_eps)
@@ -250,25 +252,25 @@ def normal_step(
     ), after
 
 
-@functools.partial(jax.jit, static_argnames=("run", "structure"))
+@functools.partial(jax.jit, static_argnames=("segment", "structure"))
 def advance_step(
     model: Llama,
     new: Written,
     pruned: Float[Array, "batch seq embed"],
     *,
     index: Int[Array, ""],
-    run: int,
+    segment: int,
     structure: str,
 ) -> Float[Array, "batch seq embed"]:
     """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`."""
-    return pruned + activations(model, pruned, index, run, structure) @ new.weight + new.bias[None, None]
+    return pruned + activations(model, pruned, index, segment, structure) @ new.weight + new.bias[None, None]
 
 
 def activations(
-    model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], run: int, structure: str
+    model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], segment: int, structure: str
 ) -> Float[Array, "batch seq coordinates"]:
     """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
-    layer, eps = layer_of(model.runs[run], index), model.constants.norm_eps
+    layer, eps = layer_of(model.segments[segment], index), model.constants.norm_eps
     if structure == "mlp":
         return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
     rotation = rotary(x.shape[1], layer.attention.output.shape[-2], model.constants)
@@ -309,9 +311,9 @@ def coordinates(
 def rewritten(model: Llama, made: dict[str, list[Written]], biases: bool) -> Llama:
     """Return a copy of a model with other output matrices, and other biases if it has or gets them."""
     new = jax.tree.map(lambda x: x, model)
-    bounds = run_bounds(model.runs)
-    for run, at in zip(new.runs, bounds, strict=True):
-        for part, name, structure in ((run.attention, "output", "attention"), (run.mlp, "down", "mlp")):
+    bounds = segment_bounds(model.segments)
+    for segment, at in zip(new.segments, bounds, strict=True):
+        for part, name, structure in ((segment.attention, "output", "attention"), (segment.mlp, "down", "mlp")):
             own = made[structure][at.start : at.stop]
             parameter = getattr(part, name)
             weight = jnp.stack([each.weight for each in own]).reshape(parameter.shape)

@@ -60,9 +60,9 @@ def _sizes_left(model: Llama, keep: Keep) -> Iterator[tuple[int | None, tuple[st
     embed = int(keep[RESIDUAL].sum()) if RESIDUAL in keep else model.spec.embed
     heads = _heads_left(model, keep)
     layer = -1
-    for run in model.runs:
-        held = [(each.axes, each.shape) for each in parameters_by_path(run).values()]
-        for _ in range(run.length):
+    for segment in model.segments:
+        held = [(each.axes, each.shape) for each in parameters_by_path(segment).values()]
+        for _ in range(segment.length):
             layer += 1
             left = {"embed": embed, "q_per_kv": heads[layer]}
             for axes, shape in held:

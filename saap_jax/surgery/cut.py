@@ -14,13 +14,13 @@ from jaxtyping import Array, Bool, Int
 from saap_jax.llama.model import DecoderLayer, Llama
 from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import existing_query_heads, existing_units, run_bounds
+from saap_jax.llama.segments import existing_query_heads, existing_units, segment_bounds
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
 def cut(model: Llama, keep: Keep) -> Llama:
-    """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one run.
+    """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one segment.
 
     A layer may lose all units of a structure. Without some channels of the residual stream, norms are rescaled as in
     `narrowed`. The given model is left as it is. Of one that is spread over devices, so
@@ -31,16 +31,16 @@ def cut(model: Llama, keep: Keep) -> Llama:
             are not the same number in each KV head of a layer, or a model whose matrices are not plain floats.
     """
     check_plain(model, "cut")
-    check_keep(keep, model.runs)
+    check_keep(keep, model.segments)
     layers: list[DecoderLayer] = []
-    for run, bounds in zip(model.runs, run_bounds(model.runs), strict=True):
+    for segment, bounds in zip(model.segments, segment_bounds(model.segments), strict=True):
         for offset, layer in enumerate(range(bounds.start, bounds.stop)):
             kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
             if QUERY_HEADS in keep and len(kept["kv_heads"]):
-                kept["q_per_kv"] = _kept_of_group(keep[QUERY_HEADS][layer], run.widths.q_per_kv, kept["kv_heads"])
-            layers.append(_map_params(_layer_cutter(offset, kept), run))
+                kept["q_per_kv"] = _kept_of_group(keep[QUERY_HEADS][layer], segment.widths.q_per_kv, kept["kv_heads"])
+            layers.append(_map_params(_layer_cutter(offset, kept), segment))
     pruned = jax.tree.map(lambda x: x, model)
-    pruned.runs = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
+    pruned.segments = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
     return narrowed(pruned, keep[RESIDUAL][0]) if RESIDUAL in keep else pruned
 
 
@@ -69,13 +69,13 @@ def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
     )
 
 
-def check_keep(keep: Keep, runs: Sequence[DecoderLayer]) -> None:
-    """Raise ValueError unless `keep` has the shape of a model with these runs and keeps only units that exist."""
+def check_keep(keep: Keep, segments: Sequence[DecoderLayer]) -> None:
+    """Raise ValueError unless `keep` has the shape of a model with these segments and keeps only units that exist."""
     for name in STRUCTURES:
-        _check_units(name, keep, existing_units(runs)[name])
+        _check_units(name, keep, existing_units(segments)[name])
     if QUERY_HEADS in keep:
-        _check_units(QUERY_HEADS, keep, existing_query_heads(runs))
-        widths = [run.widths for run in runs for _ in range(run.length)]
+        _check_units(QUERY_HEADS, keep, existing_query_heads(segments))
+        widths = [segment.widths for segment in segments for _ in range(segment.length)]
         for layer, (kv_heads, each) in enumerate(zip(keep["attention"], widths, strict=True)):
             count = keep[QUERY_HEADS][layer, : each.kv_heads * each.q_per_kv].reshape(-1, each.q_per_kv).sum(axis=1)
             left = count[kv_heads[: each.kv_heads]]

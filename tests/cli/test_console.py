@@ -48,6 +48,7 @@ from saap_jax.report.kinds import tasks as task_tables
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page import blocks
 from saap_jax.report.page.blocks import Block, Detail, text_table
+from saap_jax.runs import outcomes
 from saap_jax.runs.standing import comparison_rows
 from tests.fake_runs import fake_run
 from tests.report import conftest as fake
@@ -99,11 +100,11 @@ def benched() -> list[Block]:
     return bench.bench_blocks(about | {"models": models, "workloads": workloads})
 
 
-def compared() -> quality.Comparison:
+def compared() -> outcomes.Comparison:
     difference = paired_difference(LOSSES + 0.4, LOSSES, resamples=999)
-    rows = (quality.Compared(f"ppl@128 {LONG}", "in", 24, (30.0, 20.0), difference),)
-    tasks = (quality.ComparedTask(LONG, "acc", 200, (50.0, 40.0), AccuracyDifference(10.0, 1.0, 19.0, 0.6, 0.02)),)
-    return quality.Comparison(f"{LONG}:wanda@0.2", "runs/x:dense", 1, 999, rows, tasks)
+    rows = (outcomes.Compared(f"ppl@128 {LONG}", "in", 24, (30.0, 20.0), difference),)
+    tasks = (outcomes.ComparedTask(LONG, "acc", 200, (50.0, 40.0), AccuracyDifference(10.0, 1.0, 19.0, 0.6, 0.02)),)
+    return outcomes.Comparison(f"{LONG}:wanda@0.2", "runs/x:dense", 1, 999, rows, tasks)
 
 
 def evaluated() -> dict[str, task_tables.Evaluated]:

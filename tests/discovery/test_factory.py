@@ -109,7 +109,7 @@ def test_a_drawing(file, capsys):
 def test_one_of_our_models(tiny_model_directory, tmp_path, capsys):
     out = tmp_path / "llama.svg"
     assert main(["discover", str(tiny_model_directory), "--drawing", str(out)]) == 0
-    assert "runs/0/attention/query" in out.read_text()
+    assert "segments/0/attention/query" in out.read_text()
     assert "coupled structures of" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ from saap_jax.discovery.tracing.insert_gates import all_ones, gated
 from saap_jax.discovery.tracing.removal import keep_units, retrace
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import Traced, trace
-from saap_jax.llama.segments import run_bounds, split_gates
+from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, floats
@@ -85,12 +85,12 @@ def test_all_structures_at_once(name):
 def of_llama(traced: Traced, model, gates):
     """Return the gates of a traced LLaMA that stand for gates of the library."""
     found = {}
-    for index, run in enumerate(split_gates(gates, run_bounds(model.runs))):
+    for index, run in enumerate(split_gates(gates, segment_bounds(model.segments))):
         for structure in traced.prunable:
             paths = {member.path for member in structure.members}
-            if f"runs/{index}/attention/key" in paths and structure.gate:
+            if f"segments/{index}/attention/key" in paths and structure.gate:
                 found[structure.name] = run["attention"]
-            if f"runs/{index}/mlp/up" in paths and structure.gate:
+            if f"segments/{index}/mlp/up" in paths and structure.gate:
                 found[structure.name] = run["mlp"]
     return found
 
@@ -100,9 +100,9 @@ def test_injected_gates_are_those_of_llama(kind):
     model = ragged_model() if kind == "ragged" else dense_model(kind, mlp=7)
     tokens = jnp.asarray(random_tokens(2, 5))
     random = np.random.default_rng(0)
-    layers = sum(run.length for run in model.runs)
-    heads = max(run.widths.kv_heads for run in model.runs)
-    widest = max(run.widths.mlp for run in model.runs)
+    layers = sum(run.length for run in model.segments)
+    heads = max(run.widths.kv_heads for run in model.segments)
+    widest = max(run.widths.mlp for run in model.segments)
     gates = {
         "attention": jnp.asarray(random.uniform(0, 1, (layers, heads)), jnp.float32),
         "mlp": jnp.asarray(random.uniform(0, 1, (layers, widest)), jnp.float32),
@@ -116,7 +116,7 @@ def test_injected_gates_are_those_of_llama(kind):
     def own(gates):
         return jnp.square(model(tokens, gates)).mean()
 
-    assert len(of_llama(traced, model, gates)) == 2 * len(model.runs) - (kind == "ragged")
+    assert len(of_llama(traced, model, gates)) == 2 * len(model.segments) - (kind == "ragged")
     losses, gradients = zip(*(jax.jit(jax.value_and_grad(f))(gates) for f in (injected, own)), strict=True)
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for name in gates:

@@ -50,7 +50,7 @@ def test_members(model):
 
 
 def test_counts_equal_cutting_one_unit(model):
-    structures, existing = discover(model), existing_units(model.runs)
+    structures, existing = discover(model), existing_units(model.segments)
     for name, structure in structures.items():
         assert structure.units == tuple(existing[name].sum(axis=1))
         for layer in {0, len(structure.units) - 1}:
@@ -63,7 +63,7 @@ def test_counts_equal_cutting_one_unit(model):
 
 
 def test_prunable_parameters_equal_cutting_everything(model):
-    nothing = {name: np.zeros_like(units) for name, units in existing_units(model.runs).items()}
+    nothing = {name: np.zeros_like(units) for name, units in existing_units(model.segments).items()}
     rest = cut(model, nothing)
     assert prunable_parameters(discover(model)) == count_parameters(model) - count_parameters(rest)
     left = set(parameters_by_path(rest)) - {"unembedding"}
@@ -91,11 +91,11 @@ def test_abstract_model_has_the_same_structures(model):
 def test_unit_view():
     model = dense_model()
     writer = discover(model)["attention"].writer
-    output = model.runs[0].attention.output[...]
-    np.testing.assert_array_equal(unit_view(model.runs[0], writer), output.reshape(2, 2, -1))
+    output = model.segments[0].attention.output[...]
+    np.testing.assert_array_equal(unit_view(model.segments[0], writer), output.reshape(2, 2, -1))
     gate = next(member for member in discover(model)["mlp"].members if member.path == "mlp/gate")
-    view = unit_view(model.runs[0], gate)
-    np.testing.assert_array_equal(view[1, 4], model.runs[0].mlp.gate[...][1, :, 4])
+    view = unit_view(model.segments[0], gate)
+    np.testing.assert_array_equal(view[1, 4], model.segments[0].mlp.gate[...][1, :, 4])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_unit_view():
 def test_wrong_axes_are_refused(parameter, message):
     model = dense_model()
     discover(model)
-    model.runs[0].mlp.up = parameter
+    model.segments[0].mlp.up = parameter
     with pytest.raises(ValueError, match=message):
         discover(model)

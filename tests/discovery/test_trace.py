@@ -143,18 +143,18 @@ def test_the_axis_names_of_llama_are_found(kind):
     assert (residual.copies, residual.units) == (1, 8)
 
     expected, first = {residual.name}, 0
-    for run_index, run in enumerate(model.runs):
+    for run_index, run in enumerate(model.segments):
         for structure in discover(model).values():
             if not structure.units[first]:
                 continue
-            found = sets[frozenset((f"runs/{run_index}/{m.path}", m.axis) for m in structure.members)]
+            found = sets[frozenset((f"segments/{run_index}/{m.path}", m.axis) for m in structure.members)]
             assert found.prunable
             assert found.gate is not None
             assert (found.units, found.copies) == (structure.units[first], run.length)
             assert found.parameters_per_unit == structure.parameters_per_unit[first]
             assert all(m.shared == (0,) for m in found.members)
             expected.add(found.name)
-        prefix, copies = f"runs/{run_index}/attention", run.length * max(run.widths.kv_heads, 1)
+        prefix, copies = f"segments/{run_index}/attention", run.length * max(run.widths.kv_heads, 1)
         query_heads, values = {("query", 3), ("output", 2)}, {("value", 3), ("output", 3)}  # and the width of these
         if kind == "qwen2":
             query_heads |= {("query_bias", 2)}
@@ -169,14 +169,16 @@ def test_the_axis_names_of_llama_are_found(kind):
     rotated |= {"qwen2": {("query_bias", 3), ("key_bias", 2)}, "qwen3": {("query_norm", 1), ("key_norm", 1)}}.get(
         kind, set()
     )
-    rotated = sets[frozenset((f"runs/{i}/attention/{p}", axis) for i in range(len(model.runs)) for p, axis in rotated)]
+    rotated = sets[
+        frozenset((f"segments/{i}/attention/{p}", axis) for i in range(len(model.segments)) for p, axis in rotated)
+    ]
     assert [reason.kind for reason in rotated.pinned] == ["constant"]
     assert {structure.name for structure in traced.prunable} == expected
 
 
 def test_unrolled_layers_have_the_structures_of_scanned_ones():
     model = dense_model("gqa", layers=3, mlp=7)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.runs[0])
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.segments[0])
 
     def function(layers, tokens):
         x = model.embedding[...][tokens]
@@ -196,7 +198,10 @@ def test_unrolled_layers_have_the_structures_of_scanned_ones():
 def test_a_text_names_members_gates_and_reasons():
     spec = LlamaSpec(vocab=9, embed=6, head_dim=4, layers=(LayerWidths(kv_heads=2, q_per_kv=3, mlp=5),) * 2, tied=False)
     text = describe(trace(lambda model, tokens: model(tokens), abstract_llama(spec), TOKENS))
-    assert "runs/0/mlp/down[1]: 5 units in each of 2, 18 parameters a unit, prunable\n    runs/0/mlp/down[1]\n" in text
+    assert (
+        "segments/0/mlp/down[1]: 5 units in each of 2, 18 parameters a unit, prunable\n    segments/0/mlp/down[1]\n"
+        in text
+    )
     assert "    it meets a constant of that size (iota) at iota[" in text
     assert "    it is looked up by position (gather) at gather[" in text
     assert "    changes the statistic of scan[" in text

@@ -153,7 +153,7 @@ def test_the_writers_of_our_llama_are_output_and_down():
     traced = traced_model(dense_model("gqa", mlp=7))
     structures = [each for each in traced.prunable if each.role != "stream"]
     writers = writers_of(traced, structures)
-    assert {writer.path for writer in writers.found} == {"runs/0/attention/output", "runs/0/mlp/down"}
+    assert {writer.path for writer in writers.found} == {"segments/0/attention/output", "segments/0/mlp/down"}
     assert all(writer.systems == 2 for writer in writers.found)  # layers
     assert not writers.without
 

@@ -45,7 +45,7 @@ def changes_of(model: Llama, units: list[Unit], batches=None, **options) -> dict
 
 
 def all_units(model: Llama) -> list[Unit]:
-    return sample_units(existing_units(model.runs), 99)
+    return sample_units(existing_units(model.segments), 99)
 
 
 def text(examples=4, seq=9) -> tuple[np.ndarray, np.ndarray]:
@@ -59,13 +59,13 @@ def text(examples=4, seq=9) -> tuple[np.ndarray, np.ndarray]:
 
 def mean_loss(model: Llama, batch, gates=None) -> float:
     tokens, mask = map(jnp.asarray, batch)
-    sums, counts = loss_step(model, tokens, mask, ones_gates(model.runs) if gates is None else gates)
+    sums, counts = loss_step(model, tokens, mask, ones_gates(model.segments) if gates is None else gates)
     return float(np.asarray(sums).sum() / np.asarray(counts).sum())
 
 
 def without(model: Llama, unit: Unit) -> float:
     """Return the loss of the whole model with one gate closed."""
-    gates = ones_gates(model.runs)
+    gates = ones_gates(model.segments)
     gates[unit.structure] = gates[unit.structure].at[unit.layer, unit.number].set(0.0)
     return mean_loss(model, text(), gates)
 
@@ -126,7 +126,7 @@ def test_channels_equal_zeroed_weights():
     unit = Unit("mlp", 1, 4)
     model = model_of()
     change = ablate(model, [text()], [unit])[unit]
-    mlp, dense = model.runs[0].mlp, mean_loss(model, text())
+    mlp, dense = model.segments[0].mlp, mean_loss(model, text())
     mlp.gate[...] = mlp.gate[...].at[1, :, 4].set(0)
     mlp.up[...] = mlp.up[...].at[1, :, 4].set(0)
     mlp.down[...] = mlp.down[...].at[1, 4].set(0)
@@ -155,7 +155,7 @@ class TestOnlyTheRemainingLayersRun:
         def run(start: int):
             return suffix_step(model, states[2][None], jnp.asarray(start, jnp.int32), tokens, mask)[0]
 
-        model.runs[0].mlp.down[...] = jnp.full_like(model.runs[0].mlp.down[...], jnp.nan)
+        model.segments[0].mlp.down[...] = jnp.full_like(model.segments[0].mlp.down[...], jnp.nan)
         np.testing.assert_allclose(run(2), losses, rtol=1e-6)
         assert np.isnan(run(1)[0])
 
@@ -214,7 +214,7 @@ class TestResumption:
 
 
 class TestSample:
-    existing = existing_units(model_of(CUT).runs)
+    existing = existing_units(model_of(CUT).segments)
 
     def test_takes_all_attention_units_and_as_many_channels_of_each_layer(self):
         units = sample_units(self.existing, 5, seed=3)
@@ -278,7 +278,7 @@ class TestRefuses:
             ablate(model, [text()], [Unit("mlp", 0, 0)])
         model.norm[...] = good
         prefixes = [ablation._prefix(model, text())]
-        model.runs[0].mlp.down[...] = model.runs[0].mlp.down[...].at[1, 2].set(jnp.nan)
+        model.segments[0].mlp.down[...] = model.segments[0].mlp.down[...].at[1, 2].set(jnp.nan)
         with pytest.raises(ValueError, match=r"without Unit\(structure='mlp', layer=0, number=3\) is not finite"):
             ablation._changes(model, prefixes, ablation.Group((Unit("mlp", 0, 3),), 1))
 
@@ -287,6 +287,6 @@ def test_jitted_steps_hold_no_model():
     """The model is an argument of the programs, no constant of them: a second model gives its own answer."""
     units = [Unit("mlp", 0, 1)]
     first, second = model_of(), model_of()
-    second.runs[0].mlp.down[...] = 2 * second.runs[0].mlp.down[...]
+    second.segments[0].mlp.down[...] = 2 * second.segments[0].mlp.down[...]
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert ablate(first, [text()], units) != ablate(second, [text()], units)

@@ -70,7 +70,7 @@ def test_means_over_the_real_tokens(make, size):
 
 
 def test_units_of_a_sub_block_share_its_score():
-    model, exists = ragged_model(), existing_units(ragged_model().runs)
+    model, exists = ragged_model(), existing_units(ragged_model().segments)
     change = {name: jnp.arange(4.0) + start for name, start in (("attention", 0.1), ("mlp", 0.2), ("layer", 0.3))}
     statistics = Statistics(jnp.asarray(1), jnp.asarray(9), jnp.zeros(1), {BLOCK_CHANGE: change})
     for granularity, starts in (("sub_block", {"attention": 0.1, "mlp": 0.2}), ("layer", dict.fromkeys(exists, 0.3))):

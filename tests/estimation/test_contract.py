@@ -76,7 +76,7 @@ def test_only_what_no_pass_provides_is_skipped():
 @pytest.mark.parametrize("name", NAMES)
 def test_one_float32_number_a_unit_and_nan_where_none_is(name, kind):
     model, statistics = plain_pass(kind)
-    scores, existing = scores_of(name, model, statistics), existing_units(model.runs)
+    scores, existing = scores_of(name, model, statistics), existing_units(model.segments)
     assert set(scores) == set(STRUCTURES)
     for structure, units in existing.items():
         assert scores[structure].shape == units.shape

@@ -31,13 +31,13 @@ def scaled(model: Llama, chosen: dict[str, tuple[int, ...]], factor: float) -> L
     """Return a copy in which what the chosen sub-blocks write is multiplied by `factor`."""
     for name, structure in discover(model).items():
         rows = jnp.asarray(chosen[name], jnp.int32)
-        model = changed(model, f"runs/0/{structure.writer.path}", lambda w, rows=rows: w.at[rows].multiply(factor))
+        model = changed(model, f"segments/0/{structure.writer.path}", lambda w, rows=rows: w.at[rows].multiply(factor))
     return model
 
 
 def without(chosen: dict[str, tuple[int, ...]]) -> Keep:
     """Return the keep-set that has all units but those of the chosen sub-blocks."""
-    keep = existing_units(dense_model(layers=LAYERS).runs)
+    keep = existing_units(dense_model(layers=LAYERS).segments)
     for name, layers in chosen.items():
         keep[name][list(layers)] = False
     return keep
@@ -56,7 +56,7 @@ def block_scores(model: Llama, text: str = "block_influence") -> Scores:
 
 
 def searched(model: Llama, scores: Scores, ratio: float, config: SearchConfig = DEPTH) -> Selection:
-    return search(scores, unit_costs(discover(model)), existing_units(model.runs), ratio, config)
+    return search(scores, unit_costs(discover(model)), existing_units(model.segments), ratio, config)
 
 
 def equal(first: Keep, second: Keep) -> bool:

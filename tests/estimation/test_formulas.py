@@ -179,7 +179,7 @@ def test_matrices_come_one_by_one_in_runs_of_other_widths():
         return jnp.full(weight.shape[:2], weight.shape[2], jnp.float32)
 
     scores = score_matrices(count, model, reduction="last")
-    for name, exists in existing_units(model.runs).items():
+    for name, exists in existing_units(model.segments).items():
         size = {"attention": 2 * 4 * 8, "mlp": 8}[name]
         np.testing.assert_array_equal(scores[name], np.where(exists, size, np.nan))
     assert (2, 2, 8 * 2 * 4) in shapes

@@ -21,7 +21,7 @@ def test_gate_gradients_are_sums_of_weight_times_gradient():
         pytest.skip(str(error))
     windows = calibration_windows("builtin:reference", tokenizer, 4, 96, 0)
     statistics = observe(model, [tuple(windows)], frozenset({GATE_GRADIENT, WEIGHT_GRADIENT}))
-    (run,), (gradient,) = model.runs, statistics.of(WEIGHT_GRADIENT).runs
+    (run,), (gradient,) = model.segments, statistics.of(WEIGHT_GRADIENT).segments
     equal = 0
     for name, structure in discover(model).items():
         # windows of equal length: the mean over examples is the mean over tokens

@@ -30,7 +30,7 @@ NEED = frozenset({GATE_HESSIAN})
 
 
 def gates_of(model):
-    return jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.runs))
+    return jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.segments))
 
 
 def cut_model(dtype):
@@ -83,7 +83,7 @@ class TestAgainstTheFullHessian:
         for name in STRUCTURES:
             np.testing.assert_allclose(value.gradient[name].ravel(), gradient[ranges[name]], rtol=1e-9, atol=1e-12)
         assert np.abs(diagonal).max() > 1e-3  # there is something to find
-        exists = existing_units(model.runs)["attention"]
+        exists = existing_units(model.segments)["attention"]
         scores = score({"h": make_estimator("gate_hessian(probes=2)")}, statistics, model)["h"]["attention"]
         by_hand = np.abs(gradient[ranges["attention"]] - diagonal / 2).reshape(exists.shape)
         np.testing.assert_allclose(scores[exists], by_hand[exists], rtol=1e-9)

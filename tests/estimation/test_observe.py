@@ -22,7 +22,7 @@ from saap_jax.estimation import (
 from saap_jax.estimation.base import Curvature
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import load_model, save_model
-from saap_jax.llama.segments import existing_units, join_runs, masks, ones_gates
+from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import (
@@ -81,7 +81,7 @@ def test_gate_gradients_are_those_of_each_example(make):
     gradient = jax.jit(jax.grad(lambda g, m, t, k: losses_of(m, t, k, g).sum()))
     for n, length in enumerate(LENGTHS):
         tokens, mask = jnp.asarray(TOKENS[n : n + 1]), jnp.asarray(MASK[n : n + 1])
-        alone = gradient(ones_gates(model.runs), model, tokens, mask)
+        alone = gradient(ones_gates(model.segments), model, tokens, mask)
         assert_trees_close({name: g[n] * (length - 1) for name, g in together.items()}, alone)
     assert not np.allclose(together["mlp"][0], together["mlp"][1], rtol=1e-2)
 
@@ -89,7 +89,7 @@ def test_gate_gradients_are_those_of_each_example(make):
 def test_gate_gradients_equal_finite_differences(x64):
     model = dense_model(dtype=np.float64)
     seen = observe(model, batched(), THREE).of(GATE_GRADIENT)
-    step, ones = 1e-5, jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.runs))
+    step, ones = 1e-5, jax.tree.map(lambda g: g.astype(jnp.float64), ones_gates(model.segments))
     for name in STRUCTURES:
         size = ones[name].size
         moves = jnp.concatenate([jnp.eye(size), -jnp.eye(size)]).reshape(2 * size, *ones[name].shape) * step
@@ -120,9 +120,9 @@ def test_moments_are_means_over_real_tokens():
 
 def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
     """Return Σ w ∂w over each unit's part of one matrix, [layers, units]."""
-    pairs = zip(model.runs, gradient.runs, strict=True)
+    pairs = zip(model.segments, gradient.segments, strict=True)
     member = Member(path, axis, writes=False)
-    return np.asarray(join_runs([jnp.sum(unit_view(w, member) * unit_view(d, member), axis=2) for w, d in pairs]))
+    return np.asarray(join_segments([jnp.sum(unit_view(w, member) * unit_view(d, member), axis=2) for w, d in pairs]))
 
 
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mqa"])
@@ -156,7 +156,7 @@ def test_gate_of_a_kv_head_removes_exactly_the_query_heads_that_read_it(tmp_path
         return np.asarray(forward(load_model(directory), tokens))
 
     for unit in (0, 1):
-        gates = ones_gates(model.runs)
+        gates = ones_gates(model.segments)
         gates["attention"] = gates["attention"].at[1, unit].set(0)
         gated = np.asarray(forward(model, tokens, gates))
         readers = [h for h in range(4) if h // q_per_kv == unit]
@@ -237,7 +237,7 @@ def test_loss_that_is_not_finite_names_the_example():
 
 
 def test_broken_weights_are_refused_with_their_layer():
-    model = changed(dense_model(), "runs/0/mlp/up", lambda w: w.at[1, 0, 2].set(jnp.nan))
+    model = changed(dense_model(), "segments/0/mlp/up", lambda w: w.at[1, 0, 2].set(jnp.nan))
     with pytest.raises(
         ValueError, match="calibration: the loss of 5 examples is not finite, the first is example 0,.* layer 1"
     ):
@@ -280,7 +280,7 @@ def test_gradient_tree_is_like_the_model():
 def test_a_masked_model_is_observed_as_the_cut_one(x64):
     """What remains of a masked model has the statistics of the model that the cut leaves."""
     model = dense_model(layers=3, dtype=np.float64)
-    keep = random_keep(existing_units(model.runs), 0.6, seed=1)
+    keep = random_keep(existing_units(model.segments), 0.6, seed=1)
     pruned = cut(model, keep)
     needs = frozenset(STATISTICS.values()) - {ACTIVATION_USAGE}  # relative to the other units of its layer
     curvature = Curvature(probes=1)

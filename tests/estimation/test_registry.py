@@ -105,7 +105,7 @@ def test_the_how_to_adds_an_estimator(monkeypatch):
     np.testing.assert_allclose(scores["energy"]["mlp"][2], [*by_hand, *[np.nan] * 3], rtol=1e-5)
     np.testing.assert_allclose(scores["energy(root=True)"]["mlp"] ** 2, scores["energy"]["mlp"], rtol=1e-5)
 
-    existing = existing_units(model.runs)
+    existing = existing_units(model.segments)
     selection = search(scores["energy"], unit_costs(discover(model)), existing, 0.3, SearchConfig(allocation="global"))
     assert selection.actual >= 0.3
     for layer in range(4):

@@ -109,7 +109,7 @@ def test_squares_are_those_of_each_examples_mean_loss(x64, size, remat):
                 assert parameter.shape == ()  # embeddings and vectors belong to no structure
                 continue
             np.testing.assert_allclose(parameter[...], expect, rtol=1e-9, atol=1e-14, err_msg=path)
-    down = [parameters_by_path(values[statistic])["runs/0/mlp/down"][...] for statistic in (SQUARED, MEAN)]
+    down = [parameters_by_path(values[statistic])["segments/0/mlp/down"][...] for statistic in (SQUARED, MEAN)]
     assert float(jnp.mean(down[0])) > 1.1 * float(jnp.mean(jnp.square(down[1])))  # no square of the mean
 
 
@@ -131,7 +131,7 @@ class TestCost:
     def lowered(self, needs):
         state = {need: need.init(self.model, Plan(4)) for need in needs}
         position = jnp.asarray(0, jnp.int32)
-        arguments = (self.model, state, jnp.zeros(4), *self.batch, position, ones_gates(self.model.runs))
+        arguments = (self.model, state, jnp.zeros(4), *self.batch, position, ones_gates(self.model.segments))
         return observe_step.lower(*arguments, needs=frozenset(needs), remat="none").compile()
 
     def flops(self, needs) -> float:
@@ -177,7 +177,7 @@ class TestNotFinite:
     @pytest.mark.parametrize(("bad", "words"), [(2, " on example 2;"), (None, "is not finite;")])
     def test_the_example_is_searched_for(self, bad, words):
         model = ragged_model()
-        nan = changed(model, "runs/1/mlp/up", lambda w: w.at[0, 3, 1].set(jnp.nan))
+        nan = changed(model, "segments/1/mlp/up", lambda w: w.at[0, 3, 1].set(jnp.nan))
         statistics = Statistics(jnp.asarray(4), jnp.asarray(9), jnp.zeros(4), {MEAN: nan})
         with pytest.raises(ValueError, match=rf"the weight gradient of mlp/up in layer 2 .*{words}"):
             refuse_not_finite(statistics, model, [(TOKENS, MASK)], lambda example, _: nan if example == bad else model)
@@ -201,7 +201,7 @@ class TestNotFinite:
 
     def test_a_loss_names_where_it_starts(self):
         model, batches = random_model(TWO_RUNS), [(TOKENS[:2], MASK[:2]), (TOKENS[2:], MASK[2:])]
-        broken = changed(model, "runs/1/mlp/up", lambda w: w.at[0, 0, 0].set(jnp.nan))
+        broken = changed(model, "segments/1/mlp/up", lambda w: w.at[0, 0, 0].set(jnp.nan))
         with pytest.raises(ValueError, match=r"3 examples .* first is example 0, where it starts in mlp of layer 1"):
             observe(broken, batches, frozenset({MEAN}))
         token = TOKENS[2, 0]

@@ -84,8 +84,8 @@ def test_layout_of_the_file(tmp_path):
     path = save_statistics(tmp_path / "s", observed())
     tensors = load_file(path)
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
-    name = f"{SCENARIOS[1]}/squared_weight_gradient/runs/0/mlp/down"
-    expected = observed()[SCENARIOS[1]].values[SQUARED_WEIGHT_GRADIENT].runs[0].mlp.down[...]
+    name = f"{SCENARIOS[1]}/squared_weight_gradient/segments/0/mlp/down"
+    expected = observed()[SCENARIOS[1]].values[SQUARED_WEIGHT_GRADIENT].segments[0].mlp.down[...]
     np.testing.assert_array_equal(tensors[name], expected)
     with safe_open(path, framework="numpy") as file:
         about = json.loads(file.metadata()["scenarios"])

@@ -12,7 +12,7 @@ from tests.evaluation.test_perplexity import batched
 from tests.helpers import dense_model, length_mask, random_keep
 
 MODEL = dense_model(layers=4)
-EXISTING = existing_units(MODEL.runs)
+EXISTING = existing_units(MODEL.segments)
 
 
 def pruned_from(layer: int, seed: int) -> dict[str, np.ndarray]:
@@ -35,7 +35,7 @@ def all_losses(batches, keeps=KEEPS, model=MODEL, **options) -> dict[int, np.nda
 @pytest.mark.parametrize("at_once", [1, 2, 3, 8])
 @pytest.mark.parametrize("model", [MODEL, cut(MODEL, pruned_from(2, 9))], ids=["dense", "cut"])
 def test_equal_to_one_by_one(model, at_once):
-    existing = existing_units(model.runs)
+    existing = existing_units(model.segments)
     keeps = [{n: keep[n][:, : existing[n].shape[1]] & existing[n] for n in STRUCTURES} for keep in KEEPS]
     batches = batched(2, mask=length_mask(8, 3, 8, 5, 2, seq=8))
     found = all_losses(batches, keeps, model, at_once=at_once)
@@ -74,7 +74,7 @@ def test_equal_keep_sets_have_equal_losses():
 
 def test_one_program_for_all():
     model = dense_model(mlp=7)
-    keeps = [random_keep(existing_units(model.runs), 0.7, seed) for seed in range(7)]
+    keeps = [random_keep(existing_units(model.segments), 0.7, seed) for seed in range(7)]
     before = candidates_step._cache_size()
     found = all_losses(batched(2), keeps, model, at_once=3)
     assert len(found) == 7

@@ -34,7 +34,7 @@ def test_weight_bytes(tied):
 
 def test_weight_bytes_of_a_cut_model():
     model = dense_model("gqa", layers=2, mlp=6)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][0, 0] = False
     keep["attention"][1, 1] = False
     assert weight_bytes(model) - weight_bytes(cut(model, keep)) == 4 * (24 + 192)
@@ -52,7 +52,7 @@ def test_directory_bytes(tmp_path):
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_forward_seconds_is_one_number_a_model(repeats):
     model = dense_model()
-    pruned = cut(model, random_keep(existing_units(model.runs), 0.5))
+    pruned = cut(model, random_keep(existing_units(model.segments), 0.5))
     seconds = forward_seconds([model, pruned], random_tokens(2, 6), repeats=repeats)
     assert len(seconds) == 2
     assert all(np.isfinite(number) and number > 0 for number in seconds)
@@ -67,7 +67,7 @@ def test_forward_seconds_times_compiled_programs():
 
 def test_forward_bytes_are_weights_results_and_temporaries():
     model, tokens = dense_model(), random_tokens(2, 6)
-    pruned = cut(model, random_keep(existing_units(model.runs), 0.5))
+    pruned = cut(model, random_keep(existing_units(model.segments), 0.5))
     logits = 4 * 2 * 6 * model.spec.vocab
     assert forward_bytes(model, tokens) >= weight_bytes(model) + logits
     assert forward_bytes(model, tokens) == forward_bytes(model, tokens)

@@ -61,7 +61,7 @@ def test_uniform_model_has_the_perplexity_of_its_vocabulary():
 
 def test_masked_equals_cut():
     model = dense_model(layers=3)
-    keep = random_keep(existing_units(model.runs), 0.6, seed=4)
+    keep = random_keep(existing_units(model.segments), 0.6, seed=4)
     masked, pruned = window_losses(model, batched(5), masks(keep)), window_losses(cut(model, keep), batched(5))
     np.testing.assert_allclose(masked.sums, pruned.sums, rtol=1e-5)
     assert masked.perplexity != pytest.approx(window_losses(model, batched(5)).perplexity, rel=1e-2)
@@ -70,7 +70,7 @@ def test_masked_equals_cut():
 def test_no_gates_remove_nothing():
     model = dense_model()
     np.testing.assert_array_equal(
-        window_losses(model, batched(5)).sums, window_losses(model, batched(5), ones_gates(model.runs)).sums
+        window_losses(model, batched(5)).sums, window_losses(model, batched(5), ones_gates(model.segments)).sums
     )
 
 
@@ -79,7 +79,7 @@ def test_one_compilation_for_all_candidates():
     before = loss_step._cache_size()
     dense = window_losses(model, batched(2)).perplexity
     for seed in range(3):
-        keep = random_keep(existing_units(model.runs), 0.7, seed)
+        keep = random_keep(existing_units(model.segments), 0.7, seed)
         assert window_losses(model, batched(2), masks(keep)).perplexity != dense
     assert loss_step._cache_size() == before + 1
     window_losses(cut(model, keep), batched(2))

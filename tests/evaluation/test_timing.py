@@ -26,7 +26,7 @@ WORKLOAD = Workload(batch=2, prompt=5, new=7)
 @pytest.fixture(scope="module")
 def models():
     model = dense_model()
-    return single_layers(model), single_layers(cut(model, random_keep(existing_units(model.runs), 0.5)))
+    return single_layers(model), single_layers(cut(model, random_keep(existing_units(model.segments), 0.5)))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_workload_beyond_the_positions_is_refused(models):
 @pytest.fixture(scope="module")
 def pruned_directory(tiny_model_directory, tmp_path_factory):
     model = load_model(tiny_model_directory)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][0, :12] = False
     keep["attention"][1] = False
     return save_model(cut(model, keep), tmp_path_factory.mktemp("pruned") / "cut", keep=keep)

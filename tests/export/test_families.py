@@ -146,7 +146,7 @@ def test_gguf_refuses_what_llama_cpp_has_not(family, tmp_path):
 def test_rows_keep_their_order(family, tmp_path, monkeypatch):
     """Negative control: rows permuted as a LLaMA's are would be another model. Source: rope types of llama.cpp."""
     model = random_model(RELATIVES[f"{family}-uniform"])
-    rows = np.asarray(model.runs[0].attention.query[...][0]).reshape(32, -1).T
+    rows = np.asarray(model.segments[0].attention.query[...][0]).reshape(32, -1).T
     for permuted in ((), (family,)):
         monkeypatch.setattr(gguf_file, "PERMUTED", permuted)
         path = tmp_path / f"{len(permuted)}.gguf"
@@ -161,7 +161,7 @@ def test_fused_rows_keep_their_order(tmp_path):
     model = random_model(RELATIVES["phi3-uniform"])
     written(model, tmp_path / "x.gguf")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
-    attention, mlp = model.runs[0].attention, model.runs[0].mlp
+    attention, mlp = model.segments[0].attention, model.segments[0].mlp
     rows = [np.asarray(part[...][1]).reshape(32, -1).T for part in (attention.query, attention.key, attention.value)]
     np.testing.assert_array_equal(tensors["blk.1.attn_qkv.weight"], np.concatenate(rows))
     rows = [np.asarray(part[...][1]).T for part in (mlp.gate, mlp.up)]
@@ -209,6 +209,6 @@ def test_fused_matrices_of_two_kinds_are_refused(tmp_path):
 def test_another_bias_would_show(tmp_path):
     """Negative control: a bias that differs in one entry is another model after export."""
     model = random_model(RELATIVES["qwen2-uniform"])
-    other = changed(model, "runs/0/attention/value_bias", lambda value: value.at[0, 0, 0].add(1.0))
+    other = changed(model, "segments/0/attention/value_bias", lambda value: value.at[0, 0, 0].add(1.0))
     written(other, tmp_path / "x.gguf")
     assert np.abs(forward(load_model(tmp_path / "x.gguf"), TOKENS) - forward(model, TOKENS)).max() > 1e-2

@@ -115,7 +115,7 @@ def test_q8_0(tmp_path):
 
 
 def test_values_beyond_float16_are_refused(tmp_path):
-    model = changed(random_model(UNIFORM), "runs/0/mlp/up", lambda value: value * 1e6)
+    model = changed(random_model(UNIFORM), "segments/0/mlp/up", lambda value: value * 1e6)
     with pytest.raises(ValueError, match=r"blk\.0\.ffn_up\.weight: holds values up to .* beyond the range of float16"):
         written(model, tmp_path / "x.gguf", "float16")
     written(model, tmp_path / "y.gguf", "bfloat16")
@@ -142,5 +142,5 @@ def test_layers_without_heads_have_no_tensors_that_nothing_reads(tmp_path):
     assert "blk.2.attn_norm.weight" not in names
     assert "blk.2.attn_q.weight" not in names
     assert {"blk.2.ffn_norm.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight"} <= names.keys()
-    changed_norm = changed(model, "runs/4/attention_norm", lambda value: value * 5)
+    changed_norm = changed(model, "segments/4/attention_norm", lambda value: value * 5)
     np.testing.assert_array_equal(forward(changed_norm, TOKENS), forward(model, TOKENS))

@@ -110,7 +110,7 @@ def test_dtype_rounds_once(dtype, tmp_path):
     write_hf(model, tmp_path, "ragged", jnp.dtype(dtype))
     assert config_of(tmp_path)["torch_dtype"] == dtype
     loaded = load_model(tmp_path)
-    for got, whole in zip(loaded.runs, model.runs, strict=True):
+    for got, whole in zip(loaded.segments, model.segments, strict=True):
         rounded = np.asarray(whole.mlp.gate[...]).astype(jnp.dtype(dtype)).astype(np.float32)
         np.testing.assert_array_equal(got.mlp.gate[...], rounded)
 

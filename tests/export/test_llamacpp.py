@@ -101,7 +101,7 @@ def test_biases_are_read(tmp_path):
     for name, spec in (("biased", PLAIN["biased"]), ("empty", SPECS["empty_biased"])):
         model = random_model(spec)
         got = logits_of(written(model, tmp_path / f"{name}.gguf"), TOKENS)
-        for run in model.runs:
+        for run in model.segments:
             run.attention.output_bias[...] = jnp.zeros_like(run.attention.output_bias[...])
         assert np.abs(got - expected_logits(model, TOKENS)).max() > 1e-2
 
@@ -111,7 +111,7 @@ class TestLayersThatDeciCannotHold:
 
     def test_attention_without_channels_is_left_out(self, tmp_path, monkeypatch):
         model = random_model(spec_of((2, 2, 24), (1, 2, 0), (2, 2, 24)))
-        without = cut(model, existing_units(model.runs) | {"attention": np.array([[1, 1], [0, 0], [1, 1]], bool)})
+        without = cut(model, existing_units(model.segments) | {"attention": np.array([[1, 1], [0, 0], [1, 1]], bool)})
         norm = "model.layers.1.post_attention_layernorm.weight"  # llama.cpp has none in such a layer
         tensors = gguf_file.gguf_tensors
         monkeypatch.setattr("saap_jax.export.widths.deci_widths", lambda spec: spec.layers)
@@ -149,7 +149,7 @@ def smollm2(tmp_path_factory):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     random = np.random.default_rng(0)
-    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.runs).items()}
+    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.segments).items()}
     keep["attention"][[5, 7]] = False
     keep["mlp"][[6, 29]] = False
     directory = tmp_path_factory.mktemp("smollm2") / "cut"

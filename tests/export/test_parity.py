@@ -179,7 +179,7 @@ def test_real_model(tmp_path):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     random = np.random.default_rng(0)
-    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.runs).items()}
+    keep = {name: units & (random.random(units.shape) < 0.95) for name, units in existing_units(model.segments).items()}
     keep["attention"][0] = keep["mlp"][9] = False
     pruned = cut(model, keep)
     ids = np.asarray([tokenizer.encode("The capital of France is")], np.int32)

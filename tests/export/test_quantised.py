@@ -47,7 +47,7 @@ def test_blocks_are_the_model_with_scales_in_float16(name, tmp_path):
     assert "Q4_1" in kinds
     assert tensors["token_embd.weight"].tensor_type.name == "F16"
     rounded = jax.tree.map(lambda leaf: leaf, model)
-    for run in rounded.runs:
+    for run in rounded.segments:
         for matrix in (*vars(run.attention).values(), *vars(run.mlp).values()):
             for array in (matrix.scale, matrix.offset) if hasattr(matrix, "packed") else ():
                 array[...] = array[...].astype(jnp.float16).astype(jnp.float32)
@@ -63,7 +63,7 @@ def test_integers_are_kept(tmp_path):
     model = merged_model(SPECS["ragged"])
     down = written(model, tmp_path / "x.gguf")["blk.2.ffn_down.weight"]
     blocks = np.asarray(down.data).reshape(32, 1, 20)
-    np.testing.assert_array_equal(blocks[:, :, 4:].transpose(1, 2, 0), model.runs[1].mlp.down.packed[1])
+    np.testing.assert_array_equal(blocks[:, :, 4:].transpose(1, 2, 0), model.segments[1].mlp.down.packed[1])
 
 
 def test_some_quantised_matrices(tmp_path):
@@ -114,7 +114,7 @@ def test_other_quantisations_are_refused_by_gguf(tokenizer, tmp_path, capsys):
 
 def test_offsets_beyond_float16_are_refused(tmp_path):
     model = merged_model(SPECS["uniform"])
-    model.runs[0].mlp.up.offset[...] = model.runs[0].mlp.up.offset[...] + 1e6
+    model.segments[0].mlp.up.offset[...] = model.segments[0].mlp.up.offset[...] + 1e6
     with pytest.raises(ValueError, match="up_proj.weight: has a scale or offset of 1e\\+06, beyond float16"):
         written(model, tmp_path / "x.gguf")
 
@@ -125,7 +125,7 @@ def test_a_wrong_block_is_found(source, tmp_path, monkeypatch):
     def wrong(path):
         model = load_model(path)
         if str(path).endswith(".gguf"):
-            model.runs[0].mlp.down[...] = model.runs[0].mlp.down[...].at[0, :32, :8].add(0.05)
+            model.segments[0].mlp.down[...] = model.segments[0].mlp.down[...].at[0, :32, :8].add(0.05)
         return model
 
     monkeypatch.setattr(export, "load_model", wrong)

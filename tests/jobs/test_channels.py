@@ -53,7 +53,7 @@ MODELS = {
 
 
 def with_channels(model, keep=KEEP):
-    return existing_units(model.runs) | {RESIDUAL: keep[None]}
+    return existing_units(model.segments) | {RESIDUAL: keep[None]}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,7 +81,7 @@ def test_epsilon_counts():
 def test_gates_tell_finite_differences_of_each_example():
     model = ragged_model()
     scores = observe_channels(model, pairs(WINDOWS, 2)).scores
-    ones, counts = ones_gates(model.runs), WINDOWS.mask[:, 1:].sum(1)
+    ones, counts = ones_gates(model.segments), WINDOWS.mask[:, 1:].sum(1)
     slopes = np.zeros((4, 8))
     for channel in range(8):
         gates = [jnp.ones((1, 8)).at[0, channel].add(step) for step in (1e-2, -1e-2)]
@@ -188,7 +188,9 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
     assert loaded.spec.embed < whole.spec.embed
     prunable = [prunable_parameters(discover(each)) for each in (whole, loaded)]
     assert pruned.selection.actual >= 0.4
-    biases = sum(leaf.size for run in loaded.runs for leaf in (run.attention.output_bias[...], run.mlp.down_bias[...]))
+    biases = sum(
+        leaf.size for run in loaded.segments for leaf in (run.attention.output_bias[...], run.mlp.down_bias[...])
+    )
     assert pruned.selection.removed == prunable[0] - prunable[1]
     assert count_parameters(loaded) == pruned.parameters[1] < pruned.parameters[0] - pruned.selection.removed + biases
     assert dict(prune.summary_rows(pruned))["width of the residual stream"].endswith(f"-> {loaded.spec.embed}")

@@ -139,9 +139,12 @@ def test_pruned_models_are_compensated(tiny_model_directory, tmp_path):
     models = {name: saap_jax.load_model(tmp_path / name) for name in ("plain", "least", "biased")}
     assert models["least"].spec == models["plain"].spec
     assert [model.spec.output_biases for model in models.values()] == [False, False, True]
-    same = [np.array_equal(m.runs[0].mlp.up[...], models["plain"].runs[0].mlp.up[...]) for m in models.values()]
+    same = [np.array_equal(m.segments[0].mlp.up[...], models["plain"].segments[0].mlp.up[...]) for m in models.values()]
     assert all(same)
-    assert float(jnp.abs(models["least"].runs[0].mlp.down[...] - models["plain"].runs[0].mlp.down[...]).max()) > 1e-4
+    assert (
+        float(jnp.abs(models["least"].segments[0].mlp.down[...] - models["plain"].segments[0].mlp.down[...]).max())
+        > 1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["compare", "prune"])

@@ -40,7 +40,7 @@ def here(data, monkeypatch):
 def pruned(tiny_model_directory, tmp_path_factory):
     """A pruned model: layers of different widths, one without attention."""
     model = load_model(tiny_model_directory)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][:, ::2] = False
     keep["attention"][1] = False
     tokenizer = load_tokenizer(tiny_model_directory)

@@ -80,7 +80,7 @@ def test_a_gguf_of_a_gguf_keeps_its_tokenizer(source, tmp_path):
 
 
 def wrong_model(model, *args, **kwargs):
-    return changed(load_model(model), "runs/0/attention/value", lambda value: value * 1.01)
+    return changed(load_model(model), "segments/0/attention/value", lambda value: value * 1.01)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -42,7 +42,7 @@ def cut_path(estimator, ratios, search, every):
 
     Each step asks for what is missing to the next ratio, as a share of what is left.
     """
-    keep = existing_units(MODEL.runs)
+    keep = existing_units(MODEL.segments)
     whole = saap_jax.prunable_parameters(saap_jax.discover(MODEL))
     keeps, model = {}, MODEL
     for ratio in checkpoints(ratios, every):

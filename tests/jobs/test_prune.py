@@ -29,7 +29,7 @@ UNIFORM = SearchConfig()
 
 def scores_of(model, seed: int = 0):
     random = np.random.default_rng(seed)
-    return {name: random.uniform(1, 2, units.shape) for name, units in existing_units(model.runs).items()}
+    return {name: random.uniform(1, 2, units.shape) for name, units in existing_units(model.segments).items()}
 
 
 def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=None):
@@ -43,7 +43,7 @@ def smallest(model, config: PruneConfig, targets: TargetsConfig, recalibrate=Non
 
 def test_costs_of_widths_are_those_of_the_cut_model():
     model = dense_model(layers=4, mlp=12)
-    keep = random_keep(existing_units(model.runs), 0.4, seed=3)
+    keep = random_keep(existing_units(model.segments), 0.4, seed=3)
     config = TargetsConfig(parameters="90%", macs="90%", weight_bytes="90%", batch=2, length=16)
     pruned = cut(model, keep)
     assert pruned_spec(model.spec, keep) == pruned.spec
@@ -107,7 +107,7 @@ def test_memory_is_no_less_than_the_compiler_says_of_the_pruned_model():
     costs = Costs(config, np.float32, None, temporaries_of(compile_programs(model, workload_of(config)), config))
     dense = compile_programs(model, workload_of(config)).memory_bytes
     assert costs.of(model.spec)["peak_memory"] == dense
-    keep = random_keep(existing_units(model.runs), 0.5)
+    keep = random_keep(existing_units(model.segments), 0.5)
     pruned = cut(model, keep)
     said, real = costs.of(pruned.spec)["peak_memory"], compile_programs(pruned, workload_of(config)).memory_bytes
     assert dense > said
@@ -150,7 +150,7 @@ def test_a_table_is_what_models_took(monkeypatch):
     model = dense_model(layers=3, mlp=12)
     table = measure_table(model, Workload(1, 16, 2), repeats=3)
     assert table.latency(model.spec) == pytest.approx(1.1 * (1 + 3 * (1.0 + 0.12)))
-    narrow = pruned_spec(model.spec, random_keep(existing_units(model.runs), 0.5, seed=1))
+    narrow = pruned_spec(model.spec, random_keep(existing_units(model.segments), 0.5, seed=1))
     expected = 1.1 * (1 + sum(0.5 * layer.kv_heads + 0.01 * layer.mlp for layer in narrow.layers))
     assert table.latency(narrow) == pytest.approx(expected)
     assert table.tokens_per_second(narrow) == pytest.approx(10 / expected)

@@ -34,7 +34,7 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def pruned(tiny_model_directory, tmp_path_factory):
     model = load_model(tiny_model_directory)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][:, ::2] = False
     tokenizer = load_tokenizer(tiny_model_directory)
     return save_model(cut(model, keep), tmp_path_factory.mktemp("pruned") / "half", tokenizer=tokenizer, keep=keep)

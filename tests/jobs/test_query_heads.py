@@ -59,7 +59,7 @@ def model_of(weak: bool = False, **options):
         for layer, heads in WEAK.items():
             scale[layer, list(heads)] = 1e-3
         factor = jnp.asarray(scale.reshape(3, 2, 3, 1, 1), model.embedding.dtype)
-        model = changed(model, "runs/0/attention/output", lambda value: value * factor)
+        model = changed(model, "segments/0/attention/output", lambda value: value * factor)
     return model
 
 
@@ -83,7 +83,7 @@ def removed_heads(heads: np.ndarray) -> dict[int, tuple[int, ...]]:
 def direct_ablation(model) -> np.ndarray:
     """Return the change of the loss a token without each query head, by one forward pass each."""
     tokens, mask = jnp.asarray(WINDOWS.tokens), jnp.asarray(WINDOWS.mask)
-    ones, heads = ones_gates(model.runs), np.ones((3, 6), np.float32)
+    ones, heads = ones_gates(model.segments), np.ones((3, 6), np.float32)
     dense, changes = float(losses_of(model, tokens, mask, ones | {QUERY_HEADS: heads}).sum()), np.zeros((3, 6))
     for layer, head in np.ndindex(3, 6):
         gate = heads.copy()
@@ -122,8 +122,8 @@ def test_what_goes_is_what_direct_ablation_ranks_lowest(estimator):
 
 def test_heads_in_another_order_give_the_same_model(x64):
     model, order = model_of(dtype=np.float64), np.array([2, 0, 1])
-    permuted = changed(model, "runs/0/attention/query", lambda value: value[:, :, :, order])
-    permuted = changed(permuted, "runs/0/attention/output", lambda value: value[:, :, order])
+    permuted = changed(model, "segments/0/attention/query", lambda value: value[:, :, :, order])
+    permuted = changed(permuted, "segments/0/attention/output", lambda value: value[:, :, order])
     one, two = (chosen(each, 0.3, SearchConfig(allocation="global"), 0.4) for each in (model, permuted))
     heads = one.keep[QUERY_HEADS].reshape(3, 2, 3)
     np.testing.assert_array_equal(two.keep[QUERY_HEADS].reshape(3, 2, 3), heads[:, :, order])
@@ -253,7 +253,7 @@ def test_the_oracle_tells_of_query_heads_and_channels(x64):
 @pytest.mark.parametrize("propagate", ["dense", "pruned"])
 def test_compensation_is_that_of_the_ungrouped_model(method, propagate, x64):
     model = model_of(dtype=np.float64)
-    keep = existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)}
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
     keep[QUERY_HEADS][0] = [1, 0, 1, 0, 1, 1]
     keep[QUERY_HEADS][2] = [0, 0, 1, 0, 0, 0]
     keep["attention"][2, 1] = False
@@ -264,8 +264,8 @@ def test_compensation_is_that_of_the_ungrouped_model(method, propagate, x64):
     plain = {"attention": keep[QUERY_HEADS], "mlp": keep["mlp"]}
     expected = compensate(ungrouped(model), plain, batches, config)
     np.testing.assert_allclose(
-        new.model.runs[0].attention.output[...].reshape(3, 6, 1, 4, 8),
-        expected.model.runs[0].attention.output[...],
+        new.model.segments[0].attention.output[...].reshape(3, 6, 1, 4, 8),
+        expected.model.segments[0].attention.output[...],
         rtol=0,
         atol=1e-9,
     )
@@ -307,7 +307,7 @@ def test_prune_saves_a_model_that_loads_and_evaluates(options, tmp_path):
     assert count_parameters(loaded) == pruned.parameters[1] == pruned.parameters[0] - pruned.selection.removed
     assert min(w.q_per_kv for w in loaded.spec.layers) == 1
     assert pruned.query_heads == (keep[QUERY_HEADS].size, keep[QUERY_HEADS].sum())
-    assert pruned.runs == len(loaded.runs)
+    assert pruned.segments == len(loaded.segments)
     jax.tree.map(np.testing.assert_array_equal, keep, pruned.selection.keep)
     rows = evaluate(EvaluateConfig(models=(out, options["model"].name), windows=3, length=16, batch_size=2))
     assert rows[out].ppl != rows[options["model"].name].ppl
@@ -330,7 +330,7 @@ def test_on_the_command_line(options, tmp_path, capsys):
     assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words]) == 0
     assert "query heads" in capsys.readouterr().out
     for option, value, message in (
-        ("--search.max-runs", "2", "search.query_heads.share: expected no search.max_runs beside it, got 2"),
+        ("--search.max-segments", "2", "search.query_heads.share: expected no search.max_segments beside it, got 2"),
         ("--search.max-shapes", "2", "search.query_heads.share: expected no search.max_shapes beside it, got 2"),
         ("--targets.parameters", "70%", "search.query_heads.share: expected no targets beside it, got parameters"),
         ("--search.query-heads.share", "0.99", "search.query_heads.share: expected at most"),

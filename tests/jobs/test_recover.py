@@ -82,11 +82,11 @@ def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path)
     run = read_run(tmp_path / "runs" / "recover")
     assert run["training"]["best_loss"] < 0.9 * run["training"]["first_loss"]
     made, base = load_model(tmp_path / "runs" / "recover" / "model"), load_model(options[1])
-    assert isinstance(made.runs[0].mlp.down, Quantized if method == "groupwise" else nnx.Param)
+    assert isinstance(made.segments[0].mlp.down, Quantized if method == "groupwise" else nnx.Param)
     assert made.spec == base.spec
     assert (weight_bytes(made) == weight_bytes(base)) == (method == "lora")
     np.testing.assert_array_equal(made.embedding[...], base.embedding[...])
-    assert not np.allclose(made.runs[0].mlp.down[...], base.runs[0].mlp.down[...], atol=1e-3)
+    assert not np.allclose(made.segments[0].mlp.down[...], base.segments[0].mlp.down[...], atol=1e-3)
     assert run["after"]["ppl"] != run["before"]["ppl"]
 
 

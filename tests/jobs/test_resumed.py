@@ -54,7 +54,7 @@ def killed(run: RunDirectory) -> None:
 
 
 def other_weights(directory: Path, tokenizer) -> None:
-    model = changed(load_model(directory), "runs/0/mlp/up", lambda value: value.at[0, 0, 0].add(1e-3))
+    model = changed(load_model(directory), "segments/0/mlp/up", lambda value: value.at[0, 0, 0].add(1e-3))
     shutil.rmtree(directory)
     save_model(model, directory, tokenizer=tokenizer)
 
@@ -165,7 +165,7 @@ def test_a_digest_tells_all_weights_and_constants(tiny_model_directory):
     model = load_model(tiny_model_directory)
     assert model_digest(model) == model_digest(load_model(tiny_model_directory))
     assert model_digest(model) != model_digest(load_model(tiny_model_directory, "bfloat16"))
-    for path in ("embedding", "norm", "runs/0/attention/output"):
+    for path in ("embedding", "norm", "segments/0/attention/output"):
         other = changed(model, path, lambda value: value.at[(0,) * value.ndim].add(1e-6))
         assert model_digest(other) != model_digest(model)
 
@@ -246,7 +246,7 @@ def test_records_of_other_candidates_are_refused(name, tiny_model_directory, tex
 def test_keep_sets_are_held_against_ratio_and_units(tiny_model_directory, tmp_path):
     model = load_model(tiny_model_directory)
     run = RunDirectory.open(tmp_path / "run", {})
-    whole = existing_units(model.runs)
+    whole = existing_units(model.segments)
     half = {name: np.arange(units.shape[1]) % 2 < np.ones_like(units) for name, units in whole.items()}
     ratios = {"half@0.4": 0.4, "none@0": 0.0}
     save_keeps(run, {"half@0.4": half, "none@0": whole})

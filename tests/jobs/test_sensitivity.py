@@ -73,7 +73,7 @@ class TestCandidates:
         assert asked == set(itertools.product(range(2), STRUCTURES, FRACTIONS))
 
     def test_only_the_lowest_scores_of_one_place_go(self, config, run, model):
-        scores, existing = read_scores(run).scores("gate_fisher"), existing_units(model.runs)
+        scores, existing = read_scores(run).scores("gate_fisher"), existing_units(model.segments)
         keeps, about = sensitivity.one_place_each(LlamaSubject(model), scores, FRACTIONS)
         for name, keep in keeps.items():
             row = about[name]

@@ -80,7 +80,7 @@ def test_each_parameter_of_a_family_counts(family, name):
     """Negative control: with biases of 0, or norm scales of 1, the logits are others."""
     model = relative(family)
     nothing = jnp.zeros_like if "bias" in name else jnp.ones_like
-    assert differ(logits(changed(model, f"runs/0/attention/{name}", nothing)), logits(model))
+    assert differ(logits(changed(model, f"segments/0/attention/{name}", nothing)), logits(model))
 
 
 @pytest.mark.parametrize("family", ["mistral", "phi3"])
@@ -100,7 +100,7 @@ def test_without_what_is_their_own_they_are_llamas():
     qwen2 = with_arrays(relative("qwen2"), llama, *parameters_by_path(llama))
     assert differ(logits(qwen2), logits(llama))
     for name in BIASES:
-        qwen2 = changed(qwen2, f"runs/0/attention/{name}", jnp.zeros_like)
+        qwen2 = changed(qwen2, f"segments/0/attention/{name}", jnp.zeros_like)
     np.testing.assert_allclose(logits(qwen2), logits(llama), rtol=0, atol=1e-6)
     as_long, shorter = (with_constants(llama, family="mistral", sliding_window=window) for window in (9, 8))
     np.testing.assert_array_equal(logits(as_long), logits(llama))
@@ -109,7 +109,7 @@ def test_without_what_is_their_own_they_are_llamas():
 
 def test_llama_has_no_new_parameters_and_the_same_program_without_a_window():
     model = dense_model()
-    assert all(getattr(model.runs[0].attention, name) is None for name in (*BIASES, "query_norm", "key_norm"))
+    assert all(getattr(model.segments[0].attention, name) is None for name in (*BIASES, "query_norm", "key_norm"))
     programs = [
         str(jax.make_jaxpr(lambda m, t: m(t))(each, jnp.asarray(TOKENS)))
         for each in (model, with_constants(model, family="mistral", sliding_window=9))
@@ -135,7 +135,7 @@ def test_biases_are_members_and_norms_are_not():
 @pytest.mark.parametrize("family", RELATIVES)
 def test_masked_equals_cut(family):
     model = relative(family, *[(2, 6)] * 3)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["attention"][0, 0] = keep["attention"][2] = False
     keep["mlp"][1, [0, 4]] = False
     pruned = cut(model, keep)
@@ -149,7 +149,7 @@ def test_query_heads(family, x64):
     """Ungrouped it is the same function; cut query heads are masked ones, and are counted with their biases."""
     model = relative(family, dtype=np.float64)
     np.testing.assert_allclose(logits(ungrouped(model)), logits(model), rtol=0, atol=1e-12)
-    keep = existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)}
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
     keep[QUERY_HEADS][1] = [True, False, False, True]
     pruned = cut(model, keep)
     np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=1e-12)
@@ -168,11 +168,11 @@ def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
     model = relative(family, dtype=np.float64)
     batch = (random_tokens(3, 7), np.ones((3, 7), bool))
     statistics = observe(model, [batch], frozenset({GATE_GRADIENT, WEIGHT_GRADIENT}))
-    (run,), (gradient,) = model.runs, statistics.of(WEIGHT_GRADIENT).runs
+    (segment,), (gradient,) = model.segments, statistics.of(WEIGHT_GRADIENT).segments
     gates = np.mean(np.asarray(statistics.of(GATE_GRADIENT)["attention"]), axis=0)
     sums = {
         member.path.removeprefix("attention/"): np.einsum(
-            "lur,lur->lu", *(np.asarray(unit_view(tree, member)) for tree in (run, gradient))
+            "lur,lur->lu", *(np.asarray(unit_view(tree, member)) for tree in (segment, gradient))
         )
         for member in discover(model)["attention"].members
     }
@@ -186,14 +186,14 @@ def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
     model, tokens = relative("qwen2", dtype=np.float64), random_tokens(3, 6)
     mask = np.ones(tokens.shape, bool)
     found = observe(model, [(tokens, mask)], frozenset({SQUARED_WEIGHT_GRADIENT}))
-    squares = found.of(SQUARED_WEIGHT_GRADIENT).runs[0].attention
+    squares = found.of(SQUARED_WEIGHT_GRADIENT).segments[0].attention
 
     @jax.jit
     def gradient(tokens):
         def loss(model):
             return next_token_losses(model, tokens, jnp.ones(tokens.shape, bool))[0].sum() / (tokens.size - 1)
 
-        return jax.grad(loss)(model).runs[0].attention
+        return jax.grad(loss)(model).segments[0].attention
 
     each = [gradient(jnp.asarray(row[None])) for row in tokens]
     for name in ("query", *BIASES):
@@ -206,7 +206,7 @@ def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
 def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
     model, tokens = relative(family, dtype=np.float64), random_tokens(2, 9)
     mask = np.ones(tokens.shape, bool)
-    units = [unit for unit in sample_units(existing_units(model.runs), 1) if unit.layer == 0]
+    units = [unit for unit in sample_units(existing_units(model.segments), 1) if unit.layer == 0]
     changes = ablate(model, [(tokens, mask)], units, at_once=2)
 
     @jax.jit
@@ -215,7 +215,7 @@ def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
             mask[:, 1:].sum()
         )
 
-    ones = ones_gates(model.runs)
+    ones = ones_gates(model.segments)
     for unit, change in changes.items():
         closed = ones | {unit.structure: ones[unit.structure].at[unit.layer, unit.number].set(0.0)}
         assert change == pytest.approx(float(loss(closed) - loss(ones)), abs=1e-12)

@@ -266,7 +266,7 @@ def test_layout_of_biases_and_norms_is_hugging_face(tmp_path):
     """Head h of layer l: entries h·head_dim … of q_proj.bias are query_bias[l, h // q_per_kv, h % q_per_kv]."""
     model = relative("qwen2")
     tensors = load_file(save_model(model, tmp_path / "qwen2") / "model.safetensors")
-    attention = model.runs[0].attention
+    attention = model.segments[0].attention
     for layer, head in itertools.product(range(2), range(4)):
         prefix, rows = f"model.layers.{layer}.self_attn.", slice(4 * head, 4 * head + 4)
         np.testing.assert_array_equal(
@@ -277,14 +277,14 @@ def test_layout_of_biases_and_norms_is_hugging_face(tmp_path):
             np.testing.assert_array_equal(tensors[f"{prefix}v_proj.bias"][rows], attention.value_bias[...][layer, head])
     qwen3 = relative("qwen3")
     tensors = load_file(save_model(qwen3, tmp_path / "qwen3") / "model.safetensors")
-    norm = qwen3.runs[0].attention.query_norm[...]
+    norm = qwen3.segments[0].attention.query_norm[...]
     np.testing.assert_array_equal(tensors["model.layers.1.self_attn.q_norm.weight"], norm[1])
 
 
 def test_fused_tensors_are_the_separate_ones_below_each_other(tmp_path):
     model = relative("phi3")
     tensors = load_file(save_model(model, tmp_path / "m") / "model.safetensors")
-    attention, mlp = model.runs[0].attention, model.runs[0].mlp
+    attention, mlp = model.segments[0].attention, model.segments[0].mlp
     parts = [np.asarray(p[...][1]).reshape(8, -1).T for p in (attention.query, attention.key, attention.value)]
     np.testing.assert_array_equal(tensors["model.layers.1.self_attn.qkv_proj.weight"], np.concatenate(parts))
     parts = [np.asarray(p[...][1]).T for p in (mlp.gate, mlp.up)]

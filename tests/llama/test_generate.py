@@ -66,7 +66,7 @@ def test_equals_recomputation(name):
 def test_a_wrong_cache_would_be_seen():
     """The negative control: keys of another model's layer give other tokens."""
     model = ragged_model()
-    other = changed(model, "runs/0/attention/key", lambda value: -value)
+    other = changed(model, "segments/0/attention/key", lambda value: -value)
     assert generate(model, PROMPTS, max_new_tokens=9, stop_tokens=()) != [recomputed(other, p, 9) for p in PROMPTS]
 
 
@@ -188,10 +188,10 @@ def test_the_cache_is_reused_in_place():
     keys = jax.random.split(jax.random.key(0), 4)
     settings, stops = settings_of(Sampling()), stops_of(())
     _, state = prefill(model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=64)
-    places = [run.keys.unsafe_buffer_pointer() for run in state.cache if run.keys.size]
+    places = [segment.keys.unsafe_buffer_pointer() for segment in state.cache if segment.keys.size]
     _, after = decode_steps(model, state, settings, stops, jnp.int32(3))
-    assert all(run.keys.is_deleted() for run in state.cache if run.keys.size)
-    assert [run.keys.unsafe_buffer_pointer() for run in after.cache if run.keys.size] == places
+    assert all(segment.keys.is_deleted() for segment in state.cache if segment.keys.size)
+    assert [segment.keys.unsafe_buffer_pointer() for segment in after.cache if segment.keys.size] == places
     assert int(after.slot) == inputs.tokens.shape[1] + 3
 
 
@@ -205,8 +205,8 @@ def test_cache_bytes_count_one_key_and_value_a_kv_head():
 def test_single_layers_is_the_same_function_of_more_runs():
     model = ragged_model()
     single = single_layers(model)
-    assert [run.length for run in single.runs] == [1, 1, 1, 1]
-    assert [run.length for run in model.runs] == [2, 1, 1]
+    assert [segment.length for segment in single.segments] == [1, 1, 1, 1]
+    assert [segment.length for segment in model.segments] == [2, 1, 1]
     assert single.spec == model.spec
     tokens = random_tokens(2, 7)
     np.testing.assert_allclose(forward(single, tokens), forward(model, tokens), rtol=0, atol=1e-5)
@@ -217,12 +217,15 @@ def test_single_layers_is_the_same_function_of_more_runs():
 def test_fused_layers_are_the_same_function_of_larger_matrices(name):
     model = MODELS[name]()
     fused, tokens = fused_layers(model), random_tokens(2, 7)
-    assert all(isinstance(run.attention, FusedAttention) and isinstance(run.mlp, FusedMlp) for run in fused.runs)
+    assert all(
+        isinstance(segment.attention, FusedAttention) and isinstance(segment.mlp, FusedMlp)
+        for segment in fused.segments
+    )
     assert fused.spec == model.spec
     assert weight_bytes(fused) == weight_bytes(model)
     np.testing.assert_allclose(forward(fused, tokens), forward(model, tokens), rtol=0, atol=1e-5)
     assert fused_layers(fused) is fused
-    assert type(model.runs[0].attention) is Attention  # the model that it was made of is as it was
+    assert type(model.segments[0].attention) is Attention  # the model that it was made of is as it was
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (1, 3), (2, 1), (2, 3)])
@@ -257,7 +260,7 @@ def test_rows_decoded_alone_are_those_of_recomputation(name, parts):
 def test_fused_layers_with_a_column_moved_are_another_function():
     model, tokens = dense_model("gqa"), random_tokens(2, 7)
     fused = fused_layers(model)
-    inputs = fused.runs[0].attention.inputs
+    inputs = fused.segments[0].attention.inputs
     inputs.parts[...] = jnp.roll(inputs.parts[...], 1, axis=-1)
     assert np.abs(forward(fused, tokens) - forward(model, tokens)).max() > 1e-3
 

@@ -36,7 +36,7 @@ def test_cut_model(smollm2, tmp_path):
     from saap_jax.llama.segments import existing_units
     from saap_jax.surgery.cut import cut
 
-    keep = existing_units(smollm2.runs)
+    keep = existing_units(smollm2.segments)
     keep["attention"][:, 1] = False
     keep["mlp"][:, ::3] = False
     pruned = cut(smollm2, keep)

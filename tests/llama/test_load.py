@@ -39,16 +39,18 @@ def test_layout_is_hugging_face(saved):
             for name, tensor in checkpoint.tensors.items()
             if name.startswith(f"model.layers.{layer}.")
         }
-        run = model.runs[0]
+        segment = model.segments[0]
         for head in range(4):
             rows = slice(4 * head, 4 * head + 4)
-            query = run.attention.query[...][layer, :, head // 2, head % 2]
+            query = segment.attention.query[...][layer, :, head // 2, head % 2]
             np.testing.assert_array_equal(query, tensors["self_attn.q_proj.weight"][rows].T)
-            output = run.attention.output[...][layer, head // 2, head % 2]
+            output = segment.attention.output[...][layer, head // 2, head % 2]
             np.testing.assert_array_equal(output, tensors["self_attn.o_proj.weight"][:, rows].T)
-        np.testing.assert_array_equal(run.attention.value[...][layer, :, 1], tensors["self_attn.v_proj.weight"][4:].T)
-        np.testing.assert_array_equal(run.mlp.down[...][layer], tensors["mlp.down_proj.weight"].T)
-        np.testing.assert_array_equal(run.mlp.up[...][layer], tensors["mlp.up_proj.weight"].T)
+        np.testing.assert_array_equal(
+            segment.attention.value[...][layer, :, 1], tensors["self_attn.v_proj.weight"][4:].T
+        )
+        np.testing.assert_array_equal(segment.mlp.down[...][layer], tensors["mlp.down_proj.weight"].T)
+        np.testing.assert_array_equal(segment.mlp.up[...][layer], tensors["mlp.up_proj.weight"].T)
     np.testing.assert_array_equal(model.unembedding[...], checkpoint.tensors["lm_head.weight"].T)
 
 

@@ -95,7 +95,7 @@ def test_permutation_matters(pair):
     model, tensors, path = pair
     tensors["blk.1.attn_q.weight"] = permute(tensors["blk.1.attn_q.weight"], 4)
     loaded = load_model(write(path, tensors))
-    assert np.abs(loaded.runs[0].attention.query[...] - model.runs[0].attention.query[...]).max() > 0.1
+    assert np.abs(loaded.segments[0].attention.query[...] - model.segments[0].attention.query[...]).max() > 0.1
 
 
 def test_tied_and_half_precision(pair):
@@ -104,8 +104,8 @@ def test_tied_and_half_precision(pair):
     tensors["blk.0.ffn_up.weight"] = tensors["blk.0.ffn_up.weight"].astype(np.float16)
     loaded = load_model(write(path, tensors))
     assert loaded.spec.tied
-    expected = np.asarray(model.runs[0].mlp.up[...][0]).astype(np.float16)
-    np.testing.assert_array_equal(loaded.runs[0].mlp.up[...][0], expected.astype(np.float32))
+    expected = np.asarray(model.segments[0].mlp.up[...][0]).astype(np.float16)
+    np.testing.assert_array_equal(loaded.segments[0].mlp.up[...][0], expected.astype(np.float32))
 
 
 def test_quantised_tensors_are_within_half_a_step(saved, tmp_path):
@@ -114,7 +114,7 @@ def test_quantised_tensors_are_within_half_a_step(saved, tmp_path):
     tensors, down = gguf_tensors(checkpoint.tensors), "blk.0.ffn_down.weight"
     fields = FIELDS | {"feed_forward_length": 32}
     loaded = load_model(write(tmp_path / "model.gguf", tensors, fields, quantise=(down,)))
-    error = np.abs(np.asarray(loaded.runs[0].mlp.down[...][0]).T - tensors[down]).max()
+    error = np.abs(np.asarray(loaded.segments[0].mlp.down[...][0]).T - tensors[down]).max()
     assert 0 < error <= 1.01 * np.abs(tensors[down]).max() / 127 / 2 + 1e-3
 
 

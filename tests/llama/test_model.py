@@ -58,9 +58,9 @@ def test_scan_equals_loop():
     """One run of three layers gives what three runs of one layer give."""
     scanned = dense_model(layers=3)
     looped = jax.tree.map(lambda x: x, scanned)
-    looped.runs = nnx.List([jax.tree.map(lambda x, i=i: x[i : i + 1], scanned.runs[0]) for i in range(3)])
+    looped.segments = nnx.List([jax.tree.map(lambda x, i=i: x[i : i + 1], scanned.segments[0]) for i in range(3)])
     np.testing.assert_allclose(logits(scanned), logits(looped), rtol=0, atol=1e-5)
-    looped.runs = nnx.List([looped.runs[i] for i in (1, 0, 2)])
+    looped.segments = nnx.List([looped.segments[i] for i in (1, 0, 2)])
     assert differ(logits(scanned), logits(looped))
 
 
@@ -81,7 +81,7 @@ def test_right_padding_changes_nothing_before_it():
 
 @pytest.mark.slow
 def test_rematerialisation_keeps_gradients():
-    model, gates = dense_model(), ones_gates(dense_model().runs)
+    model, gates = dense_model(), ones_gates(dense_model().segments)
     tokens, mask = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)
 
     def gradient(remat):
@@ -119,7 +119,7 @@ def test_bfloat16_norm_and_softmax_are_float32():
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_no_gates_are_gates_of_one(make):
     model = make()
-    ones = ones_gates(model.runs)
+    ones = ones_gates(model.segments)
     np.testing.assert_allclose(logits(model), logits(model, gates=ones), rtol=0, atol=1e-6)
     half = jax.tree.map(lambda g: g / 2, ones)
     assert differ(logits(model), logits(model, gates=half))
@@ -127,26 +127,26 @@ def test_no_gates_are_gates_of_one(make):
 
 def test_gates_in_a_ragged_models_padding_change_nothing():
     model = ragged_model()
-    exists = existing_units(model.runs)
+    exists = existing_units(model.segments)
     gates = {name: jnp.asarray(units, jnp.float32) for name, units in exists.items()}
-    np.testing.assert_array_equal(logits(model, gates=gates), logits(model, gates=ones_gates(model.runs)))
+    np.testing.assert_array_equal(logits(model, gates=gates), logits(model, gates=ones_gates(model.segments)))
 
 
 @pytest.mark.parametrize(("structure", "units", "path"), [("attention", 2, "attention/output"), ("mlp", 6, "mlp/down")])
 def test_gate_of_zero_removes_the_units_weights(structure, units, path):
     model = dense_model()
     for unit in (0, units - 1):
-        gates = ones_gates(model.runs)
+        gates = ones_gates(model.segments)
         gates[structure] = gates[structure].at[1, unit].set(0)
-        without = changed(model, f"runs/0/{path}", lambda w, unit=unit: w.at[1, unit].set(0))
+        without = changed(model, f"segments/0/{path}", lambda w, unit=unit: w.at[1, unit].set(0))
         np.testing.assert_allclose(logits(model, gates=gates), logits(without), rtol=0, atol=1e-6)
-        other = changed(model, f"runs/0/{path}", lambda w, unit=unit: w.at[0, unit].set(0))
+        other = changed(model, f"segments/0/{path}", lambda w, unit=unit: w.at[0, unit].set(0))
         assert differ(logits(model, gates=gates), logits(other))
 
 
 def test_gates_an_example_equal_one_by_one():
     model, random = ragged_model(), np.random.default_rng(0)
-    shapes = {name: units.shape for name, units in existing_units(model.runs).items()}
+    shapes = {name: units.shape for name, units in existing_units(model.segments).items()}
     gates = {name: jnp.asarray(random.uniform(0, 2, (2, *shape)), jnp.float32) for name, shape in shapes.items()}
     together = logits(model, gates=gates)
     for n in range(2):
@@ -159,7 +159,7 @@ def test_gates_an_example_equal_one_by_one():
 @pytest.mark.parametrize("shape", [(2, 5), (3, 6), (4, 2, 7)])
 def test_wrong_gate_shape_is_refused(structure, shape):
     model = dense_model()
-    gates = {**ones_gates(model.runs), structure: jnp.ones(shape)}
+    gates = {**ones_gates(model.segments), structure: jnp.ones(shape)}
     with pytest.raises(ValueError, match=f"gates: expected {structure} of shape .*2 layers.* got"):
         model(jnp.asarray(TOKENS), gates)
 
@@ -182,12 +182,12 @@ def test_spec_round_trip(spec):
 def test_model_stores_no_size():
     """All that is static in a model are its constants, so its spec is right after a cut."""
     model = dense_model(layers=3)
-    keep = random_keep(existing_units(model.runs), 0.5, seed=1)
+    keep = random_keep(existing_units(model.segments), 0.5, seed=1)
     pruned = cut(model, keep)
     widths = zip(keep["attention"].sum(1).tolist(), keep["mlp"].sum(1).tolist(), strict=True)
     assert pruned.spec.layers == spec_of(*widths).layers != model.spec.layers
     assert pruned.constants == model.constants
-    for module in (pruned, pruned.runs[0], pruned.runs[0].attention, pruned.runs[0].mlp):
+    for module in (pruned, pruned.segments[0], pruned.segments[0].attention, pruned.segments[0].mlp):
         own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
         plain = {n for n, v in own.items() if v is not None and not isinstance(v, nnx.Variable | nnx.Module | nnx.List)}
         assert plain <= {"constants"}

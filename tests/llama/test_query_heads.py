@@ -30,7 +30,7 @@ def mixed_model(**options):
 
 def keep_of(model) -> dict[str, np.ndarray]:
     """Return a keep-set of `mixed_model`: other query heads in each group, a KV head and channels gone too."""
-    keep = existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)}
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
     keep["attention"][1, 0] = keep["attention"][4, 1] = False
     keep["mlp"][0, [1, 3]] = False
     keep[QUERY_HEADS][0] = [0, 1, 1, 1, 0, 1]
@@ -49,16 +49,16 @@ def test_ungrouped_computes_the_same(make, x64):
     plain = ungrouped(model)
     np.testing.assert_allclose(forward(plain, TOKENS), forward(model, TOKENS), rtol=0, atol=1e-12)
     assert all(layer.q_per_kv == 1 for layer in plain.spec.layers)
-    heads = existing_units(plain.runs)["attention"]
-    np.testing.assert_array_equal(heads, existing_query_heads(model.runs))
+    heads = existing_units(plain.segments)["attention"]
+    np.testing.assert_array_equal(heads, existing_query_heads(model.segments))
     copies = sum(2 * w.kv_heads * (w.q_per_kv - 1) * 4 * 8 for w in model.spec.layers)
     assert count_parameters(plain) - count_parameters(model) == copies > 0
 
 
 def test_the_gate_of_a_query_head_is_the_gate_of_its_unit_in_the_ungrouped_model(x64):
     model, random = mixed_model(dtype=np.float64), np.random.default_rng(3)
-    heads = jnp.asarray(random.random(existing_query_heads(model.runs).shape))
-    ones = ones_gates(model.runs)
+    heads = jnp.asarray(random.random(existing_query_heads(model.segments).shape))
+    ones = ones_gates(model.segments)
     gated = np.asarray(forward(model, TOKENS, ones | {QUERY_HEADS: heads}))
     plain = np.asarray(forward(ungrouped(model), TOKENS, ones | {"attention": heads}))
     np.testing.assert_allclose(gated, plain, rtol=0, atol=1e-12)
@@ -71,16 +71,16 @@ def test_head_numbers_are_those_of_the_reference(x64):
     model = dense_model(dtype=np.float64)
     for head in range(4):
         k, g = divmod(head, 2)
-        gates = ones_gates(model.runs) | {QUERY_HEADS: jnp.ones((2, 4)).at[1, head].set(0)}
+        gates = ones_gates(model.segments) | {QUERY_HEADS: jnp.ones((2, 4)).at[1, head].set(0)}
         without = dense_model(dtype=np.float64)
-        without.runs[0].attention.output[...] = without.runs[0].attention.output[...].at[1, k, g].set(0)
+        without.segments[0].attention.output[...] = without.segments[0].attention.output[...].at[1, k, g].set(0)
         tokens = np.asarray(TOKENS[0])
         np.testing.assert_allclose(forward(model, TOKENS, gates)[0], reference(without, tokens)[0], rtol=0, atol=1e-6)
 
 
 def test_the_gradient_of_a_unit_is_the_sum_over_its_query_heads(x64):
     model, mask = dense_model(dtype=np.float64), jnp.asarray(windows_of().mask)
-    ones = ones_gates(model.runs)
+    ones = ones_gates(model.segments)
     loss = lambda gates: jnp.sum(losses_of(model, TOKENS, mask, gates))  # noqa: E731
     found = jax.tree.map(np.asarray, jax.grad(loss)(ones | {QUERY_HEADS: jnp.ones((2, 4))}))
     summed = found[QUERY_HEADS].reshape(2, 2, 2).sum(axis=2)
@@ -107,8 +107,8 @@ def test_masked_equals_cut(dtype, atol):
 
 def test_kept_query_heads_keep_their_weights():
     model = mixed_model()
-    pruned, old = cut(model, keep_of(model)), model.runs[0].attention
-    new = pruned.runs[0].attention
+    pruned, old = cut(model, keep_of(model)), model.segments[0].attention
+    new = pruned.segments[0].attention
     np.testing.assert_array_equal(new.query[...][0, :, 0], old.query[...][0][:, 0, [1, 2]])
     np.testing.assert_array_equal(new.query[...][0, :, 1], old.query[...][0][:, 1, [0, 2]])
     np.testing.assert_array_equal(new.output[...][0, 1], old.output[...][0, 1, [0, 2]])
@@ -117,7 +117,7 @@ def test_kept_query_heads_keep_their_weights():
 
 def test_keeping_all_query_heads_changes_nothing():
     model = mixed_model()
-    same = cut(model, existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)})
+    same = cut(model, existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)})
     jax.tree.map(np.testing.assert_array_equal, same, model)
 
 
@@ -167,7 +167,7 @@ def test_save_and_load(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, back, keep)
     whole = {name: keep[name] for name in STRUCTURES}
     with pytest.raises(ValueError, match="expected query_heads units a layer"):
-        save_model(pruned, tmp_path / "wrong", keep=whole | {QUERY_HEADS: existing_query_heads(model.runs)})
+        save_model(pruned, tmp_path / "wrong", keep=whole | {QUERY_HEADS: existing_query_heads(model.segments)})
     assert QUERY_HEADS not in keep_from_json(keep_to_json(whole))
 
 
@@ -175,8 +175,8 @@ def test_save_and_load(tmp_path):
 def test_every_estimator_scores_layers_of_different_groups():
     """A model with other numbers of query heads in its layers scores as the masked one that it is a cut of."""
     model = mixed_model()
-    keep = keep_of(model) | {"attention": existing_units(model.runs)["attention"]}
-    keep["mlp"] = existing_units(model.runs)["mlp"]
+    keep = keep_of(model) | {"attention": existing_units(model.segments)["attention"]}
+    keep["mlp"] = existing_units(model.segments)["mlp"]
     keep[QUERY_HEADS][1], keep[QUERY_HEADS][4] = [0, 1, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0]
     pruned = calibrate(cut(model, keep), windows_of(), list(ESTIMATORS), batch_size=3)  # raises if not finite
     names = ["gate_taylor", "gate_taylor_signed", "gate_fisher", "wanda", "fluctuation", "block_influence"]

@@ -47,9 +47,9 @@ def test_output_biases_are_stored_under_their_names_and_said_in_the_config(tmp_p
     tensors, config = load_file(directory / "model.safetensors"), json.loads((directory / "config.json").read_text())
     assert (config["model_type"], config["output_biases"]) == ("saap_llama", True)
     np.testing.assert_array_equal(
-        tensors["model.layers.1.self_attn.o_proj.bias"], model.runs[0].attention.output_bias[...][1]
+        tensors["model.layers.1.self_attn.o_proj.bias"], model.segments[0].attention.output_bias[...][1]
     )
-    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.bias"], model.runs[0].mlp.down_bias[...][0])
+    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.bias"], model.segments[0].mlp.down_bias[...][0])
     assert not [
         name
         for name in load_file(save_model(random_model(DENSE), tmp_path / "d") / "model.safetensors")

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.llama.segments import existing_units, join_runs, ones_gates, run_bounds, split_gates
+from saap_jax.llama.segments import existing_units, join_segments, ones_gates, segment_bounds, split_gates
 from tests.helpers import ragged_model, random_model, spec_of
 
 
 def test_bounds():
-    bounds = run_bounds(ragged_model().runs)
+    bounds = segment_bounds(ragged_model().segments)
     assert [(b.start, b.stop) for b in bounds] == [(0, 2), (2, 3), (3, 4)]
     assert [b.units for b in bounds] == [
         {"attention": 2, "mlp": 6, "query_heads": 4},
@@ -19,7 +19,7 @@ def test_bounds():
 
 
 def test_existing_units():
-    units = existing_units(ragged_model().runs)
+    units = existing_units(ragged_model().segments)
     np.testing.assert_array_equal(units["attention"], [[1, 1], [1, 1], [1, 0], [0, 0]])
     np.testing.assert_array_equal(units["mlp"].sum(axis=1), [6, 6, 3, 5])
     assert all(np.all(row[:-1] >= row[1:]) for row in units["mlp"])  # the padding is on the right
@@ -27,29 +27,29 @@ def test_existing_units():
 
 def test_ones_gates_are_one_everywhere():
     """Also in the padding, where a gate meets no unit."""
-    gates = ones_gates(ragged_model().runs)
+    gates = ones_gates(ragged_model().segments)
     assert {name: gate.shape for name, gate in gates.items()} == {"attention": (4, 2), "mlp": (4, 6)}
     assert all(gate.dtype == jnp.float32 and bool(jnp.all(gate == 1)) for gate in gates.values())
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_join_undoes_split(batch):
-    bounds = run_bounds(ragged_model().runs)
-    exists = existing_units(ragged_model().runs)
+    bounds = segment_bounds(ragged_model().segments)
+    exists = existing_units(ragged_model().segments)
     gates = {n: jnp.arange(u.size, dtype=jnp.float32).reshape(u.shape) + 1 for n, u in exists.items()}
     batched = {n: jnp.broadcast_to(g, (*batch, *g.shape)) for n, g in gates.items()}
     pieces = split_gates(batched, bounds)
     assert [piece["mlp"].shape for piece in pieces] == [(2, *batch, 6), (1, *batch, 3), (1, *batch, 5)]
     first = pieces if not batch else [{n: g[:, 1] for n, g in piece.items()} for piece in pieces]
     for fill in (0.0, np.nan):
-        joined = join_runs(first, fill=fill)
+        joined = join_segments(first, fill=fill)
         for name, gate in gates.items():
             np.testing.assert_array_equal(joined[name], np.where(exists[name], gate, fill))
 
 
 def test_no_gates_stay_none():
-    assert split_gates(None, run_bounds(ragged_model().runs)) == [None] * 3
+    assert split_gates(None, segment_bounds(ragged_model().segments)) == [None] * 3
 
 
 def test_equal_neighbours_form_one_run():
-    assert [run.length for run in random_model(spec_of((2, 6), (2, 6), (1, 6), (2, 6))).runs] == [2, 1, 1]
+    assert [segment.length for segment in random_model(spec_of((2, 6), (2, 6), (1, 6), (2, 6))).segments] == [2, 1, 1]

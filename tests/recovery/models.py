@@ -36,6 +36,6 @@ def trained(model: Llama, kind: type[nnx.Variable], seed: int = 1) -> Llama:
 def constant_groups(model: Llama) -> Llama:
     """Return the model with a matrix of zeros, and one whose weights are all alike."""
     new = jax.tree.map(lambda leaf: leaf, model)
-    new.runs[0].attention.value[...] = jax.numpy.zeros_like(new.runs[0].attention.value[...])
-    new.runs[0].mlp.gate[...] = jax.numpy.full_like(new.runs[0].mlp.gate[...], 0.7)
+    new.segments[0].attention.value[...] = jax.numpy.zeros_like(new.segments[0].attention.value[...])
+    new.segments[0].mlp.gate[...] = jax.numpy.full_like(new.segments[0].mlp.gate[...], 0.7)
     return new

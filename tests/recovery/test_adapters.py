@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 
 def matrices_of(model):
     """Yield (name, matrix) of every run."""
-    for run in model.runs:
+    for run in model.segments:
         for name, block in MATRICES.items():
             yield name, getattr(getattr(run, block), name)
 
@@ -176,7 +176,7 @@ def test_gradients_reach_every_adapter():
 def test_gradients_of_an_adapter_are_those_of_its_dense_matrix():
     """Differentiating through the quantised product and the pooled adapter, against plain floats of the same value."""
     model = trained(groupwise(group_size=8, rank=2).prepare(pruned_model(), KEY), AdapterParam)
-    matrix = layer_of(model.runs[0].mlp.down)
+    matrix = layer_of(model.segments[0].mlp.down)
     dense = matrix.dense()
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, dense.shape[0])), jnp.float32)
     ours = jax.grad(lambda x: jnp.sum(jnp.sin(matrix.product("btf,fd->btd", x))))(x)
@@ -198,11 +198,13 @@ def test_decoding_agrees_with_the_forward_pass(stage):
 
 
 def test_a_key_makes_other_adapters():
-    draws = [lora(rank=2).prepare(pruned_model(), jax.random.key(seed)).runs[0].mlp.down.a[...] for seed in (0, 0, 1)]
+    draws = [
+        lora(rank=2).prepare(pruned_model(), jax.random.key(seed)).segments[0].mlp.down.a[...] for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0.01
     prepared = lora(rank=2).prepare(pruned_model(), KEY)
-    assert np.abs(prepared.runs[0].mlp.gate.a[...] - prepared.runs[0].mlp.up.a[...]).max() > 0.01
+    assert np.abs(prepared.segments[0].mlp.gate.a[...] - prepared.segments[0].mlp.up.a[...]).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -226,4 +228,4 @@ def test_adapters_do_not_stack():
         lora(rank=2).prepare(prepared, KEY)
     with pytest.raises(ValueError, match="got Adapted for query; merge it first"):
         quantization_of(prepared)
-    assert isinstance(prepared.runs[0].mlp.up, Adapted)
+    assert isinstance(prepared.segments[0].mlp.up, Adapted)

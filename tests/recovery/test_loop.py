@@ -149,7 +149,7 @@ def test_empty_arrays_survive_a_checkpoint(tmp_path):
 def test_a_digest_tells_models_apart():
     model = ragged_model()
     assert digest_of(model) == digest_of(ragged_model())
-    assert digest_of(model) != digest_of(changed(model, "runs/2/mlp/down", lambda x: x.at[0, 0, 0].add(1e-6)))
+    assert digest_of(model) != digest_of(changed(model, "segments/2/mlp/down", lambda x: x.at[0, 0, 0].add(1e-6)))
 
 
 def trouble(directory, training) -> str:
@@ -166,12 +166,12 @@ def trouble(directory, training) -> str:
 
 
 def test_a_broken_model_is_named(tmp_path):
-    model = changed(dense_model(), "runs/0/mlp/down", lambda x: x.at[0, 0, 0].set(jnp.nan))
+    model = changed(dense_model(), "segments/0/mlp/down", lambda x: x.at[0, 0, 0].set(jnp.nan))
     said = trouble(tmp_path, training_of(model))
     assert "the loss of step 1 is not finite, on the rows " in said
     assert "(piece " in said
     assert "saved as checkpoint 0" in said
-    assert "the model has numbers that are not finite, in runs/0/mlp/down" in said
+    assert "the model has numbers that are not finite, in segments/0/mlp/down" in said
 
 
 def test_activations_that_overflow_are_named(tmp_path):

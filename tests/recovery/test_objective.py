@@ -94,4 +94,4 @@ def test_bfloat16_computes_nearly_the_same():
 def test_a_cast_keeps_axes_and_changes_types():
     model = cast(dense_model(), "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
-    assert model.runs[0].mlp.gate.axes == ("layers", "embed", "mlp")
+    assert model.segments[0].mlp.gate.axes == ("layers", "embed", "mlp")

@@ -118,7 +118,7 @@ class TestRounding:
         model = constant_groups(pruned_model())
         quantised = quantize(model, group_size=8, bits=2)
         for name, block in (("value", "attention"), ("gate", "mlp")):
-            ours, theirs = (getattr(getattr(each.runs[0], block), name)[...] for each in (quantised, model))
+            ours, theirs = (getattr(getattr(each.segments[0], block), name)[...] for each in (quantised, model))
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -198,14 +198,14 @@ class TestModels:
     def test_models_of_two_kinds_are_refused(self):
         """Negative control of `quantization_of`: what a config could not say."""
         quantised, other = (quantize(pruned_model(), bits=bits, group_size=8) for bits in (4, 8))
-        quantised.runs[0].mlp.up = other.runs[0].mlp.up
+        quantised.segments[0].mlp.up = other.segments[0].mlp.up
         with pytest.raises(ValueError, match="quantised alike"):
             quantization_of(quantised)
 
     def test_pruning_comes_first(self):
         quantised = quantize(pruned_model(), group_size=8)
         with pytest.raises(ValueError, match="cut: expected .* plain floats, got Quantized for key; prune"):
-            cut(quantised, existing_units(quantised.runs))
+            cut(quantised, existing_units(quantised.segments))
         with pytest.raises(ValueError, match="pruning: expected"):
             discover(quantised)
         assert discover(dequantized(quantised))
@@ -269,7 +269,7 @@ class TestSaving:
         path = save_model(quantize(pruned_model(), group_size=8), tmp_path / "model", dtype="bfloat16")
         model = load_model(path, "bfloat16")
         assert model.embedding.dtype == jnp.bfloat16
-        assert model.runs[0].mlp.up.scale.dtype == jnp.float32
+        assert model.segments[0].mlp.up.scale.dtype == jnp.float32
         logits = forward(model, TOKENS)
         assert np.isfinite(logits).all()
 

@@ -169,7 +169,7 @@ def test_the_state_is_donated_and_the_initial_parameters_are_not():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    model = changed(dense_model(), "runs/0/mlp/down", lambda x: x.at[0, 0, 0].set(jnp.inf))
+    model = changed(dense_model(), "segments/0/mlp/down", lambda x: x.at[0, 0, 0].set(jnp.inf))
     state, _, told = run(model, LORA_LIKE)
     assert not bool(told[0].finite)
     trained, _ = split(LORA_LIKE.prepare(model, KEY), Adapter)

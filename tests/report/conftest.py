@@ -154,7 +154,7 @@ def fields() -> dict:
             "forward_tokens": 1024,
             "ppl": dict(zip(METRICS, (45.9, 52.7), strict=True)),
             "ppl_masked": dict(zip(METRICS, (45.9000004, 52.7), strict=True)),
-            "runs": 27,
+            "segments": 27,
         },
     }
 

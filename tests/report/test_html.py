@@ -273,7 +273,7 @@ class TestSummary:
 
     def test_compares_masks_with_cuts(self):
         notes = cut_table(fake.fields()).notes
-        assert notes[0] == "Compiled as 27 runs of neighbouring equal layers."
+        assert notes[0] == "Compiled as 27 segments of neighbouring equal layers."
         assert "8.7e-09" in notes[1]
         assert cut_table({}).notes == []
 

@@ -165,7 +165,7 @@ SENSITIVITY = {
     "schema": 1, "kind": "sensitivity", "metrics": METRICS, "dense": DENSE, "model": {"layers": 2},
     "config": {"judged": "in", "ratio": 0.3, "resamples": 100, "estimator": "wanda", "align": 8},
     "trials": [{"kind": "aligned", "changes": {}, "candidate": "b", "instead_of": "a", "seconds": [[1.0], [2.0]],
-                "runs": [1, 1]}],
+                "segments": [1, 1]}],
 }  # fmt: skip
 RECOVERED = {"kind": "recover", "model": {"parameters": 3}, "before": DENSE, "after": DENSE, "data": {},
              "training": {}, "config": {"method": {"name": "full"}, "data": {"length": 8}}}  # fmt: skip
@@ -201,7 +201,7 @@ def test_what_fits_together_is_read(whole):
         (SENSITIVITY, "config.judged", "out", "metrics: expected one of domain out"),
         (SENSITIVITY, "model.layers", 0, "model.layers: expected a number of layers"),
         (SENSITIVITY, "config.align", ..., "trials[0]: expected a field config.align beside trials, got none"),
-        (SENSITIVITY, "trials.0.runs", ..., "trials[0]: expected a field runs beside kind, got none"),
+        (SENSITIVITY, "trials.0.segments", ..., "trials[0]: expected a field segments beside kind, got none"),
         (SENSITIVITY, "trials.0.seconds.1", [], "trials[0].seconds: expected times of both models"),
         (RECOVERED, "config.method", {}, "expected a field config.method.name beside training, got none"),
         (RECOVERED, "before.ppl", ..., "expected those of the same texts"),

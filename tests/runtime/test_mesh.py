@@ -36,15 +36,15 @@ def test_golden_specs_of_the_default_rules():
     assert specs(model(tied=False), layout(1, 2, 2)) == {
         "embedding": P("tensor", "fsdp"),
         "norm": P("fsdp"),
-        "runs/0/attention/key": P(None, "fsdp", "tensor", None),
-        "runs/0/attention/output": P(None, "tensor", None, None, "fsdp"),
-        "runs/0/attention/query": P(None, "fsdp", "tensor", None, None),
-        "runs/0/attention/value": P(None, "fsdp", "tensor", None),
-        "runs/0/attention_norm": P(None, "fsdp"),
-        "runs/0/mlp/down": P(None, "tensor", "fsdp"),
-        "runs/0/mlp/gate": P(None, "fsdp", "tensor"),
-        "runs/0/mlp/up": P(None, "fsdp", "tensor"),
-        "runs/0/mlp_norm": P(None, "fsdp"),
+        "segments/0/attention/key": P(None, "fsdp", "tensor", None),
+        "segments/0/attention/output": P(None, "tensor", None, None, "fsdp"),
+        "segments/0/attention/query": P(None, "fsdp", "tensor", None, None),
+        "segments/0/attention/value": P(None, "fsdp", "tensor", None),
+        "segments/0/attention_norm": P(None, "fsdp"),
+        "segments/0/mlp/down": P(None, "tensor", "fsdp"),
+        "segments/0/mlp/gate": P(None, "fsdp", "tensor"),
+        "segments/0/mlp/up": P(None, "fsdp", "tensor"),
+        "segments/0/mlp_norm": P(None, "fsdp"),
         "unembedding": P("fsdp", "tensor"),
     }
 
@@ -52,10 +52,10 @@ def test_golden_specs_of_the_default_rules():
 def test_biases_and_norms_of_heads():
     """A bias is split with its heads; norms of heads, which all have, lie on every device."""
     found = specs(model(constants=Constants(family="qwen2")), layout(1, 2, 2))
-    assert found["runs/0/attention/query_bias"] == P(None, "tensor", None, None)
-    assert found["runs/0/attention/key_bias"] == found["runs/0/attention/value_bias"] == P(None, "tensor", None)
+    assert found["segments/0/attention/query_bias"] == P(None, "tensor", None, None)
+    assert found["segments/0/attention/key_bias"] == found["segments/0/attention/value_bias"] == P(None, "tensor", None)
     found = specs(model(constants=Constants(family="qwen3")), layout(1, 2, 2))
-    assert found["runs/0/attention/query_norm"] == found["runs/0/attention/key_norm"] == P(None, None)
+    assert found["segments/0/attention/query_norm"] == found["segments/0/attention/key_norm"] == P(None, None)
 
 
 def test_axes_of_size_one_split_nothing():
@@ -90,8 +90,8 @@ def test_an_axis_that_does_not_divide_is_refused_or_replicated():
     with pytest.warns(UserWarning, match=r"attention/.*: axis 'kv_heads' of size 3 .* 768 bytes more") as found:
         made = specs(model(layers=three), layout(1, 1, 2, uneven="replicate"))
     assert len(found) == 4
-    assert made["runs/0/attention/key"] == P(None, None, None, None)
-    assert made["runs/0/mlp/up"] == P(None, None, "tensor")
+    assert made["segments/0/attention/key"] == P(None, None, None, None)
+    assert made["segments/0/mlp/up"] == P(None, None, "tensor")
 
 
 def test_an_unknown_axis_is_refused():

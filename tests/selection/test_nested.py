@@ -278,7 +278,7 @@ def test_structures_without_scores_are_refused():
 
 
 @pytest.mark.parametrize("option", ["query_heads", "residual"])
-@pytest.mark.parametrize("other", [{"max_runs": 2}, {"max_shapes": 2}])
+@pytest.mark.parametrize("other", [{"max_segments": 2}, {"max_shapes": 2}])
 def test_shared_widths_are_refused_beside_a_share(option, other):
     part = {"query_heads": QueryHeadsConfig(share=0.1), "residual": ResidualConfig(share=0.1)}[option]
     with pytest.raises(

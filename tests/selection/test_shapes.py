@@ -38,7 +38,7 @@ def removed(costs, keep) -> int:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    "limits", [{"max_runs": 3}, {"max_shapes": 2}, {"max_runs": 4, "max_shapes": 2}, {"max_runs": 1}]
+    "limits", [{"max_segments": 3}, {"max_shapes": 2}, {"max_segments": 4, "max_shapes": 2}, {"max_segments": 1}]
 )
 @pytest.mark.parametrize("search_options", [{}, {"allocation": "uniform"}, {"attention_share": 0.25}])
 def test_limits_hold_and_the_budget_is_met(seed, limits, search_options):
@@ -48,11 +48,11 @@ def test_limits_hold_and_the_budget_is_met(seed, limits, search_options):
     config = SearchConfig(**(vars(base) | limits))
     found = search(scores, costs, existing, 0.4, config)
     widths = widths_of(found.keep)
-    assert runs_of(widths) <= limits.get("max_runs", 6)
+    assert runs_of(widths) <= limits.get("max_segments", 6)
     assert len(set(widths)) <= limits.get("max_shapes", 6)
     assert found.actual >= 0.4
     if not search_options:
-        assert runs_of(widths_of(free.keep)) > limits.get("max_runs", 1)  # the limit is what did it
+        assert runs_of(widths_of(free.keep)) > limits.get("max_segments", 1)  # the limit is what did it
     for name in STRUCTURES:  # the lowest scores of a layer go first
         for own, kept in zip(scores[name], found.keep[name], strict=True):
             assert own[~kept].max(initial=0) <= own[kept].min(initial=np.inf)
@@ -62,7 +62,7 @@ def test_limits_hold_and_the_budget_is_met(seed, limits, search_options):
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_loss_is_near_the_best_of_all_assignments(seed, most):
     scores, costs, existing = problem(layers=4, heads=1, channels=4, seed=seed)
-    config = SearchConfig(allocation="global", max_runs=most, min_keep=PerStructure(attention=1, mlp=0))
+    config = SearchConfig(allocation="global", max_segments=most, min_keep=PerStructure(attention=1, mlp=0))
     found = search(scores, costs, existing, 0.3, config)
     total = sum(existing[name].sum() * costs[name][0] for name in STRUCTURES)
     ordered = np.sort(scores["mlp"], axis=1)
@@ -79,18 +79,18 @@ def test_the_loss_is_near_the_best_of_all_assignments(seed, most):
 def test_as_many_runs_as_layers_is_nearly_the_search_without_a_limit():
     scores, costs, existing = problem(layers=8, channels=16)
     free = search(scores, costs, existing, 0.3, GLOBAL)
-    limited = search(scores, costs, existing, 0.3, SearchConfig(**(vars(GLOBAL) | {"max_runs": 8})))
+    limited = search(scores, costs, existing, 0.3, SearchConfig(**(vars(GLOBAL) | {"max_segments": 8})))
     assert lost(scores, limited.keep) <= lost(scores, free.keep) * 1.05
     assert removed(costs, limited.keep) >= 0.3 * sum(existing[n].sum() * costs[n][0] for n in STRUCTURES)
 
 
 def test_layers_left_alone_stay_whole_and_are_runs_of_their_own():
     scores, costs, existing = problem()
-    config = SearchConfig(allocation="global", skip_layers=(0, -1), max_runs=3)
+    config = SearchConfig(allocation="global", skip_layers=(0, -1), max_segments=3)
     widths = widths_of(search(scores, costs, existing, 0.3, config).keep)
     assert (widths[0], widths[-1], runs_of(widths)) == ((2, 6), (2, 6), 3)
-    with pytest.raises(ValueError, match=r"cannot be removed with max_runs 2 .*largest possible ratio is"):
-        search(scores, costs, existing, 0.5, SearchConfig(**(vars(config) | {"max_runs": 2})))
+    with pytest.raises(ValueError, match=r"cannot be removed with max_segments 2 .*largest possible ratio is"):
+        search(scores, costs, existing, 0.5, SearchConfig(**(vars(config) | {"max_segments": 2})))
     top = largest_ratio(costs, existing, config)
     search(scores, costs, existing, top, config)
     with pytest.raises(ValueError, match="cannot be removed"):
@@ -101,7 +101,7 @@ def test_units_that_are_gone_stay_gone():
     scores, costs, existing = problem(seed=3)
     first = search(scores, costs, existing, 0.2, SearchConfig(allocation="global"))
     gone = {name: ~kept for name, kept in first.keep.items()}
-    config = SearchConfig(allocation="global", max_runs=3)
+    config = SearchConfig(allocation="global", max_segments=3)
     found = search(scores, costs, existing, 0.5, config, gone=gone)
     assert runs_of(widths_of(found.keep)) <= 3
     assert not any((found.keep[name] & gone[name]).any() for name in STRUCTURES)
@@ -128,7 +128,7 @@ def test_a_device_asks_for_widths_that_suit_it(device, multiple):
         assert any(mlp % 16 for mlp in widths)
 
 
-@pytest.mark.parametrize("options", [{"max_runs": 0}, {"max_shapes": 0}])
+@pytest.mark.parametrize("options", [{"max_segments": 0}, {"max_shapes": 0}])
 def test_none_at_all_is_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"search.{name}: expected at least 1, got 0"):
@@ -136,5 +136,5 @@ def test_none_at_all_is_refused(options):
 
 
 def test_the_exact_solver_has_no_such_limits():
-    with pytest.raises(ValueError, match="search.max_runs: expected solver 'greedy' beside it, got 'exact'"):
-        SearchConfig(allocation="global", solver="exact", max_runs=2)
+    with pytest.raises(ValueError, match="search.max_segments: expected solver 'greedy' beside it, got 'exact'"):
+        SearchConfig(allocation="global", solver="exact", max_segments=2)

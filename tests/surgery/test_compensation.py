@@ -94,7 +94,9 @@ def observed(model, tokens, mask):
 
     _, seen = jax.jit(lambda m, t: m.hidden(t, None, observe=observe))(model, jnp.asarray(tokens))
     for structure in STRUCTURES:
-        active, behind = (np.concatenate([np.asarray(run[p]) for run in seen]) for p in (structure, f"{structure}_out"))
+        active, behind = (
+            np.concatenate([np.asarray(segment[p]) for segment in seen]) for p in (structure, f"{structure}_out")
+        )
         importance = mask / (np.square(behind).mean(-1) + model.constants.norm_eps)
         points[structure] = active.reshape(len(active), -1, active[0, 0, 0].size), importance.reshape(len(active), -1)
     return points
@@ -108,7 +110,7 @@ def gram_of(model, batches):
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
 def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
     model = dense_model(layers=2, mlp=6, dtype=np.float64)
-    keep = random_keep(existing_units(model.runs), 0.5, seed=2)
+    keep = random_keep(existing_units(model.segments), 0.5, seed=2)
     keep["attention"][:] = [[True, False], [True, True]]
     batches = batches_of()
     config = CompensationConfig(method=method, propagate="dense", damping=0.1)
@@ -118,7 +120,7 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
         part, name = {"attention": ("attention", "output"), "mlp": ("mlp", "down")}[structure]
         for layer in range(2):
             old, found = (
-                np.asarray(getattr(getattr(m.runs[0], part), name)[...][layer]).reshape(a.shape[-1], -1)
+                np.asarray(getattr(getattr(m.segments[0], part), name)[...][layer]).reshape(a.shape[-1], -1)
                 for m in (model, new)
             )
             kept = np.repeat(keep[structure][layer], a.shape[-1] // keep[structure].shape[1])
@@ -128,7 +130,7 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
             if method == "least_squares":
                 expected = expected + np.linalg.solve(among + 0.1 * np.diag(np.diag(among)), across @ old[~kept])
             else:
-                bias = getattr(getattr(new.runs[0], part), f"{name}_bias")[...][layer]
+                bias = getattr(getattr(new.segments[0], part), f"{name}_bias")[...][layer]
                 mean = weights[layer] @ a[layer] / weights[layer].sum()
                 np.testing.assert_allclose(bias, mean[~kept] @ old[~kept], rtol=1e-7, atol=1e-12)
             np.testing.assert_allclose(found[kept], expected, rtol=1e-6, atol=1e-10)
@@ -139,7 +141,7 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method, x64):
     model = make(dtype=np.float64)
-    keep = random_keep(existing_units(model.runs), 0.4, seed=4)
+    keep = random_keep(existing_units(model.segments), 0.4, seed=4)
     config = CompensationConfig(method=method, propagate="dense")
     batches = batches_of(8)
     needs = frozenset({GRAM, GATE_GRADIENT})
@@ -156,7 +158,7 @@ def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method
 
 def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed():
     model = dense_model()
-    keep = random_keep(existing_units(model.runs), 0.5)
+    keep = random_keep(existing_units(model.segments), 0.5)
     dense = dataclasses.replace(LEAST, propagate="dense")
     gram = gram_of(model, batches_of(3))
     with pytest.raises(ValueError, match="at least 4 microbatches"):
@@ -166,7 +168,7 @@ def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed()
 
 def test_moments_that_cannot_take_the_place_of_the_text_are_refused():
     model = dense_model()
-    keep, gram = random_keep(existing_units(model.runs), 0.5), gram_of(model, batches_of())
+    keep, gram = random_keep(existing_units(model.segments), 0.5), gram_of(model, batches_of())
     with pytest.raises(ValueError, match="gram: expected compensation.propagate dense beside it, got pruned"):
         compensate(model, keep, batches_of(), LEAST, gram=gram)
     other = gram_of(dense_model(mlp=3), batches_of())
@@ -178,9 +180,9 @@ def twins():
     """Return a model whose last half of channels and second KV head compute what the first compute, and the first."""
     model = dense_model(layers=3, mlp=6, dtype=np.float64)
     for name in ("gate", "up"):
-        model = changed(model, f"runs/0/mlp/{name}", lambda x: x.at[..., 3:].set(x[..., :3]))
+        model = changed(model, f"segments/0/mlp/{name}", lambda x: x.at[..., 3:].set(x[..., :3]))
     for name in ("query", "key", "value"):
-        model = changed(model, f"runs/0/attention/{name}", lambda x: x.at[:, :, 1].set(x[:, :, 0]))
+        model = changed(model, f"segments/0/attention/{name}", lambda x: x.at[:, :, 1].set(x[:, :, 0]))
     keep = {"attention": np.array([[True, False]] * 3), "mlp": np.array([[True] * 3 + [False] * 3] * 3)}
     return model, keep
 
@@ -201,7 +203,7 @@ def test_what_a_kept_unit_can_stand_in_for_is_restored(propagate, x64):
 @pytest.mark.slow
 def test_later_layers_make_up_for_earlier_ones():
     model = dense_model(layers=3, mlp=6)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][0, :4] = False
     batches = batches_of(16)
     alone = compensate(model, keep, batches, dataclasses.replace(LEAST, propagate="dense"))
@@ -227,7 +229,7 @@ def test_later_layers_make_up_for_earlier_ones():
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_cut_is_masked_after_compensation(make, config):
     model = make()
-    keep = random_keep(existing_units(model.runs), 0.4, seed=4)
+    keep = random_keep(existing_units(model.segments), 0.4, seed=4)
     keep["attention"][-1] = False
     new = compensate(model, keep, batches_of(), config).model
     masked, pruned = forward(new, TOKENS, masks(keep)), forward(cut(new, keep), TOKENS)
@@ -238,25 +240,25 @@ def test_cut_is_masked_after_compensation(make, config):
 @pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
 def test_a_whole_model_is_left_as_it_is(config):
     model = dense_model()
-    new = compensate(model, existing_units(model.runs), batches_of(), config)
+    new = compensate(model, existing_units(model.segments), batches_of(), config)
     assert not new.corrections
     np.testing.assert_array_equal(forward(new.model, TOKENS), forward(model, TOKENS))
 
 
 def test_biases_that_a_model_has_are_kept_and_added_to():
     model = dense_model(output_biases=True)
-    keep = random_keep(existing_units(model.runs), 0.5, seed=1)
+    keep = random_keep(existing_units(model.segments), 0.5, seed=1)
     keep["attention"][0, 0] = keep["mlp"][1, 0] = False
     least, biased = (compensate(model, keep, batches_of(), config).model for config in (LEAST, BIAS))
-    old = model.runs[0].mlp.down_bias[...]
-    np.testing.assert_array_equal(least.runs[0].mlp.down_bias[...], old)
-    assert np.abs(biased.runs[0].mlp.down_bias[...] - old).max() > 1e-3
+    old = model.segments[0].mlp.down_bias[...]
+    np.testing.assert_array_equal(least.segments[0].mlp.down_bias[...], old)
+    assert np.abs(biased.segments[0].mlp.down_bias[...] - old).max() > 1e-3
 
 
 @pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
 def test_the_size_of_the_microbatches_changes_nothing(config, x64):
     model = dense_model(dtype=np.float64)
-    keep = random_keep(existing_units(model.runs), 0.5, seed=1)
+    keep = random_keep(existing_units(model.segments), 0.5, seed=1)
     keep["mlp"][0, :2] = False
     one, other = (forward(compensate(model, keep, batches_of(8 // n, n), config).model, TOKENS) for n in (1, 4))
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
@@ -264,7 +266,7 @@ def test_the_size_of_the_microbatches_changes_nothing(config, x64):
 
 def test_the_damping_is_what_does_best_on_text_that_was_held_out():
     model = dense_model(layers=1, mlp=6)
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][0, :3] = False
     (chosen,) = compensate(model, keep, batches_of(8), dataclasses.replace(LEAST, damping=None)).corrections
     others = [
@@ -277,7 +279,7 @@ def test_the_damping_is_what_does_best_on_text_that_was_held_out():
 
 def test_too_little_text_to_hold_some_out_is_refused():
     model = dense_model()
-    keep = random_keep(existing_units(model.runs), 0.5)
+    keep = random_keep(existing_units(model.segments), 0.5)
     with pytest.raises(ValueError, match="at least 4 microbatches .* got 3; give more calibration.examples"):
         compensate(model, keep, batches_of(3), dataclasses.replace(LEAST, damping=None))
     assert compensate(model, keep, batches_of(3), LEAST).corrections

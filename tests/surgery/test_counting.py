@@ -19,8 +19,8 @@ MODELS = {
 
 def drawn(model, rng) -> dict[str, np.ndarray]:
     """Return a keep-set of all kinds of units, at least one of each where there are any."""
-    keep = {name: units & (rng.random(units.shape) < 0.7) for name, units in existing_units(model.runs).items()}
-    heads = np.zeros_like(existing_query_heads(model.runs))
+    keep = {name: units & (rng.random(units.shape) < 0.7) for name, units in existing_units(model.segments).items()}
+    heads = np.zeros_like(existing_query_heads(model.segments))
     for layer, widths in enumerate(model.spec.layers):
         keep["attention"][layer, : min(1, widths.kv_heads)] = True
         left = int(rng.integers(1, widths.q_per_kv + 1))
@@ -39,7 +39,7 @@ def test_counts_are_those_of_the_cut_model(name, seed):
     keep = drawn(model, np.random.default_rng(seed))
     small = cut(model, keep)
     assert kept_parameters(model, keep) == (count_parameters(small), prunable_parameters(discover(small)))
-    whole = kept_parameters(model, existing_units(model.runs))
+    whole = kept_parameters(model, existing_units(model.segments))
     assert whole == (count_parameters(model), prunable_parameters(discover(model)))
     assert whole.all > kept_parameters(model, keep).all
 
@@ -65,7 +65,7 @@ def test_a_unit_costs_what_the_cut_model_lacks_without_it(name):
 def test_a_query_head_costs_its_columns_alone():
     """Of each KV head of a layer one goes: query and output (and a bias of queries), no key and no value."""
     model = random_model(spec_of((2, 10), (3, 7), q_per_kv=3))
-    keep = existing_units(model.runs) | {QUERY_HEADS: existing_query_heads(model.runs)}
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
     costs, before = costs_left(model, keep), prunable_parameters(discover(model))
     assert (costs[QUERY_HEADS] < costs["attention"] / 3).all()
     for layer, widths in enumerate(model.spec.layers):

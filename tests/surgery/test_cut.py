@@ -15,7 +15,7 @@ from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.segments import existing_units, join_runs, masks, ones_gates
+from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
 from saap_jax.selection.search import search
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json
 from saap_jax.types import STRUCTURES
@@ -70,14 +70,14 @@ def test_output_biases_are_added_masked_and_cut_whatever_is_left_of_a_layer():
     model = dense_model(layers=4, mlp=5, output_biases=True)
     masked, pruned = masked_and_cut(model, EMPTIED)
     np.testing.assert_allclose(masked, pruned, rtol=0, atol=2e-5)
-    without = changed(model, "runs/0/attention/output_bias", jnp.zeros_like)
+    without = changed(model, "segments/0/attention/output_bias", jnp.zeros_like)
     assert np.abs(masked - np.asarray(forward(without, TOKENS, masks(EMPTIED)))).max() > 1e-2
 
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_masked_equals_cut_in_double_precision(heads, x64):
     model = dense_model(heads, layers=3, dtype=np.float64)
-    masked, pruned = masked_and_cut(model, random_keep(existing_units(model.runs), 0.6, seed=2))
+    masked, pruned = masked_and_cut(model, random_keep(existing_units(model.segments), 0.6, seed=2))
     np.testing.assert_allclose(masked, pruned, rtol=0, atol=1e-10)
 
 
@@ -100,7 +100,7 @@ def test_cutting_twice_equals_cutting_once():
     first = keep_of([[1, 1], [0, 1], [1, 1]], [[1, 1, 0, 1, 1], [0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
     once = keep_of([[0, 1], [0, 1], [1, 1]], [[1, 0, 0, 1, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]])
     between = cut(model, first)
-    second = existing_units(between.runs)
+    second = existing_units(between.segments)
     for name in STRUCTURES:
         for layer in range(3):
             second[name][layer, : first[name][layer].sum()] = once[name][layer][first[name][layer]]
@@ -113,27 +113,27 @@ def test_kept_units_keep_their_weights():
     model = dense_model(layers=2, mlp=5)
     keep = keep_of([[0, 1], [1, 1]], [[1, 0, 0, 1, 0], [0, 1, 1, 1, 1]])
     pruned = cut(model, keep)
-    old, new = model.runs[0], pruned.runs[0]
+    old, new = model.segments[0], pruned.segments[0]
     np.testing.assert_array_equal(new.mlp.down[...][0], old.mlp.down[...][0, [0, 3]])
     np.testing.assert_array_equal(new.mlp.gate[...][0], old.mlp.gate[...][0][:, [0, 3]])
     np.testing.assert_array_equal(new.attention.query[...][0], old.attention.query[...][0][:, [1]])
-    np.testing.assert_array_equal(pruned.runs[1].attention.value[...][0], old.attention.value[...][1])
+    np.testing.assert_array_equal(pruned.segments[1].attention.value[...][0], old.attention.value[...][1])
     np.testing.assert_array_equal(pruned.embedding[...], model.embedding[...])
 
 
 def test_the_original_is_untouched():
     model = dense_model(layers=3)
-    spec, runs, leaves = model.spec, len(model.runs), jax.tree.map(np.array, model)
-    pruned = cut(model, random_keep(existing_units(model.runs), 0.5))
+    spec, segments, leaves = model.spec, len(model.segments), jax.tree.map(np.array, model)
+    pruned = cut(model, random_keep(existing_units(model.segments), 0.5))
     pruned.norm[...] = pruned.norm[...] * 0
-    assert (model.spec, len(model.runs)) == (spec, runs)
+    assert (model.spec, len(model.segments)) == (spec, segments)
     jax.tree.map(np.testing.assert_array_equal, leaves, jax.tree.map(np.array, model))
     assert pruned.spec != spec
 
 
 def test_keeping_everything_changes_nothing():
     for model in (dense_model(layers=3), ragged_model()):
-        same = cut(model, existing_units(model.runs))
+        same = cut(model, existing_units(model.segments))
         assert same.spec == model.spec
         assert jax.tree.structure(same) == jax.tree.structure(model)
         jax.tree.map(np.testing.assert_array_equal, same, model)
@@ -142,14 +142,18 @@ def test_keeping_everything_changes_nothing():
 def test_number_of_runs_is_minimal():
     """A run for each stretch of neighbouring layers of equal widths, also across the old runs."""
     model = ragged_model()
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     keep["mlp"][:, 3:] = False
     keep["attention"][0, 1] = False
     keep["attention"][1, 0] = False
     pruned = cut(model, keep)
     widths = list(zip(keep["attention"].sum(axis=1), keep["mlp"].sum(axis=1), strict=True))
     assert [(int(a), int(m)) for a, m in widths] == [(1, 3), (1, 3), (1, 3), (0, 3)]
-    assert [run.length for run in pruned.runs] == [len(list(stretch)) for _, stretch in groupby(widths)] == [3, 1]
+    assert (
+        [segment.length for segment in pruned.segments]
+        == [len(list(stretch)) for _, stretch in groupby(widths)]
+        == [3, 1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_number_of_runs_is_minimal():
 )
 def test_wrong_keep_is_refused(change, message):
     model = ragged_model()
-    keep = existing_units(model.runs)
+    keep = existing_units(model.segments)
     cut(model, keep)
     with pytest.raises(ValueError, match=message) as error:
         cut(model, change(keep))
@@ -194,9 +198,9 @@ def test_json_says_what_is_kept():
 def test_runs_of_a_cut_model_join_to_the_kept_units():
     model = dense_model(layers=4, mlp=5)
     pruned = cut(model, EMPTIED)
-    joined = join_runs([jnp.ones(run.mlp.down.shape[:2]) for run in pruned.runs])
+    joined = join_segments([jnp.ones(segment.mlp.down.shape[:2]) for segment in pruned.segments])
     np.testing.assert_array_equal(joined.sum(axis=1), EMPTIED["mlp"].sum(axis=1))
-    assert ones_gates(pruned.runs)["mlp"].shape == joined.shape
+    assert ones_gates(pruned.segments)["mlp"].shape == joined.shape
 
 
 @pytest.mark.slow
@@ -210,12 +214,12 @@ def test_real_model_masked_equals_cut(x64):
     except FileNotFoundError as error:
         pytest.skip(str(error))
     model = jax.tree.map(lambda x: x.astype(jnp.float64), model)
-    existing = existing_units(model.runs)
+    existing = existing_units(model.segments)
     scores = {name: np.random.default_rng(3).random(units.shape) for name, units in existing.items()}
     config = SearchConfig(allocation="global", rank_by="score", multiple_of=PerStructure(attention=1, mlp=256))
     keep = search(scores, unit_costs(discover(model)), existing, 0.3, config).keep
     pruned = cut(model, keep)
-    assert len(pruned.runs) > 3
+    assert len(pruned.segments) > 3
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, 32), np.int32))
     masked = np.asarray(forward(model, tokens, masks(keep)))
     np.testing.assert_allclose(masked, np.asarray(forward(pruned, tokens)), rtol=0, atol=1e-10)
@@ -234,7 +238,7 @@ def test_real_model_masked_equals_cut_in_float32(ratio):
     wanda = make_estimators(["wanda"])
     scores = score(wanda, observe(model, [tuple(windows)], wanda["wanda"].needs), model)["wanda"]
     config = SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1))
-    keep = search(scores, unit_costs(discover(model)), existing_units(model.runs), ratio, config).keep
+    keep = search(scores, unit_costs(discover(model)), existing_units(model.segments), ratio, config).keep
     tokens = jnp.asarray(evaluation_windows("builtin:descriptions", tokenizer, 128, 2).tokens)
     masked, pruned = forward(model, tokens, masks(keep)), forward(cut(model, keep), tokens)
     np.testing.assert_allclose(np.asarray(masked), np.asarray(pruned), rtol=0, atol=5e-4)

@@ -44,7 +44,7 @@ def test_scores_are_those_of_our_llama(kind):
     own = observe(model, batches, NEEDS)
     found = calibrate(subject, NAMES, batch_size=4)
     heads = next(each.name for each in subject.structures if each.role == "heads")
-    pairs = {"attention": heads, "mlp": "runs/0/mlp/down[1]"}
+    pairs = {"attention": heads, "mlp": "segments/0/mlp/down[1]"}
     for name in NAMES:
         expected = made[name].score(own, model)
         for structure, traced in pairs.items():

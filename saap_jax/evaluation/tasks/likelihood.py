@@ -110,7 +110,7 @@ def log_likelihoods(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     rows = pack(distinct_inputs(requests, model.constants.positions))
     sums, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
-    for batch in progress(cheapest_batches(rows, batch_size, len(model.runs))):
+    for batch in progress(cheapest_batches(rows, batch_size, len(model.segments))):
         *arrays, owner = lay_out(batch, requests)
         values, likeliest = score_step(model, *map(jnp.asarray, arrays), jnp.asarray(len(owner), jnp.int32))
         np.add.at(sums, owner, np.asarray(values, np.float64)[: len(owner)])

@@ -1,7 +1,7 @@
 """Keys and values of the tokens seen so far, and the decoder that reads and extends them.
 
-A cache has one pair of arrays a run. What a layer's query heads share (GQA) is stored once, and a layer without heads
-stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
+A cache has one pair of arrays a segment. What a layer's query heads share (GQA) is stored once, and a layer without
+heads stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
 `start[b]`, which is its position 0. So every row writes to the same slot, and one update in place serves all.
 
 The shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the
@@ -29,8 +29,8 @@ from saap_jax.llama.model import (
 from saap_jax.llama.product import added, product
 
 
-class RunCache(NamedTuple):
-    """Keys (turned to their positions) and values of a run; a run of one layer has no `layers` axis.
+class SegmentCache(NamedTuple):
+    """Keys (turned to their positions) and values of a segment; one of a single layer has no `layers` axis.
 
     An entry of the axis `heads` is a key/value head of a row of the batch: batch * kv_heads of them.
     """
@@ -39,18 +39,18 @@ class RunCache(NamedTuple):
     values: Float[Array, "*layers heads slots head_dim"]
 
 
-Cache = list[RunCache]
-"""One for each run of the model."""
+Cache = list[SegmentCache]
+"""One for each segment of the model."""
 
 
 def empty_cache(model: Llama, batch: int, slots: int) -> Cache:
     """Return a cache for `slots` tokens a row, zeros in the dtype of the model."""
 
-    def zeros(run: DecoderLayer) -> Array:
-        shape = (batch * run.widths.kv_heads, slots, run.attention.output.shape[-2])
-        return jnp.zeros(shape if run.length == 1 else (run.length, *shape), model.embedding.dtype)
+    def zeros(segment: DecoderLayer) -> Array:
+        shape = (batch * segment.widths.kv_heads, slots, segment.attention.output.shape[-2])
+        return jnp.zeros(shape if segment.length == 1 else (segment.length, *shape), model.embedding.dtype)
 
-    return [RunCache(zeros(run), zeros(run)) for run in model.runs]
+    return [SegmentCache(zeros(segment), zeros(segment)) for segment in model.segments]
 
 
 def cache_bytes(model: Llama, batch: int, slots: int) -> int:
@@ -60,22 +60,22 @@ def cache_bytes(model: Llama, batch: int, slots: int) -> int:
 
 
 def single_layers(model: Llama) -> Llama:
-    """Return the same model with every layer as a run of its own, which is how a CPU decodes fastest.
+    """Return the same model with every layer as a segment of its own, which is how a CPU decodes fastest.
 
-    A scan over the layers of a run copies each layer's weights out of the stack before it uses them. A decoder that
+    A scan over the layers of a segment copies each layer's weights out of the stack before it uses them. A decoder that
     makes one token reads all weights once, so on a CPU that copy doubles its time. The layers are copied here, once,
     and each has its arrays to itself; embeddings are shared with `model`. Memory: one more copy of the layers' weights
-    as long as `model` is kept. A model whose runs are single layers already is returned as it is.
+    as long as `model` is kept. A model whose segments are single layers already is returned as it is.
     """
-    if all(run.length == 1 for run in model.runs):
+    if all(segment.length == 1 for segment in model.segments):
         return model
     graph, rest = nnx.split(model)
     single = nnx.merge(graph, rest)
-    single.runs = nnx.List(
+    single.segments = nnx.List(
         [
-            jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], run)
-            for run in model.runs
-            for index in range(run.length)
+            jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], segment)
+            for segment in model.segments
+            for index in range(segment.length)
         ]
     )
     return single
@@ -96,24 +96,24 @@ def extend(
     """
     slots = slot + jnp.arange(tokens.shape[1])
     positions = jnp.maximum(slots[None] - start[:, None], 0)
-    count = max(run.keys.shape[-2] for run in cache)
+    count = max(segment.keys.shape[-2] for segment in cache)
     rotation = _rotation(positions, count, model)
     seen = slots if empty else jnp.arange(count)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
     if (window := model.constants.sliding_window) is not None and window < count:
         visible &= seen[None, None] > slots[None, :, None] - window  # slots of a row are as far apart as positions
 
-    def step(x: Array, inputs: tuple[DecoderLayer, RunCache]) -> tuple[Array, RunCache]:
+    def step(x: Array, inputs: tuple[DecoderLayer, SegmentCache]) -> tuple[Array, SegmentCache]:
         return _layer(*inputs, x, rotation, visible, slot, model.constants.norm_eps, empty)
 
     x = model.embedding[...][tokens]
     extended = []
-    for run, run_cache in zip(model.runs, cache, strict=True):
-        if run.length == 1:  # no loop: a scan would copy the layer out of its stack before using it
-            x, run_cache = step(x, (jax.tree.map(lambda leaf: leaf[0], run), run_cache))
+    for segment, segment_cache in zip(model.segments, cache, strict=True):
+        if segment.length == 1:  # no loop: a scan would copy the layer out of its stack before using it
+            x, segment_cache = step(x, (jax.tree.map(lambda leaf: leaf[0], segment), segment_cache))
         else:
-            x, run_cache = jax.lax.scan(step, x, (run, run_cache))
-        extended.append(run_cache)
+            x, segment_cache = jax.lax.scan(step, x, (segment, segment_cache))
+        extended.append(segment_cache)
     return rms_norm(x, model.norm[...], model.constants.norm_eps), extended
 
 
@@ -123,20 +123,20 @@ def _rotation(positions: Int[Array, "batch seq"], count: int, model: Llama) -> R
     XLA would take sines and cosines into every layer that uses them, a twentieth of the time of a prompt on a CPU.
     """
     with jax.ensure_compile_time_eval():
-        cos, sin = rotary(count, model.runs[0].attention.output.shape[-2], model.constants)
+        cos, sin = rotary(count, model.segments[0].attention.output.shape[-2], model.constants)
     return cos[positions], sin[positions]
 
 
 def _layer(
     layer: DecoderLayer,
-    cache: RunCache,
+    cache: SegmentCache,
     x: Float[Array, "batch seq embed"],
     rotation: Rotation,
     visible: Bool[Array, "batch seq seen"],
     slot: Int[Array, ""],
     norm_eps: float,
     empty: bool,
-) -> tuple[Float[Array, "batch seq embed"], RunCache]:
+) -> tuple[Float[Array, "batch seq embed"], SegmentCache]:
     """Apply one layer to new tokens, extending its cache."""
     attention, mlp = layer.attention, layer.mlp
     if cache.keys.size:
@@ -152,13 +152,13 @@ def _layer(
 def _attend(
     attention: Attention,
     x: Float[Array, "batch seq embed"],
-    cache: RunCache,
+    cache: SegmentCache,
     rotation: Rotation,
     visible: Bool[Array, "batch seq seen"],
     slot: Int[Array, ""],
     norm_eps: float,
     empty: bool,
-) -> tuple[Float[Array, "batch seq heads_times_dim"], RunCache]:
+) -> tuple[Float[Array, "batch seq heads_times_dim"], SegmentCache]:
     """Attention of new tokens, up to, not including, the output projection; scores and softmax in float32.
 
     Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
@@ -166,7 +166,7 @@ def _attend(
     query, key, value = project(attention, x, rotation, norm_eps)
     batch, seq, kv_heads, q_per_kv, head_dim = query.shape
     new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
-    cache = RunCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
+    cache = SegmentCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
     keys, values = new if empty else cache
     wide = at_least_float32(x.dtype)
     queries = query.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, q_per_kv * seq, head_dim)

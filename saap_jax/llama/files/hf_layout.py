@@ -15,7 +15,7 @@ from flax import nnx
 from saap_jax.llama.model import Llama
 from saap_jax.llama.product import sides
 from saap_jax.llama.quantized import Quantization
-from saap_jax.llama.segments import run_bounds
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LlamaSpec
 
 UNEMBEDDING = "lm_head.weight"
@@ -102,15 +102,15 @@ class Stored(NamedTuple):
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
     """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    bounds = run_bounds(model.runs)
+    bounds = segment_bounds(model.segments)
     stored = []
     for key_path, variable in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         if path in _WHOLE:
             names, shape, axes = (_WHOLE[path],), variable.shape, variable.axes
         else:
-            _, run, name = path.split("/", 2)
-            layers = range(bounds[int(run)].start, bounds[int(run)].stop)
+            _, segment, name = path.split("/", 2)
+            layers = range(bounds[int(segment)].start, bounds[int(segment)].stop)
             whole, _, part = name.rpartition("/")
             if part in QUANTIZED:
                 name, kind = whole, QUANTIZED[part]

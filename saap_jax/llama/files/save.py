@@ -13,7 +13,7 @@ from saap_jax.llama.files.hf_config import config_from_spec, quantization_to_con
 from saap_jax.llama.files.write import CODES, model_tensors, new_output, write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
-from saap_jax.llama.segments import run_bounds
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.processes import is_primary
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
@@ -73,7 +73,11 @@ def check_widths(keep: Keep, model: Llama) -> None:
         if name == RESIDUAL:
             widths = [model.spec.embed]
         else:
-            widths = [run.units[name] for run in run_bounds(model.runs) for _ in range(run.start, run.stop)]
+            widths = [
+                segment.units[name]
+                for segment in segment_bounds(model.segments)
+                for _ in range(segment.start, segment.stop)
+            ]
         kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")

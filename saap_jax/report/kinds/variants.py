@@ -241,8 +241,8 @@ def cut_rows(run: RunRecord) -> list[CutRow]:
 def cut_table(run: RunRecord) -> Table:
     """Return the cut model beside the dense one, and what else was recorded about it."""
     best, notes = cut_of(run), []
-    if "runs" in best:
-        notes.append(f"Compiled as {best['runs']} run{'s' if best['runs'] != 1 else ''} of neighbouring equal layers.")
+    if "segments" in best:
+        notes.append(f"Compiled as {plural(best['segments'], 'segment')} of neighbouring equal layers.")
     masked = best.get("ppl_masked", {})
     gaps = [abs(best["ppl"][name] / value - 1) for name, value in masked.items() if name in best.get("ppl", {})]
     if gaps:
