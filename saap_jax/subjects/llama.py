@@ -23,6 +23,7 @@ from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.narrow import narrowed, written_by
+from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks
 from saap_jax.llama.ungroup import ungrouped
 from saap_jax.runs.records import Couplings
@@ -79,6 +80,7 @@ class LlamaSubject(Subject):
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
         """Parameters of a unit, `[layers]`."""
+        check_plain(self.model, "pruning")
         return self.costs_left(existing_units(self.model.segments))
 
     def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:

@@ -225,10 +225,10 @@ def batches_of(rows: Iterable[Row], batch_size: int, steps: int = 2) -> list[Bat
     return batches
 
 
-def cheapest_batches(rows: Sequence[Row], batch_size: int, runs: int = 1) -> list[Batch]:
+def cheapest_batches(rows: Sequence[Row], batch_size: int, segments: int = 1) -> list[Batch]:
     """Return batches with as many different lengths as pay: more of them pad less, but compile more programs.
 
-    A program takes longer to compile the more `runs` of equal layers the model has: each by a third of the first.
+    A program takes longer to compile the more `segments` of equal layers the model has: each by a third of the first.
     """
     if not rows:
         return []
@@ -236,7 +236,7 @@ def cheapest_batches(rows: Sequence[Row], batch_size: int, runs: int = 1) -> lis
 
     def cost(batches: list[Batch]) -> float:
         padded = sum(batch.size * batch.length for batch in batches)
-        return padded + PROGRAM * (2 + runs) / 3 * len({batch.length for batch in batches})
+        return padded + PROGRAM * (2 + segments) / 3 * len({batch.length for batch in batches})
 
     return min(options, key=cost)
 
