@@ -8,7 +8,8 @@ from saap_jax.estimation.ablation import Unit, changes_from_lines, changes_to_li
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import structures, tokens_to_observe
-from saap_jax.report.kinds.fidelity import fidelity_files, read_changes
+from saap_jax.report.kinds.fidelity import fidelity_files
+from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import kept_scores
 from saap_jax.runtime.files import append_line

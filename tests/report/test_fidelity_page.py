@@ -12,11 +12,11 @@ from saap_jax.report.kinds.fidelity import (
     correlation_chart,
     fidelity_files,
     fidelity_summary,
-    read_changes,
     read_fidelity,
 )
 from saap_jax.report.page.strips import chart_html
 from saap_jax.report.write import render_report
+from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
 from tests.report.test_fidelity import EXACT, ROWS, SCORES
 from tests.report.test_html import Page

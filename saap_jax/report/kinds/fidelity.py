@@ -4,9 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
 from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.resample import FEWEST, LEVEL
 from saap_jax.report.figures.fidelity import fidelity_plot
@@ -32,12 +29,10 @@ from saap_jax.report.page.blocks import (
 )
 from saap_jax.report.page.csv_text import without_nan
 from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation
-from saap_jax.runs.directory import read_run
+from saap_jax.runs.changes import read_changes
 from saap_jax.runs.reading import read_correlations
 from saap_jax.runs.records import RunRecord
-from saap_jax.runs.score_arrays import read_scores, structures_of
 from saap_jax.runtime.words import plural, some
-from saap_jax.selection.stability import reduce_scenarios
 from saap_jax.types import Scores
 
 _AXIS = Axis(-1.05, 1.05, [(-1.0, f"{MINUS}1"), (-0.5, ""), (0.0, "0"), (0.5, ""), (1.0, "1")])
@@ -56,29 +51,6 @@ def read_fidelity(path: Path) -> list[Fidelity]:
     """Return the correlations that a run keeps, none where it has not come that far."""
     known = [{name: row[name] for name in Fidelity._fields if name in row} for row in read_correlations(path)]
     return [Fidelity(**row) for row in known]
-
-
-def read_changes(path: Path) -> tuple[dict[str, Scores], Scores]:
-    """Return the scores that a run keeps, scenarios reduced, and the exact changes, NaN where none was measured.
-
-    Empty where it has not come that far. Changes of units that the scores do not have are left out.
-    """
-    scenarios, file = read_scores(path, structures_of(read_run(path))), path / "ablation.jsonl"
-    if not scenarios or not file.exists():
-        return {}, {}
-    scores = {
-        name: reduce_scenarios({scenario: each[name] for scenario, each in scenarios.items()}, "mean")
-        for name in next(iter(scenarios.values()))
-    }
-    like = {name: np.ones(np.shape(values), bool) for name, values in next(iter(scores.values())).items()}
-    changes = {
-        unit: change
-        for unit, change in changes_from_lines(file.read_text(errors="replace")).items()
-        if unit.structure in like
-        and unit.layer < len(like[unit.structure])
-        and unit.number < like[unit.structure].shape[1]
-    }
-    return scores, changes_to_scores(changes, like)
 
 
 # --- sections and files ----------------------------------------------------------------------------
