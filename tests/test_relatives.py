@@ -77,7 +77,7 @@ def test_the_whole_way(family, tokenizer, tmp_path, run):
         pruned = str(tmp_path / method)
         words = ["--ratio", "0.4", "--estimator", "gate_fisher", "--out", pruned, "--compensation.method", method]
         words += ["--search.multiple-of.mlp", "4"]
-        words += ["--query-heads.share", "0.3"] if number else []
+        words += ["--search.query-heads.share", "0.3"] if number else []
         assert "asked 40.00%" in run("prune", *calibration, *words)
         assert load_model(pruned).spec.output_biases == (method == "bias")
 

@@ -128,8 +128,11 @@ def test_a_padded_batch_is_the_whole_pass(subject):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "moe", "cross_attention", "linen_encoder", "nnx_decoder"])
 def test_gate_taylor_removes_less_than_chance(name):
-    """A quarter of the prunable parameters goes, the same share of every structure, judged on held-out examples."""
-    problem = trained(name)
+    """A quarter of the prunable parameters goes, the same share of every structure, judged on held-out examples.
+
+    Of as many that the dense model is surely better: from 64 of them the encoder learns more than holds of others.
+    """
+    problem = trained(name, count=256)
     subject = subject_of(problem, refused=True)
     chance = [f"random(seed={seed})" for seed in range(8)]
     calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=16)
