@@ -179,7 +179,8 @@ def kept_tied(
         how: the floor of each holder, and what refusals call the option.
         config: `skip_layers`, `normalize`, `solver`; `stability_weight` with `adaptive`.
         stability: the indicator ASI of each unit.
-        gone: units that went before.
+        gone: units that went before; of what is left as many go as can, since those of holders that went since count
+            among these.
 
     Raises:
         ValueError: no holder can lose a unit, the target cannot be met, a score is not finite, or the scores do not
@@ -187,11 +188,14 @@ def kept_tied(
     """
     per, skipped = tied.per, skipped_layers(config.skip_layers, len(tied.existing))
     costs = tied.alive.sum(axis=1) * tied.costs
-    check_tied(per, costs * ~skipped, target, how)
+    most = int((np.maximum(per - how.limits.min_keep, 0) * costs * ~skipped).sum())
+    if gone is None:
+        check_tied(per, most, target, how)
+    target = min(target, most)
     ranked = _ranked(scores, tied, config, stability, gone)
     groups = [tied.by_holder(ranked, layer) for layer in range(len(per))]
     alive = [group[tied.alive[layer, : len(group)]] for layer, group in enumerate(groups)]
-    if all((group == group[:, :1]).all() for group in alive):
+    if target and all((group == group[:, :1]).all() for group in alive):
         raise ValueError(
             f"{how.option}.share: expected scores that tell the query heads of a KV head apart, got equal ones; "
             "use an estimator of units, such as gate_fisher"
@@ -211,16 +215,13 @@ def kept_tied(
     return keep
 
 
-def check_tied(
-    per: Int[np.ndarray, "layers"], block_costs: Int[np.ndarray, "layers"], target: int, how: Nested
-) -> None:
-    """Raise ValueError where units inside of others cannot make up `target` parameters."""
+def check_tied(per: Int[np.ndarray, "layers"], most: int, target: int, how: Nested) -> None:
+    """Raise ValueError where units inside of others cannot make up `target` parameters, of which they have `most`."""
     if (per <= 1).all():
         raise ValueError(
             f"{how.option}.share: expected KV heads with two query heads or more, got a model with one each: there, "
             "attention units are query heads; leave it 0"
         )
-    most = int((np.maximum(per - how.limits.min_keep, 0) * block_costs).sum())
     if target > most:
         raise ValueError(
             f"{how.option}.share: expected at most {most:,} parameters from query heads, as {how.option}.min_keep and "

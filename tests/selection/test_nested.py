@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_jax.config.method import QueryHeadsConfig, ResidualConfig, SearchConfig
+from saap_jax.config.method import QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
 from saap_jax.llama import LayerWidths
 from saap_jax.selection.nested import Tied, kept_slices, kept_tied, search_nested
 from saap_jax.selection.search import search
@@ -256,6 +256,21 @@ def test_on_a_path_what_went_stays_away(seed):
         assert not (kept & gone[name]).any(), name
     counts = second["query_heads"].reshape(LAYERS, HOLDERS, PER).sum(2)
     assert all(len(set(counts[layer][second["attention"][layer]])) <= 1 for layer in range(LAYERS))
+
+
+def test_on_a_path_as_many_go_as_their_holders_left():
+    """A share that held when all KV heads were there: some of these went on the way, with query heads in them."""
+    nested, config = nested_of(0.55, 0.0), SearchConfig(allocation="global", max_ratio=SharePerStructure(mlp=0.0))
+    ratio = 0.45
+    search_nested(drawn(0), costs, EXISTING, nested, ratio, config)
+    gone = {name: np.zeros_like(units) for name, units in EXISTING.items()}
+    gone["attention"][:, 0] = gone["query_heads"][:, :PER] = True
+    keep = search_nested(drawn(0), costs, EXISTING, nested, ratio, config, gone=gone)
+    counts = keep["query_heads"].reshape(LAYERS, HOLDERS, PER).sum(2)
+    assert (counts[:, 1] >= 1).all()
+    assert not counts[:, 0].any()
+    with pytest.raises(ValueError, match=r"search.query_heads.share: expected at most"):
+        search_nested(drawn(0), costs, EXISTING, nested_of(1.0, 0.0), 0.9, config)
 
 
 def test_slices_are_the_nearest_multiple_and_the_lowest_go():
