@@ -13,7 +13,6 @@ from saap_jax.discovery.structures import (
     discover,
     parameters_by_path,
     prunable_parameters,
-    query_head_parameters,
     unit_costs,
     unit_view,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "discover",
     "parameters_by_path",
     "prunable_parameters",
-    "query_head_parameters",
     "unit_costs",
     "unit_view",
 ]

@@ -130,15 +130,6 @@ def prunable_parameters(structures: dict[str, Structure]) -> int:
     return sum(structure.parameters for structure in structures.values())
 
 
-def query_head_parameters(model: Llama) -> int:
-    """Count the parameters that one query head takes with it while its KV head stays: in query, output, and a bias."""
-    return sum(
-        math.prod(size for axis, size in zip(p.axes, p.shape, strict=True) if axis in ("embed", "head_dim"))
-        for p in parameters_by_path(model.segments[0]).values()
-        if "q_per_kv" in p.axes
-    )
-
-
 def count_parameters(model: Llama) -> int:
     """Count all parameters of a model; a tied unembedding counts once."""
     return sum(math.prod(parameter.shape) for parameter in parameters_by_path(model).values())

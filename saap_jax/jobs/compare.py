@@ -30,7 +30,7 @@ from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
-from saap_jax.runs.suggested import suggestions_of
+from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step

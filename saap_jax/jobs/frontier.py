@@ -31,7 +31,7 @@ from saap_jax.runs.keeps import save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.standing import DENSE, first_metric
-from saap_jax.runs.suggested import suggestions_of
+from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate

@@ -24,8 +24,8 @@ from saap_jax.report.kinds.sensitivity import sensitivity_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runs.scores import check_scores, read_scores, save_scores
-from saap_jax.runs.suggested import suggestions_of
-from saap_jax.runs.suggestions import trial_options
+from saap_jax.runs.suggestions import suggestions_of
+from saap_jax.runs.trials import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate

@@ -21,7 +21,7 @@ from saap_jax.runs.references import Reference, loadable
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.progress import Track
 from saap_jax.surgery.cut import cut
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import Keep
 
 Results = list[tuple[TaskResult, ...]]
 """Of each seed of a model, the results of its tasks."""
@@ -89,6 +89,9 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
         yield load_model(reference.model["name"], own)
         return
     read = _keeps(reference)
+    if any(row.get("compensation", "none") != "none" for row in reference.rows):
+        yield load_model(loadable(reference, "compensation gives a candidate weights of its own"), own)
+        return
     if read is None:
         yield load_model(loadable(reference, "tasks need a model that can be run"), own)
         return
@@ -102,15 +105,16 @@ def _keeps(reference: Reference) -> Callable[[str], Keep] | None:
     assert reference.run is not None
     if not (Path(reference.run) / "keeps.npz").exists():
         return None
-    arrays = RunDirectory(reference.run, reference.record).load_arrays("keeps")
+    run = RunDirectory(reference.run, reference.record)
+    arrays = run.load_arrays("keeps")
 
     def read(candidate: str) -> Keep:
-        missing = [name for name in STRUCTURES if f"{candidate}/{name}" not in arrays]
+        missing = [name for name in run.structures if f"{candidate}/{name}" not in arrays]
         if missing:
             raise ValueError(
                 f"{reference.text}: {reference.run}/keeps.npz does not say which units of {missing[0]} {candidate} "
                 "keeps; run it again with --overwrite"
             )
-        return {name: arrays[f"{candidate}/{name}"].astype(bool) for name in STRUCTURES}
+        return {name: arrays[f"{candidate}/{name}"].astype(bool) for name in run.structures}
 
     return read

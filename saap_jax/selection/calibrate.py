@@ -166,12 +166,14 @@ def score_examples(
     remat: Remat = "dots",
     track: Track = quiet,
     scenario: str = "",
+    ablated: tuple[str, ...] = (),
 ) -> tuple[Statistics | None, Scored]:
     """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
         scenario: what progress calls the scenario.
+        ablated: structures of which the oracle takes units out; all that do not lie in others if none is named.
 
     Returns:
         The statistics, and the scores.
@@ -194,7 +196,7 @@ def score_examples(
     if statistics is not None:
         scored = score_plan(subject.weights, statistics, observed, keep, given)
     if len(observed) < len(plan):
-        exact = _ablated(subject, examples, keep, batch_size, track)
+        exact = _ablated(subject, examples, ablated or subject.plain, keep, batch_size, track)
         scores = {label: scored.scores[label] if label in observed else exact for label in plan}
         scored = scored._replace(scores=scores)
     for name, view in subject.views.items():
@@ -202,7 +204,7 @@ def score_examples(
         seen = None if keep is None else view.keep(keep)
         _, inner = score_examples(
             view.subject, examples, parts, given=given, stability=stability, keep=seen, **options, track=track,
-            scenario=f"{scenario} ({name})".lstrip(),
+            scenario=f"{scenario} ({name})".lstrip(), ablated=(view.structure,),
         )  # fmt: skip
         _add(scored, name, {label: inner.scores[label][view.structure] for label in plan})
         if scored.examples:
@@ -235,11 +237,18 @@ def members_of(
     }
 
 
-def _ablated(subject: Subject, examples: Examples, keep: Keep | None, batch_size: int, track: Track) -> Scores:
-    """Return the exact change of the loss when each unit goes."""
+def _ablated(
+    subject: Subject,
+    examples: Examples,
+    structures: tuple[str, ...],
+    keep: Keep | None,
+    batch_size: int,
+    track: Track,
+) -> Scores:
+    """Return the exact change of the loss when each unit of some structures goes."""
     if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
         raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
-    existing = {name: subject.existing[name] for name in subject.plain}
+    existing = {name: subject.existing[name] for name in structures}
     units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
     changes = subject.ablate(
         examples,

@@ -22,7 +22,9 @@ from saap_jax.data import concatenated, pairs
 from saap_jax.estimation import GRAM, observe
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
+from saap_jax.jobs.task_comparison import models_of
 from saap_jax.report import csv_table
+from saap_jax.runs.references import find
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
@@ -64,6 +66,16 @@ def test_compensation_changes_quality_and_not_the_units(run):
     assert of_seeds[0]["keep"] == of_seeds[1]["keep"]  # magnitude reads no text, compensation does
     assert of_seeds[0]["ppl"] != of_seeds[1]["ppl"]
     assert rows["magnitude", 0, "none"]["ppl"] == rows["magnitude", 1, "none"]["ppl"]
+
+
+def test_a_candidate_with_weights_of_its_own_is_refused_where_masks_are_not_enough(run):
+    """As `saap ab --tasks` needs a candidate: of those that were not cut and saved there are masks alone."""
+    best = run.record["best"]["candidate"]
+    others = [each for each in run.candidates() if each["candidate"] != best and each["compensation"] != "none"]
+    with pytest.raises(ValueError, match="compensation gives a candidate weights of its own"):
+        next(models_of(find(f"{run.path}:{others[0]['candidate']}"), "float32"))
+    plain = next(each for each in run.candidates() if each["compensation"] == "none")
+    assert next(models_of(find(f"{run.path}:{plain['candidate']}"), "float32")).spec.layers
 
 
 def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):

@@ -28,11 +28,14 @@ from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.jobs import chosen as selection
 from saap_jax.jobs import prune
 from saap_jax.jobs.evaluate import evaluate
+from saap_jax.jobs.task_comparison import models_of
 from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.ungroup import ungrouped
 from saap_jax.runs.commands import prune_command
+from saap_jax.runs.references import find
 from saap_jax.runtime.progress import quiet
+from saap_jax.selection.calibrate import calibrate as calibrate_by
 from saap_jax.selection.choose import choose_calibrated
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
@@ -189,6 +192,20 @@ def test_query_heads_are_scored_as_units_of_the_model_without_groups():
     for name, structure in itertools.product(("saap", "wanda"), STRUCTURES):
         np.testing.assert_array_equal(calibrated.scores(name)[structure], plain.scores(name)[structure])
     assert QUERY_HEADS not in plain.scores("saap")
+
+
+def test_the_oracle_scores_them_and_takes_no_channel_out_twice(monkeypatch):
+    model, taken, ablated = model_of(), [], LlamaSubject.ablate
+
+    def counted(subject, examples, units, **options):
+        taken.append({unit.structure for unit in units})
+        return ablated(subject, examples, units, **options)
+
+    monkeypatch.setattr(LlamaSubject, "ablate", counted)
+    scores = calibrate_by(subject_of(model), SCENARIOS, ["ablation"], batch_size=4).scores("ablation")
+    assert taken == [{"attention", "mlp"}, {"attention"}], "of the model, and of its query heads"
+    np.testing.assert_allclose(scores[QUERY_HEADS], direct_ablation(model), rtol=0, atol=1e-5)
+    assert np.abs(scores[QUERY_HEADS]).max() > 1e-3
 
 
 def test_on_a_path_scores_are_those_of_the_model_without_what_went(x64):
@@ -378,7 +395,14 @@ def test_a_comparison_searches_them_and_a_prune_takes_its_scores(words, options,
     assert "--search.query-heads.share 0.15" in prune_command(record, row_of(rows, "wanda,query_heads=0.15@0.3"))
     assert "query-heads" not in prune_command(record, row_of(rows, "wanda,query_heads=0@0.3"))
     page = (run / "report.html").read_text()
-    assert all(f"{name} kept, by layer" in page for name in (QUERY_HEADS, RESIDUAL))
+    assert f"{QUERY_HEADS} kept, by layer" in page
+    assert f"{RESIDUAL} kept" in page
+    assert f"{RESIDUAL} kept, by layer" not in page, "it is of the whole model"
+    assert f"<h3>{QUERY_HEADS}</h3>" in page
+    assert f"<h3>{RESIDUAL}</h3>" not in page, "no estimator of the table scores it"
+    for name in ("wanda,query_heads=0.15@0.4", "saap,query_heads=0@0.3"):  # as `saap ab --tasks` has them
+        (model,) = models_of(find(f"{run}:{name}"), "float32")
+        assert count_parameters(model) == row_of(rows, name)["parameters"]
     capsys.readouterr()
     command = ["prune", "--model.name", options["model"].name, "--from-run", str(run), "--estimator", "wanda"]
     command += ["--search.skip-layers", "--search.attention-share", "None", "--search.rescore-every", "None"]

@@ -23,7 +23,7 @@ from tests.report.test_score_page import NAMES, invented, kept
 
 pytestmark = pytest.mark.browser
 
-WIDTHS, SCHEMES = (390, 1440), ("light", "dark")
+WIDTHS, SCHEMES = (390, 800, 1440), ("light", "dark")
 PAGES = ("one", "three", "kinds")
 
 

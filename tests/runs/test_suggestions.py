@@ -34,8 +34,8 @@ from saap_jax.report.page.markdown import markdown_text
 from saap_jax.runs.commands import compare_command, options
 from saap_jax.runs.directory import plain
 from saap_jax.runs.scores import read_scores
-from saap_jax.runs.suggested import suggestions_of
-from saap_jax.runs.suggestions import aligned_sentence, effort
+from saap_jax.runs.suggestions import effort, suggestions_of
+from saap_jax.runs.trials import aligned_sentence
 from saap_jax.selection.calibrate import Calibrated
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model

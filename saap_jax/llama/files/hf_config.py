@@ -12,6 +12,7 @@ from saap_jax.formats.json_files import shown
 from saap_jax.llama.files.families import FAMILIES, family_of, own_keys, sliding_window
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
 from saap_jax.llama.spec import BOUNDS, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.runtime import words
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
@@ -330,9 +331,8 @@ def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
 
 
 def some(names: list[str]) -> str:
-    """Name the first three, and how many more there are."""
-    listed = ", ".join(name if name.isprintable() and len(name) <= 100 else shown(name) for name in names[:3])
-    return listed + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """Name the first three, and how many more there are; what cannot be printed, or is long, as text in quotes."""
+    return words.some([name if name.isprintable() and len(name) <= 100 else shown(name) for name in names])
 
 
 def _integer(config: dict[str, Any], key: str, where: str, quantity: str, default: int | None = None) -> int:

@@ -38,7 +38,7 @@ from saap_jax.report.page.formats import BEST, TIED
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
-from saap_jax.runs.suggestions import aligned_sentence
+from saap_jax.runs.trials import aligned_sentence
 from saap_jax.runtime.words import plural
 
 EXTREMES = 5
