@@ -1,18 +1,20 @@
 """How statistics are kept: allocated, added to by microbatches, divided at the end, merged with those of other text.
 
 Sums are float32 (float64 for a float64 model). Nothing is allocated for a statistic that nobody needs; the largest,
-mean and squared weight gradients, take one float32 a parameter each.
+mean and squared weight gradients, take one float32 a parameter of the layers each.
 """
 
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from saap_jax.estimation.base import Accumulation, Plan, Statistic, Statistics, wide
 from saap_jax.llama.model import Llama, at_least_float32
+from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.finite import leaves_by_path
 from saap_jax.types import Gates
@@ -26,9 +28,26 @@ def statistics_dtype(model: Llama) -> Any:
 # --- zeros -----------------------------------------------------------------------------------------
 
 
-def like_parameters(model: Llama, plan: Plan) -> Llama:
-    """Return zeros where the parameters are: spread over the same devices."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, at_least_float32(x.dtype), device=_sharding(x)), model)
+def like_matrices(model: Llama, plan: Plan) -> Llama:
+    """Return zeros like the matrices of the layers, spread over the same devices, and a single 0 for each other one."""
+
+    def zeros(variable: nnx.Variable) -> nnx.Variable:
+        shape, place = (variable.shape, _sharding(variable[...])) if is_matrix(variable) else ((), None)
+        return variable.replace(jnp.zeros(shape, at_least_float32(variable.dtype), device=place))
+
+    return jax.tree.map(zeros, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def matrices_of(gradient: Llama) -> Llama:
+    """Return a tree like the model's with its matrices of the layers, float32 at least, as `like_matrices` makes one.
+
+    What else a backward pass could make, the gradient of the embedding above all, is then never computed.
+    """
+
+    def kept(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(wide(variable[...]) if is_matrix(variable) else jnp.zeros((), jnp.float32))
+
+    return jax.tree.map(kept, gradient, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _sharding(array: Any) -> Any:

@@ -13,7 +13,7 @@ import inspect
 import re
 import runpy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
@@ -105,10 +105,24 @@ def make_estimator(text: str) -> Estimator:
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
         if expected := _refused(value, known[option].annotation):
             raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
-    made = factory(**options)
+    made = _made(factory, **options) if all(map(_hashable, options.values())) else factory(**options)
     if not isinstance(made, Estimator):
         raise ValueError(f"estimator {text!r}: expected a factory of an Estimator, got {type(made).__name__} from it")
     return made
+
+
+@functools.cache
+def _made(factory: Factory, **options: Hashable) -> Estimator:
+    """Make an estimator once: its formula, made again, would be compiled again."""
+    return factory(**options)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _plugin(name: str) -> Factory | None:

@@ -11,6 +11,7 @@ and summed entry by entry instead of as norms.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from saap_jax.estimation.accumulate import like_parameters, mean_over
-from saap_jax.estimation.base import Plan, Statistic
+from saap_jax.estimation.accumulate import like_matrices, mean_over
+from saap_jax.estimation.base import Statistic
+from saap_jax.estimation.gradient_sums import gradient_sums
 from saap_jax.llama.model import Llama, at_least_float32, param
-from saap_jax.llama.product import Matrix, product
-from saap_jax.runtime.constraints import sum_of_examples
+from saap_jax.llama.product import Matrix, is_matrix, product
 
 
 class Watched(Matrix):
@@ -63,33 +64,29 @@ def _product(equation: str, embed_first: bool, x: Array, weight: Array, square: 
 def _forward(
     equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array
 ) -> tuple[Array, Any]:
-    return _product(equation, embed_first, x, weight, square, scale), (x, weight, scale)
+    return product(equation, x, nnx.Param(weight)), (x, weight, scale)  # not `_product`: `remat` sees its dots
 
 
 def _backward(
     equation: str, embed_first: bool, kept: tuple[Array, Array, Array], cotangent: Array
 ) -> tuple[Array, Array, Array, Array]:
     x, weight, scale = kept
-    of_x, of_weight = jax.vjp(lambda x, weight: product(equation, x, nnx.Param(weight)), x, weight)[1](cotangent)
-    return of_x, of_weight, squared(x, cotangent, scale, weight.shape, embed_first), jnp.zeros_like(scale)
+    (inputs, outputs), batch = flat_sizes(weight.shape, embed_first), x.shape[:2]
+    of_x = cotangent.reshape(math.prod(batch), outputs) @ weight.reshape(inputs, outputs).T
+    total, square = gradient_sums(
+        x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1
+    )
+    of_weight = total.reshape(weight.shape).astype(weight.dtype)
+    return of_x.reshape(x.shape), of_weight, square.reshape(weight.shape), jnp.zeros_like(scale)
 
 
 _product.defvjp(_forward, _backward)
 
 
-def squared(
-    x: Float[Array, "batch seq *inputs"],
-    cotangent: Float[Array, "batch seq *outputs"],
-    scale: Float[Array, "batch"],
-    shape: tuple[int, ...],
-    embed_first: bool,
-) -> Float[Array, "..."]:
-    """Return Σ_b (s_b Σ_t x_btᵀ dy_bt)², of the shape of the matrix, whose inputs or else outputs are `embed`."""
-    batch, seq = x.shape[:2]
-    inputs, outputs = x.reshape(batch, seq, -1), cotangent.reshape(batch, seq, -1)
-    wide = at_least_float32(x.dtype)
-    each = jnp.einsum("bti,bto->bio", inputs, outputs, preferred_element_type=wide)
-    return sum_of_examples(jnp.square(each * scale[:, None, None]), 0 if embed_first else 1).reshape(shape)
+def flat_sizes(shape: tuple[int, ...], embed_first: bool) -> tuple[int, int]:
+    """Return the number of inputs and of outputs of a matrix of one layer, whose inputs or else outputs are `embed`."""
+    split = 1 if embed_first else len(shape) - 1
+    return math.prod(shape[:split]), math.prod(shape[split:])
 
 
 def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
@@ -106,11 +103,6 @@ def watched(model: Llama, scale: Float[Array, "batch"]) -> Llama:
                 if is_matrix(value):
                     setattr(block, name, Watched(value, scale))
     return made
-
-
-def is_matrix(value: Any) -> bool:
-    """Say whether a variable of a segment is a matrix, or a bias of units: of two axes or more beside `layers`."""
-    return isinstance(value, nnx.Param) and len(value.axes) > 2
 
 
 def parts(gradients: Llama) -> tuple[Llama, Llama]:
@@ -136,18 +128,9 @@ def parts(gradients: Llama) -> tuple[Llama, Llama]:
     )
 
 
-def _like_matrices(model: Llama, plan: Plan) -> Llama:
-    """Return zeros like the matrices of the layers, and a single one for each other parameter: see `parts`."""
-    return jax.tree.map(
-        lambda variable: variable if is_matrix(variable) else variable.replace(jnp.zeros((), variable.dtype)),
-        like_parameters(model, plan),
-        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-    )
-
-
 SQUARED_WEIGHT_GRADIENT = Statistic(
     name="squared_weight_gradient",
-    init=_like_matrices,
+    init=like_matrices,
     source="squares",
     accumulation=mean_over("examples"),
     axes=lambda path: (),

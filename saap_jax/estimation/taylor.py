@@ -8,18 +8,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.discovery.weights import Weights
-from saap_jax.estimation.accumulate import like_parameters, mean_over
+from saap_jax.estimation.accumulate import like_matrices, matrices_of, mean_over
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
 from saap_jax.types import Scores
 
 WEIGHT_GRADIENT = Statistic(
     name="weight_gradient",
-    init=like_parameters,
+    init=like_matrices,
     source="weights",
+    contribute=matrices_of,
     accumulation=mean_over("tokens"),
     axes=lambda path: (),
 )
-"""Gradient of the mean loss over all tokens: a tree like the model's."""
+"""Gradient of the mean loss over all tokens: a tree like the model's, of the matrices of its layers; each other
+parameter has a single 0. A statistic of your own whose source is `weights` is shown the gradient of all parameters."""
 
 
 def vector_wise(

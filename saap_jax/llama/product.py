@@ -7,7 +7,6 @@ use of a matrix in the model goes through `product`, so such a model runs wherev
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -52,14 +51,18 @@ def product(equation: str, x: Array, weight: Weight) -> Array:
     """Return `einsum(equation, x, weight)`, with a matrix of one layer.
 
     `x` is `[batch, seq, *inputs]`; the equation contracts all inputs. One with fewer letters for the matrix than it has
-    axes takes them as one: `x` is then `[batch, seq, inputs]`.
+    axes takes its inputs as one: `x` is then `[batch, seq, inputs]`.
+
+    A product of two matrices, tokens × inputs and inputs × outputs: with more axes XLA copies operands of the gradient,
+    transposed, on a CPU.
     """
     if isinstance(weight, Matrix):
         return weight.product(equation, x)
-    value = weight[...]
-    if value.ndim != len(equation.partition("->")[0].partition(",")[2]):
-        value = value.reshape(x.shape[-1], value.shape[-1])
-    return jnp.einsum(equation, x, value)
+    value, (of_matrix, of_result) = weight[...], equation.partition(",")[2].split("->")
+    inputs = math.prod(x.shape[2:])
+    outputs = value.shape[value.ndim - sum(letter in of_result for letter in of_matrix) :]
+    y = x.reshape(math.prod(x.shape[:2]), inputs) @ value.reshape(inputs, math.prod(outputs))
+    return y.reshape(*x.shape[:2], *outputs)
 
 
 def added(y: Array, bias: Weight | None) -> Array:
@@ -90,6 +93,11 @@ def inputs_and_outputs(weight: Weight) -> tuple[int, int]:
 def is_parameter(leaf: Any) -> bool:
     """Say whether a node of a model's tree is a parameter, or stands in the place of one."""
     return isinstance(leaf, nnx.Variable | Matrix)
+
+
+def is_matrix(value: Any) -> bool:
+    """Say whether a variable of a segment is a matrix, or a bias of units: of two axes or more beside `layers`."""
+    return isinstance(value, nnx.Param) and len(value.axes) > 2
 
 
 def check_plain(model: Any, what: str) -> None:

@@ -31,10 +31,14 @@ def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
         jaxpr: of the program as it runs, gradients included.
         weights: numbers of elements that a weight of one layer, or an embedding, has.
 
-    A `while` whose turns are not known counts once, a `cond` as its dearest branch.
+    A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself.
     """
     total = [0.0, 0.0, 0.0]
     for equation, times in equations(jaxpr):
+        if equation.primitive.name == "pallas_call":
+            cost = equation.params["cost_estimate"]
+            total[0] += times * cost.flops
+            total[2] += times * cost.bytes_accessed
         if equation.primitive.name != "dot_general":
             continue
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -46,11 +50,24 @@ def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
 
 
 def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
-    """Yield every equation of a program and of the programs in it, with the times that it runs."""
+    """Yield every equation of a program and of the programs in it, with the times that it runs on all devices.
+
+    Of what depends on the platform, those of a TPU. A kernel has no equations but itself.
+    """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    platforms: dict[Any, tuple[Any, ...]] = {}
     for equation in inner.eqns:
         yield equation, 1.0
         name, params = equation.primitive.name, equation.params
+        if name == "platform_index":
+            platforms[equation.outvars[0]] = params["platforms"]
+        if name == "pallas_call":
+            continue
+        if name == "cond" and equation.invars[0] in platforms:
+            known = platforms[equation.invars[0]]
+            chosen = next(index for index, each in enumerate(known) if each is None or "tpu" in each)
+            yield from equations(params["branches"][chosen])
+            continue
         if name == "cond":
             branches = [list(equations(branch)) for branch in params["branches"]]
             yield from max(branches, key=lambda each: sum(times for _, times in each))
@@ -58,7 +75,15 @@ def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:
         parts = [params["callee"]] if name == "linear_call" else _programs(params)
         for part in parts:
             for found, times in equations(part):
-                yield found, times * (params["length"] if name == "scan" else 1)
+                yield found, times * _repeats(name, params)
+
+
+def _repeats(name: str, params: dict[str, Any]) -> int:
+    """Return how often the program in an equation runs: the turns of a loop, or once on each device."""
+    if name == "shard_map":
+        manual = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # by version
+        return math.prod(size for axis, size in params["mesh"].shape.items() if axis in manual)
+    return params["length"] if name == "scan" else 1
 
 
 def _programs(params: dict[str, Any]) -> list[Any]:

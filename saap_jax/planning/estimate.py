@@ -3,7 +3,8 @@
 P parameters of `width` bytes on `shards` = fsdp · tensor devices; n tokens a device; E the width of the residual
 stream. What is held beside parameters and state:
 
-    a gradient of the weights, and the squares of those of examples, split like the parameters
+    a gradient of the weights, and the squares of those of examples, split like the parameters; for scoring, of the
+    matrices of the layers alone
     the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
     the activations of one layer, its gathered weights twice, logits and their gradient in float32
 
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from saap_jax.config.plan import PlanConfig
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
+from saap_jax.llama.loss import LOGITS
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import Target
 from saap_jax.types import Remat
@@ -69,6 +71,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     ]
     backward = config.task != "evaluate"
     kept = {"none": sum(working), "dots": 0.7 * sum(working), "full": 0.0}[remat] if backward else 0.0
+    logits = tokens * spec.vocab / tensor * 4
     temporaries = (
         gradient
         + squares
@@ -76,15 +79,18 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + (len(layers) * tokens * spec.embed * width if backward else 0)
         + 2 * max(working)
         + 2 * max(matrices) * width / tensor
-        + tokens * spec.vocab / tensor * 4 * (2.5 if backward else 1.5)
-        + (rows * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
+        + min(logits, LOGITS) * (2.5 if backward else 1.5)
+        + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
     passes = (4 if remat == "full" else 3) if backward else 1
     if config.task == "recover" and config.method != "full":
         passes -= 1  # weights that are not trained have no gradient
-    passes += 1 if squares else 0  # the gradients of single examples are products of their own
+    projections = passes + (backward and logits > LOGITS)  # in chunks, made again by the backward pass
+    if config.task == "score" and gradient:
+        projections -= 1  # the embedding has no gradient
     attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
-    flops = tokens / tensor * (passes * (2 * (sum(matrices) + spec.vocab * spec.embed) + attention))
+    once = 2 * sum(matrices) + attention
+    flops = tokens / tensor * (passes * once + projections * 2 * spec.vocab * spec.embed)
     weights = count * width / tensor
     sent = 0.0
     if fsdp > 1:
@@ -112,8 +118,8 @@ def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shard
     squared, first = "squares" in sources, "weights" in sources
     units = sum(w.kv_heads + w.mlp for w in spec.layers)
     gates = 4 * config.examples * units if "gates" in sources else 0
-    state = 4 * (count * first + matrices * squared) / shards + gates
-    return (width * count / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
+    state = 4 * matrices * (first + squared) / shards + gates
+    return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
 
 
 def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.packed import packed_hidden
 from saap_jax.types import Remat
@@ -47,17 +48,26 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
 
     The first token of a piece is never a target, so no piece predicts another one.
     """
+    wanted = teacher if objective.distillation else None
+    student = cast(model, objective.compute)
+    seen = [(student, _hidden(student, rows, objective))]
+    if wanted is not None:
+        other = cast(wanted, objective.compute)
+        seen.append((other, jax.lax.stop_gradient(_hidden(other, rows, objective))))
+    models = [model for model, _ in seen]
+
+    def of_tokens(target: Array, *hidden: Array) -> tuple[Array, Array]:
+        logits = [model.logits(states) for model, states in zip(models, hidden, strict=True)]
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits[0], axis=-1), target[..., None], axis=-1)[..., 0]
+        if wanted is None:
+            return -own, jnp.zeros_like(own)
+        cooled = jax.nn.log_softmax(logits[0] / objective.temperature, axis=-1)
+        warm = jax.nn.log_softmax(jax.lax.stop_gradient(logits[1]) / objective.temperature, axis=-1)
+        return -own, jnp.sum(jnp.exp(warm) * (warm - cooled), axis=-1)
+
+    each = over_positions(of_tokens, rows.tokens[:, 1:], *(hidden[:, :-1] for _, hidden in seen), logits=models)
     targets = rows.targets[:, 1:]
-    log_probability = jax.nn.log_softmax(logits := packed_logits(model, rows, objective), axis=-1)
-    own = jnp.take_along_axis(log_probability, rows.tokens[:, 1:, None], axis=-1)[..., 0]
-    loss = -jnp.sum(jnp.where(targets, own, 0))
-    divergence = jnp.zeros((), loss.dtype)
-    if teacher is not None and objective.distillation:
-        cooled = jax.nn.log_softmax(logits / objective.temperature, axis=-1)
-        other = jax.lax.stop_gradient(packed_logits(teacher, rows, objective))
-        wanted = jax.nn.log_softmax(other / objective.temperature, axis=-1)
-        each = jnp.sum(jnp.exp(wanted) * (wanted - cooled), axis=-1)
-        divergence = jnp.sum(jnp.where(targets, each, 0))
+    loss, divergence = (jnp.sum(jnp.where(targets, of_token, 0)) for of_token in each)
     return Sums(loss, divergence, jnp.sum(targets))
 
 
@@ -70,11 +80,8 @@ def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
     return (1 - weight) * sums.loss + weight * objective.temperature**2 * sums.divergence
 
 
-def packed_logits(model: Llama, rows: Packed, objective: Objective) -> Float[Array, "batch before vocab"]:
-    """Return the logits of all positions but the last, float32 (at least)."""
-    model = cast(model, objective.compute)
-    hidden = packed_hidden(model, rows.tokens, rows.positions, rows.segments, remat=objective.remat)
-    return model.logits(hidden[:, :-1])
+def _hidden(model: Llama, rows: Packed, objective: Objective) -> Float[Array, "batch seq embed"]:
+    return packed_hidden(model, rows.tokens, rows.positions, rows.segments, remat=objective.remat)
 
 
 def cast(model: Llama, dtype: Any) -> Llama:

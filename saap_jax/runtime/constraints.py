@@ -54,16 +54,28 @@ def by_example(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(parts or None, *(None,) * (x.ndim - 1)))
 
 
-def sum_of_examples(each: Array, embed: int) -> Array:
-    """Return the sum over the first axis of `[batch, ...]`, split along its axis `embed` as the weights are.
-
-    Each device adds up its own examples; then parts are exchanged, and each adds up its part of those of the others.
-    """
+def batch_shards(examples: int) -> int:
+    """Return in how many parts of equal size, each on devices of its own, a batch of so many examples is split."""
     sizes = jax.sharding.get_abstract_mesh().shape
     shards = math.prod(sizes.get(axis, 1) for axis in BATCH)
-    if shards == 1 or len(each) % shards or each.shape[1 + embed] % sizes.get(WEIGHTS, 1):
-        return each.sum(axis=0)
-    own = each.reshape(shards, -1, *each.shape[1:]).sum(axis=1)
+    return 1 if examples % shards else shards
+
+
+def vocab_shards(vocab: int) -> int:
+    """Return in how many parts the vocabulary is spread over devices, by the default rules."""
+    shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return 1 if vocab % shards else shards
+
+
+def sum_of_shards(own: Array, embed: int) -> Array:
+    """Return the sum over the first axis of `[shards, ...]`, split along its axis `embed` as the weights are.
+
+    Row s is the sum of the examples of part s of `batch_shards`: parts are exchanged, and each device adds up its part
+    of those of the others.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if len(own) == 1 or own.shape[1 + embed] % sizes.get(WEIGHTS, 1):
+        return own.sum(axis=0)
     spec: list[Any] = [tuple(axis for axis in BATCH if axis != WEIGHTS and sizes.get(axis, 1) > 1) or None]
     spec += [PartitionSpec.UNCONSTRAINED] * (own.ndim - 1)
     spec[1 + embed] = WEIGHTS if WEIGHTS in sizes else None

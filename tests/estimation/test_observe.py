@@ -19,9 +19,11 @@ from saap_jax.estimation import (
     observe,
     score,
 )
-from saap_jax.estimation.base import Curvature
+from saap_jax.estimation.accumulate import matrices_of, mean_over
+from saap_jax.estimation.base import Curvature, Statistic
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import load_model, save_model
+from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
@@ -68,10 +70,13 @@ def test_weight_gradient_is_that_of_the_mean_over_tokens():
     seen = observe(model, batched(), THREE).of(WEIGHT_GRADIENT)
     tokens, mask = jnp.asarray(TOKENS), jnp.asarray(MASK)
     predicted = sum(LENGTHS) - 5
-    assert_trees_close(seen, jax.jit(jax.grad(lambda m: losses_of(m, tokens, mask).sum() / predicted))(model))
+    gradient = jax.jit(jax.grad(lambda m: losses_of(m, tokens, mask).sum() / predicted))(model)
+    assert_trees_close(seen.segments, matrices_of(gradient).segments)
     counts = jnp.asarray(LENGTHS, jnp.float32) - 1
     mean_of_means = jax.jit(jax.grad(lambda m: (losses_of(m, tokens, mask) / counts).mean()))(model)
-    assert not np.allclose(seen.embedding[...], mean_of_means.embedding[...], rtol=1e-2, atol=1e-4)
+    down = [tree.segments[0].mlp.down[...] for tree in (seen, gradient, mean_of_means)]
+    np.testing.assert_allclose(down[0], down[1], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(down[0], down[2], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
@@ -268,12 +273,29 @@ def test_progress_sees_every_microbatch():
     assert seen == [2, 2, 2]
 
 
-def test_gradient_tree_is_like_the_model():
+def test_gradient_tree_is_like_the_matrices_of_the_layers():
     model = dense_model()
     gradient = observe(model, batched(), THREE).of(WEIGHT_GRADIENT)
     assert {p: v.shape for p, v in parameters_by_path(gradient).items()} == {
-        p: v.shape for p, v in parameters_by_path(model).items()
+        p: v.shape if is_matrix(v) else () for p, v in parameters_by_path(model).items()
     }
+
+
+def test_a_statistic_of_your_own_sees_the_gradient_of_all_parameters():
+    model = dense_model()
+    of_embedding = Statistic(
+        name="embedding_gradient",
+        init=lambda model, plan: jnp.zeros(model.embedding.shape),
+        source="weights",
+        contribute=lambda gradient: gradient.embedding[...],
+        accumulation=mean_over("tokens"),
+        axes=lambda path: (),
+    )
+    seen = observe(model, batched(), frozenset({of_embedding, WEIGHT_GRADIENT})).of(of_embedding)
+    tokens, mask, predicted = jnp.asarray(TOKENS), jnp.asarray(MASK), sum(LENGTHS) - 5
+    gradient = jax.jit(jax.grad(lambda m: losses_of(m, tokens, mask).sum() / predicted))(model)
+    np.testing.assert_allclose(seen, gradient.embedding[...], rtol=1e-4, atol=1e-6)
+    assert np.abs(seen).max() > 0.01
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from saap_jax.estimation import (
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
-from saap_jax.estimation.squares import is_matrix
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
 from tests.helpers import (
     changed,
@@ -105,7 +105,7 @@ def test_squares_are_those_of_each_examples_mean_loss(x64, size, remat):
     for statistic, expected in ((SQUARED, squares), (MEAN, means)):
         for path, parameter in parameters_by_path(values[statistic]).items():
             expect = parameters_by_path(expected)[path][...]
-            if statistic == SQUARED and not is_matrix(parameter):
+            if not is_matrix(parameter):
                 assert parameter.shape == ()  # embeddings and vectors belong to no structure
                 continue
             np.testing.assert_allclose(parameter[...], expect, rtol=1e-9, atol=1e-14, err_msg=path)
@@ -145,9 +145,8 @@ class TestCost:
     @pytest.mark.parametrize("needs", [{MEAN}, {SQUARED}, {MEAN, SQUARED}, {GATE_GRADIENT}])
     def test_nothing_is_allocated_that_is_not_needed(self, needs):
         parameters = parameters_by_path(self.model).values()
-        numbers = sum(parameter.size for parameter in parameters) if MEAN in needs else 0
-        if SQUARED in needs:  # of matrices; one number for each other parameter
-            numbers += sum(parameter.size if is_matrix(parameter) else 1 for parameter in parameters)
+        each = sum(parameter.size if is_matrix(parameter) else 1 for parameter in parameters)
+        numbers = each * len(needs & {MEAN, SQUARED})  # of matrices; one number for each other parameter
         state = {need: need.init(self.model, Plan(4)) for need in needs - {GATE_GRADIENT}}
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 4 * numbers
         assert set(observe(self.model, [(TOKENS, MASK)], frozenset(needs)).values) == needs

@@ -1,14 +1,20 @@
 """Programs compiled for TPUs that are not there; needs libtpu (`make tpu-plan`)."""
 
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.plan import PlanConfig
+from saap_jax.estimation.gradient_sums import gradient_sums, one_by_one
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
-from saap_jax.planning.plan import plan_one
+from saap_jax.planning.plan import _devices, plan_one
 from saap_jax.planning.search import search
 from saap_jax.runtime.mesh import layout_of
 
@@ -31,10 +37,14 @@ def plan(target="v5e:2x2", **fields):
     return plan_one(config, SMALL, target_of(target), None, config.batch, config.remat)
 
 
+def target_devices(topology: str) -> Any:
+    return _devices(target_of(topology))
+
+
 @pytest.mark.parametrize("sizes", [(1, 16, 2), (2, 2, 8), (1, 4, 8)])
 @pytest.mark.parametrize("topology", ["v6e:4x8", "v5e:4x8", "v5p:2x4x4"])
 def test_a_mesh_may_lie_along_part_of_an_axis_of_the_torus(topology, sizes):
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = target_devices(topology)
     mesh = layout_of(MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True))), devices).mesh
     assert tuple(mesh.shape.values()) == sizes
     assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
@@ -63,6 +73,21 @@ def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
     layers = 2 * 6 * (1024 * 128 * 24 + 3 * 1024 * 2048)
     # forward and backward pass, and the two embeddings once or twice
     assert record["sent"]["all-gather"] <= 0.75 * (2 * layers + 4 * 2 * 4096 * 1024) * 1.05
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
+def test_the_kernel_of_squares_compiles_and_holds_no_gradient_of_an_example(topology):
+    """Of a matrix of Llama 2 7B: beside its results the kernel holds nothing; one by one, an example and the sums."""
+    place = SingleDeviceSharding(target_devices(topology)[0])
+    shapes = [((4, 2048, 4096), jnp.bfloat16), ((4, 2048, 11008), jnp.bfloat16), ((4,), jnp.float32)]
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in shapes]
+    held = {
+        form: jax.jit(partial(form, embed=0)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+        for form in (gradient_sums, one_by_one)
+    }
+    matrix = 4 * 4096 * 11008
+    assert held[gradient_sums] < 1.01 * matrix  # the sum of gradients, before it is narrowed
+    assert held[one_by_one] > 1.9 * matrix
 
 
 def test_plans_are_kept(cache):
