@@ -38,9 +38,9 @@ def gram_sums(
     active: Float[Array, "batch seq coordinates"], weights: Float[Array, "batch seq"]
 ) -> tuple[Float[Array, "coordinates coordinates"], Float[Array, "coordinates"], Float[Array, ""]]:
     """Return Σ w a aᵀ, Σ w a and Σ w over the tokens of a microbatch."""
-    weighted = active * weights[..., None]
-    product = jnp.einsum("btc,bte->ce", weighted, active)
-    return product, jnp.sum(weighted, axis=(0, 1)), jnp.sum(weights)
+    rows = active.reshape(math.prod(active.shape[:2]), active.shape[2])
+    weighted = rows * weights.reshape(-1, 1)
+    return weighted.T @ rows, jnp.sum(weighted, axis=0), jnp.sum(weights)
 
 
 def _zeros(model: Llama, plan: Plan) -> Gram:

@@ -244,7 +244,7 @@ def normal_step(
     product, mean, weight = gram_sums(a, weights)
     return Normal(
         gram=product,
-        cross=jnp.einsum("btc,btd->cd", a * weights[..., None], target),
+        cross=(a * weights[..., None]).reshape(len(rows := target.reshape(-1, target.shape[-1])), -1).T @ rows,
         mean=mean,
         target=jnp.einsum("bt,btd->d", weights, target),
         square=jnp.einsum("bt,btd->", weights, jnp.square(target)),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.method import CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
@@ -69,6 +69,53 @@ def least_squares(
 
 
 @jax.jit
+def damping_errors(
+    fit: Normal,
+    judge: Normal,
+    weight: Float[Array, "coordinates embed"],
+    kept: Bool[Array, "coordinates"],
+    dampings: Float[Array, "candidates"],
+) -> Float[Array, "candidates"]:
+    """Return `output_error` on `judge` of `least_squares` on `fit` for every damping above 0, by one factorisation.
+
+    With D^-½ G D^-½ = V Λ Vᵀ over the kept rows and R = Vᵀ D^-½ (C - G W[K]), a damping changes W[K] by D^-½ V s R,
+    s = 1 / (Λ + δ). So the error is a quadratic form in the vector s, whose matrix and slope are made once.
+    """
+    gram = jnp.where(kept[:, None] & kept[None, :], fit.gram, 0)
+    energy = jnp.diag(gram)
+    scale = jnp.where(energy > 0, jax.lax.rsqrt(jnp.where(energy > 0, energy, 1)), 0)[:, None]
+    start = jnp.where(kept[:, None], weight, 0)
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(gram * scale * scale.T)
+        basis = scale * vectors
+        rest = basis.T @ (fit.cross - gram @ start)
+        slope = jnp.sum(rest * (basis.T @ (judge.cross - judge.gram @ start)), axis=1)
+        matrix = (basis.T @ judge.gram @ basis) * (rest @ rest.T)
+        steps = 1 / (values[None] + dampings[:, None])
+        change = jnp.sum(steps * (steps @ matrix), axis=1) - 2 * steps @ slope
+    before = output_error(judge, start, jnp.zeros_like(judge.target))
+    return before + change / jnp.maximum(judge.square, jnp.finfo(judge.square.dtype).tiny)
+
+
+@jax.jit
+def rows_of(normal: Normal, rows: Int[Array, "some"]) -> Normal:
+    """Return the problem of some coordinates alone."""
+    return normal._replace(gram=normal.gram[rows][:, rows], cross=normal.cross[rows], mean=normal.mean[rows])
+
+
+PARTS = 8
+"""Of the coordinates of a sub-block: problems of kept rows are padded to multiples of that, for one program each."""
+
+
+def kept_rows(kept: Bool[np.ndarray, "coordinates"]) -> tuple[Int[np.ndarray, "some"], Bool[np.ndarray, "some"]]:
+    """Return the rows that are kept, padded with others to a size that many keep-sets share, and which count."""
+    each = max(-(-len(kept) // PARTS), 1)
+    size = min(len(kept), -(-int(kept.sum()) // each) * each)
+    order = np.argsort(~kept, kind="stable")[:size]
+    return order, kept[order]
+
+
+@jax.jit
 def output_bias(
     normal: Normal, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"]
 ) -> Float[Array, "embed"]:
@@ -122,14 +169,18 @@ def solve_least_squares(
     sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"], config: CompensationConfig
 ) -> Solved:
     """Change the kept weights by least squares, with the damping that is given or that the held-out text prefers."""
-    choices = DAMPINGS if config.damping is None else (config.damping,)
-    nothing = jnp.zeros(weight.shape[1], weight.dtype)
-    errors = [
-        float(output_error(sums.judge, least_squares(sums.fit, weight, kept, jnp.asarray(d)), nothing)) for d in choices
-    ]
-    best = int(np.argmin(errors))
-    solved = least_squares(sums.everything, weight, kept, jnp.asarray(choices[best]))
-    return Solved(solved, None, errors[best], choices[best])
+    rows, count = kept_rows(np.asarray(kept))
+    fit, judge, everything = (rows_of(normal, jnp.asarray(rows)) for normal in sums)
+    start, some = weight[rows], jnp.asarray(count)
+    if config.damping is None:
+        errors = np.asarray(damping_errors(fit, judge, start, some, jnp.asarray(DAMPINGS, weight.dtype)))
+        damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
+    else:
+        damping = config.damping
+        alone = least_squares(fit, start, some, jnp.asarray(damping))
+        error = float(output_error(judge, alone, jnp.zeros(weight.shape[1], weight.dtype)))
+    solved = least_squares(everything, start, some, jnp.asarray(damping))
+    return Solved(jnp.zeros_like(weight).at[rows].set(solved), None, error, damping)
 
 
 SOLVERS = {"bias": solve_bias, "least_squares": solve_least_squares}

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.plan import PlanConfig
-from saap_jax.estimation.gradient_sums import gradient_sums, one_by_one
+from saap_jax.estimation.gradient_sums import gradient_sums
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
@@ -75,19 +75,17 @@ def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
     assert record["sent"]["all-gather"] <= 0.75 * (2 * layers + 4 * 2 * 4096 * 1024) * 1.05
 
 
+@pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache")  # no chip, nothing to read
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
 def test_the_kernel_of_squares_compiles_and_holds_no_gradient_of_an_example(topology):
-    """Of a matrix of Llama 2 7B: beside its results the kernel holds nothing; one by one, an example and the sums."""
+    """Of a matrix of Llama 2 7B, whose four examples have gradients of 180 MB each."""
     place = SingleDeviceSharding(target_devices(topology)[0])
     shapes = [((4, 2048, 4096), jnp.bfloat16), ((4, 2048, 11008), jnp.bfloat16), ((4,), jnp.float32)]
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in shapes]
-    held = {
-        form: jax.jit(partial(form, embed=0)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-        for form in (gradient_sums, one_by_one)
-    }
-    matrix = 4 * 4096 * 11008
-    assert held[gradient_sums] < 1.01 * matrix  # the sum of gradients, before it is narrowed
-    assert held[one_by_one] > 1.9 * matrix
+    compiled = jax.jit(partial(gradient_sums, embed=0)).lower(*arguments).compile()
+    assert "tpu_custom_call" in compiled.as_text()
+    # the float32 sum of gradients, before it is narrowed
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.01 * 4 * 4096 * 11008
 
 
 def test_plans_are_kept(cache):

@@ -11,7 +11,17 @@ from saap_jax.config.method import CompensationConfig
 from saap_jax.estimation import GATE_GRADIENT, GRAM, observe
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.compensation import compensate
-from saap_jax.surgery.corrections import Normal, least_squares, output_bias, output_error
+from saap_jax.surgery.corrections import (
+    DAMPINGS,
+    Normal,
+    Sums,
+    damping_errors,
+    kept_rows,
+    least_squares,
+    output_bias,
+    output_error,
+    solve_least_squares,
+)
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
@@ -58,6 +68,48 @@ def test_least_squares_is_ridge_regression_towards_the_old_weights(damping, x64)
     rows, right = np.concatenate([root * a[:, kept], resist]), np.concatenate([root * target, resist @ w[kept]])
     np.testing.assert_allclose(found[kept], np.linalg.lstsq(rows, right)[0], rtol=1e-9, atol=1e-11)
     assert not found[~kept].any()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_one_factorisation_has_the_error_of_every_damping(dead, x64):
+    """On other text than the corrections are made from, a coordinate that is never active among them."""
+    *_, w, kept, fit = problem()
+    judge = problem(seed=1)[-1]
+    if dead:
+        fit, judge = (each._replace(gram=each.gram.at[3].set(0).at[:, 3].set(0)) for each in (fit, judge))
+        fit, judge = (each._replace(cross=each.cross.at[3].set(0)) for each in (fit, judge))
+    weight, rows, zero = jnp.asarray(w), jnp.asarray(kept), jnp.zeros(w.shape[1])
+    found = damping_errors(fit, judge, weight, rows, jnp.asarray(DAMPINGS))
+    each = [output_error(judge, least_squares(fit, weight, rows, jnp.asarray(d)), zero) for d in DAMPINGS]
+    np.testing.assert_allclose(found, each, rtol=1e-9)
+    assert np.ptp(each) > 0.01
+    on_itself = damping_errors(fit, fit, weight, rows, jnp.asarray(DAMPINGS))
+    assert np.all(np.diff(on_itself) > 0)  # the less damping, the better on the text itself
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 40, 41])
+def test_kept_rows_alone_are_solved_as_all_with_the_others_masked(count, x64):
+    random = np.random.default_rng(count)
+    normals = [problem(seed=seed, coordinates=41, count=90)[-1] for seed in (1, 2)]
+    weight, kept = jnp.asarray(random.standard_normal((41, 3))), np.zeros(41, bool)
+    kept[random.permutation(41)[:count]] = True
+    both = jax.tree.map(jnp.add, *normals)
+    rows, real = kept_rows(kept)
+    assert sorted(rows[real]) == list(np.flatnonzero(kept))
+    assert len(rows) <= min(count + 5, 41)
+    solved = solve_least_squares(Sums(*normals, both), weight, jnp.asarray(kept), CompensationConfig())
+    errors = [
+        float(
+            output_error(normals[1], least_squares(normals[0], weight, jnp.asarray(kept), jnp.asarray(d)), jnp.zeros(3))
+        )
+        for d in DAMPINGS
+    ]
+    assert solved.error == pytest.approx(min(errors), rel=1e-9)
+    assert solved.damping is not None
+    if count:
+        assert solved.damping == DAMPINGS[int(np.argmin(errors))]
+    whole = least_squares(both, weight, jnp.asarray(kept), jnp.asarray(solved.damping))
+    np.testing.assert_allclose(solved.weight, whole, rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_near_the_least_squares_solution_has_a_lower_error(x64):
