@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import saap_jax
-from saap_jax.evaluation.candidates import Group, candidate_losses, candidates_step
+from saap_jax.evaluation.candidates import Step, candidate_losses, candidates_step
 from saap_jax.evaluation.perplexity import loss_step, window_losses
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.types import STRUCTURES, Keep
@@ -50,12 +50,12 @@ def main() -> None:
         for count in arguments.candidates:
             keeps, own, base = random_keeps(existing, count, whole), [], []
 
-            def take_turns(groups: Sequence[Group], own: list = own, base: list = base) -> Iterator[Group]:
-                for group in groups:
+            def take_turns(steps: Sequence[Step], own: list = own, base: list = base) -> Iterator[Step]:
+                for step in steps:
                     base.append(dense())
                     start = clocks()
-                    yield group
-                    own.append((clocks() - start) / len(group.members))
+                    yield step
+                    own.append((clocks() - start) / len(step.group.members))
 
             found = {}
             for part in candidate_losses(model, [batch], keeps, at_once=arguments.at_once, progress=take_turns):

@@ -441,8 +441,9 @@ class EvaluationConfig:
     """Tokens a window; part of the metric's name."""
     batch_size: int = 8
     """Windows evaluated at once; changes speed and memory, not the result."""
-    candidates_at_once: int = 8
-    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory."""
+    candidates_at_once: int = 2
+    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory. More share the layers
+    that all of them leave whole, and on a CPU soon no longer fit the cache."""
 
     def __post_init__(self) -> None:
         check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)

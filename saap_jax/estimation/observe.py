@@ -104,6 +104,7 @@ def _observe(
     apart = {need: state.pop(need) for need in sorted(needs) if need.step}
     places = places_of((state, losses))  # once: jax spells those of a result otherwise
     places_apart = {need: places_of(total) for need, total in apart.items()}
+    before = losses
     for index, (tokens, mask) in enumerate(progress(batches) if needs else ()):
         tokens, mask, position = shard(tokens, model), shard(mask, model), jnp.asarray(index * size, jnp.int32)
         with on_mesh_of(model):
@@ -116,7 +117,8 @@ def _observe(
                 apart[need] = need.step(
                     model, total, tokens, mask, gates, curvature=curvature, remat=remat, places=places_apart[need]
                 )
-        jax.block_until_ready((losses, apart))  # so that progress tells the truth
+        jax.block_until_ready(before)  # one step behind: this one runs while the host gets the next one ready
+        before = losses
     state |= apart
     masks = np.concatenate([mask for _, mask in batches])
     counts = Statistics(
@@ -132,7 +134,7 @@ def _finished(statistic: Statistic, total: Any, counts: Statistics) -> Any:
     return jax.tree.map(lambda array: statistic.accumulation.finish(array, counts), total)
 
 
-@functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state", "losses"))
+@functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state",))
 def observe_step(
     model: Llama,
     state: dict[Statistic, Any],
