@@ -442,8 +442,8 @@ class EvaluationConfig:
     batch_size: int = 8
     """Windows evaluated at once; changes speed and memory, not the result."""
     candidates_at_once: int = 2
-    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory. More share the layers
-    that all of them leave whole, and on a CPU soon no longer fit the cache."""
+    """Candidates that are evaluated in one batch, each on those windows; changes speed and memory. The more, the more
+    share the layers that all of them leave whole; on a CPU they soon no longer fit the cache."""
 
     def __post_init__(self) -> None:
         check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)

@@ -177,7 +177,7 @@ def contributions(
 
     def summed_loss(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
         sums, observed = next_token_losses(
-            model, tokens, mask, gates, observe=observer(needs, mask, model.constants.norm_eps), remat=remat
+            model, tokens, mask, gates, observe=observer(needs, mask, model.constants.norm_eps), remat=remat, once=True
         )
         return jnp.sum(sums), (sums, observed)
 

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from saap_jax.llama.model import Llama, Observe, at_least_float32
+from saap_jax.llama.model import Llama, Observe, at_least_float32, projected
 from saap_jax.runtime.constraints import batch_shards, vocab_shards
 from saap_jax.types import Gates, Remat
 
 LOGITS = 2**28
 """Bytes of logits that a device has in memory at once; see `over_positions`."""
+
+LOGITS_ONCE = 2**26
+"""The same where chunks cost nothing, since no logits are made twice."""
 
 
 def next_token_losses(
@@ -24,14 +27,24 @@ def next_token_losses(
     *,
     observe: Observe | None = None,
     remat: Remat = "none",
+    once: bool = False,
 ) -> tuple[Float[Array, "batch"], list]:
     """Return each example's summed next-token loss in nats, float32 (at least), and what `observe` made of segments.
 
     Position t predicts token t + 1; it counts where that token is real (`mask`). Divide by `predicted_tokens` for the
     mean. Padding on the right changes neither the loss nor any gradient.
+
+    Args:
+        once: make the gradient by the hidden states beside the losses, a few positions at a time: logits are made once
+            and never all in memory. For first derivatives; the words' own gradient, if it is used, makes them again.
     """
     hidden, observed = model.hidden(tokens, gates, observe=observe, remat=remat)
-    losses = over_positions(functools.partial(token_losses, model), hidden[:, :-1], tokens[:, 1:], logits=[model])
+    before, target = hidden[:, :-1], tokens[:, 1:]
+    losses: Array
+    if once:
+        losses = _losses_once(model.embedding.shape[0], model.unembedding is None, before, target, model.words())
+    else:
+        losses = over_positions(functools.partial(token_losses, model), before, target, logits=[model])
     return jnp.sum(jnp.where(mask[:, 1:], losses, 0), axis=-1), observed
 
 
@@ -39,7 +52,12 @@ def token_losses(
     model: Llama, hidden: Float[Array, "batch seq embed"], target: Int[Array, "batch seq"]
 ) -> Float[Array, "batch seq"]:
     """Return -log p(target) in nats of the distributions that last hidden states make."""
-    logits = model.logits(hidden)
+    return _token_losses(model.logits(hidden), target)
+
+
+def _token_losses(
+    logits: Float[Array, "batch seq vocab"], target: Int[Array, "batch seq"]
+) -> Float[Array, "batch seq"]:
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
 
 
@@ -55,10 +73,22 @@ def over_positions(
     Args:
         logits: the models whose logits the function has in memory at once.
     """
-    batch, length = arrays[0].shape[:2]
-    count = min(length, -(-length * sum(_bytes_of_logits(model, batch) for model in logits) // LOGITS))
-    if count <= 1:
+    words = [model.embedding for model in logits]
+    each = sum(_bytes_of_logits(len(arrays[0]), each.shape[0], each.dtype) for each in words)
+    count = _chunks(arrays[0], each, LOGITS)
+    if count == 1:
         return function(*arrays)
+    return _mapped(jax.checkpoint(lambda inputs: function(*inputs), prevent_cse=False), arrays, count)
+
+
+def _chunks(array: Shaped[Array, "batch seq ..."], each: int, most: int) -> int:
+    """Return in how many chunks of positions no more than `most` bytes are needed, with `each` for a position."""
+    return max(1, min(array.shape[1], -(-array.shape[1] * each // most)))
+
+
+def _mapped(function: Callable[[Any], Any], arrays: Sequence[Shaped[Array, "batch seq ..."]], count: int) -> Any:
+    """Return what a function of a tuple of arrays `[batch, seq, ...]` makes of `count` chunks of positions, joined."""
+    batch, length = arrays[0].shape[:2]
     each = -(-length // count)
     count = -(-length // each)
 
@@ -69,20 +99,46 @@ def over_positions(
     def joined(array: Array) -> Array:
         return jnp.moveaxis(array, 0, 1).reshape(batch, count * each, *array.shape[3:])[:, :length]
 
-    some = jax.checkpoint(lambda inputs: function(*inputs), prevent_cse=False)
-    return jax.tree.map(joined, jax.lax.map(some, tuple(split(array) for array in arrays)))
+    return jax.tree.map(joined, jax.lax.map(function, tuple(split(array) for array in arrays)))
 
 
-def _bytes_of_logits(model: Llama, batch: int) -> int:
+def _bytes_of_logits(batch: int, vocab: int, dtype: Any) -> int:
     """Return how much the logits of one position of each example take on a device."""
-    vocab = model.embedding.shape[0]
-    return (
-        batch
-        // batch_shards(batch)
-        * vocab
-        // vocab_shards(vocab)
-        * jnp.dtype(at_least_float32(model.embedding.dtype)).itemsize
-    )
+    rows, words = batch // batch_shards(batch), vocab // vocab_shards(vocab)
+    return rows * words * jnp.dtype(at_least_float32(dtype)).itemsize
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _losses_once(vocab: int, tied: bool, hidden: Array, target: Array, words: Array) -> Float[Array, "batch seq"]:
+    """Return the losses of `token_losses`, in chunks of positions."""
+    return _in_chunks(vocab, hidden, target, lambda some, own: _token_losses(projected(some, words, tied), own))
+
+
+def _in_chunks(vocab: int, hidden: Array, target: Array, function: Callable[[Array, Array], Any]) -> Any:
+    each = _bytes_of_logits(len(hidden), vocab, hidden.dtype)
+    return _mapped(lambda inputs: function(*inputs), (hidden, target), _chunks(hidden, each, LOGITS_ONCE))
+
+
+def _losses_and_gradient(vocab: int, tied: bool, hidden: Array, target: Array, words: Array) -> tuple[Array, Any]:
+    def both(some: Array, own: Array) -> tuple[Array, Array]:
+        losses, pull = jax.vjp(lambda some: _token_losses(projected(some, words, tied), own), some)
+        return losses, pull(jnp.ones_like(losses))[0]  # positions do not mix: each row is that of its own loss
+
+    losses, gradient = _in_chunks(vocab, hidden, target, both)
+    return losses, (gradient, hidden, target, words)
+
+
+def _pulled(vocab: int, tied: bool, kept: Any, cotangent: Array) -> tuple[Array, None, Array]:
+    gradient, hidden, target, words = kept
+
+    def of_words(words: Array) -> Array:
+        some = jax.checkpoint(lambda some, own: _token_losses(projected(some, words, tied), own), prevent_cse=False)
+        return jnp.sum(_in_chunks(vocab, hidden, target, some) * cotangent)
+
+    return gradient * cotangent[..., None].astype(gradient.dtype), None, jax.grad(of_words)(words)
+
+
+_losses_once.defvjp(_losses_and_gradient, _pulled)
 
 
 def predicted_tokens(mask: Bool[Array, "batch seq"]) -> Int[Array, "batch"]:

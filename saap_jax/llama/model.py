@@ -174,16 +174,23 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
         """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
-        wide = at_least_float32(hidden.dtype)
-        if self.unembedding is None:
-            return jnp.einsum("btd,vd->btv", hidden, gathered(self.embedding)[...], preferred_element_type=wide)
-        return jnp.einsum("btd,dv->btv", hidden, gathered(self.unembedding)[...], preferred_element_type=wide)
+        return projected(hidden, self.words(), self.unembedding is None)
+
+    def words(self) -> Float[Array, "vocab embed"] | Float[Array, "embed vocab"]:
+        """Return what hidden states are projected on: the embedding where that is tied, else `[embed, vocab]`."""
+        return gathered(self.embedding if self.unembedding is None else self.unembedding)[...]
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], gates: Gates | None = None, *, remat: Remat = "none"
     ) -> Float[Array, "batch seq vocab"]:
         """Return next-token logits. Padding goes on the right: attention is causal, so it changes nothing before it."""
         return self.logits(self.hidden(tokens, gates, remat=remat)[0])
+
+
+def projected(hidden: Float[Array, "batch seq embed"], words: Array, tied: bool) -> Float[Array, "batch seq vocab"]:
+    """Return logits, float32 (at least), from hidden states and `Llama.words`."""
+    equation = "btd,vd->btv" if tied else "btd,dv->btv"
+    return jnp.einsum(equation, hidden, words, preferred_element_type=at_least_float32(hidden.dtype))
 
 
 def decode(

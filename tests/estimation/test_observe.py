@@ -1,5 +1,7 @@
 """The calibration pass: every statistic against its definition, computed another way."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,3 +338,25 @@ def test_a_masked_model_is_observed_as_the_cut_one(x64):
             expected = score(formulas, small, pruned)[name][structure]
             for row, kept, want in zip(scores[structure], keep[structure], expected, strict=True):
                 np.testing.assert_allclose(row[kept], want[: kept.sum()], rtol=1e-6, atol=1e-14, err_msg=name)
+
+
+def test_the_host_waits_for_the_step_before_the_one_that_runs(monkeypatch):
+    module, events, made = sys.modules[observe.__module__], [], {}
+    step, wait = module.observe_step, jax.block_until_ready
+
+    def watched_step(*args, **options):
+        state, losses = step(*args, **options)
+        events.append(("step", len(made)))
+        made[id(losses)] = len(made), losses
+        return state, losses
+
+    def watched_wait(value):
+        if isinstance(value, jax.Array) and value.ndim == 1:
+            events.append(("wait", made.get(id(value), (None,))[0]))
+        return wait(value)
+
+    monkeypatch.setattr(module, "observe_step", watched_step)
+    monkeypatch.setattr(jax, "block_until_ready", watched_wait)
+    batches = [(TOKENS[n : n + 1], MASK[n : n + 1]) for n in range(3)]
+    observe(dense_model(), batches, THREE)
+    assert events == [("step", 0), ("wait", None), ("step", 1), ("wait", 0), ("step", 2), ("wait", 1)]

@@ -153,6 +153,9 @@ class TestCost:
         memory = self.lowered(needs).memory_analysis()
         slack = 4 * 4 * (2 * 34 + 8)  # gate gradients of four examples
         assert 4 * numbers <= memory.output_size_in_bytes <= 4 * numbers + slack
+        assert (
+            memory.alias_size_in_bytes >= 4 * numbers
+        )  # added to in place: the state is donated, and keeps its layout
 
     def test_the_second_call_does_not_compile(self):
         observe(self.model, [(TOKENS, MASK)], ONE_PASS)

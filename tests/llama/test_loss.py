@@ -1,61 +1,95 @@
-"""The next-token loss: -log softmax at the next token, where that token is real."""
+"""Losses in chunks of positions: those of all logits at once, with their gradients, and never all logits in memory."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from saap_jax.llama.loss import predicted_tokens
-from tests.helpers import dense_model, forward, length_mask, losses_of, random_tokens, reference_losses
+from saap_jax.llama import loss
+from saap_jax.llama.loss import next_token_losses, over_positions
+from saap_jax.recovery.objective import Objective, Packed, sums_of
+from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
 
-TOKENS = random_tokens(3, 8)
-MASK = length_mask(8, 5, 0, seq=8)
-
-
-def losses(model, tokens=TOKENS, mask=MASK) -> np.ndarray:
-    return np.asarray(losses_of(model, jnp.asarray(tokens), jnp.asarray(mask)))
-
-
-def test_loss_by_hand():
-    model = dense_model()
-    log_probability = np.asarray(jax.nn.log_softmax(forward(model, jnp.asarray(TOKENS))))
-    expected = [
-        -sum(log_probability[n, t, TOKENS[n, t + 1]] for t in range(length - 1)) for n, length in ((0, 8), (1, 5))
-    ]
-    np.testing.assert_allclose(losses(model), [*expected, 0], rtol=1e-5)
-    np.testing.assert_allclose(losses(model)[0], reference_losses(model, TOKENS[0]).sum(), rtol=1e-5)
+TOKENS, MASK = random_tokens(3, 9), length_mask(9, 5, 2, seq=9)
+WEIGHTS = np.array([1.0, 0.5, 2.0])
+"""Of the examples: a gradient that is not that of their sum."""
 
 
-def test_masked_tokens_change_nothing():
-    model = dense_model()
-    other = np.where(MASK, TOKENS, (TOKENS + 5) % 24)
-    np.testing.assert_array_equal(losses(model), losses(model, other))
-    other[1, 4] = (other[1, 4] + 1) % 24  # the last real token of example 1
-    changed = losses(model, other) != losses(model)
-    assert changed.tolist() == [False, True, False]
+def value_and_gradient(model, **options):
+    def total(model):
+        return jnp.sum(
+            jnp.asarray(WEIGHTS) * next_token_losses(model, jnp.asarray(TOKENS), jnp.asarray(MASK), **options)[0]
+        )
+
+    return jax.jit(jax.value_and_grad(total))(model)
 
 
-def test_longer_padding_changes_nothing():
-    model = dense_model()
-    padded = losses(model, np.pad(TOKENS, ((0, 2), (0, 3))), np.pad(MASK, ((0, 2), (0, 3))))
-    np.testing.assert_allclose(padded, [*losses(model), 0, 0], rtol=1e-6)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("options", [{}, {"once": True}])
+@pytest.mark.parametrize("most", [1, 1000, 10**9])
+def test_chunks_change_neither_losses_nor_gradients(tied, options, most, monkeypatch, x64):
+    model = dense_model(dtype=np.float64, tied=tied)
+    value, gradient = value_and_gradient(model)
+    monkeypatch.setattr(loss, "LOGITS", most)
+    monkeypatch.setattr(loss, "LOGITS_ONCE", most)
+    found, found_gradient = value_and_gradient(model, **options)
+    np.testing.assert_allclose(found, value, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found_gradient, gradient)
+    assert np.abs(gradient.embedding[...]).max() > 1e-3
 
 
-def test_padding_gets_no_gradient():
-    model = dense_model()
-    gradient = jax.jit(jax.grad(lambda m, t, k: losses_of(m, t, k).sum()))
-    whole = gradient(model, jnp.asarray(TOKENS), jnp.asarray(MASK))
-    padded = gradient(
-        model, jnp.pad(jnp.asarray(TOKENS), ((0, 0), (0, 3))), jnp.pad(jnp.asarray(MASK), ((0, 0), (0, 3)))
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, padded)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+@pytest.mark.parametrize("distillation", [0.0, 0.7])
+def test_training_in_chunks_is_training_at_once(distillation, monkeypatch, x64):
+    model, teacher = (random_model(spec_of((2, 3), (2, 3)), seed=seed, dtype=np.float64) for seed in (0, 1))
+    positions = np.broadcast_to(np.arange(9), (3, 9))
+    rows = Packed(*map(jnp.asarray, (TOKENS, np.zeros((3, 9), np.int32), positions, MASK)))
+    objective = Objective(distillation=distillation, temperature=1.5)
+
+    def total(model):
+        sums = sums_of(model, teacher, rows, objective)
+        return sums.loss + 3 * sums.divergence
+
+    value, gradient = jax.value_and_grad(total)(model)
+    monkeypatch.setattr(loss, "LOGITS", 1)
+    found, found_gradient = jax.value_and_grad(total)(model)
+    np.testing.assert_allclose(found, value, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found_gradient, gradient)
 
 
-def test_bfloat16_model_has_float32_loss():
-    assert losses(dense_model(dtype=jnp.bfloat16)).dtype == np.float32
+def test_positions_that_were_added_to_the_last_chunk_are_not_returned(monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS", 4 * 3 * 24 * 4)  # four positions of three examples and 24 words
+    seen = []
+
+    def function(array):
+        seen.append(array.shape)
+        return 2 * array
+
+    array = jnp.arange(3 * 9.0).reshape(3, 9)
+    np.testing.assert_array_equal(over_positions(function, array, logits=[dense_model()]), 2 * array)
+    assert set(seen) == {(3, 3)}
+    monkeypatch.setattr(loss, "LOGITS", 10**9)
+    over_positions(function, array, logits=[dense_model()])
+    assert seen[-1] == (3, 9)
 
 
-def test_predicted_tokens():
-    """The first token is predicted by nothing."""
-    mask = length_mask(8, 5, 1, 0, seq=8)
-    np.testing.assert_array_equal(predicted_tokens(jnp.asarray(mask)), [7, 4, 0, 0])
+def test_no_program_holds_the_logits_of_all_positions(monkeypatch):
+    """Of 4,096 words and 8 x 64 positions: 8 MiB."""
+    spec = dataclasses.replace(spec_of((2, 3)), vocab=4096)
+    model, tokens = random_model(spec), jnp.asarray(random_tokens(8, 64))
+    mask = jnp.ones(tokens.shape, bool)
+
+    def held(**options):
+        def total(model):
+            return jnp.sum(next_token_losses(model, tokens, mask, **options)[0])
+
+        lowered = jax.jit(jax.value_and_grad(lambda model: total(model))).lower(model)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    whole = held()
+    monkeypatch.setattr(loss, "LOGITS", 2**19)
+    monkeypatch.setattr(loss, "LOGITS_ONCE", 2**19)
+    assert whole > 8 * 2**20
+    assert held() < 0.5 * whole
+    assert held(once=True) < 0.5 * whole
