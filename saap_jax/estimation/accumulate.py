@@ -32,7 +32,7 @@ def like_matrices(model: Llama, plan: Plan) -> Llama:
     """Return zeros like the matrices of the layers, spread over the same devices, and a single 0 for each other one."""
 
     def zeros(variable: nnx.Variable) -> nnx.Variable:
-        shape, place = (variable.shape, _sharding(variable[...])) if is_matrix(variable) else ((), None)
+        shape, place = (variable.shape, _sharding(variable.get_value())) if is_matrix(variable) else ((), None)
         return variable.replace(jnp.zeros(shape, at_least_float32(variable.dtype), device=place))
 
     return jax.tree.map(zeros, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -19,7 +19,7 @@ from saap_jax.estimation.accumulate import statistics_dtype
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, Statistic, Statistics, wide
 from saap_jax.estimation.hessian import joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
-from saap_jax.estimation.squares import parts, watched
+from saap_jax.estimation.squares import flattened, parts, watched
 from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.llama.loss import next_token_losses, predicted_tokens
 from saap_jax.llama.model import Llama, Observe
@@ -184,7 +184,9 @@ def contributions(
     sources = {need.source for need in needs}
     on_squares, on_gates = "squares" in sources, "gates" in sources
     on_weights = on_squares or "weights" in sources
-    inputs = (watched(model, 1 / counts) if on_squares else model, examples_gates if on_gates else gates)
+    if on_weights:
+        model = watched(model, 1 / counts) if on_squares else flattened(model)
+    inputs = (model, examples_gates if on_gates else gates)
     argnums = (0,) * on_weights + (1,) * on_gates
     if argnums:
         gradients, (sums, observed) = jax.grad(summed_loss, argnums=argnums, has_aux=True)(*inputs)
@@ -193,7 +195,7 @@ def contributions(
     by_argument: dict[int, Any] = dict(zip(argnums, gradients, strict=True))
     shown: dict[str, Any] = {}
     if on_weights:
-        gradient, squares = parts(by_argument[0]) if on_squares else (by_argument[0], None)
+        gradient, squares = parts(by_argument[0])
         shown |= {"weights": gradient, "squares": squares}
     if on_gates:
         shown["gates"] = {name: by_argument[1][name] / counts[:, None, None] for name in STRUCTURES}

@@ -112,7 +112,7 @@ def make_estimator(text: str) -> Estimator:
 
 
 @functools.cache
-def _made(factory: Factory, **options: Hashable) -> Estimator:
+def _made(factory: Factory, **options: Hashable) -> Any:
     """Make an estimator once: its formula, made again, would be compiled again."""
     return factory(**options)
 

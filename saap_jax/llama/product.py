@@ -7,6 +7,7 @@ use of a matrix in the model goes through `product`, so such a model runs wherev
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -51,18 +52,47 @@ def product(equation: str, x: Array, weight: Weight) -> Array:
     """Return `einsum(equation, x, weight)`, with a matrix of one layer.
 
     `x` is `[batch, seq, *inputs]`; the equation contracts all inputs. One with fewer letters for the matrix than it has
-    axes takes its inputs as one: `x` is then `[batch, seq, inputs]`.
-
-    A product of two matrices, tokens × inputs and inputs × outputs: with more axes XLA copies operands of the gradient,
-    transposed, on a CPU.
+    axes takes them as one: `x` is then `[batch, seq, inputs]`.
     """
     if isinstance(weight, Matrix):
         return weight.product(equation, x)
-    value, (of_matrix, of_result) = weight[...], equation.partition(",")[2].split("->")
+    value = weight[...]
+    if value.ndim != len(equation.partition("->")[0].partition(",")[2]):
+        value = value.reshape(x.shape[-1], value.shape[-1])
+    return jnp.einsum(equation, x, value)
+
+
+def flat_product(equation: str, x: Array, value: Array) -> Array:
+    """Return `einsum(equation, x, value)` as a product of two matrices, tokens × inputs and inputs × outputs.
+
+    For what is differentiated by the matrix: with more axes XLA writes operands of its gradient transposed, on a CPU.
+    """
+    of_matrix, of_result = equation.partition(",")[2].split("->")
     inputs = math.prod(x.shape[2:])
     outputs = value.shape[value.ndim - sum(letter in of_result for letter in of_matrix) :]
     y = x.reshape(math.prod(x.shape[:2]), inputs) @ value.reshape(inputs, math.prod(outputs))
     return y.reshape(*x.shape[:2], *outputs)
+
+
+class Flat(Matrix):
+    """A matrix, or a bias, whose products are those of `flat_product`."""
+
+    def __init__(self, weight: nnx.Param) -> None:
+        self.axes: tuple[str, ...] = weight.axes
+        self.weight = weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    def product(self, equation: str, x: Array) -> Array:
+        return flat_product(equation, x, self.weight[...])
+
+    def add(self, y: Array) -> Array:
+        return y + self.weight[...][None, None]
+
+    def dense(self) -> Array:
+        return self.weight[...]
 
 
 def added(y: Array, bias: Weight | None) -> Array:

@@ -38,7 +38,7 @@ def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
         if equation.primitive.name == "pallas_call":
             cost = equation.params["cost_estimate"]
             total[0] += times * cost.flops
-            total[2] += times * cost.bytes_accessed
+            total[2] += times * sum(_bytes_of(var.aval) for var in (*equation.invars, *equation.outvars))
         if equation.primitive.name != "dot_general":
             continue
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -47,6 +47,10 @@ def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
         for array in (left, right, out):
             total[1 if array.size in weights else 2] += times * array.size * array.dtype.itemsize
     return Work(*total)
+
+
+def _bytes_of(array: Any) -> int:
+    return array.size * array.dtype.itemsize
 
 
 def equations(jaxpr: Any) -> Iterator[tuple[Any, float]]:

@@ -327,11 +327,12 @@ def test_a_masked_model_is_observed_as_the_cut_one(x64):
     gradient, square = (
         [each.of(needed) for each in (masked, small)] for needed in (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT)
     )
-    assert_trees_close(cut(gradient[0], keep), gradient[1], rtol=1e-7, atol=1e-12)
-    # Squares are those of matrices; the rest of the tree is filled up so that it can be cut.
-    filled = jax.tree.map(lambda s, g: s if s.ndim else jnp.zeros_like(g), square[0], gradient[0])
-    expected = jax.tree.map(lambda s, g: s if s.ndim else jnp.zeros_like(g), square[1], gradient[1])
-    assert_trees_close(cut(filled, keep), expected, rtol=1e-7, atol=1e-12)
+    for seen in (gradient, square):  # of matrices; the rest of the tree is filled up so that it can be cut
+        filled, expected = (
+            jax.tree.map(lambda s, w: s if s.ndim else jnp.zeros_like(w), tree, like)
+            for tree, like in zip(seen, (model, pruned), strict=True)
+        )
+        assert_trees_close(cut(filled, keep), expected, rtol=1e-7, atol=1e-12)
     formulas = {name: make_estimator(name) for name in ("taylor_element_second", "gate_fisher")}
     for name, scores in score(formulas, masked, model).items():
         for structure in STRUCTURES:

@@ -157,18 +157,17 @@ class TestProduct:
             np.testing.assert_allclose(y.astype(jnp.float32), x.astype(jnp.float32) @ matrix.dense(), atol=0.1)
 
     def test_dense_matrices_are_multiplied_as_ever(self):
-        """The seam adds nothing to the product of two matrices, nor does it change a bit."""
+        """The seam adds nothing to the program of plain floats, nor does it change a bit."""
         x, weight = jnp.asarray(normal(2, 3, 2, 4)), jnp.asarray(normal(2, 4, 5))
 
         def direct(x, weight):
-            return (x.reshape(6, 8) @ weight.reshape(8, 5)).reshape(2, 3, 5)
+            return jnp.einsum("btkh,khd->btd", x, weight)
 
         def seam(x, weight):
             return product("btkh,khd->btd", x, param(("kv_heads", "head_dim", "embed"), weight))
 
         assert str(jax.make_jaxpr(direct)(x, weight)) == str(jax.make_jaxpr(seam)(x, weight))
         np.testing.assert_array_equal(direct(x, weight), seam(x, weight))
-        np.testing.assert_allclose(seam(x, weight), jnp.einsum("btkh,khd->btd", x, weight), rtol=1e-5)
         flat = product("btf,fd->btd", x.reshape(2, 3, 8), param(("kv_heads", "head_dim", "embed"), weight))
         np.testing.assert_array_equal(flat, jnp.einsum("btf,fd->btd", x.reshape(2, 3, 8), weight.reshape(8, 5)))
 
