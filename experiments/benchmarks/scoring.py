@@ -38,7 +38,7 @@ VARIANTS = {
 TORCH = ("torch, gradients", "torch, gradients and squares")
 MATMUL = "matmul"
 WARM = "one batch of "
-"""Before a variant: to compile it, and to see how much memory it takes."""
+"""Before a variant: to see how much memory it takes."""
 SIZE = 4096
 
 
@@ -78,11 +78,9 @@ def take_turns(arms: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         for turn in range(arguments.repeats + 1):
             for name in dict.fromkeys(name for by_name in found.values() for name in by_name):
                 for arm in [arm for arm in arms if name in found[arm]]:
-                    if not turn:
-                        ask[arm](f"{WARM}{name}")
-                        continue
-                    found[arm][name].append(ask[arm](name)["seconds"])
-                    print(f"{turn}: {arm}, {name}: {found[arm][name][-1]:.2f} s", file=sys.stderr)
+                    seconds = ask[arm](name)["seconds"]
+                    found[arm][name] += [seconds] * bool(turn)  # the first one compiles
+                    print(f"{turn}: {arm}, {name}: {seconds:.2f} s", file=sys.stderr)
     return found
 
 

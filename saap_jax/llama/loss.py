@@ -16,7 +16,10 @@ LOGITS = 2**28
 """Bytes of logits that a device has in memory at once; see `over_positions`."""
 
 LOGITS_ONCE = 2**26
-"""The same where chunks cost nothing, since no logits are made twice."""
+"""The same where no logits are made twice, so that chunks cost little."""
+
+ROWS_ONCE = 256
+"""Tokens of a chunk, at least, there: each chunk reads all the words, which takes its time where they are many."""
 
 
 def next_token_losses(
@@ -116,7 +119,9 @@ def _losses_once(vocab: int, tied: bool, hidden: Array, target: Array, words: Ar
 
 def _in_chunks(vocab: int, hidden: Array, target: Array, function: Callable[[Array, Array], Any]) -> Any:
     each = _bytes_of_logits(len(hidden), vocab, hidden.dtype)
-    return _mapped(lambda inputs: function(*inputs), (hidden, target), _chunks(hidden, each, LOGITS_ONCE))
+    rows = len(hidden) // batch_shards(len(hidden))
+    most = max(LOGITS_ONCE, -(-ROWS_ONCE // rows) * each)
+    return _mapped(lambda inputs: function(*inputs), (hidden, target), _chunks(hidden, each, most))
 
 
 def _losses_and_gradient(vocab: int, tied: bool, hidden: Array, target: Array, words: Array) -> tuple[Array, Any]:

@@ -34,6 +34,7 @@ def test_chunks_change_neither_losses_nor_gradients(tied, options, most, monkeyp
     value, gradient = value_and_gradient(model)
     monkeypatch.setattr(loss, "LOGITS", most)
     monkeypatch.setattr(loss, "LOGITS_ONCE", most)
+    monkeypatch.setattr(loss, "ROWS_ONCE", 1)
     found, found_gradient = value_and_gradient(model, **options)
     np.testing.assert_allclose(found, value, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found_gradient, gradient)
@@ -90,6 +91,7 @@ def test_no_program_holds_the_logits_of_all_positions(monkeypatch):
     whole = held()
     monkeypatch.setattr(loss, "LOGITS", 2**19)
     monkeypatch.setattr(loss, "LOGITS_ONCE", 2**19)
+    monkeypatch.setattr(loss, "ROWS_ONCE", 8)
     assert whole > 8 * 2**20
     assert held() < 0.5 * whole
     assert held(once=True) < 0.5 * whole
