@@ -208,14 +208,14 @@ class ResidualConfig:
 class SearchConfig:
     """How a budget is shared between layers and structures.
 
-    The peers' rules: LLM-Pruner is `uniform` with `skip_layers=(0, 1, 2, 3, -2, -1)` on the scores of
-    `taylor_element_second`; FLAP (AL-AM) is `global` with `rank_by="score"` on those of
-    `fluctuation(standardize=True)`.
+    The rules of peers are recipes, see `saap_jax.recipes`.
     """
 
     allocation: str = "uniform"
-    """`uniform`: the same share of each layer; `global`: one ranking of all units; `adaptive`: one ranking of
-    log score + `stability_weight` · stability indicator; or one that was registered in `ALLOCATIONS`."""
+    """`uniform`: the same share of each layer; `uniform_floor`: the same, attention rounded down to whole units and
+    made up for by MLP channels; `log`: a share that grows with log(layer + 1), rounded alike; `global`: one ranking of
+    all units; `adaptive`: one ranking of log score + `stability_weight` · stability indicator; or one that was
+    registered in `ALLOCATIONS`."""
     rank_by: RankBy = "score_per_parameter"
     """Key of the one ranking."""
     normalize: Normalization = "none"

@@ -45,6 +45,9 @@ class Allocation:
     """Prunable parameters of each layer, or of each structure of a traced model (0 of what is left alone) -> the share
     of what is removed that each loses, together 1; within a budget all widths shrink alike. None: one budget and one
     ranking of all units."""
+    rounded_down: tuple[str, ...] = ()
+    """Structures of few units, of which a layer loses no more than its share, rounded down to whole units; the rest of
+    what it loses comes from the others, as far as they have it. Only beside `budgets`."""
     stability: bool = False
     """Whether units rank by log score + `stability_weight` · stability indicator."""
     priority: Callable[[dict[str, Any], Any], dict[str, Any]] = lambda scores, config: scores
@@ -56,9 +59,17 @@ class Allocation:
         return self.budgets is None
 
 
+def _logarithmic(size: np.ndarray) -> np.ndarray:
+    """Give layers shares in proportion to their parameters and log(layer + 1). Source: SlimGPT (arXiv:2412.18110)."""
+    shares = size * np.log1p(np.arange(len(size)))
+    return shares / shares.sum() if shares.any() else size / size.sum()
+
+
 ALLOCATIONS: Registry[Allocation] = Registry(
     {
         "uniform": Allocation(budgets=lambda size: size / size.sum()),
+        "uniform_floor": Allocation(budgets=lambda size: size / size.sum(), rounded_down=("attention",)),
+        "log": Allocation(budgets=_logarithmic, rounded_down=("attention",)),
         "global": Allocation(),
         "adaptive": Allocation(stability=True),
     }

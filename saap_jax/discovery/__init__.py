@@ -9,6 +9,7 @@ such a function takes, and `saap_jax.subjects.traced` does it.
 from saap_jax.discovery.structures import (
     Member,
     Structure,
+    channel_view,
     count_parameters,
     discover,
     parameters_by_path,
@@ -20,6 +21,7 @@ from saap_jax.discovery.structures import (
 __all__ = [
     "Member",
     "Structure",
+    "channel_view",
     "count_parameters",
     "discover",
     "parameters_by_path",

@@ -120,6 +120,18 @@ def unit_view(segment: Any, member: Member) -> Float[Array, "layers units rest"]
     return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:]))
 
 
+def channel_view(segment: Any, member: Member) -> Float[Array, "layers units channels embed"]:
+    """Return `unit_view` channel by channel: one for each coordinate of a unit, with all that meets the stream there.
+
+    Of a bias, which does not meet it, each number is a channel.
+    """
+    parameter = parameters_by_path(segment)[member.path]
+    moved, axes = jnp.moveaxis(parameter[...], member.axis, 1), list(parameter.axes)
+    axes.insert(1, axes.pop(member.axis))
+    moved = jnp.moveaxis(moved, axes.index("embed"), -1) if "embed" in axes else moved[..., None]
+    return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:-1]), moved.shape[-1])
+
+
 def unit_costs(structures: dict[str, Structure]) -> dict[str, np.ndarray]:
     """Return the parameters a unit of each layer, `[layers]` int64, by structure."""
     return {name: np.asarray(s.parameters_per_unit, np.int64) for name, s in structures.items()}

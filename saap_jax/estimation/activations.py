@@ -1,6 +1,7 @@
 """Estimators on activations: how large, or how variable, a unit's contribution to the residual stream is."""
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -44,12 +45,13 @@ def standardized_variance(
     weight: Float[Array, "layers units coordinates embed"],
     mean: Float[Array, "layers units coordinates"],
     square: Float[Array, "layers units coordinates"],
+    power: int = 1,
 ) -> Float[Array, "layers units"]:
-    """Mean over a unit's coordinates c of (f_c - mean f) / std f, with f_c = Var(a_c) · ‖W_out[c]‖².
+    """Mean over a unit's coordinates c of (f_c - mean f) / std f, with f_c = (Var(a_c) · ‖W_out[c]‖²)^power.
 
     Mean and std (divisor n - 1) are those of all n coordinates of a layer.
     """
-    f = coordinate_variance(weight, mean, square)
+    f = coordinate_variance(weight, mean, square) ** power
     center = jnp.nanmean(f, axis=(1, 2), keepdims=True)
     spread = jnp.nanstd(f, axis=(1, 2), keepdims=True, ddof=1)
     return jnp.mean(jnp.where(spread > 0, (f - center) / spread, jnp.where(jnp.isnan(f), f, 0)), axis=-1)
@@ -118,6 +120,62 @@ ACTIVATION_USAGE = Statistic(
 """Share of tokens on which a unit stands out, {structure: [layers, units, multiples]}: see `used`."""
 
 
+class Norms(NamedTuple):
+    """Means over examples of what the norms r_u of a unit's activation come to over the tokens of an example.
+
+    r_u = √(Σ_c a_{u,c}²) on one token: |a_u| of a channel.
+    """
+
+    mean: dict[str, Float[Array, "layers units 2"]]
+    """Of the mean of r_u over the tokens, and of its square."""
+    l2: dict[str, Float[Array, "layers units 2"]]
+    """Of the root of the sum of r_u², and of its square."""
+
+
+def _norms(point: Point) -> dict[str, list[Float[Array, "units 2"]]]:
+    """Sum both norms of each example, and their squares, over the examples."""
+    if point.name not in STRUCTURES:
+        return {}
+    squares = jnp.sum(jnp.square(point.units(point.name)), axis=-1)
+    mask = point.mask.astype(squares.dtype)
+    tokens = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]
+    means = jnp.einsum("bt,btu->bu", mask, jnp.sqrt(squares)) / tokens
+    roots = jnp.sqrt(jnp.einsum("bt,btu->bu", mask, squares))
+    return {point.name: [jnp.stack([norm.sum(0), jnp.square(norm).sum(0)], axis=-1) for norm in (means, roots)]}
+
+
+ACTIVATION_NORMS = Statistic(
+    name="activation_norms",
+    init=lambda model, plan: Norms(*(like_units(model, after=dict.fromkeys(STRUCTURES, 2)) for _ in range(2))),
+    source="activations",
+    observe=_norms,
+    contribute=lambda sums: Norms(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    accumulation=mean_over("examples"),
+)
+"""`Norms` of the gated activations of each example."""
+
+
+def activation_norm(*, tokens: Literal["mean", "l2"] = "l2", examples: Literal["mean", "l2"] = "mean") -> Estimator:
+    """Score a unit by the norm of its activation, added up over the tokens of an example and then over the examples.
+
+    With r_u = √(Σ_c a_{u,c}²) on one token: `tokens` takes the mean of r_u over an example or the root of the sum of
+    r_u², `examples` the mean of that over the examples, or the root of the mean of its square (which orders as the L2
+    norm does).
+
+    Sources: Minitron (arXiv:2407.14679) section 2.2, `tokens="mean", examples="l2"`; 2SSP (arXiv:2501.17771), stage 1,
+    `tokens="l2", examples="mean"`.
+    """
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        norms: Norms = statistics.of(ACTIVATION_NORMS)
+        exists, column = units_of(params), 1 if examples == "l2" else 0
+        values = {name: norm[..., column] for name, norm in getattr(norms, tokens).items()}
+        values = {name: jnp.sqrt(value) if column else value for name, value in values.items()}
+        return {name: jnp.where(jnp.asarray(exists[name]), value, jnp.nan) for name, value in values.items()}
+
+    return Estimator(frozenset({ACTIVATION_NORMS}), score)
+
+
 def wanda() -> Estimator:
     """Score a unit by Σ over its writing weights of |W| · √(mean a²).
 
@@ -131,21 +189,28 @@ def wanda() -> Estimator:
     return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 
 
-def fluctuation(*, standardize: bool = False) -> Estimator:
+def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2) -> Estimator:
     """Score a unit by Var(a) · ‖W_out‖², summed over its coordinates.
 
     With `standardize` the coordinates of each layer and structure get mean 0 and deviation 1 first, and their mean is
     the score: what FLAP ranks over all layers (allocation `global`, `rank_by="score"`). Such scores have either sign.
+    Before that, FLAP's code squares the metric of attention's coordinates, which the paper does not say:
+    `attention_power` 2, or 1 without. It is not read without `standardize`, nor of a traced model.
 
-    Source: FLAP (arXiv:2312.11983), WIFV, equation 3. Deviations: the population variance over all tokens (FLAP uses
-    the sample variance of batches), and without `standardize` a head's coordinates are summed (FLAP averages them: a
-    constant factor).
+    Source: FLAP (arXiv:2312.11983), WIFV, equation 3. Deviations: the population variance over all tokens (FLAP adds up
+    those of windows), and without `standardize` a head's coordinates are summed (FLAP averages them: a constant
+    factor).
     """
-    formula = standardized_variance if standardize else weighted_variance
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         moments: Moments = statistics.of(ACTIVATION_MOMENTS)
-        return score_writers(formula, params, moments.mean, moments.square)
+        if not standardize:
+            return score_writers(weighted_variance, params, moments.mean, moments.square)
+        scores = score_writers(standardized_variance, params, moments.mean, moments.square)
+        if isinstance(params, Llama) and attention_power > 1:
+            squared = functools.partial(standardized_variance, power=attention_power)
+            scores |= {"attention": score_writers(squared, params, moments.mean, moments.square)["attention"]}
+        return scores
 
     return Estimator(frozenset({ACTIVATION_MOMENTS}), score)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.checks import check_seed
-from saap_jax.discovery import Member, Structure, discover, unit_view
+from saap_jax.discovery import Member, Structure, channel_view, discover, unit_view
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments, segment_bounds
@@ -170,23 +170,34 @@ class Estimator(NamedTuple):
     """How the gate Hessian is to be observed, if it is needed."""
 
 
-def score_matrices(formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum") -> Scores:
+def score_matrices(
+    formula: Callable[..., Array], *trees: Weights, reduction: Reduction = "sum", channels: bool = False
+) -> Scores:
     """Score every unit by `formula(matrix of the first tree, the same of the second, …) -> [layers, units]`.
 
-    Each matrix comes as `[layers, units, rest]`; the results of a unit's matrices are combined by `reduction`, in the
-    order of the model's parameters (so `last` is the projection that writes: output, down). Of a traced model a matrix
-    is a member of a structure, vectors included, and layers are copies.
+    Each matrix comes as `[layers, units, rest]`, or with `channels` as `[layers, units, channels, embed]`; the results
+    of a unit's matrices are combined by `reduction`, in the order of the model's parameters (so `last` is the
+    projection that writes: output, down). Of a traced model a matrix is a member of a structure, vectors included, and
+    layers are copies.
+
+    Raises:
+        ValueError: `channels` of a traced model, whose axes have no names.
     """
     traced = [tree for tree in trees if isinstance(tree, TracedWeights)]
     models = [tree for tree in trees if isinstance(tree, Llama)]
-    scores = {}
+    if traced and channels:
+        raise ValueError(
+            "estimator: expected within='matrix' for a traced model, which does not tell the channels of a unit apart, "
+            "got 'channel'"
+        )
+    view, scores = channel_view if channels else unit_view, {}
     for structure in traced[0].structures if traced else ():
         matrices = [formula(*(wide(tree.view(structure, each)) for tree in traced)) for each in structure.members]
         scores[structure.name] = reduce_matrices(matrices, reduction)
     for name, structure in discover(models[0]).items() if models else ():
 
         def of_segment(*segments: Any, members: tuple[Member, ...] = structure.members) -> Array:
-            matrices = [formula(*(wide(unit_view(segment, member)) for segment in segments)) for member in members]
+            matrices = [formula(*(wide(view(segment, member)) for segment in segments)) for member in members]
             return reduce_matrices(matrices, reduction)
 
         scores[name] = over_segments(of_segment, *models)
@@ -207,15 +218,29 @@ def score_writers(formula: Callable[..., Array], params: Weights, *statistics: d
             structure.name: formula(wide(params.writing(structure)), *(x[structure.name] for x in statistics))
             for structure in params.structures
         }
-    bounds, scores = segment_bounds(params.segments), {}
-    for name, structure in discover(params).items():
+    scores = {}
+    for name, matrices in output_matrices(params).items():
         pieces = []
-        for segment, place in zip(params.segments, bounds, strict=True):
-            weight = _writer(segment, structure, params.embedding.shape[-1])
-            own = (x[name][place.start : place.stop, : weight.shape[1]] for x in statistics)
+        for place, weight in matrices:
+            own = (x[name][place, : weight.shape[1]] for x in statistics)
             pieces.append(formula(weight, *(x[:, :, : weight.shape[2]] for x in own)))
         scores[name] = join_segments(pieces, fill=jnp.nan)
     return scores
+
+
+def output_matrices(model: Llama) -> dict[str, list[tuple[slice, Float[Array, "_ _ _ embed"]]]]:
+    """Return what writes into the stream by structure, of each segment: its layers, and of each a matrix a unit.
+
+    The matrices are `[layers, units, coordinates, embed]`.
+    """
+    bounds, embed = segment_bounds(model.segments), model.embedding.shape[-1]
+    return {
+        name: [
+            (slice(place.start, place.stop), _writer(segment, each, embed))
+            for segment, place in zip(model.segments, bounds, strict=True)
+        ]
+        for name, each in discover(model).items()
+    }
 
 
 def _writer(segment: Any, structure: Structure, embed: int) -> Float[Array, "layers units coordinates embed"]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
-from saap_jax.estimation import activations, baselines, blocks, gates, hessian, second_order, taylor
+from saap_jax.estimation import activations, baselines, blocks, gates, hessian, reconstruction, second_order, taylor
 from saap_jax.estimation.base import Estimator
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -35,7 +35,10 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "wanda": activations.wanda,
     "fluctuation": activations.fluctuation,
     "activation_frequency": activations.activation_frequency,
+    "activation_norm": activations.activation_norm,
     "block_influence": blocks.block_influence,
+    "obs": reconstruction.obs,
+    "leverage": reconstruction.leverage,
 }
 
 PLUGINS = "saap_jax.estimators"

@@ -1,11 +1,12 @@
 """The statistics of this package by name; each stands beside the formulas that use it."""
 
-from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_USAGE
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_NORMS, ACTIVATION_USAGE
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.blocks import BLOCK_CHANGE
 from saap_jax.estimation.gates import GATE_GRADIENT
 from saap_jax.estimation.gram import GRAM
 from saap_jax.estimation.hessian import GATE_HESSIAN
+from saap_jax.estimation.reconstruction import SECOND_MOMENT
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
 from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 
@@ -17,8 +18,10 @@ STATISTICS: dict[str, Statistic] = {
         GATE_GRADIENT,
         GATE_HESSIAN,
         ACTIVATION_MOMENTS,
+        ACTIVATION_NORMS,
         ACTIVATION_USAGE,
         BLOCK_CHANGE,
         GRAM,
+        SECOND_MOMENT,
     )
 }

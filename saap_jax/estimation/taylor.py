@@ -4,6 +4,8 @@ Removing a unit's weights w changes the loss by about ∂wᵀw. Here ∂w is the
 LLM-Pruner sums over the calibration set, which scales every score alike.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,6 +33,13 @@ def vector_wise(
     return jnp.abs(jnp.sum(weight * gradient, axis=-1))
 
 
+def channel_wise(
+    weight: Float[Array, "layers units channels embed"], gradient: Float[Array, "layers units channels embed"]
+) -> Float[Array, "layers units"]:
+    """Σ_c |Σ_{k∈c} w_k ∂w_k| over the channels c of a unit's part of one matrix."""
+    return jnp.sum(jnp.abs(jnp.sum(weight * gradient, axis=-1)), axis=-1)
+
+
 def element_wise(
     weight: Float[Array, "layers units rest"], gradient: Float[Array, "layers units rest"]
 ) -> Float[Array, "layers units"]:
@@ -38,11 +47,17 @@ def element_wise(
     return jnp.sum(jnp.abs(weight * gradient), axis=-1)
 
 
-def taylor_vector(*, reduction: Reduction = "sum") -> Estimator:
-    """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|."""
+def taylor_vector(*, reduction: Reduction = "sum", within: Literal["matrix", "channel"] = "matrix") -> Estimator:
+    """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|, equation 3.
+
+    `within="channel"` takes the absolute value of each channel of the unit's part of a matrix (a row of query, key or
+    value, a column of output, each over the residual stream) and adds these up, which is LLM-Pruner's code,
+    `vectorize`. An MLP channel is one channel in each matrix, so only attention differs.
+    """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        return score_matrices(vector_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
+        formula, channels = (channel_wise, True) if within == "channel" else (vector_wise, False)
+        return score_matrices(formula, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction, channels=channels)
 
     return Estimator(frozenset({WEIGHT_GRADIENT}), score)
 

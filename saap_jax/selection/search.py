@@ -5,11 +5,13 @@ allocation ranks it), least important first (equal: the lower index first), and 
 block the kept width is a multiple of `multiple_of`; with `depth` all units are one block. Every allocation is the same
 solver, with its own key and its own split of the budget:
 
-| allocation | key of a block, ascending                                           | budgets                   |
-|------------|---------------------------------------------------------------------|---------------------------|
-| `uniform`  | share of the units of its (layer, structure) that is gone after it  | each layer the same share |
-| `global`   | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
-| `adaptive` | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
+| allocation      | key of a block, ascending                                           | budgets                   |
+|-----------------|---------------------------------------------------------------------|---------------------------|
+| `uniform`       | share of the units of its (layer, structure) that is gone after it  | each layer the same share |
+| `uniform_floor` | the same, but last where attention loses more than the layer does   | each layer the same share |
+| `log`           | as `uniform_floor`                                                  | in proportion to log(l+1) |
+| `global`        | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
+| `adaptive`      | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
 
 An `Allocation` of your own in `ALLOCATIONS` has its own split of the budget, or its own key.
 
@@ -37,7 +39,15 @@ from jaxtyping import Array, Float
 from saap_jax.config.method import PerStructure, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.frames import repr_html, to_dataframe
-from saap_jax.selection.budget import SLACK, Blocks, most_removable, split_budget, split_structures, take_blocks
+from saap_jax.selection.budget import (
+    SLACK,
+    Blocks,
+    most_removable,
+    shares_of,
+    split_budget,
+    split_structures,
+    take_blocks,
+)
 from saap_jax.selection.shapes import most_shaped, take_shaped
 from saap_jax.selection.stability import stabilised, standardised
 from saap_jax.types import Keep, Limits, Scores
@@ -102,9 +112,9 @@ def search(
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
     priority = priorities(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
-    blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits)
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
     target = math.ceil(ratio * prunable * (1 - SLACK))
+    blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits, target)
     if limits is None and (config.max_segments or config.max_shapes):
         left = {name: (units if gone is None else units & ~gone[name]).sum(axis=1) for name, units in existing.items()}
         key = blocks.key(config)
@@ -236,8 +246,13 @@ def _blocks_and_quotas(
     existing: Keep,
     config: SearchConfig,
     limits: Mapping[str, Limits] | None,
+    target: int = 0,
 ) -> tuple[Blocks, list[tuple[np.ndarray, float]]]:
-    """Return all removable blocks, and the budgets that they are split into."""
+    """Return all removable blocks, and the budgets that they are split into.
+
+    Args:
+        target: parameters that are to go, from which follows what `Allocation.rounded_down` rounds.
+    """
     none, nothing = np.zeros(0, np.int64), np.zeros(0)
     parts, size = [Blocks(none, none, none, none, nothing, nothing)], {}
     for index, (name, exists) in enumerate(existing.items()):
@@ -254,8 +269,24 @@ def _blocks_and_quotas(
             parts.append(_blocks_of(index, layers, ranked, costs[name], exists, own, config.depth))
         size[name] = exists.sum(axis=1) * costs[name] * pruned
     blocks = Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if limits is None:
+        blocks = _rounded_down(blocks, size, target, config)
     split = split_budget if limits is None else split_structures
     return blocks, split(blocks, size, config)
+
+
+def _rounded_down(blocks: Blocks, size: dict[str, np.ndarray], target: int, config: SearchConfig) -> Blocks:
+    """Return the blocks with those last that exceed the share of their layer, of structures that are rounded down."""
+    allocation = ALLOCATIONS[config.allocation]
+    if not allocation.rounded_down:
+        return blocks
+    layers = np.sum([*size.values()], axis=0)
+    assert allocation.budgets is not None
+    lost = target * shares_of(allocation.budgets, layers) if layers.any() else layers
+    most = lost / np.maximum(layers, 1) * (1 + SLACK)
+    names = [index for index, name in enumerate(size) if name in allocation.rounded_down]
+    beyond = np.isin(blocks.structure, names) & (blocks.share > most[blocks.layer])
+    return blocks._replace(share=blocks.share + beyond)
 
 
 def _blocks_of(

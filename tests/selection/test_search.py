@@ -102,8 +102,9 @@ def brute_force(problem: Problem, target: int, config: SearchConfig) -> float:
 @st.composite
 def fields(draw) -> dict:
     """Draw the fields of a configuration: plain values, for `configured`."""
-    allocation = draw(st.sampled_from(["uniform", "global", "adaptive"]))
-    depth = allocation != "uniform" and draw(st.sampled_from([False, False, True]))
+    allocation = draw(st.sampled_from(["uniform", "uniform_floor", "log", *["global", "adaptive"] * 2]))
+    ranks = allocation in ("global", "adaptive")
+    depth = ranks and draw(st.sampled_from([False, False, True]))
     pair = lambda values: draw(st.tuples(st.sampled_from(values), st.sampled_from(values)))  # noqa: E731
     return {
         "allocation": allocation,
@@ -116,7 +117,7 @@ def fields(draw) -> dict:
         "skip_layers": draw(st.sampled_from([(), (), (0,), (-1,), (0, -1)])),
         "multiple_of": pair([1, 2, 3]),
         "depth": depth,
-        "solver": "greedy" if allocation == "uniform" else draw(st.sampled_from(["greedy", "exact"])),
+        "solver": draw(st.sampled_from(["greedy", "exact"])) if ranks else "greedy",
     }
 
 
@@ -255,7 +256,7 @@ class TestRules:
     @settings(max_examples=40, deadline=None, derandomize=True)
     def test_one_budget_removes_the_same_when_asked_for_what_it_removed(self, seed, fields, ratio):
         problem, config = Problem(seed), configured({**fields, "attention_share": None, "solver": "greedy"})
-        assume(config.allocation != "uniform" and ratio <= largest_ratio(problem, config))
+        assume(config.allocation in ("global", "adaptive") and ratio <= largest_ratio(problem, config))
         first = problem.search(ratio, config)
         assume(first.actual < 1)
         assert problem.search(first.actual, config).removed == first.removed
@@ -575,7 +576,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"allocation": "x"}, "search.allocation: expected one of uniform, global, adaptive, got 'x'"),
+            (
+                {"allocation": "x"},
+                "search.allocation: expected one of uniform, uniform_floor, log, global, adaptive, got 'x'",
+            ),
             ({"stability_weight": float("nan")}, "stability_weight: expected a finite number, got nan"),
             ({"attention_share": 1.5}, r"attention_share: expected a number in \[0, 1\], got 1.5"),
             ({"multiple_of": NO_FLOOR}, "multiple_of: expected numbers of at least 1"),
@@ -633,3 +637,49 @@ class TestGone:
         assert not search(problem.scores, problem.costs, problem.existing, 0.2, FREE, None, gone).keep["mlp"][0, 0]
         with pytest.raises(ValueError, match="scores of mlp unit 0 in layer 0 are not finite"):
             problem.search(0.2, FREE)
+
+
+class TestUniformFloor:
+    """The rule of LLM-Pruner: each layer loses a share of its heads, rounded down; channels fill the budget."""
+
+    def kept(self, ratio: float, allocation: str = "uniform_floor", **options):
+        costs = {"attention": np.full(8, 294_912, np.int64), "mlp": np.full(8, 1_728, np.int64)}
+        existing = {"attention": np.ones((8, 3), bool), "mlp": np.ones((8, 1536), bool)}
+        scores = {name: np.random.default_rng(1).random(units.shape) for name, units in existing.items()}
+        config = SearchConfig(allocation=allocation, **options)
+        return search(scores, costs, existing, ratio, config)
+
+    @pytest.mark.parametrize(("ratio", "heads"), [(0.2, 3), (0.33, 3), (0.34, 2), (0.5, 2), (0.66, 2), (0.67, 1)])
+    def test_heads_are_rounded_down_and_channels_fill(self, ratio, heads):
+        made = self.kept(ratio)
+        assert (made.keep["attention"].sum(1) == heads).all()
+        layer = 3 * 294_912 + 1536 * 1_728
+        left = ratio * layer - (3 - heads) * 294_912
+        assert np.ptp(made.keep["mlp"].sum(1)) <= 1
+        np.testing.assert_allclose(1536 - made.keep["mlp"].sum(1).mean(), left / 1_728, atol=1)
+        assert ratio <= made.actual < ratio + 294_912 / (8 * layer)
+
+    def test_the_share_is_that_of_the_layers_that_are_not_left_alone(self):
+        made = self.kept(0.5, skip_layers=(0, 1))  # the six others lose two thirds each
+        assert made.keep["attention"].sum(1).tolist() == [3, 3, 1, 1, 1, 1, 1, 1]
+        assert self.kept(0.49, skip_layers=(0, 1)).keep["attention"].sum(1).tolist() == [3, 3, 2, 2, 2, 2, 2, 2]
+
+    def test_uniform_takes_heads_and_channels_alike_instead(self):
+        heads = {
+            n: self.kept(0.47, n, skip_layers=(0, 1)).keep["attention"][2:].sum(1) for n in ("uniform", "uniform_floor")
+        }
+        assert (heads["uniform_floor"] == 2).all()
+        assert (heads["uniform"] == 1).all()
+
+    def test_log_gives_deeper_layers_more(self):
+        made = self.kept(0.3, "log")
+        gone = 3 * 294_912 - made.keep["attention"].sum(1) * 294_912 + (1536 - made.keep["mlp"].sum(1)) * 1_728
+        expected = np.log1p(np.arange(8)) / np.log1p(np.arange(8)).sum() * gone.sum()
+        np.testing.assert_allclose(gone, expected, atol=2 * 1_728)
+        share = expected / (3 * 294_912 + 1536 * 1_728)
+        assert made.keep["attention"].sum(1).tolist() == (3 - np.floor(3 * share)).tolist()
+
+    def test_more_heads_go_where_channels_do_not_suffice(self):
+        made = self.kept(0.5, max_ratio=SharePerStructure(attention=1.0, mlp=0.5))
+        assert made.actual >= 0.5
+        assert (made.keep["attention"].sum(1) < 2).any()

@@ -1,0 +1,205 @@
+"""Estimators by what least squares cannot put back: how much of a sub-block's output goes with a unit once the rest of
+its output matrix has been chosen anew.
+
+A sub-block writes a W with a its gated activations (row vectors) and W its output matrix. With H = mean aᵀa + λ I over
+the tokens, removing the coordinates S and fitting the others again costs ½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S), the least that
+½ ‖a W - a W'‖² (with the ridge) can be for a W' that is 0 in the rows S; it is reached by
+W ← W - (H⁻¹)_:S [(H⁻¹)_SS]⁻¹ W_S. Source: the optimal brain surgeon for structures, ZipLM (arXiv:2302.04089) equations
+2 to 4, SlimGPT (arXiv:2412.18110), OSSCAR (arXiv:2403.12983).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Bool, Float
+
+from saap_jax.config.checks import check_at_least
+from saap_jax.discovery.weights import TracedWeights, Weights
+from saap_jax.estimation.accumulate import mean_over, statistics_dtype
+from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, output_matrices
+from saap_jax.llama.model import Llama
+from saap_jax.llama.segments import join_segments
+from saap_jax.types import Scores
+
+
+def _zeros(model: Llama, plan: Plan) -> dict[str, Array]:
+    layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
+    widest = {
+        "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
+        "mlp": max(segment.mlp.down.shape[1] for segment in model.segments),
+    }
+    return {name: jnp.zeros((layers, width, width), dtype) for name, width in widest.items()}
+
+
+def _products(point: Point) -> dict[str, Float[Array, "coordinates coordinates"]]:
+    """Sum aᵀa over the real tokens."""
+    if point.name not in ("attention", "mlp"):
+        return {}
+    units = point.units(point.name)
+    units = units * point.mask[..., None, None].astype(units.dtype)
+    rows = units.reshape(math.prod(units.shape[:2]), math.prod(units.shape[2:]))
+    return {point.name: rows.T @ rows}
+
+
+SECOND_MOMENT = Statistic(
+    name="second_moment",
+    init=_zeros,
+    source="activations",
+    observe=_products,
+    accumulation=mean_over("seen"),
+    axes=lambda path: ("layers",),
+)
+"""Mean of aᵀa over all tokens, {structure: [layers, coordinates, coordinates]}; coordinates of a unit in a row."""
+
+
+def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estimator:
+    """Score a unit by ½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S), with H = mean aᵀa + λ I and λ = `damping` · mean of the diagonal.
+
+    `greedy` takes units out one after another, the cheapest first: after each `block` of channels (after each attention
+    unit) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer. The
+    score is then the cost when the unit goes, or that of one before it if that was higher: lower scores go first.
+
+    Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
+    these prune layer by layer and look at each through the ones that were pruned before it.
+
+    Raises:
+        ValueError: a block or a damping that is not positive.
+    """
+    check_at_least("obs: block", block, 1)
+    _check_damping("obs", damping)
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        moments = statistics.of(SECOND_MOMENT)
+        return _by_layer(formula, params, moments, damping)
+
+    formula = functools.partial(greedy_costs, block=block) if greedy else single_costs
+    return Estimator(frozenset({SECOND_MOMENT}), score)
+
+
+def leverage(*, damping: float = 0.01) -> Estimator:
+    """Score a unit by Σ_c [G (G + λ I)⁻¹]_cc over its coordinates, with G = mean aᵀa, λ = `damping` · mean diagonal.
+
+    The ridge leverage of a coordinate says how badly the others stand in for it, whatever reads it.
+
+    Source: MoDeGPT (arXiv:2408.09632), algorithm 1, for the MLP. Deviation: λ is relative to the diagonal.
+
+    Raises:
+        ValueError: a damping that is not positive.
+    """
+    _check_damping("leverage", damping)
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        return _by_layer(leverages, params, statistics.of(SECOND_MOMENT), damping)
+
+    return Estimator(frozenset({SECOND_MOMENT}), score)
+
+
+def _check_damping(name: str, damping: float) -> None:
+    if not (math.isfinite(damping) and damping > 0):
+        raise ValueError(f"{name}: expected damping above 0, got {damping}")
+
+
+def _by_layer(formula: Callable[..., Array], params: Weights, moments: dict[str, Array], damping: float) -> Scores:
+    """Score each sub-block of each layer by `formula(weight [units, coordinates, embed], G, λ) -> [units]`.
+
+    Raises:
+        ValueError: a traced model, whose second moments are not observed.
+    """
+    if isinstance(params, TracedWeights):
+        raise ValueError("estimator: expected a model of ours, whose second moments are observed, got a traced one")
+    scores = {}
+    for name, matrices in output_matrices(params).items():
+        pieces = []
+        for place, weight in matrices:
+            layers, units, coordinates, _ = weight.shape
+            count = units * coordinates
+            own = moments[name][place, :count, :count]
+            made = _mapped(formula, weight, own, damping) if count else jnp.zeros((layers, 0), own.dtype)
+            pieces.append(made)
+        scores[name] = join_segments(pieces, fill=jnp.nan)
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames=("formula", "damping"))
+def _mapped(
+    formula: Callable[..., Array],
+    weight: Float[Array, "layers units coordinates embed"],
+    moment: Float[Array, "layers all all"],
+    damping: float,
+) -> Float[Array, "layers units"]:
+    """Apply a formula to one layer after another."""
+
+    def of_layer(layer: tuple[Array, Array]) -> Array:
+        matrix, product = layer
+        with jax.default_matmul_precision("highest"):
+            return formula(matrix.astype(product.dtype), product, damping * jnp.mean(jnp.diag(product)))
+
+    return jax.lax.map(of_layer, (weight, moment))
+
+
+def leverages(
+    weight: Float[Array, "units coordinates embed"], moment: Float[Array, "all all"], ridge: Float[Array, ""]
+) -> Float[Array, "units"]:
+    """Σ_c [G (G + λ I)⁻¹]_cc = Σ_c (1 - λ [(G + λ I)⁻¹]_cc)."""
+    return jnp.sum(1 - ridge * jnp.diag(_inverse(moment, ridge)).reshape(weight.shape[:2]), axis=1)
+
+
+def single_costs(
+    weight: Float[Array, "units coordinates embed"], moment: Float[Array, "all all"], ridge: Float[Array, ""]
+) -> Float[Array, "units"]:
+    """½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S) of each unit by itself."""
+    return _costs(weight, _inverse(moment, ridge), jnp.zeros(len(weight), bool))
+
+
+def greedy_costs(
+    weight: Float[Array, "units coordinates embed"],
+    moment: Float[Array, "all all"],
+    ridge: Float[Array, ""],
+    block: int = 1,
+) -> Float[Array, "units"]:
+    """The cost of each unit when it goes, those of the lowest costs first, `block` coordinates at a time."""
+    units, coordinates, embed = weight.shape
+    at_once = min(max(block // coordinates, 1), units)
+
+    def remove(state: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+        matrix, inverse, gone, scores, last = state
+        costs = jnp.where(gone, jnp.inf, _costs(matrix, inverse, gone))
+        chosen = jnp.argsort(costs)[:at_once]
+        new = ~gone[chosen]
+        raised = jnp.maximum(jax.lax.cummax(jnp.where(new, costs[chosen], 0)), last)
+        rows = (chosen[:, None] * coordinates + jnp.arange(coordinates)[None]).reshape(-1)
+        real = jnp.repeat(new, coordinates)
+        inner = jnp.where(real[:, None] & real[None], inverse[rows][:, rows], jnp.eye(len(rows), dtype=inverse.dtype))
+        outer, flat = inverse[:, rows], matrix.reshape(-1, embed)
+        both = jnp.linalg.solve(inner, jnp.concatenate([flat[rows], outer.T], axis=1))
+        flat, inverse = flat - outer @ both[:, :embed], inverse - outer @ both[:, embed:]
+        inverse = inverse.at[rows].set(0).at[:, rows].set(0)
+        matrix = flat.at[rows].set(0).reshape(weight.shape)
+        scores = scores.at[chosen].set(jnp.where(new, raised, scores[chosen]))
+        return (matrix, inverse, gone.at[chosen].set(True), scores, jnp.max(jnp.where(new, raised, last))), None
+
+    nothing = jnp.zeros(units, weight.dtype)
+    start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool), nothing, jnp.zeros((), weight.dtype))
+    (*_, scores, _), _ = jax.lax.scan(remove, start, length=-(-units // at_once))
+    return scores
+
+
+def _inverse(moment: Float[Array, "all all"], ridge: Float[Array, ""]) -> Float[Array, "all all"]:
+    """Return (G + λ I)⁻¹; a layer that is never active has the identity."""
+    eye = jnp.eye(len(moment), dtype=moment.dtype)
+    return cho_solve(cho_factor(moment + jnp.where(ridge > 0, ridge, 1) * eye), eye)
+
+
+def _costs(
+    weight: Float[Array, "units coordinates embed"], inverse: Float[Array, "all all"], gone: Bool[Array, "units"]
+) -> Float[Array, "units"]:
+    """½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S) of each unit that is still there."""
+    units, coordinates, _ = weight.shape
+    each = jnp.arange(units)
+    inner = inverse.reshape(units, coordinates, units, coordinates)[each, :, each, :]
+    inner = jnp.where(gone[:, None, None], jnp.eye(coordinates, dtype=inverse.dtype)[None], inner)
+    return 0.5 * jnp.sum(weight * jnp.linalg.solve(inner, weight), axis=(1, 2))
