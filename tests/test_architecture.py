@@ -25,32 +25,34 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "types": (),
     "formats": (),
     "config": ("types", "formats"),
+    "recipes": ("config", "types"),
     "data": ("config", "types", "formats"),
     "runtime": ("config", "types", "formats"),
     "llama": ("runtime", "data", "config", "types", "formats"),
     "discovery": ("llama", "runtime", "config", "types"),
     "estimation": ("discovery", "llama", "runtime", "config", "types", "formats"),
-    "selection": ("subjects.base", "estimation", "discovery", "llama", "data", "runtime", "config", "types"),
+    "selection": ("subjects.base", "estimation", "discovery", "llama", "recipes", "data", "runtime", "config",
+                  "types"),
     "surgery": ("estimation", "discovery", "llama", "runtime", "config", "types"),
     "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
     "export": ("llama", "runtime", "config", "types"),
     "evaluation": ("discovery", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
-    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama", "data",
-             "runtime", "config", "types", "formats"),
+    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama", "recipes",
+             "data", "runtime", "config", "types", "formats"),
     "api": ("subjects", "subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
             "data", "runtime", "config", "types"),
     "report": ("runs", "selection", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
     "jobs": ("report", "subjects", "subjects.base", "api", "runs", "planning", "evaluation", "export", "recovery",
-             "surgery", "selection", "estimation", "discovery", "llama", "data", "runtime", "config", "types",
-             "formats"),
+             "surgery", "selection", "estimation", "discovery", "llama", "recipes", "data", "runtime", "config",
+             "types", "formats"),
     "subjects.base": ("surgery", "estimation", "discovery", "config", "types"),
     "subjects": ("subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
                  "data", "runtime", "config", "types"),
     "adapters": ("discovery",),
     "lm_eval": ("evaluation",),
-    "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "data",
-            "runtime", "config", "types", "formats", "version"),
+    "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "recipes",
+            "data", "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
     "__init__": ("jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
                  "config", "version"),
@@ -59,10 +61,12 @@ FOLDERS: dict[str, tuple[str, ...]] = {
 what implements it stands above them."""
 RECORDS = "runs.records"
 """The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
-NO_MODEL = ("config", "report", "selection", "runs.directory", "runs.reading", "runs.records", "runs.standing")
+NO_MODEL = ("config", "recipes", "report", "selection", "runs.directory", "runs.reading", "runs.records",
+            "runs.standing")  # fmt: skip
 """What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
-NO_JAX = ("config", "formats", "report", "version", "runs.directory", "runs.reading", "runs.records", "runs.stages",
-          "runs.standing", "runs.tensorboard", "runtime.files", "runtime.interrupts", "runtime.locks")  # fmt: skip
+NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
+          "runs.stages", "runs.standing", "runs.tensorboard", "runtime.files", "runtime.interrupts",
+          "runtime.locks")  # fmt: skip
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""

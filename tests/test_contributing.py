@@ -20,6 +20,7 @@ from saap_jax.estimation import ACTIVATION_MOMENTS, ESTIMATORS, GATE_GRADIENT, o
 from saap_jax.llama import Constants, load_model, save_model
 from saap_jax.llama.files.families import FAMILIES
 from saap_jax.llama.segments import existing_units
+from saap_jax.recipes import RECIPES
 from saap_jax.surgery import compensate
 from tests.helpers import dense_model, forward, random_keep, random_model, random_tokens, spec_of
 
@@ -46,7 +47,7 @@ def run_block(section: str) -> dict:
 @pytest.fixture(autouse=True)
 def tables():
     """Forget afterwards what was registered."""
-    before = [(table, dict(table)) for table in (ESTIMATORS, ALLOCATIONS, CORRECTIONS, FAMILIES)]
+    before = [(table, dict(table)) for table in (ESTIMATORS, ALLOCATIONS, CORRECTIONS, FAMILIES, RECIPES)]
     yield
     for table, entries in before:
         table.clear()
@@ -76,6 +77,22 @@ def test_a_statistic():
     scored = saap_jax.score_units(model, Windows(TOKENS, MASK), ["swing"], stability=False)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(scored.scores("swing")[name], np.mean(gradient**4, axis=0), rtol=1e-4)
+
+
+def test_a_recipe(tiny_model_directory, tmp_path, capsys):
+    (tmp_path / "recipe.py").write_text(blocks("A recipe")["recipe.py"])
+    words = [
+        *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--name", "run", "--ratios", "0.3"),
+        *("--calibration.examples", "3", "--calibration.length", "16", "--estimation.estimators", "magnitude"),
+        *("--evaluation.windows", "3", "--evaluation.length", "16", "--recipes", "thrifty", "minitron"),
+    ]
+    assert main.main(["compare", str(tmp_path / "recipe.py"), *words]) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row.get("recipe") for row in rows} == {None, "thrifty", "minitron"}
+    assert main.main(["recipes", "thrifty"]) == 0
+    said = capsys.readouterr().out
+    assert "--search.allocation global" in said
+    assert "The paper removes single weights." in said
 
 
 def test_an_allocation(tiny_model_directory, tmp_path, capsys):

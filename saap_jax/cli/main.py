@@ -29,6 +29,7 @@ USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
 
   saap compare [CONFIG.py]     compare importance estimators on a model, also your own (MODULE:FACTORY)
+  saap recipes [NAME ...]      list the published methods that `saap compare --recipes` runs
   saap discover [MODEL]        print the coupled structures of a model, also of your own (MODULE:FACTORY)
   saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
@@ -114,6 +115,13 @@ def compare(words: list[str]) -> None:
     if cut_rows(run.record):
         show_blocks(cut_table(run.record))
     show_paths(report=run.path / "report.html", model=run.path / "best")
+
+
+def recipes(words: list[str]) -> None:
+    """Run `saap recipes`."""
+    from saap_jax.cli.recipes import run
+
+    run(words)
 
 
 def discover(words: list[str]) -> None:
@@ -349,6 +357,7 @@ def bench(words: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "compare": compare,
+    "recipes": recipes,
     "discover": discover,
     "score": score,
     "prune": prune,

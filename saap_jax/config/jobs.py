@@ -1,6 +1,7 @@
 """The configuration of an experiment: one dataclass a command, made of the parts in `options`."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -108,6 +109,9 @@ class SweepConfig:
     estimation: EstimationConfig = EstimationConfig()
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = SearchConfig()
+    recipes: tuple[str, ...] = ()
+    """Published methods to run beside these, each with its own search and compensation, `all` for every one; see
+    `saap recipes`. Without `estimation.estimators` they run alone."""
     ratios: tuple[float, ...] = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
     grid: GridConfig = GridConfig()
@@ -121,6 +125,11 @@ class SweepConfig:
         check_ratios(self.ratios)
         check_kind(self)
         if self.model.traced:
+            if self.recipes:
+                raise ValueError(
+                    "recipes: are of attention and MLP of layers, expected none for a traced model, got "
+                    f"{', '.join(self.recipes)}"
+                )
             return
         for allocation in self.grid.allocations or (self.search.allocation,):
             check_scenarios(self.calibration, allocation, self.search.stability_over)
@@ -136,6 +145,12 @@ class CompareConfig(SweepConfig):
 
     name: str = "compare"
     """Name of the run, a directory below `runs`."""
+    race: bool = False
+    """Evaluate window after window, in a random order that is always the same, and a candidate that is surely worse
+    than another of its ratio no further. The verdict may be looked at at any time."""
+    race_margin: float = 0.005
+    """Of a race: nats a token that count as no difference, 0.005 being half a per cent of perplexity; a race ends when
+    all that are left are surely that close. 0: it never ends so."""
     best_ratio: float | None = None
     """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
     else the smallest above 0."""
@@ -143,6 +158,8 @@ class CompareConfig(SweepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not (math.isfinite(self.race_margin) and self.race_margin >= 0):
+            raise ValueError(f"race_margin: expected a number of at least 0, got {self.race_margin}")
         if self.best_ratio not in (None, *self.ratios):
             raise ValueError(
                 f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"

@@ -15,6 +15,7 @@ from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.jobs.racing import check_race, run_race
 from saap_jax.jobs.sweep import (
     Compensate,
     Evaluator,
@@ -75,6 +76,8 @@ def _compare(
     for search in dict.fromkeys(variant.search for variant in variants):
         check_ratios(subject, config.ratios, search)  # an impossible budget is refused before any time is spent
     check_compensations(config, subject, calibration)
+    if config.race:
+        check_race(subject, texts, config.evaluation)
     run.begin(material.inputs)
     run.update(**about_run("compare", subject, list(texts), seeds_of(config), methods_of(config)))
     with run.stage("score") as stage:
@@ -86,13 +89,13 @@ def _compare(
         at_once = min(config.evaluation.candidates_at_once, 1 + len(candidates))
         compensated = compensator(config, subject, calibration)
         evaluator = Evaluator(run, subject, texts, config.evaluation, at_once, compensated)
-        evaluator.measure(
-            unpruned(subject) | {candidate.name: keeps[candidate.name] for candidate in candidates},
-            {candidate.name: candidate.about for candidate in candidates},
-            doing="evaluate dense model and candidates",
-            track=track,
-            stage=stage,
-        )
+        chosen = {candidate.name: keeps[candidate.name] for candidate in candidates}
+        about = {candidate.name: candidate.about for candidate in candidates}
+        first = {} if config.race else chosen
+        doing = "evaluate dense model" + " and candidates" * bool(first)
+        evaluator.measure(unpruned(subject) | first, about, doing=doing, track=track, stage=stage)
+        if config.race:
+            run.update(race=run_race(evaluator, chosen, about, margin=config.race_margin, track=track, stage=stage))
     evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, subject, compensated, texts, keeps)

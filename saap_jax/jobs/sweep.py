@@ -18,6 +18,7 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.score import structures, tokens_to_observe
+from saap_jax.recipes import recipes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import DAMAGED
 from saap_jax.runs.scores import kept_scores
@@ -27,7 +28,7 @@ from saap_jax.runtime.files import decoded, encoded
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
 from saap_jax.selection.calibrate import Calibrated
-from saap_jax.selection.variants import Variant
+from saap_jax.selection.variants import Variant, compensations_of
 from saap_jax.subjects.base import Examples, Subject, run_losses
 from saap_jax.types import Keep, WindowLosses
 
@@ -37,18 +38,17 @@ Row = dict[str, Any]
 
 def methods_of(config: SweepConfig) -> tuple[str, ...]:
     """Return the methods of compensation of a sweep."""
-    methods = config.grid.compensations or (config.compensation.method,)
-    return tuple(method for method in dict.fromkeys(methods) if method != "none")
+    return tuple(dict.fromkeys(options.method for options in compensations_of(config)))
 
 
 def check_compensations(config: SweepConfig, subject: Subject, calibration: Mapping[int, dict[str, Examples]]) -> None:
     """Raise ValueError for a compensation that the model cannot have, or too few calibration examples for it."""
     alone = any(scenario != ALL for scenario in config.grid.scenarios)
-    for method in methods_of(config):
+    for options in compensations_of(config):
         for scenarios in calibration.values():
             rows = [subject.count(examples)[0] for examples in scenarios.values()]
             count = -(-(min(rows) if alone else sum(rows)) // config.calibration.batch_size)
-            subject.check_compensation(dataclasses.replace(config.compensation, method=method), count)
+            subject.check_compensation(options, count)
 
 
 def about_run(
@@ -114,7 +114,8 @@ def compensator(config: SweepConfig, subject: Subject, calibration: Mapping[int,
         return subject.moments(text(seed, scenario), size)
 
     def compensate(about: Row, keep: Keep) -> Subject:
-        options = dataclasses.replace(config.compensation, method=about.get("compensation", "none"))
+        method, recipe = about.get("compensation", "none"), about.get("recipe")
+        options = recipes()[recipe].compensation if recipe else dataclasses.replace(config.compensation, method=method)
         if options.method == "none":
             return subject
         own = about["seed"], about["scenario"]
@@ -148,7 +149,7 @@ class Evaluator:
         self.tokens = subject.count(self.together)[1]
         self.compensate = compensate
         self._known: dict[str, tuple[str, Row]] = {}
-        self._asked: set[str] = {DENSE}
+        self.asked: set[str] = {DENSE}
 
     def check_rows(self) -> None:
         """Check that the run holds records of nothing but what `measure` was asked for.
@@ -156,7 +157,7 @@ class Evaluator:
         Raises:
             ValueError: a record is of another candidate, as where a name was changed by hand.
         """
-        strange = [row["candidate"] for row in self.run.candidates() if row["candidate"] not in self._asked]
+        strange = [row["candidate"] for row in self.run.candidates() if row["candidate"] not in self.asked]
         if strange:
             raise ValueError(
                 f"{self.run.path / 'metrics.jsonl'}: expected candidates of this configuration, got {strange[0]!r}"
@@ -181,13 +182,13 @@ class Evaluator:
                 nothing from a candidate that removes nothing.
             about: what a record says beside what is measured.
         """
-        self._asked |= keeps.keys()
+        self.asked |= keeps.keys()
         known: dict[str, Any] = {row["candidate"]: row for row in self.run.candidates()}
         known |= {DENSE: self.run.record[DENSE]} if DENSE in self.run.record else {}
         rows: dict[str, Row] = {}
         by_digest: dict[str, list[str]] = {}
         for name, keep in keeps.items():
-            digest = _digest(keep, about.get(name, {}))
+            digest = digest_of(keep, about.get(name, {}))
             by_digest.setdefault(digest, []).append(name)
             if name in known and self._whole(known[name], keep, about.get(name, {}), digest):
                 rows[name] = known[name]
@@ -252,17 +253,23 @@ class Evaluator:
         missing = {digest: names[0] for digest, names in new.items() if not all(name in rows for name in names)}
         if not missing:
             return
-        if self.compensate is None:
-            raise ValueError(
-                f"evaluation: {next(iter(missing.values()))} is compensated, and nothing says on which text"
-            )
         ordered = sorted(missing.items(), key=lambda each: (about[each[1]]["seed"], about[each[1]]["scenario"]))
         for digest, name in track("compensate and evaluate", ordered, len(ordered)):
             start = time.perf_counter()
-            losses = run_losses(self.compensate(about[name], keeps[name]), self.together, keeps[name], self.batch_size)
+            losses = run_losses(self.compensated(about[name], keeps[name]), self.together, keeps[name], self.batch_size)
             if stage is not None:
                 stage.tokens += self.tokens
             yield digest, losses, time.perf_counter() - start
+
+    def compensated(self, about: Row, keep: Keep) -> Subject:
+        """Return the model of a candidate with weights of its own.
+
+        Raises:
+            ValueError: nothing says on which text.
+        """
+        if self.compensate is None:
+            raise ValueError(f"evaluation: {about['variant']} is compensated, and nothing says on which text")
+        return self.compensate(about, keep)
 
     def _record(
         self,
@@ -278,7 +285,7 @@ class Evaluator:
         for name in names:
             if name in rows:
                 continue
-            of = self._of(name, keeps[name], about.get(name, {}), digest)
+            of = self.about_keep(name, keeps[name], about.get(name, {}), digest)
             if name == DENSE:
                 self.run.update(dense=measured | of)
                 rows[name] = {**self.run.record[DENSE]}
@@ -286,7 +293,7 @@ class Evaluator:
             rows[name] = {"candidate": name, **of, **measured, "same_as": None if name == first else first}
             self.run.append(rows[name])
 
-    def _of(self, name: str, keep: Keep, about: Row, digest: str) -> Row:
+    def about_keep(self, name: str, keep: Keep, about: Row, digest: str) -> Row:
         """Return what the record of a candidate says of its keep-set."""
         parameters = self.subject.remaining(keep)
         if name == DENSE:
@@ -301,7 +308,7 @@ class Evaluator:
 
     def _whole(self, row: Row, keep: Keep, about: Row, digest: str) -> bool:
         """Say whether a record that the run holds is of this keep-set, and has all that is measured."""
-        of = self._of(row.get("candidate", DENSE), keep, about, digest)
+        of = self.about_keep(row.get("candidate", DENSE), keep, about, digest)
         losses, ppl = row.get("losses") or {}, row.get("ppl", {})
         return (
             decoded(encoded({key: row.get(key) for key in of})) == decoded(encoded(of))
@@ -320,12 +327,12 @@ class Evaluator:
         }
 
 
-def _digest(keep: Keep, about: Row) -> str:
+def digest_of(keep: Keep, about: Row) -> str:
     """Return a name that equal candidates share: those of one keep-set, compensated alike."""
     own = keep_digest(keep)
     if about.get("compensation", "none") == "none":
         return own
-    return f"{own}/{about['compensation']}/{about['seed']}/{about['scenario']}"
+    return "/".join(map(str, (own, about["compensation"], about["seed"], about["scenario"], about.get("recipe", ""))))
 
 
 def unpruned(subject: Subject) -> dict[str, Keep]:

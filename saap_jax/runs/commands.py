@@ -8,6 +8,7 @@ from typing import Any
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import is_factory
 from saap_jax.data import parse_scenario
+from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord
 
 
@@ -40,11 +41,17 @@ def prune_command(run: RunRecord, row: Row) -> str:
         texts = [] if is_factory(config["model"]["name"]) else calibration["scenarios"]  # a factory's sets are names
         named = [text for text in texts if parse_scenario(text).name == row["scenario"]]
         calibration["scenarios"] = named or [row["scenario"]]
-    config |= {
+    own = {
         "search": {**config["search"], **search},
         "fusion": {**config["fusion"], **(row.get("fusion") or {})},
-        "calibration": calibration,
         "compensation": {**config.get("compensation", {}), "method": row.get("compensation") or "none"},
+    }
+    if name := row.get("recipe"):
+        recipe, widths = recipes()[name], {key: config["search"][key] for key in ("multiple_of", "device")}
+        own = {part: dataclasses.asdict(getattr(recipe, part)) for part in own}
+        own["search"] |= widths
+    config |= own | {
+        "calibration": calibration,
         "remat": config["estimation"]["remat"],
         "estimator": row["estimator"],
         "ratio": row["ratio_asked"],

@@ -49,6 +49,11 @@ class Row(Measured, total=False):
     stability_weight: float | None
     fusion: FusionChoice | None
     compensation: str
+    windows: int
+    """By which it was judged, where a race took fewer than there are; `ppl` is then what these and the unpruned model
+    let expect of all."""
+    recipe: str
+    """Name of the published method that it is; absent: none."""
     shares: Named
     """Of what is removed, from structures inside others, by option of the search; absent: none."""
     seed: int
@@ -393,6 +398,27 @@ class Configuration(TypedDict, total=False):
     align: int
 
 
+class RaceRecord(TypedDict, total=False):
+    """How a race between the variants of a ratio ended, see `evaluation.race`."""
+
+    ratio: Required[float]
+    metric: str
+    """By which it was judged."""
+    left: Required[list[str]]
+    """Variants that cannot be told apart from the best."""
+    windows: Required[dict[str, int]]
+    """By which each was judged."""
+    p_values: Required[Named]
+    """Of "as good as the best", valid at any time, adjusted for all pairs."""
+    ending: str
+    """`alone`, `tied` or `spent`."""
+    budget: int
+    """Windows that there are."""
+    evaluated: int
+    """Windows that were evaluated, all keep-sets together."""
+    keep_sets: int
+
+
 class RunRecord(TypedDict, total=False):
     """`run.json`."""
 
@@ -432,6 +458,7 @@ class RunRecord(TypedDict, total=False):
     structures: list[TracedStructure]
     further: list[str]
     """Structures of a model of ours that are told apart beside attention and MLP."""
+    race: list[RaceRecord]
     uncompensated: dict[str, dict[str, str]]
     """Of a traced model: by method of compensation, the structures that it leaves as they are, and why."""
     frontier: Frontier

@@ -2,7 +2,9 @@
 
 The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured.
 Every other one is compared with it by a paired bootstrap over seeds and windows; p-values are adjusted for how many
-there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` windows nothing is tested, nor tied.
+there are (Holm), and what does not differ is *tied*. Of fewer than `FEWEST` windows nothing is tested, nor tied. Where
+there was a race, its verdict takes the place of these tests: the best is the lowest of those that are left, who else is
+left is tied, and its p-values hold at any time.
 """
 
 import itertools
@@ -58,6 +60,8 @@ class ComparisonRow(NamedTuple):
     """Of "as good as the best of its ratio", adjusted for the number of others; NaN for the best and where unknown."""
     windows: int = 0
     """Windows of each seed by which it is compared; 0 where their losses were not recorded."""
+    raced: int = 0
+    """Windows by which a race judged it, where it left before the end; its figures are then estimates. Else 0."""
 
     @property
     def tied(self) -> bool:
@@ -157,13 +161,20 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
         ppl = number(record.get("ppl", {}).get(primary or ""))
         return ppl if math.isfinite(ppl) else math.inf
 
-    records.sort(key=lambda record: (number(record.get("ratio_asked")), quality(record), record["label"]))
+    races = {each["ratio"]: each for each in run.get("race", [])}
+
+    def place(record: Variant) -> tuple[float, bool, float, str]:
+        asked, label = number(record.get("ratio_asked")), record["label"]
+        return asked, asked in races and label not in races[asked]["left"], quality(record), label
+
+    records.sort(key=place)
     rows = []
     for asked in dict.fromkeys(number(record.get("ratio_asked")) for record in records):
         group = [record for record in records if number(record.get("ratio_asked")) == asked]
         best = {id(record) for record in group if quality(record) == quality(group[0]) < math.inf}
         losses = [np.atleast_2d(record["losses_by_seed"].get(primary or "", [[]])) for record in group]
-        adjusted = _adjusted(losses)
+        known = races[asked]["p_values"] if asked in races else None
+        adjusted = [known.get(record["label"], math.nan) for record in group] if known else _adjusted(losses)
         rows += [
             _row(record, name_in, name_out, id(record) in best, p, each.shape[1])
             for record, p, each in zip(group, adjusted, losses, strict=True)
@@ -217,6 +228,7 @@ def _row(
         best=best,
         p_value=math.nan if best else p_value,
         windows=windows,
+        raced=record.get("windows", 0),
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import SweepConfig
-from saap_jax.config.method import ALL, FusionConfig, SearchConfig
+from saap_jax.config.method import ALL, CompensationConfig, FusionConfig, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.data import parse_scenario
+from saap_jax.recipes import Recipe, find_recipes
 from saap_jax.selection.calibrate import fusion_members, structure_parts
 
 
@@ -23,12 +24,14 @@ class Variant(NamedTuple):
     """Scenario to score by, or `all`."""
     scores: str
     """Name of its scores: the estimator, and how it is fused where that differs between variants."""
-    compensation: str = "none"
+    compensation: CompensationConfig = CompensationConfig()
+    recipe: str = ""
+    """Name of the recipe that it is, if it is one."""
 
     @property
     def chosen(self) -> "Variant":
         """What decides which units are kept: the variant without its compensation."""
-        return self._replace(name="", compensation="none")
+        return self._replace(name="", compensation=CompensationConfig(), recipe="")
 
     @property
     def fused(self) -> bool:
@@ -58,17 +61,22 @@ class Candidate(NamedTuple):
             "rank_by": search.rank_by,
             "stability_weight": search.stability_weight if ALLOCATIONS[search.allocation].stability else None,
             "scenario": variant.scenario,
-            "compensation": variant.compensation,
+            "compensation": variant.compensation.method,
             "ratio_asked": self.ratio,
-        } | ({"shares": {name: part.share for name, part in search.nested.items()}} if search.nested else {})
+            **({"recipe": variant.recipe} if variant.recipe else {}),
+            **({"shares": {name: part.share for name, part in search.nested.items()}} if search.nested else {}),
+        }
 
 
 def variants_of(config: SweepConfig) -> list[Variant]:
-    """Return the variants of a comparison, in the order of the grid.
+    """Return the variants of a comparison, in the order of the grid, and the recipes behind them.
 
     Raises:
-        ValueError: a combination that the search refuses, or a scenario that the calibration does not name.
+        ValueError: a combination that the search refuses, a scenario that the calibration does not name, a recipe that
+            is none, or nothing to compare.
     """
+    if not (config.estimation.estimators or config.recipes):
+        raise ValueError("estimation.estimators: expected at least one, or recipes beside it, got neither")
     grid = config.grid
     if not config.model.traced:  # whose scenarios are known once the factory has run
         check_scenarios_known(grid.scenarios, [parse_scenario(text).name for text in config.calibration.scenarios])
@@ -109,9 +117,31 @@ def variants_of(config: SweepConfig) -> list[Variant]:
             dataclasses.replace(config.search, **search),
             chosen["scenario"],
             ",".join([estimator, *(s for n, s in said.items() if n in ("method", "scope"))]),
-            chosen["compensation"],
+            dataclasses.replace(config.compensation, method=chosen["compensation"]),
         )
-    return list(found.values())
+    return [*found.values(), *(_of_recipe(*each, config.search) for each in find_recipes(config.recipes).items())]
+
+
+def _of_recipe(name: str, recipe: Recipe, search: SearchConfig) -> Variant:
+    """Return a recipe as a variant, with widths that suit the device that the configuration names."""
+    own = dataclasses.replace(recipe.search, multiple_of=search.multiple_of, device=search.device)
+    fused = is_fused(recipe.estimator, recipe.fusion)
+    return Variant(
+        name=name,
+        estimator=recipe.estimator,
+        fusion=recipe.fusion,
+        search=own,
+        scenario=ALL,
+        scores=f"{recipe.estimator},recipe={name}" if fused else recipe.estimator,
+        compensation=recipe.compensation,
+        recipe=name,
+    )
+
+
+def compensations_of(config: SweepConfig) -> list[CompensationConfig]:
+    """Return how the candidates of a comparison are compensated, each way once; not those that are not."""
+    found = dict.fromkeys(variant.compensation for variant in variants_of(config))
+    return [options for options in found if options.method != "none"]
 
 
 def check_scenarios_known(asked: Sequence[str], known: Sequence[str]) -> None:

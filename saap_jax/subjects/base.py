@@ -118,6 +118,10 @@ class Subject(abc.ABC):
         """Put examples one behind the other."""
 
     @abc.abstractmethod
+    def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
+        """Return some rows of examples, in the order that is asked for."""
+
+    @abc.abstractmethod
     def count(self, examples: Examples) -> tuple[int, int]:
         """Return the number of rows, and of tokens (of a traced model, rows again) without padding."""
 

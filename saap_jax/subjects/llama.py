@@ -155,6 +155,10 @@ class LlamaSubject(Subject):
         """Put windows one behind the other."""
         return concatenated(parts)
 
+    def rows(self, examples: Windows, chosen: slice | np.ndarray) -> Windows:
+        """Return some windows."""
+        return Windows(*(array[chosen] for array in examples))
+
     def count(self, examples: Windows) -> tuple[int, int]:
         """Return the number of windows and of tokens."""
         return len(examples.tokens), int(examples.mask.sum())

@@ -27,6 +27,8 @@ from saap_jax.runs.standing import DENSE, ComparisonRow, cut_of, first_metric, m
 from saap_jax.runtime.words import plural, some
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
+ESTIMATED = "~"
+"""Before a figure that is not of all windows."""
 
 
 # --- tables ----------------------------------------------------------------------------------------
@@ -58,7 +60,9 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
     compared = [domain for domain in ("in", "out") if any(one.domain == domain for one in against)]
     scale = figure_of(run)
     by_row = {(one.candidate, one.domain): one for one in reversed(against)}  # the first text of a domain counts
+    raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
     header = ["variant", "asked %", "actual %", "params (M)", *(f"{figure_of(run).short} {domain}" for domain in shown)]
+    header += ["windows"] * bool(raced)
     header += [f"Δ {domain} %" for domain in compared] + (["wins %", "p"] if compared else [])
     lines = []
     for row in rows:
@@ -68,7 +72,8 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
             Cell("-" if row.candidate == DENSE else format_percent(row.asked), 100 * row.asked),
             Cell(format_percent(row.actual), row.actual),
             Cell(format_millions(row.parameters)),
-            *(_figure_cell(getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}"), scale) for domain in shown),
+            *(_figure_cell(row, domain, scale) for domain in shown),
+            *([_count_cell(raced.get((row.asked, row.label)))] if raced else []),
             *map(_difference_cell, mine),
             *(_win_cells(mine[-1]) if mine else ()),
         ]
@@ -79,8 +84,14 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
 def legend(run: RunRecord, rows: Sequence[ComparisonRow]) -> list[str]:
     """Say what the marks mean, and over how many seeds the numbers are."""
     said = [f"{BEST} lowest {figure_of(run).noun} {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
+    how = "a race: t-tests valid at any time, all pairs" if "race" in run else "paired bootstrap, Holm"
     if any(row.tied for row in rows):
-        said[0] += f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)"
+        said[0] += f"   {TIED} cannot be told apart from it ({how}, {100 * LEVEL:g} %)"
+    if any(row.raced for row in rows):
+        said.append(
+            f"{ESTIMATED} from the windows that it took to be surely worse, by how far it is from the dense model"
+        )
+    said += [race_words(run)] if run.get("race") else []
     if any(row.windows for row in rows) and (why := untested(rows)):
         said.append(f"which others are as good is not tested: {why}")
     seeds = max((row.seeds for row in rows), default=1)
@@ -103,8 +114,25 @@ def csv_table(run: RunRecord, candidates: Sequence[Row]) -> str:
     return data_text(candidate_data(run, candidates))
 
 
-def _figure_cell(value: float, spread: float, scale: Scale) -> Cell:
-    return Cell(format_spread(value, spread, scale), value)
+def race_words(run: RunRecord) -> str:
+    """Say what a race saved, and what its verdict is of."""
+    races = run.get("race", [])
+    evaluated, all_of_them = (sum(numbers) for numbers in zip(
+        *((race.get("evaluated", 0), race.get("keep_sets", 0) * race.get("budget", 0)) for race in races), strict=True
+    ))  # fmt: skip
+    seeds = len(run.get("seeds", {}).get("calibration", ()))
+    whose = f"the means over these {seeds} calibration seeds" if seeds > 1 else "these keep-sets"
+    share = f"{100 * evaluated / all_of_them:.0f} % of the windows were evaluated; " if all_of_them else ""
+    return f"{share}the verdict is of {whose} on such text, not of estimators on other calibration text"
+
+
+def _figure_cell(row: ComparisonRow, domain: str, scale: Scale) -> Cell:
+    value, spread = (getattr(row, f"{name}_{domain}") for name in ("ppl", "spread"))
+    return Cell(ESTIMATED * bool(row.raced) + format_spread(value, spread, scale), value)
+
+
+def _count_cell(count: int | None) -> Cell:
+    return Cell("-", math.nan) if count is None else Cell(f"{count:,}", count)
 
 
 def _difference_cell(one: Against | None) -> Cell:
@@ -178,7 +206,8 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, tested: Map
     `tested` are the p-values of the others against the best of the ratio, adjusted.
     """
     noun, shown = scale.noun, functools.partial(format_figure, scale=scale)
-    finite = sorted((getattr(row, f"ppl_{domain}"), row.label, row.best) for row in group)
+    ordered = sorted(group, key=lambda row: (row.raced > 0, getattr(row, f"ppl_{domain}"), row.label))
+    finite = [(getattr(row, f"ppl_{domain}"), row.label, row.best) for row in ordered]
     finite = [each for each in finite if math.isfinite(each[0])]
     if not finite:
         return f"no variant has a finite {noun} {DOMAINS[domain]}"

@@ -176,6 +176,10 @@ class TracedSubject(TracedProblem, Subject):
         """Put examples one behind the other."""
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
 
+    def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
+        """Return some examples."""
+        return _rows(examples, chosen)
+
     def count(self, examples: Examples) -> tuple[int, int]:
         """Return the number of examples, twice: each counts as a token."""
         rows = count_examples(examples)

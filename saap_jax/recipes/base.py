@@ -1,0 +1,50 @@
+"""What a recipe is: one method of one paper, said in the parts of this library."""
+
+import dataclasses
+
+from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
+
+PROTECTED = (0, 1, 2, 3, -2, -1)
+"""The layers that LLM-Pruner leaves alone: the first four and the last two."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure of a paper, and how it was measured: only figures of one protocol compare."""
+
+    model: str
+    ratio: float
+    """Share removed, of the paper's own denominator."""
+    metric: str
+    """With the window length where it is a perplexity: `WikiText-2 ppl@128`."""
+    value: float
+    dense: float | None = None
+    """The same of the unpruned model."""
+    about: str = ""
+    """What else belongs to it, such as fine-tuning."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method as published, as far as it can be said here; `deviations` name the rest."""
+
+    title: str
+    """The method, and which of its variants."""
+    paper: str
+    """`arXiv:NUMBER`."""
+    estimator: str = ""
+    """As in `estimation.estimators`."""
+    fusion: FusionConfig = FusionConfig()
+    search: SearchConfig = SearchConfig()
+    compensation: CompensationConfig = CompensationConfig()
+    calibration: str
+    """The text that the paper calibrates on. A comparison gives every recipe its own text instead."""
+    deviations: tuple[str, ...] = ()
+    """Where this differs from the paper or its code, each a sentence."""
+    published: tuple[Published, ...] = ()
+    missing: str = ""
+    """Why it cannot be run here; empty where it can."""
+
+    def __post_init__(self) -> None:
+        if bool(self.estimator) == bool(self.missing):
+            raise ValueError(f"recipe {self.title!r}: expected an estimator, or why it cannot be run")

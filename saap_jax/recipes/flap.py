@@ -1,0 +1,23 @@
+"""FLAP (An et al., arXiv:2312.11983): fluctuation of activations, one standardised ranking, a bias for what went."""
+
+from saap_jax.config.method import CompensationConfig, PerStructure, SearchConfig
+from saap_jax.recipes.base import Published, Recipe
+
+RECIPES = {
+    "flap": Recipe(
+        title="FLAP, WIFV, adaptive over layers and modules (`AL-AM`), with its bias",
+        paper="arXiv:2312.11983",
+        estimator="fluctuation(standardize=True)",
+        search=SearchConfig(allocation="global", rank_by="score", min_keep=PerStructure(attention=0, mlp=0)),
+        compensation=CompensationConfig(method="bias", propagate="dense"),
+        calibration="1,024 windows of 128 tokens of WikiText-2 (training part)",
+        deviations=(
+            "A KV head goes with all its query heads; its score is the mean over all their coordinates.",
+            "The bias is the mean over tokens that weigh 1 / mean(x²) of the residual stream; FLAP's weigh alike.",
+        ),
+        published=(
+            Published(model="LLaMA-7B", ratio=0.2, metric="WikiText-2 ppl@128", value=14.62, dense=12.62),
+            Published(model="LLaMA-7B", ratio=0.5, metric="WikiText-2 ppl@128", value=31.80, dense=12.62),
+        ),
+    ),
+}

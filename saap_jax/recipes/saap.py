@@ -1,0 +1,30 @@
+"""SAAP (Zheng et al., arXiv:2412.15127) as its paper reads, and what `saap prune` does by default."""
+
+from saap_jax.config.method import STUDIED, FusionConfig, SearchConfig
+from saap_jax.recipes.base import PROTECTED, Recipe
+
+RECIPES = {
+    "saap": Recipe(
+        title="The defaults of `saap prune`: fused scores of channels, heads by gate_fisher, estimated again",
+        paper="arXiv:2412.15127",
+        estimator="saap",
+        search=STUDIED,
+        calibration="32 windows of 128 tokens",
+        deviations=("What docs/study.md found to go best, in the frame of the paper; not the paper's own choice.",),
+    ),
+    "saap-paper": Recipe(
+        title="SAAP: vector- and element-wise Taylor scores fused, ranked with the stability indicator",
+        paper="arXiv:2412.15127",
+        estimator="saap",
+        fusion=FusionConfig(estimators=("taylor_vector", "taylor_element"), attention=""),
+        search=SearchConfig(
+            allocation="adaptive", rank_by="score_per_parameter", stability_weight=-0.25, skip_layers=PROTECTED
+        ),
+        calibration="windows of BookCorpus, as LLM-Pruner",
+        deviations=(
+            "The paper leaves the weight of the indicator open, and its sign: here the unstable goes (λ = -1/4).",
+            "The indicator is that of |∂ℒ_n/∂g| over examples.",
+            "Its closed form takes the place of gradient steps on σ.",
+        ),
+    ),
+}

@@ -1,0 +1,22 @@
+"""SlimGPT (Ling et al., arXiv:2412.18110): the optimal brain surgeon in batches, deeper layers lose more."""
+
+from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.recipes.base import Recipe
+
+RECIPES = {
+    "slimgpt": Recipe(
+        title="SlimGPT: greedy removal by optimal brain surgeon, shares that grow with the logarithm of the depth",
+        paper="arXiv:2412.18110",
+        estimator="obs",
+        search=SearchConfig(allocation="log"),
+        compensation=CompensationConfig(method="least_squares", propagate="pruned"),
+        calibration="256 windows of 2,048 tokens of C4",
+        deviations=(
+            "Units are chosen on activations of the unpruned model; SlimGPT chooses layer by layer, on the model "
+            "pruned so far, as the correction here does.",
+            "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
+            "is set by hand.",
+            "The damping of the correction is chosen on windows that are held out, and tokens weigh 1 / mean(x²).",
+        ),
+    ),
+}

@@ -1,0 +1,174 @@
+"""Races: the e-value against its integral, who leaves when, and by simulation that the best are not lost."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from saap_jax.evaluation import race as module
+from saap_jax.evaluation.race import boundary, log_evidence, pairwise, race
+
+LOOKS = tuple(range(8, 129, 8))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4, 1.5])
+def test_the_e_value_is_the_bayes_factor_with_the_right_haar_prior(monkeypatch, shift):
+    """Both marginal likelihoods by numerical integration over σ (as dσ / σ) and the standardised mean."""
+    monkeypatch.setattr(module, "SCALES", (0.3,))
+    d = np.random.default_rng(0).standard_normal(9) + shift
+
+    def marginal(effect: float) -> float:
+        density = lambda log_s: np.exp(stats.norm.logpdf(d, effect * np.exp(log_s), np.exp(log_s)).sum())  # noqa: E731
+        return integrate.quad(density, -6, 6, limit=200)[0]
+
+    own = lambda effect: stats.norm.pdf(effect, 0, math.sqrt(0.3)) * marginal(effect)  # noqa: E731
+    above = integrate.quad(own, -5, 5, limit=200)[0]
+    t = math.sqrt(9) * d.mean() / d.std(ddof=1)
+    assert log_evidence(t, 9) == pytest.approx(math.log(above / marginal(0.0)), rel=1e-4, abs=1e-4)
+
+
+def test_the_boundary_is_where_the_e_value_reaches_the_threshold():
+    for count in (8, 50, 1000):
+        assert log_evidence(boundary(count, 6.0), count) == pytest.approx(6.0, abs=1e-6)
+    assert boundary(8, 60.0) == math.inf
+
+
+def losses_of(gaps, windows=128, deviation=0.1, seeds=1, seed=0):
+    """Return losses of variants that differ by `gaps` on average, on windows that are hard or easy for all."""
+    random = np.random.default_rng(seed)
+    hard = 3 + random.normal(0, 0.5, windows)
+    return [hard + gap + random.normal(0, deviation, (seeds, windows)) for gap in gaps]
+
+
+def test_the_worst_leave_first_and_are_judged_no_further():
+    losses = losses_of([0.0, 0.02, 0.2, 1.0])
+    verdict = race(losses, LOOKS)
+    assert 0 in verdict.left
+    assert 2 not in verdict.left
+    assert verdict.windows[3] == 8 <= verdict.windows[2] < 128
+    cut = [each[:, :count] for each, count in zip(losses, verdict.windows, strict=True)]
+    assert race(cut, LOOKS) == verdict  # nothing else was read
+
+
+def test_a_race_goes_on_from_what_there_is():
+    losses = losses_of([0.0, 0.01, 1.0])
+    verdict = race([each[:, :8] for each in losses], LOOKS)
+    assert (verdict.left, verdict.windows, verdict.ending, verdict.next) == ((0, 1), (8, 8, 8), "", 16)
+    assert race([each[:, :0] for each in losses], LOOKS).next == 8
+
+
+def test_endings():
+    losses = losses_of([0.0, 0.0, 0.5])
+    assert race(losses, LOOKS).ending == "spent"
+    tied = race(losses, LOOKS, margin=0.1)
+    assert (tied.ending, tied.left) == ("tied", (0, 1))
+    assert max(tied.windows) < 128
+    assert race(losses[:1], LOOKS).ending == "alone"
+    assert race([losses[0], losses[2]], LOOKS).ending == "alone"
+
+
+def test_equal_keep_sets_stay_together():
+    losses = losses_of([0.0])
+    twice = [losses[0], losses[0] + 1e-7]  # rounding
+    assert race(twice, LOOKS).left == (0, 1)
+    assert race(twice, LOOKS, margin=0.01).ending == "tied"
+    assert race([losses[0], losses[0] + 1e-3], LOOKS).left == (0,)  # surely worse: on every window by as much
+
+
+def test_what_is_not_finite_is_worse_than_what_is():
+    losses = losses_of([0.0, 0.0, 0.0])
+    losses[2][0, 3] = np.inf
+    assert race(losses, LOOKS).windows[2] == 8
+    assert race([losses[2], losses[2] + 1], LOOKS).left == (0, 1)
+
+
+def test_seeds_are_averaged():
+    losses = losses_of([0.0, 0.05], seeds=3)
+    found = pairwise(np.stack([each.mean(0) for each in losses]))
+    difference = (losses[1] - losses[0]).mean(0)
+    assert found.gap[1, 0] == pytest.approx(difference.mean())
+    assert found.t[1, 0] == pytest.approx(stats.ttest_1samp(difference, 0).statistic)
+    p = race(losses, (128,)).p_values[1]
+    assert p == pytest.approx(min(1, math.exp(-float(log_evidence(found.t[1, 0], 128)))))
+
+
+def test_p_values_are_those_of_the_whole_road():
+    """Who has left keeps the p-value of that look; who stays is above the level; more windows never raise it."""
+    losses = losses_of([0.0, 0.01, 0.05, 1.0])
+    before = (1.0,) * 4
+    for count in LOOKS:
+        verdict = race([each[:, :count] for each in losses], [look for look in LOOKS if look <= count])
+        assert all(now <= then for now, then in zip(verdict.p_values, before, strict=True))
+        assert all((verdict.p_values[each] > 0.05) == (each in verdict.left) for each in range(4))
+        before = verdict.p_values
+
+
+@pytest.mark.parametrize("looks", [(), (4, 8), (16, 8), (8, 8)])
+def test_looks_that_are_none_are_refused(looks):
+    with pytest.raises(ValueError, match="race: expected variants and ascending looks from 8 windows on"):
+        race(losses_of([0, 0]), looks)
+
+
+# --- simulated -------------------------------------------------------------------------------------
+
+
+def differing(random, kind: str, size) -> np.ndarray:
+    """Draw noise of variance 1: normal, with heavy tails, or skewed."""
+    draws = {
+        "normal": lambda: random.standard_normal(size),
+        "heavy": lambda: random.standard_t(4, size) / math.sqrt(2),
+        "skewed": lambda: random.exponential(1, size) - 1,
+    }
+    return draws[kind]()
+
+
+def lost(kind: str, races: int, judge, seed: int = 0) -> float:
+    """Return in which share of races a variant that is equal to the best was thrown out, of 8 with two best."""
+    random, gaps, count = np.random.default_rng(seed), np.array([0, 0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]), 0
+    for _ in range(races):
+        noise = differing(random, kind, (8, 64)) * (0.05 + 0.2 * np.sqrt(gaps))[:, None]
+        losses = 3 + random.normal(0, 0.5, 64) + gaps[:, None] + noise
+        count += not {0, 1} <= set(judge([row[None] for row in losses]))
+    return count / races
+
+
+def plain(losses) -> list[int]:
+    """Look at plain 95 % intervals every 8 windows: what a race must not do."""
+    left = list(range(len(losses)))
+    for windows in range(8, 65, 8):
+        values = np.stack([losses[each][0, :windows] for each in left])
+        gap = values[:, None] - values
+        low = gap.mean(-1) - 1.96 * gap.std(-1, ddof=1) / math.sqrt(windows)
+        left = [each for each, out in zip(left, (low > 0).any(1), strict=True) if not out]
+    return left
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
+def test_the_best_are_rarely_lost(kind):
+    assert lost(kind, 100, lambda losses: race(losses, range(8, 65, 8)).left) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
+def test_two_thousand_races_lose_the_best_in_at_most_one_of_twenty(kind):
+    assert lost(kind, 2000, lambda losses: race(losses, range(8, 65, 8)).left) <= 0.05
+
+
+def test_plain_intervals_lose_the_best_often():
+    assert lost("normal", 100, plain) > 0.15
+
+
+@pytest.mark.slow
+def test_twenty_variants_take_a_fifth_of_all_evaluations():
+    """At the precision of 1,024 windows: gaps as between pruning rules, ties sure within half a per cent."""
+    shares = []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        gaps = np.concatenate([[0, 0.002], random.exponential(0.3, 18)])
+        noise = random.standard_normal((20, 1024)) * (0.05 + 0.2 * np.sqrt(gaps))[:, None]
+        losses = 3 + random.normal(0, 0.5, 1024) + gaps[:, None] + noise
+        verdict = race([row[None] for row in losses], range(16, 1025, 16), margin=0.005)
+        assert set(verdict.left) <= set(np.flatnonzero(gaps < 0.02))
+        shares.append(sum(verdict.windows) / losses.size)
+    assert np.median(shares) <= 0.2

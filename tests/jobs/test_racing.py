@@ -1,0 +1,147 @@
+"""A race on a tiny model: it agrees with the whole evaluation, takes fewer windows, and goes on after a kill."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
+from saap_jax.jobs import compare
+from saap_jax.jobs.racing import looks_of, read_laps
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.standing import comparison_rows
+
+OUT = "ppl@16 builtin:descriptions"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
+    return CompareConfig(
+        name="raced",
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(examples=5, length=16, batch_size=2),
+        estimation=EstimationConfig(estimators=("magnitude", "gate_taylor", "random", "wanda")),
+        evaluation=EvaluationConfig(windows=40, length=16, batch_size=8),
+        ratios=(0.2, 0.6),
+        grid=GridConfig(compensations=("none", "bias")),
+        runs=str(tmp_path_factory.mktemp("runs")),
+        race=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config) -> RunDirectory:
+    return compare.compare(config)
+
+
+@pytest.fixture(scope="module")
+def whole(config) -> RunDirectory:
+    """The same without a race."""
+    return compare.compare(dataclasses.replace(config, race=False, name="whole"))
+
+
+def test_the_lowest_of_all_is_among_those_that_are_left(run, whole):
+    assert [race["ratio"] for race in run.record["race"]] == [0.2, 0.6]
+    for race in run.record["race"]:
+        rows = [row for row in whole.candidates() if row["ratio_asked"] == race["ratio"]]
+        lowest = min(rows, key=lambda row: row["ppl"][OUT])
+        assert lowest["variant"] in race["left"]
+        assert race["ending"] in ("alone", "tied", "spent")
+        assert race["metric"] == OUT
+
+
+def test_those_who_are_surely_worse_are_evaluated_on_fewer_windows(run):
+    races = run.record["race"]
+    assert any(race["evaluated"] < race["budget"] * race["keep_sets"] for race in races)
+    for race in races:
+        assert all((race["p_values"][name] > 0.05) == (name in race["left"]) for name in race["windows"])
+        assert all(race["windows"][name] == max(race["windows"].values()) for name in race["left"])
+        assert set(race["windows"].values()) <= set(looks_of(40, 8))
+
+
+def test_whole_rows_are_those_of_a_whole_evaluation(run, whole):
+    known = {row["candidate"]: row for row in whole.candidates()}
+    rows = {row["candidate"]: row for row in run.candidates()}
+    assert rows.keys() == known.keys()
+    assert any("windows" in row for row in rows.values())
+    for name, row in rows.items():
+        assert row["keep"] == known[name]["keep"]
+        if "windows" in row:
+            assert "losses" not in row
+            assert row["windows"] < 40
+            continue
+        for metric, losses in row["losses"].items():
+            np.testing.assert_allclose(losses, known[name]["losses"][metric], rtol=2e-5)
+            assert row["ppl"][metric] == pytest.approx(math.exp(np.mean(losses)), rel=1e-9)
+
+
+def test_an_estimate_is_the_difference_from_the_dense_model_on_the_same_windows(run):
+    laps = read_laps(run.path / "race.jsonl", [metric["name"] for metric in run.record["metrics"]])
+    dense = np.array(run.record["dense"]["losses"][OUT])
+    order = np.random.default_rng(0).permutation(40)
+    for row in run.candidates():
+        if "windows" in row and row["compensation"] == "none":
+            own = np.array(laps[row["keep"]].losses[OUT])
+            assert len(own) == row["windows"]
+            expected = math.exp(dense.mean() + np.mean(own - dense[order[: len(own)]]))
+            assert row["ppl"][OUT] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_best_is_one_of_those_that_are_left(run):
+    rows = comparison_rows(run.record, run.candidates())
+    for race in run.record["race"]:
+        group = [row for row in rows if row.asked == race["ratio"]]
+        assert [row.label for row in group[: len(race["left"])] if row.label not in race["left"]] == []
+        assert [row.best for row in group] == [True] + [False] * (len(group) - 1)
+        assert {row.label for row in group if row.tied or row.best} == set(race["left"])
+
+
+def test_the_page_says_what_the_verdict_is_of(run):
+    page = (run.path / "report.html").read_text()
+    assert "of the windows were evaluated; the verdict is of these keep-sets on such text" in page
+    assert "t-tests valid at any time" in page
+
+
+@pytest.mark.parametrize("laps", [0, 3, 7])
+def test_a_killed_race_goes_on_to_the_same_end(config, run, tmp_path, laps):
+    """To the last bit of what is measured, whatever was there: no lap, some, or a torn one."""
+    shutil.copytree(run.path, tmp_path / "raced")
+    record = json.loads((run.path / "run.json").read_text())
+    for name in ("best", "race"):
+        record.pop(name)
+    record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
+    (tmp_path / "raced" / "run.json").write_text(json.dumps(record))
+    lines = (run.path / "race.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "raced" / "race.jsonl").write_bytes(b"".join(lines[:laps]) + lines[laps][:30])
+    (tmp_path / "raced" / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "raced" / "best")
+    again = compare.compare(dataclasses.replace(config, runs=str(tmp_path)))
+    assert again.record["race"] == run.record["race"]
+    after = (again.path / "race.jsonl").read_bytes().splitlines(keepends=True)
+    assert after[:laps] == lines[:laps]  # nothing that was there was evaluated again
+    assert len(after) == len(lines) + 1  # and the torn one
+    same = [{key: value for key, value in row.items() if key != "seconds"} for row in again.candidates()]
+    assert same == [{key: value for key, value in row.items() if key != "seconds"} for row in run.candidates()]
+
+
+def test_several_seeds_run_together(config, tmp_path):
+    other = dataclasses.replace(
+        config, runs=str(tmp_path), grid=GridConfig(seeds=(0, 1)), ratios=(0.6,), name="seeds",
+        evaluation=dataclasses.replace(config.evaluation, windows=16),
+    )  # fmt: skip
+    run = compare.compare(other)
+    (race,) = run.record["race"]
+    assert set(race["windows"]) == set(config.estimation.estimators)
+    assert "of the means over these 2 calibration seeds" in (run.path / "report.html").read_text()
+
+
+def test_too_few_windows_and_margins_that_are_none_are_refused(config, tmp_path):
+    few = dataclasses.replace(config.evaluation, windows=7)
+    with pytest.raises(ValueError, match="evaluation.windows: expected at least 8 for a race, got 7"):
+        compare.compare(dataclasses.replace(config, evaluation=few, runs=str(tmp_path)))
+    with pytest.raises(ValueError, match="race_margin: expected a number of at least 0, got -1"):
+        dataclasses.replace(config, race_margin=-1.0)

@@ -1,0 +1,209 @@
+"""Recipes against the rules of their papers, written out plainly: which units stay, not only how they are scored."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.config.method import SearchConfig
+from saap_jax.data import Windows
+from saap_jax.recipes import recipes
+from saap_jax.selection.calibrate import calibrate
+from saap_jax.selection.choose import choose_path
+from saap_jax.subjects.llama import LlamaSubject
+from tests.helpers import layers_of, losses_of, random_model, random_tokens, reference, spec_of
+
+LAYERS, KV_HEADS, GROUP, HEAD_DIM, CHANNELS, EMBED = 10, 3, 2, 4, 12, 8
+TOKENS = random_tokens(6, 9)
+MASK = np.ones(TOKENS.shape, bool)
+HEAD = EMBED * HEAD_DIM * (2 * GROUP + 2)  # parameters of a KV head with its query heads
+CHANNEL = 3 * EMBED
+LAYER = KV_HEADS * HEAD + CHANNELS * CHANNEL
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS, q_per_kv=GROUP))
+
+
+@pytest.fixture(scope="module")
+def gradients(model):
+    """The gradient of each example's mean loss, by layer: a list of examples of lists of layers."""
+    one = jax.jit(jax.grad(lambda m, tokens, mask: losses_of(m, tokens, mask).sum() / (TOKENS.shape[1] - 1)))
+    return [layers_of(one(model, TOKENS[n : n + 1], MASK[n : n + 1])) for n in range(len(TOKENS))]
+
+
+@pytest.fixture(scope="module")
+def activations(model):
+    """Activations of all tokens by layer: heads `[tokens, kv, group, head_dim]`, channels `[tokens, channels]`."""
+    seen = [reference(model, row)[1] for row in TOKENS]
+    return [{name: np.concatenate([each[layer][name] for each in seen]) for name in seen[0][layer]}
+            for layer in range(LAYERS)]  # fmt: skip
+
+
+def kept(model, name: str, ratio: float, **changes):
+    """Return what a recipe keeps."""
+    recipe, subject = recipes()[name], LlamaSubject(model)
+    windows = {"text": Windows(TOKENS, MASK)}
+    search = dataclasses.replace(recipe.search, **changes)
+    stability = search.allocation == "adaptive"
+    scores = calibrate(subject, windows, [recipe.estimator], fusion=recipe.fusion, stability=stability)
+    (selection,) = choose_path(
+        subject, scores, windows, recipe.estimator, [ratio], search, fusion=recipe.fusion
+    ).values()
+    return selection.keep
+
+
+# --- LLM-Pruner ------------------------------------------------------------------------------------
+
+
+def rows(matrix: np.ndarray, name: str) -> np.ndarray:
+    """Return a matrix as torch holds it, `[outputs, inputs]`, heads as contiguous rows (columns of the output)."""
+    if name in ("attention/output", "mlp/down"):
+        return matrix.reshape(-1, EMBED).T
+    return matrix.reshape(EMBED, -1).T
+
+
+def group_importance(model, gradients, layer: int, taylor: str) -> dict[str, np.ndarray]:
+    """LLM-Pruner's importance of the groups of a layer, summed over the matrices of a group and then to heads."""
+    mean = {name: np.mean([each[layer][name] for each in gradients], axis=0) for name in gradients[0][layer]}
+    square = {name: np.mean([each[layer][name] ** 2 for each in gradients], axis=0) for name in gradients[0][layer]}
+    weights, found = layers_of(model)[layer], {}
+    for structure, names in {
+        "attention": ("attention/query", "attention/key", "attention/value", "attention/output"),
+        "mlp": ("mlp/gate", "mlp/up", "mlp/down"),
+    }.items():
+        total = 0.0
+        for name in names:
+            w, g, f = (rows(tree[name], name) for tree in (weights, mean, square))
+            salience = {"vectorize": w * g, "param-first": w * g, "param-second": w * f * w,
+                        "param-mix": w * g - 0.5 * w * f * w}[taylor]  # fmt: skip
+            inputs = 0 if name in ("attention/output", "mlp/down") else 1  # the axis that is not of the group
+            channels = np.abs(salience.sum(inputs)) if taylor == "vectorize" else np.abs(salience).sum(inputs)
+            total = total + (channels if structure == "mlp" else channels.reshape(KV_HEADS, -1).sum(1))
+        found[structure] = total
+    return found
+
+
+@pytest.mark.parametrize("taylor", ["vectorize", "param-first", "param-second", "param-mix"])
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.28])
+def test_llm_pruner(model, gradients, taylor, ratio):
+    """Layers 4 to 7 of 10 lose the same share: heads rounded down, the lowest of each layer; channels the rest."""
+    keep = kept(model, f"llm-pruner-{taylor}", ratio)
+    share = ratio * LAYERS / 4
+    heads = int(KV_HEADS * share)
+    for layer in range(LAYERS):
+        gone = {name: int((~units[layer]).sum()) for name, units in keep.items()}
+        if layer in (0, 1, 2, 3, 8, 9):
+            assert gone == {"attention": 0, "mlp": 0}
+            continue
+        assert gone["attention"] == heads
+        assert abs(gone["mlp"] * CHANNEL - (share * LAYER - gone["attention"] * HEAD)) <= CHANNEL
+        importance = group_importance(model, gradients, layer, taylor)
+        for name, values in importance.items():
+            lowest = np.sort(np.argsort(values)[: gone[name]])
+            np.testing.assert_array_equal(np.flatnonzero(~keep[name][layer]), lowest, err_msg=f"{name} {layer}")
+
+
+def test_the_variants_of_llm_pruner_differ(model):
+    """Negative control: the tests above would tell them apart."""
+    sets = [kept(model, f"llm-pruner-{taylor}", 0.2) for taylor in ("vectorize", "param-first", "param-second")]
+    assert all(any((a[name] != b[name]).any() for name in a) for a, b in itertools.pairwise(sets))
+
+
+# --- FLAP, Wanda-sp, Minitron ----------------------------------------------------------------------
+
+
+def flap_metric(model, activations, squared: bool) -> dict[str, np.ndarray]:
+    """FLAP's standardised metric: variance times squared norm of the output's column; that of attention squared."""
+    attention, mlp = [], []
+    for weights, seen in zip(layers_of(model), activations, strict=True):
+        flat = seen["attention"].reshape(len(seen["attention"]), -1)
+        fluctuation = flat.var(0) * (weights["attention/output"].reshape(-1, EMBED) ** 2).sum(1)
+        attention.append(fluctuation**2 if squared else fluctuation)
+        mlp.append(seen["mlp"].var(0) * (weights["mlp/down"] ** 2).sum(1))
+    standard = [
+        (x - x.mean(1, keepdims=True)) / x.std(1, ddof=1, keepdims=True) for x in map(np.array, (attention, mlp))
+    ]
+    return {"attention": standard[0].reshape(LAYERS, KV_HEADS, -1).mean(2), "mlp": standard[1]}
+
+
+def test_flap(model, activations):
+    """One ranking of both, by the metric alone: nothing that stays is lower than what goes, but for the last steps."""
+    keep, metric = kept(model, "flap", 0.3), flap_metric(model, activations, squared=True)
+    cost = {"attention": HEAD, "mlp": CHANNEL}
+    items = sorted((metric[n][at], n, at) for n in metric for at in np.ndindex(metric[n].shape))
+    target, removed, expected = 0.3 * LAYERS * LAYER, 0, []
+    for item in items:
+        if removed >= target:
+            break
+        expected.append(item)
+        removed += cost[item[1]]
+    for item in reversed(expected):  # what is too much goes back, the last first
+        if removed - cost[item[1]] >= target:
+            expected.remove(item)
+            removed -= cost[item[1]]
+    for name, units in keep.items():
+        gone = {at for _, structure, at in expected if structure == name}
+        assert {tuple(map(int, at)) for at in np.argwhere(~units)} == gone
+    plain = flap_metric(model, activations, squared=False)
+    assert np.argsort(plain["attention"].ravel()).tolist() != np.argsort(metric["attention"].ravel()).tolist()
+
+
+@pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp"])
+@pytest.mark.parametrize("ratio", [0.2, 0.3])
+def test_rules_of_activations(model, activations, name, ratio):
+    """The lowest of each layer go: Wanda's |W| · ‖a‖₂, or Minitron's mean over tokens and L2 over examples."""
+    keep = kept(model, name, ratio)
+    length = TOKENS.shape[1]
+    for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
+        heads = seen["attention"].reshape(len(seen["attention"]), KV_HEADS, -1)
+        if name == "minitron":
+            norms = {"attention": np.sqrt((heads**2).sum(2)), "mlp": np.abs(seen["mlp"])}
+            scores = {n: np.sqrt((x.reshape(len(TOKENS), length, -1).mean(1) ** 2).sum(0)) for n, x in norms.items()}
+        else:
+            output = np.abs(weights["attention/output"].reshape(KV_HEADS, -1, EMBED)).sum(2)
+            scores = {
+                "attention": (output * np.sqrt((heads**2).sum(0))).sum(1),
+                "mlp": np.abs(weights["mlp/down"]).sum(1) * np.sqrt((seen["mlp"] ** 2).sum(0)),
+            }
+        for structure, values in scores.items():
+            gone = np.flatnonzero(~keep[structure][layer])
+            np.testing.assert_array_equal(gone, np.sort(np.argsort(values)[: len(gone)]))
+        if name == "fasp-mlp":
+            assert keep["attention"][layer].all()
+        if name == "wanda-sp":
+            assert (~keep["attention"][layer]).sum() == int(ratio * KV_HEADS)
+
+
+# --- ShortGPT --------------------------------------------------------------------------------------
+
+
+def test_shortgpt(model):
+    """Layers that turn the stream least go as a whole."""
+    keep = kept(model, "shortgpt", 0.3)
+    streams = [streams_of(model, row) for row in TOKENS]
+    influence = []
+    for layer in range(LAYERS):
+        before, after = (np.concatenate([each[layer + step] for each in streams]) for step in (0, 1))
+        cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+        influence.append(1 - cosine.mean())
+    gone = set(np.argsort(influence)[:3].tolist())
+    for layer in range(LAYERS):
+        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+
+
+def streams_of(model, tokens) -> list[np.ndarray]:
+    """Return the residual stream in front of each layer and behind the last, from the other implementation."""
+    found = [np.asarray(model.embedding[...], np.float64)[tokens]]
+    for weights, seen in zip(layers_of(model), reference(model, tokens)[1], strict=True):
+        flat = seen["attention"].reshape(len(tokens), -1) @ weights["attention/output"].reshape(-1, EMBED)
+        found.append(found[-1] + flat + seen["mlp"] @ weights["mlp/down"])
+    return found
+
+
+def test_protected_layers_are_those_of_llm_pruner():
+    assert recipes()["llm-pruner-param-second"].search.skip_layers == (0, 1, 2, 3, -2, -1)
+    assert SearchConfig().skip_layers == ()

@@ -1,0 +1,155 @@
+"""Recipes: found by name, refused clearly, and run beside other variants; each with its own search and compensation."""
+
+import dataclasses
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from saap_jax.cli.arguments import parse
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import (
+    CalibrationConfig,
+    CompensationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    ModelConfig,
+    SearchConfig,
+)
+from saap_jax.config.traced import for_factory
+from saap_jax.estimation import make_estimators
+from saap_jax.jobs import compare, prune
+from saap_jax.llama.files.load import load_keep
+from saap_jax.recipes import Recipe, find_recipes, recipes
+from saap_jax.runs.commands import prune_command
+from saap_jax.selection.calibrate import fusion_members, structure_parts
+from saap_jax.selection.variants import variants_of
+
+RUN = [name for name, recipe in recipes().items() if not recipe.missing]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_says_where_it_is_from(name):
+    recipe = recipes()[name]
+    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", recipe.paper)
+    assert recipe.calibration
+    assert all(said.endswith(".") for said in recipe.deviations)
+    for figure in recipe.published:
+        assert 0 < figure.ratio < 1
+        assert figure.value > 0
+        assert "ppl" not in figure.metric or re.search(r"ppl@\d+", figure.metric)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_estimators_of_a_recipe_exist(name):
+    recipe = recipes()[name]
+    for part in structure_parts(recipe.estimator, recipe.fusion).values():
+        assert make_estimators(fusion_members(part))
+
+
+def test_all_stands_for_those_that_can_be_run():
+    assert list(find_recipes(["all"])) == RUN
+    assert list(find_recipes(["flap"])) == ["flap"]
+    assert not find_recipes([])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["flop"], "unknown recipe 'flop'; did you mean 'flap'?"),
+        (["flap", "flap"], "expected each name once, got 'flap' 2 times"),
+    ],
+)
+def test_names_that_are_none_are_refused(names, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        find_recipes(names)
+
+
+def test_what_cannot_be_run_is_refused_with_the_reason(monkeypatch):
+    slice_gpt = Recipe(title="SliceGPT", paper="arXiv:2401.15024", calibration="WikiText-2", missing="it rotates")
+    monkeypatch.setattr("saap_jax.recipes.recipes", lambda: {"slicegpt": slice_gpt})
+    with pytest.raises(ValueError, match="slicegpt cannot be run: it rotates"):
+        find_recipes(["slicegpt"])
+    assert not find_recipes(["all"])
+
+
+def test_a_recipe_has_an_estimator_or_a_reason():
+    with pytest.raises(ValueError, match="expected an estimator, or why it cannot be run"):
+        Recipe(title="nothing", paper="arXiv:0000.00000", calibration="none")
+
+
+class TestVariants:
+    def test_recipes_follow_the_grid_with_their_own_search(self):
+        config = CompareConfig(
+            estimation=EstimationConfig(estimators=("wanda",)),
+            recipes=("flap", "llm-pruner-param-second"),
+            search=SearchConfig(allocation="global", device="tpu"),
+            compensation=CompensationConfig(method="least_squares", damping=0.1),
+        )
+        plain, flap, second = variants_of(config)
+        assert (plain.name, plain.recipe, plain.compensation) == ("wanda", "", config.compensation)
+        assert (flap.search.allocation, flap.search.rank_by, flap.search.device) == ("global", "score", "tpu")
+        assert (flap.compensation.method, flap.compensation.propagate) == ("bias", "dense")
+        assert (second.scores, second.search.allocation, second.search.device) == ("fisher", "uniform_floor", "tpu")
+
+    def test_they_run_alone_where_no_estimator_is_named(self):
+        config = CompareConfig(estimation=EstimationConfig(estimators=()), recipes=("flap",))
+        assert [variant.name for variant in variants_of(config)] == ["flap"]
+        with pytest.raises(ValueError, match="expected at least one, or recipes beside it, got neither"):
+            variants_of(CompareConfig(estimation=EstimationConfig(estimators=())))
+
+    def test_fusions_of_recipes_have_scores_of_their_own(self):
+        config = CompareConfig(estimation=EstimationConfig(estimators=("saap",)), recipes=("saap", "saap-paper"))
+        assert len({variant.scores for variant in variants_of(config)}) == 3
+
+    def test_a_traced_model_has_none(self):
+        with pytest.raises(ValueError, match="recipes: are of attention and MLP of layers"):
+            dataclasses.replace(for_factory(CompareConfig, "mine.py:problem"), recipes=("flap",))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_directory, tmp_path_factory):
+    names = ("flap", "fasp-mlp", "wanda-sp", "minitron", "shortgpt", "saap-paper")
+    unprotected = SearchConfig(allocation="adaptive", stability_weight=-0.25)
+    paper = dataclasses.replace(recipes()["saap-paper"], search=unprotected)  # the tiny model has few layers
+    with pytest.MonkeyPatch.context() as patch:
+        found = {**recipes(), "saap-paper": paper}
+        for where in ("saap_jax.recipes", "saap_jax.jobs.sweep", "saap_jax.runs.commands"):
+            patch.setattr(f"{where}.recipes", lambda: found)
+        config = CompareConfig(
+            model=ModelConfig(name=str(tiny_model_directory)),
+            calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
+            evaluation=EvaluationConfig(windows=4, length=16, batch_size=2),
+            estimation=EstimationConfig(estimators=("wanda",)),
+            recipes=names,
+            runs=str(tmp_path_factory.mktemp("runs")),
+            ratios=(0.3,),
+        )
+        yield compare.compare(config)
+
+
+def test_a_run_compares_recipes_beside_estimators(run):
+    rows = {row["candidate"]: row for row in run.candidates()}
+    assert set(rows) == {f"{name}@0.3" for name in ("wanda", *run.record["config"]["recipes"])}
+    assert {row.get("recipe") for row in rows.values()} == {
+        None, "flap", "fasp-mlp", "wanda-sp", "minitron", "shortgpt", "saap-paper",
+    }  # fmt: skip
+    assert rows["flap@0.3"]["compensation"] == "bias"
+    assert rows["fasp-mlp@0.3"]["compensation"] == "least_squares"
+    whole = run.record["model"]["units"]["attention"]
+    assert set(rows["fasp-mlp@0.3"]["kept"]["attention"]) == {whole}
+    page = (run.path / "report.html").read_text()
+    assert all(row["variant"] in page for row in rows.values())
+
+
+def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
+    for name in ("flap@0.3", "fasp-mlp@0.3"):
+        row = next(row for row in run.candidates() if row["candidate"] == name)
+        words = shlex.split(prune_command(run.record, row))
+        config, _ = parse("prune", PruneConfig(), [*words[2:], "--out", str(tmp_path / name)])
+        assert config.compensation == recipes()[row["recipe"]].compensation
+        prune.prune(config)
+        kept = load_keep(tmp_path / name)
+        for structure, counts in row["kept"].items():
+            np.testing.assert_array_equal(kept[structure].sum(1), counts)
