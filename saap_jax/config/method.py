@@ -256,6 +256,8 @@ class SearchConfig:
     """Of a traced model: what the width of a pruned structure is a multiple of, by name or pattern."""
     depth: bool = False
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    whole_layers: bool = False
+    """With `depth`: attention and MLP of a layer go together."""
     query_heads: QueryHeadsConfig = QueryHeadsConfig()
     residual: ResidualConfig = ResidualConfig()
     solver: Solver = "greedy"
@@ -294,6 +296,11 @@ class SearchConfig:
                 f"search.depth: expected a structure with min_keep 0 and max_ratio 1, got {self.min_keep} and "
                 f"{self.max_ratio}"
             )
+        if self.whole_layers and not (self.depth and (0, 1) == pairs[0] == pairs[1]):
+            raise ValueError(
+                "search.whole_layers: expected search.depth beside it, with min_keep 0 and max_ratio 1 of attention "
+                f"and MLP, got depth {self.depth}, {self.min_keep} and {self.max_ratio}"
+            )
         for name in self.nested:
             for other in ("max_segments", "max_shapes", "depth"):
                 if getattr(self, other):
@@ -325,7 +332,7 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "query_heads", "residual",
+            "max_shapes", "depth", "whole_layers", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.discovery.weights import Weights, units_of
+from saap_jax.discovery.weights import TracedWeights, Weights, units_of
 from saap_jax.estimation.accumulate import like_units, mean_over
 from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, score_writers
 from saap_jax.llama.model import Llama
@@ -195,7 +195,7 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
     With `standardize` the coordinates of each layer and structure get mean 0 and deviation 1 first, and their mean is
     the score: what FLAP ranks over all layers (allocation `global`, `rank_by="score"`). Such scores have either sign.
     Before that, FLAP's code squares the metric of attention's coordinates, which the paper does not say:
-    `attention_power` 2, or 1 without. It is not read without `standardize`, nor of a traced model.
+    `attention_power` 2, or 1 without. It is not read without `standardize`; of a traced model, heads are meant.
 
     Source: FLAP (arXiv:2312.11983), WIFV, equation 3. Deviations: the population variance over all tokens (FLAP adds up
     those of windows), and without `standardize` a head's coordinates are summed (FLAP averages them: a constant
@@ -207,9 +207,13 @@ def fluctuation(*, standardize: bool = False, attention_power: Literal[1, 2] = 2
         if not standardize:
             return score_writers(weighted_variance, params, moments.mean, moments.square)
         scores = score_writers(standardized_variance, params, moments.mean, moments.square)
-        if isinstance(params, Llama) and attention_power > 1:
+        heads = {"attention"}
+        if isinstance(params, TracedWeights):
+            heads = {each.name for each in params.structures if each.role == "heads"}
+        if attention_power > 1 and heads & scores.keys():
             squared = functools.partial(standardized_variance, power=attention_power)
-            scores |= {"attention": score_writers(squared, params, moments.mean, moments.square)["attention"]}
+            powered = score_writers(squared, params, moments.mean, moments.square)
+            scores |= {name: powered[name] for name in heads & scores.keys()}
         return scores
 
     return Estimator(frozenset({ACTIVATION_MOMENTS}), score)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from saap_jax.estimation import activations, baselines, blocks, gates, hessian, reconstruction, second_order, taylor
 from saap_jax.estimation.base import Estimator
@@ -50,6 +50,7 @@ _LONGEST = 1000
 """The most characters of a name with its hyper-parameters."""
 
 Factory = Callable[..., Estimator]
+Made = TypeVar("Made")
 
 
 def register(name: str, factory: Factory) -> Factory:
@@ -101,6 +102,24 @@ def make_estimator(text: str) -> Estimator:
     if factory is None:
         near = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.0)
         raise ValueError(f"unknown estimator {name!r}; did you mean {near[0]!r}? Known: {', '.join(ESTIMATORS)}")
+    made = _called(name, factory, options)
+    if not isinstance(made, Estimator):
+        raise ValueError(f"estimator {text!r}: expected a factory of an Estimator, got {type(made).__name__} from it")
+    return made
+
+
+def call_factory(text: str, factories: Mapping[str, Callable[..., Made]]) -> Made:
+    """Return what one of some factories makes that a name, with hyper-parameters in brackets if any, stands for.
+
+    Raises:
+        ValueError: an unknown hyper-parameter, a value that is none of it, or a malformed call.
+        KeyError: another name.
+    """
+    name, options = _parse(text)
+    return _called(name, factories[name], options)
+
+
+def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) -> Made:
     known = inspect.signature(factory).parameters
     for option, value in options.items():
         if option not in known:
@@ -108,14 +127,11 @@ def make_estimator(text: str) -> Estimator:
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
         if expected := _refused(value, known[option].annotation):
             raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
-    made = _made(factory, **options) if all(map(_hashable, options.values())) else factory(**options)
-    if not isinstance(made, Estimator):
-        raise ValueError(f"estimator {text!r}: expected a factory of an Estimator, got {type(made).__name__} from it")
-    return made
+    return _made(factory, **options) if all(map(_hashable, options.values())) else factory(**options)
 
 
 @functools.cache
-def _made(factory: Factory, **options: Hashable) -> Any:
+def _made(factory: Callable[..., Made], **options: Hashable) -> Made:
     """Make an estimator once: its formula, made again, would be compiled again."""
     return factory(**options)
 

@@ -68,7 +68,8 @@ def check(config: Config) -> Layout | None:
         ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
             devices do not divide.
     """
-    check_estimators(_estimators(config), config.fusion, OBSERVED if config.model.traced else None)
+    if _estimators(config) or not getattr(config, "recipes", ()):
+        check_estimators(_estimators(config), config.fusion, OBSERVED if config.model.traced else None)
     sizes = {"calibration.batch_size": config.calibration.batch_size}
     sources = [] if config.model.traced else [parse_scenario(text).source for text in config.calibration.scenarios]
     if not isinstance(config, FidelityConfig | ScoreConfig):

@@ -9,9 +9,12 @@ RECIPES = {
         paper="arXiv:2403.03853",
         estimator="block_influence(granularity='layer')",
         search=SearchConfig(
-            allocation="global", rank_by="score", depth=True, min_keep=PerStructure(attention=0, mlp=0)
+            allocation="global",
+            rank_by="score",
+            depth=True,
+            whole_layers=True,
+            min_keep=PerStructure(attention=0, mlp=0),
         ),
         calibration="windows of PG19",
-        deviations=("The last layer to go may lose its attention or its MLP alone, where that meets the budget.",),
     ),
 }

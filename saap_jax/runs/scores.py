@@ -23,7 +23,6 @@ from saap_jax.runs.score_arrays import indicator_parts, parts_of
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import (
-    ABLATION,
     Calibrated,
     Plan,
     joined,
@@ -32,6 +31,7 @@ from saap_jax.selection.calibrate import (
     score_examples,
     score_statistics,
 )
+from saap_jax.selection.oracles import is_oracle
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
 
@@ -96,9 +96,9 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
         ValueError: statistics of another model, or neither scores nor statistics of an estimator.
     """
     estimators, made = tuple(estimators), {}
-    if ABLATION in estimators:
-        raise ValueError(f"from_run: {ABLATION!r} takes passes over the examples, not statistics; leave it out")
     members = members_of(subject, {name: (name, fusion) for name in estimators})
+    if oracles := [member for member in members if is_oracle(member)]:
+        raise ValueError(f"from_run: {oracles[0]!r} takes passes over the examples, not statistics; leave it out")
     kept, needs = kept_by(source), union_of_needs(members.values())
     for name in members:
         if not kept.serves(name):

@@ -21,7 +21,7 @@ from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.trials import Suggestion, sensitivity_suggestions
 from saap_jax.runtime.words import some
-from saap_jax.selection.calibrate import ABLATION
+from saap_jax.selection.oracles import ABLATION
 
 NEGLIGIBLE = 0.05
 """Share of a mean fused score below which a member is not worth its statistics."""

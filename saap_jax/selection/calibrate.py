@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.config.method import FusionConfig, ScenarioReduction, StabilityOver
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import GATE_GRADIENT, Statistic, Statistics, make_estimators, score, union_of_needs
-from saap_jax.estimation.ablation import Unit, changes_to_scores
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
 from saap_jax.estimation.registry import names_file
@@ -17,12 +17,10 @@ from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.fusion import Fused, PerExample, fuse
+from saap_jax.selection.oracles import Passes, constant, is_oracle, make_oracle
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
-
-ABLATION = "ablation"
-"""Names the oracle among estimators, which is a pass over the examples for each unit."""
 
 Plan = Mapping[str, tuple[str, FusionConfig]]
 """What is scored: {label: (estimator, how its scores are fused if it is a fusion)}."""
@@ -126,7 +124,7 @@ def calibrate(
         scenarios: calibration examples by name.
         estimators: names, with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more estimators,
             `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names,
-            `FILE.py:FACTORY` is one of a file, and `ablation` removes each unit in turn.
+            `FILE.py:FACTORY` is one of a file, and `oracles.ORACLES` take passes of their own.
         given: estimators that are no names, by what they are called among `estimators`.
         fusion: how scores are fused.
         stability: observe what the stability indicator needs, even if no estimator does.
@@ -173,16 +171,20 @@ def score_examples(
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
         scenario: what progress calls the scenario.
-        ablated: structures of which the oracle takes units out; all that do not lie in others if none is named.
+        ablated: structures whose units oracles score; all that do not lie in others if none is named.
 
     Returns:
         The statistics, and the scores.
     """
-    observed = {label: each for label, each in plan.items() if each[0] != ABLATION}
     options: dict[str, Any] = {"batch_size": batch_size, "remat": remat}
     members = members_of(subject, plan, given)
     subject.check_estimators(members)
-    if statistics is None and (observed or stability):
+    passes = Passes(ablated or subject.plain, batch_size, track=track)
+    asked = [member for member in members if is_oracle(member) and member not in given]
+    exact = {
+        member: constant(make_oracle(member)(subject, examples, keep, passes), subject.existing) for member in asked
+    }
+    if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
         statistics = subject.observe(
             examples,
@@ -192,13 +194,7 @@ def score_examples(
             **options,
             progress=lambda steps: track(f"observe the calibration examples {scenario}".rstrip(), steps, len(steps)),
         )
-    scored = Scored({}, {}, {})
-    if statistics is not None:
-        scored = score_plan(subject.weights, statistics, observed, keep, given)
-    if len(observed) < len(plan):
-        exact = _ablated(subject, examples, ablated or subject.plain, keep, batch_size, track)
-        scores = {label: scored.scores[label] if label in observed else exact for label in plan}
-        scored = scored._replace(scores=scores)
+    scored = score_plan(subject.weights, statistics or _nothing(), plan, keep, {**given, **exact})
     for name, view in subject.views.items():
         parts = {label: (structure_parts(own, fusion)[view.structure], fusion) for label, (own, fusion) in plan.items()}
         seen = None if keep is None else view.keep(keep)
@@ -218,6 +214,11 @@ def score_examples(
     return statistics, scored
 
 
+def _nothing() -> Statistics:
+    """Return what is observed where no estimator needs a pass."""
+    return Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
+
+
 def _add(scored: Scored, name: str, scores: Mapping[str, Any]) -> None:
     """Add the scores of a further structure by each entry of a plan."""
     for label, values in scores.items():
@@ -227,36 +228,13 @@ def _add(scored: Scored, name: str, scores: Mapping[str, Any]) -> None:
 def members_of(
     subject: Subject, plan: Plan, given: Mapping[str, Estimator] = MappingProxyType({})
 ) -> dict[str, Estimator]:
-    """Make the estimators that the entries of a plan are made of, each once; not the oracle, which is none."""
+    """Make the estimators that the entries of a plan are made of, each once."""
     structures = subject.plain
     return {
         member: estimator
         for name, fusion in plan.values()
-        if name != ABLATION
         for member, estimator in make_members([name], fusion, structures, given).items()
     }
-
-
-def _ablated(
-    subject: Subject,
-    examples: Examples,
-    structures: tuple[str, ...],
-    keep: Keep | None,
-    batch_size: int,
-    track: Track,
-) -> Scores:
-    """Return the exact change of the loss when each unit of some structures goes."""
-    if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
-        raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
-    existing = {name: subject.existing[name] for name in structures}
-    units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
-    changes = subject.ablate(
-        examples,
-        units,
-        batch_size=batch_size,
-        progress=lambda groups: track("remove single units", groups, len(groups)),
-    )
-    return changes_to_scores(changes, existing)
 
 
 def score_statistics(
@@ -385,7 +363,15 @@ def make_members(
 ) -> dict[str, Estimator]:
     """Make the estimators that the names stand for, each once."""
     parts = (part for name in names for part in structure_parts(name, fusion, structures).values())
-    return make_estimators(dict.fromkeys(member for part in parts for member in fusion_members(part)), given)
+    members = dict.fromkeys(member for part in parts for member in fusion_members(part))
+    oracles = {member: _checked_oracle(member) for member in members if is_oracle(member)}
+    return make_estimators(members, {**oracles, **given})
+
+
+def _checked_oracle(name: str) -> Estimator:
+    """Return what stands for an oracle among estimators until its scores are known: it needs no statistic."""
+    make_oracle(name)
+    return constant({}, {})
 
 
 def check_estimators(names: Iterable[str], fusion: FusionConfig, observed: frozenset[Statistic] | None = None) -> None:
@@ -399,9 +385,8 @@ def check_estimators(names: Iterable[str], fusion: FusionConfig, observed: froze
         if names.count(name) > 1:
             raise ValueError(f"estimator {name!r} is named twice")
         if observed is None:
-            for part in dict.fromkeys(structure_parts(name, fusion).values()):
-                make_estimators(fusion_members(part))
-        elif name != ABLATION:
+            make_members([name], fusion)
+        else:
             _check_traced(name, fusion, observed)
     if not names:
         make_estimators(names)

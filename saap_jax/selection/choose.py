@@ -9,6 +9,7 @@ from saap_jax.config.method import FusionConfig, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
+from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, search
@@ -157,6 +158,9 @@ def choose_path(
     selections: dict[float, Selection] = {}
     gone = None
     for ratio in checkpoints(ratios, config.rescore_every):
+        if gone is not None and (met := _met(subject, gone, ratio)):
+            selections[ratio] = met
+            continue
         if gone is not None:
             calibrated = calibrate(
                 subject,
@@ -173,6 +177,14 @@ def choose_path(
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
     return {ratio: selections[ratio] for ratio in ratios}
+
+
+def _met(subject: Subject, gone: Keep, ratio: float) -> Selection | None:
+    """Return what is left where that meets a ratio already, since a block went that is larger than a step."""
+    keep = {name: units & ~gone[name] for name, units in subject.existing.items()}
+    removed = subject.removed(keep)
+    enough = removed >= ratio * subject.prunable * (1 - SLACK)
+    return Selection(keep, ratio, removed / subject.prunable, removed) if enough else None
 
 
 def checkpoints(ratios: Iterable[float], every: float | None) -> list[float]:

@@ -50,7 +50,7 @@ from saap_jax.selection.budget import (
 )
 from saap_jax.selection.shapes import most_shaped, take_shaped
 from saap_jax.selection.stability import stabilised, standardised
-from saap_jax.types import Keep, Limits, Scores
+from saap_jax.types import STRUCTURES, Keep, Limits, Scores
 
 DEVICE_WIDTHS = {"any": 1, "tpu": 128, "gpu": 64, "cpu": 16}
 """MLP channels that a device works off at once."""
@@ -123,6 +123,10 @@ def search(
     else:
         taken = take_blocks(blocks, quotas, target, prunable, config)
     keep = _keep(blocks.rows(taken), order, existing, limits is not None)
+    if config.whole_layers:
+        last = STRUCTURES[-1]
+        lost = np.asarray(existing[last].any(axis=1) & ~keep[last].any(axis=1))
+        keep = {name: units & ~lost[:, None] for name, units in keep.items()}
     if gone is not None:  # a surplus may have given some of it back
         keep = {name: kept & ~gone[name] for name, kept in keep.items()}
     removed = prunable - sum(int((kept.sum(axis=1) * costs[name]).sum()) for name, kept in keep.items())
@@ -271,8 +275,24 @@ def _blocks_and_quotas(
     blocks = Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     if limits is None:
         blocks = _rounded_down(blocks, size, target, config)
+    if config.whole_layers:
+        blocks = _joined_layers(blocks)
     split = split_budget if limits is None else split_structures
     return blocks, split(blocks, size, config)
+
+
+def _joined_layers(blocks: Blocks) -> Blocks:
+    """Return blocks of whole layers, in the place of those of the last structure; alone where a layer has one."""
+    last = blocks.structure == len(STRUCTURES) - 1
+    both = np.isin(blocks.layer, blocks.layer[~last]) & last
+    first = {int(layer): row for row, layer in enumerate(blocks.layer) if not last[row]}
+    cost, score = blocks.cost.copy(), blocks.score.copy()
+    for row in np.flatnonzero(both):
+        other = first[int(blocks.layer[row])]
+        cost[row] += blocks.cost[other]
+        score[row] = (score[row] + blocks.score[other]) / 2
+    alone = ~last & ~np.isin(blocks.layer, blocks.layer[last])
+    return blocks._replace(cost=cost, score=score).rows(last | alone)
 
 
 def _rounded_down(blocks: Blocks, size: dict[str, np.ndarray], target: int, config: SearchConfig) -> Blocks:

@@ -23,7 +23,10 @@ def test_a_registry():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SearchConfig(allocation="globl"), "search.allocation: expected one of uniform, global, adaptive, got"),
+        (
+            lambda: SearchConfig(allocation="globl"),
+            "search.allocation: expected one of uniform, uniform_floor, log, global, adaptive, got",
+        ),
         (lambda: GridConfig(allocations=("globl",)), "grid.allocations: .* got 'globl'; did you mean 'global'"),
         (lambda: CompensationConfig(method="bia"), "compensation.method: expected one of none, bias, least_squares"),
         (lambda: GridConfig(compensations=("bia",)), "grid.compensations: .* got 'bia'; did you mean 'bias'"),

@@ -9,6 +9,8 @@ import pytest
 
 from saap_jax.config.method import SearchConfig
 from saap_jax.data import Windows
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama.segments import masks
 from saap_jax.recipes import recipes
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose_path
@@ -207,3 +209,26 @@ def streams_of(model, tokens) -> list[np.ndarray]:
 def test_protected_layers_are_those_of_llm_pruner():
     assert recipes()["llm-pruner-param-second"].search.skip_layers == (0, 1, 2, 3, -2, -1)
     assert SearchConfig().skip_layers == ()
+
+
+# --- blocks by the loss without them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sleb", "blockpruner"])
+def test_blocks_go_greedily(model, name):
+    """Brute force: try all that are left, take out the one without which the loss is lowest, try again."""
+    keep, subject = kept(model, name, 0.3), LlamaSubject(model)
+    now = {n: units.copy() for n, units in subject.existing.items()}
+    while subject.removed(now) < 0.3 * subject.prunable:
+        tries = {}
+        for layer in range(LAYERS):
+            for blocks in [("attention", "mlp")] if name == "sleb" else [("attention",), ("mlp",)]:
+                if all(now[block][layer].any() for block in blocks):
+                    tried = {n: units.copy() for n, units in now.items()}
+                    for block in blocks:
+                        tried[block][layer] = False
+                    tries[layer, blocks] = tried
+        means = {at: window_losses(model, [(TOKENS, MASK)], masks(tried)).mean for at, tried in tries.items()}
+        now = tries[min(means, key=means.get)]
+    for structure, units in keep.items():
+        np.testing.assert_array_equal(units, now[structure], err_msg=structure)

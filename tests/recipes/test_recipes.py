@@ -18,12 +18,11 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.config.traced import for_factory
-from saap_jax.estimation import make_estimators
 from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.recipes import Recipe, find_recipes, recipes
 from saap_jax.runs.commands import prune_command
-from saap_jax.selection.calibrate import fusion_members, structure_parts
+from saap_jax.selection.calibrate import make_members
 from saap_jax.selection.variants import variants_of
 
 RUN = [name for name, recipe in recipes().items() if not recipe.missing]
@@ -44,8 +43,7 @@ def test_every_recipe_says_where_it_is_from(name):
 @pytest.mark.parametrize("name", RUN)
 def test_the_estimators_of_a_recipe_exist(name):
     recipe = recipes()[name]
-    for part in structure_parts(recipe.estimator, recipe.fusion).values():
-        assert make_estimators(fusion_members(part))
+    assert make_members([recipe.estimator], recipe.fusion)
 
 
 def test_all_stands_for_those_that_can_be_run():

@@ -639,6 +639,43 @@ class TestGone:
             problem.search(0.2, FREE)
 
 
+class TestWholeLayers:
+    """Attention and MLP of a layer go together."""
+
+    CONFIG = SearchConfig(allocation="global", rank_by="score", depth=True, whole_layers=True, min_keep=NO_FLOOR)
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
+    def test_the_layers_of_the_lowest_mean_go(self, seed, ratio):
+        problem = Problem(seed, layers=6, missing=False)
+        made = problem.search(ratio, self.CONFIG)
+        gone = [not made.keep["mlp"][layer].any() for layer in range(6)]
+        means = sum(problem.scores[name].mean(axis=1) for name in STRUCTURES)
+        needed = int(np.ceil(6 * ratio))
+        assert set(np.flatnonzero(gone)) == set(np.argsort(means)[:needed])
+        for name in STRUCTURES:
+            assert (made.keep[name].any(axis=1) == ~np.array(gone)).all()
+            assert (made.keep[name].all(axis=1) == ~np.array(gone)).all()
+
+    def test_a_layer_that_lacks_one_goes_by_the_other(self):
+        problem = Problem(1, layers=3, missing=False)
+        problem.existing["mlp"][0] = False
+        problem.existing["attention"][1] = False
+        for name in STRUCTURES:
+            problem.scores[name] = np.where(problem.existing[name], np.arange(3.0)[:, None], np.nan)
+        first = problem.search(0.05, self.CONFIG)
+        assert not first.keep["attention"][0].any()
+        assert first.keep["mlp"][1:].all()
+        second = problem.search(0.4, self.CONFIG)
+        assert not second.keep["mlp"][1].any()
+        assert second.keep["attention"][2].all()
+
+    def test_it_takes_depth_of_both(self):
+        for options in ({"depth": False}, {"min_keep": PerStructure(attention=1, mlp=0)}):
+            with pytest.raises(ValueError, match=r"search.whole_layers: expected search.depth"):
+                dataclasses.replace(self.CONFIG, **options)
+
+
 class TestUniformFloor:
     """The rule of LLM-Pruner: each layer loses a share of its heads, rounded down; channels fill the budget."""
 

@@ -95,7 +95,32 @@ def legend(run: RunRecord, rows: Sequence[ComparisonRow]) -> list[str]:
     if any(row.windows for row in rows) and (why := untested(rows)):
         said.append(f"which others are as good is not tested: {why}")
     seeds = max((row.seeds for row in rows), default=1)
-    return [*said, f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else said
+    said += [f"mean ± standard deviation over {seeds} seeds"] * (seeds > 1)
+    return [*said, *protocol(run)]
+
+
+def protocol(run: RunRecord) -> list[str]:
+    """Say by what the figures were measured, without which they compare with none of another table; as far as known."""
+    config, model = run.get("config", {}), run.get("model", {})
+    evaluation, calibration = config.get("evaluation", {}), config.get("calibration", {})
+    losses = run.get("dense", {}).get("losses", {})
+    if not (evaluation and calibration and losses and "prunable_parameters" in model):
+        return []
+    counts = {len(values) for values in losses.values()}
+    windows = " and ".join(f"{count:,}" for count in sorted(counts))
+    text = ", ".join(calibration.get("scenarios", ())) or "all sets"
+    seeds = run.get("seeds", {}).get("calibration", ())
+    traced = "structures" in run
+    kind = "examples" if traced else "windows"
+    size = "" if traced else f" of {evaluation.get('length')} tokens"
+    drawn = f"{calibration.get('examples') or 'all'} {kind}" + (
+        "" if traced else f" of {calibration.get('length')} tokens"
+    )
+    named = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+    return [
+        f"protocol: {windows} {kind}{size} a text; calibrated on {drawn} of {text}{named}; ratio of "
+        f"{model['prunable_parameters']:,} prunable parameters"
+    ]
 
 
 def candidate_data(run: RunRecord, candidates: Sequence[Row], filename: str = "comparison.csv") -> Data:

@@ -1,0 +1,33 @@
+"""Greedy removal of blocks by the loss without them: SLEB (arXiv:2402.09025), BlockPruner (arXiv:2406.10594)."""
+
+from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.recipes.base import Recipe
+
+_STEP = 0.004
+"""Less than any block of a model of up to a hundred layers or so: one goes, then all that are left are tried again."""
+
+
+def _search(whole_layers: bool) -> SearchConfig:
+    nothing = PerStructure(attention=0, mlp=0)
+    return SearchConfig(
+        allocation="global", rank_by="score", depth=True, min_keep=nothing, rescore_every=_STEP,
+        whole_layers=whole_layers,
+    )  # fmt: skip
+
+
+RECIPES = {
+    "sleb": Recipe(
+        title="SLEB: the layer whose removal raises the loss least goes, again and again",
+        paper="arXiv:2402.09025",
+        estimator="block_ablation(granularity='layer')",
+        search=_search(whole_layers=True),
+        calibration="128 windows of WikiText-2 (training part)",
+    ),
+    "blockpruner": Recipe(
+        title="BlockPruner: the attention or MLP whose removal raises the loss least goes, again and again",
+        paper="arXiv:2406.10594",
+        estimator="block_ablation",
+        search=_search(whole_layers=False),
+        calibration="256 windows of Alpaca",
+    ),
+}

@@ -1,0 +1,205 @@
+"""Scores that judge by passes of their own over the examples, with units masked: no statistic and no gradient.
+
+They stand among estimators, alone, in a fusion, or for one structure (`block_ablation/wanda`), and cost far more than
+the one pass: `ablation` a part of a forward pass a unit, `block_ablation` one a sub-block, `perturbation` one a mask.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from saap_jax.config.checks import check_at_least, check_seed, check_share
+from saap_jax.estimation.ablation import Unit, changes_to_scores
+from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.registry import call_factory
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import STRUCTURES, Keep, Scores
+
+ABLATION = "ablation"
+"""The oracle that estimators are judged by."""
+
+
+class Passes(NamedTuple):
+    """How an oracle looks at a subject."""
+
+    structures: tuple[str, ...]
+    """Whose units are scored."""
+    batch_size: int = 8
+    at_once: int = 2
+    track: Track = quiet
+
+
+Oracle = Callable[[Subject, Examples, Keep | None, Passes], Scores]
+"""(subject, examples, units that are still there or None for all, how) -> `[groups, units]` a structure, NaN where no
+unit is; larger = more important."""
+
+
+def ablation() -> Oracle:
+    """Score a unit by the exact change of the loss when it goes by itself, see `estimation.ablation`."""
+
+    def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
+        if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
+            raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
+        existing = {name: subject.existing[name] for name in passes.structures}
+        units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
+        changes = subject.ablate(
+            examples,
+            units,
+            batch_size=passes.batch_size,
+            progress=lambda groups: passes.track("remove single units", groups, len(groups)),
+        )
+        return changes_to_scores(changes, existing)
+
+    return score
+
+
+def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block") -> Oracle:
+    """Score every unit by the change of the mean loss when its sub-block goes as a whole, or its layer.
+
+    With `search.depth` and `search.rescore_every` below a block's share, that is greedy removal of blocks: BlockPruner
+    (arXiv:2406.10594) of sub-blocks, SLEB (arXiv:2402.09025) of layers.
+    """
+
+    def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
+        present = _present(subject, keep, "block_ablation")
+        layers = len(present[STRUCTURES[0]])
+        groups = [(layer, names) for layer in range(layers) for names in _blocks(granularity, present, layer)]
+        keeps = []
+        for layer, names in groups:
+            without = {name: units.copy() for name, units in present.items()}
+            for name in names:
+                without[name][layer] = False
+            keeps.append(without)
+        base, *means = _mean_losses(subject, examples, [present, *keeps], passes, "remove single blocks")
+        scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
+        for (layer, names), mean in zip(groups, means, strict=True):
+            for name in names:
+                scores[name] = np.where(_row(present[name], layer), mean - base, scores[name])
+        return {name: scores[name] for name in passes.structures}
+
+    return score
+
+
+def perturbation(*, masks: int = 256, share: float = 0.1, ridge: float = 1.0, seed: int = 0) -> Oracle:
+    """Score a unit by ridge regression of the mean loss on random masks, each without `share` of every layer's units.
+
+    With X the masks (1 where a unit is gone), centred, and y the losses, β = Xᵀ (X Xᵀ + r t I)⁻¹ y, r = `ridge` and t
+    the mean of the diagonal of X Xᵀ. There are far fewer masks than units, so β is a shrunken guess of each effect.
+
+    Source: Bonsai (arXiv:2402.05406) section 3. Deviations: masks are drawn evenly, where Bonsai draws them by a prior
+    from activations, and in one round unless `search.rescore_every` says so.
+
+    Raises:
+        ValueError: fewer than two masks, or another number that is out of range.
+    """
+    check_at_least("perturbation: masks", masks, 2)
+    check_share("perturbation: share", share)
+    check_seed("perturbation: seed", seed)
+    if not (np.isfinite(ridge) and ridge > 0):
+        raise ValueError(f"perturbation: expected ridge above 0, got {ridge}")
+
+    def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
+        present = _present(subject, keep, "perturbation")
+        random = np.random.default_rng(seed)
+        keeps = [_masked(present, passes.structures, share, random) for _ in range(masks)]
+        losses = np.array(_mean_losses(subject, examples, keeps, passes, "mask units at random"))
+        gone = np.stack(
+            [np.concatenate([(present[name] & ~each[name])[present[name]] for name in passes.structures])
+             for each in keeps]
+        ).astype(np.float64)  # fmt: skip
+        effect = _ridge(gone, losses, ridge)
+        scores, start = {}, 0
+        for name in passes.structures:
+            values, count = np.full(present[name].shape, np.nan), int(present[name].sum())
+            values[present[name]] = effect[start : start + count]
+            scores[name], start = values, start + count
+        return scores
+
+    return score
+
+
+ORACLES: dict[str, Callable[..., Oracle]] = {
+    ABLATION: ablation,
+    "block_ablation": block_ablation,
+    "perturbation": perturbation,
+}
+
+
+def is_oracle(text: str) -> bool:
+    """Say whether a name, with hyper-parameters in brackets if any, is that of an oracle.
+
+    >>> is_oracle("block_ablation(granularity='layer')"), is_oracle("wanda")
+    (True, False)
+    """
+    return text.partition("(")[0].strip() in ORACLES
+
+
+def make_oracle(text: str) -> Oracle:
+    """Make an oracle from its name, with hyper-parameters in brackets if any.
+
+    Raises:
+        ValueError: an unknown hyper-parameter, or a value that is none of it.
+    """
+    return call_factory(text, ORACLES)
+
+
+def constant(scores: Scores, existing: Keep) -> Estimator:
+    """Return an estimator that says what is known already: 0 of units that are masked, NaN where there is none."""
+    filled = {
+        name: np.where(existing[name], np.nan_to_num(np.asarray(values, np.float64)), np.nan)
+        for name, values in scores.items()
+    }
+    return Estimator(frozenset(), lambda statistics, weights: dict(filled))
+
+
+def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:
+    if not set(STRUCTURES) <= subject.existing.keys():
+        raise ValueError(f"estimator {name!r}: is of attention and MLP of layers, which a traced model does not have")
+    return {each: units if keep is None else keep[each] for each, units in subject.existing.items()}
+
+
+def _blocks(granularity: str, present: Keep, layer: int) -> list[tuple[str, ...]]:
+    """Return what goes together in a layer, of what is there."""
+    there = tuple(name for name in STRUCTURES if present[name][layer].any())
+    return [there] * bool(there) if granularity == "layer" else [(name,) for name in there]
+
+
+def _row(units: np.ndarray, layer: int) -> np.ndarray:
+    """Return the units of one layer as `[layers, units]`."""
+    return units & (np.arange(len(units)) == layer)[:, None]
+
+
+def _masked(present: Keep, structures: tuple[str, ...], share: float, random: np.random.Generator) -> Keep:
+    """Return a keep-set without a random share of the units of each layer, one at least where there are two."""
+    keep = {name: units.copy() for name, units in present.items()}
+    for name in structures:
+        for row in keep[name]:
+            there = np.flatnonzero(row)
+            count = min(max(round(share * len(there)), 1), len(there) - 1) if len(there) > 1 else 0
+            row[random.permutation(there)[:count]] = False
+    return keep
+
+
+def _mean_losses(subject: Subject, examples: Examples, keeps: list[Keep], passes: Passes, doing: str) -> list[float]:
+    means: dict[int, float] = {}
+    for group in subject.losses(
+        examples,
+        keeps,
+        batch_size=passes.batch_size,
+        at_once=passes.at_once,
+        progress=lambda steps: passes.track(doing, steps, len(steps)),
+    ):
+        means |= {number: losses.mean for number, losses in group.items()}
+    return [means[number] for number in range(len(keeps))]
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
+    """Return Xᵀ (X Xᵀ + r t I)⁻¹ y of centred X and y; t is the mean of the diagonal."""
+    x, y = x - x.mean(axis=0), y - y.mean()
+    product = x @ x.T
+    scale = np.trace(product) / len(product)
+    if not scale > 0:
+        return np.zeros(x.shape[1])
+    return x.T @ np.linalg.solve(product + ridge * scale * np.eye(len(product)), y)
