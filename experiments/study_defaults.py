@@ -64,7 +64,7 @@ PEERS = {
     "LLM-Pruner, second order": Arm("taylor_element_second", UNIFORM),
     "LLM-Pruner, first order": Arm("taylor_element", UNIFORM),
     "LLM-Pruner, no layer left alone": Arm("taylor_element", SearchConfig(allocation="uniform")),
-    "FLAP without its bias": Arm("fluctuation(standardize=True)", FLAP),
+    "FLAP without its bias": Arm("fluctuation(standardize=True, attention_power=1)", FLAP),
 }
 ESTIMATORS = ("taylor_vector", "taylor_element", "fisher", "gate_taylor", "gate_fisher", "wanda", "fluctuation")
 PAPER, PAIR = "taylor_vector+taylor_element", "gate_taylor+taylor_element"

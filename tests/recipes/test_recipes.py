@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import main
+from saap_jax.cli.recipes import facts
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -151,3 +153,46 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
         kept = load_keep(tmp_path / name)
         for structure, counts in row["kept"].items():
             np.testing.assert_array_equal(kept[structure].sum(1), counts)
+
+
+class TestCommand:
+    def test_all_are_listed(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        assert main(["recipes"]) == 0
+        said = capsys.readouterr().out
+        assert all(name in said and recipe.paper in said for name, recipe in recipes().items())
+
+    def test_one_is_told_with_its_options_and_deviations(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "300")
+        assert main(["recipes", "flap"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        for part in ("fluctuation(standardize=True)", "--search.allocation global", "--compensation.method bias"):
+            assert part in said
+        assert "WikiText-2 ppl@128 14.62, dense 12.62" in said
+        assert all(each in said for each in recipes()["flap"].deviations)
+
+    def test_what_it_prints_as_options_makes_the_recipe(self, capsys, monkeypatch):
+        """Of every recipe: the options, given to `saap prune`, are its search, fusion and compensation."""
+        monkeypatch.setenv("COLUMNS", "1000")
+        for name, recipe in recipes().items():
+            if recipe.missing:
+                continue
+            words = dict(facts(recipe))["options"]
+            given = [] if words == "none" else shlex.split(words)
+            config, _ = parse("prune", dataclasses.replace(PruneConfig(), search=SearchConfig()), given)
+            assert (config.search, config.fusion, config.compensation) == (
+                recipe.search, recipe.fusion, recipe.compensation,
+            ), name  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["recipes", "flop"], "did you mean 'flap'?"),
+            (["recipes", "--all"], "expected names of recipes and no options"),
+        ],
+    )
+    def test_bad_words_are_refused_in_one_line(self, capsys, words, said):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
