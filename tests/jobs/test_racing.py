@@ -12,8 +12,9 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of, read_laps
+from saap_jax.report.kinds.against import against_best
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.standing import comparison_rows
+from saap_jax.runs.standing import comparison_rows, merged
 
 OUT = "ppl@16 builtin:descriptions"
 
@@ -98,6 +99,15 @@ def test_the_best_is_one_of_those_that_are_left(run):
         assert [row.label for row in group[: len(race["left"])] if row.label not in race["left"]] == []
         assert [row.best for row in group] == [True] + [False] * (len(group) - 1)
         assert {row.label for row in group if row.tied or row.best} == set(race["left"])
+
+
+def test_the_p_values_that_are_shown_are_those_of_the_race(run):
+    candidates = run.candidates()
+    shown = against_best(run.record, merged(candidates), comparison_rows(run.record, candidates))
+    races = {race["ratio"]: race["p_values"] for race in run.record["race"]}
+    judged = [one for one in shown if one.metric == OUT]
+    assert judged
+    assert all(one.p_value == races[one.asked][one.label] for one in judged)
 
 
 def test_the_page_says_what_the_verdict_is_of(run):

@@ -57,11 +57,14 @@ class Against(NamedTuple):
 def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Against]:
     """Return each variant beside the best of its ratio, on every text of which the losses of windows were recorded.
 
+    On the text that judged a race, p-values are the race's.
+
     Args:
         variants: the records of variants over their seeds, see `rows.merged`.
         rows: the same as rows, best first within a ratio.
     """
     losses = {variant["candidate"]: variant["losses_by_seed"] for variant in variants}
+    races = {(race["ratio"], race.get("metric")): race["p_values"] for race in run.get("race", [])}
     found = []
     for asked in dict.fromkeys(row.asked for row in rows):
         group = [row for row in rows if row.asked == asked and row.candidate in losses]
@@ -80,6 +83,8 @@ def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Com
                 base.astype(np.float64), others, resamples=resamples_for(len(each)), scale=scale_of(name)
             )
             adjusted = holm([difference.p_value for difference in differences]).tolist()
+            if known := races.get((asked, name)):  # who is left was chosen by looking: its tests are those that count
+                adjusted = [known.get(row.label, math.nan) for row in each]
             found += [
                 Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p)
                 for row, difference, p in zip(each, differences, adjusted, strict=True)

@@ -104,12 +104,17 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
     blocks: list[Block] = [Words(f"{headline(found.run)}.")]
     noun = figure_of(found.run).noun
     if found.against:
+        how = (
+            "of as good as the best, by a race: valid at any time, for all pairs; intervals are not corrected for it"
+            if found.run.get("race")
+            else "of no difference, adjusted for the number of variants (paired bootstrap, Holm)"
+        )
         blocks.append(
             Words(
                 f"Δ: how far the {noun} is above that of the best of its ratio (×: how many times as high)"
                 f"{', without an interval' if untested(found.rows) else ', and its 95 % interval'}. "
                 f"{DOMAINS[found.against[-1].domain].capitalize()}, wins: share of the windows on which it has the "
-                "lower loss; p: of no difference, adjusted for the number of variants (paired bootstrap, Holm)."
+                f"lower loss; p: {how}."
             )
         )
     blocks.append(variant_table(found.run, found.rows, found.against))
