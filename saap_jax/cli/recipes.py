@@ -6,7 +6,7 @@ from saap_jax.cli.blocks import show_blocks, show_facts
 from saap_jax.cli.console import show_lines
 from saap_jax.cli.failures import UsageError
 from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
-from saap_jax.recipes import Recipe, find_recipes, recipes
+from saap_jax.recipes import Recipe, recipe_named, recipes
 from saap_jax.report.page.blocks import text_table
 from saap_jax.runs.commands import options
 
@@ -29,14 +29,12 @@ def run(words: list[str]) -> None:
         return
     if wrong := [word for word in words if word.startswith("-")]:
         raise UsageError(f"recipes: expected names of recipes and no options, got {' '.join(wrong)}")
-    known = recipes()
     if not words:
-        rows = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in known.items()]
+        rows = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in recipes().items()]
         table = text_table("recipes", ["name", "method", "paper", "runs"], rows, words=4)
         return show_blocks(table)
-    for name in words:
-        each = known[name] if name in known else find_recipes([name])[name]
-        show_facts(f"{name}: {each.title}", facts(each))
+    for name, recipe in {name: recipe_named(name) for name in words}.items():
+        show_facts(f"{name}: {recipe.title}", facts(recipe))
 
 
 def facts(recipe: Recipe) -> list[tuple[str, str]]:

@@ -43,12 +43,23 @@ def gram_sums(
     return weighted.T @ rows, jnp.sum(weighted, axis=0), jnp.sum(weights)
 
 
-def _zeros(model: Llama, plan: Plan) -> Gram:
-    layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
-    widest = {
+def widest_coordinates(model: Llama) -> dict[str, int]:
+    """Return how many coordinates enter the output matrix of a sub-block, in the widest layer."""
+    return {
         "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
         "mlp": max(segment.mlp.down.shape[1] for segment in model.segments),
     }
+
+
+def flat_units(point: Point, structure: str) -> Float[Array, "batch seq coordinates"]:
+    """Return the gated activations of a structure, those of a unit in a row."""
+    units = point.units(structure)
+    return units.reshape(*units.shape[:2], math.prod(units.shape[2:]))
+
+
+def _zeros(model: Llama, plan: Plan) -> Gram:
+    layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
+    widest = widest_coordinates(model)
     return Gram(
         {name: jnp.zeros((2, layers, width, width), dtype) for name, width in widest.items()},
         {name: jnp.zeros((2, layers, width), dtype) for name, width in widest.items()},
@@ -61,9 +72,7 @@ def _sums(point: Point) -> dict[str, Any]:
     name, _, side = point.name.rpartition("_")
     if side != "out":
         return {}
-    units = point.units(name)
-    active = units.reshape(*units.shape[:2], math.prod(units.shape[2:]))
-    return {name: gram_sums(active, token_weights(point.values, point.mask, point.norm_eps))}
+    return {name: gram_sums(flat_units(point, name), token_weights(point.values, point.mask, point.norm_eps))}
 
 
 def _add(total: Array, new: Array, position: Int[Array, ""], size: int) -> Array:

@@ -21,28 +21,23 @@ from saap_jax.config.checks import check_at_least
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.estimation.accumulate import mean_over, statistics_dtype
 from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, output_matrices
+from saap_jax.estimation.gram import flat_units, gram_sums, widest_coordinates
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
-from saap_jax.types import Scores
+from saap_jax.types import STRUCTURES, Scores
 
 
 def _zeros(model: Llama, plan: Plan) -> dict[str, Array]:
     layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
-    widest = {
-        "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
-        "mlp": max(segment.mlp.down.shape[1] for segment in model.segments),
-    }
-    return {name: jnp.zeros((layers, width, width), dtype) for name, width in widest.items()}
+    return {name: jnp.zeros((layers, width, width), dtype) for name, width in widest_coordinates(model).items()}
 
 
 def _products(point: Point) -> dict[str, Float[Array, "coordinates coordinates"]]:
-    """Sum aᵀa over the real tokens."""
-    if point.name not in ("attention", "mlp"):
+    """Sum aᵀa over the real tokens, each alike."""
+    if point.name not in STRUCTURES:
         return {}
-    units = point.units(point.name)
-    units = units * point.mask[..., None, None].astype(units.dtype)
-    rows = units.reshape(math.prod(units.shape[:2]), math.prod(units.shape[2:]))
-    return {point.name: rows.T @ rows}
+    active = flat_units(point, point.name)
+    return {point.name: gram_sums(active, point.mask.astype(active.dtype))[0]}
 
 
 SECOND_MOMENT = Statistic(
@@ -59,9 +54,9 @@ SECOND_MOMENT = Statistic(
 def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estimator:
     """Score a unit by ½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S), with H = mean aᵀa + λ I and λ = `damping` · mean of the diagonal.
 
-    `greedy` takes units out one after another, the cheapest first: after each `block` of channels (after each attention
-    unit) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer. The
-    score is then the cost when the unit goes, or that of one before it if that was higher: lower scores go first.
+    `greedy` takes units out one after another, the cheapest first: after each `block` of coordinates (one unit at
+    least) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer.
+    The score is then the cost when the unit goes, or that of one before it if that was higher: lower scores go first.
 
     Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
     these prune layer by layer and look at each through the ones that were pruned before it.

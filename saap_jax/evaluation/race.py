@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saap_jax.evaluation.differences import ROUNDING
-from saap_jax.evaluation.resample import FEWEST
+from saap_jax.evaluation.resample import FEWEST, LEVEL
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Variances g of the standardised difference that the tests look out for."""
@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
     """Empty while the race goes on."""
     next: int
     """Windows that those that are left have to be evaluated on for the next look; 0 after the end."""
-    p_values: tuple[float, ...] = ()
+    p_values: tuple[float, ...]
     """Of "as good as the best", for each variant, adjusted for all pairs and for all looks so far: the smallest of
     pairs / e over the looks and over those that it was worse than, at most 1."""
 
@@ -62,7 +62,7 @@ def race(
     losses: Sequence[Float[np.ndarray, "_ _"]],
     looks: Sequence[int],
     *,
-    level: float = 0.05,
+    level: float = LEVEL,
     margin: float = 0.0,
 ) -> Verdict:
     """Judge a race from what has been evaluated so far; the same losses give the same verdict.

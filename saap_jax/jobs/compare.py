@@ -15,7 +15,7 @@ from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.racing import check_race, run_race
+from saap_jax.jobs.racing import Race, check_race
 from saap_jax.jobs.sweep import (
     Compensate,
     Evaluator,
@@ -95,7 +95,8 @@ def _compare(
         doing = "evaluate dense model" + " and candidates" * bool(first)
         evaluator.measure(unpruned(subject) | first, about, doing=doing, track=track, stage=stage)
         if config.race:
-            run.update(race=run_race(evaluator, chosen, about, margin=config.race_margin, track=track, stage=stage))
+            race = Race(evaluator, chosen, about, margin=config.race_margin, track=track, stage=stage)
+            run.update(race=race.run())
     evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
         _cut_best(config, run, subject, compensated, texts, keeps)

@@ -38,35 +38,12 @@ class Laps(NamedTuple):
     seconds: float
 
 
-Field = Mapping[float, Mapping[str, list[str]]]
-"""Who runs against whom: the candidates of each variant (one a seed), by ratio."""
-
-
 def field_of(about: Mapping[str, Row]) -> dict[float, dict[str, list[str]]]:
     """Return who runs against whom."""
     found: dict[float, dict[str, list[str]]] = {}
     for name, row in about.items():
         found.setdefault(row["ratio_asked"], {}).setdefault(row["variant"], []).append(name)
     return found
-
-
-def run_race(
-    evaluator: Evaluator,
-    keeps: Mapping[str, Keep],
-    about: Mapping[str, Row],
-    *,
-    margin: float,
-    track: Track = quiet,
-    stage: Stage | None = None,
-) -> list[RaceRecord]:
-    """Race the candidates of each ratio, and append a record of each to the run; the unpruned model's is there already.
-
-    Args:
-        keeps: by the name of the candidate.
-        about: what a record says beside what is measured, with the variant and the ratio.
-        margin: nats a token that count as no difference.
-    """
-    return Race(evaluator, keeps, about, margin, track, stage).run()
 
 
 def check_race(subject: Subject, texts: Mapping[str, Examples], config: EvaluationConfig) -> None:
@@ -80,17 +57,25 @@ def judging_of(texts: Mapping[str, Any]) -> str:
 
 
 class Race:
-    """The candidates of a run, and what of them has been evaluated."""
+    """The candidates of a run, and what of them has been evaluated; the run holds the unpruned model's record."""
 
     def __init__(
         self,
         evaluator: Evaluator,
         keeps: Mapping[str, Keep],
         about: Mapping[str, Row],
+        *,
         margin: float,
-        track: Track,
-        stage: Stage | None,
+        track: Track = quiet,
+        stage: Stage | None = None,
     ):
+        """Take up what the run holds.
+
+        Args:
+            keeps: by the name of the candidate.
+            about: what a record says beside what is measured, with the variant and the ratio.
+            margin: nats a token that count as no difference.
+        """
         self.evaluator, self.keeps, self.about, self.margin = evaluator, keeps, about, margin
         self.track, self.stage = track, stage
         self.digests = {name: digest_of(keeps[name], about[name]) for name in about}
@@ -101,7 +86,11 @@ class Race:
         self.orders = {name: np.random.default_rng(0).permutation(rows) for name, rows in evaluator.rows.items()}
         self.field = field_of(about)
         self.path = evaluator.run.claim(RACE)
-        self.laps = read_laps(self.path, [*evaluator.texts])
+        self.laps = {
+            digest: laps
+            for digest, laps in read_laps(self.path, [*evaluator.texts]).items()
+            if self._whole(laps, digest)
+        }
 
     def run(self) -> list[RaceRecord]:
         """Evaluate lap after lap until every race has ended, and record the candidates."""
@@ -147,6 +136,12 @@ class Race:
         rows = self.evaluator.rows
         ends = {name: [-(-at * rows[name] // self.rows) for at in (start, stop)] for name in rows}
         return {name: self.orders[name][first:last] for name, (first, last) in ends.items()}
+
+    def _whole(self, laps: Laps, digest: str) -> bool:
+        """Say whether laps that were read are of as many windows of each text as a look takes, or else to do again."""
+        counts = {name: len(values) for name, values in laps.losses.items()}
+        stop, looks = counts[self.judging], (self.rows,) if "/" in digest else self.looks
+        return stop in looks and counts == {name: len(rows) for name, rows in self._windows(0, stop).items()}
 
     def _text(self, windows: Mapping[str, np.ndarray]) -> Examples:
         subject, texts = self.evaluator.subject, self.evaluator.texts

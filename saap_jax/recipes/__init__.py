@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from saap_jax.recipes.base import Published, Recipe
 
-__all__ = ["Published", "Recipe", "find_recipes", "recipes", "register"]
+__all__ = ["Published", "Recipe", "find_recipes", "recipe_named", "recipes", "register"]
 
 ALL = "all"
 """Stands for every recipe that can be run."""
@@ -64,6 +64,19 @@ def _checked(name: str) -> str:
     return name
 
 
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe, also one that cannot be run.
+
+    Raises:
+        ValueError: an unknown name; the nearest one is suggested.
+    """
+    known = recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, [ALL, *known], n=1, cutoff=0.0)[0]
+        raise ValueError(f"recipes: unknown recipe {name!r}; did you mean {near!r}? `saap recipes` lists them")
+    return known[name]
+
+
 def find_recipes(names: Iterable[str]) -> dict[str, Recipe]:
     """Return recipes that can be run, by name; `all` stands for every one.
 
@@ -73,11 +86,8 @@ def find_recipes(names: Iterable[str]) -> dict[str, Recipe]:
     known, asked = recipes(), list(names)
     found: dict[str, Recipe] = {}
     for name in asked:
-        if name not in (ALL, *known):
-            near = difflib.get_close_matches(name, [ALL, *known], n=1, cutoff=0.0)[0]
-            raise ValueError(f"recipes: unknown recipe {name!r}; did you mean {near!r}? `saap recipes` lists them")
-        if name != ALL and known[name].missing:
-            raise ValueError(f"recipes: {name} cannot be run: {known[name].missing}")
+        if name != ALL and (missing := recipe_named(name).missing):
+            raise ValueError(f"recipes: {name} cannot be run: {missing}")
         if asked.count(name) > 1:
             raise ValueError(f"recipes: expected each name once, got {name!r} {asked.count(name)} times")
         new = [each for each in known if not known[each].missing] if name == ALL else [name]

@@ -3,12 +3,21 @@
 from saap_jax.config.method import SearchConfig
 from saap_jax.recipes.base import PROTECTED, Published, Recipe
 
-_SEARCH = SearchConfig(allocation="uniform_floor", skip_layers=PROTECTED)
-_CALIBRATION = "10 windows of 64 tokens of BookCorpus"
-_DEVIATIONS = (
-    "A KV head goes with all its query heads, and is scored with exactly those that read it.",
-    "Heads are rounded down to whole ones, as in the code; channels make up for it, so that the budget is met.",
-)
+
+def _recipe(taylor: str, title: str, estimator: str, published: tuple[Published, ...] = ()) -> Recipe:
+    """Return the recipe of one of the values of `--taylor`."""
+    return Recipe(
+        title=f"LLM-Pruner, {title} (`{taylor}`)",
+        paper="arXiv:2305.11627",
+        estimator=estimator,
+        search=SearchConfig(allocation="uniform_floor", skip_layers=PROTECTED),
+        calibration="10 windows of 64 tokens of BookCorpus",
+        deviations=(
+            "A KV head goes with all its query heads, and is scored with exactly those that read it.",
+            "Heads are rounded down to whole ones, as in the code; channels make up for it, so that the budget is met.",
+        ),
+        published=published,
+    )
 
 
 def _published(ratio: float, perplexity: float, dense: float, text: str, about: str = "") -> Published:
@@ -17,44 +26,17 @@ def _published(ratio: float, perplexity: float, dense: float, text: str, about: 
     )
 
 
+_ELEMENT = (
+    _published(0.2, 19.09, 12.62, "WikiText-2"),
+    _published(0.2, 34.21, 22.14, "Penn Treebank"),
+    _published(0.2, 17.58, 12.62, "WikiText-2", "after LoRA"),
+    _published(0.5, 112.44, 12.62, "WikiText-2"),
+    _published(0.5, 38.12, 12.62, "WikiText-2", "after LoRA"),
+)
+
 RECIPES = {
-    "llm-pruner-vectorize": Recipe(
-        title="LLM-Pruner, vector-wise, first order (`vectorize`)",
-        paper="arXiv:2305.11627",
-        estimator="taylor_vector(within='channel')",
-        search=_SEARCH,
-        calibration=_CALIBRATION,
-        deviations=_DEVIATIONS,
-    ),
-    "llm-pruner-param-first": Recipe(
-        title="LLM-Pruner, element-wise, first order (`param_first`)",
-        paper="arXiv:2305.11627",
-        estimator="taylor_element",
-        search=_SEARCH,
-        calibration=_CALIBRATION,
-        deviations=_DEVIATIONS,
-        published=(
-            _published(0.2, 19.09, 12.62, "WikiText-2"),
-            _published(0.2, 34.21, 22.14, "Penn Treebank"),
-            _published(0.2, 17.58, 12.62, "WikiText-2", "after LoRA"),
-            _published(0.5, 112.44, 12.62, "WikiText-2"),
-            _published(0.5, 38.12, 12.62, "WikiText-2", "after LoRA"),
-        ),
-    ),
-    "llm-pruner-param-second": Recipe(
-        title="LLM-Pruner, element-wise, second order (`param_second`)",
-        paper="arXiv:2305.11627",
-        estimator="fisher",
-        search=_SEARCH,
-        calibration=_CALIBRATION,
-        deviations=_DEVIATIONS,
-    ),
-    "llm-pruner-param-mix": Recipe(
-        title="LLM-Pruner, element-wise, first and second order (`param_mix`)",
-        paper="arXiv:2305.11627",
-        estimator="taylor_element_second",
-        search=_SEARCH,
-        calibration=_CALIBRATION,
-        deviations=_DEVIATIONS,
-    ),
+    "llm-pruner-vectorize": _recipe("vectorize", "vector-wise, first order", "taylor_vector(within='channel')"),
+    "llm-pruner-param-first": _recipe("param_first", "element-wise, first order", "taylor_element", _ELEMENT),
+    "llm-pruner-param-second": _recipe("param_second", "element-wise, second order", "fisher"),
+    "llm-pruner-param-mix": _recipe("param_mix", "element-wise, first and second order", "taylor_element_second"),
 }

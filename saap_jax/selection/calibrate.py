@@ -363,15 +363,14 @@ def make_members(
 ) -> dict[str, Estimator]:
     """Make the estimators that the names stand for, each once."""
     parts = (part for name in names for part in structure_parts(name, fusion, structures).values())
-    members = dict.fromkeys(member for part in parts for member in fusion_members(part))
-    oracles = {member: _checked_oracle(member) for member in members if is_oracle(member)}
+    return _made(dict.fromkeys(member for part in parts for member in fusion_members(part)), given)
+
+
+def _made(members: Iterable[str], given: Mapping[str, Estimator] = MappingProxyType({})) -> dict[str, Estimator]:
+    """Make estimators, none named twice; what stands for an oracle until its scores are known needs no statistic."""
+    members = tuple(members)
+    oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
     return make_estimators(members, {**oracles, **given})
-
-
-def _checked_oracle(name: str) -> Estimator:
-    """Return what stands for an oracle among estimators until its scores are known: it needs no statistic."""
-    make_oracle(name)
-    return constant({}, {})
 
 
 def check_estimators(names: Iterable[str], fusion: FusionConfig, observed: frozenset[Statistic] | None = None) -> None:
@@ -385,7 +384,8 @@ def check_estimators(names: Iterable[str], fusion: FusionConfig, observed: froze
         if names.count(name) > 1:
             raise ValueError(f"estimator {name!r} is named twice")
         if observed is None:
-            make_members([name], fusion)
+            for part in dict.fromkeys(structure_parts(name, fusion).values()):
+                _made(fusion_members(part))
         else:
             _check_traced(name, fusion, observed)
     if not names:

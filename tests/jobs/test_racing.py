@@ -138,6 +138,22 @@ def test_a_killed_race_goes_on_to_the_same_end(config, run, tmp_path, laps):
     assert same == [{key: value for key, value in row.items() if key != "seconds"} for row in run.candidates()]
 
 
+def test_laps_of_other_windows_are_run_again(config, run, tmp_path):
+    """A lap that lacks losses would shift all that follow: its keep-set is evaluated anew, and ends as it did."""
+    shutil.copytree(run.path, tmp_path / "raced")
+    record = json.loads((run.path / "run.json").read_text())
+    record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
+    (tmp_path / "raced" / "run.json").write_text(json.dumps(record))
+    lines = [json.loads(line) for line in (run.path / "race.jsonl").read_text().splitlines()]
+    for place, metric in ((0, OUT), (1, "ppl@16 builtin:reference")):
+        lines[place]["losses"][metric].pop()
+    (tmp_path / "raced" / "race.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = compare.compare(dataclasses.replace(config, runs=str(tmp_path)))
+    assert again.record["race"] == run.record["race"]
+    ppl = {row["candidate"]: row["ppl"] for row in run.candidates()}
+    assert {row["candidate"]: row["ppl"] for row in again.candidates()} == ppl
+
+
 def test_several_seeds_run_together(config, tmp_path):
     other = dataclasses.replace(
         config, runs=str(tmp_path), grid=GridConfig(seeds=(0, 1)), ratios=(0.6,), name="seeds",

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from saap_jax.config.method import SearchConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
@@ -46,10 +45,9 @@ def activations(model):
 
 
 def kept(model, name: str, ratio: float, **changes):
-    """Return what a recipe keeps."""
-    recipe, subject = recipes()[name], LlamaSubject(model)
-    windows = {"text": Windows(TOKENS, MASK)}
-    search = dataclasses.replace(recipe.search, **changes)
+    """Return what a recipe keeps, or one with some changes."""
+    recipe, subject = dataclasses.replace(recipes()[name], **changes), LlamaSubject(model)
+    windows, search = {"text": Windows(TOKENS, MASK)}, recipe.search
     stability = search.allocation == "adaptive"
     scores = calibrate(subject, windows, [recipe.estimator], fusion=recipe.fusion, stability=stability)
     (selection,) = choose_path(
@@ -206,9 +204,105 @@ def streams_of(model, tokens) -> list[np.ndarray]:
     return found
 
 
-def test_protected_layers_are_those_of_llm_pruner():
-    assert recipes()["llm-pruner-param-second"].search.skip_layers == (0, 1, 2, 3, -2, -1)
-    assert SearchConfig().skip_layers == ()
+# --- SlimGPT ---------------------------------------------------------------------------------------
+
+
+def surgeon_order(weight, active, block: int) -> list[int]:
+    """Optimal brain surgeon by the book, `weight` [units, coordinates, embed]: the cheapest go, the rest is refitted.
+
+    The inverse is made anew for those that are left each time, where the library downdates one.
+    """
+    units, coordinates, _ = weight.shape
+    rows = active.reshape(len(active), -1)
+    product = rows.T @ rows / len(rows)
+    system = product + 0.01 * np.mean(np.diag(product)) * np.eye(len(product))
+    flat, left, order = weight.reshape(len(system), -1).copy(), list(range(units)), []
+    at = {unit: list(range(unit * coordinates, (unit + 1) * coordinates)) for unit in range(units)}
+    while left:
+        there = [row for unit in left for row in at[unit]]
+        inverse = np.linalg.inv(system[np.ix_(there, there)])
+        place = {unit: [there.index(row) for row in at[unit]] for unit in left}
+        costs = {
+            unit: np.trace(flat[at[unit]].T @ np.linalg.inv(inverse[np.ix_(place[unit], place[unit])]) @ flat[at[unit]])
+            for unit in left
+        }
+        now = sorted(left, key=costs.get)[: max(block // coordinates, 1)]
+        gone = [row for unit in now for row in place[unit]]
+        lost = flat[[there[row] for row in gone]]
+        flat[there] -= inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], lost)
+        order, left = order + now, [unit for unit in left if unit not in now]
+    return order
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.3])
+def test_slimgpt(model, activations, ratio):
+    """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
+    keep = kept(model, "slimgpt", ratio, estimator="obs(block=4)")
+    share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
+    for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
+        gone = {name: np.flatnonzero(~units[layer]).tolist() for name, units in keep.items()}
+        assert len(gone["attention"]) == int(KV_HEADS * share[layer])
+        missing = share[layer] * LAYER - len(gone["attention"]) * HEAD
+        assert abs(len(gone["mlp"]) * CHANNEL - missing) <= 1.5 * CHANNEL
+        heads = weights["attention/output"].reshape(KV_HEADS, -1, EMBED)
+        orders = {
+            "attention": surgeon_order(heads, seen["attention"].reshape(len(seen["attention"]), KV_HEADS, -1), 4),
+            "mlp": surgeon_order(weights["mlp/down"][:, None], seen["mlp"][..., None], 4),
+        }
+        for name, order in orders.items():
+            assert gone[name] == sorted(order[: len(gone[name])]), f"{name} {layer}"
+
+
+# --- SAAP ------------------------------------------------------------------------------------------
+
+
+def test_saap_as_its_paper_reads(model, gradients):
+    """Both Taylor scores over twice their means, times e^(λ ASI), a parameter; the lowest of all layers go."""
+    recipe = recipes()["saap-paper"]
+    keep = kept(model, "saap-paper", 0.25)
+    weights = layers_of(model)
+    mean = [{name: np.mean([each[layer][name] for each in gradients], axis=0) for name in weights[0]}
+            for layer in range(LAYERS)]  # fmt: skip
+    priority = {}
+    for structure, names, writer, count, cost in (
+        ("attention", ("query", "key", "value", "output"), "output", KV_HEADS, HEAD),
+        ("mlp", ("gate", "up", "down"), "down", CHANNELS, CHANNEL),
+    ):
+        vector, element = np.zeros((2, LAYERS, count))
+        slopes = np.zeros((len(gradients), LAYERS, count))
+        for layer in range(LAYERS):
+            for name in names:
+                path = f"{structure}/{name}"
+                axis = 0 if name == writer else 1
+                products = np.moveaxis(weights[layer][path] * mean[layer][path], axis, 0).reshape(count, -1)
+                vector[layer] += np.abs(products.sum(1))
+                element[layer] += np.abs(products).sum(1)
+            for n, each in enumerate(gradients):  # the slope of a gate is Σ w ∂w over the matrix behind it
+                path = f"{structure}/{writer}"
+                slopes[n, layer] = np.abs((weights[layer][path] * each[layer][path]).reshape(count, -1).sum(1))
+        fused = vector / (2 * vector.mean()) + element / (2 * element.mean())
+        relative = slopes.std(0) / slopes.mean(0)
+        asi = (relative - relative.mean(1, keepdims=True)) / relative.std(1, keepdims=True)
+        priority[structure] = fused * np.exp(recipe.search.stability_weight * asi) / cost
+    items = sorted(
+        (values[layer, unit], structure, layer, int(unit))
+        for structure, values in priority.items()
+        for layer in range(4, 8)
+        for unit in np.argsort(values[layer])[:-1]  # each layer keeps one
+    )
+    cost, removed, gone = {"attention": HEAD, "mlp": CHANNEL}, 0, []
+    for item in items:
+        if removed >= 0.25 * LAYERS * LAYER:
+            break
+        gone.append(item)
+        removed += cost[item[1]]
+    for item in reversed(list(gone)):
+        if removed - cost[item[1]] >= 0.25 * LAYERS * LAYER:
+            gone.remove(item)
+            removed -= cost[item[1]]
+    for structure, units in keep.items():
+        found = {tuple(map(int, at)) for at in np.argwhere(~units)}
+        assert found == {(layer, unit) for _, name, layer, unit in gone if name == structure}
 
 
 # --- blocks by the loss without them ---------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import main
 from saap_jax.cli.recipes import facts
-from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     CompensationConfig,
@@ -20,7 +20,7 @@ from saap_jax.config.method import (
     SearchConfig,
 )
 from saap_jax.config.traced import for_factory
-from saap_jax.jobs import compare, prune
+from saap_jax.jobs import compare, frontier, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.recipes import Recipe, find_recipes, recipes
 from saap_jax.runs.commands import prune_command
@@ -153,6 +153,22 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
         kept = load_keep(tmp_path / name)
         for structure, counts in row["kept"].items():
             np.testing.assert_array_equal(kept[structure].sum(1), counts)
+
+
+def test_a_frontier_has_recipes_too(tiny_model_directory, tmp_path):
+    config = FrontierConfig(
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
+        evaluation=EvaluationConfig(windows=8, length=16, batch_size=4),
+        estimation=EstimationConfig(estimators=()),
+        recipes=("flap",),
+        ratios=(0.2, 0.4),
+        resamples=10,
+        tolerance=0.1,
+        runs=str(tmp_path),
+    )
+    rows = frontier.frontier(config).candidates()
+    assert {(row["recipe"], row["compensation"]) for row in rows} == {("flap", "bias")}
 
 
 class TestCommand:

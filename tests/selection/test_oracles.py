@@ -123,3 +123,9 @@ def test_bad_options_are_refused(text, said):
     with pytest.raises(ValueError, match=said.replace("(", r"\(")):
         check_estimators([text], FusionConfig())
     assert is_oracle(text)
+
+
+@pytest.mark.parametrize("text", ["wanda+wanda", "block_ablation+block_ablation", "wanda/magnitude+magnitude"])
+def test_a_fusion_of_one_with_itself_is_refused(text):
+    with pytest.raises(ValueError, match="is named twice"):
+        check_estimators([text], FusionConfig())
