@@ -56,7 +56,8 @@ def obs(*, greedy: bool = True, block: int = 16, damping: float = 0.01) -> Estim
 
     `greedy` takes units out one after another, the cheapest first: after each `block` of coordinates (one unit at
     least) the output matrix is fitted again and H⁻¹ downdated, so that what stands in for what has gone gets dearer.
-    The score is then the cost when the unit goes, or that of one before it if that was higher: lower scores go first.
+    The score is then the cost when the unit goes, or a hair above that of the one before it if that was higher, so that
+    scores keep the order.
 
     Sources: ZipLM, SlimGPT and OSSCAR, see above. Deviation: H is that of the unpruned model in every layer, where
     these prune layer by layer and look at each through the ones that were pruned before it.
@@ -165,7 +166,8 @@ def greedy_costs(
         costs = jnp.where(gone, jnp.inf, _costs(matrix, inverse, gone))
         chosen = jnp.argsort(costs)[:at_once]
         new = ~gone[chosen]
-        raised = jnp.maximum(jax.lax.cummax(jnp.where(new, costs[chosen], 0)), last)
+        after = last * (1 + jnp.finfo(last.dtype).eps * jnp.arange(1, at_once + 1, dtype=last.dtype))
+        raised = jax.lax.cummax(jnp.maximum(jnp.where(new, costs[chosen], 0), after))
         rows = (chosen[:, None] * coordinates + jnp.arange(coordinates)[None]).reshape(-1)
         real = jnp.repeat(new, coordinates)
         inner = jnp.where(real[:, None] & real[None], inverse[rows][:, rows], jnp.eye(len(rows), dtype=inverse.dtype))

@@ -52,6 +52,8 @@ def test_greedy_costs_are_those_of_ever_smaller_problems(problem):
         gone, last = [*gone, unit], totals[unit]
     single = np.asarray(single_costs(*map(jnp.asarray, (weight, moment, ridge))))
     assert np.argsort(scores).tolist() != np.argsort(single).tolist()  # correlated units stand in for each other
+    assert np.argsort(scores).tolist() == gone
+    assert len(set(scores.tolist())) == 6
 
 
 def test_greedy_leaves_less_than_single_costs(problem):

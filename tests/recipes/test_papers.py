@@ -241,7 +241,10 @@ def test_slimgpt(model, activations, ratio):
     share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
     for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
         gone = {name: np.flatnonzero(~units[layer]).tolist() for name, units in keep.items()}
-        assert len(gone["attention"]) == int(KV_HEADS * share[layer])
+        heads_gone = int(KV_HEADS * share[layer])
+        if share[layer] * LAYER - heads_gone * HEAD > (CHANNELS - 1) * CHANNEL:
+            heads_gone += 1  # the channels of this small model do not suffice
+        assert len(gone["attention"]) == heads_gone
         missing = share[layer] * LAYER - len(gone["attention"]) * HEAD
         assert abs(len(gone["mlp"]) * CHANNEL - missing) <= 1.5 * CHANNEL
         heads = weights["attention/output"].reshape(KV_HEADS, -1, EMBED)
