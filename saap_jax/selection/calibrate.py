@@ -181,9 +181,8 @@ def score_examples(
     subject.check_estimators(members)
     passes = Passes(ablated or subject.plain, batch_size, track=track)
     asked = [member for member in members if is_oracle(member) and member not in given]
-    exact = {
-        member: constant(make_oracle(member)(subject, examples, keep, passes), subject.existing) for member in asked
-    }
+    existing = {name: subject.existing[name] for name in subject.plain}
+    exact = {member: constant(make_oracle(member)(subject, examples, keep, passes), existing) for member in asked}
     if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
         statistics = subject.observe(

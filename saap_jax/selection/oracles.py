@@ -146,10 +146,10 @@ def make_oracle(text: str) -> Oracle:
 
 
 def constant(scores: Scores, existing: Keep) -> Estimator:
-    """Return an estimator that says what is known already: 0 of units that are masked, NaN where there is none."""
+    """Return an estimator that says what is known already: 0 of units without a score, NaN where there is none."""
     filled = {
-        name: np.where(existing[name], np.nan_to_num(np.asarray(values, np.float64)), np.nan)
-        for name, values in scores.items()
+        name: np.where(units, np.nan_to_num(np.asarray(scores.get(name, 0), np.float64)), np.nan)
+        for name, units in existing.items()
     }
     return Estimator(frozenset(), lambda statistics, weights: dict(filled))
 
