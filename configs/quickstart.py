@@ -3,9 +3,9 @@
     saap compare configs/quickstart.py
 
 Calibrated on 4,096 tokens of the Python language reference, evaluated on 3,072 tokens of its other half (in domain) and
-of data-set descriptions (out of domain).
+of data-set descriptions (out of domain), in a race: who is surely worse is evaluated no further (docs/racing.md).
 """
 
 from saap_jax.config import CompareConfig, SearchConfig
 
-CONFIG = CompareConfig(name="quickstart", search=SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1)))
+CONFIG = CompareConfig(name="quickstart", search=SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1)), race=True)

@@ -29,12 +29,13 @@ class Registry(dict[str, Method]):
         self[name] = method
         return method
 
-    def check(self, field: str, name: str) -> None:
-        """Raise ValueError unless a field names one of the methods; the nearest one is suggested."""
-        if name not in self:
-            near = difflib.get_close_matches(str(name), self, n=1)
+    def check(self, field: str, name: str, *others: str) -> None:
+        """Raise ValueError unless a field names one of the methods, or of `others`; the nearest one is suggested."""
+        known = (*self, *others)
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{field}: expected one of {', '.join(self)}, got {name!r}{hint}")
+            raise ValueError(f"{field}: expected one of {', '.join(known)}, got {name!r}{hint}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,23 @@
 """Racing: variants are evaluated window by window, and one that is surely worse than another is evaluated no further.
 
 The verdict is a set: variants that cannot be told apart from the best. It may be looked at after any window, and the
-race be stopped at any of these looks, without a correction for looking: with probability 1 - level it never loses a
-variant that is as good as the best, however many of them there are.
+race be stopped at any of these looks, without a correction for looking: a variant that is as good as the best is in the
+set, at all looks, with probability 1 - level.
 
 For each pair the differences d of their losses on the same windows are tested by an e-process: the Bayes factor of
 "d has mean μ, with μ / σ normal of variance g" against "mean 0", with the right Haar prior on σ,
 
     e = (1 + n g)^-½ · ((1 + t² / ν) / (1 + t² / (ν (1 + n g))))^(n / 2),     t = √n · mean / deviation,  ν = n - 1,
 
-averaged over the g of `SCALES`. A variant leaves when it is worse on average than another and e reaches pairs / level
-(Ville's inequality, and Bonferroni's over all pairs, since any of them may be equal). By inverting the test each
-pair has an interval that is valid at all looks together; where the intervals of all that are left lie within a margin,
-they are as good as each other for sure, and the race ends too.
+averaged over the g of `SCALES`. Of means above 0 alone, μ / σ the positive half of that normal, it is
+
+    e⁺ = 2 e · F_n(t · √(n g / (1 + n g)) · √(n / (ν + t² / (1 + n g)))),     F_n Student's distribution, n degrees,
+
+which grows with t, so that means below 0 make it cross a bound less often than 0 does. A variant leaves when e⁺ of what
+it is worse than another by reaches others / level (Ville's inequality, and Bonferroni's over the others: a best variant
+is lost only if one of *them* is taken for better). By inverting the two-sided test each pair has an interval that is
+valid at all looks and of all pairs together; where the intervals of all that are left lie within a margin, they are as
+good as each other for sure, and the race ends too.
 
 What that is of: *these* keep-sets, on text like the windows, which come in a random order. A claim about estimators
 needs calibration texts as blocks of their own, see `differences.paired_difference`; with several seeds, a race here is
@@ -31,6 +36,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import stdtr
 
 from saap_jax.evaluation.differences import ROUNDING
 from saap_jax.evaluation.resample import FEWEST, LEVEL
@@ -54,8 +60,8 @@ class Verdict(NamedTuple):
     next: int
     """Windows that those that are left have to be evaluated on for the next look; 0 after the end."""
     p_values: tuple[float, ...]
-    """Of "as good as the best", for each variant, adjusted for all pairs and for all looks so far: the smallest of
-    pairs / e over the looks and over those that it was worse than, at most 1."""
+    """Of "as good as the best", for each variant, adjusted for the other variants and for all looks so far: the
+    smallest of others / e⁺ over the looks and over the others, at most 1."""
 
 
 def race(
@@ -83,7 +89,7 @@ def race(
             f"{list(looks)}"
         )
     left, seen, p_values = [*range(len(losses))], np.zeros(len(losses), int), np.ones(len(losses))
-    pairs = max(len(losses) * (len(losses) - 1) / 2, 1)
+    others, pairs = len(losses) - 1, len(losses) * (len(losses) - 1) / 2
 
     def verdict(ending: Ending, following: int = 0) -> Verdict:
         return Verdict(tuple(left), tuple(seen.tolist()), ending, following, tuple(p_values.tolist()))
@@ -95,8 +101,8 @@ def race(
             return verdict("", count)
         seen[left] = count
         found = pairwise(np.stack([losses[each][:, :count].mean(axis=0) for each in left]))
-        evidence = np.where(found.gap > ROUNDING, log_evidence(found.t, count), -np.inf).max(axis=1)
-        p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(pairs) - evidence, 0)))
+        evidence = np.where(found.gap > ROUNDING, log_evidence_above(found.t, count), -np.inf).max(axis=1)
+        p_values[left] = np.minimum(p_values[left], np.exp(np.minimum(math.log(others) - evidence, 0)))
         stay = p_values[left] > level
         left = [each for each, stays in zip(left, stay, strict=True) if stays]
         if len(left) == 1:
@@ -156,7 +162,28 @@ def log_evidence(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np
     >>> log_evidence(0.0, 100).round(2).item(), log_evidence(5.0, 100).round(2).item()
     (-1.32, 8.44)
     """
-    square = np.minimum(np.square(np.asarray(t, np.float64)), 1e300)[..., None]
-    free, spread = count - 1, count * np.asarray(SCALES)
-    each = -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))
+    return np.asarray(np.logaddexp.reduce(_by_scale(_bounded(t), count), axis=-1) - math.log(len(SCALES)))
+
+
+def log_evidence_above(t: float | Float[np.ndarray, "*pairs"], count: int) -> Float[np.ndarray, "*pairs"]:
+    """Return the logarithm of the e-value e⁺ of a t statistic of `count` differences, against a mean of 0 or below.
+
+    >>> [log_evidence_above(t, 100).round(2).item() for t in (-5.0, 0.0, 5.0)]
+    [-2.91, -1.32, 9.13]
+    """
+    value, spread = _bounded(t), count * np.asarray(SCALES)
+    posterior = value * np.sqrt(spread / (1 + spread) * count / (count - 1 + np.square(value) / (1 + spread)))
+    with np.errstate(divide="ignore"):
+        each = _by_scale(value, count) + np.log(2 * stdtr(count, posterior))
     return np.asarray(np.logaddexp.reduce(each, axis=-1) - math.log(len(SCALES)))
+
+
+def _bounded(t: float | Float[np.ndarray, "*pairs"]) -> Float[np.ndarray, "*pairs 1"]:
+    """Return t with an axis for scales, so that its square is finite."""
+    return np.clip(np.asarray(t, np.float64), -1e150, 1e150)[..., None]
+
+
+def _by_scale(t: Float[np.ndarray, "*pairs 1"], count: int) -> Float[np.ndarray, "*pairs scales"]:
+    """Return log e of each variance of `SCALES`."""
+    square, free, spread = np.square(t), count - 1, count * np.asarray(SCALES)
+    return -0.5 * np.log1p(spread) + 0.5 * count * (np.log1p(square / free) - np.log1p(square / (free * (1 + spread))))

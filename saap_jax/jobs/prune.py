@@ -35,6 +35,7 @@ from saap_jax.subjects.traced.observe import OBSERVED
 from saap_jax.subjects.traced.pruned import checked_losses, own_code
 from saap_jax.subjects.traced.subject import CutTraced, TracedSubject
 from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.scales import Scaled
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Keep
 
 WITHIN = 0.1
@@ -76,6 +77,8 @@ class Pruned(NamedTuple):
     """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
+    scaled: Scaled | None
+    """What training scales of units did, where it was asked for."""
     reached: Sequence[Reached]
     """The targets that were asked for."""
     channels: tuple[int, int] | None = None
@@ -124,7 +127,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     subject.check_compensation(config.compensation, -(-rows // calibration.batch_size))
     costs, targets = _asked(config, subject, track)
     selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
-    compensated, corrections = _compensated(config, subject, selection.keep, scenarios, calibration, track)
+    compensated, changes = _compensated(config, subject, selection.keep, scenarios, calibration, track)
     cut = compensated.cut(selection.keep)
     reached = _reached(cut, subject, costs, targets, track)
     losses: Mapping[str, float] = {}
@@ -142,7 +145,8 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         segments=cut.segments,
         query_heads=_told(subject, selection, QUERY_HEADS),
-        corrections=corrections,
+        corrections=[each for each in changes if isinstance(each, Correction)],
+        scaled=next((each for each in changes if isinstance(each, Scaled)), None),
         reached=reached,
         channels=_told(subject, selection, RESIDUAL),
         structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
@@ -172,7 +176,7 @@ def _compensated(
     scenarios: Mapping[str, Examples],
     calibration: CalibrationConfig,
     track: Track,
-) -> tuple[Subject, list[Correction]]:
+) -> tuple[Subject, Sequence[Correction | Scaled]]:
     """Return the subject whose kept units stand in for those that go, if that is asked for."""
     if config.compensation.method == "none":
         return subject, []
@@ -308,6 +312,9 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         places = "matrices" if pruned.structures else "sub-blocks"
         corrected = f"error of what {len(pruned.corrections)} {places} write, before and after compensation"
         rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
+    if pruned.scaled is not None:
+        before, after = pruned.scaled.divergences[0], min(pruned.scaled.divergences)
+        rows.append(("KL to the unpruned model, nats a token, before and after scales", f"{before:.4f} -> {after:.4f}"))
     return rows
 
 

@@ -23,6 +23,7 @@ from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.scales import Scaled
 from saap_jax.types import Keep, Limits, Nested, Remat, Scores, WindowLosses
 
 Examples = Any
@@ -216,10 +217,10 @@ class Subject(abc.ABC):
         batch_size: int = 8,
         moments: Any = None,
         progress: Progress = silent,
-    ) -> tuple["Subject", list[Correction]]:
+    ) -> tuple["Subject", Sequence[Correction | Scaled]]:
         """Return the subject whose kept units stand in for the removed ones, and what was done where.
 
-        It wants the masks all the same. `progress` wraps the layers.
+        It wants the masks all the same. `progress` wraps the layers, then the steps of scales.
         """
 
     @abc.abstractmethod

@@ -34,6 +34,7 @@ from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import check_keep, cut
+from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep, Limits, Nested, Remat, Scores, WindowLosses
 
 
@@ -297,15 +298,26 @@ class LlamaSubject(Subject):
         batch_size: int = 8,
         moments: Gram | None = None,
         progress: Progress = silent,
-    ) -> tuple["LlamaSubject", list[Correction]]:
-        """Correct the output matrices, or add biases; see `surgery.compensation`."""
-        parts, stream = pairs(examples, batch_size), keep.get(RESIDUAL)
+    ) -> tuple["LlamaSubject", Sequence[Correction | Scaled]]:
+        """Correct the output matrices, or add biases, then train scales; see `surgery.compensation` and `.scales`."""
+        parts = pairs(examples, batch_size)
+        model, corrections = self._corrected(keep, parts, config, moments, progress)
+        if not config.scaled:
+            return self.with_model(model), corrections
+        model, done = scaled(model, self.model, keep, parts, config, progress=progress)
+        return self.with_model(model), [*corrections, done]
+
+    def _corrected(
+        self, keep: Keep, parts: list[Any], config: CompensationConfig, moments: Gram | None, progress: Progress
+    ) -> tuple[Llama, list[Correction]]:
+        """Return the model after the correction in closed form, of the shapes of this one."""
+        stream = keep.get(RESIDUAL)
         if stream is None or stream.all():
             made = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
-            return self.with_model(made.model), made.corrections
+            return made.model, made.corrections
         others = {name: kept for name, kept in keep.items() if name != RESIDUAL}
         made = compensate(narrowed(self.model, stream[0]), others, parts, config, progress=progress)
-        return self.with_model(written_by(self.model, made.model, stream[0])), made.corrections
+        return written_by(self.model, made.model, stream[0]), made.corrections
 
     # --- cut
 

@@ -86,7 +86,7 @@ def compensate(
             batches to hold some out.
     """
     check_keep(keep, model.segments)
-    if config.method == "none":
+    if config.correction == "none":
         return Compensated(model, [])
     if gram is not None:
         _check_gram(gram, model, config)
@@ -113,7 +113,7 @@ def compensate(
         ]
         made[at.structure].append(new)
         corrections.append(correction)
-    return Compensated(rewritten(model, made, CORRECTIONS[config.method].biases), corrections)
+    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
 
 
 def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
@@ -151,7 +151,7 @@ def _by_gram(
         config.check_microbatches(HELD_OUT if enough else 1)
         made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
         corrections.append(correction)
-    return Compensated(rewritten(model, made, CORRECTIONS[config.method].biases), corrections)
+    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
 
 
 def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[Array, "coordinates embed"]) -> Normal:

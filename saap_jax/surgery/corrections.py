@@ -201,7 +201,7 @@ def corrected(
     everything = fit if held is None else jax.tree.map(jnp.add, fit, held)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
-    solve = CORRECTIONS[config.method].solve or SOLVERS[config.method]
+    solve = CORRECTIONS[config.correction].solve or SOLVERS[config.correction]
     solved: Solved = solve(Sums(fit, judge, everything), weight, rows, config)
     bias = nothing if solved.bias is None else solved.bias
     return solved.weight, bias, solved.damping, (before, solved.error)

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from saap_jax.evaluation import race as module
-from saap_jax.evaluation.race import boundary, log_evidence, pairwise, race
+from saap_jax.evaluation.race import boundary, log_evidence, log_evidence_above, pairwise, race
 
 LOOKS = tuple(range(8, 129, 8))
 
@@ -23,9 +23,19 @@ def test_the_e_value_is_the_bayes_factor_with_the_right_haar_prior(monkeypatch, 
         return integrate.quad(density, -6, 6, limit=200)[0]
 
     own = lambda effect: stats.norm.pdf(effect, 0, math.sqrt(0.3)) * marginal(effect)  # noqa: E731
-    above = integrate.quad(own, -5, 5, limit=200)[0]
+    below, above = (integrate.quad(own, *ends, limit=200)[0] for ends in ((-5, 0), (0, 5)))
     t = math.sqrt(9) * d.mean() / d.std(ddof=1)
-    assert log_evidence(t, 9) == pytest.approx(math.log(above / marginal(0.0)), rel=1e-4, abs=1e-4)
+    for found, expected in ((log_evidence(t, 9), below + above), (log_evidence_above(t, 9), 2 * above)):
+        assert found == pytest.approx(math.log(expected / marginal(0.0)), rel=1e-4, abs=1e-4)
+    assert log_evidence_above(-t, 9) == pytest.approx(math.log(2 * below / marginal(0.0)), rel=1e-4, abs=1e-4)
+
+
+def test_evidence_of_a_mean_above_grows_with_t():
+    """So that a mean below 0 crosses a bound less often than 0 does, and the test is one of "0 or below"."""
+    for count in (8, 24, 1000):
+        evidence = log_evidence_above(np.linspace(-40, 40, 400), count)
+        assert (np.diff(evidence) > 0).all()
+    assert log_evidence_above(math.inf, 8) > 10 > 0 > log_evidence_above(-math.inf, 8)
 
 
 def test_the_boundary_is_where_the_e_value_reaches_the_threshold():
@@ -90,7 +100,7 @@ def test_seeds_are_averaged():
     assert found.gap[1, 0] == pytest.approx(difference.mean())
     assert found.t[1, 0] == pytest.approx(stats.ttest_1samp(difference, 0).statistic)
     p = race(losses, (128,)).p_values[1]
-    assert p == pytest.approx(min(1, math.exp(-float(log_evidence(found.t[1, 0], 128)))))
+    assert p == pytest.approx(min(1, math.exp(-float(log_evidence_above(found.t[1, 0], 128)))))
 
 
 def test_p_values_are_those_of_the_whole_road():

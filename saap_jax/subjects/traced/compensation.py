@@ -119,6 +119,10 @@ def check_compensation(subject: TracedProblem, config: CompensationConfig, micro
     """Raise ValueError for a compensation of which nothing can be done, or too few batches to hold some out."""
     if config.method == "none":
         return
+    if config.scaled:
+        raise ValueError(
+            f"compensation.method: expected no scales for a traced model, got {config.method!r}; leave them out"
+        )
     if not correctable(subject, config.method):
         name, reason = next(iter(uncompensated(subject, config.method).items()))
         raise ValueError(

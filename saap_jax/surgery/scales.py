@@ -1,0 +1,183 @@
+"""Stage 2d, scales: one factor for each kept unit, trained towards what the unpruned model predicts; weights stay.
+
+    minimise over s   mean over tokens of KL(p_unpruned ‖ p_pruned(s)),     activations of unit u times s_u,
+
+by Adam from s = 1, at a rate that falls to 0 as a cosine. A unit's factor is folded into its rows of the output
+matrix, so that the pruned model has the parameters that it had. Every `HELD_OUT`-th microbatch is held out: it judges
+after each round over the others, and the best factors count, 1 among them, so that text that was not trained on never
+says that they did harm.
+
+Sources: one scale a unit with weights frozen and folded afterwards as GRASPrune's last step (ACL 2026) and the gates of
+DDP (ICML 2026), here behind any correction of the output matrices, and with the divergence alone as the loss.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.config.method import HELD_OUT, CompensationConfig
+from saap_jax.llama.loss import over_positions
+from saap_jax.llama.model import Llama, param
+from saap_jax.llama.segments import masks, segment_bounds
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import mesh_of, settled, shard
+from saap_jax.surgery.cut import check_keep
+from saap_jax.types import QUERY_HEADS, Gates, Keep, Remat
+
+Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
+"""Tokens and which of them are real."""
+
+
+class Scaled(NamedTuple):
+    """What training factors of units did."""
+
+    scales: dict[str, np.ndarray]
+    """`[layers, units]` a structure, 1 where nothing was learnt; query heads instead of attention where told apart."""
+    divergences: tuple[float, ...]
+    """Mean KL to the unpruned model in nats a token on held-out text: before, and after each round."""
+
+    @property
+    def best(self) -> int:
+        """After how many rounds the factors were best."""
+        return int(np.argmin(self.divergences))
+
+
+class _Text(NamedTuple):
+    """A microbatch on the devices, with what the unpruned model makes of it."""
+
+    tokens: Int[Array, "batch seq"]
+    mask: Bool[Array, "batch seq"]
+    hidden: Float[Array, "batch seq embed"]
+    """The unpruned model's last hidden states, of which its logits are made anew whenever they are needed."""
+
+
+def scaled(
+    model: Llama,
+    teacher: Llama,
+    keep: Keep,
+    batches: Sequence[Batch],
+    config: CompensationConfig,
+    *,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+) -> tuple[Llama, Scaled]:
+    """Train one factor for each kept unit of a masked model, and fold it into the output matrices.
+
+    Costs about three forward passes over a microbatch for each of `config.steps`, one pass of the unpruned model over
+    the text, and one of the pruned model over a quarter of it for each round. In memory: last hidden states of the
+    text.
+
+    Args:
+        model: of the shapes of the unpruned one, perhaps with other weights; as a pruned model, it wants the masks.
+        teacher: the unpruned model.
+        keep: `[layers, units]` a structure; query heads and channels of the stream if they are told apart.
+        batches: (tokens, mask) pairs of one shape, padding on the right.
+        progress: wraps the steps, to show progress.
+
+    Raises:
+        ValueError: a keep-set of another model, or too few microbatches to hold some out.
+    """
+    check_keep(keep, model.segments)
+    config.check_microbatches(len(batches))
+    mesh, trained = mesh_of(model), ("mlp", QUERY_HEADS if QUERY_HEADS in keep else "attention")
+    fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in trained}), mesh)
+    state = settled(_optimiser(config.steps, config.rate).init(scales), mesh)
+    texts = [_text(teacher, *batch) for batch in batches]
+    held = [text for number, text in enumerate(texts) if number % HELD_OUT == HELD_OUT - 1]
+    rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
+    found = [(scales, _judged(model, teacher, scales, fixed, held))]
+    random, steps = np.random.default_rng(0), iter(progress(range(config.steps)))
+    while some := list(zip(random.permutation(len(rest)), steps, strict=False)):
+        for number, _ in some:
+            with on_mesh_of(model):
+                scales, state = scale_step(
+                    model, teacher, scales, state, fixed, rest[number], steps=config.steps, rate=config.rate
+                )
+        found.append((scales, _judged(model, teacher, scales, fixed, held)))
+    best = {name: fetched(value) for name, value in min(found, key=lambda each: each[1])[0].items()}
+    return folded(model, best), Scaled(best, tuple(judged for _, judged in found))
+
+
+def _optimiser(steps: int, rate: float) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+
+def _text(teacher: Llama, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> _Text:
+    placed = shard(tokens, teacher), shard(mask, teacher)
+    with on_mesh_of(teacher):
+        return _Text(*placed, hidden_step(teacher, placed[0]))
+
+
+@jax.jit
+def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
+    """Return the last hidden states of a model."""
+    return model.hidden(tokens)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "rate"), donate_argnames=("state",))
+def scale_step(
+    model: Llama, teacher: Llama, scales: Gates, state: Any, fixed: Gates, text: _Text, *, steps: int, rate: float
+) -> tuple[Gates, Any]:
+    """Take a step of Adam on a microbatch; units that are gone have no gradient."""
+
+    def mean(scales: Gates) -> Float[Array, ""]:
+        total, count = divergence(model, teacher, scales, fixed, text, remat="dots")
+        return total / jnp.maximum(count, 1).astype(total.dtype)
+
+    updates: Any
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
+        updates, state = _optimiser(steps, rate).update(jax.grad(mean)(scales), state)
+    return {name: scales[name] + updates[name] for name in scales}, state
+
+
+def divergence(
+    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, text: _Text, remat: Remat = "none"
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number."""
+    hidden, _ = model.hidden(text.tokens, fixed | {name: fixed[name] * scales[name] for name in scales}, remat=remat)
+
+    def of_tokens(own: Array, other: Array) -> Array:
+        student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
+        return jnp.sum(jnp.exp(known) * (known - student), axis=-1)
+
+    each = over_positions(of_tokens, hidden, text.hidden, logits=[model, teacher])
+    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
+
+
+divergence_step = jax.jit(divergence, static_argnames=("remat",))
+
+
+def _judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[_Text]) -> float:
+    """Return the mean divergence over the tokens of a text."""
+    with on_mesh_of(model):
+        sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
+    return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
+
+
+def folded(model: Llama, scales: dict[str, Float[np.ndarray, "_ _"]]) -> Llama:
+    """Return a copy of a model whose output matrices have the factors of units in their rows.
+
+    Args:
+        scales: `[layers, units]` of `mlp`, and of `attention` or `QUERY_HEADS`.
+    """
+    new = jax.tree.map(lambda x: x, model)
+    name = QUERY_HEADS if QUERY_HEADS in scales else "attention"
+    for segment, at in zip(new.segments, segment_bounds(model.segments), strict=True):
+        each = segment.widths.q_per_kv if name == QUERY_HEADS else 1
+        attention = scales[name][at.start : at.stop, : at.units[name]]
+        attention = attention.reshape(segment.length, at.units["attention"], each, 1, 1)
+        mlp = scales["mlp"][at.start : at.stop, : at.units["mlp"]]
+        segment.attention.output = _times(segment.attention.output, attention)
+        segment.mlp.down = _times(segment.mlp.down, mlp[..., None])
+    return new
+
+
+def _times(parameter: Any, factors: np.ndarray) -> Any:
+    value = parameter[...]
+    return param(parameter.axes, value * jnp.asarray(factors, value.dtype))

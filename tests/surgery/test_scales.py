@@ -1,0 +1,182 @@
+"""Scales of units: the divergence and its gradient by plain algebra, exact folding, and what held-out text decides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax
+
+from saap_jax.config.method import CompensationConfig, check_correction
+from saap_jax.llama.segments import existing_query_heads, existing_units, masks
+from saap_jax.surgery import scales as module
+from saap_jax.surgery.compensation import compensate
+from saap_jax.surgery.cut import cut
+from saap_jax.surgery.scales import divergence, folded, scaled
+from saap_jax.types import QUERY_HEADS
+from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
+
+CONFIG = CompensationConfig(method="scales", steps=12, rate=0.03)
+TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
+
+
+def batches_of(count: int = 4, seed: int = 1):
+    tokens = random_tokens(count * 2, 8, seed)
+    mask = np.ones(tokens.shape, bool)
+    mask[-1, 5:] = False
+    return [(tokens[i : i + 2], mask[i : i + 2]) for i in range(0, len(tokens), 2)]
+
+
+def pruned(model, share: float = 0.4):
+    return random_keep(existing_units(model.segments), share)
+
+
+def gates_of(keep, scales):
+    """Scales of what is kept, in their own type."""
+    return {name: jnp.asarray(keep[name], value.dtype) * value for name, value in scales.items()}
+
+
+def plain_divergence(model, teacher, gates, batches) -> float:
+    """The mean over real tokens of Σ p log(p / q), by numpy from logits."""
+    total, count = 0.0, 0
+    for tokens, mask in batches:
+        known, own = (log_softmax(np.asarray(m(jnp.asarray(tokens), g), np.float64), axis=-1)
+                      for m, g in ((teacher, None), (model, gates)))  # fmt: skip
+        total += (np.exp(known) * (known - own)).sum(-1)[mask].sum()
+        count += mask.sum()
+    return total / count
+
+
+@pytest.mark.parametrize("build", [dense_model, ragged_model])
+def test_factors_are_those_of_plain_steps_of_adam(build, x64):
+    """On gates, in 64 bits, from the logits of both: after each round the same divergence of what is held out."""
+    model = build(dtype=np.float64)
+    keep, batches = pruned(model), batches_of()
+    batches[3] = batches[0]  # so that what is learnt holds on what is held out
+    _, done = scaled(model, model, keep, batches, CONFIG)
+    order, scales = np.random.default_rng(0), {name: np.ones(units.shape) for name, units in keep.items()}
+    optimiser = optax.adam(optax.cosine_decay_schedule(CONFIG.rate, CONFIG.steps))
+    rest, found = [0, 1, 2], [scales]
+    with jax.enable_x64(True):
+        state = optimiser.init(jax.tree.map(jnp.asarray, scales))
+        for _ in range(CONFIG.steps // 3):
+            for number in order.permutation(3):
+
+                def mean(s, at=rest[number]):
+                    gates = gates_of(keep, s)
+                    tokens, mask = batches[at]
+                    known, own = (jax.nn.log_softmax(model(jnp.asarray(tokens), g), axis=-1) for g in (None, gates))
+                    each = (jnp.exp(known) * (known - own)).sum(-1)
+                    return (each * mask).sum() / mask.sum()
+
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, state = optimiser.update(jax.grad(mean)(scales), state)
+                scales = optax.apply_updates(scales, updates)
+            found.append(scales)
+    judged = [plain_divergence(model, model, gates_of(keep, s), batches[3:]) for s in found]
+    np.testing.assert_allclose(done.divergences, judged, rtol=1e-4)
+    best = found[int(np.argmin(judged))]
+    assert done.best == int(np.argmin(judged)) > 0
+    for name in best:
+        np.testing.assert_allclose(done.scales[name], best[name], rtol=0, atol=1e-4)
+        assert (done.scales[name][~keep[name]] == 1).all()
+        assert np.abs(done.scales[name] - 1).max() > 0.01
+
+
+def test_the_gradient_is_that_of_the_divergence(x64):
+    """By central differences."""
+    model = dense_model(dtype=np.float64)
+    keep, batches = pruned(model), batches_of(1)
+    fixed, ones = masks(keep), {name: jnp.ones(units.shape, jnp.float32) for name, units in keep.items()}
+    text = module._text(model, *batches[0])
+    gradient = jax.grad(lambda s: divergence(model, model, s, fixed, text)[0])(ones)
+    for name, layer, unit in [("attention", 1, 0), ("mlp", 0, 3), ("mlp", 1, 1)]:
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = {each: np.ones(units.shape) for each, units in keep.items()}
+            moved[name][layer, unit] += step
+            ends.append(plain_divergence(model, model, gates_of(keep, moved), batches) * batches[0][1].sum())
+        assert gradient[name][layer, unit] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("build", [dense_model, ragged_model])
+@pytest.mark.parametrize("heads", [False, True])
+def test_folded_factors_are_gates(build, heads, x64):
+    model = build(dtype=np.float64)
+    keep = pruned(model)
+    random = np.random.default_rng(3)
+    if heads:
+        query = existing_query_heads(model.segments)
+        group = query.shape[1] // keep["attention"].shape[1]
+        keep[QUERY_HEADS] = query & np.repeat(keep["attention"], group, axis=1)
+    names = ("mlp", QUERY_HEADS if heads else "attention")
+    scales = {name: random.uniform(0.5, 1.5, keep[name].shape) for name in names}
+    new = folded(model, scales)
+    gates = {name: jnp.asarray(kept * scales.get(name, 1.0)) for name, kept in keep.items()}
+    expected = np.asarray(forward(model, TOKENS, gates))
+    np.testing.assert_allclose(forward(new, TOKENS, masks(keep)), expected, rtol=0, atol=1e-12)
+    if not heads:
+        np.testing.assert_allclose(forward(cut(new, keep), TOKENS), expected, rtol=0, atol=1e-12)
+    assert np.abs(expected - np.asarray(forward(model, TOKENS, masks(keep)))).max() > 1e-3
+
+
+def test_a_factor_that_was_lost_is_found_again():
+    """Half of what a unit writes is missing: its factor goes towards 2, and the divergence falls."""
+    teacher = dense_model()
+    halved = changed(teacher, "segments/0/mlp/down", lambda value: value.at[1, 2].multiply(0.5))
+    keep = existing_units(teacher.segments)
+    config = CompensationConfig(method="scales", steps=120, rate=0.05)
+    new, done = scaled(halved, teacher, keep, batches_of(8), config)
+    assert done.scales["mlp"][1, 2] == pytest.approx(2, abs=0.2)
+    assert min(done.divergences) < 0.1 * done.divergences[0]
+    text = batches_of(2, seed=7)
+    before, after = (plain_divergence(each, teacher, None, text) for each in (halved, new))
+    assert after < 0.2 * before
+
+
+def test_factors_that_do_harm_on_held_out_text_are_not_taken():
+    model = dense_model()
+    keep = pruned(model)
+    new, done = scaled(model, model, keep, batches_of(), CompensationConfig(method="scales", steps=6, rate=50.0))
+    assert done.best == 0 < len(done.divergences) - 1
+    assert all((values == 1).all() for values in done.scales.values())
+    np.testing.assert_array_equal(forward(new, TOKENS, masks(keep)), forward(model, TOKENS, masks(keep)))
+
+
+def test_nothing_is_learnt_where_nothing_is_gone():
+    model = dense_model()
+    _, done = scaled(model, model, existing_units(model.segments), batches_of(), CONFIG)
+    assert done.best == 0
+    assert done.divergences[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_corrections_come_first():
+    """Of the corrected model, towards the unpruned one: what a subject does with `least_squares+scales`."""
+    from saap_jax.data import Windows
+    from saap_jax.subjects.llama import LlamaSubject
+
+    model = dense_model()
+    keep, batches = pruned(model), batches_of()
+    text = Windows(*(np.concatenate(each) for each in zip(*batches, strict=True)))
+    config = CompensationConfig(method="least_squares+scales", damping=0.1, steps=6)
+    subject, changes = LlamaSubject(model).compensated(keep, text, config, batch_size=2)
+    made = compensate(model, keep, batches, config)
+    expected, done = scaled(made.model, model, keep, batches, config)
+    assert changes[:-1] == made.corrections
+    assert changes[-1].divergences == done.divergences
+    np.testing.assert_allclose(forward(subject.model, TOKENS, masks(keep)), forward(expected, TOKENS, masks(keep)))
+    alone = LlamaSubject(model).compensated(keep, text, CompensationConfig(method="scales", steps=6), batch_size=2)[1]
+    assert len(alone) == 1
+    assert alone[0].divergences[0] != done.divergences[0]
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match=r"compensation.steps: expected at least 1"):
+        CompensationConfig(method="scales", steps=0)
+    with pytest.raises(ValueError, match="compensation.rate: expected a number above 0, got nan"):
+        CompensationConfig(method="scales", rate=float("nan"))
+    with pytest.raises(ValueError, match="expected at least 4 microbatches of calibration text for scales"):
+        scaled(dense_model(), dense_model(), pruned(dense_model()), batches_of(3), CONFIG)
+    for method in ("least_square+scales", "scale", "bias+scale", "none+scales"):
+        with pytest.raises(ValueError, match="grid.compensations: expected"):
+            check_correction("grid.compensations", method)
