@@ -25,13 +25,13 @@ from saap_jax.jobs import prune as pruning
 from saap_jax.jobs.task_comparison import models_of
 from saap_jax.report import csv_table
 from saap_jax.runs.references import find
-from saap_jax.subjects.llama import scenarios_of, texts_of
+from saap_jax.subjects.llama import LlamaSubject, scenarios_of, texts_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 
 CALIBRATION = CalibrationConfig(examples=8, length=16, batch_size=2)
-METHODS = ("none", "bias", "least_squares")
+METHODS = ("none", "bias", "least_squares", "scales")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def run(config):
 
 def test_compensation_changes_quality_and_not_the_units(run):
     rows = {(row["estimator"], row["seed"], row["compensation"]): row for row in run.candidates()}
-    assert len(rows) == 2 * 2 * 3
+    assert len(rows) == 2 * 2 * len(METHODS)
     for estimator in ("wanda", "magnitude"):
         none, *others = (rows[estimator, 0, method] for method in METHODS)
         assert {row["keep"] for row in others} == {none["keep"]}
-        assert len({json.dumps(row["ppl"]) for row in (none, *others)}) == 3
+        assert len({json.dumps(row["ppl"]) for row in (none, *others)}) == len(METHODS)
         assert {row["same_as"] for row in others} == {None}
     of_seeds = [rows["magnitude", seed, "least_squares"] for seed in (0, 1)]
     assert of_seeds[0]["keep"] == of_seeds[1]["keep"]  # magnitude reads no text, compensation does
@@ -85,8 +85,9 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
     for method in METHODS:
         (row,) = (r for r in run.candidates() if (r["estimator"], r["seed"], r["compensation"]) == ("wanda", 1, method))
         keep = {structure: arrays[f"{row['candidate']}/{structure}"] for structure in STRUCTURES}
-        parts = pairs(concatenated(windows.values()), CALIBRATION.batch_size)
-        pruned = cut(compensate(model, keep, parts, CompensationConfig(method=method)).model, keep)
+        text, size = concatenated(windows.values()), CALIBRATION.batch_size
+        own, _ = LlamaSubject(model).compensated(keep, text, CompensationConfig(method=method), batch_size=size)
+        pruned = cut(own.model, keep)
         for metric, text in texts.items():
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
 
@@ -146,7 +147,12 @@ def test_pruned_models_are_compensated(tiny_model_directory, tmp_path):
         )
 
     plain, least, biased = prune("plain"), prune("least", method="least_squares"), prune("biased", method="bias")
-    assert [len(each.corrections) for each in (plain, least, biased)] == [0, 4, 4]
+    scaled = prune("scaled", method="scales", steps=6)
+    assert [len(each.corrections) for each in (plain, least, biased, scaled)] == [0, 4, 4, 0]
+    assert [each.scaled is not None for each in (plain, least, scaled)] == [False, False, True]
+    assert min(scaled.scaled.divergences) < scaled.scaled.divergences[0]
+    said = dict(row for row in pruning.summary_rows(scaled))
+    assert " -> " in said["KL to the unpruned model, nats a token, before and after scales"]
     assert all(each.corrected < each.error for each in biased.corrections[:1])
     models = {name: saap_jax.load_model(tmp_path / name) for name in ("plain", "least", "biased")}
     assert models["least"].spec == models["plain"].spec

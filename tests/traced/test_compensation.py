@@ -356,6 +356,9 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
         subject.compensated(keep_for(subject), problem.calibration, config, batch_size=8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
         subject.compensated({"down[0]": np.ones((1, 8), bool)}, problem.calibration, config)
+    for method in ("scales", "least_squares+scales"):
+        with pytest.raises(ValueError, match=r"compensation.method: expected no scales for a traced model, got"):
+            subject.check_compensation(CompensationConfig(method=method), 8)
 
 
 def test_types_and_kinds_of_arrays_stay():
