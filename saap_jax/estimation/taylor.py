@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.accumulate import like_matrices, matrices_of, mean_over
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
-from saap_jax.types import Scores
+from saap_jax.types import STRUCTURES, Scores
 
 WEIGHT_GRADIENT = Statistic(
     name="weight_gradient",
@@ -62,10 +62,23 @@ def taylor_vector(*, reduction: Reduction = "sum", within: Literal["matrix", "ch
     return Estimator(frozenset({WEIGHT_GRADIENT}), score)
 
 
-def taylor_element(*, reduction: Reduction = "sum") -> Estimator:
-    """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|."""
+def taylor_element(*, reduction: Reduction = "sum", within: Literal["unit", "layer"] = "unit") -> Estimator:
+    """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|.
+
+    `within="layer"` gives all units of a layer the sum over all of them, attention and MLP together: whole layers, as
+    Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834).
+    """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        return score_matrices(element_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
+        scores = score_matrices(element_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
+        return _of_layers(scores) if within == "layer" else scores
 
     return Estimator(frozenset({WEIGHT_GRADIENT}), score)
+
+
+def _of_layers(scores: Scores) -> Scores:
+    """Return for each unit the sum of its layer's scores."""
+    if set(scores) != set(STRUCTURES):
+        raise ValueError("taylor_element: expected within 'unit' for a traced model, which has no layers, got 'layer'")
+    total = jnp.sum(jnp.stack([jnp.nansum(each, axis=1) for each in scores.values()]), axis=0)
+    return {name: jnp.where(jnp.isnan(each), jnp.nan, total[:, None]) for name, each in scores.items()}

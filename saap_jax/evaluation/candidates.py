@@ -1,7 +1,8 @@
 """Many pruned models at once: keep-sets as gates, in batches of one compiled program, their common layers run once.
 
-A batch of candidates shares the text, the weights and the layers in front of the first one that any of them prunes. A
-candidate's cost is then that of the remaining layers, and nothing compiles anew: gates and layer bounds are inputs.
+A batch of candidates shares the text, the weights and the layers in front of the first one in which two of them differ,
+whole or pruned alike. A candidate's cost is then that of the remaining layers, and nothing compiles anew: gates and
+layer bounds are inputs.
 """
 
 import hashlib
@@ -25,10 +26,10 @@ from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
 
 
 class Group(NamedTuple):
-    """Candidates that are evaluated together, by their number, and how many layers all of them leave whole."""
+    """Candidates that are evaluated together, by their number, and how many layers from the first on are common."""
 
     members: tuple[int, ...]
-    whole: int
+    common: int
 
 
 class Step(NamedTuple):
@@ -74,13 +75,15 @@ def candidate_losses(
     for group in groups:
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
         gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in told}
-        whole = jnp.asarray(group.whole, jnp.int32)
+        common = jnp.asarray(group.common, jnp.int32)
+        first = {name: gate[0] for name, gate in gates.items() if name != RESIDUAL}
         sums, counts = [], []
         for step in itertools.islice(steps, len(batches)):
             tokens, mask = batches[step.batch]
             inputs = shard(tokens, model), shard(mask, model)
             with on_mesh_of(model):
-                made = candidates_step(model, shared_step(model, inputs[0], whole), gates, whole, *inputs)
+                shared = shared_step(model, inputs[0], first, common)
+                made = candidates_step(model, shared, gates, common, *inputs)
             sums.append(fetched(made))
             counts.append(np.asarray(mask)[:, 1:].sum(axis=1))
         by_candidate, tokens_each = np.concatenate(sums, axis=1).astype(np.float64), np.concatenate(counts)
@@ -92,28 +95,38 @@ def candidate_losses(
 
 
 def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
-    """Group keep-sets whose first pruned layers are close, so that much is shared; the order is kept among equals.
+    """Group keep-sets that agree in many layers from the first on, so that much is shared; the order is kept among
+    those that agree in as many with the whole model, or with the first keep-set.
 
     >>> whole, cut = np.array([[True], [True]]), np.array([[True], [False]])
     >>> keeps = [{"attention": whole, "mlp": mlp} for mlp in (cut, whole, cut)]
     >>> grouped(keeps, keeps[1], 2)
-    [Group(members=(1, 0), whole=1), Group(members=(2,), whole=1)]
+    [Group(members=(0, 1), common=1), Group(members=(2,), common=2)]
     """
     if at_once < 1:
         raise ValueError(f"at_once: expected at least 1, got {at_once}")
-    whole = [whole_layers(keep, existing) for keep in keeps]
-    order = sorted(range(len(keeps)), key=lambda number: -whole[number])
+    if not keeps:
+        return []
+    layers, whole = [_by_layer(keep) for keep in keeps], _by_layer({name: existing[name] for name in keeps[0]})
+    shared = [
+        max(_common([keep], [of, each]) for of in (whole, layers[0])) for keep, each in zip(keeps, layers, strict=True)
+    ]
+    order = sorted(range(len(keeps)), key=lambda number: -shared[number])
     pieces = [order[first : first + at_once] for first in range(0, len(order), at_once)]
-    return [Group(tuple(piece), min(whole[number] for number in piece)) for piece in pieces]
+    return [Group(tuple(piece), _common([keeps[n] for n in piece], [layers[n] for n in piece])) for piece in pieces]
 
 
-def whole_layers(keep: Keep, existing: Keep) -> int:
-    """Return how many layers, from the first on, a keep-set leaves whole."""
-    if RESIDUAL in keep and not keep[RESIDUAL].all():
+def _by_layer(keep: Keep) -> Bool[np.ndarray, "_layers _units"]:
+    """Return what of each layer is kept."""
+    return np.concatenate([keep[name] for name in (*STRUCTURES, QUERY_HEADS) if name in keep], axis=1)
+
+
+def _common(keeps: Sequence[Keep], layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:
+    """Return how many layers, from the first on, are the same in several keep-sets; 0 without some channels."""
+    if any(RESIDUAL in keep and not keep[RESIDUAL].all() for keep in keeps):
         return 0
-    names = [name for name in (*STRUCTURES, QUERY_HEADS) if name in keep]
-    pruned = np.any([np.any(existing[name] & ~keep[name], axis=1) for name in names], axis=0)
-    return int(np.argmax(pruned)) if pruned.any() else len(pruned)
+    differs = np.any([(each != layers[0]).any(axis=1) for each in layers], axis=0)
+    return int(np.argmax(differs)) if differs.any() else len(differs)
 
 
 def keep_digest(keep: Keep) -> str:
@@ -126,10 +139,10 @@ def keep_digest(keep: Keep) -> str:
 
 @jax.jit
 def shared_step(
-    model: Llama, tokens: Int[Array, "batch seq"], whole: Int[Array, ""]
+    model: Llama, tokens: Int[Array, "batch seq"], gates: Gates, common: Int[Array, ""]
 ) -> Float[Array, "batch seq embed"]:
-    """Return the residual stream behind the layers that all candidates leave whole."""
-    return run_layers(model, model.embedding[...][tokens], 0, whole)
+    """Return the residual stream behind the layers that are the same in all candidates, `[layers, units]` of gates."""
+    return run_layers(model, model.embedding[...][tokens], 0, common, gates)
 
 
 @jax.jit
@@ -137,7 +150,7 @@ def candidates_step(
     model: Llama,
     shared: Float[Array, "batch seq embed"],
     gates: Gates,
-    whole: Int[Array, ""],
+    common: Int[Array, ""],
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
 ) -> Float[Array, "candidates batch"]:
@@ -147,6 +160,6 @@ def candidates_step(
     if RESIDUAL in gates:  # without a layer in common where some channels are gone
         states = states * gates[RESIDUAL][:, None].astype(states.dtype)
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
-    x = run_layers(model, states.reshape(-1, *shared.shape[1:]), whole, len(model.spec.layers), own)
+    x = run_layers(model, states.reshape(-1, *shared.shape[1:]), common, len(model.spec.layers), own)
     hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)

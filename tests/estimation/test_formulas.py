@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, WEIGHT_GRADIENT, Moments, make_estimator
+from saap_jax.estimation import ACTIVATION_MOMENTS, GATE_GRADIENT, WEIGHT_GRADIENT, Moments, make_estimator, taylor
 from saap_jax.estimation.base import Statistics, score_matrices
 from saap_jax.llama.segments import existing_units
 from saap_jax.types import STRUCTURES
@@ -89,6 +89,19 @@ def salience(toy, layer: int, name: str) -> np.ndarray:
     if name in ("attention/query", "attention/key", "attention/value"):
         return product.reshape(len(product), -1).T
     return product.reshape(-1, product.shape[-1]).T if name in ("attention/output", "mlp/down") else product.T
+
+
+def test_taylor_element_within_layers_is_the_sum_over_all_their_matrices(toy):
+    actual, each = scores_of("taylor_element(within='layer')", toy), scores_of("taylor_element", toy)
+    for layer in range(len(each["mlp"])):
+        total = sum(np.nansum(each[name][layer]) for name in ("attention", "mlp"))
+        for name in ("attention", "mlp"):
+            known = ~np.isnan(each[name][layer])
+            np.testing.assert_allclose(actual[name][layer][known], total, rtol=1e-6)
+            assert np.isnan(actual[name][layer][~known]).all()
+    traced = {"up[0]": np.ones((2, 3), np.float32)}
+    with pytest.raises(ValueError, match="expected within 'unit' for a traced model"):
+        taylor._of_layers(traced)
 
 
 def test_taylor_vector_within_channels_is_the_vectorize_of_llm_pruner(toy):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.candidates import candidate_losses, candidates_step, grouped, keep_digest, whole_layers
+from saap_jax.evaluation.candidates import candidate_losses, candidates_step, grouped, keep_digest
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.cut import cut
@@ -83,11 +83,40 @@ def test_one_program_for_all():
     assert candidates_step._cache_size() == before + 2
 
 
-def test_groups_share_what_they_leave_whole():
-    assert [whole_layers(keep, EXISTING) for keep in KEEPS] == [2, 0, 4, 1, 3, 0, 2]
+def without(base, layer: int):
+    return {name: units & (np.arange(4) != layer)[:, None] for name, units in base.items()}
+
+
+def test_groups_share_what_they_have_in_common():
+    """Whole layers, and layers that are pruned alike, as of blocks that are tried one by one."""
     groups = grouped(KEEPS, EXISTING, 3)
-    assert [group.members for group in groups] == [(2, 4, 0), (6, 3, 1), (5,)]
-    assert [group.whole for group in groups] == [2, 0, 0]
+    assert [group.members for group in groups] == [(0, 2, 4), (6, 3, 1), (5,)]
+    assert [group.common for group in groups] == [2, 0, 4]
+    base = without(EXISTING, 0)
+    tries = [base, *(without(base, layer) for layer in (1, 2, 3))]
+    assert grouped(tries, EXISTING, 2) == [((0, 3), 3), ((2, 1), 1)]
+    assert not grouped([], EXISTING, 2)
+    whole = {**EXISTING, "embed": np.ones((1, 2), bool)}
+    with_channels = [{**keep, "embed": np.array([[True, number == 0]])} for number, keep in enumerate(tries[:1] * 2)]
+    assert [group.common for group in grouped(with_channels, whole, 2)] == [0]
+
+
+def test_layers_in_common_run_once(monkeypatch):
+    """What differs only in the last layers is computed from the stream that all have in front of them."""
+    ran, steps = [], candidates_step
+
+    def counted(model, shared, gates, common, *inputs):
+        ran.append(int(common))
+        return steps(model, shared, gates, common, *inputs)
+
+    monkeypatch.setattr("saap_jax.evaluation.candidates.candidates_step", counted)
+    base = without(EXISTING, 0)
+    tries = [base, *(without(base, layer) for layer in (1, 2, 3))]
+    batches = batched(5)
+    found = all_losses(batches, tries, at_once=2)
+    assert ran == [3, 1]
+    for number, keep in enumerate(tries):
+        np.testing.assert_allclose(found[number], window_losses(MODEL, batches, masks(keep)).sums, rtol=2e-6)
 
 
 def test_digests_differ_where_keep_sets_do():

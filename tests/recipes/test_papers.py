@@ -204,6 +204,36 @@ def streams_of(model, tokens) -> list[np.ndarray]:
     return found
 
 
+# --- Shortened LLaMA -------------------------------------------------------------------------------
+
+
+def test_shortened_llama_by_perplexity(model):
+    """Every layer is tried alone; those without which the loss is lowest go at once, not one after the other."""
+    keep, subject = kept(model, "shortened-llama-ppl", 0.3), LlamaSubject(model)
+    losses = []
+    for layer in range(LAYERS):
+        without = {name: units & (np.arange(LAYERS) != layer)[:, None] for name, units in subject.existing.items()}
+        losses.append(window_losses(model, [(TOKENS, MASK)], masks(without)).mean)
+    gone = set(np.argsort(losses)[:3].tolist())
+    for layer in range(LAYERS):
+        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+
+
+def test_shortened_llama_by_taylor(model, gradients):
+    """Σ |w ∂w| over all matrices of a layer; the first four and the last two layers stay."""
+    keep, weights = kept(model, "shortened-llama-taylor", 0.2), layers_of(model)
+    total = []
+    for layer in range(LAYERS):
+        names = [name for name in weights[layer] if "norm" not in name]
+        assert len(names) == 7
+        slopes = {name: np.mean([each[layer][name] for each in gradients], axis=0) for name in names}
+        total.append(sum(np.abs(weights[layer][name] * slopes[name]).sum() for name in names))
+    gone = set((4 + np.argsort(total[4:8])[:2]).tolist())
+    for layer in range(LAYERS):
+        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+    assert gone != set(np.argsort(total)[:2].tolist()), "control: what is protected would go first"
+
+
 # --- SlimGPT ---------------------------------------------------------------------------------------
 
 
