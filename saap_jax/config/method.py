@@ -13,6 +13,7 @@ from saap_jax.types import Remat
 FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
 RankBy = Literal["score", "score_per_parameter"]
+InSequence = Literal["none", "wanda", "obs", "leverage"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
 Device = Literal["any", "tpu", "gpu", "cpu"]
@@ -247,6 +248,10 @@ class SearchConfig:
     rescore_every: float | None = None
     """Estimate again whenever this share of the prunable parameters has gone, on the model pruned so far (iterative
     pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
+    in_sequence: InSequence = "none"
+    """Which units of each layer and structure go is chosen again from the first layer to the last, on the activations
+    of the model as pruned and compensated so far, by Wanda's score, the optimal brain surgeon's or ridge leverage; how
+    many is as chosen before. About three passes over the calibration text for each ratio."""
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     """Of a traced model: units that each copy of a structure keeps at least (1 where nothing is said), by name as
     `saap discover` prints it, or by a pattern such as `layers/*/up[1]`."""
@@ -302,8 +307,13 @@ class SearchConfig:
                 f"and MLP, got depth {self.depth}, {self.min_keep} and {self.max_ratio}"
             )
         for name in self.nested:
-            for other in ("max_segments", "max_shapes", "depth"):
-                if getattr(self, other):
+            for other, none in (
+                ("max_segments", None),
+                ("max_shapes", None),
+                ("depth", False),
+                ("in_sequence", "none"),
+            ):
+                if getattr(self, other) != none:
                     raise ValueError(
                         f"search.{name}.share: expected no search.{other} beside it, got {getattr(self, other)}; leave "
                         "one of the two out"
@@ -332,7 +342,7 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "whole_layers", "query_heads", "residual",
+            "max_shapes", "depth", "whole_layers", "in_sequence", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""
@@ -354,6 +364,9 @@ class CompensationConfig:
     propagate: Propagate = "pruned"
     """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
     of the model as pruned so far, making up for the layers before too."""
+    tokens: Literal["scaled", "equal"] = "scaled"
+    """How much each token counts: `scaled` by 1 / mean(x²) of the residual stream x behind the sub-block, by whose root
+    whatever reads it divides it; or `equal`."""
     damping: float | None = None
     """Of `least_squares`: δ, how much each kept weight resists, relative to its input's mean square; None: what does
     best on every fourth microbatch of the calibration text, for each sub-block."""

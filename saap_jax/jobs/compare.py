@@ -142,13 +142,14 @@ def kept_units(
             list(names),
             variant.search,
             fusion=variant.fusion,
+            compensation=variant.compensation,
             batch_size=config.calibration.batch_size,
             remat=config.estimation.remat,
             track=track,
         )
         for ratio, selection in selections.items():
             keeps |= dict.fromkeys(names[ratio], selection.keep)
-        if variant.search.rescore_every is not None:
+        if variant.search.rescore_every is not None or variant.search.in_sequence != "none":
             save_keeps(run, keeps)
     if len(keeps) > known:
         save_keeps(run, keeps)

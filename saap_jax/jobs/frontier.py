@@ -35,7 +35,7 @@ from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.choose import checkpoints, choose_calibrated, most_removable
+from saap_jax.selection.choose import checkpoints, choose_calibrated, chosen_in_sequence, most_removable
 from saap_jax.selection.search import Selection
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
 from saap_jax.subjects.base import Examples, Subject
@@ -137,6 +137,7 @@ class Road:
         self.scores = own.only(variant.scenario) if alone else own
         self.scenarios = {variant.scenario: scenarios[variant.scenario]} if alone else scenarios
         self._stations: dict[float, tuple[Calibrated, Keep]] = {}
+        self._selected: dict[float, Selection] = {}
 
     def select(self, ratio: float) -> Selection:
         """Choose the units to keep at a ratio."""
@@ -145,7 +146,17 @@ class Road:
             if station not in self._stations:
                 self._stations[station] = self._observed(station, calibrated, gone)
             calibrated, gone = self._stations[station]
-        return self._select(ratio, calibrated, gone)
+        if ratio not in self._selected:
+            self._selected[ratio] = chosen_in_sequence(
+                self.subject,
+                self._select(ratio, calibrated, gone),
+                self.scenarios,
+                self.variant.search,
+                self.variant.compensation,
+                batch_size=self.config.calibration.batch_size,
+                track=self.track,
+            )
+        return self._selected[ratio]
 
     def _select(self, ratio: float, calibrated: Calibrated, gone: Keep | None) -> Selection:
         return choose_calibrated(self.subject, calibrated, self.variant.estimator, ratio, self.variant.search, gone)

@@ -113,7 +113,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     check_estimators([config.estimator], config.fusion, OBSERVED if config.model.traced else None)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = _layout(config, calibration)
-    calibrates = not config.from_run or config.search.rescore_every is not None or config.compensation.method != "none"
+    calibrates = not config.from_run or reads_text(config)
     with step(track, "load the model"):
         subject = open_subject(
             config.model, config.search, layout=layout, lengths=lengths_of(config) if calibrates else {}
@@ -154,6 +154,12 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
         uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
     )
+
+
+def reads_text(config: PruneConfig) -> bool:
+    """Say whether calibration text is read beside the scores of a run."""
+    search = config.search
+    return search.rescore_every is not None or search.in_sequence != "none" or config.compensation.method != "none"
 
 
 def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:

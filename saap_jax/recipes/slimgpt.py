@@ -8,15 +8,14 @@ RECIPES = {
         title="SlimGPT: greedy removal by optimal brain surgeon, shares that grow with the logarithm of the depth",
         paper="arXiv:2412.18110",
         estimator="obs",
-        search=SearchConfig(allocation="log"),
-        compensation=CompensationConfig(method="least_squares", propagate="pruned"),
+        search=SearchConfig(allocation="log", in_sequence="obs"),
+        compensation=CompensationConfig(method="least_squares", tokens="equal"),
         calibration="256 windows of 2,048 tokens of C4",
         deviations=(
-            "Units are chosen on activations of the unpruned model; SlimGPT chooses layer by layer, on the model "
-            "pruned so far, as the correction here does.",
             "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
             "is set by hand.",
-            "The damping of the correction is chosen on windows that are held out, and tokens weigh 1 / mean(x²).",
+            "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned "
+            "model's stream, so that layers make up for those before them.",
         ),
     ),
 }

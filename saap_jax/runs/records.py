@@ -409,7 +409,7 @@ class RaceRecord(TypedDict, total=False):
     windows: Required[dict[str, int]]
     """By which each was judged."""
     p_values: Required[Named]
-    """Of "as good as the best", valid at any time, adjusted for all pairs."""
+    """Of "as good as the best", valid at any time, adjusted for the other variants."""
     ending: str
     """`alone`, `tied` or `spent`."""
     budget: int

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
@@ -139,6 +139,7 @@ def choose_path(
     config: SearchConfig,
     *,
     fusion: FusionConfig | None = None,
+    compensation: CompensationConfig | None = None,
     batch_size: int = 8,
     remat: Remat = "dots",
     track: Track = quiet,
@@ -153,6 +154,7 @@ def choose_path(
         calibrated: scores of the whole model.
         scenarios: the calibration examples of each scenario; read only on the way.
         ratios: shares of the prunable parameters, in any order.
+        compensation: how layers are corrected before the next one is looked at, with `config.in_sequence`.
     """
     ratios = tuple(ratios)
     selections: dict[float, Selection] = {}
@@ -176,7 +178,40 @@ def choose_path(
         selections[ratio] = choose_calibrated(subject, calibrated, estimator, ratio, config, gone)
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
-    return {ratio: selections[ratio] for ratio in ratios}
+    return {
+        ratio: chosen_in_sequence(
+            subject, selections[ratio], scenarios, config, compensation, batch_size=batch_size, track=track
+        )
+        for ratio in dict.fromkeys(ratios)
+    }
+
+
+def chosen_in_sequence(
+    subject: Subject,
+    selection: Selection,
+    scenarios: Mapping[str, Examples],
+    config: SearchConfig,
+    compensation: CompensationConfig | None = None,
+    *,
+    batch_size: int = 8,
+    track: Track = quiet,
+) -> Selection:
+    """Return a selection with its units chosen again from the first layer to the last, if `config` says so.
+
+    Args:
+        compensation: how layers are corrected before the next one is looked at; not at all by default.
+    """
+    if config.in_sequence == "none":
+        return selection
+    keep = subject.in_sequence(
+        selection.keep,
+        subject.join([*scenarios.values()]),
+        config.in_sequence,
+        compensation or CompensationConfig(),
+        batch_size=batch_size,
+        progress=lambda places: track("choose layer by layer", places, len(places)),
+    )
+    return selection._replace(keep=keep)
 
 
 def _met(subject: Subject, gone: Keep, ratio: float) -> Selection | None:

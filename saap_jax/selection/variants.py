@@ -30,7 +30,9 @@ class Variant(NamedTuple):
 
     @property
     def chosen(self) -> "Variant":
-        """What decides which units are kept: the variant without its compensation."""
+        """What decides which units are kept: the variant without its compensation, unless that is part of it."""
+        if self.search.in_sequence != "none":
+            return self._replace(name="", recipe="")
         return self._replace(name="", compensation=CompensationConfig(), recipe="")
 
     @property

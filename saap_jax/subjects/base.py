@@ -223,6 +223,23 @@ class Subject(abc.ABC):
         It wants the masks all the same. `progress` wraps the layers, then the steps of scales.
         """
 
+    def in_sequence(
+        self,
+        keep: Keep,
+        examples: Examples,
+        rule: str,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        progress: Progress = silent,
+    ) -> Keep:
+        """Return as many units of each group and structure, chosen behind the groups that were pruned already.
+
+        Raises:
+            ValueError: a model without an order of layers, or another that `surgery.sequence` refuses.
+        """
+        raise ValueError("search.in_sequence: is for attention and MLP of layers, which this model does not tell apart")
+
     @abc.abstractmethod
     def load(self, directory: Any) -> "Cut":
         """Read back what `Cut.save` wrote."""

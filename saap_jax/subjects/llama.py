@@ -35,6 +35,7 @@ from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import check_keep, cut
 from saap_jax.surgery.scales import Scaled, scaled
+from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep, Limits, Nested, Remat, Scores, WindowLosses
 
 
@@ -318,6 +319,19 @@ class LlamaSubject(Subject):
         others = {name: kept for name, kept in keep.items() if name != RESIDUAL}
         made = compensate(narrowed(self.model, stream[0]), others, parts, config, progress=progress)
         return written_by(self.model, made.model, stream[0]), made.corrections
+
+    def in_sequence(
+        self,
+        keep: Keep,
+        examples: Windows,
+        rule: str,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        progress: Progress = silent,
+    ) -> Keep:
+        """Choose units layer by layer; see `surgery.sequence`."""
+        return chosen_in_sequence(self.model, keep, pairs(examples, batch_size), rule, config, progress=progress)
 
     # --- cut
 

@@ -13,9 +13,10 @@ sub-block) - (pruned stream in front of it): each sub-block also makes up for wh
 
 Sources: FLAP (arXiv:2312.11983) section 3.3 for the bias; least squares as in ZipLM (2302.04089) and SlimGPT
 (2412.18110), here with a damping δ that is chosen on held-out windows, and with the accumulated error as the target.
-Our deviations: damping relative to each coordinate's own energy, so that it is free of their scales; and every token
-counts by 1/mean(x²) of the residual stream x behind the sub-block, since whatever reads the
-stream divides it by its root mean square; otherwise the few tokens with massive activations decide everything.
+Our deviations: damping relative to each coordinate's own energy, so that it is free of their scales; and, unless
+`tokens` is `equal`, every token counts by 1/mean(x²) of the residual stream x behind the sub-block, since whatever
+reads the stream divides it by its root mean square; otherwise the few tokens with massive activations decide
+everything.
 """
 
 import functools
@@ -92,10 +93,35 @@ def compensate(
         _check_gram(gram, model, config)
         return _by_gram(model, keep, gram, config, progress)
     config.check_microbatches(len(batches))
+    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
+    corrections = []
+    for at, new, correction in corrected_in_turn(model, keep, batches, config, progress=progress):
+        made[at.structure].append(new)
+        corrections += [] if correction is None else [correction]
+    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
+
+
+Choose = Callable[["SubBlock", Normal], Bool[np.ndarray, "_"]]
+"""(what of a sub-block is to be kept, sums over all of the text) -> which coordinates are kept instead."""
+
+
+def corrected_in_turn(
+    model: Llama,
+    keep: Keep,
+    batches: Sequence[Batch],
+    config: CompensationConfig,
+    *,
+    choose: Choose | None = None,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+) -> Iterator[tuple["SubBlock", "Written", Correction | None]]:
+    """Yield each sub-block, in the order of the forward pass, what writes from now on, and what that helped.
+
+    Args:
+        choose: chooses again what is kept of a sub-block, on the activations that it is corrected on.
+    """
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
     streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
-    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
-    corrections, same = [], True
+    same, equal = True, config.tokens == "equal"
     for at in sub_blocks(model, keep, progress):
         same = bool(at.kept.all()) and (same or not through)
         where = {"index": at.place, "segment": at.segment, "structure": at.structure}
@@ -103,17 +129,24 @@ def compensate(
         if same:
             after = [advance(at.old, stream.dense) for stream in streams]
             streams = [Stream(dense, dense) for dense in after]
-            made[at.structure].append(at.old)
+            yield at, at.old, None
             continue
-        sums, after = summed(functools.partial(normal_step, model, **where, through=through), streams, masks)
-        new, correction = at.corrected(sums, config)
+        step = functools.partial(normal_step, model, **where, through=through, equal=equal)
+        sums, after = summed(step, streams, masks)
+        if choose is not None and not at.kept.all():
+            at = at._replace(kept=choose(at, _together(sums)))
+        new, correction = at.masked() if config.correction == "none" else at.corrected(sums, config)
         streams = [
             Stream(dense, advance(new, stream.pruned) if through else dense)
             for stream, dense in zip(streams, after, strict=True)
         ]
-        made[at.structure].append(new)
-        corrections.append(correction)
-    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
+        yield at, new, correction
+
+
+def _together(sums: tuple[Normal, Normal | None]) -> Normal:
+    """Return the sums over the text that fits and over what was held out."""
+    fit, held = sums
+    return fit if held is None else jax.tree.map(jnp.add, fit, held)
 
 
 def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
@@ -182,6 +215,10 @@ class SubBlock(NamedTuple):
     old: Written
     kept: Bool[np.ndarray, "coordinates"]
 
+    def masked(self) -> tuple[Written, None]:
+        """Return what carries the kept activations where nothing is corrected."""
+        return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0)), None
+
     def corrected(self, sums: tuple[Normal, Normal | None], config: CompensationConfig) -> tuple[Written, Correction]:
         """Return what carries the kept activations, and what that helped; see `corrected`."""
         weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, config)
@@ -217,7 +254,7 @@ def writer_of(segment: DecoderLayer, structure: str, index: Int[Array, ""]) -> W
     return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "structure", "through"))
+@functools.partial(jax.jit, static_argnames=("segment", "structure", "through", "equal"))
 def normal_step(
     model: Llama,
     stream: Stream,
@@ -227,10 +264,12 @@ def normal_step(
     segment: int,
     structure: str,
     through: bool,
+    equal: bool = False,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
     """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
 
-    `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one.
+    `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one. `equal`: tokens count
+    alike.
     """
     own = writer_of(model.segments[segment], structure, index)
     active = activations(model, stream.dense, index, segment, structure)
@@ -240,7 +279,7 @@ def normal_step(
         active = activations(model, stream.pruned, index, segment, structure)
         written = after - stream.pruned - own.bias[None, None]
     a, target, behind = wide(active), wide(written), wide(after)
-    weights = token_weights(behind, mask, model.constants.norm_eps)
+    weights = mask.astype(behind.dtype) if equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
     return Normal(
         gram=product,

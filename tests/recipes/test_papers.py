@@ -1,6 +1,7 @@
 """Recipes against the rules of their papers, written out plainly: which units stay, not only how they are scored."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -8,17 +9,21 @@ import numpy as np
 import pytest
 
 from saap_jax.data import Windows
+from saap_jax.estimation.reconstruction import greedy_costs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.recipes import recipes
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose_path
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery import sequence
 from tests.helpers import layers_of, losses_of, random_model, random_tokens, reference, spec_of
+from tests.in_sequence import entering, surgeon_order
 
 LAYERS, KV_HEADS, GROUP, HEAD_DIM, CHANNELS, EMBED = 10, 3, 2, 4, 12, 8
 TOKENS = random_tokens(6, 9)
 MASK = np.ones(TOKENS.shape, bool)
+ROWS = [(TOKENS[at : at + 1], MASK[at : at + 1]) for at in range(len(TOKENS))]
 HEAD = EMBED * HEAD_DIM * (2 * GROUP + 2)  # parameters of a KV head with its query heads
 CHANNEL = 3 * EMBED
 LAYER = KV_HEADS * HEAD + CHANNELS * CHANNEL
@@ -51,8 +56,9 @@ def kept(model, name: str, ratio: float, **changes):
     stability = search.allocation == "adaptive"
     scores = calibrate(subject, windows, [recipe.estimator], fusion=recipe.fusion, stability=stability)
     (selection,) = choose_path(
-        subject, scores, windows, recipe.estimator, [ratio], search, fusion=recipe.fusion
-    ).values()
+        subject, scores, windows, recipe.estimator, [ratio], search, fusion=recipe.fusion,
+        compensation=recipe.compensation, batch_size=1,
+    ).values()  # fmt: skip
     return selection.keep
 
 
@@ -155,10 +161,15 @@ def test_flap(model, activations):
 @pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp"])
 @pytest.mark.parametrize("ratio", [0.2, 0.3])
 def test_rules_of_activations(model, activations, name, ratio):
-    """The lowest of each layer go: Wanda's |W| · ‖a‖₂, or Minitron's mean over tokens and L2 over examples."""
-    keep = kept(model, name, ratio)
+    """The lowest of each layer go: Wanda's |W| · ‖a‖₂ behind what was pruned, or Minitron's means and norms."""
+    keep, compensation = kept(model, name, ratio), recipes()[name].compensation
     length = TOKENS.shape[1]
     for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
+        if name != "minitron":
+            seen = {
+                structure: entering(model, keep, layer, structure, TOKENS, ROWS, compensation) for structure in keep
+            }
+            seen["mlp"] = seen["mlp"][:, :, 0]
         heads = seen["attention"].reshape(len(seen["attention"]), KV_HEADS, -1)
         if name == "minitron":
             norms = {"attention": np.sqrt((heads**2).sum(2)), "mlp": np.abs(seen["mlp"])}
@@ -237,39 +248,15 @@ def test_shortened_llama_by_taylor(model, gradients):
 # --- SlimGPT ---------------------------------------------------------------------------------------
 
 
-def surgeon_order(weight, active, block: int) -> list[int]:
-    """Optimal brain surgeon by the book, `weight` [units, coordinates, embed]: the cheapest go, the rest is refitted.
-
-    The inverse is made anew for those that are left each time, where the library downdates one.
-    """
-    units, coordinates, _ = weight.shape
-    rows = active.reshape(len(active), -1)
-    product = rows.T @ rows / len(rows)
-    system = product + 0.01 * np.mean(np.diag(product)) * np.eye(len(product))
-    flat, left, order = weight.reshape(len(system), -1).copy(), list(range(units)), []
-    at = {unit: list(range(unit * coordinates, (unit + 1) * coordinates)) for unit in range(units)}
-    while left:
-        there = [row for unit in left for row in at[unit]]
-        inverse = np.linalg.inv(system[np.ix_(there, there)])
-        place = {unit: [there.index(row) for row in at[unit]] for unit in left}
-        costs = {
-            unit: np.trace(flat[at[unit]].T @ np.linalg.inv(inverse[np.ix_(place[unit], place[unit])]) @ flat[at[unit]])
-            for unit in left
-        }
-        now = sorted(left, key=costs.get)[: max(block // coordinates, 1)]
-        gone = [row for unit in now for row in place[unit]]
-        lost = flat[[there[row] for row in gone]]
-        flat[there] -= inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], lost)
-        order, left = order + now, [unit for unit in left if unit not in now]
-    return order
-
-
 @pytest.mark.parametrize("ratio", [0.2, 0.3])
-def test_slimgpt(model, activations, ratio):
+def test_slimgpt(model, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
-    keep = kept(model, "slimgpt", ratio, estimator="obs(block=4)")
+    monkeypatch.setitem(sequence.RULES, "obs", functools.partial(greedy_costs, block=4))  # of 12 channels, not at once
+    sequence._scores.clear_cache()
+    keep, compensation = kept(model, "slimgpt", ratio), recipes()["slimgpt"].compensation
+    sequence._scores.clear_cache()
     share = ratio * LAYERS * np.log1p(np.arange(LAYERS)) / np.log1p(np.arange(LAYERS)).sum()
-    for layer, (weights, seen) in enumerate(zip(layers_of(model), activations, strict=True)):
+    for layer, weights in enumerate(layers_of(model)):
         gone = {name: np.flatnonzero(~units[layer]).tolist() for name, units in keep.items()}
         heads_gone = int(KV_HEADS * share[layer])
         if share[layer] * LAYER - heads_gone * HEAD > (CHANNELS - 1) * CHANNEL:
@@ -278,9 +265,10 @@ def test_slimgpt(model, activations, ratio):
         missing = share[layer] * LAYER - len(gone["attention"]) * HEAD
         assert abs(len(gone["mlp"]) * CHANNEL - missing) <= 1.5 * CHANNEL
         heads = weights["attention/output"].reshape(KV_HEADS, -1, EMBED)
+        seen = {name: entering(model, keep, layer, name, TOKENS, ROWS, compensation) for name in keep}
         orders = {
-            "attention": surgeon_order(heads, seen["attention"].reshape(len(seen["attention"]), KV_HEADS, -1), 4),
-            "mlp": surgeon_order(weights["mlp/down"][:, None], seen["mlp"][..., None], 4),
+            "attention": surgeon_order(heads, seen["attention"], 4),
+            "mlp": surgeon_order(weights["mlp/down"][:, None], seen["mlp"], 4),
         }
         for name, order in orders.items():
             assert gone[name] == sorted(order[: len(gone[name])]), f"{name} {layer}"

@@ -105,7 +105,7 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
     noun = figure_of(found.run).noun
     if found.against:
         how = (
-            "of as good as the best, by a race: valid at any time, for all pairs; intervals are not corrected for it"
+            "of as good as the best, by a race: valid at any time, for all variants; intervals are not corrected for it"
             if found.run.get("race")
             else "of no difference, adjusted for the number of variants (paired bootstrap, Holm)"
         )

@@ -84,7 +84,7 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
 def legend(run: RunRecord, rows: Sequence[ComparisonRow]) -> list[str]:
     """Say what the marks mean, and over how many seeds the numbers are."""
     said = [f"{BEST} lowest {figure_of(run).noun} {DOMAINS['out' if first_metric(run, 'out') else 'in']} at its ratio"]
-    how = "a race: t-tests valid at any time, all pairs" if "race" in run else "paired bootstrap, Holm"
+    how = "a race: t-tests valid at any time, Bonferroni" if "race" in run else "paired bootstrap, Holm"
     if any(row.tied for row in rows):
         said[0] += f"   {TIED} cannot be told apart from it ({how}, {100 * LEVEL:g} %)"
     if any(row.raced for row in rows):

@@ -1,0 +1,105 @@
+"""Choosing units from the first layer to the last, each on the activations of the model as pruned so far.
+
+How many units of a layer and structure stay is known; which, is chosen behind the layers that have been pruned and
+compensated already, by a formula on the second moments of what enters the output matrix there, G = Σ â âᵀ:
+
+    wanda       Σ_c ‖W_c‖₁ · √G_cc over the coordinates c of a unit (arXiv:2306.11695; FASP, arXiv:2501.09412)
+    obs         the optimal brain surgeon's greedy order (SlimGPT, arXiv:2412.18110), see `estimation.reconstruction`
+    leverage    Σ_c [G (G + λ I)⁻¹]_cc (MoDeGPT, arXiv:2408.09632)
+
+These methods prune so; scores from one pass over the unpruned model do not see what the layers before have lost.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from saap_jax.config.method import CompensationConfig
+from saap_jax.estimation.reconstruction import greedy_costs, leverages
+from saap_jax.llama.model import Llama
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
+from saap_jax.surgery.corrections import Normal
+from saap_jax.surgery.cut import check_keep
+from saap_jax.types import STRUCTURES, Keep
+
+DAMPING, BLOCK = 0.01, 16
+"""Of the moments, relative to the mean of their diagonal, and coordinates that the surgeon takes at once."""
+
+
+def _wanda(weight: Array, moment: Array, ridge: Array) -> Float[Array, "units"]:
+    size = jnp.sqrt(jnp.diag(moment)).reshape(weight.shape[:2])
+    return jnp.sum(jnp.sum(jnp.abs(weight), axis=2) * size, axis=1)
+
+
+RULES: dict[str, Callable[[Array, Array, Array], Float[Array, "units"]]] = {
+    "wanda": _wanda,
+    "obs": functools.partial(greedy_costs, block=BLOCK),
+    "leverage": leverages,
+}
+"""Name -> (matrix [units, coordinates, embed], mean of â âᵀ, λ) -> scores of units; larger = more important."""
+
+
+def chosen_in_sequence(
+    model: Llama,
+    keep: Keep,
+    batches: Sequence[Batch],
+    rule: str,
+    config: CompensationConfig,
+    *,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
+) -> Keep:
+    """Return a keep-set with as many units of each layer and structure, those of the highest scores where they are.
+
+    Costs about as much as compensation of one keep-set.
+
+    Args:
+        keep: `[layers, units]` of attention and MLP; how many are kept of each layer.
+        batches: (tokens, mask) pairs of one shape, padding on the right.
+        rule: a name of `RULES`.
+        config: how each sub-block is corrected before the next is looked at; with `propagate = pruned`.
+
+    Raises:
+        ValueError: a keep-set of another model or of other structures, or a compensation on the unpruned model.
+    """
+    check_keep(keep, model.segments)
+    if set(keep) != set(STRUCTURES):
+        raise ValueError(f"search.in_sequence: expected attention and MLP alone, got {', '.join(sorted(keep))}")
+    if config.propagate != "pruned":
+        raise ValueError(
+            f"search.in_sequence: expected compensation.propagate pruned beside it, which looks at the model as pruned "
+            f"so far, got {config.propagate}"
+        )
+    config.check_microbatches(len(batches))
+    existing, new = existing_units(model.segments), {name: units.copy() for name, units in keep.items()}
+
+    def choose(at: SubBlock, sums: Normal) -> Bool[np.ndarray, "_"]:
+        units, row = int(existing[at.structure][at.layer].sum()), new[at.structure][at.layer]
+        scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, rule=rule, units=units))
+        first = np.argsort(-scores, kind="stable")[: int(row.sum())]
+        row[:] = np.isin(np.arange(len(row)), first)
+        return np.repeat(row[:units], len(at.kept) // units)
+
+    for _ in corrected_in_turn(model, keep, batches, config, choose=choose, progress=progress):
+        pass
+    return new
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "units"))
+def _scores(
+    weight: Float[Array, "coordinates embed"],
+    gram: Float[Array, "coordinates coordinates"],
+    total: Float[Array, ""],
+    *,
+    rule: str,
+    units: int,
+) -> Float[Array, "_"]:
+    """Score the units of a sub-block by a rule."""
+    moment = gram / total
+    parts = weight.astype(gram.dtype).reshape(units, len(weight) // units, weight.shape[1])
+    with jax.default_matmul_precision("highest"):
+        return RULES[rule](parts, moment, DAMPING * jnp.mean(jnp.diag(moment)))

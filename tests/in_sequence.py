@@ -1,0 +1,65 @@
+"""A second, plain implementation of pruning layer by layer: what enters a sub-block behind those that were pruned."""
+
+import numpy as np
+
+from saap_jax.llama.segments import existing_units
+from saap_jax.surgery.compensation import compensate
+from saap_jax.types import STRUCTURES
+from tests.helpers import changed, reference
+
+
+def entering(model, keep, layer: int, structure: str, tokens, batches, config) -> np.ndarray:
+    """Return what enters an output matrix where all in front of it is pruned and corrected, by the other model.
+
+    Args:
+        tokens: rows of tokens, without padding.
+        batches: the same, as the correction reads them.
+        config: of the correction.
+
+    Returns:
+        `[tokens, units, coordinates]`.
+    """
+    part = {name: units.copy() for name, units in existing_units(model.segments).items()}
+    for at in range(layer + 1):
+        for name in STRUCTURES if at < layer else STRUCTURES[: STRUCTURES.index(structure)]:
+            part[name][at] = keep[name][at]
+    corrected = model if config.method == "none" else compensate(model, part, batches, config).model
+
+    def zeroed(name: str):
+        def zero(value):
+            rows = part[name]
+            return value * rows.reshape(*rows.shape, *[1] * (value.ndim - 2)).astype(value.dtype)
+
+        return zero
+
+    without = changed(corrected, "segments/0/attention/output", zeroed("attention"))
+    without = changed(without, "segments/0/mlp/down", zeroed("mlp"))
+    seen = np.concatenate([reference(without, row)[1][layer][structure] for row in tokens])
+    return seen.reshape(len(seen), seen.shape[1], -1)
+
+
+def surgeon_order(weight, active, block: int) -> list[int]:
+    """Optimal brain surgeon by the book, `weight` [units, coordinates, embed]: the cheapest go, the rest is refitted.
+
+    The inverse is made anew for those that are left each time, where the library downdates one.
+    """
+    units, coordinates, _ = weight.shape
+    rows = active.reshape(len(active), -1)
+    product = rows.T @ rows / len(rows)
+    system = product + 0.01 * np.mean(np.diag(product)) * np.eye(len(product))
+    flat, left, order = weight.reshape(len(system), -1).copy(), list(range(units)), []
+    at = {unit: list(range(unit * coordinates, (unit + 1) * coordinates)) for unit in range(units)}
+    while left:
+        there = [row for unit in left for row in at[unit]]
+        inverse = np.linalg.inv(system[np.ix_(there, there)])
+        place = {unit: [there.index(row) for row in at[unit]] for unit in left}
+        costs = {
+            unit: np.trace(flat[at[unit]].T @ np.linalg.inv(inverse[np.ix_(place[unit], place[unit])]) @ flat[at[unit]])
+            for unit in left
+        }
+        now = sorted(left, key=costs.get)[: max(block // coordinates, 1)]
+        gone = [row for unit in now for row in place[unit]]
+        lost = flat[[there[row] for row in gone]]
+        flat[there] -= inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], lost)
+        order, left = order + now, [unit for unit in left if unit not in now]
+    return order

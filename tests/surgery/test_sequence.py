@@ -1,0 +1,107 @@
+"""Units chosen layer by layer: each place by plain formulas on activations of the model as pruned up to there."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.data import Windows
+from saap_jax.llama.segments import existing_units
+from saap_jax.selection.calibrate import calibrate
+from saap_jax.selection.choose import choose_path
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.sequence import chosen_in_sequence
+from saap_jax.types import STRUCTURES
+from tests.helpers import layers_of, random_keep, random_model, random_tokens, reference, spec_of
+from tests.in_sequence import entering, surgeon_order
+
+LAYERS, KV_HEADS, CHANNELS, EMBED = 3, 3, 10, 8
+TOKENS = random_tokens(8, 9)
+BATCHES = [(TOKENS[at : at + 2], np.ones((2, 9), bool)) for at in range(0, 8, 2)]
+PLAIN = CompensationConfig(tokens="equal")
+LEAST = CompensationConfig(method="least_squares", damping=0.1, tokens="equal")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS))
+
+
+def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Score units by the formula, written out; for `obs` minus the place in the surgeon's order."""
+    rows = active.reshape(len(active), -1)
+    moment = rows.T @ rows / len(rows)
+    if rule == "wanda":
+        return (np.abs(weight).sum(2) * np.sqrt(np.diag(moment)).reshape(weight.shape[:2])).sum(1)
+    ridge = 0.01 * np.mean(np.diag(moment)) * np.eye(len(moment))
+    if rule == "leverage":
+        return np.diag(moment @ np.linalg.inv(moment + ridge)).reshape(weight.shape[:2]).sum(1)
+    return np.argsort(surgeon_order(weight, active, 16)).astype(float)
+
+
+@pytest.mark.parametrize("rule", ["wanda", "obs", "leverage"])
+@pytest.mark.parametrize("config", [PLAIN, LEAST], ids=["none", "least_squares"])
+def test_each_layer_is_chosen_behind_those_that_were_pruned(model, rule, config, x64):
+    wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
+    asked = random_keep(existing_units(wide.segments), 0.4)
+    keep = chosen_in_sequence(wide, asked, BATCHES, rule, config)
+    for name in STRUCTURES:
+        np.testing.assert_array_equal(keep[name].sum(1), asked[name].sum(1))
+    for layer in range(LAYERS):
+        for name, path in (("attention", "attention/output"), ("mlp", "mlp/down")):
+            count = int(asked[name][layer].sum())
+            if count == keep[name].shape[1]:
+                continue
+            active = entering(wide, keep, layer, name, TOKENS, BATCHES, config)
+            weight = layers_of(wide)[layer][path].reshape(keep[name].shape[1], -1, EMBED)
+            scores = plain_scores(rule, weight, active)
+            expected = np.sort(np.argsort(-scores, kind="stable")[:count])
+            np.testing.assert_array_equal(np.flatnonzero(keep[name][layer]), expected, err_msg=f"{name} {layer}")
+
+
+def test_it_differs_from_choosing_on_the_whole_model(model):
+    """Negative control: behind what was removed, other units are the lowest."""
+    asked = random_keep(existing_units(model.segments), 0.5)
+    keep = chosen_in_sequence(model, asked, BATCHES, "wanda", PLAIN)
+    whole = {}
+    for name, path in (("attention", "attention/output"), ("mlp", "mlp/down")):
+        whole[name] = np.zeros_like(asked[name])
+        for layer in range(LAYERS):
+            seen = np.concatenate([reference(model, row)[1][layer][name] for row in TOKENS])
+            active = seen.reshape(len(seen), seen.shape[1], -1)
+            weight = layers_of(model)[layer][path].reshape(asked[name].shape[1], -1, EMBED)
+            first = np.argsort(-plain_scores("wanda", weight, active))[: int(asked[name][layer].sum())]
+            whole[name][layer, first] = True
+    assert any((keep[name] != whole[name]).any() for name in STRUCTURES)
+    np.testing.assert_array_equal(keep["attention"][0], whole["attention"][0])
+
+
+def test_the_search_keeps_its_budget_and_chooses_again(model):
+    subject, text = LlamaSubject(model), {"text": Windows(TOKENS, np.ones(TOKENS.shape, bool))}
+    search = SearchConfig(allocation="global")
+    scores = calibrate(subject, text, ["random"], batch_size=2)
+
+    def path(**changes):
+        own = dataclasses.replace(search, **changes)
+        return choose_path(subject, scores, text, "random", [0.2, 0.4], own, compensation=PLAIN, batch_size=2)
+
+    plain, again = path(), path(in_sequence="wanda")
+    for ratio in (0.2, 0.4):
+        assert again[ratio].removed == plain[ratio].removed == subject.removed(again[ratio].keep)
+        assert any((again[ratio].keep[name] != plain[ratio].keep[name]).any() for name in STRUCTURES)
+        expected = chosen_in_sequence(model, plain[ratio].keep, BATCHES, "wanda", PLAIN)
+        for name in STRUCTURES:
+            np.testing.assert_array_equal(again[ratio].keep[name], expected[name])
+
+
+def test_what_cannot_be_done_is_refused(model):
+    keep = existing_units(model.segments)
+    with pytest.raises(
+        ValueError, match="search.in_sequence: expected attention and MLP alone, got attention, mlp, qu"
+    ):
+        chosen_in_sequence(model, {**keep, "query_heads": np.ones((LAYERS, 2 * KV_HEADS), bool)}, BATCHES, "obs", PLAIN)
+    with pytest.raises(ValueError, match="expected compensation.propagate pruned beside it, .*got dense"):
+        chosen_in_sequence(model, keep, BATCHES, "obs", CompensationConfig(method="bias", propagate="dense"))
+    with pytest.raises(ValueError, match="search.query_heads.share: expected no search.in_sequence beside it"):
+        SearchConfig(in_sequence="obs", query_heads=dataclasses.replace(SearchConfig().query_heads, share=0.2))
