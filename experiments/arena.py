@@ -19,9 +19,10 @@ import numpy as np
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig
-from saap_jax.evaluation.differences import p_values_against, paired_difference
-from saap_jax.evaluation.resample import LEVEL, holm
+from saap_jax.evaluation.differences import paired_difference
+from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
+from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import recipes
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -45,8 +46,8 @@ MLP).
 Protocol: SmolLM2-135M-Instruct, float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on
 the first 64 windows of WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and
 standard deviation over seeds; differences from the best of a column in per cent of perplexity with 95 % intervals
-(paired bootstrap over seeds and windows); p of "as good as the best", adjusted (Holm), ≈ where they cannot be told
-apart.
+(paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
+cannot tell a method from the best, and p of "as good as the best" by its tests.
 """
 
 
@@ -115,7 +116,7 @@ def table(ratio: float) -> list[str]:
     best = {text: min(found, key=lambda line: line.losses[text].mean()) for text in SHORT.values()}
     said = ["| method | " + " | ".join(f"{text} | against the best, % | p" for text in best) + " | KV heads gone |"]
     said.append("|---" + "|---:" * (3 * len(best) + 1) + "|")
-    p_values = {text: _against(best[text], found, text) for text in best}
+    verdicts = {text: _raced(found, text) for text in best}
     for line in found:
         cells = []
         for text, first in best.items():
@@ -128,19 +129,20 @@ def table(ratio: float) -> list[str]:
                 continue
             value, low, high = paired_difference(line.losses[text], first.losses[text]).percent
             cells.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if value < 1000 else f"× {1 + value / 100:.0f}")
-            p = p_values[text][line.name]
-            cells.append(f"{p:.3f}" + (" ≈" if p >= LEVEL else ""))
+            p, left = verdicts[text][line.name]
+            cells.append(("< 0.001" if p < 0.001 else f"{p:.3f}") + (" ≈" if left else ""))
         said.append(f"| {line.name} | {' | '.join(cells)} | {line.heads:.0f} |")
     return said
 
 
-def _against(best: Line, found: Sequence[Line], text: str) -> dict[str, float]:
-    """Return Holm's p-values of "as good as the best" on a text."""
-    others = [line for line in found if line is not best]
-    if not others:
-        return {}
-    raw = p_values_against(best.losses[text], np.stack([line.losses[text] for line in others]))
-    return dict(zip([line.name for line in others], holm(raw).tolist(), strict=True))
+def _raced(found: Sequence[Line], text: str) -> dict[str, tuple[float, bool]]:
+    """Return the race's p-value of "as good as the best" on a text, and whether a method is left at its end."""
+    losses = [line.losses[text] for line in found]
+    verdict = race(losses, looks_of(losses[0].shape[1], EvaluationConfig().batch_size))
+    return {
+        line.name: (p, number in verdict.left)
+        for number, (line, p) in enumerate(zip(found, verdict.p_values, strict=True))
+    }
 
 
 def report() -> None:
