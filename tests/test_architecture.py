@@ -16,6 +16,7 @@ import saap_jax
 from saap_jax.config import jobs as configuration
 from saap_jax.config import mesh, method, plan, recover, use
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.planning.models import spec_of
 from tests.config_reads import reads_of
 
 PACKAGE = Path(saap_jax.__file__).parent
@@ -70,7 +71,7 @@ NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory",
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
+CONFIGS = sorted((PROJECT / "configs").rglob("*.py"))
 EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
 
@@ -218,9 +219,10 @@ def test_every_config_builds(path):
     config = exported["CONFIG"]
     assert type(config) in config_classes()
     command = type(config).__name__.removesuffix("Config").lower()
-    assert f"saap {command} configs/{path.name}" in exported["__doc__"]
+    assert f"saap {command} {path.relative_to(PROJECT)}" in exported["__doc__"]
     widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
-    model = abstract_llama(LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True))
+    spec = LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True)
+    model = abstract_llama(spec_of(exported["PLANNED"]) if "PLANNED" in exported else spec)
     rows = (
         (config.training.microbatch, config.data.length)
         if command == "recover"
@@ -228,7 +230,7 @@ def test_every_config_builds(path):
     )
     tokens = jax.ShapeDtypeStruct(rows, "int32")
     logits = jax.eval_shape(lambda model, tokens: model(tokens), model, tokens)
-    assert logits.shape == (*tokens.shape, 49152)
+    assert logits.shape == (*tokens.shape, model.spec.vocab)
 
 
 def test_there_are_configs():
