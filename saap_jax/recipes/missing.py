@@ -1,0 +1,72 @@
+"""Published methods that cannot be run here, and what each of them would take."""
+
+from saap_jax.recipes.base import Recipe
+
+
+def _missing(title: str, paper: str, calibration: str, missing: str) -> Recipe:
+    return Recipe(title=title, paper=f"arXiv:{paper}", calibration=calibration, missing=missing)
+
+
+RECIPES = {
+    "bonsai": _missing(
+        "Bonsai: regression of the loss on random masks, drawn by a prior from activations, in rounds",
+        "2402.05406",
+        "WikiText-2 or C4",
+        "masks are drawn evenly here, not by a prior; the estimator 'perturbation' is the regression alone",
+    ),
+    "disp-llm": _missing(
+        "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",
+        "2410.11988",
+        "WikiText-2 or Alpaca",
+        "sub-blocks that read other channels of the stream than they write need index operations that models here lack",
+    ),
+    "evopress": _missing(
+        "EvoPress: evolution of the shares of layers, judged by the divergence from the unpruned model",
+        "2410.14649",
+        "FineWeb-Edu",
+        "no allocation is searched by evolution yet",
+    ),
+    "llm-surgeon": _missing(
+        "LLM Surgeon: Kronecker-factored curvature of the loss, several shots, correlated updates",
+        "2312.17244",
+        "WikiText-2 (training part)",
+        "second moments of the gradients of sub-blocks' outputs are not observed yet",
+    ),
+    "modegpt": _missing(
+        "MoDeGPT: ridge leverage in the MLP, decompositions in attention, shares by softmax of block influence",
+        "2408.09632",
+        "WikiText-2 (training part)",
+        "shares that follow from block influence are missing, and attention's decomposition; its score of the MLP is the "
+        "estimator 'leverage'",
+    ),
+    "osscar": _missing(
+        "OSSCAR: the surgeon's greedy removal, then swaps while the error falls",
+        "2403.12983",
+        "C4",
+        "swaps are missing; without them it is search.in_sequence 'obs' with compensation 'least_squares'",
+    ),
+    "slicegpt": _missing(
+        "SliceGPT: rotations of the residual stream, cut by principal components",
+        "2401.15024",
+        "WikiText-2 or Alpaca",
+        "it rotates the stream and adds matrices to skip connections, which is no selection of units",
+    ),
+    "two-ssp": _missing(
+        "2SSP: channels by norms of activations, then attention by greedy perplexity",
+        "2501.17771",
+        "C4",
+        "its rule how many attention blocks go is missing; its parts are 'activation_norm' and 'block_ablation'",
+    ),
+    "tyr": _missing(
+        "Týr-the-Pruner: shares of layers by evolution over local prunings of every sparsity",
+        "2503.09657",
+        "FineWeb-Edu",
+        "no allocation is searched by evolution yet",
+    ),
+    "ziplm": _missing(
+        "ZipLM: the surgeon's removal of structures, as many of each layer as a table of times allows",
+        "2302.04089",
+        "the training text",
+        "widths by dynamic programming over errors and times are missing; its removal is the estimator 'obs'",
+    ),
+}
