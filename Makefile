@@ -22,7 +22,7 @@ define in-versions
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/pip install -q --no-deps -r $(3)
 $(1)/bin/pip install -q --no-deps --no-build-isolation -e .
-$(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2
+$(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
 $(1)/bin/pytest -q -n auto --dist worksteal tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 

@@ -36,8 +36,8 @@ RECIPES = {
         "MoDeGPT: ridge leverage in the MLP, decompositions in attention, shares by softmax of block influence",
         "2408.09632",
         "WikiText-2 (training part)",
-        "shares that follow from block influence are missing, and attention's decomposition; its score of the MLP is the "
-        "estimator 'leverage'",
+        "shares that follow from block influence are missing, and the decomposition of attention; its score of the MLP "
+        "is the estimator 'leverage'",
     ),
     "osscar": _missing(
         "OSSCAR: the surgeon's greedy removal, then swaps while the error falls",
