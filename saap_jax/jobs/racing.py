@@ -255,7 +255,7 @@ def looks_of(rows: int, batch_size: int) -> tuple[int, ...]:
         ValueError: too few windows for a race.
     """
     if rows < FEWEST:
-        raise ValueError(f"evaluation.windows: expected at least {FEWEST} for a race, got {rows}; or leave race out")
+        raise ValueError(f"evaluation.windows: expected at least {FEWEST} for a race, got {rows}; or --no-race")
     first = math.ceil(FEWEST / batch_size) * batch_size
     return (*range(first, rows, batch_size), rows)
 

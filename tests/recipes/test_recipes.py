@@ -144,7 +144,8 @@ def test_a_run_compares_recipes_beside_estimators(run):
 
 
 def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
-    for name in ("flap@0.3", "fasp-mlp@0.3"):
+    arrays = run.load_arrays("keeps")
+    for name in ("flap@0.3", "fasp-mlp@0.3", "wanda-sp@0.3"):
         row = next(row for row in run.candidates() if row["candidate"] == name)
         words = shlex.split(prune_command(run.record, row))
         config, _ = parse("prune", PruneConfig(), [*words[2:], "--out", str(tmp_path / name)])
@@ -153,6 +154,7 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
         kept = load_keep(tmp_path / name)
         for structure, counts in row["kept"].items():
             np.testing.assert_array_equal(kept[structure].sum(1), counts)
+            np.testing.assert_array_equal(kept[structure], arrays[f"{name}/{structure}"])
 
 
 def test_a_frontier_has_recipes_too(tiny_model_directory, tmp_path):
@@ -161,14 +163,23 @@ def test_a_frontier_has_recipes_too(tiny_model_directory, tmp_path):
         calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
         evaluation=EvaluationConfig(windows=8, length=16, batch_size=4),
         estimation=EstimationConfig(estimators=()),
-        recipes=("flap",),
+        recipes=("flap", "wanda-sp"),
         ratios=(0.2, 0.4),
         resamples=10,
         tolerance=0.1,
         runs=str(tmp_path),
     )
-    rows = frontier.frontier(config).candidates()
-    assert {(row["recipe"], row["compensation"]) for row in rows} == {("flap", "bias")}
+    made = frontier.frontier(config)
+    rows = made.candidates()
+    assert {(row["recipe"], row["compensation"]) for row in rows} == {("flap", "bias"), ("wanda-sp", "none")}
+    compared = compare.compare(
+        CompareConfig(
+            model=config.model, calibration=config.calibration, evaluation=config.evaluation,
+            estimation=config.estimation, recipes=("wanda-sp",), ratios=(0.4,), runs=str(tmp_path),
+        )
+    )  # fmt: skip
+    (own,) = (row["keep"] for row in rows if row["candidate"] == "wanda-sp@0.4")
+    assert [row["keep"] for row in compared.candidates()] == [own], "chosen layer by layer in both"
 
 
 class TestCommand:
