@@ -101,7 +101,8 @@ Compensate = Callable[[Row, Keep], Subject]
 def compensator(config: SweepConfig, subject: Subject, calibration: Mapping[int, dict[str, Examples]]) -> Compensate:
     """Build the compensation function of a sweep: each candidate on the calibration text of its seed and scenario.
 
-    With `propagate = dense` the second moments of a text serve all candidates, and are observed once.
+    With `propagate = dense` the second moments of a text serve all candidates, and are observed once, unless tokens
+    count alike.
     """
     size = config.calibration.batch_size
 
@@ -119,7 +120,8 @@ def compensator(config: SweepConfig, subject: Subject, calibration: Mapping[int,
         if options.method == "none":
             return subject
         own = about["seed"], about["scenario"]
-        known = moments(*own) if options.propagate == "dense" else None
+        once = options.propagate == "dense" and options.tokens == "scaled" and options.correction != "none"
+        known = moments(*own) if once else None
         return subject.compensated(keep, text(*own), options, batch_size=size, moments=known)[0]
 
     return compensate

@@ -9,12 +9,9 @@ RECIPES = {
         paper="arXiv:2312.11983",
         estimator="fluctuation(standardize=True)",
         search=SearchConfig(allocation="global", rank_by="score", min_keep=PerStructure(attention=0, mlp=0)),
-        compensation=CompensationConfig(method="bias", propagate="dense"),
+        compensation=CompensationConfig(method="bias", propagate="dense", tokens="equal"),
         calibration="1,024 windows of 128 tokens of WikiText-2 (training part)",
-        deviations=(
-            "A KV head goes with all its query heads; its score is the mean over all their coordinates.",
-            "The bias is the mean over tokens that weigh 1 / mean(x²) of the residual stream; FLAP's weigh alike.",
-        ),
+        deviations=("A KV head goes with all its query heads; its score is the mean over all their coordinates.",),
         published=(
             Published(model="LLaMA-7B", ratio=0.2, metric="WikiText-2 ppl@128", value=14.62, dense=12.62),
             Published(model="LLaMA-7B", ratio=0.5, metric="WikiText-2 ppl@128", value=31.80, dense=12.62),

@@ -12,6 +12,7 @@ RECIPES = {
         compensation=CompensationConfig(tokens="equal"),
         calibration="1,024 windows of 128 tokens of WikiText-2 (training part)",
         deviations=(
+            "The MLP of a layer is looked at behind its pruned attention; the code prunes both and then goes on.",
             "Heads are rounded down to whole ones, as in the code; channels make up for it, so that the budget is met.",
         ),
     ),

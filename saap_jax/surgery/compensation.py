@@ -156,6 +156,10 @@ def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
             f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
             "on what is kept; give the text alone"
         )
+    if config.tokens != "scaled":
+        raise ValueError(
+            f"gram: expected compensation.tokens scaled beside it, got {config.tokens}; give the text alone"
+        )
     expected = jax.eval_shape(lambda: GRAM.init(model, Plan(0))).product
     for structure, product in gram.product.items():
         if product.shape != expected[structure].shape:

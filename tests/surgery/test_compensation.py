@@ -158,17 +158,21 @@ def gram_of(model, batches):
     return observe(model, batches, frozenset({GRAM})).of(GRAM)
 
 
-@pytest.mark.parametrize("once", [False, True], ids=["layer by layer", "from the pass"])
+@pytest.mark.parametrize("how", ["layer by layer", "from the pass", "equal tokens"])
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
-def test_dense_propagation_is_the_formula_of_each_sub_block(method, once, x64):
+def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
     model = dense_model(layers=2, mlp=6, dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.5, seed=2)
     keep["attention"][:] = [[True, False], [True, True]]
     batches = batches_of()
-    config = CompensationConfig(method=method, propagate="dense", damping=0.1)
-    new = compensate(model, keep, batches, config, gram=gram_of(model, batches) if once else None).model
+    tokens = "equal" if how == "equal tokens" else "scaled"
+    config = CompensationConfig(method=method, propagate="dense", damping=0.1, tokens=tokens)
+    gram = gram_of(model, batches) if how == "from the pass" else None
+    new = compensate(model, keep, batches, config, gram=gram).model
     tokens, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
     for structure, (a, weights) in observed(model, tokens, mask).items():
+        if how == "equal tokens":
+            weights = (weights > 0).astype(float)
         part, name = {"attention": ("attention", "output"), "mlp": ("mlp", "down")}[structure]
         for layer in range(2):
             old, found = (
@@ -223,6 +227,8 @@ def test_moments_that_cannot_take_the_place_of_the_text_are_refused():
     keep, gram = random_keep(existing_units(model.segments), 0.5), gram_of(model, batches_of())
     with pytest.raises(ValueError, match="gram: expected compensation.propagate dense beside it, got pruned"):
         compensate(model, keep, batches_of(), LEAST, gram=gram)
+    with pytest.raises(ValueError, match="gram: expected compensation.tokens scaled beside it, got equal"):
+        compensate(model, keep, [], dataclasses.replace(LEAST, propagate="dense", tokens="equal"), gram=gram)
     other = gram_of(dense_model(mlp=3), batches_of())
     with pytest.raises(ValueError, match=r"gram: expected matrices of shape .* for the mlp of this model, got \(2, "):
         compensate(model, keep, [], dataclasses.replace(LEAST, propagate="dense"), gram=other)
