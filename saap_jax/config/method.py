@@ -366,7 +366,7 @@ class CompensationConfig:
     of the model as pruned so far, making up for the layers before too."""
     tokens: Literal["scaled", "equal"] = "scaled"
     """How much each token counts: `scaled` by 1 / mean(x²) of the residual stream x behind the sub-block, by whose root
-    whatever reads it divides it; or `equal`, as the rows of a traced model do."""
+    whatever reads it divides it; or `equal`, as the rows of a traced model do. Also of `search.in_sequence`."""
     damping: float | None = None
     """Of `least_squares`: δ, how much each kept weight resists, relative to its input's mean square; None: what does
     best on every fourth microbatch of the calibration text, for each sub-block."""

@@ -17,7 +17,7 @@ from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.choose import choose_calibrated, choose_path, chosen_in_sequence, most_removable
+from saap_jax.selection.choose import choose_calibrated, choose_path, chosen_again, most_removable
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import LlamaSubject
@@ -61,7 +61,7 @@ def chosen_units(
             lambda keep: observe(keep=keep),
         )  # fmt: skip
         own = {"batch_size": calibration.batch_size, "track": track}
-        return chosen_in_sequence(subject, selection, scenarios, config.search, config.compensation, **own)
+        return chosen_again(subject, selection, scenarios, config.search, config.compensation, **own)
     options["compensation"] = config.compensation
     return choose_path(subject, calibrated, scenarios, config.estimator, [ratio], config.search, **options)[ratio]
 

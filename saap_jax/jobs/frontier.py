@@ -35,7 +35,7 @@ from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.choose import checkpoints, choose_calibrated, chosen_in_sequence, most_removable
+from saap_jax.selection.choose import checkpoints, choose_calibrated, chosen_again, most_removable
 from saap_jax.selection.search import Selection
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
 from saap_jax.subjects.base import Examples, Subject
@@ -147,7 +147,7 @@ class Road:
                 self._stations[station] = self._observed(station, calibrated, gone)
             calibrated, gone = self._stations[station]
         if ratio not in self._selected:
-            self._selected[ratio] = chosen_in_sequence(
+            self._selected[ratio] = chosen_again(
                 self.subject,
                 self._select(ratio, calibrated, gone),
                 self.scenarios,

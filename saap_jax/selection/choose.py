@@ -179,14 +179,14 @@ def choose_path(
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
     return {
-        ratio: chosen_in_sequence(
+        ratio: chosen_again(
             subject, selections[ratio], scenarios, config, compensation, batch_size=batch_size, track=track
         )
         for ratio in dict.fromkeys(ratios)
     }
 
 
-def chosen_in_sequence(
+def chosen_again(
     subject: Subject,
     selection: Selection,
     scenarios: Mapping[str, Examples],

@@ -37,7 +37,7 @@ from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, p
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths
-from saap_jax.surgery.corrections import Correction, Normal, corrected
+from saap_jax.surgery.corrections import Correction, Normal, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
 
@@ -134,19 +134,13 @@ def corrected_in_turn(
         step = functools.partial(normal_step, model, **where, through=through, equal=equal)
         sums, after = summed(step, streams, masks)
         if choose is not None and not at.kept.all():
-            at = at._replace(kept=choose(at, _together(sums)))
+            at = at._replace(kept=choose(at, together(*sums)))
         new, correction = at.masked() if config.correction == "none" else at.corrected(sums, config)
         streams = [
             Stream(dense, advance(new, stream.pruned) if through else dense)
             for stream, dense in zip(streams, after, strict=True)
         ]
         yield at, new, correction
-
-
-def _together(sums: tuple[Normal, Normal | None]) -> Normal:
-    """Return the sums over the text that fits and over what was held out."""
-    fit, held = sums
-    return fit if held is None else jax.tree.map(jnp.add, fit, held)
 
 
 def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:

@@ -187,6 +187,11 @@ SOLVERS = {"bias": solve_bias, "least_squares": solve_least_squares}
 """How the methods of this package, which `config.registries.CORRECTIONS` describes, correct a matrix."""
 
 
+def together(fit: Normal, held: Normal | None) -> Normal:
+    """Return the sums over the text that fits and over what was held out, if any was."""
+    return fit if held is None else jax.tree.map(jnp.add, fit, held)
+
+
 def corrected(
     sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
 ) -> tuple[Array, Array, float | None, tuple[float, float]]:
@@ -198,7 +203,7 @@ def corrected(
     fit, held = sums
     rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
     weight = weight.astype(fit.gram.dtype)
-    everything = fit if held is None else jax.tree.map(jnp.add, fit, held)
+    everything = together(fit, held)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
     solve = CORRECTIONS[config.correction].solve or SOLVERS[config.correction]

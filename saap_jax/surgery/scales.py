@@ -28,11 +28,9 @@ from saap_jax.llama.segments import masks, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
+from saap_jax.surgery.compensation import Batch
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import QUERY_HEADS, Gates, Keep, Remat
-
-Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
-"""Tokens and which of them are real."""
 
 
 class Scaled(NamedTuple):
@@ -46,7 +44,7 @@ class Scaled(NamedTuple):
     @property
     def best(self) -> int:
         """After how many rounds the factors were best."""
-        return int(np.argmin(self.divergences))
+        return min(range(len(self.divergences)), key=self.divergences.__getitem__)  # NaN is never the lowest
 
 
 class _Text(NamedTuple):

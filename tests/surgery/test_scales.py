@@ -8,11 +8,13 @@ import pytest
 from scipy.special import log_softmax
 
 from saap_jax.config.method import CompensationConfig, check_correction
+from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import scales as module
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
-from saap_jax.surgery.scales import divergence, folded, scaled
+from saap_jax.surgery.scales import Scaled, divergence, folded, scaled
 from saap_jax.types import QUERY_HEADS
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
@@ -143,6 +145,11 @@ def test_factors_that_do_harm_on_held_out_text_are_not_taken():
     np.testing.assert_array_equal(forward(new, TOKENS, masks(keep)), forward(model, TOKENS, masks(keep)))
 
 
+def test_what_is_not_a_number_is_never_the_best():
+    assert Scaled({}, (0.5, float("nan"), 0.4)).best == 2
+    assert Scaled({}, (0.5, float("nan"), 0.6)).best == 0
+
+
 def test_nothing_is_learnt_where_nothing_is_gone():
     model = dense_model()
     _, done = scaled(model, model, existing_units(model.segments), batches_of(), CONFIG)
@@ -152,9 +159,6 @@ def test_nothing_is_learnt_where_nothing_is_gone():
 
 def test_corrections_come_first():
     """Of the corrected model, towards the unpruned one: what a subject does with `least_squares+scales`."""
-    from saap_jax.data import Windows
-    from saap_jax.subjects.llama import LlamaSubject
-
     model = dense_model()
     keep, batches = pruned(model), batches_of()
     text = Windows(*(np.concatenate(each) for each in zip(*batches, strict=True)))

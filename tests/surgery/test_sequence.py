@@ -42,7 +42,7 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray) -> np.ndarra
 
 @pytest.mark.parametrize("rule", ["wanda", "obs", "leverage"])
 @pytest.mark.parametrize("config", [PLAIN, LEAST], ids=["none", "least_squares"])
-def test_each_layer_is_chosen_behind_those_that_were_pruned(model, rule, config, x64):
+def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
     wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
     asked = random_keep(existing_units(wide.segments), 0.4)
     keep = chosen_in_sequence(wide, asked, BATCHES, rule, config)
