@@ -10,7 +10,6 @@ import os
 import re
 import runpy
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,13 +25,10 @@ from saap_jax.config.method import is_factory
 from saap_jax.config.traced import for_factory
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
-from saap_jax.runtime.watch import start_watch
+from saap_jax.runtime.watch import Watch, start_watch
 
 SPREADING = ("score", "compare", "prune", "recover", "evaluate")
 """Commands that run on many devices, and in many processes."""
-
-GRACE = 3.0
-"""Seconds that a process with an error waits before it ends, so that others can say it too if they have the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,26 +216,29 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
         code = run(rest) or 0
     except BaseException as error:
         watch.failing()
-        _end(error)
+        _end(error, watch)
     watch.leaving()
     leave()
     return code
 
 
-def _end(error: BaseException) -> NoReturn:
-    """Say what went wrong in one process of a job, and end it without waiting for the others, whom that ends too."""
-    code, grace = 1, GRACE
-    if interrupts.received() or isinstance(error, KeyboardInterrupt):
-        code, grace = fail(*interrupts.interruption()), 0
+def _end(error: BaseException, watch: Watch) -> NoReturn:
+    """Say what went wrong in one process of a job, and end it, which ends the others too.
+
+    Others may come upon the same and say it too.
+    """
+    code, interrupted = 1, interrupts.received() or isinstance(error, KeyboardInterrupt)
+    if interrupted:
+        code = fail(*interrupts.interruption())
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
     else:
         if os.environ.get("SAAP_DEBUG"):
             traceback.print_exception(error)
         code = failed(error)
-    time.sleep(grace)
     sys.stdout.flush()
     sys.stderr.flush()
+    watch.part(interrupted)
     os._exit(code)
 
 

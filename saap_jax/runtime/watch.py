@@ -22,18 +22,45 @@ LOST = 3
 _TOKEN = 16  # bytes, which tell a process of this job from anybody else who connects
 _PATIENCE = 10.0  # seconds for a connection
 _FAREWELL = b"."
+_FAILING = b"!"
+
+OWN = 5.0
+"""Seconds in which a process that hears of another's error may come upon the same, and say it by itself."""
+
+GRACE = 10.0
+"""Seconds that a process with an error waits at most for the others, of which the first ends last."""
+
+LAST = 2.0
+"""Seconds that the first process waits for others whose job it ends; it is their way to jax, which aborts without."""
 
 
 class Watch:
     """The connections of this process to those that it watches: of the first to all, of another to the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: bool) -> None:
+        self._first = first
         self._leaving = False
         self._peers: dict[socket.socket, int] = {}
+        self._failing: set[int] = set()
+        self._gone = 0
+        self._news = threading.Condition()
 
     def failing(self) -> None:
         """Stop watching, because this process has an error of its own to end with."""
         self._leaving = True
+
+    def part(self, interrupted: bool) -> None:
+        """Tell the others that this process ends, by an error or by a signal, and wait until it may.
+
+        jax aborts a process whose first one has gone, so the first ends when all others have; another, when the first
+        has an error too, or at once by a signal, which the others got or are told of. None waits longer than `GRACE`.
+        """
+        if interrupted and not self._first:
+            return
+        for peer in list(self._peers):
+            _send(peer, b"0" if interrupted else _FAILING)
+        with self._news:
+            self._news.wait_for(lambda: self._others_gone() if self._first else self._failing or self._gone, GRACE)
 
     def leaving(self) -> None:
         """Say that this process ends in order, and stop watching."""
@@ -55,20 +82,56 @@ class Watch:
                     continue
                 peer: Any = key.fileobj
                 said = _received(peer)
-                if said != _FAREWELL and not self._leaving:
-                    for other in self._peers:
-                        _send(other, str(self._peers[peer]).encode())
-                    _end(self._peers[peer])
+                if said == _FAILING:
+                    self._has_error(self._peers[peer])
+                    continue
                 selector.unregister(peer)
-                del self._peers[peer]
+                process = self._peers.pop(peer)
                 peer.close()
+                if said != _FAREWELL:
+                    self._has_ended(process)
 
     def follow(self, server: socket.socket) -> None:
         """Watch the first process, which also tells of others."""
         self._peers[server] = 0
-        said = _received(server)
-        if said != _FAREWELL and not self._leaving:
-            _end(int(said) if said.isdigit() else 0)
+        while (said := _received(server)).startswith(_FAILING):
+            self._has_error(0)
+        if said != _FAREWELL:
+            self._has_ended(int(said) if said.isdigit() else 0)
+
+    def _has_error(self, process: int) -> None:
+        """Give this process a while to come upon the error of another by itself."""
+        with self._news:
+            self._failing.add(process)
+            self._news.notify()
+        self._end_without(process, OWN)
+
+    def _has_ended(self, process: int) -> None:
+        """End this process too, unless it is about to."""
+        with self._news:
+            self._gone += 1
+            self._news.notify()
+        if process not in self._failing:
+            self._end_without(process, 0.0)
+
+    def _end_without(self, process: int, seconds: float) -> None:
+        """End this process in a while, and the others before it; from a thread, since this one has to hear of them."""
+        late = threading.Timer(seconds, self._end_if_alive, [process])
+        late.daemon = True
+        late.start()
+
+    def _end_if_alive(self, process: int) -> None:
+        if self._leaving:
+            return
+        if self._first:
+            for other in list(self._peers):
+                _send(other, str(process).encode())
+            with self._news:
+                self._news.wait_for(self._others_gone, LAST)
+        _end(process)
+
+    def _others_gone(self) -> bool:
+        return self._gone >= count() - 1
 
 
 def start_watch(host: str | None) -> Watch:
@@ -77,7 +140,7 @@ def start_watch(host: str | None) -> Watch:
     Args:
         host: where the others reach the first process; None: by the name of its machine.
     """
-    watch = Watch()
+    watch = Watch(first=is_primary())
     server = _listen() if is_primary() else None
     token = secrets.token_hex(_TOKEN // 2) if is_primary() else ""
     where, port, token = broadcast(

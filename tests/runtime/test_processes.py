@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+import time
 
 import pytest
 
@@ -79,7 +80,7 @@ class Watched:
     def __init__(self, monkeypatch):
         self.lost, self.told = [], threading.Event()
         monkeypatch.setattr(watch, "_end", self._end)
-        self.watch, server = watch.Watch(), socket.create_server(("127.0.0.1", 0))
+        self.watch, server = watch.Watch(first=True), socket.create_server(("127.0.0.1", 0))
         self.port, self.token = server.getsockname()[1], b"t" * 16
         threading.Thread(target=self.watch.serve, args=(server, self.token), daemon=True).start()
 
@@ -102,7 +103,9 @@ def test_a_connection_that_closes_tells_who_died_and_all_others(monkeypatch):
     dies.close()
     assert watched.told.wait(10)
     assert watched.lost == [2]
-    watch.Watch().follow(stays)
+    watched.told.clear()
+    watch.Watch(first=False).follow(stays)
+    assert watched.told.wait(10)
     assert watched.lost == [2, 2]
     watched.watch.leaving()
     stays.close()
@@ -118,3 +121,43 @@ def test_a_farewell_is_no_death(monkeypatch):
     assert watched.told.wait(10)
     assert watched.lost == [2]
     assert "start the job again" in watch.lost_words("process 2")
+
+
+def test_the_first_process_with_an_error_ends_last(monkeypatch):
+    monkeypatch.setattr(watch, "count", lambda: 3)
+    watched = Watched(monkeypatch)
+    others = [watched.connect(1), watched.connect(2)]
+    heard = [watch.Watch(first=False), watch.Watch(first=False)]
+    for each, connection in zip(heard, others, strict=True):
+        each.failing()
+        threading.Thread(target=each.follow, args=(connection,), daemon=True).start()
+    watched.watch.failing()
+    while len(watched.watch._peers) < 2:
+        time.sleep(0.01)
+    parting = threading.Thread(target=watched.watch.part, args=(False,), daemon=True)
+    parting.start()
+    for each in heard:
+        each.part(interrupted=False)
+        assert each._failing == {0}
+    others[0].shutdown(socket.SHUT_RDWR)
+    parting.join(0.2)
+    assert parting.is_alive()  # one is still there
+    others[1].shutdown(socket.SHUT_RDWR)
+    parting.join(watch.GRACE / 2)
+    assert not parting.is_alive()
+    assert watched.lost == []
+    for connection in others:
+        connection.close()
+
+
+@pytest.mark.parametrize("finds_it_too", [True, False])
+def test_an_error_of_another_leaves_time_to_find_the_same(finds_it_too, monkeypatch):
+    monkeypatch.setattr(watch, "OWN", 0.2)
+    watched = Watched(monkeypatch)
+    fails = watched.connect(1)
+    fails.sendall(b"!")
+    if finds_it_too:
+        watched.watch.failing()
+    assert watched.told.wait(1) != finds_it_too
+    assert watched.lost == [1] * (not finds_it_too)
+    fails.close()
