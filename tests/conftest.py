@@ -45,6 +45,22 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--once`."""
+    parser.addoption("--once", action="store_true", help="run each test with the first of its parameters only")
+
+
+@pytest.hookimpl(trylast=True)  # of those that their marks leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave one set of parameters of each test, if that is asked for."""
+    if config.getoption("--once"):
+        first: dict[str, pytest.Item] = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        config.hook.pytest_deselected(items=[item for item in items if item not in first.values()])
+        items[:] = first.values()
+
+
 MOST_MAPS = 10_000
 """Memory maps of a process (Linux allows 65,530) from which on compiled programs are thrown away."""
 
