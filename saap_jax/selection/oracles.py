@@ -2,6 +2,7 @@
 
 They stand among estimators, alone, in a fusion, or for one structure (`block_ablation/wanda`), and cost far more than
 the one pass: `ablation` a part of a forward pass a unit, `block_ablation` one a sub-block, `perturbation` one a mask.
+With `examples` each looks at the first so many of the examples only, in proportion cheaper.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,9 @@ Oracle = Callable[[Subject, Examples, Keep | None, Passes], Scores]
 unit is; larger = more important."""
 
 
-def ablation() -> Oracle:
+def ablation(*, examples: int | None = None) -> Oracle:
     """Score a unit by the exact change of the loss when it goes by itself, see `estimation.ablation`."""
+    few = _first("ablation", examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
@@ -45,7 +47,7 @@ def ablation() -> Oracle:
         existing = {name: subject.existing[name] for name in passes.structures}
         units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
         changes = subject.ablate(
-            examples,
+            few(subject, examples),
             units,
             batch_size=passes.batch_size,
             progress=lambda groups: passes.track("remove single units", groups, len(groups)),
@@ -55,12 +57,13 @@ def ablation() -> Oracle:
     return score
 
 
-def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block") -> Oracle:
+def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", examples: int | None = None) -> Oracle:
     """Score every unit by the change of the mean loss when its sub-block goes as a whole, or its layer.
 
     With `search.depth` and `search.rescore_every` below a block's share, that is greedy removal of blocks: BlockPruner
     (arXiv:2406.10594) of sub-blocks, SLEB (arXiv:2402.09025) of layers.
     """
+    few = _first("block_ablation", examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "block_ablation")
@@ -72,7 +75,7 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block") 
             for name in names:
                 without[name][layer] = False
             keeps.append(without)
-        base, *means = _mean_losses(subject, examples, [present, *keeps], passes, "remove single blocks")
+        base, *means = _mean_losses(subject, few(subject, examples), [present, *keeps], passes, "remove single blocks")
         scores: Scores = {name: np.full(present[name].shape, np.nan) for name in STRUCTURES}
         for (layer, names), mean in zip(groups, means, strict=True):
             for name in names:
@@ -82,7 +85,9 @@ def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block") 
     return score
 
 
-def perturbation(*, masks: int = 256, share: float = 0.1, ridge: float = 1.0, seed: int = 0) -> Oracle:
+def perturbation(
+    *, masks: int = 256, share: float = 0.1, ridge: float = 1.0, seed: int = 0, examples: int | None = None
+) -> Oracle:
     """Score a unit by ridge regression of the mean loss on random masks, each without `share` of every layer's units.
 
     With X the masks (1 where a unit is gone), centred, and y the losses, β = Xᵀ (X Xᵀ + r t I)⁻¹ y, r = `ridge` and t
@@ -99,12 +104,13 @@ def perturbation(*, masks: int = 256, share: float = 0.1, ridge: float = 1.0, se
     check_seed("perturbation: seed", seed)
     if not (np.isfinite(ridge) and ridge > 0):
         raise ValueError(f"perturbation: expected ridge above 0, got {ridge}")
+    few = _first("perturbation", examples)
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         present = _present(subject, keep, "perturbation")
         random = np.random.default_rng(seed)
         keeps = [_masked(present, passes.structures, share, random) for _ in range(masks)]
-        losses = np.array(_mean_losses(subject, examples, keeps, passes, "mask units at random"))
+        losses = np.array(_mean_losses(subject, few(subject, examples), keeps, passes, "mask units at random"))
         gone = np.stack(
             [np.concatenate([(present[name] & ~each[name])[present[name]] for name in passes.structures])
              for each in keeps]
@@ -152,6 +158,14 @@ def constant(scores: Scores, existing: Keep) -> Estimator:
         for name, units in existing.items()
     }
     return Estimator(frozenset(), lambda statistics, weights: dict(filled))
+
+
+def _first(name: str, count: int | None) -> Callable[[Subject, Examples], Examples]:
+    """Return what takes the first so many of the examples, or all where there are fewer or None is said."""
+    if count is None:
+        return lambda subject, examples: examples
+    check_at_least(f"{name}: examples", count, 1)
+    return lambda subject, examples: subject.rows(examples, slice(count))
 
 
 def _present(subject: Subject, keep: Keep | None, name: str) -> Keep:

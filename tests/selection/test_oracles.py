@@ -111,12 +111,26 @@ def test_the_ridge_is_that_of_the_primal_problem():
 
 
 @pytest.mark.parametrize(
+    "spec", ["ablation(examples={})", "block_ablation(examples={})", "perturbation(masks=4, examples={})"]
+)
+def test_the_first_examples_suffice_if_asked(subject, spec):
+    first, whole = Windows(TOKENS[:2], MASK[:2]), Windows(TOKENS, MASK)
+    few = calibrate(subject, {"text": whole}, [spec.format(2)]).scores(spec.format(2))
+    alone = calibrate(subject, {"text": first}, [spec.format(9)]).scores(spec.format(9))
+    every = calibrate(subject, {"text": whole}, [spec.format(9)]).scores(spec.format(9))
+    for name, scores in few.items():
+        np.testing.assert_array_equal(scores, alone[name])
+        assert not np.array_equal(scores, every[name], equal_nan=True)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("block_ablation(granularity='unit')", "granularity: expected 'sub_block' or 'layer', got 'unit'"),
         ("perturbation(masks=1)", "perturbation: masks: expected at least 2, got 1"),
+        ("block_ablation(examples=0)", "block_ablation: examples: expected at least 1, got 0"),
         ("perturbation(ridge=0.0)", "expected ridge above 0, got 0.0"),
-        ("ablation(x=1)", "unknown hyper-parameter 'x'; it takes none"),
+        ("ablation(x=1)", "unknown hyper-parameter 'x'; it takes examples"),
     ],
 )
 def test_bad_options_are_refused(text, said):
