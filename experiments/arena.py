@@ -1,21 +1,25 @@
 """The arena: published methods as recipes on one model, text and budget; what docs/arena.md shows.
 
-    SAAP_DATA=DATA python experiments/arena.py run --seed 0 [--recipes flap saap ...]
+    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap saap ...]
     python experiments/arena.py report
 
-`run` is a `saap compare` of one calibration seed, resumable, whose results become a small file in docs/arena; `report`
-makes the tables of docs/arena.md of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64
+`run` compares each recipe in a process of its own, so that its time and memory are its own; what is done is not done
+again, and a recipe that was killed goes on. Its results become a small file for each seed in docs/arena; `report` makes
+docs/arena.md and its figures of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64
 windows of WikiText-2 (raw test) and of Penn Treebank (valid).
 """
 
 import argparse
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig
@@ -23,7 +27,8 @@ from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
-from saap_jax.recipes import recipes
+from saap_jax.recipes import find_recipes, recipes
+from saap_jax.runs.reading import read_candidates, read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "arena"
@@ -40,46 +45,77 @@ Each method is a [recipe](estimators.md#recipes): `saap recipes NAME` says what 
 its paper. All of them see the same calibration text and lose the same share of the prunable parameters (attention and
 MLP).
 
-    SAAP_DATA=DATA python experiments/arena.py run --seed 0
+    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2
     python experiments/arena.py report
 
 Protocol: SmolLM2-135M-Instruct, float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on
 the first 64 windows of WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and
 standard deviation over seeds; differences from the best of a column in per cent of perplexity with 95 % intervals
 (paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
-cannot tell a method from the best, and p of "as good as the best" by its tests.
+cannot tell a method from the best, and p of "as good as the best" by its tests. Minutes and GiB are of the whole run of
+a recipe on two cores, alone in its process, a mean over seeds: loading, observing, choosing, correcting and evaluating
+at all three ratios, one after the other.
 """
 
 
 def run(seed: int, names: Sequence[str], runs: Path) -> None:
-    """Compare recipes on the calibration text of a seed, and write what was found."""
+    """Run each recipe on the calibration text of a seed, and write what was found; not what is known already."""
+    for name in names:
+        if set(_keys(name)) <= _results(seed)["rows"].keys():
+            continue
+        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--recipes", name, "--runs", str(runs)]
+        if code := subprocess.run(words).returncode:
+            raise SystemExit(f"{name}, seed {seed}: ended with code {code}; the same command goes on")
+        write(seed, runs / _run_name(seed, name))
+
+
+def one(seed: int, name: str, runs: Path) -> None:
+    """Run a recipe on the calibration text of a seed; or units at random."""
     config = CompareConfig(
-        name=f"arena-{seed}",
+        name=_run_name(seed, name),
         calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
-        estimation=EstimationConfig(estimators=(RANDOM,)),
-        recipes=tuple(names),
+        estimation=EstimationConfig(estimators=(RANDOM,) if name == RANDOM else ()),
+        recipes=() if name == RANDOM else (name,),
         evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=64),
         ratios=RATIOS,
         runs=str(runs),
     )
-    done = compare.compare(config)
-    write(seed, done.record, done.candidates())
+    compare.compare(config)
 
 
-def write(seed: int, record: Any, rows: Sequence[Any]) -> None:
-    """Add the results of a run to the file of its seed; a recipe that is there already is replaced."""
+def write(seed: int, run_directory: Path) -> None:
+    """Add the results of a run, and what it took, to the file of its seed."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"smollm2-135m-{seed}.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    record, found = read_run(run_directory), _results(seed)
+    took = {
+        "seconds": round(sum(stage["seconds"] for stage in record["stages"]), 1),
+        "gib": max(stage.get("peak_host_gib") or 0.0 for stage in record["stages"]),
+    }
     found["dense"] = _losses(record["dense"])
-    whole = {name: units * record["model"]["layers"] for name, units in record["model"]["units"].items()}
-    for row in rows:
-        found["rows"][f"{row['variant']}@{row['ratio_asked']:g}"] = {
+    units = {name: number * record["model"]["layers"] for name, number in record["model"]["units"].items()}
+    for row in read_candidates(run_directory)[0]:
+        found["rows"][f"{row['variant']}@{row['ratio_asked']:g}"] = took | {
             "actual": round(row["ratio_actual"], 4),
-            "heads": whole["attention"] - int(sum(row["kept"]["attention"])),
+            "heads": units["attention"] - int(sum(row["kept"]["attention"])),
             "losses": _losses(row),
         }
-    path.write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
+    _path(seed).write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
+
+
+def _run_name(seed: int, name: str) -> str:
+    return f"arena-{seed}-{name}"
+
+
+def _keys(name: str) -> list[str]:
+    return [f"{name}@{ratio:g}" for ratio in RATIOS]
+
+
+def _path(seed: int) -> Path:
+    return RESULTS / f"smollm2-135m-{seed}.json"
+
+
+def _results(seed: int) -> dict[str, Any]:
+    return json.loads(_path(seed).read_text()) if _path(seed).exists() else {"rows": {}}
 
 
 def _losses(row: Any) -> dict[str, list[float]]:
@@ -87,11 +123,13 @@ def _losses(row: Any) -> dict[str, list[float]]:
 
 
 class Line(NamedTuple):
-    """A method at a ratio: losses of a text, `[seeds, windows]`, and what went."""
+    """A method at a ratio: losses of a text, `[seeds, windows]`, what went and what it took, means over the seeds."""
 
     name: str
     losses: dict[str, np.ndarray]
     heads: float
+    seconds: float
+    gib: float
 
     def perplexities(self, text: str) -> np.ndarray:
         """Return the perplexity of each seed."""
@@ -102,20 +140,26 @@ def lines(ratio: float) -> list[Line]:
     """Return the methods that every seed has, by perplexity on WikiText-2."""
     seeds = [json.loads(path.read_text())["rows"] for path in sorted(RESULTS.glob("*.json"))]
     found = []
-    for key in seeds[0]:
-        name, _, at = key.rpartition("@")
-        if float(at) == ratio and all(key in rows for rows in seeds):
+    for name in _methods():
+        key = f"{name}@{ratio:g}"
+        if all(key in rows for rows in seeds):
             losses = {text: np.array([rows[key]["losses"][text] for rows in seeds]) for text in SHORT.values()}
-            found.append(Line(name, losses, float(np.mean([rows[key]["heads"] for rows in seeds]))))
+            means = (float(np.mean([rows[key][what] for rows in seeds])) for what in ("heads", "seconds", "gib"))
+            found.append(Line(name, losses, *means))
     return sorted(found, key=lambda line: line.losses["WikiText-2"].mean())
+
+
+def _methods() -> list[str]:
+    return [RANDOM, *(name for name, each in recipes().items() if not each.missing)]
 
 
 def table(ratio: float) -> list[str]:
     """Return the table of a ratio in Markdown."""
     found = lines(ratio)
     best = {text: min(found, key=lambda line: line.losses[text].mean()) for text in SHORT.values()}
-    said = ["| method | " + " | ".join(f"{text} | against the best, % | p" for text in best) + " | KV heads gone |"]
-    said.append("|---" + "|---:" * (3 * len(best) + 1) + "|")
+    said = ["| method | " + " | ".join(f"{text} | against the best, % | p" for text in best)]
+    said[0] += " | KV heads gone | minutes | GiB |"
+    said.append("|---" + "|---:" * (3 * len(best) + 3) + "|")
     verdicts = {text: _raced(found, text) for text in best}
     for line in found:
         cells = []
@@ -131,7 +175,8 @@ def table(ratio: float) -> list[str]:
             cells.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if value < 1000 else f"× {1 + value / 100:.0f}")
             p, left = verdicts[text][line.name]
             cells.append(("< 0.001" if p < 0.001 else f"{p:.3f}") + (" ≈" if left else ""))
-        said.append(f"| {line.name} | {' | '.join(cells)} | {line.heads:.0f} |")
+        cells += [f"{line.heads:.0f}", f"{line.seconds / 60:.1f}", f"{line.gib:.1f}"]
+        said.append(f"| {line.name} | {' | '.join(cells)} |")
     return said
 
 
@@ -155,23 +200,57 @@ def report() -> None:
     said = [f"{len(files)} calibration seed{'s' * (len(files) > 1)}; dense: {known}.", ""]
     for ratio in RATIOS:
         said += [f"### {ratio:.0%} of the prunable parameters", "", *table(ratio), ""]
+    some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
+    if few := sorted(some - {line.name for line in lines(RATIOS[0])}):
+        said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]
+    draw()
+    said += ["![perplexity against time](arena/seconds.svg)", "", "![rank at each ratio](arena/ranks.svg)", ""]
     missing = [f"- `{name}`: {each.missing}" for name, each in recipes().items() if each.missing]
     said += ["What cannot be run here:", "", *missing, ""] if missing else []
     (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
 
 
+def draw() -> None:
+    """Draw perplexity against time, and the rank of each method at each ratio, on WikiText-2."""
+    figure = Figure(figsize=(9, 3.6 * 1.2), layout="constrained")
+    for axis, ratio in zip(figure.subplots(1, len(RATIOS)), RATIOS, strict=True):
+        for line in lines(ratio):
+            at = line.seconds / 60, math.exp(line.losses["WikiText-2"].mean())
+            axis.plot(*at, "o", color="tab:blue" if line.name != "saap" else "tab:red", markersize=4)
+            axis.annotate(line.name, at, xytext=(3, 2), textcoords="offset points", fontsize=6)
+        axis.set(xscale="log", yscale="log", xlabel="minutes, three ratios", title=f"{ratio:.0%} removed")
+    figure.axes[0].set_ylabel("WikiText-2 ppl@128")
+    figure.savefig(RESULTS / "seconds.svg", metadata={"Date": None})
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axis = figure.subplots()
+    orders = [[line.name for line in lines(ratio)] for ratio in RATIOS]
+    for name in set(orders[0]).intersection(*orders[1:]):
+        ranks = [order.index(name) + 1 for order in orders]
+        axis.plot(range(len(RATIOS)), ranks, "o-", color="tab:blue" if name != "saap" else "tab:red", linewidth=1)
+        axis.annotate(name, (len(RATIOS) - 1, ranks[-1]), xytext=(6, -2), textcoords="offset points", fontsize=8)
+    axis.set(xticks=range(len(RATIOS)), xticklabels=[f"{ratio:.0%}" for ratio in RATIOS], ylabel="rank on WikiText-2")
+    axis.set_xlim(-0.1, len(RATIOS) - 0.3)
+    axis.invert_yaxis()
+    figure.savefig(RESULTS / "ranks.svg", metadata={"Date": None})
+
+
 def main() -> None:
-    """Run a seed, or report."""
+    """Run seeds, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "report"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", nargs="+", default=["all"])
+    parser.add_argument("what", choices=("run", "one", "report"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipes", nargs="+", default=["random", "all"])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    if arguments.what == "run":
-        run(arguments.seed, arguments.recipes, arguments.runs)
-    else:
+    if arguments.what == "report":
         report()
+    elif arguments.what == "one":
+        one(arguments.seeds[0], arguments.recipes[0], arguments.runs)
+    else:
+        plain = [name for name in arguments.recipes if name == RANDOM]
+        names = [*plain, *find_recipes(name for name in arguments.recipes if name != RANDOM)]
+        for seed in arguments.seeds:
+            run(seed, names, arguments.runs)
 
 
 if __name__ == "__main__":
