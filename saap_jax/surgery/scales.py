@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from saap_jax.config.method import HELD_OUT, CompensationConfig
-from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.segments import masks, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import mesh_of, settled, shard
+from saap_jax.runtime.mesh import mesh_of, settled
 from saap_jax.surgery.compensation import Batch
 from saap_jax.surgery.cut import check_keep
-from saap_jax.types import QUERY_HEADS, Gates, Keep, Remat
+from saap_jax.surgery.divergence import Text, divergence, judged, text_of
+from saap_jax.types import QUERY_HEADS, Gates, Keep
 
 
 class Scaled(NamedTuple):
@@ -45,15 +45,6 @@ class Scaled(NamedTuple):
     def best(self) -> int:
         """After how many rounds the factors were best."""
         return min(range(len(self.divergences)), key=self.divergences.__getitem__)  # NaN is never the lowest
-
-
-class _Text(NamedTuple):
-    """A microbatch on the devices, with what the unpruned model makes of it."""
-
-    tokens: Int[Array, "batch seq"]
-    mask: Bool[Array, "batch seq"]
-    hidden: Float[Array, "batch seq embed"]
-    """The unpruned model's last hidden states, of which its logits are made anew whenever they are needed."""
 
 
 def scaled(
@@ -86,10 +77,10 @@ def scaled(
     mesh, trained = mesh_of(model), ("mlp", QUERY_HEADS if QUERY_HEADS in keep else "attention")
     fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in trained}), mesh)
     state = settled(_optimiser(config.steps, config.rate).init(scales), mesh)
-    texts = [_text(teacher, *batch) for batch in batches]
+    texts = [text_of(teacher, *batch) for batch in batches]
     held = [text for number, text in enumerate(texts) if number % HELD_OUT == HELD_OUT - 1]
     rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
-    found = [(scales, _judged(model, teacher, scales, fixed, held))]
+    found = [(scales, judged(model, teacher, scales, fixed, held))]
     random, steps = np.random.default_rng(0), iter(progress(range(config.steps)))
     while some := list(zip(random.permutation(len(rest)), steps, strict=False)):
         for number, _ in some:
@@ -97,7 +88,7 @@ def scaled(
                 scales, state = scale_step(
                     model, teacher, scales, state, fixed, rest[number], steps=config.steps, rate=config.rate
                 )
-        found.append((scales, _judged(model, teacher, scales, fixed, held)))
+        found.append((scales, judged(model, teacher, scales, fixed, held)))
     best = {name: fetched(value) for name, value in min(found, key=lambda each: each[1])[0].items()}
     return folded(model, best), Scaled(best, tuple(judged for _, judged in found))
 
@@ -106,21 +97,9 @@ def _optimiser(steps: int, rate: float) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
-def _text(teacher: Llama, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> _Text:
-    placed = shard(tokens, teacher), shard(mask, teacher)
-    with on_mesh_of(teacher):
-        return _Text(*placed, hidden_step(teacher, placed[0]))
-
-
-@jax.jit
-def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
-    """Return the last hidden states of a model."""
-    return model.hidden(tokens)[0]
-
-
 @functools.partial(jax.jit, static_argnames=("steps", "rate"), donate_argnames=("state",))
 def scale_step(
-    model: Llama, teacher: Llama, scales: Gates, state: Any, fixed: Gates, text: _Text, *, steps: int, rate: float
+    model: Llama, teacher: Llama, scales: Gates, state: Any, fixed: Gates, text: Text, *, steps: int, rate: float
 ) -> tuple[Gates, Any]:
     """Take a step of Adam on a microbatch; units that are gone have no gradient."""
 
@@ -132,30 +111,6 @@ def scale_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, state = _optimiser(steps, rate).update(jax.grad(mean)(scales), state)
     return {name: scales[name] + updates[name] for name in scales}, state
-
-
-def divergence(
-    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, text: _Text, remat: Remat = "none"
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number."""
-    hidden, _ = model.hidden(text.tokens, fixed | {name: fixed[name] * scales[name] for name in scales}, remat=remat)
-
-    def of_tokens(own: Array, other: Array) -> Array:
-        student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
-        return jnp.sum(jnp.exp(known) * (known - student), axis=-1)
-
-    each = over_positions(of_tokens, hidden, text.hidden, logits=[model, teacher])
-    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
-
-
-divergence_step = jax.jit(divergence, static_argnames=("remat",))
-
-
-def _judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[_Text]) -> float:
-    """Return the mean divergence over the tokens of a text."""
-    with on_mesh_of(model):
-        sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
-    return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
 
 
 def folded(model: Llama, scales: dict[str, Float[np.ndarray, "_ _"]]) -> Llama:

@@ -11,10 +11,10 @@ from saap_jax.config.method import CompensationConfig, check_correction
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks
 from saap_jax.subjects.llama import LlamaSubject
-from saap_jax.surgery import scales as module
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
-from saap_jax.surgery.scales import Scaled, divergence, folded, scaled
+from saap_jax.surgery.divergence import divergence, text_of
+from saap_jax.surgery.scales import Scaled, folded, scaled
 from saap_jax.types import QUERY_HEADS
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_divergence(x64):
     model = dense_model(dtype=np.float64)
     keep, batches = pruned(model), batches_of(1)
     fixed, ones = masks(keep), {name: jnp.ones(units.shape, jnp.float32) for name, units in keep.items()}
-    text = module._text(model, *batches[0])
+    text = text_of(model, *batches[0])
     gradient = jax.grad(lambda s: divergence(model, model, s, fixed, text)[0])(ones)
     for name, layer, unit in [("attention", 1, 0), ("mlp", 0, 3), ("mlp", 1, 1)]:
         ends = []

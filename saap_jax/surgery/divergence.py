@@ -1,0 +1,61 @@
+"""How far a masked model is from the unpruned one: KL(p_unpruned ‖ p_masked), as a function of gates of units."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saap_jax.llama.loss import over_positions
+from saap_jax.llama.model import Llama
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.mesh import shard
+from saap_jax.types import Gates, Remat
+
+
+class Text(NamedTuple):
+    """A microbatch on the devices, with what the unpruned model makes of it."""
+
+    tokens: Int[Array, "batch seq"]
+    mask: Bool[Array, "batch seq"]
+    hidden: Float[Array, "batch seq embed"]
+    """The unpruned model's last hidden states, of which its logits are made anew whenever they are needed."""
+
+
+def text_of(teacher: Llama, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> Text:
+    placed = shard(tokens, teacher), shard(mask, teacher)
+    with on_mesh_of(teacher):
+        return Text(*placed, hidden_step(teacher, placed[0]))
+
+
+@jax.jit
+def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
+    """Return the last hidden states of a model."""
+    return model.hidden(tokens)[0]
+
+
+def divergence(
+    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, text: Text, remat: Remat = "none"
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number."""
+    hidden, _ = model.hidden(text.tokens, fixed | {name: fixed[name] * scales[name] for name in scales}, remat=remat)
+
+    def of_tokens(own: Array, other: Array) -> Array:
+        student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
+        return jnp.sum(jnp.exp(known) * (known - student), axis=-1)
+
+    each = over_positions(of_tokens, hidden, text.hidden, logits=[model, teacher])
+    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
+
+
+divergence_step = jax.jit(divergence, static_argnames=("remat",))
+
+
+def judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[Text]) -> float:
+    """Return the mean divergence over the tokens of a text."""
+    with on_mesh_of(model):
+        sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
+    return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
