@@ -103,8 +103,11 @@ def select_units(
         ValueError: a ratio that the search cannot meet, or several estimators and none named.
     """
     config = config or SearchConfig()
-    if config.in_sequence != "none":
-        raise ValueError(f"in_sequence: expected none without text, got {config.in_sequence!r}; call select_path")
+    if config.chooses_again:
+        raise ValueError(
+            f"search: expected no in_sequence and no learn without text, got {config.in_sequence!r} and "
+            f"{config.learn.steps} steps; call select_path"
+        )
     if isinstance(scores, Calibrated):
         if estimator is None and len(scores.estimators) > 1:
             raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got none; name one")

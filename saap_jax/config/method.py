@@ -206,6 +206,24 @@ class ResidualConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """Which units go is trained, with all weights as they are, under the exact budget; see `selection.learned`."""
+
+    steps: int = 0
+    """Steps of training, from what the search chose, each on a microbatch of the calibration text and as long as three
+    forward passes over it. 0: what the search chose stays. A quarter of the text is held out, and says which round was
+    the best, the start among them."""
+    rate: float = 0.03
+    """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
+    to 0 as a cosine."""
+
+    def __post_init__(self) -> None:
+        check_at_least("search.learn.steps", self.steps, 0)
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"search.learn.rate: expected a number above 0, got {self.rate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How a budget is shared between layers and structures.
 
@@ -252,6 +270,7 @@ class SearchConfig:
     """Which units of each layer and structure go is chosen again from the first layer to the last, on the activations
     of the model as pruned and compensated so far, by Wanda's score, the optimal brain surgeon's or ridge leverage; how
     many is as chosen before. About three passes over the calibration text for each ratio."""
+    learn: LearnConfig = LearnConfig()
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     """Of a traced model: units that each copy of a structure keeps at least (1 where nothing is said), by name as
     `saap discover` prints it, or by a pattern such as `layers/*/up[1]`."""
@@ -312,6 +331,7 @@ class SearchConfig:
                 ("max_shapes", None),
                 ("depth", False),
                 ("in_sequence", "none"),
+                ("learn", LearnConfig()),
             ):
                 if getattr(self, other) != none:
                     raise ValueError(
@@ -322,6 +342,11 @@ class SearchConfig:
         check_at_least("search.multiple_of_each", min(self.multiple_of_each.values(), default=1), 1)
         for share in self.max_ratio_each.values():
             check_share("search.max_ratio_each", share)
+
+    @property
+    def chooses_again(self) -> bool:
+        """Whether the calibration text is read once more to choose which units go."""
+        return self.in_sequence != "none" or self.learn.steps > 0
 
     @property
     def nested(self) -> dict[str, QueryHeadsConfig | ResidualConfig]:
@@ -342,7 +367,7 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "whole_layers", "in_sequence", "query_heads", "residual",
+            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

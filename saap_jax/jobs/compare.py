@@ -149,7 +149,7 @@ def kept_units(
         )
         for ratio, selection in selections.items():
             keeps |= dict.fromkeys(names[ratio], selection.keep)
-        if variant.search.rescore_every is not None or variant.search.in_sequence != "none":
+        if variant.search.rescore_every is not None or variant.search.chooses_again:
             save_keeps(run, keeps)
     if len(keeps) > known:
         save_keeps(run, keeps)

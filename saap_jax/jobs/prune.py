@@ -159,7 +159,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
 def reads_text(config: PruneConfig) -> bool:
     """Say whether calibration text is read beside the scores of a run."""
     search = config.search
-    return search.rescore_every is not None or search.in_sequence != "none" or config.compensation.method != "none"
+    return search.rescore_every is not None or search.chooses_again or config.compensation.method != "none"
 
 
 def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:

@@ -11,6 +11,7 @@ from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import Calibrated, calibrate
+from saap_jax.selection.learned import learned
 from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, search
 from saap_jax.subjects.base import Examples, Subject
@@ -196,16 +197,25 @@ def chosen_again(
     batch_size: int = 8,
     track: Track = quiet,
 ) -> Selection:
-    """Return a selection with its units chosen again from the first layer to the last, if `config` says so.
+    """Return a selection after training which units stay, and choosing them layer by layer, if `config` says so.
 
     Args:
         compensation: how layers are corrected before the next one is looked at; not at all by default.
     """
+    if not config.chooses_again:
+        return selection
+    examples = subject.join([*scenarios.values()])
+    if config.learn.steps:
+        selection = learned(
+            lambda values, free: choose(subject, values, selection.asked, free),
+            subject.objective(examples, batch_size), selection, subject.costs, config,
+            progress=lambda steps: track("learn which units stay", steps, len(steps)),
+        )  # fmt: skip
     if config.in_sequence == "none":
         return selection
     keep = subject.in_sequence(
         selection.keep,
-        subject.join([*scenarios.values()]),
+        examples,
         config.in_sequence,
         compensation or CompensationConfig(),
         batch_size=batch_size,

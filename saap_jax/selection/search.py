@@ -66,6 +66,9 @@ class Selection(NamedTuple):
     """Share that is removed: at least `asked`, by less than one block more."""
     removed: int
     """Parameters removed."""
+    divergences: tuple[float, ...] = ()
+    """Of the training of `search.learn`, if there was one, on held-out text in nats a token: before, and after each
+    round."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield how many units each layer keeps of each structure."""

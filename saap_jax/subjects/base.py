@@ -13,7 +13,7 @@ import abc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,22 @@ Progress = Callable[[Sequence[Any]], Iterator[Any]]
 def silent(steps: Sequence[Any]) -> Iterator[Any]:
     """Show no progress."""
     return iter(steps)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """How far a model with some units masked is from the whole one, on parts of a text."""
+
+    parts: int
+    """Number of parts that are learnt from; others are held out."""
+
+    def gradient(self, keep: Keep, part: int) -> tuple[float, Scores]:
+        """Return the divergence on a part in nats a token, and its derivative by each gate, of what is gone too."""
+        ...
+
+    def judge(self, keep: Keep) -> float:
+        """Return the divergence on what is held out."""
+        ...
 
 
 class Subject(abc.ABC):
@@ -239,6 +255,14 @@ class Subject(abc.ABC):
             ValueError: a model without an order of layers, or another that `surgery.sequence` refuses.
         """
         raise ValueError("search.in_sequence: is for attention and MLP of layers, which this model does not tell apart")
+
+    def objective(self, examples: Examples, batch_size: int) -> "Objective":
+        """Return what the training of gates lowers on examples.
+
+        Raises:
+            ValueError: a model whose units have no gates of their own, or too few examples to hold some out.
+        """
+        raise ValueError("search.learn: is for attention and MLP of layers, which this model does not tell apart")
 
     @abc.abstractmethod
     def load(self, directory: Any) -> "Cut":

@@ -34,6 +34,7 @@ from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import check_keep, cut
+from saap_jax.surgery.divergence import Divergence
 from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep, Limits, Nested, Remat, Scores, WindowLosses
@@ -332,6 +333,12 @@ class LlamaSubject(Subject):
     ) -> Keep:
         """Choose units layer by layer; see `surgery.sequence`."""
         return chosen_in_sequence(self.model, keep, pairs(examples, batch_size), rule, config, progress=progress)
+
+    def objective(self, examples: Windows, batch_size: int) -> Divergence:
+        """Return the divergence from this model; see `surgery.divergence`."""
+        if self.further:
+            raise ValueError(f"search.learn: expected attention and MLP alone, got {', '.join(self.existing)}")
+        return Divergence(self.model, pairs(examples, batch_size))
 
     # --- cut
 

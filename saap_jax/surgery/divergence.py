@@ -1,4 +1,7 @@
-"""How far a masked model is from the unpruned one: KL(p_unpruned ‖ p_masked), as a function of gates of units."""
+"""How far a masked model is from the unpruned one: KL(p_unpruned ‖ p_masked), as a function of gates of units.
+
+Text comes in microbatches, every `HELD_OUT`-th of which is held out: it judges what was learnt from the others.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.config.method import HELD_OUT
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
+from saap_jax.llama.segments import masks
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import shard
-from saap_jax.types import Gates, Remat
+from saap_jax.runtime.mesh import mesh_of, settled, shard
+from saap_jax.surgery.compensation import Batch
+from saap_jax.types import Gates, Keep, Remat, Scores
 
 
 class Text(NamedTuple):
@@ -59,3 +65,53 @@ def judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Seq
     with on_mesh_of(model):
         sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
     return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
+
+
+def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
+    """Return the microbatches that are learnt from, and those that are held out."""
+    last = HELD_OUT - 1
+    rest = [text for number, text in enumerate(texts) if number % HELD_OUT != last]
+    return rest, [text for number, text in enumerate(texts) if number % HELD_OUT == last]
+
+
+class Divergence:
+    """The divergence of a model with masked units from itself without masks, on a text.
+
+    Keeps last hidden states of the text on the devices.
+    """
+
+    def __init__(self, model: Llama, batches: Sequence[Batch]) -> None:
+        if len(batches) < HELD_OUT:
+            raise ValueError(
+                f"search.learn: expected at least {HELD_OUT} microbatches of calibration text, of which one in "
+                f"{HELD_OUT} is held out, got {len(batches)}; take more examples or smaller batches"
+            )
+        self._model = model
+        self._rest, self._held = split([text_of(model, *batch) for batch in batches])
+        self.parts = len(self._rest)
+
+    def gradient(self, keep: Keep, part: int) -> tuple[float, Scores]:
+        """Return the mean divergence over the tokens of a part, and its derivative by each gate."""
+        with on_mesh_of(self._model):
+            value, gradient = gradient_step(self._model, *self._gates(keep), self._rest[part])
+        return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
+
+    def judge(self, keep: Keep) -> float:
+        """Return the mean divergence over the tokens that are held out."""
+        return judged(self._model, self._model, *self._gates(keep), self._held)
+
+    def _gates(self, keep: Keep) -> tuple[Gates, Gates]:
+        """Return what is differentiated by, and the ones that it is times."""
+        gates = masks(keep)
+        return settled((gates, {name: jnp.ones_like(each) for name, each in gates.items()}), mesh_of(self._model))
+
+
+@jax.jit
+def gradient_step(model: Llama, gates: Gates, ones: Gates, text: Text) -> tuple[Float[Array, ""], Gates]:
+    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too."""
+
+    def mean(gates: Gates) -> Float[Array, ""]:
+        total, count = divergence(model, model, gates, ones, text, remat="dots")
+        return total / jnp.maximum(count, 1).astype(total.dtype)
+
+    return jax.value_and_grad(mean)(gates)

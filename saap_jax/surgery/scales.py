@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from saap_jax.config.method import HELD_OUT, CompensationConfig
+from saap_jax.config.method import CompensationConfig
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.segments import masks, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
@@ -29,7 +29,7 @@ from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled
 from saap_jax.surgery.compensation import Batch
 from saap_jax.surgery.cut import check_keep
-from saap_jax.surgery.divergence import Text, divergence, judged, text_of
+from saap_jax.surgery.divergence import Text, divergence, judged, split, text_of
 from saap_jax.types import QUERY_HEADS, Gates, Keep
 
 
@@ -77,9 +77,7 @@ def scaled(
     mesh, trained = mesh_of(model), ("mlp", QUERY_HEADS if QUERY_HEADS in keep else "attention")
     fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in trained}), mesh)
     state = settled(_optimiser(config.steps, config.rate).init(scales), mesh)
-    texts = [text_of(teacher, *batch) for batch in batches]
-    held = [text for number, text in enumerate(texts) if number % HELD_OUT == HELD_OUT - 1]
-    rest = [text for number, text in enumerate(texts) if number % HELD_OUT != HELD_OUT - 1]
+    rest, held = split([text_of(teacher, *batch) for batch in batches])
     found = [(scales, judged(model, teacher, scales, fixed, held))]
     random, steps = np.random.default_rng(0), iter(progress(range(config.steps)))
     while some := list(zip(random.permutation(len(rest)), steps, strict=False)):

@@ -1,0 +1,203 @@
+"""Learned units: derivatives by differences, budget and limits of the search, brute force, what held-out text says."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from saap_jax.config.method import HELD_OUT, LearnConfig, PerStructure, QueryHeadsConfig, SearchConfig
+from saap_jax.data import Windows
+from saap_jax.selection.choose import choose, chosen_again
+from saap_jax.selection.learned import learned
+from saap_jax.selection.search import Selection
+from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.divergence import Divergence
+from tests.helpers import dense_model, forward, random_model, random_tokens, spec_of
+
+SEARCH = SearchConfig(learn=LearnConfig(steps=12, rate=0.2))
+
+
+def batches_of(count: int = 4, seed: int = 1):
+    tokens = random_tokens(count * 2, 8, seed)
+    mask = np.ones(tokens.shape, bool)
+    mask[-1, 5:] = False
+    return [(tokens[i : i + 2], mask[i : i + 2]) for i in range(0, len(tokens), 2)]
+
+
+def plain_divergence(model, gates, batches) -> float:
+    """The mean over real tokens of Σ p log(p / q), by numpy from logits."""
+    total, count = 0.0, 0
+    for tokens, mask in batches:
+        known, own = (log_softmax(np.asarray(forward(model, tokens, g), np.float64), axis=-1) for g in (None, gates))
+        total += (np.exp(known) * (known - own)).sum(-1)[mask].sum()
+        count += mask.sum()
+    return total / count
+
+
+def floats(keep):
+    return {name: units.astype(np.float64) for name, units in keep.items()}
+
+
+def some_keep(subject, seed: int = 0, ratio: float = 0.4, config: SearchConfig | None = None) -> Selection:
+    random = np.random.default_rng(seed)
+    scores = {name: random.random(units.shape) for name, units in subject.existing.items()}
+    return choose(subject, scores, ratio, config or SearchConfig(allocation="global"))
+
+
+def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64):
+    model = dense_model(dtype=np.float64)
+    subject, batches = LlamaSubject(model), batches_of()
+    keep = some_keep(subject).keep
+    objective = Divergence(model, batches)
+    assert objective.parts == len(batches) - 1
+    value, gradient = objective.gradient(keep, 1)
+    assert value == pytest.approx(plain_divergence(model, floats(keep), batches[1:2]), rel=1e-5)
+    seen = set()
+    for name, units in keep.items():
+        for place in [*np.argwhere(units)[:2], *np.argwhere(~units)[:2]]:
+            ends = []
+            for step in (1e-4, -1e-4):
+                moved = floats(keep)
+                moved[name][tuple(place)] += step
+                ends.append(plain_divergence(model, moved, batches[1:2]))
+            np.testing.assert_allclose(gradient[name][tuple(place)], (ends[0] - ends[1]) / 2e-4, rtol=2e-3, atol=1e-7)
+            seen.add((name, bool(units[tuple(place)])))
+    assert len(seen) == 4
+    assert objective.judge(keep) == pytest.approx(plain_divergence(model, floats(keep), batches[3:]), rel=1e-5)
+
+
+class Quadratic:
+    """(g − t)ᵀ A (g − t) / 2 of the gates of both structures in a row: any optimum is known by brute force."""
+
+    parts = 3
+
+    def __init__(self, subject, seed: int) -> None:
+        self.shapes = {name: units.shape for name, units in subject.existing.items()}
+        size = sum(np.prod(shape) for shape in self.shapes.values())
+        factor = np.random.default_rng(seed).normal(size=(size, size))
+        self.matrix = factor @ factor.T / size + 2 * np.diag(np.random.default_rng(seed + 1).random(size) ** 3)
+        self.asked = []
+
+    def judge(self, keep) -> float:
+        away = np.concatenate([keep[name].ravel() for name in self.shapes]) - 1.0
+        return float(away @ self.matrix @ away / 2)
+
+    def gradient(self, keep, part):
+        self.asked.append((part, keep))
+        away = np.concatenate([keep[name].ravel() for name in self.shapes]) - 1.0
+        flat, found, start = self.matrix @ away, {}, 0
+        for name, shape in self.shapes.items():
+            found[name], start = flat[start : start + np.prod(shape)].reshape(shape), start + np.prod(shape)
+        return 0.0, found
+
+
+@pytest.fixture(scope="module")
+def small():
+    return LlamaSubject(random_model(spec_of((0, 5), (0, 5))))
+
+
+def trained(subject, objective, start, config, ratio=0.4):
+    return learned(lambda values, free: choose(subject, values, ratio, free), objective, start, subject.costs, config)
+
+
+def test_it_nears_what_brute_force_finds(small):
+    """Among all 210 ways to keep 6 of 10 channels, from a bad start: better than nine of ten random ones, always."""
+    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=60, rate=0.2))
+    config = dataclasses.replace(config, min_keep=PerStructure(attention=0, mlp=0))
+    ranks = []
+    for seed in range(6):
+        objective = Quadratic(small, seed)
+        ways = []
+        for kept in itertools.combinations(range(10), 6):
+            units = np.isin(np.arange(10), kept).reshape(2, 5)
+            ways.append({"attention": small.existing["attention"], "mlp": units})
+        costs = np.array([objective.judge(way) for way in ways])
+        start = Selection(ways[int(costs.argmax())], 0.4, 0.4, 0)
+        done = trained(small, objective, start, config)
+        assert done.keep["mlp"].sum() == 6
+        assert done.divergences[0] == pytest.approx(costs.max())
+        assert objective.judge(done.keep) == min(done.divergences)
+        ranks.append((costs < objective.judge(done.keep) - 1e-9).mean())
+    assert max(ranks) < 0.1
+    assert np.mean(ranks) < 0.05
+
+
+def test_steps_are_those_that_are_written_out(small):
+    """Values, momentum, scale and rate by plain numpy, each part once a round; the solver sees the values."""
+    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=5, rate=0.1))
+    objective, start = Quadratic(small, 3), some_keep(small, 1)
+    done = trained(small, objective, start, config)
+    parts, keeps = zip(*objective.asked, strict=True)
+    assert sorted(parts[:3]) == [0, 1, 2]
+    assert len(parts) == 5
+    value = np.where(start.keep["mlp"], 0.75, 0.25)
+    momentum, square, keep = np.zeros(value.shape), 0.0, start.keep
+    judged = [objective.judge(keep)]
+    free = dataclasses.replace(config, rank_by="score", learn=LearnConfig())
+    for step in range(1, 6):
+        np.testing.assert_array_equal(keep["mlp"], keeps[step - 1]["mlp"])
+        derivative = Quadratic(small, 3).gradient(keep, 0)[1]["mlp"] / small.costs["mlp"][:, None]
+        momentum = 0.9 * momentum + 0.1 * derivative
+        square = 0.9 * square + 0.1 * (derivative**2).mean()
+        rate = 0.1 * (1 + np.cos(np.pi * (step - 1) / 5)) / 2
+        value = value - rate * momentum / np.sqrt(square / (1 - 0.9**step))
+        keep = choose(small, {"attention": np.zeros(small.existing["attention"].shape), "mlp": value}, 0.4, free).keep
+        judged += [objective.judge(keep)] * (step in (3, 5))
+    np.testing.assert_allclose(done.divergences, judged)
+
+
+def test_what_it_chose_before_stays_where_nothing_is_better(small):
+    class Worse(Quadratic):
+        calls = 0
+
+        def judge(self, keep):
+            self.calls += 1
+            return float(self.calls)
+
+    start = some_keep(small)
+    done = trained(small, Worse(small, 0), start, SEARCH)
+    assert done.keep is start.keep
+    assert done.divergences == (1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "limits"),
+    [
+        (0.3, {}),
+        (0.2, {"skip_layers": (0,), "multiple_of": PerStructure(attention=1, mlp=2)}),
+        (0.3, {"attention_share": 0.5, "allocation": "global"}),
+    ],
+)
+def test_budget_and_limits_are_those_of_the_search(ratio, limits):
+    subject = LlamaSubject(random_model(spec_of((2, 6), (2, 8), (1, 8))))
+    config = dataclasses.replace(SEARCH, **limits)
+    scores = {name: np.random.default_rng(3).random(units.shape) for name, units in subject.existing.items()}
+    start = choose(subject, scores, ratio, config)
+    batches = batches_of()
+    text = Windows(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+    done = chosen_again(subject, start, {"text": text}, config, batch_size=2)
+    assert len(done.divergences) == 5
+    assert done.removed == subject.removed(done.keep)
+    assert done.actual >= ratio
+    assert any((done.keep[name] != start.keep[name]).any() for name in start.keep)
+    assert min(done.divergences) < done.divergences[0]
+    if limits.get("skip_layers"):
+        assert all(done.keep[name][0].sum() == subject.existing[name][0].sum() for name in done.keep)
+        assert all(done.keep["mlp"].sum(axis=1) % 2 == 0)
+    same = chosen_again(subject, start, {"text": text}, dataclasses.replace(config, learn=LearnConfig()), batch_size=2)
+    assert same is start
+
+
+def test_bad_input(small):
+    with pytest.raises(ValueError, match="search.learn.rate: expected a number above 0, got 0"):
+        LearnConfig(rate=0.0)
+    with pytest.raises(ValueError, match="search.learn.steps: expected at least 0, got -1"):
+        LearnConfig(steps=-1)
+    with pytest.raises(ValueError, match="search.query_heads.share: expected no search.learn beside it"):
+        SearchConfig(query_heads=QueryHeadsConfig(share=0.1), learn=LearnConfig(steps=2))
+    with pytest.raises(ValueError, match=f"expected at least {HELD_OUT} microbatches of calibration text"):
+        Divergence(small.model, batches_of(3))
+    with pytest.raises(ValueError, match="search.learn: expected attention and MLP alone, got attention, mlp, query"):
+        dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
