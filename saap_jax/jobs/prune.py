@@ -311,6 +311,9 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))
+    if learnt := selection.divergences:
+        said = "KL to the unpruned model, nats a token, before and after learning which units stay"
+        rows.append((said, f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
     if pruned.corrections:
         before, after = (
             np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")

@@ -1,0 +1,68 @@
+"""Learned units in comparisons and in `saap prune`: the same by both, judged as any others, taken up again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import (
+    CalibrationConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    LearnConfig,
+    ModelConfig,
+    SearchConfig,
+)
+from saap_jax.jobs import compare
+from saap_jax.jobs import prune as pruning
+from saap_jax.selection import choose
+
+SEARCH = SearchConfig(allocation="global", learn=LearnConfig(steps=6, rate=0.2))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_directory, tmp_path_factory) -> CompareConfig:
+    return CompareConfig(
+        name="learned",
+        model=ModelConfig(name=str(tiny_model_directory)),
+        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
+        estimation=EstimationConfig(estimators=("wanda",)),
+        search=SEARCH,
+        evaluation=EvaluationConfig(windows=4, length=16, batch_size=2),
+        ratios=(0.4,),
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    return compare.compare(config)
+
+
+def test_prune_and_compare_learn_the_same(config, run, tmp_path):
+    words = {"model": config.model, "calibration": config.calibration, "estimator": "wanda", "ratio": 0.4}
+    learnt = pruning.prune(PruneConfig(search=SEARCH, out=str(tmp_path / "a"), **words))
+    before = pruning.prune(
+        PruneConfig(search=dataclasses.replace(SEARCH, learn=LearnConfig()), out=str(tmp_path / "b"), **words)
+    )
+    with np.load(run.path / "keeps.npz") as keeps:
+        for name, kept in learnt.selection.keep.items():
+            np.testing.assert_array_equal(keeps[f"wanda@0.4/{name}"], kept)
+    assert any((learnt.selection.keep[name] != kept).any() for name, kept in before.selection.keep.items())
+    assert min(learnt.selection.divergences) < learnt.selection.divergences[0]
+    assert len(learnt.selection.divergences) == 1 + 2  # rounds of three parts, one of four being held out
+    said = dict(pruning.summary_rows(learnt))
+    assert any("learning which units stay" in name for name in said)
+    assert not any("learning which units stay" in name for name, _ in pruning.summary_rows(before))
+
+
+def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypatch):
+    other = dataclasses.replace(config, runs=str(tmp_path))
+    monkeypatch.setattr(compare, "best_candidate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(other)
+    monkeypatch.undo()
+    monkeypatch.setattr(choose, "learned", lambda *_, **__: pytest.fail("learnt again"))
+    again = compare.compare(other)
+    assert [row["ppl"] for row in again.candidates()] == [row["ppl"] for row in run.candidates()]
