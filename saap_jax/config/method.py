@@ -222,6 +222,14 @@ class LearnConfig:
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise ValueError(f"search.learn.rate: expected a number above 0, got {self.rate}")
 
+    def check_microbatches(self, count: int) -> None:
+        """Raise ValueError where there are too few microbatches to hold some out, which say what round was the best."""
+        if self.steps and count < HELD_OUT:
+            raise ValueError(
+                f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text to hold every "
+                f"{HELD_OUT}th out, got {count}; give more calibration.examples or a smaller calibration.batch_size"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:

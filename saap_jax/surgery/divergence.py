@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import HELD_OUT
+from saap_jax.config.method import HELD_OUT, LearnConfig
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import masks
@@ -81,11 +81,7 @@ class Divergence:
     """
 
     def __init__(self, model: Llama, batches: Sequence[Batch]) -> None:
-        if len(batches) < HELD_OUT:
-            raise ValueError(
-                f"search.learn: expected at least {HELD_OUT} microbatches of calibration text, of which one in "
-                f"{HELD_OUT} is held out, got {len(batches)}; take more examples or smaller batches"
-            )
+        LearnConfig(steps=1).check_microbatches(len(batches))
         self._model = model
         self._rest, self._held = split([text_of(model, *batch) for batch in batches])
         self.parts = len(self._rest)

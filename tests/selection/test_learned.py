@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from saap_jax.config.method import HELD_OUT, LearnConfig, PerStructure, QueryHeadsConfig, SearchConfig
+from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.method import (
+    HELD_OUT,
+    CalibrationConfig,
+    LearnConfig,
+    ModelConfig,
+    PerStructure,
+    QueryHeadsConfig,
+    SearchConfig,
+    TargetsConfig,
+)
 from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again
 from saap_jax.selection.learned import learned
@@ -197,7 +207,15 @@ def test_bad_input(small):
         LearnConfig(steps=-1)
     with pytest.raises(ValueError, match="search.query_heads.share: expected no search.learn beside it"):
         SearchConfig(query_heads=QueryHeadsConfig(share=0.1), learn=LearnConfig(steps=2))
-    with pytest.raises(ValueError, match=f"expected at least {HELD_OUT} microbatches of calibration text"):
+    few = f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text .* got 3"
+    with pytest.raises(ValueError, match=few):
         Divergence(small.model, batches_of(3))
+    for kind in (PruneConfig, CompareConfig):
+        with pytest.raises(ValueError, match=few):
+            kind(search=SEARCH, calibration=CalibrationConfig(examples=6, batch_size=2))
+    with pytest.raises(ValueError, match="search.learn.steps: expected no targets beside it, got latency"):
+        PruneConfig(search=SEARCH, targets=TargetsConfig(latency="70%"))
+    with pytest.raises(ValueError, match="learn"):
+        PruneConfig(search=SEARCH, model=ModelConfig(name="x.py:build"))
     with pytest.raises(ValueError, match="search.learn: expected attention and MLP alone, got attention, mlp, query"):
         dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
