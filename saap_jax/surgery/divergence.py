@@ -32,6 +32,7 @@ class Text(NamedTuple):
 
 
 def text_of(teacher: Llama, tokens: Int[np.ndarray, "batch seq"], mask: Bool[np.ndarray, "batch seq"]) -> Text:
+    """Put a microbatch on the devices, with the last hidden states of the unpruned model."""
     placed = shard(tokens, teacher), shard(mask, teacher)
     with on_mesh_of(teacher):
         return Text(*placed, hidden_step(teacher, placed[0]))

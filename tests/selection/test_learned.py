@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
 from saap_jax.config.jobs import CompareConfig, PruneConfig
 from saap_jax.config.method import (
@@ -24,26 +23,10 @@ from saap_jax.selection.learned import learned
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
-from tests.helpers import dense_model, forward, random_model, random_tokens, spec_of
+from tests.divergence import batches_of, plain_divergence
+from tests.helpers import dense_model, random_model, spec_of
 
 SEARCH = SearchConfig(learn=LearnConfig(steps=12, rate=0.2))
-
-
-def batches_of(count: int = 4, seed: int = 1):
-    tokens = random_tokens(count * 2, 8, seed)
-    mask = np.ones(tokens.shape, bool)
-    mask[-1, 5:] = False
-    return [(tokens[i : i + 2], mask[i : i + 2]) for i in range(0, len(tokens), 2)]
-
-
-def plain_divergence(model, gates, batches) -> float:
-    """The mean over real tokens of Σ p log(p / q), by numpy from logits."""
-    total, count = 0.0, 0
-    for tokens, mask in batches:
-        known, own = (log_softmax(np.asarray(forward(model, tokens, g), np.float64), axis=-1) for g in (None, gates))
-        total += (np.exp(known) * (known - own)).sum(-1)[mask].sum()
-        count += mask.sum()
-    return total / count
 
 
 def floats(keep):
@@ -63,7 +46,7 @@ def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64):
     objective = Divergence(model, batches)
     assert objective.parts == len(batches) - 1
     value, gradient = objective.gradient(keep, 1)
-    assert value == pytest.approx(plain_divergence(model, floats(keep), batches[1:2]), rel=1e-5)
+    assert value == pytest.approx(plain_divergence(model, model, floats(keep), batches[1:2]), rel=1e-5)
     seen = set()
     for name, units in keep.items():
         for place in [*np.argwhere(units)[:2], *np.argwhere(~units)[:2]]:
@@ -71,11 +54,11 @@ def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64):
             for step in (1e-4, -1e-4):
                 moved = floats(keep)
                 moved[name][tuple(place)] += step
-                ends.append(plain_divergence(model, moved, batches[1:2]))
+                ends.append(plain_divergence(model, model, moved, batches[1:2]))
             np.testing.assert_allclose(gradient[name][tuple(place)], (ends[0] - ends[1]) / 2e-4, rtol=2e-3, atol=1e-7)
             seen.add((name, bool(units[tuple(place)])))
     assert len(seen) == 4
-    assert objective.judge(keep) == pytest.approx(plain_divergence(model, floats(keep), batches[3:]), rel=1e-5)
+    assert objective.judge(keep) == pytest.approx(plain_divergence(model, model, floats(keep), batches[3:]), rel=1e-5)
 
 
 class Quadratic:

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy.special import log_softmax
 
 from saap_jax.config.method import CompensationConfig, check_correction
 from saap_jax.data import Windows
@@ -16,17 +15,11 @@ from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import divergence, text_of
 from saap_jax.surgery.scales import Scaled, folded, scaled
 from saap_jax.types import QUERY_HEADS
+from tests.divergence import batches_of, plain_divergence
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
 CONFIG = CompensationConfig(method="scales", steps=12, rate=0.03)
 TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
-
-
-def batches_of(count: int = 4, seed: int = 1):
-    tokens = random_tokens(count * 2, 8, seed)
-    mask = np.ones(tokens.shape, bool)
-    mask[-1, 5:] = False
-    return [(tokens[i : i + 2], mask[i : i + 2]) for i in range(0, len(tokens), 2)]
 
 
 def pruned(model, share: float = 0.4):
@@ -36,17 +29,6 @@ def pruned(model, share: float = 0.4):
 def gates_of(keep, scales):
     """Scales of what is kept, in their own type."""
     return {name: jnp.asarray(keep[name], value.dtype) * value for name, value in scales.items()}
-
-
-def plain_divergence(model, teacher, gates, batches) -> float:
-    """The mean over real tokens of Σ p log(p / q), by numpy from logits."""
-    total, count = 0.0, 0
-    for tokens, mask in batches:
-        known, own = (log_softmax(np.asarray(m(jnp.asarray(tokens), g), np.float64), axis=-1)
-                      for m, g in ((teacher, None), (model, gates)))  # fmt: skip
-        total += (np.exp(known) * (known - own)).sum(-1)[mask].sum()
-        count += mask.sum()
-    return total / count
 
 
 @pytest.mark.parametrize("build", [dense_model, ragged_model])
