@@ -14,6 +14,7 @@ FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
 RankBy = Literal["score", "score_per_parameter"]
 InSequence = Literal["none", "wanda", "obs", "leverage"]
+LearnRule = Literal["momentum", "sigmoid"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
 Device = Literal["any", "tpu", "gpu", "cpu"]
@@ -216,11 +217,19 @@ class LearnConfig:
     rate: float = 0.03
     """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
     to 0 as a cosine."""
+    rule: LearnRule = "momentum"
+    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units; or
+    `sigmoid`, by Adam on the logit of a probability, which is the worth."""
+    language_loss: float = 0.0
+    """Weight of the next-token loss beside the divergence from the unpruned model."""
 
     def __post_init__(self) -> None:
+        check_choices("search.learn", self)
         check_at_least("search.learn.steps", self.steps, 0)
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise ValueError(f"search.learn.rate: expected a number above 0, got {self.rate}")
+        if not (math.isfinite(self.language_loss) and self.language_loss >= 0):
+            raise ValueError(f"search.learn.language_loss: expected at least 0, got {self.language_loss}")
 
     def check_microbatches(self, count: int) -> None:
         """Raise ValueError where there are too few microbatches to hold some out, which say what round was the best."""

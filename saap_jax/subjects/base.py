@@ -256,8 +256,8 @@ class Subject(abc.ABC):
         """
         raise ValueError("search.in_sequence: is for attention and MLP of layers, which this model does not tell apart")
 
-    def objective(self, examples: Examples, batch_size: int) -> "Objective":
-        """Return what the training of gates lowers on examples.
+    def objective(self, examples: Examples, batch_size: int, language_loss: float = 0.0) -> "Objective":
+        """Return what the training of gates lowers on examples: a divergence, and some of the next-token loss.
 
         Raises:
             ValueError: a model whose units have no gates of their own, or too few examples to hold some out.

@@ -334,11 +334,11 @@ class LlamaSubject(Subject):
         """Choose units layer by layer; see `surgery.sequence`."""
         return chosen_in_sequence(self.model, keep, pairs(examples, batch_size), rule, config, progress=progress)
 
-    def objective(self, examples: Windows, batch_size: int) -> Divergence:
+    def objective(self, examples: Windows, batch_size: int, language_loss: float = 0.0) -> Divergence:
         """Return the divergence from this model; see `surgery.divergence`."""
         if self.further:
             raise ValueError(f"search.learn: expected attention and MLP alone, got {', '.join(self.existing)}")
-        return Divergence(self.model, pairs(examples, batch_size))
+        return Divergence(self.model, pairs(examples, batch_size), language_loss)
 
     # --- cut
 

@@ -1,8 +1,10 @@
 """How far a masked model is from the unpruned one: KL(p_unpruned ‖ p_masked), as a function of gates of units.
 
-Text comes in microbatches, every `HELD_OUT`-th of which is held out: it judges what was learnt from the others.
+Where it is asked for, a multiple of the next-token loss comes on top. Text comes in microbatches, every `HELD_OUT`-th
+of which is held out: it judges what was learnt from the others.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,26 +47,44 @@ def hidden_step(model: Llama, tokens: Int[Array, "batch seq"]) -> Float[Array, "
 
 
 def divergence(
-    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, text: Text, remat: Remat = "none"
+    model: Llama,
+    teacher: Llama,
+    scales: Gates,
+    fixed: Gates,
+    text: Text,
+    *,
+    language_loss: float = 0.0,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number."""
+    """Return KL(p_unpruned ‖ p_pruned) in nats, summed over the real tokens of a microbatch, and their number.
+
+    Args:
+        language_loss: how much of -log p_pruned of the next real token is added, for each token that has one.
+    """
     hidden, _ = model.hidden(text.tokens, fixed | {name: fixed[name] * scales[name] for name in scales}, remat=remat)
 
-    def of_tokens(own: Array, other: Array) -> Array:
+    def of_tokens(own: Array, other: Array, following: Array) -> tuple[Array, Array]:
         student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
-        return jnp.sum(jnp.exp(known) * (known - student), axis=-1)
+        surprise = -jnp.take_along_axis(student, following[..., None], axis=-1)[..., 0] if language_loss else None
+        each = jnp.sum(jnp.exp(known) * (known - student), axis=-1)
+        return each, jnp.zeros_like(each) if surprise is None else surprise
 
-    each = over_positions(of_tokens, hidden, text.hidden, logits=[model, teacher])
-    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
+    following, real = (jnp.pad(each[:, 1:], ((0, 0), (0, 1))) for each in (text.tokens, text.mask))
+    each, surprise = over_positions(of_tokens, hidden, text.hidden, following, logits=[model, teacher])
+    total = jnp.where(text.mask, each, 0) + language_loss * jnp.where(real, surprise, 0)
+    return jnp.sum(total), jnp.sum(text.mask)
 
 
-divergence_step = jax.jit(divergence, static_argnames=("remat",))
+divergence_step = jax.jit(divergence, static_argnames=("language_loss", "remat"))
 
 
-def judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[Text]) -> float:
-    """Return the mean divergence over the tokens of a text."""
+def judged(
+    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[Text], language_loss: float = 0.0
+) -> float:
+    """Return the mean divergence over the tokens of a text, with some of the next-token loss."""
+    step = functools.partial(divergence_step, model, teacher, scales, fixed, language_loss=language_loss)
     with on_mesh_of(model):
-        sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
+        sums = [fetched(step(text)) for text in texts]
     return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
 
 
@@ -81,21 +101,23 @@ class Divergence:
     Keeps last hidden states of the text on the devices.
     """
 
-    def __init__(self, model: Llama, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0) -> None:
         LearnConfig(steps=1).check_microbatches(len(batches))
-        self._model = model
+        self._model, self._language_loss = model, language_loss
         self._rest, self._held = split([text_of(model, *batch) for batch in batches])
         self.parts = len(self._rest)
 
     def gradient(self, keep: Keep, part: int) -> tuple[float, Scores]:
         """Return the mean divergence over the tokens of a part, and its derivative by each gate."""
         with on_mesh_of(self._model):
-            value, gradient = gradient_step(self._model, *self._gates(keep), self._rest[part])
+            value, gradient = gradient_step(
+                self._model, *self._gates(keep), self._rest[part], language_loss=self._language_loss
+            )
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
 
     def judge(self, keep: Keep) -> float:
         """Return the mean divergence over the tokens that are held out."""
-        return judged(self._model, self._model, *self._gates(keep), self._held)
+        return judged(self._model, self._model, *self._gates(keep), self._held, self._language_loss)
 
     def _gates(self, keep: Keep) -> tuple[Gates, Gates]:
         """Return what is differentiated by, and the ones that it is times."""
@@ -103,12 +125,14 @@ class Divergence:
         return settled((gates, {name: jnp.ones_like(each) for name, each in gates.items()}), mesh_of(self._model))
 
 
-@jax.jit
-def gradient_step(model: Llama, gates: Gates, ones: Gates, text: Text) -> tuple[Float[Array, ""], Gates]:
+@functools.partial(jax.jit, static_argnames=("language_loss",))
+def gradient_step(
+    model: Llama, gates: Gates, ones: Gates, text: Text, *, language_loss: float = 0.0
+) -> tuple[Float[Array, ""], Gates]:
     """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too."""
 
     def mean(gates: Gates) -> Float[Array, ""]:
-        total, count = divergence(model, model, gates, ones, text, remat="dots")
+        total, count = divergence(model, model, gates, ones, text, language_loss=language_loss, remat="dots")
         return total / jnp.maximum(count, 1).astype(total.dtype)
 
     return jax.value_and_grad(mean)(gates)

@@ -1,9 +1,12 @@
 """Learned units: derivatives by differences, budget and limits of the search, brute force, what held-out text says."""
 
 import dataclasses
+import functools
 import itertools
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from saap_jax.config.jobs import CompareConfig, PruneConfig
@@ -39,14 +42,17 @@ def some_keep(subject, seed: int = 0, ratio: float = 0.4, config: SearchConfig |
     return choose(subject, scores, ratio, config or SearchConfig(allocation="global"))
 
 
-def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64):
+@pytest.mark.parametrize("loss", [0.0, 0.7])
+def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64, loss):
     model = dense_model(dtype=np.float64)
     subject, batches = LlamaSubject(model), batches_of()
     keep = some_keep(subject).keep
-    objective = Divergence(model, batches)
+    objective = Divergence(model, batches, loss)
+    plain = functools.partial(plain_divergence, model, model, language_loss=loss)
     assert objective.parts == len(batches) - 1
     value, gradient = objective.gradient(keep, 1)
-    assert value == pytest.approx(plain_divergence(model, model, floats(keep), batches[1:2]), rel=1e-5)
+    assert value == pytest.approx(plain(floats(keep), batches[1:2]), rel=1e-5)
+    assert (value == pytest.approx(plain_divergence(model, model, floats(keep), batches[1:2]), rel=1e-2)) == (not loss)
     seen = set()
     for name, units in keep.items():
         for place in [*np.argwhere(units)[:2], *np.argwhere(~units)[:2]]:
@@ -54,11 +60,11 @@ def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64):
             for step in (1e-4, -1e-4):
                 moved = floats(keep)
                 moved[name][tuple(place)] += step
-                ends.append(plain_divergence(model, model, moved, batches[1:2]))
+                ends.append(plain(moved, batches[1:2]))
             np.testing.assert_allclose(gradient[name][tuple(place)], (ends[0] - ends[1]) / 2e-4, rtol=2e-3, atol=1e-7)
             seen.add((name, bool(units[tuple(place)])))
     assert len(seen) == 4
-    assert objective.judge(keep) == pytest.approx(plain_divergence(model, model, floats(keep), batches[3:]), rel=1e-5)
+    assert objective.judge(keep) == pytest.approx(plain(floats(keep), batches[3:]), rel=1e-5)
 
 
 class Quadratic:
@@ -95,9 +101,11 @@ def trained(subject, objective, start, config, ratio=0.4):
     return learned(lambda values, free: choose(subject, values, ratio, free), objective, start, subject.costs, config)
 
 
-def test_it_nears_what_brute_force_finds(small):
-    """Among all 210 ways to keep 6 of 10 channels, from a bad start: better than nine of ten random ones, always."""
-    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=60, rate=0.2))
+@pytest.mark.parametrize(("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1)])
+def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
+    """Among all 210 ways to keep 6 of 10 channels, from the worst: always better than most, and on average than all
+    but a few."""
+    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=60, rate=0.2, rule=rule))
     config = dataclasses.replace(config, min_keep=PerStructure(attention=0, mlp=0))
     ranks = []
     for seed in range(6):
@@ -113,8 +121,8 @@ def test_it_nears_what_brute_force_finds(small):
         assert done.divergences[0] == pytest.approx(costs.max())
         assert objective.judge(done.keep) == min(done.divergences)
         ranks.append((costs < objective.judge(done.keep) - 1e-9).mean())
-    assert max(ranks) < 0.1
-    assert np.mean(ranks) < 0.05
+    assert max(ranks) < worst
+    assert np.mean(ranks) < mean
 
 
 def test_steps_are_those_that_are_written_out(small):
@@ -139,6 +147,25 @@ def test_steps_are_those_that_are_written_out(small):
         keep = choose(small, {"attention": np.zeros(small.existing["attention"].shape), "mlp": value}, 0.4, free).keep
         judged += [objective.judge(keep)] * (step in (3, 5))
     np.testing.assert_allclose(done.divergences, judged)
+
+
+def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
+    """GRASPrune's rule, by optax: m(p) by the lowest p, ∂/∂θ = ∂/∂m · p (1 - p), whatever a unit costs."""
+    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=5, rate=0.8, rule="sigmoid"))
+    objective, start = Quadratic(small, 3), some_keep(small, 1)
+    trained(small, objective, start, config)
+    theta = np.where(start.keep["mlp"], np.log(3), -np.log(3)).astype(np.float32)
+    adam = optax.adam(optax.cosine_decay_schedule(0.8, 5), eps=1e-12)
+    state, keep = adam.init(theta), start.keep["mlp"]
+    for _, asked in objective.asked:
+        np.testing.assert_array_equal(asked["mlp"], keep)
+        p = 1 / (1 + np.exp(-theta))
+        slope = Quadratic(small, 3).gradient(asked, 0)[1]["mlp"] * p * (1 - p)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = adam.update(slope.astype(np.float32), state)
+        theta = theta + np.asarray(updates)
+        keep = theta > np.sort(theta.ravel())[int((~start.keep["mlp"]).sum()) - 1]
+    assert not (keep == start.keep["mlp"]).all(), "control: something was learnt"
 
 
 def test_what_it_chose_before_stays_where_nothing_is_better(small):
@@ -188,6 +215,8 @@ def test_bad_input(small):
         LearnConfig(rate=0.0)
     with pytest.raises(ValueError, match="search.learn.steps: expected at least 0, got -1"):
         LearnConfig(steps=-1)
+    with pytest.raises(ValueError, match="search.learn.language_loss: expected at least 0, got nan"):
+        LearnConfig(language_loss=float("nan"))
     with pytest.raises(ValueError, match="search.query_heads.share: expected no search.learn beside it"):
         SearchConfig(query_heads=QueryHeadsConfig(share=0.1), learn=LearnConfig(steps=2))
     few = f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text .* got 3"
