@@ -63,3 +63,27 @@ def surgeon_order(weight, active, block: int) -> list[int]:
         flat[there] -= inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], lost)
         order, left = order + now, [unit for unit in left if unit not in now]
     return order
+
+
+def swapped_by_hand(weight, moment, ridge: float, kept: set[int]) -> set[int]:
+    """OSSCAR's search: out goes what costs least, in comes what wins most, while the error falls; all fitted anew.
+
+    The error of each set is ½ tr((W - W')ᵀ H (W - W')) with W' solved for, where the library sweeps one matrix.
+    """
+    units, coordinates, embed = weight.shape
+    flat, system = weight.reshape(-1, embed), moment + ridge * np.eye(len(moment))
+
+    def error(stay: set[int]) -> float:
+        rows = np.repeat(np.isin(np.arange(units), sorted(stay)), coordinates)
+        new = np.zeros_like(flat)
+        new[rows] = np.linalg.solve(system[np.ix_(rows, rows)], system[rows] @ flat)
+        return 0.5 * float(np.sum((flat - new) * (system @ (flat - new))))
+
+    while kept and len(kept) < units:
+        out = min(sorted(kept), key=lambda unit: error(kept - {unit}))
+        left = kept - {out}
+        into = min(sorted(set(range(units)) - kept), key=lambda unit: error(left | {unit}))
+        if error(left) - error(left | {into}) <= (error(left) - error(kept)) * (1 + 1e-4):
+            break
+        kept = left | {into}
+    return kept

@@ -13,7 +13,7 @@ from saap_jax.types import Remat
 FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
 RankBy = Literal["score", "score_per_parameter"]
-InSequence = Literal["none", "wanda", "obs", "leverage"]
+InSequence = Literal["none", "wanda", "obs", "obs_swaps", "leverage"]
 LearnRule = Literal["momentum", "sigmoid"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
@@ -249,9 +249,12 @@ class SearchConfig:
 
     allocation: str = "uniform"
     """`uniform`: the same share of each layer; `uniform_floor`: the same, attention rounded down to whole units and
-    made up for by MLP channels; `log`: a share that grows with log(layer + 1), rounded alike; `global`: one ranking of
+    made up for by MLP channels; `log`: a share that grows with log(layer + 1), rounded alike; `softmax`: a share in
+    proportion to e^(-s / `softmax_temperature`) of the mean score s of a layer, rounded alike; `global`: one ranking of
     all units; `adaptive`: one ranking of log score + `stability_weight` · stability indicator; or one that was
     registered in `ALLOCATIONS`."""
+    softmax_temperature: float = 0.1
+    """ε of `softmax`, in the unit of the scores; the larger, the more alike are the shares."""
     rank_by: RankBy = "score_per_parameter"
     """Key of the one ranking."""
     normalize: Normalization = "none"
@@ -285,8 +288,9 @@ class SearchConfig:
     pruning); each time costs one more pass over the calibration text an estimator. None: estimate once."""
     in_sequence: InSequence = "none"
     """Which units of each layer and structure go is chosen again from the first layer to the last, on the activations
-    of the model as pruned and compensated so far, by Wanda's score, the optimal brain surgeon's or ridge leverage; how
-    many is as chosen before. About three passes over the calibration text for each ratio."""
+    of the model as pruned and compensated so far, by Wanda's score, the optimal brain surgeon's (with swaps behind it
+    or without) or ridge leverage; how many is as chosen before. About three passes over the calibration text for each
+    ratio."""
     learn: LearnConfig = LearnConfig()
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     """Of a traced model: units that each copy of a structure keeps at least (1 where nothing is said), by name as
@@ -307,6 +311,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_choices("search", self)
         ALLOCATIONS.check("search.allocation", self.allocation)
+        if not (math.isfinite(self.softmax_temperature) and self.softmax_temperature > 0):
+            raise ValueError(f"search.softmax_temperature: expected a number above 0, got {self.softmax_temperature}")
         if not math.isfinite(self.stability_weight):
             raise ValueError(f"search.stability_weight: expected a finite number, got {self.stability_weight}")
         if self.rescore_every is not None and not 0.001 <= self.rescore_every < 1:

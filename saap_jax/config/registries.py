@@ -46,6 +46,9 @@ class Allocation:
     """Prunable parameters of each layer, or of each structure of a traced model (0 of what is left alone) -> the share
     of what is removed that each loses, together 1; within a budget all widths shrink alike. None: one budget and one
     ranking of all units."""
+    budgets_by_scores: Callable[[np.ndarray, np.ndarray, Any], np.ndarray] | None = None
+    """The same of (parameters, mean score of the units of each, `SearchConfig`), instead of `budgets`. What a layer
+    cannot lose any more is shared by the others, in proportion to their shares."""
     rounded_down: tuple[str, ...] = ()
     """Structures of few units, of which a layer loses no more than its share, rounded down to whole units; the rest of
     what it loses comes from the others, as far as they have it. Only beside `budgets`."""
@@ -57,7 +60,11 @@ class Allocation:
     @property
     def ranks(self) -> bool:
         """Whether there is one ranking of all units."""
-        return self.budgets is None
+        return self.budgets is None and self.budgets_by_scores is None
+
+    def __post_init__(self) -> None:
+        if self.budgets is not None and self.budgets_by_scores is not None:
+            raise ValueError("Allocation: expected budgets or budgets_by_scores, got both")
 
 
 def _logarithmic(size: np.ndarray) -> np.ndarray:
@@ -66,11 +73,24 @@ def _logarithmic(size: np.ndarray) -> np.ndarray:
     return shares / shares.sum() if shares.any() else size / size.sum()
 
 
+def _softmax(size: np.ndarray, scores: np.ndarray, config: Any) -> np.ndarray:
+    """Give layers shares in proportion to e^(-score / ε). Source: MoDeGPT (arXiv:2408.09632), theorem 4.
+
+    With what a layer cannot lose shared by the others it is the optimum of its problem, max Σ s (1 - φ) + ε H(φ) with
+    a given mean of the sparsities φ, also where the bound of a φ is met. Deviation: layers of other sizes count by
+    their parameters.
+    """
+    lowest = scores[size > 0].min(initial=np.inf)
+    shares = size * np.exp(-(np.where(size > 0, scores, lowest) - lowest) / config.softmax_temperature)
+    return shares / shares.sum()
+
+
 ALLOCATIONS: Registry[Allocation] = Registry(
     {
         "uniform": Allocation(budgets=lambda size: size / size.sum()),
         "uniform_floor": Allocation(budgets=lambda size: size / size.sum(), rounded_down=("attention",)),
         "log": Allocation(budgets=_logarithmic, rounded_down=("attention",)),
+        "softmax": Allocation(budgets_by_scores=_softmax, rounded_down=("attention",)),
         "global": Allocation(),
         "adaptive": Allocation(stability=True),
     }

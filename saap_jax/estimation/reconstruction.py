@@ -5,7 +5,7 @@ A sub-block writes a W with a its gated activations (row vectors) and W its outp
 the tokens, removing the coordinates S and fitting the others again costs ½ tr(W_Sᵀ [(H⁻¹)_SS]⁻¹ W_S), the least that
 ½ ‖a W - a W'‖² (with the ridge) can be for a W' that is 0 in the rows S; it is reached by
 W ← W - (H⁻¹)_:S [(H⁻¹)_SS]⁻¹ W_S. Source: the optimal brain surgeon for structures, ZipLM (arXiv:2302.04089) equations
-2 to 4, SlimGPT (arXiv:2412.18110), OSSCAR (arXiv:2403.12983).
+2 to 4, SlimGPT (arXiv:2412.18110), OSSCAR (arXiv:2403.12983), which then swaps units while the cost falls (`swapped`).
 """
 
 import functools
@@ -183,6 +183,72 @@ def greedy_costs(
     start = (weight, _inverse(moment, ridge), jnp.zeros(units, bool), nothing, jnp.zeros((), weight.dtype))
     (*_, scores, _), _ = jax.lax.scan(remove, start, length=-(-units // at_once))
     return scores
+
+
+def swapped(
+    weight: Float[Array, "units coordinates embed"],
+    moment: Float[Array, "all all"],
+    ridge: Float[Array, ""],
+    kept: Bool[Array, "units"],
+) -> Bool[Array, "units"]:
+    """Return as many units as are kept, after swaps while ½ tr((W - W')ᵀ H (W - W')) falls, W' fitted to those kept.
+
+    A swap takes out the unit whose going costs least, and then puts in the one that wins most of those that were out;
+    the last one, which wins no more than it costs, is not made.
+
+    With S the kept coordinates and C the others, all costs and gains are read from H and H W *swept* over S:
+
+        M = [[-V, V H_SC], [H_CS V, H_CC - H_CS V H_SC]],   B = [[V (H W)_S], [(H W)_C - H_CS V (H W)_S]],   V = H_SS⁻¹
+
+    where both are ½ tr(B_uᵀ (± M_uu)⁻¹ B_u), with - for a unit of S. Putting one in or taking it out sweeps it alone.
+    """
+    units, coordinates, embed = weight.shape
+    # the scale of a layer that is never active does not matter, but that its system can be solved
+    system = moment + jnp.where(ridge > 0, ridge, 1) * jnp.eye(len(moment), dtype=moment.dtype)
+    product = system @ weight.reshape(-1, embed)
+    rows = jnp.repeat(kept, coordinates)
+    both = jnp.concatenate([system, product], axis=1)
+    square = rows[:, None] & rows[None]
+    inner = jnp.where(square, system, jnp.eye(len(rows), dtype=system.dtype))
+    solved = cho_solve(cho_factor(inner), jnp.where(rows[:, None], both, 0))  # V H, V H W in the rows of S
+    swept = jnp.where(rows[:, None], solved, both - jnp.where(rows[None], system, 0) @ solved)
+    inverse = -cho_solve(cho_factor(inner), jnp.diag(rows.astype(system.dtype)))
+    matrix, right = jnp.split(swept, [len(rows)], axis=1)
+    matrix = jnp.where(square, inverse, jnp.where(rows[None], solved[:, : len(rows)].T, matrix))
+
+    def prices(matrix: Array, right: Array, kept: Array) -> Array:
+        each = jnp.arange(units)
+        pivots = matrix.reshape(units, coordinates, units, coordinates)[each, :, each, :]
+        pivots = jnp.where(kept[:, None, None], -pivots, pivots)
+        parts = right.reshape(units, coordinates, embed)
+        return 0.5 * jnp.sum(parts * jnp.linalg.solve(pivots, parts), axis=(1, 2))
+
+    def sweep(matrix: Array, right: Array, unit: Array, sign: int) -> tuple[Array, Array]:
+        at = unit * coordinates + jnp.arange(coordinates)
+        column, pivot = matrix[:, at], matrix[at][:, at]
+        rows = jnp.linalg.solve(pivot, jnp.concatenate([matrix[at], right[at]], axis=1))
+        new = jnp.concatenate([matrix, right], axis=1) - column @ rows
+        matrix, right = jnp.split(new.at[at].set(sign * rows), [len(matrix)], axis=1)
+        matrix = matrix.at[:, at].set(sign * rows[:, : len(matrix)].T)
+        eye = jnp.eye(coordinates, dtype=matrix.dtype)
+        return matrix.at[at[:, None], at].set(-jnp.linalg.solve(pivot, eye)), right
+
+    def swap(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        matrix, right, kept, _, count = state
+        costs = jnp.where(kept, prices(matrix, right, kept), jnp.inf)
+        out = jnp.argmin(costs)
+        without = sweep(matrix, right, out, -1)
+        left = kept.at[out].set(False)
+        gains = jnp.where(kept, -jnp.inf, prices(*without, left))
+        into = jnp.argmax(gains)
+        better = gains[into] > costs[out] * (1 + 1e-4)  # no further than numbers of 32 bits tell apart
+        new = (*sweep(*without, into, 1), left.at[into].set(True))
+        chosen = [jnp.where(better, after, before) for after, before in zip(new, (matrix, right, kept), strict=True)]
+        return (*chosen, better, count + 1)
+
+    some = jnp.any(kept) & ~jnp.all(kept)
+    state = (matrix, right, kept, some, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda state: state[3] & (state[4] < units), swap, state)[2]
 
 
 def _inverse(moment: Float[Array, "all all"], ridge: Float[Array, ""]) -> Float[Array, "all all"]:

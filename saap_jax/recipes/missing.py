@@ -14,6 +14,12 @@ RECIPES = {
         "WikiText-2 or C4",
         "masks are drawn evenly here, not by a prior; the estimator 'perturbation' is the regression alone",
     ),
+    "ddp": _missing(
+        "DDP: deterministic soft gates, sharpened until they are hard, under a penalty for the budget",
+        "2603.08065",
+        "the model's own text",
+        "soft gates are missing: those of search.learn are hard in every step, as GRASPrune's",
+    ),
     "disp-llm": _missing(
         "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",
         "2410.11988",
@@ -26,6 +32,13 @@ RECIPES = {
         "FineWeb-Edu",
         "no allocation is searched by evolution yet",
     ),
+    "gisp": _missing(
+        "GISP: first-order scores normalised in blocks, one ranking, estimated again at every step",
+        "2510.18030",
+        "C4, or the task's text",
+        "what its scores are divided by has not been checked against the paper; estimating again is "
+        "search.rescore_every",
+    ),
     "llm-surgeon": _missing(
         "LLM Surgeon: Kronecker-factored curvature of the loss, several shots, correlated updates",
         "2312.17244",
@@ -36,14 +49,7 @@ RECIPES = {
         "MoDeGPT: ridge leverage in the MLP, decompositions in attention, shares by softmax of block influence",
         "2408.09632",
         "WikiText-2 (training part)",
-        "shares that follow from block influence are missing, and the decomposition of attention; its score of the MLP "
-        "is the estimator 'leverage'",
-    ),
-    "osscar": _missing(
-        "OSSCAR: the surgeon's greedy removal, then swaps while the error falls",
-        "2403.12983",
-        "C4",
-        "swaps are missing; without them it is search.in_sequence 'obs' with compensation 'least_squares'",
+        "decompositions of attention matrices are no selection of units; what it does to the MLP is 'modegpt-mlp'",
     ),
     "slicegpt": _missing(
         "SliceGPT: rotations of the residual stream, cut by principal components",

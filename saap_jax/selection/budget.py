@@ -1,13 +1,12 @@
 """Stage 2c, the solver: which blocks of units go, under a budget of parameters. See `search` for what a block is."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from saap_jax.config.method import SearchConfig
-from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.registries import ALLOCATIONS, Allocation
 from saap_jax.types import STRUCTURES
 
 SLACK = 1e-12
@@ -40,20 +39,25 @@ class Blocks(NamedTuple):
         return Blocks(*(column[chosen] for column in self))
 
 
-def split_budget(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig) -> list[tuple[np.ndarray, float]]:
+def split_budget(
+    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig, target: int, scores: np.ndarray
+) -> list[tuple[np.ndarray, float]]:
     """Split the blocks into groups with a budget each: their rows, and their part of the whole budget.
 
     Args:
         size: prunable parameters of each layer, 0 where it is left alone, `[layers]` a structure.
+        target: parameters that are to go; 0: as many as can.
+        scores: mean score of the units of each layer.
     """
-    attention, budgets = config.attention_share, ALLOCATIONS[config.allocation].budgets
+    attention, allocation = config.attention_share, ALLOCATIONS[config.allocation]
     shares = [(STRUCTURES, 1.0)] if attention is None else [(("attention",), attention), (("mlp",), 1 - attention)]
     quotas = []
     for names, share in shares:
         inside = np.isin(blocks.structure, [STRUCTURES.index(name) for name in names])
         layer_size = np.sum([size[name] for name in names], axis=0)
-        if budgets is not None and layer_size.any():
-            parts = shares_of(budgets, layer_size)
+        if not allocation.ranks and layer_size.any():
+            most = np.bincount(blocks.layer[inside], blocks.cost[inside], len(layer_size))
+            parts = shares_of(allocation, layer_size, scores, config, most, target * share)
             for layer in np.flatnonzero(layer_size):
                 own = np.flatnonzero(inside & (blocks.layer == layer))
                 quotas.append((own, share * float(parts[layer])))
@@ -62,13 +66,53 @@ def split_budget(blocks: Blocks, size: dict[str, np.ndarray], config: SearchConf
     return [(rows, share) for rows, share in quotas if share > 0]
 
 
-def shares_of(budgets: Callable[[np.ndarray], np.ndarray], size: np.ndarray) -> np.ndarray:
+def shares_of(
+    allocation: Allocation,
+    size: np.ndarray,
+    scores: np.ndarray,
+    config: SearchConfig,
+    most: np.ndarray,
+    target: int | float,
+) -> np.ndarray:
     """Return the share of what is removed that each layer (or structure) of some parameters loses.
+
+    Args:
+        scores: mean score of the units of each.
+        most: parameters that each can lose.
+        target: parameters that are to go together; 0: as many as can.
 
     Raises:
         ValueError: an allocation whose shares of what can be pruned are not together 1.
     """
-    shares = np.asarray(budgets(size), np.float64)
+    if allocation.budgets_by_scores is None:
+        assert allocation.budgets is not None
+        return _checked_shares(allocation.budgets(size), size)
+    lowest = np.nanmin(scores, initial=0.0 if np.isnan(scores).all() else np.inf)
+    shares = _checked_shares(
+        allocation.budgets_by_scores(size, np.where(np.isnan(scores), lowest, scores), config), size
+    )
+    if not 0 < target < most.sum():
+        return most / most.sum() if most.any() else shares
+    return filled(shares, most / target)
+
+
+def filled(shares: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Return min(most, c · shares) with the c at which they make 1.
+
+    >>> filled(np.array([0.6, 0.3, 0.1]), np.array([0.4, 1.0, 1.0])).round(3).tolist()
+    [0.4, 0.45, 0.15]
+    """
+    full = np.zeros(len(shares), bool)
+    while True:
+        left = 1 - most[full].sum()
+        scaled = np.where(full, most, shares * left / max(shares[~full].sum(), np.finfo(float).tiny))
+        if not (over := ~full & (scaled > most)).any():
+            return scaled
+        full |= over
+
+
+def _checked_shares(given: np.ndarray, size: np.ndarray) -> np.ndarray:
+    shares = np.asarray(given, np.float64)
     if shares.shape != size.shape or not (shares >= 0).all() or not math.isclose(shares[size > 0].sum(), 1):
         raise ValueError(
             f"search.allocation: expected shares of at least 0 that make 1 for {np.count_nonzero(size)} budgets, got "
@@ -78,20 +122,23 @@ def shares_of(budgets: Callable[[np.ndarray], np.ndarray], size: np.ndarray) -> 
 
 
 def split_structures(
-    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig
+    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig, target: int, scores: np.ndarray
 ) -> list[tuple[np.ndarray, float]]:
     """Do what `split_budget` does for structures that share no layers, which have the budgets that layers have there.
     One that loses no unit in any case has no budget.
 
     Args:
         size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
+        target: parameters that are to go; 0: as many as can.
+        scores: mean score of the units of each structure.
     """
-    budgets = ALLOCATIONS[config.allocation].budgets
-    if budgets is None or not len(blocks.cost):
+    allocation = ALLOCATIONS[config.allocation]
+    if allocation.ranks or not len(blocks.cost):
         return [(np.arange(len(blocks.cost)), 1.0)]
     rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
     own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
-    parts = shares_of(budgets, np.array(own))
+    most = np.bincount(blocks.structure, blocks.cost, len(size))
+    parts = shares_of(allocation, np.array(own), scores, config, most, target)
     return [(each, float(part)) for each, part in zip(rows, parts, strict=True) if part > 0]
 
 

@@ -10,6 +10,7 @@ solver, with its own key and its own split of the budget:
 | `uniform`       | share of the units of its (layer, structure) that is gone after it  | each layer the same share |
 | `uniform_floor` | the same, but last where attention loses more than the layer does   | each layer the same share |
 | `log`           | as `uniform_floor`                                                  | in proportion to log(l+1) |
+| `softmax`       | as `uniform_floor`                                                  | ∝ e^(-mean score / ε)     |
 | `global`        | mean score of its units, by `rank_by` over the cost of a unit       | one                       |
 | `adaptive`      | the same of score · e^(λ · ASI), which ranks as log score + λ · ASI | one                       |
 
@@ -117,7 +118,7 @@ def search(
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
     target = math.ceil(ratio * prunable * (1 - SLACK))
-    blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits, target)
+    blocks, quotas = _blocks_and_quotas(priority, order, costs, existing, config, limits, scores, target)
     if limits is None and (config.max_segments or config.max_shapes):
         left = {name: (units if gone is None else units & ~gone[name]).sum(axis=1) for name, units in existing.items()}
         key = blocks.key(config)
@@ -142,7 +143,7 @@ def largest_ratio(
     """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
     equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in equal.items()}
-    blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits)
+    blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits, equal)
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
     if limits is None and (config.max_segments or config.max_shapes):
         units = {name: each.sum(axis=1) for name, each in existing.items()}
@@ -253,11 +254,13 @@ def _blocks_and_quotas(
     existing: Keep,
     config: SearchConfig,
     limits: Mapping[str, Limits] | None,
+    scores: Scores,
     target: int = 0,
 ) -> tuple[Blocks, list[tuple[np.ndarray, float]]]:
     """Return all removable blocks, and the budgets that they are split into.
 
     Args:
+        scores: as they were given, of which `Allocation.budgets_by_scores` reads means.
         target: parameters that are to go, from which follows what `Allocation.rounded_down` rounds.
     """
     none, nothing = np.zeros(0, np.int64), np.zeros(0)
@@ -276,12 +279,20 @@ def _blocks_and_quotas(
             parts.append(_blocks_of(index, layers, ranked, costs[name], exists, own, config.depth))
         size[name] = exists.sum(axis=1) * costs[name] * pruned
     blocks = Blocks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    means = _means(scores, existing, together=limits is not None)
     if limits is None:
-        blocks = _rounded_down(blocks, size, target, config)
+        blocks = _rounded_down(blocks, size, target, config, means)
     if config.whole_layers:
         blocks = _joined_layers(blocks)
     split = split_budget if limits is None else split_structures
-    return blocks, split(blocks, size, config)
+    return blocks, split(blocks, size, config, target, means)
+
+
+def _means(scores: Scores, existing: Keep, together: bool) -> np.ndarray:
+    """Return the mean score of the units of each layer, or with `together` of each structure; NaN where is none."""
+    given = [np.where(units, np.asarray(scores[name], np.float64), np.nan) for name, units in existing.items()]
+    rows = [values.ravel() for values in given] if together else [*np.concatenate(given, axis=1)]
+    return np.array([values[~np.isnan(values)].mean() if (~np.isnan(values)).any() else np.nan for values in rows])
 
 
 def _joined_layers(blocks: Blocks) -> Blocks:
@@ -298,14 +309,16 @@ def _joined_layers(blocks: Blocks) -> Blocks:
     return blocks._replace(cost=cost, score=score).rows(last | alone)
 
 
-def _rounded_down(blocks: Blocks, size: dict[str, np.ndarray], target: int, config: SearchConfig) -> Blocks:
+def _rounded_down(
+    blocks: Blocks, size: dict[str, np.ndarray], target: int, config: SearchConfig, scores: np.ndarray
+) -> Blocks:
     """Return the blocks with those last that exceed the share of their layer, of structures that are rounded down."""
     allocation = ALLOCATIONS[config.allocation]
     if not allocation.rounded_down:
         return blocks
     layers = np.sum([*size.values()], axis=0)
-    assert allocation.budgets is not None
-    lost = target * shares_of(allocation.budgets, layers) if layers.any() else layers
+    removable = np.bincount(blocks.layer, blocks.cost, len(layers))
+    lost = target * shares_of(allocation, layers, scores, config, removable, target) if layers.any() else layers
     most = lost / np.maximum(layers, 1) * (1 + SLACK)
     names = [index for index, name in enumerate(size) if name in allocation.rounded_down]
     beyond = np.isin(blocks.structure, names) & (blocks.share > most[blocks.layer])

@@ -5,6 +5,7 @@ compensated already, by a formula on the second moments of what enters the outpu
 
     wanda       Σ_c ‖W_c‖₁ · √G_cc over the coordinates c of a unit (arXiv:2306.11695; FASP, arXiv:2501.09412)
     obs         the optimal brain surgeon's greedy order (SlimGPT, arXiv:2412.18110), see `estimation.reconstruction`
+    obs_swaps   the same, then swaps while the error of the output falls (OSSCAR, arXiv:2403.12983)
     leverage    Σ_c [G (G + λ I)⁻¹]_cc (MoDeGPT, arXiv:2408.09632)
 
 These methods prune so; scores from one pass over the unpruned model do not see what the layers before have lost.
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.method import CompensationConfig
-from saap_jax.estimation.reconstruction import greedy_costs, leverages
+from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
@@ -31,17 +32,33 @@ DAMPING, BLOCK = 0.01, 16
 """Of the moments, relative to the mean of their diagonal, and coordinates that the surgeon takes at once."""
 
 
-def _wanda(weight: Array, moment: Array, ridge: Array) -> Float[Array, "units"]:
+def _wanda(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
     size = jnp.sqrt(jnp.diag(moment)).reshape(weight.shape[:2])
     return jnp.sum(jnp.sum(jnp.abs(weight), axis=2) * size, axis=1)
 
 
-RULES: dict[str, Callable[[Array, Array, Array], Float[Array, "units"]]] = {
+def _surgeon(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
+    return greedy_costs(weight, moment, ridge, block=BLOCK)
+
+
+def _swaps(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
+    order = jnp.argsort(-_surgeon(weight, moment, ridge, kept), stable=True)
+    start = jnp.zeros(len(weight), bool).at[order].set(jnp.arange(len(weight), dtype=kept.dtype) < kept)
+    return swapped(weight, moment, ridge, start).astype(weight.dtype)
+
+
+def _leverage(weight: Array, moment: Array, ridge: Array, kept: Array) -> Float[Array, "units"]:
+    return leverages(weight, moment, ridge)
+
+
+RULES: dict[str, Callable[[Array, Array, Array, Array], Float[Array, "units"]]] = {
     "wanda": _wanda,
-    "obs": functools.partial(greedy_costs, block=BLOCK),
-    "leverage": leverages,
+    "obs": _surgeon,
+    "obs_swaps": _swaps,
+    "leverage": _leverage,
 }
-"""Name -> (matrix [units, coordinates, embed], mean of â âᵀ, λ) -> scores of units; larger = more important."""
+"""Name -> (matrix [units, coordinates, embed], mean of â âᵀ, λ, how many units stay) -> scores of units; larger = more
+important."""
 
 
 def chosen_in_sequence(
@@ -79,8 +96,9 @@ def chosen_in_sequence(
 
     def choose(at: SubBlock, sums: Normal) -> Bool[np.ndarray, "_"]:
         units, row = int(existing[at.structure][at.layer].sum()), new[at.structure][at.layer]
-        scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, rule=rule, units=units))
-        first = np.argsort(-scores, kind="stable")[: int(row.sum())]
+        kept = int(row.sum())
+        scores = np.asarray(_scores(at.old.weight, sums.gram, sums.weight, jnp.int32(kept), rule=rule, units=units))
+        first = np.argsort(-scores, kind="stable")[:kept]
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)
 
@@ -94,6 +112,7 @@ def _scores(
     weight: Float[Array, "coordinates embed"],
     gram: Float[Array, "coordinates coordinates"],
     total: Float[Array, ""],
+    kept: Int[Array, ""],
     *,
     rule: str,
     units: int,
@@ -102,4 +121,4 @@ def _scores(
     moment = gram / total
     parts = weight.astype(gram.dtype).reshape(units, len(weight) // units, weight.shape[1])
     with jax.default_matmul_precision("highest"):
-        return RULES[rule](parts, moment, DAMPING * jnp.mean(jnp.diag(moment)))
+        return RULES[rule](parts, moment, DAMPING * jnp.mean(jnp.diag(moment)), kept)

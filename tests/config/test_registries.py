@@ -25,7 +25,7 @@ def test_a_registry():
     [
         (
             lambda: SearchConfig(allocation="globl"),
-            "search.allocation: expected one of uniform, uniform_floor, log, global, adaptive, got",
+            "search.allocation: expected one of uniform, uniform_floor, log, softmax, global, adaptive, got",
         ),
         (lambda: GridConfig(allocations=("globl",)), "grid.allocations: .* got 'globl'; did you mean 'global'"),
         (lambda: CompensationConfig(method="bia"), "compensation.method: expected one of none, bias, least_squares"),
@@ -61,8 +61,11 @@ def test_an_allocation_of_ones_own_decides_the_widths(monkeypatch):
     assert ranked["global"] == ranked["reversed"][::-1] != ranked["reversed"]
     with pytest.raises(ValueError, match="search.allocation: solver 'exact' needs a ranking"):
         SearchConfig(allocation="last", solver="exact")
+    half = Allocation(budgets=lambda size: size / 2)
     with pytest.raises(ValueError, match="expected shares of at least 0 that make 1 for 2 budgets, got"):
-        shares_of(lambda size: size / 2, np.array([1, 0, 2]))
+        shares_of(half, np.array([1, 0, 2]), np.ones(3), SearchConfig(), np.ones(3), 1)
+    with pytest.raises(ValueError, match="Allocation: expected budgets or budgets_by_scores, got both"):
+        Allocation(budgets=lambda size: size, budgets_by_scores=lambda size, scores, _: size)
 
 
 def test_a_correction_with_a_damping_holds_text_out(monkeypatch):

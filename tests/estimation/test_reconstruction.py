@@ -9,8 +9,9 @@ import pytest
 
 from saap_jax.estimation import make_estimator, observe
 from saap_jax.estimation.activations import ACTIVATION_NORMS
-from saap_jax.estimation.reconstruction import SECOND_MOMENT, greedy_costs, leverages, single_costs
+from saap_jax.estimation.reconstruction import SECOND_MOMENT, greedy_costs, leverages, single_costs, swapped
 from tests.helpers import dense_model, length_mask, ragged_model, random_tokens, reference
+from tests.in_sequence import swapped_by_hand
 
 
 @pytest.fixture
@@ -65,6 +66,31 @@ def test_greedy_leaves_less_than_single_costs(problem):
     best = [min(fitted(weight, moment, ridge, list(s))[0] for s in itertools.combinations(range(6), n)) for n in (2, 3)]
     assert all(a <= b for a, b in zip(*left, strict=True))
     assert all(a <= 1.5 * b for a, b in zip(left[0], best, strict=True))
+
+
+def test_swaps_are_those_of_sets_that_are_fitted_anew(x64):
+    moved = 0
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        coordinates = 1 + seed % 3
+        size = 6 * coordinates
+        active = random.standard_normal((50, 4)) @ random.standard_normal((4, size))
+        active += 0.3 * random.standard_normal((50, size))
+        weight, moment = random.standard_normal((6, coordinates, 5)), active.T @ active / 50
+        start = set(random.permutation(6)[: 2 + seed % 3].tolist())
+        mask = np.isin(np.arange(6), sorted(start))
+        kept = np.asarray(swapped(*map(jnp.asarray, (weight, moment, 0.05, mask))))
+        assert set(np.flatnonzero(kept).tolist()) == swapped_by_hand(weight, moment, 0.05, start), seed
+        before, after = (fitted(weight, moment, 0.05, np.flatnonzero(~each).tolist())[0] for each in (mask, kept))
+        assert after <= before
+        moved += bool((kept != mask).any())
+    assert moved > 6, "control: starts at random are left"
+
+
+@pytest.mark.parametrize("kept", [[True] * 6, [False] * 6])
+def test_nothing_is_swapped_where_all_stay_or_go(problem, kept):
+    weight, moment, ridge, _ = problem
+    assert np.asarray(swapped(*map(jnp.asarray, (weight, moment, ridge, np.array(kept))))).tolist() == kept
 
 
 def test_blocks_go_together(problem):

@@ -1,15 +1,15 @@
 """Recipes against the rules of their papers, written out plainly: which units stay, not only how they are scored."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
+from saap_jax.config.method import LearnConfig
 from saap_jax.data import Windows
-from saap_jax.estimation.reconstruction import greedy_costs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.recipes import recipes
@@ -18,7 +18,7 @@ from saap_jax.selection.choose import choose_path
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
 from tests.helpers import layers_of, losses_of, random_model, random_tokens, reference, spec_of
-from tests.in_sequence import entering, surgeon_order
+from tests.in_sequence import entering, surgeon_order, swapped_by_hand
 
 LAYERS, KV_HEADS, GROUP, HEAD_DIM, CHANNELS, EMBED = 10, 3, 2, 4, 12, 8
 TOKENS = random_tokens(6, 9)
@@ -251,7 +251,7 @@ def test_shortened_llama_by_taylor(model, gradients):
 @pytest.mark.parametrize("ratio", [0.3])
 def test_slimgpt(model, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
-    monkeypatch.setitem(sequence.RULES, "obs", functools.partial(greedy_costs, block=4))  # of 12 channels, not at once
+    monkeypatch.setattr(sequence, "BLOCK", 4)  # of 12 channels, not at once
     sequence._scores.clear_cache()
     keep, compensation = kept(model, "slimgpt", ratio), recipes()["slimgpt"].compensation
     sequence._scores.clear_cache()
@@ -272,6 +272,75 @@ def test_slimgpt(model, ratio, monkeypatch):
         }
         for name, order in orders.items():
             assert gone[name] == sorted(order[: len(gone[name])]), f"{name} {layer}"
+
+
+# --- OSSCAR, MoDeGPT -------------------------------------------------------------------------------
+
+
+def test_osscar(model, monkeypatch):
+    """The same share of each layer, heads rounded down; by greedy removal, then by swaps while the error falls."""
+    monkeypatch.setattr(sequence, "BLOCK", 4)
+    sequence._scores.clear_cache()
+    keep, compensation = kept(model, "osscar", 0.4), recipes()["osscar"].compensation
+    sequence._scores.clear_cache()
+    swaps = 0
+    for layer, weights in enumerate(layers_of(model)):
+        assert keep["attention"][layer].sum() == KV_HEADS - int(KV_HEADS * 0.4)
+        for name, matrix in (
+            ("attention", weights["attention/output"].reshape(KV_HEADS, -1, EMBED)),
+            ("mlp", weights["mlp/down"][:, None]),
+        ):
+            active, units = entering(model, keep, layer, name, TOKENS, ROWS, compensation), keep[name][layer]
+            rows = active.reshape(len(active), -1)
+            moment = rows.T @ rows / len(rows)
+            greedy = set(surgeon_order(matrix, active, 4)[int((~units).sum()) :])
+            expected = swapped_by_hand(matrix, moment, 0.01 * float(np.mean(np.diag(moment))), greedy)
+            assert set(np.flatnonzero(units).tolist()) == expected, f"{name} {layer}"
+            swaps += expected != greedy
+    assert swaps > 0, "control: without swaps it would be another set"
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.28])
+def test_modegpt_of_the_mlp(model, ratio):
+    """Layers lose in proportion to e^(-block influence / ε), at most what they have; the lowest leverage goes."""
+    recipe = recipes()["modegpt-mlp"]
+    keep = kept(model, "modegpt-mlp", ratio)
+    assert keep["attention"].all()
+    streams = [streams_of(model, row) for row in TOKENS]
+    influence = []
+    for layer in range(LAYERS):
+        before, after = (np.concatenate([each[layer + step] for each in streams]) for step in (0, 1))
+        cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+        influence.append(1 - cosine.mean())
+    weights = np.exp(-np.array(influence) / recipe.search.softmax_temperature)
+    most, goal = (CHANNELS - 1) * CHANNEL, ratio * LAYERS * LAYER
+    lost = [brentq(lambda c: np.minimum(c * weights, most).sum() - goal, 0, 1e9)]
+    expected = np.minimum(lost[0] * weights, most) / CHANNEL
+    gone = (~keep["mlp"]).sum(axis=1)
+    assert np.abs(gone - expected).max() <= 1.5
+    assert np.ptp(gone) > 1
+    for layer in range(LAYERS):
+        active = entering(model, keep, layer, "mlp", TOKENS, ROWS, recipe.compensation)[:, :, 0]
+        moment = active.T @ active / len(active)
+        system = moment + 0.01 * np.mean(np.diag(moment)) * np.eye(CHANNELS)
+        scores = np.diag(moment @ np.linalg.inv(system))
+        lowest = np.sort(np.argsort(scores)[: gone[layer]])
+        np.testing.assert_array_equal(np.flatnonzero(~keep["mlp"][layer]), lowest, err_msg=str(layer))
+
+
+# --- GRASPrune -------------------------------------------------------------------------------------
+
+
+def test_grasprune(model):
+    """The budget holds at every step, by probabilities alone; by how it learns, see tests/selection/test_learned.py."""
+    search = recipes()["grasprune"].search
+    assert (search.learn.rule, search.learn.language_loss, search.allocation) == ("sigmoid", 1.0, "global")
+    fewer = dataclasses.replace(search, learn=dataclasses.replace(search.learn, steps=12, rate=1.0))
+    keep, start = (kept(model, "grasprune", 0.3, search=each) for each in
+                   (fewer, dataclasses.replace(fewer, learn=LearnConfig())))  # fmt: skip
+    subject = LlamaSubject(model)
+    assert 0 <= subject.removed(keep) - 0.3 * subject.prunable <= HEAD
+    assert any((keep[name] != start[name]).any() for name in keep)
 
 
 # --- SAAP ------------------------------------------------------------------------------------------

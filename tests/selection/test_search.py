@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from saap_jax.config.method import PerStructure, SearchConfig, SharePerStructure
 from saap_jax.selection import budget
@@ -102,7 +103,7 @@ def brute_force(problem: Problem, target: int, config: SearchConfig) -> float:
 @st.composite
 def fields(draw) -> dict:
     """Draw the fields of a configuration: plain values, for `configured`."""
-    allocation = draw(st.sampled_from(["uniform", "uniform_floor", "log", *["global", "adaptive"] * 2]))
+    allocation = draw(st.sampled_from(["uniform", "uniform_floor", "log", "softmax", *["global", "adaptive"] * 2]))
     ranks = allocation in ("global", "adaptive")
     depth = ranks and draw(st.sampled_from([False, False, True]))
     pair = lambda values: draw(st.tuples(st.sampled_from(values), st.sampled_from(values)))  # noqa: E731
@@ -297,7 +298,7 @@ class TestRules:
         assume(ratio <= largest_ratio(problem, config))
         keep = problem.search(ratio, config).keep
         problem.scores = {n: s * scale for n, s in problem.scores.items()}
-        scaled = problem.search(ratio, config).keep
+        scaled = problem.search(ratio, dataclasses.replace(config, softmax_temperature=0.1 * scale)).keep
         assert all((keep[n] == scaled[n]).all() for n in STRUCTURES)
 
     @given(st.integers(0, 10_000), st.sampled_from(["global", "adaptive"]), st.booleans())
@@ -578,9 +579,10 @@ class TestRefusals:
         [
             (
                 {"allocation": "x"},
-                "search.allocation: expected one of uniform, uniform_floor, log, global, adaptive, got 'x'",
+                "search.allocation: expected one of uniform, uniform_floor, log, softmax, global, adaptive, got 'x'",
             ),
             ({"stability_weight": float("nan")}, "stability_weight: expected a finite number, got nan"),
+            ({"softmax_temperature": 0.0}, "search.softmax_temperature: expected a number above 0, got 0"),
             ({"attention_share": 1.5}, r"attention_share: expected a number in \[0, 1\], got 1.5"),
             ({"multiple_of": NO_FLOOR}, "multiple_of: expected numbers of at least 1"),
             ({"depth": True}, "depth needs a ranking"),
@@ -715,6 +717,40 @@ class TestUniformFloor:
         np.testing.assert_allclose(gone, expected, atol=2 * 1_728)
         share = expected / (3 * 294_912 + 1536 * 1_728)
         assert made.keep["attention"].sum(1).tolist() == (3 - np.floor(3 * share)).tolist()
+
+    @pytest.mark.parametrize(("ratio", "temperature", "bound"), [(0.2, 1.0, 0), (0.5, 0.3, 1), (0.6, 0.05, 3)])
+    def test_softmax_gives_what_its_problem_is_solved_by(self, ratio, temperature, bound):
+        """max Σ s (1 - φ) + ε Σ -φ log φ with a given mean of φ and φ <= 1, by another solver."""
+        scores = np.array([0.9, 0.2, 0.5, 0.1, 0.7, 0.3])
+        costs, existing = {"mlp": np.full(6, 3)}, {"mlp": np.ones((6, 2000), bool)}
+        costs["attention"], existing["attention"] = np.zeros(6, np.int64), np.zeros((6, 0), bool)
+        given = {"mlp": np.broadcast_to(scores[:, None], (6, 2000)), "attention": np.zeros((6, 0))}
+        config = SearchConfig(
+            allocation="softmax", softmax_temperature=temperature, min_keep=PerStructure(attention=0, mlp=0)
+        )
+        made = search(given, costs, existing, ratio, config)
+        solved = minimize(
+            lambda phi: -(scores * (1 - phi)).sum() + temperature * (phi * np.log(phi)).sum(),
+            np.full(6, ratio),
+            bounds=[(1e-9, 1)] * 6,
+            constraints={"type": "eq", "fun": lambda phi: phi.mean() - ratio},
+            options={"ftol": 1e-12, "maxiter": 1000},
+            method="SLSQP",
+        )
+        gone = 1 - made.keep["mlp"].mean(axis=1)
+        np.testing.assert_allclose(gone, solved.x, atol=2e-3)
+        assert (gone == 1).sum() == bound
+        flat = search(given, costs, existing, ratio, dataclasses.replace(config, softmax_temperature=1e6))
+        assert np.ptp(flat.keep["mlp"].sum(axis=1)) <= 1 < np.ptp(made.keep["mlp"].sum(axis=1))
+
+    def test_softmax_takes_all_that_there_is(self):
+        config = {"allocation": "softmax", "softmax_temperature": 0.01, "skip_layers": (0,)}
+        config["min_keep"] = PerStructure(attention=0, mlp=1)
+        made = self.kept(0.87, **config)
+        assert made.keep["mlp"][0].all()
+        assert made.actual >= 0.87
+        with pytest.raises(ValueError, match=r"the largest possible ratio is 0\.87\d\d under"):
+            self.kept(0.88, **config)
 
     def test_more_heads_go_where_channels_do_not_suffice(self):
         made = self.kept(0.5, max_ratio=SharePerStructure(attention=1.0, mlp=0.5))

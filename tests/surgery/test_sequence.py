@@ -14,7 +14,7 @@ from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import STRUCTURES
 from tests.helpers import layers_of, random_keep, random_model, random_tokens, reference, spec_of
-from tests.in_sequence import entering, surgeon_order
+from tests.in_sequence import entering, surgeon_order, swapped_by_hand
 
 LAYERS, KV_HEADS, CHANNELS, EMBED = 3, 3, 10, 8
 TOKENS = random_tokens(8, 9)
@@ -28,8 +28,8 @@ def model():
     return random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS))
 
 
-def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Score units by the formula, written out; for `obs` minus the place in the surgeon's order."""
+def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray, count: int) -> np.ndarray:
+    """Score units by the formula, written out; for `obs` by the place in the surgeon's order, for swaps 1 or 0."""
     rows = active.reshape(len(active), -1)
     moment = rows.T @ rows / len(rows)
     if rule == "wanda":
@@ -37,10 +37,14 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray) -> np.ndarra
     ridge = 0.01 * np.mean(np.diag(moment)) * np.eye(len(moment))
     if rule == "leverage":
         return np.diag(moment @ np.linalg.inv(moment + ridge)).reshape(weight.shape[:2]).sum(1)
-    return np.argsort(surgeon_order(weight, active, 16)).astype(float)
+    order = surgeon_order(weight, active, 16)
+    if rule == "obs_swaps":
+        kept = swapped_by_hand(weight, moment, float(ridge[0, 0]), set(order[len(order) - count :]))
+        return np.isin(np.arange(len(weight)), sorted(kept)).astype(float)
+    return np.argsort(order).astype(float)
 
 
-@pytest.mark.parametrize("rule", ["wanda", "obs", "leverage"])
+@pytest.mark.parametrize("rule", ["wanda", "obs", "obs_swaps", "leverage"])
 @pytest.mark.parametrize("config", [PLAIN, LEAST], ids=["none", "least_squares"])
 def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
     wide = random_model(spec_of(*[(KV_HEADS, CHANNELS)] * LAYERS), dtype=np.float64)
@@ -55,7 +59,7 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
                 continue
             active = entering(wide, keep, layer, name, TOKENS, BATCHES, config)
             weight = layers_of(wide)[layer][path].reshape(keep[name].shape[1], -1, EMBED)
-            scores = plain_scores(rule, weight, active)
+            scores = plain_scores(rule, weight, active, count)
             expected = np.sort(np.argsort(-scores, kind="stable")[:count])
             np.testing.assert_array_equal(np.flatnonzero(keep[name][layer]), expected, err_msg=f"{name} {layer}")
 
@@ -71,7 +75,8 @@ def test_it_differs_from_choosing_on_the_whole_model(model):
             seen = np.concatenate([reference(model, row)[1][layer][name] for row in TOKENS])
             active = seen.reshape(len(seen), seen.shape[1], -1)
             weight = layers_of(model)[layer][path].reshape(asked[name].shape[1], -1, EMBED)
-            first = np.argsort(-plain_scores("wanda", weight, active))[: int(asked[name][layer].sum())]
+            count = int(asked[name][layer].sum())
+            first = np.argsort(-plain_scores("wanda", weight, active, count))[:count]
             whole[name][layer, first] = True
     assert any((keep[name] != whole[name]).any() for name in STRUCTURES)
     np.testing.assert_array_equal(keep["attention"][0], whole["attention"][0])
