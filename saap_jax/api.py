@@ -105,8 +105,8 @@ def select_units(
     config = config or SearchConfig()
     if config.chooses_again:
         raise ValueError(
-            f"search: expected no in_sequence and no learn without text, got {config.in_sequence!r} and "
-            f"{config.learn.steps} steps; call select_path"
+            f"search: expected no in_sequence, learn or evolve without text, got {config.in_sequence!r}, "
+            f"{config.learn.steps} steps and {config.evolve.generations} generations; call select_path"
         )
     if isinstance(scores, Calibrated):
         if estimator is None and len(scores.estimators) > 1:

@@ -137,7 +137,7 @@ class SweepConfig:
         count = self.calibration.microbatches(1 if alone else len(self.calibration.scenarios))
         for method in self.grid.compensations or (self.compensation.method,):
             dataclasses.replace(self.compensation, method=method).check_microbatches(count)
-        self.search.learn.check_microbatches(count)
+        self.search.check_microbatches(count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,9 +277,9 @@ class PruneConfig:
         if self.ratio is not None:
             check_ratios((self.ratio,), "ratio")
         check_kind(self)
-        if self.search.learn.steps and (asked := self.targets.asked):
+        if (option := self.search.trains) and (asked := self.targets.asked):
             raise ValueError(
-                f"search.learn.steps: expected no targets beside it, got {', '.join(asked)}: what is learnt has other "
+                f"search.{option}: expected no targets beside it, got {', '.join(asked)}: what comes of it has other "
                 "widths than those that met them; leave one of the two out"
             )
         if self.model.traced:
@@ -305,7 +305,7 @@ class PruneConfig:
         check_scenarios(calibration, self.search.allocation, self.search.stability_over)
         count = calibration.microbatches(len(calibration.scenarios))
         self.compensation.check_microbatches(count)
-        self.search.learn.check_microbatches(count)
+        self.search.check_microbatches(count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

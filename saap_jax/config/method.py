@@ -231,12 +231,37 @@ class LearnConfig:
         if not (math.isfinite(self.language_loss) and self.language_loss >= 0):
             raise ValueError(f"search.learn.language_loss: expected at least 0, got {self.language_loss}")
 
-    def check_microbatches(self, count: int) -> None:
-        """Raise ValueError where there are too few microbatches to hold some out, which say what round was the best."""
-        if self.steps and count < HELD_OUT:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvolveConfig:
+    """How much each layer loses is searched by evolution, under the exact budget; see `selection.evolved`."""
+
+    generations: int = 0
+    """From what the search chose on. 0: what it chose stays. A quarter of the text is held out, and says at the end
+    whether the outcome is better than the start."""
+    offspring: int = 16
+    """Children of a generation."""
+    survivors: tuple[int, ...] = (4, 1)
+    """How many of them each stage of selection leaves; the last one leaves one, of them and their parent."""
+    microbatches: tuple[int, ...] = (1, 4)
+    """On how many microbatches of the calibration text each stage judges, by the divergence from the unpruned model."""
+    quantum: float = 1 / 16
+    """Share of a layer's units that a switch moves to another layer, of the same structure; with `depth` all units."""
+
+    def __post_init__(self) -> None:
+        check_at_least("search.evolve.generations", self.generations, 0)
+        check_at_least("search.evolve.offspring", self.offspring, 1)
+        check_share("search.evolve.quantum", self.quantum)
+        ends = (self.offspring, *self.survivors)
+        if not self.survivors or ends[-1] != 1 or list(ends) != sorted(ends, reverse=True):
             raise ValueError(
-                f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text to hold every "
-                f"{HELD_OUT}th out, got {count}; give more calibration.examples or a smaller calibration.batch_size"
+                f"search.evolve.survivors: expected ever fewer of {self.offspring} offspring, 1 at last, got "
+                f"{' '.join(map(str, self.survivors)) or 'none'}"
+            )
+        if len(self.microbatches) != len(self.survivors) or min(self.microbatches) < 1:
+            raise ValueError(
+                "search.evolve.microbatches: expected a number of at least 1 for each of search.evolve.survivors, "
+                f"which are {len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
             )
 
 
@@ -292,6 +317,7 @@ class SearchConfig:
     or without) or ridge leverage; how many is as chosen before. About three passes over the calibration text for each
     ratio."""
     learn: LearnConfig = LearnConfig()
+    evolve: EvolveConfig = EvolveConfig()
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     """Of a traced model: units that each copy of a structure keeps at least (1 where nothing is said), by name as
     `saap discover` prints it, or by a pattern such as `layers/*/up[1]`."""
@@ -348,6 +374,16 @@ class SearchConfig:
                 "search.whole_layers: expected search.depth beside it, with min_keep 0 and max_ratio 1 of attention "
                 f"and MLP, got depth {self.depth}, {self.min_keep} and {self.max_ratio}"
             )
+        if self.evolve.generations and self.rescore_every is not None:
+            raise ValueError(
+                "search.evolve.generations: expected no search.rescore_every beside it, which orders units anew on the "
+                f"way, got {self.rescore_every}; leave one of the two out"
+            )
+        if self.evolve.generations and self.whole_layers:
+            raise ValueError(
+                "search.evolve.generations: expected no search.whole_layers beside it, since attention and MLP move "
+                "apart; leave one of the two out"
+            )
         for name in self.nested:
             for other, none in (
                 ("max_segments", None),
@@ -355,6 +391,7 @@ class SearchConfig:
                 ("depth", False),
                 ("in_sequence", "none"),
                 ("learn", LearnConfig()),
+                ("evolve", EvolveConfig()),
             ):
                 if getattr(self, other) != none:
                     raise ValueError(
@@ -369,7 +406,20 @@ class SearchConfig:
     @property
     def chooses_again(self) -> bool:
         """Whether the calibration text is read once more to choose which units go."""
-        return self.in_sequence != "none" or self.learn.steps > 0
+        return self.in_sequence != "none" or bool(self.trains)
+
+    @property
+    def trains(self) -> str:
+        """Name of the option that lowers the divergence from the unpruned model, the first of them; empty if none."""
+        return "learn.steps" if self.learn.steps else "evolve.generations" if self.evolve.generations else ""
+
+    def check_microbatches(self, count: int) -> None:
+        """Raise ValueError where there are too few microbatches to hold some out, which say what is the best."""
+        if self.trains and count < HELD_OUT:
+            raise ValueError(
+                f"search.{self.trains}: expected at least {HELD_OUT} microbatches of calibration text to hold every "
+                f"{HELD_OUT}th out, got {count}; give more calibration.examples or a smaller calibration.batch_size"
+            )
 
     @property
     def nested(self) -> dict[str, QueryHeadsConfig | ResidualConfig]:
@@ -390,7 +440,8 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "query_heads", "residual",
+            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads",
+            "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

@@ -46,9 +46,9 @@ class Allocation:
     """Prunable parameters of each layer, or of each structure of a traced model (0 of what is left alone) -> the share
     of what is removed that each loses, together 1; within a budget all widths shrink alike. None: one budget and one
     ranking of all units."""
-    budgets_by_scores: Callable[[np.ndarray, np.ndarray, Any], np.ndarray] | None = None
-    """The same of (parameters, mean score of the units of each, `SearchConfig`), instead of `budgets`. What a layer
-    cannot lose any more is shared by the others, in proportion to their shares."""
+    budgets_by_scores: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None
+    """The same of (parameters, mean score of the units of each, `search.softmax_temperature`), instead of `budgets`.
+    What a layer cannot lose any more is shared by the others, in proportion to their shares."""
     rounded_down: tuple[str, ...] = ()
     """Structures of few units, of which a layer loses no more than its share, rounded down to whole units; the rest of
     what it loses comes from the others, as far as they have it. Only beside `budgets`."""
@@ -73,7 +73,7 @@ def _logarithmic(size: np.ndarray) -> np.ndarray:
     return shares / shares.sum() if shares.any() else size / size.sum()
 
 
-def _softmax(size: np.ndarray, scores: np.ndarray, config: Any) -> np.ndarray:
+def _softmax(size: np.ndarray, scores: np.ndarray, temperature: float) -> np.ndarray:
     """Give layers shares in proportion to e^(-score / ε). Source: MoDeGPT (arXiv:2408.09632), theorem 4.
 
     With what a layer cannot lose shared by the others it is the optimum of its problem, max Σ s (1 - φ) + ε H(φ) with
@@ -81,7 +81,7 @@ def _softmax(size: np.ndarray, scores: np.ndarray, config: Any) -> np.ndarray:
     their parameters.
     """
     lowest = scores[size > 0].min(initial=np.inf)
-    shares = size * np.exp(-(np.where(size > 0, scores, lowest) - lowest) / config.softmax_temperature)
+    shares = size * np.exp(-(np.where(size > 0, scores, lowest) - lowest) / temperature)
     return shares / shares.sum()
 
 

@@ -35,7 +35,7 @@ from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.choose import checkpoints, choose_calibrated, chosen_again, most_removable
+from saap_jax.selection.choose import checkpoints, choose_calibrated, chosen_again, most_removable, priority_of
 from saap_jax.selection.search import Selection
 from saap_jax.selection.variants import Candidate, Variant, candidate_name, seeds_of, variants_of
 from saap_jax.subjects.base import Examples, Subject
@@ -153,6 +153,7 @@ class Road:
                 self.scenarios,
                 self.variant.search,
                 self.variant.compensation,
+                priority_of(self.subject, calibrated, self.variant.estimator, self.variant.search),
                 batch_size=self.config.calibration.batch_size,
                 track=self.track,
             )

@@ -312,7 +312,7 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))
     if learnt := selection.divergences:
-        said = "KL to the unpruned model, nats a token, before and after learning which units stay"
+        said = "KL to the unpruned model, nats a token, before and after units were chosen by it"
         rows.append((said, f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
     if pruned.corrections:
         before, after = (

@@ -26,12 +26,6 @@ RECIPES = {
         "WikiText-2 or Alpaca",
         "sub-blocks that read other channels of the stream than they write need index operations that models here lack",
     ),
-    "evopress": _missing(
-        "EvoPress: evolution of the shares of layers, judged by the divergence from the unpruned model",
-        "2410.14649",
-        "FineWeb-Edu",
-        "no allocation is searched by evolution yet",
-    ),
     "gisp": _missing(
         "GISP: first-order scores normalised in blocks, one ranking, estimated again at every step",
         "2510.18030",
@@ -67,7 +61,7 @@ RECIPES = {
         "Týr-the-Pruner: shares of layers by evolution over local prunings of every sparsity",
         "2503.09657",
         "FineWeb-Edu",
-        "no allocation is searched by evolution yet",
+        "its evolution judges layers whose weights were corrected for each sparsity; search.evolve judges masks",
     ),
     "ziplm": _missing(
         "ZipLM: the surgeon's removal of structures, as many of each layer as a table of times allows",

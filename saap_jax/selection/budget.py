@@ -88,9 +88,8 @@ def shares_of(
         assert allocation.budgets is not None
         return _checked_shares(allocation.budgets(size), size)
     lowest = np.nanmin(scores, initial=0.0 if np.isnan(scores).all() else np.inf)
-    shares = _checked_shares(
-        allocation.budgets_by_scores(size, np.where(np.isnan(scores), lowest, scores), config), size
-    )
+    known = np.where(np.isnan(scores), lowest, scores)
+    shares = _checked_shares(allocation.budgets_by_scores(size, known, config.softmax_temperature), size)
     if not 0 < target < most.sum():
         return most / most.sum() if most.any() else shares
     return filled(shares, most / target)

@@ -11,9 +11,10 @@ from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import Calibrated, calibrate
+from saap_jax.selection.evolved import evolved
 from saap_jax.selection.learned import learned
 from saap_jax.selection.nested import search_nested
-from saap_jax.selection.search import Selection, largest_ratio, search
+from saap_jax.selection.search import Selection, largest_ratio, priorities, search
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep, Remat, Scores
 
@@ -179,12 +180,23 @@ def choose_path(
         selections[ratio] = choose_calibrated(subject, calibrated, estimator, ratio, config, gone)
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
+    priority = priority_of(subject, calibrated, estimator, config)
     return {
         ratio: chosen_again(
-            subject, selections[ratio], scenarios, config, compensation, batch_size=batch_size, track=track
+            subject, selections[ratio], scenarios, config, compensation, priority, batch_size=batch_size, track=track
         )
         for ratio in dict.fromkeys(ratios)
     }
+
+
+def priority_of(subject: Subject, calibrated: Calibrated, estimator: str, config: SearchConfig) -> Scores | None:
+    """Return what orders the units of a layer; None where nothing asks for it."""
+    if not config.evolve.generations:
+        return None
+    scores = calibrated.scores(estimator, config.scenario_reduction)
+    adaptive = ALLOCATIONS[config.allocation].stability
+    stability = calibrated.indicator(estimator, config.stability_over) if adaptive else None
+    return priorities(scores, subject.costs, subject.existing, config, stability, None)
 
 
 def chosen_again(
@@ -193,18 +205,27 @@ def chosen_again(
     scenarios: Mapping[str, Examples],
     config: SearchConfig,
     compensation: CompensationConfig | None = None,
+    priority: Scores | None = None,
     *,
     batch_size: int = 8,
     track: Track = quiet,
 ) -> Selection:
-    """Return a selection after training which units stay, and choosing them layer by layer, if `config` says so.
+    """Return a selection after evolution, training which units stay, and choosing layer by layer, if `config` says so.
 
     Args:
         compensation: how layers are corrected before the next one is looked at; not at all by default.
+        priority: what orders the units of a layer, as `priority_of` makes it.
     """
     if not config.chooses_again:
         return selection
     examples = subject.join([*scenarios.values()])
+    if config.evolve.generations:
+        assert priority is not None
+        selection = evolved(
+            selection, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
+            lambda keep: ((gone := subject.removed(keep)) / subject.prunable, gone),
+            progress=lambda steps: track("evolve how much each layer loses", steps, len(steps)),
+        )  # fmt: skip
     if config.learn.steps:
         selection = learned(
             lambda values, free: choose(subject, values, selection.asked, free),

@@ -68,8 +68,8 @@ class Selection(NamedTuple):
     removed: int
     """Parameters removed."""
     divergences: tuple[float, ...] = ()
-    """Of the training of `search.learn`, if there was one, on held-out text in nats a token: before, and after each
-    round."""
+    """On held-out text in nats a token, of `search.learn` or else `search.evolve`, if there was one: before, and after
+    each round, or all generations."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield how many units each layer keeps of each structure."""
@@ -231,6 +231,18 @@ def _normalised(
     return values
 
 
+def levels_of(existing: Keep, config: SearchConfig) -> dict[str, list[np.ndarray]]:
+    """Return how many of its units each layer may lose, ascending from 0, a list over the layers for each structure."""
+    return {
+        name: [
+            np.concatenate([np.zeros(1, np.int64), np.zeros(0, np.int64) if skipped else
+                            _stops(int(units.sum()), _layer_limits(name, config), config.depth)])
+            for units, skipped in zip(exists, skipped_layers(config.skip_layers, len(exists)), strict=True)
+        ]
+        for name, exists in existing.items()
+    }  # fmt: skip
+
+
 # --- blocks ----------------------------------------------------------------------------------------
 
 
@@ -269,9 +281,7 @@ def _blocks_and_quotas(
         if limits is None:
             pruned = ~skipped_layers(config.skip_layers, len(exists))
             rows = list(np.flatnonzero(pruned)[:, None])
-            own = Limits(
-                getattr(config.min_keep, name), getattr(config.max_ratio, name), getattr(aligned(config), name)
-            )
+            own = _layer_limits(name, config)
         else:
             pruned, rows, own = np.ones(len(exists), bool), [np.arange(len(exists))], limits[name]
         for layers in rows:
@@ -286,6 +296,11 @@ def _blocks_and_quotas(
         blocks = _joined_layers(blocks)
     split = split_budget if limits is None else split_structures
     return blocks, split(blocks, size, config, target, means)
+
+
+def _layer_limits(name: str, config: SearchConfig) -> Limits:
+    """Return what each layer may lose of attention or MLP."""
+    return Limits(getattr(config.min_keep, name), getattr(config.max_ratio, name), getattr(aligned(config), name))
 
 
 def _means(scores: Scores, existing: Keep, together: bool) -> np.ndarray:

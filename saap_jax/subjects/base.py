@@ -49,6 +49,10 @@ class Objective(Protocol):
         """Return the divergence on a part in nats a token, and its derivative by each gate, of what is gone too."""
         ...
 
+    def value(self, keep: Keep, part: int) -> float:
+        """Return the divergence on a part in nats a token."""
+        ...
+
     def judge(self, keep: Keep) -> float:
         """Return the divergence on what is held out."""
         ...
@@ -262,7 +266,9 @@ class Subject(abc.ABC):
         Raises:
             ValueError: a model whose units have no gates of their own, or too few examples to hold some out.
         """
-        raise ValueError("search.learn: is for attention and MLP of layers, which this model does not tell apart")
+        raise ValueError(
+            "search.learn and evolve: are for attention and MLP of layers, which this model does not tell apart"
+        )
 
     @abc.abstractmethod
     def load(self, directory: Any) -> "Cut":

@@ -337,7 +337,9 @@ class LlamaSubject(Subject):
     def objective(self, examples: Windows, batch_size: int, language_loss: float = 0.0) -> Divergence:
         """Return the divergence from this model; see `surgery.divergence`."""
         if self.further:
-            raise ValueError(f"search.learn: expected attention and MLP alone, got {', '.join(self.existing)}")
+            raise ValueError(
+                f"search.learn and evolve: expected attention and MLP alone, got {', '.join(self.existing)}"
+            )
         return Divergence(self.model, pairs(examples, batch_size), language_loss)
 
     # --- cut

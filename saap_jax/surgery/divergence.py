@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import HELD_OUT, LearnConfig
+from saap_jax.config.method import HELD_OUT, LearnConfig, SearchConfig
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import masks
@@ -102,7 +102,7 @@ class Divergence:
     """
 
     def __init__(self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0) -> None:
-        LearnConfig(steps=1).check_microbatches(len(batches))
+        SearchConfig(learn=LearnConfig(steps=1)).check_microbatches(len(batches))
         self._model, self._language_loss = model, language_loss
         self._rest, self._held = split([text_of(model, *batch) for batch in batches])
         self.parts = len(self._rest)
@@ -114,6 +114,10 @@ class Divergence:
                 self._model, *self._gates(keep), self._rest[part], language_loss=self._language_loss
             )
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
+
+    def value(self, keep: Keep, part: int) -> float:
+        """Return the mean divergence over the tokens of a part."""
+        return judged(self._model, self._model, *self._gates(keep), self._rest[part : part + 1], self._language_loss)
 
     def judge(self, keep: Keep) -> float:
         """Return the mean divergence over the tokens that are held out."""

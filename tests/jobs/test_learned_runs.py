@@ -53,8 +53,8 @@ def test_prune_and_compare_learn_the_same(config, run, tmp_path):
     assert min(learnt.selection.divergences) < learnt.selection.divergences[0]
     assert len(learnt.selection.divergences) == 1 + 2  # rounds of three parts, one of four being held out
     said = dict(pruning.summary_rows(learnt))
-    assert any("learning which units stay" in name for name in said)
-    assert not any("learning which units stay" in name for name, _ in pruning.summary_rows(before))
+    assert any("before and after units were chosen by it" in name for name in said)
+    assert not any("before and after units were chosen by it" in name for name, _ in pruning.summary_rows(before))
 
 
 def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypatch):

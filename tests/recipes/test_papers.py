@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from saap_jax.config.method import LearnConfig
+from saap_jax.config.method import EvolveConfig, LearnConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
@@ -17,6 +17,7 @@ from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose_path
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
+from tests.divergence import plain_divergence
 from tests.helpers import layers_of, losses_of, random_model, random_tokens, reference, spec_of
 from tests.in_sequence import entering, surgeon_order, swapped_by_hand
 
@@ -326,6 +327,26 @@ def test_modegpt_of_the_mlp(model, ratio):
         scores = np.diag(moment @ np.linalg.inv(system))
         lowest = np.sort(np.argsort(scores)[: gone[layer]])
         np.testing.assert_array_equal(np.flatnonzero(~keep["mlp"][layer]), lowest, err_msg=str(layer))
+
+
+# --- EvoPress ------------------------------------------------------------------------------------
+
+
+def test_evopress(model):
+    """Sub-blocks of equal size change places while the divergence falls; how many of each go stays as it was."""
+    search, better = recipes()["evopress"].search, 0
+    for ratio in (0.2, 0.3, 0.4):
+        keep, start = (kept(model, "evopress", ratio, search=each) for each in
+                       (search, dataclasses.replace(search, evolve=EvolveConfig())))  # fmt: skip
+        gates = [{name: units.astype(np.float32) for name, units in each.items()} for each in (start, keep)]
+        before, after = (plain_divergence(model, model, each, ROWS[3:4]) for each in gates)  # every fourth is held out
+        same = all((keep[name] == start[name]).all() for name in keep)
+        assert same or after < before
+        better += not same
+        for name, units in keep.items():
+            assert set(units.sum(axis=1).tolist()) <= {0, units.shape[1]}
+            assert units.any(axis=1).sum() == start[name].any(axis=1).sum()
+    assert better > 0
 
 
 # --- GRASPrune -------------------------------------------------------------------------------------

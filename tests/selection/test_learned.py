@@ -83,6 +83,9 @@ class Quadratic:
         away = np.concatenate([keep[name].ravel() for name in self.shapes]) - 1.0
         return float(away @ self.matrix @ away / 2)
 
+    def value(self, keep, part) -> float:
+        raise AssertionError("learning asks for derivatives")
+
     def gradient(self, keep, part):
         self.asked.append((part, keep))
         away = np.concatenate([keep[name].ravel() for name in self.shapes]) - 1.0
@@ -229,5 +232,7 @@ def test_bad_input(small):
         PruneConfig(search=SEARCH, targets=TargetsConfig(latency="70%"))
     with pytest.raises(ValueError, match="learn"):
         PruneConfig(search=SEARCH, model=ModelConfig(name="x.py:build"))
-    with pytest.raises(ValueError, match="search.learn: expected attention and MLP alone, got attention, mlp, query"):
+    with pytest.raises(
+        ValueError, match="search.learn and evolve: expected attention and MLP alone, got attention, mlp, query"
+    ):
         dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
