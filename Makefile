@@ -17,21 +17,21 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 slow: $(READY)  ## tests that take minutes, with a thousand harmed files
 	SAAP_FUZZ_SCALE=$${SAAP_FUZZ_SCALE:-0.6} $(BIN)/pytest -q -n auto --dist worksteal -m slow
 
-# $(1) an environment, $(2) its Python, $(3) its lock file, $(4) options of pytest: quickstart's job on few windows, and
-# what depends on versions.
+# $(1) an environment, $(2) its Python, $(3) its lock file: quickstart's job on few windows, and what depends on
+# versions, each test with the first of its parameters.
 define in-versions
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/pip install -q --no-deps -r $(3)
 $(1)/bin/pip install -q --no-deps --no-build-isolation -e .
 $(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
-$(1)/bin/pytest -q -n auto --dist worksteal $(4) tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
+$(1)/bin/pytest -q -n auto --dist worksteal --once tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 
-newest: $(READY)  ## the newest Python of this machine, and the newest jax that the lock file has for it
+newest: $(READY)  ## the newest Python of this machine, and the newest jax that the lock file has for it, with each test once
 	$(call in-versions,.venv/newest,$(shell .ci/newest-python),requirements.lock)
 
 oldest: $(READY)  ## the oldest versions that pyproject.toml declares, with each test once
-	$(call in-versions,.venv/oldest,$(PYTHON),requirements-oldest.lock,--once)
+	$(call in-versions,.venv/oldest,$(PYTHON),requirements-oldest.lock)
 
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded

@@ -3,10 +3,11 @@
     SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap saap ...]
     python experiments/arena.py report
 
-`run` compares each recipe in a process of its own, so that its time and memory are its own; what is done is not done
-again, and a recipe that was killed goes on. Its results become a small file for each seed in docs/arena; `report` makes
-docs/arena.md and its figures of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64
-windows of WikiText-2 (raw test) and of Penn Treebank (valid).
+`run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
+those that take no more than a pass over the text share one. What is done is not done again, and what was killed goes
+on. Results become a small file for each seed in docs/arena; `report` makes docs/arena.md and its figures of these
+files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test) and of Penn
+Treebank (valid).
 """
 
 import argparse
@@ -31,6 +32,7 @@ from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import find_recipes, recipes
 from saap_jax.report.figures.axes import logarithmic
 from saap_jax.runs.reading import read_candidates, read_run
+from saap_jax.selection.oracles import is_oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "arena"
@@ -38,6 +40,9 @@ CALIBRATION = "c4=jsonl:text/c4_en_300docs.jsonl#text"
 WIKITEXT, TREEBANK = "wikitext:wikitext2/test.txt", "ptb:ptb/valid.txt"
 SHORT = {f"ppl@128 {WIKITEXT}": "WikiText-2", f"ppl@128 {TREEBANK}": "Penn Treebank"}
 RATIOS = (0.2, 0.35, 0.5)
+TIMED = 0
+"""The seed on which every recipe runs alone."""
+
 FEWEST_SEEDS = 3
 """From which on a table is of methods, not of what they kept on one text."""
 
@@ -58,25 +63,34 @@ the first 64 windows of WikiText-2 (raw test) and of Penn Treebank (valid), neve
 standard deviation over seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
 (paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
 cannot tell a method from the lowest, and p of "as good as any" by its tests. Minutes are processor time, of both cores
-together, and GiB the peak of memory, of the whole run of a recipe, a mean over seeds: loading, compiling, observing,
-choosing, correcting and evaluating at all three ratios.
+together, and GiB the peak of memory, of the whole run of a recipe, a mean over the seeds on which it ran alone:
+loading, compiling, observing, choosing, correcting and evaluating at all three ratios.
 """
 
 
 def run(seed: int, names: Sequence[str], runs: Path) -> None:
     """Run each recipe on the calibration text of a seed, and write what was found; not what is known already."""
-    for name in names:
-        if set(_keys(name)) <= _results(seed)["rows"].keys():
-            continue
-        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--recipes", name, "--runs", str(runs)]
-        before, kept = _processor_seconds(), runs / f"{_run_name(seed, name)}.seconds"
+    left = [name for name in names if not set(_keys(name)) <= _results(seed)["rows"].keys()]
+    shared = [name for name in left if seed != TIMED and _is_plain(name)]
+    for some in [shared] * bool(shared) + [[name] for name in left if name not in shared]:
+        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--recipes", *some, "--runs", str(runs)]
+        before, kept = _processor_seconds(), runs / f"{_run_name(seed, some)}.seconds"
         code = subprocess.run(words).returncode
         spent = _processor_seconds() - before + (float(kept.read_text()) if kept.exists() else 0.0)
         runs.mkdir(parents=True, exist_ok=True)
         kept.write_text(f"{spent:.1f}")  # what was killed goes on, and its time is part of it
         if code:
-            raise SystemExit(f"{name}, seed {seed}: ended with code {code}; the same command goes on")
-        write(seed, runs / _run_name(seed, name), spent)
+            raise SystemExit(f"{', '.join(some)}, seed {seed}: ended with code {code}; the same command goes on")
+        write(seed, runs / _run_name(seed, some), spent if len(some) == 1 else None)
+
+
+def _is_plain(name: str) -> bool:
+    """Say whether a recipe takes no more than a pass over the text, so that others can share it."""
+    if name == RANDOM:
+        return True
+    recipe, search = recipes()[name], recipes()[name].search
+    once = search.rescore_every is None and not search.chooses_again and not is_oracle(recipe.estimator)
+    return once and recipe.compensation.method in ("none", "bias")
 
 
 def _processor_seconds() -> float:
@@ -85,13 +99,13 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def one(seed: int, name: str, runs: Path) -> None:
-    """Run a recipe on the calibration text of a seed; or units at random."""
+def one(seed: int, names: Sequence[str], runs: Path) -> None:
+    """Run recipes on the calibration text of a seed; among them perhaps units at random."""
     config = CompareConfig(
-        name=_run_name(seed, name),
+        name=_run_name(seed, names),
         calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
-        estimation=EstimationConfig(estimators=(RANDOM,) if name == RANDOM else ()),
-        recipes=() if name == RANDOM else (name,),
+        estimation=EstimationConfig(estimators=(RANDOM,) if RANDOM in names else ()),
+        recipes=tuple(name for name in names if name != RANDOM),
         evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=64),
         ratios=RATIOS,
         runs=str(runs),
@@ -99,14 +113,12 @@ def one(seed: int, name: str, runs: Path) -> None:
     compare.compare(config)
 
 
-def write(seed: int, run_directory: Path, seconds: float) -> None:
-    """Add the results of a run, and what it took, to the file of its seed."""
+def write(seed: int, run_directory: Path, seconds: float | None) -> None:
+    """Add the results of a run, and what it took where one recipe ran alone, to the file of its seed."""
     RESULTS.mkdir(exist_ok=True)
     record, found = read_run(run_directory), _results(seed)
-    took = {
-        "seconds": round(seconds, 1),
-        "gib": max(stage.get("peak_host_gib") or 0.0 for stage in record["stages"]),
-    }
+    gib = max(stage.get("peak_host_gib") or 0.0 for stage in record["stages"])
+    took = {} if seconds is None else {"seconds": round(seconds, 1), "gib": gib}
     found["dense"] = _losses(record["dense"])
     units = {name: number * record["model"]["layers"] for name, number in record["model"]["units"].items()}
     for row in read_candidates(run_directory)[0]:
@@ -118,8 +130,8 @@ def write(seed: int, run_directory: Path, seconds: float) -> None:
     _path(seed).write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
 
 
-def _run_name(seed: int, name: str) -> str:
-    return f"arena-{seed}-{name}"
+def _run_name(seed: int, names: Sequence[str]) -> str:
+    return f"arena-{seed}-{names[0] if len(names) == 1 else 'shared'}"
 
 
 def _keys(name: str) -> list[str]:
@@ -160,8 +172,10 @@ def lines(ratio: float) -> list[Line]:
         key = f"{name}@{ratio:g}"
         if all(key in rows for rows in seeds):
             losses = {text: np.array([rows[key]["losses"][text] for rows in seeds]) for text in SHORT.values()}
-            means = (float(np.mean([rows[key][what] for rows in seeds])) for what in ("heads", "seconds", "gib"))
-            found.append(Line(name, losses, *means))
+            known = {
+                what: [rows[key][what] for rows in seeds if what in rows[key]] for what in ("heads", "seconds", "gib")
+            }
+            found.append(Line(name, losses, *(float(np.mean(values)) for values in known.values())))
     return sorted(found, key=lambda line: line.losses["WikiText-2"].mean())
 
 
@@ -266,7 +280,7 @@ def main() -> None:
     if arguments.what == "report":
         report()
     elif arguments.what == "one":
-        one(arguments.seeds[0], arguments.recipes[0], arguments.runs)
+        one(arguments.seeds[0], arguments.recipes, arguments.runs)
     else:
         plain = [name for name in arguments.recipes if name == RANDOM]
         names = [*plain, *find_recipes(name for name in arguments.recipes if name != RANDOM)]
