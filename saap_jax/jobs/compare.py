@@ -149,6 +149,9 @@ def kept_units(
         )
         for ratio, selection in selections.items():
             keeps |= dict.fromkeys(names[ratio], selection.keep)
+            if curve := list(selection.divergences):
+                known_curves = run.record.get("divergences", {})
+                run.update(divergences={**known_curves, **dict.fromkeys(names[ratio], curve)})
         if variant.search.rescore_every is not None or variant.search.chooses_again:
             save_keeps(run, keeps)
     if len(keeps) > known:

@@ -454,6 +454,9 @@ class RunRecord(TypedDict, total=False):
     suggestions: list[str | SuggestionRecord]
     fusions: dict[str, dict[str, Fused]]
     """By scenario and fused estimator."""
+    divergences: dict[str, list[float]]
+    """By candidate whose units `search.learn` or `search.evolve` chose: KL to the unpruned model on held-out text, nats
+    a token, before and after each round."""
     couplings: Couplings
     structures: list[TracedStructure]
     further: list[str]

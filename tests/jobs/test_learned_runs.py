@@ -16,6 +16,9 @@ from saap_jax.config.method import (
 )
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
+from saap_jax.report.figures.draw import painted
+from saap_jax.report.kinds.divergence import divergence_section
+from saap_jax.report.page.blocks import Detail, Picture, Table, leaves
 from saap_jax.selection import choose
 
 SEARCH = SearchConfig(allocation="global", learn=LearnConfig(steps=6, rate=0.2))
@@ -57,6 +60,22 @@ def test_prune_and_compare_learn_the_same(config, run, tmp_path):
     assert not any("before and after units were chosen by it" in name for name, _ in pruning.summary_rows(before))
 
 
+def test_the_report_shows_each_round(run):
+    """As the record holds it: before, at best and in which round, with the figure; and nothing where none was."""
+    (curve,) = run.record["divergences"].values()
+    assert len(curve) == 1 + 2
+    (section,) = divergence_section(run.record, Detail())
+    (table,) = [block for block in leaves(section.blocks) if isinstance(block, Table)]
+    (line,) = [[cell.text for cell in each.cells] for each in table.lines]
+    best = min(range(3), key=curve.__getitem__)
+    assert line == ["wanda@0.4", f"{curve[0]:.4f}", f"{curve[best]:.4f}", f"{best} of 2"]
+    (picture,) = [block for block in leaves(section.blocks) if isinstance(block, Picture)]
+    (axes,) = painted(picture.plot).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), curve)
+    assert section.title in (run.path / "report.html").read_text()
+    assert not divergence_section({**run.record, "divergences": {}}, Detail())
+
+
 def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypatch):
     other = dataclasses.replace(config, runs=str(tmp_path))
     monkeypatch.setattr(compare, "best_candidate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -66,3 +85,4 @@ def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypat
     monkeypatch.setattr(choose, "learned", lambda *_, **__: pytest.fail("learnt again"))
     again = compare.compare(other)
     assert [row["ppl"] for row in again.candidates()] == [row["ppl"] for row in run.candidates()]
+    assert again.record["divergences"] == run.record["divergences"]

@@ -9,6 +9,7 @@ from saap_jax.report.figures.ratio import curves, ratio_panels, ratio_plot
 from saap_jax.report.kinds.against import Against, against_best, forest
 from saap_jax.report.kinds.common import cost_section, coupling_section, reproduce_section, suggestions_section
 from saap_jax.report.kinds.distributions import score_parts
+from saap_jax.report.kinds.divergence import divergence_section
 from saap_jax.report.kinds.fusion import fusion_section
 from saap_jax.report.kinds.variants import (
     DOMAINS,
@@ -89,6 +90,7 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
         *kept_section(found, detail),
         *score_section(found, detail),
         *fusion_section(run, detail),
+        *divergence_section(run, detail),
         *cut_section(run),
         *coupling_section(run, detail),
         *cost_section(run),
