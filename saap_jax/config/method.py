@@ -14,7 +14,7 @@ FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
 RankBy = Literal["score", "score_per_parameter"]
 InSequence = Literal["none", "wanda", "obs", "obs_swaps", "leverage"]
-LearnRule = Literal["momentum", "sigmoid"]
+LearnRule = Literal["momentum", "sigmoid", "smooth"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
 Solver = Literal["greedy", "exact"]
 Device = Literal["any", "tpu", "gpu", "cpu"]
@@ -218,8 +218,9 @@ class LearnConfig:
     """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
     to 0 as a cosine."""
     rule: LearnRule = "momentum"
-    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units; or
-    `sigmoid`, by Adam on the logit of a probability, which is the worth."""
+    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units;
+    `sigmoid`, by Adam on the logit of a probability, which is the worth; or `smooth`, by Adam through soft gates that
+    meet the budget and get sharper."""
     language_loss: float = 0.0
     """Weight of the next-token loss beside the divergence from the unpruned model."""
 

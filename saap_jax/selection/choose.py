@@ -229,8 +229,8 @@ def chosen_again(
     if config.learn.steps:
         selection = learned(
             lambda values, free: choose(subject, values, selection.asked, free),
-            subject.objective(examples, batch_size, config.learn.language_loss), selection, subject.costs, config,
-            progress=lambda steps: track("learn which units stay", steps, len(steps)),
+            subject.objective(examples, batch_size, config.learn.language_loss), selection, subject.costs,
+            subject.existing, config, progress=lambda steps: track("learn which units stay", steps, len(steps)),
         )  # fmt: skip
     if config.in_sequence == "none":
         return selection

@@ -15,9 +15,16 @@ With the rule `sigmoid` the value is a probability p = σ(θ), and Adam lowers t
 
     d = (∂KL/∂g) · p (1 - p),    θ ← θ - Adam(d),    value = σ(θ)
 
+With `smooth` no gate is closed until the end. Gates are a sigmoid of the values about a threshold τ at which what is
+open costs what the budget allows, and get sharper from step to step; derivatives are exact, that of τ included:
+
+    g = σ((value - τ) / T),    Σ cost · g = budget,    s = g (1 - g) / T
+    d = s · (∂KL/∂g - cost · Σ s ∂KL/∂g / Σ s cost)
+
 Sources: gates trained with frozen weights towards the model's own predictions, projected onto the budget with a
 straight-through derivative, as GRASPrune (arXiv:2604.19398) and DDP (arXiv:2603.08065) do; `sigmoid` is GRASPrune's
-projected straight-through estimator, which ranks by p alone, whatever a unit costs. Deviations: the solver and the
+projected straight-through estimator, which ranks by p alone, whatever a unit costs; `smooth` is in the spirit of DDP,
+whose own gates and penalty are others. Deviations: the solver and the
 limits are those of `search`, and held-out text says which round counts; those of `momentum` are that values are not
 bounded, and that derivatives are taken a parameter.
 """
@@ -25,13 +32,14 @@ bounded, and that derivatives are taken a parameter.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from saap_jax.config.method import LearnConfig, LearnRule, SearchConfig
-from saap_jax.selection.search import Selection
+from saap_jax.selection.search import Selection, levels_of
 from saap_jax.subjects.base import Objective
 from saap_jax.types import Keep, Scores
 
@@ -44,6 +52,9 @@ ADAM = 0.999
 KEPT, GONE = 0.75, 0.25
 """Values at the start."""
 
+SOFTEST, SHARPEST = 0.1, 0.01
+"""T of `smooth` at the start and at the end: gates of 0.92 and 0.08 at first."""
+
 Project = Callable[[Scores, SearchConfig], Selection]
 """Returns what is kept of units of some value, within the budget."""
 
@@ -53,6 +64,7 @@ def learned(
     objective: Objective,
     start: Selection,
     costs: dict[str, np.ndarray],
+    existing: Keep,
     config: SearchConfig,
     *,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
@@ -63,17 +75,19 @@ def learned(
         project: the solver at the ratio of the selection.
         objective: what is lowered; a round learns from each of its parts once.
         costs: parameters a unit, `[groups]` a structure.
+        existing: which units there are.
         config: limits of the search, and how to learn.
         progress: wraps the steps, to show progress.
     """
     free = dataclasses.replace(config, allocation="global", rank_by="score", normalize="none", learn=LearnConfig())
-    rule, step, current = RULES[config.learn.rule](start.keep, costs), 0, start
+    rule, step, current = RULES[config.learn.rule](Problem(start.keep, costs, existing, config)), 0, start
     found = [(objective.judge(start.keep), start)]
     random, steps = np.random.default_rng(0), iter(progress(range(config.learn.steps)))
     while some := list(zip(random.permutation(objective.parts), steps, strict=False)):
         for part, _ in some:
-            _, gradient = objective.gradient(current.keep, int(part))
-            rate = config.learn.rate * (1 + math.cos(math.pi * step / config.learn.steps)) / 2
+            done = step / config.learn.steps
+            _, gradient = objective.gradient(rule.gates(current.keep, done), int(part))
+            rate = config.learn.rate * (1 + math.cos(math.pi * done)) / 2
             step += 1
             current = project(rule.moved(gradient, rate, step), free)
         found.append((objective.judge(current.keep), current))
@@ -81,8 +95,29 @@ def learned(
     return best._replace(divergences=tuple(judged for judged, _ in found))
 
 
+class Problem(NamedTuple):
+    """What a rule starts from."""
+
+    keep: Keep
+    costs: dict[str, np.ndarray]
+    """Parameters a unit, `[groups]` a structure."""
+    existing: Keep
+    config: SearchConfig
+
+    @property
+    def free(self) -> Keep:
+        """Return the units that may go at all."""
+        levels = levels_of(self.existing, self.config)
+        some = {name: np.array([len(each) > 1 for each in of]) for name, of in levels.items()}
+        return {name: exists & some[name][:, None] for name, exists in self.existing.items()}
+
+
 class Rule(Protocol):
     """What units are worth, and how derivatives of their gates change it."""
+
+    def gates(self, keep: Keep, done: float) -> Scores:
+        """Return at which gates derivatives are taken, when a share of the steps is done."""
+        ...
 
     def moved(self, gradient: Scores, rate: float, step: int) -> Scores:
         """Return what units are worth after a step, counted from 1."""
@@ -92,10 +127,13 @@ class Rule(Protocol):
 class Momentum:
     """Values that are not bounded, moved by derivatives a parameter; one scale for all units."""
 
-    def __init__(self, keep: Keep, costs: dict[str, np.ndarray]) -> None:
-        self._values: Scores = {name: np.where(kept, KEPT, GONE) for name, kept in keep.items()}
-        self._costs, self._square = costs, 0.0
-        self._moments = {name: np.zeros(kept.shape) for name, kept in keep.items()}
+    def __init__(self, problem: Problem) -> None:
+        self._values: Scores = {name: np.where(kept, KEPT, GONE) for name, kept in problem.keep.items()}
+        self._costs, self._square = problem.costs, 0.0
+        self._moments = {name: np.zeros(kept.shape) for name, kept in problem.keep.items()}
+
+    def gates(self, keep: Keep, done: float) -> Scores:
+        return hard(keep)
 
     def moved(self, gradient: Scores, rate: float, step: int) -> Scores:
         by_cost = {name: gradient[name] / self._costs[name][:, None] for name in self._values}
@@ -111,22 +149,93 @@ class Momentum:
 class Sigmoid:
     """Probabilities, whose logits Adam moves; the derivative of the projection by a probability is taken as 1."""
 
-    def __init__(self, keep: Keep, costs: dict[str, np.ndarray]) -> None:
-        self._logits = {name: logit(np.where(kept, KEPT, GONE)) for name, kept in keep.items()}
-        self._first, self._second = ({name: np.zeros(kept.shape) for name, kept in keep.items()} for _ in range(2))
+    def __init__(self, problem: Problem) -> None:
+        self._logits: Scores = {name: logit(np.where(kept, KEPT, GONE)) for name, kept in problem.keep.items()}
+        self._adam = Adam(self._logits)
+
+    def gates(self, keep: Keep, done: float) -> Scores:
+        return hard(keep)
 
     def moved(self, gradient: Scores, rate: float, step: int) -> Scores:
-        values = {}
-        for name, logits in self._logits.items():
-            p = expit(logits)
-            slope = gradient[name] * p * (1 - p)
+        p = {name: expit(logits) for name, logits in self._logits.items()}
+        slopes = {name: np.asarray(gradient[name]) * each * (1 - each) for name, each in p.items()}
+        self._logits = self._adam.moved(self._logits, slopes, rate, step)
+        return {name: expit(logits) for name, logits in self._logits.items()}
+
+
+class Smooth:
+    """Soft gates that meet the budget, sharper from step to step; Adam on the values."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._values: Scores = {name: np.where(kept, KEPT, GONE) for name, kept in problem.keep.items()}
+        self._problem, self._free, self._adam = problem, problem.free, Adam(self._values)
+        names = [*problem.keep]
+        apart = problem.config.attention_share is not None
+        self._groups = [[name] for name in names] if apart else [names]
+        self._gates: Scores = {}
+        self._temperature = SOFTEST
+
+    def _flat(self, arrays: Scores, names: Sequence[str]) -> np.ndarray:
+        return np.concatenate([np.asarray(arrays[name])[self._free[name]] for name in names])
+
+    def gates(self, keep: Keep, done: float) -> Scores:
+        self._temperature = SOFTEST * (SHARPEST / SOFTEST) ** done
+        costs: Scores = {name: np.broadcast_to(self._problem.costs[name][:, None].astype(float), free.shape)
+                 for name, free in self._free.items()}  # fmt: skip
+        self._gates = hard(self._problem.existing)
+        for names in self._groups:
+            cost, values = self._flat(costs, names), self._flat(self._values, names)
+            budget = float(cost @ self._flat(hard(self._problem.keep), names))
+            threshold = _threshold(values, cost, budget, self._temperature)
+            for name in names:
+                soft = expit((self._values[name] - threshold) / self._temperature)
+                self._gates[name] = np.where(self._free[name], soft, self._gates[name])
+        return self._gates
+
+    def moved(self, gradient: Scores, rate: float, step: int) -> Scores:
+        slopes: Scores = {}
+        for names in self._groups:
+            steep = {name: np.where(self._free[name], (g := np.asarray(self._gates[name])) * (1 - g), 0.0)
+                     / self._temperature for name in names}  # fmt: skip
+            costs = {name: self._problem.costs[name][:, None] for name in names}
+            above = sum(float((steep[name] * gradient[name]).sum()) for name in names)
+            below = sum(float((steep[name] * costs[name]).sum()) for name in names)
+            for name in names:
+                slopes[name] = steep[name] * (gradient[name] - costs[name] * above / max(below, 1e-300))
+        self._values = self._adam.moved(self._values, slopes, rate, step)
+        return dict(self._values)
+
+
+def _threshold(values: np.ndarray, cost: np.ndarray, budget: float, temperature: float) -> float:
+    """Return τ with Σ cost · σ((values - τ) / T) = budget; beyond all values where all of them, or none, stay."""
+    if not len(values) or not 0 < budget < cost.sum():
+        return -math.inf if budget else math.inf
+    over = lambda at: float(cost @ expit((values - at) / temperature)) - budget  # noqa: E731
+    wide = 40 * temperature
+    found: Any = brentq(over, values.min() - wide, values.max() + wide, xtol=1e-12)
+    return float(found)
+
+
+class Adam:
+    """Kingma and Ba's moments of derivatives (arXiv:1412.6980), in plain numpy."""
+
+    def __init__(self, values: Scores) -> None:
+        self._first, self._second = ({name: np.zeros(np.shape(each)) for name, each in values.items()} for _ in "12")
+
+    def moved(self, values: Scores, slopes: Scores, rate: float, step: int) -> Scores:
+        """Return values after a step, counted from 1."""
+        new: Scores = {}
+        for name, slope in slopes.items():
             self._first[name] = MOMENTUM * self._first[name] + (1 - MOMENTUM) * slope
             self._second[name] = ADAM * self._second[name] + (1 - ADAM) * slope**2
             size = np.sqrt(self._second[name] / (1 - ADAM**step)) + 1e-12
-            self._logits[name] = logits - rate * self._first[name] / (1 - MOMENTUM**step) / size
-            values[name] = expit(self._logits[name])
-        return values
+            new[name] = values[name] - rate * self._first[name] / (1 - MOMENTUM**step) / size
+        return new
 
 
-RULES: dict[LearnRule, Callable[[Keep, dict[str, np.ndarray]], Rule]] = {"momentum": Momentum, "sigmoid": Sigmoid}
-"""(what is kept at the start, parameters a unit, `[groups]` a structure) -> a rule."""
+def hard(keep: Keep) -> Scores:
+    """Return gates that are 1 or 0."""
+    return {name: kept.astype(np.float64) for name, kept in keep.items()}
+
+
+RULES: dict[LearnRule, Callable[[Problem], Rule]] = {"momentum": Momentum, "sigmoid": Sigmoid, "smooth": Smooth}

@@ -45,7 +45,7 @@ class Objective(Protocol):
     parts: int
     """Number of parts that are learnt from; others are held out."""
 
-    def gradient(self, keep: Keep, part: int) -> tuple[float, Scores]:
+    def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
         """Return the divergence on a part in nats a token, and its derivative by each gate, of what is gone too."""
         ...
 

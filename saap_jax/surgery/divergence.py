@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.config.method import HELD_OUT, LearnConfig, SearchConfig
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
-from saap_jax.llama.segments import masks
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
@@ -107,11 +106,11 @@ class Divergence:
         self._rest, self._held = split([text_of(model, *batch) for batch in batches])
         self.parts = len(self._rest)
 
-    def gradient(self, keep: Keep, part: int) -> tuple[float, Scores]:
+    def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
         """Return the mean divergence over the tokens of a part, and its derivative by each gate."""
         with on_mesh_of(self._model):
             value, gradient = gradient_step(
-                self._model, *self._gates(keep), self._rest[part], language_loss=self._language_loss
+                self._model, *self._gates(gates), self._rest[part], language_loss=self._language_loss
             )
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
 
@@ -123,9 +122,9 @@ class Divergence:
         """Return the mean divergence over the tokens that are held out."""
         return judged(self._model, self._model, *self._gates(keep), self._held, self._language_loss)
 
-    def _gates(self, keep: Keep) -> tuple[Gates, Gates]:
+    def _gates(self, given: Keep | Scores) -> tuple[Gates, Gates]:
         """Return what is differentiated by, and the ones that it is times."""
-        gates = masks(keep)
+        gates = {name: jnp.asarray(each, jnp.float32) for name, each in given.items()}
         return settled((gates, {name: jnp.ones_like(each) for name, each in gates.items()}), mesh_of(self._model))
 
 

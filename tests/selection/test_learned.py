@@ -22,7 +22,7 @@ from saap_jax.config.method import (
 )
 from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again
-from saap_jax.selection.learned import learned
+from saap_jax.selection.learned import Problem, Smooth, hard, learned
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
@@ -50,7 +50,7 @@ def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64, loss)
     objective = Divergence(model, batches, loss)
     plain = functools.partial(plain_divergence, model, model, language_loss=loss)
     assert objective.parts == len(batches) - 1
-    value, gradient = objective.gradient(keep, 1)
+    value, gradient = objective.gradient(hard(keep), 1)
     assert value == pytest.approx(plain(floats(keep), batches[1:2]), rel=1e-5)
     assert (value == pytest.approx(plain_divergence(model, model, floats(keep), batches[1:2]), rel=1e-2)) == (not loss)
     seen = set()
@@ -86,9 +86,9 @@ class Quadratic:
     def value(self, keep, part) -> float:
         raise AssertionError("learning asks for derivatives")
 
-    def gradient(self, keep, part):
-        self.asked.append((part, keep))
-        away = np.concatenate([keep[name].ravel() for name in self.shapes]) - 1.0
+    def gradient(self, gates, part):
+        self.asked.append((part, gates))
+        away = np.concatenate([gates[name].ravel() for name in self.shapes]) - 1.0
         flat, found, start = self.matrix @ away, {}, 0
         for name, shape in self.shapes.items():
             found[name], start = flat[start : start + np.prod(shape)].reshape(shape), start + np.prod(shape)
@@ -101,10 +101,13 @@ def small():
 
 
 def trained(subject, objective, start, config, ratio=0.4):
-    return learned(lambda values, free: choose(subject, values, ratio, free), objective, start, subject.costs, config)
+    project = lambda values, free: choose(subject, values, ratio, free)  # noqa: E731
+    return learned(project, objective, start, subject.costs, subject.existing, config)
 
 
-@pytest.mark.parametrize(("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1)])
+@pytest.mark.parametrize(
+    ("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1), ("smooth", 0.2, 0.1)]
+)
 def test_it_nears_what_brute_force_finds(small, rule, worst, mean):
     """Among all 210 ways to keep 6 of 10 channels, from the worst: always better than most, and on average than all
     but a few."""
@@ -169,6 +172,53 @@ def test_steps_of_probabilities_are_those_of_adam_on_their_logits(small):
         theta = theta + np.asarray(updates)
         keep = theta > np.sort(theta.ravel())[int((~start.keep["mlp"]).sum()) - 1]
     assert not (keep == start.keep["mlp"]).all(), "control: something was learnt"
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_soft_gates_meet_the_budget_and_their_derivative_is_that_along_it(share):
+    """By differences of the whole way from values to the objective; layers that are left alone have gates of 1."""
+    subject = LlamaSubject(random_model(spec_of((2, 6), (2, 8), (1, 8))))
+    config = SearchConfig(
+        allocation="global", skip_layers=(0,), attention_share=share, learn=LearnConfig(rule="smooth")
+    )
+    start, objective, costs = some_keep(subject, 2, 0.25, config), Quadratic(subject, 1), subject.costs
+    rule = Smooth(Problem(start.keep, costs, subject.existing, config))
+    random = np.random.default_rng(0)
+    values = {name: random.random(units.shape) for name, units in start.keep.items()}
+
+    def at(given):
+        rule._values = given
+        return {name: each.copy() for name, each in rule.gates(start.keep, 0.3).items()}
+
+    def cost(gates, names):
+        return sum(float((gates[name] * costs[name][:, None]).sum()) for name in names)
+
+    def value(given):
+        gates = at(given)
+        away = np.concatenate([gates[name].ravel() for name in objective.shapes]) - 1.0
+        return float(away @ objective.matrix @ away / 2)
+
+    gates = at(values)
+    assert all((gates[name][0] == subject.existing[name][0]).all() for name in gates)
+    assert all(not gates[name][~subject.existing[name]].any() for name in gates)
+    assert gates["attention"][2, 0] == 1, "the last head of a layer stays"
+    soft = gates["mlp"][1:][subject.existing["mlp"][1:]]
+    assert 0 < soft.min() < 0.2 < 0.8 < soft.max() < 1
+    for names in [["attention"], ["mlp"]] if share else [["attention", "mlp"]]:
+        assert cost(gates, names) == pytest.approx(cost(floats(start.keep), names))
+    seen = {}
+    rule._adam.moved = lambda values, slopes, rate, step: seen.update(slopes) or values
+    at(values)
+    rule.moved(objective.gradient(gates, 0)[1], 0.1, 1)
+    for name, layer, unit in [("attention", 1, 0), ("mlp", 1, 3), ("mlp", 2, 5), ("mlp", 0, 1)]:
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = {n: each.copy() for n, each in values.items()}
+            moved[name][layer, unit] += step
+            ends.append(value(moved))
+        assert seen[name][layer, unit] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-9)
+    sharp = rule.gates(start.keep, 1.0)
+    assert (np.abs(np.concatenate([each.ravel() for each in sharp.values()]) - 0.5) > 0.4).mean() > 0.8
 
 
 def test_what_it_chose_before_stays_where_nothing_is_better(small):

@@ -12,6 +12,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.selection.choose import choose, chosen_again
+from saap_jax.selection.learned import hard
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.scales import scaled
 from tests.helpers import random_keep
@@ -52,7 +53,7 @@ def test_learned_units_do_not_depend_on_the_mesh(subjects):
     config = SearchConfig(allocation="global", learn=LearnConfig(steps=12, rate=0.4))
     scores = {name: random.random(units.shape) for name, units in subjects[0].existing.items()}
     start = choose(subjects[0], scores, 0.4, config)
-    gradients = [each.objective(text, 8).gradient(start.keep, 1) for each in subjects]
+    gradients = [each.objective(text, 8).gradient(hard(start.keep), 1) for each in subjects]
     assert gradients[1][0] == pytest.approx(gradients[0][0], rel=1e-4)
     for name, expected in gradients[0][1].items():
         np.testing.assert_allclose(gradients[1][1][name], expected, rtol=2e-3, atol=2e-6)
