@@ -58,7 +58,7 @@ def check_kind(config: Any) -> None:
         config.calibration.check_text()
         _check_nested(config, searched(config))
         return search.check_layers()
-    search.check_traced()
+    searched(config).check_traced()
     if fusion.attention:
         raise ValueError(
             f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
@@ -78,11 +78,13 @@ def check_kind(config: Any) -> None:
 
 
 def searched(config: Any) -> SearchConfig:
-    """Return the search of a configuration, with the largest share of its grid of each structure inside others."""
+    """Return the search of a configuration, with the most of its grid: shares of structures inside others, steps."""
     search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
     parts = {name: getattr(search, name) for name in ("query_heads", "residual")}
     most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
-    return dataclasses.replace(search, **{n: dataclasses.replace(p, share=most[n]) for n, p in parts.items()})
+    learn = dataclasses.replace(search.learn, steps=max(grid.learn_steps, default=search.learn.steps))
+    nested = {name: dataclasses.replace(part, share=most[name]) for name, part in parts.items()}
+    return dataclasses.replace(search, learn=learn, **nested)
 
 
 def _check_nested(config: Any, search: SearchConfig) -> None:
@@ -137,7 +139,7 @@ class SweepConfig:
         count = self.calibration.microbatches(1 if alone else len(self.calibration.scenarios))
         for method in self.grid.compensations or (self.compensation.method,):
             dataclasses.replace(self.compensation, method=method).check_microbatches(count)
-        self.search.check_microbatches(count)
+        searched(self).check_microbatches(count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -650,6 +650,8 @@ class GridConfig:
     """Values of `search.query_heads.share`."""
     residual: tuple[float, ...] = ()
     """Values of `search.residual.share`."""
+    learn_steps: tuple[int, ...] = ()
+    """Values of `search.learn.steps`."""
     scenarios: tuple[str, ...] = ()
     """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
     compensations: tuple[str, ...] = ()
@@ -665,6 +667,8 @@ class GridConfig:
         for name in ("query_heads", "residual"):
             for share in getattr(self, name):
                 check_share(f"grid.{name}", share)
+        for steps in self.learn_steps:
+            check_at_least("grid.learn_steps", steps, 0)
         for allocation in self.allocations:
             ALLOCATIONS.check("grid.allocations", allocation)
         for method in self.compensations:

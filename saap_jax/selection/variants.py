@@ -90,6 +90,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         "stability_weight": grid.stability_weights or (config.search.stability_weight,),
         "query_heads": grid.query_heads or (config.search.query_heads.share,),
         "residual": grid.residual or (config.search.residual.share,),
+        "learn_steps": grid.learn_steps or (config.search.learn.steps,),
         "scenario": grid.scenarios or (ALL,),
         "compensation": grid.compensations or (config.compensation.method,),
     }
@@ -112,6 +113,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         search = {name: chosen[name] for name in ("allocation", "rank_by", "stability_weight") if name in free}
         for name in ("query_heads", "residual"):
             search[name] = dataclasses.replace(getattr(config.search, name), share=chosen[name])
+        search["learn"] = dataclasses.replace(config.search.learn, steps=chosen["learn_steps"])
         found[key] = Variant(
             ",".join([estimator, *said.values()]),
             estimator,
@@ -187,11 +189,11 @@ def _said(axis: str, value: Any) -> str:
 
     >>> _said("allocation", "global"), _said("stability_weight", -0.25), _said("compensation", "none")
     ('global', 'lambda=-0.25', 'uncompensated')
-    >>> _said("query_heads", 0.1)
-    'query_heads=0.1'
+    >>> _said("query_heads", 0.1), _said("learn_steps", 72)
+    ('query_heads=0.1', 'learn=72')
     """
-    if axis in ("query_heads", "residual"):
-        return f"{axis}={value:g}"
+    if axis in ("query_heads", "residual", "learn_steps"):
+        return f"{axis.removesuffix('_steps')}={value:g}"
     if axis == "compensation" and value == "none":
         return "uncompensated"
     return f"lambda={value:g}" if axis == "stability_weight" else str(value)

@@ -102,6 +102,21 @@ class TestVariants:
         assert searched(CompareConfig()) == CompareConfig().search
         with pytest.raises(ValueError, match="search.residual.share: expected no mesh beside it"):
             CompareConfig(grid=GridConfig(residual=(0.25,)), mesh=MeshConfig(data=2))
+
+    def test_steps_of_learning_are_values_of_the_grid(self):
+        config = CompareConfig(grid=GridConfig(learn_steps=(0, 8)))
+        first, second = variants_of(config)[:2]
+        assert [first.name, second.name] == ["random,learn=0", "random,learn=8"]
+        assert [v.search.learn.steps for v in (first, second)] == [0, 8]
+        assert searched(config).learn.steps == 8
+        with pytest.raises(ValueError, match="grid.learn_steps: expected at least 0, got -1"):
+            GridConfig(learn_steps=(-1,))
+        with pytest.raises(ValueError, match="search.learn.steps: expected at least 4 microbatches"):
+            CompareConfig(grid=GridConfig(learn_steps=(0, 8)), calibration=CalibrationConfig(examples=8))
+        with pytest.raises(ValueError, match="search.learn: is for attention and MLP of layers"):
+            CompareConfig(grid=GridConfig(learn_steps=(8,)), model=ModelConfig(name="mine.py:build"))
+
+    def test_shares_are_checked(self):
         with pytest.raises(ValueError, match=r"grid.query_heads: expected a number in \[0, 1\], got 2"):
             GridConfig(query_heads=(2.0,))
 
