@@ -161,8 +161,8 @@ class TestBadInput:
              "calibration.examples: expected at least 1, got 0"),
             (["compare", "--search.min-keep.mlp", "-1"], "compare: search.min_keep.mlp: expected at least 0, got -1"),
             (["compare", "--search.allocation", "all"],
-             "compare: search.allocation: expected one of uniform, uniform_floor, log, global, "
-             "adaptive, got 'all'"),
+             "compare: search.allocation: expected one of uniform, uniform_floor, log, softmax, "
+             "global, adaptive, got 'all'"),
             (["compare", "--overwrite", "yes"], "compare: unexpected yes"),
             (["prune", "--ratio", "30"], "ratio: expected a number in [0, 1), got 30.0; did you mean 0.3?"),
         ],
