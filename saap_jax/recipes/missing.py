@@ -18,7 +18,8 @@ RECIPES = {
         "DDP: deterministic soft gates, sharpened until they are hard, under a penalty for the budget",
         "2603.08065",
         "the model's own text",
-        "soft gates are missing: those of search.learn are hard in every step, as GRASPrune's",
+        "its gates and its penalty have not been checked against the paper; search.learn.rule 'smooth' has soft "
+        "gates of its own",
     ),
     "disp-llm": _missing(
         "DISP-LLM: gates trained by a network, each sub-block on channels of the stream of its own",
