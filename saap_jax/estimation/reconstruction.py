@@ -26,6 +26,9 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
 from saap_jax.types import STRUCTURES, Scores
 
+FEWEST_SWAPS = 16
+"""Of `swapped`, that are allowed however few units there are."""
+
 
 def _zeros(model: Llama, plan: Plan) -> dict[str, Array]:
     layers, dtype = sum(segment.length for segment in model.segments), statistics_dtype(model)
@@ -194,7 +197,8 @@ def swapped(
     """Return as many units as are kept, after swaps while ½ tr((W - W')ᵀ H (W - W')) falls, W' fitted to those kept.
 
     A swap takes out the unit whose going costs least, and then puts in the one that wins most of those that were out;
-    the last one, which wins no more than it costs, is not made.
+    the last one, which wins no more than it costs, is not made. There are an eighth as many swaps as units at most (16
+    where units are few).
 
     With S the kept coordinates and C the others, all costs and gains are read from H and H W *swept* over S:
 
@@ -203,52 +207,46 @@ def swapped(
     where both are ½ tr(B_uᵀ (± M_uu)⁻¹ B_u), with - for a unit of S. Putting one in or taking it out sweeps it alone.
     """
     units, coordinates, embed = weight.shape
+    size, each = len(moment), jnp.arange(units)
     # the scale of a layer that is never active does not matter, but that its system can be solved
-    system = moment + jnp.where(ridge > 0, ridge, 1) * jnp.eye(len(moment), dtype=moment.dtype)
-    product = system @ weight.reshape(-1, embed)
+    system = moment + jnp.where(ridge > 0, ridge, 1) * jnp.eye(size, dtype=moment.dtype)
     rows = jnp.repeat(kept, coordinates)
-    both = jnp.concatenate([system, product], axis=1)
     square = rows[:, None] & rows[None]
-    inner = jnp.where(square, system, jnp.eye(len(rows), dtype=system.dtype))
-    solved = cho_solve(cho_factor(inner), jnp.where(rows[:, None], both, 0))  # V H, V H W in the rows of S
-    swept = jnp.where(rows[:, None], solved, both - jnp.where(rows[None], system, 0) @ solved)
-    inverse = -cho_solve(cho_factor(inner), jnp.diag(rows.astype(system.dtype)))
-    matrix, right = jnp.split(swept, [len(rows)], axis=1)
-    matrix = jnp.where(square, inverse, jnp.where(rows[None], solved[:, : len(rows)].T, matrix))
+    both = jnp.concatenate([system, system @ weight.reshape(-1, embed)], axis=1)
+    inner = cho_factor(jnp.where(square, system, jnp.eye(size, dtype=system.dtype)))
+    solved = cho_solve(inner, jnp.where(rows[:, None], both, 0))  # V H and V H W in the rows of S
+    start = jnp.where(rows[:, None], solved, both - jnp.where(rows[None], system, 0) @ solved)
+    inverse = cho_solve(inner, jnp.diag(rows.astype(system.dtype)))
+    left = jnp.where(square, -inverse, jnp.where(rows[None], solved[:, :size].T, start[:, :size]))
+    start = start.at[:, :size].set(left)
 
-    def prices(matrix: Array, right: Array, kept: Array) -> Array:
-        each = jnp.arange(units)
-        pivots = matrix.reshape(units, coordinates, units, coordinates)[each, :, each, :]
+    def prices(swept: Array, kept: Array) -> Array:
+        pivots = swept[:, :size].reshape(units, coordinates, units, coordinates)[each, :, each, :]
         pivots = jnp.where(kept[:, None, None], -pivots, pivots)
-        parts = right.reshape(units, coordinates, embed)
+        parts = swept[:, size:].reshape(units, coordinates, embed)
         return 0.5 * jnp.sum(parts * jnp.linalg.solve(pivots, parts), axis=(1, 2))
 
-    def sweep(matrix: Array, right: Array, unit: Array, sign: int) -> tuple[Array, Array]:
+    def sweep(swept: Array, unit: Array, sign: int) -> Array:
         at = unit * coordinates + jnp.arange(coordinates)
-        column, pivot = matrix[:, at], matrix[at][:, at]
-        rows = jnp.linalg.solve(pivot, jnp.concatenate([matrix[at], right[at]], axis=1))
-        new = jnp.concatenate([matrix, right], axis=1) - column @ rows
-        matrix, right = jnp.split(new.at[at].set(sign * rows), [len(matrix)], axis=1)
-        matrix = matrix.at[:, at].set(sign * rows[:, : len(matrix)].T)
-        eye = jnp.eye(coordinates, dtype=matrix.dtype)
-        return matrix.at[at[:, None], at].set(-jnp.linalg.solve(pivot, eye)), right
+        pivot = swept[at][:, at]
+        rows = jnp.linalg.solve(pivot, swept[at])
+        new = (swept - swept[:, at] @ rows).at[at].set(sign * rows).at[:, at].set(sign * rows[:, :size].T)
+        return new.at[at[:, None], at].set(-jnp.linalg.solve(pivot, jnp.eye(coordinates, dtype=swept.dtype)))
 
     def swap(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        matrix, right, kept, _, count = state
-        costs = jnp.where(kept, prices(matrix, right, kept), jnp.inf)
+        swept, kept, _, count = state
+        costs = jnp.where(kept, prices(swept, kept), jnp.inf)
         out = jnp.argmin(costs)
-        without = sweep(matrix, right, out, -1)
-        left = kept.at[out].set(False)
-        gains = jnp.where(kept, -jnp.inf, prices(*without, left))
+        without, left = sweep(swept, out, -1), kept.at[out].set(False)
+        gains = jnp.where(kept, -jnp.inf, prices(without, left))
         into = jnp.argmax(gains)
         better = gains[into] > costs[out] * (1 + 1e-4)  # no further than numbers of 32 bits tell apart
-        new = (*sweep(*without, into, 1), left.at[into].set(True))
-        chosen = [jnp.where(better, after, before) for after, before in zip(new, (matrix, right, kept), strict=True)]
-        return (*chosen, better, count + 1)
+        swept = jax.lax.cond(better, lambda: sweep(without, into, 1), lambda: swept)
+        return swept, jnp.where(better, left.at[into].set(True), kept), better, count + 1
 
-    some = jnp.any(kept) & ~jnp.all(kept)
-    state = (matrix, right, kept, some, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(lambda state: state[3] & (state[4] < units), swap, state)[2]
+    state = (start, kept, jnp.any(kept) & ~jnp.all(kept), jnp.zeros((), jnp.int32))
+    most = max(FEWEST_SWAPS, units // 8)
+    return jax.lax.while_loop(lambda state: state[2] & (state[3] < most), swap, state)[1]
 
 
 def _inverse(moment: Float[Array, "all all"], ridge: Float[Array, ""]) -> Float[Array, "all all"]:

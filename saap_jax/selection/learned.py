@@ -24,9 +24,8 @@ open costs what the budget allows, and get sharper from step to step; derivative
 Sources: gates trained with frozen weights towards the model's own predictions, projected onto the budget with a
 straight-through derivative, as GRASPrune (arXiv:2604.19398) and DDP (arXiv:2603.08065) do; `sigmoid` is GRASPrune's
 projected straight-through estimator, which ranks by p alone, whatever a unit costs; `smooth` is in the spirit of DDP,
-whose own gates and penalty are others. Deviations: the solver and the
-limits are those of `search`, and held-out text says which round counts; those of `momentum` are that values are not
-bounded, and that derivatives are taken a parameter.
+whose own gates and penalty are others. Deviations: the solver and the limits are those of `search`, and held-out text
+says which round counts; `momentum` has values that are not bounded, and derivatives a parameter.
 """
 
 import dataclasses

@@ -46,7 +46,7 @@ class Objective(Protocol):
     """Number of parts that are learnt from; others are held out."""
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Return the divergence on a part in nats a token, and its derivative by each gate, of what is gone too."""
+        """Return what is lowered on a part in nats a token, and its derivative by each gate, of what is gone too."""
         ...
 
     def value(self, keep: Keep, part: int) -> float:

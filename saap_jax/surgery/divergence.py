@@ -1,7 +1,7 @@
 """How far a masked model is from the unpruned one: KL(p_unpruned ‖ p_masked), as a function of gates of units.
 
-Where it is asked for, a multiple of the next-token loss comes on top. Text comes in microbatches, every `HELD_OUT`-th
-of which is held out: it judges what was learnt from the others.
+Where it is asked for, a multiple of the next-token loss is lowered with it. Text comes in microbatches, every
+`HELD_OUT`-th of which is held out: its divergence alone judges what was learnt from the others.
 """
 
 import functools
@@ -74,16 +74,13 @@ def divergence(
     return jnp.sum(total), jnp.sum(text.mask)
 
 
-divergence_step = jax.jit(divergence, static_argnames=("language_loss", "remat"))
+divergence_step = jax.jit(divergence)
 
 
-def judged(
-    model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[Text], language_loss: float = 0.0
-) -> float:
-    """Return the mean divergence over the tokens of a text, with some of the next-token loss."""
-    step = functools.partial(divergence_step, model, teacher, scales, fixed, language_loss=language_loss)
+def judged(model: Llama, teacher: Llama, scales: Gates, fixed: Gates, texts: Sequence[Text]) -> float:
+    """Return the mean divergence over the tokens of a text."""
     with on_mesh_of(model):
-        sums = [fetched(step(text)) for text in texts]
+        sums = [fetched(divergence_step(model, teacher, scales, fixed, text)) for text in texts]
     return float(sum(float(total) for total, _ in sums) / max(sum(int(count) for _, count in sums), 1))
 
 
@@ -107,7 +104,7 @@ class Divergence:
         self.parts = len(self._rest)
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
-        """Return the mean divergence over the tokens of a part, and its derivative by each gate."""
+        """Return what is lowered, a mean over the tokens of a part, and its derivative by each gate."""
         with on_mesh_of(self._model):
             value, gradient = gradient_step(
                 self._model, *self._gates(gates), self._rest[part], language_loss=self._language_loss
@@ -116,11 +113,11 @@ class Divergence:
 
     def value(self, keep: Keep, part: int) -> float:
         """Return the mean divergence over the tokens of a part."""
-        return judged(self._model, self._model, *self._gates(keep), self._rest[part : part + 1], self._language_loss)
+        return judged(self._model, self._model, *self._gates(keep), self._rest[part : part + 1])
 
     def judge(self, keep: Keep) -> float:
         """Return the mean divergence over the tokens that are held out."""
-        return judged(self._model, self._model, *self._gates(keep), self._held, self._language_loss)
+        return judged(self._model, self._model, *self._gates(keep), self._held)
 
     def _gates(self, given: Keep | Scores) -> tuple[Gates, Gates]:
         """Return what is differentiated by, and the ones that it is times."""
