@@ -4,8 +4,8 @@
 
 The units of `saap` and those that are learnt from them, towards what the unpruned model predicts, each as they are,
 with one factor a unit, with least squares, and with both; all on the same 128 windows of C4. Evaluated on the first 64
-windows of WikiText-2 and of Penn Treebank (`SAAP_DATA` says where they are). On two cores it takes four hours, and goes
-on where it was stopped; units that were learnt serve all that is done behind them.
+windows of WikiText-2 and of Penn Treebank (`SAAP_DATA` says where they are). By counting, not run, it takes four hours
+on two cores; it goes on where it was stopped, and units that were learnt serve all that is done behind them.
 """
 
 import dataclasses

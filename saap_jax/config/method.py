@@ -375,16 +375,17 @@ class SearchConfig:
                 "search.whole_layers: expected search.depth beside it, with min_keep 0 and max_ratio 1 of attention "
                 f"and MLP, got depth {self.depth}, {self.min_keep} and {self.max_ratio}"
             )
-        if self.evolve.generations and self.rescore_every is not None:
-            raise ValueError(
-                "search.evolve.generations: expected no search.rescore_every beside it, which orders units anew on the "
-                f"way, got {self.rescore_every}; leave one of the two out"
-            )
-        if self.evolve.generations and self.whole_layers:
-            raise ValueError(
-                "search.evolve.generations: expected no search.whole_layers beside it, since attention and MLP move "
-                "apart; leave one of the two out"
-            )
+        for name, why in (
+            ("rescore_every", "which orders units anew on the way"),
+            ("whole_layers", "since attention and MLP move apart"),
+            ("max_segments", "since layers move apart"),
+            ("max_shapes", "since layers move apart"),
+        ):
+            if self.evolve.generations and (got := getattr(self, name)):
+                raise ValueError(
+                    f"search.evolve.generations: expected no search.{name} beside it, {why}, got {got}; leave one of "
+                    "the two out"
+                )
         for name in self.nested:
             for other, none in (
                 ("max_segments", None),
@@ -441,8 +442,7 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads",
-            "residual",
+            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

@@ -7,6 +7,12 @@ from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfi
 PROTECTED = (0, 1, 2, 3, -2, -1)
 """The layers that LLM-Pruner leaves alone: the first four and the last two."""
 
+CORRECTED = (
+    "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned model's "
+    "stream, so that layers make up for those before them."
+)
+"""Where ours differs from papers that correct by least squares."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:

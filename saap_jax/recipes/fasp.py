@@ -1,7 +1,7 @@
 """FASP (Hu et al., arXiv:2501.09412): Wanda's metric by columns, least squares for what is left."""
 
 from saap_jax.config.method import CompensationConfig, SearchConfig, SharePerStructure
-from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {
     "fasp-mlp": Recipe(
@@ -15,8 +15,7 @@ RECIPES = {
         calibration="128 windows of 2,048 tokens of WikiText-2",
         deviations=(
             "FASP removes single coordinates of value and output too; units of attention here are heads, which stay.",
-            "The damping is chosen on windows that are held out, and the fit is towards the unpruned model's stream: "
-            "layers make up for those before them.",
+            CORRECTED,
         ),
     ),
 }

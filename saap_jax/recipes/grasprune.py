@@ -19,6 +19,7 @@ RECIPES = {
             "It begins with what first derivatives of gates choose, at probabilities of 3/4 and 1/4.",
             "48 steps of one microbatch at a rate of 0.1 that falls to 0, whatever the amount of text, of which a "
             "quarter is held out and says which round counts.",
+            "The weight of the language loss, all rates and the size of batches are ours.",
             "Scales are trained towards the unpruned model's predictions alone.",
         ),
         published=(

@@ -1,7 +1,7 @@
 """MoDeGPT (Lin et al., arXiv:2408.09632), its part for the MLP: ridge leverage, shares by block influence."""
 
 from saap_jax.config.method import CompensationConfig, SearchConfig, SharePerStructure
-from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {
     "modegpt-mlp": Recipe(
@@ -20,8 +20,7 @@ RECIPES = {
             "Attention stays whole: the paper decomposes its matrices, which is no selection of units.",
             "The temperature is 0.1 for all models, where the paper has one for each; a layer keeps one channel.",
             "The ridge is relative to the mean of the diagonal, and layers are observed behind those that were pruned.",
-            "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned "
-            "model's stream, so that layers make up for those before them.",
+            CORRECTED,
         ),
     ),
 }

@@ -1,7 +1,7 @@
 """OSSCAR (Meng et al., arXiv:2403.12983): the surgeon's greedy removal, then a local search by swaps."""
 
 from saap_jax.config.method import CompensationConfig, SearchConfig
-from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {
     "osscar": Recipe(
@@ -12,10 +12,9 @@ RECIPES = {
         compensation=CompensationConfig(method="least_squares", tokens="equal"),
         calibration="128 windows of 2,048 tokens of C4",
         deviations=(
-            "Units are swapped one by one, out by the least cost and in by the most gain; the paper's search swaps "
-            "several at a time.",
-            "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned "
-            "model's stream, so that layers make up for those before them.",
+            "Units are swapped one by one, out by the least cost and in by the most gain, an eighth as many as there "
+            "are at most; the paper's search swaps several at a time.",
+            CORRECTED,
         ),
     ),
 }

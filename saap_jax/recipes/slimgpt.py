@@ -1,7 +1,7 @@
 """SlimGPT (Ling et al., arXiv:2412.18110): the optimal brain surgeon in batches, deeper layers lose more."""
 
 from saap_jax.config.method import CompensationConfig, SearchConfig
-from saap_jax.recipes.base import Recipe
+from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {
     "slimgpt": Recipe(
@@ -14,8 +14,7 @@ RECIPES = {
         deviations=(
             "The first layer loses nothing and the share grows with log(layer + 1); the paper starts at a share that "
             "is set by hand.",
-            "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned "
-            "model's stream, so that layers make up for those before them.",
+            CORRECTED,
         ),
     ),
 }

@@ -41,16 +41,14 @@ def choose(
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
     if nested := subject.nested(config):
         keep = search_nested(scores, subject.costs_left, existing, nested, ratio, config, stability, gone)
-        removed = subject.removed(keep)
-        return Selection(keep, ratio, removed / subject.prunable, removed)
+        return selection_of(subject, keep, ratio)
     nominal = sum(int((units.sum(1) * costs[name]).sum()) for name, units in existing.items())
     if limits is None:
         return search(scores, costs, existing, ratio, config, stability, gone)
 
     def chosen(asked: float) -> Selection:
         made = search(scores, costs, existing, asked, config, stability, gone, limits)
-        removed = subject.removed(made.keep)
-        return Selection(made.keep, ratio, removed / subject.prunable, removed)
+        return selection_of(subject, made.keep, ratio)
 
     def holds(keep: Keep) -> bool:
         return subject.removed(keep) >= ratio * subject.prunable * (1 - 1e-12)
@@ -66,6 +64,12 @@ def choose(
     if nominal == subject.prunable:  # no matrix is of two structures
         return chosen(min(ratio, top))
     return bisected(0.0, top, chosen, holds)
+
+
+def selection_of(subject: Subject, keep: Keep, asked: float) -> Selection:
+    """Return a keep-set with what it removes, by which it was asked for."""
+    removed = subject.removed(keep)
+    return Selection(keep, asked, removed / subject.prunable, removed)
 
 
 def most_removable(subject: Subject, config: SearchConfig) -> float:
@@ -221,9 +225,10 @@ def chosen_again(
     examples = subject.join([*scenarios.values()])
     if config.evolve.generations:
         assert priority is not None
+        start = selection
         selection = evolved(
-            selection, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
-            lambda keep: ((gone := subject.removed(keep)) / subject.prunable, gone),
+            start, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
+            lambda keep: selection_of(subject, keep, start.asked),
             progress=lambda steps: track("evolve how much each layer loses", steps, len(steps)),
         )  # fmt: skip
     if config.learn.steps:
@@ -248,9 +253,8 @@ def chosen_again(
 def _met(subject: Subject, gone: Keep, ratio: float) -> Selection | None:
     """Return what is left where that meets a ratio already, since a block went that is larger than a step."""
     keep = {name: units & ~gone[name] for name, units in subject.existing.items()}
-    removed = subject.removed(keep)
-    enough = removed >= ratio * subject.prunable * (1 - SLACK)
-    return Selection(keep, ratio, removed / subject.prunable, removed) if enough else None
+    made = selection_of(subject, keep, ratio)
+    return made if made.removed >= ratio * subject.prunable * (1 - SLACK) else None
 
 
 def checkpoints(ratios: Iterable[float], every: float | None) -> list[float]:

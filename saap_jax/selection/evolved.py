@@ -39,7 +39,7 @@ def evolved(
     costs: dict[str, np.ndarray],
     existing: Keep,
     config: SearchConfig,
-    removed: Callable[[Keep], tuple[float, int]],
+    made: Callable[[Keep], Selection],
     *,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Selection:
@@ -51,7 +51,7 @@ def evolved(
         costs: parameters a unit, `[layers]` a structure.
         existing: which units there are.
         config: limits of the search, and how to evolve.
-        removed: share and number of the parameters that a keep-set removes.
+        made: returns a keep-set with what it removes.
         progress: wraps the generations, to show progress.
     """
     options = config.evolve
@@ -75,8 +75,8 @@ def evolved(
         best = _selected(best, children, options, lambda state, part: objective.value(keep_of(state), part),
                          objective.parts, random)  # fmt: skip
     judged = [objective.judge(keep_of(state)) for state in (first, best)]
-    keep = keep_of(best) if judged[1] < judged[0] else start.keep
-    return Selection(keep, start.asked, *removed(keep), (judged[0], judged[1]))
+    outcome = made(keep_of(best)) if judged[1] < judged[0] else start
+    return outcome._replace(divergences=(judged[0], judged[1]))
 
 
 def _selected(

@@ -33,7 +33,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
@@ -44,9 +47,6 @@ from saap_jax.types import Keep, Scores
 
 MOMENTUM = 0.9
 """β of the derivatives, and of the mean of their squares."""
-
-ADAM = 0.999
-"""β of the squares of derivatives in Adam, whose other one is `MOMENTUM`."""
 
 KEPT, GONE = 0.75, 0.25
 """Values at the start."""
@@ -158,7 +158,7 @@ class Sigmoid:
     def moved(self, gradient: Scores, rate: float, step: int) -> Scores:
         p = {name: expit(logits) for name, logits in self._logits.items()}
         slopes = {name: np.asarray(gradient[name]) * each * (1 - each) for name, each in p.items()}
-        self._logits = self._adam.moved(self._logits, slopes, rate, step)
+        self._logits = self._adam.moved(self._logits, slopes, rate)
         return {name: expit(logits) for name, logits in self._logits.items()}
 
 
@@ -201,7 +201,7 @@ class Smooth:
             below = sum(float((steep[name] * costs[name]).sum()) for name in names)
             for name in names:
                 slopes[name] = steep[name] * (gradient[name] - costs[name] * above / max(below, 1e-300))
-        self._values = self._adam.moved(self._values, slopes, rate, step)
+        self._values = self._adam.moved(self._values, slopes, rate)
         return dict(self._values)
 
 
@@ -216,20 +216,19 @@ def _threshold(values: np.ndarray, cost: np.ndarray, budget: float, temperature:
 
 
 class Adam:
-    """Kingma and Ba's moments of derivatives (arXiv:1412.6980), in plain numpy."""
+    """Steps of optax's Adam on values that stay in numpy, at a rate of the caller's."""
 
     def __init__(self, values: Scores) -> None:
-        self._first, self._second = ({name: np.zeros(np.shape(each)) for name, each in values.items()} for _ in "12")
+        self._rule = optax.scale_by_adam(b1=MOMENTUM, eps=1e-12)
+        self._state = self._rule.init({name: jnp.zeros(np.shape(each), jnp.float32) for name, each in values.items()})
 
-    def moved(self, values: Scores, slopes: Scores, rate: float, step: int) -> Scores:
-        """Return values after a step, counted from 1."""
-        new: Scores = {}
-        for name, slope in slopes.items():
-            self._first[name] = MOMENTUM * self._first[name] + (1 - MOMENTUM) * slope
-            self._second[name] = ADAM * self._second[name] + (1 - ADAM) * slope**2
-            size = np.sqrt(self._second[name] / (1 - ADAM**step)) + 1e-12
-            new[name] = values[name] - rate * self._first[name] / (1 - MOMENTUM**step) / size
-        return new
+    def moved(self, values: Scores, slopes: Scores, rate: float) -> Scores:
+        """Return values after a step."""
+        updates: Any
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
+            given = {name: jnp.asarray(slope, jnp.float32) for name, slope in slopes.items()}
+            updates, self._state = self._rule.update(given, self._state)
+        return {name: values[name] - rate * np.asarray(updates[name], np.float64) for name in values}
 
 
 def hard(keep: Keep) -> Scores:

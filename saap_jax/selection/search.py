@@ -233,14 +233,13 @@ def _normalised(
 
 def levels_of(existing: Keep, config: SearchConfig) -> dict[str, list[np.ndarray]]:
     """Return how many of its units each layer may lose, ascending from 0, a list over the layers for each structure."""
-    return {
-        name: [
-            np.concatenate([np.zeros(1, np.int64), np.zeros(0, np.int64) if skipped else
-                            _stops(int(units.sum()), _layer_limits(name, config), config.depth)])
-            for units, skipped in zip(exists, skipped_layers(config.skip_layers, len(exists)), strict=True)
-        ]
-        for name, exists in existing.items()
-    }  # fmt: skip
+    found = {}
+    for name, exists in existing.items():
+        limits, skipped = _layer_limits(name, config), skipped_layers(config.skip_layers, len(exists))
+        stops = [_stops(0 if skip else int(units.sum()), limits, config.depth)
+                 for units, skip in zip(exists, skipped, strict=True)]  # fmt: skip
+        found[name] = [np.concatenate([np.zeros(1, np.int64), each]) for each in stops]
+    return found
 
 
 # --- blocks ----------------------------------------------------------------------------------------

@@ -62,16 +62,17 @@ def divergence(
     """
     hidden, _ = model.hidden(text.tokens, fixed | {name: fixed[name] * scales[name] for name in scales}, remat=remat)
 
-    def of_tokens(own: Array, other: Array, following: Array) -> tuple[Array, Array]:
+    def of_tokens(own: Array, other: Array, following: Array, real: Array) -> Array:
         student, known = (jax.nn.log_softmax(each, axis=-1) for each in (model.logits(own), teacher.logits(other)))
-        surprise = -jnp.take_along_axis(student, following[..., None], axis=-1)[..., 0] if language_loss else None
         each = jnp.sum(jnp.exp(known) * (known - student), axis=-1)
-        return each, jnp.zeros_like(each) if surprise is None else surprise
+        if not language_loss:
+            return each
+        surprise = -jnp.take_along_axis(student, following[..., None], axis=-1)[..., 0]
+        return each + language_loss * jnp.where(real, surprise, 0)
 
     following, real = (jnp.pad(each[:, 1:], ((0, 0), (0, 1))) for each in (text.tokens, text.mask))
-    each, surprise = over_positions(of_tokens, hidden, text.hidden, following, logits=[model, teacher])
-    total = jnp.where(text.mask, each, 0) + language_loss * jnp.where(real, surprise, 0)
-    return jnp.sum(total), jnp.sum(text.mask)
+    each = over_positions(of_tokens, hidden, text.hidden, following, real, logits=[model, teacher])
+    return jnp.sum(jnp.where(text.mask, each, 0)), jnp.sum(text.mask)
 
 
 divergence_step = jax.jit(divergence)

@@ -196,15 +196,19 @@ def test_rules_of_activations(model, activations, name, ratio):
 def test_shortgpt(model):
     """Layers that turn the stream least go as a whole."""
     keep = kept(model, "shortgpt", 0.3)
-    streams = [streams_of(model, row) for row in TOKENS]
-    influence = []
+    gone = set(np.argsort(block_influence(model))[:3].tolist())
+    for layer in range(LAYERS):
+        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+
+
+def block_influence(model) -> np.ndarray:
+    """ShortGPT's equation 1: 1 - mean cosine of the stream in front of a layer and behind it."""
+    streams, influence = [streams_of(model, row) for row in TOKENS], []
     for layer in range(LAYERS):
         before, after = (np.concatenate([each[layer + step] for each in streams]) for step in (0, 1))
         cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
         influence.append(1 - cosine.mean())
-    gone = set(np.argsort(influence)[:3].tolist())
-    for layer in range(LAYERS):
-        assert {bool(units[layer].any()) for units in keep.values()} == {layer not in gone}
+    return np.array(influence)
 
 
 def streams_of(model, tokens) -> list[np.ndarray]:
@@ -307,13 +311,7 @@ def test_modegpt_of_the_mlp(model, ratio):
     recipe = recipes()["modegpt-mlp"]
     keep = kept(model, "modegpt-mlp", ratio)
     assert keep["attention"].all()
-    streams = [streams_of(model, row) for row in TOKENS]
-    influence = []
-    for layer in range(LAYERS):
-        before, after = (np.concatenate([each[layer + step] for each in streams]) for step in (0, 1))
-        cosine = (before * after).sum(1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
-        influence.append(1 - cosine.mean())
-    weights = np.exp(-np.array(influence) / recipe.search.softmax_temperature)
+    weights = np.exp(-block_influence(model) / recipe.search.softmax_temperature)
     most, goal = (CHANNELS - 1) * CHANNEL, ratio * LAYERS * LAYER
     lost = [brentq(lambda c: np.minimum(c * weights, most).sum() - goal, 0, 1e9)]
     expected = np.minimum(lost[0] * weights, most) / CHANNEL

@@ -17,7 +17,7 @@ from saap_jax.config.method import (
 )
 from saap_jax.data import Windows
 from saap_jax.selection.calibrate import calibrate
-from saap_jax.selection.choose import choose, chosen_again, priority_of
+from saap_jax.selection.choose import choose, chosen_again, priority_of, selection_of
 from saap_jax.selection.evolved import evolved
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
@@ -62,8 +62,8 @@ def run(subject, objective, ratio: float = 0.4, config: SearchConfig = SEARCH, s
     random = np.random.default_rng(seed)
     scores = {name: random.random(units.shape) for name, units in subject.existing.items()}
     start = choose(subject, scores, ratio, config)
-    removed = lambda keep: (subject.removed(keep) / subject.prunable, subject.removed(keep))  # noqa: E731
-    return start, evolved(start, scores, objective, subject.costs, subject.existing, config, removed), scores
+    made = lambda keep: selection_of(subject, keep, ratio)  # noqa: E731
+    return start, evolved(start, scores, objective, subject.costs, subject.existing, config, made), scores
 
 
 def test_it_finds_what_brute_force_finds(small):
@@ -190,6 +190,11 @@ def test_a_part_is_judged_by_the_divergence():
             ),
             "search.evolve.generations: expected no search.whole_layers beside it",
         ),
+        (
+            lambda: dataclasses.replace(SEARCH, max_segments=3),
+            "search.evolve.generations: expected no search.max_segments beside it, since layers move apart, got 3",
+        ),
+        (lambda: dataclasses.replace(SEARCH, max_shapes=2), "search.evolve.generations: expected no search.max_shapes"),
         (
             lambda: dataclasses.replace(SEARCH, query_heads=QueryHeadsConfig(share=0.1)),
             "search.query_heads.share: expected no search.evolve beside it",
