@@ -22,4 +22,4 @@ def divergence_plot(curves: Mapping[str, Sequence[float]]) -> Plot:
         axes.legend()
 
     said = " ".join(f"{name}: {values[0]:.3f} before, {min(values):.3f} at best." for name, values in curves.items())
-    return Plot("divergence", "Divergence by round", said, paint, 3.2)
+    return Plot("divergence", "Divergence by round", said, paint, 3.2, 6.75)
