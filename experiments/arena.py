@@ -4,7 +4,7 @@
     python experiments/arena.py report
 
 `run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
-those that take no more than a pass over the text share one. What is done is not done again, and what was killed goes
+those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed goes
 on. Results become a small file for each seed in docs/arena; `report` makes docs/arena.md and its figures of these
 files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test) and of Penn
 Treebank (valid).
@@ -71,7 +71,7 @@ loading, compiling, observing, choosing, correcting and evaluating at all three 
 def run(seed: int, names: Sequence[str], runs: Path) -> None:
     """Run each recipe on the calibration text of a seed, and write what was found; not what is known already."""
     left = [name for name in names if not set(_keys(name)) <= _results(seed)["rows"].keys()]
-    shared = [name for name in left if seed != TIMED and _is_plain(name)]
+    shared = [name for name in left if seed != TIMED and _can_share(name)]
     for some in [shared] * bool(shared) + [[name] for name in left if name not in shared]:
         words = [sys.executable, __file__, "one", "--seeds", str(seed), "--recipes", *some, "--runs", str(runs)]
         before, kept = _processor_seconds(), runs / f"{_run_name(seed, some)}.seconds"
@@ -84,13 +84,12 @@ def run(seed: int, names: Sequence[str], runs: Path) -> None:
         write(seed, runs / _run_name(seed, some), spent if len(some) == 1 else None)
 
 
-def _is_plain(name: str) -> bool:
-    """Say whether a recipe takes no more than a pass over the text, so that others can share it."""
+def _can_share(name: str) -> bool:
+    """Say whether a recipe reads the text but a few times, so that others beside it save more than it takes."""
     if name == RANDOM:
         return True
     recipe, search = recipes()[name], recipes()[name].search
-    once = search.rescore_every is None and not search.chooses_again and not is_oracle(recipe.estimator)
-    return once and recipe.compensation.method in ("none", "bias")
+    return search.rescore_every is None and not search.trains and not is_oracle(recipe.estimator)
 
 
 def _processor_seconds() -> float:
