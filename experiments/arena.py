@@ -4,8 +4,8 @@
     python experiments/arena.py report
 
 `run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
-those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed goes
-on. Results become a small file for each seed in docs/arena; `report` makes docs/arena.md and its figures of these
+those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed
+goes on. Results become a small file for each seed in docs/arena; `report` makes docs/arena.md and its figures of these
 files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test) and of Penn
 Treebank (valid).
 """

@@ -27,13 +27,6 @@ RECIPES = {
         "WikiText-2 or Alpaca",
         "sub-blocks that read other channels of the stream than they write need index operations that models here lack",
     ),
-    "gisp": _missing(
-        "GISP: first-order scores normalised in blocks, one ranking, estimated again at every step",
-        "2510.18030",
-        "C4, or the task's text",
-        "what its scores are divided by has not been checked against the paper; estimating again is "
-        "search.rescore_every",
-    ),
     "llm-surgeon": _missing(
         "LLM Surgeon: Kronecker-factored curvature of the loss, several shots, correlated updates",
         "2312.17244",

@@ -364,6 +364,53 @@ def test_grasprune(model):
     assert moved > 0
 
 
+# --- GISP ------------------------------------------------------------------------------------------
+
+
+def lowest_by_mean(model, gone: set, target: float) -> set:
+    """Return what is gone when the units of the lowest mean of |w ∂w| have joined it, until `target` is reached."""
+    keep = {name: np.ones((LAYERS, count), bool) for name, count in (("attention", KV_HEADS), ("mlp", CHANNELS))}
+    for name, layer, unit in gone:
+        keep[name][layer, unit] = False
+    cost = {"attention": HEAD, "mlp": CHANNEL}
+    gates = masks(keep)
+    gradient = layers_of(jax.grad(lambda m: losses_of(m, TOKENS, MASK, gates).sum())(model))
+    weights, items = layers_of(model), []
+    for layer in range(3, LAYERS - 1):
+        for structure, count, names in (
+            ("attention", KV_HEADS, ("query", "key", "value", "output")),
+            ("mlp", CHANNELS, ("gate", "up", "down")),
+        ):
+            total = np.zeros(count)
+            for path in (f"{structure}/{name}" for name in names):
+                salience = np.abs(weights[layer][path] * gradient[layer][path])
+                axis = 0 if path.endswith(("output", "down")) else 1
+                total += np.moveaxis(salience, axis, 0).reshape(count, -1).sum(1)
+            items += [(value / cost[structure], structure, layer, unit) for unit, value in enumerate(total)
+                      if keep[structure][layer, unit]]  # fmt: skip
+    removed, new = sum(cost[name] for name, *_ in gone), []
+    for _, name, *at in sorted(items):
+        if removed >= target:
+            break
+        new.append((name, *at))
+        removed += cost[name]
+    for each in reversed(list(new)):
+        if removed - cost[each[0]] >= target:
+            new.remove(each)
+            removed -= cost[each[0]]
+    return gone | set(new)
+
+
+def test_gisp(model):
+    """A pass over the text after each 160th part of what can go; in one step it would be other units."""
+    ratio, prunable = 0.045, LAYERS * LAYER
+    keep, gone = kept(model, "gisp", ratio), set()
+    for step in [*np.arange(1, 8) * 0.7 / 112, ratio]:
+        gone = lowest_by_mean(model, gone, step * prunable)
+    assert {(name, *map(int, at)) for name, units in keep.items() for at in np.argwhere(~units)} == gone
+    assert gone != lowest_by_mean(model, set(), ratio * prunable)
+
+
 # --- SAAP ------------------------------------------------------------------------------------------
 
 
