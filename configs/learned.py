@@ -18,7 +18,7 @@ from saap_jax.config import (
     EvaluationConfig,
     GridConfig,
 )
-from saap_jax.config.method import STUDIED, LearnConfig
+from saap_jax.config.search import STUDIED, LearnConfig
 
 CONFIG = CompareConfig(
     name="learned",

@@ -20,7 +20,8 @@ from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEX
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
-from saap_jax.config.method import STUDIED, CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import STUDIED
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.llama import Llama

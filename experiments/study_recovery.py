@@ -28,7 +28,7 @@ from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEX
 import saap_jax
 from saap_jax.api import calibrate, select_path
 from saap_jax.config import MethodConfig
-from saap_jax.config.method import STUDIED, PerStructure
+from saap_jax.config.search import STUDIED, PerStructure
 from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces

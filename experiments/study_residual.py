@@ -25,7 +25,7 @@ from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
-from saap_jax.config.method import STUDIED, ResidualConfig
+from saap_jax.config.search import STUDIED, ResidualConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters
 from saap_jax.estimation.channels import Channels, observe_channels

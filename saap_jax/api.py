@@ -7,7 +7,8 @@ load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mas
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saap_jax.config.method import FusionConfig, SearchConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.estimation import Estimator

@@ -13,7 +13,7 @@ import pytest
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.config import SearchConfig
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
 from saap_jax.data import Windows
 from saap_jax.estimation import ACTIVATION_MOMENTS, ESTIMATORS, GATE_GRADIENT, observe

@@ -5,7 +5,9 @@ import dataclasses
 from saap_jax.cli.blocks import show_blocks, show_facts
 from saap_jax.cli.console import show_lines
 from saap_jax.cli.failures import UsageError
-from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes import Recipe, recipe_named, recipes
 from saap_jax.report.page.blocks import text_table
 from saap_jax.runs.commands import options

@@ -1,5 +1,6 @@
 """What can be asked for: frozen dataclasses of plain values, one a command, of shared parts; checked when built."""
 
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import (
     AbConfig,
     CompareConfig,
@@ -18,21 +19,16 @@ from saap_jax.config.jobs import (
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
-    CompensationConfig,
     EstimationConfig,
     EvaluationConfig,
     FusionConfig,
     GridConfig,
     ModelConfig,
-    PerStructure,
-    QueryHeadsConfig,
-    ResidualConfig,
-    SearchConfig,
-    SharePerStructure,
     TargetsConfig,
 )
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
+from saap_jax.config.search import PerStructure, QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
 from saap_jax.config.traced import for_factory
 from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, TasksConfig
 

@@ -15,23 +15,21 @@ from saap_jax.config.checks import (
     check_share,
     meant,
 )
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     ALL,
-    STUDIED,
     CalibrationConfig,
-    CompensationConfig,
     EstimationConfig,
     EvaluationConfig,
     FusionConfig,
     GridConfig,
     KeepStatistics,
     ModelConfig,
-    SearchConfig,
-    StabilityOver,
     TargetsConfig,
 )
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import STUDIED, SearchConfig, StabilityOver
 from saap_jax.config.use import TasksConfig
 from saap_jax.types import Remat
 

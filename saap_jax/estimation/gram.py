@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import HELD_OUT
+from saap_jax.config.compensation import HELD_OUT
 from saap_jax.estimation.accumulate import mean_over, statistics_dtype
 from saap_jax.estimation.base import Plan, Point, Statistic
 from saap_jax.llama.model import Llama

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
-from saap_jax.config.method import SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.job import Ending, check, finish, job, load

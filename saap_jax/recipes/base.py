@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.search import SearchConfig
 
 PROTECTED = (0, 1, 2, 3, -2, -1)
 """The layers that LLM-Pruner leaves alone: the first four and the last two."""

@@ -1,6 +1,6 @@
 """Greedy removal of blocks by the loss without them: SLEB (arXiv:2402.09025), BlockPruner (arXiv:2406.10594)."""
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import Recipe
 
 _STEP = 0.001

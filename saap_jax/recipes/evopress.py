@@ -1,6 +1,6 @@
 """EvoPress (Sieberling et al., arXiv:2410.14649), its depth pruning: which attentions and MLPs go, by evolution."""
 
-from saap_jax.config.method import EvolveConfig, PerStructure, SearchConfig
+from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {

@@ -1,6 +1,7 @@
 """FASP (Hu et al., arXiv:2501.09412): Wanda's metric by columns, least squares for what is left."""
 
-from saap_jax.config.method import CompensationConfig, SearchConfig, SharePerStructure
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig, SharePerStructure
 from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {

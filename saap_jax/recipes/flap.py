@@ -1,6 +1,7 @@
 """FLAP (An et al., arXiv:2312.11983): fluctuation of activations, one standardised ranking, a bias for what went."""
 
-from saap_jax.config.method import CompensationConfig, PerStructure, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import Published, Recipe
 
 RECIPES = {

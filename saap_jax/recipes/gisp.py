@@ -1,6 +1,6 @@
 """GISP (Wang et al., arXiv:2510.18030): first-order scores of units a weight, one ranking, in many small steps."""
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import Recipe
 
 STEPS = 112

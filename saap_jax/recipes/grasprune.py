@@ -1,6 +1,7 @@
 """GRASPrune (Wang et al., arXiv:2604.19398): gates learnt under the exact budget, then one scale a unit."""
 
-from saap_jax.config.method import CompensationConfig, LearnConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.recipes.base import Published, Recipe
 
 RECIPES = {

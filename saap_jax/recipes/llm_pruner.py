@@ -1,6 +1,6 @@
 """LLM-Pruner (Ma et al., arXiv:2305.11627): Taylor scores of coupled units, the same share of each pruned layer."""
 
-from saap_jax.config.method import SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes.base import PROTECTED, Published, Recipe
 
 

@@ -1,6 +1,6 @@
 """Minitron (Muralidharan et al., arXiv:2407.14679), width: units of small activations go, as many of every layer."""
 
-from saap_jax.config.method import SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {

@@ -1,6 +1,7 @@
 """MoDeGPT (Lin et al., arXiv:2408.09632), its part for the MLP: ridge leverage, shares by block influence."""
 
-from saap_jax.config.method import CompensationConfig, SearchConfig, SharePerStructure
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig, SharePerStructure
 from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {

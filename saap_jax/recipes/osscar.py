@@ -1,6 +1,7 @@
 """OSSCAR (Meng et al., arXiv:2403.12983): the surgeon's greedy removal, then a local search by swaps."""
 
-from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {

@@ -1,6 +1,7 @@
 """SAAP (Zheng et al., arXiv:2412.15127) as its paper reads, and what `saap prune` does by default."""
 
-from saap_jax.config.method import STUDIED, FusionConfig, SearchConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.search import STUDIED, SearchConfig
 from saap_jax.recipes.base import PROTECTED, Recipe
 
 RECIPES = {

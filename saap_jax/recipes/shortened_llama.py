@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import PROTECTED, Recipe
 
 _LAYERS = SearchConfig(

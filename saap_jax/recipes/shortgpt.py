@@ -1,6 +1,6 @@
 """ShortGPT (Men et al., arXiv:2403.03853): whole layers go, by how little they turn the residual stream."""
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {

@@ -1,6 +1,7 @@
 """SlimGPT (Ling et al., arXiv:2412.18110): the optimal brain surgeon in batches, deeper layers lose more."""
 
-from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {

@@ -1,6 +1,7 @@
 """Wanda-sp: Wanda's metric (Sun et al., arXiv:2306.11695) summed to units, the baseline of FLAP (arXiv:2312.11983)."""
 
-from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {

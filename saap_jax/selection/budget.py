@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.method import SearchConfig
 from saap_jax.config.registries import ALLOCATIONS, Allocation
+from saap_jax.config.search import SearchConfig
 from saap_jax.types import STRUCTURES
 
 SLACK = 1e-12

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.method import FusionConfig, ScenarioReduction, StabilityOver
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.search import ScenarioReduction, StabilityOver
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import GATE_GRADIENT, Statistic, Statistics, make_estimators, score, union_of_needs
 from saap_jax.estimation.base import Estimator

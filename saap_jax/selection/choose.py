@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
 from saap_jax.selection.budget import SLACK

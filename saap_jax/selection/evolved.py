@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from saap_jax.config.method import EvolveConfig, SearchConfig
+from saap_jax.config.search import EvolveConfig, SearchConfig
 from saap_jax.selection.search import Selection, levels_of
 from saap_jax.subjects.base import Objective
 from saap_jax.types import Keep, Scores

@@ -40,7 +40,7 @@ import optax
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from saap_jax.config.method import LearnConfig, LearnRule, SearchConfig
+from saap_jax.config.search import LearnConfig, LearnRule, SearchConfig
 from saap_jax.selection.search import Selection, levels_of
 from saap_jax.subjects.base import Objective
 from saap_jax.types import Keep, Scores

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from saap_jax.config.method import SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.selection.budget import SLACK
 from saap_jax.selection.search import priorities, search, skipped_layers
 from saap_jax.types import Keep, Limits, Nested, Scores

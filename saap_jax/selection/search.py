@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config.method import PerStructure, SearchConfig
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.budget import (
     SLACK,

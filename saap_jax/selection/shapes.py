@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.method import SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.selection.budget import SLACK, Blocks
 from saap_jax.types import STRUCTURES
 

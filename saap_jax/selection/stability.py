@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from scipy.stats import rankdata
 
 from saap_jax.config.checks import check_choice
-from saap_jax.config.method import ScenarioReduction
+from saap_jax.config.search import ScenarioReduction
 from saap_jax.selection.fusion import PerExample
 from saap_jax.types import Scores
 

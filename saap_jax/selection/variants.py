@@ -5,9 +5,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import SweepConfig
-from saap_jax.config.method import ALL, CompensationConfig, FusionConfig, SearchConfig
+from saap_jax.config.method import ALL, FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import Recipe, find_recipes
 from saap_jax.selection.calibrate import fusion_members, structure_parts

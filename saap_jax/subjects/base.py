@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics

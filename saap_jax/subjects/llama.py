@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.listing import coupling_record, traced_model

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.config.method import ModelConfig, SearchConfig
+from saap_jax.config.method import ModelConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.discovery.tracing.factory import made_problem
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.llama import Llama, load_model

@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import HELD_OUT, CompensationConfig
+from saap_jax.config.compensation import HELD_OUT, CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
 from saap_jax.estimation.base import Plan, wide
 from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights

@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

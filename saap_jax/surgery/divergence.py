@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import HELD_OUT, LearnConfig, SearchConfig
+from saap_jax.config.compensation import HELD_OUT
+from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.constraints import on_mesh_of

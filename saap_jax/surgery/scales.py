@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.segments import masks, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of

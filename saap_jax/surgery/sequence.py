@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units

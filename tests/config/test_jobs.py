@@ -10,6 +10,7 @@ import pytest
 from saap_jax.config import jobs as c
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
+from saap_jax.config import search as s
 from saap_jax.config import use
 from saap_jax.config.field_types import check_types
 
@@ -37,9 +38,9 @@ def test_the_default_is_json():
         (lambda: c.CompareConfig(best_ratio=50.0), r"got 50.0; did you mean 0.5\?"),
         (lambda: c.SensitivityConfig(fractions=(10.0, 0.5)), r"did you mean 0.1 0.5\?"),
         (lambda: c.FrontierConfig(tolerance=2.0), r"did you mean 0.02\?"),
-        (lambda: o.SearchConfig(rescore_every=10.0), r"did you mean 0.1\?"),
-        (lambda: o.ResidualConfig(share=5.0), r"did you mean 0.05\?"),
-        (lambda: o.ResidualConfig(share=500.0), "got 500.0$"),
+        (lambda: s.SearchConfig(rescore_every=10.0), r"did you mean 0.1\?"),
+        (lambda: s.ResidualConfig(share=5.0), r"did you mean 0.05\?"),
+        (lambda: s.ResidualConfig(share=500.0), "got 500.0$"),
         (lambda: o.CalibrationConfig(seed=2**32), r"calibration.seed: expected a number in \[0, 2\^32\)"),
         (lambda: o.GridConfig(seeds=(0, -1)), r"grid.seeds: expected a number in"),
         (lambda: o.CalibrationConfig(examples=-1), "calibration.examples: expected at least 0, got -1"),
@@ -55,7 +56,7 @@ def test_the_default_is_json():
             "another text than in_domain, got 'a.txt'",
         ),
         (lambda: use.EvaluateConfig(models=()), "expected at least one model"),
-        (lambda: o.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
+        (lambda: s.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
         (lambda: r.MethodConfig(rank=0), "method.rank: expected at least 1, got 0"),
         (lambda: r.MethodConfig(matrices=()), "method.matrices: expected one or more"),
         (lambda: r.MethodConfig(scale=float("nan")), "method.scale: expected a finite number"),

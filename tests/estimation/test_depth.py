@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.discovery import count_parameters, discover, prunable_parameters, unit_costs
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import Llama

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saap_jax.config.method import SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,

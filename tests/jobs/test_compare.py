@@ -11,14 +11,8 @@ import pytest
 import saap_jax
 from saap_jax.api import select_units
 from saap_jax.config.jobs import CompareConfig, PruneConfig, ScoreConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    FusionConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.config.use import EvaluateConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step

@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 
 import saap_jax
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, PruneConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    CompensationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    GridConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import concatenated, pairs
 from saap_jax.estimation import GRAM, observe
 from saap_jax.jobs import compare

@@ -12,15 +12,8 @@ import pytest
 from saap_jax.api import calibrate, perplexity, select_path
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    GridConfig,
-    ModelConfig,
-    PerStructure,
-    SearchConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier, job

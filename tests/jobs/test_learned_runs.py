@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from saap_jax.config.jobs import CompareConfig, PruneConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    LearnConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
 from saap_jax.report.figures.draw import painted

@@ -9,7 +9,8 @@ import pytest
 
 import saap_jax
 from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.method import CalibrationConfig, ModelConfig, SearchConfig, TargetsConfig
+from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation import latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes

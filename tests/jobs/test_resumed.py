@@ -10,8 +10,9 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, fidelity, frontier, recover, sensitivity
 from saap_jax.jobs.score import score_run

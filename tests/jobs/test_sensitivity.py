@@ -12,7 +12,8 @@ import pytest
 from saap_jax.cli import main
 from saap_jax.cli.arguments import configure
 from saap_jax.config.jobs import CompareConfig, SensitivityConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig, SearchConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import pairs
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step

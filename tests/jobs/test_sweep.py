@@ -22,8 +22,8 @@ from saap_jax.config.method import (
     FusionConfig,
     GridConfig,
     ModelConfig,
-    SearchConfig,
 )
+from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.jobs import compare
 from saap_jax.report import csv_table

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from saap_jax.config.method import EvolveConfig, LearnConfig
+from saap_jax.config.search import EvolveConfig, LearnConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks

@@ -19,8 +19,8 @@ from saap_jax.config.method import (
     FusionConfig,
     GridConfig,
     ModelConfig,
-    SearchConfig,
 )
+from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.resample import FEWEST

@@ -10,14 +10,8 @@ import pytest
 import saap_jax
 from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
-from saap_jax.config.method import (
-    CalibrationConfig,
-    EstimationConfig,
-    EvaluationConfig,
-    FusionConfig,
-    ModelConfig,
-    SearchConfig,
-)
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.jobs import compare, prune
 from saap_jax.jobs.chosen import calibration_of
 from saap_jax.jobs.score import score_run

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 
 from saap_jax.config.jobs import PruneConfig
-from saap_jax.config.method import (
-    EvolveConfig,
-    PerStructure,
-    QueryHeadsConfig,
-    SearchConfig,
-    SharePerStructure,
-    TargetsConfig,
-)
+from saap_jax.config.method import TargetsConfig
+from saap_jax.config.search import EvolveConfig, PerStructure, QueryHeadsConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose, chosen_again, priority_of, selection_of

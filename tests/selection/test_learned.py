@@ -7,17 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from saap_jax.config.compensation import HELD_OUT
 from saap_jax.config.jobs import CompareConfig, PruneConfig
-from saap_jax.config.method import (
-    HELD_OUT,
-    CalibrationConfig,
-    LearnConfig,
-    ModelConfig,
-    PerStructure,
-    QueryHeadsConfig,
-    SearchConfig,
-    TargetsConfig,
-)
+from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.search import LearnConfig, PerStructure, QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again
 from saap_jax.selection.learned import Problem, Smooth, hard, learned

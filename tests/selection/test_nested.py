@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_jax.config.method import QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
+from saap_jax.config.search import QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
 from saap_jax.llama import LayerWidths
 from saap_jax.selection.nested import Tied, kept_slices, kept_tied, search_nested
 from saap_jax.selection.search import search

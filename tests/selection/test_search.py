@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from saap_jax.config.method import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.config.search import PerStructure, SearchConfig, SharePerStructure
 from saap_jax.selection import budget
 from saap_jax.selection import search as search_module
 from saap_jax.selection.search import search

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import CompensationConfig, LearnConfig, SearchConfig
+from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.llama.segments import existing_units

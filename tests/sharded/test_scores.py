@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.api import calibrate, select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import QueryHeadsConfig, SearchConfig
+from saap_jax.config.search import QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import parameters_by_path
 from saap_jax.estimation import GATE_HESSIAN, WEIGHT_GRADIENT

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from saap_jax.cli.main import main
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.selection.choose import choose_calibrated
 from saap_jax.subjects.traced import subject_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from saap_jax.config.method import PerStructure, SearchConfig
+from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import make_estimators, observe, score

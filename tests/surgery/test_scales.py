@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from saap_jax.config.method import CompensationConfig, check_correction
+from saap_jax.config.compensation import CompensationConfig, check_correction
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks
 from saap_jax.subjects.llama import LlamaSubject

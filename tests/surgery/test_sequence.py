@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from saap_jax.config.method import CompensationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection.calibrate import calibrate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config.method import CompensationConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.llama.segments import masks
 from saap_jax.subjects.traced import Losses, subject_of

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config.method import HELD_OUT, CompensationConfig
+from saap_jax.config.compensation import HELD_OUT, CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
 from saap_jax.discovery.tracing.insert_gates import tapped
 from saap_jax.discovery.tracing.problem import Examples, count_examples

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
-from saap_jax.config.method import CompensationConfig, FusionConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
 from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.own_code import group_of
 from saap_jax.discovery.tracing.problem import Problem

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.method import CalibrationConfig, CompensationConfig, EvaluationConfig, SearchConfig
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.discovery.listing import coupling_record
 from saap_jax.discovery.tracing.patterns import by_name
 from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
