@@ -58,6 +58,9 @@ Keep = dict[str, Bool[np.ndarray, "_layers _units"]]
 An entry `QUERY_HEADS`, if there is one, says which query heads stay: of each kept KV head of a layer the same number,
 one or more, and none of the others; an entry `RESIDUAL`, which channels of the residual stream stay."""
 
+Objective = Literal["loss", "sampled", "margin"]
+"""What estimators differentiate; see `estimation.objectives`."""
+
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
 

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from saap_jax.discovery import parameters_by_path
+from saap_jax.estimation import STATISTICS
 from saap_jax.llama import Constants, LayerWidths, Llama, LlamaSpec
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.types import PRUNABLE_AXES, Keep
@@ -23,6 +24,9 @@ RELATIVES = {
     "phi3": Constants(family="phi3", sliding_window=4),
 }
 """What is not LLaMA, with windows that a short text is longer than."""
+
+PLAIN = frozenset(statistic for statistic in STATISTICS.values() if statistic.objective == "loss")
+"""The statistics of one backward pass and of the gate Hessian; those of other objectives take a pass each."""
 
 forward = jax.jit(lambda model, tokens, gates=None: model(tokens, gates))
 losses_of = jax.jit(lambda model, tokens, mask, gates=None: next_token_losses(model, tokens, mask, gates)[0])

@@ -14,7 +14,7 @@ from saap_jax.discovery import Member, Structure, channel_view, discover, unit_v
 from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments, segment_bounds
-from saap_jax.types import Scores
+from saap_jax.types import Objective, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
 """Tokens and which of them are real; padding is on the right, a row without real tokens counts for nothing."""
@@ -114,6 +114,8 @@ class Statistic:
     """A jitted program in place of `observe` and `contribute`, such as `hessian.hessian_step`."""
     curvature: Callable[[Any], Curvature] | None = None
     """Where its shapes depend on the curvature of the plan: from its value."""
+    objective: Objective = "loss"
+    """Of gradients: what is differentiated in place of the loss, by a backward pass of its own; see `of_objective`."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name == "losses":
@@ -127,6 +129,12 @@ class Statistic:
 
     def __repr__(self) -> str:
         return f"<Statistic {self.name}>"
+
+    def of_objective(self, objective: Objective) -> "Statistic":
+        """Return the same of another objective, under a name of its own."""
+        if objective == self.objective:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}_{objective}", objective=objective)
 
     @property
     def large(self) -> bool:

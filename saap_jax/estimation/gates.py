@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import ROWS, like_units
 from saap_jax.estimation.base import Estimator, Statistic, Statistics
-from saap_jax.types import Scores
+from saap_jax.types import Objective, Scores
 
 GATE_GRADIENT = Statistic(
     name="gate_gradient",
@@ -37,12 +37,13 @@ def negated_mean(gradient: Float[Array, "examples layers units"]) -> Float[Array
     return -jnp.mean(gradient, axis=0)
 
 
-def gate_taylor() -> Estimator:
+def gate_taylor(*, objective: Objective = "loss") -> Estimator:
     """Score a unit by (1/N) Σ_n |∂ℒ_n/∂g_u|, the mean absolute first-order effect of removing it on an example.
 
+    ℒ is the loss, or another objective (`estimation.objectives`).
     Source: Molchanov et al. (arXiv:1906.10771) with gates; Michel et al. (arXiv:1905.10650) for attention heads.
     """
-    return _on_gates(mean_absolute)
+    return _on_gates(mean_absolute, objective)
 
 
 def gate_taylor_signed() -> Estimator:
@@ -51,21 +52,25 @@ def gate_taylor_signed() -> Estimator:
     In nats, of either sign: a negative score says that removal is expected to help. Source: as `gate_taylor`, without
     the absolute value.
     """
-    return _on_gates(negated_mean)
+    return _on_gates(negated_mean, "loss")
 
 
-def gate_fisher() -> Estimator:
+def gate_fisher(*, objective: Objective = "loss") -> Estimator:
     """Score a unit by (1/N) Σ_n (∂ℒ_n/∂g_u)²: the second-order term wᵀHw with the empirical Fisher information for H.
 
+    With `objective="sampled"` it is the Fisher information itself, estimated by one draw a token
+    (`estimation.objectives`).
     Source: Kwon et al. (arXiv:2204.09656), the diagonal of their mask Fisher, without the factor ½.
     """
-    return _on_gates(mean_square)
+    return _on_gates(mean_square, objective)
 
 
-def _on_gates(formula) -> Estimator:
+def _on_gates(formula, objective: Objective) -> Estimator:
+    gradient = GATE_GRADIENT.of_objective(objective)
+
     def score(statistics: Statistics, params: Weights) -> Scores:
-        gradients = statistics.of(GATE_GRADIENT)
+        gradients = statistics.of(gradient)
         exists = units_of(params)
         return {name: jnp.where(jnp.asarray(exists[name]), formula(g), jnp.nan) for name, g in gradients.items()}
 
-    return Estimator(frozenset({GATE_GRADIENT}), score)
+    return Estimator(frozenset({gradient}), score)

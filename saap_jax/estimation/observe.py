@@ -19,16 +19,17 @@ from saap_jax.estimation.accumulate import statistics_dtype
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, Statistic, Statistics, wide
 from saap_jax.estimation.hessian import joint_curvature
 from saap_jax.estimation.not_finite import refuse_not_finite
+from saap_jax.estimation.objectives import OBJECTIVES, summed_objective
 from saap_jax.estimation.squares import flattened, parts, watched
 from saap_jax.estimation.statistics import STATISTICS
-from saap_jax.llama.loss import next_token_losses, predicted_tokens
+from saap_jax.llama.loss import predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
 from saap_jax.llama.segments import join_segments, ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
-from saap_jax.types import STRUCTURES, Gates, Remat, Scores
+from saap_jax.types import STRUCTURES, Gates, Objective, Remat, Scores
 
 
 def observe(
@@ -170,16 +171,43 @@ def contributions(
     needs: frozenset[Statistic],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Return what a microbatch adds to each statistic, and the mean loss of its examples."""
+    """Return what a microbatch adds to each statistic, and the mean loss of its examples.
+
+    Each objective that is differentiated takes a backward pass of its own.
+    """
+    new: dict[Statistic, Any] = {}
+    means: Float[Array, "batch"] | None = None
+    asked: list[Objective] = [each for each in OBJECTIVES if needs_of(needs, each)] or ["loss"]
+    for objective in asked:
+        some, means = _contributions(model, tokens, mask, gates, needs_of(needs, objective), objective, remat)
+        new |= some
+    assert means is not None  # the loss of all is the same
+    return new, means
+
+
+def needs_of(needs: frozenset[Statistic], objective: Objective) -> frozenset[Statistic]:
+    """Return the statistics of one objective."""
+    return frozenset(need for need in needs if need.objective == objective)
+
+
+def _contributions(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    mask: Bool[Array, "batch seq"],
+    gates: Gates,
+    needs: frozenset[Statistic],
+    objective: Objective,
+    remat: Remat,
+) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
+    """Return what a microbatch adds to the statistics of one objective, and the mean loss of its examples."""
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
 
     def summed_loss(model: Llama, gates: Gates) -> tuple[Array, tuple[Array, list]]:
-        sums, observed = next_token_losses(
-            model, tokens, mask, gates, observe=observer(needs, mask, model.constants.norm_eps), remat=remat, once=True
-        )
-        return jnp.sum(sums), (sums, observed)
+        seen = observer(needs, mask, model.constants.norm_eps)
+        values, sums, observed = summed_objective(model, tokens, mask, gates, objective, observe=seen, remat=remat)
+        return jnp.sum(values), (sums, observed)
 
     sources = {need.source for need in needs}
     on_squares, on_gates = "squares" in sources, "gates" in sources

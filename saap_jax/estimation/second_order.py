@@ -13,7 +13,7 @@ from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
 from saap_jax.estimation.taylor import WEIGHT_GRADIENT
-from saap_jax.types import Scores
+from saap_jax.types import Objective, Scores
 
 
 def element_wise_second(
@@ -32,28 +32,30 @@ def fisher_weighted(
     return jnp.sum(jnp.square(weight) * fisher, axis=-1)
 
 
-def taylor_element_second(*, reduction: Reduction = "sum") -> Estimator:
+def taylor_element_second(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k - ½ w_k² F_k|.
 
-    Source: LLM-Pruner, `param_mix`.
+    Source: LLM-Pruner, `param_mix`. Gradients are of the loss, or of another objective (`estimation.objectives`).
     """
+    first, second = WEIGHT_GRADIENT.of_objective(objective), SQUARED_WEIGHT_GRADIENT.of_objective(objective)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        gradient = statistics.of(WEIGHT_GRADIENT)
-        fisher = statistics.of(SQUARED_WEIGHT_GRADIENT)
+        gradient, fisher = statistics.of(first), statistics.of(second)
         return score_matrices(element_wise_second, params, gradient, fisher, reduction=reduction)
 
-    return Estimator(frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({first, second}), score)
 
 
-def fisher(*, reduction: Reduction = "sum") -> Estimator:
+def fisher(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} w_k² F_k.
 
-    Source: LLM-Pruner, `param_second`.
+    Source: LLM-Pruner, `param_second`. With `objective="sampled"` F is the Fisher information itself, estimated by one
+    draw a token (`estimation.objectives`).
     """
+    of_squares = SQUARED_WEIGHT_GRADIENT.of_objective(objective)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        squares = statistics.of(SQUARED_WEIGHT_GRADIENT)
+        squares = statistics.of(of_squares)
         return score_matrices(fisher_weighted, params, squares, reduction=reduction)
 
-    return Estimator(frozenset({SQUARED_WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({of_squares}), score)

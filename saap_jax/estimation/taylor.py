@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.accumulate import like_matrices, matrices_of, mean_over
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
-from saap_jax.types import STRUCTURES, Scores
+from saap_jax.types import STRUCTURES, Objective, Scores
 
 WEIGHT_GRADIENT = Statistic(
     name="weight_gradient",
@@ -47,33 +47,43 @@ def element_wise(
     return jnp.sum(jnp.abs(weight * gradient), axis=-1)
 
 
-def taylor_vector(*, reduction: Reduction = "sum", within: Literal["matrix", "channel"] = "matrix") -> Estimator:
+def taylor_vector(
+    *,
+    reduction: Reduction = "sum",
+    within: Literal["matrix", "channel"] = "matrix",
+    objective: Objective = "loss",
+) -> Estimator:
     """Score a unit by the reduction over its matrices M of |Σ_{k∈M} w_k ∂w_k|, equation 3.
 
     `within="channel"` takes the absolute value of each channel of the unit's part of a matrix (a row of query, key or
     value, a column of output, each over the residual stream) and adds these up, which is LLM-Pruner's code,
-    `vectorize`. An MLP channel is one channel in each matrix, so only attention differs.
+    `vectorize`. An MLP channel is one channel in each matrix, so only attention differs. ∂w is the gradient of the mean
+    loss, or of another objective (`estimation.objectives`).
     """
+    of_weights = WEIGHT_GRADIENT.of_objective(objective)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         formula, channels = (channel_wise, True) if within == "channel" else (vector_wise, False)
-        return score_matrices(formula, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction, channels=channels)
+        return score_matrices(formula, params, statistics.of(of_weights), reduction=reduction, channels=channels)
 
-    return Estimator(frozenset({WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({of_weights}), score)
 
 
-def taylor_element(*, reduction: Reduction = "sum", within: Literal["unit", "layer"] = "unit") -> Estimator:
+def taylor_element(
+    *, reduction: Reduction = "sum", within: Literal["unit", "layer"] = "unit", objective: Objective = "loss"
+) -> Estimator:
     """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k|.
 
     `within="layer"` gives all units of a layer the sum over all of them, attention and MLP together: whole layers, as
-    Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834).
+    Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834). ∂w is as in `taylor_vector`.
     """
+    of_weights = WEIGHT_GRADIENT.of_objective(objective)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        scores = score_matrices(element_wise, params, statistics.of(WEIGHT_GRADIENT), reduction=reduction)
+        scores = score_matrices(element_wise, params, statistics.of(of_weights), reduction=reduction)
         return _of_layers(scores) if within == "layer" else scores
 
-    return Estimator(frozenset({WEIGHT_GRADIENT}), score)
+    return Estimator(frozenset({of_weights}), score)
 
 
 def _of_layers(scores: Scores) -> Scores:

@@ -16,6 +16,7 @@ import math
 from typing import NamedTuple
 
 from saap_jax.config.plan import PlanConfig
+from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.llama.loss import LOGITS
@@ -83,6 +84,8 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
     )
     passes = (4 if remat == "full" else 3) if backward else 1
+    if config.task == "score":
+        passes *= max(len({need.objective for need in _needs(config)}), 1)
     if config.task == "recover" and config.method != "full":
         passes -= 1  # weights that are not trained have no gradient
     projections = passes + (backward and logits > LOGITS)  # in chunks, made again by the backward pass
@@ -113,13 +116,16 @@ def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shard
             count if config.method == "full" else 16 * len(spec.layers) * (11 * spec.embed + 3 * spec.layers[0].mlp)
         )
         return 4 * trained / shards, 0.0, 12 * trained / shards
-    needs = union_of_needs(make_estimator(name) for name in config.estimators)
-    sources = {need.source for need in needs}
-    squared, first = "squares" in sources, "weights" in sources
+    sources = [need.source for need in _needs(config)]  # each objective has its own
+    squared, first = sources.count("squares"), sources.count("weights")
     units = sum(w.kv_heads + w.mlp for w in spec.layers)
-    gates = 4 * config.examples * units if "gates" in sources else 0
+    gates = 4 * config.examples * units * sources.count("gates")
     state = 4 * matrices * (first + squared) / shards + gates
     return (width * matrices / shards if first or squared else 0.0), 4 * matrices * squared / shards, state
+
+
+def _needs(config: PlanConfig) -> frozenset[Statistic]:
+    return union_of_needs(make_estimator(name) for name in config.estimators)
 
 
 def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:

@@ -10,7 +10,6 @@ import pytest
 from saap_jax.estimation import (
     GATE_GRADIENT,
     GATE_HESSIAN,
-    STATISTICS,
     Curvature,
     curvature_of,
     make_estimator,
@@ -22,7 +21,7 @@ from saap_jax.estimation.hessian import hessian_step, random_signs
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.types import STRUCTURES
-from tests.helpers import dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
+from tests.helpers import PLAIN, dense_model, length_mask, losses_of, random_model, random_tokens, spec_of
 
 TOKENS, MASK = random_tokens(3, 6), length_mask(6, 4, 5, seq=6)
 LENGTHS = np.asarray([5, 3, 4])
@@ -173,7 +172,7 @@ class TestOptions:
     @pytest.mark.slow
     def test_runs_only_when_asked_for_and_compiles_once(self):
         model, before = dense_model(), hessian_step._cache_size()
-        observe(model, [(TOKENS, MASK)], frozenset(STATISTICS.values()) - NEED)
+        observe(model, [(TOKENS, MASK)], PLAIN - NEED)
         assert hessian_step._cache_size() == before
         observe(model, [(TOKENS, MASK)] * 2, NEED)
         assert hessian_step._cache_size() == before + 1

@@ -14,18 +14,17 @@ from saap_jax.estimation import (
     GATE_GRADIENT,
     GRAM,
     SQUARED_WEIGHT_GRADIENT,
-    STATISTICS,
     WEIGHT_GRADIENT,
     Curvature,
     Statistics,
     merge,
     observe,
 )
-from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
+from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
 
 LENGTHS = (8, 3, 1, 6, 8)
 TOKENS, MASK = random_tokens(5, 8), length_mask(*LENGTHS, seq=8)
-ALL = frozenset(STATISTICS.values())
+ALL = PLAIN
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from saap_jax.estimation import (
     GATE_GRADIENT,
     GATE_HESSIAN,
     SQUARED_WEIGHT_GRADIENT,
-    STATISTICS,
     WEIGHT_GRADIENT,
     make_estimator,
     observe,
@@ -30,6 +29,7 @@ from saap_jax.llama.segments import existing_units, join_segments, masks, ones_g
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import (
+    PLAIN,
     changed,
     dense_model,
     forward,
@@ -217,7 +217,7 @@ def test_only_what_is_asked_for_is_observed(statistic):
     seen = observe(dense_model(), batched(), frozenset({statistic}))
     assert set(seen.values) == {statistic}
     with pytest.raises(ValueError, match="was not observed"):
-        seen.of(next(iter(set(STATISTICS.values()) - {statistic})))
+        seen.of(next(iter(PLAIN - {statistic})))
 
 
 def test_no_needs_no_pass():
@@ -306,7 +306,7 @@ def test_a_masked_model_is_observed_as_the_cut_one(x64):
     model = dense_model(layers=3, dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.6, seed=1)
     pruned = cut(model, keep)
-    needs = frozenset(STATISTICS.values()) - {ACTIVATION_USAGE}  # relative to the other units of its layer
+    needs = PLAIN - {ACTIVATION_USAGE}  # relative to the other units of its layer
     curvature = Curvature(probes=1)
     masked = observe(model, batched(), needs, gates=masks(keep), curvature=curvature)
     small = observe(pruned, batched(), needs, curvature=curvature)

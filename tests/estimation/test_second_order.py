@@ -12,7 +12,6 @@ from saap_jax.estimation import (
     GRAM,
     SECOND_MOMENT,
     SQUARED_WEIGHT_GRADIENT,
-    STATISTICS,
     WEIGHT_GRADIENT,
     Statistics,
     make_estimator,
@@ -25,6 +24,7 @@ from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
 from tests.helpers import (
+    PLAIN,
     changed,
     dense_model,
     layers_of,
@@ -36,7 +36,7 @@ from tests.helpers import (
 )
 
 MEAN, SQUARED = WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT
-ONE_PASS = frozenset(STATISTICS.values()) - {GATE_HESSIAN}
+ONE_PASS = PLAIN - {GATE_HESSIAN}
 TOKENS, MASK = random_tokens(4, 7), length_mask(7, 5, 2, 0, seq=7)
 """Three examples and a padding row."""
 TWO_RUNS = spec_of((2, 4), (0, 3))

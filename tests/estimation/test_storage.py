@@ -15,7 +15,6 @@ from saap_jax.estimation import (
     GRAM,
     SECOND_MOMENT,
     SQUARED_WEIGHT_GRADIENT,
-    STATISTICS,
     WEIGHT_GRADIENT,
     Curvature,
     load_statistics,
@@ -26,7 +25,7 @@ from saap_jax.estimation import (
     storage,
 )
 from saap_jax.llama.model import abstract_llama
-from tests.helpers import dense_model, length_mask, random_model, random_tokens, spec_of
+from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
 
 WIDTHS = (2, 4), (0, 3)
 WEIGHTS = {WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT}
@@ -45,7 +44,7 @@ def observed(attention: str = "exact"):
         name: observe(
             model(),
             [(random_tokens(len(mask), 6, seed), mask)],
-            frozenset(STATISTICS.values()),
+            PLAIN,
             curvature=Curvature(probes=3, attention=attention),
         )
         for seed, (name, mask) in enumerate(zip(SCENARIOS, masks, strict=True))
@@ -95,7 +94,7 @@ def test_layout_of_the_file(tmp_path):
 
 
 def test_only_some(tmp_path):
-    small = frozenset(STATISTICS.values()) - WEIGHTS - {GRAM, SECOND_MOMENT}
+    small = PLAIN - WEIGHTS - {GRAM, SECOND_MOMENT}
     path = save_statistics(tmp_path / "s", observed(), only=small)
     assert not any("weight_gradient" in name for name in load_file(path))
     loaded = load_statistics(path, model())[SCENARIOS[0]]

@@ -231,6 +231,7 @@ def test_wrong_estimators_and_budgets_are_refused(subject):
         (["gate_taylor/magnitude"], "two around a slash"),
         ([], "expected at least one estimator"),
         (["gate_taylor+block_influence"], "needs block_change"),
+        (["gate_fisher(objective='margin')"], "needs gate_gradient_margin"),
     ):
         with pytest.raises(ValueError, match=message):
             calibrate(subject, names)
