@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
-from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, in_window, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, rms_norm
+from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
@@ -165,6 +166,7 @@ def remove_step(
     layer: Int[Array, ""],
     x: Float[Array, "batch seq embed"],
     units: Int[Array, "units"],
+    apart: Bool[Array, ""] | None = None,
     *,
     structure: Literal["attention", "mlp"],
     constants: Constants,
@@ -176,9 +178,8 @@ def remove_step(
     """
     parameters = layer_of(segment, layer)
     attention, mlp = parameters.attention, parameters.mlp
-    rotation = rotary(x.shape[1], attention.query.shape[-1], constants)
-    allowed = in_window(x.shape[1], constants)
-    _, seen = decode(parameters, x, None, rotation, constants.norm_eps, lambda point, activation: activation, allowed)
+    sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
+    _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
     if structure == "mlp":
         written = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
         return seen["mlp_out"][None] - written
@@ -216,7 +217,9 @@ def _prefix(model: Llama, batch: Batch) -> Prefix:
 def _changes(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np.ndarray, "units"]:
     """Return the change of the summed loss over all batches for each unit of the group."""
     structure, layer, _ = group.units[0]
-    number, bounds = next((i, b) for i, b in enumerate(segment_bounds(model.segments)) if layer < b.stop)
+    every = segment_bounds(model.segments)
+    number, bounds = next((i, b) for i, b in enumerate(every) if layer < b.stop)
+    apart = apart_of(model.constants, every)[number]
     indices = [unit.number for unit in group.units]
     indices = jnp.asarray(indices + indices[-1:] * (group.size - len(indices)), jnp.int32)
     total = np.zeros(group.size)
@@ -226,6 +229,7 @@ def _changes(model: Llama, prefixes: Sequence[Prefix], group: Group) -> Float[np
             jnp.asarray(layer - bounds.start, jnp.int32),
             jnp.asarray(states[layer]),
             indices,
+            None if apart is None else jnp.asarray(apart[layer - bounds.start]),
             structure=structure,
             constants=model.constants,
         )

@@ -14,16 +14,14 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from saap_jax.llama.positions import Rotation, Sight, apart_of, rotate, sight_of
 from saap_jax.llama.product import added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import GATHERED, by_example, gathered, in_force
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
-
-Rotation = tuple[Float[Array, "*batch seq half"], Float[Array, "*batch seq half"]]
-"""Cosine and sine of each position's rotary angles; with a batch axis where rows start at different positions."""
 
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
@@ -156,19 +154,20 @@ class Llama(nnx.Module):
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
         `QUERY_HEADS` tells the query heads of a KV head apart, `RESIDUAL` gates the residual stream.
         """
-        rotation = rotary(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
+        sight = sight_of(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
         stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
-        allowed = in_window(tokens.shape[1], self.constants)
+        bounds = segment_bounds(self.segments)
         x = _gated(by_example(gathered(self.embedding)[...][tokens]), stream)
         observed = []
-        for segment, segment_gates in zip(
-            self.segments, split_gates(gates, segment_bounds(self.segments)), strict=True
+        for segment, segment_gates, apart in zip(
+            self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds), strict=True
         ):
 
-            def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None]) -> tuple[Array, Any]:
-                return decode(inputs[0], x, inputs[1], rotation, self.constants.norm_eps, observe, allowed, stream)
+            def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None, Any]) -> tuple[Array, Any]:
+                own = sight.of(inputs[2])
+                return decode(inputs[0], x, inputs[1], own, self.constants, observe=observe, stream=stream)
 
-            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates))
+            x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates, apart))
             observed.append(seen)
         return rms_norm(x, self.norm[...], self.constants.norm_eps), observed
 
@@ -197,19 +196,19 @@ def decode(
     layer: DecoderLayer,
     x: Float[Array, "batch seq embed"],
     gates: LayerGates | None,
-    rotation: Rotation,
-    norm_eps: float,
+    sight: Sight,
+    constants: Constants,
+    *,
     observe: Observe | None = None,
-    allowed: Bool[Array, "#batch seq seq"] | None = None,
     stream: Float[Array, "*_rows embed"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
-    """Apply one decoder layer (parameters and gates without their `layers` axis); `allowed` as in `attend`.
+    """Apply one decoder layer (parameters and gates without their `layers` axis), with its own `sight`.
 
     `stream` multiplies the channels that the layer writes into the residual stream.
     """
-    layer = gathered(layer)
+    layer, norm_eps = gathered(layer), constants.norm_eps
     normed = rms_norm(x, layer.attention_norm[...], norm_eps)
-    middle = attend(layer.attention, normed, rotation, norm_eps, allowed)
+    middle = attend(layer.attention, normed, sight, constants)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
         if QUERY_HEADS in gates:
@@ -229,40 +228,28 @@ def decode(
 def attend(
     attention: Attention,
     x: Float[Array, "batch seq embed"],
-    rotation: Rotation,
-    norm_eps: float,
-    allowed: Bool[Array, "#batch seq seq"] | None = None,
+    sight: Sight,
+    constants: Constants,
 ) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
-    """Attention up to, not including, the output projection; scores and softmax in float32 (at least).
-
-    `allowed[b, t, s]` says whether position t sees position s, and at least one has to be seen; None stands for s <= t.
-    """
-    query, key, value = project(attention, x, rotation, norm_eps)
+    """Attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
+    query, key, value = project(attention, x, sight.rotation, constants)
     wide = at_least_float32(x.dtype)
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-    if allowed is None:
+    if (allowed := sight.allowed) is None:
         allowed = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None]
     weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, value)
 
 
-def in_window(length: int, constants: Constants) -> Bool[Array, "1 seq seq"] | None:
-    """Return `allowed` as `attend` takes it where a sliding window w cuts something off: t - w < s <= t; else None."""
-    if (window := constants.sliding_window) is None or window >= length:
-        return None
-    position = jnp.arange(length)
-    distance = position[:, None] - position[None, :]
-    return ((distance >= 0) & (distance < window))[None]
-
-
 def project(
-    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation, norm_eps: float
+    attention: Attention, x: Float[Array, "batch seq embed"], rotation: Rotation, constants: Constants
 ) -> tuple[
     Float[Array, "batch seq kv_heads q_per_kv head_dim"],
     Float[Array, "batch seq kv_heads head_dim"],
     Float[Array, "batch seq kv_heads head_dim"],
 ]:
     """Return queries, keys and values; queries and keys normalised, if they have norms, and turned to positions."""
+    norm_eps = constants.norm_eps
     query, key, value = attention.heads(x)
     query, key = added(query, attention.query_bias), added(key, attention.key_bias)
     if attention.query_norm is not None and attention.key_norm is not None:
@@ -289,40 +276,6 @@ def rms_norm(
     wide = x.astype(at_least_float32(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * scale[(None,) * (x.ndim - 1)]
-
-
-def rotary(
-    length: int, head_dim: int, constants: Constants
-) -> tuple[Float[Array, "seq half"], Float[Array, "seq half"]]:
-    """Cosines and sines of the rotary embedding for positions 0 … length - 1, float32."""
-    return rotary_at(jnp.arange(length), head_dim, constants)
-
-
-def rotary_at(positions: Int[Array, "*batch seq"], head_dim: int, constants: Constants) -> Rotation:
-    """Cosines and sines of the rotary embedding at any positions, float32 `[*batch, seq, head_dim / 2]`.
-
-    Source: RoFormer (arXiv:2104.09864) in the half-split layout of Hugging Face; `llama3` scaling as in Llama 3.1.
-    """
-    frequency = constants.rope_theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    scaling = constants.rope_scaling
-    if scaling is not None and scaling.kind == "linear":
-        frequency = frequency / scaling.factor
-    elif scaling is not None:
-        turns = scaling.original_max_positions * frequency / (2 * jnp.pi)
-        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        smooth = jnp.clip(smooth, 0.0, 1.0)
-        frequency = frequency * (smooth + (1 - smooth) / scaling.factor)
-    angle = positions.astype(jnp.float32)[..., None] * frequency.reshape((1,) * positions.ndim + (-1,))
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, rotation: Rotation) -> Array:
-    """Rotate each pair (x_i, x_{i + head_dim/2}) of `[batch, seq, ..., head_dim]` by its position's angle, in f32."""
-    wide, batch = at_least_float32(x.dtype), rotation[0].shape[0] if rotation[0].ndim == 3 else 1
-    shape = (batch, x.shape[1], *(1,) * (x.ndim - 3), x.shape[-1] // 2)
-    cos, sin = (angle.reshape(shape).astype(wide) for angle in rotation)
-    first, second = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def random_llama(spec: LlamaSpec, key: Array, dtype: Any = jnp.float32) -> Llama:

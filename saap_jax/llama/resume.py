@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, in_window, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode
+from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.types import RESIDUAL, Gates
 
@@ -33,15 +34,18 @@ def run_layers(
         gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones. Those of the
             residual stream are on what these layers write; `x` has them already.
     """
-    rotation = rotary(x.shape[1], model.segments[0].attention.output.shape[-2], model.constants)
-    allowed, bounds = in_window(x.shape[1], model.constants), segment_bounds(model.segments)
+    sight = sight_of(x.shape[1], model.segments[0].attention.output.shape[-2], model.constants)
+    bounds = segment_bounds(model.segments)
     stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
-    for segment, segment_gates, place in zip(model.segments, split_gates(gates, bounds), bounds, strict=True):
+    parts = model.segments, split_gates(gates, bounds), apart_of(model.constants, bounds), bounds
+    for segment, segment_gates, apart, place in zip(*parts, strict=True):
 
-        def layer(index: Array, x: Array, segment: DecoderLayer = segment, segment_gates: Any = segment_gates) -> Array:
-            own = None if segment_gates is None else layer_of(segment_gates, index)
-            eps = model.constants.norm_eps
-            return decode(layer_of(segment, index), x, own, rotation, eps, allowed=allowed, stream=stream)[0]
+        def layer(
+            index: Array, x: Array, segment: DecoderLayer = segment, own: tuple[Any, Any] = (segment_gates, apart)
+        ) -> Array:
+            own_gates, own_apart = (None if each is None else layer_of(each, index) for each in own)
+            seen = sight.of(own_apart)
+            return decode(layer_of(segment, index), x, own_gates, seen, model.constants, stream=stream)[0]
 
         first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, segment.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)

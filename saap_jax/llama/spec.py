@@ -48,6 +48,24 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Layers that see positions otherwise than the rest of a model."""
+
+    layers: tuple[int, ...]
+    """Their numbers, ascending."""
+    sliding_window: int | None = None
+    rope_theta: float | None = 10_000.0
+    """None where heads are not turned to positions at all."""
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers apart: expected numbers of layers, ascending, got {list(self.layers)}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window: expected at least 1 position, got {self.sliding_window}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Constants:
     """Hyper-parameters that no parameter's shape tells: the only thing that a model stores beside its arrays."""
 
@@ -61,6 +79,8 @@ class Constants:
     """Of `files.families.FAMILIES`."""
     sliding_window: int | None = None
     """Positions that a token sees, its own among them; None for all before it."""
+    apart: Apart | None = None
+    """Layers of which all this is otherwise; None where layers are alike."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:

@@ -33,7 +33,8 @@ from saap_jax.config.compensation import HELD_OUT, CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
 from saap_jax.estimation.base import Plan, wide
 from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
-from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, in_window, param, rms_norm, rotary
+from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, rms_norm
+from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths
@@ -310,9 +311,10 @@ def activations(
     layer, eps = layer_of(model.segments[segment], index), model.constants.norm_eps
     if structure == "mlp":
         return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
-    rotation = rotary(x.shape[1], layer.attention.output.shape[-2], model.constants)
-    allowed = in_window(x.shape[1], model.constants)
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), rotation, eps, allowed)
+    apart = apart_of(model.constants, segment_bounds(model.segments))[segment]
+    sight = sight_of(x.shape[1], layer.attention.output.shape[-2], model.constants)
+    sight = sight.of(None if apart is None else layer_of(apart, index))
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), sight, model.constants)
     return middle.reshape(*middle.shape[:2], -1)
 
 

@@ -12,7 +12,8 @@ from saap_jax.discovery.tracing.removal import removed_shapes, retrace
 from saap_jax.discovery.tracing.smaller import smaller
 from saap_jax.discovery.tracing.trace import TracedStructure, describe, trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.llama.model import decode, rotary
+from saap_jax.llama.model import decode
+from saap_jax.llama.positions import sight_of
 from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative
 from tests.models_for_tracing import EXAMPLES, floats
 
@@ -183,7 +184,7 @@ def test_unrolled_layers_have_the_structures_of_scanned_ones():
     def function(layers, tokens):
         x = model.embedding[...][tokens]
         for layer in layers:
-            x, _ = decode(layer, x, None, rotary(tokens.shape[1], 4, model.constants), model.constants.norm_eps)
+            x, _ = decode(layer, x, None, sight_of(tokens.shape[1], 4, model.constants), model.constants)
         return x
 
     scanned = trace(lambda model, tokens: model(tokens), model, TOKENS).prunable

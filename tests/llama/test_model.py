@@ -12,7 +12,7 @@ from flax import nnx
 
 from saap_jax.llama import Constants, LlamaSpec, RopeScaling, abstract_llama
 from saap_jax.llama.loss import next_token_losses
-from saap_jax.llama.model import rotary
+from saap_jax.llama.positions import rotary
 from saap_jax.llama.segments import existing_units, ones_gates
 from saap_jax.surgery.cut import cut
 from tests.helpers import (

@@ -8,25 +8,26 @@ The shapes are chosen for XLA on a CPU, which works in place only where no resha
 product that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from saap_jax.llama.model import (
     Attention,
     DecoderLayer,
     Llama,
-    Rotation,
     at_least_float32,
     feed,
     project,
     rms_norm,
-    rotary,
 )
+from saap_jax.llama.positions import Rotation, Sight, apart_of, rotary
 from saap_jax.llama.product import added, product
+from saap_jax.llama.segments import segment_bounds
+from saap_jax.llama.spec import Apart, Constants
 
 
 class SegmentCache(NamedTuple):
@@ -97,33 +98,43 @@ def extend(
     slots = slot + jnp.arange(tokens.shape[1])
     positions = jnp.maximum(slots[None] - start[:, None], 0)
     count = max(segment.keys.shape[-2] for segment in cache)
-    rotation = _rotation(positions, count, model)
     seen = slots if empty else jnp.arange(count)
     visible = (seen[None, None] >= start[:, None, None]) & (seen[None, None] <= slots[None, :, None])
-    if (window := model.constants.sliding_window) is not None and window < count:
-        visible &= seen[None, None] > slots[None, :, None] - window  # slots of a row are as far apart as positions
+    constants, head_dim = model.constants, model.segments[0].attention.output.shape[-2]
 
-    def step(x: Array, inputs: tuple[DecoderLayer, SegmentCache]) -> tuple[Array, SegmentCache]:
-        return _layer(*inputs, x, rotation, visible, slot, model.constants.norm_eps, empty)
+    def one(how: Constants | Apart) -> Sight:
+        allowed = visible
+        if (window := how.sliding_window) is not None and window < count:  # slots are as far apart as positions
+            allowed = visible & (seen[None, None] > slots[None, :, None] - window)
+        return Sight(_rotation(positions, count, head_dim, how), allowed)
+
+    sight = one(constants)._replace(apart=None if constants.apart is None else one(constants.apart))
+
+    def step(x: Array, inputs: tuple[DecoderLayer, SegmentCache, Any]) -> tuple[Array, SegmentCache]:
+        layer, layer_cache, apart = inputs
+        return _layer(layer, layer_cache, x, sight.of(apart), slot, constants, empty)
 
     x = model.embedding[...][tokens]
     extended = []
-    for segment, segment_cache in zip(model.segments, cache, strict=True):
+    for segment, segment_cache, apart in zip(
+        model.segments, cache, apart_of(constants, segment_bounds(model.segments)), strict=True
+    ):
         if segment.length == 1:  # no loop: a scan would copy the layer out of its stack before using it
-            x, segment_cache = step(x, (jax.tree.map(lambda leaf: leaf[0], segment), segment_cache))
+            one_layer = jax.tree.map(lambda leaf: leaf[0], segment)
+            x, segment_cache = step(x, (one_layer, segment_cache, None if apart is None else bool(apart[0])))
         else:
-            x, segment_cache = jax.lax.scan(step, x, (segment, segment_cache))
+            x, segment_cache = jax.lax.scan(step, x, (segment, segment_cache, apart))
         extended.append(segment_cache)
-    return rms_norm(x, model.norm[...], model.constants.norm_eps), extended
+    return rms_norm(x, model.norm[...], constants.norm_eps), extended
 
 
-def _rotation(positions: Int[Array, "batch seq"], count: int, model: Llama) -> Rotation:
+def _rotation(positions: Int[Array, "batch seq"], count: int, head_dim: int, how: Constants | Apart) -> Rotation:
     """Look up the rotation of positions below `count` in a table, made when the program is traced.
 
     XLA would take sines and cosines into every layer that uses them, a twentieth of the time of a prompt on a CPU.
     """
     with jax.ensure_compile_time_eval():
-        cos, sin = rotary(count, model.segments[0].attention.output.shape[-2], model.constants)
+        cos, sin = rotary(count, head_dim, how)
     return cos[positions], sin[positions]
 
 
@@ -131,17 +142,16 @@ def _layer(
     layer: DecoderLayer,
     cache: SegmentCache,
     x: Float[Array, "batch seq embed"],
-    rotation: Rotation,
-    visible: Bool[Array, "batch seq seen"],
+    sight: Sight,
     slot: Int[Array, ""],
-    norm_eps: float,
+    constants: Constants,
     empty: bool,
 ) -> tuple[Float[Array, "batch seq embed"], SegmentCache]:
     """Apply one layer to new tokens, extending its cache."""
-    attention, mlp = layer.attention, layer.mlp
+    attention, mlp, norm_eps = layer.attention, layer.mlp, constants.norm_eps
     if cache.keys.size:
         normed = rms_norm(x, layer.attention_norm[...], norm_eps)
-        heads, cache = _attend(attention, normed, cache, rotation, visible, slot, norm_eps, empty)
+        heads, cache = _attend(attention, normed, cache, sight, slot, constants, empty)
         # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
         x = x + product("btf,fd->btd", heads, attention.output)
     x = added(x, attention.output_bias)
@@ -153,17 +163,17 @@ def _attend(
     attention: Attention,
     x: Float[Array, "batch seq embed"],
     cache: SegmentCache,
-    rotation: Rotation,
-    visible: Bool[Array, "batch seq seen"],
+    sight: Sight,
     slot: Int[Array, ""],
-    norm_eps: float,
+    constants: Constants,
     empty: bool,
 ) -> tuple[Float[Array, "batch seq heads_times_dim"], SegmentCache]:
     """Attention of new tokens, up to, not including, the output projection; scores and softmax in float32.
 
     Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
     """
-    query, key, value = project(attention, x, rotation, norm_eps)
+    assert sight.allowed is not None
+    query, key, value = project(attention, x, sight.rotation, constants)
     batch, seq, kv_heads, q_per_kv, head_dim = query.shape
     new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
     cache = SegmentCache(*(jax.lax.dynamic_update_slice(c, n, (0, slot, 0)) for c, n in zip(cache, new, strict=True)))
@@ -173,7 +183,7 @@ def _attend(
     scores = jnp.einsum("rsh,rqh->rsq", keys, queries, preferred_element_type=wide) * head_dim**-0.5
     scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, q_per_kv, seq, -1)
     # Not -inf: a padding token sees nothing, and its NaN would spread to the rows that multiply it by zero.
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(wide).min)
+    scores = jnp.where(sight.allowed[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
     mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache
