@@ -11,6 +11,7 @@ from saap_jax.discovery import parameters_by_path
 from saap_jax.estimation import STATISTICS
 from saap_jax.llama import Constants, LayerWidths, Llama, LlamaSpec
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.spec import Apart
 from saap_jax.types import PRUNABLE_AXES, Keep
 
 VOCAB = 24
@@ -22,6 +23,12 @@ RELATIVES = {
     "mistral": Constants(family="mistral", sliding_window=3),
     "qwen3": Constants(family="qwen3"),
     "phi3": Constants(family="phi3", sliding_window=4),
+    "gemma3_text": Constants(
+        family="gemma3_text",
+        rope_theta=1_000_000.0,
+        query_scalar=7,
+        apart=Apart(layers=(0,), sliding_window=3, rope_theta=100.0),
+    ),
 }
 """What is not LLaMA, with windows that a short text is longer than."""
 
@@ -127,18 +134,23 @@ def reference(model: Llama, tokens: np.ndarray) -> tuple[np.ndarray, list[dict[s
 
     The plain rotary embedding only, one head at a time; with what the relatives of LLaMA have beside it.
     """
-    eps, theta = model.constants.norm_eps, model.constants.rope_theta
+    constants, offset = model.constants, model.constants.traits.norm_offset
+    eps = constants.norm_eps
     position = np.arange(len(tokens))
     distance = position[:, None] - position
-    hidden = (distance < 0) | (distance >= (model.constants.sliding_window or len(tokens)))
     embedding = np.asarray(model.embedding[...], np.float64)
     x, activations = embedding[tokens], []
-    for layer in layers_of(model):
+    if constants.traits.scaled_words:
+        x = x * np.sqrt(embedding.shape[1])
+    for number, layer in enumerate(layers_of(model)):
+        layer = {name: value + offset if name.endswith("norm") else value for name, value in layer.items()}
+        how = constants.apart if constants.apart is not None and number in constants.apart.layers else constants
+        theta, hidden = how.rope_theta, (distance < 0) | (distance >= (how.sliding_window or len(tokens)))
         normed = _norm(x, layer["attention_norm"], eps)
         query, key, value, output = (layer[f"attention/{name}"] for name in ("query", "key", "value", "output"))
         nothing = {"query": np.zeros(query.shape[1:]), "key": np.zeros(key.shape[1:]), "value": np.zeros(key.shape[1:])}
         bias = {name: layer.get(f"attention/{name}_bias", zeros) for name, zeros in nothing.items()}
-        heads = np.zeros((len(tokens), *output.shape[:3]))
+        heads, written = np.zeros((len(tokens), *output.shape[:3])), np.zeros(x.shape)
         for k in range(query.shape[1]):
             for g in range(query.shape[2]):
                 queries, keys = normed @ query[:, k, g] + bias["query"][k, g], normed @ key[:, k] + bias["key"][k]
@@ -147,18 +159,24 @@ def reference(model: Llama, tokens: np.ndarray) -> tuple[np.ndarray, list[dict[s
                     keys = _norm(keys, layer["attention/key_norm"], eps)
                 scores = _rotate(queries, theta) @ _rotate(keys, theta).T
                 scores[hidden] = -np.inf
-                weights = np.exp(scores / np.sqrt(query.shape[-1]))
+                weights = np.exp(scores / np.sqrt(constants.query_scalar or query.shape[-1]))
                 heads[:, k, g] = (
                     weights / weights.sum(axis=1, keepdims=True) @ (normed @ value[:, k] + bias["value"][k])
                 )
-                x = x + heads[:, k, g] @ output[k, g]
+                written = written + heads[:, k, g] @ output[k, g]
+        x = x + (_norm(written, layer["attention_post_norm"], eps) if "attention_post_norm" in layer else written)
         normed = _norm(x, layer["mlp_norm"], eps)
         gate = normed @ layer["mlp/gate"]
-        channels = gate / (1 + np.exp(-gate)) * (normed @ layer["mlp/up"])
-        x = x + channels @ layer["mlp/down"]
+        if constants.traits.activation == "silu":
+            acted = gate / (1 + np.exp(-gate))
+        else:
+            acted = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        channels = acted * (normed @ layer["mlp/up"])
+        written = channels @ layer["mlp/down"]
+        x = x + (_norm(written, layer["mlp_post_norm"], eps) if "mlp_post_norm" in layer else written)
         activations.append({"attention": heads, "mlp": channels})
     head = embedding.T if model.unembedding is None else np.asarray(model.unembedding[...], np.float64)
-    return _norm(x, np.asarray(model.norm[...], np.float64), eps) @ head, activations
+    return _norm(x, np.asarray(model.norm[...], np.float64) + offset, eps) @ head, activations
 
 
 def reference_losses(model: Llama, tokens: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
-from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, rms_norm
+from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
@@ -174,19 +174,30 @@ def remove_step(
     """Return the residual stream behind a layer of a segment, once without each unit; `x` is the one before it.
 
     A sub-block's output is a sum over its units, so that z(g_u = 0) = z(g = 1) - a_u W_out[u]: the layer runs once,
-    and what each unit writes is subtracted (behind an attention unit, the MLP runs again).
+    and what each unit writes is subtracted (before a norm behind the sub-block; behind an attention unit, the MLP runs
+    again).
     """
     parameters = layer_of(segment, layer)
     attention, mlp = parameters.attention, parameters.mlp
     sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
     _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
     if structure == "mlp":
-        written = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
-        return seen["mlp_out"][None] - written
-    written = jnp.einsum("btkgh,kghd->kbtd", seen["attention"][:, :, units], attention.output[...][units])
-    y = _flat(seen["attention_out"][None] - written)
-    channels = feed(mlp, rms_norm(y, parameters.mlp_norm[...], constants.norm_eps))
-    return (y + jnp.einsum("btf,fd->btd", channels, mlp.down[...])).reshape(written.shape)
+        each = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
+        if parameters.mlp_post_norm is None:
+            return seen["mlp_out"][None] - each
+        rest = _flat(jnp.einsum("btf,fd->btd", seen["mlp"], mlp.down[...])[None] - each)
+        left = post_normed(rest, parameters.mlp_post_norm, constants).reshape(each.shape)
+        return seen["mlp_in"][None] + left
+    each = jnp.einsum("btkgh,kghd->kbtd", seen["attention"][:, :, units], attention.output[...][units])
+    if parameters.attention_post_norm is None:
+        y = _flat(seen["attention_out"][None] - each)
+    else:
+        rest = _flat(jnp.einsum("btkgh,kghd->btd", seen["attention"], attention.output[...])[None] - each)
+        left = post_normed(rest, parameters.attention_post_norm, constants).reshape(each.shape)
+        y = _flat(x[None] + left)
+    channels = feed(mlp, rms_norm(y, parameters.mlp_norm[...], constants), constants)
+    written = jnp.einsum("btf,fd->btd", channels, mlp.down[...])
+    return (y + post_normed(written, parameters.mlp_post_norm, constants)).reshape(each.shape)
 
 
 @jax.jit
@@ -202,7 +213,7 @@ def suffix_step(
     `start` is an input, so the cost is that of the remaining layers, and no layer compiles anew.
     """
     x = run_layers(model, _flat(states), start, len(model.spec.layers))
-    hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)
+    hidden = model.final(x)
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
-from saap_jax.llama.model import Llama, rms_norm
+from saap_jax.llama.model import Llama
 from saap_jax.llama.resume import run_layers, summed_losses
 from saap_jax.llama.segments import existing_query_heads, existing_units
 from saap_jax.runtime.constraints import on_mesh_of
@@ -142,7 +142,7 @@ def shared_step(
     model: Llama, tokens: Int[Array, "batch seq"], gates: Gates, common: Int[Array, ""]
 ) -> Float[Array, "batch seq embed"]:
     """Return the residual stream behind the layers that are the same in all candidates, `[layers, units]` of gates."""
-    return run_layers(model, model.embedding[...][tokens], 0, common, gates)
+    return run_layers(model, model.embedded(tokens), 0, common, gates)
 
 
 @jax.jit
@@ -161,5 +161,5 @@ def candidates_step(
         states = states * gates[RESIDUAL][:, None].astype(states.dtype)
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
     x = run_layers(model, states.reshape(-1, *shared.shape[1:]), common, len(model.spec.layers), own)
-    hidden = rms_norm(x, model.norm[...], model.constants.norm_eps)
+    hidden = model.final(x)
     return summed_losses(model, hidden.reshape(states.shape), tokens, mask)

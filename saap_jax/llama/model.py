@@ -1,7 +1,7 @@
 """The LLaMA decoder with a gate on every prunable unit: one model in three states (dense, masked, cut).
 
 What its relatives have beside LLaMA (`families.FAMILIES`) is optional: biases of query, key and value, norms of query
-and key heads, a sliding window. A parameter that a family does not have is None.
+and key heads and of what sub-blocks write, windows, layers apart. A parameter that a family does not have is None.
 
 Einsum letters: b batch, t query position, s key position, d embed, k kv_heads, g q_per_kv, h head_dim, f mlp,
 v vocab. Parameters carry their logical axes, once, where they are created here; sharding, discovery, surgery and
@@ -77,7 +77,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Gated feed-forward block (SwiGLU), stacked over the layers of a segment."""
+    """Gated feed-forward block (SwiGLU, GeGLU), stacked over the layers of a segment."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, f = spec.embed, widths.mlp
@@ -101,6 +101,10 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(layers, spec, widths, make)
         self.mlp_norm = param(("layers", "embed"), make((layers, spec.embed), None))
         self.mlp = Mlp(layers, spec, widths, make)
+        posts = [None, None]
+        if spec.constants.traits.post_norms:
+            posts = [param(("layers", "embed"), make((layers, spec.embed), None)) for _ in posts]
+        self.attention_post_norm, self.mlp_post_norm = posts
 
     @property
     def length(self) -> int:
@@ -157,7 +161,7 @@ class Llama(nnx.Module):
         sight = sight_of(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
         stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
         bounds = segment_bounds(self.segments)
-        x = _gated(by_example(gathered(self.embedding)[...][tokens]), stream)
+        x = _gated(self.embedded(tokens), stream)
         observed = []
         for segment, segment_gates, apart in zip(
             self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds), strict=True
@@ -169,7 +173,16 @@ class Llama(nnx.Module):
 
             x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates, apart))
             observed.append(seen)
-        return rms_norm(x, self.norm[...], self.constants.norm_eps), observed
+        return self.final(x), observed
+
+    def embedded(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
+        """Return what enters the residual stream."""
+        x = by_example(gathered(self.embedding)[...][tokens])
+        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.constants.traits.scaled_words else x
+
+    def final(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        """Return the normalised last hidden states from the residual stream behind all layers."""
+        return rms_norm(x, self.norm[...], self.constants)
 
     def logits(self, hidden: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq vocab"]:
         """Project hidden states onto the vocabulary, accumulated and returned in float32 (at least)."""
@@ -206,8 +219,8 @@ def decode(
 
     `stream` multiplies the channels that the layer writes into the residual stream.
     """
-    layer, norm_eps = gathered(layer), constants.norm_eps
-    normed = rms_norm(x, layer.attention_norm[...], norm_eps)
+    layer = gathered(layer)
+    normed = rms_norm(x, layer.attention_norm[...], constants)
     middle = attend(layer.attention, normed, sight, constants)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
@@ -215,12 +228,12 @@ def decode(
             heads = _per_token(gates[QUERY_HEADS], middle)
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     written = added(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
-    y = by_example(x + _gated(written, stream))
-    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], norm_eps))
+    y = by_example(x + _gated(post_normed(written, layer.attention_post_norm, constants), stream))
+    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants)
     if gates is not None:
         channels = channels * _per_token(gates["mlp"], channels)
     written = added(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
-    z = by_example(y + _gated(written, stream))
+    z = by_example(y + _gated(post_normed(written, layer.mlp_post_norm, constants), stream))
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -234,7 +247,8 @@ def attend(
     """Attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
     query, key, value = project(attention, x, sight.rotation, constants)
     wide = at_least_float32(x.dtype)
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide)
+    scores = scores * (constants.query_scalar or query.shape[-1]) ** -0.5
     if (allowed := sight.allowed) is None:
         allowed = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None]
     weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
@@ -249,19 +263,25 @@ def project(
     Float[Array, "batch seq kv_heads head_dim"],
 ]:
     """Return queries, keys and values; queries and keys normalised, if they have norms, and turned to positions."""
-    norm_eps = constants.norm_eps
     query, key, value = attention.heads(x)
     query, key = added(query, attention.query_bias), added(key, attention.key_bias)
     if attention.query_norm is not None and attention.key_norm is not None:
-        query = rms_norm(query, attention.query_norm[...], norm_eps)
-        key = rms_norm(key, attention.key_norm[...], norm_eps)
+        query = rms_norm(query, attention.query_norm[...], constants)
+        key = rms_norm(key, attention.key_norm[...], constants)
     return rotate(query, rotation), rotate(key, rotation), added(value, attention.value_bias)
 
 
-def feed(mlp: Mlp, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq mlp"]:
-    """Channel activations silu(x W_gate) * (x W_up), which enter the down projection."""
+def feed(mlp: Mlp, x: Float[Array, "batch seq embed"], constants: Constants) -> Float[Array, "batch seq mlp"]:
+    """Channel activations silu(x W_gate) * (x W_up), or with GELU in place of SiLU, which enter the down projection."""
     gate, up = mlp.halves(x)
-    return jax.nn.silu(gate) * up
+    return ACTIVATIONS[constants.traits.activation](gate) * up
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+"""By the name in transformers."""
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -270,12 +290,22 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def rms_norm(
-    x: Float[Array, "batch seq *heads width"], scale: Float[Array, "width"], eps: float
+    x: Float[Array, "batch seq *heads width"], scale: Float[Array, "width"], constants: Constants
 ) -> Float[Array, "batch seq *heads width"]:
     """Root-mean-square normalisation along the last axis, in float32 (at least), returned in the dtype of `x`."""
-    wide = x.astype(at_least_float32(x.dtype))
-    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale[(None,) * (x.ndim - 1)]
+    wide, offset = x.astype(at_least_float32(x.dtype)), constants.traits.norm_offset
+    normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + constants.norm_eps)
+    scale = scale[(None,) * (x.ndim - 1)]
+    if offset:
+        return (normed * (scale.astype(wide.dtype) + offset)).astype(x.dtype)
+    return normed.astype(x.dtype) * scale
+
+
+def post_normed(
+    written: Float[Array, "batch seq embed"], scale: nnx.Param | None, constants: Constants
+) -> Float[Array, "batch seq embed"]:
+    """Return what a sub-block adds to the residual stream: what it writes, normalised where the family does so."""
+    return written if scale is None else rms_norm(written, scale[...], constants)
 
 
 def random_llama(spec: LlamaSpec, key: Array, dtype: Any = jnp.float32) -> Llama:

@@ -26,6 +26,11 @@ def narrowed(model: Llama, kept: Bool[np.ndarray, "embed"]) -> Llama:
         ValueError: `kept` has another shape or keeps nothing, or the model's matrices are not plain floats.
     """
     check_plain(model, "cut")
+    if model.constants.traits.post_norms and not kept.all():
+        raise ValueError(
+            f"keep: expected all channels of the residual stream, got {int(kept.sum())} of {kept.size}; norms behind "
+            f"the sub-blocks of a {model.constants.family} average over all that these write"
+        )
     embed = model.embedding.shape[1]
     if kept.shape != (embed,) or not kept.any():
         raise ValueError(

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised, rms_norm
+from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised
 from saap_jax.llama.positions import apart_of, sight_at
 from saap_jax.llama.resume import VOCAB_CHUNK
 from saap_jax.llama.segments import segment_bounds
-from saap_jax.runtime.constraints import by_example, gathered
 from saap_jax.types import Remat
 
 TARGETS = 64
@@ -47,14 +46,14 @@ def packed_hidden(
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     head_dim, constants = model.segments[0].attention.output.shape[-2], model.constants
     sight = sight_at(positions, causal & (shared | same), head_dim, constants)
-    x = by_example(gathered(model.embedding)[...][tokens])
+    x = model.embedded(tokens)
     for segment, apart in zip(model.segments, apart_of(constants, segment_bounds(model.segments)), strict=True):
 
         def layer(x: Array, inputs: tuple[DecoderLayer, Any]) -> tuple[Array, Any]:
             return decode(inputs[0], x, None, sight.of(inputs[1]), constants)
 
         x, _ = jax.lax.scan(rematerialised(layer, remat), x, (segment, apart))
-    return rms_norm(x, model.norm[...], constants.norm_eps)
+    return model.final(x)
 
 
 def log_likelihoods_of(

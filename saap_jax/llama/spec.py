@@ -79,6 +79,8 @@ class Constants:
     """Of `files.families.FAMILIES`."""
     sliding_window: int | None = None
     """Positions that a token sees, its own among them; None for all before it."""
+    query_scalar: int | None = None
+    """Scores are divided by its square root; None for the size of a head."""
     apart: Apart | None = None
     """Layers of which all this is otherwise; None where layers are alike."""
 

@@ -110,6 +110,11 @@ class LlamaSubject(Subject):
                     f"{how.option}.share: expected a model that tells {name} apart, got one of "
                     f"{' and '.join(self.existing)}; open it with further=({name!r},)"
                 )
+        if channels.share and self.model.constants.traits.post_norms:
+            raise ValueError(
+                f"search.residual.share: expected 0 for a {self.model.constants.family}, whose norms behind the "
+                f"sub-blocks average over all channels that these write, got {channels.share:g}"
+            )
         return {name: how for name, how in known.items() if name in self.further}
 
     @functools.cached_property

@@ -9,7 +9,9 @@ and K stay, W[K] (or a bias) is chosen so that what is written stays close to a 
 `propagate` says on which model. `dense`: every sub-block for itself, on the activations of the unpruned model, with
 T = a W. Then C_K - G_KK W[K] = G_KR W[R]: the formula as usually written. `pruned`: from the first layer to the last,
 on the activations â of the model as pruned and corrected so far, with T = (unpruned residual stream behind the
-sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong.
+sub-block) - (pruned stream in front of it): each sub-block also makes up for what those before it got wrong. Where a
+norm stands between a sub-block and the stream (`Family.post_norms`), no W reaches such a target; there T = a W of the
+unpruned model, which â W' is to come close to.
 
 Sources: FLAP (arXiv:2312.11983) section 3.3 for the bias; least squares as in ZipLM (2302.04089) and SlimGPT
 (2412.18110), here with a damping δ that is chosen on held-out windows, and with the accumulated error as the target.
@@ -33,7 +35,7 @@ from saap_jax.config.compensation import HELD_OUT, CompensationConfig
 from saap_jax.config.registries import CORRECTIONS
 from saap_jax.estimation.base import Plan, wide
 from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
-from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, rms_norm
+from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
@@ -121,7 +123,7 @@ def corrected_in_turn(
         choose: chooses again what is kept of a sub-block, on the activations that it is corrected on.
     """
     masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
-    streams = [Stream(x := model.embedding[...][jnp.asarray(tokens)], x) for tokens, _ in batches]
+    streams = [Stream(x := model.embedded(jnp.asarray(tokens)), x) for tokens, _ in batches]
     same, equal = True, config.tokens == "equal"
     for at in sub_blocks(model, keep, progress):
         same = bool(at.kept.all()) and (same or not through)
@@ -272,11 +274,11 @@ def normal_step(
     """
     own = writer_of(model.segments[segment], structure, index)
     active = activations(model, stream.dense, index, segment, structure)
-    written = active @ own.weight
-    after = stream.dense + written + own.bias[None, None]
+    written, post = active @ own.weight, post_norm_of(model, index, segment, structure)
+    after = stream.dense + post_normed(written + own.bias[None, None], post, model.constants)
     if through:
         active = activations(model, stream.pruned, index, segment, structure)
-        written = after - stream.pruned - own.bias[None, None]
+        written = after - stream.pruned - own.bias[None, None] if post is None else written
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)
@@ -301,20 +303,27 @@ def advance_step(
     structure: str,
 ) -> Float[Array, "batch seq embed"]:
     """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`."""
-    return pruned + activations(model, pruned, index, segment, structure) @ new.weight + new.bias[None, None]
+    written = activations(model, pruned, index, segment, structure) @ new.weight + new.bias[None, None]
+    return pruned + post_normed(written, post_norm_of(model, index, segment, structure), model.constants)
+
+
+def post_norm_of(model: Llama, index: Int[Array, ""], segment: int, structure: str) -> nnx.Param | None:
+    """Return the scale of the norm behind a sub-block; None where there is none."""
+    layer = layer_of(model.segments[segment], index)
+    return layer.attention_post_norm if structure == "attention" else layer.mlp_post_norm
 
 
 def activations(
     model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], segment: int, structure: str
 ) -> Float[Array, "batch seq coordinates"]:
     """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
-    layer, eps = layer_of(model.segments[segment], index), model.constants.norm_eps
+    layer, constants = layer_of(model.segments[segment], index), model.constants
     if structure == "mlp":
-        return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], eps))
-    apart = apart_of(model.constants, segment_bounds(model.segments))[segment]
-    sight = sight_of(x.shape[1], layer.attention.output.shape[-2], model.constants)
+        return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants)
+    apart = apart_of(constants, segment_bounds(model.segments))[segment]
+    sight = sight_of(x.shape[1], layer.attention.output.shape[-2], constants)
     sight = sight.of(None if apart is None else layer_of(apart, index))
-    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], eps), sight, model.constants)
+    middle = attend(layer.attention, rms_norm(x, layer.attention_norm[...], constants), sight, constants)
     return middle.reshape(*middle.shape[:2], -1)
 
 

@@ -12,6 +12,7 @@ from saap_jax.llama import Constants, LayerWidths, LlamaSpec, load_model, save_m
 from saap_jax.llama.files.hf_config import config_from_spec, spec_from_config
 from saap_jax.llama.files.hf_layout import stored_parameters
 from saap_jax.llama.files.load import _open_directory, _read_part
+from saap_jax.llama.spec import Apart, RopeScaling
 from saap_jax.surgery.cut import cut
 from tests.helpers import RELATIVES, random_model, relative, spec_of
 from tests.llama.conftest import assert_same
@@ -97,6 +98,29 @@ PUBLISHED = {
         "sliding_window": 2047,
         "tie_word_embeddings": False,
     },
+    "gemma3_text": {key: value for key, value in SIZES.items() if key != "hidden_act"}
+    | {
+        "_sliding_window_pattern": 6,
+        "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "max_position_embeddings": 32768,
+        "model_type": "gemma3_text",
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+        "use_bidirectional_attention": False,
+    },
 }
 
 
@@ -108,14 +132,25 @@ def test_published_configs():
         "qwen3": 128,
         "mistral": 8,
         "phi3": 8,
+        "gemma3_text": 256,
     }
     assert {family: spec.constants.sliding_window for family, spec in specs.items()} == {
         "qwen2": None,
         "qwen3": None,
         "mistral": 4096,
         "phi3": 2047,
+        "gemma3_text": None,
     }
-    assert [family for family, spec in specs.items() if spec.tied] == ["qwen2", "qwen3"]
+    assert [family for family, spec in specs.items() if spec.tied] == ["qwen2", "qwen3", "gemma3_text"]
+    assert specs["gemma3_text"].constants == Constants(
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_positions=32768,
+        bos_token=2,
+        eos_tokens=(1,),
+        family="gemma3_text",
+        apart=Apart(layers=(0, 2), sliding_window=512, rope_theta=10_000.0),
+    )
     assert specs["phi3"].constants == Constants(
         max_positions=4096, bos_token=1, eos_tokens=(32000,), family="phi3", sliding_window=2047
     )
@@ -140,7 +175,11 @@ def test_missing_keys_have_the_defaults_of_the_family():
         "qwen3": (32768, 1e-6, None),
         "mistral": (131072, 1e-6, 1),
         "phi3": (4096, 1e-5, 1),
+        "gemma3_text": (131072, 1e-6, 2),
     }
+    gemma = read["gemma3_text"]  # of three layers none is each sixth: all are local
+    assert (gemma.tied, gemma.head_dim, gemma.constants.rope_theta) == (True, 256, 10_000.0)
+    assert (gemma.constants.sliding_window, gemma.constants.apart) == (4096, None)
     assert read["mistral"].constants.sliding_window == 4096
     assert {read[family].constants.sliding_window for family in ("qwen2", "qwen3", "phi3")} == {None}
     assert (read["qwen3"].head_dim, read["mistral"].head_dim) == (128, 8)
@@ -150,7 +189,7 @@ def test_missing_keys_have_the_defaults_of_the_family():
         assert theirs.max_position_embeddings == spec.constants.max_positions
         assert theirs.rms_norm_eps == spec.constants.norm_eps
         assert theirs.bos_token_id == spec.constants.bos_token
-        assert theirs.sliding_window == spec.constants.sliding_window
+        assert theirs.sliding_window == (spec.constants.apart or spec.constants).sliding_window
         eos = () if theirs.eos_token_id is None else (theirs.eos_token_id,)
         assert eos == spec.constants.eos_tokens
 
@@ -176,15 +215,47 @@ def test_windows(family, change, window):
     assert spec_from_config(PUBLISHED[family] | change, "x").constants.sliding_window == window
 
 
+@pytest.mark.parametrize(
+    ("family", "change", "apart"),
+    [
+        ("qwen2", ON | {"max_window_layers": 1}, Apart(layers=(1, 2), sliding_window=16, rope_theta=1e6)),
+        ("qwen3", ON | {"layer_types": [SLIDING, FULL, FULL]}, Apart(layers=(0,), sliding_window=16, rope_theta=1e6)),
+        ("gemma3_text", {"sliding_window": 32768}, Apart(layers=(0, 2))),
+        ("gemma3_text", {"sliding_window": 32768, "rope_local_base_freq": 1e6}, None),
+        ("gemma3_text", {"layer_types": [FULL] * 3}, None),
+        ("gemma3_text", {"layer_types": None}, None),
+        ("gemma3_text", {"layer_types": None, "_sliding_window_pattern": 2}, Apart(layers=(0, 2), sliding_window=512)),
+        (
+            "gemma3_text",
+            {"rope_parameters": {FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                                 SLIDING: {"rope_type": "default", "rope_theta": 5e3}}, "rope_local_base_freq": None},
+            Apart(layers=(0, 2), sliding_window=512, rope_theta=5e3),
+        ),
+    ],
+)  # fmt: skip
+def test_layers_apart(family, change, apart):
+    """Those with a window, or with another base; where all layers have them, none is apart."""
+    constants = spec_from_config(PUBLISHED[family] | change, "x").constants
+    assert constants.apart == apart
+    if change.get("layer_types", ()) is None and apart is None:  # three layers, none of them each sixth
+        assert (constants.sliding_window, constants.rope_theta) == (512, 10_000.0)
+    if "rope_parameters" in change:
+        assert constants.rope_scaling == RopeScaling(kind="linear", factor=8.0)
+
+
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("qwen2", ON | {"max_window_layers": 1}, "a sliding window in some layers only is not supported"),
-        ("qwen3", ON | {"layer_types": [SLIDING, FULL, FULL]}, "in some layers only is not supported"),
-        ("qwen3", {"layer_types": [SLIDING] * 3}, "got layers of sliding_attention"),
+        ("qwen3", {"layer_types": [SLIDING] * 3}, "expected a sliding_window beside layer_types of sliding_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported"),
+        ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu' is not supported"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True is not supported"),
+        ("gemma3_text", {"_sliding_window_pattern": 0, "layer_types": None}, "expected sliding_window_pattern to be a"),
+        ("gemma3_text", {"query_pre_attn_scalar": 0}, "expected query_pre_attn_scalar to be a positive integer"),
+        ("gemma3_text", {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}}, "rope_parameters of"),
         ("qwen2", {"layer_types": ["linear_attention"] * 3}, "expected layer_types to be 3 of full_attention"),
         ("qwen2", {"use_sliding_window": "no"}, "expected use_sliding_window to be true or false, got 'no'"),
         ("qwen2", ON | {"max_window_layers": -1}, "expected max_window_layers to be a non-negative integer, got -1"),
@@ -230,6 +301,9 @@ def test_config_round_trip(family, widths, biases):
     layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=3, mlp=mlp) for heads, mlp in widths)
     for window in {RELATIVES[family].sliding_window, None}:
         constants = dataclasses.replace(RELATIVES[family], sliding_window=window)
+        if (apart := constants.apart) is not None:
+            layers_apart = dataclasses.replace(apart, sliding_window=window if window is None else apart.sliding_window)
+            constants = dataclasses.replace(constants, apart=layers_apart)
         spec = LlamaSpec(
             vocab=7, embed=8, head_dim=4, layers=layers, tied=True, output_biases=biases, constants=constants
         )

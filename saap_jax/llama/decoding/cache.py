@@ -21,6 +21,7 @@ from saap_jax.llama.model import (
     Llama,
     at_least_float32,
     feed,
+    post_normed,
     project,
     rms_norm,
 )
@@ -114,7 +115,7 @@ def extend(
         layer, layer_cache, apart = inputs
         return _layer(layer, layer_cache, x, sight.of(apart), slot, constants, empty)
 
-    x = model.embedding[...][tokens]
+    x = model.embedded(tokens)
     extended = []
     for segment, segment_cache, apart in zip(
         model.segments, cache, apart_of(constants, segment_bounds(model.segments)), strict=True
@@ -125,7 +126,7 @@ def extend(
         else:
             x, segment_cache = jax.lax.scan(step, x, (segment, segment_cache, apart))
         extended.append(segment_cache)
-    return rms_norm(x, model.norm[...], constants.norm_eps), extended
+    return model.final(x), extended
 
 
 def _rotation(positions: Int[Array, "batch seq"], count: int, head_dim: int, how: Constants | Apart) -> Rotation:
@@ -148,15 +149,19 @@ def _layer(
     empty: bool,
 ) -> tuple[Float[Array, "batch seq embed"], SegmentCache]:
     """Apply one layer to new tokens, extending its cache."""
-    attention, mlp, norm_eps = layer.attention, layer.mlp, constants.norm_eps
+    attention, mlp = layer.attention, layer.mlp
     if cache.keys.size:
-        normed = rms_norm(x, layer.attention_norm[...], norm_eps)
+        normed = rms_norm(x, layer.attention_norm[...], constants)
         heads, cache = _attend(attention, normed, cache, sight, slot, constants, empty)
         # As a matrix, because with several axes to sum over XLA may reorder the weights instead of the activations.
-        x = x + product("btf,fd->btd", heads, attention.output)
-    x = added(x, attention.output_bias)
-    channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], norm_eps))
-    return x + added(product("btf,fd->btd", channels, mlp.down), mlp.down_bias), cache
+        written = added(product("btf,fd->btd", heads, attention.output), attention.output_bias)
+        x = x + post_normed(written, layer.attention_post_norm, constants)
+    elif attention.output_bias is not None:
+        bias = jnp.broadcast_to(attention.output_bias[...][None, None], x.shape)
+        x = x + post_normed(bias, layer.attention_post_norm, constants)
+    channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], constants), constants)
+    written = added(product("btf,fd->btd", channels, mlp.down), mlp.down_bias)
+    return x + post_normed(written, layer.mlp_post_norm, constants), cache
 
 
 def _attend(
@@ -180,7 +185,8 @@ def _attend(
     keys, values = new if empty else cache
     wide = at_least_float32(x.dtype)
     queries = query.transpose(0, 2, 3, 1, 4).reshape(batch * kv_heads, q_per_kv * seq, head_dim)
-    scores = jnp.einsum("rsh,rqh->rsq", keys, queries, preferred_element_type=wide) * head_dim**-0.5
+    scores = jnp.einsum("rsh,rqh->rsq", keys, queries, preferred_element_type=wide)
+    scores = scores * (constants.query_scalar or head_dim) ** -0.5
     scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, q_per_kv, seq, -1)
     # Not -inf: a padding token sees nothing, and its NaN would spread to the rows that multiply it by zero.
     scores = jnp.where(sight.allowed[:, None, None], scores, jnp.finfo(wide).min)

@@ -1,10 +1,11 @@
 """The families of models: all in which one differs from LLaMA, an entry each.
 
 What the `config.json` of a family may say beside what all have follows the configuration classes of transformers
-(`LlamaConfig`, `MistralConfig`, `Qwen2Config`, `Qwen3Config`, `Phi3Config`); names and limits in GGUF, llama.cpp.
+(`LlamaConfig`, `MistralConfig`, `Qwen2Config`, `Qwen3Config`, `Phi3Config`, `Gemma3TextConfig`); names and limits in
+GGUF, llama.cpp.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -39,6 +40,14 @@ class Family(NamedTuple):
     """Query, key and value add a bias each."""
     head_norms: bool = False
     """Each head of query and key is normalised before it is turned to its position."""
+    post_norms: bool = False
+    """What attention and MLP write is normalised before it joins the residual stream."""
+    norm_offset: float = 0.0
+    """Added to the scale of every norm."""
+    activation: str = "silu"
+    """Of the gate of the MLP, as transformers calls it."""
+    scaled_words: bool = False
+    """Embeddings are multiplied by the square root of their width where they enter the residual stream."""
     windowed: bool = False
     """A token may see only the last `Constants.sliding_window` positions, its own among them."""
     fused: bool = False
@@ -46,7 +55,17 @@ class Family(NamedTuple):
     scaled: bool = True
     """Rotary frequencies may be rescaled."""
     window_by_layer: bool = False
-    """A config may give some layers a window and others none, which is refused."""
+    """A config may give some layers a window and others none."""
+    window_switch: bool = False
+    """A config says whether there is a window at all, and from which layer on."""
+    full_every: int = 0
+    """Where a config does not say which layers have a window: all but each of this number; 0: all."""
+    local_theta: float | None = None
+    """Default of a rotary base of their own for layers with a window; None where all have the same."""
+    activation_key: str = "hidden_act"
+    """How a config calls the activation."""
+    layer_names: Mapping[str, str] = _NONE
+    """Of our norms in a layer those that are called otherwise than in LLaMA."""
     plain_biases: bool = False
     """A plain config has a place for biases of all projections, those of the output projections among them."""
     heads_divide: bool = False
@@ -67,7 +86,7 @@ class Family(NamedTuple):
 
 
 _FALSE = (None, False)
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
 _WINDOWS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "bos_token_id": None}
 _QWEN |= {"eos_token_id": None}
@@ -98,6 +117,7 @@ FAMILIES: dict[str, Family] = {
         input_biases=True,
         windowed=True,
         window_by_layer=True,
+        window_switch=True,
         only={"architectures": (None, ["Qwen2ForCausalLM"]), "use_mrope": _FALSE},
         read=_WINDOWS,
         defaults=_QWEN,
@@ -113,6 +133,7 @@ FAMILIES: dict[str, Family] = {
         head_norms=True,
         windowed=True,
         window_by_layer=True,
+        window_switch=True,
         only={"architectures": (None, ["Qwen3ForCausalLM"]), "attention_bias": _FALSE, "use_mrope": _FALSE},
         read=_WINDOWS,
         defaults=_QWEN | {"head_dim": 128},
@@ -140,6 +161,49 @@ FAMILIES: dict[str, Family] = {
             tensors={"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"},
             keys=frozenset({"attention.sliding_window"}),
         ),
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        head_norms=True,
+        post_norms=True,
+        norm_offset=1.0,
+        activation="gelu_pytorch_tanh",
+        scaled_words=True,
+        windowed=True,
+        window_by_layer=True,
+        full_every=6,
+        local_theta=10_000.0,
+        activation_key="hidden_activation",
+        layer_names={
+            "attention_post_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post_norm": "post_feedforward_layernorm",
+        },
+        only={
+            "architectures": (None, ["Gemma3ForCausalLM"]),
+            "attention_bias": _FALSE,
+            "hidden_act": (None, "gelu_pytorch_tanh"),
+            "hidden_activation": (None, "gelu_pytorch_tanh"),
+            "attn_logit_softcapping": (None,),
+            "final_logit_softcapping": (None,),
+            "use_bidirectional_attention": _FALSE,
+        },
+        read=frozenset(
+            {"sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"}
+            | {"rope_local_base_freq", "query_pre_attn_scalar"}
+        ),
+        defaults={
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+            "head_dim": 256,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "rope_theta": 1_000_000.0,
+            "query_pre_attn_scalar": 256,
+            "tie_word_embeddings": True,
+        },
+        harmless=frozenset({"cache_implementation"}),
+        written={"pad_token_id": None},
     ),
 }
 """`model_type` of a config -> the family."""
@@ -178,43 +242,59 @@ def family_of(config: dict[str, Any], where: str, per_layer_type: str) -> str:
     return kind
 
 
-def sliding_window(config: dict[str, Any], where: str, family: str, layers: int, max_positions: int) -> int | None:
-    """Return the sliding window that all layers have; None for none, or where it is as long as any text.
+class Windows(NamedTuple):
+    """Which layers have a sliding window."""
+
+    size: int | None
+    """None where it is as long as any text, or there is none."""
+    layers: tuple[int, ...]
+    """Those whose attention is local, also where `size` is None: their rotary base may be another one."""
+
+
+def windows_of(config: dict[str, Any], where: str, family: str, layers: int, max_positions: int) -> Windows:
+    """Return which layers have a sliding window, and how long it is.
 
     Raises:
-        ValueError: some layers have one and others not, or it is no positive integer.
+        ValueError: it is no positive integer, or layers that have one are named wrongly.
     """
     own = FAMILIES[family]
     window = config.get("sliding_window", own.defaults.get("sliding_window"))
-    if own.window_by_layer:
+    if own.window_switch:
         window = window if _flag(config, "use_sliding_window", where) else None
-        kinds = _kinds(config, where, window, own.defaults["max_window_layers"], layers)
-    else:
-        kinds = {_FULL if window is None else _SLIDING}
     if window is not None and (type(window) is not int or window < 1):
         raise ValueError(f"{where}: expected sliding_window to be a positive integer or null, got {shown(window)}")
-    if kinds == {_FULL} or (window is not None and window >= max_positions):
-        return None
-    if window is None or kinds != {_SLIDING}:
-        raise ValueError(
-            f"{where}: a sliding window in some layers only is not supported, got layers of {', '.join(sorted(kinds))} "
-            f"(layer_types, or max_window_layers) with sliding_window {window}; expected it in all or none"
-        )
-    return window
+    local = _local_layers(config, where, own, window, layers)
+    if local and window is None:
+        raise ValueError(f"{where}: expected a sliding_window beside layer_types of {SLIDING}, got null")
+    return Windows(None if window is None or window >= max_positions or not local else window, local)
 
 
-def _kinds(config: dict[str, Any], where: str, window: Any, default: int, layers: int) -> set[str]:
-    """Return what kinds of attention the layers have."""
-    if (types := config.get("layer_types")) is not None:
-        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {_FULL, _SLIDING}:
+def _local_layers(config: dict[str, Any], where: str, own: Family, window: int | None, layers: int) -> tuple[int, ...]:
+    """Return the layers whose attention is local."""
+    if own.window_by_layer and (types := config.get("layer_types")) is not None:
+        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {FULL, SLIDING}:
             raise ValueError(
-                f"{where}: expected layer_types to be {layers} of {_FULL} and {_SLIDING}, got {shown(types)}"
+                f"{where}: expected layer_types to be {layers} of {FULL} and {SLIDING}, got {shown(types)}"
             )
-        return set(types)
-    first = config.get("max_window_layers", default)
-    if type(first) is not int or first < 0:
-        raise ValueError(f"{where}: expected max_window_layers to be a non-negative integer, got {shown(first)}")
-    return {_FULL if window is None or layer < first else _SLIDING for layer in range(layers)}
+        return tuple(layer for layer, kind in enumerate(types) if kind == SLIDING)
+    if window is None:
+        return ()
+    if own.window_switch:
+        first = config.get("max_window_layers", own.defaults["max_window_layers"])
+        if type(first) is not int or first < 0:
+            raise ValueError(f"{where}: expected max_window_layers to be a non-negative integer, got {shown(first)}")
+        return tuple(range(min(first, layers), layers))
+    if own.full_every:
+        every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", own.full_every))
+        if type(every) is not int or every < 1:
+            raise ValueError(f"{where}: expected sliding_window_pattern to be a positive integer, got {shown(every)}")
+        return tuple(layer for layer in range(layers) if (layer + 1) % every)
+    return tuple(range(layers))
+
+
+def layer_types(local: Sequence[int], layers: int) -> list[str]:
+    """Return the `layer_types` of a config."""
+    return [SLIDING if layer in local else FULL for layer in range(layers)]
 
 
 def _flag(config: dict[str, Any], key: str, where: str) -> bool:
@@ -224,10 +304,19 @@ def _flag(config: dict[str, Any], key: str, where: str) -> bool:
     return bool(value)
 
 
-def own_keys(name: str, window: int | None, layers: int) -> dict[str, Any]:
-    """Return the keys of a plain config that only this family has, or that it has another default for."""
-    family, on = FAMILIES[name], window is not None
+def own_keys(name: str, window: int | None, local: Sequence[int], layers: int, positions: int) -> dict[str, Any]:
+    """Return the keys of a plain config that only this family has, or that it has another default for.
+
+    Args:
+        window: that of the layers whose attention is local, `local`.
+        positions: of the model, as long as any text.
+    """
+    family = FAMILIES[name]
     keys: dict[str, Any] = {"sliding_window": window} if family.windowed else {}
-    if family.window_by_layer:
-        keys = {"use_sliding_window": on, **keys, "max_window_layers": 0 if on else layers}
+    if family.full_every and window is None:
+        keys = {"sliding_window": family.defaults["sliding_window"] if not local else positions}  # wants a number
+    if family.window_switch:
+        keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
+    if family.window_by_layer and (family.full_every or 0 < len(local) < layers):
+        keys |= {"layer_types": layer_types(local, layers)}
     return keys | dict(family.written)

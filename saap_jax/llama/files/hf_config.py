@@ -9,9 +9,19 @@ different widths have no place in it, nor has a bias of the output projections a
 from typing import Any
 
 from saap_jax.formats.json_files import shown
-from saap_jax.llama.files.families import FAMILIES, family_of, own_keys, sliding_window
+from saap_jax.llama.files.families import (
+    FAMILIES,
+    FULL,
+    SLIDING,
+    Family,
+    Windows,
+    family_of,
+    layer_types,
+    own_keys,
+    windows_of,
+)
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
-from saap_jax.llama.spec import BOUNDS, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 from saap_jax.runtime import words
 
 PER_LAYER_TYPE = "saap_llama"
@@ -56,7 +66,10 @@ _PER_LAYER_ONLY = {
 _QUANTIZATION = "saap_quantization"
 """How the matrices are quantised: bits, group_size and their names; absent where none is."""
 
-_PER_LAYER_READ = {"query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"}
+_PER_LAYER_READ = {
+    *("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"),
+    *("layer_types", "rope_local_base_freq", "query_pre_attn_scalar"),
+}
 
 _ROPE_KEYS = {
     "default": set(),
@@ -96,15 +109,12 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
                 f"{where}: hidden_size {embed} is no multiple of num_attention_heads {heads}; add head_dim"
             )
         head_dim = embed // heads
-    theta, scaling = _rope(config, where)
     eos = config.get("eos_token_id", defaults.get("eos_token_id", 2))
     default = defaults.get("max_position_embeddings", 2048)
     max_positions = _integer(config, "max_position_embeddings", where, "positions", default)
-    read_window = _per_layer_window if per_layer else sliding_window
+    windows = _per_layer_windows if per_layer else windows_of
     constants = Constants(
         norm_eps=_number(config, "rms_norm_eps", where, "epsilon", defaults.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
-        rope_scaling=scaling,
         max_positions=max_positions,
         bos_token=_token(config.get("bos_token_id", defaults.get("bos_token_id", 1)), f"{where}: bos_token_id"),
         eos_tokens=tuple(
@@ -113,7 +123,8 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
             if (token := _token(item, f"{where}: eos_token_id")) is not None
         ),
         family=family,
-        sliding_window=read_window(config, where, family, len(layers), max_positions),
+        query_scalar=_query_scalar(config, where, defaults, head_dim),
+        **_sights(config, where, family, windows(config, where, family, len(layers), max_positions), len(layers)),
     )
     all_biases = FAMILIES[family].plain_biases and not per_layer
     return LlamaSpec(
@@ -121,7 +132,7 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         embed=embed,
         head_dim=_integer({"head_dim": head_dim}, "head_dim", where, "head size"),
         layers=layers,
-        tied=_flag(config, "tie_word_embeddings", where),
+        tied=_flag(config, "tie_word_embeddings", where, defaults.get("tie_word_embeddings", False)),
         output_biases=_all_biases(config, where) if all_biases else _flag(config, _OUTPUT_BIASES, where),
         constants=constants,
     )
@@ -136,13 +147,10 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
     The rotary settings are written twice, as `rope_parameters` (transformers 5) and as `rope_theta` with
     `rope_scaling`: a reader that knows only one of the two would otherwise fall back to defaults without a word.
     """
-    first, constants = spec.layers[0], spec.constants
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    if (given := constants.rope_scaling) is not None:
-        scaling = {"rope_type": given.kind, "factor": given.factor}
-        if given.kind == "llama3":
-            scaling |= {"low_freq_factor": given.low_freq_factor, "high_freq_factor": given.high_freq_factor}
-            scaling["original_max_position_embeddings"] = given.original_max_positions
+    first, constants, count = spec.layers[0], spec.constants, len(spec.layers)
+    apart = constants.apart
+    local = apart.layers if apart is not None else range(count if constants.sliding_window is not None else 0)
+    window = constants.sliding_window if apart is None else apart.sliding_window
     if per_layer is None:
         per_layer = not fits_plain_config(spec) or spec.output_biases
     if not per_layer:
@@ -162,25 +170,26 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
             "intermediate_size": [layer.mlp for layer in spec.layers],
             _OUTPUT_BIASES: spec.output_biases,
             **({"family": constants.family} if constants.family != "llama" else {}),
-            **({"sliding_window": constants.sliding_window} if constants.sliding_window is not None else {}),
+            **({"sliding_window": window} if window is not None else {}),
+            **({"layer_types": layer_types(local, count)} if apart is not None else {}),
         }
     if per_layer or constants.traits.plain_biases:
         sizes |= dict.fromkeys(("attention_bias", "mlp_bias"), spec.output_biases and not per_layer)
     else:
-        sizes |= own_keys(constants.family, constants.sliding_window, len(spec.layers))
+        sizes |= own_keys(constants.family, window, local, count, constants.max_positions)
+    if constants.query_scalar is not None or "query_pre_attn_scalar" in constants.traits.read:
+        sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
     eos = constants.eos_tokens
     return sizes | {
         "vocab_size": spec.vocab,
         "hidden_size": spec.embed,
         "head_dim": spec.head_dim,
-        "num_hidden_layers": len(spec.layers),
-        "hidden_act": "silu",
+        "num_hidden_layers": count,
+        "hidden_act" if per_layer else constants.traits.activation_key: constants.traits.activation,
         "tie_word_embeddings": spec.tied,
         "rms_norm_eps": constants.norm_eps,
         "max_position_embeddings": constants.max_positions,
-        "rope_parameters": scaling | {"rope_theta": constants.rope_theta},
-        "rope_theta": constants.rope_theta,
-        "rope_scaling": None if given is None else scaling,
+        **_rope_keys(constants, per_layer),
         "bos_token_id": constants.bos_token,
         "eos_token_id": (eos[0] if len(eos) == 1 else list(eos)) if eos else None,
         "torch_dtype": dtype,
@@ -234,13 +243,36 @@ def _all_biases(config: dict[str, Any], where: str) -> bool:
     return attention
 
 
-def _per_layer_window(config: dict[str, Any], where: str, *_: Any) -> int | None:
-    return None if config.get("sliding_window") is None else _integer(config, "sliding_window", where, "positions")
+def _per_layer_windows(config: dict[str, Any], where: str, family: str, layers: int, *_: Any) -> Windows:
+    size = None if config.get("sliding_window") is None else _integer(config, "sliding_window", where, "positions")
+    if "layer_types" not in config:
+        return Windows(size, tuple(range(layers)) if size is not None else ())
+    window = 2**30 if size is None else size  # as long as any text: apart for their rotary base alone
+    types = {"layer_types": config["layer_types"], "sliding_window": window, "use_sliding_window": True}
+    return Windows(size, windows_of(types, where, family, layers, window).layers)
+
+
+def _sights(config: dict[str, Any], where: str, family: str, windows: Windows, layers: int) -> dict[str, Any]:
+    """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
+    theta, scaling, local = _rope(config, where, family)
+    main: dict[str, Any] = {"rope_theta": theta, "rope_scaling": scaling}
+    own: dict[str, Any] = dict(main) if local is None else {"rope_theta": local, "rope_scaling": None}
+    if not windows.layers or (own == main and windows.size is None):
+        return main
+    own |= {"sliding_window": windows.size}
+    return own if len(windows.layers) == layers else main | {"apart": Apart(layers=windows.layers, **own)}
+
+
+def _query_scalar(config: dict[str, Any], where: str, defaults: Any, head_dim: int) -> int | None:
+    if (scalar := config.get("query_pre_attn_scalar", defaults.get("query_pre_attn_scalar"))) is None:
+        return None
+    scalar = _integer({"query_pre_attn_scalar": scalar}, "query_pre_attn_scalar", where, "head size")
+    return None if scalar == head_dim else scalar
 
 
 def _refuse_unsupported(config: dict[str, Any], where: str, family: str, per_layer: bool) -> None:
     own = FAMILIES[family]
-    only = _ONLY | (_PER_LAYER_ONLY if per_layer else dict(own.only))
+    only = _ONLY | (_PER_LAYER_ONLY | {"hidden_act": (None, own.activation)} if per_layer else dict(own.only))
     known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else own.read | own.harmless)
     if unknown := sorted(config.keys() - known):
         raise ValueError(
@@ -287,7 +319,63 @@ def _layer_lists(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
     return tuple(layers)
 
 
-def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+def _rope_keys(constants: Constants, per_layer: bool) -> dict[str, Any]:
+    """Return the rotary settings of a config, in the newer form and in the older one."""
+
+    def scaling(given: RopeScaling | None) -> dict[str, Any]:
+        if given is None:
+            return {"rope_type": "default"}
+        if given.kind == "linear":
+            return {"rope_type": given.kind, "factor": given.factor}
+        return {
+            "rope_type": given.kind,
+            "factor": given.factor,
+            "low_freq_factor": given.low_freq_factor,
+            "high_freq_factor": given.high_freq_factor,
+            "original_max_position_embeddings": given.original_max_positions,
+        }
+
+    traits, apart = constants.traits, constants.apart
+    main = scaling(constants.rope_scaling) | {"rope_theta": constants.rope_theta}
+    keys: dict[str, Any] = {
+        "rope_parameters": main,
+        "rope_theta": constants.rope_theta,
+        "rope_scaling": None if constants.rope_scaling is None else scaling(constants.rope_scaling),
+    }
+    if traits.local_theta is None:
+        return keys
+    local = constants.rope_theta if apart is None else apart.rope_theta
+    if not per_layer:
+        kinds = {FULL: main, SLIDING: {"rope_type": "default", "rope_theta": local}}
+        keys["rope_parameters"] = kinds
+    return keys | {"rope_local_base_freq": local}
+
+
+def _rope(config: dict[str, Any], where: str, family: str) -> tuple[float, RopeScaling | None, float | None]:
+    """Read base and scaling of the rotary embedding, and the base of local layers where the family has one."""
+    traits = FAMILIES[family]
+    if traits.local_theta is None:
+        return (*_one_rope(config, where, traits), None)
+    given, kinds = config.get("rope_parameters"), {FULL, SLIDING}
+    local = config.get("rope_local_base_freq")
+    if isinstance(given, dict) and given and set(given) <= kinds:
+        of_local = given.get(SLIDING)
+        full = config | {"rope_parameters": given.get(FULL)}
+        if isinstance(of_local, dict):
+            theta, scaled = _one_rope({"model_type": config["model_type"], "rope_parameters": of_local}, where, traits)
+            if scaled is not None or (local is not None and local != theta):
+                raise ValueError(
+                    f"{where}: expected rope_parameters of {SLIDING} with rope_type default and the base of "
+                    f"rope_local_base_freq, got {shown(of_local)}"
+                )
+            local = theta if "rope_theta" in of_local else local
+    else:
+        full = config
+    base = _number({"base": local} if local is not None else {}, "base", where, "theta", traits.local_theta)
+    return (*_one_rope(full, where, traits), base)
+
+
+def _one_rope(config: dict[str, Any], where: str, traits: Family) -> tuple[float, RopeScaling | None]:
     """Read base and scaling of the rotary embedding, from `rope_parameters` or from the two older keys."""
     found: list[dict[str, Any]] = []
     for key in ("rope_parameters", "rope_scaling"):
@@ -308,10 +396,11 @@ def _rope(config: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
         raise ValueError(f"{where}: rope_theta is given more than once, as {', '.join(map(shown, thetas))}")
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError(f"{where}: rope_parameters and rope_scaling disagree: {shown(found[0])} and {shown(found[1])}")
-    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", 10_000.0)
+    default = traits.defaults.get("rope_theta", 10_000.0)
+    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", default)
     settings = found[0] if found else {"rope_type": "default"}
     kind = settings.pop("rope_type")
-    scaled = config["model_type"] == PER_LAYER_TYPE or FAMILIES[config["model_type"]].scaled
+    scaled = config["model_type"] == PER_LAYER_TYPE or traits.scaled
     if not isinstance(kind, str) or kind not in _ROPE_KEYS or not (scaled or kind == "default"):
         known = "default, linear or llama3" if scaled else "default"
         raise ValueError(f"{where}: rope type {shown(kind)} is not supported, expected {known}")
@@ -353,8 +442,9 @@ def _number(config: dict[str, Any], key: str, where: str, quantity: str, default
     return float(value)
 
 
-def _flag(config: dict[str, Any], key: str, where: str) -> bool:
+def _flag(config: dict[str, Any], key: str, where: str, default: bool = False) -> bool:
     value = config.get(key)
+    value = default if value is None else value
     if value is not None and type(value) is not bool:
         raise ValueError(f"{where}: expected {key} to be true or false, got {shown(value)}")
     return bool(value)

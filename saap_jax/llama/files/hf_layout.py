@@ -102,7 +102,7 @@ class Stored(NamedTuple):
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
     """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    bounds = segment_bounds(model.segments)
+    bounds, in_layer = segment_bounds(model.segments), _LAYER | dict(model.constants.traits.layer_names)
     stored = []
     for key_path, variable in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -116,7 +116,7 @@ def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
                 name, kind = whole, QUANTIZED[part]
             else:
                 kind = "bias" if name.endswith("_bias") else "weight"
-            names = tuple(f"model.layers.{layer}.{_LAYER[name]}.{kind}" for layer in layers)
+            names = tuple(f"model.layers.{layer}.{in_layer[name]}.{kind}" for layer in layers)
             shape, axes = variable.shape[1:], variable.axes[1:]
         stored.append(Stored(path, variable, names, shape if path == "embedding" else stored_shape(axes, shape)))
     return stored, treedef
