@@ -17,12 +17,13 @@ from gguf import GGMLQuantizationType as Type
 from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.widths import added_parameters, gguf_widths
+from saap_jax.llama.files.families import all_but_each
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
 from saap_jax.llama.files.hf_config import fits_plain_config
 from saap_jax.llama.files.hf_fused import joined
 from saap_jax.llama.files.write import Tensor, converted
 from saap_jax.llama.model import Llama
-from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec
 
 _TYPES = {
     "float32": (Type.F32, gguf.LlamaFileType.ALL_F32),
@@ -91,7 +92,10 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
 
 def context_of(constants: Constants) -> int:
     """Return the positions of a file's model: as many as a sliding window has, for llama.cpp would see beyond it."""
-    return min(constants.max_positions, constants.sliding_window or constants.max_positions)
+    if constants.traits.gguf.windows:
+        return constants.max_positions
+    windows = [each.sliding_window for each in (constants, constants.apart) if each and each.sliding_window]
+    return min([constants.max_positions, *windows])
 
 
 def architecture_of(spec: LlamaSpec) -> str:
@@ -115,12 +119,32 @@ def architecture_of(spec: LlamaSpec) -> str:
                 f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
                 "only in LLaMA; choose --format hf, padded or ragged"
             )
+        if gguf.windows:
+            _check_windows(spec)
         return gguf.architecture
     if not fits_plain_config(spec):
         return "deci"
     first = spec.layers[0]
     whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
     return gguf.architecture if whole or not gguf.whole_heads else "llama"
+
+
+def _check_windows(spec: LlamaSpec) -> None:
+    """Raise ValueError for windows, rotary bases or scores that an architecture with windows does not compute."""
+    constants, traits = spec.constants, spec.constants.traits
+    local = all_but_each(traits.full_every, len(spec.layers))
+    own: Constants | Apart = constants.apart or constants
+    layers = constants.apart.layers if constants.apart is not None else range(len(spec.layers)) if local else ()
+    for what, good, got in (
+        ("layers with a window", list(layers) == list(local), list(layers)),
+        ("rotary base of layers with a window", own.rope_theta == traits.local_theta, own.rope_theta),
+        ("query_pre_attn_scalar", constants.query_scalar is None, constants.query_scalar),
+    ):
+        if not good:
+            raise ValueError(
+                f"format gguf: llama.cpp's {traits.gguf.architecture} computes another {what} than this model's {got}; "
+                "choose --format hf or padded"
+            )
 
 
 def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name: str, dtype: str) -> list[Pair]:
@@ -146,6 +170,9 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         (f"{arch}.rope.dimension_count", spec.head_dim, integer),
         (f"{arch}.rope.freq_base", constants.rope_theta, real),
     ]
+    if constants.traits.gguf.windows and arch == constants.traits.gguf.architecture:
+        window = (constants.apart or constants).sliding_window or constants.max_positions
+        pairs.append((f"{arch}.attention.sliding_window", window, integer))
     for key, values in widths.items():
         pairs.append((f"{arch}.{key}", values, many) if arch == "deci" else (f"{arch}.{key}", values[0], integer))
     if scaling is not None and scaling.kind == "linear":
@@ -159,7 +186,10 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
 
 def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
     """Return a tensor under its GGUF name; rows of queries and keys in the order that the architecture wants."""
-    name = gguf_name(tensor.name)
+    traits = spec.constants.traits
+    name = gguf_name(tensor.name, spec.constants.family if architecture == traits.gguf.architecture else "llama")
+    if traits.norm_offset and tensor.name.endswith("norm.weight"):
+        return Tensor(name, tensor.shape, lambda: tensor.read().astype(np.float32) + traits.norm_offset, tensor.dtype)
     if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
     heads = tensor.shape[0] // spec.head_dim

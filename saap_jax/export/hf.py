@@ -44,6 +44,8 @@ def write_hf(
         check_plain(spec)
     elif form == "padded":
         check_biases(spec, form)
+    else:
+        check_code(spec)
     layers = uniform_widths(spec) if form == "padded" else spec.layers
     config = config_from_spec(dataclasses.replace(spec, layers=layers), dtype.name, per_layer=form == "ragged")
     if form == "ragged":
@@ -70,6 +72,17 @@ def write_hf(
     if tokenizer is not None:
         write_tokenizer(tokenizer, place)
     return added_parameters(spec, layers) + sum(tensor.shape[0] for tensor in zeros)
+
+
+def check_code(spec: LlamaSpec) -> None:
+    """Raise ValueError for what the code that travels with a ragged model does not compute."""
+    constants = spec.constants
+    if constants.apart is not None or constants.traits.post_norms:
+        raise ValueError(
+            "format ragged: its code has layers that see positions alike, and no norms behind sub-blocks, got a "
+            f"{constants.family} with {'layers apart' if constants.apart is not None else 'such norms'}; choose "
+            "--format padded or gguf"
+        )
 
 
 def check_plain(spec: LlamaSpec) -> None:

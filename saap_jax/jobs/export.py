@@ -129,9 +129,9 @@ def _write(
         notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
         if written.added and model.constants.traits.gguf.equal_layers:
             notes += (f"llama.cpp has only equal layers of {written.architecture}, so narrower ones got zeros",)
-        if (window := model.constants.sliding_window) is not None:
+        if (positions := context_of(model.constants)) < model.constants.max_positions:
             notes += (
-                f"llama.cpp has no sliding window here, so the context ends where that begins, at {window} tokens",
+                f"llama.cpp has no sliding window here, so the context ends where that begins, at {positions} tokens",
             )
         return f"GGUF, architecture {written.architecture}", written.added, notes
     generation = source / "generation_config.json"

@@ -3,6 +3,7 @@
 import dataclasses
 
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, RopeScaling
+from saap_jax.llama.spec import Apart
 
 LINEAR = RopeScaling(kind="linear", factor=4.0)
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=64)
@@ -13,6 +14,14 @@ def spec_of(*widths: tuple[int, int, int], vocab: int = 300, embed: int = 32, **
     layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=group, mlp=mlp) for heads, group, mlp in widths)
     options = {"tied": False} | options
     return LlamaSpec(vocab=vocab, embed=embed, head_dim=8, layers=layers, **options)
+
+
+def gemma(layers: int) -> Constants:
+    """Return the constants of a Gemma 3: each sixth layer sees all positions, turned by another base."""
+    if layers < 6:
+        return Constants(family="gemma3_text", sliding_window=9)
+    apart = Apart(layers=tuple(n for n in range(layers) if n != 5), sliding_window=9)
+    return Constants(family="gemma3_text", rope_theta=1e6, apart=apart)
 
 
 UNIFORM = spec_of((2, 2, 24), (2, 2, 24))
@@ -59,6 +68,7 @@ RELATIVES = {
         Constants(family="mistral", sliding_window=9),
         Constants(family="qwen3"),
         Constants(family="phi3", sliding_window=11),
+        gemma(len(spec.layers)),
     )
-}
+} | {"gemma3_text-apart": spec_of(*[(1, 2, 24)] * 7, constants=gemma(7), tied=True)}
 """Each of LLaMA's relatives: as published, cut alike in all layers (3 heads), and cut in each layer otherwise."""

@@ -81,8 +81,12 @@ def test_relatives(name, tmp_path):
     """As many tokens as the window has, where there is one: that is the context of the file."""
     model = random_model(RELATIVES[name])
     tokens = TOKENS[: model.constants.sliding_window]
+    if model.constants.traits.gguf.windows:  # it has them itself
+        tokens = TOKENS
+    expected = expected_logits(model, tokens)
+    near = 1e-4 if model.constants.traits.activation == "silu" else 1e-3 * np.abs(expected).max()  # a table in float16
     got = logits_of(written(model, tmp_path / "x.gguf"), tokens)
-    np.testing.assert_allclose(got, expected_logits(model, tokens), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=near)
     assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
 
 

@@ -198,7 +198,7 @@ def test_metadata_refusals(pair, fields, message):
 
 def test_other_architecture(pair):
     _, tensors, path = pair
-    with pytest.raises(ValueError, match="expected architecture llama, deci, qwen2, qwen3, phi3, got 'gemma'"):
+    with pytest.raises(ValueError, match="expected architecture llama, deci, qwen2, qwen3, phi3, gemma3, got 'gemma'"):
         load_model(write(path, tensors, architecture="gemma"))
 
 

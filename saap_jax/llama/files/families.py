@@ -29,6 +29,9 @@ class Gguf(NamedTuple):
     """Name in a layer -> the one in Hugging Face's, of what a LLaMA does not have or calls otherwise."""
     keys: frozenset[str] = frozenset()
     """Attributes that are read beside those of all architectures."""
+    windows: bool = False
+    """It has the windows of layers apart, and their rotary base: those of the family's defaults, in the order that the
+    family has by default."""
 
 
 class Family(NamedTuple):
@@ -204,6 +207,18 @@ FAMILIES: dict[str, Family] = {
         },
         harmless=frozenset({"cache_implementation"}),
         written={"pad_token_id": None},
+        gguf=Gguf(
+            "gemma3",
+            equal_layers=True,
+            tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"}
+            | {
+                "post_attention_norm.weight": "post_attention_layernorm.weight",
+                "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+                "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+            },
+            keys=frozenset({"attention.sliding_window", "rope.freq_base_swa"}),
+            windows=True,
+        ),
     ),
 }
 """`model_type` of a config -> the family."""
@@ -218,7 +233,7 @@ def gguf_families() -> dict[str, str]:
     """Return the family that each architecture of GGUF is loaded as: of several with one architecture, the first.
 
     >>> gguf_families()
-    {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3'}
+    {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3', 'gemma3': 'gemma3_text'}
     """
     names = {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
@@ -288,8 +303,17 @@ def _local_layers(config: dict[str, Any], where: str, own: Family, window: int |
         every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", own.full_every))
         if type(every) is not int or every < 1:
             raise ValueError(f"{where}: expected sliding_window_pattern to be a positive integer, got {shown(every)}")
-        return tuple(layer for layer in range(layers) if (layer + 1) % every)
+        return all_but_each(every, layers)
     return tuple(range(layers))
+
+
+def all_but_each(every: int, layers: int) -> tuple[int, ...]:
+    """Return the numbers of layers without each of some number.
+
+    >>> all_but_each(3, 7)
+    (0, 1, 3, 4, 6)
+    """
+    return tuple(layer for layer in range(layers) if (layer + 1) % every)
 
 
 def layer_types(local: Sequence[int], layers: int) -> list[str]:

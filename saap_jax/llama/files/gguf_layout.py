@@ -58,8 +58,8 @@ def hf_name(name: str, architecture: str = "llama") -> str | None:
     return f"model.layers.{parts[1]}.{layer[parts[2]]}" if parts[2] in layer else None
 
 
-def gguf_name(name: str) -> str:
-    """Return the name in a GGUF file of a tensor with a Hugging Face name.
+def gguf_name(name: str, family: str = "llama") -> str:
+    """Return the name in a GGUF file of a tensor with a Hugging Face name, in a model of a family.
 
     >>> gguf_name("model.layers.3.mlp.down_proj.bias")
     'blk.3.ffn_down.bias'
@@ -67,12 +67,8 @@ def gguf_name(name: str) -> str:
     if name in _TO_WHOLE:
         return _TO_WHOLE[name]
     layer, rest = name.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{_to_layer()[rest]}"
-
-
-def _to_layer() -> dict[str, str]:
-    every = (_LAYER, *(family.gguf.tensors for family in FAMILIES.values()))
-    return {theirs: ours for names in every for ours, theirs in names.items()}
+    names = _LAYER | dict(FAMILIES[family].gguf.tensors)
+    return f"blk.{layer}.{({theirs: ours for ours, theirs in names.items()})[rest]}"
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.formats.json_files import shown
-from saap_jax.llama.files.families import FAMILIES, gguf_families
+from saap_jax.llama.files.families import FAMILIES, all_but_each, gguf_families
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
 from saap_jax.llama.files.hf_config import some
 from saap_jax.llama.files.hf_fused import split
 from saap_jax.llama.files.hf_layout import Checkpoint
-from saap_jax.llama.spec import BOUNDS, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 _READ = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
@@ -111,6 +111,8 @@ def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted
         if name in absent:
             return np.ones(absent[name], np.float32)
         values = file.read(names[name])
+        if (offset := spec.constants.traits.norm_offset) and name.endswith("norm.weight"):
+            return values - np.float32(offset)
         if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
             widths = spec.layers[int(name.split(".")[2])]
             heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
@@ -154,16 +156,13 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
         if found.integer(key, "head size", head_dim) != head_dim:
             raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
     bos, eos = (_token(file, key) for key in ("bos", "eos"))
-    window = "attention.sliding_window"
     constants = Constants(
         norm_eps=found.number("attention.layer_norm_rms_epsilon", "epsilon"),
-        rope_theta=found.number("rope.freq_base", "theta", 10_000.0),
-        rope_scaling=_scaling(found),
         max_positions=found.integer("context_length", "positions"),
         bos_token=bos,
         eos_tokens=() if eos is None else (eos,),
         family=family,
-        sliding_window=found.integer(window, "positions") if values.get(window) else None,
+        **_sights(found, family, len(layers)),
     )
     shape = file.tensors["token_embd.weight"].shape
     check_bounds(shape[0], "vocabulary", f"{where}: rows of token_embd.weight")
@@ -176,6 +175,23 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
         output_biases=any(name.endswith(("attn_output.bias", "ffn_down.bias")) for name in tensors),
         constants=constants,
     )
+
+
+def _sights(found: _Fields, family: str, layers: int) -> dict[str, Any]:
+    """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
+    traits, window = FAMILIES[family], None
+    default = traits.defaults.get("rope_theta", 10_000.0)
+    main = {"rope_theta": found.number("rope.freq_base", "theta", default), "rope_scaling": _scaling(found)}
+    if found.values.get(key := "attention.sliding_window"):
+        window = found.integer(key, "positions")
+    if not traits.gguf.windows:
+        return main | {"sliding_window": window}
+    positions = found.integer("context_length", "positions")
+    window = None if window is None or window >= positions else window
+    local = all_but_each(traits.full_every, layers)
+    own: dict[str, Any] = {"rope_theta": found.number("rope.freq_base_swa", "theta", traits.local_theta)}
+    own |= {"sliding_window": window, "rope_scaling": None}
+    return own if len(local) == layers else main | {"apart": Apart(layers=local, **own)}
 
 
 def _token(file: GgufFile, role: str) -> int | None:

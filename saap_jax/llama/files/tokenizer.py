@@ -1,11 +1,12 @@
 """Load the tokenizer that belongs to a model: from its directory or hub name, or rebuilt from GGUF metadata."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from saap_jax.formats.json_files import read_object, shown
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
@@ -18,7 +19,10 @@ Tokenizer = Any
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 """JSON files of a tokenizer, each of which may be absent."""
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED = 1, 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+
+SENTENCE_PIECES = {"gemma3"}
+"""Architectures of GGUF whose pieces of SentencePiece (`llama`) are put together again; text gets no blank before."""
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -90,11 +94,12 @@ def _from_gguf(path: Path) -> Tokenizer:
     file = open_header(path)
     fields = file.fields
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2":
+    pieces = kind == "llama" and fields.get("general.architecture") in SENTENCE_PIECES
+    if kind != "gpt2" and not pieces:
         raise ValueError(
             f"{path}: tokenizer.ggml.model = {shown(kind)} is not supported, expected 'gpt2' (byte-level BPE)"
         )
-    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
+    if not pieces and (not isinstance(pre, str) or pre not in PRE_TOKENIZERS):
         known = ", ".join(PRE_TOKENIZERS)
         raise ValueError(f"{path}: tokenizer.ggml.pre = {shown(pre)} is not supported, expected {known}")
     if fields.get("tokenizer.ggml.add_space_prefix"):
@@ -108,15 +113,15 @@ def _from_gguf(path: Path) -> Tokenizer:
         raise ValueError(f"{path}: expected different tokens, got {shown(twice)} twice in tokenizer.ggml.tokens")
     if (embedding := file.tensors.get("token_embd.weight")) is not None:
         _check_ids(vocabulary, embedding.shape[0], path)
-    byte_level = _byte_pairs(file, vocabulary, pre)
-    _add_special(byte_level, tokens, types, path)
     named = _roles(file, tokens)
-    _add_template(byte_level, fields, named, path)
+    made = _sentence_pieces(file, tokens, types, named) if pieces else _byte_pairs(file, vocabulary, str(pre))
+    _add_special(made, tokens, types, path)
+    _add_template(made, fields, named, path)
     context, template = fields.get(f"{fields.get('general.architecture')}.context_length"), "tokenizer.chat_template"
     if type(context) is not int or not isinstance(fields.get(template, ""), str):
         raise ValueError(f"{path}: expected a context_length, an integer, and {template}, a text, got others")
     return _transformers().PreTrainedTokenizerFast(
-        tokenizer_object=byte_level,
+        tokenizer_object=made,
         clean_up_tokenization_spaces=False,
         model_max_length=context,
         chat_template=fields.get(template),
@@ -142,6 +147,34 @@ def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], pre: str) -> tokeniz
         byte_level.normalizer = NORMALIZERS[pre]()
     byte_level.decoder = decoders.ByteLevel()
     return byte_level
+
+
+def _sentence_pieces(
+    file: GgufFile, tokens: list[str], types: list[int], named: dict[str, str]
+) -> tokenizers.Tokenizer:
+    """Return the byte-pair encoding of SentencePiece with bytes for what it has no piece of, as Gemma has it.
+
+    SentencePiece joins the two neighbours whose join has the highest score; merges in the order of scores do the same.
+    """
+    scores = _list(file, "scores", float)
+    if len(scores) != len(tokens):
+        raise ValueError(f"{file.path}: expected a score for each of {len(tokens):,} tokens, got {len(scores):,}")
+    if "unk_token" not in named:
+        raise ValueError(f"{file.path}: expected tokenizer.ggml.unknown_token_id, got none")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    joined = {token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL}
+    merges = [
+        (-scores[vocabulary[token]], vocabulary[token], vocabulary[left], left, right)
+        for token in joined
+        for at in range(1, len(token))
+        if (left := token[:at]) in joined and (right := token[at:]) in joined
+    ]
+    pairs = [(left, right) for *_, left, right in sorted(merges)]
+    model = models.BPE(vocabulary, pairs, unk_token=named["unk_token"], fuse_unk=True, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
 
 
 def _list(file: GgufFile, key: str, kind: type) -> list[Any]:
@@ -170,8 +203,8 @@ def _add_special(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind == _USER:
             tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
-        elif kind not in (_NORMAL, _UNUSED):
-            raise ValueError(f"{path}: token {shown(token)} has token_type {kind}, which byte-level BPE does not have")
+        elif kind not in (_NORMAL, _UNUSED) and not (kind == _BYTE and re.fullmatch("<0x[0-9A-F]{2}>", token)):
+            raise ValueError(f"{path}: token {shown(token)} has token_type {kind}, which its model does not have")
 
 
 def _add_template(tokenizer: tokenizers.Tokenizer, fields: dict[str, Any], named: dict[str, str], path: Path) -> None:
