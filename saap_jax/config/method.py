@@ -33,8 +33,9 @@ class ModelConfig:
     """Which model."""
 
     name: str = "smollm2-135m"
-    """`smollm2-135m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub name; or a model
-    of your own, traced: `MODULE:FACTORY` or `FILE.py:FACTORY`, where the factory returns a `saap_jax.Problem`."""
+    """`smollm2-135m`, `gemma3-270m`, a GGUF file, a directory in Hugging Face format or of a pruned model, or a hub
+    name; or a model of your own, traced: `MODULE:FACTORY` or `FILE.py:FACTORY`, where the factory returns a
+    `saap_jax.Problem`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
     further: tuple[Literal["query_heads", "embed"], ...] = ()

@@ -163,7 +163,8 @@ class SearchConfig:
     """How the scores of several scenarios become one: `mean`, `max` (what any of them needs is kept), or `min_rank`
     (the best rank: the same free of units)."""
     attention_share: float | None = None
-    """Share of the removed parameters that comes from attention; None: the ranking decides."""
+    """Share of the removed parameters that comes from attention; None: the ranking decides. Where each layer has no
+    more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
     """Units that each layer keeps at least."""
     max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saap_jax.formats.json_files import read_object
 from saap_jax.llama.files.hf_config import spec_from_config
-from saap_jax.llama.files.load import PACKAGED
+from saap_jax.llama.files.packaged import PACKAGED
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 
 KNOWN = {
@@ -37,13 +37,13 @@ def spec_of(name: str) -> LlamaSpec:
             output_biases=False,
             constants=Constants(),
         )
-    if name == PACKAGED:
+    if name in PACKAGED:
         from saap_jax.llama.files.load import load_model
 
         return load_model(name).spec
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise ValueError(
-            f"model: expected one of {', '.join(KNOWN)}, {PACKAGED}, a config.json or its directory, got {name!r}"
+            f"model: expected one of {', '.join((*KNOWN, *PACKAGED))}, a config.json or its directory, got {name!r}"
         )
     return spec_from_config(read_object(path), str(path))

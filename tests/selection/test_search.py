@@ -488,6 +488,18 @@ class TestRankings:
         other = problem.search(float(ratio), dataclasses.replace(flap, normalize="none")).keep
         assert (np.concatenate([other[n].ravel() for n in STRUCTURES]) != want).any()
 
+    def test_a_single_unit_a_layer_leaves_all_to_the_mlp(self):
+        """As `saap prune` meets a model with one KV head; with two of them the share is met."""
+        for heads, gone in ((1, 0), (2, 2)):
+            existing = {"attention": np.ones((4, heads), bool), "mlp": np.ones((4, 10), bool)}
+            costs = {"attention": np.full(4, 5), "mlp": np.full(4, 1)}
+            scores = {name: np.arange(units.size, dtype=float).reshape(units.shape) for name, units in existing.items()}
+            for config in (SearchConfig(attention_share=0.5), SearchConfig(attention_share=0.5, max_segments=2)):
+                chosen = search(scores, costs, existing, 0.25, config)
+                assert (int((~chosen.keep["attention"]).sum()) > 0) == (gone > 0)
+                assert chosen.actual >= 0.25
+            assert largest_ratio(costs, existing, SearchConfig(attention_share=0.5)) > 0.25
+
     @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from(["score", "score_per_parameter"]))
     @settings(max_examples=40, deadline=None, derandomize=True)
     def test_attention_share_is_met_within_a_block(self, seed, share, rank_by):

