@@ -498,7 +498,7 @@ class TestRankings:
                 chosen = search(scores, costs, existing, 0.25, config)
                 assert (int((~chosen.keep["attention"]).sum()) > 0) == (gone > 0)
                 assert chosen.actual >= 0.25
-            assert largest_ratio(costs, existing, SearchConfig(attention_share=0.5)) > 0.25
+            assert search_module.largest_ratio(costs, existing, SearchConfig(attention_share=0.5)) > 0.25
 
     @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from(["score", "score_per_parameter"]))
     @settings(max_examples=40, deadline=None, derandomize=True)
