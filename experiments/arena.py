@@ -63,8 +63,8 @@ the first 64 windows of WikiText-2 (raw test) and of Penn Treebank (valid), neve
 standard deviation over seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
 (paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
 cannot tell a method from the lowest, and p of "as good as any" by its tests. Minutes are processor time, of both cores
-together, and GiB the peak of memory, of the whole run of a recipe, a mean over the seeds on which it ran alone:
-loading, compiling, observing, choosing, correcting and evaluating at all three ratios.
+together, and GiB the peak of memory, of the whole run of a recipe, a mean over the seeds on which it ran alone (– where
+it did on none): loading, compiling, observing, choosing, correcting and evaluating at all three ratios.
 """
 
 
@@ -174,7 +174,9 @@ def lines(ratio: float) -> list[Line]:
             known = {
                 what: [rows[key][what] for rows in seeds if what in rows[key]] for what in ("heads", "seconds", "gib")
             }
-            found.append(Line(name, losses, *(float(np.mean(values)) for values in known.values())))
+            found.append(
+                Line(name, losses, *(float(np.mean(values)) if values else math.nan for values in known.values()))
+            )
     return sorted(found, key=lambda line: line.losses["WikiText-2"].mean())
 
 
@@ -204,7 +206,10 @@ def table(ratio: float) -> list[str]:
             cells.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})" if value < 1000 else f"× {1 + value / 100:.0f}")
             p, left = verdicts[text][line.name]
             cells.append(("< 0.001" if p < 0.001 else f"{p:.3f}") + (" ≈" if left else ""))
-        cells += [f"{line.heads:.0f}", f"{line.seconds / 60:.1f}", f"{line.gib:.1f}"]
+        cells += [
+            f"{line.heads:.0f}",
+            *(f"{value:.1f}" if value > 0 else "–" for value in (line.seconds / 60, line.gib)),
+        ]
         said.append(f"| {line.name} | {' | '.join(cells)} |")
     return said
 
@@ -245,7 +250,7 @@ def draw() -> None:
     """Draw perplexity against time, and the rank of each method at each ratio, on WikiText-2."""
     figure = Figure(figsize=(9, 3.6 * 1.2), layout="constrained")
     for axis, ratio in zip(figure.subplots(1, len(RATIOS)), RATIOS, strict=True):
-        for line in lines(ratio):
+        for line in (line for line in lines(ratio) if line.seconds > 0):
             at = line.seconds / 60, math.exp(line.losses["WikiText-2"].mean())
             axis.plot(*at, "o", color="tab:blue" if line.name != "saap" else "tab:red", markersize=4)
             axis.annotate(line.name, at, xytext=(3, 2), textcoords="offset points", fontsize=6)

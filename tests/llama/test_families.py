@@ -17,6 +17,7 @@ from saap_jax.llama.fused import fused_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.packed import packed_hidden
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
+from saap_jax.llama.spec import Apart
 from saap_jax.llama.ungroup import ungrouped
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import cut
@@ -83,6 +84,28 @@ def test_each_parameter_of_a_family_counts(family, name):
     model = relative(family)
     nothing = jnp.zeros_like if "bias" in name else jnp.ones_like
     assert differ(logits(changed(model, f"segments/0/attention/{name}", nothing)), logits(model))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"apart": None},
+        {"apart": Apart(layers=(1,), sliding_window=3, rope_theta=100.0)},
+        {"apart": Apart(layers=(0,), sliding_window=3, rope_theta=1e6)},
+        {"apart": Apart(layers=(0,), sliding_window=None, rope_theta=100.0)},
+        {"apart": Apart(layers=(0,), sliding_window=3, rope_theta=None)},
+        {"query_scalar": None},
+    ],
+    ids=["none", "another layer", "the base of all", "no window", "not turned", "scores"],
+)
+def test_all_of_a_gemma_counts(change):
+    """Negative control: with layers that see as the others do, or without a norm behind a sub-block, it is another."""
+    model = relative("gemma3_text")
+    other = relative("gemma3_text")
+    other.constants = dataclasses.replace(model.constants, **change)
+    assert differ(logits(other), logits(model))
+    for name in ("attention_post_norm", "mlp_post_norm"):
+        assert differ(logits(changed(model, f"segments/0/{name}", jnp.zeros_like)), logits(model))
 
 
 @pytest.mark.parametrize("family", ["mistral", "phi3"])
