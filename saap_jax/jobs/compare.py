@@ -7,7 +7,7 @@ Results are kept in a run directory as they come; the same configuration again d
 import dataclasses
 import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import ALL
@@ -28,7 +28,7 @@ from saap_jax.jobs.sweep import (
 )
 from saap_jax.report.figures.couplings import coupling_files
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.keeps import read_keeps, save_keeps
+from saap_jax.runs.keeps import Training, read_keeps, save_keeps
 from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
@@ -37,6 +37,7 @@ from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import Calibrated
 from saap_jax.selection.choose import check_ratios, choose_path
+from saap_jax.selection.search import Selection
 from saap_jax.selection.variants import Candidate, Variant, candidates_of, seeds_of, variants_of
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.cut import keep_to_json
@@ -121,7 +122,7 @@ def kept_units(
     """Return which units each candidate keeps, as the run's `keeps.npz` holds them, or search and keep them.
 
     Searching takes a moment, but with `rescore_every` some passes over the text a variant; so its keep-sets are written
-    as soon as they are known.
+    as soon as they are known. What is chosen again is written ratio by ratio, training of units round by round.
     """
     keeps = read_keeps(run, subject, {candidate.name: candidate.ratio for candidate in candidates})
     known = len(keeps)
@@ -132,9 +133,10 @@ def kept_units(
     for (seed, variant), names in paths.items():
         if all(name in keeps for each in names.values() for name in each):
             continue
+        again = variant.search.chooses_again
         own = scores[seed].renamed(variant.scores, variant.estimator)
         alone = variant.scenario != ALL
-        selections = choose_path(
+        choose_path(
             subject,
             own.only(variant.scenario) if alone else own,
             {variant.scenario: calibration[seed][variant.scenario]} if alone else calibration[seed],
@@ -146,17 +148,30 @@ def kept_units(
             batch_size=config.calibration.batch_size,
             remat=config.estimation.remat,
             track=track,
+            done=[ratio for ratio, each in names.items() if all(name in keeps for name in each)],
+            found=_keeping(run, keeps, names, at_once=again),
+            store_of=lambda ratio, names=names: Training(run, names[ratio][0]),
         )
-        for ratio, selection in selections.items():
-            keeps |= dict.fromkeys(names[ratio], selection.keep)
-            if curve := list(selection.divergences):
-                known_curves = run.record.get("divergences", {})
-                run.update(divergences={**known_curves, **dict.fromkeys(names[ratio], curve)})
-        if variant.search.rescore_every is not None or variant.search.chooses_again:
+        if variant.search.rescore_every is not None and not again:
             save_keeps(run, keeps)
     if len(keeps) > known:
         save_keeps(run, keeps)
     return keeps
+
+
+def _keeping(
+    run: RunDirectory, keeps: dict[str, Keep], names: Mapping[float, Sequence[str]], *, at_once: bool
+) -> Callable[[float, Selection], None]:
+    """Return what adds the selection at a ratio to the keep-sets of candidates, and writes them if `at_once`."""
+
+    def found(ratio: float, selection: Selection) -> None:
+        keeps.update(dict.fromkeys(names[ratio], selection.keep))
+        if curve := list(selection.divergences):
+            run.update(divergences={**run.record.get("divergences", {}), **dict.fromkeys(names[ratio], curve)})
+        if at_once:
+            save_keeps(run, keeps)
+
+    return found
 
 
 # --- the best one --------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from saap_jax.runtime.processes import broadcast, broadcast_bytes, is_primary
 _FIXED_FILES = ("metrics.jsonl", "report.html", "report.md", "report.csv")
 
 _FILES = re.compile(
-    r"(metrics|ablation|race)\.jsonl|report\.(html|md|csv)|(scores|stability)(-[\w.-]+)?\.npz|keeps\.npz"
+    r"(metrics|ablation|race)\.jsonl|report\.(html|md|csv)|(scores|stability)(-[\w.-]+)?\.npz|(keeps|learning)\.npz"
     r"|(keep|fidelity)\.json|(couplings|fidelity|frontier|sensitivity|training)\.svg"
     r"|(comparison|fidelity|frontier|recovery|sensitivity)\.(md|csv)|curve\.csv"
 )

@@ -1,6 +1,12 @@
-"""Keep-sets that a run holds, `keeps.npz`: arrays `CANDIDATE/STRUCTURE`, `[layers, units]`, True where a unit stays."""
+"""Keep-sets that a run holds, `keeps.npz`: arrays `CANDIDATE/STRUCTURE`, `[layers, units]`, True where a unit stays.
+
+Beside it `learning.npz`, which training that was killed goes on from.
+"""
 
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import DAMAGED
@@ -38,3 +44,20 @@ def read_keeps(run: RunDirectory, subject: Subject, ratios: Mapping[str, float])
 def save_keeps(run: RunDirectory, keeps: Mapping[str, Keep]) -> None:
     """Keep the keep-sets of candidates, by name."""
     run.save_arrays("keeps", {f"{name}/{part}": kept for name, keep in keeps.items() for part, kept in keep.items()})
+
+
+class Training(NamedTuple):
+    """What the training of one candidate's units has come to, in a run's `learning.npz`, which holds one of them."""
+
+    run: RunDirectory
+    candidate: str
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Return its arrays; none where the file is absent, or of another candidate."""
+        arrays = self.run.load_arrays("learning") if self.run.has("learning.npz") else {}
+        prefix = f"{self.candidate}/"
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays in place of those that are there."""
+        self.run.save_arrays("learning", {f"{self.candidate}/{name}": array for name, array in arrays.items()})

@@ -1,7 +1,7 @@
 """From scores to keep-sets of a subject: at a ratio, or along a path of ratios with scores anew on the way."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from saap_jax.selection.bisection import bisected
 from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.evolved import evolved
-from saap_jax.selection.learned import learned
+from saap_jax.selection.learned import Store, learned
 from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, priorities, search
 from saap_jax.subjects.base import Examples, Subject
@@ -151,6 +151,9 @@ def choose_path(
     batch_size: int = 8,
     remat: Remat = "dots",
     track: Track = quiet,
+    done: Collection[float] = (),
+    found: Callable[[float, Selection], None] = lambda ratio, selection: None,
+    store_of: Callable[[float], Store] | None = None,
 ) -> dict[float, Selection]:
     """Choose the units to keep at each ratio, estimating again on the way there if `config.rescore_every` says so.
 
@@ -163,6 +166,9 @@ def choose_path(
         scenarios: the calibration examples of each scenario; read only on the way.
         ratios: shares of the prunable parameters, in any order.
         compensation: how layers are corrected before the next one is looked at, with `config.in_sequence`.
+        done: ratios on the way to others whose units are known already, and are not returned.
+        found: is called with each ratio and its selection as soon as it is known.
+        store_of: where training that is killed is gone on from, for each ratio.
     """
     ratios = tuple(ratios)
     selections: dict[float, Selection] = {}
@@ -187,12 +193,14 @@ def choose_path(
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
     priority = priority_of(subject, calibrated, estimator, config)
-    return {
-        ratio: chosen_again(
-            subject, selections[ratio], scenarios, config, compensation, priority, batch_size=batch_size, track=track
-        )
-        for ratio in dict.fromkeys(ratios)
-    }
+    chosen: dict[float, Selection] = {}
+    for ratio in dict.fromkeys(each for each in ratios if each not in done):
+        chosen[ratio] = chosen_again(
+            subject, selections[ratio], scenarios, config, compensation, priority,
+            batch_size=batch_size, store=None if store_of is None else store_of(ratio), track=track,
+        )  # fmt: skip
+        found(ratio, chosen[ratio])
+    return chosen
 
 
 def priority_of(subject: Subject, calibrated: Calibrated, estimator: str, config: SearchConfig) -> Scores | None:
@@ -214,6 +222,7 @@ def chosen_again(
     priority: Scores | None = None,
     *,
     batch_size: int = 8,
+    store: Store | None = None,
     track: Track = quiet,
 ) -> Selection:
     """Return a selection after evolution, training which units stay, and choosing layer by layer, if `config` says so.
@@ -237,7 +246,8 @@ def chosen_again(
         selection = learned(
             lambda values, free: choose(subject, values, selection.asked, free),
             subject.objective(examples, batch_size, config.learn.language_loss), selection, subject.costs,
-            subject.existing, config, progress=lambda steps: track("learn which units stay", steps, len(steps)),
+            subject.existing, config, store=store,
+            progress=lambda steps: track("learn which units stay", steps, len(steps)),
         )  # fmt: skip
     if config.in_sequence == "none":
         return selection

@@ -31,7 +31,7 @@ says which round counts; `momentum` has values that are not bounded, and derivat
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ def learned(
     existing: Keep,
     config: SearchConfig,
     *,
+    store: "Store | None" = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Selection:
     """Train which units stay, from a selection on; return the best of it and of what the rounds ended with.
@@ -76,12 +77,19 @@ def learned(
         costs: parameters a unit, `[groups]` a structure.
         existing: which units there are.
         config: limits of the search, and how to learn.
+        store: keeps what training has come to after each round; one that holds something is gone on from.
         progress: wraps the steps, to show progress.
     """
     free = dataclasses.replace(config, allocation="global", rank_by="score", normalize="none", learn=LearnConfig())
-    rule, step, current = RULES[config.learn.rule](Problem(start.keep, costs, existing, config)), 0, start
-    found = [(objective.judge(start.keep), start)]
-    random, steps = np.random.default_rng(0), iter(progress(range(config.learn.steps)))
+    rule, random = RULES[config.learn.rule](Problem(start.keep, costs, existing, config)), np.random.default_rng(0)
+    held = store.load() if store is not None else {}
+    if held:
+        step, found = _restored(held, rule, start)
+        for _ in found[1:]:
+            random.permutation(objective.parts)  # those of rounds that are done
+    else:
+        step, found = 0, [(objective.judge(start.keep), start)]
+    current, steps = found[-1][1], iter(progress(range(step, config.learn.steps)))
     while some := list(zip(random.permutation(objective.parts), steps, strict=False)):
         for part, _ in some:
             done = step / config.learn.steps
@@ -90,8 +98,48 @@ def learned(
             step += 1
             current = project(rule.moved(gradient, rate, step), free)
         found.append((objective.judge(current.keep), current))
+        if store is not None:
+            store.save(_arrays(step, rule, found))
     best = min(found, key=lambda each: each[0])[1]
     return best._replace(divergences=tuple(judged for judged, _ in found))
+
+
+Found = list[tuple[float, Selection]]
+"""What each round ended with, and its divergence on held-out text; first the start."""
+
+
+def _arrays(step: int, rule: "Rule", found: Found) -> dict[str, np.ndarray]:
+    """Return all that training goes on from."""
+    arrays = {"step": np.asarray(step), "judged": np.array([judged for judged, _ in found])}
+    for number, (_, selection) in enumerate(found[1:], start=1):
+        arrays |= {f"keep/{number}/{name}": kept for name, kept in selection.keep.items()}
+        arrays[f"gone/{number}"] = np.array([selection.actual, selection.removed])
+    return arrays | {f"rule/{number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(rule.state))}
+
+
+def _restored(arrays: dict[str, np.ndarray], rule: "Rule", start: Selection) -> tuple[int, Found]:
+    """Return the steps done and what their rounds ended with; the rule is as it was then."""
+    leaves, structure = jax.tree.flatten(rule.state)
+    rule.state = structure.unflatten([arrays[f"rule/{number}"] for number in range(len(leaves))])
+    found = [(float(arrays["judged"][0]), start)]
+    for number, judged in enumerate(arrays["judged"][1:], start=1):
+        keep = {name: arrays[f"keep/{number}/{name}"] for name in start.keep}
+        actual, removed = arrays[f"gone/{number}"]
+        found.append((float(judged), Selection(keep, start.asked, float(actual), int(removed))))
+    return int(arrays["step"]), found
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps arrays outside of the process."""
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Return what was saved last; nothing if nothing was."""
+        ...
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep arrays in place of what was saved before."""
+        ...
 
 
 class Problem(NamedTuple):
@@ -114,6 +162,9 @@ class Problem(NamedTuple):
 class Rule(Protocol):
     """What units are worth, and how derivatives of their gates change it."""
 
+    state: Any
+    """A tree of arrays: all that steps change."""
+
     def gates(self, keep: Keep, done: float) -> Scores:
         """Return at which gates derivatives are taken, when a share of the steps is done."""
         ...
@@ -129,7 +180,16 @@ class Momentum:
     def __init__(self, problem: Problem) -> None:
         self._values: Scores = {name: np.where(kept, KEPT, GONE) for name, kept in problem.keep.items()}
         self._costs, self._square = problem.costs, 0.0
-        self._moments = {name: np.zeros(kept.shape) for name, kept in problem.keep.items()}
+        self._moments: Scores = {name: np.zeros(kept.shape) for name, kept in problem.keep.items()}
+
+    @property
+    def state(self) -> Any:
+        return self._values, self._moments, np.asarray(self._square)
+
+    @state.setter
+    def state(self, given: Any) -> None:
+        self._values, self._moments, square = given
+        self._square = float(square)
 
     def gates(self, keep: Keep, done: float) -> Scores:
         return hard(keep)
@@ -152,6 +212,14 @@ class Sigmoid:
         self._logits: Scores = {name: logit(np.where(kept, KEPT, GONE)) for name, kept in problem.keep.items()}
         self._adam = Adam(self._logits)
 
+    @property
+    def state(self) -> Any:
+        return self._logits, self._adam.state
+
+    @state.setter
+    def state(self, given: Any) -> None:
+        self._logits, self._adam.state = given
+
     def gates(self, keep: Keep, done: float) -> Scores:
         return hard(keep)
 
@@ -173,6 +241,14 @@ class Smooth:
         self._groups = [[name] for name in names] if apart else [names]
         self._gates: Scores = {}
         self._temperature = SOFTEST
+
+    @property
+    def state(self) -> Any:
+        return self._values, self._adam.state
+
+    @state.setter
+    def state(self, given: Any) -> None:
+        self._values, self._adam.state = given
 
     def _flat(self, arrays: Scores, names: Sequence[str]) -> np.ndarray:
         return np.concatenate([np.asarray(arrays[name])[self._free[name]] for name in names])
@@ -220,14 +296,14 @@ class Adam:
 
     def __init__(self, values: Scores) -> None:
         self._rule = optax.scale_by_adam(b1=MOMENTUM, eps=1e-12)
-        self._state = self._rule.init({name: jnp.zeros(np.shape(each), jnp.float32) for name, each in values.items()})
+        self.state = self._rule.init({name: jnp.zeros(np.shape(each), jnp.float32) for name, each in values.items()})
 
     def moved(self, values: Scores, slopes: Scores, rate: float) -> Scores:
         """Return values after a step."""
         updates: Any
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
             given = {name: jnp.asarray(slope, jnp.float32) for name, slope in slopes.items()}
-            updates, self._state = self._rule.update(given, self._state)
+            updates, self.state = self._rule.update(given, self.state)
         return {name: values[name] - rate * np.asarray(updates[name], np.float64) for name in values}
 
 

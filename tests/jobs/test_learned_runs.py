@@ -14,6 +14,7 @@ from saap_jax.report.figures.draw import painted
 from saap_jax.report.kinds.divergence import divergence_section
 from saap_jax.report.page.blocks import Detail, Picture, Table, leaves
 from saap_jax.selection import choose
+from saap_jax.surgery.divergence import Divergence
 
 SEARCH = SearchConfig(allocation="global", learn=LearnConfig(steps=6, rate=0.2))
 
@@ -52,6 +53,29 @@ def test_prune_and_compare_learn_the_same(config, run, tmp_path):
     said = dict(pruning.summary_rows(learnt))
     assert any("before and after units were chosen by it" in name for name in said)
     assert not any("before and after units were chosen by it" in name for name, _ in pruning.summary_rows(before))
+
+
+def test_killed_while_it_learns_it_goes_on_from_the_last_round(config, run, tmp_path, monkeypatch):
+    """Of two ratios the first is not learnt again, and of the second only the round that was not done."""
+    asked, slope = [], Divergence.gradient
+
+    def killed(self, gates, part):
+        asked.append(part)
+        if len(asked) == 11:
+            raise KeyboardInterrupt
+        return slope(self, gates, part)
+
+    monkeypatch.setattr(Divergence, "gradient", killed)
+    both = dataclasses.replace(config, ratios=(0.2, 0.4), runs=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(both)
+    again = compare.compare(both)
+    assert len(asked) == 11 + 3
+    with np.load(again.path / "keeps.npz") as resumed, np.load(run.path / "keeps.npz") as whole:
+        for name in whole:
+            np.testing.assert_array_equal(resumed[name], whole[name])
+    assert again.record["divergences"]["wanda@0.4"] == run.record["divergences"]["wanda@0.4"]
+    assert set(again.record["divergences"]) == {"wanda@0.2", "wanda@0.4"}
 
 
 def test_the_report_shows_each_round(run):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 
 import numpy as np
@@ -277,3 +278,57 @@ def test_bad_input(small):
         ValueError, match="search.learn and evolve: expected attention and MLP alone, got attention, mlp, query"
     ):
         dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
+
+
+# --- killed and gone on with -----------------------------------------------------------------------
+
+
+class Memory:
+    """Keeps arrays as a file does: of their types, and not the objects."""
+
+    def __init__(self) -> None:
+        self.content, self.saved = b"", 0
+
+    def load(self):
+        return dict(np.load(io.BytesIO(self.content))) if self.content else {}
+
+    def save(self, arrays) -> None:
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        self.content, self.saved = file.getvalue(), self.saved + 1
+
+
+class Killed(Quadratic):
+    """Is killed in the eighth step."""
+
+    def gradient(self, gates, part):
+        if len(self.asked) == 7:
+            raise KeyboardInterrupt
+        return super().gradient(gates, part)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "sigmoid", "smooth"])
+def test_killed_it_goes_on_from_its_last_round(small, rule):
+    """To the same units and divergences, bit for bit, and only the steps of the round that was killed again."""
+    config = dataclasses.replace(SEARCH, allocation="global", learn=LearnConfig(steps=11, rate=0.4, rule=rule))
+    start, store = some_keep(small, 1), Memory()
+
+    def run(objective, store):
+        project = lambda values, free: choose(small, values, 0.4, free)  # noqa: E731
+        return learned(project, objective, start, small.costs, small.existing, config, store=store)
+
+    whole = run(first := Quadratic(small, 3), None)
+    with pytest.raises(KeyboardInterrupt):
+        run(Killed(small, 3), store)
+    assert store.saved == 2, "each round has three steps"
+    resumed = run(second := Quadratic(small, 3), store)
+    assert [part for part, _ in second.asked] == [part for part, _ in first.asked[6:]]
+    assert resumed.divergences == whole.divergences
+    assert len(set(whole.divergences)) > 1
+    for name in whole.keep:
+        np.testing.assert_array_equal(resumed.keep[name], whole.keep[name])
+    for (_, again), (_, once) in zip(second.asked, first.asked[6:], strict=True):
+        for name in again:
+            np.testing.assert_array_equal(again[name], once[name])
+    assert run(third := Quadratic(small, 3), store).divergences == whole.divergences
+    assert not third.asked, "what is done is not done again"
