@@ -14,7 +14,8 @@ from flax import nnx
 
 from saap_jax.discovery.tracing.trace import trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
-from saap_jax.llama.model import Llama, decode, rms_norm, rotary
+from saap_jax.llama.model import Llama, decode
+from saap_jax.llama.positions import sight_of
 
 TOKENS = jax.ShapeDtypeStruct((1, 128), jnp.int32)
 REPEATS = 5
@@ -35,11 +36,11 @@ def unrolled(layers: int) -> tuple[Callable[..., Any], Any]:
 
     def function(params: Any, tokens: Any) -> Any:
         model, constants = params["model"], params["model"].constants
-        rotation = rotary(tokens.shape[1], params["layers"][0].attention.output.shape[-2], constants)
-        x = model.embedding[...][tokens]
+        sight = sight_of(tokens.shape[1], params["layers"][0].attention.output.shape[-2], constants)
+        x = model.embedded(tokens)
         for layer in params["layers"]:
-            x, _ = decode(layer, x, None, rotation, constants.norm_eps)
-        return model.logits(rms_norm(x, model.norm[...], constants.norm_eps))
+            x, _ = decode(layer, x, None, sight, constants)
+        return model.logits(model.final(x))
 
     return function, params
 

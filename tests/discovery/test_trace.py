@@ -167,13 +167,12 @@ def test_the_axis_names_of_llama_are_found(kind):
             expected.add(found.name)
         first += run.length
     rotated = {("query", 4), ("key", 3)}  # by one table in all runs
-    rotated |= {"qwen2": {("query_bias", 3), ("key_bias", 2)}, "qwen3": {("query_norm", 1), ("key_norm", 1)}}.get(
-        kind, set()
-    )
+    norms = {("query_norm", 1), ("key_norm", 1)}
+    rotated |= {"qwen2": {("query_bias", 3), ("key_bias", 2)}, "qwen3": norms, "gemma3_text": norms}.get(kind, set())
     rotated = sets[
         frozenset((f"segments/{i}/attention/{p}", axis) for i in range(len(model.segments)) for p, axis in rotated)
     ]
-    assert [reason.kind for reason in rotated.pinned] == ["constant"]
+    assert {reason.kind for reason in rotated.pinned} == {"constant"}
     assert {structure.name for structure in traced.prunable} == expected
 
 
