@@ -70,5 +70,8 @@ RELATIVES = {
         Constants(family="phi3", sliding_window=11),
         gemma(len(spec.layers)),
     )
-} | {"gemma3_text-apart": spec_of(*[(1, 2, 24)] * 7, constants=gemma(7), tied=True)}
+} | {
+    "gemma3_text-cut": spec_of((1, 2, 20), (1, 2, 20), constants=gemma(2)),  # a number of heads that transformers takes
+    "gemma3_text-apart": spec_of(*[(1, 2, 24)] * 7, constants=gemma(7), tied=True),
+}
 """Each of LLaMA's relatives: as published, cut alike in all layers (3 heads), and cut in each layer otherwise."""

@@ -84,10 +84,11 @@ def test_logits(name, form, attention, tmp_path):
 def test_relatives(name, attention, tmp_path):
     """In the class of the family where layers are alike, padded or not; otherwise with the code that travels."""
     model, plain = random_model(RELATIVES[name]), name.endswith(("uniform", "cut"))
-    expected = np.asarray(forward(model, TOKENS))
-    for form in ("hf" if plain else "padded", "ragged"):
+    expected, gemma = np.asarray(forward(model, TOKENS)), name.startswith("gemma3")
+    near = 1e-5 * np.abs(expected).max() if gemma else 5e-5  # norms behind the sub-blocks enlarge rounding
+    for form in ("hf" if plain else "padded", *(() if gemma else ("ragged",))):
         theirs = load_torch(exported(model, tmp_path / form, form), attention)
-        np.testing.assert_allclose(torch_logits(theirs, TOKENS), expected, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(torch_logits(theirs, TOKENS), expected, rtol=0, atol=near)
         architecture = "SaapLlamaForCausalLM" if form == "ragged" else model.constants.traits.architecture
         assert type(theirs).__name__ == architecture
 
@@ -99,14 +100,13 @@ def test_plain(name, tmp_path):
     np.testing.assert_allclose(torch_logits(theirs, TOKENS), forward(model, TOKENS), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("form", ["padded", "ragged"])
 @pytest.mark.parametrize(
-    "name",
-    [
+    ("name", "form"),
+    [(name, form) for name in (
         *("ragged", "empty", "empty_biased", "groups", "ragged_llama3", "nothing"),
         *("qwen2-empty", "qwen3-empty", "mistral-ragged", "mistral-empty", "phi3-ragged"),
-    ],
-)
+    ) for form in ("padded", "ragged")] + [("gemma3_text-apart", "padded"), ("gemma3_text-empty", "padded")],
+)  # fmt: skip
 def test_greedy_generation(name, form, tmp_path):
     """Token by token with a cache; a cache whose first layer never fills would count positions wrongly."""
     model = random_model((SPECS | RELATIVES)[name])

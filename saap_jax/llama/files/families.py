@@ -170,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         head_norms=True,
         post_norms=True,
         norm_offset=1.0,
+        heads_divide=True,
         activation="gelu_pytorch_tanh",
         scaled_words=True,
         windowed=True,
