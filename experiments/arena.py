@@ -46,6 +46,9 @@ TIMED = 0
 FEWEST_SEEDS = 3
 """From which on a table is of methods, not of what they kept on one text."""
 
+FARTHEST = 8
+"""How many times the lowest perplexity is drawn; what is farther away is named."""
+
 RANDOM = "random"
 """Beside the recipes, as what none of them may be worse than."""
 
@@ -250,13 +253,24 @@ def draw() -> None:
     """Draw perplexity against time, and the rank of each method at each ratio, on WikiText-2."""
     figure = Figure(figsize=(9, 3.6 * 1.2), layout="constrained")
     for axis, ratio in zip(figure.subplots(1, len(RATIOS)), RATIOS, strict=True):
-        for line in (line for line in lines(ratio) if line.seconds > 0):
-            at = line.seconds / 60, math.exp(line.losses["WikiText-2"].mean())
-            axis.plot(*at, "o", color="tab:blue" if line.name != "saap" else "tab:red", markersize=4)
-            axis.annotate(line.name, at, xytext=(3, 2), textcoords="offset points", fontsize=6)
+        timed = [(line, math.exp(line.losses["WikiText-2"].mean())) for line in lines(ratio) if line.seconds > 0]
+        near = [(line, perplexity) for line, perplexity in timed if perplexity <= FARTHEST * timed[0][1]]
+        labels: list[tuple[list[str], float, float]] = []
+        for line, perplexity in near:
+            minutes = line.seconds / 60
+            axis.plot(minutes, perplexity, "o", color="tab:blue" if line.name != "saap" else "tab:red", markersize=4)
+            if labels and perplexity < 1.03 * labels[-1][2] and abs(minutes - labels[-1][1]) < 1:
+                labels[-1][0].append(line.name)
+            else:
+                labels.append(([line.name], minutes, perplexity))
+        for names, *at in labels:
+            axis.annotate("\n".join(reversed(names)), at, xytext=(4, 2), textcoords="offset points", fontsize=6)
         axis.set(xlabel="processor minutes, three ratios", title=f"{ratio:.0%} removed")
-        axis.margins(x=0.3)
+        axis.margins(x=0.4, y=0.12)
         logarithmic(axis)
+        if far := [line.name for line, perplexity in timed if perplexity > FARTHEST * timed[0][1]]:
+            said = "above: " + ",\n".join(far)
+            axis.text(0.98, 0.98, said, transform=axis.transAxes, ha="right", va="top", fontsize=6, color="0.4")
     figure.axes[0].set_ylabel("WikiText-2 ppl@128")
     figure.savefig(RESULTS / "seconds.svg", metadata={"Date": None})
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -268,7 +282,7 @@ def draw() -> None:
         axis.annotate(name, (len(RATIOS) - 1, ranks[-1]), xytext=(6, -2), textcoords="offset points", fontsize=8)
     axis.set(xticks=range(len(RATIOS)), xticklabels=[f"{ratio:.0%}" for ratio in RATIOS], ylabel="rank on WikiText-2")
     axis.set(xlabel="of the prunable parameters removed", yticks=range(1, 1 + max(map(len, orders))))
-    axis.set_xlim(-0.1, len(RATIOS) - 0.3)
+    axis.set_xlim(-0.1, len(RATIOS) + 0.1)
     axis.invert_yaxis()
     figure.savefig(RESULTS / "ranks.svg", metadata={"Date": None})
 
