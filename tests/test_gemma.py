@@ -13,6 +13,8 @@ from saap_jax.llama.files.load import load_keep, resolve
 from saap_jax.llama.segments import masks
 from tests.export.test_gguf_vocabulary import TEXTS
 from tests.helpers import forward
+from tests.test_relatives import RECOVER
+from tests.test_relatives import RECOVER
 
 pytestmark = pytest.mark.gemma
 NAME = "gemma3-270m"
@@ -103,9 +105,7 @@ def test_the_whole_way(tokenizer, tmp_path, capsys):
     assert masks(load_keep(pruned))["mlp"].shape == (18, 2048)
     data = tmp_path / "text.txt"
     data.write_text(PROSE * 40)
-    recovery = ["--data.sources", f"text:{data}", "--data.length", "64", "--training.max-steps", "2"]
-    recovery += ["--training.batch-size", "2", "--evaluation.windows", "4", "--evaluation.length", "64"]
-    recovery += ["--training.microbatch", "2", "--new-tokens", "0"]
+    recovery = ["--method.name", "lora", "--data.sources", f"text:{data}", *RECOVER]
     run("recover", "--model", pruned, "--dense", NAME, "--runs", runs, "--name", "lora", *recovery)
     recovered = tmp_path / "runs" / "lora" / "model"
     assert "ppl@64" in run("evaluate", recovered, "--windows", "4", "--length", "64")

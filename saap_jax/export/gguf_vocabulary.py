@@ -1,6 +1,7 @@
 """The tokenizer's part of a GGUF file's metadata: copied from a GGUF source, or made of a byte-level BPE tokenizer."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,23 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
         ValueError: another kind of tokenizer, or one whose pre-tokenizer llama.cpp has no name for.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre = pre_tokenizer_name(backend)
+    pieces = _is_of_pieces(backend)
+    pre = "default" if pieces else pre_tokenizer_name(backend)
     tokens, types = _tokens(tokenizer, vocab)
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in backend["model"]["merges"]]
+    if pieces:
+        types = [int(TokenType.BYTE) if re.fullmatch("<0x[0-9A-F]{2}>", token) else kind
+                 for token, kind in zip(tokens, types, strict=True)]  # fmt: skip
     pairs: list[Pair] = [
-        ("tokenizer.ggml.model", "gpt2", (Kind.STRING,)),
+        ("tokenizer.ggml.model", "llama" if pieces else "gpt2", (Kind.STRING,)),
         ("tokenizer.ggml.pre", pre, (Kind.STRING,)),
         ("tokenizer.ggml.tokens", tokens, (Kind.ARRAY, Kind.STRING)),
         ("tokenizer.ggml.token_type", types, (Kind.ARRAY, Kind.INT32)),
     ]
-    if merges:  # a GGUF array has at least one item
-        pairs.append(("tokenizer.ggml.merges", merges, (Kind.ARRAY, Kind.STRING)))
+    if pieces:
+        pairs.append(("tokenizer.ggml.scores", _scores(tokens, merges), (Kind.ARRAY, Kind.FLOAT32)))
+    elif merges:  # a GGUF array has at least one item
+        pairs.append(("tokenizer.ggml.merges", [" ".join(pair) for pair in merges], (Kind.ARRAY, Kind.STRING)))
     ids = {key: getattr(tokenizer, f"{role}_token_id") for role, key in _ROLES.items()}
     ids["bos"] = ids["bos"] if constants.bos_token is None else constants.bos_token
     ends = constants.eos_tokens or tuple(token for token in (ids["eos"],) if token is not None)
@@ -70,6 +77,22 @@ def vocabulary_of(tokenizer: Tokenizer, vocab: int, constants: Constants) -> lis
     if isinstance(tokenizer.chat_template, str):
         pairs.append(("tokenizer.chat_template", tokenizer.chat_template, (Kind.STRING,)))
     return pairs
+
+
+def _is_of_pieces(backend: dict[str, Any]) -> bool:
+    """Say whether a tokenizer is that of Gemma: byte pairs of text with ▁ for blanks, bytes for what has no piece."""
+    normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    model = backend["model"]
+    return model["type"] == "BPE" and bool(model.get("byte_fallback")) and backend.get("normalizer") == normalizer
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """Return scores by which SentencePiece joins what the merges join, in their order."""
+    first: dict[str, float] = {}
+    for number, (left, right) in enumerate(merges):
+        first.setdefault(left + right, -float(number))
+    lowest = -float(len(merges))
+    return [first.get(token, lowest) for token in tokens]
 
 
 def _tokens(tokenizer: Tokenizer, vocab: int) -> tuple[list[str], list[int]]:
