@@ -14,7 +14,6 @@ from saap_jax.llama.segments import masks
 from tests.export.test_gguf_vocabulary import TEXTS
 from tests.helpers import forward
 from tests.test_relatives import RECOVER
-from tests.test_relatives import RECOVER
 
 pytestmark = pytest.mark.gemma
 NAME = "gemma3-270m"
