@@ -20,7 +20,7 @@ def gemma(layers: int) -> Constants:
     """Return the constants of a Gemma 3: each sixth layer sees all positions, turned by another base."""
     if layers < 6:
         return Constants(family="gemma3_text", sliding_window=9)
-    apart = Apart(layers=tuple(n for n in range(layers) if n != 5), sliding_window=9)
+    apart = Apart(layers=tuple(n for n in range(layers) if (n + 1) % 6), sliding_window=9)
     return Constants(family="gemma3_text", rope_theta=1e6, apart=apart)
 
 

@@ -222,3 +222,16 @@ def test_another_bias_would_show(tmp_path):
     other = changed(model, "segments/0/attention/value_bias", lambda value: value.at[0, 0, 0].add(1.0))
     written(other, tmp_path / "x.gguf")
     assert np.abs(forward(load_model(tmp_path / "x.gguf"), TOKENS) - forward(model, TOKENS)).max() > 1e-2
+
+
+def test_a_gemma_whose_scores_llama_cpp_scales_otherwise_is_refused(tmp_path):
+    """It tells the 27B by its 62 layers; with one layer less the same file is loaded."""
+    for layers in (62, 61):
+        written(
+            random_model(spec_of(*[(1, 2, 4)] * layers, constants=gemma_of(layers), tied=True)), tmp_path / "x.gguf"
+        )
+        if layers == 62:
+            with pytest.raises(ValueError, match=r"a gemma3 of 62 layers \(27B\) divides its scores by another number"):
+                load_model(tmp_path / "x.gguf")
+        else:
+            assert len(load_model(tmp_path / "x.gguf").spec.layers) == 61

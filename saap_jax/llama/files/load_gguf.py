@@ -28,6 +28,10 @@ _READ = {
 }
 
 
+_OTHER_SCORES = 62
+"""Layers of the one `gemma3` whose scores llama.cpp scales otherwise, which it tells by their number."""
+
+
 class _Fields(NamedTuple):
     """The attributes of a model in a GGUF file, without the name of the architecture before them."""
 
@@ -186,6 +190,11 @@ def _sights(found: _Fields, family: str, layers: int) -> dict[str, Any]:
         window = found.integer(key, "positions")
     if not traits.gguf.windows:
         return main | {"sliding_window": window}
+    if layers == _OTHER_SCORES:
+        raise ValueError(
+            f"{found.where}: a {found.architecture} of {layers} layers (27B) divides its scores by another number than "
+            "the size of a head, which the file does not say; load the Hugging Face directory of this model instead"
+        )
     positions = found.integer("context_length", "positions")
     window = None if window is None or window >= positions else window
     local = all_but_each(traits.full_every, layers)
