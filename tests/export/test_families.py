@@ -227,9 +227,8 @@ def test_another_bias_would_show(tmp_path):
 def test_a_gemma_whose_scores_llama_cpp_scales_otherwise_is_refused(tmp_path):
     """It tells the 27B by its 62 layers; with one layer less the same file is loaded."""
     for layers in (62, 61):
-        written(
-            random_model(spec_of(*[(1, 2, 4)] * layers, constants=gemma_of(layers), tied=True)), tmp_path / "x.gguf"
-        )
+        spec = spec_of(*[(1, 2, 4)] * layers, constants=gemma(layers), tied=True)
+        written(random_model(spec), tmp_path / "x.gguf")
         if layers == 62:
             with pytest.raises(ValueError, match=r"a gemma3 of 62 layers \(27B\) divides its scores by another number"):
                 load_model(tmp_path / "x.gguf")
