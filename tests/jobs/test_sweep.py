@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -246,14 +245,17 @@ main(["compare", sys.argv[1]])
 
 def config_file(path, config: CompareConfig) -> None:
     """Write a configuration as the file that a user would write."""
-    path.write_text(
-        textwrap.dedent(f"""
-        from saap_jax.config import CompareConfig
-        from saap_jax.config.method import *
-        from saap_jax.config.mesh import MeshConfig
-        CONFIG = {config!r}
-        """)
-    )
+    imports = sorted({f"from {kind.__module__} import {kind.__name__}" for kind in classes_in(config)})
+    path.write_text("\n".join([*imports, f"CONFIG = {config!r}", ""]))
+
+
+def classes_in(value) -> set[type]:
+    """The classes that `repr(value)` names: those of configurations inside each other."""
+    inner = [getattr(value, field.name) for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else ()
+    if isinstance(value, (tuple, list)):
+        inner = value
+    mine = {type(value)} if dataclasses.is_dataclass(value) else set()
+    return mine.union(*(classes_in(each) for each in inner))
 
 
 @pytest.mark.slow
