@@ -251,11 +251,11 @@ def config_file(path, config: CompareConfig) -> None:
 
 def classes_in(value) -> set[type]:
     """The classes that `repr(value)` names: those of configurations inside each other."""
-    inner = [getattr(value, field.name) for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else ()
     if isinstance(value, (tuple, list)):
-        inner = value
-    mine = {type(value)} if dataclasses.is_dataclass(value) else set()
-    return mine.union(*(classes_in(each) for each in inner))
+        return set().union(*(classes_in(each) for each in value))
+    if not dataclasses.is_dataclass(value):
+        return set()
+    return {type(value)}.union(*(classes_in(getattr(value, field.name)) for field in dataclasses.fields(value)))
 
 
 @pytest.mark.slow
