@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import graphlib
+import importlib
 import inspect
+import pkgutil
 import re
 import runpy
 from collections.abc import Collection, Iterable
@@ -13,8 +15,8 @@ import jax
 import pytest
 
 import saap_jax
-from saap_jax.config import jobs as configuration
-from saap_jax.config import mesh, method, plan, recover, use
+from saap_jax import config as configuration
+from saap_jax.config import registries
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.planning.models import spec_of
 from tests.config_reads import reads_of
@@ -170,9 +172,10 @@ def test_a_forbidden_import_and_a_circle_are_found():
 
 
 def config_classes() -> list[type]:
-    parts = (method, configuration, recover, use, mesh, plan)
-    defined = {name: value for part in parts for name, value in vars(part).items()}
-    return [value for value in defined.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+    names = [each.name for each in pkgutil.iter_modules(configuration.__path__, f"{configuration.__name__}.")]
+    defined = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    found = dict.fromkeys(value for value in defined if isinstance(value, type) and dataclasses.is_dataclass(value))
+    return [kind for kind in found if kind.__module__ != registries.__name__]
 
 
 FROM_RECORDS = {

@@ -9,17 +9,16 @@ from saap_jax.cli.arguments import configure, model_first, parse, run_command, s
 from saap_jax.cli.console import show, show_lines, show_paths, write
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.config.jobs import (
-    AbConfig,
     CompareConfig,
     ExportConfig,
     FidelityConfig,
     FrontierConfig,
-    GateConfig,
-    PruneConfig,
     ReportConfig,
     ScoreConfig,
     SensitivityConfig,
 )
+from saap_jax.config.judge import AbConfig, GateConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig
 from saap_jax.runtime.interrupts import interruption

@@ -2,20 +2,17 @@
 
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import (
-    AbConfig,
     CompareConfig,
     ExportConfig,
     FidelityConfig,
     FrontierConfig,
-    GateConfig,
-    PairConfig,
     PatternsConfig,
-    PruneConfig,
     ReportConfig,
     ScoreConfig,
     SensitivityConfig,
     SweepConfig,
 )
+from saap_jax.config.judge import AbConfig, GateConfig, PairConfig
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -27,6 +24,7 @@ from saap_jax.config.method import (
     TargetsConfig,
 )
 from saap_jax.config.plan import PlanConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.config.search import PerStructure, QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
 from saap_jax.config.traced import for_factory

@@ -1,11 +1,10 @@
-"""The configuration of an experiment: one dataclass a command, made of the parts in `options`."""
+"""The configuration of an experiment with runs: one dataclass a command, of shared parts."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from saap_jax.config.amounts import read_bound, read_percent, read_points
+from saap_jax.config.amounts import read_percent
 from saap_jax.config.checks import (
     check_at_least,
     check_choice,
@@ -16,6 +15,7 @@ from saap_jax.config.checks import (
     meant,
 )
 from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.kind import check_kind, check_scenarios, searched
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     ALL,
@@ -26,76 +26,12 @@ from saap_jax.config.method import (
     GridConfig,
     KeepStatistics,
     ModelConfig,
-    TargetsConfig,
 )
-from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import STUDIED, SearchConfig, StabilityOver
-from saap_jax.config.use import TasksConfig
+from saap_jax.config.search import STUDIED, SearchConfig
 from saap_jax.types import Remat
 
 Domain = Literal["in", "out"]
 """Of an evaluation text: in the calibration domain, or out of it."""
-
-TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
-"""Metrics that are 0 or 1 of an item."""
-
-
-def check_scenarios(calibration: CalibrationConfig, allocation: str, over: StabilityOver) -> None:
-    """Raise ValueError where stability over scenarios is asked for and there is only one."""
-    if ALLOCATIONS[allocation].stability and over == "scenarios" and len(calibration.scenarios) < 2:
-        raise ValueError(
-            "search.stability_over: 'scenarios' expects two or more calibration.scenarios, got "
-            f"{len(calibration.scenarios)}"
-        )
-
-
-def check_kind(config: Any) -> None:
-    """Raise ValueError for parts that are not for the kind of model: text and layers, or a factory's problem."""
-    search, fusion = getattr(config, "search", SearchConfig()), config.fusion
-    if not config.model.traced:
-        config.calibration.check_text()
-        _check_nested(config, searched(config))
-        return search.check_layers()
-    searched(config).check_traced()
-    if fusion.attention:
-        raise ValueError(
-            f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
-            f"{fusion.attention!r}"
-        )
-    own = {"model.dtype": config.model.dtype, "calibration.length": config.calibration.length}
-    usual = {"model.dtype": ModelConfig().dtype, "calibration.length": CalibrationConfig().length}
-    if hasattr(config, "evaluation"):
-        own["evaluation.length"], usual["evaluation.length"] = config.evaluation.length, EvaluationConfig().length
-    for name, value in own.items():
-        if value != usual[name]:
-            raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
-    mesh = getattr(config, "mesh", MeshConfig())
-    if mesh.tensor != 1 or mesh.rules:
-        got = f"tensor {mesh.tensor}" if mesh.tensor != 1 else f"rules {', '.join(mesh.rules)}"
-        raise ValueError(f"mesh: expected data and fsdp alone for a traced model, whose axes have no names, got {got}")
-
-
-def searched(config: Any) -> SearchConfig:
-    """Return the search of a configuration, with the most of its grid: shares of structures inside others, steps."""
-    search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
-    parts = {name: getattr(search, name) for name in ("query_heads", "residual")}
-    most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
-    learn = dataclasses.replace(search.learn, steps=max(grid.learn_steps, default=search.learn.steps))
-    nested = {name: dataclasses.replace(part, share=most[name]) for name, part in parts.items()}
-    return dataclasses.replace(search, learn=learn, **nested)
-
-
-def _check_nested(config: Any, search: SearchConfig) -> None:
-    """Raise ValueError for options that a share of the budget for structures inside others cannot go with."""
-    for name in search.nested:
-        beside = {"targets": ", ".join(getattr(config, "targets", TargetsConfig()).asked)}
-        if name == "residual":
-            beside["mesh"] = "" if (mesh := getattr(config, "mesh", MeshConfig())) == MeshConfig() else str(mesh)
-        for other, value in beside.items():
-            if value:
-                raise ValueError(
-                    f"search.{name}.share: expected no {other} beside it, got {value}; leave one of the two out"
-                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,161 +184,6 @@ class ScoreConfig:
                 "tell of them; leave from_run out to score now"
             )
         check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """Prune a model with one estimator at one ratio, and save the smaller model; by default as docs/study.md found."""
-
-    out: str = "models/pruned"
-    """Directory of the pruned model; it must not exist."""
-    estimator: str = "saap"
-    """Name, with hyper-parameters in brackets if any."""
-    ratio: float | None = None
-    """Share of the prunable parameters to remove at least; None: 0.2, or as little as the targets allow."""
-    targets: TargetsConfig = TargetsConfig()
-    from_run: str = ""
-    """A run directory whose scores, or else statistics, are used (and its text on the way, with
-    `search.rescore_every`); empty: score now."""
-    model: ModelConfig = ModelConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    remat: Remat = "dots"
-    """What the backward pass recomputes."""
-    fusion: FusionConfig = FusionConfig()
-    search: SearchConfig = STUDIED
-    compensation: CompensationConfig = CompensationConfig()
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self) -> None:
-        if self.ratio is not None:
-            check_ratios((self.ratio,), "ratio")
-        check_kind(self)
-        if (option := self.search.trains) and (asked := self.targets.asked):
-            raise ValueError(
-                f"search.{option}: expected no targets beside it, got {', '.join(asked)}: what comes of it has other "
-                "widths than those that met them; leave one of the two out"
-            )
-        if self.model.traced:
-            return self._check_traced()
-        if not self.from_run:
-            self.check_calibration(self.calibration)
-
-    def _check_traced(self) -> None:
-        """Raise ValueError for what a traced model cannot be pruned by."""
-        for name, value in (
-            ("from_run", self.from_run),
-            ("targets", ", ".join(self.targets.asked)),
-        ):
-            if value:
-                raise ValueError(f"{name}: expected none for a traced model, got {value}; leave it out")
-
-    def check_calibration(self, calibration: CalibrationConfig) -> None:
-        """Check the text to prune by, that of a run or of this configuration, against what is asked for.
-
-        Raises:
-            ValueError: too few scenarios for stability over them, or too few microbatches to compensate.
-        """
-        check_scenarios(calibration, self.search.allocation, self.search.stability_over)
-        count = calibration.microbatches(len(calibration.scenarios))
-        self.compensation.check_microbatches(count)
-        self.search.check_microbatches(count)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairConfig(TasksConfig):
-    """Two models on the same text and tasks. Where one of them is of a run, the run's text, type and batch size are
-    taken."""
-
-    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
-    """Text sources; of a built-in one, the evaluation part."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the parameters."""
-    windows: int = 24
-    """Windows of each text; 0 takes all."""
-    length: int = 128
-    """Tokens a window; part of the metric's name."""
-    batch_size: int = 8
-    """Windows evaluated at once, and rows of 128 tokens of tasks."""
-    task_metric: TaskMetric = "auto"
-    """What of a task is compared; `auto`: `acc`, or else `exact_match`."""
-    resamples: int = 10_000
-    """Bootstrap resamples of each interval."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("task_metric", self.task_metric, TaskMetric)
-        check_seed("seed", self.seed)
-        if not (self.sources or self.tasks):
-            raise ValueError("sources: expected at least one text source, or tasks, got none")
-        check_at_least("windows", self.windows, 0)
-        check_at_least("length", self.length, 2)
-        check_at_least("batch_size", self.batch_size, 1)
-        check_at_least("resamples", self.resamples, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AbConfig(PairConfig):
-    """Is model A better than model B on the same text and tasks, by how much, and how sure is that?
-
-    A model is `RUN:CANDIDATE`, `RUN:VARIANT@RATIO` (all its seeds together), `RUN:dense` (the unpruned model of a run),
-    or a name, GGUF file or directory. Of two runs, the losses on record are compared and no model is loaded.
-    """
-
-    a: str = ""
-    """Model A."""
-    b: str = ""
-    """Model B."""
-    json: str = ""
-    """File that the result is written to; empty: none."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GateConfig(PairConfig):
-    """Does a model keep within limits beside a baseline? Exit code 0 if it does, 1 if it does not, 2 for bad input.
-
-    A model is `RUN:CANDIDATE`, `RUN:VARIANT@RATIO` (all its seeds together), `RUN:dense` (the unpruned model of a run),
-    or a name, GGUF file or directory. At least one limit has to be given, here or in a file.
-    """
-
-    model: str = ""
-    """The model to judge."""
-    baseline: str = ""
-    """The model to judge it by."""
-    max_ppl_increase: str = ""
-    """How far its perplexity may be above the baseline's, on every text: `5%`. The estimate itself decides."""
-    max_size: str = ""
-    """The most that its weights may take in memory: `80%` of the baseline's, or `300MiB`."""
-    max_latency: str = ""
-    """The longest that its forward pass may take: `105%` of the baseline's. Times vary: leave room for that."""
-    max_memory: str = ""
-    """The most memory that its forward pass may take, weights included: `90%` of the baseline's, or `2GiB`."""
-    max_accuracy_drop: float | None = None
-    """How far its accuracy may be below the baseline's, in points, on each task and over all; needs `tasks`."""
-    limits: str = ""
-    """A TOML file of limits, such as configs/gates/default.toml; a limit on the command line overrides the file's."""
-    repeats: int = 7
-    """Forward passes timed of each model, in turns."""
-    junit: str = ""
-    """File that the outcome is written to as JUnit XML; empty: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("repeats", self.repeats, 1)
-        for name, read in LIMITS.items():
-            if getattr(self, name) not in ("", None):
-                read(name, getattr(self, name))
-
-
-LIMITS: dict[str, Callable[[str, Any], Any]] = {
-    "max_ppl_increase": read_percent,
-    "max_size": read_bound,
-    "max_latency": read_percent,
-    "max_memory": read_bound,
-    "max_accuracy_drop": read_points,
-}
-"""What a gate can limit, a field of its configuration each -> how its value is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

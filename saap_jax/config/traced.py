@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any, TypeVar
 
-from saap_jax.config.jobs import FrontierConfig, PruneConfig, SensitivityConfig
+from saap_jax.config.jobs import FrontierConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.targets import Costs, Target
 from saap_jax.jobs.score import source_run

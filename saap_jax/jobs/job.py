@@ -18,8 +18,8 @@ from saap_jax.config.jobs import (
     ScoreConfig,
     SensitivityConfig,
     SweepConfig,
-    searched,
 )
+from saap_jax.config.kind import searched
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, TargetsConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of

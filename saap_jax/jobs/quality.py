@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.config.amounts import read_bound, read_percent
-from saap_jax.config.jobs import LIMITS, AbConfig, GateConfig, PairConfig
+from saap_jax.config.judge import LIMITS, AbConfig, GateConfig, PairConfig
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import paired_difference

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.config.jobs import PairConfig
+from saap_jax.config.judge import PairConfig
 from saap_jax.evaluation.differences import ALL, paired_tasks
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.evaluation.tasks.results import TaskResult, compared_metric

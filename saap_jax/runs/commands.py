@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import is_factory
+from saap_jax.config.prune import PruneConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord

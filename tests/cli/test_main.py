@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.cli.arguments import option_names, parse
-from saap_jax.config.jobs import CompareConfig, GateConfig
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.judge import GateConfig
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.use import BenchConfig

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from saap_jax.config import jobs as c
+from saap_jax import config as c
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
 from saap_jax.config import search as s

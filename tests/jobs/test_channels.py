@@ -8,9 +8,10 @@ import pytest
 from saap_jax.api import calibrate
 from saap_jax.cli import main
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.jobs import ExportConfig, PruneConfig
+from saap_jax.config.jobs import ExportConfig
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import ResidualConfig, SearchConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters, discover, prunable_parameters

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning

@@ -7,8 +7,9 @@ import pytest
 
 import saap_jax
 from saap_jax.api import select_path
-from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep

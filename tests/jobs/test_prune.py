@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import saap_jax
-from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation import latency

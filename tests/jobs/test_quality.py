@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config.jobs import AbConfig, CompareConfig, GateConfig
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.judge import AbConfig, GateConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import compare, quality

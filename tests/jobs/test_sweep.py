@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from saap_jax.config.jobs import CompareConfig, searched
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.kind import searched
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,

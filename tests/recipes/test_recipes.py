@@ -11,8 +11,9 @@ from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import main
 from saap_jax.cli.recipes import facts
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, frontier, prune

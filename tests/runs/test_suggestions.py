@@ -11,7 +11,7 @@ import pytest
 
 from saap_jax.api import select_units
 from saap_jax.cli.arguments import configure
-from saap_jax.config.jobs import CompareConfig, FrontierConfig, PruneConfig, SensitivityConfig
+from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
@@ -20,6 +20,7 @@ from saap_jax.config.method import (
     GridConfig,
     ModelConfig,
 )
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses

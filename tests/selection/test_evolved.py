@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from saap_jax.config.jobs import PruneConfig
 from saap_jax.config.method import TargetsConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import EvolveConfig, PerStructure, QueryHeadsConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows
 from saap_jax.selection.calibrate import calibrate

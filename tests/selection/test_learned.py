@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from saap_jax.config.compensation import HELD_OUT
-from saap_jax.config.jobs import CompareConfig, PruneConfig
+from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import LearnConfig, PerStructure, QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again

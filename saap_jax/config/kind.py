@@ -1,0 +1,67 @@
+"""What of a configuration is for the kind of model: text and layers, or a factory's problem."""
+
+import dataclasses
+from typing import Any
+
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, GridConfig, ModelConfig, TargetsConfig
+from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig, StabilityOver
+
+
+def check_scenarios(calibration: CalibrationConfig, allocation: str, over: StabilityOver) -> None:
+    """Raise ValueError where stability over scenarios is asked for and there is only one."""
+    if ALLOCATIONS[allocation].stability and over == "scenarios" and len(calibration.scenarios) < 2:
+        raise ValueError(
+            "search.stability_over: 'scenarios' expects two or more calibration.scenarios, got "
+            f"{len(calibration.scenarios)}"
+        )
+
+
+def check_kind(config: Any) -> None:
+    """Raise ValueError for parts that are not for the kind of model: text and layers, or a factory's problem."""
+    search, fusion = getattr(config, "search", SearchConfig()), config.fusion
+    if not config.model.traced:
+        config.calibration.check_text()
+        _check_nested(config, searched(config))
+        return search.check_layers()
+    searched(config).check_traced()
+    if fusion.attention:
+        raise ValueError(
+            f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
+            f"{fusion.attention!r}"
+        )
+    own = {"model.dtype": config.model.dtype, "calibration.length": config.calibration.length}
+    usual = {"model.dtype": ModelConfig().dtype, "calibration.length": CalibrationConfig().length}
+    if hasattr(config, "evaluation"):
+        own["evaluation.length"], usual["evaluation.length"] = config.evaluation.length, EvaluationConfig().length
+    for name, value in own.items():
+        if value != usual[name]:
+            raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
+    mesh = getattr(config, "mesh", MeshConfig())
+    if mesh.tensor != 1 or mesh.rules:
+        got = f"tensor {mesh.tensor}" if mesh.tensor != 1 else f"rules {', '.join(mesh.rules)}"
+        raise ValueError(f"mesh: expected data and fsdp alone for a traced model, whose axes have no names, got {got}")
+
+
+def searched(config: Any) -> SearchConfig:
+    """Return the search of a configuration, with the most of its grid: shares of structures inside others, steps."""
+    search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
+    parts = {name: getattr(search, name) for name in ("query_heads", "residual")}
+    most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
+    learn = dataclasses.replace(search.learn, steps=max(grid.learn_steps, default=search.learn.steps))
+    nested = {name: dataclasses.replace(part, share=most[name]) for name, part in parts.items()}
+    return dataclasses.replace(search, learn=learn, **nested)
+
+
+def _check_nested(config: Any, search: SearchConfig) -> None:
+    """Raise ValueError for options that a share of the budget for structures inside others cannot go with."""
+    for name in search.nested:
+        beside = {"targets": ", ".join(getattr(config, "targets", TargetsConfig()).asked)}
+        if name == "residual":
+            beside["mesh"] = "" if (mesh := getattr(config, "mesh", MeshConfig())) == MeshConfig() else str(mesh)
+        for other, value in beside.items():
+            if value:
+                raise ValueError(
+                    f"search.{name}.share: expected no {other} beside it, got {value}; leave one of the two out"
+                )
