@@ -61,6 +61,9 @@ one or more, and none of the others; an entry `RESIDUAL`, which channels of the 
 Objective = Literal["loss", "sampled", "margin"]
 """What estimators differentiate; see `estimation.objectives`."""
 
+Bos = Literal["auto", "always", "never"]
+"""Whether windows of text begin with the tokenizer's beginning of text: where it puts one in front of every text."""
+
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
 

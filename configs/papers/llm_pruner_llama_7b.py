@@ -34,12 +34,12 @@ CONFIG = CompareConfig(
     name="llm-pruner-llama-7b",
     model=ModelConfig(name="huggyllama/llama-7b", dtype="bfloat16"),
     calibration=CalibrationConfig(
-        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, batch_size=2
+        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=2
     ),
     estimation=EstimationConfig(estimators=("random",)),
     recipes=("llm-pruner-vectorize", "llm-pruner-param-first", "llm-pruner-param-second", "llm-pruner-param-mix"),
     evaluation=EvaluationConfig(
-        in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128
+        in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128, bos="never"
     ),
     ratios=(0.203125, 0.5),
     mesh=MeshConfig(fsdp=2, tensor=4),

@@ -31,12 +31,12 @@ CONFIG = CompareConfig(
     name="saap-vicuna-7b",
     model=ModelConfig(name="lmsys/vicuna-7b-v1.3", dtype="bfloat16"),
     calibration=CalibrationConfig(
-        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, batch_size=2
+        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=2
     ),
     estimation=EstimationConfig(estimators=("random",)),
     recipes=("saap-paper", "saap", "llm-pruner-param-first", "llm-pruner-param-second", "flap", "wanda-sp"),
     evaluation=EvaluationConfig(
-        in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128
+        in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128, bos="never"
     ),
     ratios=(0.2, 0.5),
     mesh=MeshConfig(fsdp=2, tensor=4),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from saap_jax.config.amounts import read_bound, read_percent, read_points
 from saap_jax.config.checks import check_at_least, check_choice, check_seed
 from saap_jax.config.use import TasksConfig
+from saap_jax.types import Bos
 
 TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
 """Metrics that are 0 or 1 of an item."""
@@ -25,6 +26,9 @@ class PairConfig(TasksConfig):
     """Windows of each text; 0 takes all."""
     length: int = 128
     """Tokens a window; part of the metric's name."""
+    bos: Bos = "auto"
+    """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
+    text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
     batch_size: int = 8
     """Windows evaluated at once, and rows of 128 tokens of tasks."""
     task_metric: TaskMetric = "auto"
@@ -42,6 +46,7 @@ class PairConfig(TasksConfig):
             raise ValueError("sources: expected at least one text source, or tasks, got none")
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
+        check_choice("bos", self.bos, Bos)
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("resamples", self.resamples, 1)
 

@@ -8,11 +8,11 @@ import re
 from typing import Literal
 
 from saap_jax.config.amounts import BYTES, read_limit
-from saap_jax.config.checks import check_at_least, check_choices, check_seed, check_share
+from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed, check_share
 from saap_jax.config.compensation import check_correction
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import RankBy
-from saap_jax.types import Remat
+from saap_jax.types import Bos, Remat
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
@@ -79,6 +79,9 @@ class CalibrationConfig:
     """Windows drawn at random from each scenario; of a traced model examples, where 0 takes all of them in order."""
     length: int = 128
     """Tokens a window."""
+    bos: Bos = "auto"
+    """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
+    text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
     batch_size: int = 8
     """Windows a microbatch; changes speed and memory, not the result."""
     seed: int = 0
@@ -87,6 +90,7 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         check_at_least("calibration.examples", self.examples, 0)
         check_at_least("calibration.length", self.length, 2)
+        check_choice("calibration.bos", self.bos, Bos)
         check_at_least("calibration.batch_size", self.batch_size, 1)
         check_seed("calibration.seed", self.seed)
 
@@ -210,6 +214,8 @@ class EvaluationConfig:
     """Windows (or examples) of each text; 0 takes all."""
     length: int = 128
     """Tokens a window; part of the metric's name."""
+    bos: Bos = "auto"
+    """Whether each window begins with the token for the beginning of text, as `calibration.bos` says it."""
     batch_size: int = 8
     """Windows evaluated at once; changes speed and memory, not the result."""
     candidates_at_once: int = 2
@@ -220,6 +226,7 @@ class EvaluationConfig:
         check_at_least("evaluation.candidates_at_once", self.candidates_at_once, 1)
         check_at_least("evaluation.windows", self.windows, 0)
         check_at_least("evaluation.length", self.length, 2)
+        check_choice("evaluation.bos", self.bos, Bos)
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.in_domain == self.out_of_domain != "":
             raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from saap_jax.config.checks import check_at_least, check_choices, check_seed
+from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
 from saap_jax.config.mesh import MeshConfig
+from saap_jax.types import Bos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class EvaluateConfig(TasksConfig):
     """Windows of each text; 0 takes all."""
     length: int = 128
     """Tokens a window; part of the metric's name."""
+    bos: Bos = "auto"
+    """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
+    text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
     batch_size: int = 8
     """Windows evaluated at once, and rows of 128 tokens of tasks."""
     json: str = ""
@@ -57,6 +61,7 @@ class EvaluateConfig(TasksConfig):
             raise ValueError("evaluate: expected at least one model, and at least one source or task")
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
+        check_choice("bos", self.bos, Bos)
         check_at_least("batch_size", self.batch_size, 1)
 
 

@@ -2,12 +2,21 @@
 
 from saap_jax.data.scenarios import Scenario, load_scenarios, parse_scenario
 from saap_jax.data.sources import check_disjoint, read_texts
-from saap_jax.data.windows import Windows, batches, calibration_windows, concatenated, evaluation_windows, pairs
+from saap_jax.data.windows import (
+    Windows,
+    batches,
+    beginning,
+    calibration_windows,
+    concatenated,
+    evaluation_windows,
+    pairs,
+)
 
 __all__ = [
     "Scenario",
     "Windows",
     "batches",
+    "beginning",
     "calibration_windows",
     "check_disjoint",
     "concatenated",

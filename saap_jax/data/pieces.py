@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32
 from saap_jax.data.chat import encode_chat
 from saap_jax.data.instruct import Exchange
 from saap_jax.data.sources import Document, parse_source, read_exchanges, read_texts
-from saap_jax.data.windows import tokenize
+from saap_jax.data.windows import beginning, tokenize
 
 Template = Literal["alpaca", "chat"]
 
@@ -48,7 +48,7 @@ def read_pieces(sources: Sequence[str], tokenizer: Any, *, length: int, template
     documents = [(source, each) for source in sources for each in _documents(source)]
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(documents))
     pieces, cut, left_out = [], 0, 0
-    begin, end = _begin(tokenizer), tokenizer.eos_token_id
+    begin, end = beginning(tokenizer), tokenizer.eos_token_id
     for source, document in (documents[place] for place in order):
         if isinstance(document, Document):
             found = list(text_pieces(f"{source} {document.name}", tokenize(document.text, tokenizer), length))
@@ -109,9 +109,3 @@ def _documents(source: str) -> Sequence[Document | Exchange]:
     if parse_source(source).format == "instruct":
         return read_exchanges(source)
     return read_texts(source, "calibration")
-
-
-def _begin(tokenizer: Any) -> list[int]:
-    """Return the beginning-of-text token where the tokenizer adds one to every text."""
-    first = list(tokenizer.encode("a"))[:1]
-    return first if first == [tokenizer.bos_token_id] else []

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from saap_jax.data.sources import parse_source
 from saap_jax.data.windows import Tokenizer, Windows, calibration_windows
+from saap_jax.types import Bos
 
 
 class Scenario(NamedTuple):
@@ -36,7 +37,13 @@ def parse_scenario(text: str) -> Scenario:
 
 
 def load_scenarios(
-    scenarios: Sequence[Scenario], tokenizer: Tokenizer, examples: int, length: int, seed: int
+    scenarios: Sequence[Scenario],
+    tokenizer: Tokenizer,
+    examples: int,
+    length: int,
+    seed: int,
+    *,
+    bos: Bos = "auto",
 ) -> dict[str, Windows]:
     """Draw each scenario's calibration windows: `examples` of `length` tokens.
 
@@ -50,4 +57,4 @@ def load_scenarios(
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ValueError(f"scenarios: expected each {field} once, got {twice!r} twice; {hint}")
-    return {name: calibration_windows(source, tokenizer, examples, length, seed) for name, source in scenarios}
+    return {name: calibration_windows(source, tokenizer, examples, length, seed, bos=bos) for name, source in scenarios}

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from saap_jax.data.sources import join_texts, read_texts
+from saap_jax.types import Bos
 
 
 @runtime_checkable
@@ -37,9 +38,9 @@ class Windows(NamedTuple):
 def tokenize(text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
     """Tokenise a whole text at once, as plain text.
 
-    No token is added (no BOS: a tokenizer and a chat template would each add one), and none is read out of the text:
-    the `<unk>` of the Penn Treebank or an `<|endoftext|>` on a web page is spelled like any other word. Raises
-    ValueError when the tokenizer does not honour that.
+    No token is added (windows begin with one of their own, see `beginning`), and none is read out of the text: the
+    `<unk>` of the Penn Treebank or an `<|endoftext|>` on a web page is spelled like any other word. Raises ValueError
+    when the tokenizer does not honour that.
     """
     encoded = tokenizer(
         text,
@@ -57,6 +58,25 @@ def tokenize(text: str, tokenizer: Tokenizer) -> Int32[np.ndarray, " tokens"]:
             f"{parsed[0]}; use a tokenizer that honours split_special_tokens (a fast one)"
         )
     return tokens
+
+
+def beginning(tokenizer: Any, bos: Bos = "auto") -> list[int]:
+    """Return the token that each window begins with, if any: the tokenizer's beginning of text.
+
+    Args:
+        bos: `auto`, where the tokenizer puts one in front of every text; `always`; or `never`.
+
+    Raises:
+        ValueError: `always`, of a tokenizer that has none.
+    """
+    token = getattr(tokenizer, "bos_token_id", None)
+    if bos == "always" and token is None:
+        raise ValueError(
+            "bos: expected a tokenizer with a token for the beginning of text, got one without; take never"
+        )
+    if bos == "never" or token is None:
+        return []
+    return [token] if bos == "always" or list(tokenizer("a")["input_ids"])[:1] == [token] else []
 
 
 def consecutive_windows(
@@ -91,22 +111,29 @@ def random_windows(
     return stream[phase + slots[:, None] * length + np.arange(length)]
 
 
-def evaluation_windows(source: str, tokenizer: Tokenizer, length: int, limit: int | None = None) -> Windows:
+def evaluation_windows(
+    source: str, tokenizer: Tokenizer, length: int, limit: int | None = None, *, bos: Bos = "auto"
+) -> Windows:
     """Return the windows that perplexity is measured on: those of the source's evaluation part, in order.
 
-    Documents are joined by a blank line and tokenised once; see `consecutive_windows`.
+    Documents are joined by a blank line and tokenised once; see `consecutive_windows`. With a `beginning` each window
+    has that many tokens of text less.
     """
+    begin = beginning(tokenizer, bos)
     tokens = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer)
-    return _full(_named(source, consecutive_windows, tokens, length, limit))
+    return _full(begin, _named(source, consecutive_windows, tokens, length - len(begin), limit))
 
 
-def calibration_windows(source: str, tokenizer: Tokenizer, examples: int, length: int, seed: int) -> Windows:
-    """Return windows drawn at random from the source's calibration part; see `random_windows`.
+def calibration_windows(
+    source: str, tokenizer: Tokenizer, examples: int, length: int, seed: int, *, bos: Bos = "auto"
+) -> Windows:
+    """Return windows drawn at random from the source's calibration part; see `random_windows`, and `beginning`.
 
     Batching comes later, so the batch size changes nothing.
     """
+    begin = beginning(tokenizer, bos)
     tokens = tokenize(join_texts(read_texts(source, "calibration")), tokenizer)
-    return _full(_named(source, random_windows, tokens, examples, length, seed))
+    return _full(begin, _named(source, random_windows, tokens, examples, length - len(begin), seed))
 
 
 def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
@@ -136,7 +163,9 @@ def concatenated(parts: Iterable[Windows]) -> Windows:
     return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _full(tokens: Int32[np.ndarray, "examples seq"]) -> Windows:
+def _full(begin: list[int], text: Int32[np.ndarray, "examples rest"]) -> Windows:
+    """Return windows of real tokens only, some in front of the text of each."""
+    tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0]) if begin else text
     return Windows(tokens, np.ones(tokens.shape, bool))
 
 

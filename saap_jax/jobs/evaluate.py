@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
         model, tokenizer = load_model(name, config.dtype, layout=layout, lengths=lengths), load_tokenizer(name)
         ppl = {}
         for source in config.sources:
-            windows = evaluation_windows(source, tokenizer, config.length, config.windows or None)
+            windows = evaluation_windows(source, tokenizer, config.length, config.windows or None, bos=config.bos)
             ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
         results = run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=scoring(track, name))
         rows[name] = Evaluated(count_parameters(model), ppl, results)

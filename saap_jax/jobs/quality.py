@@ -29,8 +29,9 @@ from saap_jax.runs.references import Losses, Reference, find, loadable, recorded
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.types import Bos
 
-_OWN = ("sources", "dtype", "windows", "length", "batch_size")
+_OWN = ("sources", "dtype", "windows", "length", "bos", "batch_size")
 
 
 class Setting(NamedTuple):
@@ -40,6 +41,7 @@ class Setting(NamedTuple):
     """{metric: (source, tokens a window, windows or 0 for all)}."""
     dtype: str
     batch_size: int
+    bos: Bos
 
 
 # --- saap ab -------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ def setting_of(config: PairConfig, a: Reference, b: Reference) -> Setting:
     if run.run is None:
         length, windows = config.length, config.windows
         texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
-        return Setting(texts, config.dtype, config.batch_size)
+        return Setting(texts, config.dtype, config.batch_size, config.bos)
     _refuse_own_text(config, run)
     evaluation = run.record.get("config", {}).get("evaluation")
     if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
@@ -161,7 +163,7 @@ def setting_of(config: PairConfig, a: Reference, b: Reference) -> Setting:
         if not match:
             raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
         texts[metric] = (match[2], int(match[1]), evaluation["windows"])
-    return Setting(texts, run.model["dtype"], evaluation["batch_size"])
+    return Setting(texts, run.model["dtype"], evaluation["batch_size"], evaluation.get("bos", "never"))
 
 
 def _refuse_own_text(config: PairConfig, run: Reference) -> None:
@@ -177,7 +179,7 @@ def _refuse_own_text(config: PairConfig, run: Reference) -> None:
 def _windows(setting: Setting, model: str) -> dict[str, Windows]:
     tokenizer = load_tokenizer(model)
     return {
-        metric: evaluation_windows(source, tokenizer, length, windows or None)
+        metric: evaluation_windows(source, tokenizer, length, windows or None, bos=setting.bos)
         for metric, (source, length, windows) in setting.texts.items()
     }
 

@@ -130,6 +130,8 @@ class ModelRecord(TypedDict, total=False):
     layers: int
     units: dict[str, int]
     """Of a layer, by structure."""
+    begins: bool
+    """Whether its tokenizer puts a token in front of every text."""
 
 
 class Seeds(TypedDict, total=False):
@@ -330,6 +332,7 @@ class CalibrationChoice(TypedDict, total=False):
     scenarios: list[str]
     examples: int
     length: int
+    bos: Literal["auto", "always", "never"]
     batch_size: int
     seed: int
 
@@ -339,6 +342,7 @@ class EvaluationChoice(TypedDict, total=False):
 
     windows: int
     length: int
+    bos: Literal["auto", "always", "never"]
     batch_size: int
 
 

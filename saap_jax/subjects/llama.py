@@ -12,7 +12,7 @@ import numpy as np
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.data import Windows, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
+from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.discovery.listing import coupling_record, traced_model
 from saap_jax.estimation import GRAM, observe
@@ -375,11 +375,12 @@ class LlamaSubject(Subject):
         return {"model": model_digest(self.model)}
 
     def about(self) -> dict[str, Any]:
-        """Return name and sizes."""
+        """Return name and sizes, and whether the tokenizer puts a token in front of every text."""
         return {
             "name": self.name,
             "parameters": self.parameters,
             "prunable_parameters": self.prunable,
+            "begins": bool(beginning(self.words)),
             "layers": len(self.model.spec.layers),
             "units": {name: int(units.sum(axis=1).max()) for name, units in self.existing.items()},
         }
@@ -426,12 +427,14 @@ class CutLlama:
 def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:
     """Draw the calibration windows of each scenario."""
     scenarios = [parse_scenario(text) for text in config.scenarios]
-    return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed)
+    return load_scenarios(scenarios, tokenizer, config.examples, config.length, config.seed, bos=config.bos)
 
 
 def texts_of(config: EvaluationConfig, tokenizer: Any) -> dict[str, Windows]:
     """Cut the evaluation windows, by metric name, the calibration domain first."""
     return {
-        metric_name(config.length, source): evaluation_windows(source, tokenizer, config.length, config.windows or None)
+        metric_name(config.length, source): evaluation_windows(
+            source, tokenizer, config.length, config.windows or None, bos=config.bos
+        )
         for source in (config.in_domain, config.out_of_domain)
     }

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import logging
 
@@ -5,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from saap_jax.data.sources import BUILTIN, join_texts, read_texts
 from saap_jax.data.windows import (
     Windows,
     batches,
+    beginning,
     calibration_windows,
     consecutive_windows,
     evaluation_windows,
@@ -129,6 +132,44 @@ def test_windows_are_those_of_the_joined_text(tokenizer, tmp_path):
     drawn = calibration_windows(str(file), tokenizer, 2, 4, seed=3)
     np.testing.assert_array_equal(drawn.tokens, random_windows(tokens, 2, 4, 3))
     assert drawn.mask.all()
+
+
+def beginner(tokenizer, adds: bool):
+    """Return a copy of a tokenizer whose beginning of text it puts in front of every text or does not."""
+    own = copy.deepcopy(tokenizer)
+    if adds:
+        own.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{own.bos_token} $A", special_tokens=[(own.bos_token, own.bos_token_id)]
+        )
+    return own
+
+
+@pytest.mark.parametrize(
+    ("adds", "bos", "begins"),
+    [(False, "auto", False), (False, "always", True), (True, "auto", True), (True, "never", False)],
+)
+def test_windows_begin_as_the_tokenizer_has_it_or_as_asked(tokenizer, tmp_path, adds, bos, begins):
+    """The beginning takes the place of the last token of text of each window."""
+    file, own = tmp_path / "a.txt", beginner(tokenizer, adds)
+    file.write_text("the cat sat on the mat, the dog sat on the log")
+    tokens = tokenize(file.read_text(), own)
+    assert not np.isin(tokens, own.bos_token_id).any()
+    read = evaluation_windows(str(file), own, 5, bos=bos)
+    drawn = calibration_windows(str(file), own, 2, 5, seed=3, bos=bos)
+    rest = 5 - begins
+    for windows, text in ((read, consecutive_windows(tokens, rest)), (drawn, random_windows(tokens, 2, rest, 3))):
+        assert windows.tokens.shape == windows.mask.shape == (len(text), 5)
+        assert windows.mask.all()
+        np.testing.assert_array_equal(windows.tokens[:, begins:], text)
+        assert not begins or (windows.tokens[:, 0] == own.bos_token_id).all()
+
+
+def test_no_window_begins_with_a_token_that_a_tokenizer_lacks(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.bos_token = None
+    assert beginning(own) == []
+    with pytest.raises(ValueError, match="bos: expected a tokenizer with a token for the beginning of text"):
+        beginning(own, "always")
 
 
 def test_a_short_text_is_refused_with_both_counts(tokenizer, tmp_path):

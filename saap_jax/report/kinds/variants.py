@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import Scale, format_figure, scale_of
@@ -112,15 +112,23 @@ def protocol(run: RunRecord) -> list[str]:
     seeds = run.get("seeds", {}).get("calibration", ())
     traced = "structures" in run
     kind = "examples" if traced else "windows"
-    size = "" if traced else f" of {evaluation.get('length')} tokens"
-    drawn = f"{calibration.get('examples') or 'all'} {kind}" + (
-        "" if traced else f" of {calibration.get('length')} tokens"
-    )
+    size, drawn = ("" if traced else _size(part, model) for part in (evaluation, calibration))
+    drawn = f"{calibration.get('examples') or 'all'} {kind}{drawn}"
     named = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
     return [
         f"protocol: {windows} {kind}{size} a text; calibrated on {drawn} of {text}{named}; ratio of "
         f"{model['prunable_parameters']:,} prunable parameters"
     ]
+
+
+def _size(text: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """Say how long the windows of a text are, and whether each begins with a token of its own.
+
+    >>> [_size({"length": 128, "bos": bos}, {"begins": True}) for bos in ("auto", "never")]
+    [' of 128 tokens, the first of which is the beginning of text,', ' of 128 tokens']
+    """
+    begins = text.get("bos") == "always" or (text.get("bos") == "auto" and model.get("begins"))
+    return f" of {text.get('length')} tokens" + ", the first of which is the beginning of text," * bool(begins)
 
 
 def candidate_data(run: RunRecord, candidates: Sequence[Row], filename: str = "comparison.csv") -> Data:
