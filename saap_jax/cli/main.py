@@ -161,7 +161,7 @@ def prune(words: list[str]) -> None:
 
     with show_progress() as track:
         pruned = pruning.prune(config, track=track)
-    show_facts(f"{config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned))
+    show_facts(f"{config.recipe or config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned))
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
         show_facts("", pruning.target_rows(pruned), header)

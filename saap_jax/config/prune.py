@@ -17,6 +17,9 @@ class PruneConfig:
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""
+    recipe: str = ""
+    """A published method to prune by, see `saap recipes`: its own estimator, fusion, search and compensation, with the
+    widths that `search.multiple_of` and `search.device` say. Empty: as these options say."""
     estimator: str = "saap"
     """Name, with hyper-parameters in brackets if any."""
     ratio: float | None = None
@@ -38,6 +41,7 @@ class PruneConfig:
         if self.ratio is not None:
             check_ratios((self.ratio,), "ratio")
         check_kind(self)
+        self._check_recipe()
         if (option := self.search.trains) and (asked := self.targets.asked):
             raise ValueError(
                 f"search.{option}: expected no targets beside it, got {', '.join(asked)}: what comes of it has other "
@@ -47,6 +51,24 @@ class PruneConfig:
             return self._check_traced()
         if not self.from_run:
             self.check_calibration(self.calibration)
+
+    def _check_recipe(self) -> None:
+        """Raise ValueError for what is said beside a recipe, which says it."""
+        if not self.recipe:
+            return
+        widths = dataclasses.replace(STUDIED, multiple_of=self.search.multiple_of, device=self.search.device)
+        for name, said in (
+            ("model.name", self.model.name if self.model.traced else ""),
+            ("from_run", self.from_run),
+            ("estimator", self.estimator if self.estimator != "saap" else ""),
+            ("fusion", "another" if self.fusion != FusionConfig() else ""),
+            ("search", "another" if self.search != widths else ""),
+            ("compensation", "another" if self.compensation != CompensationConfig() else ""),
+        ):
+            if said:
+                raise ValueError(
+                    f"recipe: {self.recipe} says it all of a language model; expected no {name} beside it, got {said}"
+                )
 
     def _check_traced(self) -> None:
         """Raise ValueError for what a traced model cannot be pruned by."""

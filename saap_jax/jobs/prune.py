@@ -19,6 +19,7 @@ from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.llama import Llama
 from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.recipes import find_recipes
 from saap_jax.runs.directory import plain
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
@@ -101,11 +102,33 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     Raises:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
-    out = Path(config.out)
+    config, out = followed(config), Path(config.out)
     with held(out, f"out: {out}"):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
         return _prune(config, out, track)
+
+
+def followed(config: PruneConfig) -> PruneConfig:
+    """Return a configuration that says what the recipe says that it names.
+
+    Raises:
+        ValueError: no recipe of that name, or one that cannot be run.
+    """
+    if not config.recipe:
+        return config
+    found = [*find_recipes([config.recipe]).values()]
+    if len(found) > 1:
+        raise ValueError(f"recipe: expected one, got {config.recipe!r}, which stands for {len(found)}")
+    (recipe,) = found
+    return dataclasses.replace(
+        config,
+        recipe="",
+        estimator=recipe.estimator,
+        fusion=recipe.fusion,
+        search=recipe.searched(config.search),
+        compensation=recipe.compensation,
+    )
 
 
 def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:

@@ -56,3 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if bool(self.estimator) == bool(self.missing):
             raise ValueError(f"recipe {self.title!r}: expected an estimator, or why it cannot be run")
+
+    def searched(self, search: SearchConfig) -> SearchConfig:
+        """Return the search of the method, with widths that suit the device that another one names."""
+        return dataclasses.replace(self.search, multiple_of=search.multiple_of, device=search.device)

@@ -130,13 +130,12 @@ def variants_of(config: SweepConfig) -> list[Variant]:
 
 def _of_recipe(name: str, recipe: Recipe, search: SearchConfig) -> Variant:
     """Return a recipe as a variant, with widths that suit the device that the configuration names."""
-    own = dataclasses.replace(recipe.search, multiple_of=search.multiple_of, device=search.device)
     fused = is_fused(recipe.estimator, recipe.fusion)
     return Variant(
         name=name,
         estimator=recipe.estimator,
         fusion=recipe.fusion,
-        search=own,
+        search=recipe.searched(search),
         scenario=ALL,
         scores=f"{recipe.estimator},recipe={name}" if fused else recipe.estimator,
         compensation=recipe.compensation,

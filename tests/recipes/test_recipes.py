@@ -14,7 +14,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
+from saap_jax.config.search import STUDIED, PerStructure, SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, frontier, prune
 from saap_jax.llama.files.load import load_keep
@@ -146,11 +146,41 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
         words = shlex.split(prune_command(run.record, row))
         config, _ = parse("prune", PruneConfig(), [*words[2:], "--out", str(tmp_path / name)])
         assert config.compensation == recipes()[row["recipe"]].compensation
+        if name == "flap@0.3":  # all that the command says of the method, the recipe says
+            said = {part: getattr(PruneConfig(), part) for part in ("estimator", "fusion", "search", "compensation")}
+            short = dataclasses.replace(config, recipe="flap", **said)
+            assert prune.followed(short) == config
         prune.prune(config)
         kept = load_keep(tmp_path / name)
         for structure, counts in row["kept"].items():
             np.testing.assert_array_equal(kept[structure].sum(1), counts)
             np.testing.assert_array_equal(kept[structure], arrays[f"{name}/{structure}"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"estimator": "wanda"}, "recipe: flap says it all of a language model; expected no estimator beside it"),
+        (
+            {"search": SearchConfig(depth=True, allocation="global", min_keep=PerStructure(mlp=0))},
+            "no search beside it",
+        ),
+        ({"from_run": "runs/a"}, "expected no from_run beside it, got runs/a"),
+        ({"compensation": CompensationConfig(method="bias")}, "expected no compensation beside it"),
+    ],
+)
+def test_what_a_recipe_says_is_not_said_again(changed, said):
+    with pytest.raises(ValueError, match=said):
+        PruneConfig(recipe="flap", **changed)
+
+
+def test_one_recipe_prunes_with_the_widths_that_are_asked_for():
+    wide = dataclasses.replace(STUDIED, device="tpu")
+    assert prune.followed(PruneConfig(recipe="flap", search=wide)).search.device == "tpu"
+    with pytest.raises(ValueError, match="recipe: expected one, got 'all'"):
+        prune.followed(PruneConfig(recipe="all"))
+    with pytest.raises(ValueError, match="did you mean 'flap'"):
+        prune.followed(PruneConfig(recipe="flip"))
 
 
 def test_a_frontier_has_recipes_too(tiny_model_directory, tmp_path):
