@@ -14,7 +14,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import STUDIED, PerStructure, SearchConfig
+from saap_jax.config.search import STUDIED, SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, frontier, prune
 from saap_jax.llama.files.load import load_keep
@@ -161,10 +161,7 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
     ("changed", "said"),
     [
         ({"estimator": "wanda"}, "recipe: flap says it all of a language model; expected no estimator beside it"),
-        (
-            {"search": SearchConfig(depth=True, allocation="global", min_keep=PerStructure(mlp=0))},
-            "no search beside it",
-        ),
+        ({"search": SearchConfig(allocation="global")}, "expected no search beside it"),
         ({"from_run": "runs/a"}, "expected no from_run beside it, got runs/a"),
         ({"compensation": CompensationConfig(method="bias")}, "expected no compensation beside it"),
     ],
@@ -172,6 +169,8 @@ def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
 def test_what_a_recipe_says_is_not_said_again(changed, said):
     with pytest.raises(ValueError, match=said):
         PruneConfig(recipe="flap", **changed)
+    with pytest.raises(ValueError, match="expected no model.name beside it, got mine.py:problem"):
+        for_factory(PruneConfig, "mine.py:problem", recipe="flap")
 
 
 def test_one_recipe_prunes_with_the_widths_that_are_asked_for():
