@@ -165,6 +165,9 @@ class SearchConfig:
     attention_share: float | None = None
     """Share of the removed parameters that comes from attention; None: the ranking decides. Where each layer has no
     more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
+    attention_from: float = 0.0
+    """Share of the prunable parameters up to which all comes from the MLP; `attention_share` is then of what goes
+    beyond it."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
     """Units that each layer keeps at least."""
     max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
@@ -218,6 +221,11 @@ class SearchConfig:
             raise ValueError(f"search.rescore_every: expected a share in [0.001, 1) or None, got {got}")
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
+        check_share("search.attention_from", self.attention_from)
+        if self.attention_from and self.attention_share is None:
+            raise ValueError(
+                f"search.attention_from: expected search.attention_share beside it, got {self.attention_from} alone"
+            )
         for name in ("max_segments", "max_shapes"):
             if (most := getattr(self, name)) is not None:
                 check_at_least(f"search.{name}", most, 1)
@@ -276,6 +284,17 @@ class SearchConfig:
         for share in self.max_ratio_each.values():
             check_share("search.max_ratio_each", share)
 
+    def at_ratio(self, ratio: float) -> "SearchConfig":
+        """Return the options at a ratio: with a share for attention of all that goes.
+
+        >>> SearchConfig(attention_share=0.2, attention_from=0.25).at_ratio(0.5).attention_share
+        0.1
+        """
+        if not (self.attention_from and self.attention_share):
+            return self
+        beyond = max(ratio - self.attention_from, 0.0) / (ratio or 1.0)
+        return dataclasses.replace(self, attention_share=self.attention_share * beyond, attention_from=0.0)
+
     @property
     def chooses_again(self) -> bool:
         """Whether the calibration text is read once more to choose which units go."""
@@ -312,8 +331,8 @@ class SearchConfig:
         """Raise ValueError for what only attention and MLP of layers have."""
         default = SearchConfig()
         for name in (
-            "attention_share", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device", "max_segments",
-            "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads", "residual",
+            "attention_share", "attention_from", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device",
+            "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""
@@ -326,3 +345,6 @@ class SearchConfig:
 
 STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
 """What docs/study.md found to go best with `saap`."""
+
+PREFERRED = dataclasses.replace(STUDIED, attention_share=0.17, attention_from=0.2)
+"""What docs/arena.md found to go best with `saap` and least squares behind it."""

@@ -1,6 +1,7 @@
 """Stage 2c, the solver: which blocks of units go, under a budget of parameters. See `search` for what a block is."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -167,6 +168,15 @@ def take_blocks(
 def most_removable(blocks: Blocks, quotas: list[tuple[np.ndarray, float]]) -> int:
     """Return the parameters that all budgets can remove together."""
     return min(math.floor(int(blocks.cost[rows].sum()) / share * (1 + SLACK)) for rows, share in quotas)
+
+
+def highest_ratio(holds: Callable[[float], bool]) -> float:
+    """Return the largest ratio of four decimals that holds, where all below it do; below 1."""
+    low, high = 0, 10_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle / 10_000) else (low, middle)
+    return low / 10_000
 
 
 def ranking(blocks: Blocks, key: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
-from saap_jax.selection.budget import SLACK
+from saap_jax.selection.budget import SLACK, highest_ratio
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.evolved import evolved
 from saap_jax.selection.learned import Store, learned
@@ -89,15 +89,15 @@ def most_removable(subject: Subject, config: SearchConfig) -> float:
 
 def _most_nested(subject: Subject, config: SearchConfig, scores: Scores) -> float:
     """Return the largest ratio of four decimals that can be met where structures inside others have a share of it."""
-    low, high = 0, 10_000
-    while high - low > 1:
-        middle = (low + high) // 2
+
+    def holds(ratio: float) -> bool:
         try:
-            choose(subject, scores, middle / 10_000, config, scores)
-            low = middle
+            choose(subject, scores, ratio, config, scores)
         except ValueError:
-            high = middle
-    return low / 10_000
+            return False
+        return True
+
+    return highest_ratio(holds)
 
 
 def some_scores(subject: Subject) -> Scores:

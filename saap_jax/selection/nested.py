@@ -80,7 +80,9 @@ def search_nested(
     indicator = None if stability is None else {name: stability[name] for name in plain}
     before = None if gone is None else {name: gone[name] for name in plain}
     own: Scores = {name: scores[name] for name in plain if name in scores}
-    keep |= search(own, {name: left[name] for name in plain}, plain, rest, config, indicator, before).keep
+    keep |= search(
+        own, {name: left[name] for name in plain}, plain, rest, config.at_ratio(ratio), indicator, before
+    ).keep
     if gone is not None:
         keep |= {name: keep[name] & ~gone[name] for name in nested}
     return consistent(keep, existing, nested)

@@ -43,6 +43,7 @@ from saap_jax.runtime.frames import repr_html, to_dataframe
 from saap_jax.selection.budget import (
     SLACK,
     Blocks,
+    highest_ratio,
     most_removable,
     shares_of,
     split_budget,
@@ -114,7 +115,8 @@ def search(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
-    config = with_what_can_go(config, existing, limits)
+    asked = with_what_can_go(config, existing, limits)
+    config = asked.at_ratio(ratio)
     priority = priorities(scores, costs, existing, config, stability, gone)
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in priority.items()}
     prunable = sum(int((units.sum(axis=1) * costs[name]).sum()) for name, units in existing.items())
@@ -126,7 +128,16 @@ def search(
         units = {name: each.sum(axis=1) for name, each in existing.items()}
         taken = take_shaped(blocks, key, units, left, costs, target, prunable, config)
     else:
-        taken = take_blocks(blocks, quotas, target, prunable, config)
+        try:
+            taken = take_blocks(blocks, quotas, target, prunable, config)
+        except ValueError:
+            if asked is config or ratio <= (top := largest_ratio(costs, existing, asked, limits)):
+                raise
+            raise ValueError(
+                f"ratio: {ratio:.4g} of the prunable parameters cannot be removed; the largest possible ratio is "
+                f"{top:.4f} under min_keep, max_ratio, skip_layers, multiple_of, attention_share and attention_from: "
+                "relax one of them"
+            ) from None
     keep = _keep(blocks.rows(taken), order, existing, limits is not None)
     if config.whole_layers:
         last = STRUCTURES[-1]
@@ -157,6 +168,8 @@ def largest_ratio(
 ) -> float:
     """Return the largest ratio that `search` can meet whatever the scores, rounded down to four decimals; below 1."""
     config = with_what_can_go(config, existing, limits)
+    if config.at_ratio(1.0) is not config:  # the more goes, the more of it comes from attention
+        return highest_ratio(lambda ratio: largest_ratio(costs, existing, config.at_ratio(ratio), limits) >= ratio)
     equal: Scores = {name: np.where(units, 1.0, np.nan) for name, units in existing.items()}
     order = {name: np.argsort(values, axis=1, kind="stable") for name, values in equal.items()}
     blocks, quotas = _blocks_and_quotas(equal, order, costs, existing, config, limits, equal)

@@ -106,13 +106,15 @@ def fields(draw) -> dict:
     allocation = draw(st.sampled_from(["uniform", "uniform_floor", "log", "softmax", *["global", "adaptive"] * 2]))
     ranks = allocation in ("global", "adaptive")
     depth = ranks and draw(st.sampled_from([False, False, True]))
+    share = draw(st.sampled_from([None, None, 0.0, 0.3, 1.0]))
     pair = lambda values: draw(st.tuples(st.sampled_from(values), st.sampled_from(values)))  # noqa: E731
     return {
         "allocation": allocation,
         "rank_by": draw(st.sampled_from(["score", "score_per_parameter"])),
         "normalize": draw(st.sampled_from(["none", "structure_mean"])),
         "stability_weight": draw(st.sampled_from([-0.5, 0.0, 0.5])),
-        "attention_share": draw(st.sampled_from([None, None, 0.0, 0.3, 1.0])),
+        "attention_share": share,
+        "attention_from": 0.0 if share is None else draw(st.sampled_from([0.0, 0.0, 0.2])),
         "min_keep": (0, 0) if depth else pair([0, 1, 2]),
         "max_ratio": (1.0, 1.0) if depth else pair([1.0, 0.7, 0.5]),
         "skip_layers": draw(st.sampled_from([(), (), (0,), (-1,), (0, -1)])),
@@ -256,7 +258,8 @@ class TestRules:
     @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9))
     @settings(max_examples=40, deadline=None, derandomize=True)
     def test_one_budget_removes_the_same_when_asked_for_what_it_removed(self, seed, fields, ratio):
-        problem, config = Problem(seed), configured({**fields, "attention_share": None, "solver": "greedy"})
+        free = {"attention_share": None, "attention_from": 0.0, "solver": "greedy"}
+        problem, config = Problem(seed), configured({**fields, **free})
         assume(config.allocation in ("global", "adaptive") and ratio <= largest_ratio(problem, config))
         first = problem.search(ratio, config)
         assume(first.actual < 1)
@@ -500,15 +503,21 @@ class TestRankings:
                 assert chosen.actual >= 0.25
             assert search_module.largest_ratio(costs, existing, SearchConfig(attention_share=0.5)) > 0.25
 
-    @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.25, 0.5]), st.sampled_from(["score", "score_per_parameter"]))
-    @settings(max_examples=40, deadline=None, derandomize=True)
-    def test_attention_share_is_met_within_a_block(self, seed, share, rank_by):
+    @given(
+        st.integers(0, 10_000),
+        st.sampled_from([0.0, 0.25, 0.5]),
+        st.sampled_from([0.0, 0.1, 0.4]),
+        st.sampled_from(["score", "score_per_parameter"]),
+    )
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    def test_attention_share_is_met_within_a_block(self, seed, share, start, rank_by):
+        """Of what goes beyond `attention_from`, where all up to that comes from the MLP."""
         problem = Problem(seed, layers=4, heads=4, channels=12)
-        config = dataclasses.replace(FREE, attention_share=share, rank_by=rank_by)
+        config = dataclasses.replace(FREE, attention_share=share, attention_from=start, rank_by=rank_by)
         assume(largest_ratio(problem, config) >= 0.3)
         got = problem.search(0.3, config)
         attention = int((problem.existing["attention"] & ~got.keep["attention"]).sum()) * 7
-        assert abs(attention - share * 0.3 * problem.prunable) <= 7
+        assert abs(attention - share * max(0.3 - start, 0) * problem.prunable) <= 7
 
 
 class TestDepth:
@@ -596,6 +605,7 @@ class TestRefusals:
             ({"stability_weight": float("nan")}, "stability_weight: expected a finite number, got nan"),
             ({"softmax_temperature": 0.0}, "search.softmax_temperature: expected a number above 0, got 0"),
             ({"attention_share": 1.5}, r"attention_share: expected a number in \[0, 1\], got 1.5"),
+            ({"attention_from": 0.2}, "attention_from: expected search.attention_share beside it, got 0.2 alone"),
             ({"multiple_of": NO_FLOOR}, "multiple_of: expected numbers of at least 1"),
             ({"depth": True}, "depth needs a ranking"),
             ({"solver": "exact"}, "solver 'exact' needs a ranking"),
@@ -620,6 +630,7 @@ class TestGone:
         dataclasses.replace(FREE, rank_by="score", normalize="layer_zscore"),
         dataclasses.replace(FREE, allocation="adaptive", stability_weight=0.5),
         dataclasses.replace(FREE, attention_share=0.3),
+        dataclasses.replace(FREE, attention_share=0.5, attention_from=0.2),
         dataclasses.replace(FREE, solver="exact"),
         SearchConfig(min_keep=NO_FLOOR),
     )
