@@ -63,8 +63,8 @@ class CompensationConfig:
         if CORRECTIONS[self.correction].damped and self.damping is None and count < HELD_OUT:
             raise ValueError(
                 f"compensation.damping: expected at least {HELD_OUT} microbatches of calibration text to hold every "
-                f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, or "
-                "a number for compensation.damping"
+                f"{HELD_OUT}th out, got {count}; give more calibration.examples, a smaller calibration.batch_size, a "
+                "number for compensation.damping, or compensation.method none"
             )
 
 

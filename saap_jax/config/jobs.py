@@ -27,7 +27,7 @@ from saap_jax.config.method import (
     KeepStatistics,
     ModelConfig,
 )
-from saap_jax.config.search import STUDIED, SearchConfig
+from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.types import Remat
 
 Domain = Literal["in", "out"]
@@ -277,7 +277,7 @@ class SensitivityConfig:
     """Text whose loss says what a removal costs: `out` of the calibration domain or `in` it."""
     ratio: float = 0.2
     """Share of all prunable parameters that suggestions are made for."""
-    search: SearchConfig = STUDIED
+    search: SearchConfig = PREFERRED
     """How that share is spread now; what suggestions would change."""
     align: int = 0
     """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""

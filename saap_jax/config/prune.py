@@ -7,13 +7,16 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.kind import check_kind, check_scenarios
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import CalibrationConfig, FusionConfig, ModelConfig, TargetsConfig
-from saap_jax.config.search import STUDIED, SearchConfig
+from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.types import Remat
+
+CORRECTED = CompensationConfig(method="least_squares")
+"""What makes up for what goes, unless something else is asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Prune a model with one estimator at one ratio, and save the smaller model; by default as docs/study.md found."""
+    """Prune a model with one estimator at one ratio, and save the smaller model; by default as docs/arena.md found."""
 
     out: str = "models/pruned"
     """Directory of the pruned model; it must not exist."""
@@ -33,8 +36,8 @@ class PruneConfig:
     remat: Remat = "dots"
     """What the backward pass recomputes."""
     fusion: FusionConfig = FusionConfig()
-    search: SearchConfig = STUDIED
-    compensation: CompensationConfig = CompensationConfig()
+    search: SearchConfig = PREFERRED
+    compensation: CompensationConfig = CORRECTED
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
@@ -56,14 +59,14 @@ class PruneConfig:
         """Raise ValueError for what is said beside a recipe, which says it."""
         if not self.recipe:
             return
-        widths = dataclasses.replace(STUDIED, multiple_of=self.search.multiple_of, device=self.search.device)
+        widths = dataclasses.replace(PREFERRED, multiple_of=self.search.multiple_of, device=self.search.device)
         for name, said in (
             ("model.name", self.model.name if self.model.traced else ""),
             ("from_run", self.from_run),
             ("estimator", self.estimator if self.estimator != "saap" else ""),
             ("fusion", "another" if self.fusion != FusionConfig() else ""),
             ("search", "another" if self.search != widths else ""),
-            ("compensation", "another" if self.compensation != CompensationConfig() else ""),
+            ("compensation", "another" if self.compensation != CORRECTED else ""),
         ):
             if said:
                 raise ValueError(

@@ -332,7 +332,8 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "attention_from", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device",
-            "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads", "residual",
+            "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads",
+            "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import FrontierConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
@@ -33,7 +34,7 @@ _PARTS: dict[str, Any] = {
 _OWN: dict[type, dict[str, Any]] = {
     FrontierConfig: {"judged": "in"},
     SensitivityConfig: {"judged": "in", "estimator": "gate_taylor"},
-    PruneConfig: {"estimator": "gate_taylor", "ratio": 0.25},
+    PruneConfig: {"estimator": "gate_taylor", "ratio": 0.25, "compensation": CompensationConfig()},
 }
 
 

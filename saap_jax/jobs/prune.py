@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +91,8 @@ class Pruned(NamedTuple):
     """Mean held-out loss of a traced model: `dense`, `masked`, `cut`."""
     own_code: str = ""
     """What the own code of a traced model does with the smaller parameters."""
+    seconds: Mapping[str, float] = MappingProxyType({})
+    """What choosing and compensating took."""
     uncompensated: Mapping[str, str] = MappingProxyType({})
     """Structures of a traced model that lost units and that compensation left as they are, and why."""
 
@@ -149,8 +152,11 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
     rows = sum(subject.count(examples)[0] for examples in scenarios.values())
     subject.check_compensation(config.compensation, -(-rows // calibration.batch_size))
     costs, targets = _asked(config, subject, track)
+    times = [time.perf_counter()]
     selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
+    times.append(time.perf_counter())
     compensated, changes = _compensated(config, subject, selection.keep, scenarios, calibration, track)
+    times.append(time.perf_counter())
     cut = compensated.cut(selection.keep)
     reached = _reached(cut, subject, costs, targets, track)
     losses: Mapping[str, float] = {}
@@ -175,6 +181,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
         losses=losses,
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
+        seconds=dict(zip(("choose units", "make up for what went"), np.diff(times).tolist(), strict=True)),
         uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
     )
 
@@ -344,6 +351,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         places = "matrices" if pruned.structures else "sub-blocks"
         corrected = f"error of what {len(pruned.corrections)} {places} write, before and after compensation"
         rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
+    for doing, seconds in pruned.seconds.items():
+        rows.append((f"seconds to {doing}", f"{seconds:,.0f}"))
     if pruned.scaled is not None:
         before, after = pruned.scaled.divergences[0], min(pruned.scaled.divergences)
         rows.append(("KL to the unpruned model, nats a token, before and after scales", f"{before:.4f} -> {after:.4f}"))

@@ -10,6 +10,7 @@ import pytest
 
 import saap_jax
 from saap_jax.api import select_units
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
@@ -191,7 +192,7 @@ def test_score_prune_evaluate(config, tmp_path):
     assert calibrated.estimators == ["wanda", "gate_fisher"]
     assert run.finished
     options = {"model": config.model, "calibration": config.calibration, "ratio": 0.4, "estimator": "wanda"}
-    options |= {"search": SearchConfig()}
+    options |= {"search": SearchConfig(), "compensation": CompensationConfig()}
     fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), **options))
     reused = prune.prune(PruneConfig(out=str(tmp_path / "reused"), from_run=str(run.path), **options))
     assert fresh.selection.actual == reused.selection.actual >= 0.4

@@ -198,12 +198,16 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
 
 
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
-    calibration = CalibrationConfig(examples=2, length=16, batch_size=2)
+    calibration = CalibrationConfig(examples=8, length=16, batch_size=2)
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),
                          estimator="wanda", calibration=calibration, search=UNIFORM)  # fmt: skip
     pruned = prune.prune(config)
     assert pruned.selection.asked == chosen.DEFAULT_RATIO
     assert not pruned.reached
+    assert pruned.corrections, "by default something makes up for what goes"
+    assert all(each.corrected <= each.error for each in pruned.corrections)
+    said = dict(prune.summary_rows(pruned))
+    assert {"seconds to choose units", "seconds to make up for what went"} <= said.keys()
     assert not (tmp_path / "out" / "targets.json").exists()
 
 

@@ -14,7 +14,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import STUDIED, SearchConfig
+from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, frontier, prune
 from saap_jax.llama.files.load import load_keep
@@ -174,7 +174,7 @@ def test_what_a_recipe_says_is_not_said_again(changed, said):
 
 
 def test_one_recipe_prunes_with_the_widths_that_are_asked_for():
-    wide = dataclasses.replace(STUDIED, device="tpu")
+    wide = dataclasses.replace(PREFERRED, device="tpu")
     assert prune.followed(PruneConfig(recipe="flap", search=wide)).search.device == "tpu"
     with pytest.raises(ValueError, match="recipe: expected one, got 'all'"):
         prune.followed(PruneConfig(recipe="all"))
@@ -231,7 +231,8 @@ class TestCommand:
                 continue
             words = dict(facts(recipe))["options"]
             given = [] if words == "none" else shlex.split(words)
-            config, _ = parse("prune", dataclasses.replace(PruneConfig(), search=SearchConfig()), given)
+            plain = PruneConfig(search=SearchConfig(), compensation=CompensationConfig())
+            config, _ = parse("prune", plain, given)
             assert (config.search, config.fusion, config.compensation) == (
                 recipe.search, recipe.fusion, recipe.compensation,
             ), name  # fmt: skip
