@@ -1,13 +1,13 @@
 """The arena: published methods as recipes on one model, text and budget; what docs/arena.md shows.
 
-    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap saap ...]
+    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--recipes flap saap ...] [--model gemma3-270m]
     python experiments/arena.py report
 
 `run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
 those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed
-goes on. Results become a small file for each seed in docs/arena; `report` makes docs/arena.md and its figures of these
-files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test) and of Penn
-Treebank (valid).
+goes on. Results become a small file for each model and seed in docs/arena; `report` makes docs/arena.md and its figures
+of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test)
+and of Penn Treebank (valid).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saap_jax.config import CompareConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
@@ -40,6 +40,9 @@ CALIBRATION = "c4=jsonl:text/c4_en_300docs.jsonl#text"
 WIKITEXT, TREEBANK = "wikitext:wikitext2/test.txt", "ptb:ptb/valid.txt"
 SHORT = {f"ppl@128 {WIKITEXT}": "WikiText-2", f"ppl@128 {TREEBANK}": "Penn Treebank"}
 RATIOS = (0.2, 0.35, 0.5)
+MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
+"""Those that the page shows, each with its title; the first is the one that `run` takes unless another is named."""
+
 TIMED = 0
 """The seed on which every recipe runs alone."""
 
@@ -58,12 +61,12 @@ Each method is a [recipe](estimators.md#recipes): `saap recipes NAME` says what 
 its paper. All of them see the same calibration text and lose the same share of the prunable parameters (attention and
 MLP).
 
-    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2
+    SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--model MODEL]
     python experiments/arena.py report
 
-Protocol: SmolLM2-135M-Instruct, float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on
-the first 64 windows of WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and
-standard deviation over seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
+Protocol: float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on the first 64 windows of
+WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and standard deviation over
+seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
 (paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
 cannot tell a method from the lowest, and p of "as good as any" by its tests. Minutes are processor time, of both cores
 together, and GiB the peak of memory, of the whole run of a recipe, a mean over the seeds on which it ran alone (– where
@@ -71,20 +74,22 @@ it did on none): loading, compiling, observing, choosing, correcting and evaluat
 """
 
 
-def run(seed: int, names: Sequence[str], runs: Path) -> None:
+def run(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
     """Run each recipe on the calibration text of a seed, and write what was found; not what is known already."""
-    left = [name for name in names if not set(_keys(name)) <= _results(seed)["rows"].keys()]
+    left = [name for name in names if not set(_keys(name)) <= _results(model, seed)["rows"].keys()]
     shared = [name for name in left if seed != TIMED and _can_share(name)]
     for some in [shared] * bool(shared) + [[name] for name in left if name not in shared]:
-        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--recipes", *some, "--runs", str(runs)]
-        before, kept = _processor_seconds(), runs / f"{_run_name(seed, some)}.seconds"
+        place = runs / _run_name(model, seed, some)
+        words = [sys.executable, __file__, "one", "--model", model, "--seeds", str(seed), "--recipes", *some]
+        words += ["--runs", str(runs)]
+        before, kept = _processor_seconds(), place.with_suffix(".seconds")
         code = subprocess.run(words).returncode
         spent = _processor_seconds() - before + (float(kept.read_text()) if kept.exists() else 0.0)
         runs.mkdir(parents=True, exist_ok=True)
         kept.write_text(f"{spent:.1f}")  # what was killed goes on, and its time is part of it
         if code:
             raise SystemExit(f"{', '.join(some)}, seed {seed}: ended with code {code}; the same command goes on")
-        write(seed, runs / _run_name(seed, some), spent if len(some) == 1 else None)
+        write(model, seed, place, spent if len(some) == 1 else None)
 
 
 def _can_share(name: str) -> bool:
@@ -101,10 +106,11 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def one(seed: int, names: Sequence[str], runs: Path) -> None:
+def one(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
     """Run recipes on the calibration text of a seed; among them perhaps units at random."""
     config = CompareConfig(
-        name=_run_name(seed, names),
+        name=_run_name(model, seed, names),
+        model=ModelConfig(name=model),
         calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
         estimation=EstimationConfig(estimators=(RANDOM,) if RANDOM in names else ()),
         recipes=tuple(name for name in names if name != RANDOM),
@@ -115,10 +121,10 @@ def one(seed: int, names: Sequence[str], runs: Path) -> None:
     compare.compare(config)
 
 
-def write(seed: int, run_directory: Path, seconds: float | None) -> None:
-    """Add the results of a run, and what it took where one recipe ran alone, to the file of its seed."""
+def write(model: str, seed: int, run_directory: Path, seconds: float | None) -> None:
+    """Add the results of a run, and what it took where one recipe ran alone, to the file of its model and seed."""
     RESULTS.mkdir(exist_ok=True)
-    record, found = read_run(run_directory), _results(seed)
+    record, found = read_run(run_directory), _results(model, seed)
     gib = max(stage.get("peak_host_gib") or 0.0 for stage in record["stages"])
     took = {} if seconds is None else {"seconds": round(seconds, 1), "gib": gib}
     found["dense"] = _losses(record["dense"])
@@ -129,23 +135,28 @@ def write(seed: int, run_directory: Path, seconds: float | None) -> None:
             "heads": units["attention"] - int(sum(row["kept"]["attention"])),
             "losses": _losses(row),
         }
-    _path(seed).write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
+    _path(model, seed).write_text(json.dumps(found, indent=None, separators=(",", ":"), sort_keys=True) + "\n")
 
 
-def _run_name(seed: int, names: Sequence[str]) -> str:
-    return f"arena-{seed}-{names[0] if len(names) == 1 else 'shared'}"
+def _run_name(model: str, seed: int, names: Sequence[str]) -> str:
+    return f"arena-{model}-{seed}-{names[0] if len(names) == 1 else 'shared'}"
 
 
 def _keys(name: str) -> list[str]:
     return [f"{name}@{ratio:g}" for ratio in RATIOS]
 
 
-def _path(seed: int) -> Path:
-    return RESULTS / f"smollm2-135m-{seed}.json"
+def _path(model: str, seed: int) -> Path:
+    return RESULTS / f"{model}-{seed}.json"
 
 
-def _results(seed: int) -> dict[str, Any]:
-    return json.loads(_path(seed).read_text()) if _path(seed).exists() else {"rows": {}}
+def _results(model: str, seed: int) -> dict[str, Any]:
+    path = _path(model, seed)
+    return json.loads(path.read_text()) if path.exists() else {"rows": {}}
+
+
+def _files(model: str) -> list[Path]:
+    return sorted(RESULTS.glob(f"{model}-*.json"))
 
 
 def _losses(row: Any) -> dict[str, list[float]]:
@@ -166,9 +177,9 @@ class Line(NamedTuple):
         return np.exp(self.losses[text].mean(axis=1))
 
 
-def lines(ratio: float) -> list[Line]:
-    """Return the methods that every seed has, by perplexity on WikiText-2."""
-    seeds = [json.loads(path.read_text())["rows"] for path in sorted(RESULTS.glob("*.json"))]
+def lines(model: str, ratio: float) -> list[Line]:
+    """Return the methods that every seed of a model has, by perplexity on WikiText-2."""
+    seeds = [json.loads(path.read_text())["rows"] for path in _files(model)]
     found = []
     for name in _methods():
         key = f"{name}@{ratio:g}"
@@ -187,9 +198,9 @@ def _methods() -> list[str]:
     return [RANDOM, *(name for name, each in recipes().items() if not each.missing)]
 
 
-def table(ratio: float) -> list[str]:
-    """Return the table of a ratio in Markdown."""
-    found = lines(ratio)
+def table(model: str, ratio: float) -> list[str]:
+    """Return the table of a model at a ratio in Markdown."""
+    found = lines(model, ratio)
     best = {text: min(found, key=lambda line: line.losses[text].mean()) for text in SHORT.values()}
     said = ["| method | " + " | ".join(f"{text} | against the lowest, % | p" for text in best)]
     said[0] += " | KV heads gone | processor minutes | GiB |"
@@ -229,31 +240,38 @@ def _raced(found: Sequence[Line], text: str) -> dict[str, tuple[float, bool]]:
 
 def report() -> None:
     """Write docs/arena.md."""
-    files = sorted(RESULTS.glob("*.json"))
-    if not files:
+    known = {model: title for model, title in MODELS.items() if _files(model)}
+    if not known:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    dense = json.loads(files[0].read_text())["dense"]
-    known = ", ".join(f"{text} {math.exp(np.mean(losses)):.1f}" for text, losses in dense.items())
-    said = [f"{len(files)} calibration seed{'s' * (len(files) > 1)}; dense: {known}.", ""]
-    if len(files) < FEWEST_SEEDS:
-        said += [f"Fewer than {FEWEST_SEEDS} seeds: of the methods themselves nothing is claimed.", ""]
-    for ratio in RATIOS:
-        said += [f"### {ratio:.0%} of the prunable parameters", "", *table(ratio), ""]
-    some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
-    if few := sorted(some - {line.name for line in lines(RATIOS[0])}):
-        said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]
-    draw()
-    said += ["![perplexity against time](arena/seconds.svg)", "", "![rank at each ratio](arena/ranks.svg)", ""]
+    said = [line for model, title in known.items() for line in section(model, title)]
     missing = [f"- `{name}`: {each.missing}" for name, each in recipes().items() if each.missing]
     said += ["What cannot be run here:", "", *missing, ""] if missing else []
     (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
 
 
-def draw() -> None:
+def section(model: str, title: str) -> list[str]:
+    """Return what the page says of a model, and draw its figures."""
+    files = _files(model)
+    dense = json.loads(files[0].read_text())["dense"]
+    known = ", ".join(f"{text} {math.exp(np.mean(losses)):.1f}" for text, losses in dense.items())
+    said = [f"## {title}", "", f"{len(files)} calibration seed{'s' * (len(files) > 1)}; dense: {known}.", ""]
+    if len(files) < FEWEST_SEEDS:
+        said += [f"Fewer than {FEWEST_SEEDS} seeds: of the methods themselves nothing is claimed.", ""]
+    for ratio in RATIOS:
+        said += [f"### {title}, {ratio:.0%} of the prunable parameters", "", *table(model, ratio), ""]
+    some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
+    if few := sorted(some - {line.name for line in lines(model, RATIOS[0])}):
+        said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]
+    draw(model)
+    return [*said, f"![perplexity against time](arena/{model}-seconds.svg)", "",
+            f"![rank at each ratio](arena/{model}-ranks.svg)", ""]  # fmt: skip
+
+
+def draw(model: str) -> None:
     """Draw perplexity against time, and the rank of each method at each ratio, on WikiText-2."""
     figure = Figure(figsize=(9, 3.6 * 1.2), layout="constrained")
     for axis, ratio in zip(figure.subplots(1, len(RATIOS)), RATIOS, strict=True):
-        timed = [(line, math.exp(line.losses["WikiText-2"].mean())) for line in lines(ratio) if line.seconds > 0]
+        timed = [(line, math.exp(line.losses["WikiText-2"].mean())) for line in lines(model, ratio) if line.seconds > 0]
         near = [(line, perplexity) for line, perplexity in timed if perplexity <= FARTHEST * timed[0][1]]
         labels: list[tuple[list[str], float, float]] = []
         for line, perplexity in near:
@@ -272,10 +290,10 @@ def draw() -> None:
             said = "above: " + ",\n".join(far)
             axis.text(0.98, 0.98, said, transform=axis.transAxes, ha="right", va="top", fontsize=6, color="0.4")
     figure.axes[0].set_ylabel("WikiText-2 ppl@128")
-    figure.savefig(RESULTS / "seconds.svg", metadata={"Date": None})
+    figure.savefig(RESULTS / f"{model}-seconds.svg", metadata={"Date": None})
     figure = Figure(figsize=(6, 5), layout="constrained")
     axis = figure.subplots()
-    orders = [[line.name for line in lines(ratio)] for ratio in RATIOS]
+    orders = [[line.name for line in lines(model, ratio)] for ratio in RATIOS]
     for name in set(orders[0]).intersection(*orders[1:]):
         ranks = [order.index(name) + 1 for order in orders]
         axis.plot(range(len(RATIOS)), ranks, "o-", color="tab:blue" if name != "saap" else "tab:red", linewidth=1)
@@ -284,13 +302,14 @@ def draw() -> None:
     axis.set(xlabel="of the prunable parameters removed", yticks=range(1, 1 + max(map(len, orders))))
     axis.set_xlim(-0.1, len(RATIOS) + 0.1)
     axis.invert_yaxis()
-    figure.savefig(RESULTS / "ranks.svg", metadata={"Date": None})
+    figure.savefig(RESULTS / f"{model}-ranks.svg", metadata={"Date": None})
 
 
 def main() -> None:
     """Run seeds, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "one", "report"))
+    parser.add_argument("--model", choices=(*MODELS,), default=next(iter(MODELS)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipes", nargs="+", default=["random", "all"])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -298,12 +317,12 @@ def main() -> None:
     if arguments.what == "report":
         report()
     elif arguments.what == "one":
-        one(arguments.seeds[0], arguments.recipes, arguments.runs)
+        one(arguments.model, arguments.seeds[0], arguments.recipes, arguments.runs)
     else:
         plain = [name for name in arguments.recipes if name == RANDOM]
         names = [*plain, *find_recipes(name for name in arguments.recipes if name != RANDOM)]
         for seed in arguments.seeds:
-            run(seed, names, arguments.runs)
+            run(arguments.model, seed, names, arguments.runs)
 
 
 if __name__ == "__main__":
