@@ -94,6 +94,7 @@ def plan_table(config: PlanConfig, record: Record) -> Table:
 
 def _sentences(config: PlanConfig, record: Record) -> list[str]:
     how = "compiled for it" if record["source"] == "compiled" else "by arithmetic alone, nothing was compiled"
+    how += f"; assumed: {record['assumed']}" if record.get("assumed") else ""
     bound = {"compute": "operations", "memory": "memory traffic", "links": "the links"}[record["bound"]]
     return [
         f"A step of {record['batch']} x {config.length} tokens takes {record['step_seconds']:.3f} s at least, bound by "

@@ -15,7 +15,8 @@ class PlanConfig:
     model: str = "llama-2-7b"
     """Name of a known model, a config.json, or a directory that has one."""
     target: str = "v5e-16"
-    """Machine: `v5e:4x4` or `v5e-16` (kinds v4, v5e, v5p, v6e), or `gpu:h100:8` (by arithmetic alone)."""
+    """Machine: `v5e:4x4` or `v5e-16` (kinds v4, v5e, v5p, v6e, tpu7x), or by arithmetic alone `gpu:h100:8` (also a100,
+    h200, b200) and `tpu:8t:256` (also 8i)."""
     task: Literal["score", "evaluate", "recover"] = "score"
     """What is to be done."""
     estimators: tuple[str, ...] = ("gate_fisher", "taylor_element", "taylor_element_second", "wanda")

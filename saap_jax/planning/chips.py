@@ -1,12 +1,13 @@
 """Chips: their memory and what bounds their speed, by data sheet; and how a target such as `v5e-16` is spelled.
 
 Sources: the vendors' public specifications and, for the links of a TPU, "How to Scale Your Model" (Google DeepMind,
-2025), chapter 2. Peak rates are those of dense bfloat16 products.
+2025), chapter 2, which has nine tenths of the data sheet's rate; those of tpu7x, 8t and 8i are taken in proportion.
+Peak rates are those of dense bfloat16 products.
 """
 
 import math
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 GIB = 2.0**30
 
@@ -29,7 +30,22 @@ class Chip(NamedTuple):
     """Chips of the largest machine."""
     devices: int = 1
     """Devices a chip, as the compiler sees it."""
+    maker: Literal["tpu", "gpu"] = "tpu"
+    assumed: str = ""
+    """What of this no data sheet says."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether there is a compiler for it here; for others everything is arithmetic."""
+        return self.dimensions > 0
+
+    @property
+    def word(self) -> str:
+        """What a target of some of them begins with, where nothing compiles for them: `gpu:h100`."""
+        return self.kind if self.compiled else f"{self.maker}:{self.kind}"
+
+
+QUARTER = "bfloat16 at a quarter of its FP4 peak, links as those of its peers"
 
 CHIPS = {
     chip.kind: chip
@@ -38,9 +54,13 @@ CHIPS = {
         Chip("v5e", 15.75 * GIB, 1.97e14, 8.1e11, 9e10, 2, 256),
         Chip("v5p", 95.74 * GIB, 4.59e14, 2.8e12, 1.8e11, 3, 8960),
         Chip("v6e", 31.25 * GIB, 9.2e14, 1.6e12, 1.8e11, 2, 256),
-        Chip("a100", 79.0 * GIB, 3.12e14, 2.0e12, 3e11, 0, 8),
-        Chip("h100", 79.0 * GIB, 9.9e14, 3.35e12, 4.5e11, 0, 8),
-        Chip("h200", 139.0 * GIB, 9.9e14, 4.8e12, 4.5e11, 0, 8),
+        Chip("tpu7x", 189.4 * GIB, 2.307e15, 7.38e12, 3.6e11, 3, 9216, 2),
+        Chip("8t", 201.0 * GIB, 3.15e15, 6.5e12, 7.2e11, 0, 9600, assumed=QUARTER),
+        Chip("8i", 268.0 * GIB, 2.525e15, 8.6e12, 1.08e12, 0, 1152, assumed=QUARTER),
+        Chip("a100", 79.0 * GIB, 3.12e14, 2.0e12, 3e11, 0, 8, maker="gpu"),
+        Chip("h100", 79.0 * GIB, 9.9e14, 3.35e12, 4.5e11, 0, 8, maker="gpu"),
+        Chip("h200", 139.0 * GIB, 9.9e14, 4.8e12, 4.5e11, 0, 8, maker="gpu"),
+        Chip("b200", 178.0 * GIB, 2.25e15, 8.0e12, 9e11, 0, 8, maker="gpu"),
     )
 }
 """By kind; the GPUs are the SXM modules."""
@@ -51,7 +71,7 @@ class Target(NamedTuple):
 
     chip: Chip
     shape: tuple[int, ...]
-    """Chips along each axis of the torus; of GPUs, their number."""
+    """Chips along each axis of the torus; of those without a compiler, their number."""
 
     @property
     def chips(self) -> int:
@@ -65,8 +85,8 @@ class Target(NamedTuple):
 
     @property
     def topology(self) -> str:
-        """Name of the topology, as the compiler wants it: `v5e:4x4`; of GPUs `h100:8`."""
-        return f"{self.chip.kind}:{'x'.join(map(str, self.shape))}"
+        """Name of the topology, as the compiler wants it: `v5e:4x4`; where there is none, as it was given."""
+        return f"{self.chip.word}:{'x'.join(map(str, self.shape))}"
 
     @property
     def memory(self) -> float:
@@ -83,18 +103,18 @@ def target_of(name: str) -> Target:
     >>> target_of("v5e-16").shape, target_of("v5p-64").shape, target_of("gpu:h100:8").chips
     ((4, 4), (2, 4, 4), 8)
     """
-    gpu = re.fullmatch(r"gpu:(\w+):(\d+)", name)
-    if gpu and gpu[1] in CHIPS and CHIPS[gpu[1]].dimensions == 0:
-        return _checked(Target(CHIPS[gpu[1]], (int(gpu[2]),)), name)
+    flat = re.fullmatch(r"((?:gpu|tpu):\w+):(\d+)", name)
+    uncompiled = {chip.word: chip for chip in CHIPS.values() if not chip.compiled}
+    if flat and flat[1] in uncompiled:
+        return _checked(Target(uncompiled[flat[1]], (int(flat[2]),)), name)
     shaped = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     counted = re.fullmatch(r"(\w+)-(\d+)", name)
     kind = (shaped or counted or [None, None])[1]
-    if kind is None or kind not in CHIPS or CHIPS[kind].dimensions == 0:
-        known = ", ".join(kind for kind, chip in CHIPS.items() if chip.dimensions)
-        gpus = ", ".join(kind for kind, chip in CHIPS.items() if not chip.dimensions)
+    if kind is None or kind not in CHIPS or not CHIPS[kind].compiled:
+        known = ", ".join(kind for kind, chip in CHIPS.items() if chip.compiled)
         raise ValueError(
-            f"target: expected KIND:SHAPE or KIND-N with a kind of {known}, such as v5e:4x4 or v5e-16, or gpu:KIND:N "
-            f"with a kind of {gpus}, got {name!r}"
+            f"target: expected KIND:SHAPE or KIND-N with a kind of {known}, such as v5e:4x4 or v5e-16, or, by "
+            f"arithmetic, WORD:N with a word of {', '.join(uncompiled)}, such as gpu:h100:8, got {name!r}"
         )
     chip = CHIPS[kind]
     if shaped:
@@ -115,7 +135,7 @@ def targets(chip: Chip) -> list[Target]:
     >>> [target.topology for target in targets(CHIPS["v5e"])][:4]
     ['v5e:1x1', 'v5e:2x2', 'v5e:2x4', 'v5e:4x4']
     """
-    if chip.dimensions == 0:
+    if not chip.compiled:
         return [Target(chip, (1 << power,)) for power in range(chip.most.bit_length())]
     flat, deep = [(1, 1), (2, 2)], [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)]
     shapes: list[tuple[int, ...]] = [*flat] if chip.dimensions == 2 else [*deep]
@@ -128,9 +148,9 @@ def targets(chip: Chip) -> list[Target]:
 
 def _checked(target: Target, name: str) -> Target:
     kind, shape = target.chip.kind, target.shape
-    if target.chip.dimensions == 0:
+    if not target.chip.compiled:
         if not 1 <= target.chips <= target.chip.most:
-            raise ValueError(f"target: expected 1 to {target.chip.most} GPUs that reach each other, got {name!r}")
+            raise ValueError(f"target: expected 1 to {target.chip.most} that reach each other, got {name!r}")
         return target
     if len(shape) != target.chip.dimensions or min(shape) < 1 or target.chips > target.chip.most:
         example = targets(target.chip)[3].topology

@@ -71,10 +71,11 @@ def plan_one(
         "remat": remat,
         "memory": target.memory,
     }
-    if target.chip.dimensions == 0:
+    if not target.chip.compiled:
         held = {"parameters": guess.parameters, "state": guess.state, "temporaries": guess.temporaries}
         made = {
             "source": "arithmetic",
+            "assumed": target.chip.assumed,
             "bytes": held | {"peak": guess.peak},
             "flops": guess.flops,
             "moved": guess.memory_bytes,

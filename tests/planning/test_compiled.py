@@ -65,6 +65,13 @@ def test_every_task_compiles_and_is_split(fields):
     assert record["tokens_per_second"] > 0
 
 
+def test_a_chip_of_two_devices_is_planned_by_device():
+    record = plan("tpu7x:2x2x1", task="evaluate", batch=8)
+    assert (record["source"], record["chips"]) == ("compiled", 4)
+    assert record["mesh"]["fsdp"] == 8
+    assert record["memory"] == 94.7 * GIB > record["bytes"]["peak"]
+
+
 def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
     record = plan()
     statistics = 4 * (2 * 4096 * 1024 + 2 * 6 * (1024 * 128 * 24 + 3 * 1024 * 2048))
@@ -76,7 +83,7 @@ def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
 
 
 @pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache")  # no chip, nothing to read
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1"])
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1", "tpu7x:2x2x1"])
 def test_the_kernel_of_squares_compiles_and_holds_no_gradient_of_an_example(topology):
     """Of a matrix of Llama 2 7B, whose four examples have gradients of 180 MB each."""
     place = SingleDeviceSharding(target_devices(topology)[0])

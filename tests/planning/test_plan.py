@@ -127,7 +127,7 @@ def test_the_search_takes_the_smallest_machine_and_the_fastest_way_on_it():
 
     best, tried = search(config, SEVEN, target_of("gpu:a100:1"), plan=plan)
     assert best is not None
-    assert best["target"] == "a100:4"
+    assert best["target"] == "gpu:a100:4"
     assert asked == sorted(asked)
     assert max(asked) == 4
     here = [record for record in tried if record["fits"]]
@@ -170,12 +170,12 @@ def test_the_command(tmp_path, capsys):
     words = ["plan", "llama-2-7b", "gpu:h100:8", "--task", "evaluate", "--json", str(out)]
     assert main(words) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "evaluate of llama-2-7b on h100:8" in text
+    assert "evaluate of llama-2-7b on gpu:h100:8" in text
     assert "by arithmetic alone" in text
     record = json.loads(out.read_text())["plan"]
     assert settings_of(record) in text
     assert main(["plan", "llama-2-70b", "gpu:a100:1"]) == 0
-    assert "does not fit a100:1: it needs" in " ".join(capsys.readouterr().out.split())
+    assert "does not fit gpu:a100:1: it needs" in " ".join(capsys.readouterr().out.split())
     assert main(["plan", "llama-2-70b", "gpu:a100:1", "--search", "--task", "recover", "--method", "full"]) == 0
     assert "does not fit any a100 machine" in " ".join(capsys.readouterr().out.split())
 
@@ -194,3 +194,17 @@ def test_bad_words(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_what_is_assumed_of_a_chip_is_said(capsys):
+    assert main(["plan", "llama-2-7b", "tpu:8t:4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "by arithmetic alone, nothing was compiled; assumed: bfloat16 at a quarter of its FP4 peak" in said
+    assert main(["plan", "llama-2-7b", "gpu:b200:1"]) == 0
+    assert "assumed" not in capsys.readouterr().out
+
+
+def test_a_larger_machine_that_is_proposed_can_be_asked_for(capsys):
+    assert main(["plan", "llama-2-70b", "gpu:h100:2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert target_of(said.split("--target ")[1].split()[0]).chips == 4
