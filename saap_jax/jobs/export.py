@@ -17,11 +17,15 @@ from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabula
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.files import tunix
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
 from saap_jax.llama.files.load import resolve
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import new_output
+from saap_jax.llama.files.write import new_output, write_json
 from saap_jax.llama.quantized import dequantized, quantization_of
+
+TUNIX = "tunix.json"
+"""Name of the file that says what configures Tunix."""
 
 Step = Callable[[str], contextlib.AbstractContextManager]
 """Shows a step of the work while it runs."""
@@ -135,14 +139,18 @@ def _write(
             )
         return f"GGUF, architecture {written.architecture}", written.added, notes
     generation = source / "generation_config.json"
+    about = tunix.configuration(model.spec) if config.format == "tunix" else None
     added = write_hf(
         model,
         place,
-        config.format,
+        "hf" if config.format == "tunix" else config.format,
         jnp.dtype(config.dtype),
         tokenizer=tokenizer,
         generation=generation if generation.is_file() else None,
     )
+    if about is not None:
+        write_json(about, place / TUNIX)
+        return f"{model.constants.traits.architecture} for {about['module']}", added, tunix.departures(model.spec)
     if config.format == "ragged":
         return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
     return model.constants.traits.architecture, added, ()

@@ -34,6 +34,7 @@ from saap_jax.llama.files.hf_layout import (
 )
 from saap_jax.llama.files.load_gguf import open_gguf
 from saap_jax.llama.files.packaged import PACKAGED, packaged
+from saap_jax.llama.files.tunix import open_tunix, parameters_of
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
@@ -72,7 +73,7 @@ def load_model(
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
-    checkpoint = open_gguf(path) if path.is_file() else _open_directory(path)
+    checkpoint = _opened(path)
     for option, length in lengths.items():
         check_length(checkpoint.spec.constants, length, option)
     _check_layers(checkpoint)
@@ -89,6 +90,18 @@ def load_model(
         if item.path == "embedding" and UNEMBEDDING in checkpoint.shapes and checkpoint.spec.tied:
             _check_duplicate(checkpoint, value)
     return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _opened(path: Path) -> Checkpoint:
+    """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix."""
+    if path.is_file():
+        return open_gguf(path)
+    parameters = None if _holds_tensors(path) else parameters_of(path)
+    return _open_directory(path) if parameters is None else open_tunix(parameters)
+
+
+def _holds_tensors(directory: Path) -> bool:
+    return next(directory.glob("*.safetensors"), None) is not None
 
 
 def load_keep(directory: str | Path) -> Keep:
