@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo gemma lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix gemma lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -60,11 +60,19 @@ browser: $(READY)  ## the report in headless Chromium, of SAAP_CHROMIUM or on th
 	$(BIN)/pip install -q "playwright>=1.49,<2"
 	$(BIN)/pytest -q -m browser
 
+# $(1) the tests to run where libraries of models are installed.
+define in-zoo
+test -x .venv/zoo/bin/python || $(PYTHON) -m venv .venv/zoo
+.venv/zoo/bin/pip install -q --no-deps -r requirements.lock -r requirements-zoo.lock
+.venv/zoo/bin/pip install -q --no-deps --no-build-isolation -e .
+KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo $(1)
+endef
+
 zoo: $(READY)  ## tiny models of Tunix, Equinox, Haiku, Penzai, flaxmodels, Keras and Flax, in an environment of its own
-	test -x .venv/zoo/bin/python || $(PYTHON) -m venv .venv/zoo
-	.venv/zoo/bin/pip install -q --no-deps -r requirements.lock -r requirements-zoo.lock
-	.venv/zoo/bin/pip install -q --no-deps --no-build-isolation -e .
-	KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo tests/zoo
+	$(call in-zoo,tests/zoo)
+
+tunix: $(READY)  ## Tunix loads what is exported for it and distils it, and its checkpoint is read back; part of `make zoo`
+	$(call in-zoo,tests/zoo/test_tunix.py)
 
 gemma: $(READY)  ## Gemma 3 270M through every command, and in llama.cpp; downloads it (its licence terms are Gemma's own)
 	$(BIN)/pip install -q --no-deps -r requirements-gemma.lock
