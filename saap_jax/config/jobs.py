@@ -209,9 +209,10 @@ class ExportConfig:
     """The model: a name, GGUF file or directory."""
     out: str = ""
     """What to write: a directory, or with format gguf a file; it must not exist."""
-    format: Literal["hf", "padded", "ragged", "gguf", "tunix"] = "hf"
+    format: Literal["hf", "padded", "ragged", "gguf", "tunix", "maxtext"] = "hf"
     """`hf`: a plain LLaMA, if all layers are alike. `padded`: a plain LLaMA, widened by zeros. `ragged`: widths as they
-    are, with code for transformers. `gguf`: a file for llama.cpp. `tunix`: as `hf`, with what configures Tunix."""
+    are, with code for transformers. `gguf`: a file for llama.cpp. `tunix`: as `hf`, with what configures Tunix.
+    `maxtext`: a checkpoint of MaxText, with its configuration."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Type of the stored matrices; q8_0 is for gguf alone."""
     dequantize: bool = False

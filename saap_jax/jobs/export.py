@@ -17,15 +17,17 @@ from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabula
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.files import tunix
+from saap_jax.llama.files import maxtext, tunix
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
+from saap_jax.llama.files.hf_config import config_from_spec
 from saap_jax.llama.files.load import resolve
+from saap_jax.llama.files.orbax_items import arrays_of, item_of
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import new_output, write_json
+from saap_jax.llama.files.write import new_output, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
 
-TUNIX = "tunix.json"
-"""Name of the file that says what configures Tunix."""
+TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
+"""Names of the files that say what configures Tunix, and MaxText."""
 
 Step = Callable[[str], contextlib.AbstractContextManager]
 """Shows a step of the work while it runs."""
@@ -93,10 +95,12 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
 
 
 def count_written(place: Path) -> int:
-    """Count the parameters in a GGUF file or in the safetensors files of a directory, by the headers of the files."""
+    """Count the parameters in a GGUF file, the safetensors files of a directory, or a checkpoint of MaxText."""
     if place.is_file():
         tensors = gguf.GGUFReader(place).tensors
         return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != ROPE_FACTORS)
+    if (items := item_of(place, maxtext.ITEMS)) is not None:
+        return sum(array.size for array in arrays_of(items).values())
     total = 0
     for path in place.glob("*.safetensors"):
         with safe_open(path, "numpy") as file:
@@ -138,6 +142,8 @@ def _write(
                 f"llama.cpp has no sliding window here, so the context ends where that begins, at {positions} tokens",
             )
         return f"GGUF, architecture {written.architecture}", written.added, notes
+    if config.format == "maxtext":
+        return _write_maxtext(config, model, tokenizer, place)
     generation = source / "generation_config.json"
     about = tunix.configuration(model.spec) if config.format == "tunix" else None
     added = write_hf(
@@ -154,6 +160,22 @@ def _write(
     if config.format == "ragged":
         return "SaapLlamaForCausalLM", added, ("load it in transformers with trust_remote_code=True",)
     return model.constants.traits.architecture, added, ()
+
+
+def _write_maxtext(
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path
+) -> tuple[str, int, tuple[str, ...]]:
+    """Write a checkpoint of MaxText, with the configuration that reads it back and the one that MaxText takes."""
+    settings = maxtext.settings_of(model.spec, Path(config.out).expanduser())
+    maxtext.write_maxtext(model, place, jnp.dtype(config.dtype))
+    (place / MAXTEXT).write_text(settings, encoding="utf-8")
+    write_json(config_from_spec(model.spec, config.dtype), place / "config.json")
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, place)
+    block = maxtext.BLOCKS[model.constants.family].name
+    launch = "python3 -m maxtext.trainers.post_train.distillation.train_distill distillation.yml"
+    note = f"distil with the lines of {MAXTEXT} in distillation.yml and the unpruned model as teacher: {launch}"
+    return f"MaxText, decoder block {block}", 0, (note,)
 
 
 def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:

@@ -33,8 +33,10 @@ from saap_jax.llama.files.hf_layout import (
     tensor_shapes,
 )
 from saap_jax.llama.files.load_gguf import open_gguf
+from saap_jax.llama.files.maxtext import ITEMS, open_maxtext
+from saap_jax.llama.files.orbax_items import item_of
 from saap_jax.llama.files.packaged import PACKAGED, packaged
-from saap_jax.llama.files.tunix import open_tunix, parameters_of
+from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
@@ -93,15 +95,14 @@ def load_model(
 
 
 def _opened(path: Path) -> Checkpoint:
-    """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix."""
+    """Open a GGUF file, a directory of safetensors, or a checkpoint of Tunix or MaxText."""
     if path.is_file():
         return open_gguf(path)
-    parameters = None if _holds_tensors(path) else parameters_of(path)
-    return _open_directory(path) if parameters is None else open_tunix(parameters)
-
-
-def _holds_tensors(directory: Path) -> bool:
-    return next(directory.glob("*.safetensors"), None) is not None
+    if next(path.glob("*.safetensors"), None) is None:
+        for name, opened in ((PARAMETERS, open_tunix), (ITEMS, open_maxtext)):
+            if (item := item_of(path, name)) is not None:
+                return opened(item)
+    return _open_directory(path)
 
 
 def load_keep(directory: str | Path) -> Keep:

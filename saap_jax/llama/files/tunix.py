@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from saap_jax.formats.json_files import read_object
-from saap_jax.llama.files.hf_config import spec_from_config
 from saap_jax.llama.files.hf_layout import EMBEDDING, UNEMBEDDING, Checkpoint
+from saap_jax.llama.files.orbax_items import arrays_of, spec_beside
 from saap_jax.llama.spec import LlamaSpec
 
 PARAMETERS = "model_params"
@@ -122,15 +120,6 @@ def _whole(value: float | None) -> int | float | None:
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
-def parameters_of(directory: Path) -> Path | None:
-    """Return where the parameters of a Tunix checkpoint are, of its last step if there are several; None if nowhere."""
-    if (directory / PARAMETERS).is_dir():
-        return directory / PARAMETERS
-    steps = [int(each.name) for each in directory.iterdir() if re.fullmatch(r"\d{1,9}", each.name)]
-    places = [directory / str(step) / PARAMETERS for step in sorted(steps, reverse=True)]
-    return next((place for place in places if place.is_dir()), None)
-
-
 def open_tunix(parameters: Path) -> Checkpoint:
     """Open the parameters of a Tunix checkpoint, in host memory all at once.
 
@@ -141,39 +130,12 @@ def open_tunix(parameters: Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: arrays of other names, or what Orbax cannot read.
     """
-    places = [parameters.parent / "config.json", parameters.parent.parent / "config.json"]
-    config = next((place for place in places if place.is_file()), None)
-    if config is None:
-        raise FileNotFoundError(
-            f"{parameters}: expected the config.json of the model that was trained in {places[0].parent} or "
-            f"{places[1].parent}, found none; copy it there from the exported model"
-        )
-    spec = spec_from_config(read_object(config), str(config))
-    arrays = _arrays(parameters)
     tensors: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
+    for name, array in arrays_of(parameters).items():
         for stored, tensor in _stored(name, array, str(parameters)):
             tensors[stored] = tensor
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Checkpoint(str(parameters), spec, shapes, tensors.__getitem__)
-
-
-def _arrays(parameters: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a checkpoint by name: `layers/0/attn/q_proj/w`."""
-    import orbax.checkpoint as ocp  # takes a second, which others need not wait for
-
-    reader = ocp.PyTreeCheckpointer()
-    try:
-        tree: Any = reader.metadata(parameters)
-        tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
-        wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = reader.restore(parameters, args=ocp.args.PyTreeRestore(restore_args=wanted))
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{parameters}: expected parameters that Orbax can read ({reason})") from None
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-    return {name.removesuffix("/value"): array for name, array in named.items()}
+    return Checkpoint(str(parameters), spec_beside(parameters), shapes, tensors.__getitem__)
 
 
 _Make = Callable[[np.ndarray], np.ndarray]

@@ -1,0 +1,87 @@
+"""MaxText: what is written for it and read back. With the package itself: `make maxtext`."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from saap_jax.config.jobs import ExportConfig
+from saap_jax.jobs.export import export_model
+from saap_jax.llama import Constants, LlamaSpec, RopeScaling, load_model, save_model
+from saap_jax.llama.files.maxtext import overrides, tree_of
+from tests.export.models import PLAIN, RELATIVES, UNIFORM, spec_of
+from tests.helpers import random_model
+
+PUBLISHED = RopeScaling(kind="llama3", factor=8.0)
+SPECS: dict[str, LlamaSpec] = {
+    "llama": UNIFORM,
+    "tied": PLAIN["tied"],
+    "scaled": dataclasses.replace(UNIFORM, constants=Constants(rope_scaling=PUBLISHED, max_positions=131072)),
+    "qwen3": RELATIVES["qwen3-uniform"],
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_an_export_is_read_back(name, tmp_path):
+    model = random_model(SPECS[name], 1)
+    source = save_model(model, tmp_path / "model")
+    done = export_model(ExportConfig(model=str(source), out=str(tmp_path / "out"), format="maxtext"))
+    assert done.written == done.parameters == sum(leaf.size for leaf in jax.tree.leaves(model))
+    for place in ("out", "out/0"):
+        if place == "out/0":
+            (tmp_path / "out" / "0" / "config.json").write_bytes((source / "config.json").read_bytes())
+        read = load_model(tmp_path / place)
+        assert read.spec == model.spec
+        for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(read), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-6)  # queries are scaled and scaled back
+    said = (tmp_path / "out" / "maxtext.yml").read_text().splitlines()
+    assert said[0] == "student_overrides:"
+    assert f'  decoder_block: "{"qwen3" if name == "qwen3" else "llama2"}"' in said
+    assert f"  load_parameters_path: {json.dumps(str(tmp_path / 'out' / '0' / 'items'))}" in said
+    assert said[-1] == "distill_layer_indices: [0, 1]"
+
+
+def test_layers_that_are_not_stacked_are_read_too(tmp_path):
+    model = random_model(UNIFORM, 1)
+    tree = tree_of(model)
+    decoder = tree["params"]["params"]["decoder"]
+    stacked = decoder.pop("layers")
+    for layer in range(2):
+        decoder[f"layers_{layer}"] = jax.tree.map(lambda array, layer=layer: array[:, layer], stacked)
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "7" / "items", tree)
+    (tmp_path / "config.json").write_bytes((save_model(model, tmp_path / "m") / "config.json").read_bytes())
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(load_model(tmp_path)), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+def test_what_is_no_such_checkpoint_is_refused(tmp_path):
+    model = random_model(UNIFORM)
+    (tmp_path / "config.json").write_bytes((save_model(model, tmp_path / "m") / "config.json").read_bytes())
+    tree = tree_of(model)
+    for step, strange in enumerate(({"weights": tree["params"]}, {"params": {"params": {"decoder": {"lora": 0}}}})):
+        tree = jax.tree.map(np.asarray, strange)
+        with ocp.PyTreeCheckpointer() as writer:
+            writer.save(tmp_path / str(step) / "items", tree)
+        with pytest.raises(ValueError, match=r"expected arrays (below params/params|of the blocks llama2, qwen3)"):
+            load_model(tmp_path / str(step)) if step else load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (spec_of((2, 2, 24), (1, 2, 24)), "expected layers of equal widths above zero, one number each"),
+        (spec_of((0, 1, 8), (0, 1, 8)), "expected layers of equal widths above zero"),
+        (PLAIN["biased"], "expected no biases of output projections"),
+        (PLAIN["linear"], "expected rotary scaling of Llama 3.1 or none, got linear"),
+        (PLAIN["llama3"], "factor 8 from 8,192 positions, 1 and 4.*got 8, 1, 4, 64"),
+        (RELATIVES["mistral-uniform"], "expected no windows, which its block llama2 has not"),
+        (RELATIVES["qwen2-uniform"], "expected a family of llama, mistral, qwen3, got qwen2"),
+    ],
+)
+def test_what_it_cannot_compute_is_refused(spec, said):
+    with pytest.raises(ValueError, match=said):
+        overrides(spec)
