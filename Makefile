@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix gemma lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare configs/quickstart.py
@@ -84,6 +84,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install -q --no-deps -r requirements.lock
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $(READY)
+
+maxtext: $(READY)  ## MaxText loads what is exported for it, and what it saves is read back; Python 3.12, 2 GB of packages, not in CI
+	test -x .venv/maxtext/bin/python || $(shell .ci/newest-python 3.12) -m venv .venv/maxtext
+	.venv/maxtext/bin/pip install -q --no-deps -r requirements-maxtext.lock
+	.venv/maxtext/bin/pip install -q --no-deps --no-build-isolation -e .
+	JAX_PLATFORMS=cpu .venv/maxtext/bin/pytest -q -m maxtext tests/maxtext
 
 lock:  ## renew the lock files; the packaged model comes without its dependencies, which nothing here needs
 	$(BIN)/pip install -q uv
