@@ -347,5 +347,5 @@ class SearchConfig:
 STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
 """What docs/study.md found to go best with `saap`."""
 
-PREFERRED = dataclasses.replace(STUDIED, attention_share=0.17, attention_from=0.2)
+PREFERRED = dataclasses.replace(STUDIED, attention_share=0.25, attention_from=0.3)
 """What docs/arena.md found to go best with `saap` and least squares behind it."""

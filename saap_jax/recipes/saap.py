@@ -7,7 +7,7 @@ from saap_jax.recipes.base import PROTECTED, Recipe
 
 RECIPES = {
     "saap": Recipe(
-        title="The defaults of `saap prune`: as `saap-scores`, heads beyond 20 % alone, then least squares",
+        title="The defaults of `saap prune`: scores as `saap-scores`, heads beyond 30 % only, then least squares",
         paper="arXiv:2412.15127",
         estimator="saap",
         search=PREFERRED,
