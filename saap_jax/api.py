@@ -106,8 +106,9 @@ def select_units(
     config = config or SearchConfig()
     if config.chooses_again:
         raise ValueError(
-            f"search: expected no in_sequence, learn or evolve without text, got {config.in_sequence!r}, "
-            f"{config.learn.steps} steps and {config.evolve.generations} generations; call select_path"
+            "search: expected no in_sequence, learn, evolve or uniform shape without text, got "
+            f"{config.in_sequence!r}, {config.learn.steps} steps, {config.evolve.generations} generations and "
+            f"{config.shape!r}; call select_path"
         )
     if isinstance(scores, Calibrated):
         if estimator is None and len(scores.estimators) > 1:

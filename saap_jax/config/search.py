@@ -12,6 +12,7 @@ RankBy = Literal["score", "score_per_parameter"]
 InSequence = Literal["none", "wanda", "obs", "obs_swaps", "leverage"]
 LearnRule = Literal["momentum", "sigmoid", "smooth"]
 Normalization = Literal["none", "layer_zscore", "structure_mean"]
+Shape = Literal["free", "uniform"]
 Solver = Literal["greedy", "exact"]
 Device = Literal["any", "tpu", "gpu", "cpu"]
 ScenarioReduction = Literal["mean", "max", "min_rank"]
@@ -137,6 +138,20 @@ class EvolveConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformConfig:
+    """How a uniform shape is searched; see `selection.uniform`."""
+
+    layers: float = 0.25
+    """Share of the layers that may go whole."""
+    finalists: int = 4
+    """Shapes that held-out text decides between, the best ones on a microbatch."""
+
+    def __post_init__(self) -> None:
+        check_share("search.uniform.layers", self.layers)
+        check_at_least("search.uniform.finalists", self.finalists, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How a budget is shared between layers and structures.
 
@@ -191,6 +206,11 @@ class SearchConfig:
     of the model as pruned and compensated so far, by Wanda's score, the optimal brain surgeon's (with swaps behind it
     or without) or ridge leverage; how many is as chosen before. About three passes over the calibration text for each
     ratio."""
+    shape: Shape = "free"
+    """`uniform`: all layers that stay keep as many units as each other, as plain models and MaxText have it; how many
+    layers, heads and channels is searched on the calibration text, of which a quarter is held out. `skip_layers` and
+    shares for attention then count for nothing."""
+    uniform: UniformConfig = UniformConfig()
     learn: LearnConfig = LearnConfig()
     evolve: EvolveConfig = EvolveConfig()
     min_keep_each: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
@@ -265,8 +285,21 @@ class SearchConfig:
                     f"search.evolve.generations: expected no search.{name} beside it, {why}, got {got}; leave one of "
                     "the two out"
                 )
+        for name, none in (
+            ("depth", False),
+            ("max_segments", None),
+            ("max_shapes", None),
+            ("learn", LearnConfig()),
+            ("evolve", EvolveConfig()),
+        ):
+            if self.shape == "uniform" and getattr(self, name) != none:
+                raise ValueError(
+                    f"search.shape: expected no search.{name} beside uniform, which says how many units each layer "
+                    f"keeps, got {getattr(self, name)}; leave one of the two out"
+                )
         for name in self.nested:
             for other, none in (
+                ("shape", "free"),
                 ("max_segments", None),
                 ("max_shapes", None),
                 ("depth", False),
@@ -301,9 +334,15 @@ class SearchConfig:
         return self.in_sequence != "none" or bool(self.trains)
 
     @property
+    def orders(self) -> bool:
+        """Whether which units of a layer go is a matter of order, and how many is searched anew."""
+        return bool(self.evolve.generations) or self.shape == "uniform"
+
+    @property
     def trains(self) -> str:
         """Name of the option that lowers the divergence from the unpruned model, the first of them; empty if none."""
-        return "learn.steps" if self.learn.steps else "evolve.generations" if self.evolve.generations else ""
+        asked = {"learn.steps": self.learn.steps, "evolve.generations": self.evolve.generations}
+        return next((name for name, count in asked.items() if count), "shape" if self.shape == "uniform" else "")
 
     def check_microbatches(self, count: int) -> None:
         """Raise ValueError where there are too few microbatches to hold some out, which say what is the best."""
@@ -332,8 +371,8 @@ class SearchConfig:
         default = SearchConfig()
         for name in (
             "attention_share", "attention_from", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device",
-            "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "learn", "evolve", "query_heads",
-            "residual",
+            "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "shape", "uniform", "learn", "evolve",
+            "query_heads", "residual",
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

@@ -3,6 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from saap_jax.llama.model import DecoderLayer, Llama
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths, LlamaSpec
 
 DECI_CHANNELS = 32
@@ -97,3 +103,29 @@ def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
     biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
     return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers)) + biases
+
+
+def without_empty_layers(model: Llama) -> Llama:
+    """Return a model without the layers that have neither heads nor channels, which compute nothing; neighbours that
+    are alike then are stacked."""
+    kept: list[tuple[int, DecoderLayer]] = []
+    for segment, at in zip(model.segments, segment_bounds(model.segments), strict=True):
+        biased = segment.mlp.down_bias is not None
+        if segment.widths.kv_heads or segment.widths.mlp or biased:
+            kept.append((at.start, segment))
+    if len(kept) == len(model.segments) or not kept:
+        return model
+    new = jax.tree.map(lambda x: x, model)
+    stacked: list[DecoderLayer] = []
+    for _, segment in kept:
+        if stacked and stacked[-1].widths == segment.widths:
+            stacked[-1] = jax.tree.map(lambda *parts: jnp.concatenate(parts), stacked[-1], segment)
+        else:
+            stacked.append(segment)
+    new.segments = nnx.List(stacked)
+    numbers = [start + layer for start, segment in kept for layer in range(segment.length)]
+    if (apart := model.constants.apart) is not None:
+        own = tuple(new for new, old in enumerate(numbers) if old in apart.layers)
+        found = dataclasses.replace(apart, layers=own) if own else None
+        new.constants = dataclasses.replace(model.constants, apart=found)
+    return new

@@ -166,8 +166,9 @@ def _keeping(
 
     def found(ratio: float, selection: Selection) -> None:
         keeps.update(dict.fromkeys(names[ratio], selection.keep))
-        if curve := list(selection.divergences):
-            run.update(divergences={**run.record.get("divergences", {}), **dict.fromkeys(names[ratio], curve)})
+        for kind, values in (("divergences", selection.divergences), ("prices", selection.price)):
+            if values:
+                run.update(**{kind: {**run.record.get(kind, {}), **{name: list(values) for name in names[ratio]}}})
         if at_once:
             save_keeps(run, keeps)
 

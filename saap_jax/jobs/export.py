@@ -16,6 +16,7 @@ from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.export.widths import without_empty_layers
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files import maxtext, tunix
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
@@ -74,6 +75,10 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         written, more = _in_floats(config, model)
         blocks = written is model and quantization_of(model) is not None
         notes += more
+        if config.format not in ("ragged", "gguf"):
+            layers, written = len(written.spec.layers), without_empty_layers(written)
+            if gone := layers - len(written.spec.layers):
+                notes += (f"{gone} layers without heads and channels, which compute nothing, are left out",)
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         with step("write"):

@@ -153,7 +153,7 @@ class Road:
                 self.scenarios,
                 self.variant.search,
                 self.variant.compensation,
-                priority_of(self.subject, calibrated, self.variant.estimator, self.variant.search),
+                priority_of(self.subject, self.scores, self.variant.estimator, self.variant.search),
                 batch_size=self.config.calibration.batch_size,
                 track=self.track,
             )

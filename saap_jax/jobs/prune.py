@@ -341,6 +341,9 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))
+    if selection.price:
+        said = "KL to the unpruned model, nats a token, of free layers and of these, which are alike"
+        rows.append((said, "{:.4f} -> {:.4f}".format(*selection.price)))
     if learnt := selection.divergences:
         said = "KL to the unpruned model, nats a token, before and after units were chosen by it"
         rows.append((said, f"{learnt[0]:.4f} -> {min(learnt):.4f}"))

@@ -458,6 +458,9 @@ class RunRecord(TypedDict, total=False):
     suggestions: list[str | SuggestionRecord]
     fusions: dict[str, dict[str, Fused]]
     """By scenario and fused estimator."""
+    prices: dict[str, list[float]]
+    """By candidate whose layers are alike: KL to the unpruned model on held-out text, nats a token, of free layers and
+    of these."""
     divergences: dict[str, list[float]]
     """By candidate whose units `search.learn` or `search.evolve` chose: KL to the unpruned model on held-out text, nats
     a token, before and after each round."""

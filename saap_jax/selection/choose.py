@@ -17,6 +17,7 @@ from saap_jax.selection.evolved import evolved
 from saap_jax.selection.learned import Store, learned
 from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, priorities, search
+from saap_jax.selection.uniform import uniform
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep, Remat, Scores
 
@@ -170,7 +171,7 @@ def choose_path(
         found: is called with each ratio and its selection as soon as it is known.
         store_of: where training that is killed is gone on from, for each ratio.
     """
-    ratios = tuple(ratios)
+    ratios, first = tuple(ratios), calibrated
     selections: dict[float, Selection] = {}
     gone = None
     for ratio in checkpoints(ratios, config.rescore_every):
@@ -192,7 +193,7 @@ def choose_path(
         selections[ratio] = choose_calibrated(subject, calibrated, estimator, ratio, config, gone)
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
-    priority = priority_of(subject, calibrated, estimator, config)
+    priority = priority_of(subject, first, estimator, config)
     chosen: dict[float, Selection] = {}
     for ratio in dict.fromkeys(each for each in ratios if each not in done):
         chosen[ratio] = chosen_again(
@@ -205,7 +206,7 @@ def choose_path(
 
 def priority_of(subject: Subject, calibrated: Calibrated, estimator: str, config: SearchConfig) -> Scores | None:
     """Return what orders the units of a layer; None where nothing asks for it."""
-    if not config.evolve.generations:
+    if not config.orders:
         return None
     scores = calibrated.scores(estimator, config.scenario_reduction)
     adaptive = ALLOCATIONS[config.allocation].stability
@@ -241,6 +242,14 @@ def chosen_again(
             start, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
             lambda keep: selection_of(subject, keep, start.asked),
             progress=lambda steps: track("evolve how much each layer loses", steps, len(steps)),
+        )  # fmt: skip
+    if config.shape == "uniform":
+        assert priority is not None
+        free = selection
+        selection = uniform(
+            free, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
+            lambda keep: selection_of(subject, keep, free.asked),
+            progress=lambda steps: track("search a uniform shape", steps, len(steps)),
         )  # fmt: skip
     if config.learn.steps:
         selection = learned(

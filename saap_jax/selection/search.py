@@ -71,6 +71,8 @@ class Selection(NamedTuple):
     divergences: tuple[float, ...] = ()
     """On held-out text in nats a token, of `search.learn` or else `search.evolve`, if there was one: before, and after
     each round, or all generations."""
+    price: tuple[float, ...] = ()
+    """Of `search.shape = uniform`, on held-out text in nats a token: of free layers, and of these, which are alike."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield how many units each layer keeps of each structure."""

@@ -269,7 +269,7 @@ class Subject(abc.ABC):
             ValueError: a model whose units have no gates of their own, or too few examples to hold some out.
         """
         raise ValueError(
-            "search.learn and evolve: are for attention and MLP of layers, which this model does not tell apart"
+            "search.learn, evolve and shape: are for attention and MLP of layers, which this model does not tell apart"
         )
 
     @abc.abstractmethod

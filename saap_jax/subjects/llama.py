@@ -345,7 +345,7 @@ class LlamaSubject(Subject):
         """Return the divergence from this model; see `surgery.divergence`."""
         if self.further:
             raise ValueError(
-                f"search.learn and evolve: expected attention and MLP alone, got {', '.join(self.existing)}"
+                f"search.learn, evolve and shape: expected attention and MLP alone, got {', '.join(self.existing)}"
             )
         return Divergence(self.model, pairs(examples, batch_size), language_loss)
 

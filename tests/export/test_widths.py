@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from saap_jax.discovery import count_parameters
-from saap_jax.export.widths import added_parameters, deci_widths, uniform_widths
+from saap_jax.export.widths import added_parameters, deci_widths, uniform_widths, without_empty_layers
 from saap_jax.llama import abstract_llama
-from tests.export.models import EMPTY, RAGGED, SPECS, UNIFORM, spec_of
+from tests.export.models import EMPTY, RAGGED, SPECS, UNIFORM, gemma, spec_of
+from tests.helpers import random_model, random_tokens
 
 
 def tuples(layers):
@@ -56,3 +60,33 @@ def test_added_parameters_are_counted(widen, name):
     layers = widen(spec)
     wider = count_parameters(abstract_llama(dataclasses.replace(spec, layers=layers)))
     assert added_parameters(spec, layers) == wider - count_parameters(abstract_llama(spec))
+
+
+GEMMA = gemma(7)
+HOLES = {
+    "stacked": spec_of((2, 2, 24), (0, 1, 0), (2, 2, 24), (0, 1, 0)),
+    "apart": spec_of(*[(1, 2, 24) if layer != 1 else (0, 1, 0) for layer in range(7)], constants=GEMMA),
+    "first": spec_of((0, 1, 0), (0, 1, 8), (1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_layers_that_compute_nothing_are_left_out(name):
+    model = random_model(HOLES[name])
+    whole = without_empty_layers(model)
+    widths = [layer for layer in model.spec.layers if layer.kv_heads or layer.mlp]
+    assert list(whole.spec.layers) == widths
+    assert len(whole.segments) == len(whole.spec.segments), "neighbours that are alike are stacked"
+    tokens = jnp.asarray(random_tokens(2, 16))
+    np.testing.assert_allclose(whole(tokens), model(tokens), rtol=1e-5, atol=1e-5)
+    assert without_empty_layers(whole) is whole
+    if name == "apart":  # layers keep their own view of positions: the sixth, now the fifth, sees all of them
+        assert whole.constants.apart.layers == (0, 1, 2, 3, 5)
+        wrong = jax.tree.map(lambda x: x, whole)
+        wrong.constants = GEMMA
+        assert not np.allclose(wrong(tokens), model(tokens), atol=1e-3)
+
+
+def test_biases_of_an_empty_layer_stay():
+    model = random_model(dataclasses.replace(HOLES["first"], output_biases=True))
+    assert without_empty_layers(model) is model

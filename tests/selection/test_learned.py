@@ -276,7 +276,7 @@ def test_bad_input(small):
     with pytest.raises(ValueError, match="learn"):
         PruneConfig(search=SEARCH, model=ModelConfig(name="x.py:build"))
     with pytest.raises(
-        ValueError, match="search.learn and evolve: expected attention and MLP alone, got attention, mlp, query"
+        ValueError, match="search.learn, evolve and shape: expected attention and MLP alone, got attention, mlp, query"
     ):
         dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
 

@@ -1,12 +1,36 @@
 """How units were chosen by divergence from the unpruned model: before, at best, and round by round."""
 
+import math
+
 from saap_jax.report.figures.divergence import divergence_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Words, text_table
 from saap_jax.runs.records import RunRecord
 
 
 def divergence_section(run: RunRecord, detail: Detail) -> list[Section]:
-    """Return what `search.learn` and `search.evolve` brought; nothing where no candidate was chosen so."""
+    """Return what was chosen by the divergence, and brought or cost what; nothing where no candidate was chosen so."""
+    return [*_learnt(run, detail), *_priced(run)]
+
+
+def _priced(run: RunRecord) -> list[Section]:
+    """Return what layers cost that are all alike."""
+    if not (found := run.get("prices", {})):
+        return []
+    said = Words(
+        "All layers that stay are alike, as plain models have it: how many layers, heads and channels was searched by "
+        "the divergence from the unpruned model. Beside it, on the same held-out calibration text, what the search "
+        "chose where each layer is free, of as many parameters."
+    )
+    lines = [
+        [name, f"{free:.4f}", f"{alike:.4f}", f"{100 * math.expm1(alike - free):+.1f} %"]
+        for name, (free, alike) in found.items()
+    ]
+    header = ["candidate", "KL, free layers (nats a token)", "layers alike", "perplexity for that"]
+    return [Section("uniform", "The price of layers that are alike", [said, text_table("", header, lines, words=1)])]
+
+
+def _learnt(run: RunRecord, detail: Detail) -> list[Section]:
+    """Return what `search.learn` and `search.evolve` brought."""
     found = run.get("divergences", {})
     if not found:
         return []
