@@ -12,6 +12,7 @@ from saap_jax.config.amounts import read_percent
 from saap_jax.config.jobs import FrontierConfig
 from saap_jax.config.method import ALL
 from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
@@ -136,20 +137,20 @@ class Road:
         )  # fmt: skip
         self.scores = own.only(variant.scenario) if alone else own
         self.scenarios = {variant.scenario: scenarios[variant.scenario]} if alone else scenarios
-        self._stations: dict[float, tuple[Calibrated, Keep]] = {}
+        self._stations: dict[tuple[SearchConfig, float], tuple[Calibrated, Keep]] = {}
         self._selected: dict[float, Selection] = {}
 
     def select(self, ratio: float) -> Selection:
         """Choose the units to keep at a ratio."""
-        calibrated, gone = self.scores, None
-        for station in checkpoints((ratio,), self.variant.search.rescore_every)[:-1]:
-            if station not in self._stations:
-                self._stations[station] = self._observed(station, calibrated, gone)
-            calibrated, gone = self._stations[station]
+        calibrated, gone, search = self.scores, None, self.variant.search.at_ratio(ratio)
+        for station in checkpoints((ratio,), search.rescore_every)[:-1]:
+            if (search, station) not in self._stations:
+                self._stations[search, station] = self._observed(station, calibrated, gone, search, ratio)
+            calibrated, gone = self._stations[search, station]
         if ratio not in self._selected:
             self._selected[ratio] = chosen_again(
                 self.subject,
-                self._select(ratio, calibrated, gone),
+                self._select(ratio, calibrated, gone, search),
                 self.scenarios,
                 self.variant.search,
                 self.variant.compensation,
@@ -159,13 +160,17 @@ class Road:
             )
         return self._selected[ratio]
 
-    def _select(self, ratio: float, calibrated: Calibrated, gone: Keep | None) -> Selection:
-        return choose_calibrated(self.subject, calibrated, self.variant.estimator, ratio, self.variant.search, gone)
+    def _select(self, ratio: float, calibrated: Calibrated, gone: Keep | None, search: SearchConfig) -> Selection:
+        return choose_calibrated(self.subject, calibrated, self.variant.estimator, ratio, search, gone)
 
-    def _observed(self, station: float, calibrated: Calibrated, gone: Keep | None) -> tuple[Calibrated, Keep]:
-        """Return the scores of the model pruned to a ratio, from the run or anew, and the units that are gone there."""
-        keep = self._select(station, calibrated, gone).keep
-        suffix, variant = f"{self.suffix}-{station:g}", self.variant
+    def _observed(
+        self, station: float, calibrated: Calibrated, gone: Keep | None, search: SearchConfig, ratio: float
+    ) -> tuple[Calibrated, Keep]:
+        """Return the scores of the model pruned to a station on the way to a ratio, from the run or anew, and the units
+        that are gone there."""
+        keep, variant = self._select(station, calibrated, gone, search).keep, self.variant
+        own = "" if search is variant.search else f"-to{ratio:g}"  # ways of their own share no station
+        suffix = f"{self.suffix}-{station:g}{own}"
         if not self.run.has(f"scores{suffix}.npz"):
             made = calibrate(
                 self.subject,

@@ -160,7 +160,8 @@ def choose_path(
 
     A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
     all of it equally: so the model is observed again, with the removed units masked and all statistics anew, whenever
-    a share `rescore_every` has gone. Removed units stay removed on the way to higher ratios.
+    a share `rescore_every` has gone. Removed units stay removed on the way to higher ratios. With
+    `config.attention_from` each ratio has a way of its own, all along which attention has the share that it has there.
 
     Args:
         calibrated: scores of the whole model.
@@ -171,7 +172,17 @@ def choose_path(
         found: is called with each ratio and its selection as soon as it is known.
         store_of: where training that is killed is gone on from, for each ratio.
     """
-    ratios, first = tuple(ratios), calibrated
+    ratios = tuple(ratios)
+    if config.attention_from and config.rescore_every is not None:
+        chosen: dict[float, Selection] = {}
+        for ratio in dict.fromkeys(each for each in ratios if each not in done):
+            chosen |= choose_path(
+                subject, calibrated, scenarios, estimator, [ratio], config.at_ratio(ratio), fusion=fusion,
+                compensation=compensation, batch_size=batch_size, remat=remat, track=track, found=found,
+                store_of=store_of,
+            )  # fmt: skip
+        return chosen
+    first = calibrated
     selections: dict[float, Selection] = {}
     gone = None
     for ratio in checkpoints(ratios, config.rescore_every):
@@ -194,7 +205,7 @@ def choose_path(
         if config.rescore_every is not None:
             gone = {name: ~kept for name, kept in selections[ratio].keep.items()}
     priority = priority_of(subject, first, estimator, config)
-    chosen: dict[float, Selection] = {}
+    chosen = {}
     for ratio in dict.fromkeys(each for each in ratios if each not in done):
         chosen[ratio] = chosen_again(
             subject, selections[ratio], scenarios, config, compensation, priority,

@@ -122,12 +122,14 @@ class TestLargestRatio:
             assert "up to the largest ratio that its search can meet" in (run.path / "frontier.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def steps(config, tmp_path_factory):
+@pytest.fixture(scope="module", params=[0.0, 0.15])
+def steps(request, config, tmp_path_factory):
     other = dataclasses.replace(
         config,
         runs=str(tmp_path_factory.mktemp("steps")),
-        search=STEPS,
+        search=dataclasses.replace(
+            STEPS, attention_share=0.4 if request.param else STEPS.attention_share, attention_from=request.param
+        ),
         ratios=(0.1, 0.2, 0.5),
         estimation=EstimationConfig(estimators=("gate_fisher",)),
     )
@@ -164,7 +166,8 @@ class TestSteps:
     def test_scores_on_the_way_are_kept(self, steps, tmp_path, monkeypatch):
         config, run = steps
         files = {path.name for path in run.path.iterdir()}
-        assert {f"scores-road0-seed{seed}-{at}.npz" for seed in (0, 3) for at in (0.15, 0.3, 0.45)} <= files
+        own = "-to0.5" if config.search.attention_from else ""
+        assert {f"scores-road0-seed{seed}-{at}{own}.npz" for seed in (0, 3) for at in (0.15, 0.3, 0.45)} <= files
         resumed(config, run, tmp_path, 3)
         monkeypatch.setattr(frontier, "calibrate", lambda *_, **__: pytest.fail("observed again"))
         again = frontier.frontier(dataclasses.replace(config, runs=str(tmp_path)))

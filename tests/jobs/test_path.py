@@ -84,6 +84,18 @@ def test_what_is_gone_stays_gone():
             assert not (found[high].keep[name] & ~found[low].keep[name]).any()
 
 
+def test_attention_has_its_part_of_a_ratio_all_along_the_way_there():
+    """With `attention_from` each ratio has a way of its own: it is the one with the share that it has at its end."""
+    start = dataclasses.replace(STEPS, attention_share=0.5, attention_from=0.2)
+    found = path("gate_fisher", (0.2, 0.6), start)
+    for ratio, share in ((0.2, 0.0), (0.6, 0.5 * 0.4 / 0.6)):
+        alone = dataclasses.replace(STEPS, attention_share=share)
+        assert start.at_ratio(ratio).attention_share == pytest.approx(share)
+        assert same(found[ratio].keep, path("gate_fisher", (ratio,), alone)[ratio].keep)
+    assert found[0.2].keep["attention"].all()
+    assert not found[0.6].keep["attention"].all()
+
+
 def test_without_steps_nothing_is_observed_again(monkeypatch):
     monkeypatch.setattr("saap_jax.selection.choose.calibrate", lambda *_, **__: pytest.fail("observed again"))
     path("gate_fisher", (0.3, 0.6), dataclasses.replace(STEPS, rescore_every=None))
