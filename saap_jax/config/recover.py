@@ -104,6 +104,9 @@ class TrainingConfig:
     """Stop after so many checks without a lower held-out loss; 0: never."""
     distillation: float = 0.0
     """Weight, in [0, 1], of the divergence from the dense model; the loss has the rest."""
+    hidden: float = 0.0
+    """Weight of how far the residual stream behind each layer is from the dense model's, relative to that; beside both.
+    Needs a model with as many layers, of the same width."""
     temperature: float = 2.0
     """What divides the logits before they are compared with the dense model's."""
     seed: int = 0
@@ -122,7 +125,7 @@ class TrainingConfig:
         for name in ("learning_rate", "temperature"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"training.{name}: expected a number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip"):
+        for name in ("weight_decay", "clip", "hidden"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
         check_share("training.distillation", self.distillation)
@@ -138,7 +141,7 @@ class RecoverConfig:
     model: str = "models/pruned"
     """The model to recover: a name, GGUF file or directory, pruned or not."""
     dense: str = "smollm2-135m"
-    """The unpruned model to compare with, and to learn from with `training.distillation`; empty: none."""
+    """The unpruned model to compare with, and to learn from with `training.distillation` and `.hidden`; empty: none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters, also of the recovered model's."""
     out: str = ""
@@ -164,5 +167,6 @@ class RecoverConfig:
             raise ValueError("new_tokens: expected 0, or at least 2, because the first one is not timed, got 1")
         if self.training.patience and not self.data.held_out:
             raise ValueError("training.patience: expected held-out text, got data.held_out 0")
-        if self.training.distillation and not self.dense:
-            raise ValueError("training.distillation: expected a dense model to learn from, got none")
+        for name in ("distillation", "hidden"):
+            if getattr(self.training, name) and not self.dense:
+                raise ValueError(f"training.{name}: expected a dense model to learn from, got none")

@@ -197,7 +197,14 @@ def training_of(
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
     if layout is not None:
         prepared = laid_out(prepared, layout.lenient())
-    teacher = dense if options.distillation else None
+    objective = Objective(
+        options.compute,
+        options.remat,
+        float(options.distillation),
+        float(options.temperature),
+        float(options.hidden),
+    )
+    teacher = dense if objective.taught else None
     trained, frozen = split(prepared, method.trainable, teacher)
     base = digest_of((prepared, teacher))
     return Training(
@@ -205,7 +212,7 @@ def training_of(
         frozen,
         text.rows,
         text.held_out,
-        Objective(options.compute, options.remat, float(options.distillation), float(options.temperature)),
+        objective,
         schedule,
         Plan(
             options.batch_size,
@@ -240,6 +247,12 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
         raise ValueError(
             f"dense: expected a model of the {model.spec.vocab} tokens of {config.model}, got {config.dense} with "
             f"{dense.spec.vocab}; name the model that it was pruned from, or none: --dense ''"
+        )
+    sizes = [(len(each.spec.layers), each.spec.embed) for each in (model, dense) if each is not None]
+    if config.training.hidden and len(set(sizes)) > 1:
+        raise ValueError(
+            f"training.hidden: expected as many layers of the same width in {config.model} and {config.dense}, got "
+            f"{sizes[0][0]} of {sizes[0][1]} and {sizes[1][0]} of {sizes[1][1]}; leave it out"
         )
 
 

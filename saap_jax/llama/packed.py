@@ -41,19 +41,34 @@ def packed_hidden(
         segments: 0 for the shared beginning, 1, 2, … for the branches, -1 for padding. Without any 0 the branches have
             nothing in common: each is a document of its own.
     """
+    return packed_streams(model, tokens, positions, segments, remat=remat, kept=False)[0]
+
+
+def packed_streams(
+    model: Llama,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    segments: Int[Array, "batch seq"],
+    *,
+    remat: Remat = "none",
+    kept: bool = True,
+) -> tuple[Float[Array, "batch seq embed"], Float[Array, "layers batch seq embed"] | None]:
+    """Return the normalised last hidden states of packed rows, and if `kept` the residual stream behind each layer."""
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))[None]
     shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
     head_dim, constants = model.segments[0].attention.output.shape[-2], model.constants
     sight = sight_at(positions, causal & (shared | same), head_dim, constants)
-    x = model.embedded(tokens)
+    x, streams = model.embedded(tokens), []
     for segment, apart in zip(model.segments, apart_of(constants, segment_bounds(model.segments)), strict=True):
 
         def layer(x: Array, inputs: tuple[DecoderLayer, Any]) -> tuple[Array, Any]:
-            return decode(inputs[0], x, None, sight.of(inputs[1]), constants)
+            behind, _ = decode(inputs[0], x, None, sight.of(inputs[1]), constants)
+            return behind, behind if kept else None
 
-        x, _ = jax.lax.scan(rematerialised(layer, remat), x, (segment, apart))
-    return model.final(x)
+        x, each = jax.lax.scan(rematerialised(layer, remat), x, (segment, apart))
+        streams.append(each)
+    return model.final(x), jnp.concatenate(streams) if kept else None
 
 
 def log_likelihoods_of(

@@ -52,6 +52,8 @@ class Step(NamedTuple):
     loss: float
     """Mean over the tokens predicted, in nats."""
     divergence: float
+    distance: float
+    """Of the residual streams from the dense model's, where `training.hidden` gives it a weight."""
     norm: float
     learning_rate: float
     tokens: int
@@ -163,6 +165,7 @@ def _told(step: int, measured: Measured, batch: dict[str, np.ndarray], schedule:
         step,
         float(measured.loss),
         float(measured.divergence),
+        float(measured.distance),
         float(measured.norm),
         rate_at(schedule, step - 1),
         int((batch["segments"] > 0).sum()),

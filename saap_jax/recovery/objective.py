@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.loss import over_positions
-from saap_jax.llama.model import Llama
-from saap_jax.llama.packed import packed_hidden
+from saap_jax.llama.model import Llama, at_least_float32
+from saap_jax.llama.packed import packed_streams
 from saap_jax.types import Remat
 
 
@@ -23,7 +23,7 @@ class Packed(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is minimised, as static values: (1 - weight) · loss + weight · temperature² · divergence."""
+    """What is minimised, as static values: (1 - w) · loss + w · temperature² · divergence + hidden · distance."""
 
     compute: str = "float32"
     """Type in which the forward and the backward pass compute; parameters keep theirs."""
@@ -31,6 +31,13 @@ class Objective(NamedTuple):
     distillation: float = 0.0
     """The weight of the divergence from the unpruned model."""
     temperature: float = 1.0
+    hidden: float = 0.0
+    """The weight of the distance of the residual streams from the unpruned model's."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether it looks at the unpruned model."""
+        return bool(self.distillation or self.hidden)
 
 
 class Sums(NamedTuple):
@@ -40,6 +47,9 @@ class Sums(NamedTuple):
     """In nats."""
     divergence: Float[Array, ""]
     """KL(teacher ‖ student) at the temperature, in nats; 0 without a teacher."""
+    distance: Float[Array, ""]
+    """‖x - y‖² / ‖y‖² of the residual stream x behind a layer and the teacher's y, the mean of the layers; 0 where it
+    has no weight."""
     tokens: Int[Array, ""]
 
 
@@ -47,13 +57,20 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
     """Return the summed losses of packed rows; position t predicts token t + 1 where that is a target.
 
     The first token of a piece is never a target, so no piece predicts another one.
+
+    Source of the distance: the hidden-state loss of Minitron (arXiv:2407.14679, section 2.5), a mean squared error.
+    Deviation: divided by the teacher's own size, without which the few tokens with massive activations decide it.
     """
-    wanted = teacher if objective.distillation else None
+    wanted = teacher if objective.taught else None
     student = cast(model, objective.compute)
-    seen = [(student, _hidden(student, rows, objective))]
+    hidden, streams = _states(student, rows, objective)
+    seen, distance = [(student, hidden)], jnp.zeros(rows.tokens.shape, at_least_float32(hidden.dtype))
     if wanted is not None:
         other = cast(wanted, objective.compute)
-        seen.append((other, jax.lax.stop_gradient(_hidden(other, rows, objective))))
+        known, goals = jax.lax.stop_gradient(_states(other, rows, objective))
+        seen.append((other, known))
+        if streams is not None and goals is not None:
+            distance = _distance(streams, goals)
     models = [model for model, _ in seen]
 
     def of_tokens(target: Array, *hidden: Array) -> tuple[Array, Array]:
@@ -67,8 +84,8 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
 
     each = over_positions(of_tokens, rows.tokens[:, 1:], *(hidden[:, :-1] for _, hidden in seen), logits=models)
     targets = rows.targets[:, 1:]
-    loss, divergence = (jnp.sum(jnp.where(targets, of_token, 0)) for of_token in each)
-    return Sums(loss, divergence, jnp.sum(targets))
+    loss, divergence, distance = (jnp.sum(jnp.where(targets, of, 0)) for of in (*each, distance[:, :-1]))
+    return Sums(loss, divergence, distance, jnp.sum(targets))
 
 
 def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
@@ -77,11 +94,24 @@ def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
     Source: Hinton et al. (arXiv:1503.02531), whose factor T² keeps the gradient's size as the temperature changes.
     """
     weight = objective.distillation
-    return (1 - weight) * sums.loss + weight * objective.temperature**2 * sums.divergence
+    taught = weight * objective.temperature**2 * sums.divergence + objective.hidden * sums.distance
+    return (1 - weight) * sums.loss + taught
 
 
-def _hidden(model: Llama, rows: Packed, objective: Objective) -> Float[Array, "batch seq embed"]:
-    return packed_hidden(model, rows.tokens, rows.positions, rows.segments, remat=objective.remat)
+def _states(
+    model: Llama, rows: Packed, objective: Objective
+) -> tuple[Float[Array, "batch seq embed"], Float[Array, "layers batch seq embed"] | None]:
+    options: dict[str, Any] = {"remat": objective.remat, "kept": bool(objective.hidden)}
+    return packed_streams(model, rows.tokens, rows.positions, rows.segments, **options)
+
+
+def _distance(
+    streams: Float[Array, "layers batch seq embed"], goals: Float[Array, "layers batch seq embed"]
+) -> Float[Array, "batch seq"]:
+    wide = at_least_float32(streams.dtype)
+    own, other = streams.astype(wide), goals.astype(wide)
+    size = jnp.maximum(jnp.sum(jnp.square(other), axis=-1), jnp.finfo(wide).tiny)
+    return jnp.mean(jnp.sum(jnp.square(own - other), axis=-1) / size, axis=0)
 
 
 def cast(model: Llama, dtype: Any) -> Llama:

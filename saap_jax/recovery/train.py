@@ -60,6 +60,8 @@ class Measured(NamedTuple):
 
     loss: Float[Array, ""]
     divergence: Float[Array, ""]
+    distance: Float[Array, ""]
+    """Of the residual streams, where it has a weight."""
     tokens: Int[Array, ""]
     norm: Float[Array, ""]
     """Of the gradient, before it was clipped."""
@@ -142,18 +144,20 @@ def train_step(
         return jax.tree.map(jnp.add, carry, (gradient, sums)), None
 
     wide = at_least_float32(jax.tree.leaves(state.trained)[0].dtype)
-    nothing = Sums(jnp.zeros((), wide), jnp.zeros((), wide), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), wide)
+    nothing = Sums(zero, zero, zero, jnp.zeros((), jnp.int32))
     (gradient, sums), _ = jax.lax.scan(accumulate, (jax.tree.map(jnp.zeros_like, state.trained), nothing), rows)
     count = jnp.maximum(sums.tokens, 1).astype(wide)
     gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(sums.divergence)
+    means = (sums.loss / count, sums.divergence / count, sums.distance / count)
+    finite = jnp.isfinite(jnp.stack([norm.astype(wide), *means])).all()
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of its integer count
         updates, optimizer = optimizer_of(schedule).update(gradient, state.optimizer, state.trained)
         trained: Any = optax.apply_updates(state.trained, updates)
         moved = State(trained, optimizer, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-    return held(state, places), Measured(sums.loss / count, sums.divergence / count, sums.tokens, norm, finite)
+    return held(state, places), Measured(*means, sums.tokens, norm, finite)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "objective"))
@@ -161,7 +165,9 @@ def held_out_step(
     trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return the summed loss of rows `[batch, seq]` in nats, and how many tokens it predicts."""
-    sums = sums_of(join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0))
+    sums = sums_of(
+        join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0, hidden=0.0)
+    )
     return sums.loss, sums.tokens
 
 

@@ -85,6 +85,8 @@ class Row(Measured, total=False):
     held_out: float
     divergence: float
     """From the teacher."""
+    distance: float
+    """Of the residual streams from the teacher's."""
     norm: float
     """Of the gradient."""
     learning_rate: float

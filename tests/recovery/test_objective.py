@@ -84,6 +84,31 @@ def test_divergence_by_hand():
     assert float(sums(student, None, rows, objective).divergence) == 0
 
 
+def test_distance_of_hidden_states_by_hand():
+    """The relative squared error of the stream behind each layer, their mean, where a token is predicted."""
+    student, teacher = dense_model(seed=0), dense_model(seed=1)
+    rows = packed(rows_of(LENGTH))
+    objective = Objective(distillation=0.3, temperature=2.0, hidden=0.25)
+
+    def streams(model):
+        _, seen = model.hidden(rows.tokens, observe=lambda point, x: x if point == "mlp_out" else None)
+        return np.concatenate([np.asarray(each["mlp_out"], np.float64) for each in seen])[:, 0, :-1]
+
+    own, goal = streams(student), streams(teacher)
+    each = ((own - goal) ** 2).sum(-1) / (goal**2).sum(-1)
+    expected = each.mean(axis=0)[np.asarray(rows.targets)[0, 1:]].sum()
+    found = sums(student, teacher, rows, objective)
+    np.testing.assert_allclose(found.distance, expected, rtol=1e-4)
+    plain = sums(student, teacher, rows, objective._replace(hidden=0.0))
+    assert float(plain.distance) == 0
+    for name in ("loss", "divergence"):
+        np.testing.assert_allclose(getattr(found, name), getattr(plain, name), rtol=1e-6)
+    np.testing.assert_allclose(
+        total_of(found, objective), total_of(plain, objective) + 0.25 * found.distance, rtol=1e-6
+    )
+    np.testing.assert_allclose(sums(teacher, teacher, rows, objective).distance, 0, atol=1e-6)
+
+
 def test_bfloat16_computes_nearly_the_same():
     model, rows = dense_model(), packed(rows_of(5, 7))
     narrow, wide = (loss_of(model, rows, Objective(compute=dtype)) for dtype in ("bfloat16", "float32"))

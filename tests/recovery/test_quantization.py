@@ -315,7 +315,7 @@ def test_pruning_commands_say_one_line(command, tiny_model_directory, tokenizer,
     monkeypatch.chdir(tmp_path)
     save_model(quantize(load_model(tiny_model_directory), group_size=8), "quantised", tokenizer=tokenizer)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log " * 40)
-    words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "2"]
+    words = ["--model.name", "quantised", "--calibration.scenarios", "text:text.txt", "--calibration.examples", "8"]
     words += ["--calibration.length", "8", "--calibration.batch-size", "2"]
     words += ["--out", "out", "--ratio", "0.2"] if command == ["prune"] else []
     assert main.main([*command, *words]) == 2

@@ -150,6 +150,13 @@ def test_distillation_alone_moves_towards_the_teacher():
     assert float(told[-1].divergence) < 0.5 * float(told[0].divergence)
 
 
+def test_hidden_states_alone_move_towards_the_teacher():
+    teacher = dense_model(seed=1)
+    objective = Objective(distillation=1.0, temperature=1.0, hidden=10.0)
+    *_, told = run(dense_model(), steps=30, objective=objective, teacher=teacher)
+    assert float(told[-1].distance) < 0.8 * float(told[0].distance)
+
+
 def test_the_second_step_compiles_nothing():
     run(dense_model(), LORA_LIKE, steps=1)
     before = train_step._cache_size()
