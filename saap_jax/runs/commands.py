@@ -8,6 +8,7 @@ from typing import Any
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import is_factory
 from saap_jax.config.prune import PruneConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord
@@ -43,7 +44,7 @@ def prune_command(run: RunRecord, row: Row) -> str:
         named = [text for text in texts if parse_scenario(text).name == row["scenario"]]
         calibration["scenarios"] = named or [row["scenario"]]
     own = {
-        "search": {**config["search"], **search},
+        "search": {**dataclasses.asdict(SearchConfig()), **config["search"], **search},  # an older run lacks some
         "fusion": {**config["fusion"], **(row.get("fusion") or {})},
         "compensation": {**config.get("compensation", {}), "method": row.get("compensation") or "none"},
     }
