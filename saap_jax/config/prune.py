@@ -90,5 +90,5 @@ class PruneConfig:
         """
         check_scenarios(calibration, self.search.allocation, self.search.stability_over)
         count = calibration.microbatches(len(calibration.scenarios))
-        self.compensation.check_microbatches(count)
         self.search.check_microbatches(count)
+        self.compensation.check_microbatches(count)

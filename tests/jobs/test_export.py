@@ -14,6 +14,7 @@ from saap_jax.cli import main
 from saap_jax.config.jobs import ExportConfig
 from saap_jax.discovery import count_parameters
 from saap_jax.export.verify import TOLERANCES, check_agreement, check_tokenizer, sample_tokens
+from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import export as job
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
@@ -124,8 +125,11 @@ class TestCommand:
         directory = source(EMPTY)
         assert main.main(["export", str(directory), str(tmp_path / "x"), "--format", "padded"]) == 0
         text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-        added = count_parameters(load_model(tmp_path / "x")) - count_parameters(load_model(directory))
+        present = without_empty_layers(load_model(directory))
+        added = count_parameters(load_model(tmp_path / "x")) - count_parameters(present)
         assert f"zeros added by the format {added:,}" in text
+        gone = len(EMPTY.layers) - len(present.spec.layers)
+        assert f"{gone} layers without heads and channels, which compute nothing, are left out" in text
         assert "(accepted for float32: 0.0001)" in text
         assert "same most likely token 100.0%" in text
 

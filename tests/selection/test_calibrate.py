@@ -9,6 +9,7 @@ import pytest
 
 import saap_jax
 from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.search import SearchConfig
@@ -24,6 +25,9 @@ from saap_jax.types import STRUCTURES
 
 SCENARIOS = ("code=builtin:reference", "prose=builtin:descriptions")
 NAMES = ("gate_taylor", "wanda", "gate_taylor+wanda")
+
+
+NOTHING = CompensationConfig()
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +217,7 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
                 saap.scenarios[scenario]["saap"][structure], scores["saap"][structure], rtol=1e-4
             )
     pruned = prune.prune(PruneConfig(out=str(tmp_path / "cut"), from_run=str(run.path), model=own.model,
-                                       ratio=0.3, search=SearchConfig()))  # fmt: skip
+                                       ratio=0.3, search=SearchConfig(), compensation=NOTHING))  # fmt: skip
     assert pruned.selection.actual >= 0.3
 
 
@@ -242,7 +246,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
 
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
-    options |= {"search": SearchConfig()}
+    options |= {"search": SearchConfig(), "compensation": NOTHING}
     fresh = prune.prune(PruneConfig(out=str(tmp_path / "fresh"), estimator="fisher", **options))
     reused = prune.prune(
         PruneConfig(out=str(tmp_path / "reused"), estimator="fisher", from_run=str(kept[0].path), **options)
