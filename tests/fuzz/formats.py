@@ -645,7 +645,7 @@ FORMATS: dict[str, Format] = {
     "scores_prune": Format(
         "runs/s/scores.npz",
         ("prune", *MODEL, "--from-run", "runs/s", "--estimator", "wanda", "--search.skip-layers", "--ratio", str(RATIO),
-         "--out", "cut"),
+         "--compensation.method", "none", "--out", "cut"),
         _NPZ, pruned, "", 50, ("tiny", "runs", "calibration.txt"),
     ),
     "statistics": Format(
