@@ -52,7 +52,7 @@ class PruneConfig:
             )
         if self.model.traced:
             return self._check_traced()
-        if not self.from_run:
+        if not (self.from_run or self.recipe):  # a recipe has its own needs of text, and is looked at once it is read
             self.check_calibration(self.calibration)
 
     def _check_recipe(self) -> None:

@@ -176,6 +176,10 @@ def test_what_a_recipe_says_is_not_said_again(changed, said):
 def test_one_recipe_prunes_with_the_widths_that_are_asked_for():
     wide = dataclasses.replace(PREFERRED, device="tpu")
     assert prune.followed(PruneConfig(recipe="flap", search=wide)).search.device == "tpu"
+    few = CalibrationConfig(examples=4)
+    assert prune.followed(PruneConfig(recipe="wanda-sp", calibration=few)).calibration == few
+    with pytest.raises(ValueError, match="expected at least 4 microbatches"):
+        prune.followed(PruneConfig(recipe="saap", calibration=few))
     with pytest.raises(ValueError, match="recipe: expected one, got 'all'"):
         prune.followed(PruneConfig(recipe="all"))
     with pytest.raises(ValueError, match="did you mean 'flap'"):
