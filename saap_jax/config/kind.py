@@ -31,13 +31,13 @@ def check_kind(config: Any) -> None:
             f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
             f"{fusion.attention!r}"
         )
-    own = {"model.dtype": config.model.dtype, "calibration.length": config.calibration.length}
-    usual = {"model.dtype": ModelConfig().dtype, "calibration.length": CalibrationConfig().length}
-    if hasattr(config, "evaluation"):
-        own["evaluation.length"], usual["evaluation.length"] = config.evaluation.length, EvaluationConfig().length
-    for name, value in own.items():
-        if value != usual[name]:
-            raise ValueError(f"{name}: a factory's arrays are as they are, expected nothing said of it, got {value}")
+    of_text = {"model": ("dtype",), "calibration": ("length", "bos"), "evaluation": ("length", "bos")}
+    usual = {"model": ModelConfig(), "calibration": CalibrationConfig(), "evaluation": EvaluationConfig()}
+    for part, name in ((part, name) for part, names in of_text.items() if hasattr(config, part) for name in names):
+        if (value := getattr(getattr(config, part), name)) != getattr(usual[part], name):
+            raise ValueError(
+                f"{part}.{name}: a factory's arrays are as they are, expected nothing said of it, got {value}"
+            )
     mesh = getattr(config, "mesh", MeshConfig())
     if mesh.tensor != 1 or mesh.rules:
         got = f"tensor {mesh.tensor}" if mesh.tensor != 1 else f"rules {', '.join(mesh.rules)}"

@@ -120,6 +120,7 @@ def evaluation_windows(
     has that many tokens of text less.
     """
     begin = beginning(tokenizer, bos)
+    _check_begin(begin, length)
     tokens = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer)
     return _full(begin, _named(source, consecutive_windows, tokens, length - len(begin), limit))
 
@@ -132,6 +133,7 @@ def calibration_windows(
     Batching comes later, so the batch size changes nothing.
     """
     begin = beginning(tokenizer, bos)
+    _check_begin(begin, length)
     tokens = tokenize(join_texts(read_texts(source, "calibration")), tokenizer)
     return _full(begin, _named(source, random_windows, tokens, examples, length - len(begin), seed))
 
@@ -175,6 +177,13 @@ def _named(source: str, cut: Any, *arguments: Any) -> Int32[np.ndarray, "example
         return cut(*arguments)
     except ValueError as error:
         raise ValueError(f"data source {source!r}: {error}") from None
+
+
+def _check_begin(begin: list[int], length: int) -> None:
+    if begin and length == 2:
+        raise ValueError(
+            "length: expected at least 3 tokens a window that begins with the beginning of text, got 2; or bos never"
+        )
 
 
 def _check_sizes(count: int, length: int, name: str) -> None:

@@ -237,7 +237,8 @@ def chosen_again(
     store: Store | None = None,
     track: Track = quiet,
 ) -> Selection:
-    """Return a selection after evolution, training which units stay, and choosing layer by layer, if `config` says so.
+    """Return a selection after evolution or a uniform shape, training which units stay, and choosing layer by layer, if
+    `config` says so.
 
     Args:
         compensation: how layers are corrected before the next one is looked at; not at all by default.
@@ -246,21 +247,14 @@ def chosen_again(
     if not config.chooses_again:
         return selection
     examples = subject.join([*scenarios.values()])
-    if config.evolve.generations:
+    if config.orders:
         assert priority is not None
-        start = selection
-        selection = evolved(
+        start, alike = selection, config.shape == "uniform"
+        doing = "search a uniform shape" if alike else "evolve how much each layer loses"
+        selection = (uniform if alike else evolved)(
             start, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
             lambda keep: selection_of(subject, keep, start.asked),
-            progress=lambda steps: track("evolve how much each layer loses", steps, len(steps)),
-        )  # fmt: skip
-    if config.shape == "uniform":
-        assert priority is not None
-        free = selection
-        selection = uniform(
-            free, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, config,
-            lambda keep: selection_of(subject, keep, free.asked),
-            progress=lambda steps: track("search a uniform shape", steps, len(steps)),
+            progress=lambda steps: track(doing, steps, len(steps)),
         )  # fmt: skip
     if config.learn.steps:
         selection = learned(

@@ -65,20 +65,19 @@ def uniform(
         ValueError: layers that are not alike, or a ratio that no shape meets.
     """
     found = shapes_of(existing, costs, start.asked, config)
-    layers = len(existing["mlp"])
-    single = range(layers if any(shape.layers for shape in found) else 0)
-    steps = iter(progress(range(len(single) + len(found))))
-    alone = []
-    for layer in single:
-        next(steps)
-        without = {name: units.copy() for name, units in existing.items()}
-        for name in STRUCTURES:
-            without[name][layer] = False
-        alone.append(objective.value(without, 0))
+
+    def without(layer: int) -> Keep:
+        keep = {name: units.copy() for name, units in existing.items()}
+        for units in keep.values():
+            units[layer] = False
+        return keep
+
+    layers = range(len(existing["mlp"]) if any(shape.layers for shape in found) else 0)
+    alone = [objective.value(without(layer), 0) for layer in (progress(layers) if layers else ())]
     order = np.argsort(alone, kind="stable")
     ranks = {name: np.argsort(-values, axis=1, kind="stable") for name, values in priority.items()}
     keeps = [keep_of(shape, order, ranks, existing) for shape in found]
-    values = [objective.value(keep, 0) for keep, _ in zip(keeps, steps, strict=False)]
+    values = [objective.value(keeps[number], 0) for number in progress(range(len(keeps)))]
     best = [keeps[number] for number in np.argsort(values, kind="stable")[: config.uniform.finalists]]
     judged = [objective.judge(keep) for keep in best]
     chosen = best[int(np.argmin(judged))]

@@ -172,6 +172,15 @@ def test_no_window_begins_with_a_token_that_a_tokenizer_lacks(tokenizer):
         beginning(own, "always")
 
 
+def test_a_window_has_text_behind_its_beginning(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    for read in (lambda **bos: evaluation_windows(str(tmp_path / "a.txt"), tokenizer, 2, **bos),
+                 lambda **bos: calibration_windows(str(tmp_path / "a.txt"), tokenizer, 1, 2, 0, **bos)):  # fmt: skip
+        assert read().tokens.shape[1] == 2
+        with pytest.raises(ValueError, match="length: expected at least 3 tokens a window .* got 2; or bos never"):
+            read(bos="always")
+
+
 def test_a_short_text_is_refused_with_both_counts(tokenizer, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("the cat sat")

@@ -130,12 +130,12 @@ def open_tunix(parameters: Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
         ValueError: arrays of other names, or what Orbax cannot read.
     """
-    tensors: dict[str, np.ndarray] = {}
+    spec, tensors = spec_beside(parameters), dict[str, np.ndarray]()
     for name, array in arrays_of(parameters).items():
         for stored, tensor in _stored(name, array, str(parameters)):
             tensors[stored] = tensor
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Checkpoint(str(parameters), spec_beside(parameters), shapes, tensors.__getitem__)
+    return Checkpoint(str(parameters), spec, shapes, tensors.__getitem__)
 
 
 _Make = Callable[[np.ndarray], np.ndarray]
