@@ -268,6 +268,7 @@ class TestLosses:
         (CompareConfig, {"fusion": FusionConfig()}, "fusion.attention: expected none for a traced model"),
         (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's arrays are as"),
         (FidelityConfig, {"calibration": CalibrationConfig(length=64)}, "calibration.length: a factory's arrays are"),
+        (FidelityConfig, {"calibration": CalibrationConfig(bos="never")}, "calibration.bos: a factory's arrays are"),
         (CompareConfig, {"evaluation": EvaluationConfig(length=64)}, "evaluation.length: a factory's arrays are as"),
         (SensitivityConfig, {"align": 4}, "align: expected 0 for a traced model"),
         (PruneConfig, {"from_run": "runs/a"}, "from_run: expected none for a traced model, got runs/a"),
