@@ -188,3 +188,17 @@ def test_the_scale_grows_lighter():
 
     values = [luminance(colour_of(share / 20)) for share in range(21)]
     assert values == sorted(values)
+
+
+def test_the_last_digit_of_a_layout_is_not_seen():
+    def drawn(shift: float) -> str:
+        def paint(figure) -> None:
+            axes = figure.subplots()
+            axes.set_position((0.1 + shift, 0.1, 0.6, 0.8))
+            axes.plot([0, 1], [0, 1])
+
+        return on_screen(Plot("a", "A line", "One line.", paint, 2.0))
+
+    assert drawn(0.0) == drawn(3e-17), "one unit in the last place"
+    assert 0.1 + 3e-17 != 0.1
+    assert drawn(0.0) != drawn(0.05), "negative control"

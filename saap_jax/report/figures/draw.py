@@ -119,14 +119,16 @@ def saved(figure: Any, ending: str, style: dict[str, Any] = ON_PAPER) -> bytes:
 def on_screen(plot: Plot, *, alone: bool = False) -> str:
     """Return a plot as SVG for a page; `alone`, for a file of its own: dark on white.
 
-    Identifiers begin with a digest of title and drawing, so that a page may hold several. A narrow figure is as wide as
-    its place on the page, others have a width in pixels. Letters that matplotlib's font lacks are drawn in the page's.
+    Identifiers begin with a digest of title and drawing, so that a page may hold several; matplotlib's own, which
+    follow the last digit of a layout, never the same twice, are counted. A narrow figure is as wide as its place on the page,
+    others have a width in pixels. Letters that matplotlib's font lacks are drawn in the page's.
     """
     root, _, body = saved(painted(plot), "svg", SCREEN).decode().partition("<svg")[2].partition(">")
     body = body.rpartition("</svg>")[0]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    digest = "s" + hashlib.sha256(f"{plot.title}\n{body}".encode()).hexdigest()[:8]
     used = dict.fromkeys(re.findall(r'(?:url\(|xlink:href=")#([^")]+)', body))
+    drawn = re.sub(r' id="[^"]*"|(?:url\(|xlink:href=")#[^")]+', "", body)
+    digest = "s" + hashlib.sha256(f"{plot.title}\n{drawn}".encode()).hexdigest()[:8]
     names = {name: f"{digest}-{place}" for place, name in enumerate(used)}
     body = re.sub(r"<[^<>]+>", lambda match: _page_tag(match[0], names), body)
     body = re.sub(r"(<defs>\s*<path [^>]*?) style=\"[^\"]*\"", r"\1", body)  # where it is used, it has the same
