@@ -12,6 +12,8 @@ Axis glossary (logical axis, einsum letter):
 | `q_per_kv` | g      | query heads that read one key/value head                      |
 | `head_dim` | h      | width of one head                                             |
 | `mlp`      | f      | channels of the feed-forward block                            |
+| `experts`  | e      | experts of a mixture: there they are the units of the MLP     |
+| `channels` | c      | channels of one expert                                        |
 | `vocab`    | v      | tokens of the vocabulary                                      |
 """
 
@@ -20,10 +22,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp"}
-"""Logical axis whose parameters within a layer are one coupled structure -> name of that structure."""
+PRUNABLE_AXES: dict[str, str] = {"kv_heads": "attention", "mlp": "mlp", "experts": "mlp"}
+"""Logical axis whose parameters within a layer are one coupled structure -> name of that structure.
 
-STRUCTURES: tuple[str, ...] = tuple(PRUNABLE_AXES.values())
+A model has channels (`mlp`) or experts: a unit of the MLP is one of these."""
+
+STRUCTURES: tuple[str, ...] = tuple(dict.fromkeys(PRUNABLE_AXES.values()))
 """Names of the structures, in the order that breaks ties everywhere."""
 
 QUERY_HEADS = "query_heads"

@@ -29,6 +29,8 @@ RELATIVES = {
         query_scalar=7,
         apart=Apart(layers=(0,), sliding_window=3, rope_theta=100.0),
     ),
+    "qwen3_moe": Constants(family="qwen3_moe", experts_per_token=2, route_scale="kept"),
+    "mixtral": Constants(family="mixtral", experts_per_token=2),
 }
 """What is not LLaMA, with windows that a short text is longer than."""
 
@@ -40,8 +42,9 @@ losses_of = jax.jit(lambda model, tokens, mask, gates=None: next_token_losses(mo
 
 
 def spec_of(*widths: tuple[int, int], q_per_kv: int = 2, tied: bool = False, **constants) -> LlamaSpec:
-    """Return a small spec with the given (kv_heads, mlp) of each layer."""
-    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=q_per_kv, mlp=mlp) for heads, mlp in widths)
+    """Return a small spec with the given (kv_heads, mlp) of each layer; of a mixture, experts of three channels."""
+    channels = 3 if constants.get("constants", Constants()).traits.experts else None
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=q_per_kv, mlp=mlp, channels=channels) for heads, mlp in widths)
     return LlamaSpec(vocab=VOCAB, embed=8, head_dim=4, layers=layers, tied=tied, **constants)
 
 
@@ -166,13 +169,15 @@ def reference(model: Llama, tokens: np.ndarray) -> tuple[np.ndarray, list[dict[s
                 written = written + heads[:, k, g] @ output[k, g]
         x = x + (_norm(written, layer["attention_post_norm"], eps) if "attention_post_norm" in layer else written)
         normed = _norm(x, layer["mlp_norm"], eps)
-        gate = normed @ layer["mlp/gate"]
+        gate = np.tensordot(normed, layer["mlp/gate"], 1)
         if constants.traits.activation == "silu":
             acted = gate / (1 + np.exp(-gate))
         else:
             acted = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-        channels = acted * (normed @ layer["mlp/up"])
-        written = channels @ layer["mlp/down"]
+        channels = acted * np.tensordot(normed, layer["mlp/up"], 1)
+        if "mlp/router" in layer:
+            channels = channels * _routes(normed @ layer["mlp/router"], constants)[..., None]
+        written = np.tensordot(channels, layer["mlp/down"], channels.ndim - 1)
         x = x + (_norm(written, layer["mlp_post_norm"], eps) if "mlp_post_norm" in layer else written)
         activations.append({"attention": heads, "mlp": channels})
     head = embedding.T if model.unembedding is None else np.asarray(model.unembedding[...], np.float64)
@@ -184,6 +189,17 @@ def reference_losses(model: Llama, tokens: np.ndarray) -> np.ndarray:
     logits = reference(model, tokens)[0][:-1]
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return -np.log([row[token] for row, token in zip(probability, tokens[1:], strict=True)])
+
+
+def _routes(scores: np.ndarray, constants: Constants) -> np.ndarray:
+    """Return the weight of each expert for each token, one token at a time."""
+    weights = np.zeros(scores.shape)
+    for row, each in zip(weights, scores, strict=True):
+        chosen = np.argsort(-each, kind="stable")[: constants.experts_per_token]
+        row[chosen] = np.exp(each[chosen]) / np.exp(each).sum()
+        if constants.route_scale == "sum_to_one" and len(chosen):
+            row /= row.sum()
+    return weights
 
 
 def _norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:

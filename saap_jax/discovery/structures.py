@@ -1,9 +1,9 @@
 """Stage 1: coupled structures, read off the axis names that the parameters carry.
 
 Two parameter axes are coupled when no computation of the model can change the size of one without the other. Within a
-decoder layer those are the axes that share a prunable name: `mlp` of gate, up and down; `kv_heads` of query, key, value
-and output, and of the biases of query, key and value where a model has them. Source: method of LLM-Pruner
-(arXiv:2305.11627) section 3.1, where the coupling is found by tracing.
+decoder layer those are the axes that share a prunable name: `mlp` of gate, up and down, or `experts` of these and the
+router; `kv_heads` of query, key, value and output, and of the biases of query, key and value where a model has them.
+Source: method of LLM-Pruner (arXiv:2305.11627) section 3.1, where the coupling is found by tracing.
 """
 
 import dataclasses
@@ -64,6 +64,8 @@ def discover(model: Llama) -> dict[str, Structure]:
     check_plain(model, "pruning")
     structures = {}
     for axis, name in PRUNABLE_AXES.items():
+        if not any(axis in each.axes for segment in model.segments for each in parameters_by_path(segment).values()):
+            continue
         layouts = [_layout(segment, axis) for segment in model.segments]
         members = layouts[0][0]
         if any(layout[0] != members for layout in layouts):

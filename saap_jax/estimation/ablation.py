@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.estimation.base import Batch
-from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm
+from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm, written_by
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
@@ -181,6 +181,16 @@ def remove_step(
     attention, mlp = parameters.attention, parameters.mlp
     sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
     _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
+    if structure == "mlp" and mlp.router is not None:  # what was routed to an expert goes to the others
+        without = 1 - jax.nn.one_hot(units, mlp.router.shape[-1], dtype=x.dtype)
+        normed = rms_norm(seen["mlp_in"], parameters.mlp_norm[...], constants)
+
+        def left_by(gates: Float[Array, "experts"]) -> Float[Array, "batch seq embed"]:
+            return written_by(mlp, feed(mlp, normed, constants, gates))
+
+        rest = jax.lax.map(left_by, without)
+        left = post_normed(_flat(rest), parameters.mlp_post_norm, constants).reshape(rest.shape)
+        return seen["mlp_in"][None] + left
     if structure == "mlp":
         each = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
         if parameters.mlp_post_norm is None:
@@ -195,8 +205,7 @@ def remove_step(
         rest = _flat(jnp.einsum("btkgh,kghd->btd", seen["attention"], attention.output[...])[None] - each)
         left = post_normed(rest, parameters.attention_post_norm, constants).reshape(each.shape)
         y = _flat(x[None] + left)
-    channels = feed(mlp, rms_norm(y, parameters.mlp_norm[...], constants), constants)
-    written = jnp.einsum("btf,fd->btd", channels, mlp.down[...])
+    written = written_by(mlp, feed(mlp, rms_norm(y, parameters.mlp_norm[...], constants), constants))
     return (y + post_normed(written, parameters.mlp_post_norm, constants)).reshape(each.shape)
 
 

@@ -69,7 +69,8 @@ def used(activation: Float[Array, "batch seq units coordinates"], multiple: floa
 
 
 class Moments(NamedTuple):
-    """Mean of a and of a² of each unit's coordinates: a channel has one, an attention unit q_per_kv · head_dim."""
+    """Mean of a and of a² of each unit's coordinates: a channel has one, an expert its channels, an attention unit
+    q_per_kv · head_dim."""
 
     mean: dict[str, Float[Array, "layers units coordinates"]]
     square: dict[str, Float[Array, "layers units coordinates"]]
@@ -77,7 +78,7 @@ class Moments(NamedTuple):
 
 def _no_moments(model: Llama, plan: Plan) -> Moments:
     q_per_kv, head_dim = (max(segment.attention.output.shape[axis] for segment in model.segments) for axis in (2, 3))
-    coordinates = {"attention": q_per_kv * head_dim, "mlp": 1}
+    coordinates = {"attention": q_per_kv * head_dim, "mlp": max(each.widths.channels or 1 for each in model.segments)}
     return Moments(like_units(model, after=coordinates), like_units(model, after=coordinates))
 
 

@@ -47,7 +47,7 @@ def widest_coordinates(model: Llama) -> dict[str, int]:
     """Return how many coordinates enter the output matrix of a sub-block, in the widest layer."""
     return {
         "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
-        "mlp": max(segment.mlp.down.shape[1] for segment in model.segments),
+        "mlp": max(segment.widths.mlp_channels for segment in model.segments),
     }
 
 

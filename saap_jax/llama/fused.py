@@ -92,7 +92,7 @@ class FusedMlp(Mlp):
     def __init__(self, mlp: Mlp, parts: int) -> None:
         columns = jnp.concatenate([mlp.gate[...], mlp.up[...]], axis=-1)
         self.inputs = Shared(("layers", "embed", "mlp"), columns, parts)
-        self.down, self.down_bias = mlp.down, mlp.down_bias
+        self.down, self.down_bias, self.router = mlp.down, mlp.down_bias, None
 
     def halves(
         self, x: Float[Array, "batch seq embed"]
@@ -121,7 +121,7 @@ def fused_layers(model: Llama, parts: int | None = None) -> Llama:
     for segment in fused.segments:
         if _plain(segment.attention.query, segment.attention.key, segment.attention.value):
             segment.attention = FusedAttention(segment.attention, parts)
-        if _plain(segment.mlp.gate, segment.mlp.up):
+        if segment.mlp.router is None and _plain(segment.mlp.gate, segment.mlp.up):
             segment.mlp = FusedMlp(segment.mlp, parts)
         for block, name in ((segment.attention, "output"), (segment.mlp, "down")):
             if _plain(matrix := getattr(block, name)):

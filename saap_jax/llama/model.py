@@ -4,10 +4,11 @@ What its relatives have beside LLaMA (`families.FAMILIES`) is optional: biases o
 and key heads and of what sub-blocks write, windows, layers apart. A parameter that a family does not have is None.
 
 Einsum letters: b batch, t query position, s key position, d embed, k kv_heads, g q_per_kv, h head_dim, f mlp,
-v vocab. Parameters carry their logical axes, once, where they are created here; sharding, discovery, surgery and
-counting read them from there.
+e experts, c channels of an expert, v vocab. Parameters carry their logical axes, once, where they are created here;
+sharding, discovery, surgery and counting read them from there.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,9 +27,9 @@ from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
 
-Points: `attention` [batch, seq, kv_heads, q_per_kv, head_dim] and `mlp` [batch, seq, mlp], the gated activations that
-enter the output projections; `attention_in`, `attention_out`, `mlp_in`, `mlp_out` [batch, seq, embed], the residual
-stream before and after each sub-block.
+Points: `attention` [batch, seq, kv_heads, q_per_kv, head_dim] and `mlp` [batch, seq, mlp], of a mixture [batch, seq,
+experts, channels], the gated activations that enter the output projections; `attention_in`, `attention_out`, `mlp_in`,
+`mlp_out` [batch, seq, embed], the residual stream before and after each sub-block.
 """
 
 
@@ -77,20 +78,25 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Gated feed-forward block (SwiGLU, GeGLU), stacked over the layers of a segment."""
+    """Gated feed-forward block (SwiGLU, GeGLU), stacked over the layers of a segment; or a mixture of such experts."""
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
-        d, f = spec.embed, widths.mlp
-        self.gate = param(("layers", "embed", "mlp"), make((layers, d, f), d))
-        self.up = param(("layers", "embed", "mlp"), make((layers, d, f), d))
-        self.down = param(("layers", "mlp", "embed"), make((layers, f, d), max(f, 1)))
+        d, experts = spec.embed, widths.channels is not None
+        units, inner = (
+            (("experts", "channels"), (widths.mlp, widths.channels)) if experts else (("mlp",), (widths.mlp,))
+        )
+        self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d)) if experts else None
+        self.gate = param(("layers", "embed", *units), make((layers, d, *inner), d))
+        self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))
+        self.down = param(("layers", *units, "embed"), make((layers, *inner, d), max(inner[-1], 1)))
         self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
 
     def halves(
         self, x: Float[Array, "batch seq embed"]
-    ) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
-        """Return x W_gate and x W_up of one layer."""
-        return product("btd,df->btf", x, self.gate), product("btd,df->btf", x, self.up)
+    ) -> tuple[Float[Array, "batch seq *units"], Float[Array, "batch seq *units"]]:
+        """Return x W_gate and x W_up of one layer, `[batch, seq, mlp]` or `[batch, seq, experts, channels]`."""
+        equation = "btd,df->btf" if self.router is None else "btd,dec->btec"
+        return product(equation, x, self.gate), product(equation, x, self.up)
 
 
 class DecoderLayer(nnx.Module):
@@ -115,7 +121,8 @@ class DecoderLayer(nnx.Module):
     def widths(self) -> LayerWidths:
         """Sizes of each layer of the segment, read from the arrays."""
         _, kv_heads, q_per_kv, _, _ = self.attention.output.shape
-        return LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=self.mlp.down.shape[1])
+        _, mlp, *channels, _ = self.mlp.down.shape
+        return LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=mlp, channels=channels[0] if channels else None)
 
 
 class Llama(nnx.Module):
@@ -229,11 +236,9 @@ def decode(
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     written = added(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
     y = by_example(x + _gated(post_normed(written, layer.attention_post_norm, constants), stream))
-    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants)
-    if gates is not None:
-        channels = channels * _per_token(gates["mlp"], channels)
-    written = added(product("btf,fd->btd", channels, layer.mlp.down), layer.mlp.down_bias)
-    z = by_example(y + _gated(post_normed(written, layer.mlp_post_norm, constants), stream))
+    gate = None if gates is None else gates["mlp"]
+    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate)
+    z = by_example(y + _gated(post_normed(written_by(layer.mlp, channels), layer.mlp_post_norm, constants), stream))
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
     return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
 
@@ -271,10 +276,55 @@ def project(
     return rotate(query, rotation), rotate(key, rotation), added(value, attention.value_bias)
 
 
-def feed(mlp: Mlp, x: Float[Array, "batch seq embed"], constants: Constants) -> Float[Array, "batch seq mlp"]:
-    """Channel activations silu(x W_gate) * (x W_up), or with GELU in place of SiLU, which enter the down projection."""
-    gate, up = mlp.halves(x)
-    return ACTIVATIONS[constants.traits.activation](gate) * up
+def feed(
+    mlp: Mlp,
+    x: Float[Array, "batch seq embed"],
+    constants: Constants,
+    gates: Float[Array, "*_rows units"] | None = None,
+) -> Float[Array, "batch seq *units"]:
+    """Activations that enter the down projection: silu(x W_gate) * (x W_up), or with GELU, times the gates of units.
+
+    Of a mixture `[batch, seq, experts, channels]`, those of each expert times its `routes`. All experts are computed
+    for all tokens.
+    """
+    left, up = mlp.halves(x)
+    active = ACTIVATIONS[constants.traits.activation](left) * up
+    gates = None if gates is None else _per_token(gates, x)
+    if mlp.router is None:
+        return active if gates is None else active * gates
+    weights = routes(product("btd,de->bte", x, mlp.router), gates, constants)
+    return active * weights[..., None]
+
+
+def routes(
+    scores: Float[Array, "batch seq experts"], gates: Float[Array, "_rows 1 experts"] | None, constants: Constants
+) -> Float[Array, "batch seq experts"]:
+    """Return the weight of each expert for each token: 0 but for the `experts_per_token` with the highest scores.
+
+    Weights are those of a softmax over all experts, perhaps divided by their sum, in float32 (at least), then times the
+    gates. A token is not routed to an expert whose gate is 0: the others share it, as if that one were not there.
+    Source: Qwen3-MoE, OLMoE, as in transformers.
+    """
+    wide = at_least_float32(scores.dtype)
+    open_scores = scores.astype(wide)
+    if gates is not None:
+        open_scores = jnp.where(gates == 0, jnp.finfo(wide).min, open_scores)
+    shares = jax.nn.softmax(open_scores, axis=-1)
+    count = min(constants.experts_per_token or 1, scores.shape[-1])
+    if not count:
+        return scores
+    _, chosen = jax.lax.top_k(open_scores, count)
+    taken = jnp.sum(jax.nn.one_hot(chosen, scores.shape[-1], dtype=wide), axis=-2) * shares
+    if constants.route_scale == "sum_to_one":
+        taken = taken / jnp.sum(taken, axis=-1, keepdims=True)
+    weights = taken.astype(scores.dtype)
+    return weights if gates is None else weights * gates
+
+
+def written_by(mlp: Mlp, active: Float[Array, "batch seq *units"]) -> Float[Array, "batch seq embed"]:
+    """Return what the MLP of one layer writes, from the activations of `feed`."""
+    flat = active.reshape(*active.shape[:2], math.prod(active.shape[2:]))
+    return added(product("btf,fd->btd", flat, mlp.down), mlp.down_bias)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

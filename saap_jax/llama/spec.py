@@ -83,6 +83,10 @@ class Constants:
     """Scores are divided by its square root; None for the size of a head."""
     apart: Apart | None = None
     """Layers of which all this is otherwise; None where layers are alike."""
+    experts_per_token: int | None = None
+    """Of a mixture: experts that a token is routed to; None where the MLP is one."""
+    route_scale: Literal["kept", "sum_to_one"] = "sum_to_one"
+    """Weights of the experts of a token: their probabilities among all experts, or these divided by their sum."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -91,6 +95,11 @@ class Constants:
             raise ValueError(f"sliding_window: expected at least 1 position, got {self.sliding_window}")
         if self.sliding_window is not None and not self.traits.windowed:
             raise ValueError(f"sliding_window: expected none in family {self.family!r}, got {self.sliding_window}")
+        if (self.experts_per_token is not None) != self.traits.experts or (self.experts_per_token or 1) < 1:
+            expected = "at least 1" if self.traits.experts else "none"
+            raise ValueError(
+                f"experts_per_token: expected {expected} in family {self.family!r}, got {self.experts_per_token}"
+            )
 
     @property
     def positions(self) -> int:
@@ -117,10 +126,20 @@ class LayerWidths:
     kv_heads: int
     q_per_kv: int
     mlp: int
+    """Channels of the MLP; of a mixture, its experts."""
+    channels: int | None = None
+    """Of a mixture: channels of each expert."""
 
     def __post_init__(self) -> None:
-        if self.kv_heads < 0 or self.mlp < 0 or self.q_per_kv < 1:
-            raise ValueError(f"layer widths: expected kv_heads >= 0, mlp >= 0 and q_per_kv >= 1, got {self}")
+        if self.kv_heads < 0 or self.mlp < 0 or self.q_per_kv < 1 or (self.channels or 1) < 1:
+            raise ValueError(
+                f"layer widths: expected kv_heads >= 0, mlp >= 0, q_per_kv >= 1 and channels >= 1, got {self}"
+            )
+
+    @property
+    def mlp_channels(self) -> int:
+        """Channels of the MLP, those of all experts together."""
+        return self.mlp * (self.channels or 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +163,9 @@ class LlamaSpec:
             )
         if self.head_dim % 2:
             raise ValueError(f"model spec: rotary embedding needs an even head_dim, got {self.head_dim}")
+        if any((layer.channels is None) == self.constants.traits.experts for layer in self.layers):
+            expected = "the channels of an expert" if self.constants.traits.experts else "no channels of experts"
+            raise ValueError(f"model spec: expected {expected} in each layer of family {self.constants.family!r}")
 
     @property
     def input_biases(self) -> bool:

@@ -26,6 +26,8 @@ RULES: Rules = {
     "vocab": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("tensor",),
+    "channels": (),
     "layers": (),
     "q_per_kv": (),
     "head_dim": (),

@@ -41,6 +41,7 @@ def choose(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
+    config = subject.searched(config)
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
     if nested := subject.nested(config):
         keep = search_nested(scores, subject.costs_left, existing, nested, ratio, config, stability, gone)
@@ -77,6 +78,7 @@ def selection_of(subject: Subject, keep: Keep, asked: float) -> Selection:
 
 def most_removable(subject: Subject, config: SearchConfig) -> float:
     """Return the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals."""
+    config = subject.searched(config)
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
     equal = some_scores(subject)
     if subject.nested(config):

@@ -99,6 +99,10 @@ class Subject(abc.ABC):
             ValueError: an option that has no meaning for this kind of model.
         """
 
+    def searched(self, search: SearchConfig) -> SearchConfig:
+        """Return the options of a search, with what this model asks for beside them."""
+        return search
+
     def nested(self, search: SearchConfig) -> Mapping[str, Nested]:
         """Return the structures that lie in others, in the order in which they go."""
         return {}

@@ -93,6 +93,12 @@ class LlamaSubject(Subject):
         left = costs_left(self.model, keep)
         return {name: left[name] for name in self.existing}
 
+    def searched(self, search: SearchConfig) -> SearchConfig:
+        """Return the options of a search, with as many experts a layer, at least, as a token is routed to."""
+        if (least := self.model.constants.experts_per_token) is None or search.min_keep.mlp >= least:
+            return search
+        return dataclasses.replace(search, min_keep=dataclasses.replace(search.min_keep, mlp=least))
+
     def nested(self, search: SearchConfig) -> dict[str, Nested]:
         """Return the structures that lie in others: channels of the stream in all, query heads in attention units.
 
@@ -287,8 +293,10 @@ class LlamaSubject(Subject):
         config.check_microbatches(microbatches)
 
     def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return nothing: attention and MLP are compensated by every method."""
-        return {}
+        """Return experts: attention and MLP are compensated by every method where the MLP is one."""
+        if method == "none" or not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
+            return {}
+        return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
 
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
         """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where

@@ -129,6 +129,12 @@ def corrected_in_turn(
         same = bool(at.kept.all()) and (same or not through)
         where = {"index": at.place, "segment": at.segment, "structure": at.structure}
         advance = functools.partial(advance_step, model, **where)
+        if at.routed is not None and not same:  # never corrected: see `LlamaSubject.uncompensated`
+            dense = [advance(at.old, stream.dense) for stream in streams]
+            pruned = [advance(at.old, stream.pruned, gates=at.routed) for stream in streams] if through else dense
+            streams = [Stream(*each) for each in zip(dense, pruned, strict=True)]
+            yield at, at.old, None
+            continue
         if same:
             after = [advance(at.old, stream.dense) for stream in streams]
             streams = [Stream(dense, dense) for dense in after]
@@ -178,7 +184,7 @@ def _by_gram(
     corrections = []
     for at in sub_blocks(model, keep, progress):
         made[at.structure].append(at.old)
-        if at.kept.all():
+        if at.kept.all() or at.routed is not None:
             continue
         fit, held = (normal_of(gram, at.structure, at.layer, part, at.old.weight) for part in (0, 1))
         enough = bool(held.weight)
@@ -215,6 +221,8 @@ class SubBlock(NamedTuple):
     """Of the layer within its segment."""
     old: Written
     kept: Bool[np.ndarray, "coordinates"]
+    routed: Float[Array, "experts"] | None = None
+    """Of a mixture: 1 for an expert that stays, 0 for one that goes."""
 
     def masked(self) -> tuple[Written, None]:
         """Return what carries the kept activations where nothing is corrected."""
@@ -240,7 +248,10 @@ def sub_blocks(
             old = writer_of(model.segments[segment], structure, index)
             units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
             kept = coordinates(keep[units][layer], model.segments[segment].widths, old.weight.shape[0], units)
-            yield SubBlock(structure, layer, segment, index, old, kept)
+            mixed = structure == "mlp" and model.segments[segment].mlp.router is not None
+            own = keep[structure][layer, : model.segments[segment].widths.mlp] if mixed else None
+            routed = None if own is None else jnp.asarray(own, old.weight.dtype)
+            yield SubBlock(structure, layer, segment, index, old, kept, routed)
 
 
 @functools.partial(jax.jit, static_argnames=("structure",))
@@ -301,9 +312,10 @@ def advance_step(
     index: Int[Array, ""],
     segment: int,
     structure: str,
+    gates: Float[Array, "experts"] | None = None,
 ) -> Float[Array, "batch seq embed"]:
-    """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`."""
-    written = activations(model, pruned, index, segment, structure) @ new.weight + new.bias[None, None]
+    """Return the pruned stream behind a sub-block; rows of its removed units are 0 in `new`, or have `gates` of 0."""
+    written = activations(model, pruned, index, segment, structure, gates) @ new.weight + new.bias[None, None]
     return pruned + post_normed(written, post_norm_of(model, index, segment, structure), model.constants)
 
 
@@ -314,12 +326,18 @@ def post_norm_of(model: Llama, index: Int[Array, ""], segment: int, structure: s
 
 
 def activations(
-    model: Llama, x: Float[Array, "batch seq embed"], index: Int[Array, ""], segment: int, structure: str
+    model: Llama,
+    x: Float[Array, "batch seq embed"],
+    index: Int[Array, ""],
+    segment: int,
+    structure: str,
+    gates: Float[Array, "experts"] | None = None,
 ) -> Float[Array, "batch seq coordinates"]:
     """Return what enters the output matrix of a sub-block, from the residual stream in front of it."""
     layer, constants = layer_of(model.segments[segment], index), model.constants
     if structure == "mlp":
-        return feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants)
+        active = feed(layer.mlp, rms_norm(x, layer.mlp_norm[...], constants), constants, gates)
+        return active.reshape(*active.shape[:2], -1)
     apart = apart_of(constants, segment_bounds(model.segments))[segment]
     sight = sight_of(x.shape[1], layer.attention.output.shape[-2], constants)
     sight = sight.of(None if apart is None else layer_of(apart, index))

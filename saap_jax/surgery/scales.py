@@ -125,7 +125,7 @@ def folded(model: Llama, scales: dict[str, Float[np.ndarray, "_ _"]]) -> Llama:
         attention = attention.reshape(segment.length, at.units["attention"], each, 1, 1)
         mlp = scales["mlp"][at.start : at.stop, : at.units["mlp"]]
         segment.attention.output = _times(segment.attention.output, attention)
-        segment.mlp.down = _times(segment.mlp.down, mlp[..., None])
+        segment.mlp.down = _times(segment.mlp.down, mlp.reshape(*mlp.shape, *(1,) * (segment.mlp.down.ndim - 2)))
     return new
 
 

@@ -91,6 +91,11 @@ def chosen_in_sequence(
             f"search.in_sequence: expected compensation.propagate pruned beside it, which looks at the model as pruned "
             f"so far, got {config.propagate}"
         )
+    if model.constants.traits.experts:
+        raise ValueError(
+            "search.in_sequence: expected a model without experts, whose output matrices are never corrected, got a "
+            f"{model.constants.family}"
+        )
     config.check_microbatches(len(batches))
     existing, new = existing_units(model.segments), {name: units.copy() for name, units in keep.items()}
 

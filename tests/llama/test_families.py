@@ -41,6 +41,8 @@ OWN = {
     "qwen3": ("query_norm", "key_norm"),
     "phi3": (),
     "gemma3_text": ("query_norm", "key_norm"),
+    "qwen3_moe": ("query_norm", "key_norm"),
+    "mixtral": (),
 }
 """Parameters of attention that a family has beside LLaMA's."""
 
@@ -163,6 +165,7 @@ def test_masked_equals_cut(family):
     keep = existing_units(model.segments)
     keep["attention"][0, 0] = keep["attention"][2] = False
     keep["mlp"][1, [0, 4]] = False
+    keep["mlp"][2, 1:] = False  # of a mixture, fewer experts than a token is routed to
     pruned = cut(model, keep)
     np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=2e-5)
     assert differ(logits(pruned), logits(model))
@@ -227,7 +230,7 @@ def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
         assert expected.max() > 1e-9
 
 
-@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral"])
+@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral", "qwen3_moe"])
 def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
     model, tokens = relative(family, dtype=np.float64), random_tokens(2, 9)
     mask = np.ones(tokens.shape, bool)

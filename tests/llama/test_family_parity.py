@@ -24,6 +24,7 @@ SIZES = {
     "pad_token_id": None,
 }
 WINDOWED = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5}
+MIXED = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 VARIANTS = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
@@ -53,6 +54,9 @@ VARIANTS = {
         "qwen3",
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
+    "qwen3_moe": ("qwen3_moe", MIXED | {"head_dim": 8, "norm_topk_prob": True}),
+    "qwen3_moe-kept": ("qwen3_moe", MIXED | {"num_experts_per_tok": 3, "num_key_value_heads": 4}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "phi3": ("phi3", {}),
     "phi3-window": ("phi3", {"sliding_window": 9, "num_key_value_heads": 4}),
 }

@@ -24,6 +24,7 @@ from saap_jax.llama.model import (
     post_normed,
     project,
     rms_norm,
+    written_by,
 )
 from saap_jax.llama.positions import Rotation, Sight, apart_of, rotary
 from saap_jax.llama.product import added, product
@@ -159,8 +160,7 @@ def _layer(
     elif attention.output_bias is not None:
         bias = jnp.broadcast_to(attention.output_bias[...][None, None], x.shape)
         x = x + post_normed(bias, layer.attention_post_norm, constants)
-    channels = feed(mlp, rms_norm(x, layer.mlp_norm[...], constants), constants)
-    written = added(product("btf,fd->btd", channels, mlp.down), mlp.down_bias)
+    written = written_by(mlp, feed(mlp, rms_norm(x, layer.mlp_norm[...], constants), constants))
     return x + post_normed(written, layer.mlp_post_norm, constants), cache
 
 

@@ -34,6 +34,32 @@ class Gguf(NamedTuple):
     family has by default."""
 
 
+class Mixture(NamedTuple):
+    """How a family of mixtures of experts is stored: tensors `EXPERTS.NUMBER.PART.weight`, and keys of its config."""
+
+    experts: str = "mlp.experts"
+    router: str = "mlp.gate"
+    parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """How gate, up and down of an expert are called."""
+    counts: tuple[str, ...] = ("num_experts", "num_local_experts")
+    """Keys that say how many experts a layer has; all of them are written."""
+    channels: str = "moe_intermediate_size"
+    """Key of the channels of an expert."""
+    summed: str | None = "norm_topk_prob"
+    """Key that says whether the weights of the experts of a token are divided by their sum; None: they always are."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of a config that are read."""
+        return frozenset({*self.counts, self.channels, "num_experts_per_tok", *([self.summed] if self.summed else [])})
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Path of a parameter in a layer -> the name of its tensor, of all experts together."""
+        parts = zip(("gate", "up", "down"), self.parts, strict=True)
+        return {"mlp/router": self.router} | {f"mlp/{name}": f"{self.experts}.{part}" for name, part in parts}
+
+
 class Family(NamedTuple):
     """In what a family differs from LLaMA, its defaults among it."""
 
@@ -85,7 +111,15 @@ class Family(NamedTuple):
     """Keys that say nothing about the logits."""
     written: Mapping[str, Any] = _NONE
     """Keys that a plain config has beside those of all families and of the window."""
-    gguf: Gguf = Gguf()
+    gguf: Gguf | None = Gguf()
+    """None where llama.cpp's format of it is not known here."""
+    mixture: Mixture | None = None
+    """Its MLPs are mixtures of experts."""
+
+    @property
+    def experts(self) -> bool:
+        """Whether its MLPs are mixtures of experts."""
+        return self.mixture is not None
 
 
 _FALSE = (None, False)
@@ -93,6 +127,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 _WINDOWS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "bos_token_id": None}
 _QWEN |= {"eos_token_id": None}
+_ROUTING = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -145,6 +180,38 @@ FAMILIES: dict[str, Family] = {
             "qwen3",
             equal_layers=True,
             tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
+        ),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        head_norms=True,
+        only={
+            "architectures": (None, ["Qwen3MoeForCausalLM"]),
+            "attention_bias": _FALSE,
+            "use_sliding_window": _FALSE,
+            "decoder_sparse_step": (None, 1),
+            "mlp_only_layers": (None, []),
+        },
+        defaults={key: value for key, value in _QWEN.items() if key != "sliding_window"} | {"norm_topk_prob": False},
+        harmless=_ROUTING | {"sliding_window", "max_window_layers"},
+        written={"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        gguf=None,
+        mixture=Mixture(),
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        only={"architectures": (None, ["MixtralForCausalLM"]), "sliding_window": (None,)},
+        defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5},
+        harmless=_ROUTING | {"router_jitter_noise"},
+        written={"sliding_window": None},
+        gguf=None,
+        mixture=Mixture(
+            experts="block_sparse_moe.experts",
+            router="block_sparse_moe.gate",
+            parts=("w1", "w3", "w2"),
+            counts=("num_local_experts",),
+            channels="intermediate_size",
+            summed=None,
         ),
     ),
     "phi3": Family(
@@ -238,7 +305,8 @@ def gguf_families() -> dict[str, str]:
     """
     names = {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
-        names.setdefault(family.gguf.architecture, name)
+        if family.gguf is not None:
+            names.setdefault(family.gguf.architecture, name)
     return names
 
 

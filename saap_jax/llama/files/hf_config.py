@@ -9,6 +9,7 @@ different widths have no place in it, nor has a bias of the output projections a
 from typing import Any
 
 from saap_jax.formats.json_files import shown
+from saap_jax.llama.files.config_values import flag, integer, number, some, token
 from saap_jax.llama.files.families import (
     FAMILIES,
     FULL,
@@ -20,9 +21,9 @@ from saap_jax.llama.files.families import (
     own_keys,
     windows_of,
 )
+from saap_jax.llama.files.mixture import experts_of, mixture_constants, mixture_keys
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantization
-from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
-from saap_jax.runtime import words
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 PER_LAYER_TYPE = "saap_llama"
 """`model_type` of a config with one width a layer."""
@@ -68,7 +69,7 @@ _QUANTIZATION = "saap_quantization"
 
 _PER_LAYER_READ = {
     *("query_heads_per_kv_head", _OUTPUT_BIASES, _QUANTIZATION, "auto_map", "family", "sliding_window"),
-    *("layer_types", "rope_local_base_freq", "query_pre_attn_scalar"),
+    *("layer_types", "rope_local_base_freq", "query_pre_attn_scalar", "channels"),
 }
 
 _ROPE_KEYS = {
@@ -97,7 +98,7 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
     family = family_of(config, where, PER_LAYER_TYPE)
     defaults = {} if per_layer else FAMILIES[family].defaults
     _refuse_unsupported(config, where, family, per_layer)
-    embed = _integer(config, "hidden_size", where, "width")
+    embed = integer(config, "hidden_size", where, "width")
     layers = _layer_lists(config, where) if per_layer else _equal_layers(config, where)
     head_dim = config.get("head_dim", defaults.get("head_dim"))
     if head_dim is None and per_layer:
@@ -111,29 +112,30 @@ def _spec(config: dict[str, Any], where: str) -> LlamaSpec:
         head_dim = embed // heads
     eos = config.get("eos_token_id", defaults.get("eos_token_id", 2))
     default = defaults.get("max_position_embeddings", 2048)
-    max_positions = _integer(config, "max_position_embeddings", where, "positions", default)
+    max_positions = integer(config, "max_position_embeddings", where, "positions", default)
     windows = _per_layer_windows if per_layer else windows_of
     constants = Constants(
-        norm_eps=_number(config, "rms_norm_eps", where, "epsilon", defaults.get("rms_norm_eps", 1e-6)),
+        norm_eps=number(config, "rms_norm_eps", where, "epsilon", defaults.get("rms_norm_eps", 1e-6)),
         max_positions=max_positions,
-        bos_token=_token(config.get("bos_token_id", defaults.get("bos_token_id", 1)), f"{where}: bos_token_id"),
+        bos_token=token(config.get("bos_token_id", defaults.get("bos_token_id", 1)), f"{where}: bos_token_id"),
         eos_tokens=tuple(
-            token
+            end
             for item in (eos if isinstance(eos, list) else [eos])
-            if (token := _token(item, f"{where}: eos_token_id")) is not None
+            if (end := token(item, f"{where}: eos_token_id")) is not None
         ),
         family=family,
         query_scalar=_query_scalar(config, where, defaults, head_dim),
+        **mixture_constants(config, where, family),
         **_sights(config, where, family, windows(config, where, family, len(layers), max_positions), len(layers)),
     )
     all_biases = FAMILIES[family].plain_biases and not per_layer
     return LlamaSpec(
-        vocab=_integer(config, "vocab_size", where, "vocabulary"),
+        vocab=integer(config, "vocab_size", where, "vocabulary"),
         embed=embed,
-        head_dim=_integer({"head_dim": head_dim}, "head_dim", where, "head size"),
+        head_dim=integer({"head_dim": head_dim}, "head_dim", where, "head size"),
         layers=layers,
-        tied=_flag(config, "tie_word_embeddings", where, defaults.get("tie_word_embeddings", False)),
-        output_biases=_all_biases(config, where) if all_biases else _flag(config, _OUTPUT_BIASES, where),
+        tied=flag(config, "tie_word_embeddings", where, defaults.get("tie_word_embeddings", False)),
+        output_biases=_all_biases(config, where) if all_biases else flag(config, _OUTPUT_BIASES, where),
         constants=constants,
     )
 
@@ -159,7 +161,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
             "model_type": constants.family,
             "num_key_value_heads": first.kv_heads,
             "num_attention_heads": first.kv_heads * first.q_per_kv,
-            "intermediate_size": first.mlp,
+            "intermediate_size": first.channels or first.mlp,
         }
     else:
         sizes = {
@@ -167,7 +169,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
             "num_key_value_heads": [layer.kv_heads for layer in spec.layers],
             "num_attention_heads": [layer.kv_heads * layer.q_per_kv for layer in spec.layers],
             "query_heads_per_kv_head": [layer.q_per_kv for layer in spec.layers],
-            "intermediate_size": [layer.mlp for layer in spec.layers],
+            "intermediate_size": [layer.channels or layer.mlp for layer in spec.layers],
             _OUTPUT_BIASES: spec.output_biases,
             **({"family": constants.family} if constants.family != "llama" else {}),
             **({"sliding_window": window} if window is not None else {}),
@@ -179,6 +181,7 @@ def config_from_spec(spec: LlamaSpec, dtype: str, *, per_layer: bool | None = No
         sizes |= own_keys(constants.family, window, local, count, constants.max_positions)
     if constants.query_scalar is not None or "query_pre_attn_scalar" in constants.traits.read:
         sizes["query_pre_attn_scalar"] = constants.query_scalar or spec.head_dim
+    sizes |= mixture_keys(spec, per_layer)
     eos = constants.eos_tokens
     return sizes | {
         "vocab_size": spec.vocab,
@@ -218,7 +221,7 @@ def quantization_from_config(config: dict[str, Any], where: str) -> Quantization
             f"{where}: expected {_QUANTIZATION} to have bits ({', '.join(map(str, PLANES))}), group_size and matrices "
             f"(some of {', '.join(MATRICES)}, in this order), got {shown(entry)}"
         )
-    size = _integer(entry, "group_size", f"{where}: {_QUANTIZATION}", "channels")
+    size = integer(entry, "group_size", f"{where}: {_QUANTIZATION}", "channels")
     if any(size * width % 8 for width in PLANES[entry["bits"]]):
         raise ValueError(f"{where}: expected a group_size of whole bytes at {entry['bits']} bits, got {size}")
     return Quantization(entry["bits"], size, tuple(names))
@@ -235,7 +238,7 @@ def fits_plain_config(spec: LlamaSpec) -> bool:
 
 def _all_biases(config: dict[str, Any], where: str) -> bool:
     """Say whether a plain config has biases: in attention and MLP, or in neither."""
-    attention, mlp = (_flag(config, key, where) for key in ("attention_bias", "mlp_bias"))
+    attention, mlp = (flag(config, key, where) for key in ("attention_bias", "mlp_bias"))
     if attention != mlp:
         raise ValueError(
             f"{where}: attention_bias = {attention} with mlp_bias = {mlp} is not supported, expected both alike"
@@ -244,7 +247,7 @@ def _all_biases(config: dict[str, Any], where: str) -> bool:
 
 
 def _per_layer_windows(config: dict[str, Any], where: str, family: str, layers: int, *_: Any) -> Windows:
-    size = None if config.get("sliding_window") is None else _integer(config, "sliding_window", where, "positions")
+    size = None if config.get("sliding_window") is None else integer(config, "sliding_window", where, "positions")
     if "layer_types" not in config:
         return Windows(size, tuple(range(layers)) if size is not None else ())
     window = 2**30 if size is None else size  # as long as any text: apart for their rotary base alone
@@ -266,7 +269,7 @@ def _sights(config: dict[str, Any], where: str, family: str, windows: Windows, l
 def _query_scalar(config: dict[str, Any], where: str, defaults: Any, head_dim: int) -> int | None:
     if (scalar := config.get("query_pre_attn_scalar", defaults.get("query_pre_attn_scalar"))) is None:
         return None
-    scalar = _integer({"query_pre_attn_scalar": scalar}, "query_pre_attn_scalar", where, "head size")
+    scalar = integer({"query_pre_attn_scalar": scalar}, "query_pre_attn_scalar", where, "head size")
     return None if scalar == head_dim else scalar
 
 
@@ -274,6 +277,7 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: str, per_lay
     own = FAMILIES[family]
     only = _ONLY | (_PER_LAYER_ONLY | {"hidden_act": (None, own.activation)} if per_layer else dict(own.only))
     known = _READ | _HARMLESS | only.keys() | (_PER_LAYER_READ if per_layer else own.read | own.harmless)
+    known |= own.mixture.keys if own.mixture is not None else frozenset()
     if unknown := sorted(config.keys() - known):
         raise ValueError(
             f"{where}: unknown attributes {some(unknown)}; they may change what the model computes, "
@@ -285,22 +289,24 @@ def _refuse_unsupported(config: dict[str, Any], where: str, family: str, per_lay
 
 
 def _equal_layers(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
-    heads = _integer(config, "num_attention_heads", where, "heads")
+    heads = integer(config, "num_attention_heads", where, "heads")
     if "num_key_value_heads" not in config and FAMILIES[config["model_type"]].groups_said:
         raise ValueError(
             f"{where}: expected num_key_value_heads, got none; a {config['model_type']} config must say it"
         )
-    kv_heads = _integer(config, "num_key_value_heads", where, "heads", heads)
+    kv_heads = integer(config, "num_key_value_heads", where, "heads", heads)
     if heads % kv_heads:
         raise ValueError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
-    widths = LayerWidths(
-        kv_heads=kv_heads, q_per_kv=heads // kv_heads, mlp=_integer(config, "intermediate_size", where, "channels")
-    )
-    return (widths,) * _integer(config, "num_hidden_layers", where, "layers")
+    layers = integer(config, "num_hidden_layers", where, "layers")
+    if FAMILIES[config["model_type"]].mixture is None:
+        inner: dict[str, Any] = {"mlp": integer(config, "intermediate_size", where, "channels")}
+    else:
+        inner = experts_of(config, where, config["model_type"], layers)[0]
+    return (LayerWidths(kv_heads=kv_heads, q_per_kv=heads // kv_heads, **inner),) * layers
 
 
 def _layer_lists(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
-    count = _integer(config, "num_hidden_layers", where, "layers")
+    count = integer(config, "num_hidden_layers", where, "layers")
     lists = {}
     for key in _PER_LAYER_KEYS:
         lists[key] = config.get(key)
@@ -308,14 +314,18 @@ def _layer_lists(config: dict[str, Any], where: str) -> tuple[LayerWidths, ...]:
         if not good or len(lists[key]) != count:
             raise ValueError(f"{where}: expected {key} to be {count} non-negative integers, got {shown(lists[key])}")
         check_bounds(max(1, *lists[key]), "channels" if key == "intermediate_size" else "heads", f"{where}: {key}")
-    layers = []
-    for index, (kv_heads, heads, q_per_kv, mlp) in enumerate(zip(*lists.values(), strict=True)):
+    family, layers = config.get("family", "llama"), []
+    if FAMILIES[family].mixture is None:
+        inner: list[dict[str, Any]] = [{"mlp": mlp} for mlp in lists["intermediate_size"]]
+    else:
+        inner = experts_of(config, where, family, count)
+    for index, (kv_heads, heads, q_per_kv, _) in enumerate(zip(*lists.values(), strict=True)):
         if heads != kv_heads * q_per_kv:
             raise ValueError(
                 f"{where}: layer {index} has {heads} attention heads, expected {kv_heads} x {q_per_kv} "
                 "(num_key_value_heads x query_heads_per_kv_head)"
             )
-        layers.append(LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, mlp=mlp))
+        layers.append(LayerWidths(kv_heads=kv_heads, q_per_kv=q_per_kv, **inner[index]))
     return tuple(layers)
 
 
@@ -371,7 +381,7 @@ def _rope(config: dict[str, Any], where: str, family: str) -> tuple[float, RopeS
             local = theta if "rope_theta" in of_local else local
     else:
         full = config
-    base = _number({"base": local} if local is not None else {}, "base", where, "theta", traits.local_theta)
+    base = number({"base": local} if local is not None else {}, "base", where, "theta", traits.local_theta)
     return (*_one_rope(full, where, traits), base)
 
 
@@ -397,7 +407,7 @@ def _one_rope(config: dict[str, Any], where: str, traits: Family) -> tuple[float
     if len(found) == 2 and found[0] != found[1]:
         raise ValueError(f"{where}: rope_parameters and rope_scaling disagree: {shown(found[0])} and {shown(found[1])}")
     default = traits.defaults.get("rope_theta", 10_000.0)
-    theta = _number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", default)
+    theta = number({"rope_theta": thetas[0]} if thetas else {}, "rope_theta", where, "theta", default)
     settings = found[0] if found else {"rope_type": "default"}
     kind = settings.pop("rope_type")
     scaled = config["model_type"] == PER_LAYER_TYPE or traits.scaled
@@ -413,44 +423,7 @@ def _one_rope(config: dict[str, Any], where: str, traits: Family) -> tuple[float
         return theta, None
     original = "original_max_position_embeddings"
     quantities = {key: "positions" if key == original else "factor" for key in settings}
-    numbers = {key: _number(settings, key, where, quantity) for key, quantity in quantities.items()}
+    numbers = {key: number(settings, key, where, quantity) for key, quantity in quantities.items()}
     if kind == "llama3":
         numbers["original_max_positions"] = int(numbers.pop(original))
     return theta, RopeScaling(kind=kind, **numbers)  # pyright: ignore[reportArgumentType]
-
-
-def some(names: list[str]) -> str:
-    """Name the first three, and how many more there are; what cannot be printed, or is long, as text in quotes."""
-    return words.some([name if name.isprintable() and len(name) <= 100 else shown(name) for name in names])
-
-
-def _integer(config: dict[str, Any], key: str, where: str, quantity: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{where}: expected {key} to be a positive integer, got {shown(value)}")
-    check_bounds(value, quantity, f"{where}: {key}")
-    return value
-
-
-def _number(config: dict[str, Any], key: str, where: str, quantity: str, default: float | None = None) -> float:
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"{where}: expected {key} to be a positive number, got {shown(value)}")
-    check_bounds(value, quantity, f"{where}: {key}")
-    return float(value)
-
-
-def _flag(config: dict[str, Any], key: str, where: str, default: bool = False) -> bool:
-    value = config.get(key)
-    value = default if value is None else value
-    if value is not None and type(value) is not bool:
-        raise ValueError(f"{where}: expected {key} to be true or false, got {shown(value)}")
-    return bool(value)
-
-
-def _token(value: Any, what: str) -> int | None:
-    if value is not None and (type(value) is not int or value >= BOUNDS["vocabulary"][1]):
-        raise ValueError(f"{what}: expected a token id, got {shown(value)}")
-    return None if value is None or value < 0 else value

@@ -36,6 +36,7 @@ _LAYER = {
     "attention/output": "self_attn.o_proj",
     "attention/output_bias": "self_attn.o_proj",
     "mlp_norm": "post_attention_layernorm",
+    "mlp/router": "mlp.gate",
     "mlp/gate": "mlp.gate_proj",
     "mlp/up": "mlp.up_proj",
     "mlp/down": "mlp.down_proj",
@@ -102,7 +103,8 @@ class Stored(NamedTuple):
 def stored_parameters(model: Llama) -> tuple[list[Stored], Any]:
     """Return where each parameter of a (possibly abstract) model is stored, and the tree's definition."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    bounds, in_layer = segment_bounds(model.segments), _LAYER | dict(model.constants.traits.layer_names)
+    traits, bounds = model.constants.traits, segment_bounds(model.segments)
+    in_layer = _LAYER | dict(traits.layer_names) | (traits.mixture.names if traits.mixture is not None else {})
     stored = []
     for key_path, variable in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")

@@ -20,9 +20,10 @@ from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from saap_jax.formats.json_files import LIMIT, parse_json, read_object, shown
-from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files import hf_fused, mixture
+from saap_jax.llama.files.config_values import some
 from saap_jax.llama.files.families import is_fused
-from saap_jax.llama.files.hf_config import quantization_from_config, some, spec_from_config
+from saap_jax.llama.files.hf_config import quantization_from_config, spec_from_config
 from saap_jax.llama.files.hf_layout import (
     EMBEDDING,
     PACKED,
@@ -220,6 +221,8 @@ def _open_directory(directory: Path) -> Checkpoint:
     checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
     if spec.output_biases and content["model_type"] == spec.constants.family:
         _drop_zero_biases(checkpoint)
+    if spec.constants.traits.experts:
+        return mixture.together(checkpoint)
     return hf_fused.split(checkpoint) if is_fused(content["model_type"]) else checkpoint
 
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.formats.json_files import shown
+from saap_jax.llama.files.config_values import some
 from saap_jax.llama.files.families import FAMILIES, all_but_each, gguf_families
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
-from saap_jax.llama.files.hf_config import some
 from saap_jax.llama.files.hf_fused import split
 from saap_jax.llama.files.hf_layout import Checkpoint
 from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
