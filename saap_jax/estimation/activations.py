@@ -240,3 +240,50 @@ def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
         return {n: jnp.where(jnp.asarray(exists[n]), share[..., column], jnp.nan) for n, share in usage.items()}
 
     return Estimator(frozenset({ACTIVATION_USAGE}), score)
+
+
+class Written(NamedTuple):
+    """Means over tokens of the L2 norm of what a unit writes, and of whether it writes anything."""
+
+    norm: dict[str, Float[Array, "layers units"]]
+    share: dict[str, Float[Array, "layers units"]]
+
+
+def _written(point: Point) -> dict[str, list[Float[Array, "units"]]]:
+    """Sum the norms of what units write over the real tokens, and count the tokens for which they write."""
+    name, _, norms = point.name.rpartition("_")
+    if norms != "norms":
+        return {}
+    weights = point.mask.astype(point.values.dtype)
+    counted = (point.values > 0).astype(point.values.dtype)
+    return {name: [jnp.einsum("bt,btu->u", weights, each) for each in (point.values, counted)]}
+
+
+WRITTEN_NORMS = Statistic(
+    name="written_norms",
+    init=lambda model, plan: Written(like_units(model), like_units(model)),
+    source="activations",
+    observe=_written,
+    contribute=lambda sums: Written(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    accumulation=mean_over("seen"),
+)
+"""`Written` of the gated activations over all tokens."""
+
+
+def reap() -> Estimator:
+    """Score a unit by the mean of the norm of what it writes over the tokens for which it writes anything.
+
+    Of an expert that is the mean, over the tokens that are routed to it, of its router weight times ‖f(x)‖₂: it is not
+    blamed for being asked seldom. An expert that no token is routed to has 0. Source: REAP (arXiv:2510.13999), equation
+    of S_j. Deviation: attention units and channels of a plain MLP, of which the paper has none, are scored alike.
+    """
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        written, exists = statistics.of(WRITTEN_NORMS), units_of(params)
+        means = {
+            name: jnp.where(share > 0, written.norm[name] / jnp.where(share > 0, share, 1), 0)
+            for name, share in written.share.items()
+        }
+        return {name: jnp.where(jnp.asarray(exists[name]), value, jnp.nan) for name, value in means.items()}
+
+    return Estimator(frozenset({WRITTEN_NORMS}), score)

@@ -36,6 +36,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "fluctuation": activations.fluctuation,
     "activation_frequency": activations.activation_frequency,
     "activation_norm": activations.activation_norm,
+    "reap": activations.reap,
     "block_influence": blocks.block_influence,
     "obs": reconstruction.obs,
     "leverage": reconstruction.leverage,

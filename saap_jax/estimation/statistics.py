@@ -1,6 +1,6 @@
 """The statistics of this package by name; each stands beside the formulas that use it."""
 
-from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_NORMS, ACTIVATION_USAGE
+from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_NORMS, ACTIVATION_USAGE, WRITTEN_NORMS
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.blocks import BLOCK_CHANGE
 from saap_jax.estimation.gates import GATE_GRADIENT
@@ -23,6 +23,7 @@ STATISTICS: dict[str, Statistic] = {
         ACTIVATION_MOMENTS,
         ACTIVATION_NORMS,
         ACTIVATION_USAGE,
+        WRITTEN_NORMS,
         BLOCK_CHANGE,
         GRAM,
         SECOND_MOMENT,

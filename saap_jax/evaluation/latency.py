@@ -86,6 +86,7 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, progres
         kv_heads=max(layer.kv_heads for layer in spec.layers),
         q_per_kv=max(layer.q_per_kv for layer in spec.layers),
         mlp=max(layer.mlp for layer in spec.layers),
+        channels=spec.layers[0].channels,
     )
     kv_heads, mlp = points(widest.kv_heads), points(widest.mlp)
     shapes = [dataclasses.replace(widest, kv_heads=k, mlp=0) for k in kv_heads]
@@ -124,7 +125,7 @@ def layers_of(spec: LlamaSpec, shape: LayerWidths, dtype: Any) -> int:
     A model of one layer is timed as `FEWEST` of it.
     """
     heads = 2 * shape.kv_heads * (shape.q_per_kv + 1) * spec.head_dim
-    layer = spec.embed * (heads + 3 * shape.mlp) * jnp.dtype(dtype).itemsize
+    layer = spec.embed * (heads + 3 * shape.mlp_channels) * jnp.dtype(dtype).itemsize
     return max(FEWEST, min(len(spec.layers), math.ceil(ENOUGH / max(layer, 1))))
 
 

@@ -108,6 +108,8 @@ def architecture_of(spec: LlamaSpec) -> str:
     'deci'
     """
     family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
+    if gguf is None:
+        raise ValueError(f"format gguf: expected a family without experts, got {family}; choose --format hf")
     if gguf.equal_layers:
         if spec.output_biases:
             raise ValueError(

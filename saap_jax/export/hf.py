@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from saap_jax.export.widths import added_parameters, uniform_widths
-from saap_jax.llama.files import hf_fused
+from saap_jax.llama.files import hf_fused, mixture
 from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
 from saap_jax.llama.files.tokenizer import Tokenizer
@@ -43,6 +43,7 @@ def write_hf(
     if form == "hf":
         check_plain(spec)
     elif form == "padded":
+        check_no_experts(spec, form)
         check_biases(spec, form)
     else:
         check_code(spec)
@@ -62,6 +63,7 @@ def write_hf(
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
     tensors = model_tensors(model, layers)
     tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
+    tensors = mixture.apart(tensors, spec) if spec.constants.traits.experts else tensors
     zeros = _zero_biases(tensors) if config.get("attention_bias") else []
     write_json(config, place / "config.json")
     write_tensors(tensors + zeros, place / "model.safetensors", dtype)
@@ -77,6 +79,7 @@ def write_hf(
 def check_code(spec: LlamaSpec) -> None:
     """Raise ValueError for what the code that travels with a ragged model does not compute."""
     constants = spec.constants
+    check_no_experts(spec, "ragged")
     if constants.apart is not None or constants.traits.post_norms:
         raise ValueError(
             "format ragged: its code has layers that see positions alike, and no norms behind sub-blocks, got a "
@@ -92,16 +95,32 @@ def check_plain(spec: LlamaSpec) -> None:
     heads = first.kv_heads * first.q_per_kv
     if fits_plain_config(spec) and (spec.embed % heads == 0 or not traits.heads_divide):
         return
-    kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", "MLP channels": "mlp"}
+    units = "experts" if traits.experts else "MLP channels"
+    kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", units: "mlp"}
     ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
     got = ", ".join(f"{found[0]} to {found[-1]} {kind}" for kind, found in ranges.items() if len(found) > 1)
     if not got and heads and first.mlp:
         got = f"{heads} attention heads, which transformers refuses beside a hidden size of {spec.embed}"
+    if traits.experts:
+        least = spec.constants.experts_per_token
+        raise ValueError(
+            f"format hf: expected layers alike, with heads and at least {least} experts, got "
+            f"{got or 'fewer'}; prune with --search.allocation uniform and without skipped layers"
+        )
     raise ValueError(
         f"format hf: expected layers of equal widths above zero, got {got or 'layers without heads or channels'}; "
         "choose --format padded (a plain model with zeros added), ragged (transformers with trust_remote_code) or "
         "gguf (llama.cpp)"
     )
+
+
+def check_no_experts(spec: LlamaSpec, form: str) -> None:
+    """Raise `ValueError` for a mixture of experts: an expert of zeros would be routed to."""
+    if spec.constants.traits.experts:
+        raise ValueError(
+            f"format {form}: expected a model without experts, got a {spec.constants.family}; choose --format hf, for "
+            "layers that are alike (--search.allocation uniform)"
+        )
 
 
 def check_biases(spec: LlamaSpec, form: Form) -> None:

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from saap_jax.llama.positions import Rotation, Sight, apart_of, rotate, sight_of
-from saap_jax.llama.product import added, product
+from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import GATHERED, by_example, gathered, in_force
@@ -29,7 +29,8 @@ Observe = Callable[[str, Array], Any]
 
 Points: `attention` [batch, seq, kv_heads, q_per_kv, head_dim] and `mlp` [batch, seq, mlp], of a mixture [batch, seq,
 experts, channels], the gated activations that enter the output projections; `attention_in`, `attention_out`, `mlp_in`,
-`mlp_out` [batch, seq, embed], the residual stream before and after each sub-block.
+`mlp_out` [batch, seq, embed], the residual stream before and after each sub-block; `attention_norms`, `mlp_norms`
+[batch, seq, units], the L2 norm of what each unit writes.
 """
 
 
@@ -82,9 +83,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, experts = spec.embed, widths.channels is not None
-        units, inner = (
-            (("experts", "channels"), (widths.mlp, widths.channels)) if experts else (("mlp",), (widths.mlp,))
-        )
+        units, inner = ("experts", "channels") if experts else ("mlp",), (widths.mlp, *([widths.channels] * experts))
         self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d)) if experts else None
         self.gate = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))
@@ -239,8 +238,26 @@ def decode(
     gate = None if gates is None else gates["mlp"]
     channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate)
     z = by_example(y + _gated(post_normed(written_by(layer.mlp, channels), layer.mlp_post_norm, constants), stream))
+    if observe is None:
+        return z, {}
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
-    return z, {} if observe is None else {point: observe(point, activation) for point, activation in points.items()}
+    writers = {"attention": layer.attention.output, "mlp": layer.mlp.down}
+    points |= {f"{name}_norms": written_norms(points[name], matrix) for name, matrix in writers.items()}
+    return z, {point: observe(point, activation) for point, activation in points.items()}
+
+
+def written_norms(active: Float[Array, "batch seq units *rest"], matrix: Weight) -> Float[Array, "batch seq units"]:
+    """Return the L2 norm of what each unit writes for each token, before a norm behind the sub-block."""
+    units, embed = active.shape[2], matrix.shape[-1]
+    count = math.prod(active.shape[3:])
+    rows, own = active.reshape(*active.shape[:2], units, count), matrix[...].reshape(units, count, embed)
+    if count == 1:
+        return jnp.abs(rows[..., 0]) * jnp.linalg.norm(own[:, 0], axis=-1)[None, None]
+
+    def of_unit(unit: tuple[Array, Array]) -> Array:
+        return jnp.linalg.norm(unit[0] @ unit[1], axis=-1)
+
+    return jnp.moveaxis(jax.lax.map(of_unit, (jnp.moveaxis(rows, 2, 0), own)), 0, -1)
 
 
 def attend(

@@ -60,7 +60,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     data, fsdp, tensor = mesh
     shards, rows = fsdp * tensor, batch / (data * fsdp)
     tokens, width = rows * config.length, 2 if config.dtype == "bfloat16" else 4
-    layers = [(w.kv_heads, w.kv_heads * w.q_per_kv, w.mlp) for w in spec.layers]
+    layers = [(w.kv_heads, w.kv_heads * w.q_per_kv, w.mlp_channels) for w in spec.layers]  # of all experts
     matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
     count = sum(matrices) + embeddings

@@ -156,5 +156,5 @@ def weight_sizes(spec: LlamaSpec) -> frozenset[int]:
     sizes = {spec.vocab * spec.embed}
     for widths in set(spec.layers):
         kv = spec.embed * widths.kv_heads * spec.head_dim
-        sizes |= {kv, kv * widths.q_per_kv, spec.embed * widths.mlp}
+        sizes |= {kv, kv * widths.q_per_kv, spec.embed * widths.mlp_channels}
     return frozenset(sizes - {0})

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.product import Matrix, Weight, inputs_and_outputs, product
 from saap_jax.llama.quantized import MATRICES, Quantized, with_matrices
+from saap_jax.llama.spec import LlamaSpec
 
 
 class AdapterParam(nnx.Variable):
@@ -75,6 +76,7 @@ def adapted(
 
     A is uniform in ±1/√n, n the numbers that the adapter sees of an input, as in LoRA's own code; float32 both.
     """
+    check_no_experts(model.spec, matrices)
     every = [getattr(getattr(segment, MATRICES[name]), name) for segment in model.segments for name in matrices]
     if any(isinstance(matrix, Adapted) for matrix in every):
         raise ValueError("model: expected one without adapters, got one that has them; merge them first")
@@ -137,6 +139,15 @@ def check_adapters(rank: int, scale: float, matrices: tuple[str, ...]) -> None:
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale: expected a positive number, got {scale}")
     check_matrices(matrices)
+
+
+def check_no_experts(spec: LlamaSpec, matrices: tuple[str, ...]) -> None:
+    """Raise ValueError for matrices of experts, of which each would have to have an adapter, or scales, of its own."""
+    if spec.constants.traits.experts and (own := [name for name in matrices if MATRICES[name] == "mlp"]):
+        raise ValueError(
+            f"matrices: expected those of attention in a {spec.constants.family}, got {', '.join(own)} of its experts; "
+            "give --method.matrices query key value output, or --method.name full"
+        )
 
 
 def check_matrices(matrices: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.recovery.adapters import check_no_experts
 from saap_jax.runtime.gather import fetched
 
 Rounding = Literal["nearest", "search"]
@@ -151,6 +152,7 @@ def check_group_size(spec: LlamaSpec, bits: int, group_size: int, matrices: tupl
 
     Needs no model: what a run would end with is known before it starts.
     """
+    check_no_experts(spec, matrices)
     if bits not in PLANES:
         raise ValueError(f"bits: expected {', '.join(map(str, PLANES))}, got {bits}")
     unit = 8 // min(PLANES[bits])

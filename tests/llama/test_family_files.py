@@ -298,7 +298,8 @@ def test_kv_heads_that_would_be_a_surprise_must_be_said():
 @pytest.mark.parametrize("widths", [((2, 8), (2, 8)), ((2, 8), (1, 8)), ((2, 8), (0, 0))])
 @pytest.mark.parametrize("biases", [False, True])
 def test_config_round_trip(family, widths, biases):
-    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=3, mlp=mlp) for heads, mlp in widths)
+    channels = 5 if RELATIVES[family].traits.experts else None
+    layers = tuple(LayerWidths(kv_heads=heads, q_per_kv=3, mlp=mlp, channels=channels) for heads, mlp in widths)
     for window in {RELATIVES[family].sliding_window, None}:
         constants = dataclasses.replace(RELATIVES[family], sliding_window=window)
         if (apart := constants.apart) is not None:

@@ -152,7 +152,7 @@ def test_linear_rope_and_explicit_head_dim():
         ({"num_hidden_layers": [[1] * 10**5] * 10}, "expected num_hidden_layers to be a positive integer, got [[1, 1,"),
         (
             {"model_type": ["llama"]},
-            "expected model_type llama, mistral, qwen2, qwen3, phi3, gemma3_text, got ['llama']",
+            "expected model_type llama, mistral, qwen2, qwen3, qwen3_moe, mixtral, phi3, gemma3_text, got ['llama']",
         ),
         ({"model_type": {"llama": 1}}, "got {'llama': 1}"),
         ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "rope type ['linear'] is not supported"),

@@ -21,7 +21,8 @@ MIXED = layout_of(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8]) if le
 
 @pytest.mark.parametrize("family", RELATIVES)
 def test_relatives_do_not_depend_on_the_mesh(family, tmp_path):
-    widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=16)
+    channels = 8 if RELATIVES[family].traits.experts else None
+    widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=16, channels=channels)
     spec = LlamaSpec(vocab=32, embed=16, head_dim=4, layers=(widths,) * 2, tied=True, constants=RELATIVES[family])
     alone = random_llama(spec, jax.random.key(0))
     directory = save_model(alone, tmp_path / "m")

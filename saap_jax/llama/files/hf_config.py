@@ -228,11 +228,12 @@ def quantization_from_config(config: dict[str, Any], where: str) -> Quantization
 
 
 def fits_plain_config(spec: LlamaSpec) -> bool:
-    """Say whether a plain config can hold the model: layers all alike, with heads and channels.
+    """Say whether a plain config can hold the model: layers all alike, with heads and channels, or enough experts.
 
     Biases of the output projections have a place in family `llama` alone.
     """
-    alike = spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp > 0
+    least = spec.constants.experts_per_token or 1
+    alike = spec.uniform and spec.layers[0].kv_heads > 0 and spec.layers[0].mlp >= least
     return alike and (spec.constants.traits.plain_biases or not spec.output_biases)
 
 
