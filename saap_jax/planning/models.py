@@ -43,8 +43,7 @@ KNOWN: dict[str, LlamaSpec] = {
         151936, 2048, 48, 32, 4, 128, channels=768, head_dim=128, family="qwen3_moe", experts_per_token=8
     ),
 }  # fmt: skip
-"""Sizes as published, by name: vocabulary, width, layers, query heads, KV heads, channels (of a mixture experts, and the
-channels of each); no position is beyond what is asked for."""
+"""Sizes as published, by name: vocabulary, width, layers, query heads, KV heads, channels (of a mixture, experts)."""
 
 
 def spec_of(name: str) -> LlamaSpec:

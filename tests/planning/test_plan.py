@@ -10,6 +10,8 @@ import pytest
 
 from saap_jax.cli.main import main
 from saap_jax.config.plan import PlanConfig
+from saap_jax.discovery import count_parameters
+from saap_jax.llama.model import abstract_llama
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
@@ -52,7 +54,17 @@ def test_a_model_may_be_a_file(tmp_path):
     assert spec_of(str(tmp_path)).embed == 64
     with pytest.raises(ValueError, match="model: expected one of llama-7b"):
         spec_of("llama-9b")
-    assert set(KNOWN) >= {"llama-7b", "llama-2-13b", "llama-3-8b", "llama-3-70b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("llama-7b", 6.738), ("llama-13b", 13.016), ("llama-2-70b", 68.977), ("llama-3-8b", 8.030),
+        ("llama-3-70b", 70.554), ("llama-3.1-405b", 405.853), ("gemma-3-27b", 27.009), ("qwen3-30b-a3b", 30.532),
+    ],
+)  # fmt: skip
+def test_models_have_the_parameters_that_are_published(name, billions):
+    assert count_parameters(abstract_llama(KNOWN[name])) / 1e9 == pytest.approx(billions, abs=6e-4)
 
 
 def test_estimates_go_the_right_way():
