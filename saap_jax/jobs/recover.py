@@ -311,7 +311,7 @@ def _with_top_k(
     numbers = rows_fed(training.rows, **fed)
     kept = Kept(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
     said = f"{plural(k, 'logit')} of the dense model behind each token of {plural(len(numbers), 'row')}"
-    note(f"{said}: {kept.nbytes / 2**20:,.1f} MiB on disk", True)
+    note(f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
     run.update(top_k_logits={"k": k, "rows": len(numbers), "bytes": kept.nbytes})
     about = {
         **{name: run.record["inputs"][name] for name in ("dense model", "training text")},
@@ -321,7 +321,7 @@ def _with_top_k(
         "k": k,
         "temperature": training.objective.temperature,
         "compute": training.objective.compute,
-        "rows of a block": kept.block,
+        "rows of a block": kept.block_rows,
     }
     with run.stage("top-k logits") as stage:
         stage.tokens += keep_top_k(kept, dense, training.rows, training.objective, about, track=track)

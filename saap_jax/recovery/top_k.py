@@ -70,14 +70,18 @@ class Kept(NamedTuple):
         return len(self.rows) * self.row_bytes
 
     @property
-    def block(self) -> int:
-        """Rows of a block."""
+    def block_rows(self) -> int:
+        """Rows of each block but the last."""
         return self.batch * max(1, BLOCK // (self.batch * self.row_bytes))
 
     @property
-    def blocks(self) -> list[Int32[np.ndarray, "some"]]:
-        """The numbers of the rows of each block."""
-        return [self.rows[first : first + self.block] for first in range(0, len(self.rows), self.block)]
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-len(self.rows) // self.block_rows)
+
+    def numbers(self, block: int) -> Int32[np.ndarray, "some"]:
+        """Return the numbers of the rows of a block."""
+        return self.rows[block * self.block_rows :][: self.block_rows]
 
     def path(self, block: int, name: str) -> Path:
         """Return the file of an array of a block."""
@@ -98,7 +102,7 @@ class Kept(NamedTuple):
         """
         places = np.searchsorted(self.rows, np.where(rows < 0, self.rows[0], rows))
         indices, masses = (
-            np.stack([self._row(*divmod(int(place), self.block), name) for place in places]) for name in self.files
+            np.stack([self._row(*divmod(int(place), self.block_rows), name) for place in places]) for name in self.files
         )
         if indices.min() < 0 or indices.max() >= self.vocab or not np.isfinite(masses).all():
             raise ValueError(
@@ -124,7 +128,7 @@ class Kept(NamedTuple):
             array = np.load(self.path(block, name), mmap_mode="r", allow_pickle=False)
         except _DAMAGED:
             return None
-        shape = (min(self.block, len(self.rows) - block * self.block), self.before, count)
+        shape = (len(self.numbers(block)), self.before, count)
         return array if isinstance(array, np.ndarray) and (array.shape, array.dtype) == (shape, dtype) else None
 
 
@@ -152,7 +156,7 @@ def keep_top_k(
     """
     missing = broadcast(lambda: _missing(kept, about))
     for block in track("keep the dense model's likeliest tokens", missing, len(missing)):
-        numbers = kept.blocks[block]
+        numbers = kept.numbers(block)
         made = [
             _made(kept, teacher, rows, numbers[first : first + kept.batch], objective)
             for first in range(0, len(numbers), kept.batch)
@@ -160,7 +164,7 @@ def keep_top_k(
         for name, parts in zip(kept.files, zip(*made, strict=True), strict=True):
             write_atomically(kept.path(block, name), _npy(np.concatenate(parts)))
     barrier("the dense model's likeliest tokens")
-    return sum(int((rows.segments[kept.blocks[block]] >= 0).sum()) for block in missing)
+    return sum(int((rows.segments[kept.numbers(block)] >= 0).sum()) for block in missing)
 
 
 def _missing(kept: Kept, about: Mapping[str, Any]) -> list[int]:
@@ -175,12 +179,12 @@ def _missing(kept: Kept, about: Mapping[str, Any]) -> list[int]:
                 f"{kept.directory} holds likeliest tokens of something else: {', '.join(differing[:3])}; remove the "
                 "directory to make them again, or choose another --name"
             )
-        return [block for block in range(len(kept.blocks)) if not kept.has(block)]
+        return [block for block in range(kept.blocks) if not kept.has(block)]
     kept.directory.mkdir(parents=True, exist_ok=True)
     for path in kept.directory.glob("*.npy"):  # of what, nobody knows
         path.unlink()
     write_atomically(file, encoded(about, indent=1))
-    return list(range(len(kept.blocks)))
+    return list(range(kept.blocks))
 
 
 def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective: Objective) -> list[np.ndarray]:
