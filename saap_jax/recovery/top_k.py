@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Int32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Int32
 
+from saap_jax.config.mesh import BATCH
 from saap_jax.data.packing import FIELDS, Rows, padded_rows
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.llama.packed import packed_hidden
 from saap_jax.recovery.objective import Objective, Packed, TopK, cast, masses_of
-from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.constraints import batch_shards, in_force, on_mesh_of, vocab_shards
 from saap_jax.runtime.files import encoded, read_json, write_atomically
 from saap_jax.runtime.finite import first_not_finite
 from saap_jax.runtime.gather import fetched
@@ -211,17 +213,34 @@ def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective
 def top_k_of(teacher: Llama, rows: Packed, *, k: int, objective: Objective) -> TopK:
     """Return the k likeliest tokens behind each token of rows `[batch, seq]` but the last, at the temperature.
 
-    The logits of all positions are in memory at once only where the loss has them too, see `over_positions`.
+    The logits of all positions are in memory at once only where they are few, see `over_positions`.
     """
     model = cast(teacher, objective.compute)
     hidden = packed_hidden(model, rows.tokens, rows.positions, rows.segments)
 
     def of_tokens(hidden: Array) -> TopK:
         logits = model.logits(hidden) / objective.temperature
-        indices = jax.lax.top_k(logits, k)[1]
+        indices = _likeliest(logits, k)
         return TopK(indices, masses_of(logits, indices))
 
-    return over_positions(of_tokens, hidden[:, :-1], logits=[model])
+    return over_positions(of_tokens, hidden[:, :-1], logits=[model] * vocab_shards(model.embedding.shape[0]))
+
+
+def _likeliest(logits: Float[Array, "batch seq vocab"], k: int) -> Int[Array, "batch seq k"]:
+    """Return the k likeliest tokens; each device looks at whole logits, of its own examples alone.
+
+    A sort is not split by itself: left to the partitioner, every device would gather those of the whole batch.
+    """
+
+    def find(some: Array) -> Array:
+        return jax.lax.top_k(some, k)[1]
+
+    if not in_force():
+        return find(logits)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(logits)) > 1 else ()
+    spec = PartitionSpec(parts or None)
+    return jax.shard_map(find, in_specs=spec, out_specs=spec)(logits)
 
 
 def _npy(array: np.ndarray) -> bytes:
