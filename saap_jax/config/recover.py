@@ -109,6 +109,9 @@ class TrainingConfig:
     Needs a model with as many layers, of the same width."""
     temperature: float = 2.0
     """What divides the logits before they are compared with the dense model's."""
+    top_k_logits: int = 0
+    """Compare on the dense model's so many likeliest tokens, and on all others together, which are kept on disk before
+    the training: the dense model is not in memory then. 0: on all tokens, with it in memory."""
     seed: int = 0
     """Seed of the adapters, and of the order of the rows."""
 
@@ -116,7 +119,7 @@ class TrainingConfig:
         check_choices("training", self)
         for name in ("epochs", "batch_size", "microbatch", "check_every", "keep"):
             check_at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("max_steps", "warmup", "patience"):
+        for name in ("max_steps", "warmup", "patience", "top_k_logits"):
             check_at_least(f"training.{name}", getattr(self, name), 0)
         if self.batch_size % self.microbatch:
             raise ValueError(
@@ -129,6 +132,16 @@ class TrainingConfig:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
         check_share("training.distillation", self.distillation)
+        if self.top_k_logits and not self.distillation:
+            raise ValueError(
+                "training.top_k_logits: expected training.distillation above 0, the weight of what is compared on "
+                f"them, got {self.distillation}; give --training.distillation 0.5, or leave it out"
+            )
+        if self.top_k_logits and self.hidden:
+            raise ValueError(
+                "training.top_k_logits: expected training.hidden 0, because hidden states need the dense model in "
+                f"memory, got {self.hidden}; leave one of the two out"
+            )
         check_seed("training.seed", self.seed)
 
 

@@ -137,6 +137,18 @@ def feed(rows: Rows, *, batch_size: int, epochs: int, seed: int) -> grain.Datase
     return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
+def rows_fed(rows: Rows, *, batch_size: int, epochs: int, seed: int, steps: int) -> Int32[np.ndarray, "fed"]:
+    """Return the numbers of the rows that the first batches of `feed` have, in the order of the rows.
+
+    Args:
+        steps: how many batches, at most those that there are.
+    """
+    if steps * batch_size >= len(rows.tokens):
+        return np.arange(len(rows.tokens), dtype=np.int32)
+    batches = feed(rows, batch_size=batch_size, epochs=epochs, seed=seed)
+    return np.sort(np.concatenate([next(batches)["row"] for _ in range(steps)]))
+
+
 def count_batches(rows: Rows, *, batch_size: int, epochs: int) -> int:
     """Return how many batches `feed` gives."""
     return -(-len(rows.tokens) * epochs // batch_size)

@@ -14,7 +14,7 @@ import numpy as np
 
 from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
-from saap_jax.data.packing import Rows, pack, split_pieces
+from saap_jax.data.packing import Rows, pack, rows_fed, split_pieces
 from saap_jax.data.pieces import Pieces, read_pieces
 from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
@@ -29,6 +29,7 @@ from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
+from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
 from saap_jax.report.kinds.recover import recovery_files
 from saap_jax.runs.directory import RunDirectory, flatten, plain
@@ -40,6 +41,7 @@ from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
+from saap_jax.runtime.words import plural
 from saap_jax.subjects.llama import texts_of
 
 Note = Callable[[str, bool], None]
@@ -111,6 +113,9 @@ def _recover(
             if each is not None and name not in run.record:
                 with step(track, f"evaluate the {'dense' if name == 'dense' else 'pruned'} model"):
                     run.update(**{name: measure(each)})
+    if dense is not None and config.training.top_k_logits:
+        training = _with_top_k(config, run, training, dense, track, note)
+        dense = None  # the training does without it
     outcome = _train(config, run, training, text, track, note)
     with run.stage("merge"), step(track, "merge and save"):
         recovered = cast(method.merge(join(outcome.trained, training.frozen)), config.dtype)
@@ -121,6 +126,8 @@ def _recover(
         run.update(after=measure(recovered))
     if config.new_tokens:
         with run.stage("time"):
+            if dense is None and config.dense:
+                dense = load_model(config.dense, config.dtype)
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
     run.update(out=str(out))
     finish(run, ENDING)
@@ -205,7 +212,7 @@ def training_of(
         float(options.hidden),
     )
     teacher = dense if objective.taught else None
-    trained, frozen = split(prepared, method.trainable, teacher)
+    trained, frozen = split(prepared, method.trainable, None if options.top_k_logits else teacher)
     base = digest_of((prepared, teacher))
     return Training(
         trained,
@@ -248,6 +255,11 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
             f"dense: expected a model of the {model.spec.vocab} tokens of {config.model}, got {config.dense} with "
             f"{dense.spec.vocab}; name the model that it was pruned from, or none: --dense ''"
         )
+    if dense is not None and config.training.top_k_logits > dense.spec.vocab:
+        raise ValueError(
+            f"training.top_k_logits: expected at most the {dense.spec.vocab} tokens of {config.dense}, got "
+            f"{config.training.top_k_logits}"
+        )
     sizes = [(len(each.spec.layers), each.spec.embed) for each in (model, dense) if each is not None]
     if config.training.hidden and len(set(sizes)) > 1:
         raise ValueError(
@@ -288,6 +300,32 @@ def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) 
 
 
 # --- the training, and after it ------------------------------------------------------------------
+
+
+def _with_top_k(
+    config: RecoverConfig, run: RunDirectory, training: Training, dense: Llama, track: Track, note: Note
+) -> Training:
+    """Return the training with the dense model's likeliest tokens on disk; those that are not there yet are made."""
+    plan, k, length = training.plan, config.training.top_k_logits, config.data.length
+    fed = {"batch_size": plan.batch_size, "epochs": plan.epochs, "seed": plan.seed, "steps": training.schedule.steps}
+    numbers = rows_fed(training.rows, **fed)
+    kept = Kept(run.claim("top_k_logits"), numbers, length - 1, k, dense.spec.vocab, plan.microbatch)
+    said = f"{plural(k, 'logit')} of the dense model behind each token of {plural(len(numbers), 'row')}"
+    note(f"{said}: {kept.nbytes / 2**20:,.2f} MiB on disk", True)
+    run.update(top_k_logits={"k": k, "rows": len(numbers), "bytes": kept.nbytes})
+    about = {
+        **{name: run.record["inputs"][name] for name in ("dense model", "training text")},
+        "rows": digest_of(numbers),
+        "length": length,
+        "vocab": kept.vocab,
+        "k": k,
+        "temperature": training.objective.temperature,
+        "compute": training.objective.compute,
+        "rows of a block": kept.block_rows,
+    }
+    with run.stage("top-k logits") as stage:
+        stage.tokens += keep_top_k(kept, dense, training.rows, training.objective, about, track=track)
+    return training._replace(top=kept)
 
 
 def _train(

@@ -17,6 +17,7 @@ from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.not_finite import likely_cause
 from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.top_k import Kept
 from saap_jax.recovery.train import (
     Frozen,
     Measured,
@@ -91,6 +92,8 @@ class Training(NamedTuple):
     plan: Plan
     about: dict[str, Any]
     """What identifies the training, for its checkpoints: plain values, equal ones in a training that goes on."""
+    top: Kept | None = None
+    """The teacher's likeliest tokens on disk, which stand for a teacher."""
 
 
 def steps_of(rows: Rows, *, batch_size: int, epochs: int, most: int) -> int:
@@ -121,7 +124,8 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
     while step < schedule.steps and not _stops(progress, plan):
         began, place = time.perf_counter(), batches.get_state()
         batch = next(batches)
-        rows = microbatches(batch, plan.microbatch, state)
+        top = None if training.top is None else training.top.of(batch["row"])
+        rows = microbatches(batch, plan.microbatch, state, top)
         with on_mesh_of(state):
             state, measured = train_step(
                 state, frozen.parameters, frozen.teacher, rows,

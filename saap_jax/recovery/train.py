@@ -9,6 +9,7 @@ A step whose loss or gradient is not finite changes nothing, so that what is sav
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from saap_jax.data.packing import FIELDS
 from saap_jax.llama.model import Llama, at_least_float32
-from saap_jax.recovery.objective import Objective, Packed, Sums, sums_of, total_of
+from saap_jax.recovery.objective import Objective, Packed, Sums, TopK, sums_of, total_of
 from saap_jax.runtime.mesh import Places, held, mesh_of, settled, shard
 
 Parameters = Any
@@ -171,10 +173,19 @@ def held_out_step(
     return sums.loss, sums.tokens
 
 
-def microbatches(batch: dict[str, np.ndarray], size: int, like: Any = None) -> Packed:
-    """Return the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them."""
-    rows = (batch[name].reshape(-1, size, batch[name].shape[-1]) for name in Packed._fields)
-    return Packed(*(shard(each, like, axis=1) for each in rows))
+def microbatches(
+    batch: dict[str, np.ndarray], size: int, like: Any = None, top: Sequence[np.ndarray] | None = None
+) -> Packed:
+    """Return the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them.
+
+    Args:
+        top: the fields of `TopK` of these rows, `[batch, ...]`.
+    """
+
+    def parts(array: np.ndarray) -> Array:
+        return shard(array.reshape(-1, size, *array.shape[1:]), like, axis=1)
+
+    return Packed(*(parts(batch[name]) for name in FIELDS), top=None if top is None else TopK(*map(parts, top)))
 
 
 def rate_at(schedule: Schedule, step: int) -> float:

@@ -48,7 +48,7 @@ _FILES = re.compile(
     r"|(keep|fidelity)\.json|(couplings|fidelity|frontier|sensitivity|training)\.svg"
     r"|(comparison|fidelity|frontier|recovery|sensitivity)\.(md|csv)|curve\.csv"
 )
-_DIRECTORIES = re.compile(r"best|model|tensorboard|statistics|checkpoints(-[\w.-]+)?")
+_DIRECTORIES = re.compile(r"best|model|tensorboard|statistics|top_k_logits|checkpoints(-[\w.-]+)?")
 """What runs of all kinds write beside `run.json`, and so all that `overwrite` removes."""
 
 

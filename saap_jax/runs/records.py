@@ -478,6 +478,8 @@ class RunRecord(TypedDict, total=False):
     data: TrainingText
     training: Training
     planned_steps: int
+    top_k_logits: Named
+    """`k`, `rows` and `bytes` of the dense model's likeliest tokens on disk, where they are asked for."""
     first_loss: float | None
     """Held out, before the first step."""
     out: str

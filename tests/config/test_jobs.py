@@ -67,6 +67,9 @@ def test_the_default_is_json():
         (lambda: r.TrainingConfig(learning_rate=0.0), "training.learning_rate: expected a number above 0, got 0.0"),
         (lambda: r.TrainingConfig(clip=-1.0), "training.clip: expected a number of at least 0, got -1.0"),
         (lambda: r.TrainingConfig(distillation=2.0), "training.distillation: expected a number in"),
+        (lambda: r.TrainingConfig(top_k_logits=-1), "training.top_k_logits: expected at least 0, got -1"),
+        (lambda: r.TrainingConfig(top_k_logits=8), "top_k_logits: expected training.distillation above 0"),
+        (lambda: r.TrainingConfig(top_k_logits=8, distillation=0.5, hidden=0.1), "expected training.hidden 0, .* 0.1"),
         (lambda: r.RecoverConfig(new_tokens=1), "new_tokens: expected 0, or at least 2"),
     ],
 )

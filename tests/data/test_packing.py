@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saap_jax.data.packing import count_batches, feed, pack, split_pieces
+from saap_jax.data.packing import count_batches, feed, pack, rows_fed, split_pieces
 from saap_jax.data.pieces import Piece
 
 LENGTH = 8
@@ -77,6 +77,15 @@ def test_each_row_comes_once_an_epoch_in_another_order():
     other = np.concatenate([batch["row"] for batch in feed(rows_of(10), batch_size=4, epochs=2, seed=4)])
     np.testing.assert_array_equal(order, again)
     assert order.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 2), (2, 1), (1, 3), (2, 4)])
+def test_which_rows_some_batches_have(epochs, steps):
+    options = {"batch_size": 4, "epochs": epochs, "seed": 3}
+    batches = feed(rows_of(10), **options)
+    expected = {int(row) for _ in range(steps) for row in next(batches)["row"] if row >= 0}
+    assert rows_fed(rows_of(10), **options, steps=steps).tolist() == sorted(expected)
+    assert len(expected) == min(10, 4 * steps)
 
 
 def test_the_last_batch_is_filled_with_padding():

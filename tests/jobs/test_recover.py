@@ -1,5 +1,6 @@
 """`saap recover` as a user meets it: a model that loads, a table, a run that can be killed, one line for bad input."""
 
+import gc
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,9 +22,11 @@ import saap_jax
 from saap_jax.cli import main
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import weight_bytes
+from saap_jax.jobs import recover as job
 from saap_jax.jobs.recover import method_of
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
+from saap_jax.recovery import loop
 from saap_jax.runs.directory import read_candidates, read_run
 from tests.cli.test_main import refused
 from tests.report.shown import missing_from_page
@@ -90,6 +95,41 @@ def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path)
     assert run["after"]["ppl"] != run["before"]["ppl"]
 
 
+def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(options, capsys, tmp_path, monkeypatch):
+    """What was loaded second is gone when the training begins; what is trained is not."""
+    loaded: list[weakref.ref] = []
+    there: list[list[bool]] = []
+
+    def load(*words, **more):
+        model = load_model(*words, **more)
+        loaded.append(weakref.ref(jax.tree.leaves(model)[0]))
+        return model
+
+    def train(training, checkpoints, **more):
+        gc.collect()
+        there.append([each() is not None for each in loaded])
+        assert training.frozen.teacher is None
+        return loop.train(training, checkpoints, **more)
+
+    monkeypatch.setattr(job, "load_model", load)
+    monkeypatch.setattr(job, "train", train)
+    words = ["recover", *options, "--training.max-steps", "3", "--training.check-every", "3"]
+    words += ["--training.distillation", "0.5", "--training.top-k-logits", "5"]
+    assert main.main(words) == 0
+    assert there == [[True, False]]
+    place = tmp_path / "runs" / "recover"
+    run, rows = read_run(place), read_candidates(place)[0]
+    about = json.loads((place / "top_k_logits" / "about.json").read_text())
+    assert about["dense model"] == run["inputs"]["dense model"]
+    assert run["top_k_logits"]["rows"] == 24  # three steps of eight rows
+    assert run["top_k_logits"]["bytes"] == 24 * 31 * (8 * 5 + 4)
+    assert "24 rows: 0.03 MiB on disk" in capsys.readouterr().out
+    assert [stage["name"] for stage in run["stages"]].index("top-k logits") == 4
+    assert abs(rows[0]["divergence"]) < 1e-5  # the model is still the dense one
+    assert rows[-1]["divergence"] > 1e-4
+    assert "top_k_logits" in run["files"]  # what --overwrite removes
+
+
 @pytest.mark.slow
 def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, tmp_path):
     """On instruction data with distillation. A finished run is shown again; another configuration is refused."""
@@ -127,6 +167,8 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
         (["--evaluation.in-domain", "builtin:none"], "did you mean"),
         (["--data.sources", "instruct:none.jsonl"], "expected a file none.jsonl"),
         (["--dense", "", "--training.distillation", "0.5"], "expected a dense model to learn from"),
+        (["--training.top-k-logits", "64"], "top_k_logits: expected training.distillation above 0"),
+        (["--training.distillation", "1", "--training.top-k-logits", "9999999"], "top_k_logits: expected at most the "),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(options, words, message, capsys, tmp_path):

@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from saap_jax.cli import main
+from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.runs.directory import read_candidates, read_run
+from tests.helpers import changed
 
 pytestmark = pytest.mark.sharded
 
@@ -137,6 +139,28 @@ def test_two_processes_give_what_one_gives(alone, tiny_model_directory, tmp_path
     assert read_run(tmp_path / "runs" / "recover")["devices"]["count"] == 4
     assert [path.name for path in tmp_path.rglob("*.partial")] == []
     assert "ppl@12" in said[0]
+
+
+def test_two_processes_learn_from_the_same_likeliest_tokens(tiny_model_directory, tmp_path):
+    """Those of a dense model that is another one: what lies on disk, each step's divergence, and what is learned."""
+    model, teacher = load_model(tiny_model_directory), tmp_path / "dense"
+    other = changed(model, "segments/0/mlp/down", lambda x: 2 * x)
+    save_model(other, teacher, tokenizer=load_tokenizer(tiny_model_directory))
+
+    def job(place: Path, mesh: list[str]) -> list[str]:
+        text = ["--data.sources", f"text:{text_of(tiny_model_directory)}", "--training.max-steps", "3"]
+        taught = ["--training.distillation", "0.5", "--training.top-k-logits", "5", "--dense", str(teacher)]
+        return ["recover", "--model", str(tiny_model_directory), *RECOVER, *text, *taught, *mesh, "--runs", str(place)]
+
+    assert main.main(job(tmp_path / "alone", [])) == 0
+    together(2, 2, [job(tmp_path / "runs", ["--mesh.fsdp", "2", "--mesh.tensor", "2"])], tmp_path)
+    ours, theirs = (tmp_path / name / "recover" for name in ("runs", "alone"))
+    masses = [np.load(place / "top_k_logits" / "000000.masses.npy") for place in (ours, theirs)]
+    np.testing.assert_allclose(*masses, rtol=1e-4, atol=1e-5)
+    divergences = [[row["divergence"] for row in read_candidates(place)[0]] for place in (ours, theirs)]
+    np.testing.assert_allclose(*divergences, rtol=1e-3)
+    assert min(divergences[0]) > 1e-3
+    same_tensors(ours / "model" / "model.safetensors", theirs / "model" / "model.safetensors", 1e-4)
 
 
 def numbers(tree, path: str = "") -> list[tuple[str, float]]:

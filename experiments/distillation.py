@@ -1,0 +1,209 @@
+"""What does a pruned model learn from the unpruned one, beside the text? The ablation of docs/distillation.md.
+
+    SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--arms ARM ...]
+    python experiments/distillation.py report
+
+SmolLM2-135M without half of its prunable parameters, by the defaults of `saap prune` calibrated on C4, then
+`saap recover` of that model once for each arm: with LoRA, on the same rows of C4 in the same order, for the same steps.
+The seed draws the calibration text, the rows and the adapters. Judged on the first 64 windows of 128 tokens of
+WikiText-2 (raw test) and of Penn Treebank (valid). Each arm runs in a process of its own, so that its memory is its
+own. What is done is not done again, and what was killed goes on. Results become a small file for each seed in
+docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: leave the machine alone.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
+
+from saap_jax.config import MethodConfig, ModelConfig, PruneConfig, RecoverConfig, TrainingConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.recover import TrainingTextConfig
+from saap_jax.evaluation.differences import paired_difference
+from saap_jax.jobs.prune import prune
+from saap_jax.jobs.recover import recover
+from saap_jax.runs.reading import read_run
+
+DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS / "distillation"
+MODEL, RATIO, WINDOWS = "smollm2-135m", 0.5, 64
+ROW, BATCH, STEPS, RATE = 256, 4, 32, 3e-3
+TEXTS = {f"ppl@{LENGTH} {source}": SHORT[source] for source in (WIKITEXT, TREEBANK)}
+"""Metric -> what the page calls it."""
+
+BASE, LOGITS, TOP = "language loss", "all logits", "top-64 logits"
+ARMS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    LOGITS: {"distillation": 0.5},
+    TOP: {"distillation": 0.5, "top_k_logits": 64},
+    "hidden states": {"hidden": 1.0},
+    "hidden states and all logits": {"distillation": 0.5, "hidden": 1.0},
+}
+"""Fields of `training` by arm; weights and temperature were not searched."""
+
+PROTOCOL = {"ratio": RATIO, "steps": STEPS, "batch": BATCH, "row": ROW, "rate": RATE, "windows": WINDOWS, "arms": ARMS}
+
+HEAD = f"""# What a pruned model learns from the unpruned one
+
+    SAAP_DATA=DATA python experiments/distillation.py run
+    python experiments/distillation.py report
+
+SmolLM2-135M without {RATIO:.0%} of its prunable parameters (defaults of `saap prune`, 32 windows of 128 tokens of C4),
+then `saap recover` with LoRA: {STEPS} steps of {BATCH} rows of {ROW} tokens of C4, learning rate {RATE:g}. Every arm
+takes the same rows in the same order; they differ in the loss alone: (1 − w) · language loss + w · T² · KL with w = 0.5
+and T = 2 where logits are compared, + 1 · the distance of the residual streams where hidden states are.
+*{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense model is not in memory. ppl@{LENGTH} on the
+first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
+draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals (paired bootstrap
+over seeds and windows). Minutes are wall time of the training, and of the pass that keeps logits; GiB the peak of
+memory until the training has ended; MiB what lies on disk. Weights, temperature and learning rate were not searched,
+and the steps are few.
+"""
+
+
+def run(seed: int, arms: Sequence[str], runs: Path) -> None:
+    """Run each arm of a seed that has no result yet in a process of its own, and write what it found."""
+    for arm in arms:
+        if arm in _results(seed)["rows"]:
+            continue
+        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--arms", arm, "--runs", str(runs)]
+        if code := subprocess.run(words).returncode:
+            raise SystemExit(f"{arm}, seed {seed}: ended with code {code}; the same command goes on")
+
+
+def one(seed: int, arm: str, runs: Path) -> None:
+    """Prune, unless the pruned model of a seed is there, recover it, and write what was found."""
+    pruned = runs / f"distillation-{seed}-pruned"
+    if not pruned.exists():
+        calibration = CalibrationConfig(scenarios=(CALIBRATION,), seed=seed)
+        prune(PruneConfig(model=ModelConfig(name=MODEL), ratio=RATIO, calibration=calibration, out=str(pruned)))
+    config = RecoverConfig(
+        name=f"distillation-{seed}-{arm.replace(' ', '-')}",
+        model=str(pruned),
+        dense=MODEL,
+        method=MethodConfig(name="lora"),
+        data=TrainingTextConfig(sources=(CALIBRATION,), length=ROW, held_out=0.0, seed=seed),
+        training=TrainingConfig(
+            max_steps=STEPS,
+            batch_size=BATCH,
+            microbatch=BATCH,
+            learning_rate=RATE,
+            warmup=STEPS // 8,
+            check_every=8,
+            seed=seed,
+            **ARMS[arm],
+        ),
+        evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=WINDOWS, length=LENGTH),
+        new_tokens=0,
+        runs=str(runs),
+    )
+    write(seed, arm, read_run(recover(config).path))
+
+
+def write(seed: int, arm: str, record: Mapping[str, Any]) -> None:
+    """Add what a run found to the file of its seed."""
+    found = _results(seed)
+    stages = {stage["name"]: stage for stage in record["stages"]}
+    found["dense"], found["pruned"] = (_losses(record[name]) for name in ("dense", "before"))
+    found["rows"][arm] = {
+        "losses": _losses(record["after"]),
+        "seconds": round(sum(stages[name]["seconds"] for name in ("top-k logits", "train") if name in stages), 1),
+        "gib": round(stages["train"]["peak_host_gib"], 3),
+        "disk": record.get("top_k_logits", {}).get("bytes", 0),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    _path(seed).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
+
+
+def _path(seed: int) -> Path:
+    return RESULTS / f"{MODEL}-{seed}.json"
+
+
+def _results(seed: int) -> dict[str, Any]:
+    path = _path(seed)
+    if not path.exists():
+        return {"protocol": PROTOCOL, "rows": {}}
+    found = json.loads(path.read_text())
+    if found["protocol"] != PROTOCOL:
+        raise SystemExit(f"{path}: expected results of the protocol of this script, found another; move the file away")
+    return found
+
+
+def _losses(measured: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {TEXTS[name]: [round(value, 4) for value in values] for name, values in measured["losses"].items()}
+
+
+def report() -> None:
+    """Write docs/distillation.md."""
+    seeds = sorted(int(path.stem.rpartition("-")[2]) for path in RESULTS.glob(f"{MODEL}-*.json"))
+    if not seeds:
+        raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
+    found = [_results(seed) for seed in seeds]
+    arms = [arm for arm in ARMS if all(arm in each["rows"] for each in found)]
+    said = [HEAD, *table(found, arms), ""]
+    if {LOGITS, TOP} <= set(arms):
+        changes = (f"{text} {_change(found, TOP, LOGITS, text)} %" for text in TEXTS.values())
+        said += [f"Of the arm *{TOP}* against *{LOGITS}*: {', '.join(changes)}.", ""]
+    if missing := [arm for arm in ARMS if arm not in arms]:
+        said += [f"Not on every seed yet, and so not shown: {', '.join(missing)}.", ""]
+    (DOCS / "distillation.md").write_text("\n".join(said).rstrip() + "\n")
+
+
+def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+    """Return the arms in Markdown, below them the models that nothing was learned by."""
+    head = " | ".join(f"{text} | against {BASE}, %" for text in TEXTS.values())
+    said = [f"{len(found)} seed{'s' * (len(found) > 1)}.", "", f"| learned from | {head} | minutes | GiB | MiB |"]
+    said.append("|---" + "|---:" * (2 * len(TEXTS) + 3) + "|")
+    for arm in arms:
+        rows = [each["rows"][arm] for each in found]
+        cells: list[str] = []
+        for text in TEXTS.values():
+            cells.append(_perplexity([row["losses"][text] for row in rows]))
+            cells.append(_change(found, arm, BASE, text) if arm != BASE and BASE in arms else "")
+        minutes, gib, mib = (np.mean([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
+        cells += [f"{minutes / 60:.1f}", f"{gib:.2f}", f"{mib / 2**20:.0f}" if mib else "–"]
+        said.append(f"| {arm} | {' | '.join(cells)} |")
+    for name, what in (("pruned", "(pruned, not trained)"), ("dense", "(dense)")):
+        cells = [cell for text in TEXTS.values() for cell in (_perplexity([each[name][text] for each in found]), "")]
+        said.append(f"| {what} | {' | '.join(cells)} |  |  |  |")
+    return said
+
+
+def _perplexity(losses: Sequence[Sequence[float]]) -> str:
+    each = np.exp(np.mean(losses, axis=1))
+    return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
+
+
+def _change(found: Sequence[Mapping[str, Any]], arm: str, base: str, text: str) -> str:
+    one, other = (np.array([each["rows"][name]["losses"][text] for each in found]) for name in (arm, base))
+    value, low, high = paired_difference(one, other).percent
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def main() -> None:
+    """Run seeds, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "one", "report"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    arguments = parser.parse_args()
+    if arguments.what == "report":
+        return report()
+    if "SAAP_DATA" not in os.environ:
+        parser.error("expected SAAP_DATA, the directory that holds text/, wikitext2/ and ptb/")
+    if arguments.what == "one":
+        return one(arguments.seeds[0], arguments.arms[0], arguments.runs)
+    for seed in arguments.seeds:
+        run(seed, arguments.arms, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
