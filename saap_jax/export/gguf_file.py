@@ -108,7 +108,7 @@ def architecture_of(spec: LlamaSpec) -> str:
     'deci'
     """
     family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
-    if gguf is None:
+    if not gguf.architecture:
         raise ValueError(f"format gguf: expected a family without experts, got {family}; choose --format hf")
     if gguf.equal_layers:
         if spec.output_biases:

@@ -83,7 +83,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, layers: int, spec: LlamaSpec, widths: LayerWidths, make: Make) -> None:
         d, experts = spec.embed, widths.channels is not None
-        units, inner = ("experts", "channels") if experts else ("mlp",), (widths.mlp, *([widths.channels] * experts))
+        units = ("experts", "channels") if experts else ("mlp",)
+        inner = (widths.mlp,) if widths.channels is None else (widths.mlp, widths.channels)
         self.router = param(("layers", "embed", "experts"), make((layers, d, widths.mlp), d)) if experts else None
         self.gate = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))

@@ -18,7 +18,7 @@ class Gguf(NamedTuple):
     """How llama.cpp computes a family."""
 
     architecture: str = "llama"
-    """Of layers that are alike; where they differ, `deci`."""
+    """Of layers that are alike; where they differ, `deci`. Empty: how it is stored is not known here."""
     equal_layers: bool = False
     """Layers have to be alike: narrower ones are widened by zeros. Neither biases of output projections nor rope type
     `llama3` are known there."""
@@ -111,8 +111,7 @@ class Family(NamedTuple):
     """Keys that say nothing about the logits."""
     written: Mapping[str, Any] = _NONE
     """Keys that a plain config has beside those of all families and of the window."""
-    gguf: Gguf | None = Gguf()
-    """None where llama.cpp's format of it is not known here."""
+    gguf: Gguf = Gguf()
     mixture: Mixture | None = None
     """Its MLPs are mixtures of experts."""
 
@@ -195,7 +194,7 @@ FAMILIES: dict[str, Family] = {
         defaults={key: value for key, value in _QWEN.items() if key != "sliding_window"} | {"norm_topk_prob": False},
         harmless=_ROUTING | {"sliding_window", "max_window_layers"},
         written={"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        gguf=None,
+        gguf=Gguf(""),
         mixture=Mixture(),
     ),
     "mixtral": Family(
@@ -204,7 +203,7 @@ FAMILIES: dict[str, Family] = {
         defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5},
         harmless=_ROUTING | {"router_jitter_noise"},
         written={"sliding_window": None},
-        gguf=None,
+        gguf=Gguf(""),
         mixture=Mixture(
             experts="block_sparse_moe.experts",
             router="block_sparse_moe.gate",
@@ -305,7 +304,7 @@ def gguf_families() -> dict[str, str]:
     """
     names = {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
-        if family.gguf is not None:
+        if family.gguf.architecture:
             names.setdefault(family.gguf.architecture, name)
     return names
 

@@ -50,15 +50,16 @@ def experts_of(config: dict[str, Any], where: str, family: str, layers: int) -> 
             f"{where}: expected the same experts a layer in {' and '.join(how.counts)}, got {shown(given)}"
         )
     key, count = next(iter(given.items()))
-    channels = integer(config, how.channels if config["model_type"] == family else "channels", where, "channels")
-    counts = count if isinstance(count, list) and config["model_type"] != family else [count] * layers
-    if len(counts) != layers:
-        raise ValueError(f"{where}: expected {key} of {layers} layers, got {shown(counts)}")
-    numbers = [each if each == 0 and count is counts else integer({key: each}, key, where, "heads") for each in counts]
-    most = config.get("num_experts_per_tok")
-    if count is not counts and type(most) is int and most > numbers[0]:
-        raise ValueError(f"{where}: expected num_experts_per_tok of at most {numbers[0]} experts, got {most}")
-    return [{"mlp": each, "channels": channels} for each in numbers]
+    if config["model_type"] == family:
+        number, most = integer({key: count}, key, where, "heads"), config.get("num_experts_per_tok")
+        if type(most) is int and most > number:
+            raise ValueError(f"{where}: expected num_experts_per_tok of at most {number} experts, got {most}")
+        return [{"mlp": number, "channels": integer(config, how.channels, where, "channels")}] * layers
+    if not isinstance(count, list) or len(count) != layers:
+        raise ValueError(f"{where}: expected {key} to be {layers} non-negative integers, got {shown(count)}")
+    channels = integer(config, "channels", where, "channels")
+    numbers = [0 if each == 0 else integer({key: each}, key, where, "heads") for each in count]
+    return [{"mlp": number, "channels": channels} for number in numbers]
 
 
 def mixture_keys(spec: LlamaSpec, per_layer: bool) -> dict[str, Any]:
