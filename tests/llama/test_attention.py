@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saap_jax.cli import main
 from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.hessian import hessian_step
@@ -283,3 +284,24 @@ def test_blocks_take_what_memory_allows():
     assert 4 * heads * 8192 * block_of(8192, heads) <= attention.SCORES
     assert block_of(2**20, 64) == attention.FEWEST
     assert block_of(50, 1) == 50
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("score --model.name MODEL --estimation.estimators gate_fisher --runs OUT", "--model.attention"),
+        (
+            "prune --model.name MODEL --compensation.method none --search.skip-layers --out OUT/pruned",
+            "--model.attention",
+        ),
+        ("evaluate MODEL --windows 1", "--attention"),
+        ("ab MODEL MODEL --windows 1", "--attention"),
+        ("recover MODEL --dense MODEL --method.name lora --training.warmup 0 --runs OUT", "--attention"),
+    ],
+)
+def test_commands_take_the_switch(command, option, tiny_model_directory, tmp_path, capsys):
+    """Each comes as far as its first program, which there is no TPU for."""
+    words = command.replace("MODEL", str(tiny_model_directory)).replace("OUT", str(tmp_path)).split()
+    assert main.main([*words, option, "splash"]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].endswith("attention: splash is for TPUs, got programs for cpu; pass auto or blocks")
