@@ -72,6 +72,11 @@ Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but the matrix products, or everything in a layer."""
 
 
+AttentionPath = Literal["auto", "plain", "blocks", "splash"]
+"""How attention of whole rows is computed: with all scores in memory (`plain`), with those of some queries at a time
+(`blocks`), with none (`splash`, on TPU), or as the rows' length and the device suggest; see `llama.attention`."""
+
+
 class Limits(NamedTuple):
     """How far a structure may shrink, and to which widths, each of its copies alike."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from saap_jax.config.amounts import read_bound, read_percent, read_points
 from saap_jax.config.checks import check_at_least, check_choice, check_seed
 from saap_jax.config.use import TasksConfig
-from saap_jax.types import Bos
+from saap_jax.types import AttentionPath, Bos
 
 TaskMetric = Literal["auto", "acc", "acc_norm", "exact_match"]
 """Metrics that are 0 or 1 of an item."""
@@ -22,6 +22,9 @@ class PairConfig(TasksConfig):
     """Text sources; of a built-in one, the evaluation part."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters."""
+    attention: AttentionPath = "auto"
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    `model.attention`."""
     windows: int = 24
     """Windows of each text; 0 takes all."""
     length: int = 128
@@ -47,6 +50,7 @@ class PairConfig(TasksConfig):
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
         check_choice("bos", self.bos, Bos)
+        check_choice("attention", self.attention, AttentionPath)
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("resamples", self.resamples, 1)
 

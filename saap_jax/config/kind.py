@@ -31,12 +31,12 @@ def check_kind(config: Any) -> None:
             f"fusion.attention: expected none for a traced model, whose structures are all scored alike, got "
             f"{fusion.attention!r}"
         )
-    of_text = {"model": ("dtype",), "calibration": ("length", "bos"), "evaluation": ("length", "bos")}
+    of_text = {"model": ("dtype", "attention"), "calibration": ("length", "bos"), "evaluation": ("length", "bos")}
     usual = {"model": ModelConfig(), "calibration": CalibrationConfig(), "evaluation": EvaluationConfig()}
     for part, name in ((part, name) for part, names in of_text.items() if hasattr(config, part) for name in names):
         if (value := getattr(getattr(config, part), name)) != getattr(usual[part], name):
             raise ValueError(
-                f"{part}.{name}: a factory's arrays are as they are, expected nothing said of it, got {value}"
+                f"{part}.{name}: a factory's program is as it is, expected nothing said of it, got {value}"
             )
     mesh = getattr(config, "mesh", MeshConfig())
     if mesh.tensor != 1 or mesh.rules:

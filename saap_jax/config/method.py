@@ -12,7 +12,7 @@ from saap_jax.config.checks import check_at_least, check_choice, check_choices, 
 from saap_jax.config.compensation import check_correction
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import RankBy
-from saap_jax.types import Bos, Remat
+from saap_jax.types import AttentionPath, Bos, Remat
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
 FusionScope = Literal["global", "structure", "layer"]
@@ -38,6 +38,10 @@ class ModelConfig:
     `saap_jax.Problem`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters; norms, softmax, losses and statistics are float32 in any case."""
+    attention: AttentionPath = "auto"
+    """How attention of a model of ours is computed: with all scores in memory (`plain`), with those of some queries at
+    a time (`blocks`), or by a kernel that keeps none (`splash`, on TPU); `auto`: plain for rows of up to 2,048 tokens,
+    for longer ones the kernel where it can be, else blocks. Changes speed and memory; results by rounding alone."""
     further: tuple[Literal["query_heads", "embed"], ...] = ()
     """Of a model of ours: structures that are scored beside attention and MLP, query heads and channels of the residual
     stream (`embed`); those of which `search` removes a share are in any case."""

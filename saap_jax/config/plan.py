@@ -5,7 +5,7 @@ from typing import Literal
 
 from saap_jax.config.checks import check_at_least, check_choices
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.types import Remat
+from saap_jax.types import AttentionPath, Remat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class PlanConfig:
     """Rows at once, on all chips together; 0: one for each part that the mesh splits a batch into."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the parameters; statistics and what is trained are float32."""
+    attention: AttentionPath = "auto"
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    `model.attention`."""
     remat: Remat = "full"
     """What the backward pass computes again."""
     mesh: MeshConfig = MeshConfig(fsdp=-1)

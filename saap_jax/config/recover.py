@@ -7,7 +7,7 @@ from typing import Literal
 from saap_jax.config.checks import check_at_least, check_choices, check_run_name, check_seed, check_share
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import EvaluationConfig
-from saap_jax.types import Remat
+from saap_jax.types import AttentionPath, Remat
 
 Matrix = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
@@ -157,6 +157,9 @@ class RecoverConfig:
     """The unpruned model to compare with, and to learn from with `training.distillation` and `.hidden`; empty: none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters, also of the recovered model's."""
+    attention: AttentionPath = "auto"
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    `model.attention`."""
     out: str = ""
     """Directory of the recovered model; it must not exist. Empty: `model` in the run's directory."""
     method: MethodConfig = MethodConfig()

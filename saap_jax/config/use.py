@@ -5,7 +5,7 @@ from typing import Literal
 
 from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.types import Bos
+from saap_jax.types import AttentionPath, Bos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class EvaluateConfig(TasksConfig):
     """Text sources; of a built-in one, the evaluation part. None after `--sources`, with tasks: no perplexity."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters."""
+    attention: AttentionPath = "auto"
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    `model.attention`."""
     windows: int = 24
     """Windows of each text; 0 takes all."""
     length: int = 128
@@ -62,6 +65,7 @@ class EvaluateConfig(TasksConfig):
         check_at_least("windows", self.windows, 0)
         check_at_least("length", self.length, 2)
         check_choice("bos", self.bos, Bos)
+        check_choice("attention", self.attention, AttentionPath)
         check_at_least("batch_size", self.batch_size, 1)
 
 

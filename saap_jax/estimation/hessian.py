@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import like_units, mean_over
 from saap_jax.estimation.base import Curvature, Estimator, Plan, Statistic, Statistics
+from saap_jax.llama.attention import attending
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units
@@ -118,7 +119,8 @@ def hessian_step(
     zeros = jax.tree.map(jnp.zeros_like, gates)
 
     def loss(gates: Gates) -> Float[Array, ""]:
-        return jnp.sum(next_token_losses(model, tokens, mask, gates, remat=remat)[0])
+        with attending(twice=True):
+            return jnp.sum(next_token_losses(model, tokens, mask, gates, remat=remat)[0])
 
     def product(direction: Gates) -> Gates:
         return jax.jvp(jax.grad(loss), (gates,), (direction,))[1]

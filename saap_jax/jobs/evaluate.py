@@ -10,9 +10,10 @@ from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.attention import attending
 from saap_jax.runs.outcomes import Evaluated, evaluation_json
 from saap_jax.runtime.files import check_target, write_atomically
-from saap_jax.runtime.mesh import layout_of_job
+from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.progress import Track, quiet
 
 
@@ -25,6 +26,14 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
     layout = layout_of_job(config.mesh, batch_size=config.batch_size)
     if layout is not None and config.tasks:
         raise ValueError(f"tasks: expected none on a mesh of several devices, got {', '.join(config.tasks)}")
+    with attending(config.attention):
+        rows = _evaluated(config, layout, track)
+    if config.json:
+        write_atomically(Path(config.json), evaluation_json(rows))
+    return rows
+
+
+def _evaluated(config: EvaluateConfig, layout: Layout | None, track: Track) -> dict[str, Evaluated]:
     rows, tasks = {}, find_tasks(config)
     for name in track("evaluate models", config.models, len(config.models)):
         lengths = {"length": config.length} if config.sources else {}
@@ -35,8 +44,6 @@ def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evalu
             ppl[metric_name(config.length, source)] = perplexity(model, windows, batch_size=config.batch_size)
         results = run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=scoring(track, name))
         rows[name] = Evaluated(count_parameters(model), ppl, results)
-    if config.json:
-        write_atomically(Path(config.json), evaluation_json(rows))
     return rows
 
 

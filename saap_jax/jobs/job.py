@@ -23,6 +23,7 @@ from saap_jax.config.kind import searched
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
+from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.tensorboard import write_scalars
@@ -124,7 +125,8 @@ class Ending(NamedTuple):
 
 @contextlib.contextmanager
 def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = False) -> Iterator[RunDirectory]:
-    """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job.
+    """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job, whose
+    programs compute attention as the configuration says.
 
     A finished run is yielded as it is, at once: neither its model nor its text is looked at. Where something of its
     ending is missing, that is made again, or the run is not finished any more.
@@ -133,11 +135,12 @@ def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = Fal
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
     path, fields = Path(config.runs) / config.name, dataclasses.asdict(config)
+    attention = config.attention if isinstance(config, RecoverConfig) else config.model.attention
     run = RunDirectory.open(path, fields, overwrite=overwrite)
     if run.finished and not _lost(run, ending):
         yield run
         return
-    with held(path, f"the run {path}"):
+    with held(path, f"the run {path}"), attending(attention):
         run = RunDirectory.open(path, fields, overwrite=overwrite)  # another process may have gone on meanwhile
         if run.finished and (lost := _lost(run, ending)):
             if lost <= _texts(run, ending):

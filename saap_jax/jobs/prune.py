@@ -19,6 +19,7 @@ from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.llama import Llama
+from saap_jax.llama.attention import attending
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.recipes import find_recipes
 from saap_jax.runs.directory import plain
@@ -106,7 +107,7 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
     config, out = followed(config), Path(config.out)
-    with held(out, f"out: {out}"):
+    with held(out, f"out: {out}"), attending(config.model.attention):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
         return _prune(config, out, track)

@@ -24,6 +24,7 @@ from saap_jax.formats.json_files import shown
 from saap_jax.formats.toml_files import read_toml
 from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.attention import attending
 from saap_jax.runs.outcomes import Compared, Comparison, comparison_json, junit
 from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
 from saap_jax.runs.standing import DENSE
@@ -136,7 +137,8 @@ def _losses(config: PairConfig, a: Reference, b: Reference, track: Track) -> tup
     for name in track("evaluate models", names, len(names)):
         longest = max((length for _, length, _ in setting.texts.values()), default=0)
         model = load_model(name, setting.dtype, lengths={"length": longest})
-        evaluated[name] = {metric: _evaluate(model, text, setting) for metric, text in windows[name].items()}
+        with attending(config.attention):
+            evaluated[name] = {metric: _evaluate(model, text, setting) for metric, text in windows[name].items()}
     found = recorded | evaluated
     return found[a.text], found[b.text]
 

@@ -15,6 +15,7 @@ from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
 from saap_jax.jobs.evaluate import scoring
 from saap_jax.llama import Llama, load_model, load_tokenizer
+from saap_jax.llama.attention import attending
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.outcomes import ComparedTask
 from saap_jax.runs.references import Reference, loadable
@@ -41,10 +42,11 @@ def compare_tasks(config: PairConfig, a: Reference, b: Reference, track: Track) 
     def score(reference: Reference) -> Results:
         tokenizer = load_tokenizer(reference.tokenizer)
         progress = scoring(track, reference.text)
-        return [
-            run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
-            for model in models_of(reference, config.dtype)
-        ]
+        with attending(config.attention):
+            return [
+                run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
+                for model in models_of(reference, config.dtype)
+            ]
 
     of_a = score(a)
     of_b = of_a if a.text == b.text else score(b)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from saap_jax.llama.positions import Rotation, Sight, apart_of, rotate, sight_of
+from saap_jax.llama.attention import attended
+from saap_jax.llama.positions import Rotation, Seen, Sight, apart_of, at_least_float32, rotate, sight_of
 from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
@@ -267,15 +268,10 @@ def attend(
     sight: Sight,
     constants: Constants,
 ) -> Float[Array, "batch seq kv_heads q_per_kv head_dim"]:
-    """Attention up to, not including, the output projection; scores and softmax in float32 (at least)."""
+    """Attention of whole rows up to, not including, the output projection; by the path of `attention.attending`."""
+    assert isinstance(sight.seen, Seen)
     query, key, value = project(attention, x, sight.rotation, constants)
-    wide = at_least_float32(x.dtype)
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide)
-    scores = scores * (constants.query_scalar or query.shape[-1]) ** -0.5
-    if (allowed := sight.allowed) is None:
-        allowed = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None]
-    weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, -jnp.inf), axis=-1).astype(x.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, value)
+    return attended(query, key, value, sight.seen, (constants.query_scalar or query.shape[-1]) ** -0.5)
 
 
 def project(
@@ -350,11 +346,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 """By the name in transformers."""
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype in which norms, softmax and losses are computed: float32, or float64 for float64 arrays."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def rms_norm(

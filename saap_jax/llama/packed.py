@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode, rematerialised
-from saap_jax.llama.positions import apart_of, sight_at
+from saap_jax.llama.positions import apart_of, packed_sight
 from saap_jax.llama.resume import VOCAB_CHUNK
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.types import Remat
@@ -52,13 +52,15 @@ def packed_streams(
     *,
     remat: Remat = "none",
     kept: bool = True,
+    shared: bool = True,
 ) -> tuple[Float[Array, "batch seq embed"], Float[Array, "layers batch seq embed"] | None]:
-    """Return the normalised last hidden states of packed rows, and if `kept` the residual stream behind each layer."""
-    length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))[None]
-    shared, same = (segments == 0)[:, None], segments[:, :, None] == segments[:, None]
+    """Return the normalised last hidden states of packed rows, and if `kept` the residual stream behind each layer.
+
+    Args:
+        shared: whether rows may have a segment 0; False where each segment is known to be a document of its own.
+    """
     head_dim, constants = model.segments[0].attention.output.shape[-2], model.constants
-    sight = sight_at(positions, causal & (shared | same), head_dim, constants)
+    sight = packed_sight(positions, segments, head_dim, constants, shared=shared)
     x, streams = model.embedded(tokens), []
     for segment, apart in zip(model.segments, apart_of(constants, segment_bounds(model.segments)), strict=True):
 

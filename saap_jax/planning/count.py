@@ -31,22 +31,33 @@ def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
         jaxpr: of the program as it runs, gradients included.
         weights: numbers of elements that a weight of one layer, or an embedding, has.
 
-    A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself.
+    A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself,
+    or as often as its grid has points, those that a mask leaves out among them.
     """
     total = [0.0, 0.0, 0.0]
     for equation, times in equations(jaxpr):
         if equation.primitive.name == "pallas_call":
-            cost = equation.params["cost_estimate"]
-            total[0] += times * cost.flops
+            total[0] += times * _flops_of_kernel(equation.params)
             total[2] += times * sum(_bytes_of(var.aval) for var in (*equation.invars, *equation.outvars))
         if equation.primitive.name != "dot_general":
             continue
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        left, right, out = (*(var.aval for var in equation.invars), equation.outvars[0].aval)
-        total[0] += times * 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
-        for array in (left, right, out):
+        total[0] += times * _flops_of(equation)
+        for array in (var.aval for var in (*equation.invars, *equation.outvars)):
             total[1 if array.size in weights else 2] += times * array.size * array.dtype.itemsize
     return Work(*total)
+
+
+def _flops_of(product: Any) -> int:
+    (contracted, _), _ = product.params["dimension_numbers"]
+    return 2 * product.outvars[0].aval.size * math.prod(product.invars[0].aval.shape[axis] for axis in contracted)
+
+
+def _flops_of_kernel(params: dict[str, Any]) -> float:
+    """Return what a kernel says that it does, or else its products as often as its grid has points."""
+    if (cost := params["cost_estimate"]) is not None:
+        return cost.flops
+    products = [(each, times) for each, times in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
+    return math.prod(params["grid_mapping"].grid) * sum(times * _flops_of(each) for each, times in products)
 
 
 def _bytes_of(array: Any) -> int:

@@ -6,7 +6,8 @@ stream. What is held beside parameters and state:
     a gradient of the weights, and the squares of those of examples, split like the parameters; for scoring, of the
     matrices of the layers alone
     the residual stream in front of every layer, n · E; without rematerialisation all activations of every layer
-    the activations of one layer, its gathered weights twice, logits and their gradient in float32
+    the activations of one layer, of long rows with a block of their scores alone (as if there were no kernel), its
+    gathered weights twice, logits and their gradient in float32
 
 Sent: with `fsdp`, all weights gathered in the forward and again in the backward pass, and gradients summed; with
 `tensor`, two sums of the residual stream a layer and pass; with `data`, one sum of the gradients.
@@ -19,6 +20,7 @@ from saap_jax.config.plan import PlanConfig
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
+from saap_jax.llama.attention import block_of, whole
 from saap_jax.llama.loss import LOGITS
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import Target
@@ -65,20 +67,23 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
     count = sum(matrices) + embeddings
     gradient, squares, state = _state(config, spec, count, sum(matrices), shards)
-    working = [
-        tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor
-        + rows * max(heads / tensor, 1) * config.length**2 * 6
-        for kv, heads, mlp in layers
-    ]
+    working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
+    of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
+    scores = [heads * config.length**2 * 6 for heads in of_device]
+    moved = sum(working) + sum(scores)
+    if not whole(config.attention, config.length):
+        at_once = [block_of(config.length, math.ceil(heads)) for heads in of_device]
+        scores = [heads * queries * config.length * 6 for heads, queries in zip(of_device, at_once, strict=True)]
     backward = config.task != "evaluate"
-    kept = {"none": sum(working), "dots": 0.7 * sum(working), "full": 0.0}[remat] if backward else 0.0
+    held = [sum(each) for each in zip(working, scores, strict=True)]
+    kept = {"none": sum(held), "dots": 0.7 * sum(held), "full": 0.0}[remat] if backward else 0.0
     logits = tokens * spec.vocab / tensor * 4
     temporaries = (
         gradient
         + squares
         + kept
         + (len(layers) * tokens * spec.embed * width if backward else 0)
-        + 2 * max(working)
+        + 2 * max(held)
         + 2 * max(matrices) * width / tensor
         + min(logits, LOGITS) * (2.5 if backward else 1.5)
         + (3 * spec.embed * max(mlp for *_, mlp in layers) / tensor * 4 if squares else 0)
@@ -102,7 +107,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
         sent += 2 * (tensor - 1) / tensor * 2 * passes * len(layers) * tokens * spec.embed * width
     if data > 1:
         sent += 2 * (data - 1) / data * (gradient + squares)
-    moved = passes * (weights + sum(working)) + 2 * (gradient + squares)
+    moved = passes * (weights + moved) + 2 * (gradient + squares)
     return Estimate(count * width / shards, state, temporaries, flops, moved, sent)
 
 

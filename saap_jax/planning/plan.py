@@ -18,6 +18,7 @@ import jax
 
 from saap_jax.config.mesh import MESH_AXES
 from saap_jax.config.plan import PlanConfig
+from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Target, targets
@@ -69,6 +70,7 @@ def plan_one(
         "length": config.length,
         "dtype": config.dtype,
         "remat": remat,
+        "attention": config.attention,
         "memory": target.memory,
     }
     if not target.chip.compiled:
@@ -101,7 +103,7 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
     rules = config.mesh.rules
     layout = layout_of(type(config.mesh)(**sizes, rules=rules, uneven=config.mesh.uneven), devices)
     program = program_of(config, spec, layout, batch, remat)
-    with jax.set_mesh(layout.mesh):
+    with jax.set_mesh(layout.mesh), attending(config.attention, tpu=True):
         traced = program.trace()
         lowered = traced.lower()
     key = hashlib.sha256(f"{target.topology} {sizes} {_versions()}\n{lowered.as_text()}".encode()).hexdigest()[:32]
@@ -215,6 +217,9 @@ def remedies(
     if config.length > 512:
         shorter = PlanConfig(**{**_fields(config), "length": config.length // 2})
         add(f"--length {config.length // 2}", estimate(shorter, spec, mesh, batch, remat).peak)
+    if whole(config.attention, config.length) and not whole("auto", config.length):
+        usual = PlanConfig(**{**_fields(config), "attention": "auto"})
+        add("--attention auto", estimate(usual, spec, mesh, batch, remat).peak)
     if config.dtype == "float32":
         narrow = PlanConfig(**{**_fields(config), "dtype": "bfloat16"})
         add("--dtype bfloat16", estimate(narrow, spec, mesh, batch, remat).peak)

@@ -136,7 +136,7 @@ def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
 def _states(
     model: Llama, rows: Packed, objective: Objective
 ) -> tuple[Float[Array, "batch seq embed"], Float[Array, "layers batch seq embed"] | None]:
-    options: dict[str, Any] = {"remat": objective.remat, "kept": bool(objective.hidden)}
+    options: dict[str, Any] = {"remat": objective.remat, "kept": bool(objective.hidden), "shared": False}
     return packed_streams(model, rows.tokens, rows.positions, rows.segments, **options)
 
 

@@ -17,6 +17,7 @@ from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import _devices, plan_one
 from saap_jax.planning.search import search
 from saap_jax.runtime.mesh import layout_of
+from saap_jax.types import AttentionPath
 
 pytestmark = pytest.mark.tpuplan
 
@@ -80,6 +81,23 @@ def test_statistics_are_split_and_weights_are_gathered_a_layer_at_a_time():
     layers = 2 * 6 * (1024 * 128 * 24 + 3 * 1024 * 2048)
     # forward and backward pass, and the two embeddings once or twice
     assert record["sent"]["all-gather"] <= 0.75 * (2 * layers + 4 * 2 * 4096 * 1024) * 1.05
+
+
+def test_scores_of_long_rows_are_never_whole():
+    """Those of 4,096 tokens take 512 MiB on a device that has a row and eight heads, those of a block 128."""
+    widths = LayerWidths(kv_heads=4, q_per_kv=4, mlp=256)
+    spec = LlamaSpec(vocab=512, embed=256, head_dim=128, layers=(widths,), tied=True)
+
+    def peak(path: AttentionPath) -> float:
+        config = PlanConfig(attention=path, length=4096, estimators=("gate_fisher",), examples=2)
+        record = plan_one(config, spec, target_of("v5e:2x2"), (1, 2, 2), 2, "full")
+        products, rows_and_heads = 6, 8  # two forward, four backward; on a device
+        assert record["flops"] > products * rows_and_heads * 2 * 4096**2 * 128
+        return record["bytes"]["peak"]
+
+    whole = peak("plain")
+    for path in ("blocks", "auto"):
+        assert peak(path) < whole - 256 * 2**20
 
 
 @pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache")  # no chip, nothing to read

@@ -220,3 +220,18 @@ def test_a_larger_machine_that_is_proposed_can_be_asked_for(capsys):
     assert main(["plan", "llama-2-70b", "gpu:h100:2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert target_of(said.split("--target ")[1].split()[0]).chips == 4
+
+
+def test_long_rows_hold_some_of_their_scores(capsys):
+    """By arithmetic as compiled: of 32 heads 128 queries at once, in place of 8,192."""
+    whole, usual = (PlanConfig(length=8192, remat="full", attention=path) for path in ("plain", "auto"))
+    held = [estimate(config, SEVEN, (1, 16, 1), 16, "full") for config in (whole, usual)]
+    assert held[0].peak - held[1].peak == 2 * 6 * 32 * 8192 * (8192 - 128)
+    assert held[0].memory_bytes == held[1].memory_bytes
+    of_short = [dataclasses.replace(config, length=2048) for config in (whole, usual)]
+    assert len({estimate(config, SEVEN, (1, 16, 1), 16, "full").peak for config in of_short}) == 1
+    for options, proposed in (["--attention", "plain"], True), ([], False):
+        assert main(["plan", "llama-2-7b", "gpu:a100:1", "--length", "8192", *options]) == 0
+        said = capsys.readouterr().out
+        assert "does not fit" in said
+        assert ("--attention auto: saves about" in said) is proposed

@@ -26,7 +26,7 @@ from saap_jax.llama.model import (
     rms_norm,
     written_by,
 )
-from saap_jax.llama.positions import Rotation, Sight, apart_of, rotary
+from saap_jax.llama.positions import Rotation, Seen, Sight, apart_of, rotary
 from saap_jax.llama.product import added, product
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import Apart, Constants
@@ -177,7 +177,7 @@ def _attend(
 
     Letters: r a key/value head of a row, s a slot, q a query (of g query heads and t tokens), h head_dim.
     """
-    assert sight.allowed is not None
+    assert not isinstance(sight.seen, Seen)
     query, key, value = project(attention, x, sight.rotation, constants)
     batch, seq, kv_heads, q_per_kv, head_dim = query.shape
     new = [jnp.swapaxes(array, 1, 2).reshape(-1, seq, head_dim) for array in (key, value)]
@@ -189,7 +189,7 @@ def _attend(
     scores = scores * (constants.query_scalar or head_dim) ** -0.5
     scores = jnp.swapaxes(scores, 1, 2).reshape(batch, kv_heads, q_per_kv, seq, -1)
     # Not -inf: a padding token sees nothing, and its NaN would spread to the rows that multiply it by zero.
-    scores = jnp.where(sight.allowed[:, None, None], scores, jnp.finfo(wide).min)
+    scores = jnp.where(sight.seen[:, None, None], scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
     mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache

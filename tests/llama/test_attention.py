@@ -1,0 +1,307 @@
+"""Attention in blocks and by the kernel is that of the whole matrix, in values and gradients, and holds no matrix."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.cli import main
+from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
+from saap_jax.estimation.base import Plan
+from saap_jax.estimation.hessian import hessian_step
+from saap_jax.estimation.observe import contributions
+from saap_jax.estimation.statistics import STATISTICS
+from saap_jax.llama import attention
+from saap_jax.llama.attention import LONG, attending, block_of, chosen, in_blocks, plain, splash
+from saap_jax.llama.packed import packed_streams
+from saap_jax.llama.positions import Seen
+from saap_jax.llama.segments import ones_gates
+from saap_jax.planning.count import equations, work_of
+from tests.helpers import dense_model, length_mask, random_tokens, relative
+
+LENGTH = 37
+"""Of rows: no other axis has this size, and no block divides it."""
+
+TEXTS = np.repeat([1, 2, -1], [20, 12, 5])[None].repeat(2, axis=0)
+BRANCHES = np.repeat([0, 1, 2, -1], [9, 12, 11, 5])[None].repeat(2, axis=0)
+PLACES = np.concatenate([np.arange(21), np.arange(9, 20), np.arange(5)])[None].repeat(2, axis=0)
+
+SIGHTS = {
+    "causal": Seen(LENGTH),
+    "window": Seen(LENGTH, 7),
+    "own window": Seen(LENGTH, None, (np.asarray(True), 7)),
+    "own lack of a window": Seen(LENGTH, 7, (np.asarray(True), None)),
+    "window of the rest": Seen(LENGTH, 7, (np.asarray(False), 11)),
+    "texts": Seen(LENGTH, segments=TEXTS),
+    "branches, window": Seen(LENGTH, 7, positions=PLACES, segments=BRANCHES, shared=True),
+}
+
+
+def sight(name: str) -> Seen:
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, SIGHTS[name])
+
+
+def sees(name: str, row: int, query: int, key: int) -> bool:
+    """Say whether a token sees another, from the words of `Seen`, one pair at a time."""
+    seen = SIGHTS[name]
+    window = seen.apart[1] if seen.apart is not None and seen.apart[0] else seen.window
+    place = (lambda at: at) if seen.positions is None else (lambda at: seen.positions[row, at])
+    if key > query or (window is not None and place(query) - place(key) >= window):
+        return False
+    if seen.segments is None:
+        return True
+    own, other = seen.segments[row, [query, key]]
+    return own == other or (seen.shared and other == 0)
+
+
+def inputs(dtype=jnp.float32, heads=(2, 3), length=LENGTH) -> tuple[jax.Array, ...]:
+    """Return queries, keys, values and what gradients are multiplied by."""
+    random, (kv_heads, q_per_kv) = np.random.default_rng(0), heads
+    of_queries, of_keys = (2, length, kv_heads, q_per_kv, 4), (2, length, kv_heads, 4)
+    shapes = (of_queries, of_keys, of_keys, of_queries)
+    return tuple(jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes)
+
+
+def values_and_gradients(path, arrays, seen: Seen) -> tuple[jax.Array, ...]:
+    *arrays, cotangent = arrays
+    found, pull = jax.vjp(lambda *each: path(*each, seen, 0.7), *arrays)
+    return found, *pull(cotangent)
+
+
+def close(found, expected, tolerance: float) -> bool:
+    """Say whether arrays are equal up to a share of their largest number."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    wide = [[np.asarray(each, np.float64) for each in pair] for pair in pairs]
+    return all(np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3) for a, b in wide)
+
+
+@pytest.mark.parametrize("name", SIGHTS)
+def test_rules_are_what_their_words_say(name):
+    rows = np.asarray([0, 8, 9, 20, 21, 31, 36])
+    found = np.broadcast_to(sight(name).by(jnp.asarray(rows)), (2, len(rows), LENGTH))
+    expected = [[[sees(name, row, query, key) for key in range(LENGTH)] for query in rows] for row in (0, 1)]
+    np.testing.assert_array_equal(found, expected)
+    assert np.asarray(expected).any(axis=-1).all(), "each sees something"
+
+
+@pytest.mark.parametrize("name", SIGHTS)
+def test_blocks_are_the_whole_matrix(name):
+    blocks = jax.jit(functools.partial(values_and_gradients, functools.partial(in_blocks, size=8), seen=sight(name)))
+    whole = jax.jit(functools.partial(values_and_gradients, plain, seen=sight(name)))
+    assert close(blocks(inputs()), whole(inputs()), 1e-5)
+    other = jax.jit(functools.partial(values_and_gradients, plain, seen=Seen(LENGTH, 3)))
+    assert not close(blocks(inputs()), other(inputs()), 1e-2), "control"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.03), (jnp.float64, 1e-13)])
+def test_blocks_in_other_types(dtype, tolerance, x64):
+    """Gradients of narrow keys and values are as near those of wide ones as with the whole matrix."""
+    arrays, seen = inputs(dtype, heads=(1, 1)), sight("window")
+    found = values_and_gradients(functools.partial(in_blocks, size=8), arrays, seen)
+    assert {each.dtype for each in found} == {jnp.dtype(dtype)}
+    wide = [each.astype(jnp.float64) for each in arrays]
+    assert close(found, values_and_gradients(plain, wide, seen), tolerance)
+    assert not close(found, values_and_gradients(plain, wide, Seen(LENGTH, 6)), tolerance), "control"
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "dtype"),
+    [
+        ("causal", (2, 3), jnp.float32),
+        ("own window", (1, 2), jnp.bfloat16),
+        ("texts", (1, 2), jnp.float32),
+    ],
+)
+def test_the_kernel_is_the_whole_matrix(name, heads, dtype):
+    """Run by an interpreter; a row of 37 tokens is padded to 128."""
+    arrays, seen = inputs(dtype, heads), sight(name)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # it is not ours
+        kernel = functools.partial(splash, interpret=True)
+        found = jax.jit(functools.partial(values_and_gradients, kernel, seen=seen))(arrays)
+    whole = jax.jit(functools.partial(values_and_gradients, plain, seen=seen))(arrays)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.03
+    assert {each.dtype for each in found} == {jnp.dtype(dtype)}
+    assert close(found, whole, tolerance)
+    assert not close(found, values_and_gradients(plain, arrays, Seen(LENGTH, 3)), 2 * tolerance), "control"
+
+
+def test_the_kernel_takes_rows_of_several_tiles():
+    seen, arrays = Seen(300, 140), inputs(heads=(1, 1), length=300)[:3]
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        found = jax.jit(functools.partial(splash, seen=seen, scale=0.7, interpret=True))(*arrays)
+    assert close(found, plain(*arrays, seen, 0.7), 1e-5)
+    assert not close(found, plain(*arrays, Seen(300, 139), 0.7), 1e-5), "control"
+
+
+def test_operations_of_the_kernel_are_counted():
+    """Two products of each query with each key: tiles that a mask leaves out are counted too."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        program = jax.make_jaxpr(functools.partial(splash, seen=Seen(384), scale=1.0))(*inputs(length=384)[:3])
+    assert work_of(program, frozenset()).flops == 2 * 2 * (2 * 6 * 384**2 * 4)
+
+
+# --- in programs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Make blocks of three queries."""
+    monkeypatch.setattr(attention, "FEWEST", 3)
+    monkeypatch.setattr(attention, "SCORES", 0)
+
+
+def scored(path: str, family: str, length: int = LENGTH, remat: str = "none"):
+    """Return what scores a batch, its arguments, and the path that it takes."""
+    model, tokens = relative(family), jnp.asarray(random_tokens(2, length))
+    mask = jnp.asarray(length_mask(length, length - 4, seq=length))
+    needs = frozenset({GATE_GRADIENT, STATISTICS["squared_weight_gradient"]})
+
+    def run(model, gates):
+        with attending(path):
+            return contributions(model, tokens, mask, gates, needs, remat)
+
+    return run, (model, ones_gates(model.segments))
+
+
+def packed(path: str, family: str):
+    """Return the gradient that recovery takes of packed rows, and its arguments."""
+    tokens, positions, segments = (jnp.asarray(each) for each in (random_tokens(2, LENGTH), PLACES, TEXTS))
+
+    def loss(model):
+        with attending(path):
+            return jnp.sum(packed_streams(model, tokens, positions, segments, remat="none", shared=False)[0] ** 2)
+
+    return jax.grad(loss), (relative(family),)
+
+
+def test_a_model_scores_the_same_in_blocks(few):
+    """Gradients of weights and of each example's gates; layers apart have a window of their own."""
+    (whole, arguments), (blocks, _) = (scored(path, "gemma3_text", 11) for path in ("plain", "blocks"))
+    expected, found = jax.jit(whole)(*arguments), jax.jit(blocks)(*arguments)
+    assert close(found, expected, 1e-4)
+    constants = arguments[0].constants
+    arguments[0].constants = dataclasses.replace(constants, apart=dataclasses.replace(constants.apart, layers=(1,)))
+    assert not close(jax.jit(blocks)(*arguments), expected, 1e-2), "control"
+
+
+def matrices(run, arguments) -> int:
+    """Count the arrays of a program that have an entry for each pair of tokens."""
+    found = equations(jax.make_jaxpr(run)(*arguments))
+    return sum(var.aval.shape.count(LENGTH) > 1 for equation, _ in found for var in equation.outvars)
+
+
+@pytest.mark.parametrize("program", [scored, packed])
+@pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
+def test_no_program_has_an_entry_for_each_pair_of_tokens(program, family, few):
+    assert matrices(*program("blocks", family)) == 0
+    assert matrices(*program("plain", family)) > 0, "control"
+
+
+def test_the_backward_pass_keeps_no_scores():
+    """Those of four heads take 16 MiB, those of a block 1."""
+    shapes = [jax.ShapeDtypeStruct((1, 1024, *heads, 4), jnp.float32) for heads in ((2, 2), (2,), (2,))]
+
+    def held(path) -> int:
+        gradient = jax.grad(lambda *each: jnp.sum(path(*each, Seen(1024), 0.5)), (0, 1, 2))
+        return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(functools.partial(in_blocks, size=64)) < 6 * 2**20
+    assert held(plain) > 32 * 2**20, "control"
+
+
+def test_second_derivatives_in_blocks(few):
+    model, (tokens, mask) = dense_model(), (jnp.asarray(random_tokens(2, 8)), jnp.ones((2, 8), bool))
+    curvature = Curvature(probes=1, attention="probes")
+    step = hessian_step.__wrapped__  # the jitted one donates its sums
+
+    def hessian(path: str):
+        with attending(path):
+            run = functools.partial(step, curvature=curvature, remat="dots")
+            total = GATE_HESSIAN.init(model, Plan(2, curvature))
+            return jax.jit(run)(model, total, tokens, mask, ones_gates(model.segments))
+
+    assert close(hessian("blocks"), hessian("plain"), 1e-4)
+    with pytest.raises(ValueError, match="splash has no second derivatives"), attending(tpu=True):
+        hessian("splash")
+
+
+# --- the switch ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "seen", "path"),
+    [
+        (LONG, {}, {}, "plain"),
+        (LONG + 1, {}, {}, "blocks"),
+        (LONG + 1, {"path": "plain"}, {}, "plain"),
+        (2, {"path": "blocks"}, {}, "blocks"),
+        (LONG, {"tpu": True}, {}, "plain"),
+        (LONG + 1, {"tpu": True}, {}, "splash"),
+        (LONG + 1, {"tpu": True, "twice": True}, {}, "blocks"),
+        (LONG + 1, {"tpu": True}, {"shared": True}, "blocks"),
+        (2, {"tpu": True, "path": "splash"}, {}, "splash"),
+    ],
+)
+def test_which_path_is_taken(length, context, seen, path):
+    with attending(**context):
+        assert chosen(jnp.zeros((1, length, 1, 1, 2)), Seen(length, **seen)) == path
+    assert chosen(jnp.zeros((1, 2, 1, 1, 2)), Seen(2)) == "plain", "the context has ended"
+
+
+def test_the_kernel_is_refused_where_it_cannot_be(x64):
+    for context, dtype, shared, words in (
+        ({}, jnp.float32, False, "is for TPUs, got programs for cpu"),
+        ({"tpu": True}, jnp.float64, False, "computes in float32, got a model in float64"),
+        ({"tpu": True}, jnp.float32, True, "cannot show several texts the beginning that they share"),
+    ):
+        message = f"^attention: splash {words}.*; pass auto or blocks$"
+        with pytest.raises(ValueError, match=message), attending("splash", **context):
+            chosen(jnp.zeros((1, 2, 1, 1, 2), dtype), Seen(2, shared=shared))
+    with attending("splash"):
+        assert chosen(jnp.zeros((1, 2, 0, 1, 2)), Seen(2)) == "plain", "a layer without heads"
+
+
+def test_compiled_programs_are_told_apart_by_the_switch():
+    traced = []
+
+    @jax.jit
+    def run(query, key):
+        traced.append(chosen(query, Seen(2)))
+        return query
+
+    query, key = jnp.zeros((1, 2, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
+    for path in ("plain", "blocks", "plain", "blocks"):
+        with attending(path):
+            run(query, key)
+    assert traced == ["plain", "blocks"]
+
+
+def test_blocks_take_what_memory_allows():
+    heads = 32
+    assert 4 * heads * 8192 * block_of(8192, heads) <= attention.SCORES
+    assert block_of(2**20, 64) == attention.FEWEST
+    assert block_of(50, 1) == 50
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("score --model.name MODEL --estimation.estimators gate_fisher --runs OUT", "--model.attention"),
+        (
+            "prune --model.name MODEL --compensation.method none --search.skip-layers --out OUT/pruned",
+            "--model.attention",
+        ),
+        ("evaluate MODEL --windows 1", "--attention"),
+        ("ab MODEL MODEL --windows 1", "--attention"),
+        ("recover MODEL --dense MODEL --method.name lora --training.warmup 0 --runs OUT", "--attention"),
+    ],
+)
+def test_commands_take_the_switch(command, option, tiny_model_directory, tmp_path, capsys):
+    """Each comes as far as its first program, which there is no TPU for."""
+    words = command.replace("MODEL", str(tiny_model_directory)).replace("OUT", str(tmp_path)).split()
+    assert main.main([*words, option, "splash"]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].endswith("attention: splash is for TPUs, got programs for cpu; pass auto or blocks")
