@@ -17,15 +17,19 @@ from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabula
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import without_empty_layers
+from saap_jax.formats.json_files import read_object
+from saap_jax.jobs import origins
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files import maxtext, tunix
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
 from saap_jax.llama.files.hf_config import config_from_spec
 from saap_jax.llama.files.load import resolve
 from saap_jax.llama.files.orbax_items import arrays_of, item_of
+from saap_jax.llama.files.source import loader_of
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import new_output, write_json, write_tokenizer
+from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
+from saap_jax.runs.origin import Loader
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
@@ -72,6 +76,7 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         with step("load the model"):
             model = load_model(source)
             tokenizer, notes = _tokenizer(source)
+            origin = origins.origin_of(config.model, source)
         written, more = _in_floats(config, model)
         blocks = written is model and quantization_of(model) is not None
         notes += more
@@ -86,6 +91,9 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         with step("read back and compare"):
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
             written_parameters = count_written(place)
+            if place.is_dir():
+                made = origins.exported(config, (count_parameters(model), written_parameters), (*notes, *more))
+                write_further(origins.files_of(origin, made, _loader(config, place), out.name), place)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
     return Exported(
@@ -111,6 +119,11 @@ def count_written(place: Path) -> int:
         with safe_open(path, "numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
+
+
+def _loader(config: ExportConfig, place: Path) -> Loader:
+    """Return what loads the directory that was written."""
+    return "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
 
 
 def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:

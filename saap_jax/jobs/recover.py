@@ -20,11 +20,13 @@ from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
+from saap_jax.jobs import origins
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.llama.files.load import load_keep, resolve
 from saap_jax.llama.files.save import check_widths
+from saap_jax.llama.files.write import write_further
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
@@ -90,6 +92,7 @@ def _recover(
         tokenizer = load_tokenizer(config.model)
         dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
         _check_dense(config, model, dense)
+        origin = origins.origin_of(config.model)
         if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
@@ -119,6 +122,8 @@ def _recover(
         recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
+        made = origins.recovered(config, run.record)
+        write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
     if config.new_tokens:
         with run.stage("time"):
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)

@@ -53,7 +53,7 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _KEEP = 2**28  # units of all layers, a byte each
 _TENSORS = 2**17  # of a file: the largest models have a few thousand
 _ROWS = 4096
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
 def load_model(

@@ -82,3 +82,5 @@ def cache() -> Path:
 
 PACKAGED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, GEMMA3: _gemma3}
 """Name of a model -> what finds its file."""
+REPOSITORIES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", GEMMA3: "google/gemma-3-270m"}
+"""Name of a model -> the repository of the hub that it is of."""
