@@ -30,6 +30,7 @@ from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.runs.origin import Loader
+from saap_jax.runtime.remote import is_remote, staged
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
@@ -69,9 +70,15 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
             raise ValueError(
                 f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
             )
-    source, out = resolve(config.model), Path(config.out).expanduser()
-    if config.format == "gguf" and out.suffix != ".gguf":
-        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {out}")
+    source = resolve(config.model)
+    if config.format == "gguf" and Path(config.out).suffix != ".gguf":
+        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {config.out}")
+    with staged(config.out) as out:
+        return _export(config, source, out.expanduser(), step)
+
+
+def _export(config: ExportConfig, source: Path, out: Path, step: Step) -> Exported:
+    """Do what `export_model` does, to a path of this machine."""
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
         with step("load the model"):
             model = load_model(source)
@@ -184,7 +191,8 @@ def _write_maxtext(
     config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write a checkpoint of MaxText, with the configuration that reads it back and the one that MaxText takes."""
-    settings = maxtext.settings_of(model.spec, Path(config.out).expanduser())
+    where = config.out.rstrip("/") if is_remote(config.out) else str(Path(config.out).expanduser().absolute())
+    settings = maxtext.settings_of(model.spec, where)
     maxtext.write_maxtext(model, place, jnp.dtype(config.dtype))
     (place / MAXTEXT).write_text(settings, encoding="utf-8")
     write_json(config_from_spec(model.spec, config.dtype), place / "config.json")

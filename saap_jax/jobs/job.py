@@ -31,6 +31,7 @@ from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
+from saap_jax.runtime.remote import check_local, exists
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
@@ -132,7 +133,7 @@ def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = Fal
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
-    path, fields = Path(config.runs) / config.name, dataclasses.asdict(config)
+    path, fields = Path(check_local("runs", config.runs), config.name), dataclasses.asdict(config)
     run = RunDirectory.open(path, fields, overwrite=overwrite)
     if run.finished and not _lost(run, ending):
         yield run
@@ -167,7 +168,7 @@ def _lost(run: RunDirectory, ending: Ending) -> set[str]:
     lost = {name for name in names if not run.has(name)}
     if ending.rows and len(run.candidates()) < run.record.get("rows", 0):
         lost.add("metrics.jsonl")
-    if "out" in run.record and not broadcast(Path(run.record["out"]).exists):
+    if "out" in run.record and not broadcast(lambda: exists(run.record["out"])):
         lost.add(run.record["out"])
     return lost
 

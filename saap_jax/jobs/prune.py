@@ -28,6 +28,7 @@ from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
+from saap_jax.runtime.remote import staged
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
@@ -106,8 +107,8 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     Raises:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
-    asked, config, out = config, followed(config), Path(config.out)
-    with held(out, f"out: {out}"):
+    asked, config = config, followed(config)
+    with staged(config.out) as out, held(out, f"out: {out}"):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
         return _prune(asked, config, out, track)

@@ -20,6 +20,7 @@ from saap_jax.runs.origin import Origin
 from saap_jax.runtime.files import write_atomically
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.provenance import versions
+from saap_jax.runtime.remote import check_local
 
 Step = Callable[[str], contextlib.AbstractContextManager]
 """Shows a step of the work while it runs."""
@@ -45,7 +46,7 @@ def push_model(config: PushConfig, *, step: Step = contextlib.nullcontext) -> Pu
     Raises:
         ValueError: no model directory, no token, a repository that holds something, or one that the hub refuses.
     """
-    directory = Path(config.directory).expanduser()
+    directory = check_local("directory", config.directory).expanduser()
     _check(config, directory)
     with held(directory, f"directory: {directory}"):
         with step("write the model card"):

@@ -39,9 +39,10 @@ from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
-from saap_jax.runtime.processes import broadcast
+from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
+from saap_jax.runtime.remote import exists, is_remote, send
 from saap_jax.subjects.llama import texts_of
 
 Note = Callable[[str, bool], None]
@@ -106,7 +107,7 @@ def _recover(
         | {"training text": training.about["digest of the text"]}
     )
     run.update(**_about(config, text, training, model))
-    if not config.out:
+    if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
     with run.stage("evaluate"):
@@ -124,10 +125,13 @@ def _recover(
         run.update(after=measure(recovered))
         made = origins.recovered(config, run.record)
         write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
+    if is_remote(config.out) and is_primary():
+        with step(track, f"send the model to {config.out}"):
+            send(out, config.out)
     if config.new_tokens:
         with run.stage("time"):
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
-    run.update(out=str(out))
+    run.update(out=config.out if is_remote(config.out) else str(out))
     finish(run, ENDING)
 
 
@@ -240,11 +244,14 @@ def _digest(text: Text) -> str:
 
 
 def _target(config: RecoverConfig, run: RunDirectory) -> Path:
-    """Return where the recovered model goes; refuse a directory that is there, unless this very run wrote it."""
-    out = Path(config.out) if config.out else run.path / "model"
-    if config.out and broadcast(out.exists) and "training" not in run.record:
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-    return out
+    """Return where the recovered model goes, in the run if it is sent to an address from there.
+
+    Raises:
+        ValueError: something is there, and this very run did not write it.
+    """
+    if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):
+        raise ValueError(f"out: expected a directory that does not exist yet, found {config.out}; choose another --out")
+    return Path(config.out) if config.out and not is_remote(config.out) else run.path / "model"
 
 
 def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> None:

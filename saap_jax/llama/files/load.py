@@ -41,6 +41,7 @@ from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.runtime.mesh import Layout, shardings
+from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
@@ -69,9 +70,10 @@ def load_model(
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
 
     `name` is "smollm2-135m" or "gemma3-270m", of packages; the path of a `.gguf` file; a directory in Hugging Face
-    format or written by `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see,
-    by the option that sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or
-    `ValueError`, one line, naming the tensor, file or attribute.
+    format or written by `save_model`; the address of such a file or directory, `gs://bucket/name`; or a hub name
+    "org/name". `lengths` are rows of tokens that the model will see, by the option that sets them: none may be longer
+    than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor, file or
+    attribute.
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
@@ -140,9 +142,11 @@ def _ascending(row: Any) -> bool:
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the GGUF file or the directory that a model's name stands for, fetching a hub name if needed."""
+    """Return the GGUF file or directory that a model's name stands for, fetched first if it is elsewhere."""
     if str(name) in PACKAGED:
         return packaged(str(name))
+    if is_remote(name):
+        return fetched(str(name), _HUB_FILES)
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path

@@ -23,6 +23,7 @@ from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.processes import is_primary
+from saap_jax.runtime.remote import check_local
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
@@ -52,7 +53,7 @@ def save_model(
     stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
     if stored_dtype.name not in CODES:
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
-    config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
+    config, target = _config(model, stored_dtype.name), check_local("directory", directory).expanduser()
     with new_output(target, "the model") as place:
         tensors = model_tensors(model)
         tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors

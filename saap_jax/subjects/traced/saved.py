@@ -18,6 +18,7 @@ from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure, parameter_paths, trace
 from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.remote import check_local
 from saap_jax.subjects.traced.problem import TracedProblem, cut, cut_function
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.types import Keep
@@ -62,7 +63,7 @@ def write_pruned(
         "shapes": {path: list(shape) for path, shape in subject.traced.shapes.items()},
         "about": dict(about),
     }
-    with new_output(Path(directory).expanduser(), "the pruned model") as place:
+    with new_output(check_local("directory", directory).expanduser(), "the pruned model") as place:
         content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
         (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
         write_json(record, place / "pruned.json")
