@@ -18,6 +18,8 @@ class Bucket(backend._OsPathBackend):
         self.read: list[str] = []
         self.dies_at = ""
         """Part of the name of an object in whose middle writing dies."""
+        self.renames_left = -1
+        """Names that are changed before changing one dies; below 0: it never does."""
         self.error: BaseException = ConnectionResetError("the line went dead")
 
     def here(self, path: Any) -> str:
@@ -59,6 +61,11 @@ class Bucket(backend._OsPathBackend):
         os.remove(self.here(path))
 
     def replace(self, path, dst):
+        if not self.isdir(os.path.dirname(os.fspath(dst))):
+            raise FileNotFoundError(f"folder of {dst} does not exist")
+        if self.renames_left == 0:
+            raise self.error
+        self.renames_left -= 1
         os.replace(self.here(path), self.here(dst))
 
     def stat(self, path):

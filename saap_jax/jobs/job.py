@@ -25,13 +25,14 @@ from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
 from saap_jax.report.write import write_report
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.mirror import mirrored
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
-from saap_jax.runtime.remote import check_local, exists
+from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
@@ -133,7 +134,21 @@ def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = Fal
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
-    path, fields = Path(check_local("runs", config.runs), config.name), dataclasses.asdict(config)
+    fields = dataclasses.asdict(config)
+    if is_remote(config.runs):
+        with mirrored(f"{config.runs.rstrip('/')}/{config.name}") as mirror:
+            with _job(mirror.path, fields, ending, overwrite) as run:
+                run.sent = mirror.send
+                yield run
+            mirror.send()
+        return
+    with _job(Path(config.runs) / config.name, fields, ending, overwrite) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _job(path: Path, fields: dict[str, Any], ending: Ending, overwrite: bool) -> Iterator[RunDirectory]:
+    """Do what `job` does, in a directory of this machine."""
     run = RunDirectory.open(path, fields, overwrite=overwrite)
     if run.finished and not _lost(run, ending):
         yield run

@@ -77,8 +77,8 @@ def exists(name: str | Path) -> bool:
     """Say whether a path, or a whole file or directory at an address, is there."""
     if not is_remote(name):
         return Path(name).exists()
-    with _reaching(str(name)):
-        files = _files(_path(str(name)))
+    with reaching(str(name)):
+        files = files_at(path_of(str(name)))
     return bool(files) and MARK not in files
 
 
@@ -95,9 +95,9 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
         FileNotFoundError: nothing is there.
         ValueError: what is there is not whole, does not fit on the disk here, or cannot be reached.
     """
-    path = _path(address)
-    with _reaching(address):
-        files = _files(path)
+    path = path_of(address)
+    with reaching(address):
+        files = files_at(path)
     if not files:
         raise FileNotFoundError(f"{address}: expected a model, found nothing there; check the address")
     if MARK in files:
@@ -106,7 +106,7 @@ def fetched(address: str, patterns: Sequence[str]) -> Path:
         )
     files = _wanted(files, patterns)
     state = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
-    entry = cache() / "remote" / _digest(address) / state
+    entry = cache() / "remote" / key_of(address) / state
     if not entry.exists():
         entry.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(entry.with_name(f".{state}.lock")):
@@ -127,18 +127,26 @@ def _fetch(address: str, path: Any, files: Mapping[str, Remote], entry: Path) ->
         )
     _log.warning("fetching %s: %s in %d files, into %s", address, _amount(size), len(missing), entry)
     for name in within("files fetched", list(missing)):
-        target = _within(partial / path.name, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        half = target.with_name(f".{target.name}.half")
-        with _reaching(address), _within(path, name).open("rb") as source, half.open("wb") as copy:
-            shutil.copyfileobj(source, copy, _CHUNK)
-        if half.stat().st_size != files[name].size:
-            raise ValueError(
-                f"{address}: expected {files[name].size:,} bytes of {name or path.name}, got {half.stat().st_size:,}; "
-                "has it been changed meanwhile? Run the command again"
-            )
-        half.replace(target)
+        with reaching(address):
+            copy_down(_within(path, name), _within(partial / path.name, name), files[name].size)
     partial.replace(entry)
+
+
+def copy_down(file: Any, target: Path, size: int) -> None:
+    """Copy a file of so many bytes from there, which gets its name here when all of it is here.
+
+    Raises:
+        ValueError: it has another size by now.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(f".{target.name}.half")
+    with file.open("rb") as source, half.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+    if (got := half.stat().st_size) != size:
+        raise ValueError(
+            f"{file}: expected {size:,} bytes, got {got:,}; has it been changed meanwhile? Run the command again"
+        )
+    half.replace(target)
 
 
 def _is_here(target: Path, file: Remote) -> bool:
@@ -168,8 +176,8 @@ def staged(address: str) -> Iterator[Path]:
     if not is_remote(address):
         yield Path(address)
         return
-    path = _path(address)
-    place = cache() / "outputs" / _digest(address) / path.name
+    path = path_of(address)
+    place = cache() / "outputs" / key_of(address) / path.name
     with held(place, address):
         broadcast(lambda: _begin(path, address))
         if is_primary():
@@ -194,22 +202,22 @@ def send(place: Path, address: str) -> None:
         FileExistsError: something else is at the address.
         ValueError: it cannot be reached; the same call sends all of it again.
     """
-    path = _path(address)
+    path = path_of(address)
     ours = {str(file.relative_to(place)): file.stat().st_size for file in place.rglob("*") if file.is_file()}
     ours = {"": place.stat().st_size} if place.is_file() else ours
-    with _reaching(address, f"; what was made is whole at {place}, until the same command makes and sends it again"):
-        there = {name: file.size for name, file in _files(path).items()}
+    with reaching(address, f"; what was made is whole at {place}, until the same command makes and sends it again"):
+        there = {name: file.size for name, file in files_at(path).items()}
         if there and there == ours:
             return
         _begin(path, address, list(ours))
         _log.warning("sending %s: %s in %d files", address, _amount(sum(ours.values())), len(ours))
         for name in within("files sent", sorted(ours, key=lambda name: (name in LAST, name))):
-            _send_file(_within(place, name), _within(path, name))
+            send_file(_within(place, name), _within(path, name))
         _mark(path).unlink()
 
 
-def _send_file(file: Path, target: Any) -> None:
-    """Copy a file up; one that replaces nothing half sent gets its name when it is there."""
+def send_file(file: Path, target: Any) -> None:
+    """Copy a file up, which gets its name there when all of it is there."""
     half = target.parent / f".{target.name}.half"
     target.parent.mkdir(parents=True, exist_ok=True)
     with file.open("rb") as source, half.open("wb") as copy:
@@ -225,8 +233,8 @@ def _begin(path: Any, address: str, files: Sequence[str] = ()) -> None:
     Raises:
         FileExistsError: something is there that no mark says is half sent.
     """
-    with _reaching(address):
-        there = _files(path)
+    with reaching(address):
+        there = files_at(path)
         if there and MARK not in there:
             raise FileExistsError(f"{address}: exists already and is never overwritten; choose another address")
         _clear(path)
@@ -255,7 +263,7 @@ def _clear(path: Any) -> None:
 # --- places --------------------------------------------------------------------------------------
 
 
-def _path(address: str) -> Any:
+def path_of(address: str) -> Any:
     """Return an address as a path of `epath`.
 
     Raises:
@@ -278,7 +286,7 @@ def _mark(path: Any) -> Any:
     return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
 
 
-def _files(path: Any) -> dict[str, Remote]:
+def files_at(path: Any) -> dict[str, Remote]:
     """Return the files at an address by their name within it, that of a single file empty; the mark among them."""
     found: dict[str, Remote] = {}
     if _mark(path).exists():
@@ -289,7 +297,7 @@ def _files(path: Any) -> dict[str, Remote]:
         return found | {"": _remote(path)}
     for each in path.iterdir():
         if each.is_dir() and each.name not in (".", ".."):
-            found |= {f"{each.name}/{name}": file for name, file in _files(each).items()}
+            found |= {f"{each.name}/{name}": file for name, file in files_at(each).items()}
         elif each.name not in (MARK, ".", ".."):
             found[each.name] = _remote(each)
     return found
@@ -300,7 +308,8 @@ def _remote(path: Any) -> Remote:
     return Remote(int(stat.length), int(stat.mtime or 0))
 
 
-def _digest(address: str) -> str:
+def key_of(address: str) -> str:
+    """Return what stands for an address in the names of directories here."""
     return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
 
 
@@ -323,7 +332,7 @@ def _amount(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _reaching(address: str, more: str = "") -> Iterator[None]:
+def reaching(address: str, more: str = "") -> Iterator[None]:
     """Turn what libraries raise that reach an address into one line.
 
     Raises:
