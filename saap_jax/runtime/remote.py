@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-from etils import epath
 
 from saap_jax.runtime.files import cache
 from saap_jax.runtime.locks import held
@@ -273,6 +272,8 @@ def path_of(address: str) -> Any:
     if scheme not in PACKAGES or len([part for part in rest.split("/") if part]) < 2 or ".." in rest.split("/"):
         kinds = ", ".join(f"{each}://" for each in PACKAGES)
         raise ValueError(f"{address}: expected an address of {kinds} with a bucket and a name in it, got {address!r}")
+    from etils import epath  # here: most commands name no address
+
     return epath.Path(address.rstrip("/"))
 
 
