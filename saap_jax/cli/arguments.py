@@ -25,6 +25,7 @@ from saap_jax.config.method import is_factory
 from saap_jax.config.traced import for_factory
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
+from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.runtime.watch import Watch, start_watch
 
 SPREADING = ("score", "compare", "prune", "recover", "evaluate")
@@ -63,10 +64,9 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")
-        if not broadcast((path := Path(config.runs) / config.name / "run.json").exists):
-            raise UsageError(
-                f"{command}: --resume expected a run at {path.parent}, found none; check --runs and --name"
-            )
+        run = f"{config.runs.rstrip('/')}/{config.name}" if is_remote(config.runs) else Path(config.runs) / config.name
+        if not broadcast(lambda: exists(f"{run}/run.json")):
+            raise UsageError(f"{command}: --resume expected a run at {run}, found none; check --runs and --name")
     return config, options
 
 

@@ -20,7 +20,7 @@ from saap_jax.config.jobs import (
 from saap_jax.config.judge import AbConfig, GateConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig
+from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, PushConfig
 from saap_jax.runtime.interrupts import interruption
 from saap_jax.version import __version__
 
@@ -34,6 +34,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap prune [CONFIG.py]       prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
   saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
   saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
+  saap push DIR REPOSITORY     put a model with its card into a repository of the Hugging Face hub
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
   saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
   saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
@@ -212,6 +213,26 @@ def export(words: list[str]) -> None:
     show_paths(model=config.out)
 
 
+def push(words: list[str]) -> None:
+    """Run `saap push`."""
+    positional, rest = split_words(words)
+    if len(positional) > 2:
+        raise UsageError(
+            f"push: expected DIRECTORY and REPOSITORY, got {len(positional)} words: {' '.join(positional)}"
+        )
+    default = PushConfig(**dict(zip(("directory", "repository"), positional, strict=False)))
+    config, _ = parse("push DIRECTORY REPOSITORY", default, rest)
+    from saap_jax.cli.blocks import show_facts
+    from saap_jax.jobs.push import push_model
+    from saap_jax.runtime.progress import step
+
+    with show_progress() as track:
+        pushed = push_model(config, step=functools.partial(step, track))
+    rows = [("files", f"{pushed.files:,}"), ("bytes", f"{pushed.bytes:,}"), ("model card", pushed.card)]
+    show_facts(f"{config.directory}: {'sent' if pushed.address else 'not sent'}", rows)
+    show_paths(**({"repository": pushed.address} if pushed.address else {"directory": config.directory}))
+
+
 def evaluate(words: list[str]) -> None:
     """Run `saap evaluate`."""
     positional, rest = split_words(words)
@@ -362,6 +383,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prune": prune,
     "recover": recover,
     "export": export,
+    "push": push,
     "evaluate": evaluate,
     "fidelity": fidelity,
     "frontier": frontier,

@@ -24,8 +24,10 @@ def is_factory(name: str) -> bool:
 
     >>> is_factory("mine.py:problem"), is_factory("package.models:make"), is_factory("smollm2-135m")
     (True, True, False)
+    >>> is_factory("gs://bucket/model:v1")
+    False
     """
-    return re.fullmatch(r".+:[A-Za-z_]\w*", name) is not None
+    return re.fullmatch(r".+:[A-Za-z_]\w*", name) is not None and "://" not in name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The configurations of the commands that use a model, pruned or not: `evaluate`, `generate` and `bench`."""
+"""The configurations of the commands that use a model, pruned or not: `evaluate`, `generate`, `bench` and `push`."""
 
 import dataclasses
 from typing import Literal
@@ -139,3 +139,19 @@ class BenchConfig:
             check_at_least(name, min(values), 1)
         check_at_least("new_tokens", self.new_tokens, 1)
         check_at_least("repeats", self.repeats, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Put a model directory with its model card into a repository of the Hugging Face hub. See docs/export.md."""
+
+    directory: str = ""
+    """Directory of the model. It gets a `README.md`, its card, unless it has one."""
+    repository: str = ""
+    """`ORGANISATION/NAME`, or `NAME` of your own; made if it is not there. Empty, with `--no-upload`: none."""
+    upload: bool = True
+    """Without it, the card is written and checked, and nothing is sent."""
+    private: bool = False
+    """Make the repository one that only you see, if it is not there yet."""
+    replace: bool = False
+    """Put the model in the place of what the repository holds; its history keeps that."""

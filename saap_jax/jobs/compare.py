@@ -14,6 +14,7 @@ from saap_jax.config.method import ALL
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.price import Price, read_prices, run_cost
 from saap_jax.evaluation.scales import scale_of
+from saap_jax.jobs import origins
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.racing import Race, check_race
 from saap_jax.jobs.sweep import (
@@ -201,7 +202,11 @@ def _cut_best(
     directory = run.claim("best")
     run.save_json("keep", keep_to_json(keep))
     if not run.has("best"):
-        compensate({**best}, keep).cut(keep).save(directory, keep)
+        cut = compensate({**best}, keep).cut(keep)
+        made = origins.chosen(config, run.record, best, cut.parameters)
+        origin, loader = origins.origin_of(config.model.name), origins.loader_of_model(cut)
+        cut.save(directory, keep, further=origins.files_of(origin, made, loader, run.path.name))
+        del cut
     gc.collect()
     loaded, whole = subject.load(directory), subject.whole()
     size = config.evaluation.batch_size

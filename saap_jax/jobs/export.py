@@ -17,15 +17,20 @@ from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabula
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import without_empty_layers
+from saap_jax.formats.json_files import read_object
+from saap_jax.jobs import origins
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.files import maxtext, tunix
 from saap_jax.llama.files.gguf_layout import ROPE_FACTORS
 from saap_jax.llama.files.hf_config import config_from_spec
 from saap_jax.llama.files.load import resolve
 from saap_jax.llama.files.orbax_items import arrays_of, item_of
+from saap_jax.llama.files.source import loader_of
 from saap_jax.llama.files.tokenizer import Tokenizer
-from saap_jax.llama.files.write import new_output, write_json, write_tokenizer
+from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
+from saap_jax.runs.origin import Loader
+from saap_jax.runtime.remote import is_remote, staged
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
@@ -65,13 +70,20 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
             raise ValueError(
                 f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
             )
-    source, out = resolve(config.model), Path(config.out).expanduser()
-    if config.format == "gguf" and out.suffix != ".gguf":
-        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {out}")
+    source = resolve(config.model)
+    if config.format == "gguf" and Path(config.out).suffix != ".gguf":
+        raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {config.out}")
+    with staged(config.out) as out:
+        return _export(config, source, out.expanduser(), step)
+
+
+def _export(config: ExportConfig, source: Path, out: Path, step: Step) -> Exported:
+    """Do what `export_model` does, to a path of this machine."""
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
         with step("load the model"):
             model = load_model(source)
             tokenizer, notes = _tokenizer(source)
+            origin = origins.origin_of(config.model, source)
         written, more = _in_floats(config, model)
         blocks = written is model and quantization_of(model) is not None
         notes += more
@@ -86,6 +98,9 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
         with step("read back and compare"):
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
             written_parameters = count_written(place)
+            if place.is_dir():
+                made = origins.exported(config, (count_parameters(model), written_parameters), (*notes, *more))
+                write_further(origins.files_of(origin, made, _loader(config, place), out.name), place)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
     return Exported(
@@ -111,6 +126,11 @@ def count_written(place: Path) -> int:
         with safe_open(path, "numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
+
+
+def _loader(config: ExportConfig, place: Path) -> Loader:
+    """Return what loads the directory that was written."""
+    return "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
 
 
 def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -171,7 +191,8 @@ def _write_maxtext(
     config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write a checkpoint of MaxText, with the configuration that reads it back and the one that MaxText takes."""
-    settings = maxtext.settings_of(model.spec, Path(config.out).expanduser())
+    where = config.out.rstrip("/") if is_remote(config.out) else str(Path(config.out).expanduser().absolute())
+    settings = maxtext.settings_of(model.spec, where)
     maxtext.write_maxtext(model, place, jnp.dtype(config.dtype))
     (place / MAXTEXT).write_text(settings, encoding="utf-8")
     write_json(config_from_spec(model.spec, config.dtype), place / "config.json")

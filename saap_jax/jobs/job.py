@@ -26,12 +26,14 @@ from saap_jax.estimation.registry import file_digests
 from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
 from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.mirror import mirrored
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import inputs_of
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
+from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
@@ -134,13 +136,27 @@ def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = Fal
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
-    path, fields = Path(config.runs) / config.name, dataclasses.asdict(config)
-    attention = config.attention if isinstance(config, RecoverConfig) else config.model.attention
+    fields = dataclasses.asdict(config)
+    with attending(config.attention if isinstance(config, RecoverConfig) else config.model.attention):
+        if not is_remote(config.runs):
+            with _job(Path(config.runs) / config.name, fields, ending, overwrite) as run:
+                yield run
+            return
+        with mirrored(f"{config.runs.rstrip('/')}/{config.name}") as mirror:
+            with _job(mirror.path, fields, ending, overwrite) as run:
+                run.sent = mirror.send
+                yield run
+            mirror.send()
+
+
+@contextlib.contextmanager
+def _job(path: Path, fields: dict[str, Any], ending: Ending, overwrite: bool) -> Iterator[RunDirectory]:
+    """Do what `job` does, in a directory of this machine."""
     run = RunDirectory.open(path, fields, overwrite=overwrite)
     if run.finished and not _lost(run, ending):
         yield run
         return
-    with held(path, f"the run {path}"), attending(attention):
+    with held(path, f"the run {path}"):
         run = RunDirectory.open(path, fields, overwrite=overwrite)  # another process may have gone on meanwhile
         if run.finished and (lost := _lost(run, ending)):
             if lost <= _texts(run, ending):
@@ -170,7 +186,7 @@ def _lost(run: RunDirectory, ending: Ending) -> set[str]:
     lost = {name for name in names if not run.has(name)}
     if ending.rows and len(run.candidates()) < run.record.get("rows", 0):
         lost.add("metrics.jsonl")
-    if "out" in run.record and not broadcast(Path(run.record["out"]).exists):
+    if "out" in run.record and not broadcast(lambda: exists(run.record["out"])):
         lost.add(run.record["out"])
     return lost
 

@@ -16,6 +16,7 @@ from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
+from saap_jax.jobs import origins
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.llama import Llama
@@ -28,6 +29,7 @@ from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
+from saap_jax.runtime.remote import staged
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
@@ -106,11 +108,11 @@ def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
     Raises:
         ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
     """
-    config, out = followed(config), Path(config.out)
-    with held(out, f"out: {out}"), attending(config.model.attention):
+    asked, config = config, followed(config)
+    with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-        return _prune(config, out, track)
+        return _prune(asked, config, out, track)
 
 
 def followed(config: PruneConfig) -> PruneConfig:
@@ -135,8 +137,8 @@ def followed(config: PruneConfig) -> PruneConfig:
     )
 
 
-def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
-    """Do what `prune` does, into a directory that nobody else writes."""
+def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> Pruned:
+    """Do what `prune` does, into a directory that nobody else writes; `config` is what was asked, followed."""
     check_estimators([config.estimator], config.fusion, OBSERVED if config.model.traced else None)
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = _layout(config, calibration)
@@ -145,6 +147,7 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
         subject = open_subject(
             config.model, config.search, layout=layout, lengths=lengths_of(config) if calibrates else {}
         )
+    origin = origins.origin_of(config.model.name)
     if not config.targets.asked:
         check_ratios(subject, [ratio_of(config)], config.search)
     scenarios = subject.scenarios(calibration) if calibrates else {}
@@ -167,7 +170,9 @@ def _prune(config: PruneConfig, out: Path, track: Track) -> Pruned:
             about = _about_traced(config, selection, losses)
         else:
             about = _about_reached(reached, costs)
-        cut.save(out, selection.keep, about)
+        made = origins.pruned(asked, config, calibration, selection, (subject.parameters, cut.parameters))
+        loader = origins.loader_of_model(cut)
+        cut.save(out, selection.keep, about, further=origins.files_of(origin, made, loader, out.name))
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
     return Pruned(
         selection=selection,

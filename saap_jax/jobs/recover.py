@@ -20,11 +20,13 @@ from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
+from saap_jax.jobs import origins
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.llama.files.load import load_keep, resolve
 from saap_jax.llama.files.save import check_widths
+from saap_jax.llama.files.write import write_further
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
@@ -38,9 +40,10 @@ from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import digest_of, inputs_of, model_digest
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, laid_out, layout_of_job
-from saap_jax.runtime.processes import broadcast
+from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
+from saap_jax.runtime.remote import exists, is_remote, send
 from saap_jax.runtime.words import plural
 from saap_jax.subjects.llama import texts_of
 
@@ -92,6 +95,7 @@ def _recover(
         tokenizer = load_tokenizer(config.model)
         dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
         _check_dense(config, model, dense)
+        origin = origins.origin_of(config.model)
         if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
@@ -105,7 +109,7 @@ def _recover(
         | {"training text": training.about["digest of the text"]}
     )
     run.update(**_about(config, text, training, model))
-    if not config.out:
+    if out == run.path / "model":
         run.claim("model")  # so that --overwrite removes it
     measure = functools.partial(measured, texts=texts, batch_size=config.evaluation.batch_size)
     with run.stage("evaluate"):
@@ -124,12 +128,17 @@ def _recover(
         recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
+        made = origins.recovered(config, run.record)
+        write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
+    if is_remote(config.out) and is_primary():
+        with step(track, f"send the model to {config.out}"):
+            send(out, config.out)
     if config.new_tokens:
         with run.stage("time"):
             if dense is None and config.dense:
                 dense = load_model(config.dense, config.dtype)
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
-    run.update(out=str(out))
+    run.update(out=config.out if is_remote(config.out) else str(out))
     finish(run, ENDING)
 
 
@@ -242,11 +251,14 @@ def _digest(text: Text) -> str:
 
 
 def _target(config: RecoverConfig, run: RunDirectory) -> Path:
-    """Return where the recovered model goes; refuse a directory that is there, unless this very run wrote it."""
-    out = Path(config.out) if config.out else run.path / "model"
-    if config.out and broadcast(out.exists) and "training" not in run.record:
-        raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-    return out
+    """Return where the recovered model goes, in the run if it is sent to an address from there.
+
+    Raises:
+        ValueError: something is there, and this very run did not write it.
+    """
+    if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):
+        raise ValueError(f"out: expected a directory that does not exist yet, found {config.out}; choose another --out")
+    return Path(config.out) if config.out and not is_remote(config.out) else run.path / "model"
 
 
 def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> None:

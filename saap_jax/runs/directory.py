@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,6 +65,8 @@ class RunDirectory:
         self._begun = begun
         self.corrupt_lines = 0
         """Lines of `metrics.jsonl` that the last call of `candidates` could not read."""
+        self.sent: Callable[[], None] = lambda: None
+        """Sends what is there to where the run is kept, after each stage that ends without an error."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False) -> "RunDirectory":
@@ -198,6 +200,8 @@ class RunDirectory:
                 yield stage
         finally:
             self._set(stages=with_stage(self._record.get("stages", []), stage.record()))
+        if self._begun:
+            self.sent()
 
     def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> Path:
         """Write arrays to `<name>.npz`; keys may hold slashes.

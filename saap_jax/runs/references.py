@@ -20,6 +20,7 @@ from jaxtyping import Float
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, cut_of
+from saap_jax.runtime.remote import is_remote
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
@@ -70,7 +71,7 @@ def find(text: str) -> Reference:
     path = Path(text)
     if (path / "run.json").is_file() and not (path / "config.json").is_file():
         raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {_examples(path)}")
-    if path.exists() or ":" not in text:
+    if path.exists() or ":" not in text or is_remote(text):
         return Reference(text)
     for place in (place for place, letter in enumerate(text) if letter == ":"):
         if (Path(text[:place]) / "run.json").is_file():

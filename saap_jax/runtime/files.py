@@ -69,6 +69,11 @@ def encoded(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(plain(value), indent=indent, allow_nan=False).encode()
 
 
+def cache() -> Path:
+    """Return the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax"
+
+
 def check_target(name: str, path: str) -> None:
     """Raise ValueError, before any work, where a file cannot be written; an empty path stands for none."""
     if path and (Path(path).is_dir() or not Path(path).parent.is_dir()):

@@ -17,16 +17,21 @@ def provenance() -> dict[str, Any]:
     """
     import jax  # here, so that reading a report starts no accelerator
 
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
     devices = jax.devices()
     kinds: dict[str, Any] = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
     kinds["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"versions": versions, "devices": kinds, "git_commit": git_commit(Path(__file__).parent)}
+    return {"versions": versions(), "devices": kinds, "git_commit": git_commit(Path(__file__).parent)}
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the libraries that results depend on, None of one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = None
+    return found
 
 
 def git_commit(directory: Path) -> str | None:

@@ -341,12 +341,20 @@ class Cut(Protocol):
         """Return the loss of each row."""
         ...
 
-    def save(self, directory: Any, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def save(
+        self,
+        directory: Any,
+        keep: Keep,
+        about: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+    ) -> None:
         """Write the model to a new directory.
 
         Args:
             keep: which units of the unpruned model it has.
             about: further plain values for its record.
+            further: JSON objects and texts by file name.
         """
         ...
 

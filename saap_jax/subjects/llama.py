@@ -427,9 +427,16 @@ class CutLlama:
         """Return the loss of each window."""
         return window_losses(self.model, pairs(examples, batch_size))
 
-    def save(self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Write the model as a directory, with the tokenizer and what is kept; `about` are further files by name."""
-        save_model(self.model, directory, tokenizer=self.tokenizer, keep=keep, further=dict(about))
+    def save(
+        self,
+        directory: str | Path,
+        keep: Keep,
+        about: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+    ) -> None:
+        """Write the model as a directory, with the tokenizer and what is kept; `about` are further files too."""
+        save_model(self.model, directory, tokenizer=self.tokenizer, keep=keep, further={**about, **further})
 
 
 def scenarios_of(config: CalibrationConfig, tokenizer: Any) -> dict[str, Windows]:

@@ -23,11 +23,13 @@ from saap_jax.cli import main
 from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.jobs import recover as job
+from saap_jax.jobs.origins import NAMES
 from saap_jax.jobs.recover import method_of
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.recovery import loop
 from saap_jax.runs.directory import read_candidates, read_run
+from saap_jax.runs.origin import read_origin
 from tests.cli.test_main import refused
 from tests.report.shown import missing_from_page
 from tests.runs.test_tensorboard import read
@@ -77,6 +79,15 @@ def test_recover(options, capsys, tmp_path):
     assert main.main(["report", str(tmp_path / "runs" / "recover")]) == 0
     assert "Loss of training" in (tmp_path / "runs" / "recover" / "report.html").read_text()
     assert missing_from_page(tmp_path / "runs" / "recover") == []
+    origin = read_origin(tmp_path / "runs" / "recover" / "model")
+    assert origin is not None
+    (step,) = origin["steps"]
+    assert {figure["model"]: figure["value"] for figure in step["figures"] if "reference" in figure["metric"]} == {
+        label: pytest.approx(run[key]["ppl"]["ppl@16 builtin:reference"]) for key, label in NAMES.items()
+    }
+    card = (tmp_path / "runs" / "recover" / "model" / "README.md").read_text()
+    assert "here are 3" in card
+    assert "| recovered |" in card
 
 
 @pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "groupwise"])

@@ -42,6 +42,7 @@ from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.runtime.mesh import Layout, shardings
+from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
@@ -54,7 +55,7 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _KEEP = 2**28  # units of all layers, a byte each
 _TENSORS = 2**17  # of a file: the largest models have a few thousand
 _ROWS = 4096
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
 def load_model(
@@ -70,9 +71,10 @@ def load_model(
     reads from safetensors files only what its devices hold; host memory stays below that and one tensor.
 
     `name` is "smollm2-135m" or "gemma3-270m", of packages; the path of a `.gguf` file; a directory in Hugging Face
-    format or written by `save_model`; or a hub name "org/name". `lengths` are rows of tokens that the model will see,
-    by the option that sets them: none may be longer than the positions that it has. Raises `FileNotFoundError` or
-    `ValueError`, one line, naming the tensor, file or attribute.
+    format or written by `save_model`; the address of such a file or directory, `gs://bucket/name`; or a hub name
+    "org/name". `lengths` are rows of tokens that the model will see, by the option that sets them: none may be longer
+    than the positions that it has. Raises `FileNotFoundError` or `ValueError`, one line, naming the tensor, file or
+    attribute.
     """
     target = _parameter_dtype(dtype)
     path = resolve(name)
@@ -141,9 +143,11 @@ def _ascending(row: Any) -> bool:
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the GGUF file or the directory that a model's name stands for, fetching a hub name if needed."""
+    """Return the GGUF file or directory that a model's name stands for, fetched first if it is elsewhere."""
     if str(name) in PACKAGED:
         return packaged(str(name))
+    if is_remote(name):
+        return fetched(str(name), _HUB_FILES)
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path

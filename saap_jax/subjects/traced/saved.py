@@ -17,7 +17,8 @@ from safetensors.flax import load_file, save
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure, parameter_paths, trace
-from saap_jax.llama.files.write import new_output, write_json
+from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.remote import check_local
 from saap_jax.subjects.traced.problem import TracedProblem, cut, cut_function
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.types import Keep
@@ -41,11 +42,14 @@ def write_pruned(
     keep: Keep,
     params: Any,
     about: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
 ) -> None:
     """Write the smaller parameters of a subject to a new directory.
 
     Args:
         about: further plain values for the record, under `about`.
+        further: JSON objects and texts by file name.
 
     Raises:
         FileExistsError: the directory exists.
@@ -59,10 +63,11 @@ def write_pruned(
         "shapes": {path: list(shape) for path, shape in subject.traced.shapes.items()},
         "about": dict(about),
     }
-    with new_output(Path(directory).expanduser(), "the pruned model") as place:
+    with new_output(check_local("directory", directory).expanduser(), "the pruned model") as place:
         content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
         (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
         write_json(record, place / "pruned.json")
+        write_further(further, place)
 
 
 def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:

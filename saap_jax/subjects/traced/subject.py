@@ -382,9 +382,16 @@ class CutTraced:
             values = cut_losses(self.subject, self.keep, self.params, examples, batch_size)
         return WindowLosses(values, np.ones(len(values), int))
 
-    def save(self, directory: str | Path, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        keep: Keep,
+        about: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+    ) -> None:
         """Write the smaller parameters and what is kept as a directory; `load_pruned` reads it."""
-        saved.write_pruned(directory, self.subject, keep, self.params, about)
+        saved.write_pruned(directory, self.subject, keep, self.params, about, further=further)
 
 
 def subject_of(

@@ -1,0 +1,179 @@
+"""How models come about, as their directories say it: a step a command, and the card that is made of all of them."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.jobs import CompareConfig, ExportConfig
+from saap_jax.config.method import CalibrationConfig, FusionConfig, is_factory
+from saap_jax.config.prune import PruneConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig
+from saap_jax.config.search import SearchConfig
+from saap_jax.llama import Llama
+from saap_jax.llama.files.hf_config import config_from_spec
+from saap_jax.llama.files.load import resolve
+from saap_jax.llama.files.source import CARD, loader_of, source_of
+from saap_jax.llama.quantized import quantization_of
+from saap_jax.report.card import card
+from saap_jax.runs.commands import options, prune_command
+from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep, figures_of, read_origin
+from saap_jax.runs.records import Measured, Row, RunRecord
+from saap_jax.runtime.provenance import versions
+from saap_jax.runtime.words import plural
+from saap_jax.selection.search import Selection
+from saap_jax.subjects.llama import CutLlama
+
+NAMES = {"dense": "dense", "before": "pruned", "after": "recovered"}
+"""Key of a model in the record of `saap recover` -> what its card calls it."""
+
+
+def origin_of(name: str, place: Path | None = None) -> Origin:
+    """Return how a model came about, as far as its files say it.
+
+    Args:
+        place: of its files; None: where its name leads, see `llama.files.load.resolve`.
+
+    Raises:
+        ValueError: what its directory says of that is damaged.
+    """
+    base: dict[str, str] = {"name": name}
+    if not is_factory(name):
+        place = place or resolve(name)
+        if place.is_dir() and (found := read_origin(place)) is not None:
+            return found
+        base = source_of(name, place)
+    return {"schema": SCHEMA, "base": Base(**base), "loader": "traced" if is_factory(name) else "saap_jax", "steps": []}
+
+
+def files_of(origin: Origin, step: OriginStep, loader: Loader, name: str) -> dict[str, dict[str, Any] | str]:
+    """Return the record and the card of a model that a step made, by file name; `name` is the model's directory."""
+    made: Origin = {**origin, "loader": loader, "steps": [*origin["steps"], {**step, "versions": versions()}]}
+    return {FILE: dict(made), CARD: card(made, name)}
+
+
+def loader_of_model(model: Any) -> Loader:
+    """Return what loads a model, or a cut one, once it is saved."""
+    model = model.model if isinstance(model, CutLlama) else model
+    if not isinstance(model, Llama):
+        return "traced"
+    per_layer = True if quantization_of(model) is not None else None
+    return loader_of(config_from_spec(model.spec, "float32", per_layer=per_layer))
+
+
+def pruned(
+    asked: PruneConfig,
+    config: PruneConfig,
+    calibration: CalibrationConfig,
+    selection: Selection,
+    parameters: tuple[int, int],
+) -> OriginStep:
+    """Return the step of `saap prune`.
+
+    Args:
+        asked: what was said.
+        config: the same, with what its recipe says.
+        calibration: the text that the scores are of.
+        parameters: before and after.
+    """
+    facts = {"recipe": asked.recipe, "scores": f"of the run {config.from_run}" if config.from_run else ""}
+    facts |= _method(config.estimator, config.fusion, config.search, config.compensation)
+    facts["calibration"] = calibration_text(calibration, config.model.traced)
+    facts["targets"] = ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items())
+    return {
+        "kind": "prune",
+        "command": " ".join(["saap prune", *options(dataclasses.asdict(asked), PruneConfig())]),
+        "model": config.model.name,
+        "parameters": parameters,
+        "ratio": (selection.asked, selection.actual),
+        "facts": _said(facts),
+    }
+
+
+def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> OriginStep:
+    """Return the step of `saap compare` that cuts the candidate of a row; `parameters` are those of the cut model."""
+    facts = {"candidate": row["candidate"], "recipe": row.get("recipe", ""), "estimator": row["estimator"]}
+    facts["allocation"] = "" if row.get("recipe") else row.get("allocation", "")
+    facts["compensation"] = row.get("compensation", "")
+    facts["calibration"] = calibration_text(
+        dataclasses.replace(config.calibration, seed=row["seed"]), config.model.traced
+    )
+    facts["made alone by"] = prune_command(run, row)
+    return {
+        "kind": "compare",
+        "command": " ".join(["saap compare", *options(dataclasses.asdict(config), CompareConfig())]),
+        "model": config.model.name,
+        "parameters": (run["model"]["parameters"], parameters),
+        "ratio": (row["ratio_asked"], row["ratio_actual"]),
+        "facts": _said(facts),
+        "figures": figures_of({"dense": run["dense"], "pruned": row}),
+    }
+
+
+def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
+    """Return the step of `saap recover`, whose record has what was measured of all models."""
+    training, data = run["training"], run["data"]
+    models: Mapping[str, Measured] = {label: run[key] for key, label in NAMES.items() if key in run}
+    facts = {
+        "method": " ".join([config.method.name, *options(dataclasses.asdict(config.method), MethodConfig())]),
+        "text": f"{', '.join(config.data.sources)}: {plural(data['rows'], 'row')} of {config.data.length} tokens, "
+        f"seed {config.data.seed}",
+        "training": f"{plural(training['steps'], 'step')} of {training['rows']} rows, seed {config.training.seed}",
+        "learned from": config.dense if config.training.distillation or config.training.hidden else "",
+    }
+    return {
+        "kind": "recover",
+        "command": " ".join(["saap recover", *options(dataclasses.asdict(config), RecoverConfig())]),
+        "model": config.model,
+        "parameters": (run["before"]["parameters"], run["after"]["parameters"]),
+        "facts": _said(facts),
+        "figures": figures_of(models),
+    }
+
+
+def exported(config: ExportConfig, parameters: tuple[int, int], notes: tuple[str, ...]) -> OriginStep:
+    """Return the step of `saap export`."""
+    words = options(dataclasses.asdict(config), ExportConfig(model=config.model, out=config.out))
+    facts = {"format": config.format, "dtype": config.dtype, "notes": "; ".join(notes)}
+    return {
+        "kind": "export",
+        "command": " ".join(["saap export", *map(shlex.quote, (config.model, config.out)), *words]),
+        "model": config.model,
+        "parameters": parameters,
+        "facts": _said(facts),
+    }
+
+
+def calibration_text(config: CalibrationConfig, traced: bool) -> str:
+    """Say on which text a model was calibrated.
+
+    >>> calibration_text(CalibrationConfig(), False)
+    '32 windows of 128 tokens of builtin:reference, seed 0'
+    """
+    texts = ", ".join(config.scenarios)
+    if traced:
+        return f"{config.examples or 'all'} examples of {texts or 'each calibration set'}, seed {config.seed}"
+    each = "each of " if len(config.scenarios) > 1 else ""
+    return f"{config.examples} windows of {config.length} tokens of {each}{texts}, seed {config.seed}"
+
+
+def _method(
+    estimator: str, fusion: FusionConfig, search: SearchConfig, compensation: CompensationConfig
+) -> dict[str, str]:
+    """Return what a model was pruned by; of search and compensation what is not as the classes have it."""
+    parts = {"fusion": (fusion, FusionConfig()), "search": (search, SearchConfig())}
+    changed = {name: " ".join(options(dataclasses.asdict(own), usual)) for name, (own, usual) in parts.items()}
+    corrected = dataclasses.replace(CompensationConfig(), method=compensation.method)
+    words = [compensation.method, *options(dataclasses.asdict(compensation), corrected)]
+    return {
+        "estimator": estimator,
+        "fusion": changed["fusion"],
+        "search": changed["search"] or f"allocation {search.allocation}",
+        "compensation": " ".join(words),
+    }
+
+
+def _said(facts: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if value}

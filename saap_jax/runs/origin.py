@@ -1,0 +1,127 @@
+"""How a model came about: `saap.json` in its directory, to which each command that makes a model of it adds a step.
+
+Model cards are made of it, see `report.card`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Required, TypedDict, cast
+
+import numpy as np
+
+from saap_jax.evaluation.resample import sureness, two_way_means
+from saap_jax.evaluation.scales import scale_of
+from saap_jax.formats.json_files import read_object
+from saap_jax.runs.records import Measured, fault_of
+
+FILE = "saap.json"
+
+SCHEMA = 1
+"""Version of the file, stored as `schema`."""
+
+RESAMPLES = 10_000
+
+_SAME = 1e-3
+"""How far a figure may be, relative to it, from that of the mean of its losses."""
+
+
+Loader = Literal["transformers", "remote_code", "saap_jax", "traced", "maxtext"]
+"""What loads a model: transformers, it with the code beside the model, we alone, we beside a factory, MaxText."""
+
+
+class Base(TypedDict, total=False):
+    """The model that the first step was given."""
+
+    name: Required[str]
+    """What the user calls it."""
+    repository: str
+    """Of the hub; absent: unknown."""
+    license: str
+    """As the hub calls it; absent: unknown."""
+    license_name: str
+    license_link: str
+
+
+class Figure(TypedDict, total=False):
+    """What a model measures on a text."""
+
+    metric: Required[str]
+    model: Required[str]
+    """`dense`, `pruned` or `recovered`."""
+    value: Required[float]
+    low: float
+    """The lower end of the 95 % interval; absent: there is none."""
+    high: float
+    windows: int
+    """That the interval is of."""
+
+
+class OriginStep(TypedDict, total=False):
+    """A command that made a model of another one."""
+
+    kind: Required[Literal["prune", "compare", "recover", "export"]]
+    command: Required[str]
+    model: Required[str]
+    """What it was given."""
+    parameters: Required[tuple[int, int]]
+    """Before and after."""
+    ratio: tuple[float, float]
+    """Of the prunable parameters: asked, and removed."""
+    facts: Required[dict[str, str]]
+    """What was done, in words."""
+    figures: list[Figure]
+    versions: dict[str, str | None]
+
+
+class Origin(TypedDict):
+    """`saap.json`."""
+
+    schema: int
+    base: Base
+    loader: Loader
+    steps: list[OriginStep]
+
+
+def read_origin(directory: Path) -> Origin | None:
+    """Read how the model of a directory came about; None where it does not say.
+
+    Raises:
+        ValueError: the file is damaged, or of another version.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        return None
+    content = read_object(path)
+    if (version := content.get("schema")) != SCHEMA:
+        raise ValueError(f"{path}: expected schema {SCHEMA}, got {version!s:.60}; remove the file to go on without it")
+    if fault := fault_of(content, Origin):
+        raise ValueError(f"{path}: {fault}; the file was changed or damaged: remove it to go on without it")
+    return cast(Origin, content)
+
+
+def figures_of(models: Mapping[str, Measured]) -> list[Figure]:
+    """Return the finite figures that were measured of models, by what they are called, with their 95 % intervals.
+
+    The interval is the percentile bootstrap's over the windows whose losses are on record; there is none of fewer than
+    `FEWEST`, nor where the figure is not that of these windows, as in a race.
+    """
+    figures: list[Figure] = []
+    for model, measured in models.items():
+        for metric, value in measured.get("ppl", {}).items():
+            if math.isfinite(value):
+                interval = _interval(metric, value, measured.get("losses", {}).get(metric, ()))
+                figures.append(cast(Figure, {"metric": metric, "model": model, "value": float(value)} | interval))
+    return figures
+
+
+def _interval(metric: str, value: float, losses: Sequence[float]) -> dict[str, Any]:
+    scale, each = scale_of(metric), np.asarray(losses, np.float64)
+    if not each.size or not np.isfinite(each).all():
+        return {}
+    if not math.isclose(scale.value(float(each.mean())), value, rel_tol=_SAME):
+        return {}
+    low, high, _ = sureness(two_way_means(each[None, None], RESAMPLES, seed=0)[0], each.size).tolist()
+    if math.isnan(low):
+        return {"windows": each.size}
+    return {"low": scale.value(low), "high": scale.value(high), "windows": each.size}

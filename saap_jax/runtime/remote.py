@@ -1,0 +1,356 @@
+"""Models at addresses such as `gs://bucket/models/small`: read through copies here, sent up whole or not at all.
+
+| way  | how                                                                                                      |
+|------|----------------------------------------------------------------------------------------------------------|
+| down | into `cache()`, once for each state of the files there: names, sizes, times of the last change           |
+| up   | made here first. While files go up, `.saap-upload` lies among them; what says that they are a model goes |
+|      | last. Whoever finds that file here takes what is there for no model, and the same command sends it anew  |
+
+No lock is held there: two machines that write to one address at once are not told of each other. Of several processes
+of a job each one reads for itself, and the first one writes.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+from saap_jax.runtime.files import cache
+from saap_jax.runtime.locks import held
+from saap_jax.runtime.processes import barrier, broadcast, is_primary
+from saap_jax.runtime.steps import within
+
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+"""Scheme of an address -> the package that reaches it (or tensorflow, where that is installed)."""
+
+MARK = ".saap-upload"
+"""A file among others that are not all there yet: a JSON list of their names."""
+
+LAST = ("config.json", "pruned.json", "saap.json")
+"""What goes up last, without which nothing loads as a model."""
+
+_CHUNK = 2**24
+_MINE = re.compile(r"(gcsfs|google|fsspec|aiohttp|s3fs|botocore|adlfs|azure|tensorflow|requests|urllib3)\b")
+"""Libraries whose errors say that a place cannot be reached."""
+
+_log = logging.getLogger(__name__)
+
+
+class Remote(NamedTuple):
+    """A file there."""
+
+    size: int
+    changed: int
+    """Seconds of the epoch; 0 where the place does not say."""
+
+
+def is_remote(name: str | Path) -> bool:
+    """Say whether a name is an address, and no path.
+
+    >>> is_remote("gs://bucket/model"), is_remote("models/small"), is_remote("mine.py:problem")
+    (True, False, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
+
+
+def check_local(field: str, name: str | Path) -> Path:
+    """Return the path that a field names.
+
+    Raises:
+        ValueError: it is an address.
+    """
+    if is_remote(name):
+        raise ValueError(f"{field}: expected a path of this machine, got the address {name}; copy it here first")
+    return Path(name)
+
+
+def exists(name: str | Path) -> bool:
+    """Say whether a path, or a whole file or directory at an address, is there."""
+    if not is_remote(name):
+        return Path(name).exists()
+    with reaching(str(name)):
+        files = files_at(path_of(str(name)))
+    return bool(files) and MARK not in files
+
+
+# --- down ----------------------------------------------------------------------------------------
+
+
+def fetched(address: str, patterns: Sequence[str]) -> Path:
+    """Return a copy here of the file or directory at an address, fetched unless it is here in the same state.
+
+    Args:
+        patterns: names of files to fetch of a directory that has safetensors files; of any other all is fetched.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: what is there is not whole, does not fit on the disk here, or cannot be reached.
+    """
+    path = path_of(address)
+    with reaching(address):
+        files = files_at(path)
+    if not files:
+        raise FileNotFoundError(f"{address}: expected a model, found nothing there; check the address")
+    if MARK in files:
+        raise ValueError(
+            f"{address}: is not whole: sending it has begun and not ended; run the command that makes it again"
+        )
+    files = _wanted(files, patterns)
+    state = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
+    entry = cache() / "remote" / key_of(address) / state
+    if not entry.exists():
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(entry.with_name(f".{state}.lock")):
+            if not entry.exists():
+                _fetch(address, path, files, entry)
+    return entry / path.name
+
+
+def _fetch(address: str, path: Any, files: Mapping[str, Remote], entry: Path) -> None:
+    """Copy files into an entry of the cache, which gets its name when all are there; goes on with what was begun."""
+    partial = entry.with_name(f".{entry.name}.partial")
+    missing = {name: file for name, file in files.items() if not _is_here(_within(partial / path.name, name), file)}
+    size, free = sum(file.size for file in missing.values()), shutil.disk_usage(entry.parent).free
+    if size >= free:
+        raise ValueError(
+            f"{address}: expected {_amount(size)} free in {cache()}, found {_amount(free)}; free some, or set "
+            "XDG_CACHE_HOME to a directory on a larger disk"
+        )
+    _log.warning("fetching %s: %s in %d files, into %s", address, _amount(size), len(missing), entry)
+    for name in within("files fetched", list(missing)):
+        with reaching(address):
+            copy_down(_within(path, name), _within(partial / path.name, name), files[name].size)
+    partial.replace(entry)
+
+
+def copy_down(file: Any, target: Path, size: int) -> None:
+    """Copy a file of so many bytes from there, which gets its name here when all of it is here.
+
+    Raises:
+        ValueError: it has another size by now.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(f".{target.name}.half")
+    with file.open("rb") as source, half.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+    if (got := half.stat().st_size) != size:
+        raise ValueError(
+            f"{file}: expected {size:,} bytes, got {got:,}; has it been changed meanwhile? Run the command again"
+        )
+    half.replace(target)
+
+
+def _is_here(target: Path, file: Remote) -> bool:
+    return target.is_file() and target.stat().st_size == file.size
+
+
+def _wanted(files: Mapping[str, Remote], patterns: Sequence[str]) -> dict[str, Remote]:
+    """Return the files that a model is of."""
+    top = {name for name in files if any(fnmatch.fnmatch(name, each) for each in patterns) and "/" not in name}
+    of_model = top if any(name.endswith(".safetensors") for name in top) else set(files)
+    return {name: file for name, file in files.items() if name in of_model}
+
+
+# --- up ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def staged(address: str) -> Iterator[Path]:
+    """Yield the path to make an output at: the path itself, or one here of what goes up to an address at the end.
+
+    An address is marked first, which shows that one may write there; after an error in the block nothing is there.
+
+    Raises:
+        FileExistsError: something is at the address.
+        ValueError: it cannot be reached, or another process here writes it. What was made stays here then.
+    """
+    if not is_remote(address):
+        yield Path(address)
+        return
+    path = path_of(address)
+    place = cache() / "outputs" / key_of(address) / path.name
+    with held(place, address):
+        broadcast(lambda: _begin(path, address))
+        if is_primary():
+            _remove(place)
+        try:
+            yield place
+        except BaseException:
+            if is_primary():
+                with contextlib.suppress(Exception):
+                    _clear(path)
+            raise
+        if is_primary():
+            send(place, address)
+            _remove(place)
+        barrier(f"{address} is sent")
+
+
+def send(place: Path, address: str) -> None:
+    """Send a file or directory up to an address, unless it is there already; nothing half sent is taken for whole.
+
+    Raises:
+        FileExistsError: something else is at the address.
+        ValueError: it cannot be reached; the same call sends all of it again.
+    """
+    path = path_of(address)
+    ours = {str(file.relative_to(place)): file.stat().st_size for file in place.rglob("*") if file.is_file()}
+    ours = {"": place.stat().st_size} if place.is_file() else ours
+    with reaching(address, f"; what was made is whole at {place}, until the same command makes and sends it again"):
+        there = {name: file.size for name, file in files_at(path).items()}
+        if there and there == ours:
+            return
+        _begin(path, address, list(ours))
+        _log.warning("sending %s: %s in %d files", address, _amount(sum(ours.values())), len(ours))
+        for name in within("files sent", sorted(ours, key=lambda name: (name in LAST, name))):
+            send_file(_within(place, name), _within(path, name))
+        _mark(path).unlink()
+
+
+def send_file(file: Path, target: Any) -> None:
+    """Copy a file up, which gets its name there when all of it is there."""
+    half = target.parent / f".{target.name}.half"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as source, half.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _CHUNK)
+    if (size := half.stat().length) != file.stat().st_size:
+        raise OSError(f"{size:,} of {file.stat().st_size:,} bytes of {file.name} arrived")
+    half.replace(target)
+
+
+def _begin(path: Any, address: str, files: Sequence[str] = ()) -> None:
+    """Mark an address as not whole; remove what the mark of a command that was killed says is of it.
+
+    Raises:
+        FileExistsError: something is there that no mark says is half sent.
+    """
+    with reaching(address):
+        there = files_at(path)
+        if there and MARK not in there:
+            raise FileExistsError(f"{address}: exists already and is never overwritten; choose another address")
+        _clear(path)
+        mark = _mark(path)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(list(files)))
+
+
+def _clear(path: Any) -> None:
+    """Remove what the mark of an address says is of it, and then the mark."""
+    mark = _mark(path)
+    if not mark.exists():
+        return
+    try:
+        listed = [name for name in json.loads(mark.read_text()) if isinstance(name, str)]
+    except ValueError:  # torn: nothing was sent before it was whole
+        listed = []
+    for name in listed:
+        target = _within(path, name)
+        for each in (target.parent / f".{target.name}.half", target):
+            if each.exists():
+                each.unlink()
+    mark.unlink()
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def path_of(address: str) -> Any:
+    """Return an address as a path of `epath`.
+
+    Raises:
+        ValueError: an address of another kind, or one that names no file or directory in a bucket.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme not in PACKAGES or len([part for part in rest.split("/") if part]) < 2 or ".." in rest.split("/"):
+        kinds = ", ".join(f"{each}://" for each in PACKAGES)
+        raise ValueError(f"{address}: expected an address of {kinds} with a bucket and a name in it, got {address!r}")
+    from etils import epath  # here: most commands name no address
+
+    return epath.Path(address.rstrip("/"))
+
+
+def _within(path: Any, name: str) -> Any:
+    """Return a file of a directory; the path itself where it is one file, whose name is empty."""
+    return path / name if name else path
+
+
+def _mark(path: Any) -> Any:
+    """Return where the mark of an address is: within a directory; of a single file, such as GGUF's, beside it."""
+    return path.parent / f".{path.name}{MARK}" if path.suffix == ".gguf" else path / MARK
+
+
+def files_at(path: Any) -> dict[str, Remote]:
+    """Return the files at an address by their name within it, that of a single file empty; the mark among them."""
+    found: dict[str, Remote] = {}
+    if _mark(path).exists():
+        found[MARK] = Remote(0, 0)
+    if not path.exists():
+        return found
+    if not path.is_dir():
+        return found | {"": _remote(path)}
+    for each in path.iterdir():
+        if each.is_dir() and each.name not in (".", ".."):
+            found |= {f"{each.name}/{name}": file for name, file in files_at(each).items()}
+        elif each.name not in (MARK, ".", ".."):
+            found[each.name] = _remote(each)
+    return found
+
+
+def _remote(path: Any) -> Remote:
+    stat = path.stat()
+    return Remote(int(stat.length), int(stat.mtime or 0))
+
+
+def key_of(address: str) -> str:
+    """Return what stands for an address in the names of directories here."""
+    return hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _amount(size: int) -> str:
+    """Return bytes as people say them.
+
+    >>> _amount(513), _amount(513_000_000), _amount(140_000_000_000)
+    ('513 bytes', '513.0 MB', '140.0 GB')
+    """
+    if size < 100_000:
+        return f"{size:,} bytes"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def reaching(address: str, more: str = "") -> Iterator[None]:
+    """Turn what libraries raise that reach an address into one line.
+
+    Raises:
+        ValueError: a library is missing, or the place cannot be reached or refuses.
+    """
+    try:
+        yield
+    except (FileExistsError, KeyboardInterrupt):
+        raise
+    except ImportError:
+        scheme = address.partition(":")[0]
+        raise ValueError(
+            f"{address}: addresses of {scheme}:// take the package {PACKAGES[scheme]}, which is not installed; run "
+            f"pip install {PACKAGES[scheme]}"
+        ) from None
+    except Exception as error:
+        if not (isinstance(error, OSError) or _MINE.match(type(error).__module__)):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{address}: cannot be reached, or refuses ({said}){more}") from error

@@ -1,0 +1,149 @@
+"""Model cards: what YAML and Markdown read of them is what was recorded, whatever names it holds; figures on record."""
+
+import re
+
+import numpy as np
+import pytest
+from huggingface_hub.repocard import metadata_load
+
+from saap_jax.evaluation.resample import FEWEST
+from saap_jax.report.card import card
+from saap_jax.runs.origin import FILE, SCHEMA, figures_of, read_origin
+from saap_jax.runtime.files import encoded
+
+ODD = "a: b # [x](http://y) `c` | *d* <e>\n---\n- {f}: '\"\x1b[31m"
+
+
+def origin(**options):
+    step = {
+        "kind": "prune",
+        "command": "saap prune --out pruned",
+        "model": "models/dense",
+        "parameters": (1200, 900),
+        "ratio": (0.2, 0.2034),
+        "facts": {"estimator": "saap", "calibration": "32 windows"},
+        "versions": {"saap_jax": "1.0", "jax": None},
+    } | options.pop("step", {})
+    base = {"name": "models/dense", "repository": "org/dense", "license": "apache-2.0"} | options.pop("base", {})
+    return {"schema": SCHEMA, "base": base, "loader": "transformers", "steps": [step]} | options
+
+
+def metadata(text, tmp_path):
+    (tmp_path / "README.md").write_text(text)
+    return metadata_load(tmp_path / "README.md")
+
+
+def test_a_card_says_what_is_on_record(tmp_path):
+    text = card(origin(), "small")
+    assert metadata(text, tmp_path) == {
+        "base_model": "org/dense",
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "saap_jax"],
+    }
+    assert "# small\n" in text
+    assert "| parameters | 1,200 | 900 | -25.0 % |" in text
+    assert "20.3 % of the prunable parameters removed, 20.0 % asked for" in text
+    assert "saap prune --out pruned\n" in text
+    assert "No perplexity is on record" in text
+    assert "- versions: saap\\_jax 1.0\n" in text
+
+
+@pytest.mark.parametrize(
+    ("loader", "library", "code"),
+    [
+        ("transformers", "transformers", "from_pretrained(DIRECTORY)"),
+        ("remote_code", "transformers", "trust_remote_code=True"),
+        ("saap_jax", "saap_jax", "saap_jax.load_model(DIRECTORY)"),
+        ("traced", "saap_jax", "saap_jax.load_pruned(DIRECTORY, problem)"),
+        ("maxtext", "saap_jax", "saap_jax.load_model(DIRECTORY)"),
+    ],
+)
+def test_what_loads_it(loader, library, code, tmp_path):
+    text = card(origin(loader=loader), "small")
+    said = metadata(text, tmp_path)
+    assert said["library_name"] == library
+    assert ("pipeline_tag" in said) == (loader != "traced")
+    assert code in text
+
+
+@pytest.mark.parametrize("base", [{}, {"license": "llama2", "license_link": "https://x/LICENSE"}])
+def test_an_unknown_licence_is_other_and_no_repository_is_none(base, tmp_path):
+    text = card(origin(base=base) | {"base": {"name": "models/dense"} | base}, "small")
+    said = metadata(text, tmp_path)
+    assert said["license"] == base.get("license", "other")
+    assert said.get("license_link") == base.get("license_link")
+    assert "base_model" not in said
+    assert ("do not say its licence" in text) == (not base)
+
+
+def test_odd_names_are_shown_and_do_nothing(tmp_path):
+    base = {"name": ODD, "repository": ODD, "license": "other", "license_name": ODD}
+    step = {"command": f"saap prune --out '```\n````{ODD}'", "model": ODD, "facts": {ODD: ODD}}
+    text = card(origin(base=base, step=step), ODD)
+    said = metadata(text, tmp_path)
+    assert (said["base_model"], said["license_name"], said["tags"]) == (ODD, ODD, ["pruned", "saap_jax"])
+    body = text.partition("\n---\n\n")[2]
+    assert "\x1b" not in body
+    outside = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", body)
+    assert not re.search(r"(?<!\\)\[x|(?<!\\)`|<e>", outside), "no link, code or tag begins outside of the fences"
+    assert re.search(r"(?<!\\)`", body), "control: the fences themselves"
+    headings = [line for line in outside.splitlines() if line.startswith("#")]
+    assert [line.partition(" ")[2] for line in headings[1:]] == ["Pruned", "Use", "Licence"]
+
+
+def test_intervals_are_the_bootstrap_s_over_the_windows():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(3, 0.5, 24)
+    (figure,) = figures_of(
+        {"pruned": {"ppl": {"ppl@16 x": float(np.exp(losses.mean()))}, "losses": {"ppl@16 x": losses.tolist()}}}
+    )
+    means = rng.choice(losses, (20_000, 24)).mean(axis=1)
+    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
+    assert figure["low"] == pytest.approx(low, rel=0.01)
+    assert figure["high"] == pytest.approx(high, rel=0.01)
+    assert figure["high"] / figure["low"] > 1.2, "control: wide against the tolerance"
+    text = card(origin(step={"figures": [figure]}), "small")
+    assert f"| {figure['value']:.2f} | {figure['low']:.2f} to {figure['high']:.2f} | 24 |" in text
+
+
+@pytest.mark.parametrize(
+    ("ppl", "losses", "windows"),
+    [
+        (np.e, [1.0] * (FEWEST - 1), FEWEST - 1),  # too few
+        (3.0, [1.0] * 24, None),  # the figure of a race is not that of the windows
+        (np.e, [], None),
+        (np.e, [1.0] * 23 + [np.inf], None),
+    ],
+)
+def test_without_an_interval(ppl, losses, windows):
+    (figure,) = figures_of({"dense": {"ppl": {"ppl@16 x": ppl}, "losses": {"ppl@16 x": losses}}})
+    assert "low" not in figure
+    assert figure.get("windows") == windows
+    assert "95 %" in card(origin(step={"figures": [figure]}), "small")
+
+
+def test_a_figure_that_is_not_finite_is_left_out():
+    assert figures_of({"dense": {"ppl": {"ppl@16 x": np.inf}}}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda record: record | {"schema": 2}, "expected schema 1, got 2"),
+        (lambda record: record | {"loader": "mine"}, "loader: expected"),
+        (lambda record: record | {"steps": [{"kind": "prune"}]}, "expected a field"),
+        (lambda record: [record], "expected a JSON object"),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(change, said, tmp_path):
+    assert read_origin(tmp_path) is None
+    (tmp_path / FILE).write_bytes(encoded(origin()))
+    whole = read_origin(tmp_path)
+    assert whole is not None
+    assert card(whole, "small") == card(origin(), "small")
+    (tmp_path / FILE).write_bytes(encoded(change(origin())))
+    with pytest.raises(ValueError, match=said) as error:
+        read_origin(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,222 @@
+"""Addresses: fetched once for each state, sent whole or not at all, errors in one line."""
+
+import logging
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from saap_jax.config.method import is_factory
+from saap_jax.runtime import remote
+from saap_jax.runtime.remote import MARK, exists, fetched, send, staged
+from tests.buckets import Bucket, use
+
+ADDRESS = "gs://bucket/models/small"
+PATTERNS = ["*.json", "*.safetensors"]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return use(Bucket(tmp_path / "bucket"), monkeypatch)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Return a directory of files, some in a directory within it."""
+    place = tmp_path / "model"
+    (place / "0" / "items").mkdir(parents=True)
+    for name in ("config.json", "a.bin", "z.bin", "0/items/.zarray", "0/items/d"):
+        (place / name).write_text(name * 1000)
+    return place
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(place)): each.read_bytes() for each in place.rglob("*") if each.is_file()}
+
+
+def read(place: Path):
+    return place.read_bytes() if place.is_file() else contents(place)
+
+
+def put(bucket, name, text, address=ADDRESS):
+    place = Path(bucket.here(address)) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+
+
+def test_what_goes_up_comes_down(bucket, model):
+    assert not exists(ADDRESS)
+    send(model, ADDRESS)
+    assert exists(ADDRESS)
+    assert bucket.names(ADDRESS) == set(contents(model)), "nothing else is left there"
+    assert bucket.written[-1].endswith(".config.json.half"), "what says that it is a model goes last"
+    here = fetched(f"{ADDRESS}/", PATTERNS)
+    assert here.name == "small"
+    assert contents(here) == contents(model)
+    with pytest.raises(FileExistsError, match="exists already and is never overwritten"):
+        send(next(model.glob("*.bin")).parent / "0", ADDRESS)
+
+
+def test_a_state_is_fetched_once_and_a_change_is_seen(bucket, caplog):
+    put(bucket, "model.safetensors", "weights")
+    put(bucket, "config.json", "{}")
+    put(bucket, "optimizer.bin", "large")
+    put(bucket, "checkpoints/model.safetensors", "large")
+    with caplog.at_level(logging.WARNING):
+        first = fetched(ADDRESS, PATTERNS)
+    assert contents(first) == {"model.safetensors": b"weights", "config.json": b"{}"}
+    assert "9 bytes in 2 files" in caplog.text
+    bucket.read.clear()
+    assert fetched(ADDRESS, PATTERNS) == first
+    assert not bucket.read
+    put(bucket, "model.safetensors", "changed")
+    os.utime(Path(bucket.here(ADDRESS)) / "model.safetensors", (1, 1))
+    assert (fetched(ADDRESS, PATTERNS) / "model.safetensors").read_text() == "changed"
+    assert (first / "model.safetensors").read_text() == "weights", "who still reads the old one keeps it"
+
+
+def test_a_file_alone(bucket, tmp_path):
+    file = tmp_path / "x.gguf"
+    file.write_text("GGUF" * 1000)
+    send(file, "gs://bucket/x.gguf")
+    assert bucket.names("gs://bucket") == {"x.gguf"}
+    here = fetched("gs://bucket/x.gguf", PATTERNS)
+    assert (here.name, here.read_bytes()) == ("x.gguf", file.read_bytes())
+
+
+@pytest.mark.parametrize("dies_at", [".a.bin", ".z.bin", ".d.", "config.json", MARK, ".x.gguf.half"])
+def test_what_dies_on_the_way_is_no_model_and_the_same_again_sends_it(dies_at, bucket, model, tmp_path):
+    place, address = model, ADDRESS
+    if "gguf" in dies_at:
+        place, address = tmp_path / "x.gguf", "gs://bucket/x.gguf"
+        place.write_text("GGUF" * 1000)
+    bucket.dies_at = dies_at
+    with pytest.raises(ValueError, match="the line went dead") as error:
+        send(place, address)
+    assert "\n" not in str(error.value)
+    assert not exists(address)
+    with pytest.raises((ValueError, FileNotFoundError), match="is not whole|nothing there"):
+        fetched(address, PATTERNS)
+    assert "config.json" not in bucket.names(ADDRESS), "other programs find no model either"
+    bucket.dies_at = ""
+    send(place, address)
+    assert read(fetched(address, PATTERNS)) == read(place)
+
+
+def test_what_dies_on_the_way_down_goes_on(bucket, monkeypatch):
+    put(bucket, "a.safetensors", "a" * 1000)
+    put(bucket, "b.safetensors", "b" * 1000)
+    copy, copied = shutil.copyfileobj, []
+
+    def dies(source, target, size):
+        copied.append(target.name)
+        if len(copied) == 2:
+            target.write(b"b")
+            raise ConnectionResetError("the line went dead")
+        copy(source, target, size)
+
+    monkeypatch.setattr(shutil, "copyfileobj", dies)
+    with pytest.raises(ValueError, match="the line went dead"):
+        fetched(ADDRESS, PATTERNS)
+    assert set(contents(fetched(ADDRESS, PATTERNS))) == {"a.safetensors", "b.safetensors"}
+    assert len(copied) == 3, "the first one was not fetched again"
+
+
+def test_an_output_is_staged_and_sent(bucket):
+    with staged(ADDRESS) as place:
+        assert bucket.names(ADDRESS) == {MARK}, "that one may write there is known before any work"
+        assert not exists(ADDRESS)
+        place.mkdir()
+        (place / "config.json").write_text("{}")
+    assert bucket.names(ADDRESS) == {"config.json"}
+    assert not place.exists()
+    with pytest.raises(FileExistsError, match="never overwritten"), staged(ADDRESS):
+        pytest.fail("it is there")
+    with staged("models/here") as place:
+        assert place == Path("models/here")
+
+
+def test_after_an_error_nothing_is_there(bucket):
+    with pytest.raises(ValueError, match="mine"), staged(ADDRESS):
+        raise ValueError("mine")
+    assert bucket.names(ADDRESS) == set()
+
+
+def test_what_was_made_is_kept_where_sending_dies(bucket):
+    block = staged(ADDRESS)
+    place = block.__enter__()
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    bucket.dies_at = "config.json"
+    with pytest.raises(ValueError, match="what was made is whole at") as error:
+        block.__exit__(None, None, None)
+    assert str(place) in str(error.value)
+    assert contents(place) == {"config.json": b"{}"}
+    bucket.dies_at = ""
+    with staged(ADDRESS) as place:
+        assert not place.exists(), "the same command makes it anew"
+        place.mkdir()
+        (place / "pruned.json").write_text("{}")
+    assert bucket.names(ADDRESS) == {"pruned.json"}
+
+
+def test_sending_again_what_is_there_does_nothing(bucket, model):
+    send(model, ADDRESS)
+    bucket.written.clear()
+    send(model, ADDRESS)
+    assert not bucket.written
+    (model / "a.bin").write_text("other")
+    with pytest.raises(FileExistsError):
+        send(model, ADDRESS)
+
+
+@pytest.mark.parametrize("address", ["gs://bucket", "gs://", "http://x/y", "file:///x/y", "gs://bucket/../x"])
+def test_an_address_that_is_none(address, bucket):
+    with pytest.raises(ValueError, match="expected an address of gs://, s3://, az://"):
+        fetched(address, PATTERNS)
+
+
+def test_nothing_there(bucket):
+    with pytest.raises(FileNotFoundError, match="found nothing there; check the address"):
+        fetched(ADDRESS, PATTERNS)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("Please install gcsfs"), "take the package gcsfs, which is not installed; run pip install gcsfs"),
+        (PermissionError("403"), r"cannot be reached, or refuses \(403\)"),
+        (type("E", (Exception,), {"__module__": "google.auth.exceptions"})("no\ncredentials"), r"\(no credentials\)"),
+    ],
+)
+def test_errors_of_the_way_are_one_line(error, said, bucket, monkeypatch):
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(bucket, "exists", fails)
+    for call in (lambda: fetched(ADDRESS, PATTERNS), lambda: exists(ADDRESS), lambda: send(Path(__file__), ADDRESS)):
+        with pytest.raises(ValueError, match=said) as found:
+            call()
+        assert "\n" not in str(found.value)
+    monkeypatch.setattr(bucket, "exists", lambda path: {}["a defect"])
+    with pytest.raises(KeyError):
+        exists(ADDRESS)
+
+
+def test_a_full_disk_is_seen_before_anything_is_fetched(bucket, monkeypatch):
+    put(bucket, "model.safetensors", "weights")
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda path: usage(3))
+    with pytest.raises(ValueError, match="expected 7 bytes free in .*, found 3 bytes"):
+        fetched(ADDRESS, PATTERNS)
+    assert not bucket.read
+
+
+def test_an_address_is_no_factory_and_no_path():
+    assert not is_factory("gs://bucket/model:v1")
+    assert is_factory("bucket/model.py:v1")
+    with pytest.raises(ValueError, match="out: expected a path of this machine, got the address gs://x/y"):
+        remote.check_local("out", "gs://x/y")
