@@ -17,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
+from saap_jax.runtime.processes import controllers
 
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
@@ -94,9 +95,9 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
         ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
     """
     if (config.data, config.fsdp, config.tensor) == (1, 1, 1):
-        if jax.process_count() > 1:
+        if (processes := controllers()) > 1:
             raise ValueError(
-                f"mesh: expected the {jax.device_count()} devices of {jax.process_count()} processes to be on it, got "
+                f"mesh: expected the {jax.device_count()} devices of {processes} processes to be on it, got "
                 "a mesh of one; give --mesh.data -1 (other examples on each) or --mesh.fsdp -1 (weights spread too)"
             )
         return None
