@@ -306,14 +306,11 @@ def _automatic(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     place = leaf.sharding
-    if not (
-        isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh)
-    ):  # put on one device, in type still there
-        return jax.make_array_from_single_device_arrays(
-            leaf.shape, place, [each.data for each in leaf.addressable_shards]
-        )
-    twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
+    if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+        twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
+    # put on one device since, where jax leaves the mesh in its type
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, [each.data for each in leaf.addressable_shards])
 
 
 def _explicit(leaf: Any) -> AbstractMesh | None:

@@ -127,6 +127,14 @@ def test_what_is_behind_the_door_takes_no_explicit_axes(model, windows, mesh):
         window_losses(spread(model, mesh), pairs(windows, 8))
 
 
+def test_scores_are_fused_where_a_mesh_is_in_force(mesh):
+    scores = {name: {"mlp": np.random.default_rng(seed).random((2, 8))} for seed, name in enumerate("ab")}
+    alone = saap_jax.fuse(scores, "learned").scores["mlp"]
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(saap_jax.fuse(scores, "learned").scores["mlp"], alone, rtol=1e-5)
+    assert not np.allclose(saap_jax.fuse(scores, "learned", "layer").scores["mlp"], alone, rtol=1e-3), "control"
+
+
 # --- models of others
 
 RANDOM = np.random.default_rng(0)

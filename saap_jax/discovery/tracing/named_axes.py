@@ -31,14 +31,11 @@ def without_axes(function: Callable[..., Any], axes: Sequence[str]) -> Callable[
     """
     if not axes:
         return function
-    none, one_device = (
-        AbstractMesh((), ()),
-        AbstractMesh((1,) * len(axes), tuple(axes), (AxisType.Explicit,) * len(axes)),
-    )
+    one_device = AbstractMesh((1,) * len(axes), tuple(axes), (AxisType.Explicit,) * len(axes))
 
     def plain(*arguments: Any) -> Any:
         shapes = jax.tree.map(_shape, arguments)
-        with use_abstract_mesh(none):  # between meshes of different sizes
+        with use_abstract_mesh(AbstractMesh((), ())):  # between meshes of different sizes
             if _names_none(function, shapes):
                 return function(*arguments)
             with use_abstract_mesh(one_device):
