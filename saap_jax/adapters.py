@@ -17,6 +17,7 @@ from flax import linen, nnx
 
 from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
 from saap_jax.discovery.tracing.references import Kernel
+from saap_jax.runtime.mesh import automatic
 
 Loss = Callable[[Any, Any], Any]
 """`loss(outputs, targets)`: one number for a batch."""
@@ -53,9 +54,10 @@ def from_nnx(
     copy = nnx.merge(graph, state)
     copy.eval()
     graph, params, rest = nnx.split(copy, _is_weight, ...)
+    held = automatic(rest)
 
     def function(params: Any, *inputs: Any) -> Any:
-        built = nnx.merge(graph, params, rest)
+        built = nnx.merge(graph, params, held)
         return _first(call(built, *inputs) if call else built(*inputs), has_aux)
 
     return Problem(
@@ -88,7 +90,7 @@ def from_linen(
         rngs: keys that the module draws from in its evaluation too.
     """
     switches: dict[str, Any] = _switches(type(module).__call__)
-    keys = dict(rngs) if rngs else None
+    keys = automatic(dict(rngs)) if rngs else None
 
     def function(variables: Any, *inputs: Any) -> Any:
         outputs = call(variables, *inputs) if call else module.apply(variables, *inputs, rngs=keys, **switches)
@@ -126,10 +128,11 @@ def from_equinox(
 
     model = equinox.nn.inference_mode(model)
     params, static = equinox.partition((model, state), _is_number)
+    rest = automatic(static)
     run = call or (lambda model, *inputs: model(*inputs))
 
     def function(params: Any, *inputs: Any) -> Any:
-        built, held = equinox.combine(params, static)
+        built, held = equinox.combine(params, rest)
         further = () if state is None else (held,)
         outputs = jax.vmap(lambda *row: run(built, *row, *further), out_axes=0)
         return _first(outputs(*inputs), has_aux or state is not None)
@@ -169,7 +172,7 @@ def from_haiku(
         arguments: what the function takes beside the inputs, such as `is_training=False`.
         rng: the key for a function that draws in its evaluation too.
     """
-    further = dict(arguments or {})
+    further, rng = automatic((dict(arguments or {}), rng))
 
     def function(params: Any, *inputs: Any) -> Any:
         if state is None:
@@ -216,7 +219,7 @@ def from_keras(
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     count = len(model.trainable_variables)
     weights = [index for index, each in enumerate(variables) if jnp.issubdtype(each.value.dtype, jnp.floating)]
-    others = {index: each.value for index, each in enumerate(variables) if index not in weights}
+    others = automatic({index: each.value for index, each in enumerate(variables) if index not in weights})
     names = _told_apart([variables[index].path for index in weights])
 
     def function(params: Any, *inputs: Any) -> Any:

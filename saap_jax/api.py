@@ -15,6 +15,7 @@ from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection import calibrate as calibration
 from saap_jax.selection.calibrate import Calibrated
@@ -27,6 +28,7 @@ from saap_jax.subjects.traced.subject import TracedSubject
 from saap_jax.types import Keep, Scores
 
 
+@taken_in
 def score_units(
     model: Llama | Problem | Subject,
     windows: Examples | Mapping[str, Examples],
@@ -66,6 +68,7 @@ def score_units(
     )
 
 
+@taken_in
 def calibrate(
     model: Llama | Problem | Subject,
     windows: Examples | Mapping[str, Examples],
@@ -82,6 +85,7 @@ def calibrate(
     return calibration.calibrate(subject, scenarios, names, **options)
 
 
+@taken_in
 def select_units(
     model: Llama | Problem | Subject,
     scores: Scores | Calibrated,
@@ -120,6 +124,7 @@ def select_units(
     return choose(subject_of(model), scores, ratio, config, stability, gone)
 
 
+@taken_in
 def select_path(
     model: Llama | Problem | Subject,
     calibrated: Calibrated,
@@ -133,6 +138,7 @@ def select_path(
     return choose_path(subject_of(model), calibrated, scenarios, estimator, ratios, config, **options)
 
 
+@taken_in
 def perplexity(model: Llama, windows: Windows, keep: Keep | None = None, *, batch_size: int = 8) -> float:
     """Return exp(mean next-token loss) over the windows; with `keep`, of the model with all other units masked."""
     return window_losses(model, pairs(windows, batch_size), None if keep is None else masks(keep)).perplexity

@@ -52,7 +52,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "subjects.base": ("surgery", "estimation", "discovery", "config", "types"),
     "subjects": ("subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
                  "data", "runtime", "config", "types"),
-    "adapters": ("discovery",),
+    "adapters": ("discovery", "runtime"),
     "lm_eval": ("evaluation",),
     "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "recipes",
             "data", "runtime", "config", "types", "formats", "version"),

@@ -208,7 +208,8 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
         raise UsageError(
             f"{command}: runs in one process; expected no --distributed, which {', '.join(SPREADING)} take"
         )
-    join(cluster)
+    if not join(cluster):
+        return run(rest) or 0
     interrupts.renew()
     watch = start_watch(cluster.coordinator and cluster.coordinator.rpartition(":")[0])
     console.quiet = not is_primary()

@@ -33,7 +33,7 @@ from saap_jax.runs.keeps import Training, read_keeps, save_keeps
 from saap_jax.runs.records import Row
 from saap_jax.runs.standing import comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
-from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.selection.calibrate import Calibrated
@@ -47,6 +47,7 @@ from saap_jax.types import Keep
 ENDING = Ending(lambda run: coupling_files(run.record), page=True, further=("keeps.npz", "best"))
 
 
+@taken_in
 def compare(config: CompareConfig, *, overwrite: bool = False, track: Track = quiet) -> RunDirectory:
     """Compare variants: score from one pass a seed, evaluate each candidate by masks, cut and check the best.
 

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from saap_jax.runs.records import Stage as StageRecord
+from saap_jax.runtime.processes import own_devices
 
 BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 """The event that jax records once a program."""
@@ -113,10 +114,8 @@ def peak_host_gib() -> float:
 
 def peak_device_gib() -> float | None:
     """Return the peak memory so far of the fullest device of this process, GiB; None where the backend tells none."""
-    import jax  # here, so that reading a report starts no accelerator
-
     try:
-        told = [device.memory_stats() or {} for device in jax.local_devices()]
+        told = [device.memory_stats() or {} for device in own_devices()]
     except RuntimeError:  # no device, or a plugin without this call: no reason to lose the rest of the record
         return None
     peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from saap_jax.runtime.processes import room
+from saap_jax.runtime.processes import belongs_here, controllers, in_host_memory, number, owner, room
 
 PIECE = 4 * 2**20
 """Bytes that a process sends at once at most."""
@@ -30,12 +30,12 @@ def fetched(array: Any, index: int | None = None) -> np.ndarray:
     """
     if not isinstance(array, jax.Array):
         return np.asarray(array) if index is None else np.asarray(array[index])
-    if {device.platform for device in array.devices()} == {"cpu"}:
+    if in_host_memory(array):
         if len(array.devices()) == 1 and array.is_fully_addressable:
             return np.asarray(array) if index is None else np.asarray(array)[index]
         return _assembled(array, index)
     part = array if index is None else array[index]
-    if part.is_fully_addressable or part.is_fully_replicated:
+    if belongs_here(part) or part.is_fully_replicated:
         return np.asarray(part)
     return np.asarray(multihost_utils.process_allgather(part, tiled=True))
 
@@ -57,11 +57,11 @@ def _assembled(array: jax.Array, index: int | None) -> np.ndarray:
     }
     for box in wanted.keys() & here.keys():
         whole[place(box)] = part(box)
-    everyone = frozenset(range(jax.process_count()))
+    everyone = frozenset(range(controllers()))
     missing = {box: min(holders) for box, holders in wanted.items() if holders != everyone}
     if not missing:
         return whole
-    own = [part(box) for box, sender in missing.items() if sender == jax.process_index()]
+    own = [part(box) for box, sender in missing.items() if sender == number()]
     sizes = {box: whole[place(box)].nbytes for box in missing}
     sent = {sender: sum(sizes[box] for box, other in missing.items() if other == sender) for sender in missing.values()}
     received = _exchanged([np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in own], max(sent.values()))
@@ -84,7 +84,7 @@ def _holders(array: jax.Array) -> Mapping[Box, frozenset[int]]:
     """Return which processes hold each part of an array, in an order that is the same on all of them."""
     found: dict[Box, set[int]] = {}
     for device, index in array.sharding.devices_indices_map(array.shape).items():
-        found.setdefault(_box(index, array.shape), set()).add(device.process_index)
+        found.setdefault(_box(index, array.shape), set()).add(owner(device))
     return {box: frozenset(found[box]) for box in sorted(found)}
 
 
@@ -93,16 +93,14 @@ def _exchanged(own: list[np.ndarray], longest: int) -> np.ndarray:
     size = min(PIECE, room(longest))
     gather, mesh = _gatherer()
     spread = NamedSharding(mesh, PartitionSpec("process"))
-    device = mesh.devices[jax.process_index()]
-    received = np.empty((jax.process_count(), -(-longest // size) * size), np.uint8)
+    device, processes = mesh.devices[number()], controllers()
+    received = np.empty((processes, -(-longest // size) * size), np.uint8)
     mine = np.concatenate(own) if len(own) > 1 else own[0] if own else np.empty(0, np.uint8)
     for start in range(0, longest, size):
         piece = np.zeros((1, size), np.uint8)
         said = mine[start : start + size]
         piece[0, : len(said)] = said
-        array = jax.make_array_from_single_device_arrays(
-            (jax.process_count(), size), spread, [jax.device_put(piece, device)]
-        )
+        array = jax.make_array_from_single_device_arrays((processes, size), spread, [jax.device_put(piece, device)])
         received[:, start : start + size] = np.asarray(gather(array).addressable_data(0))
     return received
 
@@ -110,6 +108,6 @@ def _exchanged(own: list[np.ndarray], longest: int) -> np.ndarray:
 @functools.cache
 def _gatherer() -> tuple[Any, Mesh]:
     """Return what gathers an array that is spread over the processes, and their mesh of one device each."""
-    each = {device.process_index: device for device in reversed(jax.devices())}
+    each = {owner(device): device for device in reversed(jax.devices())}
     mesh = Mesh(np.array([each[number] for number in sorted(each)]), ("process",))
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())), mesh

@@ -2,21 +2,28 @@
 
 A parameter carries the names of its axes (`saap_jax.types`); a rule maps a name to the mesh axes that its elements are
 spread over. Nothing else says where an array is: loading, scoring, evaluating, recovering and saving all ask here.
+
+All axes are `Auto`: the compiler splits what no constraint names. Whoever works with `Explicit` axes hands us arrays of
+those, and has their mesh in force (`jax.set_mesh`); `taken_in` is the door through which calls come in.
 """
 
+import contextlib
+import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
+from saap_jax.runtime.processes import controllers
 
 Rules = Mapping[str, tuple[str, ...]]
 """Logical axis -> mesh axes that its elements are spread over; none for an axis that every device holds whole."""
@@ -96,9 +103,9 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
         ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
     """
     if (config.data, config.fsdp, config.tensor) == (1, 1, 1):
-        if jax.process_count() > 1:
+        if (processes := controllers()) > 1:
             raise ValueError(
-                f"mesh: expected the {jax.device_count()} devices of {jax.process_count()} processes to be on it, got "
+                f"mesh: expected the {jax.device_count()} devices of {processes} processes to be on it, got "
                 "a mesh of one; give --mesh.data -1 (other examples on each) or --mesh.fsdp -1 (weights spread too)"
             )
         return None
@@ -227,6 +234,99 @@ def shard(batch: np.ndarray | jax.Array, model: Any, axis: int = 0) -> jax.Array
         parts = ()
     where = NamedSharding(mesh, PartitionSpec(*[None] * axis, parts or None))
     return jax.make_array_from_callback(batch.shape, where, lambda part: batch[part])
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def taken_in(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return a function that runs apart from its caller's mesh, on arguments whose arrays have no explicit axes.
+
+    For the calls of a Python session; what they return has no explicit axes either.
+    """
+
+    @functools.wraps(function)
+    def inside(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        args, kwargs = automatic((args, kwargs))
+        with apart():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def on_explicit_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that may also be called where an explicit mesh is in force, traced or not.
+
+    Its outputs are then whole on every device; elsewhere it is the function on what `automatic` returns.
+    """
+
+    @functools.wraps(function)
+    def either(*args: Any) -> Any:
+        traced = (_explicit(leaf) for leaf in jax.tree.leaves(args) if isinstance(leaf, Tracer))
+        mesh = next((mesh for mesh in traced if mesh is not None), jax.sharding.get_abstract_mesh())
+        if not _is_explicit(mesh):
+            return function(*automatic(args))
+        with jax.sharding.use_abstract_mesh(mesh):
+            return jax.sharding.auto_axes(function, out_sharding=PartitionSpec())(*args)
+
+    return either
+
+
+def apart() -> contextlib.AbstractContextManager:
+    """Return a context in which no mesh is in force; within a program that is being traced, one that does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    try:
+        return jax.set_mesh(None)
+    except ValueError:  # jax refuses it there
+        return contextlib.nullcontext()
+
+
+def automatic(tree: Any) -> Any:
+    """Return a tree whose arrays lie where they did, on meshes with `Auto` axes alone: nothing is copied or sent.
+
+    Abstract arrays with explicit axes lose their place. A tree without such axes is returned as it is.
+    """
+    if not any(map(_explicit, jax.tree.leaves(tree))):
+        return tree
+    return jax.tree.map(_automatic, tree)
+
+
+def explicit_axes(tree: Any) -> tuple[str, ...]:
+    """Return the names of a mesh with explicit axes: that of a tree's arrays, or else the one in force; or nothing."""
+    meshes = [mesh for mesh in map(_explicit, jax.tree.leaves(tree)) if mesh is not None]
+    if not meshes and _is_explicit(in_force := jax.sharding.get_abstract_mesh()):
+        meshes = [in_force]
+    return tuple(map(str, meshes[0].axis_names)) if meshes else ()
+
+
+def _automatic(leaf: Any) -> Any:
+    mesh = _explicit(leaf)
+    if mesh is None or isinstance(leaf, Tracer):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    place = leaf.sharding
+    if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+        twin = Mesh(place.mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        return jax.device_put(leaf, NamedSharding(twin, place.spec, memory_kind=place.memory_kind))
+    # put on one device since, where jax leaves the mesh in its type
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, [each.data for each in leaf.addressable_shards])
+
+
+def _explicit(leaf: Any) -> AbstractMesh | None:
+    """Return the mesh with explicit axes that is in the type of an array, concrete, abstract or traced."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return None
+    place = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).sharding
+    if not isinstance(place, NamedSharding) or not _is_explicit(place.mesh):
+        return None
+    return place.mesh.abstract_mesh
+
+
+def _is_explicit(mesh: Mesh | AbstractMesh) -> bool:
+    return AxisType.Explicit in mesh.axis_types
 
 
 def settled(tree: Any, mesh: Mesh | None) -> Any:

@@ -3,9 +3,15 @@
 Every process runs the same program, each on its own devices, and all take the same turns: what a turn depends on has to
 be the same everywhere. So the first process alone reads and writes what belongs to all, run directories and models, and
 tells the others what it found (`broadcast`). In a job of one process all of this does nothing.
+
+Under Pathways one controller drives the devices of many machines: there is one process, to which all devices belong
+whatever number they give, and the memory of none is this machine's. Who writes, what belongs to whom and what lies in
+host memory is asked here, and jax nowhere else.
 """
 
+import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -73,13 +79,21 @@ def _explicit(given: dict[str, str]) -> Cluster:
     return Cluster(given["coordinator"], processes, process)
 
 
-def join(cluster: Cluster) -> None:
+def join(cluster: Cluster) -> bool:
     """Meet the other processes of the job; call it before anything else uses a device.
 
+    Returns:
+        Whether there are any to meet: not under Pathways, whose proxy takes the place of devices.
+
     Raises:
-        ValueError: no cluster that says where they are, or they cannot be reached.
+        ValueError: no cluster that says where they are, or they cannot be reached; processes that are numbered under
+            Pathways, or no package that knows its proxy.
     """
     import jax
+
+    if _names_proxy():
+        _use_proxy(cluster)
+        return False
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -90,6 +104,7 @@ def join(cluster: Cluster) -> None:
             f"{_SWITCH}: the processes of this job did not meet at {where} ({' '.join(str(error).split())}); give "
             f"{_SWITCH}.coordinator HOST:PORT, a port of the first process that all can reach"
         ) from None
+    return True
 
 
 def leave() -> None:
@@ -108,6 +123,66 @@ def number() -> int:
     """Return the number of this process, from 0."""
     jax = _jax_of_many()
     return 0 if jax is None else jax.process_index()
+
+
+def under_pathways() -> bool:
+    """Say whether one controller drives remote devices: `JAX_PLATFORMS` names a proxy, or the backend is Pathways.
+
+    As in `is_pathways_backend_used` of pathwaysutils and `is_pathways_backend` of Orbax. It starts the backend, unless
+    the proxy is named.
+    """
+    if _names_proxy():
+        return True
+    import jax
+
+    client = jax.devices()[0].client
+    names = [str(getattr(client, name, "")) for name in ("runtime_type", "platform_version")]
+    return any("pathways" in name.lower() for name in names)
+
+
+def controllers() -> int:
+    """Return how many processes run programs on jax's devices, whether they have joined or not."""
+    import jax
+
+    return 1 if under_pathways() else jax.process_count()
+
+
+def owner(device: Any) -> int:
+    """Return the number of the process that a device belongs to."""
+    return 0 if under_pathways() else device.process_index
+
+
+def own_devices() -> list[Any]:
+    """Return the devices that belong to this process."""
+    import jax
+
+    return jax.devices() if under_pathways() else jax.local_devices()
+
+
+def host_device() -> Any:
+    """Return the CPU of this machine as a device.
+
+    Raises:
+        ValueError: jax was told to leave it out.
+    """
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise ValueError(
+            f"JAX_PLATFORMS: expected cpu among the platforms, got {_platforms()}; add it behind the others"
+        ) from None
+
+
+def belongs_here(array: Any) -> bool:
+    """Say whether all parts of an array belong to this process, so that it can be read without the others."""
+    return array.is_fully_addressable or under_pathways()
+
+
+def in_host_memory(array: Any) -> bool:
+    """Say whether the parts of an array lie in the memory of the machines of their processes."""
+    return {device.platform for device in array.devices()} == {"cpu"} and not under_pathways()
 
 
 def is_primary() -> bool:
@@ -174,7 +249,36 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def _names_proxy() -> bool:
+    """Say whether jax's platforms name a proxy, without starting any."""
+    return "proxy" in _platforms().split(",")
+
+
+def _platforms() -> str:
+    """Return the platforms that jax was told to use, with commas between them; nothing where it is to choose."""
+    jax = sys.modules.get("jax")
+    return (os.environ.get("JAX_PLATFORMS") if jax is None else jax.config.jax_platforms) or ""
+
+
+def _use_proxy(cluster: Cluster) -> None:
+    """Make the proxy known to jax; several times do no harm."""
+    if cluster != Cluster():
+        raise ValueError(
+            f"{_SWITCH}: expected no processes that meet under Pathways (JAX_PLATFORMS names its proxy), whose one "
+            f"controller has all devices, got number {cluster.process} of {cluster.processes}; give {_SWITCH} auto, or "
+            "nothing"
+        )
+    try:
+        pathwaysutils = importlib.import_module("pathwaysutils")
+    except ImportError:
+        raise ValueError(
+            f"{_SWITCH} auto: expected pathwaysutils, by which jax knows the proxy that JAX_PLATFORMS names, found "
+            "none; pip install pathwaysutils"
+        ) from None
+    pathwaysutils.initialize()
+
+
 def _jax_of_many() -> Any:
     """Return jax if this process has joined others, else None, without importing what nobody has imported."""
     jax = sys.modules.get("jax")
-    return jax if jax is not None and jax.distributed.is_initialized() else None
+    return jax if jax is not None and jax.distributed.is_initialized() and not _names_proxy() else None

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from saap_jax.config.checks import check_choice
 from saap_jax.config.method import FusionMethod, FusionScope
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.types import Scores
 
 PerExample = dict[str, Float[Array | np.ndarray, "_examples _layers _units"]]
@@ -75,6 +76,7 @@ def scope_parts(scope: str) -> tuple[str, int | None]:
     return (layered[1], int(layered[2])) if layered else (scope, None)
 
 
+@taken_in
 def fuse(
     scores: dict[str, Scores],
     method: FusionMethod = "closed_form",

@@ -30,7 +30,7 @@ from saap_jax.llama.segments import existing_query_heads, existing_units, masks
 from saap_jax.llama.ungroup import ungrouped
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
-from saap_jax.runtime.mesh import Layout, mesh_of
+from saap_jax.runtime.mesh import Layout, automatic, mesh_of
 from saap_jax.subjects.base import Progress, Subject, View, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
@@ -56,6 +56,9 @@ class LlamaSubject(Subject):
     """Structures that are told apart beside attention and MLP: `QUERY_HEADS`, `RESIDUAL`."""
     channels: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
     """What scores the channels of the residual stream; see `estimation.channels`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", automatic(self.model))
 
     def with_model(self, model: Llama) -> "LlamaSubject":
         """Return another model as a subject of the same name, tokenizer, layout and structures."""

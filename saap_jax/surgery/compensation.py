@@ -40,6 +40,7 @@ from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import LayerWidths
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import Correction, Normal, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
@@ -63,6 +64,7 @@ class Compensated(NamedTuple):
     corrections: list[Correction]
 
 
+@taken_in
 def compensate(
     model: Llama,
     keep: Keep,

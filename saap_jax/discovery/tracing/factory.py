@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from saap_jax.discovery.tracing.named_axes import without_axes
 from saap_jax.discovery.tracing.own_code import Verdict, verdicts
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.trace import Traced, trace
+from saap_jax.runtime.mesh import automatic, explicit_axes
 
 
 class Found(NamedTuple):
@@ -41,7 +45,8 @@ def traced_factory(name: str) -> Found:
             f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
             + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
         )
-    function, params, *inputs = made
+    function = without_axes(made[0], explicit_axes(made[1:]))
+    params, *inputs = automatic(made[1:])
     try:
         traced = trace(function, params, *inputs)
     except Exception as error:  # whatever the function raises
@@ -65,9 +70,10 @@ def made_problem(name: str) -> Problem:
 
 
 def made_by(name: str) -> Any:
-    """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns."""
+    """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns; no mesh that it sets stays in force."""
     place, _, attribute = name.rpartition(":")
-    return _call(_find(place, attribute), name)
+    with jax.set_mesh(jax.sharding.get_mesh()):
+        return _call(_find(place, attribute), name)
 
 
 def _find(place: str, attribute: str) -> Callable[[], Any]:

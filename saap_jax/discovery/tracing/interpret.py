@@ -103,7 +103,7 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
 def _changes_inside(eqn: JaxprEqn, changes: Changes) -> bool:
     """Say whether a program inside an equation has to be evaluated anew, whatever gates there are."""
     replace = changes.replace
-    if replace is None:
+    if replace is None or changes.resize is not None:
         return changes.resize is not None
     return any(replace(each) or _changes_inside(each, changes) for program in inner_programs(eqn) for each in program)
 

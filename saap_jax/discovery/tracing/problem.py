@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saap_jax.discovery.tracing.named_axes import without_axes
 from saap_jax.discovery.tracing.references import Kernel, with_references
+from saap_jax.runtime.mesh import automatic, explicit_axes
 
 Examples = tuple[Any, Any]
 """(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
@@ -49,6 +51,9 @@ class Problem:
 
     rebuild: Callable[[Any], Any] | None = None
     """Makes the user's object (a module) of parameters, where the parameters were taken out of one."""
+    mesh_axes: tuple[str, ...] = ()
+    """Axes of an explicit mesh, which the function and the loss may name. Where none are given: those of the mesh that
+    arrays lie on, or that is in force."""
 
     def __post_init__(self) -> None:
         for name in ("function", "loss"):
@@ -87,11 +92,19 @@ class Problem:
                     f"Problem.{name}: expected examples of the shapes and types of {first}, {shapes[first]}, got "
                     f"{shapes[name]}"
                 )
+        if not self.mesh_axes:
+            axes = explicit_axes((self.params, self.calibration, self.held_out))
+            object.__setattr__(self, "mesh_axes", axes)
 
     @property
     def program(self) -> Callable[..., Any]:
-        """The function, with references in the place of kernels: what is traced and what runs."""
-        return with_references(self.function, self.references)
+        """The function, with references in the place of kernels and no names of axes: what is traced and what runs."""
+        return without_axes(with_references(self.function, self.references), self.mesh_axes)
+
+    def without_explicit_axes(self) -> "Problem":
+        """Return the problem with its arrays where they lie, on meshes whose axes are not explicit."""
+        params, calibration, held_out = automatic((self.params, self.calibration, self.held_out))
+        return dataclasses.replace(self, params=params, calibration=calibration, held_out=held_out)
 
     @property
     def scenarios(self) -> dict[str, Examples]:
@@ -127,7 +140,7 @@ class Problem:
         Raises:
             ValueError: the loss returns something else than one number.
         """
-        value = self.loss(outputs, targets)
+        value = without_axes(self.loss, self.mesh_axes)(outputs, targets)
         if not isinstance(value, jax.Array) or value.size != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
             got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else type(value).__name__
             raise ValueError(f"Problem.loss: expected one number of floating point for one example, got {got}")

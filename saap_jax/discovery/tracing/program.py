@@ -15,7 +15,7 @@ from saap_jax.discovery.tracing.positions import Positions, follow, used
 from saap_jax.discovery.tracing.rules import RULES, Layout, Notes, shape_of, unknown
 from saap_jax.discovery.tracing.windows import WINDOW_RULES
 
-_PLAIN = ("jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
+_PLAIN = ("jit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
 CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
 """Operations that apply the one program inside them to their operands."""
 

@@ -88,7 +88,7 @@ def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _un
     return tree.unflatten(list(values.values()))
 
 
-def like(value: Array, given: Any) -> Any:
+def like(value: Array | np.ndarray, given: Any) -> Any:
     """Return an array as another one is: of numpy, or dealt out to devices in the same way where that divides it."""
     if isinstance(given, np.ndarray):
         return np.asarray(value)

@@ -25,6 +25,7 @@ from saap_jax.discovery.tracing.couplings import Coupling, collect
 from saap_jax.discovery.tracing.nested import alive
 from saap_jax.discovery.tracing.program import Follower, Value
 from saap_jax.discovery.tracing.rules import Contraction
+from saap_jax.runtime.mesh import taken_in
 
 NEUTRAL: dict[str, float] = {
     "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
@@ -143,6 +144,7 @@ class Traced:
         return tuple(structure for structure in self.structures if structure.prunable)
 
 
+@taken_in
 def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     """Return the coupled structures of `function(params, *inputs)`.
 

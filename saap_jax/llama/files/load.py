@@ -41,7 +41,7 @@ from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
-from saap_jax.runtime.mesh import Layout, shardings
+from saap_jax.runtime.mesh import Layout, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
@@ -58,6 +58,7 @@ _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
+@taken_in
 def load_model(
     name: str | Path,
     dtype: Any = "float32",

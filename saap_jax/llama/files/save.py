@@ -22,11 +22,13 @@ from saap_jax.llama.files.write import (
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.llama.segments import segment_bounds
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import is_primary
 from saap_jax.runtime.remote import check_local
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
 
 
+@taken_in
 def save_model(
     model: Llama,
     directory: str | Path,

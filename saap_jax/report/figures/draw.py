@@ -120,8 +120,8 @@ def on_screen(plot: Plot, *, alone: bool = False) -> str:
     """Return a plot as SVG for a page; `alone`, for a file of its own: dark on white.
 
     Identifiers begin with a digest of title and drawing, so that a page may hold several; matplotlib's own, which
-    follow the last digit of a layout, never the same twice, are counted. A narrow figure is as wide as its place on the page,
-    others have a width in pixels. Letters that matplotlib's font lacks are drawn in the page's.
+    follow the last digit of a layout, never the same twice, are counted. A narrow figure is as wide as its place on the
+    page, others have a width in pixels. Letters that matplotlib's font lacks are drawn in the page's.
     """
     root, _, body = saved(painted(plot), "svg", SCREEN).decode().partition("<svg")[2].partition(">")
     body = body.rpartition("</svg>")[0]

@@ -13,14 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from saap_jax.config.mesh import BATCH, WEIGHTS
 from saap_jax.discovery.tracing.problem import Examples
 from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.processes import controllers
 
 
 def check_layout(layout: Layout | None) -> None:
     """Raise ValueError for devices of several processes, over which nothing of a traced model is spread."""
-    if layout is not None and jax.process_count() > 1:
-        raise ValueError(
-            f"mesh: expected the devices of one process for a traced model, got {jax.process_count()} processes"
-        )
+    if layout is not None and (processes := controllers()) > 1:
+        raise ValueError(f"mesh: expected the devices of one process for a traced model, got {processes} processes")
 
 
 def place_params(params: Any, layout: Layout | None) -> Any:

@@ -13,9 +13,12 @@ from saap_jax.config.method import FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig
 from saap_jax.config.traced import FUSED
+from saap_jax.discovery.tracing.named_axes import without_axes
 from saap_jax.discovery.tracing.own_code import group_of
 from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.discovery.tracing.removal import like
 from saap_jax.discovery.tracing.trace import parameter_paths
+from saap_jax.runtime.mesh import apart, on_explicit_mesh
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import calibrate, check_estimators
 from saap_jax.selection.choose import check_ratios, choose_calibrated
@@ -49,7 +52,8 @@ class Pruned:
     params: Any
     """The smaller parameters: the pytree of the problem's, with the same types and shardings of arrays."""
     function: Callable[..., Any]
-    """`function(params, *inputs)` for inputs of any shape that the dense model takes."""
+    """`function(params, *inputs)` for inputs of any shape that the dense model takes. Where an explicit mesh is in
+    force, its outputs are whole on every device."""
     widths: dict[str, Width]
     """What the model's configuration has to say, by structure; equal layers in one entry where they agree."""
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -108,43 +112,45 @@ def prune(
     """
     search = search or SearchConfig()
     check_estimators([estimator], fusion, OBSERVED)
-    subject = subject_of(_problem_of(model, problem), norms=norms, refused=refused)
-    compensation = compensation or CompensationConfig()
-    subject.check_compensation(compensation, -(-subject.problem.count // batch_size))
-    check_ratios(subject, [ratio], search)
-    calibrated = calibrate(
-        subject,
-        subject.problem.scenarios,
-        [estimator],
-        fusion=fusion,
-        stability=ALLOCATIONS[search.allocation].stability,
-        batch_size=batch_size,
-        track=track,
-    )
-    keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
-    compensated, corrections = subject.compensated(
-        keep,
-        subject.join([*subject.problem.scenarios.values()]),
-        compensation,
-        batch_size=batch_size,
-        progress=lambda places: track("compensate", places, len(places)),
-    )
-    cut = compensated.cut(keep)
-    losses = checked_losses(subject, keep, cut, batch_size)
-    params, before = cut.params, subject.traced.shapes
-    after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
-    return Pruned(
-        params=params,
-        function=cut.function,
-        widths=widths_of(subject, keep),
-        shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
-        keep=keep,
-        ratio=subject.removed(keep) / subject.prunable,
-        losses=losses,
-        rebuild=subject.problem.rebuild,
-        corrections=corrections,
-        uncompensated=subject.uncompensated(compensation.method, keep),
-    )
+    given = _problem_of(model, problem)
+    with apart():
+        subject = subject_of(given, norms=norms, refused=refused)
+        compensation = compensation or CompensationConfig()
+        subject.check_compensation(compensation, -(-subject.problem.count // batch_size))
+        check_ratios(subject, [ratio], search)
+        calibrated = calibrate(
+            subject,
+            subject.problem.scenarios,
+            [estimator],
+            fusion=fusion,
+            stability=ALLOCATIONS[search.allocation].stability,
+            batch_size=batch_size,
+            track=track,
+        )
+        keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
+        compensated, corrections = subject.compensated(
+            keep,
+            subject.join([*subject.problem.scenarios.values()]),
+            compensation,
+            batch_size=batch_size,
+            progress=lambda places: track("compensate", places, len(places)),
+        )
+        cut = compensated.cut(keep)
+        losses = checked_losses(subject, keep, cut, batch_size)
+        params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
+        after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
+        return Pruned(
+            params=params,
+            function=on_explicit_mesh(cut.function),
+            widths=widths_of(subject, keep),
+            shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
+            keep=keep,
+            ratio=subject.removed(keep) / subject.prunable,
+            losses=losses,
+            rebuild=subject.problem.rebuild,
+            corrections=corrections,
+            uncompensated=subject.uncompensated(compensation.method, keep),
+        )
 
 
 def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
@@ -166,8 +172,9 @@ def own_code(cut: CutTraced) -> str:
     """Say what the model's own code makes of the smaller parameters, beside the pruned program."""
     problem = cut.subject.problem
     inputs = problem.inputs(problem.row(next(iter(problem.held_out_sets.values())), 0)[0])
+    function = without_axes(problem.function, problem.mesh_axes)
     try:
-        own = jax.tree.leaves(problem.function(cut.params, *inputs))
+        own = jax.tree.leaves(function(cut.params, *inputs))
     except Exception as error:  # whatever the user's code says about sizes
         first = " ".join(str(error).split())[:120]
         return f"the model's own code does not take the smaller parameters ({type(error).__name__}: {first})"

@@ -18,6 +18,7 @@ from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.removal import kept_shapes
 from saap_jax.discovery.tracing.trace import Traced, TracedStructure, parameter_paths, trace
 from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.remote import check_local
 from saap_jax.subjects.traced.problem import TracedProblem, cut, cut_function
 from saap_jax.surgery.cut import keep_to_json
@@ -27,6 +28,7 @@ FORMAT = 1
 """Version of the record."""
 
 
+@taken_in
 def save_pruned(
     directory: str | Path, subject: TracedProblem, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[Callable[..., Any], Any]:
@@ -70,6 +72,7 @@ def write_pruned(
         write_further(further, place)
 
 
+@taken_in
 def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:
     """Return the cut model that a directory holds: `function(params, *inputs)` of any batch, and its parameters.
 
@@ -89,6 +92,7 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         keep, values = _keep_of(record), load_file(path / "params.safetensors")
     except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
+    problem = problem.without_explicit_axes()
     inputs, _ = problem.row(problem.first_set, 0)
     traced = trace(problem.program, problem.params, *problem.inputs(inputs))
     if difference := _difference(record, traced):

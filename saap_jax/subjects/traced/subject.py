@@ -26,7 +26,7 @@ from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import digest_of
-from saap_jax.runtime.mesh import Layout
+from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.subjects.traced import saved
 from saap_jax.subjects.traced.ablation import ablate
@@ -394,6 +394,7 @@ class CutTraced:
         saved.write_pruned(directory, self.subject, keep, self.params, about, further=further)
 
 
+@taken_in
 def subject_of(
     problem: Problem,
     *,
@@ -404,6 +405,7 @@ def subject_of(
 ) -> TracedSubject:
     """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
     check_layout(layout)
+    problem = problem.without_explicit_axes()
     made = traced_problem(problem, norms=norms, refused=refused)
     placed = problem if layout is None else dataclasses.replace(problem, params=place_params(problem.params, layout))
     return TracedSubject(placed, made.traced, made.structures, made.left_out, name=name, layout=layout)
