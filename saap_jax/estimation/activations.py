@@ -280,10 +280,7 @@ def reap() -> Estimator:
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         written, exists = statistics.of(WRITTEN_NORMS), units_of(params)
-        means = {
-            name: jnp.where(share > 0, written.norm[name] / jnp.where(share > 0, share, 1), 0)
-            for name, share in written.share.items()
-        }
+        means = {name: written.norm[name] / jnp.where(share > 0, share, 1) for name, share in written.share.items()}
         return {name: jnp.where(jnp.asarray(exists[name]), value, jnp.nan) for name, value in means.items()}
 
     return Estimator(frozenset({WRITTEN_NORMS}), score)

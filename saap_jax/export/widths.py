@@ -22,8 +22,9 @@ def uniform_widths(spec: LlamaSpec) -> tuple[LayerWidths, ...]:
     heads than in any layer. Raises `ValueError` if no number does.
 
     >>> layers = (LayerWidths(kv_heads=3, q_per_kv=1, mlp=8), LayerWidths(kv_heads=0, q_per_kv=3, mlp=9))
-    >>> uniform_widths(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))[0]
-    LayerWidths(kv_heads=4, q_per_kv=1, mlp=9)
+    >>> widths = uniform_widths(LlamaSpec(vocab=9, embed=8, head_dim=4, layers=layers, tied=True))[0]
+    >>> widths.kv_heads, widths.q_per_kv, widths.mlp
+    (4, 1, 9)
     """
     widest = widest_layer(spec)
     kv_heads, q_per_kv = widest.kv_heads, widest.q_per_kv

@@ -55,9 +55,9 @@ def _flops_of(product: Any) -> int:
 def _flops_of_kernel(params: dict[str, Any]) -> float:
     """Return what a kernel says that it does, or else its products as often as its grid has points."""
     if (cost := params["cost_estimate"]) is not None:
-        return cost.flops
+        return float(cost.flops)
     products = [(each, times) for each, times in equations(params["jaxpr"]) if each.primitive.name == "dot_general"]
-    return math.prod(params["grid_mapping"].grid) * sum(times * _flops_of(each) for each, times in products)
+    return float(math.prod(params["grid_mapping"].grid) * sum(times * _flops_of(each) for each, times in products))
 
 
 def _bytes_of(array: Any) -> int:

@@ -17,6 +17,7 @@ from saap_jax.estimation import (
     make_estimator,
     observe,
 )
+from saap_jax.estimation.activations import WRITTEN_NORMS
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
@@ -140,7 +141,8 @@ class TestCost:
 
     def test_one_backward_pass_serves_all(self):
         alone = self.flops({MEAN, SQUARED})
-        assert self.flops(ONE_PASS - {GRAM, SECOND_MOMENT}) < 1.25 * alone  # what estimators need
+        large = {GRAM, SECOND_MOMENT, WRITTEN_NORMS}  # those of one more product each
+        assert self.flops(ONE_PASS - large) < 1.25 * alone  # what estimators need
         assert self.flops({MEAN}) > 1.8 * self.flops(set())  # where there is one less
 
     @pytest.mark.parametrize("needs", [{MEAN}, {SQUARED}, {MEAN, SQUARED}, {GATE_GRADIENT}])
