@@ -165,3 +165,17 @@ def tiny_model_directory(tokenizer, tmp_path_factory):
 
 
 collect_ignore_glob = ["goldens/*"]  # generators need torch
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command that must succeed; return what it printed, with white space made single."""
+    from saap_jax.cli import main
+
+    def command(*words: str) -> str:
+        code = main.main(list(words))
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return " ".join(captured.out.split())
+
+    return command

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.cli import main
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows
@@ -219,19 +217,6 @@ def test_what_has_no_place_for_experts(tmp_path):
     keep["mlp"][0, 0] = False
     with pytest.raises(ValueError, match=r"format hf: expected layers alike, .* got 7 to 8 experts"):
         write_hf(cut(model, keep), tmp_path, "hf", np.dtype(np.float32))
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command that must succeed; return what it printed, with white space made single."""
-
-    def command(*words: str) -> str:
-        code = main.main(list(words))
-        captured = capsys.readouterr()
-        assert code == 0, captured.err
-        return re.sub(r"\s+", " ", captured.out)
-
-    return command
 
 
 @pytest.mark.slow

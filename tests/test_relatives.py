@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.cli import main
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.quantized import Quantized
@@ -22,19 +20,6 @@ RECOVER = [
     *("--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"),
 ]
 """Tiny recoveries."""
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command that must succeed; return what it printed, with white space made single."""
-
-    def command(*words: str) -> str:
-        code = main.main(list(words))
-        captured = capsys.readouterr()
-        assert code == 0, captured.err
-        return re.sub(r"\s+", " ", captured.out)
-
-    return command
 
 
 def directory_of(family: str, tokenizer, tmp_path) -> str:

@@ -97,7 +97,7 @@ class Pruned(NamedTuple):
     seconds: Mapping[str, float] = MappingProxyType({})
     """What choosing and compensating took."""
     uncompensated: Mapping[str, str] = MappingProxyType({})
-    """Structures of a traced model that lost units and that compensation left as they are, and why."""
+    """Structures that lost units and that compensation left as they are, and why."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:

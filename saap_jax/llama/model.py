@@ -317,7 +317,7 @@ def routes(
 
     Weights are those of a softmax over all experts, perhaps divided by their sum, in float32 (at least), then times the
     gates. A token is not routed to an expert whose gate is 0: the others share it, as if that one were not there.
-    Source: Qwen3-MoE, OLMoE, as in transformers.
+    Source: Qwen3-MoE and Mixtral, as in transformers.
     """
     wide = at_least_float32(scores.dtype)
     open_scores = scores.astype(wide)

@@ -303,8 +303,8 @@ class LlamaSubject(Subject):
 
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
         """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where
-        channels of the stream may go, without which they are others."""
-        if mesh_of(self.model) is not None or RESIDUAL in self.further:
+        channels of the stream may go, without which they are others, nor of experts, which are not corrected."""
+        if mesh_of(self.model) is not None or RESIDUAL in self.further or self.model.constants.traits.experts:
             return None
         gram = observe(self.model, pairs(examples, batch_size), frozenset({GRAM}))
         return gram.of(GRAM)
