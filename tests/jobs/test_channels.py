@@ -198,7 +198,7 @@ def test_prune_saves_a_narrower_model_that_loads(tiny_model_directory, tmp_path,
 def test_on_the_command_line(tiny_model_directory, tmp_path, capsys):
     words = ["--model.name", str(tiny_model_directory), "--calibration.examples", "3", "--calibration.length", "16"]
     words += ["--search.skip-layers", "--search.residual.share", "0.5", "--search.residual.multiple-of", "2"]
-    words += ["--ratio", "0.4"]
+    words += ["--ratio", "0.4", "--compensation.method", "none"]
     assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words, "--estimator", "gate_fisher"]) == 0
     assert "width of the residual stream" in capsys.readouterr().out
     for option, value, message in (

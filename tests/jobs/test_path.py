@@ -7,6 +7,7 @@ import pytest
 
 import saap_jax
 from saap_jax.api import select_path
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
@@ -135,6 +136,7 @@ def run(config):
 def test_a_comparison_in_steps_is_cut_as_prune_cuts(config, run, tmp_path):
     best = run.record["best"]["candidate"].partition("@")[0]
     options = {"model": config.model, "calibration": config.calibration, "search": config.search, "ratio": 0.2}
+    options |= {"compensation": CompensationConfig(method="none")}
     prune.prune(PruneConfig(out=str(tmp_path / "pruned"), estimator=best, **options))
     assert same(load_keep(tmp_path / "pruned"), load_keep(run.path / "best"))
     # the run's own scores and text, whatever `calibration` says

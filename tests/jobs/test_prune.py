@@ -179,7 +179,7 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
         out=str(tmp_path / "out"),
         model=ModelConfig(name=str(tiny_model_directory)),
         estimator="wanda",
-        calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
+        calibration=CalibrationConfig(examples=8, length=16, batch_size=2),
         search=UNIFORM,
         targets=TargetsConfig(weight_bytes="95%", tokens_per_second="1%", latency="100000%", length=8, repeats=1),
     )

@@ -337,6 +337,8 @@ def test_on_the_command_line(options, tmp_path, capsys):
         "0.2",
         "--estimator",
         "gate_fisher",
+        "--compensation.method",
+        "none",
     ]
     assert main.main(["prune", "--out", str(tmp_path / "pruned"), *words]) == 0
     assert "query heads" in capsys.readouterr().out
@@ -400,6 +402,7 @@ def test_a_comparison_searches_them_and_a_prune_takes_its_scores(words, options,
     capsys.readouterr()
     command = ["prune", "--model.name", options["model"].name, "--from-run", str(run), "--estimator", "wanda"]
     command += ["--search.skip-layers", "--search.attention-share", "None", "--search.rescore-every", "None"]
+    command += ["--search.attention-from", "0", "--compensation.method", "none"]
     assert main.main([*command, "--ratio", "0.3", "--out", str(tmp_path / "out"), *SHARES]) == 0
     keep, row = load_keep(tmp_path / "out"), row_of(rows, "wanda,query_heads=0.15@0.3")
     assert {name: kept.sum(axis=1).tolist() for name, kept in keep.items()} == row["kept"]
