@@ -6,8 +6,8 @@
 `run` compares each recipe in a process of its own on seed 0, so that its time and memory are its own; on other seeds
 those that do not train, ask oracles or estimate again share one. What is done is not done again, and what was killed
 goes on. Results become a small file for each model and seed in docs/arena; `report` makes docs/arena.md and its figures
-of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first 64 windows of WikiText-2 (raw test)
-and of Penn Treebank (valid).
+of these files. Calibrated on 32 windows of 128 tokens of C4, judged on the first windows of WikiText-2 (raw test) and
+of Penn Treebank (valid): 64 of each, or 32 where a vocabulary of 262,144 makes each of them take so much longer.
 """
 
 import argparse
@@ -40,8 +40,18 @@ CALIBRATION = "c4=jsonl:text/c4_en_300docs.jsonl#text"
 WIKITEXT, TREEBANK = "wikitext:wikitext2/test.txt", "ptb:ptb/valid.txt"
 SHORT = {f"ppl@128 {WIKITEXT}": "WikiText-2", f"ppl@128 {TREEBANK}": "Penn Treebank"}
 RATIOS = (0.2, 0.35, 0.5)
-MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma 3 270M"}
-"""Those that the page shows, each with its title; the first is the one that `run` takes unless another is named."""
+
+
+class Model(NamedTuple):
+    """A model of the page."""
+
+    title: str
+    windows: int
+    """Of each text, on which methods are judged."""
+
+
+MODELS = {"smollm2-135m": Model("SmolLM2-135M-Instruct", 64), "gemma3-270m": Model("Gemma 3 270M", 32)}
+"""Those that the page shows; the first is the one that `run` takes unless another is named."""
 
 TIMED = 0
 """The seed on which every recipe runs alone."""
@@ -64,7 +74,7 @@ MLP).
     SAAP_DATA=DATA python experiments/arena.py run --seeds 0 1 2 [--model MODEL]
     python experiments/arena.py report
 
-Protocol: float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on the first 64 windows of
+Protocol: float32; calibrated on 32 windows of 128 tokens of C4, drawn with the seed; ppl@128 on the first windows of
 WikiText-2 (raw test) and of Penn Treebank (valid), never on the calibration text. Mean and standard deviation over
 seeds; differences from the lowest of a column in per cent of perplexity with 95 % intervals
 (paired bootstrap over seeds and windows); ≈ where [the race](racing.md) over the windows, of the means over the seeds,
@@ -114,7 +124,7 @@ def one(model: str, seed: int, names: Sequence[str], runs: Path) -> None:
         calibration=CalibrationConfig(scenarios=(CALIBRATION,), seed=seed),
         estimation=EstimationConfig(estimators=(RANDOM,) if RANDOM in names else ()),
         recipes=tuple(name for name in names if name != RANDOM),
-        evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=64),
+        evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=MODELS[model].windows),
         ratios=RATIOS,
         runs=str(runs),
     )
@@ -240,25 +250,26 @@ def _raced(found: Sequence[Line], text: str) -> dict[str, tuple[float, bool]]:
 
 def report() -> None:
     """Write docs/arena.md."""
-    known = {model: title for model, title in MODELS.items() if _files(model)}
+    known = {model: about for model, about in MODELS.items() if _files(model)}
     if not known:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    said = [line for model, title in known.items() for line in section(model, title)]
+    said = [line for model, about in known.items() for line in section(model, about)]
     missing = [f"- `{name}`: {each.missing}" for name, each in recipes().items() if each.missing]
     said += ["What cannot be run here:", "", *missing, ""] if missing else []
     (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
 
 
-def section(model: str, title: str) -> list[str]:
+def section(model: str, about: Model) -> list[str]:
     """Return what the page says of a model, and draw its figures."""
     files = _files(model)
     dense = json.loads(files[0].read_text())["dense"]
     known = ", ".join(f"{text} {math.exp(np.mean(losses)):.1f}" for text, losses in dense.items())
-    said = [f"## {title}", "", f"{len(files)} calibration seed{'s' * (len(files) > 1)}; dense: {known}.", ""]
+    judged = f"{len(files)} calibration seed{'s' * (len(files) > 1)}, {about.windows} windows of each text"
+    said = [f"## {about.title}", "", f"{judged}; dense: {known}.", ""]
     if len(files) < FEWEST_SEEDS:
         said += [f"Fewer than {FEWEST_SEEDS} seeds: of the methods themselves nothing is claimed.", ""]
     for ratio in RATIOS:
-        said += [f"### {title}, {ratio:.0%} of the prunable parameters", "", *table(model, ratio), ""]
+        said += [f"### {about.title}, {ratio:.0%} of the prunable parameters", "", *table(model, ratio), ""]
     some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
     if few := sorted(some - {line.name for line in lines(model, RATIOS[0])}):
         said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]

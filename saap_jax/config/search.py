@@ -187,8 +187,9 @@ class SearchConfig:
     """Units that each layer keeps at least."""
     max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)
     """Largest share of a layer's units that may go; 0 leaves a structure alone."""
-    skip_layers: tuple[int, ...] = ()
-    """Layers left alone; negative numbers count from the end."""
+    skip_layers: tuple[int | float, ...] = ()
+    """Layers left alone; negative numbers count from the end. A share is of the layers: 0.13 leaves the first 13 % of
+    them alone, -0.07 the last 7 %, rounded to whole layers."""
     multiple_of: PerStructure = PerStructure(attention=1, mlp=1)
     """Kept widths of pruned layers are multiples of these."""
     device: Device = "any"
@@ -242,6 +243,12 @@ class SearchConfig:
         if self.attention_share is not None:
             check_share("search.attention_share", self.attention_share)
         check_share("search.attention_from", self.attention_from)
+        for layer in self.skip_layers:
+            if not (float(layer).is_integer() or -1 < layer < 1):
+                raise ValueError(
+                    f"search.skip_layers: expected numbers of layers, or shares of them in (-1, 1), got {layer}; leave "
+                    "the first tenth alone with 0.1, the last with -0.1"
+                )
         if self.attention_from and self.attention_share is None:
             raise ValueError(
                 f"search.attention_from: expected search.attention_share beside it, got {self.attention_from} alone"
@@ -383,7 +390,10 @@ class SearchConfig:
                 )
 
 
-STUDIED = SearchConfig(attention_share=0.1, skip_layers=(0, 1, 2, 3, -2, -1), rescore_every=0.1)
+PROTECTED = (0.13, -0.07)
+"""What is left alone of models of any depth, as LLM-Pruner has it: the first four layers of 32 and the last two."""
+
+STUDIED = SearchConfig(attention_share=0.1, skip_layers=PROTECTED, rescore_every=0.1)
 """What docs/study.md found to go best with `saap`."""
 
 PREFERRED = dataclasses.replace(STUDIED, attention_share=0.25, attention_from=0.3)

@@ -6,9 +6,6 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.search import SearchConfig
 
-PROTECTED = (0, 1, 2, 3, -2, -1)
-"""The layers that LLM-Pruner leaves alone: the first four and the last two."""
-
 CORRECTED = (
     "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned model's "
     "stream, so that layers make up for those before them."

@@ -1,7 +1,7 @@
 """LLM-Pruner (Ma et al., arXiv:2305.11627): Taylor scores of coupled units, the same share of each pruned layer."""
 
-from saap_jax.config.search import SearchConfig
-from saap_jax.recipes.base import PROTECTED, Published, Recipe
+from saap_jax.config.search import PROTECTED, SearchConfig
+from saap_jax.recipes.base import Published, Recipe
 
 
 def _recipe(taylor: str, title: str, estimator: str, published: tuple[Published, ...] = ()) -> Recipe:
@@ -14,6 +14,7 @@ def _recipe(taylor: str, title: str, estimator: str, published: tuple[Published,
         calibration="10 windows of 64 tokens of BookCorpus",
         deviations=(
             "A KV head goes with all its query heads, and is scored with exactly those that read it.",
+            "The first four and the last two of 32 layers are left alone, and of other depths as large a share.",
             "Heads are rounded down to whole ones, as in the code; channels make up for it, so that the budget is met.",
         ),
         published=published,

@@ -2,8 +2,8 @@
 
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.prune import CORRECTED
-from saap_jax.config.search import PREFERRED, STUDIED, SearchConfig
-from saap_jax.recipes.base import PROTECTED, Recipe
+from saap_jax.config.search import PREFERRED, PROTECTED, STUDIED, SearchConfig
+from saap_jax.recipes.base import Recipe
 
 RECIPES = {
     "saap": Recipe(

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from saap_jax.config.search import PerStructure, SearchConfig
-from saap_jax.recipes.base import PROTECTED, Recipe
+from saap_jax.config.search import PROTECTED, PerStructure, SearchConfig
+from saap_jax.recipes.base import Recipe
 
 _LAYERS = SearchConfig(
     allocation="global", rank_by="score", depth=True, whole_layers=True, min_keep=PerStructure(attention=0, mlp=0)

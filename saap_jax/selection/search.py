@@ -31,7 +31,7 @@ or `max_shapes`, layers share widths, which is another problem: see `shapes`.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -276,16 +276,24 @@ def levels_of(existing: Keep, config: SearchConfig) -> dict[str, list[np.ndarray
 # --- blocks ----------------------------------------------------------------------------------------
 
 
-def skipped_layers(skip_layers: tuple[int, ...], layers: int) -> np.ndarray:
-    """Return which layers are left alone; negative numbers count from the end."""
+def skipped_layers(skip_layers: Sequence[int | float], layers: int) -> np.ndarray:
+    """Return which layers are left alone; negative numbers count from the end, shares are of the layers.
+
+    >>> skipped_layers((0.13, -0.07), 32).nonzero()[0].tolist()
+    [0, 1, 2, 3, 30, 31]
+    """
     skipped = np.zeros(layers, bool)
     for layer in skip_layers:
+        if not float(layer).is_integer():
+            count = round(abs(layer) * layers)
+            skipped[slice(count) if layer > 0 else slice(layers - count, None)] = True
+            continue
         if not -layers <= layer < layers:
             raise ValueError(
                 f"search.skip_layers: expected layers in [-{layers}, {layers}) of this model, got {layer}; "
                 "say which of its layers are left alone, or () for none"
             )
-        skipped[layer] = True
+        skipped[int(layer)] = True
     return skipped
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from saap_jax.config.search import PerStructure, SearchConfig, SharePerStructure
+from saap_jax.config.search import PROTECTED, PerStructure, SearchConfig, SharePerStructure
 from saap_jax.selection import budget
 from saap_jax.selection import search as search_module
-from saap_jax.selection.search import search
+from saap_jax.selection.search import search, skipped_layers
 from saap_jax.types import STRUCTURES
 
 NO_FLOOR = PerStructure(attention=0, mlp=0)
@@ -582,6 +583,17 @@ class TestRefusals:
             Problem(0).search(0.2, dataclasses.replace(FREE, skip_layers=(3,)))
         with pytest.raises(ValueError, match=r"largest possible ratio is 0\.0000"):
             Problem(0).search(0.2, SearchConfig(skip_layers=(0, 1, 2)))
+
+    def test_a_share_of_the_layers_left_alone(self):
+        """By hand, at depths of models that there are; of 32 layers what LLM-Pruner says by number."""
+        for depth, first, last in ((32, 4, 2), (30, 4, 2), (18, 2, 1), (12, 2, 1), (3, 0, 0)):
+            by_hand = np.isin(np.arange(depth), [*range(first), *range(depth - last, depth)])
+            np.testing.assert_array_equal(skipped_layers(PROTECTED, depth), by_hand)
+        np.testing.assert_array_equal(skipped_layers((0, -1), 18), skipped_layers((0.06, -0.06), 18))
+        np.testing.assert_array_equal(skipped_layers((0.5, 17), 18).nonzero()[0], [*range(9), 17])
+        for wrong in (1.5, -1.2, math.nan, math.inf):
+            with pytest.raises(ValueError, match=rf"skip_layers: expected numbers of layers, or shares .* got {wrong}"):
+                SearchConfig(skip_layers=(wrong,))
 
     def test_a_model_without_units(self):
         problem = Problem(0)
