@@ -65,20 +65,34 @@ def search(
     """
     tried: list[Record] = []
     for machine in progress(targets(target.chip)):
-        choices = ways(config, spec, machine)
-        fits: list[Record] = []
-        smallest = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
-        for way in [*choices[:TRIES], *smallest[:TRIES]]:
-            if len(fits) >= enough or (fits and way in smallest[:TRIES] and way not in choices[:TRIES]):
-                break
-            if any(record["way"] == list(way) and record["target"] == machine.topology for record in tried):
-                continue
-            record = plan(config, spec, machine, way.mesh, way.batch, way.remat) | {"way": list(way)}
-            tried.append(record)
-            fits += [record] if record["fits"] else []
-        if fits:
-            return min(fits, key=lambda record: record["step_seconds"] / record["batch"]), tried
+        made = plans_on(config, spec, machine, enough=enough, plan=plan)
+        tried += made
+        if best := fastest(made):
+            return best, tried
     return None, tried
+
+
+def plans_on(
+    config: PlanConfig, spec: LlamaSpec, machine: Target, *, enough: int = TRIES, plan: Callable[..., Record] = plan_one
+) -> list[Record]:
+    """Return the plans made for a machine, until `enough` fit: of the fastest ways by arithmetic and, if none of them
+    fits, of those that need the least memory.
+    """
+    choices = ways(config, spec, machine)
+    smallest = sorted(choices, key=lambda way: estimate(config, spec, way.mesh, way.batch, way.remat).peak)
+    made: list[Record] = []
+    for way in dict.fromkeys([*choices[:TRIES], *smallest[:TRIES]]):
+        fit = sum(record["fits"] for record in made)
+        if fit >= enough or (fit and way not in choices[:TRIES]):
+            break
+        made.append(plan(config, spec, machine, way.mesh, way.batch, way.remat) | {"way": list(way)})
+    return made
+
+
+def fastest(plans: Iterable[Record]) -> Record | None:
+    """Return the plan that takes the least time a row, of those that fit."""
+    fit = (record for record in plans if record["fits"])
+    return min(fit, key=lambda record: record["step_seconds"] / record["batch"], default=None)
 
 
 def settings_of(record: Record) -> str:
