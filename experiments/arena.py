@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
+from arena_figures import Line, draw_ranks, draw_ratios, draw_seconds
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
@@ -30,7 +30,6 @@ from saap_jax.evaluation.race import race
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import find_recipes, recipes
-from saap_jax.report.figures.axes import logarithmic
 from saap_jax.runs.reading import read_candidates, read_run
 from saap_jax.selection.oracles import is_oracle
 
@@ -58,9 +57,6 @@ TIMED = 0
 
 FEWEST_SEEDS = 3
 """From which on a table is of methods, not of what they kept on one text."""
-
-FARTHEST = 8
-"""How many times the lowest perplexity is drawn; what is farther away is named."""
 
 RANDOM = "random"
 """Beside the recipes, as what none of them may be worse than."""
@@ -173,20 +169,6 @@ def _losses(row: Any) -> dict[str, list[float]]:
     return {SHORT[name]: [round(value, 4) for value in values] for name, values in row["losses"].items()}
 
 
-class Line(NamedTuple):
-    """A method at a ratio: losses of a text, `[seeds, windows]`, what went and what it took, means over the seeds."""
-
-    name: str
-    losses: dict[str, np.ndarray]
-    heads: float
-    seconds: float
-    gib: float
-
-    def perplexities(self, text: str) -> np.ndarray:
-        """Return the perplexity of each seed."""
-        return np.exp(self.losses[text].mean(axis=1))
-
-
 def lines(model: str, ratio: float) -> list[Line]:
     """Return the methods that every seed of a model has, by perplexity on WikiText-2."""
     seeds = [json.loads(path.read_text())["rows"] for path in _files(model)]
@@ -220,7 +202,7 @@ def table(model: str, ratio: float) -> list[str]:
         cells = []
         for text, first in best.items():
             each = line.perplexities(text)
-            mean = math.exp(line.losses[text].mean())
+            mean = line.perplexity(text)
             spread = f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else ""
             cells.append(f"{mean:.1f}{spread}" if mean < 1e4 else f"{mean:.1e}")
             if line is first:
@@ -273,47 +255,14 @@ def section(model: str, about: Model) -> list[str]:
     some = {name for path in files for key in json.loads(path.read_text())["rows"] for name in key.split("@")[:1]}
     if few := sorted(some - {line.name for line in lines(model, RATIOS[0])}):
         said += [f"Not on every seed yet, and so not shown: {', '.join(few)}.", ""]
-    draw(model)
-    return [*said, f"![perplexity against time](arena/{model}-seconds.svg)", "",
-            f"![rank at each ratio](arena/{model}-ranks.svg)", ""]  # fmt: skip
-
-
-def draw(model: str) -> None:
-    """Draw perplexity against time, and the rank of each method at each ratio, on WikiText-2."""
-    figure = Figure(figsize=(9, 3.6 * 1.2), layout="constrained")
-    for axis, ratio in zip(figure.subplots(1, len(RATIOS)), RATIOS, strict=True):
-        timed = [(line, math.exp(line.losses["WikiText-2"].mean())) for line in lines(model, ratio) if line.seconds > 0]
-        near = [(line, perplexity) for line, perplexity in timed if perplexity <= FARTHEST * timed[0][1]]
-        labels: list[tuple[list[str], float, float]] = []
-        for line, perplexity in near:
-            minutes = line.seconds / 60
-            axis.plot(minutes, perplexity, "o", color="tab:blue" if line.name != "saap" else "tab:red", markersize=4)
-            if labels and perplexity < 1.03 * labels[-1][2] and abs(minutes - labels[-1][1]) < 1:
-                labels[-1][0].append(line.name)
-            else:
-                labels.append(([line.name], minutes, perplexity))
-        for names, *at in labels:
-            axis.annotate("\n".join(reversed(names)), at, xytext=(4, 2), textcoords="offset points", fontsize=6)
-        axis.set(xlabel="processor minutes, three ratios", title=f"{ratio:.0%} removed")
-        axis.margins(x=0.4, y=0.12)
-        logarithmic(axis)
-        if far := [line.name for line, perplexity in timed if perplexity > FARTHEST * timed[0][1]]:
-            said = "above: " + ",\n".join(far)
-            axis.text(0.98, 0.98, said, transform=axis.transAxes, ha="right", va="top", fontsize=6, color="0.4")
-    figure.axes[0].set_ylabel("WikiText-2 ppl@128")
-    figure.savefig(RESULTS / f"{model}-seconds.svg", metadata={"Date": None})
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axis = figure.subplots()
-    orders = [[line.name for line in lines(model, ratio)] for ratio in RATIOS]
-    for name in set(orders[0]).intersection(*orders[1:]):
-        ranks = [order.index(name) + 1 for order in orders]
-        axis.plot(range(len(RATIOS)), ranks, "o-", color="tab:blue" if name != "saap" else "tab:red", linewidth=1)
-        axis.annotate(name, (len(RATIOS) - 1, ranks[-1]), xytext=(6, -2), textcoords="offset points", fontsize=8)
-    axis.set(xticks=range(len(RATIOS)), xticklabels=[f"{ratio:.0%}" for ratio in RATIOS], ylabel="rank on WikiText-2")
-    axis.set(xlabel="of the prunable parameters removed", yticks=range(1, 1 + max(map(len, orders))))
-    axis.set_xlim(-0.1, len(RATIOS) + 0.1)
-    axis.invert_yaxis()
-    figure.savefig(RESULTS / f"{model}-ranks.svg", metadata={"Date": None})
+    found = {ratio: lines(model, ratio) for ratio in RATIOS}
+    draw_ratios(found, {text: dense[text] for text in SHORT.values()}, RESULTS / f"{model}-ratios.svg")
+    draw_ranks(found, RESULTS / f"{model}-ranks.svg")
+    figures = {"perplexity at each ratio": "ratios", "rank at each ratio": "ranks"}
+    if any(line.seconds > 0 for line in found[RATIOS[0]]):
+        draw_seconds(found, RESULTS / f"{model}-seconds.svg")
+        figures["perplexity against time"] = "seconds"
+    return [*said, *(line for what, name in figures.items() for line in (f"![{what}](arena/{model}-{name}.svg)", ""))]
 
 
 def main() -> None:
