@@ -122,7 +122,7 @@ def draw_ranks(found: Mapping[float, Sequence[Line]], path: Path) -> None:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axis = figure.subplots()
     orders = [[line.name for line in lines] for lines in found.values()]
-    for name in set(orders[0]).intersection(*orders[1:]):
+    for name in (each for each in orders[0] if all(each in order for order in orders)):
         ranks = [order.index(name) + 1 for order in orders]
         axis.plot(range(len(found)), ranks, "o-", color="tab:blue" if name != OURS else "tab:red", linewidth=1)
         axis.annotate(name, (len(found) - 1, ranks[-1]), xytext=(6, -2), textcoords="offset points", fontsize=8)
