@@ -34,7 +34,7 @@ def main() -> None:
     """Plan and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["llama-2-7b", "llama-2-13b", "llama-2-70b"])
-    parser.add_argument("--kinds", nargs="+", choices=[kind for kind in CHIPS if kind[0] == "v"], default=None)
+    parser.add_argument("--kinds", nargs="+", choices=[*filter(lambda kind: CHIPS[kind].compiled, CHIPS)], default=None)
     parser.add_argument("--tasks", nargs="+", choices=["score", "evaluate", "recover"], default=["score", "recover"])
     parser.add_argument("--enough", type=int, default=1, help="plans that fit, of which the fastest is told")
     parser.add_argument("--scaling", action="store_true")
