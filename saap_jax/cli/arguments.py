@@ -20,6 +20,7 @@ import tyro
 from saap_jax.cli.console import console
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.cli.progress import Shown, showing
+from saap_jax.cli.short_help import SHORT, show_short_help
 from saap_jax.config.field_types import check_types
 from saap_jax.config.method import is_factory
 from saap_jax.config.traced import for_factory
@@ -100,6 +101,11 @@ def parse(command: str, default: Any, words: list[str], options: type | None = N
     def parsed() -> Any:
         return tyro.cli(arguments, args=words, prog=f"saap {command}", description=kind.__doc__)
 
+    if {"-h", "--help"} & set(words) and command.split()[0] in SHORT:
+        show_short_help(command, default)
+        raise SystemExit(0)
+    if "--help-all" in words:
+        words = ["--help"]
     if {"-h", "--help"} & set(words):
         found = parsed()
     else:

@@ -45,10 +45,10 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
-  saap help COMMAND            every option of a command; saap --version says which version this is
+  saap help COMMAND            what a command takes, --help-all for all of it; saap --version says the version
 
 A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
-override it, and `saap help COMMAND` lists them. On many devices and hosts: docs/pods.md.
+override it, and `saap COMMAND --help-all` lists them. On many devices and hosts: docs/pods.md.
 compare, score, prune, fidelity, frontier and sensitivity take a JAX model of your own too, named as
 MODULE:FACTORY or FILE.py:FACTORY: docs/discovery.md.
 

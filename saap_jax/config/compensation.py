@@ -15,9 +15,10 @@ class CompensationConfig:
     """How what is left of a layer stands in for what was removed: in closed form, or by one factor a unit."""
 
     method: str = "none"
-    """`bias` adds to each output projection what it lacks on average; `least_squares` changes its kept weights; or one
-    that was registered in `CORRECTIONS`. `scales`, alone or behind one of these (`least_squares+scales`), then trains
-    one factor for each kept unit towards what the unpruned model predicts, all weights frozen."""
+    """What is done to each output projection: `least_squares` changes its kept weights, `bias` adds what it lacks on
+    average, `none` nothing; or one that was registered in `CORRECTIONS`. `scales`, alone or behind one of these
+    (`least_squares+scales`), then trains one factor for each kept unit towards what the unpruned model predicts, all
+    weights frozen."""
     propagate: Propagate = "pruned"
     """`dense`: each sub-block for itself, on the activations of the unpruned model; `pruned`: layer by layer, on those
     of the model as pruned so far, making up for the layers before too."""

@@ -43,7 +43,7 @@ class EvaluateConfig(TasksConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap score --help-all` says of
     `model.attention`."""
     windows: int = 24
     """Windows of each text; 0 takes all."""

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, tables, one clear line and exit code 2 for bad input."""
 
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -17,9 +18,11 @@ from safetensors.numpy import load_file, save_file
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.cli.arguments import option_names, parse
+from saap_jax.cli.short_help import SHORT, field_docs
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.judge import GateConfig
 from saap_jax.config.plan import PlanConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.use import BenchConfig
 from saap_jax.jobs import compare
@@ -70,11 +73,52 @@ def test_version(capsys, word):
 @pytest.mark.parametrize("command", ["compare", "score", "prune", "evaluate", "fidelity"])
 def test_help_of_a_command_tells_every_field(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main([command, "--help"])
+        main.main([command, "--help-all"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: saap {command}" in text
     assert "Tokens a window" in text
+
+
+def test_help_of_a_command_tells_first_what_people_use(capsys):
+    """Of every command with a short help: fifteen options at most, all of which it takes, and examples of such."""
+    for command, short in SHORT.items():
+        with pytest.raises(SystemExit) as stop:
+            main.main(["help", command])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        told = re.findall(r"^  (--[\w.-]+)", text, re.MULTILINE)
+        assert 7 <= len(told) <= 15
+        assert text.rstrip().endswith(f"saap {command} --help-all")
+        with pytest.raises(SystemExit):
+            main.main([command, "--help-all"])
+        every = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+        assert set(told) < every
+        assert len(short.examples) == 3
+        for example in short.examples:
+            assert example.split()[:2] == ["saap", command]
+            assert set(re.findall(r"--[\w.-]+", example)) <= every
+
+
+def test_strings_below_fields_are_what_tyro_reads():
+    """Each field of the configurations has one; those of a class take the place of its base's."""
+
+    @dataclasses.dataclass
+    class Base:
+        one: int = 1
+        """Of the base."""
+        two: int = 2
+        """Two, over
+        two lines."""
+
+    @dataclasses.dataclass
+    class Derived(Base):
+        one: int = 3
+        """Of its own."""
+        three: int = 4
+
+    assert field_docs(Derived) == {"one": "Of its own.", "two": "Two, over two lines."}
+    assert {"ratio", "estimator", "out"} <= field_docs(PruneConfig).keys()
 
 
 def test_compare(options, capsys, tmp_path):
@@ -181,7 +225,7 @@ class TestBadInput:
         monkeypatch.setenv("COLUMNS", "300")
         default = kind()
         with pytest.raises(SystemExit):
-            parse("x", default, ["--help"])
+            parse("x", default, ["--help-all"])
         told = set(re.findall(r"(?<![\w`])--[a-z][\w.-]*", capsys.readouterr().out.partition("options")[2]))
         assert set(option_names(kind)) <= told
         assert len(set(option_names(kind))) > 5

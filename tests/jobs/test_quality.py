@@ -325,7 +325,7 @@ class TestLimitsFile:
 @pytest.mark.parametrize("command", ["ab", "gate"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main([command, "--help"])
+        main.main([command, "--help-all"])
     assert stop.value.code == 0
     assert "Tokens a window" in capsys.readouterr().out
 
