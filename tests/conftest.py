@@ -72,6 +72,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(autouse=True)
+def judged_nowhere(monkeypatch):
+    """Do not judge what `prune` makes, which would cost each test more than the rest of it; `test_judged` does."""
+    monkeypatch.setattr("saap_jax.jobs.prune.texts_of", lambda *_: {})
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Throw compiled programs away before a worker holds so many that it crashes: each takes a few memory maps."""

@@ -6,7 +6,7 @@ from saap_jax.config.checks import check_ratios
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.kind import check_kind, check_scenarios
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.method import CalibrationConfig, FusionConfig, ModelConfig, TargetsConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, FusionConfig, ModelConfig, TargetsConfig
 from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.types import Remat
 
@@ -38,6 +38,9 @@ class PruneConfig:
     fusion: FusionConfig = FusionConfig()
     search: SearchConfig = PREFERRED
     compensation: CompensationConfig = CORRECTED
+    judge: bool = True
+    """Measure the perplexity and the speed of the unpruned and the pruned model at the end."""
+    evaluation: EvaluationConfig = EvaluationConfig(windows=16)
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:

@@ -19,11 +19,13 @@ from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs import origins
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
+from saap_jax.jobs.judged import Judged, judge, judged_rows, texts_of
 from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.recipes import find_recipes
 from saap_jax.runs.directory import plain
+from saap_jax.runs.origin import figures_of
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
@@ -98,6 +100,8 @@ class Pruned(NamedTuple):
     """What choosing and compensating took."""
     uncompensated: Mapping[str, str] = MappingProxyType({})
     """Structures that lost units and that compensation left as they are, and why."""
+    judged: Judged | None = None
+    """Perplexity and speed of both models, where they were asked for."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -151,6 +155,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     if not config.targets.asked:
         check_ratios(subject, [ratio_of(config)], config.search)
     scenarios = subject.scenarios(calibration) if calibrates else {}
+    texts = texts_of(config, subject, calibration.scenarios)
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
     rows = sum(subject.count(examples)[0] for examples in scenarios.values())
@@ -163,6 +168,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     times.append(time.perf_counter())
     cut = compensated.cut(selection.keep)
     reached = _reached(cut, subject, costs, targets, track)
+    judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
@@ -171,6 +177,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         else:
             about = _about_reached(reached, costs)
         made = origins.pruned(asked, config, calibration, selection, (subject.parameters, cut.parameters))
+        made |= {"figures": figures_of(judged.models)} if judged else {}
         loader = origins.loader_of_model(cut)
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, loader, out.name))
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
@@ -189,6 +196,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
         seconds=dict(zip(("choose units", "make up for what went"), np.diff(times).tolist(), strict=True)),
         uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
+        judged=judged,
     )
 
 
@@ -365,7 +373,7 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     if pruned.scaled is not None:
         before, after = pruned.scaled.divergences[0], min(pruned.scaled.divergences)
         rows.append(("KL to the unpruned model, nats a token, before and after scales", f"{before:.4f} -> {after:.4f}"))
-    return rows
+    return rows + (judged_rows(pruned.judged) if pruned.judged else [])
 
 
 def target_rows(pruned: Pruned) -> list[tuple[str, ...]]:
