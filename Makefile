@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
-	$(BIN)/saap compare configs/quickstart.py
+	$(BIN)/saap compare quickstart
 
 test: $(READY)  ## the default suite: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -23,7 +23,7 @@ define in-versions
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/pip install -q --no-deps -r $(3)
 $(1)/bin/pip install -q --no-deps --no-build-isolation -e .
-$(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
+$(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
 $(1)/bin/pytest -q -n auto --dist worksteal --once tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 
