@@ -92,7 +92,7 @@ maxtext: $(READY)  ## MaxText loads what is exported for it, and what it saves i
 	JAX_PLATFORMS=cpu .venv/maxtext/bin/pytest -q -m maxtext tests/maxtext
 
 wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its own, the wheel works in an empty directory
-	rm -rf build dist .venv/wheel
+	rm -rf build dist *.egg-info .venv/wheel
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
 	$(PYTHON) -m venv .venv/wheel
 	.venv/wheel/bin/pip install -q --no-deps -r requirements.lock dist/*.whl
