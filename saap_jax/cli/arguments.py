@@ -23,6 +23,7 @@ from saap_jax.cli.progress import Shown, showing
 from saap_jax.cli.short_help import SHORT, show_short_help
 from saap_jax.config.field_types import check_types
 from saap_jax.config.method import is_factory
+from saap_jax.config.packaged import find_file, is_packaged
 from saap_jax.config.traced import for_factory
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
@@ -44,23 +45,24 @@ class Options:
 
 
 def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
-    """Return the configuration of a command: the CONFIG.py named first, if any, with the fields given after it.
+    """Return the configuration of a command: the CONFIG named first, if any, with the fields given after it.
 
-    A factory of a model of one's own may be named beside it; without a file, what is taken by default is for that.
+    CONFIG is a Python file, or the name of a configuration of the package. A factory of a model of one's own may be
+    named beside it; without a CONFIG, what is taken by default is for that.
     """
     positional, rest = split_words(words)
     of_models = "calibration" in {field.name for field in dataclasses.fields(kind)}
     factories = [word for word in positional if is_factory(word)] if of_models else []
     files = [word for word in positional if word not in factories]
     if len(files) > 1:
-        raise UsageError(f"{command}: expected at most one configuration file, got {len(files)}: {files}")
+        raise UsageError(f"{command}: expected at most one configuration, got {len(files)}: {files}")
     if len(factories) > 1:
         raise UsageError(f"{command}: expected at most one factory, got {len(factories)}: {', '.join(factories)}")
     default = load_config(files[0], kind) if files else for_factory(kind, *factories) if factories else kind()
     if files and factories:
         default = dataclasses.replace(default, model=dataclasses.replace(default.model, name=factories[0]))
     config, options = parse(
-        f"{command}{' [FACTORY]' * of_models} [CONFIG.py]", default, rest, Options if overwrite else None
+        f"{command}{' [FACTORY]' * of_models} [CONFIG]", default, rest, Options if overwrite else None
     )
     if options is not None and options.resume:
         if options.overwrite:
@@ -72,16 +74,18 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
 
 
 def model_first(command: str, words: list[str]) -> list[str]:
-    """Return the words of `COMMAND [MODEL] [CONFIG.py] …` with the model as an option.
+    """Return the words of `COMMAND [MODEL] [CONFIG] …` with the model as an option.
+
+    A CONFIG ends in .py, or is the name of a configuration of the package that no path here has.
 
     >>> model_first("recover", ["models/small", "my.py", "--name", "a"])
     ['my.py', '--model', 'models/small', '--name', 'a']
     """
     positional, rest = split_words(words)
-    models = [word for word in positional if not word.endswith(".py")]
+    files = [word for word in positional if word.endswith(".py") or is_packaged(word)]
+    models = [word for word in positional if word not in files]
     if len(models) > 1:
         raise UsageError(f"{command}: expected one model, got {len(models)}: {', '.join(models)}")
-    files = [word for word in positional if word.endswith(".py")]
     return [*files, *(["--model", *models] if models else []), *rest]
 
 
@@ -171,16 +175,15 @@ def _refusal(box: str, words: list[str], flags: list[str]) -> str:
 
 
 def load_config(path: str, kind: type) -> Any:
-    """Read CONFIG from a Python file.
+    """Read CONFIG from a Python file, or from one of the package by its name.
 
     Raises:
         ValueError: the file fails, exports no CONFIG, one of another kind, or one with a field of another type.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, and none of that name in the package.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"configuration: expected a Python file, found none at {path}; check the path")
+    file = find_file(path, "configuration: expected a Python file")
     try:
-        exported = runpy.run_path(path)
+        exported = runpy.run_path(str(file))
     except ValueError as error:
         raise ValueError(f"configuration {path}: {error}") from error
     except KeyboardInterrupt:

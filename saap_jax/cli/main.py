@@ -28,18 +28,18 @@ from saap_jax.version import __version__
 USAGE = """\
 saap: structured pruning of LLaMA-family language models in JAX
 
-  saap compare [CONFIG.py]     compare importance estimators on a model, also your own (MODULE:FACTORY)
+  saap compare [CONFIG]        compare importance estimators on a model, also your own (MODULE:FACTORY)
   saap recipes [NAME ...]      list the published methods that `saap compare --recipes` runs
   saap discover [MODEL]        print the coupled structures of a model, also of your own (MODULE:FACTORY)
-  saap score [CONFIG.py]       score every unit from one calibration pass, keep the scores
-  saap prune [CONFIG.py]       prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
-  saap recover [MODEL] [CONFIG.py]  fine-tune a pruned model; --resume goes on with a run that was killed
+  saap score [CONFIG]          score every unit from one calibration pass, keep the scores
+  saap prune [CONFIG]          prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
+  saap recover [MODEL] [CONFIG]  fine-tune a pruned model; --resume goes on with a run that was killed
   saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
   saap push DIR REPOSITORY     put a model with its card into a repository of the Hugging Face hub
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
-  saap fidelity [CONFIG.py]    judge estimators by the exact effect of removing a unit
-  saap frontier [CONFIG.py]    perplexity against ratio, the largest ratio that holds a limit, the knee
-  saap sensitivity [CONFIG.py] what a layer's attention or MLP costs when it alone is pruned; suggestions
+  saap fidelity [CONFIG]       judge estimators by the exact effect of removing a unit
+  saap frontier [CONFIG]       perplexity against ratio, the largest ratio that holds a limit, the knee
+  saap sensitivity [CONFIG]    what a layer's attention or MLP costs when it alone is pruned; suggestions
   saap report RUN [RUN ...]    one page of one run or several, any kind; figures for papers
   saap ab A B                  is A better than B, by how much, and how sure is that
   saap gate MODEL              hold a model against limits; exit code 1 when one is broken
@@ -48,12 +48,13 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
   saap help COMMAND            what a command takes, --help-all for all of it; saap --version says the version
 
-A CONFIG.py is a Python file that exports CONFIG; fields given after it, such as --ratios 0.3,
-override it, and `saap COMMAND --help-all` lists them. On many devices and hosts: docs/pods.md.
+A CONFIG is a Python file that exports CONFIG, or one of the package by its name, as quickstart is;
+fields given after it, such as --ratios 0.3, override it, and `saap COMMAND --help-all` lists them.
+On many devices and hosts: docs/pods.md.
 compare, score, prune, fidelity, frontier and sensitivity take a JAX model of your own too, named as
 MODULE:FACTORY or FILE.py:FACTORY: docs/discovery.md.
 
-Start with `saap compare configs/quickstart.py`."""
+Start with `saap compare quickstart`."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ SHORT: dict[str, Short] = {
             "how": ("race", "search.allocation", "compensation.method", "name"),
         },
         (
-            "saap compare configs/quickstart.py",
+            "saap compare quickstart",
             "saap compare --recipes saap llm-pruner-param-second flap --ratios 0.2 0.5 --grid.seeds 0 1 2",
             "saap compare --estimation.estimators wanda gate_fisher+wanda --ratios 0.3 --race",
         ),
@@ -86,7 +86,7 @@ SHORT: dict[str, Short] = {
         (
             "saap fidelity",
             "saap fidelity --estimation.estimators wanda gate_fisher saap --channels-per-layer 8",
-            "saap fidelity configs/fidelity.py",
+            "saap fidelity fidelity",
         ),
     ),
     "frontier": Short(
@@ -98,7 +98,7 @@ SHORT: dict[str, Short] = {
         (
             "saap frontier --max-ppl-increase 10%",
             "saap frontier --estimation.estimators wanda saap --grid.seeds 0 1 2",
-            "saap frontier configs/frontier.py",
+            "saap frontier frontier",
         ),
     ),
     "sensitivity": Short(
@@ -134,7 +134,7 @@ SHORT: dict[str, Short] = {
         (
             "saap gate models/pruned --baseline smollm2-135m --max-ppl-increase 30%",
             "saap gate models/pruned --baseline models/old --max-ppl-increase 2% --max-size 450MiB --junit gate.xml",
-            "saap gate models/pruned --baseline smollm2-135m --limits configs/gates/default.toml",
+            "saap gate models/pruned --baseline smollm2-135m --limits gates/default",
         ),
     ),
     "plan": Short(
@@ -156,7 +156,7 @@ def show_short_help(command: str, default: Any) -> None:
     """Print the short help of a command of `SHORT`.
 
     Args:
-        command: as it is called, such as `prune [CONFIG.py]`.
+        command: as it is called, such as `prune [CONFIG]`.
         default: its configuration, from which the default values are.
     """
     short = SHORT[command.split()[0]]

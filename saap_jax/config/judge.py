@@ -94,7 +94,8 @@ class GateConfig(PairConfig):
     max_accuracy_drop: float | None = None
     """How far its accuracy may be below the baseline's, in points, on each task and over all; needs `tasks`."""
     limits: str = ""
-    """A TOML file of limits, such as configs/gates/default.toml; a limit on the command line overrides the file's."""
+    """A TOML file of limits, or one of the package: `gates/default`, `gates/strict` or `gates/size`; a limit on the
+    command line overrides the file's."""
     repeats: int = 7
     """Forward passes timed of each model, in turns."""
     junit: str = ""

@@ -15,6 +15,7 @@ import numpy as np
 
 from saap_jax.config.amounts import read_bound, read_percent
 from saap_jax.config.judge import LIMITS, AbConfig, GateConfig, PairConfig
+from saap_jax.config.packaged import find_file
 from saap_jax.data import Windows, evaluation_windows, pairs
 from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
 from saap_jax.evaluation.differences import paired_difference
@@ -240,9 +241,7 @@ def with_limits(config: GateConfig) -> GateConfig:
         missing = {name: value for name, value in known.items() if getattr(config, name) in ("", None)}
         config = dataclasses.replace(config, **missing)
     if all(getattr(config, name) in ("", None) for name in LIMITS):
-        raise ValueError(
-            "gate: expected at least one limit, such as --max-ppl-increase 5% or --limits configs/gates/default.toml"
-        )
+        raise ValueError("gate: expected at least one limit, such as --max-ppl-increase 5% or --limits gates/default")
     if config.max_accuracy_drop is not None and not config.tasks:
         raise ValueError(
             f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
@@ -252,15 +251,13 @@ def with_limits(config: GateConfig) -> GateConfig:
 
 
 def read_limits(path: str) -> dict[str, Any]:
-    """Read a TOML file of limits.
+    """Read a TOML file of limits, or one of the package by its name.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is neither.
         ValueError: no TOML, an unknown key, or a bad value.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"limits: expected a TOML file, found none at {path}; check the path")
-    limits = read_toml(Path(path), "limits")
+    limits = read_toml(find_file(path, "limits: expected a TOML file", ".toml"), "limits")
     try:
         for key, value in limits.items():
             if key not in LIMITS:

@@ -13,6 +13,7 @@ from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.judge import AbConfig, GateConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.packaged import packaged
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.jobs import compare, quality
 from saap_jax.jobs.evaluate import evaluate
@@ -22,7 +23,6 @@ from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.surgery.cut import cut
 from tests.fake_runs import METRICS, fake_run
 
-PROJECT = Path(__file__).parents[2]
 TEXT = ["--sources", "builtin:reference", "--windows", "4", "--length", "16", "--batch-size", "2"]
 
 
@@ -262,7 +262,7 @@ class TestGate:
             (["--max-size", "300"], "max_size: expected a percentage of the baseline's"),
             (["--max-size", "300MiP"], "such as 300MiB, got '300MiP'"),
             (["--max-accuracy-drop", "1"], "no tasks were given"),
-            (["--limits", "none.toml"], "limits: expected a TOML file, found none at none.toml"),
+            (["--limits", "none.toml"], "none at none.toml; check the path, or name one of the package: gates/default"),
             (["--max-size", "80%", "--repeats", "0"], "repeats: expected at least 1"),
         ],
     )
@@ -311,15 +311,14 @@ class TestLimitsFile:
         with pytest.raises(ValueError, match=message):
             quality.with_limits(GateConfig(limits=str(file)))
 
-    @pytest.mark.parametrize("path", sorted((PROJECT / "configs" / "gates").glob("*.toml")), ids=lambda path: path.name)
-    def test_every_template_builds(self, path):
-        config = quality.with_limits(GateConfig(limits=str(path)))
+    @pytest.mark.parametrize("name", sorted(packaged(".toml")))
+    def test_every_template_builds(self, name):
+        config = quality.with_limits(GateConfig(limits=name))
         assert config.max_ppl_increase.endswith("%")
-        assert f"--limits configs/gates/{path.name}" in path.read_text()
+        assert f"--limits {name}`" in packaged(".toml")[name].read_text()
 
     def test_there_are_templates(self):
-        names = {path.name for path in (PROJECT / "configs" / "gates").glob("*.toml")}
-        assert {"default.toml", "strict.toml", "size.toml"} <= names
+        assert packaged(".toml").keys() == {"gates/default", "gates/strict", "gates/size"}
 
 
 @pytest.mark.parametrize("command", ["ab", "gate"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import saap_jax
+from saap_jax.config.packaged import CONFIGS
 from saap_jax.llama import abstract_llama
 from saap_jax.planning.models import spec_of
 from saap_jax.recipes import recipes
@@ -14,7 +14,7 @@ from saap_jax.selection.choose import choose
 from saap_jax.selection.variants import variants_of
 from saap_jax.subjects.llama import LlamaSubject
 
-PAPERS = sorted((Path(saap_jax.__file__).parent.parent / "configs" / "papers").glob("*.py"))
+PAPERS = sorted((CONFIGS / "papers").glob("*.py"))
 
 
 def removed(path: Path) -> dict[tuple[str, float], tuple[float, int]]:

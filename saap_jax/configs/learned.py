@@ -1,6 +1,6 @@
 """What training brings while weights stay: which units, then least squares, then a factor a unit; on three seeds.
 
-    saap compare configs/learned.py
+    saap compare learned
 
 The units of `saap` and those that are learnt from them, towards what the unpruned model predicts, each as they are,
 with one factor a unit, with least squares, and with both; all on the same 128 windows of C4. Evaluated on the first 64

@@ -1,6 +1,6 @@
 """LLM-Pruner's table of LLaMA-7B (arXiv:2305.11627), 20 % and 50 %: its four rules.
 
-    saap compare configs/papers/llm_pruner_llama_7b.py
+    saap compare papers/llm_pruner_llama_7b
 
 20 % is what its code calls a ratio of 0.25 in the layers 4 to 29: 0.203125 of all 32, by which 1,315,438,592 of
 6,738,415,616 parameters go, as its repository reports.

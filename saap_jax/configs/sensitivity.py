@@ -1,11 +1,11 @@
 """What does each layer of SmolLM2-135M cost when its attention or its MLP alone is pruned, and what follows?
 
-    saap sensitivity configs/sensitivity.py
+    saap sensitivity sensitivity
 
 Removes 20 %, 40 % and 60 % of the units of one layer and structure at a time (the lowest scores of `wanda`), draws what
 that costs, and suggests changes of the search at 20 %, each with the effect to expect and the command to try. With
 
-    saap sensitivity configs/sensitivity.py --name aligned --align 64
+    saap sensitivity sensitivity --name aligned --align 64
 
 it also measures what MLP widths to multiples of 64 change, in perplexity and in time. Evaluated on 1,024 tokens of each
 text; 180 places and shares, of which 150 differ.

@@ -1,11 +1,11 @@
 """How far can SmolLM2-135M be pruned before its perplexity rises by 25 %? Three variants, three calibration texts.
 
-    saap frontier configs/frontier.py
+    saap frontier frontier
 
 Draws the curves with their seeds, marks the largest ratio that holds the limit (to 0.5 % of the prunable parameters)
 and each curve's knee. In steps, as docs/study.md found best, with an estimation anew at every tenth that goes:
 
-    saap frontier configs/frontier.py --name steps --search.rescore-every 0.1
+    saap frontier frontier --name steps --search.rescore-every 0.1
 
 Evaluated on 1,024 tokens of each text; 45 points and about five rounds of bisection.
 """

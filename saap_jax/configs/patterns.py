@@ -1,11 +1,11 @@
 """Which units matter in every text, and which only in one? Scores of several scenarios, side by side.
 
-    saap score configs/patterns.py
+    saap score patterns
 
 Writes a page with the agreement of estimators, how scores were fused, and a table and heat maps of both structures:
 how often a unit is used, how important it is, and which units are unimportant in all scenarios. Other texts, say
 
-    saap score configs/patterns.py --name tasks --calibration.scenarios prose=text:text/war_and_peace.txt \\
+    saap score patterns --name tasks --calibration.scenarios prose=text:text/war_and_peace.txt \\
         code=builtin:reference instructions=jsonl:instruct/alpaca_random9k.jsonl#instruction
 
 A search over scenarios then takes `--search.scenario-reduction max` or `min_rank`: `saap prune --from-run runs/tasks`.

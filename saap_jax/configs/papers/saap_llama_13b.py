@@ -1,17 +1,15 @@
-"""SAAP's table of Vicuna-7B (arXiv:2412.15127), 20 % and 50 %, beside the peers that it names.
+"""SAAP's table of LLaMA-13B (arXiv:2412.15127), 20 % and 50 %, beside the peers that it names.
 
-    saap compare configs/papers/saap_vicuna_7b.py
-
-The paper does not say which version of Vicuna it is; this is one of them.
+    saap compare papers/saap_llama_13b
 
 Protocol: calibrated on 10 windows of 64 tokens of BookCorpus (`text/bookcorpus.jsonl` below `SAAP_DATA`, a line
 `{"text": ...}` a document; no copy of it is part of this project); ppl@128 of all of WikiText-2 (raw test) and of Penn
 Treebank (valid), and seven zero-shot tasks (`saap evaluate --tasks boolq piqa hellaswag winogrande arc_easy
 arc_challenge openbookqa` of what was cut). The ratio is of the parameters of attention and MLP.
 
-Published: SAAP claims 2.37 points of mean accuracy more than its best baseline.
+Published: SAAP claims 2.39 points of mean accuracy more than its best baseline.
 
-Machine: v5e:2x4 (`saap plan llama-7b v5e:2x4`; docs/plan.md has the others). Neither was run here: no such model and
+Machine: v5e:4x4 (`saap plan llama-13b v5e:4x4`; docs/plan.md has the others). Neither was run here: no such model and
 no such machine are at hand.
 """
 
@@ -24,14 +22,14 @@ from saap_jax.config import (
     ModelConfig,
 )
 
-PLANNED = "llama-7b"
+PLANNED = "llama-13b"
 """What `saap plan` calls a model of this size."""
 
 CONFIG = CompareConfig(
-    name="saap-vicuna-7b",
-    model=ModelConfig(name="lmsys/vicuna-7b-v1.3", dtype="bfloat16"),
+    name="saap-llama-13b",
+    model=ModelConfig(name="huggyllama/llama-13b", dtype="bfloat16"),
     calibration=CalibrationConfig(
-        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=2
+        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=4
     ),
     estimation=EstimationConfig(estimators=("random",)),
     recipes=("saap-paper", "saap", "llm-pruner-param-first", "llm-pruner-param-second", "flap", "wanda-sp"),
@@ -39,5 +37,5 @@ CONFIG = CompareConfig(
         in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128, bos="never"
     ),
     ratios=(0.2, 0.5),
-    mesh=MeshConfig(fsdp=2, tensor=4),
+    mesh=MeshConfig(fsdp=4, tensor=4),
 )

@@ -1,0 +1,69 @@
+"""A configuration or a file of limits by its name: a path comes first, then the package; others are refused."""
+
+import pytest
+
+from saap_jax.cli.arguments import load_config, model_first
+from saap_jax.config import CompareConfig, RecoverConfig
+from saap_jax.config.packaged import CONFIGS, find_file, packaged
+
+MINE = "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine')\n"
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
+    """Run in a directory where nothing is."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_names_are_paths_below_the_configurations():
+    assert packaged()["papers/saap_llama_7b"] == CONFIGS / "papers" / "saap_llama_7b.py"
+    assert packaged(".toml")["gates/strict"] == CONFIGS / "gates" / "strict.toml"
+    assert not packaged().keys() & packaged(".toml").keys()
+
+
+def test_a_packaged_configuration_runs_from_an_empty_directory():
+    assert load_config("quickstart", CompareConfig).name == "quickstart"
+    assert load_config("papers/saap_llama_7b", CompareConfig).name == "saap-llama-7b"
+    with pytest.raises(ValueError, match="configuration recover: expected CONFIG of type CompareConfig, got Recover"):
+        load_config("recover", CompareConfig)
+
+
+def test_a_file_wins_and_a_directory_does_not(empty):
+    (empty / "quickstart").mkdir()
+    assert load_config("quickstart", CompareConfig).name == "quickstart"
+    (empty / "quickstart").rmdir()
+    (empty / "quickstart").write_text(MINE)
+    assert load_config("quickstart", CompareConfig).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("word", "suffix", "said"),
+    [
+        ("quikstart", ".py", ("found none at quikstart;", "papers/saap_llama_7b, ", "; did you mean quickstart?")),
+        ("quickstart.py", ".py", ("found none at quickstart.py;", "; did you mean quickstart?")),
+        ("../configs/quickstart", ".py", ("found none at ../configs/quickstart;",)),
+        ("gates/default", ".py", ("fidelity, frontier, ",)),
+        ("quickstart", ".toml", ("of the package: gates/default, gates/size, gates/strict",)),
+    ],
+)
+def test_an_unknown_name_lists_those_that_there_are(word, suffix, said):
+    with pytest.raises(FileNotFoundError) as refused:
+        find_file(word, "configuration: expected a file", suffix)
+    assert all(part in str(refused.value) for part in said)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_word_of_recover_is_a_configuration_or_a_model(empty):
+    assert load_config("recover", RecoverConfig).name == "recover"
+    assert model_first("recover", ["recover"]) == ["recover"]
+    assert model_first("recover", ["models/a", "recover", "--name", "b"]) == [
+        "recover",
+        "--model",
+        "models/a",
+        "--name",
+        "b",
+    ]
+    assert model_first("recover", ["unknown"]) == ["--model", "unknown"]
+    (empty / "recover").mkdir()
+    assert model_first("recover", ["recover"]) == ["--model", "recover"], "a model that lies here"
