@@ -255,7 +255,6 @@ def written_norms(active: Float[Array, "batch seq units *rest"], matrix: Weight)
     rows, own = active.reshape(*active.shape[:2], units, count), matrix[...].reshape(units, count, embed)
     if count == 1:
         return jnp.abs(rows[..., 0]) * jnp.linalg.norm(own[:, 0], axis=-1)[None, None]
-
     if (shards := expert_shards(matrix.axes, units)) > 1:
         return _norms_of_parts(rows, own, shards)
 
@@ -273,8 +272,9 @@ def _norms_of_parts(
     def of_units(units: tuple[Array, Array]) -> Array:
         return jnp.linalg.norm(jnp.einsum("btsc,scd->btsd", *units), axis=-1)
 
-    split_rows = rows.reshape(*rows.shape[:2], shards, -1, rows.shape[-1])
-    split_own = own.reshape(shards, -1, *own.shape[1:])
+    each = len(own) // shards
+    split_rows = rows.reshape(*rows.shape[:2], shards, each, rows.shape[-1])
+    split_own = own.reshape(shards, each, *own.shape[1:])
     norms = jax.lax.map(of_units, (jnp.moveaxis(split_rows, 3, 0), jnp.moveaxis(split_own, 1, 0)))
     return jnp.moveaxis(norms, 0, -1).reshape(rows.shape[:3])
 

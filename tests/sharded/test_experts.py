@@ -56,7 +56,7 @@ def test_losses_statistics_and_scores_are_those_of_one_device(family, tmp_path):
     )
     estimators = {name: make_estimator(name) for name in ("taylor_element", "fisher", "gate_fisher", "wanda", "reap")}
     needs = union_of_needs(estimators.values())
-    other = changed(alone, "segments/0/mlp/down", lambda down: down.at[1, 5].multiply(1.5))
+    other = changed(alone, "segments/0/mlp/down", lambda down: down.at[0, 5].multiply(1.5))
     statistics = [observe(model, batches, needs, remat="full") for model in (alone, spread, other)]
     leaves = [jax.tree.leaves(each.values) for each in statistics]
     for expected, found in zip(leaves[0], leaves[1], strict=True):
@@ -67,7 +67,7 @@ def test_losses_statistics_and_scores_are_those_of_one_device(family, tmp_path):
             np.testing.assert_allclose(
                 scores[1][name][structure], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name
             )
-        assert differ(scores[2][name]["mlp"], by_structure["mlp"]), "control: one expert of another layer"
+        assert differ(scores[2][name]["mlp"], by_structure["mlp"]), "control: another expert in the first layer"
 
 
 @pytest.mark.parametrize("family", MESHES)
