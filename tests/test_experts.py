@@ -21,6 +21,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
 from saap_jax.llama.files.hf_config import config_from_spec, spec_from_config
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.loss import next_token_losses
+from saap_jax.llama.model import _norms_of_parts
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.recovery import METHODS
 from saap_jax.selection.choose import choose, most_removable, some_scores
@@ -115,6 +116,16 @@ def test_reap_by_hand(family, x64):
         routed = (norms > 0).sum(axis=0)
         np.testing.assert_allclose(got[name], norms.sum(axis=0) / np.maximum(routed, 1), rtol=1e-6)
     assert (written["mlp"] == 0).any() == (family != "llama"), "some tokens are routed elsewhere"
+
+
+def test_norms_of_parts_are_those_of_all_units():
+    """As they are taken where devices hold parts of the experts; also of a layer that has none left."""
+    random = np.random.default_rng(0)
+    rows, own = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((2, 3, 8, 4), (8, 4, 5)))
+    expected = np.linalg.norm(np.einsum("btuc,ucd->btud", rows, own), axis=-1)
+    np.testing.assert_allclose(_norms_of_parts(rows, own, 4), expected, rtol=1e-5)
+    assert not np.allclose(_norms_of_parts(rows, own[::-1], 4), expected, rtol=1e-2), "negative control"
+    assert _norms_of_parts(rows[:, :, :0], own[:0], 4).shape == (2, 3, 0)
 
 
 def test_as_many_experts_stay_as_a_token_is_routed_to():

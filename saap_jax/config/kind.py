@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.mesh import EXPERT, MeshConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, GridConfig, ModelConfig, TargetsConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig, StabilityOver
@@ -39,8 +39,9 @@ def check_kind(config: Any) -> None:
                 f"{part}.{name}: a factory's program is as it is, expected nothing said of it, got {value}"
             )
     mesh = getattr(config, "mesh", MeshConfig())
-    if mesh.tensor != 1 or mesh.rules:
-        got = f"tensor {mesh.tensor}" if mesh.tensor != 1 else f"rules {', '.join(mesh.rules)}"
+    named = [f"{axis} {size}" for axis in ("tensor", EXPERT) if (size := getattr(mesh, axis)) != 1]
+    if named or mesh.rules:
+        got = ", ".join(named) or f"rules {', '.join(mesh.rules)}"
         raise ValueError(f"mesh: expected data and fsdp alone for a traced model, whose axes have no names, got {got}")
 
 

@@ -1,12 +1,16 @@
 """How the devices of a job are arranged: the part of a configuration that all commands on many devices share."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from saap_jax.config.checks import check_choices
 
 MESH_AXES = ("data", "fsdp", "tensor")
 """Axes of the mesh of devices: what splits batches alone, batches and weights, and heads and channels."""
+
+EXPERT = "expert"
+"""Axis behind those, of a mesh where it is larger than 1: what splits the experts of a mixture alone."""
 
 BATCH = ("data", "fsdp")
 """Mesh axes that the examples of a batch are spread over."""
@@ -25,6 +29,8 @@ class MeshConfig:
     """Devices along `fsdp`, each with other examples and a part of every weight."""
     tensor: int = 1
     """Devices along `tensor`, each with a part of the heads, channels and vocabulary."""
+    expert: int = 1
+    """Devices along `expert`, each with a part of the experts of a mixture; more than 1 for a mixture alone."""
     rules: tuple[str, ...] = ()
     """Changes to the rules: `AXIS=MESH_AXIS+…`, such as `vocab=` to hold the vocabulary whole."""
     uneven: Literal["refuse", "replicate"] = "refuse"
@@ -32,7 +38,20 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         check_choices("mesh", self)
-        sizes = [self.data, self.fsdp, self.tensor]
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            got = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        if any(size < 1 and size != -1 for size in self.sizes) or self.sizes.count(-1) > 1:
+            got = ", ".join(f"{axis} {size}" for axis, size in by_axis(self.sizes).items())
             raise ValueError(f"mesh: expected sizes of at least 1, one of them perhaps -1, got {got}")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes along `MESH_AXES`, and along `EXPERT` where that is not 1."""
+        return (self.data, self.fsdp, self.tensor, *(() if self.expert == 1 else (self.expert,)))
+
+
+def by_axis(sizes: Sequence[int]) -> dict[str, int]:
+    """Return the sizes of a mesh by the names of its axes, three or four.
+
+    >>> by_axis((1, 4, 2)), by_axis((1, 2, 1, 4))
+    ({'data': 1, 'fsdp': 4, 'tensor': 2}, {'data': 1, 'fsdp': 2, 'tensor': 1, 'expert': 4})
+    """
+    return dict(zip((*MESH_AXES, EXPERT)[: max(len(sizes), len(MESH_AXES))], sizes, strict=True))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from saap_jax.config.mesh import BATCH
 from saap_jax.llama.model import at_least_float32
-from saap_jax.runtime.constraints import batch_shards, sum_of_shards
+from saap_jax.runtime.constraints import batch_shards, sum_of_shards, unit_axes
 
 TILE = (512, 512, 1024)
 """Largest tile of the kernel: tokens, inputs, outputs; with both results and two buffers each 14 MiB in bfloat16."""
@@ -36,6 +36,7 @@ def gradient_sums(
     cotangent: Float[Array, "batch seq outputs"],
     scale: Float[Array, "batch"],
     embed: int,
+    axes: tuple[str, ...] = (),
 ) -> Sums:
     """Return Σ_b G_b, in the type of `x`, and Σ_b (s_b G_b)², float32 at least: by the kernel on TPU, else plainly.
 
@@ -43,12 +44,13 @@ def gradient_sums(
 
     Args:
         embed: which axis of the result is the residual width, along which weights are spread over devices.
+        axes: logical axes of the matrix, which say what its units are spread over.
     """
     plain = functools.partial(one_by_one, embed=embed)
     if x.dtype == jnp.float64 or min(x.shape[-1], cotangent.shape[-1]) < ROWS:  # a bias, a tiny model
         return plain(x, cotangent, scale)
     return jax.lax.platform_dependent(
-        x, cotangent, scale, tpu=functools.partial(_on_devices, embed=embed), default=plain
+        x, cotangent, scale, tpu=functools.partial(_on_devices, embed=embed, axes=axes), default=plain
     )
 
 
@@ -163,12 +165,13 @@ def _on_devices(
     cotangent: Float[Array, "batch seq outputs"],
     scale: Float[Array, "batch"],
     embed: int,
+    axes: tuple[str, ...] = (),
     kernel: Callable[..., Sums] = tiled,
 ) -> Sums:
     """Run the kernel on every device of the mesh in force, on its own examples and units, and exchange the sums.
 
     The partitioner cannot split a kernel, so what lies where is said here: examples by the batch, the width of the
-    units by `tensor`, the residual width whole.
+    units as `unit_axes` says, the residual width whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.shape.values()) == 1:
@@ -176,9 +179,8 @@ def _on_devices(
         return total.astype(x.dtype), square
     sizes, widths = mesh.shape, (x.shape[-1], cotangent.shape[-1])
     batch = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(x)) > 1 else ()
-    units: list[str | None] = [None, None]
-    if sizes.get("tensor", 1) > 1 and widths[1 - embed] % sizes["tensor"] == 0:
-        units[1 - embed] = "tensor"
+    units: list[tuple[str, ...] | None] = [None, None]
+    units[1 - embed] = unit_axes(axes, widths[1 - embed]) or None
     parts = (PartitionSpec(batch or None, None, units[0]), PartitionSpec(batch or None, None, units[1]))
     total, square = jax.shard_map(
         lambda *each: tuple(sums[None] for sums in kernel(*each)),

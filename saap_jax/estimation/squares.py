@@ -37,35 +37,37 @@ class Watched(Flat):
 
     def product(self, equation: str, x: Array) -> Array:
         """Return what `einsum(equation, x, matrix)` is."""
-        return _product(equation, self.axes[1] == "embed", x, self.weight[...], self.square[...], self.scale[...])
+        return _product(equation, self.axes[1:], x, self.weight[...], self.square[...], self.scale[...])
 
     def add(self, y: Array) -> Array:
         """Return y plus the bias."""
         ones, sizes = jnp.ones((*y.shape[:2], 1), y.dtype), "kgh"[: y.ndim - 2]
         weight, square = self.weight[...][None], self.square[...][None]
-        each: Array = _product(f"bti,i{sizes}->bt{sizes}", True, ones, weight, square, self.scale[...])
+        each: Array = _product(
+            f"bti,i{sizes}->bt{sizes}", ("embed", *self.axes[1:]), ones, weight, square, self.scale[...]
+        )
         return y + each
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array) -> Array:
+def _product(equation: str, axes: tuple[str, ...], x: Array, weight: Array, square: Array, scale: Array) -> Array:
     return flat_product(equation, x, weight)
 
 
 def _forward(
-    equation: str, embed_first: bool, x: Array, weight: Array, square: Array, scale: Array
+    equation: str, axes: tuple[str, ...], x: Array, weight: Array, square: Array, scale: Array
 ) -> tuple[Array, Any]:
     return flat_product(equation, x, weight), (x, weight, scale)  # not `_product`: `remat` sees its dots
 
 
 def _backward(
-    equation: str, embed_first: bool, kept: tuple[Array, Array, Array], cotangent: Array
+    equation: str, axes: tuple[str, ...], kept: tuple[Array, Array, Array], cotangent: Array
 ) -> tuple[Array, Array, Array, Array]:
-    x, weight, scale = kept
+    (x, weight, scale), embed_first = kept, axes[0] == "embed"
     (inputs, outputs), batch = flat_sizes(weight.shape, embed_first), x.shape[:2]
     of_x = cotangent.reshape(math.prod(batch), outputs) @ weight.reshape(inputs, outputs).T
     total, square = gradient_sums(
-        x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1
+        x.reshape(*batch, inputs), cotangent.reshape(*batch, outputs), scale, 0 if embed_first else 1, axes
     )
     of_weight = total.reshape(weight.shape).astype(weight.dtype)
     return of_x.reshape(x.shape), of_weight, square.reshape(weight.shape), jnp.zeros_like(scale)

@@ -22,7 +22,7 @@ from saap_jax.llama.positions import Rotation, Seen, Sight, apart_of, at_least_f
 from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
-from saap_jax.runtime.constraints import GATHERED, by_example, gathered, in_force
+from saap_jax.runtime.constraints import GATHERED, by_example, expert_shards, gathered, in_force
 from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
 
 Observe = Callable[[str, Array], Any]
@@ -255,11 +255,28 @@ def written_norms(active: Float[Array, "batch seq units *rest"], matrix: Weight)
     rows, own = active.reshape(*active.shape[:2], units, count), matrix[...].reshape(units, count, embed)
     if count == 1:
         return jnp.abs(rows[..., 0]) * jnp.linalg.norm(own[:, 0], axis=-1)[None, None]
+    if (shards := expert_shards(matrix.axes, units)) > 1:
+        return _norms_of_parts(rows, own, shards)
 
     def of_unit(unit: tuple[Array, Array]) -> Array:
         return jnp.linalg.norm(unit[0] @ unit[1], axis=-1)
 
     return jnp.moveaxis(jax.lax.map(of_unit, (jnp.moveaxis(rows, 2, 0), own)), 0, -1)
+
+
+def _norms_of_parts(
+    rows: Float[Array, "batch seq units count"], own: Float[Array, "units count embed"], shards: int
+) -> Float[Array, "batch seq units"]:
+    """Return `written_norms` where devices hold parts of the units: one unit of each part at a time."""
+
+    def of_units(units: tuple[Array, Array]) -> Array:
+        return jnp.linalg.norm(jnp.einsum("btsc,scd->btsd", *units), axis=-1)
+
+    each = len(own) // shards
+    split_rows = rows.reshape(*rows.shape[:2], shards, each, rows.shape[-1])
+    split_own = own.reshape(shards, each, *own.shape[1:])
+    norms = jax.lax.map(of_units, (jnp.moveaxis(split_rows, 3, 0), jnp.moveaxis(split_own, 1, 0)))
+    return jnp.moveaxis(norms, 0, -1).reshape(rows.shape[:3])
 
 
 def attend(

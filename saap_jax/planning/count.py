@@ -6,7 +6,7 @@ The compiler's own analysis counts the body of a loop once, however often it tur
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,22 +24,24 @@ class Work(NamedTuple):
     """Of their other operands and results, once each; elementwise work is taken to be fused with them."""
 
 
-def work_of(jaxpr: Any, weights: frozenset[int]) -> Work:
+def work_of(jaxpr: Any, weights: frozenset[int], *, counted: Callable[[Any], bool] = lambda equation: True) -> Work:
     """Count a program.
 
     Args:
         jaxpr: of the program as it runs, gradients included.
         weights: numbers of elements that a weight of one layer, or an embedding, has.
+        counted: which of the products and kernels count.
 
     A `while` whose turns are not known counts once, a `cond` as its dearest branch, a kernel as it says itself,
     or as often as its grid has points, those that a mask leaves out among them.
     """
     total = [0.0, 0.0, 0.0]
     for equation, times in equations(jaxpr):
+        if equation.primitive.name not in ("pallas_call", "dot_general") or not counted(equation):
+            continue
         if equation.primitive.name == "pallas_call":
             total[0] += times * _flops_of_kernel(equation.params)
             total[2] += times * sum(_bytes_of(var.aval) for var in (*equation.invars, *equation.outvars))
-        if equation.primitive.name != "dot_general":
             continue
         total[0] += times * _flops_of(equation)
         for array in (var.aval for var in (*equation.invars, *equation.outvars)):

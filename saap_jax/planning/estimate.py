@@ -10,9 +10,11 @@ stream. What is held beside parameters and state:
     gathered weights twice, logits and their gradient in float32
 
 Sent: with `fsdp`, all weights gathered in the forward and again in the backward pass, and gradients summed; with
-`tensor`, two sums of the residual stream a layer and pass; with `data`, one sum of the gradients.
+`tensor`, two sums of the residual stream a layer and pass; with `data`, one sum of the gradients. With `expert`, a
+device is as one of a model that has its part of the experts, and the sum behind a mixture is over more devices.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -26,8 +28,8 @@ from saap_jax.llama.spec import LlamaSpec
 from saap_jax.planning.chips import Target
 from saap_jax.types import Remat
 
-Mesh = tuple[int, int, int]
-"""Devices along data, fsdp and tensor."""
+Mesh = tuple[int, ...]
+"""Devices along data, fsdp and tensor, and along expert where a mixture is spread over that too."""
 
 
 class Estimate(NamedTuple):
@@ -59,10 +61,13 @@ class Estimate(NamedTuple):
 
 def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat: Remat) -> Estimate:
     """Estimate a step of `batch` rows on all devices."""
-    data, fsdp, tensor = mesh
+    data, fsdp, tensor = mesh[:3]
+    expert = math.prod(mesh[3:])
     shards, rows = fsdp * tensor, batch / (data * fsdp)
     tokens, width = rows * config.length, 2 if config.dtype == "bfloat16" else 4
-    layers = [(w.kv_heads, w.kv_heads * w.q_per_kv, w.mlp_channels) for w in spec.layers]  # of all experts
+    layers = [  # with the channels of all experts that a device has a part of
+        (w.kv_heads, w.kv_heads * w.q_per_kv, -(-w.mlp // expert) * (w.channels or 1)) for w in spec.layers
+    ]
     matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
     count = sum(matrices) + embeddings
@@ -103,8 +108,8 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     sent = 0.0
     if fsdp > 1:
         sent += (fsdp - 1) / fsdp * weights * (2 if backward else 1) + (fsdp - 1) * (gradient + squares)
-    if tensor > 1:
-        sent += 2 * (tensor - 1) / tensor * 2 * passes * len(layers) * tokens * spec.embed * width
+    groups = (tensor, tensor * expert)  # behind attention, and behind the MLP
+    sent += sum(2 * (group - 1) / group * passes * len(layers) * tokens * spec.embed * width for group in groups)
     if data > 1:
         sent += 2 * (data - 1) / data * (gradient + squares)
     moved = passes * (weights + moved) + 2 * (gradient + squares)
@@ -134,15 +139,20 @@ def _needs(config: PlanConfig) -> frozenset[Statistic]:
 
 
 def meshes(devices: int, spec: LlamaSpec) -> list[Mesh]:
-    """Return the ways to arrange devices for a model whose axes divide: each as (data, fsdp, tensor)."""
-    heads = math.gcd(*(w.kv_heads for w in spec.layers))
-    channels = math.gcd(spec.vocab, *(w.mlp for w in spec.layers))
+    """Return the ways to arrange devices for a model whose axes divide: each as (data, fsdp, tensor).
+
+    Of a mixture also those with a fourth size, of `expert`.
+    """
+    heads, units = (math.gcd(*sizes) for sizes in zip(*((w.kv_heads, w.mlp) for w in spec.layers), strict=True))
+    most = max(min(devices, units), 1) if spec.constants.traits.experts else 1
     found = []
-    for tensor in (1, 2, 4, 8):
-        if devices % tensor or heads % tensor or channels % tensor:
+    for expert, tensor in itertools.product(range(1, most + 1), (1, 2, 4, 8)):
+        if devices % (expert * tensor) or units % (expert * tensor) or math.gcd(heads, spec.vocab) % tensor:
             continue
-        rest = devices // tensor
+        rest, behind = devices // (expert * tensor), (expert,) if expert > 1 else ()
         found += [
-            (rest // fsdp, fsdp, tensor) for fsdp in range(1, rest + 1) if rest % fsdp == 0 and spec.embed % fsdp == 0
+            (rest // fsdp, fsdp, tensor, *behind)
+            for fsdp in range(1, rest + 1)
+            if rest % fsdp == 0 and spec.embed % fsdp == 0
         ]
     return found

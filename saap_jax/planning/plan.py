@@ -7,6 +7,7 @@ chips at one axis' links. Real programs reach 40 to 60 % of it; what bounds them
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from saap_jax.config.mesh import MESH_AXES
+from saap_jax.config.mesh import by_axis
 from saap_jax.config.plan import PlanConfig
 from saap_jax.llama.attention import attending, whole
 from saap_jax.llama.spec import LlamaSpec
@@ -24,8 +25,8 @@ from saap_jax.planning import count
 from saap_jax.planning.chips import GIB, Target, targets
 from saap_jax.planning.count import Collectives, collectives_of, shard_bytes, work_of
 from saap_jax.planning.estimate import Mesh, estimate, meshes
-from saap_jax.planning.programs import program_of, weight_sizes
-from saap_jax.runtime.mesh import layout_of, mesh_sizes
+from saap_jax.planning.programs import of_experts, program_of, weight_sizes
+from saap_jax.runtime.mesh import check_experts, layout_of, mesh_sizes
 from saap_jax.types import Remat
 
 Record = dict[str, Any]
@@ -52,8 +53,9 @@ def plan_one(
     Raises:
         ValueError: what cannot be spread so, or no compiler for the machine.
     """
-    data, fsdp, tensor = mesh or mesh_sizes(config.mesh, target.devices)
-    sizes = (data, fsdp, tensor)
+    sizes = mesh or mesh_sizes(config.mesh, target.devices)
+    check_experts(by_axis(sizes), spec.constants.traits.experts, config.model)
+    data, fsdp = sizes[:2]
     batch = batch or data * fsdp
     if batch % (data * fsdp):
         raise ValueError(
@@ -65,7 +67,7 @@ def plan_one(
         "target": target.topology,
         "chips": target.chips,
         "task": config.task,
-        "mesh": dict(zip(MESH_AXES, sizes, strict=True)),
+        "mesh": by_axis(sizes),
         "batch": batch,
         "length": config.length,
         "dtype": config.dtype,
@@ -99,7 +101,7 @@ def plan_one(
 def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat) -> Record:
     """Compile the program for the target's devices and read off what it holds and does; kept in the cache."""
     devices = _devices(target)
-    sizes = dict(zip(MESH_AXES, mesh, strict=True))
+    sizes = by_axis(mesh)
     rules = config.mesh.rules
     layout = layout_of(type(config.mesh)(**sizes, rules=rules, uneven=config.mesh.uneven), devices)
     program = program_of(config, spec, layout, batch, remat)
@@ -111,13 +113,10 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
     if config.cache and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     start = time.perf_counter()
-    work = work_of(traced.jaxpr, weight_sizes(spec))
-    parts = target.devices
     found: Record = {
         "source": "compiled",
         "bytes": {"parameters": shard_bytes(program.parameters), "state": shard_bytes(program.state)},
-        "flops": work.flops / parts,
-        "moved": work.weight_bytes / mesh[2] + work.other_bytes / parts,
+        **work_of_device(traced.jaxpr, spec, mesh),
     }
     try:
         with warnings.catch_warnings():  # what was compiled for chips that are not here cannot be read back
@@ -143,6 +142,20 @@ def compiled(config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, ba
         partial.write_text(json.dumps(found), encoding="utf-8")
         partial.replace(path)
     return found
+
+
+def work_of_device(jaxpr: Any, spec: LlamaSpec, mesh: Mesh) -> dict[str, float]:
+    """Return the operations of one device, and the bytes that its products read and write.
+
+    Along `expert`, devices share the products of experts, and each does all of the rest for itself.
+    """
+    work, tensor, expert = work_of(jaxpr, weight_sizes(spec)), mesh[2], math.prod(mesh[3:])
+    alone = math.prod(mesh[:3])
+    if expert == 1:
+        return {"flops": work.flops / alone, "moved": work.weight_bytes / tensor + work.other_bytes / alone}
+    shared = work_of(jaxpr, weight_sizes(spec), counted=of_experts(spec))
+    flops, weights, others = (part - (1 - 1 / expert) * split for part, split in zip(work, shared, strict=True))
+    return {"flops": flops / alone, "moved": weights / tensor + others / alone}
 
 
 def peak_of(memory: Any) -> int:
@@ -191,7 +204,7 @@ def remedies(
     config: PlanConfig, spec: LlamaSpec, target: Target, mesh: Mesh, batch: int, remat: Remat, overrun: float
 ) -> list[str]:
     """Return the three cheapest changes, with the bytes a device that each saves by arithmetic; least time first."""
-    data, fsdp, tensor = mesh
+    (data, fsdp, tensor), expert = mesh[:3], mesh[3:]
     before = estimate(config, spec, mesh, batch, remat).peak
     found: list[tuple[str, float]] = []
 
@@ -206,14 +219,15 @@ def remedies(
     if data > 1 and spec.embed % (data * fsdp) == 0:
         add(
             f"--mesh.data 1 --mesh.fsdp {data * fsdp}",
-            estimate(config, spec, (1, data * fsdp, tensor), batch, remat).peak,
+            estimate(config, spec, (1, data * fsdp, tensor, *expert), batch, remat).peak,
         )
-    if fsdp % 2 == 0 and (data, fsdp // 2, 2 * tensor) in meshes(target.devices, spec):
-        half = batch // 2 if batch // 2 % (data * fsdp // 2) == 0 else batch
-        add(
-            f"--mesh.fsdp {fsdp // 2} --mesh.tensor {2 * tensor} --batch {half}",
-            estimate(config, spec, (data, fsdp // 2, 2 * tensor), half, remat).peak,
-        )
+    half = batch // 2 if fsdp % 2 == 0 and batch // 2 % (data * fsdp // 2) == 0 else batch
+    for axis, doubled in (("tensor", (2 * tensor, *expert)), ("expert", (tensor, 2 * math.prod(expert)))):
+        if fsdp % 2 == 0 and (narrower := (data, fsdp // 2, *doubled)) in meshes(target.devices, spec):
+            add(
+                f"--mesh.fsdp {fsdp // 2} --mesh.{axis} {by_axis(narrower)[axis]} --batch {half}",
+                estimate(config, spec, narrower, half, remat).peak,
+            )
     if config.length > 512:
         shorter = PlanConfig(**{**_fields(config), "length": config.length // 2})
         add(f"--length {config.length // 2}", estimate(shorter, spec, mesh, batch, remat).peak)
@@ -225,7 +239,7 @@ def remedies(
         add("--dtype bfloat16", estimate(narrow, spec, mesh, batch, remat).peak)
     larger = [each for each in targets(target.chip) if each.chips > target.chips]
     if larger:
-        grown = (data, fsdp * larger[0].devices // target.devices, tensor)
+        grown = (data, fsdp * larger[0].devices // target.devices, tensor, *expert)
         add(
             f"--target {larger[0].topology} (with --mesh.fsdp -1)",
             estimate(config, spec, grown, grown[0] * grown[1], remat).peak,

@@ -1,5 +1,6 @@
 """The real programs of a task, with abstract arrays that say where on the machine they lie."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,6 +151,24 @@ def _batch(layout: Layout, shape: tuple[int, ...], dtype: Any) -> Any:
     parts = tuple(axis for axis in BATCH if layout.mesh.shape[axis] > 1)
     spec = PartitionSpec(*(None,) * (len(shape) - 2), parts or None)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, spec))
+
+
+def of_experts(spec: LlamaSpec) -> Callable[[Any], bool]:
+    """Return what says of a product or kernel of a program whether devices along `expert` share its work.
+
+    They share what has experts and their channels among its axes, two or flat. A kernel is counted once a device, as if
+    they shared it.
+    """
+    inner = {(w.mlp, w.channels) for w in spec.layers}
+    flat = {w.mlp_channels for w in spec.layers}
+
+    def told(equation: Any) -> bool:
+        shapes = [var.aval.shape for var in (*equation.invars, *equation.outvars)]
+        return equation.primitive.name == "pallas_call" or any(
+            flat & set(shape) or inner & set(itertools.pairwise(shape)) for shape in shapes
+        )
+
+    return told
 
 
 def weight_sizes(spec: LlamaSpec) -> frozenset[int]:

@@ -20,7 +20,7 @@ from jax.custom_derivatives import linear_call
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from saap_jax.config.mesh import BATCH, WEIGHTS
+from saap_jax.config.mesh import BATCH, EXPERT, WEIGHTS
 
 GATHERED = "gathered weights"
 """Name of a layer's gathered weights, which are not kept for the backward pass: they would be the whole model."""
@@ -65,6 +65,22 @@ def vocab_shards(vocab: int) -> int:
     """Return in how many parts the vocabulary is spread over devices, by the default rules."""
     shards = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     return 1 if vocab % shards else shards
+
+
+def unit_axes(axes: tuple[str, ...], width: int) -> tuple[str, ...]:
+    """Return the axes of the mesh that the units of a matrix are spread over, by the default rules.
+
+    None where they do not divide the flat `width` of the units. `axes` are the logical axes of the matrix.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = tuple(axis for axis in ((EXPERT, "tensor") if "experts" in axes else ("tensor",)) if sizes.get(axis, 1) > 1)
+    return () if width % math.prod(sizes[axis] for axis in parts) else parts
+
+
+def expert_shards(axes: tuple[str, ...], units: int) -> int:
+    """Return in how many parts the units of a matrix are spread where the mesh has an axis for experts; else 1."""
+    parts, sizes = unit_axes(axes, units), jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in parts) if EXPERT in parts else 1
 
 
 def sum_of_shards(own: Array, embed: int) -> Array:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from saap_jax.config.mesh import BATCH, MESH_AXES, WEIGHTS, MeshConfig
+from saap_jax.config.mesh import BATCH, EXPERT, MESH_AXES, WEIGHTS, MeshConfig, by_axis
 from saap_jax.runtime.processes import controllers
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -33,7 +33,7 @@ RULES: Rules = {
     "vocab": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
-    "experts": ("tensor",),
+    "experts": (EXPERT, "tensor"),
     "channels": (),
     "layers": (),
     "q_per_kv": (),
@@ -48,7 +48,8 @@ RULES: Rules = {
 
 `tensor` splits heads, channels and vocabulary, so that a layer needs one sum over it after each sub-block; `fsdp`
 splits the residual width of the weights, or the outputs of a quantised matrix or of an adapter, which are gathered
-layer by layer, and the batch with them; `data` splits the batch alone.
+layer by layer, and the batch with them; `data` splits the batch alone. Experts are spread over `expert`, whose devices
+are alike in all else, and within each part over `tensor`: one sum over both follows a mixture.
 """
 
 
@@ -90,7 +91,7 @@ def layout_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layou
         raise ValueError(f"mesh: expected devices of one TPU slice, got {len(slices)} slices; start a job a slice")
     automatic = (AxisType.Auto,) * len(sizes)  # explicit axes would refuse to contract two split dimensions
     placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Layout(Mesh(placed, MESH_AXES, axis_types=automatic), rules_of(config.rules), config.uneven)
+    return Layout(Mesh(placed, tuple(by_axis(sizes)), axis_types=automatic), rules_of(config.rules), config.uneven)
 
 
 def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
@@ -102,7 +103,7 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
     Raises:
         ValueError: see `layout_of` and `check_batch`; or several processes, and a mesh of one device.
     """
-    if (config.data, config.fsdp, config.tensor) == (1, 1, 1):
+    if set(config.sizes) == {1}:
         if (processes := controllers()) > 1:
             raise ValueError(
                 f"mesh: expected the {jax.device_count()} devices of {processes} processes to be on it, got "
@@ -116,19 +117,20 @@ def layout_of_job(config: MeshConfig, **batch_sizes: int) -> Layout | None:
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
-    """Return the sizes of the mesh axes, the one that is -1 filled up.
+    """Return the sizes of the mesh axes, the one that is -1 filled up; that of `expert` where it is more than 1.
 
-    >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8)
-    (1, 4, 2)
+    >>> mesh_sizes(MeshConfig(data=1, fsdp=-1, tensor=2), 8), mesh_sizes(MeshConfig(fsdp=2, expert=-1), 8)
+    ((1, 4, 2), (1, 2, 1, 4))
     """
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = config.sizes
     given = math.prod(size for size in sizes if size != -1)
-    asked = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    asked = " x ".join(f"{axis} {size}" for axis, size in by_axis(sizes).items())
     if devices % given or (-1 not in sizes and given != devices):
         raise ValueError(
             f"mesh: expected {asked} to make {devices} devices, got {given}; set one axis to -1 for what is left"
         )
-    return tuple(devices // given if size == -1 else size for size in sizes)
+    filled = tuple(devices // given if size == -1 else size for size in sizes)
+    return filled[: len(MESH_AXES)] if filled[len(MESH_AXES) :] == (1,) else filled
 
 
 def rules_of(overrides: Sequence[str]) -> Rules:
@@ -141,11 +143,11 @@ def rules_of(overrides: Sequence[str]) -> Rules:
     for text in overrides:
         axis, equals, places = text.partition("=")
         parts = tuple(part for part in places.split("+") if part)
-        wrong = [part for part in parts if part not in MESH_AXES]
+        wrong = [part for part in parts if part not in (*MESH_AXES, EXPERT)]
         if not equals or axis not in RULES or wrong or len(set(parts)) < len(parts):
             raise ValueError(
                 f"mesh.rules: expected AXIS=MESH_AXIS+…, with an axis of {', '.join(RULES)} and mesh axes of "
-                f"{', '.join(MESH_AXES)}, each once, got {text!r}"
+                f"{', '.join((*MESH_AXES, EXPERT))}, each once, got {text!r}"
             )
         rules[axis] = parts
     return rules
@@ -170,7 +172,7 @@ def partition_spec(
     for axis, size in zip(axes, shape, strict=True):
         if axis not in layout.rules:
             raise ValueError(f"{name}: no rule for axis {axis!r}; the rules know {', '.join(layout.rules)}")
-        parts = tuple(part for part in layout.rules[axis] if layout.mesh.shape[part] > 1)
+        parts = tuple(part for part in layout.rules[axis] if layout.mesh.shape.get(part, 1) > 1)
         for part in parts:
             if part in used:
                 raise ValueError(
@@ -377,6 +379,15 @@ def held(tree: Any, places: Places) -> Any:
 def put(tree: Any, layout: Layout) -> Any:
     """Return a model that is on this host with every parameter where the layout places it."""
     return jax.tree.map(jax.device_put, tree, shardings(tree, layout))
+
+
+def check_experts(sizes: Mapping[str, int], mixture: bool, model: str) -> None:
+    """Raise ValueError if a mesh of these sizes by axis has one for experts, and `model` is no mixture of them."""
+    if not mixture and (size := sizes.get(EXPERT, 1)) > 1:
+        raise ValueError(
+            f"mesh.expert: expected 1 for a model without experts, got {size} for {model}; spread it with mesh.fsdp or "
+            "mesh.tensor"
+        )
 
 
 def check_batch(size: int, layout: Layout, name: str = "batch_size") -> None:

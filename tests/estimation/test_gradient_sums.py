@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.mesh import MeshConfig, by_axis
 from saap_jax.estimation.gradient_sums import _on_devices, gradient_sums, one_by_one, tiled
 from saap_jax.planning.count import work_of
 from saap_jax.runtime.mesh import layout_of
@@ -68,12 +68,13 @@ def test_a_program_for_a_tpu_has_the_kernel_and_counts_its_operations():
 
 @pytest.mark.sharded
 @pytest.mark.parametrize("embed", [0, 1])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 2, 2, 2)])
 def test_the_kernel_on_a_mesh_is_that_of_one_device(sizes, embed):
     x, dy, scale = drawn(8, 24, 16, 32)
     expected = by_hand(x, dy, scale)
-    mesh = layout_of(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))).mesh
-    form = functools.partial(_on_devices, embed=embed, kernel=functools.partial(tiled, interpret=True))
+    mesh = layout_of(MeshConfig(**by_axis(sizes))).mesh
+    axes = ("embed", "experts") if sizes[3:] else ("embed", "mlp")
+    form = functools.partial(_on_devices, embed=embed, axes=axes, kernel=functools.partial(tiled, interpret=True))
     with jax.set_mesh(mesh):
         found = jax.jit(form)(x, dy, scale)
     for sums, expect in zip(found, expected, strict=True):

@@ -4,18 +4,22 @@ import dataclasses
 import json
 import sys
 import tomllib
+from math import prod
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from saap_jax.cli.main import main
 from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import count_parameters
+from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
-from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies
+from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, work_of_device
 from saap_jax.planning.search import search, settings_of, ways
 
 SEVEN = spec_of("llama-2-7b")
@@ -88,6 +92,59 @@ def test_meshes_divide_the_model():
     assert all(data * fsdp * tensor == 16 for data, fsdp, tensor in found)
     odd = dataclasses.replace(SEVEN, layers=tuple(dataclasses.replace(w, kv_heads=3) for w in SEVEN.layers))
     assert all(tensor == 1 for *_, tensor in meshes(16, odd))
+
+
+MIXTURE = spec_of("qwen3-30b-a3b")
+
+
+def test_meshes_of_a_mixture_may_have_an_axis_for_experts():
+    found = meshes(16, MIXTURE)
+    assert {mesh for mesh in found if len(mesh) == 3} == {mesh for mesh in meshes(16, SEVEN) if mesh[2] <= 4}
+    assert {mesh[3:] for mesh in found} == {(), (2,), (4,), (8,), (16,)}
+    assert all(prod(mesh) == 16 and 128 % prod(mesh[2:]) == 0 for mesh in found)
+    assert (1, 2, 2, 4) in found
+    assert all(len(mesh) == 3 for mesh in meshes(16, SEVEN)), "never of a dense model"
+    few = dataclasses.replace(MIXTURE, layers=tuple(dataclasses.replace(w, mlp=6) for w in MIXTURE.layers))
+    assert {mesh[3:] for mesh in meshes(12, few)} == {(), (2,), (3,), (6,)}
+
+
+@pytest.mark.parametrize(("task", "passes"), [("evaluate", 1), ("recover", 4)])
+def test_a_device_is_as_one_of_a_model_with_its_part_of_the_experts(task, passes):
+    config = PlanConfig(task=task, method="full")
+    part = dataclasses.replace(MIXTURE, layers=tuple(dataclasses.replace(w, mlp=16) for w in MIXTURE.layers))
+    spread, expected = estimate(config, MIXTURE, (1, 4, 1, 8), 4, "full"), estimate(config, part, (1, 4, 1), 4, "full")
+    assert spread.parameters == expected.parameters < estimate(config, MIXTURE, (1, 4, 1), 4, "full").parameters / 4
+    assert spread[2:5] == expected[2:5], "temporaries, operations, memory traffic"
+    stream = config.length * MIXTURE.embed * 2 * 48  # bytes of a row in front of all layers
+    assert spread.sent - expected.sent == pytest.approx(2 * 7 / 8 * passes * stream), "a sum behind each mixture"
+
+
+def test_the_search_of_a_mixture_considers_experts():
+    config = PlanConfig(estimators=("gate_fisher",), length=512)
+    assert any(way.mesh[3:] for way in ways(config, MIXTURE, target_of("v5e-16")))
+    assert not any(way.mesh[3:] for way in ways(config, SEVEN, target_of("v5e-16")))
+
+
+def test_a_mixture_is_planned_with_experts_spread(capsys):
+    words = ["plan", "qwen3-30b-a3b", "gpu:h100:8", "--task", "evaluate", "--mesh.expert", "4"]
+    assert main([*words, "--length", "512"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(8 chips; fsdp 2 x expert 4)" in said
+    assert "Settings: --mesh.data 1 --mesh.fsdp 2 --mesh.tensor 1 --mesh.expert 4 --batch 2" in said
+    assert main(["plan", "llama-2-7b", "gpu:h100:8", "--mesh.expert", "4"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "mesh.expert: expected 1 for a model without experts, got 4 for llama-2-7b" in line
+
+
+def test_experts_are_computed_once_and_the_rest_by_each_device():
+    """Of one layer without heads: each product of the MLP by hand, the router's and the logits' whole."""
+    widths = LayerWidths(kv_heads=0, q_per_kv=1, mlp=8, channels=3)
+    spec = LlamaSpec(vocab=10, embed=4, head_dim=2, layers=(widths,), tied=True, constants=MIXTURE.constants)
+    jaxpr = jax.make_jaxpr(lambda model, tokens: model(tokens))(abstract_llama(spec), jnp.zeros((2, 5), jnp.int32))
+    tokens, experts, rest = 10, 2 * 3 * 4 * 8 * 3, 2 * 4 * (8 + 10)
+    assert work_of_device(jaxpr, spec, (1, 1, 1))["flops"] == tokens * (experts + rest)
+    assert work_of_device(jaxpr, spec, (1, 2, 1))["flops"] == tokens * (experts + rest) / 2
+    assert work_of_device(jaxpr, spec, (1, 2, 1, 4))["flops"] == tokens * (experts / 8 + rest / 2)
 
 
 def test_a_plan_for_gpus_is_arithmetic():

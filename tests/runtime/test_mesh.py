@@ -1,5 +1,6 @@
 """Meshes, rules and the shardings that follow from a model's axis names."""
 
+import math
 import types
 
 import jax
@@ -7,15 +8,17 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from saap_jax.config.mesh import MESH_AXES, MeshConfig
-from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.config.mesh import MeshConfig, by_axis
+from saap_jax.llama import Constants, LayerWidths, LlamaSpec, abstract_llama, load_model
+from saap_jax.runtime.constraints import expert_shards, unit_axes
 from saap_jax.runtime.mesh import RULES, Layout, check_batch, layout_of, mesh_sizes, partition_spec, rules_of, shardings
+from tests.helpers import RELATIVES
 
 P = PartitionSpec
 
 
 def layout(*sizes: int, rules: tuple[str, ...] = (), uneven: str = "refuse") -> Layout:
-    mesh = AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh(sizes, tuple(by_axis(sizes)), axis_types=(AxisType.Auto,) * len(sizes))
     return Layout(mesh, rules_of(rules), uneven)
 
 
@@ -56,6 +59,53 @@ def test_biases_and_norms_of_heads():
     assert found["segments/0/attention/key_bias"] == found["segments/0/attention/value_bias"] == P(None, "tensor", None)
     found = specs(model(constants=Constants(family="qwen3")), layout(1, 2, 2))
     assert found["segments/0/attention/query_norm"] == found["segments/0/attention/key_norm"] == P(None, None)
+
+
+def mixture(experts: int = 8):
+    widths = LayerWidths(kv_heads=4, q_per_kv=2, mlp=experts, channels=6)
+    return model(layers=(widths,) * 2, constants=RELATIVES["mixtral"])
+
+
+def test_experts_lie_along_an_axis_of_their_own():
+    """And along `tensor` within each part; heads and vocabulary along `tensor` alone, as without that axis."""
+    found = specs(mixture(), layout(1, 2, 2, 2))
+    assert {path: spec for path, spec in found.items() if "expert" in str(spec)} == {
+        "segments/0/mlp/down": P(None, ("expert", "tensor"), None, "fsdp"),
+        "segments/0/mlp/gate": P(None, "fsdp", ("expert", "tensor"), None),
+        "segments/0/mlp/router": P(None, "fsdp", ("expert", "tensor")),
+        "segments/0/mlp/up": P(None, "fsdp", ("expert", "tensor"), None),
+    }
+    three = specs(mixture(), layout(1, 2, 2))
+    assert three["segments/0/mlp/gate"] == P(None, "fsdp", "tensor", None)
+    apart = "mlp/gate", "mlp/up", "mlp/down", "router"
+    assert all(found[path] == spec for path, spec in three.items() if not path.endswith(apart))
+    assert specs(mixture(), layout(1, 2, 1, 4))["segments/0/mlp/up"] == P(None, "fsdp", "expert", None)
+    for rule, expected in (("experts=expert", "expert"), ("experts=tensor", "tensor"), ("experts=", None)):
+        changed = specs(mixture(), layout(1, 2, 2, 2, rules=(rule,)))
+        assert changed["segments/0/mlp/gate"] == P(None, "fsdp", expected, None)
+    with pytest.raises(ValueError, match="axis 'experts' of size 6 is not divided by expert x tensor = 4"):
+        shardings(mixture(6), layout(1, 1, 2, 2))
+
+
+def test_programs_are_told_where_experts_are():
+    experts, heads = ("embed", "experts", "channels"), ("embed", "kv_heads", "head_dim")
+    for sizes, of_experts, of_heads in (
+        ((1, 2, 2), ("tensor",), ("tensor",)),
+        ((1, 2, 2, 4), ("expert", "tensor"), ("tensor",)),
+        ((1, 2, 1, 4), ("expert",), ()),
+    ):
+        with jax.sharding.use_abstract_mesh(layout(*sizes).mesh):
+            assert (unit_axes(experts, 16), unit_axes(heads, 16)) == (of_experts, of_heads)
+            assert unit_axes(experts, 7) == ()
+            assert (expert_shards(experts, 16), expert_shards(heads, 16)) == (
+                math.prod(sizes[2:]) if sizes[3:] else 1,
+                1,
+            )
+
+
+def test_a_model_without_experts_has_no_axis_for_them(tiny_model_directory):
+    with pytest.raises(ValueError, match="^mesh.expert: expected 1 for a model without experts, got 2 for .*mesh.fsdp"):
+        load_model(tiny_model_directory, layout=layout(1, 1, 1, 2))
 
 
 def test_axes_of_size_one_split_nothing():
@@ -101,10 +151,12 @@ def test_an_unknown_axis_is_refused():
 
 def test_sizes_of_a_mesh():
     assert mesh_sizes(MeshConfig(data=-1, tensor=2), 8) == (4, 1, 2)
+    assert mesh_sizes(MeshConfig(data=-1, expert=4), 8) == (2, 1, 1, 4)
+    assert mesh_sizes(MeshConfig(fsdp=8, expert=-1), 8) == (1, 8, 1), "as if nobody had named it"
     for config in (MeshConfig(data=3, fsdp=-1), MeshConfig(data=2)):
         with pytest.raises(ValueError, match="mesh: expected data .* to make 8 devices, got"):
             mesh_sizes(config, 8)
-    for wrong in ({"data": 0}, {"data": -2}, {"data": -1, "fsdp": -1}):
+    for wrong in ({"data": 0}, {"data": -2}, {"data": -1, "fsdp": -1}, {"expert": 0}):
         with pytest.raises(ValueError, match="mesh: expected sizes of at least 1"):
             MeshConfig(**wrong)
 

@@ -260,6 +260,7 @@ class TestLosses:
             "search.attention_share: is for attention and MLP",
         ),
         (CompareConfig, {"mesh": MeshConfig(tensor=2)}, "mesh: expected data and fsdp alone for a traced .* tensor 2"),
+        (CompareConfig, {"mesh": MeshConfig(expert=2)}, "mesh: expected data and fsdp alone for a traced .* expert 2"),
         (
             PruneConfig,
             {"mesh": MeshConfig(rules=("vocab=",))},

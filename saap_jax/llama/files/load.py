@@ -41,7 +41,7 @@ from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
-from saap_jax.runtime.mesh import Layout, shardings, taken_in
+from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
@@ -88,6 +88,8 @@ def load_model(
         abstract = abstract_quantized(abstract, checkpoint.quantization, checkpoint.where)
     stored, treedef = stored_parameters(abstract)
     _check_tensors(checkpoint, stored)
+    if layout is not None:
+        check_experts(layout.mesh.shape, checkpoint.spec.constants.traits.experts, checkpoint.where)
     places = [None] * len(stored) if layout is None else jax.tree.leaves(shardings(abstract, layout))
     leaves = []
     for item, place in within("parameters", list(zip(stored, places, strict=True))):

@@ -1,0 +1,135 @@
+"""Experts spread over an axis of their own: no device has or gathers all, and the figures are those of one device."""
+
+import re
+from itertools import permutations
+from math import prod
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.config.mesh import MeshConfig
+from saap_jax.config.plan import PlanConfig
+from saap_jax.estimation.observe import observe, score, union_of_needs
+from saap_jax.estimation.registry import make_estimator
+from saap_jax.evaluation.perplexity import window_losses
+from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
+from saap_jax.planning.count import shard_bytes
+from saap_jax.planning.programs import program_of
+from saap_jax.recovery.methods import full
+from saap_jax.recovery.objective import Objective
+from saap_jax.recovery.train import Schedule, microbatches, split, start, train_step
+from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.mesh import layout_of, put
+from tests.helpers import RELATIVES, changed, random_model
+from tests.recovery.helpers import rows_of
+
+pytestmark = pytest.mark.sharded
+
+EXPERTS, CHANNELS, EMBED = 8, 6, 16
+MESHES = {
+    "qwen3_moe": MeshConfig(fsdp=2, expert=4),
+    "mixtral": MeshConfig(fsdp=2, tensor=2, expert=2),
+}
+
+
+def spec_of(family: str) -> LlamaSpec:
+    widths = LayerWidths(kv_heads=4, q_per_kv=1, mlp=EXPERTS, channels=CHANNELS)
+    return LlamaSpec(vocab=32, embed=EMBED, head_dim=4, layers=(widths,) * 2, tied=False, constants=RELATIVES[family])
+
+
+def layout(config: MeshConfig):
+    return layout_of(config, jax.devices()[:8])
+
+
+def differ(found, expected) -> bool:
+    return not np.allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", MESHES)
+def test_losses_statistics_and_scores_are_those_of_one_device(family, tmp_path):
+    alone, random = random_model(spec_of(family)), np.random.default_rng(0)
+    spread = load_model(save_model(alone, tmp_path / "m"), layout=layout(MESHES[family]))
+    batches = [(random.integers(0, 32, (4, 8)).astype(np.int32), np.ones((4, 8), bool))]
+    assert window_losses(spread, batches, None).perplexity == pytest.approx(
+        window_losses(alone, batches, None).perplexity, rel=1e-5
+    )
+    estimators = {name: make_estimator(name) for name in ("taylor_element", "fisher", "gate_fisher", "wanda", "reap")}
+    needs = union_of_needs(estimators.values())
+    other = changed(alone, "segments/0/mlp/down", lambda down: down.at[0, 5].multiply(1.5))
+    statistics = [observe(model, batches, needs, remat="full") for model in (alone, spread, other)]
+    leaves = [jax.tree.leaves(each.values) for each in statistics]
+    for expected, found in zip(leaves[0], leaves[1], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(np.abs(expected).max(), 1e-9))
+    scores = [score(estimators, seen, alone) for seen in statistics]
+    for name, by_structure in scores[0].items():
+        for structure, values in by_structure.items():
+            np.testing.assert_allclose(
+                scores[1][name][structure], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name
+            )
+        assert differ(scores[2][name]["mlp"], by_structure["mlp"]), "control: another expert in the first layer"
+
+
+@pytest.mark.parametrize("family", MESHES)
+def test_a_step_of_recovery_is_that_of_one_device(family):
+    alone, batch = random_model(spec_of(family)), rows_of(5, 7, 4, 9, 12, 11).arrays()
+    batch = {name: array[:4] for name, array in batch.items()}
+    assert len(batch["tokens"]) == 4
+    trained, moments, norms = [], [], []
+    for model in (alone, put(alone, layout(MESHES[family]))):
+        state, frozen = split(full().prepare(model, jax.random.key(0)), full().trainable)
+        schedule = Schedule(learning_rate=1e-2, warmup=0, steps=4)
+        begun = start(state, schedule)
+        with on_mesh_of(begun):
+            after, measured = train_step(
+                begun, frozen.parameters, None, microbatches(batch, 4, begun),
+                graph=frozen.graph, objective=Objective(), schedule=schedule,
+            )  # fmt: skip
+        trained.append(jax.tree.leaves(after.trained))
+        moments.append(jax.tree.leaves(after.optimizer))
+        norms.append((float(measured.loss), float(measured.norm)))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+    for one, other, before in zip(*trained, jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-3)  # where a gradient is hardly more than its rounding
+        assert np.abs(np.asarray(one) - np.asarray(before)).max() > 5e-3, "control: it moved"
+
+
+def whole(text: str) -> set[str]:
+    """Return the arrays of a compiled program, as one device has them, that are as a matrix of all experts."""
+    flat = {(EXPERTS, CHANNELS, EMBED), (EXPERTS * CHANNELS, EMBED)}
+    ordered = {order for sizes in flat for order in permutations(sizes)}
+    found = set(re.findall(r"\bf32\[([\d,]+)\]", text))
+    sizes = {each: tuple(int(size) for size in each.split(",") if size != "1") for each in found}
+    return {each for each, dims in sizes.items() if any(dims[-len(order) :] == order for order in ordered)}
+
+
+def program(config: MeshConfig, task, estimators=("wanda",)):
+    plan = PlanConfig(task=task, method="full", estimators=estimators, examples=4, length=10, dtype="float32")
+    spread = layout(config)
+    made = program_of(plan, spec_of("qwen3_moe"), spread, config.data * config.fsdp * 2, "full")
+    with jax.set_mesh(spread.mesh):
+        return made, made.trace().lower().compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [
+        ("score", MeshConfig(fsdp=2, expert=4)),
+        ("score", MeshConfig(fsdp=2, tensor=2, expert=2)),
+        ("recover", MeshConfig(fsdp=2, expert=4)),
+    ],
+)
+def test_no_device_holds_or_gathers_all_experts(task, config):
+    made, text = program(config, task, ("taylor_element", "taylor_element_second", "reap"))
+    assert not whole(text)
+    experts = 4 * 2 * EXPERTS * (3 * CHANNELS + 1) * EMBED
+    total = 4 * sum(prod(leaf.shape) for leaf in jax.tree.leaves(made.parameters))
+    rest = (total - experts) / (config.fsdp * config.tensor)
+    assert experts / 8 + rest <= shard_bytes(made.parameters) <= experts / 8 + 1.1 * rest
+
+
+def test_weights_that_are_spread_by_width_alone_are_gathered():
+    """The negative control: what is looked for is there where experts have no axis."""
+    assert whole(program(MeshConfig(fsdp=8), "evaluate")[1])
