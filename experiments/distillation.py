@@ -83,7 +83,11 @@ def one(seed: int, arm: str, runs: Path) -> None:
     pruned = runs / f"distillation-{seed}-pruned"
     if not pruned.exists():
         calibration = CalibrationConfig(scenarios=(CALIBRATION,), seed=seed)
-        prune(PruneConfig(model=ModelConfig(name=MODEL), ratio=RATIO, calibration=calibration, out=str(pruned), judge=False))
+        prune(
+            PruneConfig(
+                model=ModelConfig(name=MODEL), ratio=RATIO, calibration=calibration, out=str(pruned), judge=False
+            )
+        )
     config = RecoverConfig(
         name=f"distillation-{seed}-{arm.replace(' ', '-')}",
         model=str(pruned),
