@@ -105,6 +105,7 @@ _WORDS = {
     "mlp": ("channels", "an expert", "experts"),
     None: ("channels of the residual stream", "the model", "models"),
 }
+"""`Nested.words` by the structure that holds the units."""
 
 
 class Nested(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.api import calibrate
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import ExpertChannelsConfig, PerStructure, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import count_parameters, discover, prunable_parameters
@@ -18,6 +19,7 @@ from saap_jax.llama.segments import existing_tied, existing_units, masks, ones_g
 from saap_jax.llama.unmixed import unmixed
 from saap_jax.selection.choose import choose
 from saap_jax.subjects.llama import LlamaSubject
+from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, pruned_spec
 from saap_jax.types import EXPERT_CHANNELS
@@ -162,6 +164,22 @@ def test_budgets_are_exact_and_order_means_nothing(share, multiple, x64):
     kept = [keep[EXPERT_CHANNELS].reshape(2, EXPERTS, CHANNELS) for keep, _ in found]
     np.testing.assert_array_equal(kept[1], kept[0][..., order])
     assert (kept[1] != kept[0]).any()
+
+
+def test_compensation_sees_the_stream_without_them(x64):
+    """Attention behind a layer without some channels is corrected on what their experts still write."""
+    model = model_of(dtype=np.float64)
+    keep = keep_of(model)
+    keep["attention"][1, 0] = False
+    batches = [(random_tokens(2, 16, seed), np.ones((2, 16), bool)) for seed in range(4)]
+    config = CompensationConfig(method="least_squares", damping=0.1)
+    made = compensate(model, keep, batches, config)
+    assert [(each.structure, each.layer) for each in made.corrections] == [("attention", 1)]
+    masked = np.asarray(forward(made.model, TOKENS, masks(keep)))
+    np.testing.assert_allclose(forward(cut(made.model, keep), TOKENS), masked, rtol=0, atol=1e-10)
+    experts = compensate(model, {name: keep[name] for name in ("attention", "mlp")}, batches, config)
+    weights = [each.model.segments[0].attention.output[...] for each in (made, experts)]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-6
 
 
 def test_files(tmp_path):
