@@ -23,9 +23,10 @@ def test_commands(tokenizer, tmp_path, run):
     runs = tmp_path / "runs"
     text = ["--model.name", source, "--calibration.examples", "8", "--calibration.length", "16"]
     text += ["--calibration.batch-size", "2"]
+    free = "--search.skip-layers"
     judged = ["--evaluation.windows", "3", "--evaluation.length", "16", "--evaluation.batch-size", "2"]
     run(
-        *("compare", *text, "--runs", str(runs), *judged, "--search.skip-layers", "--ratios", "0.3"),
+        *("compare", *text, "--runs", str(runs), *judged, free, "--ratios", "0.3"),
         *("--estimation.estimators", "wanda", "gate_fisher", "--grid.expert-channels", "0", "0.5"),
     )
     rows = [json.loads(line) for line in (runs / "compare" / "metrics.jsonl").read_text().splitlines()]
@@ -40,7 +41,7 @@ def test_commands(tokenizer, tmp_path, run):
     assert f"{EXPERT_CHANNELS} kept, by layer" in (runs / "compare" / "report.html").read_text()
 
     out = tmp_path / "pruned"
-    said = run("prune", *text, "--ratio", "0.3", "--estimator", "saap", "--out", str(out), SHARE, "0.5")
+    said = run("prune", *text, free, "--ratio", "0.3", "--estimator", "saap", "--out", str(out), SHARE, "0.5")
     assert "channels of experts" in said
     assert "expert_channels is not compensated: matrices of experts are left as they are" in said
     pruned, keep = load_model(out), load_keep(out)
