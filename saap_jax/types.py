@@ -14,6 +14,7 @@ Axis glossary (logical axis, einsum letter):
 | `mlp`      | f      | channels of the feed-forward block                            |
 | `experts`  | e      | experts of a mixture: there they are the units of the MLP     |
 | `channels` | c      | channels of one expert                                        |
+| `routes`   | e      | experts of a router whose units are channels: see `unmixed`   |
 | `vocab`    | v      | tokens of the vocabulary                                      |
 """
 
@@ -37,6 +38,16 @@ Head k · q_per_kv + g of a layer is query head g of KV head k: the numbers of H
 kept KV head stay.
 """
 
+EXPERT_CHANNELS = "expert_channels"
+"""Key of the channels inside experts, `[layers, channels]`, in gates and keep-sets that tell them apart.
+
+Channel e · c + i of a layer is channel i of expert e, where each expert has c. Absent: all channels of a kept expert
+stay. A gate of 0 leaves the expert in the router's choice, without what the channel adds."""
+
+TIED: dict[str, tuple[str, str]] = {QUERY_HEADS: ("attention", "q_per_kv"), EXPERT_CHANNELS: ("mlp", "channels")}
+"""Structures whose units lie inside of those of another, as many in each unit of a layer, one holder's after the
+other's -> that structure, and the axis of parameters that they lie along, right behind that structure's own."""
+
 RESIDUAL = "embed"
 """Key of the channels of the residual stream, one structure of the whole model, in gates and keep-sets: `[1, embed]`.
 
@@ -47,8 +58,9 @@ sub-block."""
 Gates = dict[str, Float[Array, "... _layers _units"]]
 """Multiplier on each unit's activation: 1 keeps it, 0 removes it. A leading batch axis gives each example its own.
 
-An entry `QUERY_HEADS`, if there is one, multiplies the output of each query head beside the gate of its KV head; an
-entry `RESIDUAL` multiplies the channels of the residual stream, `[*batch, 1, embed]`."""
+An entry `QUERY_HEADS`, if there is one, multiplies the output of each query head beside the gate of its KV head, an
+entry `EXPERT_CHANNELS` the activation of each channel of an expert; an entry `RESIDUAL` multiplies the channels of the
+residual stream, `[*batch, 1, embed]`."""
 
 LayerGates = dict[str, Float[Array, "... _units"]]
 """Gates as a scan over layers takes them: `[layers, *batch, units]`, and `[*batch, units]` inside it."""
@@ -59,8 +71,8 @@ Scores = dict[str, Float[Array | np.ndarray, "_layers _units"]]
 Keep = dict[str, Bool[np.ndarray, "_layers _units"]]
 """True where a unit stays; False where it is removed or where a layer has no such unit.
 
-An entry `QUERY_HEADS`, if there is one, says which query heads stay: of each kept KV head of a layer the same number,
-one or more, and none of the others; an entry `RESIDUAL`, which channels of the residual stream stay."""
+An entry of `TIED`, if there is one, says which of its units stay, such as query heads: of each kept KV head of a layer
+the same number, one or more, and none of the others; an entry `RESIDUAL`, which channels of the stream stay."""
 
 Objective = Literal["loss", "sampled", "margin"]
 """What estimators differentiate; see `estimation.objectives`."""
@@ -88,6 +100,14 @@ class Limits(NamedTuple):
     """What the width is a multiple of, if any unit goes."""
 
 
+_WORDS = {
+    "attention": ("query heads", "a KV head", "KV heads"),
+    "mlp": ("channels", "an expert", "experts"),
+    None: ("channels of the residual stream", "the model", "models"),
+}
+"""`Nested.words` by the structure that holds the units."""
+
+
 class Nested(NamedTuple):
     """A structure whose units are parts of the units of others. It goes first, by a share of the budget of its own."""
 
@@ -100,6 +120,11 @@ class Nested(NamedTuple):
     """Configuration of the search that says so."""
     limits: Limits = Limits()
     """Of each unit that holds some; or of the whole model."""
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """What refusals call the units, what one of them lies inside of, and several of that."""
+        return _WORDS[self.inside]
 
 
 class WindowLosses(NamedTuple):

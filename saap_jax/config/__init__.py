@@ -26,7 +26,14 @@ from saap_jax.config.method import (
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config.search import PerStructure, QueryHeadsConfig, ResidualConfig, SearchConfig, SharePerStructure
+from saap_jax.config.search import (
+    ExpertChannelsConfig,
+    PerStructure,
+    QueryHeadsConfig,
+    ResidualConfig,
+    SearchConfig,
+    SharePerStructure,
+)
 from saap_jax.config.traced import for_factory
 from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, TasksConfig
 
@@ -39,6 +46,7 @@ __all__ = [
     "EstimationConfig",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExpertChannelsConfig",
     "ExportConfig",
     "FidelityConfig",
     "FrontierConfig",

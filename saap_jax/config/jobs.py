@@ -252,7 +252,7 @@ class FidelityConfig:
         if "embed" in self.model.further:
             raise ValueError(
                 "model.further: expected no embed: what scores channels of the residual stream is no estimator of this "
-                "list (search.residual.estimator); judge query_heads, or none"
+                "list (search.residual.estimator); judge query_heads, expert_channels, or none"
             )
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
         check_seed("seed", self.seed)

@@ -6,7 +6,7 @@ from typing import Any
 from saap_jax.config.mesh import EXPERT, MeshConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, GridConfig, ModelConfig, TargetsConfig
 from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import SearchConfig, StabilityOver
+from saap_jax.config.search import NESTED, SearchConfig, StabilityOver
 
 
 def check_scenarios(calibration: CalibrationConfig, allocation: str, over: StabilityOver) -> None:
@@ -48,7 +48,7 @@ def check_kind(config: Any) -> None:
 def searched(config: Any) -> SearchConfig:
     """Return the search of a configuration, with the most of its grid: shares of structures inside others, steps."""
     search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
-    parts = {name: getattr(search, name) for name in ("query_heads", "residual")}
+    parts = {name: getattr(search, name) for name in NESTED}
     most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
     learn = dataclasses.replace(search.learn, steps=max(grid.learn_steps, default=search.learn.steps))
     nested = {name: dataclasses.replace(part, share=most[name]) for name, part in parts.items()}

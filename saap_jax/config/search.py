@@ -61,6 +61,26 @@ class QueryHeadsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertChannelsConfig:
+    """Channels of experts that go while their experts stay, the same number of each expert of a layer.
+
+    They go before attention and MLP, ranked over all layers. For mixtures of experts only.
+    """
+
+    share: float = 0.0
+    """Share of the removed parameters that comes from them; 0: experts go with all their channels, or stay so."""
+    min_keep: int = 1
+    """Channels that each expert keeps at least."""
+    multiple_of: int = 1
+    """What the channels of an expert are a multiple of in layers that lose some."""
+
+    def __post_init__(self) -> None:
+        check_share("search.expert_channels.share", self.share)
+        check_at_least("search.expert_channels.min_keep", self.min_keep, 1)
+        check_at_least("search.expert_channels.multiple_of", self.multiple_of, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualConfig:
     """Channels of the residual stream that go from the whole model, before anything else."""
 
@@ -75,6 +95,10 @@ class ResidualConfig:
         check_choices("search.residual", self)
         check_share("search.residual.share", self.share)
         check_at_least("search.residual.multiple_of", self.multiple_of, 1)
+
+
+NESTED = ("query_heads", "expert_channels", "residual")
+"""Options of the search that take a share of the budget for structures inside others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,6 +250,7 @@ class SearchConfig:
     whole_layers: bool = False
     """With `depth`: attention and MLP of a layer go together."""
     query_heads: QueryHeadsConfig = QueryHeadsConfig()
+    expert_channels: ExpertChannelsConfig = ExpertChannelsConfig()
     residual: ResidualConfig = ResidualConfig()
     solver: Solver = "greedy"
     """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
@@ -360,9 +385,9 @@ class SearchConfig:
             )
 
     @property
-    def nested(self) -> dict[str, QueryHeadsConfig | ResidualConfig]:
+    def nested(self) -> dict[str, QueryHeadsConfig | ExpertChannelsConfig | ResidualConfig]:
         """The options that take a share of the budget for structures inside others, by name."""
-        return {name: part for name in ("query_heads", "residual") if (part := getattr(self, name)).share}
+        return {name: part for name in NESTED if (part := getattr(self, name)).share}
 
     def check_layers(self) -> None:
         """Raise ValueError for what only the structures of traced models have."""
@@ -379,7 +404,7 @@ class SearchConfig:
         for name in (
             "attention_share", "attention_from", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device",
             "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "shape", "uniform", "learn", "evolve",
-            "query_heads", "residual",
+            *NESTED,
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

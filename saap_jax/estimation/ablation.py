@@ -57,7 +57,7 @@ class Prefix(NamedTuple):
 
 def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list[Unit]:
     """Return all attention units (and query heads) and `channels_per_layer` MLP channels of each layer (all, if it has
-    fewer), and as many channels of the residual stream.
+    fewer), and as many channels of experts and of the residual stream.
 
     Of a traced model, as many units of each copy of each structure.
 
@@ -181,8 +181,8 @@ def remove_step(
     attention, mlp = parameters.attention, parameters.mlp
     sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
     _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
-    if structure == "mlp" and mlp.router is not None:  # what was routed to an expert goes to the others
-        without = 1 - jax.nn.one_hot(units, mlp.router.shape[-1], dtype=x.dtype)
+    if structure == "mlp" and mlp.of_experts:  # what was routed to an expert goes to the others
+        without = 1 - jax.nn.one_hot(units, mlp.down.shape[0], dtype=x.dtype)
         normed = rms_norm(seen["mlp_in"], parameters.mlp_norm[...], constants)
 
         def left_by(gates: Float[Array, "experts"]) -> Float[Array, "batch seq embed"]:
@@ -192,10 +192,11 @@ def remove_step(
         left = post_normed(_flat(rest), parameters.mlp_post_norm, constants).reshape(rest.shape)
         return seen["mlp_in"][None] + left
     if structure == "mlp":
-        each = jnp.einsum("btf,fd->fbtd", seen["mlp"][..., units], mlp.down[...][units])
+        active, down = seen["mlp"].reshape(*x.shape[:2], -1), mlp.down[...].reshape(-1, x.shape[-1])
+        each = jnp.einsum("btf,fd->fbtd", active[..., units], down[units])
         if parameters.mlp_post_norm is None:
             return seen["mlp_out"][None] - each
-        rest = _flat(jnp.einsum("btf,fd->btd", seen["mlp"], mlp.down[...])[None] - each)
+        rest = _flat(jnp.einsum("btf,fd->btd", active, down)[None] - each)
         left = post_normed(rest, parameters.mlp_post_norm, constants).reshape(each.shape)
         return seen["mlp_in"][None] + left
     each = jnp.einsum("btkgh,kghd->kbtd", seen["attention"][:, :, units], attention.output[...][units])

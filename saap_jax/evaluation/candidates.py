@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
 from saap_jax.llama.model import Llama
 from saap_jax.llama.resume import run_layers, summed_losses
-from saap_jax.llama.segments import existing_query_heads, existing_units
+from saap_jax.llama.segments import existing_tied, existing_units
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
-from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Gates, Keep
+from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Gates, Keep
 
 
 class Group(NamedTuple):
@@ -65,10 +65,9 @@ def candidate_losses(
     """
     if not batches:
         raise ValueError("evaluation: expected at least one window, got none")
-    told = tuple(name for name in (*STRUCTURES, QUERY_HEADS, RESIDUAL) if any(name in keep for keep in keeps))
-    whole_model = existing_units(model.segments) | {
-        QUERY_HEADS: existing_query_heads(model.segments), RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)
-    }  # fmt: skip
+    told = tuple(name for name in (*STRUCTURES, *TIED, RESIDUAL) if any(name in keep for keep in keeps))
+    whole_model = existing_units(model.segments) | existing_tied(model.segments)
+    whole_model |= {RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)}
     keeps = [{name: keep.get(name, whole_model[name]) for name in told} for keep in keeps]
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
     steps = progress([Step(group, number) for group in groups for number in range(len(batches))])
@@ -118,7 +117,7 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
 
 def _by_layer(keep: Keep) -> Bool[np.ndarray, "_layers _units"]:
     """Return what of each layer is kept."""
-    return np.concatenate([keep[name] for name in (*STRUCTURES, QUERY_HEADS) if name in keep], axis=1)
+    return np.concatenate([keep[name] for name in (*STRUCTURES, *TIED) if name in keep], axis=1)
 
 
 def _common(keeps: Sequence[Keep], layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:

@@ -86,7 +86,7 @@ def measure_table(model: Llama, workload: Workload, *, repeats: int = 5, progres
         kv_heads=max(layer.kv_heads for layer in spec.layers),
         q_per_kv=max(layer.q_per_kv for layer in spec.layers),
         mlp=max(layer.mlp for layer in spec.layers),
-        channels=spec.layers[0].channels,
+        channels=max(layer.channels or 0 for layer in spec.layers) or None,
     )
     kv_heads, mlp = points(widest.kv_heads), points(widest.mlp)
     shapes = [dataclasses.replace(widest, kv_heads=k, mlp=0) for k in kv_heads]

@@ -97,6 +97,7 @@ def check_plain(spec: LlamaSpec) -> None:
         return
     units = "experts" if traits.experts else "MLP channels"
     kinds = {"KV heads": "kv_heads", "query heads a KV head": "q_per_kv", units: "mlp"}
+    kinds |= {"channels an expert": "channels"} if traits.experts else {}
     ranges = {kind: sorted({getattr(layer, name) for layer in spec.layers}) for kind, name in kinds.items()}
     got = ", ".join(f"{found[0]} to {found[-1]} {kind}" for kind, found in ranges.items() if len(found) > 1)
     if not got and heads and first.mlp:

@@ -43,7 +43,7 @@ from saap_jax.subjects.traced.pruned import checked_losses, own_code
 from saap_jax.subjects.traced.subject import CutTraced, TracedSubject
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.scales import Scaled
-from saap_jax.types import QUERY_HEADS, RESIDUAL, Keep
+from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL, Keep
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -90,6 +90,8 @@ class Pruned(NamedTuple):
     """The targets that were asked for."""
     channels: tuple[int, int] | None = None
     """Of the residual stream, before and after, where some went."""
+    expert_channels: tuple[int, int] | None = None
+    """Of all experts together, before and after, where they were told apart."""
     structures: tuple[tuple[str, int, int, int], ...] = ()
     """Name, copies, units before and after of each structure of a traced model."""
     losses: Mapping[str, float] = MappingProxyType({})
@@ -191,6 +193,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         scaled=next((each for each in changes if isinstance(each, Scaled)), None),
         reached=reached,
         channels=_told(subject, selection, RESIDUAL),
+        expert_channels=_told(subject, selection, EXPERT_CHANNELS),
         structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
         losses=losses,
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
@@ -348,6 +351,8 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         rows.append(("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
     if pruned.query_heads is not None:
         rows.append(("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
+    if pruned.expert_channels is not None:
+        rows.append(("channels of experts", "{:,} -> {:,}".format(*pruned.expert_channels)))
     if pruned.losses:
         rows.append(("held-out loss", f"{pruned.losses['dense']:.4g} -> {pruned.losses['cut']:.4g}"))
     else:

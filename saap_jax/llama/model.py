@@ -23,7 +23,7 @@ from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import GATHERED, by_example, expert_shards, gathered, in_force
-from saap_jax.types import QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
+from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
 
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
@@ -91,6 +91,11 @@ class Mlp(nnx.Module):
         self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.down = param(("layers", *units, "embed"), make((layers, *inner, d), max(inner[-1], 1)))
         self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether its units are experts: not those of a plain MLP, nor the channels of experts, as `unmixed` has it."""
+        return self.router is not None and self.router.shape[-1] == self.down.shape[-3]
 
     def halves(
         self, x: Float[Array, "batch seq embed"]
@@ -164,7 +169,8 @@ class Llama(nnx.Module):
         """Return the normalised last hidden states and, for each segment, what `observe` made, stacked over its layers.
 
         `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
-        `QUERY_HEADS` tells the query heads of a KV head apart, `RESIDUAL` gates the residual stream.
+        `QUERY_HEADS` tells the query heads of a KV head apart, `EXPERT_CHANNELS` the channels of an expert; `RESIDUAL`
+        gates the residual stream.
         """
         sight = sight_of(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
         stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
@@ -237,8 +243,8 @@ def decode(
             middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     written = added(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
     y = by_example(x + _gated(post_normed(written, layer.attention_post_norm, constants), stream))
-    gate = None if gates is None else gates["mlp"]
-    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate)
+    gate, inner = (None, None) if gates is None else (gates["mlp"], gates.get(EXPERT_CHANNELS))
+    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate, inner)
     z = by_example(y + _gated(post_normed(written_by(layer.mlp, channels), layer.mlp_post_norm, constants), stream))
     if observe is None:
         return z, {}
@@ -312,19 +318,27 @@ def feed(
     x: Float[Array, "batch seq embed"],
     constants: Constants,
     gates: Float[Array, "*_rows units"] | None = None,
+    inner: Float[Array, "*_rows channels"] | None = None,
 ) -> Float[Array, "batch seq *units"]:
     """Activations that enter the down projection: silu(x W_gate) * (x W_up), or with GELU, times the gates of units.
 
-    Of a mixture `[batch, seq, experts, channels]`, those of each expert times its `routes`. All experts are computed
-    for all tokens.
+    Of a mixture `[batch, seq, experts, channels]`, those of each expert times its `routes`, and times the gates of its
+    channels, `inner`. All experts are computed for all tokens. Where the channels of experts are the units (`unmixed`)
+    each has the weight of its expert, which is closed if the gates of all of its channels are 0.
     """
     left, up = mlp.halves(x)
     active = ACTIVATIONS[constants.traits.activation](left) * up
     gates = None if gates is None else _per_token(gates, x)
     if mlp.router is None:
         return active if gates is None else active * gates
-    weights = routes(product("btd,de->bte", x, mlp.router), gates, constants)
-    return active * weights[..., None]
+    scores = product("btd,de->bte", x, mlp.router)
+    if not mlp.of_experts:
+        each = active.shape[2] // scores.shape[-1]
+        experts = None if gates is None else jnp.any(gates.reshape(*gates.shape[:2], -1, each) != 0, axis=-1)
+        weights = jnp.repeat(routes(scores, None if experts is None else experts.astype(x.dtype), constants), each, -1)
+        return active * (weights if gates is None else weights * gates)[..., None]
+    active = active * routes(scores, gates, constants)[..., None]
+    return active if inner is None else active * _per_token(inner, x).reshape(-1, 1, *active.shape[2:])
 
 
 def routes(

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from saap_jax.llama.spec import LayerWidths
-from saap_jax.types import QUERY_HEADS, STRUCTURES, Gates, Keep, LayerGates
+from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, STRUCTURES, TIED, Gates, Keep, LayerGates
 
 
 class SegmentBounds(NamedTuple):
     """Layers `start … stop - 1` of the model form a segment whose layers have `units[structure]` units each.
 
-    `units[QUERY_HEADS]` are their query heads.
+    `units[QUERY_HEADS]` are their query heads, `units[EXPERT_CHANNELS]` of a mixture the channels of all experts.
     """
 
     start: int
@@ -30,6 +30,7 @@ def segment_bounds(segments: Sequence[Any]) -> list[SegmentBounds]:
         widths = segment.widths
         heads = widths.kv_heads * widths.q_per_kv
         units = {"attention": widths.kv_heads, "mlp": widths.mlp, QUERY_HEADS: heads}
+        units |= {} if widths.channels is None else {EXPERT_CHANNELS: widths.mlp_channels}
         bounds.append(SegmentBounds(start, start + segment.length, units))
         start += segment.length
     return bounds
@@ -39,7 +40,9 @@ def split_gates(gates: Gates | None, bounds: list[SegmentBounds]) -> list[LayerG
     """Slice whole-model gates `[*batch, layers, units]` into a tree a segment, `[layers, *batch, units]`, for scan."""
     if gates is None:
         return [None] * len(bounds)
-    names = STRUCTURES + ((QUERY_HEADS,) if QUERY_HEADS in gates else ())
+    names = STRUCTURES + tuple(name for name in TIED if name in gates)
+    if EXPERT_CHANNELS in names and EXPERT_CHANNELS not in bounds[0].units:
+        raise ValueError("gates: expected no expert_channels for a model without experts; leave them out")
     widest = {name: max(segment.units[name] for segment in bounds) for name in names}
     for name in names:
         if gates[name].shape[-2:] != (bounds[-1].stop, widest[name]):
@@ -77,6 +80,11 @@ def existing_query_heads(segments: Sequence[Any]) -> Bool[np.ndarray, "_layers _
     return _existing(segments, QUERY_HEADS)
 
 
+def existing_tied(segments: Sequence[Any]) -> Keep:
+    """Return which units of each structure of `TIED` a model has; a model without experts has none of theirs."""
+    return {name: _existing(segments, name) for name in TIED if name in segment_bounds(segments)[0].units}
+
+
 def _existing(segments: Sequence[Any], name: str) -> Bool[np.ndarray, "_layers _units"]:
     bounds = segment_bounds(segments)
     widest = max(segment.units[name] for segment in bounds)
@@ -95,11 +103,18 @@ def masks(keep: Keep) -> Gates:
     return {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
 
 
-def heads_of(
-    kv_heads: Bool[np.ndarray, "layers kv_heads"], widths: tuple[LayerWidths, ...], shape: tuple[int, ...]
-) -> Bool[np.ndarray, "layers heads"]:
-    """Return which query heads read one of the given KV heads."""
-    heads = np.zeros(shape, bool)
-    for row, kept, each in zip(heads, kv_heads, widths, strict=True):
-        row[: each.kv_heads * each.q_per_kv] = np.repeat(kept[: each.kv_heads], each.q_per_kv)
-    return heads
+def units_inside(
+    holders: Bool[np.ndarray, "layers holders"], widths: Sequence[LayerWidths], name: str, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "layers units"]:
+    """Return which units of a structure of `TIED` lie inside of the given holders, such as query heads of KV heads."""
+    units = np.zeros(shape, bool)
+    for row, kept, (count, each) in zip(units, holders, [held_by(layer, name) for layer in widths], strict=True):
+        row[: count * each] = np.repeat(kept[:count], each)
+    return units
+
+
+def held_by(widths: LayerWidths, name: str) -> tuple[int, int]:
+    """Return how many holders of a structure of `TIED` a layer has, and how many units lie inside of each."""
+    if name == QUERY_HEADS:
+        return widths.kv_heads, widths.q_per_kv
+    return widths.mlp, widths.channels or 1

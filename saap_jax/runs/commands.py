@@ -8,7 +8,7 @@ from typing import Any
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import is_factory
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
+from saap_jax.config.search import NESTED, SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord
@@ -35,7 +35,7 @@ def prune_command(run: RunRecord, row: Row) -> str:
     search: dict[str, Any] = {
         key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None
     }
-    for name in ("query_heads", "residual"):
+    for name in NESTED:
         share = row.get("shares", {}).get(name, 0.0)
         search[name] = {**config["search"].get(name, {}), "share": share}
     calibration = {**config["calibration"], "seed": row["seed"]}

@@ -1,9 +1,11 @@
-"""Stage 2c, structures inside others: query heads of KV heads, channels of the residual stream. Sees no model.
+"""Stage 2c, structures inside others: query heads of KV heads, channels of experts and of the residual stream.
+
+Sees no model.
 
 Such a structure has a share of the budget of its own and goes before attention and MLP, whose units are smaller
 afterwards. So nothing is counted twice, and what is left of the budget is met exactly by the ordinary search:
 
-    channels (a share)  ->  query heads (a share)  ->  attention and MLP, at what their units then cost
+    channels (a share)  ->  query heads, channels of experts (a share each)  ->  attention and MLP, at what these cost
 
 *A slice of everything* (channels): the units of the lowest scores go, so many that what stays is the multiple of
 `multiple_of` that is nearest to the share.
@@ -12,6 +14,7 @@ afterwards. So nothing is counted twice, and what is left of the budget is met e
 one of each KV head of a layer, the lowest score that is left in each. A block costs as much as its query heads, and its
 key is the mean priority of these (score, or score · e^(λ · ASI) with `adaptive`). All blocks of all layers are one
 ranking, for `uniform` too: a block is a large part of a layer, and the same share of every layer could not be met.
+Channels of experts go alike: one of each expert of a layer, or `multiple_of` of each.
 """
 
 import math
@@ -24,7 +27,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from saap_jax.config.search import SearchConfig
 from saap_jax.selection.budget import SLACK
 from saap_jax.selection.search import priorities, search, skipped_layers
-from saap_jax.types import Keep, Limits, Nested, Scores
+from saap_jax.types import Keep, Nested, Scores
 
 Costs = Callable[[Keep], dict[str, np.ndarray]]
 """Returns the parameters that a unit of each group takes along in a model that keeps only some units."""
@@ -190,16 +193,19 @@ def kept_tied(
     """
     per, skipped = tied.per, skipped_layers(config.skip_layers, len(tied.existing))
     costs = tied.alive.sum(axis=1) * tied.costs
-    most = int((np.maximum(per - how.limits.min_keep, 0) * costs * ~skipped).sum())
+    limits = how.limits
+    floor = -(-limits.min_keep // limits.multiple_of) * limits.multiple_of
+    most = int((np.maximum(per - floor, 0) * costs * ~skipped).sum())
     if gone is None:
         check_tied(per, most, target, how)
     target = min(target, most)
-    ranked = _ranked(scores, tied, config, stability, gone)
+    ranked = _ranked(how.option.rpartition(".")[2], scores, tied, config, stability, gone)
     groups = [tied.by_holder(ranked, layer) for layer in range(len(per))]
     alive = [group[tied.alive[layer, : len(group)]] for layer, group in enumerate(groups)]
     if target and all((group == group[:, :1]).all() for group in alive):
+        units, holder, _ = how.words
         raise ValueError(
-            f"{how.option}.share: expected scores that tell the query heads of a KV head apart, got equal ones; "
+            f"{how.option}.share: expected scores that tell the {units} of {holder} apart, got equal ones; "
             "use an estimator of units, such as gate_fisher"
         )
     free = [layer for layer, group in enumerate(alive) if group.size and not skipped[layer]]
@@ -208,8 +214,8 @@ def kept_tied(
     cost = {str(layer): costs[layer : layer + 1] for layer in free}
     whole = sum(int(costs[layer] * per[layer]) for layer in free)
     ranking = SearchConfig(allocation="global", rank_by="score", solver=config.solver)
-    limits = dict.fromkeys(blocks, Limits(how.limits.min_keep))
-    left = search(means, cost, blocks, target / max(whole, 1), ranking, limits=limits).keep if whole else {}
+    each = dict.fromkeys(blocks, limits)
+    left = search(means, cost, blocks, target / max(whole, 1), ranking, limits=each).keep if whole else {}
     keep = np.zeros(tied.existing.shape, bool)
     for layer, group in enumerate(groups):
         stays = int(left[str(layer)].sum()) if str(layer) in left else group.shape[1]
@@ -219,15 +225,17 @@ def kept_tied(
 
 def check_tied(per: Int[np.ndarray, "layers"], most: int, target: int, how: Nested) -> None:
     """Raise ValueError where units inside of others cannot make up `target` parameters, of which they have `most`."""
+    units, _, holders = how.words
     if (per <= 1).all():
         raise ValueError(
-            f"{how.option}.share: expected KV heads with two query heads or more, got a model with one each: there, "
-            "attention units are query heads; leave it 0"
+            f"{how.option}.share: expected {holders} with two {units} or more, got a model with one each: there, "
+            f"{how.inside} units are {units}; leave it 0"
         )
     if target > most:
+        aligned = f", {how.option}.multiple_of" if how.limits.multiple_of > 1 else ""
         raise ValueError(
-            f"{how.option}.share: expected at most {most:,} parameters from query heads, as {how.option}.min_keep and "
-            f"search.skip_layers allow, got {target:,}; lower it or the ratio, or relax those"
+            f"{how.option}.share: expected at most {most:,} parameters from {units}, as {how.option}.min_keep{aligned} "
+            f"and search.skip_layers allow, got {target:,}; lower it or the ratio, or relax those"
         )
 
 
@@ -246,6 +254,7 @@ def held(
 
 
 def _ranked(
+    name: str,
     scores: Float[np.ndarray, "layers units"],
     tied: Tied,
     config: SearchConfig,
@@ -253,7 +262,6 @@ def _ranked(
     gone: Bool[np.ndarray, "layers units"] | None,
 ) -> Float[np.ndarray, "layers units"]:
     """Return what units are ranked by, NaN where there is none; what went before is lowest of all."""
-    name = "query_heads"
     ranked = priorities(
         {name: scores},
         {name: tied.costs},

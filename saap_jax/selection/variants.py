@@ -9,7 +9,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import SweepConfig
 from saap_jax.config.method import ALL, FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import SearchConfig
+from saap_jax.config.search import NESTED, SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import Recipe, find_recipes
 from saap_jax.selection.calibrate import fusion_members, structure_parts
@@ -91,6 +91,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         "rank_by": grid.rank_by or (config.search.rank_by,),
         "stability_weight": grid.stability_weights or (config.search.stability_weight,),
         "query_heads": grid.query_heads or (config.search.query_heads.share,),
+        "expert_channels": grid.expert_channels or (config.search.expert_channels.share,),
         "residual": grid.residual or (config.search.residual.share,),
         "learn_steps": grid.learn_steps or (config.search.learn.steps,),
         "scenario": grid.scenarios or (ALL,),
@@ -113,7 +114,7 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         said = {name: _said(name, chosen[name]) for name in axes if name in free and len(axes[name]) > 1}
         fusion = {name: chosen[name] for name in ("method", "scope") if name in free}
         search = {name: chosen[name] for name in ("allocation", "rank_by", "stability_weight") if name in free}
-        for name in ("query_heads", "residual"):
+        for name in NESTED:
             search[name] = dataclasses.replace(getattr(config.search, name), share=chosen[name])
         search["learn"] = dataclasses.replace(config.search.learn, steps=chosen["learn_steps"])
         found[key] = Variant(
@@ -193,7 +194,7 @@ def _said(axis: str, value: Any) -> str:
     >>> _said("query_heads", 0.1), _said("learn_steps", 72)
     ('query_heads=0.1', 'learn=72')
     """
-    if axis in ("query_heads", "residual", "learn_steps"):
+    if axis in (*NESTED, "learn_steps"):
         return f"{axis.removesuffix('_steps')}={value:g}"
     if axis == "compensation" and value == "none":
         return "uncompensated"

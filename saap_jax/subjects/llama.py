@@ -26,12 +26,12 @@ from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.narrow import narrowed, written_by
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import existing_query_heads, existing_units, masks
-from saap_jax.llama.ungroup import ungrouped
+from saap_jax.llama.segments import existing_tied, existing_units, masks, units_inside
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic, mesh_of
 from saap_jax.subjects.base import Progress, Subject, View, silent
+from saap_jax.subjects.inside import VIEWS, SeenBy, check_further, nested_of
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.counting import costs_left, kept_parameters
@@ -39,7 +39,17 @@ from saap_jax.surgery.cut import check_keep, cut
 from saap_jax.surgery.divergence import Divergence
 from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.surgery.sequence import chosen_in_sequence
-from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep, Limits, Nested, Remat, Scores, WindowLosses
+from saap_jax.types import (
+    EXPERT_CHANNELS,
+    RESIDUAL,
+    STRUCTURES,
+    TIED,
+    Keep,
+    Nested,
+    Remat,
+    Scores,
+    WindowLosses,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,11 +63,12 @@ class LlamaSubject(Subject):
     layout: Layout | None = None
     """Where arrays lie; what is loaded back lies alike, as far as widths allow."""
     further: tuple[str, ...] = ()
-    """Structures that are told apart beside attention and MLP: `QUERY_HEADS`, `RESIDUAL`."""
+    """Structures that are told apart beside attention and MLP: of `TIED`, or `RESIDUAL`."""
     channels: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
     """What scores the channels of the residual stream; see `estimation.channels`."""
 
     def __post_init__(self) -> None:
+        check_further(self.further, self.model.constants)
         object.__setattr__(self, "model", automatic(self.model))
 
     def with_model(self, model: Llama) -> "LlamaSubject":
@@ -77,12 +88,9 @@ class LlamaSubject(Subject):
     @functools.cached_property
     def existing(self) -> Keep:
         """Which units there are, `[layers, units]`; channels of the residual stream `[1, embed]`."""
-        further = {
-            QUERY_HEADS: lambda: existing_query_heads(self.model.segments),
-            RESIDUAL: lambda: np.ones((1, self.model.spec.embed), bool),
-        }
+        known = {**existing_tied(self.model.segments), RESIDUAL: np.ones((1, self.model.spec.embed), bool)}
         return existing_units(self.model.segments) | {
-            name: make() for name, make in further.items() if name in self.further
+            name: units for name, units in known.items() if name in self.further
         }
 
     @functools.cached_property
@@ -103,28 +111,13 @@ class LlamaSubject(Subject):
         return dataclasses.replace(search, min_keep=dataclasses.replace(search.min_keep, mlp=least))
 
     def nested(self, search: SearchConfig) -> dict[str, Nested]:
-        """Return the structures that lie in others: channels of the stream in all, query heads in attention units.
+        """Return the structures that lie in others: channels of the stream in all, query heads in attention units,
+        channels in experts.
 
         Raises:
             ValueError: a share of the budget for structures that this subject does not tell apart.
         """
-        channels, heads = search.residual, search.query_heads
-        known = {
-            RESIDUAL: Nested(None, channels.share, "search.residual", Limits(multiple_of=channels.multiple_of)),
-            QUERY_HEADS: Nested("attention", heads.share, "search.query_heads", Limits(min_keep=heads.min_keep)),
-        }
-        for name, how in known.items():
-            if how.share and name not in self.further:
-                raise ValueError(
-                    f"{how.option}.share: expected a model that tells {name} apart, got one of "
-                    f"{' and '.join(self.existing)}; open it with further=({name!r},)"
-                )
-        if channels.share and self.model.constants.traits.post_norms:
-            raise ValueError(
-                f"search.residual.share: expected 0 for a {self.model.constants.family}, whose norms behind the "
-                f"sub-blocks average over all channels that these write, got {channels.share:g}"
-            )
-        return {name: how for name, how in known.items() if name in self.further}
+        return nested_of(search, self.further, self.model.constants)
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -206,15 +199,12 @@ class LlamaSubject(Subject):
 
     @functools.cached_property
     def views(self) -> dict[str, View]:
-        """The model without groups, whose attention units are the query heads, if these are told apart."""
-        if QUERY_HEADS not in self.further:
-            return {}
-        view = dataclasses.replace(self, model=ungrouped(self.model), further=())
-
-        def keep_of(keep: Keep) -> Keep:
-            return {name: kept for name, kept in keep.items() if name != QUERY_HEADS} | {"attention": keep[QUERY_HEADS]}
-
-        return {QUERY_HEADS: View(view, "attention", keep_of)}
+        """The models whose units are query heads, or channels of experts, if these are told apart."""
+        return {
+            name: View(dataclasses.replace(self, model=make(self.model), further=()), TIED[name][0], SeenBy(name))
+            for name, make in VIEWS.items()
+            if name in self.further
+        }
 
     def apart(
         self,
@@ -296,10 +286,19 @@ class LlamaSubject(Subject):
         config.check_microbatches(microbatches)
 
     def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return experts: attention and MLP are compensated by every method where the MLP is one."""
-        if method == "none" or not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
+        """Return experts and their channels: where the MLP is one, all is compensated by every method."""
+        if method == "none" or not self.model.constants.traits.experts:
             return {}
-        return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
+        reasons = {}
+        if keep is None or not keep["mlp"].all():
+            reasons["mlp"] = "tokens of an expert that goes are routed to others, whose weights are left as they are"
+        if EXPERT_CHANNELS in (self.further if keep is None else keep):
+            inside = keep and units_inside(
+                keep["mlp"], self.model.spec.layers, EXPERT_CHANNELS, keep[EXPERT_CHANNELS].shape
+            )
+            if keep is None or (inside & ~keep[EXPERT_CHANNELS]).any():
+                reasons[EXPERT_CHANNELS] = "matrices of experts are left as they are"
+        return reasons
 
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
         """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where

@@ -12,9 +12,9 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.subjects.traced import subject_of as traced_subject
-from saap_jax.types import QUERY_HEADS, RESIDUAL
+from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL
 
-_NESTED = {"query_heads": QUERY_HEADS, "residual": RESIDUAL}
+_NESTED = {"query_heads": QUERY_HEADS, "expert_channels": EXPERT_CHANNELS, "residual": RESIDUAL}
 """Options of the search that take a share of the budget -> the structure that it is for."""
 
 

@@ -22,6 +22,7 @@ everything.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -38,12 +39,12 @@ from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
-from saap_jax.llama.segments import segment_bounds
+from saap_jax.llama.segments import held_by, segment_bounds
 from saap_jax.llama.spec import LayerWidths
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import Correction, Normal, corrected, together
 from saap_jax.surgery.cut import check_keep
-from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep
+from saap_jax.types import STRUCTURES, TIED, Keep
 
 Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
 """Tokens and which of them are real."""
@@ -82,7 +83,7 @@ def compensate(
     they take the place of the text.
 
     Args:
-        keep: `[layers, units]` a structure, and `QUERY_HEADS` if they are told apart.
+        keep: `[layers, units]` a structure, and those of `TIED` that are told apart.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
         gram: of the unpruned model, for `propagate = dense`; `batches` are then not read.
         progress: wraps the layers, to show progress.
@@ -133,7 +134,8 @@ def corrected_in_turn(
         advance = functools.partial(advance_step, model, **where)
         if at.routed is not None and not same:  # never corrected: see `LlamaSubject.uncompensated`
             dense = [advance(at.old, stream.dense) for stream in streams]
-            pruned = [advance(at.old, stream.pruned, gates=at.routed) for stream in streams] if through else dense
+            new, _ = at.masked()
+            pruned = [advance(new, stream.pruned, gates=at.routed) for stream in streams] if through else dense
             streams = [Stream(*each) for each in zip(dense, pruned, strict=True)]
             yield at, at.old, None
             continue
@@ -248,7 +250,7 @@ def sub_blocks(
         segment, index = places[layer]
         for structure in STRUCTURES:
             old = writer_of(model.segments[segment], structure, index)
-            units = QUERY_HEADS if structure == "attention" and QUERY_HEADS in keep else structure
+            units = next((name for name in TIED if name in keep and TIED[name][0] == structure), structure)
             kept = coordinates(keep[units][layer], model.segments[segment].widths, old.weight.shape[0], units)
             mixed = structure == "mlp" and model.segments[segment].mlp.router is not None
             own = keep[structure][layer, : model.segments[segment].widths.mlp] if mixed else None
@@ -369,10 +371,10 @@ def coordinates(
 ) -> Bool[np.ndarray, "coordinates"]:
     """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer.
 
-    `which` units they are: `attention`, `mlp`, or `QUERY_HEADS`.
+    `which` units they are: `attention`, `mlp`, or a structure of `TIED`.
     """
-    heads = {"attention": widths.kv_heads, QUERY_HEADS: widths.kv_heads * widths.q_per_kv}
-    units = heads.get(which, widths.mlp)
+    own = {"attention": widths.kv_heads, "mlp": widths.mlp}
+    units = own[which] if which in own else math.prod(held_by(widths, which))
     return np.repeat(kept[:units], count // max(units, 1))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from saap_jax.discovery.structures import parameters_by_path
 from saap_jax.llama import Llama
-from saap_jax.llama.segments import heads_of
-from saap_jax.types import PRUNABLE_AXES, QUERY_HEADS, RESIDUAL, Keep
+from saap_jax.llama.segments import held_by, units_inside
+from saap_jax.types import PRUNABLE_AXES, RESIDUAL, TIED, Keep
 
 
 class Counted(NamedTuple):
@@ -35,11 +35,12 @@ def kept_parameters(model: Llama, keep: Keep) -> Counted:
 def costs_left(model: Llama, keep: Keep) -> dict[str, np.ndarray]:
     """Return the parameters that one unit of each layer takes along in a model without some units, `[layers]` int64.
 
-    Without query heads or channels of the residual stream a unit of attention or MLP is smaller. `QUERY_HEADS` is what
-    one query head takes along while its KV head stays; `RESIDUAL`, `[1]`, what a channel takes of attention and MLP.
+    Without query heads, channels of experts or of the residual stream a unit of attention or MLP is smaller. That of a
+    structure of `TIED` is what one unit takes along while its holder stays, such as a query head; `RESIDUAL`, `[1]`,
+    what a channel takes of attention and MLP.
     """
     layers = len(model.spec.layers)
-    costs = {name: np.zeros(layers, np.int64) for name in (*PRUNABLE_AXES.values(), QUERY_HEADS)}
+    costs = {name: np.zeros(layers, np.int64) for name in (*PRUNABLE_AXES.values(), *TIED)}
     channel = 0
     for layer, axes, sizes in _sizes_left(model, keep):
         units = next((name for axis, name in PRUNABLE_AXES.items() if axis in axes), None)
@@ -47,8 +48,9 @@ def costs_left(model: Llama, keep: Keep) -> dict[str, np.ndarray]:
             continue
         size = math.prod(sizes.values())
         costs[units][layer] += size
-        if "q_per_kv" in axes:
-            costs[QUERY_HEADS][layer] += size // max(sizes["q_per_kv"], 1)
+        for name, (_, axis) in TIED.items():
+            if axis in axes:
+                costs[name][layer] += size // max(sizes[axis], 1)
         if "embed" in axes:
             channel += size // sizes["embed"] * int(keep[units][layer].sum())
     return costs | {RESIDUAL: np.array([channel], np.int64)}
@@ -58,13 +60,13 @@ def _sizes_left(model: Llama, keep: Keep) -> Iterator[tuple[int | None, tuple[st
     """Yield layer (None outside of layers), axes, and the sizes of all other axes than that of the units, of each
     parameter."""
     embed = int(keep[RESIDUAL].sum()) if RESIDUAL in keep else model.spec.embed
-    heads = _heads_left(model, keep)
+    inside = {axis: _left_inside(model, keep, name) for name, (_, axis) in TIED.items()}
     layer = -1
     for segment in model.segments:
         held = [(each.axes, each.shape) for each in parameters_by_path(segment).values()]
         for _ in range(segment.length):
             layer += 1
-            left = {"embed": embed, "q_per_kv": heads[layer]}
+            left = {"embed": embed} | {axis: each[layer] for axis, each in inside.items()}
             for axes, shape in held:
                 rest = {axis: size for axis, size in zip(axes[1:], shape[1:], strict=True) if axis not in PRUNABLE_AXES}
                 yield layer, axes, rest | {axis: left[axis] for axis in rest if axis in left}
@@ -74,13 +76,13 @@ def _sizes_left(model: Llama, keep: Keep) -> Iterator[tuple[int | None, tuple[st
             yield None, parameter.axes, sizes | ({"embed": embed} if "embed" in sizes else {})
 
 
-def _heads_left(model: Llama, keep: Keep) -> list[int]:
-    """Return how many query heads each KV head that stays keeps, of each layer."""
-    widths = model.spec.layers
-    if QUERY_HEADS not in keep:
-        return [each.q_per_kv for each in widths]
-    left = keep[QUERY_HEADS] & heads_of(keep["attention"], widths, keep[QUERY_HEADS].shape)
+def _left_inside(model: Llama, keep: Keep, name: str) -> list[int]:
+    """Return how many units of a structure of `TIED` each holder that stays keeps, of each layer."""
+    widths, (holder, _) = model.spec.layers, TIED[name]
+    if name not in keep:
+        return [held_by(each, name)[1] for each in widths]
+    left = keep[name] & units_inside(keep[holder], widths, name, keep[name].shape)
     return [
-        int(heads.sum()) // int(kv.sum()) if kv.any() else each.q_per_kv
-        for heads, kv, each in zip(left, keep["attention"], widths, strict=True)
+        int(units.sum()) // int(holders.sum()) if holders.any() else held_by(each, name)[1]
+        for units, holders, each in zip(left, keep[holder], widths, strict=True)
     ]

@@ -44,7 +44,7 @@ from saap_jax.llama.spec import check_bounds, check_length
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
-from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
+from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Keep
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -116,7 +116,7 @@ def load_keep(directory: str | Path) -> Keep:
     path = Path(directory) / "keep.json"
     keep: Keep = {}
     for structure, entry in read_object(path).items():
-        if structure not in (*STRUCTURES, QUERY_HEADS, RESIDUAL):
+        if structure not in (*STRUCTURES, *TIED, RESIDUAL):
             raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
         units, rows = (entry.get(key) if isinstance(entry, dict) else None for key in ("units", "kept"))
         if type(units) is not int or not isinstance(rows, list) or not all(map(_ascending, rows)):

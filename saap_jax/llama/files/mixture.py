@@ -37,7 +37,8 @@ def mixture_constants(config: dict[str, Any], where: str, family: str) -> dict[s
 def experts_of(config: dict[str, Any], where: str, family: str, layers: int) -> list[dict[str, int]]:
     """Return the widths of each layer's mixture, its experts as `mlp` and the `channels` of each.
 
-    A plain config has one number for all layers, one per layer a number of experts for each.
+    A plain config has one number for all layers, one per layer a number of experts for each, and of channels too
+    where layers differ in it.
 
     Raises:
         ValueError: numbers that are missing, damaged or disagree.
@@ -57,24 +58,24 @@ def experts_of(config: dict[str, Any], where: str, family: str, layers: int) -> 
         return [{"mlp": number, "channels": integer(config, how.channels, where, "channels")}] * layers
     if not isinstance(count, list) or len(count) != layers:
         raise ValueError(f"{where}: expected {key} to be {layers} non-negative integers, got {shown(count)}")
-    channels = integer(config, "channels", where, "channels")
-    numbers = [0 if each == 0 else integer({key: each}, key, where, "heads") for each in count]
-    return [{"mlp": number, "channels": channels} for number in numbers]
+    given = config.get("channels")
+    if isinstance(given, list) and len(given) != layers:
+        raise ValueError(
+            f"{where}: expected channels to be a positive integer, or {layers} of them, got {shown(given)}"
+        )
+    each = given if isinstance(given, list) else [given] * layers
+    channels = [integer({"channels": number}, "channels", where, "channels") for number in each]
+    numbers = [0 if number == 0 else integer({key: number}, key, where, "heads") for number in count]
+    return [{"mlp": number, "channels": inner} for number, inner in zip(numbers, channels, strict=True)]
 
 
 def mixture_keys(spec: LlamaSpec, per_layer: bool) -> dict[str, Any]:
-    """Return the keys of a config that only mixtures have.
-
-    Raises:
-        ValueError: experts of other widths in some layers.
-    """
+    """Return the keys of a config that only mixtures have; a plain one is of layers that are alike."""
     if (how := spec.constants.traits.mixture) is None:
         return {}
-    counts, channels = [layer.mlp for layer in spec.layers], {layer.channels or 0 for layer in spec.layers}
-    if len(channels) > 1:
-        raise ValueError(f"model: expected experts of one width in all layers, got {sorted(channels)}")
+    counts, channels = [layer.mlp for layer in spec.layers], [layer.channels for layer in spec.layers]
     keys: dict[str, Any] = dict.fromkeys(how.counts, counts if per_layer else counts[0])
-    keys |= {"channels" if per_layer else how.channels: channels.pop()}
+    keys |= {"channels" if per_layer else how.channels: channels[0] if len(set(channels)) == 1 else channels}
     keys |= {"num_experts_per_tok": spec.constants.experts_per_token}
     return keys | ({how.summed: spec.constants.route_scale == "sum_to_one"} if how.summed else {})
 

@@ -25,7 +25,7 @@ from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import is_primary
 from saap_jax.runtime.remote import check_local
-from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES, Keep
+from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Keep
 
 
 @taken_in
@@ -85,7 +85,7 @@ def check_widths(keep: Keep, model: Llama) -> None:
             widths = [model.spec.embed]
         else:
             widths = [
-                segment.units[name]
+                segment.units.get(name, 0)
                 for segment in segment_bounds(model.segments)
                 for _ in range(segment.start, segment.stop)
             ]
@@ -102,4 +102,4 @@ def _keep_record(keep: Keep) -> dict[str, Any]:
 
 
 def _names(keep: Keep) -> tuple[str, ...]:
-    return STRUCTURES + tuple(name for name in (QUERY_HEADS, RESIDUAL) if name in keep)
+    return STRUCTURES + tuple(name for name in (*TIED, RESIDUAL) if name in keep)
