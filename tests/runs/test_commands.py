@@ -10,7 +10,6 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import EstimationConfig, EvaluationConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.runs.commands import compare_command, prune_command
-from saap_jax.runs.directory import plain
 
 ROW = {"variant": "wanda", "seed": 0, "estimator": "wanda", "scenario": "all", "ratio_asked": 0.3}
 
@@ -38,7 +37,7 @@ def test_the_command_of_a_comparison_makes_its_configuration_again():
         evaluation=EvaluationConfig(windows=12),
     )
     for more, name in (("", "mine"), ("more", "mine-more")):
-        words = shlex.split(compare_command({"schema": 1, "config": plain(config)}, more, {}))
+        words = shlex.split(compare_command({"schema": 1, "config": dataclasses.asdict(config)}, more, {}))
         read, _ = parse("compare", CompareConfig(), words[2:])
         assert read == dataclasses.replace(config, name=name)
     assert config != CompareConfig()

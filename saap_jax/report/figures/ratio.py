@@ -29,7 +29,7 @@ _GAP, _LETTER = 11.0, 8.0
 _NAMED = 14
 """Letters of a name at the end of a line; the legend has all."""
 
-_NEAR = 0.05
+_NEAR = 0.15
 """Share of the axis within which the ends of curves count as one column of names."""
 
 
