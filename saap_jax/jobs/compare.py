@@ -28,6 +28,7 @@ from saap_jax.jobs.sweep import (
     unpruned,
 )
 from saap_jax.report.figures.couplings import coupling_files
+from saap_jax.runs.commands import compare_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import Training, read_keeps, save_keeps
 from saap_jax.runs.records import Row
@@ -105,6 +106,7 @@ def _compare(
         _cut_best(config, run, subject, compensated, texts, keeps)
     run.update(cost=run_cost(run.record, prices))
     run.update(couplings=subject.couplings())
+    run.update(command=compare_command(run.record, "", {}))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 

@@ -15,7 +15,7 @@ from saap_jax.runs.records import Row, RunRecord
 
 
 def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> str:
-    """Return the `saap compare` of a run's setting with some changes; `name` is added to the name of the run.
+    """Return the `saap compare` of a run's setting with some changes; `name`, if any, is added to the run's name.
 
     Args:
         run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
@@ -25,7 +25,7 @@ def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> st
     if "estimator" in config:  # of `saap sensitivity`
         config["estimation"] = {"estimators": [config["estimator"]], "remat": config["remat"]}
         config["ratios"], config["best_ratio"] = [config["ratio"]], config["ratio"]
-    config["name"] = f"{config['name']}-{name}"
+    config["name"] = "-".join(filter(None, (config["name"], name)))
     return " ".join(["saap compare", *options(changed(config, changes), CompareConfig())])
 
 

@@ -433,6 +433,8 @@ class RunRecord(TypedDict, total=False):
     kind: str
     status: str
     config: Configuration
+    command: str
+    """The words that make the configuration of its defaults."""
     stages: list[Stage]
     files: list[str]
     """Written beside `run.json`."""

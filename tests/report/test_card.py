@@ -43,7 +43,7 @@ def test_a_card_says_what_is_on_record(tmp_path):
         "tags": ["pruned", "saap_jax"],
     }
     assert "# small\n" in text
-    assert "| parameters | 1,200 | 900 | -25.0 % |" in text
+    assert "| parameters | 1,200 | 900 | −25.0 % |" in text
     assert "20.3 % of the prunable parameters removed, 20.0 % asked for" in text
     assert "saap prune --out pruned\n" in text
     assert "No perplexity is on record" in text

@@ -96,9 +96,9 @@ class TestPage:
         rows = sortable_rows(render_report(run.path))
         assert len(rows) == 17
         for line in run.candidates():
-            row = next(r for r in rows if r[0].split()[0] == line["estimator"] and r[1] == 100 * line["ratio_asked"])
-            assert row[2] == pytest.approx(line["ratio_actual"], rel=1e-6)
-            for value, name in zip(row[4:6], fake.METRICS, strict=True):
+            row = next(r for r in rows if r[0].split()[0] == line["estimator"] and r[3] == 100 * line["ratio_asked"])
+            assert row[4] == pytest.approx(line["ratio_actual"], rel=1e-6)
+            for value, name in zip(row[1:3], fake.METRICS, strict=True):
                 assert value == pytest.approx(line["ppl"][name], rel=1e-6, nan_ok=True)
         heads = Page(render_report(run.path)).of("th")
         assert [attrs["aria-sort"] for attrs in heads if "aria-sort" in attrs] == ["none"] * 10
@@ -160,17 +160,17 @@ class TestSections:
         page = Page(render_report(path))
         heads = [attrs["id"] for attrs in page.of("h2")]
         assert heads == [
-            "summary", "suggestions", "comparison", "frontier", "intervals", "kept", "scores", "fusion", "cut",
+            "summary", "frontier", "suggestions", "comparison", "intervals", "kept", "scores", "fusion", "cut",
             "stages", "reproduce",
         ]  # fmt: skip
         assert [attrs["href"] for attrs in page.of("a") if "download" not in attrs] == [f"#{id}" for id in heads]
 
     def test_say_what_figures_leave_out(self, path):
         text = render_report(path)
-        assert text.count("10 more variants in the table above.") == 1 + 2, "a frontier, a map a ratio"
-        assert text.count("9 more variants in the table above.") == 2, "the best is no line of the intervals"
+        assert text.count("10 more variants in the table of all.") == 1 + 2, "a frontier, a map a ratio"
+        assert text.count("9 more variants in the table of all.") == 2, "the best is no line of the intervals"
         brief = render_page(report_page([read_view(path, Detail(6, drawn=False, downloads=False))], folded=False))
-        assert brief.count("24 more variants in the table above.") == 3
+        assert brief.count("24 more variants in the table of all.") == 3
         assert len(sortable_rows(brief)) == len(sortable_rows(text)) == 61
 
     def test_show_differences_that_are_those_of_the_intervals(self, path):
@@ -179,7 +179,7 @@ class TestSections:
         assert len(out) == 58
         for row in sortable_rows(render_report(path))[1:]:
             name = row[0].replace("<wbr>", "").removesuffix(" *").removesuffix(" ≈")
-            one = out.get((name, row[1] / 100))
+            one = out.get((name, row[3] / 100))
             if one is None:
                 assert math.isnan(row[7])
             else:
@@ -251,7 +251,7 @@ class TestSummary:
     def test_says_what_the_cut_saves(self):
         said = summary(fake.fields(), comparison_rows(fake.fields(), fake.candidates()))[-1]
         assert "gate_fisher@0.2" in said
-        assert "parameters (M) 134.5 to 113.0 (-16.0 %)" in said
+        assert "parameters (M) 134.5 to 113.0 (−16.0 %)" in said
 
     def test_names_what_cannot_be_told_apart_from_the_best(self):
         def row(label: str, ppl: float, p: float = math.nan) -> ComparisonRow:

@@ -6,14 +6,13 @@ from typing import Any
 from saap_jax.discovery.listing import coupling_record
 from saap_jax.discovery.tracing.trace import Traced
 from saap_jax.report.figures.draw import on_screen
-from saap_jax.report.figures.palette import COLOURS, PAPER
+from saap_jax.report.figures.palette import COLOURS, GREY, PAPER
 from saap_jax.report.page.blocks import Plot
 from saap_jax.runs.records import CoupledStructure, Couplings, RunRecord
 
-_COLOURS = (*COLOURS[:6], "#8a6d00", "#7f5fb8")
+_COLOURS, _PINNED = COLOURS, GREY
 """Told apart by the colour-blind; then again from the first."""
 
-_PINNED = "#8c8c8c"
 _ROW, _BOX, _TOP, _MIDDLE = 18.0, 34.0, 30.0, 115.0
 """Points that a row is high and a box is wide, above the first row, and between boxes and structures."""
 

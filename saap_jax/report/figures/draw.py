@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.report.figures.palette import COLOURS, INK, PAPER
+from saap_jax.report.figures.palette import COLOURS, GREY, INK, PAPER
 from saap_jax.report.page.blocks import Plot
 
 DPI = 100
@@ -211,6 +211,6 @@ def _without_groups(body: str) -> str:
 _CIRCLE = re.compile(r'<path( id="[^"]*" )d="M0 ([\d.]+)(?:C[^CZz"]*){8}z ?"/>')
 """A round marker, as matplotlib draws it."""
 
-_PAINTS = {colour: f"var(--c{place},{colour})" for place, colour in enumerate(COLOURS)}
+_PAINTS = {colour: f"var(--c{place},{colour})" for place, colour in enumerate((*COLOURS, GREY))}
 _PAINTS |= {INK: "currentColor", PAPER: f"var(--page,{PAPER})"}
 """Colours of a plot -> what they are on a page; in a file of its own, what they are."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure
 from saap_jax.report.figures.axes import in_one, logarithmic, removed_across, spread
-from saap_jax.report.figures.palette import INK, PAPER, line_style
+from saap_jax.report.figures.palette import INK, PAPER, is_baseline, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import format_percent, short_name
 from saap_jax.runs.records import Row, RunRecord
@@ -20,14 +20,17 @@ RUNS = 20
 _LETTERS = 38
 
 _WIDTH, _HEIGHT = 4.4, 3.5
-_ROOM = {"left": 0.13, "right": 0.91, "bottom": 0.16, "top": 0.97}
+_ROOM = {"left": 0.13, "right": 0.71, "bottom": 0.16, "top": 0.97}
 """Inches of a figure on the screen, and shares of it that the axes reach."""
 
 _GAP, _LETTER = 11.0, 8.0
-"""Points between the numbers at the ends of lines, and of these numbers; many are closer."""
+"""Points between the names at the ends of lines, and of these names; many are closer."""
 
-_NEAR = 0.05
-"""Share of the axis within which the ends of curves count as one column of numbers."""
+_NAMED = 14
+"""Letters of a name at the end of a line; the legend has all."""
+
+_NEAR = 0.15
+"""Share of the axis within which the ends of curves count as one column of names."""
 
 
 class Curve(NamedTuple):
@@ -36,6 +39,8 @@ class Curve(NamedTuple):
     name: str
     points: Sequence[tuple[float, float]]
     """(actual ratio, perplexity) by ratio, the dense model first."""
+    ends: Sequence[tuple[float, float, float]] = ()
+    """(actual ratio, low, high) of the points that have an interval."""
 
 
 def curves(run: RunRecord, candidates: Sequence[Row], metric: str) -> tuple[list[Curve], list[str]]:
@@ -57,11 +62,12 @@ def curves(run: RunRecord, candidates: Sequence[Row], metric: str) -> tuple[list
 def ratio_plot(
     title: str, found: Sequence[Curve], order: Sequence[str], missing: Sequence[str] = (), scale: Scale = PERPLEXITY
 ) -> Plot | None:
-    """Return perplexity (log axis) over the actual ratio, each line numbered at its end by its place in `order`.
+    """Return perplexity (log axis) over the actual ratio, each line named at its end, after its place in `order`.
 
-    Colour, dash and marker follow the place too, see `palette`, so that figures of one order are read with one legend.
-    Values far above the others (or infinite) are drawn on the upper edge, their numbers with an arrow, so that they do
-    not squeeze the rest. None without a line.
+    A line that ends before the others has its number alone there. Colour, dash and marker follow the place too, see
+    `palette`, so that figures of one order are read with one legend. Values far above the others (or infinite), and
+    what baselines have above all others, are drawn on the upper edge, their names with an arrow, so that they do not
+    squeeze the rest. Baselines are grey. None without a line.
     """
     shown = _shown(found, order)
     if not shown:
@@ -72,6 +78,8 @@ def ratio_plot(
              for c in shown]  # fmt: skip
     if any(ppl > high for curve in shown for _, ppl in curve.points):
         said.append(f"Above {format_figure(high, scale)} points are drawn on the upper edge.")
+    if any(curve.ends for curve in shown):
+        said.append("Upright lines are intervals.")
     said += [f"Without a value: {', '.join(missing)}."] if missing else []
 
     def paint(figure: Any) -> None:
@@ -79,9 +87,20 @@ def ratio_plot(
         figure.subplots_adjust(**_ROOM)
         axis = figure.subplots()
         _paint(axis, shown, order, scale)
-        _number_ends(axis, shown, order, 72 * _HEIGHT * (_ROOM["top"] - _ROOM["bottom"]))
+        _name_ends(axis, shown, order, 72 * _HEIGHT * (_ROOM["top"] - _ROOM["bottom"]))
 
     return Plot("frontier", title, " ".join(said), paint, _HEIGHT, _WIDTH)
+
+
+def beyond(found: Sequence[Curve], order: Sequence[str], scale: Scale = PERPLEXITY) -> list[str]:
+    """Say which values of each line lie beyond the scale of its figure, a sentence a line."""
+    shown = _shown(found, order)
+    far = {curve.name: [(r, p) for r, p in curve.points if p > _highest(shown)] for curve in shown}
+    return [
+        f"{name}: {', '.join(f'{format_figure(p, scale)} at {format_percent(r)} %' for r, p in points)}"
+        for name, points in far.items()
+        if points
+    ]
 
 
 def ratio_panels(
@@ -124,7 +143,9 @@ def _shown(found: Sequence[Curve], order: Sequence[str]) -> list[Curve]:
 
 
 def _highest(shown: Sequence[Curve]) -> float:
-    """Return the upper end of the axis: four times the middle one of the curves' ends at most."""
+    """Return the upper end of the axis, at most four times the middle one of the curves' ends, baselines aside."""
+    judged = [curve for curve in shown if not is_baseline(curve.name) and math.isfinite(curve.points[-1][1])]
+    shown = judged or shown
     values = [ppl for curve in shown for _, ppl in curve.points if math.isfinite(ppl)]
     ends = sorted(curve.points[-1][1] for curve in shown if math.isfinite(curve.points[-1][1]))
     low, high = min(values, default=1.0), max(values, default=10.0)
@@ -144,7 +165,10 @@ def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str], scale: Scale
     for curve in shown[::-1]:
         ratios, values = zip(*curve.points, strict=True)
         several = dense is not None and len(values) > 1
-        options = line_style(order.index(curve.name)).options() | {"markevery": (1, 1) if several else None}
+        options = line_style(order.index(curve.name), curve.name).options()
+        whiskers = [((ratio, low), (ratio, min(top, high))) for ratio, low, top in curve.ends if low < high]
+        in_one(axis, whiskers, axis.transData, color=options["color"], linewidth=1.0, alpha=0.8)
+        options |= {"markevery": (1, 1) if several else None}
         (handles[curve.name],) = axis.plot(ratios, np.minimum(values, high), clip_on=False, **options)
     if dense is not None:
         axis.axhline(dense, color=INK, alpha=0.6, linewidth=0.8, linestyle=(0, (2, 4)), zorder=1, clip_on=False)
@@ -160,8 +184,8 @@ def _paint(axis: Any, shown: Sequence[Curve], order: Sequence[str], scale: Scale
     return handles
 
 
-def _number_ends(axis: Any, shown: Sequence[Curve], order: Sequence[str], points: float) -> None:
-    """Write the number of each line beside its last point, moved apart where they would touch.
+def _name_ends(axis: Any, shown: Sequence[Curve], order: Sequence[str], points: float) -> None:
+    """Write number and name of each line beside its last point, moved apart where they would touch.
 
     The axis is so many points high.
     """
@@ -182,8 +206,9 @@ def _number_ends(axis: Any, shown: Sequence[Curve], order: Sequence[str], points
         end = max(curve.points[-1][0] for curve in column)
         for curve, height in zip(column, heights, strict=True):
             number = f"{order.index(curve.name) + 1}{'↑' if curve.points[-1][1] > high else ''}"
+            said = f"{number} {short_name(curve.name, _NAMED)}" if column is columns[-1] else number
             axis.annotate(
-                number, (end, height / points), xytext=(18 if apart else 7, 0), xycoords=axis.get_xaxis_transform(),
+                said, (end, height / points), xytext=(18 if apart else 7, 0), xycoords=axis.get_xaxis_transform(),
                 textcoords="offset points", va="center", annotation_clip=False, fontsize=_LETTER,
             )  # fmt: skip
         if apart:

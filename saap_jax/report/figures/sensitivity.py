@@ -8,6 +8,7 @@ import numpy as np
 
 from saap_jax.report.figures.axes import LEVELS
 from saap_jax.report.page.blocks import Plot
+from saap_jax.report.page.formats import MINUS
 
 _FRAME, _ROW = 1.15, 0.3
 """Inches of a panel without its rows, and of a row."""
@@ -16,8 +17,8 @@ _FRAME, _ROW = 1.15, 0.3
 def sensitivity_plot(panels: dict[str, np.ndarray], shares: Sequence[float], said: str) -> Plot:
     """Return a panel a structure, of changes of the loss `[shares, layers]`, NaN where a layer has no such unit.
 
-    Colours are linear near 0 and logarithmic beyond, since a few places cost far more than the rest; each panel has a
-    scale of its own. `said` is the figure in words.
+    Colours diverge from 0, linear near it and logarithmic beyond, since a few places cost far more than the rest; all
+    panels have one scale. `said` is the figure in words.
     """
     height = len(panels) * (_FRAME + _ROW * len(shares))
     title = "What each layer costs when it alone is pruned"
@@ -28,13 +29,16 @@ def _paint(figure: Any, panels: dict[str, np.ndarray], shares: Sequence[float]) 
     from matplotlib import colormaps
     from matplotlib.colors import AsinhNorm
 
-    scale = colormaps["viridis"].resampled(LEVELS)
+    scale = colormaps["RdBu_r"].resampled(LEVELS + 1)  # one of them is 0
+    every = np.concatenate([cells[np.isfinite(cells)] for cells in panels.values()])
+    sizes = np.abs(every[every != 0])
+    unit = float(np.median(sizes)) if len(sizes) else 1.0
+    most = float(max(sizes, default=unit))
+    norm = AsinhNorm(unit, vmin=-most, vmax=most)
+    images = []
     for axis, (name, cells) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        sizes = np.abs(cells[np.isfinite(cells) & (cells != 0)])
-        unit = float(np.median(sizes)) if len(sizes) else 1.0
-        low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
-        norm = AsinhNorm(unit, vmin=min(low, 0.0), vmax=max(high, 0.0, min(low, 0.0) + unit))
-        image = axis.pcolormesh(np.ma.masked_invalid(cells), cmap=scale, norm=norm, edgecolors="face", linewidth=0.2)
+        cover = {"cmap": scale, "norm": norm, "edgecolors": "face", "linewidth": 0.2}
+        images.append(axis.pcolormesh(np.ma.masked_invalid(cells), **cover))
         axis.set_title(f"{name}: change of the loss, nats a token")
         axis.set_yticks(np.arange(len(shares)) + 0.5, [f"{100 * share:g} %" for share in shares])
         axis.set_ylabel("removed")
@@ -43,11 +47,11 @@ def _paint(figure: Any, panels: dict[str, np.ndarray], shares: Sequence[float]) 
         numbers = np.arange(0, cells.shape[1], step)
         axis.set_xticks(numbers + 0.5, [str(number) for number in numbers])
         axis.spines[["top", "right"]].set_visible(True)
-        bar = figure.colorbar(image, ax=axis, pad=0.01, aspect=8)
-        ticks = _ticks(norm, unit)
-        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-        bar.minorticks_off()
-        bar.outline.set_visible(False)
+    bar = figure.colorbar(images[0], ax=figure.axes, pad=0.01, aspect=8 * len(images))
+    ticks = _ticks(norm, unit)
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", MINUS) for tick in ticks])
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
 
 
 def _ticks(norm: Any, unit: float) -> list[float]:

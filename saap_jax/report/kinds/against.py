@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saap_jax.evaluation.differences import Difference, differences_against
-from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for
+from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl, scale_of
 from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
 from saap_jax.report.page.formats import BEST, MINUS, format_p, short_name
@@ -42,6 +42,8 @@ class Against(NamedTuple):
     """Above 0: the best is better."""
     p_value: float
     """Adjusted for the number of variants that are compared with the best on this text (Holm)."""
+    floor: bool = False
+    """Whether it is the smallest that so many resamples can give, an upper bound."""
 
     @property
     def tied(self) -> bool:
@@ -79,15 +81,17 @@ def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[Com
             if not each or not base.size:
                 continue
             others = np.stack(list(each.values())).astype(np.float64)
+            resamples = resamples_for(len(each))
             differences = differences_against(
-                base.astype(np.float64), others, resamples=resamples_for(len(each)), scale=scale_of(name)
+                base.astype(np.float64), others, resamples=resamples, scale=scale_of(name)
             )
+            floors = [difference.p_value <= smallest_p_value(resamples) for difference in differences]
             adjusted = holm([difference.p_value for difference in differences]).tolist()
             if known := races.get((asked, name)):  # who is left was chosen by looking: its tests are those that count
-                adjusted = [known.get(row.label, math.nan) for row in each]
+                adjusted, floors = [known.get(row.label, math.nan) for row in each], [False] * len(each)
             found += [
-                Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p)
-                for row, difference, p in zip(each, differences, adjusted, strict=True)
+                Against(row.candidate, row.label, asked, name, metric["domain"], best.label, difference, p, floor)
+                for row, difference, p, floor in zip(each, differences, adjusted, floors, strict=True)
             ]
     return found
 
@@ -157,7 +161,7 @@ def _said(one: Against) -> str:
         said += f", {few(difference.windows)}"
     elif not math.isnan(difference.low):
         said += f" {format_interval(difference)}, wins {100 * difference.win_rate:.0f} % of the windows, "
-        said += f"adjusted p {format_p(one.p_value)}{', tied' if one.tied else ''}"
+        said += f"adjusted p {format_p(one.p_value, floor=one.floor)}{', tied' if one.tied else ''}"
     return said
 
 

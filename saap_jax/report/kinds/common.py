@@ -69,9 +69,11 @@ def model_name(run: RunRecord) -> str:
 
 
 def reproduce_section(run: RunRecord, facts: Mapping[str, str] | None = None) -> Section:
-    """Return versions, devices and configuration; `facts` are said first."""
+    """Return the command, versions, devices and configuration; `facts` are said first."""
+    command = run.get("command", "")
     config = json.dumps(plain(run.get("config")), indent=2)
     blocks: list[Block] = [
+        *([Code("Command", command)] if command else []),
         Facts(dict(facts or {}) | run_facts(run)),
         Folded("Configuration", [Code("Configuration", config)]),
     ]
@@ -84,7 +86,9 @@ def cost_section(run: RunRecord) -> list[Section]:
     blocks: list[Block] = [stage_table(stages)] if stages else []
     blocks += [Bullets(cost)] if cost else []
     if stages:
-        blocks.append(Words("Memory is the highest of the process until the end of a stage."))
+        said = f"All stages together: {seconds_of(run):,.0f} seconds."
+        said += " Memory is the highest of the process until the end of a stage."
+        blocks.append(Words(said))
     return [Section("stages", "Time, memory and cost", blocks)] if blocks else []
 
 

@@ -1,11 +1,13 @@
 """A compare run as sections: who is best, by how much and how surely, what is kept where, what the cut saves."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from saap_jax.report.figures.ratio import curves, ratio_panels, ratio_plot
+from saap_jax.report.figures.palette import is_baseline
+from saap_jax.report.figures.ratio import beyond, curves, ratio_panels, ratio_plot
 from saap_jax.report.kinds.against import Against, against_best, forest
 from saap_jax.report.kinds.common import cost_section, coupling_section, reproduce_section, suggestions_section
 from saap_jax.report.kinds.distributions import score_parts
@@ -18,15 +20,19 @@ from saap_jax.report.kinds.variants import (
     cut_table,
     figure_of,
     headline,
+    structure_sentences,
     summary,
     variant_table,
 )
+from saap_jax.report.kinds.winner import compared_facts, interval_ends, winner_table
 from saap_jax.report.page.blocks import (
     Block,
     Bullets,
     Chart,
     Column,
     Detail,
+    Facts,
+    Folded,
     Heat,
     Number,
     Part,
@@ -82,21 +88,33 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
     """Return the sections of a compare run, finished or not."""
     run = found.run
     sections = [
-        Section("summary", "Summary", [Bullets(summary(run, found.rows, found.against))]),
+        summary_section(found),
+        *frontier_section(found, detail),
         *suggestions_section(run),
         *comparison_section(found, detail),
-        *frontier_section(found, detail),
         *interval_section(found, detail),
         *kept_section(found, detail),
         *score_section(found, detail),
         *fusion_section(run, detail),
         *divergence_section(run, detail),
         *cut_section(run),
-        *coupling_section(run, detail),
         *cost_section(run),
         reproduce_section(run),
+        *coupling_section(run, detail),
     ]
     return sections
+
+
+def summary_section(found: Compared) -> Section:
+    """Return what was compared, the best of each ratio, and the same in words."""
+    said = summary(found.run, found.rows, found.against)
+    table = winner_table(found.run, found.variants, found.rows, found.against)
+    if not table.lines:
+        return Section("summary", "Summary", [Bullets(said)])
+    structures = structure_sentences(found.run)
+    facts = Facts(compared_facts(found.run, found.rows))
+    blocks = [facts, *([Bullets(structures)] if structures else []), table]
+    return Section("summary", "Summary", [*blocks, Folded("In words", [Bullets(said[len(structures) :])])])
 
 
 def comparison_section(found: Compared, detail: Detail) -> list[Section]:
@@ -128,19 +146,28 @@ def comparison_section(found: Compared, detail: Detail) -> list[Section]:
 def frontier_section(found: Compared, detail: Detail) -> list[Section]:
     """Return perplexity against ratio, a figure a text, numbered alike."""
     order = leading(found.rows, detail.limit)
-    pictures, panels, scale = [], [], figure_of(found.run)
+    pictures, panels, far, scale = [], [], [], figure_of(found.run)
     for metric in metrics(found.run):
         lines, missing = curves(found.run, found.variants, metric["name"])
+        if detail.drawn:
+            ends = interval_ends(found.run, found.variants, metric["name"], order)
+            lines = [line._replace(ends=ends.get(line.name, ())) for line in lines]
         name, domain = metric["name"], DOMAINS[metric["domain"]]
         if plot := ratio_plot(f"{scale.noun.capitalize()} against ratio: {name}", lines, order, missing, scale):
             pictures.append(Picture(f"{name} ({domain})", plot))
             panels.append((f"{domain}\n{name}", lines))
+            far += [f"{domain}, {line}" for line in beyond(lines, order, scale)]
     if not pictures:
         return []
-    said = "Logarithmic axis; lower is better. A number with an arrow lies beyond the scale, on its upper edge."
+    said = "Logarithmic axis; lower is better."
+    if any(line.ends for _, lines in panels for line in lines):
+        said += " Upright lines: 95 % intervals of the paired difference from the dense model."
+    if any(is_baseline(name) for name in order):
+        said += " Baselines are grey."
     names = {row.label for row in found.rows if row.candidate != DENSE}
     together = Pictures(pictures, order, ratio_panels("frontier", panels, order, scale))
-    blocks = [Words(said + _left_out(len(names) - len(order))), together]
+    blocks: list[Block] = [Words(said + _left_out(len(names) - len(order))), together]
+    blocks += [Words(f"With an arrow, beyond the scale: {'; '.join(far)}.")] if far else []
     return [Section("frontier", f"{scale.noun.capitalize()} against ratio", blocks)]
 
 
@@ -195,8 +222,15 @@ def kept_shares(run: RunRecord, kept: Mapping[str, Sequence[Number]]) -> dict[st
 
 
 def kept_map(run: RunRecord, candidates: Sequence[Row]) -> Chart | None:
-    """Return the share of units that each candidate of a ratio keeps in each layer; None where none recorded it."""
-    rows = [(name, c) for name, c in zip(labels(candidates), candidates, strict=True) if kept_by_layer(c)]
+    """Return the share of units that each candidate of a ratio keeps in each layer; None where none recorded it.
+
+    Candidates that keep equally many everywhere are one line, with all their names.
+    """
+    alike: dict[str, tuple[list[str], Row]] = {}
+    for name, candidate in zip(labels(candidates), candidates, strict=True):
+        if kept := kept_by_layer(candidate):
+            alike.setdefault(json.dumps(kept, sort_keys=True), ([], candidate))[0].append(name)
+    rows = [(", ".join(names), candidate) for names, candidate in alike.values()]
     shares = [(name, kept_by_layer(c), kept_shares(run, kept_by_layer(c))) for name, c in rows]
     structures = run.get("model", {}).get("units", {})
     layers = {s: max((len(each[s]) for *_, each in shares), default=0) for s in structures}
@@ -257,7 +291,7 @@ def cut_section(run: RunRecord) -> list[Section]:
 
 def _left_out(number: int) -> str:
     """Say how many variants a figure leaves out; nothing where it shows all."""
-    return f" {plural(number, 'more variant')} in the table above." if number > 0 else ""
+    return f" {plural(number, 'more variant')} in the table of all." if number > 0 else ""
 
 
 def _words(said: str) -> list[Block]:

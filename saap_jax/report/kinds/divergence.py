@@ -4,6 +4,7 @@ import math
 
 from saap_jax.report.figures.divergence import divergence_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Words, text_table
+from saap_jax.report.page.formats import MINUS
 from saap_jax.runs.records import RunRecord
 
 
@@ -22,7 +23,7 @@ def _priced(run: RunRecord) -> list[Section]:
         "chose where each layer is free, of as many parameters."
     )
     lines = [
-        [name, f"{free:.4f}", f"{alike:.4f}", f"{100 * math.expm1(alike - free):+.1f} %"]
+        [name, f"{free:.4f}", f"{alike:.4f}", f"{100 * math.expm1(alike - free):+.1f} %".replace("-", MINUS)]
         for name, (free, alike) in found.items()
     ]
     header = ["candidate", "KL, free layers (nats a token)", "layers alike", "perplexity for that"]

@@ -16,6 +16,7 @@ from saap_jax.report.page.blocks import (
     Column,
     Data,
     Detail,
+    Folded,
     Interval,
     Note,
     Part,
@@ -78,12 +79,11 @@ def fidelity_files(rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact
 def fidelity_blocks(
     rows: Sequence[Fidelity], scores: Mapping[str, Scores], exact: Scores, detail: Detail
 ) -> list[Block]:
-    """Return chart and table of every scope, the figure of the scores, and the CSV of all correlations."""
-    blocks: list[Block] = []
-    for scope in dict.fromkeys(row.scope for row in rows):
-        if ranking(rows, scope):
-            chart, table = correlation_chart(rows, scope, detail.limit), fidelity_table(rows, scope)
-            blocks.append(Part(table.title, [chart, table]))
+    """Return the charts, all tables behind one fold, the figure of the scores, and the CSV of all correlations."""
+    scopes = [scope for scope in dict.fromkeys(row.scope for row in rows) if ranking(rows, scope)]
+    tables = [fidelity_table(rows, scope) for scope in scopes]
+    blocks: list[Block] = [Part(scope, [correlation_chart(rows, scope, detail.limit)]) for scope in scopes]
+    blocks += [Folded("All correlations", [Part(table.title, [table]) for table in tables])] if tables else []
     if plot := scatter(rows, scores, exact):
         blocks.append(Part(plot.title, [Picture(plot.title, plot)]))
     if detail.downloads:

@@ -25,6 +25,7 @@ from saap_jax.report.page.blocks import (
     Cell,
     Data,
     Detail,
+    Folded,
     Line,
     Part,
     Picture,
@@ -34,7 +35,7 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, TIED
+from saap_jax.report.page.formats import BEST, MINUS, TIED
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
@@ -67,7 +68,7 @@ def sensitivity_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, st
 
 
 def sensitivity_blocks(run: RunRecord, candidates: Sequence[Row], detail: Detail) -> list[Block]:
-    """Return the heat maps, the extremes, the whole table of each structure and the CSV of all changes."""
+    """Return the heat maps, the extremes, the whole tables behind one fold and the CSV of all changes."""
     changes = changes_of(run, candidates)
     blocks: list[Block] = []
     if detail.drawn:
@@ -75,11 +76,12 @@ def sensitivity_blocks(run: RunRecord, candidates: Sequence[Row], detail: Detail
         blocks.append(Picture(plot.title, plot))
     table = extreme_table(run, candidates)
     blocks.append(Part("What costs most and least", [table]))
-    noun = scale_of(judged_metric(run)).noun
+    noun, tables = scale_of(judged_metric(run)).noun, []
     for structure in structures_in(candidates):
         own = {(change.layer, change.asked): change for change in changes if change.structure == structure}
         if own:
-            blocks.append(Part(f"{structure}: change of {noun}, %", [_whole_table(structure, own, noun)]))
+            tables.append(Part(f"{structure}: change of {noun}, %", [_whole_table(structure, own, noun)]))
+    blocks += [Folded("All changes", tables)] if tables else []
     if detail.downloads:
         blocks.append(sensitivity_data(run, candidates))
     return blocks
@@ -131,7 +133,7 @@ def sensitivity_cells(changes: Sequence[Change], marks: Mapping[Change, str]) ->
             f"{change.structure} {marks.get(change, '')}".rstrip(),
             f"{100 * change.actual:.1f}",
             f"{change.removed:,}",
-            f"{change.nats:+.4f}",
+            f"{change.nats:+.4f}".replace("-", MINUS),
             format_change(change.percent),
             format_ends(change),
             "n/a" if math.isnan(change.relative) else f"{change.relative:.2f}",
@@ -147,9 +149,9 @@ def format_change(percent: float) -> str:
     """Return a change of perplexity in percent, with its sign.
 
     >>> [format_change(value) for value in (0.123, -3.21, 12345.6)]
-    ['+0.12', '-3.21', '+1.2e+04']
+    ['+0.12', '−3.21', '+1.2e+04']
     """
-    return f"{percent:+.2f}" if abs(percent) < 1000 else f"{percent:+.1e}"
+    return (f"{percent:+.2f}" if abs(percent) < 1000 else f"{percent:+.1e}").replace("-", MINUS)
 
 
 def format_ends(change: Change) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from saap_jax.evaluation.differences import Difference
 from saap_jax.evaluation.resample import LEVEL
 from saap_jax.evaluation.scales import Scale, format_figure, scale_of
 from saap_jax.report.kinds.against import Against, format_difference, format_interval
@@ -61,7 +62,7 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
     scale = figure_of(run)
     by_row = {(one.candidate, one.domain): one for one in reversed(against)}  # the first text of a domain counts
     raced = {(race["ratio"], label): count for race in run.get("race", []) for label, count in race["windows"].items()}
-    header = ["variant", "asked %", "actual %", "params (M)", *(f"{figure_of(run).short} {domain}" for domain in shown)]
+    header = ["variant", *(f"{scale.short} {domain}" for domain in shown), "asked %", "actual %", "params (M)"]
     header += ["windows"] * bool(raced)
     header += [f"Δ {domain} %" for domain in compared] + (["wins %", "p"] if compared else [])
     lines = []
@@ -69,12 +70,12 @@ def variant_table(run: RunRecord, rows: Sequence[ComparisonRow], against: Sequen
         mine = [by_row.get((row.candidate, domain)) for domain in compared]
         cells = [
             Cell(f"{row.label} {BEST if row.best else TIED}" if row.best or row.tied else row.label),
+            *(_figure_cell(row, domain, scale) for domain in shown),
             Cell("-" if row.candidate == DENSE else format_percent(row.asked), 100 * row.asked),
             Cell(format_percent(row.actual), row.actual),
             Cell(format_millions(row.parameters)),
-            *(_figure_cell(row, domain, scale) for domain in shown),
             *([_count_cell(raced.get((row.asked, row.label)))] if raced else []),
-            *map(_difference_cell, mine),
+            *(difference_cell(one.difference if one else None) for one in mine),
             *(_win_cells(mine[-1]) if mine else ()),
         ]
         lines.append(Line(cells, "best" if row.best else "dense" if row.candidate == DENSE else ""))
@@ -168,17 +169,18 @@ def _count_cell(count: int | None) -> Cell:
     return Cell("-", math.nan) if count is None else Cell(f"{count:,}", count)
 
 
-def _difference_cell(one: Against | None) -> Cell:
-    if one is None:
+def difference_cell(difference: Difference | None) -> Cell:
+    """Return a difference in percent with its interval, a dash where there is none."""
+    if difference is None:
         return Cell("-", math.nan)
-    interval = format_interval(one.difference)
-    return Cell(format_difference(one.difference) + (f" {interval}" if interval else ""), one.difference.value)
+    interval = format_interval(difference)
+    return Cell(format_difference(difference) + (f" {interval}" if interval else ""), difference.value)
 
 
 def _win_cells(one: Against | None) -> list[Cell]:
     if one is None:
         return [Cell("-", math.nan)] * 2
-    return [Cell(f"{100 * one.difference.win_rate:.0f}"), Cell(format_p(one.p_value), one.p_value)]
+    return [Cell(f"{100 * one.difference.win_rate:.0f}"), Cell(format_p(one.p_value, floor=one.floor), one.p_value)]
 
 
 # --- words -----------------------------------------------------------------------------------------

@@ -330,7 +330,11 @@ class Page(NamedTuple):
         return found
 
     @property
-    def sortable(self) -> bool:
-        """True where the page needs its script."""
+    def scripted(self) -> bool:
+        """True where the page needs its script, for a table or for what can be copied."""
         sections = [*self.overview, *(one for view in self.views for one in view.sections)]
-        return bool(self.overview) or any(isinstance(b, Table) and b.sortable for s in sections for b in s.blocks)
+        return bool(self.overview) or any(
+            isinstance(block, Code) or (isinstance(block, Table) and block.sortable)
+            for section in sections
+            for block in leaves(section.blocks)
+        )

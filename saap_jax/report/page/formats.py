@@ -60,11 +60,13 @@ def format_change(before: float, after: float) -> str:
     """Return the relative change.
 
     >>> format_change(100.0, 80.0), format_change(2.0, 5000.0)
-    ('-20.0 %', 'x 2500')
+    ('−20.0 %', '× 2500')
     """
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return "n/a"
-    return f"x {after / before:.4g}" if after >= 10 * before else f"{100 * (after / before - 1):+.1f} %"
+    if after >= 10 * before:
+        return f"× {after / before:.4g}"
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", MINUS)
 
 
 def format_correlation(value: float) -> str:
@@ -79,13 +81,14 @@ def format_correlation(value: float) -> str:
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
 
 
-def format_p(value: float) -> str:
-    """Return a p-value.
+def format_p(value: float, *, floor: bool = False) -> str:
+    """Return a p-value; at the `floor` of what resamples can give it is an upper bound.
 
-    >>> format_p(0.00042), format_p(0.31), format_p(math.nan)
-    ('0.0004', '0.31', 'n/a')
+    >>> format_p(0.00042), format_p(0.31), format_p(0.0002, floor=True), format_p(math.nan)
+    ('0.0004', '0.31', '≤ 0.0002', 'n/a')
     """
-    return "n/a" if math.isnan(value) else f"{value:.1g}" if value < 0.001 else f"{value:.2g}"
+    text = "n/a" if math.isnan(value) else f"{value:.1g}" if value < 0.001 else f"{value:.2g}"
+    return f"≤ {text}" if floor and value < 1 else text
 
 
 def format_usd(value: Number) -> str:

@@ -34,7 +34,7 @@ def render_page(page: Page) -> str:
     renderers = (breakable, chart_html, data_address, figure_html, legend_html, scale_html)
     environment.globals |= {each.__name__: _safe(each) for each in renderers}
     style, script = f"\n{style_sheet()}\n", f"\n{(HERE / 'page.js').read_text(encoding='utf-8').strip()}\n"
-    view = {"page": page, "style": style, "script": script, "policy": policy(style, script if page.sortable else "")}
+    view = {"page": page, "style": style, "script": script, "policy": policy(style, script if page.scripted else "")}
     return environment.get_template("report.html").render(view).lstrip() + "\n"
 
 
@@ -67,7 +67,7 @@ def legend_html(names: Sequence[str]) -> str:
     """Return the names of lines as a list, each with its number, line and marker."""
     lines = []
     for place, name in enumerate(names):
-        style = line_style(place)
+        style = line_style(place, name)
         dash = " ".join(f"{length:g}" for length in style.dash)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         line = f'<path d="M-27 0H27" class="curve"{dashed}/>'

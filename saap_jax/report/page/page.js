@@ -14,6 +14,24 @@ for (const button of document.querySelectorAll("table.sortable thead button")) {
     body.append(...rows);
   });
 }
+// Puts a button before each text for a machine that copies it; where the clipboard is closed, it selects the text.
+for (const code of document.querySelectorAll(".code")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "copy";
+  button.setAttribute("aria-label", `copy: ${code.getAttribute("aria-label")}`);
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "selected";
+    }
+  });
+  code.before(button);
+}
 // Opens the run that an address leads to.
 const show = () => document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest("details")?.setAttribute("open", "");
 addEventListener("hashchange", show);
