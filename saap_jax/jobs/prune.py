@@ -179,7 +179,8 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         else:
             about = _about_reached(reached, costs)
         made = origins.pruned(asked, config, calibration, selection, (subject.parameters, cut.parameters))
-        made |= {"figures": figures_of(judged.models)} if judged else {}
+        if judged is not None:
+            made["figures"] = figures_of(judged.models)
         loader = origins.loader_of_model(cut)
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, loader, out.name))
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
