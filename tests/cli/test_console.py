@@ -31,6 +31,7 @@ from saap_jax.evaluation.rank_correlation import MEASURES, Fidelity
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.report.kinds import (
+    against,
     bench,
     common,
     fidelity,
@@ -43,13 +44,14 @@ from saap_jax.report.kinds import (
     scores,
     sensitivity,
     variants,
+    winner,
 )
 from saap_jax.report.kinds import tasks as task_tables
 from saap_jax.report.kinds.views import read_view
 from saap_jax.report.page import blocks
 from saap_jax.report.page.blocks import Block, Detail, text_table
 from saap_jax.runs import outcomes
-from saap_jax.runs.standing import comparison_rows
+from saap_jax.runs.standing import comparison_rows, merged
 from tests.fake_runs import fake_run
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record
@@ -143,6 +145,11 @@ def rows_of(lines: list[dict]) -> Block:
     return variants.variant_table(fake.fields(), comparison_rows(fake.fields(), lines))
 
 
+def winner_of(lines: list[dict]) -> Block:
+    found = merged(lines), comparison_rows(fake.fields(), lines)
+    return winner.winner_table(fake.fields(), *found, against.against_best(fake.fields(), *found))
+
+
 def traced_function():
     """The table of what is prunable of a function with a parameter of a long name."""
     params = {f"{LONG.split()[0]}_up": jnp.ones((3, 5)), "down": jnp.ones((5, 2))}
@@ -154,6 +161,7 @@ TABLES = {
     "traced_tables": traced_function,
     "bench_blocks": benched,
     "variant_table": lambda: rows_of([*fake.candidates(), fake.candidate(LONG, 0.2, (1, 2))]),
+    "winner_table": lambda: winner_of([*fake.candidates(), fake.candidate(LONG, 0.2, (1, 2))]),
     "cut_table": lambda: variants.cut_table(fake.fields()),
     "frontier_table": lambda: frontier.frontier_table(
         RUN, [Found(name, 3, ESTIMATE, 0.2481, 37.1, ESTIMATE, 1, (0.4,)) for name in ("wanda", LONG)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.report.kinds.recover import changes, recovery_table
+from saap_jax.report.page.formats import MINUS
 
 IN, OUT = "ppl@128 text:a", "ppl@128 text:b"
 
@@ -32,7 +33,7 @@ def test_says_against_what_it_changed_and_on_which_text():
     first, second = changes(run)
     before, after, dense = (run[key]["ppl"][IN] for key in ("before", "after", "dense"))
     assert first.startswith(f"{IN} on 24 windows in domain: recovered {after:.2f}, ")
-    assert f"{100 * (after / before - 1):+.1f} % (" in first
+    assert f"{100 * (after / before - 1):+.1f} % (".replace("-", MINUS) in first
     assert f" against the model before ({before:.2f}) and " in first
     assert f" against the dense model ({dense:.2f})" in first
     assert second.startswith(f"{OUT} on 24 windows out of domain: ")

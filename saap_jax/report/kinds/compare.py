@@ -88,7 +88,7 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
     """Return the sections of a compare run, finished or not."""
     run = found.run
     sections = [
-        summary_section(found),
+        summary_section(found, detail),
         *frontier_section(found, detail),
         *suggestions_section(run),
         *comparison_section(found, detail),
@@ -105,11 +105,11 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
     return sections
 
 
-def summary_section(found: Compared) -> Section:
-    """Return what was compared, the best of each ratio, and the same in words."""
+def summary_section(found: Compared, detail: Detail) -> Section:
+    """Return what was compared, the best of each ratio, and the same in words, which are all where pages are small."""
     said = summary(found.run, found.rows, found.against)
     table = winner_table(found.run, found.variants, found.rows, found.against)
-    if not table.lines:
+    if not table.lines or not detail.drawn:
         return Section("summary", "Summary", [Bullets(said)])
     structures = structure_sentences(found.run)
     facts = Facts(compared_facts(found.run, found.rows))

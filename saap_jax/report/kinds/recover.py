@@ -13,7 +13,7 @@ from saap_jax.report.figures.training import training_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section
 from saap_jax.report.kinds.variants import DOMAINS
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, text_table
-from saap_jax.report.page.formats import TIED, format_change, format_count, format_mebibytes, format_millions
+from saap_jax.report.page.formats import MINUS, TIED, format_change, format_count, format_mebibytes, format_millions
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
@@ -135,7 +135,7 @@ def _interval(run: RunRecord, key: str, name: str) -> str:
     if math.isnan(low):
         return f" ({few(difference.windows)})"
     digits = decimals_of(difference.percent[0])
-    return f" ({low:+.{digits}f} to {high:+.{digits}f} %)" + (
+    return f" ({low:+.{digits}f} to {high:+.{digits}f} %)".replace("-", MINUS) + (
         "" if difference.sure else f", {TIED} not to be told apart,"
     )
 
