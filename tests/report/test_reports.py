@@ -222,7 +222,7 @@ def test_markdown_has_all_words_and_tables(runs, tmp_path):
 
 class TestSize:
     def test_a_run_of_two_hundred_candidates_takes_a_twentieth_of_three_megabytes(self, tmp_path):
-        """The page of twenty runs is that of one, in the detail of many, twenty times over; style and script come once."""
+        """The page of twenty runs is that of one, in the detail of many, twenty times over, but one style."""
         run = write_run(tmp_path / "sweep", 0, 200)
         brief, full = (
             len(render_page(Page_("x", [], [read_view(run, detail, id="run")], folded=True)).encode())
