@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from arena_figures import Line, draw_ranks, draw_ratios, draw_seconds
+from arena_figures import OURS, Line, draw_ranks, draw_ratios, draw_seconds
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
@@ -162,7 +162,9 @@ def _results(model: str, seed: int) -> dict[str, Any]:
 
 
 def _files(model: str) -> list[Path]:
-    return sorted(RESULTS.glob(f"{model}-*.json"))
+    """Return the results of the seeds on which our own method has run, which comes last; others have just begun."""
+    found = sorted(RESULTS.glob(f"{model}-*.json"))
+    return [path for path in found if set(_keys(OURS)) <= json.loads(path.read_text())["rows"].keys()]
 
 
 def _losses(row: Any) -> dict[str, list[float]]:
