@@ -1,5 +1,6 @@
 """Directives that write pages: `api` (names of the reference), `estimator`, `recipes` and `gallery`."""
 
+import dataclasses
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -68,7 +69,8 @@ def _bullets(rows: Iterable[tuple[str, str]]) -> str:
 def _autodoc(name: str) -> list[str]:
     value = resolve(name)
     if inspect.isclass(value):
-        return [f".. autoclass:: {name}", "   :members:", ""]
+        fields = ["   :undoc-members:", "   :show-inheritance:"] if dataclasses.is_dataclass(value) else []
+        return [f".. autoclass:: {name}", "   :members:", *fields, ""]
     return [f".. auto{'function' if inspect.isroutine(value) else 'data'}:: {name}", ""]
 
 

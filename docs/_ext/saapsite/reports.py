@@ -24,7 +24,7 @@ class Report:
 
 
 REPORTS = (
-    Report("compare", "Comparison", "estimators at two ratios, the best one cut"),
+    Report("compare", "Comparison", "three estimators at one ratio, the best one cut and measured"),
     Report("score", "Scores", "activation patterns of a calibration text, and how estimators agree"),
     Report("recover", "Recovery", "a pruned model before and after a few steps of training"),
 )
