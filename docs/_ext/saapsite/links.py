@@ -19,17 +19,16 @@ class _Page(HTMLParser):
         self.links += [value for name in ("href", "src") if (value := given.get(name)) and tag != "base"]
 
 
-def read(page: Path) -> _Page:
-    """Return the links and the anchors of a page."""
-    read = _Page()
-    read.feed(page.read_text("utf-8"))
-    return read
+def _read(page: Path) -> _Page:
+    content = _Page()
+    content.feed(page.read_text("utf-8"))
+    return content
 
 
 def broken_links(site: Path) -> Iterator[str]:
     """Yield a line for each link to a file or an anchor that the site does not have."""
     site = site.resolve()
-    pages = {page: read(page) for page in sorted(site.rglob("*.html")) if "_static" not in page.parts}
+    pages = {page: _read(page) for page in sorted(site.rglob("*.html")) if "_static" not in page.parts}
     for page, content in pages.items():
         for link in dict.fromkeys(content.links):
             parts = urlsplit(link)

@@ -50,7 +50,10 @@ def copy_reports(app: Sphinx, exception: Exception | None) -> None:
     for each in REPORTS:
         page = Path(app.config.saapsite_runs) / "runs" / each.run / "report.html"
         if not page.is_file():
-            raise ExtensionError(f"gallery: expected the report of run {each.run!r} at {page}, found none")
+            raise ExtensionError(
+                f"gallery: expected the report of run {each.run!r} at {page}, found none; remove "
+                f"{app.config.nb_execution_cache_path}, so that notebooks run again"
+            )
         shutil.copyfile(page, out / f"{each.run}.html")
 
 
