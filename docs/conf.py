@@ -44,7 +44,7 @@ Path(saapsite_runs).mkdir(parents=True, exist_ok=True)
 os.environ["SAAP_NOTEBOOKS"] = saapsite_runs  # where notebooks leave their runs
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "notebook-cache")
-nb_execution_timeout = 900
+nb_execution_timeout = 1800  # seconds a cell, of a busy machine
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
