@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -117,6 +118,7 @@ def _assigned(module: ModuleType) -> list[str]:
     return [name for name, _ in _statements(module)]
 
 
+@functools.cache
 def _described(module: ModuleType) -> set[str]:
     """Return the names of a module that a string right behind their assignment describes."""
     return {name for name, following in _statements(module) if _is_text(following)}
