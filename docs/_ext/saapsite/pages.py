@@ -50,7 +50,7 @@ class RecipeFacts(SphinxDirective):
 
 
 class Gallery(SphinxDirective):
-    """Links to the report of each run that notebooks made; `saapsite.reports` copies the pages when all is written."""
+    """Links to the report of each run that notebooks made; `saapsite.reports` writes the pages when all else is."""
 
     def run(self) -> list[nodes.Node]:
         """Build the list."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from myst_nb.core.read import read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+
+from saap_jax.report.write import render_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ def executes(app: Sphinx) -> bool:
     return app.config.nb_execution_mode != "off"
 
 
-def copy_reports(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the reports of the notebooks' runs to `reports` of the site.
+def write_run_reports(app: Sphinx, exception: Exception | None) -> None:
+    """Write the reports of the notebooks' runs to `reports` of the site.
 
     Raises:
         ExtensionError: a notebook has left none.
@@ -48,13 +49,13 @@ def copy_reports(app: Sphinx, exception: Exception | None) -> None:
     out = Path(app.outdir) / "reports"
     out.mkdir(exist_ok=True)
     for each in REPORTS:
-        page = Path(app.config.saapsite_runs) / "runs" / each.run / "report.html"
-        if not page.is_file():
+        folder = Path(app.config.saapsite_runs) / "runs" / each.run
+        if not (folder / "run.json").is_file():
             raise ExtensionError(
-                f"gallery: expected the report of run {each.run!r} at {page}, found none; remove "
+                f"gallery: expected the run {each.run!r} at {folder}, found none; remove "
                 f"{app.config.nb_execution_cache_path}, so that notebooks run again"
             )
-        shutil.copyfile(page, out / f"{each.run}.html")
+        (out / f"{each.run}.html").write_text(render_report(folder), "utf-8")
 
 
 def notebook_names(app: Sphinx) -> list[str]:
@@ -107,5 +108,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read_notebook)
     app.connect("doctree-resolved", add_links)
     app.connect("build-finished", write_notebooks)
-    app.connect("build-finished", copy_reports)
+    app.connect("build-finished", write_run_reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
