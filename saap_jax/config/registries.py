@@ -95,6 +95,7 @@ ALLOCATIONS: Registry[Allocation] = Registry(
         "adaptive": Allocation(stability=True),
     }
 )
+"""Name in `search.allocation` -> how a budget is shared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,3 +118,4 @@ CORRECTIONS: Registry[CorrectionMethod] = Registry(
         "least_squares": CorrectionMethod(damped=True),
     }
 )
+"""Name in `compensation.method` -> how what is left stands in for what was removed."""

@@ -41,6 +41,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "obs": reconstruction.obs,
     "leverage": reconstruction.leverage,
 }
+"""Name -> factory with keyword-only hyper-parameters."""
 
 PLUGINS = "saap_jax.estimators"
 """Group of the entry points by which packages add estimators."""

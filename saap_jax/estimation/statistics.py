@@ -30,3 +30,4 @@ STATISTICS: dict[str, Statistic] = {
         *(each.of_objective(objective) for objective in OBJECTIVES[1:] for each in _GRADIENTS),
     )
 }
+"""Name in files and messages -> statistic."""

@@ -1,0 +1,140 @@
+"""What the documentation site promises, as far as it can be told without Sphinx: names, formulas, pages, links."""
+
+import ast
+import doctest
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from saap_jax.estimation import ESTIMATORS
+
+PROJECT = Path(__file__).parents[2]
+DOCS = PROJECT / "docs"
+API = sorted((DOCS / "api").glob("*.md"))
+FORMULAS = (DOCS / "formulas.md").read_text()
+NOTEBOOKS = sorted(path for path in (DOCS / "notebooks").glob("*.md") if path.name != "index.md")
+CELL = re.compile(r"^```\{code-cell\}\n(?::[^\n]*\n)*(.*?)^```$", re.M | re.S)
+
+
+def load(name: str) -> ModuleType:
+    """Load a module of the site that needs no Sphinx."""
+    spec = importlib.util.spec_from_file_location(f"saapsite_{name}", DOCS / "_ext" / "saapsite" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+public, registry, links, signs = map(load, ("public", "registry", "links", "signs"))
+
+
+def entries(page: str) -> list[str]:
+    """Return what the tables of contents of a page list."""
+    blocks = re.findall(r"^```\{toctree\}\n(.*?)^```$", page, re.M | re.S)
+    return [line for block in blocks for line in block.split("\n") if line and not line.startswith(":")]
+
+
+@pytest.mark.parametrize("module", [registry, signs], ids=lambda module: module.__name__)
+def test_examples_of_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
+
+
+def test_the_reference_lists_every_public_name_with_its_docstring(tmp_path, monkeypatch):
+    assert public.problems(API) == []
+    assert len(public.listed_names(API)) > 100
+    (tmp_path / "less.md").write_text(API[-1].read_text().replace("saap_jax.load_run\n", ""))
+    less = public.problems([*API[:-1], tmp_path / "less.md"])
+    assert less == ["saap_jax.load_run: expected in an api block of docs/api, found it in none; add it"], "control"
+    (tmp_path / "fresh.py").write_text(
+        'from typing import NamedTuple\ndef said():\n    """Say."""\ndef bare():\n    pass\n'
+        'class Pair(NamedTuple):\n    a: int\nGIVEN = 1\n"""One."""\nPLAIN = 2\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("said", "bare", "Pair", "GIVEN", "PLAIN")
+    page = tmp_path / "page.md"
+    page.write_text("```{api}\n" + "".join(f"fresh.{name}\n" for name in (*names, "said")) + "```\n")
+    assert public.problems([page], ["fresh"]) == [
+        "fresh.said: expected once in the reference, got it twice",
+        *(f"fresh.{name}: expected a docstring, got none" for name in ("bare", "Pair", "PLAIN")),
+    ]
+
+
+def test_every_estimator_has_its_formula_its_row_and_its_source(monkeypatch):
+    assert registry.missing_rows(FORMULAS) == []
+    monkeypatch.setitem(ESTIMATORS, "energy", lambda: ESTIMATORS["wanda"]())
+    assert {line.partition(":")[0] for line in registry.missing_rows(FORMULAS)} == {"energy"}, "control"
+    monkeypatch.undo()
+    for change, said in (
+        (("```{estimator} wanda\n", "```\n"), "wanda: expected an estimator block"),
+        (("(formula-obs)", "(formula)"), "obs: expected a formula labelled formula-obs"),
+        (("```{estimator} wanda\n", "```{estimator} wand\n"), "wand: expected an estimator, got a row of none"),
+        ((":source: The floor of every comparison.\n", ""), "random: expected a source"),
+    ):
+        assert any(line.startswith(said) for line in registry.missing_rows(FORMULAS.replace(*change))), said
+
+
+def test_rows_come_from_the_code():
+    rows = dict(registry.estimator_rows("fluctuation"))
+    assert rows["Statistics"] == "`activation_moments`"
+    assert "`attention_power=2` (`1`, `2`)" in rows["Hyper-parameters"]
+    assert rows["Source"].startswith("FLAP ([arXiv:2312.11983](https://arxiv.org/abs/2312.11983))")
+    assert rows["Deviation"].startswith("The population variance")
+    assert dict(registry.estimator_rows("fluctuation", source="Here."))["Source"] == "Here."
+    names = [name for name, recipe, facts in registry.recipe_rows()]
+    assert names[-1] == "ziplm"
+    assert sorted(names) == sorted(registry.recipes())
+
+
+def test_every_page_is_in_a_table_of_contents():
+    index = (DOCS / "index.md").read_text()
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("*.md")} - {"index"}
+    listed = entries(index)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == pages | {"api/index", "notebooks/index"}, "list new pages in docs/index.md"
+    for folder, paths in (("api", API), ("notebooks", NOTEBOOKS)):
+        there = entries((DOCS / folder / "index.md").read_text())
+        assert sorted(there) == [path.stem for path in paths if path.stem != "index"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_begin_alike_and_are_python(path):
+    text = path.read_text()
+    assert text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n")
+    first, *others = CELL.findall(text)
+    assert first == CELL.findall(NOTEBOOKS[0].read_text())[0]
+    assert '\nREPOSITORY = ""\n' in first
+    assert "figures are demonstrations" in text
+    assert others
+    for cell in others:
+        assert ast.parse(cell).body
+
+
+def test_links_of_a_site(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(
+        '<a href="sub/page.html#here">a</a><a href="https://example.org/x">b</a><img src="missing.png"><a href="#top">'
+    )
+    (tmp_path / "sub" / "page.html").write_text('<h1 id="here"></h1><a href="../index.html"></a><a href="#gone"></a>')
+    assert [line.partition(": expected")[0] for line in links.broken_links(tmp_path)] == [
+        "index.html: link to missing.png",
+        "index.html: link to #top",
+        "sub/page.html: link to #gone",
+    ]
+
+
+def test_the_lock_file_adds_to_the_main_one():
+    def names(file: str) -> list[str]:
+        return re.findall(r"^([\w.-]+)==\S+", (PROJECT / file).read_text(), re.M)
+
+    lines = (PROJECT / "requirements-docs.lock").read_text().splitlines()
+    assert all(re.match(r"[\w.-]+==[\w.]+( ; .+)?$", line) for line in lines)
+    assert {"sphinx", "myst-nb", "sphinx-book-theme"} <= set(names("requirements-docs.lock"))
+    assert not set(names("requirements-docs.lock")) & set(names("requirements.lock"))
