@@ -36,6 +36,7 @@ RECIPES = {
             "The paper leaves the weight of the indicator open, and its sign: here the unstable goes (λ = -1/4).",
             "The indicator is that of |∂ℒ_n/∂g| over examples.",
             "Its closed form takes the place of gradient steps on σ.",
+            "The first four and the last two of 32 layers are left alone, and of other depths as large a share.",
         ),
     ),
 }
