@@ -225,7 +225,7 @@ def run_command(command: str, run: Callable[[list[str]], int | None], words: lis
     try:
         code = run(rest) or 0
     except BaseException as error:
-        watch.failing()
+        watch.failing(error)
         _end(error, watch)
     watch.leaving()
     leave()

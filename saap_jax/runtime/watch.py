@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+import jax
+
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, count, is_primary, number, place
 
@@ -30,6 +32,9 @@ OWN = 5.0
 GRACE = 10.0
 """Seconds that a process with an error waits at most for the others, of which the first ends last."""
 
+LATE = 5.0
+"""Seconds in which the news of a death may follow an error of jax, which a collective raises whose peer has died."""
+
 LAST = 2.0
 """Seconds that the first process waits for others whose job it ends; it is their way to jax, which aborts without."""
 
@@ -42,11 +47,21 @@ class Watch:
         self._leaving = False
         self._peers: dict[socket.socket, int] = {}
         self._failing: set[int] = set()
-        self._gone = 0
+        self._gone: list[int] = []
         self._news = threading.Condition()
+        self._ending = threading.Lock()
 
-    def failing(self) -> None:
-        """Stop watching, because this process has an error of its own to end with."""
+    def failing(self, error: BaseException) -> None:
+        """Stop watching, because this process has an error of its own to end with.
+
+        An error of jax may be the death of another process, which a collective has noticed before this watch: it is
+        given a moment, and then ends this process as such.
+        """
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            with self._news:
+                self._news.wait_for(lambda: self._gone, LATE)
+            if self._gone:
+                self._end_if_alive(self._gone[0])
         self._leaving = True
 
     def part(self, interrupted: bool) -> None:
@@ -109,7 +124,7 @@ class Watch:
     def _has_ended(self, process: int) -> None:
         """End this process too, unless it is about to."""
         with self._news:
-            self._gone += 1
+            self._gone.append(process)
             self._news.notify()
         if process not in self._failing:
             self._end_without(process, 0.0)
@@ -121,17 +136,18 @@ class Watch:
         late.start()
 
     def _end_if_alive(self, process: int) -> None:
-        if self._leaving:
-            return
-        if self._first:
-            for other in list(self._peers):
-                _send(other, str(process).encode())
-            with self._news:
-                self._news.wait_for(self._others_gone, LAST)
-        _end(process)
+        with self._ending:
+            if self._leaving:
+                return
+            if self._first:
+                for other in list(self._peers):
+                    _send(other, str(process).encode())
+                with self._news:
+                    self._news.wait_for(self._others_gone, LAST)
+            _end(process)
 
     def _others_gone(self) -> bool:
-        return self._gone >= count() - 1
+        return len(self._gone) >= count() - 1
 
 
 def start_watch(host: str | None) -> Watch:

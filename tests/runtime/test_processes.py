@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
 from saap_jax.cli import main
@@ -129,9 +130,9 @@ def test_the_first_process_with_an_error_ends_last(monkeypatch):
     others = [watched.connect(1), watched.connect(2)]
     heard = [watch.Watch(first=False), watch.Watch(first=False)]
     for each, connection in zip(heard, others, strict=True):
-        each.failing()
+        each.failing(ValueError("of its own"))
         threading.Thread(target=each.follow, args=(connection,), daemon=True).start()
-    watched.watch.failing()
+    watched.watch.failing(ValueError("of its own"))
     while len(watched.watch._peers) < 2:
         time.sleep(0.01)
     parting = threading.Thread(target=watched.watch.part, args=(False,), daemon=True)
@@ -150,6 +151,32 @@ def test_the_first_process_with_an_error_ends_last(monkeypatch):
         connection.close()
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"), [(jax.errors.JaxRuntimeError("Connection closed by peer"), [1]), (ValueError("bad input"), [])]
+)
+def test_an_error_of_jax_waits_for_the_news_of_a_death(error, lost, monkeypatch):
+    """A collective may notice the death of its peer before the watch does; bad input is no such thing."""
+    watched = Watched(monkeypatch)
+    dies = watched.connect(1)
+    while not watched.watch._peers:
+        time.sleep(0.01)
+    death = threading.Timer(0.3, dies.close)
+    death.start()
+    watched.watch.failing(error)
+    assert sorted(set(watched.lost)) == lost
+    death.join()
+
+
+def test_an_error_of_jax_that_is_no_death_is_its_own(monkeypatch):
+    monkeypatch.setattr(watch, "LATE", 0.1)
+    watched = Watched(monkeypatch)
+    lives = watched.connect(1)
+    watched.watch.failing(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
+    lives.close()
+    assert not watched.told.wait(0.3)
+    assert watched.lost == []
+
+
 @pytest.mark.parametrize("finds_it_too", [True, False])
 def test_an_error_of_another_leaves_time_to_find_the_same(finds_it_too, monkeypatch):
     monkeypatch.setattr(watch, "OWN", 0.2)
@@ -157,7 +184,7 @@ def test_an_error_of_another_leaves_time_to_find_the_same(finds_it_too, monkeypa
     fails = watched.connect(1)
     fails.sendall(b"!")
     if finds_it_too:
-        watched.watch.failing()
+        watched.watch.failing(ValueError("the same"))
     assert watched.told.wait(1) != finds_it_too
     assert watched.lost == [1] * (not finds_it_too)
     fails.close()

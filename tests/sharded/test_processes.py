@@ -69,7 +69,7 @@ def together(processes: int, devices: int, jobs: list[list[str]], directory: Pat
     file.write_text(json.dumps(jobs))
     worker = str(Path(__file__).with_name("worker.py"))
     running = started([[worker, at, str(processes), str(number), str(file)] for number in range(processes)], devices)
-    said = [each.communicate(timeout=200)[0] for each in running]
+    said = [each.communicate(timeout=400)[0] for each in running]
     assert [each.returncode for each in running] == [0] * processes, "\n".join(said)
     return said
 
@@ -212,7 +212,7 @@ def test_a_death_ends_the_job_which_then_goes_on(victim, tiny_model_directory, t
     if victim == 0:
         return  # going on is the same, and takes as long again
     again = started(commands([*words, "--resume"]))
-    said = [each.communicate(timeout=200)[0] for each in again]
+    said = [each.communicate(timeout=400)[0] for each in again]
     assert [each.returncode for each in again] == [0, 0], said
     rows = read_candidates(run)[0]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
