@@ -1,5 +1,6 @@
 """Settings for every test: strict dtypes and ranks, float64 where a test asks for it, no network."""
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -76,6 +77,15 @@ def pytest_collection_finish() -> None:
 def judged_nowhere(monkeypatch):
     """Do not judge what `prune` makes, which would cost each test more than the rest of it; `test_judged` does."""
     monkeypatch.setattr("saap_jax.jobs.prune.texts_of", lambda *_: {})
+
+
+@pytest.fixture(autouse=True, scope="session")
+def written_nowhere():
+    """Let no model write after a job, which compiles programs to decode; `test_written` does."""
+    with contextlib.ExitStack() as stack:
+        for name in ("compare.written_by", "prune.written_by", "recover.written"):
+            stack.enter_context(mock.patch(f"saap_jax.jobs.{name}", return_value=[]))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

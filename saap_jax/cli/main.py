@@ -46,6 +46,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
+  saap completion SHELL        print what bash, zsh or fish needs to complete all this
   saap help COMMAND            what a command takes, --help-all for all of it; saap --version says the version
 
 A CONFIG is a Python file that exports CONFIG, or one of the package by its name, as quickstart is;
@@ -191,7 +192,7 @@ def recover(words: list[str]) -> None:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
     show_blocks(recovery_table(run.record))
     show(*summary(run.record))
-    show_paths(model=run.record["out"], run=run.path)
+    show_paths(report=run.path / "report.html", model=run.record["out"])
 
 
 def export(words: list[str]) -> None:
@@ -267,7 +268,7 @@ def fidelity(words: list[str]) -> None:
     with show_progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
     show_blocks(*(fidelity_table(rows, scope, BRIEF) for scope in dict.fromkeys(row.scope for row in rows)))
-    show_paths(figure=run.path / "fidelity.svg", tables="fidelity.md, fidelity.csv")
+    show_paths(report=run.path / "report.html", beside_it="fidelity.svg, fidelity.md, fidelity.csv")
 
 
 def frontier(words: list[str]) -> None:
@@ -285,7 +286,7 @@ def frontier(words: list[str]) -> None:
     show_blocks(frontier_table(run.record, found))
     show(summary(run.record, found))
     show_blocks(*suggestion_blocks(run.record))
-    show_paths(figure=run.path / "frontier.svg", tables="frontier.md, frontier.csv, curve.csv")
+    show_paths(report=run.path / "report.html", beside_it="frontier.svg, frontier.md, frontier.csv, curve.csv")
 
 
 def sensitivity(words: list[str]) -> None:
@@ -299,7 +300,7 @@ def sensitivity(words: list[str]) -> None:
     with show_progress() as track:
         run = job.sensitivity(config, overwrite=options.overwrite, track=track)
     show_blocks(extreme_table(run.record, run.candidates()), *suggestion_blocks(run.record))
-    show_paths(heat_maps=run.path / "sensitivity.svg", tables="sensitivity.md, sensitivity.csv")
+    show_paths(report=run.path / "report.html", beside_it="sensitivity.svg, sensitivity.md, sensitivity.csv")
 
 
 def report(words: list[str]) -> None:
@@ -371,6 +372,13 @@ def plan(words: list[str]) -> None:
     run(words)
 
 
+def completion(words: list[str]) -> None:
+    """Run `saap completion`."""
+    from saap_jax.cli.completion import run
+
+    run(words, [*COMMANDS])
+
+
 def bench(words: list[str]) -> None:
     """Run `saap bench`."""
     positional, rest = split_words(words)
@@ -404,4 +412,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "bench": bench,
     "plan": plan,
+    "completion": completion,
 }

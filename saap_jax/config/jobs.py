@@ -91,12 +91,16 @@ class CompareConfig(SweepConfig):
     best_ratio: float | None = None
     """Ratio at which the best candidate is cut, saved and measured, one of `ratios`; None: 0.2 if that is one of them,
     else the smallest above 0."""
+    new_tokens: int = 64
+    """Tokens that the unpruned model and the one that was cut write after each of three prompts, for the report;
+    0: none. None are written on several devices, nor by a model of a factory."""
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (math.isfinite(self.race_margin) and self.race_margin >= 0):
             raise ValueError(f"race_margin: expected a number of at least 0, got {self.race_margin}")
+        check_at_least("new_tokens", self.new_tokens, 0)
         if self.best_ratio not in (None, *self.ratios):
             raise ValueError(
                 f"best_ratio: expected one of ratios {list(self.ratios)}, got {self.best_ratio}{meant(self.best_ratio)}"

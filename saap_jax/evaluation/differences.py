@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from saap_jax.evaluation.resample import FEWEST, check_options, few, resamples_for, shares, sureness, two_way_means
 from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale
+from saap_jax.runtime.words import signed
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
@@ -74,11 +75,11 @@ class Difference(NamedTuple):
             )
         digits = decimals_of(value)
         if math.isfinite(self.value) and math.isnan(self.low):
-            return f"who is better is not known: the difference is {value:+.{digits}f} %, {few(self.windows)}"
+            return f"who is better is not known: the difference is {signed(value, digits)} %, {few(self.windows)}"
         if math.isnan(value) or math.isnan(low) or math.isnan(high):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
         if not self.sure:
-            shown = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
+            shown = f"{signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
             return f"A and B cannot be told apart: the difference is {shown}"
         than = "lower" if value < 0 else "higher"
         size, (least, most) = f"{abs(value):.{digits}f}", (f"{x:.{digits}f}" for x in sorted((abs(low), abs(high))))
@@ -114,10 +115,10 @@ class AccuracyDifference(NamedTuple):
             return "A and B are right on the same items"
         digits = decimals_of(self.points)
         if math.isnan(self.low):
-            shown = f"{self.points:+.{digits}f} points, {few(self.items, 'item')}"
+            shown = f"{signed(self.points, digits)} points, {few(self.items, 'item')}"
             return f"who is better is not known: the difference is {shown}"
         if not self.sure:
-            shown = f"{self.points:+.{digits}f} points ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+            shown = f"{signed(self.points, digits)} points ({signed(self.low, digits)} to {signed(self.high, digits)})"
             return f"A and B cannot be told apart: the difference is {shown}"
         than = "higher" if self.points > 0 else "lower"
         least, most = sorted((abs(self.low), abs(self.high)))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from saap_jax.config.amounts import Bound
 from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
 from saap_jax.evaluation.resample import few
+from saap_jax.runtime.words import MINUS, signed
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
 
@@ -38,21 +39,23 @@ def check_perplexity(metric: str, difference: Difference, percent: float) -> Che
     elif difference.same:
         value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
     elif math.isnan(difference.low):
-        measured = f"{value:+.{digits}f} %, {few(difference.windows)}"
+        measured = f"{signed(value, digits)} %, {few(difference.windows)}"
     else:
-        measured = f"{value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
+        measured = f"{signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
     return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, value <= percent + _SLACK)
 
 
 def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
     """Hold a drop of accuracy, the model's below the baseline's, against a limit in points; the estimate decides."""
     digits = decimals_of(difference.points)
-    measured = f"{difference.points:+.{digits}f} points ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
+    change, low, high = (signed(value, digits) for value in (difference.points, difference.low, difference.high))
+    measured = f"{change} points ({low} to {high})"
     if math.isnan(difference.low):
-        measured = f"{difference.points:+.{digits}f} points, {few(difference.items, 'item')}"
+        measured = f"{change} points, {few(difference.items, 'item')}"
     elif difference.points == difference.low == difference.high == 0:
         measured = "0 points"
-    return Check("max_accuracy_drop", task, f"-{points:g} points", measured, -difference.points <= points + _SLACK)
+    held = -difference.points <= points + _SLACK
+    return Check("max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, held)
 
 
 def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:

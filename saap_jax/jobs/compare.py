@@ -27,8 +27,8 @@ from saap_jax.jobs.sweep import (
     scores_of_seeds,
     unpruned,
 )
+from saap_jax.jobs.written import written_by
 from saap_jax.report.figures.couplings import coupling_files
-from saap_jax.runs.commands import compare_command
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import Training, read_keeps, save_keeps
 from saap_jax.runs.records import Row
@@ -45,7 +45,7 @@ from saap_jax.subjects.base import Examples, Subject
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.types import Keep
 
-ENDING = Ending(lambda run: coupling_files(run.record), page=True, further=("keeps.npz", "best"))
+ENDING = Ending(lambda run: coupling_files(run.record), further=("keeps.npz", "best"))
 
 
 @taken_in
@@ -103,10 +103,9 @@ def _compare(
             run.update(race=race.run())
     evaluator.check_rows()
     with run.stage("cut"), step(track, "cut the best, save it, load it back, check and time it"):
-        _cut_best(config, run, subject, compensated, texts, keeps)
+        _cut_best(config, run, subject, compensated, texts, keeps, track)
     run.update(cost=run_cost(run.record, prices))
     run.update(couplings=subject.couplings())
-    run.update(command=compare_command(run.record, "", {}))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 
@@ -198,6 +197,7 @@ def _cut_best(
     compensate: Compensate,
     texts: dict[str, Examples],
     keeps: dict[str, Keep],
+    track: Track,
 ) -> None:
     """Cut the best candidate, save it, load it back, and check and measure what was loaded beside the dense model."""
     best = best_candidate(run, config.cut_ratio)
@@ -207,6 +207,9 @@ def _cut_best(
     if not run.has("best"):
         cut = compensate({**best}, keep).cut(keep)
         made = origins.chosen(config, run.record, best, cut.parameters)
+        if texts_written := written_by(subject, cut, config.new_tokens, track):
+            run.update(written=texts_written)
+            made["written"] = texts_written
         origin, loader = origins.origin_of(config.model.name), origins.loader_of_model(cut)
         cut.save(directory, keep, further=origins.files_of(origin, made, loader, run.path.name))
         del cut

@@ -25,7 +25,8 @@ from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
 from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
-from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.commands import command_of
+from saap_jax.runs.directory import RunDirectory, now
 from saap_jax.runs.mirror import mirrored
 from saap_jax.runs.tensorboard import write_scalars
 from saap_jax.runtime.digests import inputs_of
@@ -113,12 +114,10 @@ def _estimators(config: Config) -> Sequence[str]:
 
 
 class Ending(NamedTuple):
-    """What a finished run of a kind has, beside `tensorboard/`."""
+    """What a finished run of a kind has, beside `report.html` and `tensorboard/`."""
 
     texts: Callable[[RunDirectory], dict[str, str]] = lambda run: {}
     """Makes tables and figures, by file name, of what the run holds alone."""
-    page: bool = False
-    """Whether it has `report.html`."""
     further: tuple[str, ...] = ()
     """What takes the model to make, of the files and directories that the run says it wrote."""
     rows: bool = True
@@ -128,7 +127,7 @@ class Ending(NamedTuple):
 @contextlib.contextmanager
 def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = False) -> Iterator[RunDirectory]:
     """Open the run directory of a configuration (its `runs` and `name`), and hold it for the length of the job, whose
-    programs compute attention as the configuration says.
+    programs compute attention as the configuration says. On record is the command that makes the configuration.
 
     A finished run is yielded as it is, at once: neither its model nor its text is looked at. Where something of its
     ending is missing, that is made again, or the run is not finished any more.
@@ -136,28 +135,30 @@ def job(config: Config | RecoverConfig, ending: Ending, *, overwrite: bool = Fal
     Raises:
         ValueError: see `RunDirectory.open`; or another process holds the run.
     """
-    fields = dataclasses.asdict(config)
+    fields, command = dataclasses.asdict(config), command_of(config)
     with attending(config.attention if isinstance(config, RecoverConfig) else config.model.attention):
         if not is_remote(config.runs):
-            with _job(Path(config.runs) / config.name, fields, ending, overwrite) as run:
+            with _job(Path(config.runs) / config.name, fields, command, ending, overwrite) as run:
                 yield run
             return
         with mirrored(f"{config.runs.rstrip('/')}/{config.name}") as mirror:
-            with _job(mirror.path, fields, ending, overwrite) as run:
+            with _job(mirror.path, fields, command, ending, overwrite) as run:
                 run.sent = mirror.send
                 yield run
             mirror.send()
 
 
 @contextlib.contextmanager
-def _job(path: Path, fields: dict[str, Any], ending: Ending, overwrite: bool) -> Iterator[RunDirectory]:
+def _job(path: Path, fields: dict[str, Any], command: str, ending: Ending, overwrite: bool) -> Iterator[RunDirectory]:
     """Do what `job` does, in a directory of this machine."""
-    run = RunDirectory.open(path, fields, overwrite=overwrite)
+    run = RunDirectory.open(path, fields, overwrite=overwrite, command=command)
     if run.finished and not _lost(run, ending):
         yield run
         return
     with held(path, f"the run {path}"):
-        run = RunDirectory.open(path, fields, overwrite=overwrite)  # another process may have gone on meanwhile
+        run = RunDirectory.open(
+            path, fields, overwrite=overwrite, command=command
+        )  # another process may have gone on meanwhile
         if run.finished and (lost := _lost(run, ending)):
             if lost <= _texts(run, ending):
                 finish(run, ending)
@@ -174,7 +175,9 @@ def finish(run: RunDirectory, ending: Ending) -> None:
     for name, text in ending.texts(run).items():
         run.save_text(name, text)
     run.update(rows=len(run.candidates()))
-    if ending.page and is_primary():
+    if "finished" not in run.record:
+        run.update(finished=now())
+    if is_primary():
         write_report(run.path, status="finished")
     run.update(status="finished")
 
@@ -194,4 +197,4 @@ def _lost(run: RunDirectory, ending: Ending) -> set[str]:
 def _texts(run: RunDirectory, ending: Ending) -> set[str]:
     """Return the names of what `finish` writes, tables and figures as far as the run says that it wrote them."""
     written = {name for name in run.record.get("files", []) if name.endswith(_TEXTS)}
-    return written - set(ending.further) | ({"report.html"} if ending.page else set())
+    return written - set(ending.further) | {"report.html"}

@@ -13,6 +13,7 @@ from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import Measured
 from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.runtime.words import signed
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import WindowLosses
 
@@ -84,8 +85,10 @@ def judged_rows(judged: Judged) -> list[tuple[str, str]]:
         losses = (np.array([judged.models[name]["losses"][metric]]) for name in (PRUNED, DENSE))
         value, low, high = paired_difference(*losses, scale=scale_of(metric)).percent
         if not math.isnan(low):
-            found.append(("", f"{value:+.1f} % ({low:+.1f} to {high:+.1f}, 95 % interval)"))
+            found.append(("", f"{signed(value, 1)} % ({signed(low, 1)} to {signed(high, 1)}, 95 % interval)"))
     before, after = judged.seconds
     speeds = "{:,.0f} -> {:,.0f}".format(*(judged.tokens / each for each in judged.seconds))
-    found.append((f"tokens a second, forward pass of {judged.tokens:,}", f"{speeds} ({before / after - 1:+.1%})"))
+    found.append(
+        (f"tokens a second, forward pass of {judged.tokens:,}", f"{speeds} ({signed(100 * (before / after - 1), 1)}%)")
+    )
     return found

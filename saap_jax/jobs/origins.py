@@ -18,7 +18,7 @@ from saap_jax.llama.files.load import resolve
 from saap_jax.llama.files.source import CARD, loader_of, source_of
 from saap_jax.llama.quantized import quantization_of
 from saap_jax.report.card import card
-from saap_jax.runs.commands import options, prune_command
+from saap_jax.runs.commands import command_of, options, prune_command
 from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep, figures_of, read_origin
 from saap_jax.runs.records import Measured, Row, RunRecord
 from saap_jax.runtime.provenance import versions
@@ -103,7 +103,7 @@ def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> 
     facts["made alone by"] = prune_command(run, row)
     return {
         "kind": "compare",
-        "command": " ".join(["saap compare", *options(dataclasses.asdict(config), CompareConfig())]),
+        "command": command_of(config),
         "model": config.model.name,
         "parameters": (run["model"]["parameters"], parameters),
         "ratio": (row["ratio_asked"], row["ratio_actual"]),
@@ -125,11 +125,12 @@ def recovered(config: RecoverConfig, run: RunRecord) -> OriginStep:
     }
     return {
         "kind": "recover",
-        "command": " ".join(["saap recover", *options(dataclasses.asdict(config), RecoverConfig())]),
+        "command": command_of(config),
         "model": config.model,
         "parameters": (run["before"]["parameters"], run["after"]["parameters"]),
         "facts": _said(facts),
         "figures": figures_of(models),
+        "written": run.get("written", []),
     }
 
 

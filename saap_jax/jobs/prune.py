@@ -20,18 +20,21 @@ from saap_jax.jobs import origins
 from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import Judged, judge, judged_rows, texts_of
+from saap_jax.jobs.written import NEW_TOKENS, written_by
 from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.recipes import find_recipes
 from saap_jax.runs.directory import plain
 from saap_jax.runs.origin import figures_of
+from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.locks import held
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.runtime.remote import staged
+from saap_jax.runtime.words import signed
 from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.choose import check_ratios
 from saap_jax.selection.search import Selection
@@ -104,6 +107,8 @@ class Pruned(NamedTuple):
     """Structures that lost units and that compensation left as they are, and why."""
     judged: Judged | None = None
     """Perplexity and speed of both models, where they were asked for."""
+    written: Sequence[WrittenText] = ()
+    """What both models write, where they were judged."""
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
@@ -171,6 +176,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     cut = compensated.cut(selection.keep)
     reached = _reached(cut, subject, costs, targets, track)
     judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
+    texts_written = written_by(subject, cut, NEW_TOKENS, track) if judged else []
     losses: Mapping[str, float] = {}
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
@@ -181,6 +187,8 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         made = origins.pruned(asked, config, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
             made["figures"] = figures_of(judged.models)
+        if texts_written:
+            made["written"] = texts_written
         loader = origins.loader_of_model(cut)
         cut.save(out, selection.keep, about, further=origins.files_of(origin, made, loader, out.name))
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
@@ -201,6 +209,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         seconds=dict(zip(("choose units", "make up for what went"), np.diff(times).tolist(), strict=True)),
         uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
         judged=judged,
+        written=texts_written,
     )
 
 
@@ -389,7 +398,7 @@ def target_rows(pruned: Pruned) -> list[tuple[str, ...]]:
             each.name,
             f"{'≥' if each.name == 'tokens_per_second' else '≤'} {_amount(each.name, each.limit)} ({each.asked})",
             *(_amount(each.name, value) for value in (each.dense, each.predicted, each.reached)),
-            f"{each.off:+.1%}",
+            f"{signed(100 * each.off, 1)}%",
         )
         for each in pruned.reached
     ]

@@ -22,6 +22,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs import origins
 from saap_jax.jobs.job import Ending, finish, job
+from saap_jax.jobs.written import NEW_TOKENS, written
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.decoding.generate import decoder_of
 from saap_jax.llama.files.load import load_keep, resolve
@@ -128,8 +129,13 @@ def _recover(
         recovered = load_model(out, config.dtype, layout=layout)
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
-        made = origins.recovered(config, run.record)
-        write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
+    if config.new_tokens:
+        models = {"dense": dense, "before": model, "after": recovered}
+        present = {origins.NAMES[name]: each for name, each in models.items() if each is not None}
+        with run.stage("write"):
+            run.update(written=written(present, tokenizer, NEW_TOKENS, track))
+    made = origins.recovered(config, run.record)
+    write_further(origins.files_of(origin, made, origins.loader_of_model(recovered), config.name), out)
     if is_remote(config.out) and is_primary():
         with step(track, f"send the model to {config.out}"):
             send(out, config.out)

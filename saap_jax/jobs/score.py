@@ -18,7 +18,7 @@ from saap_jax.selection.calibrate import Calibrated
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import open_subject
 
-SCORED = Ending(page=True, further=("scores.npz", "stability.npz"))
+SCORED = Ending(further=("scores.npz", "stability.npz"))
 
 
 def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:

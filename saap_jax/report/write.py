@@ -12,6 +12,7 @@ from saap_jax.report.page.csv_text import data_text
 from saap_jax.report.page.html import render_page
 from saap_jax.report.page.markdown import MARK, markdown_report
 from saap_jax.runs.directory import read_run, write_atomically
+from saap_jax.runs.origin import FILE
 
 OPEN = 3
 """Runs up to this number are shown open; more of them are closed until somebody opens them."""
@@ -95,7 +96,7 @@ def write_reports(
 def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[RunView]:
     """Read the runs, in as much detail as their number allows, under names that differ."""
     for run in runs:
-        if not (Path(run) / "run.json").exists():
+        if not any((Path(run) / name).exists() for name in ("run.json", FILE)):
             read_run(run)  # refuses it, before any work is done
     files = [Path(run) / "metrics.jsonl" for run in runs]
     candidates = sum(file.read_bytes().count(b"\n") for file in files if file.exists())

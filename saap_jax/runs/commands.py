@@ -5,13 +5,34 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
 from saap_jax.config.method import is_factory
 from saap_jax.config.prune import PruneConfig
+from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.search import NESTED, SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord
+
+RUNS = {
+    CompareConfig: "compare",
+    FidelityConfig: "fidelity",
+    FrontierConfig: "frontier",
+    RecoverConfig: "recover",
+    ScoreConfig: "score",
+    SensitivityConfig: "sensitivity",
+}
+"""Configuration of a job that keeps a run: its command."""
+
+
+def command_of(config: Any) -> str:
+    """Return the command that makes a configuration of a run.
+
+    >>> command_of(ScoreConfig(name="mine"))
+    'saap score --name mine'
+    """
+    kind = type(config)
+    return " ".join(["saap", RUNS[kind], *options(dataclasses.asdict(config), kind())])
 
 
 def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> str:

@@ -14,9 +14,11 @@ The fields of a record and their types are in `records`; all that is read back i
 """
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +54,11 @@ _DIRECTORIES = re.compile(r"best|model|tensorboard|statistics|top_k_logits|check
 """What runs of all kinds write beside `run.json`, and so all that `overwrite` removes."""
 
 
+def now() -> str:
+    """Return the time to the second, as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 class RunDirectory:
     """A directory that one run writes into and that the next call of the same run picks up.
 
@@ -69,11 +76,14 @@ class RunDirectory:
         """Sends what is there to where the run is kept, after each stage that ends without an error."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False) -> "RunDirectory":
+    def open(
+        cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool = False, command: str = ""
+    ) -> "RunDirectory":
         """Return a new run, or pick up the run of the same configuration that the directory holds.
 
         Nothing is written or removed before `begin` (or the first value that is kept), so bad input leaves no trace.
         With `overwrite` a run of whatever configuration starts afresh: what it wrote is removed, other files stay.
+        A new run records the command, if one is given, when it began and on which host.
 
         Raises:
             ValueError: the directory holds a run of another configuration, or files but no run; with `overwrite`, the
@@ -82,6 +92,9 @@ class RunDirectory:
         path, config = Path(path), plain(config)
         fresh: RunRecord = {"schema": SCHEMA, "name": path.name, "status": "running", "stages": [], "files": []}
         fresh["config"] = cast(Configuration, config)
+        fresh["started"], fresh["host"] = now(), platform.node()
+        if command:
+            fresh["command"] = command
         found = broadcast(lambda: _found(path, overwrite))
         if found is None or overwrite:
             return cls(path, fresh, begun=False)

@@ -13,7 +13,7 @@ import numpy as np
 from saap_jax.evaluation.resample import sureness, two_way_means
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.formats.json_files import read_object
-from saap_jax.runs.records import Measured, fault_of
+from saap_jax.runs.records import Measured, WrittenText, fault_of
 
 FILE = "saap.json"
 
@@ -71,6 +71,8 @@ class OriginStep(TypedDict, total=False):
     facts: Required[dict[str, str]]
     """What was done, in words."""
     figures: list[Figure]
+    written: list[WrittenText]
+    """What both models write after the same prompts."""
     versions: dict[str, str | None]
 
 

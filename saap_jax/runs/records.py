@@ -161,6 +161,14 @@ class Cut(TypedDict, total=False):
     """Of equal layers."""
 
 
+class WrittenText(TypedDict):
+    """What models write after a prompt, the likeliest token each time."""
+
+    prompt: str
+    texts: dict[str, str]
+    """By model: `dense`, `pruned`, `recovered`."""
+
+
 class PerMillion(TypedDict):
     """US dollars a million tokens."""
 
@@ -435,6 +443,11 @@ class RunRecord(TypedDict, total=False):
     config: Configuration
     command: str
     """The words that make the configuration of its defaults."""
+    started: str
+    """When, as ISO 8601 in UTC."""
+    finished: str
+    host: str
+    """Name of the machine that began it."""
     stages: list[Stage]
     files: list[str]
     """Written beside `run.json`."""
@@ -458,6 +471,8 @@ class RunRecord(TypedDict, total=False):
     before: Measured
     after: Measured
     best: Cut
+    written: list[WrittenText]
+    """By the models that the run is of."""
     cost: Cost
     suggestions: list[str | SuggestionRecord]
     fusions: dict[str, dict[str, Fused]]

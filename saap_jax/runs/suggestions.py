@@ -20,7 +20,7 @@ from saap_jax.runs.commands import compare_command, prune_command
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.trials import Suggestion, sensitivity_suggestions
-from saap_jax.runtime.words import some
+from saap_jax.runtime.words import signed, some
 from saap_jax.selection.oracles import ABLATION
 
 NEGLIGIBLE = 0.05
@@ -122,7 +122,7 @@ def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
             f"{chosen.p_value:.2g}), and scoring needs less: {needs} instead of {needed}.",
             f"measured at {100 * best.row['ratio_asked']:g} %: {scale.short} {scale.shown(chosen.ppl)} instead of "
             f"{scale.shown(best.ppl)} "
-            f"({change:+.{decimals_of(change)}f} %)",
+            f"({signed(change, decimals_of(change))} %)",
             prune_command(run, chosen.row),
         )
     ]
@@ -263,7 +263,7 @@ def _prune_there(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion]:
                 if (tied := [o.variant for o in others if o.tied])
                 else "."
             ),
-            f"measured: {metric} {format_figure(value, scale_of(metric))}, {change:+.1f} %",
+            f"measured: {metric} {format_figure(value, scale_of(metric))}, {signed(change, 1)} %",
             prune_command(run, row),
         )
     ]

@@ -27,6 +27,7 @@ from saap_jax.evaluation.sensitivity import (
 from saap_jax.runs.commands import compare_command
 from saap_jax.runs.records import Row, RunRecord, Trial
 from saap_jax.runs.standing import kept_by_layer
+from saap_jax.runtime.words import signed
 from saap_jax.types import STRUCTURES
 
 SEVERAL, LITTLE = 3.0, 0.1
@@ -98,7 +99,7 @@ def sensitivity_suggestions(run: RunRecord, candidates: Sequence[Row]) -> list[S
         before, after = (scale.shown(each["ppl"][metric]) for each in (base, row))
         effect = (
             f"measured at {100 * run['config']['ratio']:g} %: {scale.short} {after} instead of "
-            f"{before} ({value:+.{digits}f} %, {low:+.{digits}f} to {high:+.{digits}f} %)"
+            f"{before} ({signed(value, digits)} %, {signed(low, digits)} to {signed(high, digits)} %)"
         )
         text = _found(run, candidates, trial, base, row)
         found.append(Suggestion(_capital(text), effect, compare_command(run, trial["kind"], trial["changes"])))
@@ -151,20 +152,20 @@ def aligned_sentence(run: RunRecord, candidates: Sequence[Row], trial: Trial) ->
     change = _difference(run, rows[trial["candidate"]], rows[trial["instead_of"]])
     (value, low, high), (saved, least, most) = change.percent, _saved(trial)
     digits = decimals_of(value)
-    ppl = f"change the ppl by {value:+.{digits}f} % ({low:+.{digits}f} to {high:+.{digits}f} %)"
+    ppl = f"change the ppl by {signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
     if change.same:
         ppl = "leave the ppl as it is"
     elif math.isnan(low):
-        ppl = f"change the ppl by {value:+.{digits}f} %, {few(change.windows)},"
+        ppl = f"change the ppl by {signed(value, digits)} %, {few(change.windows)},"
     rounds = len(trial["seconds"][0])
     if rounds < FEWEST:
-        time = f"change the time by {-saved:+.1f} % ({-most:+.1f} to {-least:+.1f} %"
+        time = f"change the time by {signed(-saved, 1)} % ({signed(-most, 1)} to {signed(-least, 1)} %"
     elif least > 0:
         time = f"save {saved:.1f} % time ({least:.1f} to {most:.1f} %"
     elif most < 0:
         time = f"cost {-saved:.1f} % time ({-most:.1f} to {-least:.1f} %"
     else:
-        time = f"do not measurably change the time ({-most:+.1f} to {-least:+.1f} %"
+        time = f"do not measurably change the time ({signed(-most, 1)} to {signed(-least, 1)} %"
     before, after = trial["segments"]
     instead = f" instead of {before}" if after != before else ""
     over = f"{rounds} rounds" + ("" if rounds >= FEWEST else f", where a verdict takes {FEWEST}")

@@ -26,6 +26,8 @@ LEAVING = 1800
 
 _SWITCH = "--distributed"
 _FLAGS = ("coordinator", "processes", "process")
+FLAGS = (_SWITCH, *(f"{_SWITCH}.{name}" for name in _FLAGS))
+"""The options that say where processes meet."""
 _SMALLEST = 1024  # bytes that are sent at once, or this times a power of two: each size compiles a program
 
 

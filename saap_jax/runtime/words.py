@@ -1,6 +1,8 @@
-"""Counts and lists of names in sentences."""
+"""Counts, changes and lists of names in sentences."""
 
 from collections.abc import Sequence
+
+MINUS = "\N{MINUS SIGN}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -19,3 +21,12 @@ def some(names: Sequence[str], at_most: int = 3) -> str:
     'a, b, c and 2 more'
     """
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign, a minus being one of print.
+
+    >>> signed(-0.52, 1), signed(3.0, 2)
+    ('−0.5', '+3.00')
+    """
+    return f"{value:+.{digits}f}".replace("-", MINUS)

@@ -68,7 +68,7 @@ def test_of_few_windows_nothing_is_sure(windows):
     assert found.value == pytest.approx((a - 5 - b).mean())
     assert np.isnan([found.low, found.high, found.p_value]).all()
     assert not found.sure
-    assert found.sentence.startswith("who is better is not known: the difference is -")
+    assert found.sentence.startswith("who is better is not known: the difference is −")
     assert f"which takes 8 windows; here {'is' if windows == 1 else 'are'} {windows}" in found.sentence
     assert paired_difference(a, a).sentence == "A and B are the same: the difference is exactly 0"
     more = np.random.default_rng(0).normal(size=(2, 1, FEWEST))
@@ -163,7 +163,7 @@ def test_losses_that_are_not_finite_are_no_evidence(bad):
 def test_sentences():
     assert Difference(0.3, 0.2, 0.4).sentence == "A has a higher perplexity than B by 35.0 % (22.1 to 49.2 %)"
     assert Difference(-1e-4, -2e-4, 1e-4).sentence == (
-        "A and B cannot be told apart: the difference is -0.0100 % (-0.0200 to +0.0100 %)"
+        "A and B cannot be told apart: the difference is −0.0100 % (−0.0200 to +0.0100 %)"
     )
     assert "cannot be told apart" in Difference(0, -0.1, 0.1).sentence
 

@@ -21,7 +21,8 @@ def shifted(percent: float, windows: int = 12):
 def test_perplexity(percent, limit, passed):
     check = check_perplexity("ppl@16 a", shifted(percent), limit)
     assert check.passed == passed
-    assert check.measured == f"{percent:+.1f} % ({percent:+.1f} to {percent:+.1f} %)"
+    shown = f"{percent:+.1f}".replace("-", "−")
+    assert check.measured == f"{shown} % ({shown} to {shown} %)"
     assert check.limit == f"+{limit:g} %"
 
 

@@ -1,6 +1,8 @@
 """How runs end: everything that is named is there before the status says so, and is made again where it is missing."""
 
 import dataclasses
+import datetime
+import platform
 
 import pytest
 
@@ -9,7 +11,7 @@ from saap_jax.jobs import job as module
 from saap_jax.jobs.job import Ending, finish, job
 from saap_jax.runs.directory import read_run
 
-ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, page=True, further=("keeps.npz", "best"))
+ENDING = Ending(lambda run: {"curve.csv": f"{len(run.candidates())}\n"}, further=("keeps.npz", "best"))
 
 
 @pytest.fixture
@@ -31,6 +33,23 @@ def work(config: ScoreConfig, ending: Ending = ENDING, **options) -> bool:
         run.claim("best").mkdir(exist_ok=True)
         finish(run, ending)
     return True
+
+
+def test_the_record_says_how_when_and_where(config):
+    """A run that is made again keeps when it began; one that starts afresh does not."""
+    assert work(config)
+    first = read_run(f"{config.runs}/one")
+    assert first["command"] == f"saap score --name one --runs {config.runs}"
+    began, ended = (datetime.datetime.fromisoformat(first[name]) for name in ("started", "finished"))
+    assert datetime.timedelta(0) <= ended - began < datetime.timedelta(minutes=5)
+    assert began.utcoffset() == datetime.timedelta(0)
+    assert first["host"] == platform.node()
+    page = (module.Path(config.runs) / "one" / "report.html").read_text()
+    assert all(first[name] in page for name in ("command", "started", "finished", "host"))
+    (module.Path(config.runs) / "one" / "keeps.npz").unlink()
+    assert work(config)
+    again = read_run(f"{config.runs}/one")
+    assert [again[name] for name in ("started", "finished")] == [first[name] for name in ("started", "finished")]
 
 
 def test_the_status_comes_last(config, monkeypatch):

@@ -33,7 +33,7 @@ def comparison() -> Comparison:
 def test_table_and_sentences(comparison):
     text = printed(comparison_table(comparison))
     assert max(map(len, text.splitlines())) <= 100
-    for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "<= 0.002", "999 resamples give no p below 0.002", "inf"):
+    for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "≤ 0.002", "999 resamples give no p below 0.002", "inf"):
         assert part in text
     assert "x[/]y" in text.replace("\n", "")
     first, second, third, fourth = sentences(comparison)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.report.kinds.recover import changes, recovery_table
-from saap_jax.report.page.formats import MINUS
+from saap_jax.runtime.words import MINUS
 
 IN, OUT = "ppl@128 text:a", "ppl@128 text:b"
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 import pytest
 
 import saap_jax
-from saap_jax.runs import records
+from saap_jax.runs import origin, records
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.reading import contradiction_of, read_correlations, read_rows, read_run
 from saap_jax.runs.records import Correlation, Row, RunRecord, fault_of
@@ -142,7 +142,8 @@ def test_a_field_that_is_asked_for_is_declared():
     root = Path(saap_jax.__file__).parent
     files = [file for folder in ("runs", "report/kinds", "report/figures") for file in (root / folder).glob("*.py")]
     files += [root / "evaluation" / f"{name}.py" for name in ("crossing", "price", "sensitivity")]
-    declared = {name for kind in vars(records).values() if is_typeddict(kind) for name in get_type_hints(kind)}
+    kinds = [kind for module in (records, origin) for kind in vars(module).values() if is_typeddict(kind)]
+    declared = {name for kind in kinds for name in get_type_hints(kind)}
     declared |= set(get_type_hints(Variant))
     others = {"price", "saap_jax", "SAAP_PRICES"}
     read = {name for file in files for name in names_got(file.read_text())}

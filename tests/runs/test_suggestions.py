@@ -37,6 +37,7 @@ from saap_jax.runs.directory import plain
 from saap_jax.runs.scores import read_scores
 from saap_jax.runs.suggestions import effort, suggestions_of
 from saap_jax.runs.trials import aligned_sentence
+from saap_jax.runtime.words import MINUS
 from saap_jax.selection.calibrate import Calibrated
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model
@@ -141,7 +142,8 @@ def follow(truth, run, place: int = 0) -> tuple[str, SearchConfig, float, float]
     """Return a suggestion's text, the search that its command stands for, and the change it claims and the true one."""
     found = run.record["suggestions"][place]
     said = re.search(
-        r"ppl ([\d.]+) instead of ([\d.]+) \(([+-][\d.]+) %, ([+-][\d.]+) to ([+-][\d.]+) %\)", found["effect"]
+        r"ppl ([\d.]+) instead of ([\d.]+) \(([+-][\d.]+) %, ([+-][\d.]+) to ([+-][\d.]+) %\)",
+        found["effect"].replace(MINUS, "-"),
     )
     assert said is not None, found["effect"]
     new, old, change, low, high = map(float, said.groups())

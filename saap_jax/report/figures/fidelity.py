@@ -8,7 +8,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import MINUS, short_name
+from saap_jax.report.page.formats import short_name
+from saap_jax.runtime.words import MINUS
 from saap_jax.types import Scores
 
 _COLUMNS, _HIGH, _HEAD, _LETTERS = 5, 1.85, 0.45, 26

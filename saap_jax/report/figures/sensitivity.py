@@ -8,7 +8,7 @@ import numpy as np
 
 from saap_jax.report.figures.axes import LEVELS
 from saap_jax.report.page.blocks import Plot
-from saap_jax.report.page.formats import MINUS
+from saap_jax.runtime.words import MINUS
 
 _FRAME, _ROW = 1.15, 0.3
 """Inches of a panel without its rows, and of a row."""

@@ -14,10 +14,11 @@ from saap_jax.evaluation.differences import Difference, differences_against
 from saap_jax.evaluation.resample import LEVEL, few, holm, resamples_for, smallest_p_value
 from saap_jax.evaluation.scales import format_ppl, scale_of
 from saap_jax.report.page.blocks import Axis, Chart, Column, Interval, Note, Strip
-from saap_jax.report.page.formats import BEST, MINUS, format_p, short_name
+from saap_jax.report.page.formats import BEST, format_p, short_name
 from saap_jax.report.page.strips import nice_axis
 from saap_jax.runs.records import RunRecord
 from saap_jax.runs.standing import ComparisonRow, Variant, metrics
+from saap_jax.runtime.words import MINUS
 
 _BEYOND = 3.0
 """How many times the middle one of the upper ends the axis may reach; what is larger is an arrow."""

@@ -49,6 +49,9 @@ def run_facts(run: RunRecord) -> dict[str, str]:
     facts = {
         "saap_jax": versions.get("saap_jax"),
         "git commit": run.get("git_commit"),
+        "started": run.get("started"),
+        "finished": run.get("finished"),
+        "host": run.get("host"),
         "devices": f"{devices.get('count')} x {devices.get('kind')} ({devices.get('platform')})" if devices else None,
         "model": model.get("name"),
         "layers": model.get("layers"),

@@ -25,6 +25,7 @@ from saap_jax.report.kinds.variants import (
     variant_table,
 )
 from saap_jax.report.kinds.winner import compared_facts, interval_ends, winner_table
+from saap_jax.report.kinds.written import written_section
 from saap_jax.report.page.blocks import (
     Block,
     Bullets,
@@ -63,6 +64,8 @@ from saap_jax.runs.standing import (
 from saap_jax.runtime.words import plural
 from saap_jax.types import RESIDUAL
 
+KEPT = "Share of the units of each layer that stays: dark is 0, bright is all of them."
+
 
 class Compared(NamedTuple):
     """A compare run, read and worked out once."""
@@ -98,6 +101,7 @@ def compare_sections(found: Compared, detail: Detail) -> list[Section]:
         *fusion_section(run, detail),
         *divergence_section(run, detail),
         *cut_section(run),
+        *written_section(run),
         *cost_section(run),
         reproduce_section(run),
         *coupling_section(run, detail),
@@ -209,8 +213,7 @@ def kept_section(found: Compared, detail: Detail) -> list[Section]:
             blocks.append(Part(f"{100 * asked:g} % asked", [chart, *_words(more)]))
     if not blocks:
         return []
-    said = "Share of the units of each layer that stays, best variant first: dark is 0, bright is all of them."
-    return [Section("kept", "What is kept where", [Words(said), Scale(), *blocks])]
+    return [Section("kept", "What is kept where", [Words(f"{KEPT} Best variant first."), Scale(), *blocks])]
 
 
 def kept_shares(run: RunRecord, kept: Mapping[str, Sequence[Number]]) -> dict[str, list[float]]:

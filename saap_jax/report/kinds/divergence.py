@@ -4,8 +4,8 @@ import math
 
 from saap_jax.report.figures.divergence import divergence_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Words, text_table
-from saap_jax.report.page.formats import MINUS
 from saap_jax.runs.records import RunRecord
+from saap_jax.runtime.words import signed
 
 
 def divergence_section(run: RunRecord, detail: Detail) -> list[Section]:
@@ -23,7 +23,7 @@ def _priced(run: RunRecord) -> list[Section]:
         "chose where each layer is free, of as many parameters."
     )
     lines = [
-        [name, f"{free:.4f}", f"{alike:.4f}", f"{100 * math.expm1(alike - free):+.1f} %".replace("-", MINUS)]
+        [name, f"{free:.4f}", f"{alike:.4f}", f"{signed(100 * math.expm1(alike - free), 1)} %"]
         for name, (free, alike) in found.items()
     ]
     header = ["candidate", "KL, free layers (nats a token)", "layers alike", "perplexity for that"]

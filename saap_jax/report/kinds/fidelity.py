@@ -29,11 +29,11 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, MINUS, TIED, format_correlation
+from saap_jax.report.page.formats import BEST, TIED, format_correlation
 from saap_jax.runs.changes import read_changes
 from saap_jax.runs.reading import read_correlations
 from saap_jax.runs.records import RunRecord
-from saap_jax.runtime.words import plural, some
+from saap_jax.runtime.words import MINUS, plural, some
 from saap_jax.types import Scores
 
 _AXIS = Axis(-1.05, 1.05, [(-1.0, f"{MINUS}1"), (-0.5, ""), (0.0, "0"), (0.5, ""), (1.0, "1")])

@@ -9,6 +9,7 @@ from saap_jax.evaluation.resample import smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.page.blocks import Block, Cell, Line, Table, Words, text_table
 from saap_jax.runs.outcomes import Comparison
+from saap_jax.runtime.words import MINUS, signed
 
 ALONE = (
     "Each p is of this one comparison. The tables of a run adjust theirs for all variants that are compared with the "
@@ -30,7 +31,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in comparison.metrics:
         name = f"{row.metric} ({row.domain})" if row.domain else row.metric
         lines.append((name, *map(format_ppl, row.ppl), *_numbers(row.difference, comparison.resamples)))
-    return _table(comparison, ("metric", "ppl A", "ppl B", "A - B %"), lines)
+    return _table(comparison, ("metric", "ppl A", "ppl B", f"A {MINUS} B %"), lines)
 
 
 def task_table(comparison: Comparison) -> Table:
@@ -41,13 +42,13 @@ def task_table(comparison: Comparison) -> Table:
         digits = decimals_of(each.points)
         numbers = (
             *(f"{value:.1f}" for value in row.accuracy),
-            f"{each.points:+.{digits}f}",
+            signed(each.points, digits),
             _interval(each.low, each.high, digits),
             f"{100 * each.win_rate:.1f}",
             _p_value(each.p_value, comparison.resamples),
         )
         lines.append((f"{row.task} ({row.metric}, {row.items:,} items)", *numbers))
-    return _table(comparison, ("task", "acc A %", "acc B %", "A - B points"), lines)
+    return _table(comparison, ("task", "acc A %", "acc B %", f"A {MINUS} B points"), lines)
 
 
 def _table(comparison: Comparison, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
@@ -64,16 +65,16 @@ def _numbers(difference: Difference, resamples: int) -> tuple[str, str, str, str
     value, low, high = difference.percent
     digits = decimals_of(value)
     p = _p_value(difference.p_value, resamples)
-    return f"{value:+.{digits}f}", _interval(low, high, digits), f"{100 * difference.win_rate:.1f}", p
+    return signed(value, digits), _interval(low, high, digits), f"{100 * difference.win_rate:.1f}", p
 
 
 def _interval(low: float, high: float, digits: int) -> str:
-    return "n/a" if math.isnan(low) or math.isnan(high) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return "n/a" if math.isnan(low) or math.isnan(high) else f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def _p_value(p: float, resamples: int) -> str:
     smallest = smallest_p_value(resamples)
-    return "n/a" if math.isnan(p) else f"<= {p:.2g}" if p <= smallest < 1 else f"{p:.2g}"
+    return "n/a" if math.isnan(p) else f"≤ {p:.2g}" if p <= smallest < 1 else f"{p:.2g}"
 
 
 def sentences(comparison: Comparison) -> list[str]:

@@ -12,12 +12,13 @@ from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.figures.training import training_plot
 from saap_jax.report.kinds.common import cost_section, files_of, reproduce_section
 from saap_jax.report.kinds.variants import DOMAINS
+from saap_jax.report.kinds.written import written_section
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, text_table
-from saap_jax.report.page.formats import MINUS, TIED, format_change, format_count, format_mebibytes, format_millions
+from saap_jax.report.page.formats import TIED, format_change, format_count, format_mebibytes, format_millions
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
-from saap_jax.runtime.words import plural
+from saap_jax.runtime.words import plural, signed
 
 VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
 """Key of a model in the record -> what the table calls it."""
@@ -35,6 +36,7 @@ def recover_sections(path: Path, run: RunRecord, detail: Detail) -> list[Section
         Section("summary", "Summary", [Bullets(said)]),
         *([Section("recovery", "What came back", blocks)] if blocks else []),
         *([Section("training", "The course of the training", course)] if course else []),
+        *written_section(run),
         *cost_section(run),
         reproduce_section(run),
     ]
@@ -135,7 +137,7 @@ def _interval(run: RunRecord, key: str, name: str) -> str:
     if math.isnan(low):
         return f" ({few(difference.windows)})"
     digits = decimals_of(difference.percent[0])
-    return f" ({low:+.{digits}f} to {high:+.{digits}f} %)".replace("-", MINUS) + (
+    return f" ({signed(low, digits)} to {signed(high, digits)} %)" + (
         "" if difference.sure else f", {TIED} not to be told apart,"
     )
 

@@ -35,12 +35,12 @@ from saap_jax.report.page.blocks import (
     text_table,
 )
 from saap_jax.report.page.csv_text import without_nan
-from saap_jax.report.page.formats import BEST, MINUS, TIED
+from saap_jax.report.page.formats import BEST, TIED
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE
 from saap_jax.runs.trials import aligned_sentence
-from saap_jax.runtime.words import plural
+from saap_jax.runtime.words import MINUS, plural, signed
 
 EXTREMES = 5
 """Places shown on either side."""
@@ -133,7 +133,7 @@ def sensitivity_cells(changes: Sequence[Change], marks: Mapping[Change, str]) ->
             f"{change.structure} {marks.get(change, '')}".rstrip(),
             f"{100 * change.actual:.1f}",
             f"{change.removed:,}",
-            f"{change.nats:+.4f}".replace("-", MINUS),
+            signed(change.nats, 4),
             format_change(change.percent),
             format_ends(change),
             "n/a" if math.isnan(change.relative) else f"{change.relative:.2f}",
@@ -185,7 +185,7 @@ def notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
         each = a_parameter(nearest_share(changes, run["config"]["ratio"]), structure)
         if not math.isnan(each):
             said.append(
-                f"{structure}: {1e6 * each:+.4f} nats a million parameters, over all layers at {100 * asked:g} %"
+                f"{structure}: {signed(1e6 * each, 4)} nats a million parameters, over all layers at {100 * asked:g} %"
             )
     aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
     return [*said, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
@@ -221,7 +221,9 @@ def heat_maps(run: RunRecord, candidates: Sequence[Row]) -> Plot:
     asked, most, least = extremes(changes, run["config"]["ratio"])
     said = [f"Change of the loss on {judged_metric(run)} when some units of one layer go, a panel a structure."]
     for word, places in (("most", most), ("least", least)):
-        each = ", ".join(f"layer {c.layer} {c.structure} {c.nats:+.4f} ({c.relative:.2f} x average)" for c in places)
+        each = ", ".join(
+            f"layer {c.layer} {c.structure} {signed(c.nats, 4)} ({c.relative:.2f} x average)" for c in places
+        )
         said.append(f"What costs {word} at {100 * asked:g} %, nats a token: {each}.")
     panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
     return sensitivity_plot(panels, shares, " ".join(said))

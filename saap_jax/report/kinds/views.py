@@ -8,11 +8,13 @@ from saap_jax.report.kinds.common import cost_section, model_name, reproduce_sec
 from saap_jax.report.kinds.compare import compare_sections, read_compared
 from saap_jax.report.kinds.fidelity import fidelity_sections
 from saap_jax.report.kinds.frontier import frontier_sections
+from saap_jax.report.kinds.origin import origin_view
 from saap_jax.report.kinds.recover import recover_sections
 from saap_jax.report.kinds.score import score_sections
 from saap_jax.report.kinds.sensitivity import sensitivity_sections
 from saap_jax.report.page.blocks import Bullets, Detail, RunView, Section
 from saap_jax.runs.directory import read_run
+from saap_jax.runs.origin import read_origin
 from saap_jax.runs.records import RunRecord
 from saap_jax.runtime.words import plural
 
@@ -32,14 +34,18 @@ _BY_CONFIG = {"channels_per_layer": "fidelity", "keep_statistics": "score", "bes
 def read_view(
     run_dir: str | os.PathLike[str], detail: Detail, *, id: str = "", name: str = "", status: str = ""
 ) -> RunView:
-    """Read a run of any kind; `name` is what the page calls it, by default as its record does.
+    """Read a run of any kind, or the directory of a model that a command made.
 
-    So is `status`: a page is written before the record says that the run is finished.
+    `name` is what the page calls it, by default as its record does. So is `status`: a page is written before the record
+    says that the run is finished.
 
     Raises:
-        FileNotFoundError, ValueError: the directory holds no readable run.
+        FileNotFoundError, ValueError: the directory holds no readable run or model.
     """
-    path, run = Path(run_dir), read_run(run_dir)
+    path = Path(run_dir)
+    if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
+        return origin_view(path, origin, id=id, name=name)
+    run = read_run(path)
     kind, compared, notes = kind_of(run), None, []
     if kind == "compare":
         compared = read_compared(path, run)

@@ -5,11 +5,10 @@ import re
 
 from saap_jax.evaluation.scales import PERPLEXITY, Scale, format_figure
 from saap_jax.report.page.blocks import Number
+from saap_jax.runtime.words import MINUS, signed
 
 BEST, TIED = "*", "≈"
 """Marks of the best of a group, and of what cannot be told apart from it."""
-
-MINUS = "\N{MINUS SIGN}"
 
 
 def short_name(name: str, letters: int = 26) -> str:
@@ -66,7 +65,7 @@ def format_change(before: float, after: float) -> str:
         return "n/a"
     if after >= 10 * before:
         return f"× {after / before:.4g}"
-    return f"{100 * (after / before - 1):+.1f} %".replace("-", MINUS)
+    return f"{signed(100 * (after / before - 1), 1)} %"
 
 
 def format_correlation(value: float) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby
 
 from saap_jax.report.page.blocks import Axis, Band, Chart, Column, Heat, Interval, Note, Number
-from saap_jax.report.page.formats import MINUS
+from saap_jax.runtime.words import MINUS
 
 LEVELS = 20
 """Steps of the scale of heat, classes `h0` to `h20`: few enough for small files."""
