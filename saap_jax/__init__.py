@@ -12,7 +12,7 @@ The pipeline in order (each name is importable from here):
     masks, cut, compensate                2d. the pruned model, as gates or as smaller arrays; what is left made up for
     evaluation_windows, perplexity        4.  what it costs in quality
     save_model                            the smaller model as a directory
-    compare, load_run                     the main job, and a run that one left
+    compare, load_run, bars               the main job, a run that one left, and progress as bars of a notebook
 
 A model of another library goes through `prune`, by an adapter of `saap_jax.adapters` or a `Problem`.
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.runs.loaded import load_run
+    from saap_jax.runtime.progress import bars
     from saap_jax.selection.fusion import fuse
     from saap_jax.subjects.traced.pruned import prune
     from saap_jax.surgery import compensate, cut, masks
@@ -51,6 +52,7 @@ _HOMES = {
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
     "subjects.traced.pruned": ("prune",),
     "runs.loaded": ("load_run",),
+    "runtime.progress": ("bars",),
     "selection.fusion": ("fuse",),
     "surgery": ("compensate", "cut", "masks"),
 }
@@ -68,6 +70,7 @@ __all__ = [
     "SearchConfig",
     "Statistic",
     "__version__",
+    "bars",
     "calibrate",
     "calibration_windows",
     "compare",
