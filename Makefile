@@ -14,7 +14,7 @@ test: $(READY)  ## the default suite: formatting, lint, types, tests
 	$(BIN)/pyright
 	$(BIN)/pytest -q -n auto --dist worksteal
 
-slow: $(READY)  ## tests that take minutes, with a thousand harmed files
+slow: $(READY)  ## tests that take longer, and a thousand harmed files
 	SAAP_FUZZ_SCALE=$${SAAP_FUZZ_SCALE:-0.6} $(BIN)/pytest -q -n auto --dist worksteal -m slow
 
 # $(1) an environment, $(2) its Python, $(3) its lock file: quickstart's job on few windows, and what depends on

@@ -79,6 +79,7 @@ def test_a_statistic():
         np.testing.assert_allclose(scored.scores("swing")[name], np.mean(gradient**4, axis=0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_recipe(tiny_model_directory, tmp_path, capsys):
     (tmp_path / "recipe.py").write_text(blocks("A recipe")["recipe.py"])
     words = [

@@ -82,6 +82,7 @@ def test_a_gate_is_the_row_of_its_channel(family, x64):
     assert prunable_parameters(discover(plain)) == prunable_parameters(discover(model)) - 2 * 8 * EXPERTS, "routers"
 
 
+@pytest.mark.slow
 def test_masked_is_cut_and_counted(x64):
     model = model_of(dtype=np.float64)
     keep = keep_of(model)
@@ -113,6 +114,7 @@ def test_the_oracle_is_direct_ablation(x64):
 ESTIMATORS = ["gate_taylor", "gate_fisher", "taylor_element", "fisher", "magnitude", "wanda", "saap"]
 
 
+@pytest.mark.slow
 def test_what_every_estimator_takes_is_what_hardly_writes(x64):
     """One channel of each expert of layer 1 is a thousandth; at random, others go."""
     weak = np.array([1, 4, 0, 2])
@@ -138,6 +140,7 @@ def test_what_every_estimator_takes_is_what_hardly_writes(x64):
         gone("block_influence")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "multiple"), [(0.4, 1), (1.0, 1), (0.6, 2)])
 def test_budgets_are_exact_and_order_means_nothing(share, multiple, x64):
     """Channels of experts in another order: the same ones go, and the same model is left."""
@@ -166,6 +169,7 @@ def test_budgets_are_exact_and_order_means_nothing(share, multiple, x64):
     assert (kept[1] != kept[0]).any()
 
 
+@pytest.mark.slow
 def test_compensation_sees_the_stream_without_them(x64):
     """Attention behind a layer without some channels is corrected on what their experts still write."""
     model = model_of(dtype=np.float64)

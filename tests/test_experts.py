@@ -49,6 +49,7 @@ def test_a_unit_is_an_expert_with_its_column_of_the_router():
     assert structure.parameters_per_unit == (3 * 3 * 8 + 8,) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
 def test_tokens_of_an_expert_that_is_gone_go_to_the_others(family, x64):
     """Masked is cut; a gate that is nearly closed lets the token stay where it is."""
@@ -139,6 +140,7 @@ def test_as_many_experts_stay_as_a_token_is_routed_to():
     assert kept_by(random_model(small_spec((2, 8), (2, 8))), limits) == 1, "negative control"
 
 
+@pytest.mark.slow
 def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     """Attention behind a layer without some experts is corrected on the stream that these are missing from."""
     model = random_model(spec_of("mixtral"), dtype=np.float64)
@@ -163,6 +165,7 @@ def test_compensation_leaves_experts_and_sees_where_tokens_go(x64):
     assert subject.uncompensated("none", keep) == {}
 
 
+@pytest.mark.slow
 def test_ablation_routes_again(x64):
     model = relative("mixtral", dtype=np.float64)
     found = LlamaSubject(model).ablate(Windows(*BATCH), [Unit("mlp", 0, number) for number in range(6)], batch_size=4)

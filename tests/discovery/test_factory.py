@@ -66,6 +66,7 @@ def test_a_module_of_the_current_directory(file, capsys, monkeypatch):
     assert "12 units" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_tables(file, capsys):
     """Equal layers share a row; the own code is tried; what is pinned says why, a missing rule with its line."""
     assert main(["discover", f"{file}:layered"]) == 0

@@ -45,6 +45,7 @@ def drawn(random, shape):
     return jnp.asarray(random.normal(size=shape), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_times_matrices_is_what_the_program_computes(name):
     """The product of each writer, bound to its own operands, has the same numbers."""

@@ -70,6 +70,7 @@ def without(model: Llama, unit: Unit) -> float:
     return mean_loss(model, text(), gates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("widths", "tied"), [(DENSE, True), (CUT, False)])
 def test_equals_the_whole_model_with_one_gate_closed(x64, widths, tied):
     model = model_of(widths, tied, np.float64)

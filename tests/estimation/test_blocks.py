@@ -49,6 +49,7 @@ def residuals(model, tokens: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, n
     return stream
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_means_over_the_real_tokens(make, size):

@@ -72,6 +72,7 @@ def test_only_what_no_pass_provides_is_skipped():
     assert set(ESTIMATORS) == set(NAMES) | set(SKIPPED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_one_float32_number_a_unit_and_nan_where_none_is(name, kind):
@@ -128,6 +129,7 @@ def other_pass(batching: str):
     return observed(plain_pass("dense")[0], BATCHINGS[batching])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_and_padding_change_nothing(name, batching):

@@ -129,6 +129,7 @@ class TestOptions:
         signs = [random_signs(seed, jnp.asarray(0), value.gradient)["mlp"] for seed in (0, 1)]
         assert not np.array_equal(*signs)
 
+    @pytest.mark.slow
     def test_attention_by_probes(self, x64):
         model, statistics = dense_model(dtype=np.float64), observed(3, "probes")
         value = statistics.of(GATE_HESSIAN)
@@ -137,6 +138,7 @@ class TestOptions:
         by_hand = np.abs(value.gradient["attention"] - np.mean(value.probed["attention"], axis=0) / 2)
         np.testing.assert_allclose(scores, by_hand, rtol=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("asked", "attention", "message"),
         [

@@ -52,6 +52,7 @@ def plain(model, gates, tokens, added, taken):
     return (total + sum(log_p[place, word] for place, word in enumerate(taken))) / len(added)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES[1:])
 def test_gradients_are_those_of_the_objective(model, objective):
     needs = [each.of_objective(objective) for each in (GATE_GRADIENT, WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT)]
@@ -102,6 +103,7 @@ def test_words_are_drawn_as_the_model_predicts_them():
     np.testing.assert_allclose(shares, probabilities, atol=4 * np.sqrt(0.25 / words.size))
 
 
+@pytest.mark.slow
 def test_squares_of_what_is_drawn_are_the_curvature_of_the_divergence(model, monkeypatch):
     """Over evenly spread draws, the mean square of a gate's derivative is the second derivative of KL by that gate."""
     tokens, rows = jnp.asarray(TOKENS[:1, :2]), 1000

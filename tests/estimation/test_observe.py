@@ -81,6 +81,7 @@ def test_weight_gradient_is_that_of_the_mean_over_tokens():
     assert not np.allclose(down[0], down[2], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_gate_gradients_are_those_of_each_example(make):
     model = make()
@@ -132,6 +133,7 @@ def weight_products(model, gradient, path: str, axis: int) -> np.ndarray:
     return np.asarray(join_segments([jnp.sum(unit_view(w, member) * unit_view(d, member), axis=2) for w, d in pairs]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mqa"])
 def test_gate_gradient_is_the_sum_of_weight_times_gradient(kind, x64):
     """Over down or up, over output or value; not over gate, query or key."""

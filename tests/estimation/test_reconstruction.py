@@ -68,6 +68,7 @@ def test_greedy_leaves_less_than_single_costs(problem):
     assert all(a <= 1.5 * b for a, b in zip(left[0], best, strict=True))
 
 
+@pytest.mark.slow
 def test_swaps_are_those_of_sets_that_are_fitted_anew(x64):
     moved = 0
     for seed in range(12):

@@ -115,6 +115,7 @@ def test_squares_are_those_of_each_examples_mean_loss(x64, size, remat):
     assert float(jnp.mean(down[0])) > 1.1 * float(jnp.mean(jnp.square(down[1])))  # no square of the mean
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_pass_does_not_notice(x64):
     model = random_model(TWO_RUNS, dtype=np.float64)
     together = observe(model, [(TOKENS, MASK)], ONE_PASS)
@@ -139,12 +140,14 @@ class TestCost:
     def flops(self, needs) -> float:
         return self.lowered(needs).cost_analysis()["flops"]
 
+    @pytest.mark.slow
     def test_one_backward_pass_serves_all(self):
         alone = self.flops({MEAN, SQUARED})
         large = {GRAM, SECOND_MOMENT, WRITTEN_NORMS}  # those of one more product each
         assert self.flops(ONE_PASS - large) < 1.25 * alone  # what estimators need
         assert self.flops({MEAN}) > 1.8 * self.flops(set())  # where there is one less
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("needs", [{MEAN}, {SQUARED}, {MEAN, SQUARED}, {GATE_GRADIENT}])
     def test_nothing_is_allocated_that_is_not_needed(self, needs):
         parameters = parameters_by_path(self.model).values()
@@ -160,6 +163,7 @@ class TestCost:
             memory.alias_size_in_bytes >= 4 * numbers
         )  # added to in place: the state is donated, and keeps its layout
 
+    @pytest.mark.slow
     def test_the_second_call_does_not_compile(self):
         observe(self.model, [(TOKENS, MASK)], ONE_PASS)
         before = observe_step._cache_size()

@@ -58,6 +58,7 @@ def test_a_statistic_in_a_file_is_observed_and_scored(plugin):
         np.testing.assert_allclose(scored.scores(f"{plugin}:peak")[name], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_merged_and_stored(plugin, tmp_path):
     model, largest = random_model(spec_of((2, 6), (1, 3))), runpy.run_path(str(plugin))["LARGEST"]
     needs = frozenset({largest, GATE_GRADIENT})

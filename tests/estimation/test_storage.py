@@ -81,6 +81,7 @@ def test_every_estimator_scores_the_same_from_a_file(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_layout_of_the_file(tmp_path):
     path = save_statistics(tmp_path / "s", observed())
     tensors = load_file(path)
@@ -178,6 +179,7 @@ class TestRefuses:
             load_statistics(tmp_path / "model", model())
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = save_statistics(tmp_path / "s", observed())
     before = path.read_bytes()

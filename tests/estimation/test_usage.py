@@ -39,6 +39,7 @@ def test_used_by_hand(x64):
         assert 0 < expected.sum() <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shares_of_the_real_tokens(make, size):

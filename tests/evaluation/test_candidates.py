@@ -32,6 +32,7 @@ def all_losses(batches, keeps=KEEPS, model=MODEL, **options) -> dict[int, np.nda
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 2, 3, 8])
 @pytest.mark.parametrize("model", [MODEL, cut(MODEL, pruned_from(2, 9))], ids=["dense", "cut"])
 def test_equal_to_one_by_one(model, at_once):

@@ -85,6 +85,7 @@ def counted(function, *arguments) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [single_layers, fused_layers])
 @pytest.mark.parametrize("make", [dense_model, ragged_model, lambda: dense_model("mqa", tied=True)])
 def test_operations_are_those_of_the_programs(make, form):

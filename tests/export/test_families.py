@@ -44,6 +44,7 @@ def test_plain_is_the_same_model_of_its_family(name, tmp_path):
     assert_same(load_model(tmp_path), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RELATIVES if name not in PLAIN])
 def test_padded_computes_the_same(name, tmp_path):
     model = random_model(RELATIVES[name])

@@ -37,6 +37,7 @@ def test_equal_layers_are_a_llama(name, tmp_path):
     assert fields_of(tmp_path / "x.gguf")["llama.attention.head_count"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in PLAIN])
 def test_other_models_are_a_deci(name, tmp_path):
     model = random_model(SPECS[name])

@@ -23,6 +23,7 @@ def config_of(directory):
     return json.loads((directory / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_padded_computes_the_same(name, tmp_path):
     model = random_model(SPECS[name])

@@ -38,6 +38,7 @@ def written(model, path, dtype="float32"):
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_blocks_are_the_model_with_scales_in_float16(name, tmp_path):
     """Read back, each matrix is α·q + m with α and m rounded, bit for bit, rotary rows in their places."""
@@ -81,6 +82,7 @@ def source(tokenizer, tmp_path):
     return save_model(model, tmp_path / "source", tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 def test_gguf_is_as_small_as_it_should_be(source, tmp_path):
     exported = export_model(ExportConfig(model=str(source), out=str(tmp_path / "x.gguf"), format="gguf"))
     assert 1e-6 < exported.agreement.deviation < 5e-3
@@ -101,6 +103,7 @@ def test_other_formats_dequantise(form, source, tmp_path):
     assert quantization_of(load_model(tmp_path / "x")) is None
 
 
+@pytest.mark.slow
 def test_other_quantisations_are_refused_by_gguf(tokenizer, tmp_path, capsys):
     model = quantize(random_model(SPECS["uniform"]), bits=3, group_size=16)
     save_model(model, tmp_path / "source", tokenizer=tokenizer)

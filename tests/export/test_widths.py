@@ -70,6 +70,7 @@ HOLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOLES)
 def test_layers_that_compute_nothing_are_left_out(name):
     model = random_model(HOLES[name])

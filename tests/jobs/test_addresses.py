@@ -29,6 +29,7 @@ def bucket(tiny_model_directory, tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_prune_evaluate_and_export_from_address_to_address(bucket, tiny_model_directory, tmp_path, capsys):
     words = ("prune", *PRUNE, *CALIBRATION)
     assert main.main([*words, "--model.name", DENSE, "--out", PRUNED]) == 0
@@ -53,6 +54,7 @@ def test_bad_words_leave_nothing_at_an_address(bucket, capsys):
     assert bucket.names(PRUNED) == set()
 
 
+@pytest.mark.slow
 def test_a_recovery_whose_sending_died_goes_on_without_training_again(bucket, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 100)

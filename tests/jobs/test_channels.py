@@ -52,6 +52,7 @@ def with_channels(model, keep=KEEP):
     return existing_units(model.segments) | {RESIDUAL: keep[None]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cut_stream_is_the_masked_one(name):
     model = MODELS[name]()
@@ -74,6 +75,7 @@ def test_epsilon_counts():
     assert not np.allclose(forward(narrow, tokens), masked, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_gates_tell_finite_differences_of_each_example():
     model = ragged_model()
     scores = observe_channels(model, pairs(WINDOWS, 2)).scores
@@ -100,6 +102,7 @@ def test_activations_are_those_that_norms_hand_on():
         np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bias", "least_squares"])
 def test_compensation_is_that_of_the_narrower_model(method, x64):
     """Masked with the corrected weights, cut, and the narrower model compensated by itself are one."""
@@ -120,6 +123,7 @@ def test_compensation_is_that_of_the_narrower_model(method, x64):
     assert not np.allclose(forward(cut(model, keep), tokens), expected, rtol=1e-3)  # control
 
 
+@pytest.mark.slow
 def test_masked_scores_are_those_of_the_narrower_model(x64):
     model = random_model(spec_of((2, 6), (2, 6)), dtype=np.float64)
     subject, keep = LlamaSubject(model, further=(RESIDUAL,), channels="gate_fisher"), with_channels(model)
@@ -132,6 +136,7 @@ def test_masked_scores_are_those_of_the_narrower_model(x64):
     assert np.isnan(masked[RESIDUAL][0, ~KEEP]).all()
 
 
+@pytest.mark.slow
 def test_the_budget_counts_what_is_cut():
     model = random_model(spec_of(*[(2, 20)] * 3, q_per_kv=2))
     subject = LlamaSubject(model, further=(RESIDUAL, QUERY_HEADS))

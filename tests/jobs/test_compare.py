@@ -84,6 +84,7 @@ def test_a_cut_model_that_differs_from_the_masked_one_is_an_error(config, tmp_pa
         compare.compare(other)
 
 
+@pytest.mark.slow
 def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_path):
     observe_step.clear_cache()
     loss_step.clear_cache()
@@ -102,6 +103,7 @@ def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch)
     assert run.path.joinpath("metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
     other = dataclasses.replace(config, runs=str(tmp_path))
     shutil.copytree(run.path, tmp_path / "tiny")
@@ -121,6 +123,7 @@ def test_a_killed_run_goes_on_where_it_was(config, run, tmp_path, monkeypatch):
     assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_and_overwrite_starts_anew(config, run, tmp_path):
     shutil.copytree(run.path, tmp_path / "tiny")
     other = dataclasses.replace(
@@ -179,6 +182,7 @@ def test_fusion_and_adaptive_search(config, tmp_path):
     assert len(run.candidates()) == 4
 
 
+@pytest.mark.slow
 def test_score_prune_evaluate(config, tmp_path):
     scored = ScoreConfig(
         name="scores",

@@ -87,6 +87,7 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_path, monkeypatch):
     """With `dense`, in any order of candidates; the rows are those of models compensated on the text itself."""
     passes = []
@@ -116,6 +117,7 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
         assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_taken_up_again_bit_for_bit(config, run, tmp_path):
     again = dataclasses.replace(config, runs=str(tmp_path))
     partial = compare.compare(again)

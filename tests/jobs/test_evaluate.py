@@ -56,6 +56,7 @@ def refused(capsys, words: list[str]) -> str:
 
 
 class TestEvaluate:
+    @pytest.mark.slow
     def test_tables_and_json(self, capsys, tiny_model_directory, pruned, tmp_path, data, monkeypatch):
         monkeypatch.setattr(console, "width", 200)  # room for the paths of a test
         out = tmp_path / "found.json"
@@ -122,6 +123,7 @@ TASKS = ["--tasks", "choosing", "filling", "--resamples", "300"]
 
 
 class TestAb:
+    @pytest.mark.slow
     def test_two_models(self, capsys, tiny_model_directory, pruned, tmp_path, data):
         out = tmp_path / "ab.json"
         words = ["ab", str(tiny_model_directory), str(pruned), "--sources", *TASKS, "--json", str(out)]

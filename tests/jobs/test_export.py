@@ -39,6 +39,7 @@ def export(source, out, form, dtype="float32"):
     return export_model(ExportConfig(model=str(source), out=str(out), format=form, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name"),
     [*itertools.product(FORMATS, ("empty_biased", "ragged_llama3", "groups")), ("gguf", "empty")],
@@ -62,6 +63,7 @@ def test_every_format_is_verified(form, name, source, tokenizer, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["source", out.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
 def test_rounding_is_measured(dtype, source, tmp_path):
     """Coarser types deviate more, each within what is accepted."""

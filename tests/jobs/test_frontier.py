@@ -196,6 +196,7 @@ def resumed(config, run, path, rows: int) -> None:
     (path / run.path.name / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 1, 7, 12, 13, 20])
 def test_taken_up_again_to_the_last_bit(config, run, tmp_path, rows):
     """A run that was killed on the curve or in a round of the bisection finds what the one nobody killed found."""

@@ -74,6 +74,7 @@ def test_the_change_has_its_interval_and_too_few_windows_none():
     assert not any("interval" in said for _, said in judged.judged_rows(judged.Judged(few, (0.2, 0.1), 100)))
 
 
+@pytest.mark.slow
 def test_on_the_command_line(config, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("One sentence after the other, and another one. " * 200)

@@ -50,6 +50,7 @@ def options(tiny_model_directory, tmp_path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_recover(options, capsys, tmp_path):
     assert main.main(["recover", *options]) == 0
     text = capsys.readouterr().out
@@ -106,6 +107,7 @@ def test_adapters_end_in_a_model_without_them(method, options, capsys, tmp_path)
     assert run["after"]["ppl"] != run["before"]["ppl"]
 
 
+@pytest.mark.slow
 def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(options, capsys, tmp_path, monkeypatch):
     """What was loaded second is gone when the training begins; what is trained is not."""
     loaded: list[weakref.ref] = []

@@ -70,6 +70,7 @@ def other_text(directory: Path, tokenizer) -> None:
     path.write_text(path.read_text().replace("cat", "cow"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -145,6 +146,7 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compare", "frontier", "sensitivity", "fidelity", "score", "recover", "traced"])
 def test_every_job_asks_what_its_run_was_begun_on(name, tiny_model_directory, text, tmp_path, monkeypatch):
     job, config, of = jobs_of(str(tiny_model_directory), text, str(tmp_path / "runs"))[name]
@@ -230,6 +232,7 @@ def test_scores_of_a_changed_estimator_are_refused(score, tmp_path):
         score_run(score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compare", "frontier", "sensitivity"])
 def test_records_of_other_candidates_are_refused(name, tiny_model_directory, text, tmp_path):
     call, config, _ = jobs_of(str(tiny_model_directory), text, str(tmp_path))[name]

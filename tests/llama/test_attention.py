@@ -87,6 +87,7 @@ def test_rules_are_what_their_words_say(name):
     assert np.asarray(expected).any(axis=-1).all(), "each sees something"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGHTS)
 def test_blocks_are_the_whole_matrix(name):
     blocks = jax.jit(functools.partial(values_and_gradients, functools.partial(in_blocks, size=8), seen=sight(name)))
@@ -96,6 +97,7 @@ def test_blocks_are_the_whole_matrix(name):
     assert not close(blocks(inputs()), other(inputs()), 1e-2), "control"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.03), (jnp.float64, 1e-13)])
 def test_blocks_in_other_types(dtype, tolerance, x64):
     """Gradients of narrow keys and values are as near those of wide ones as with the whole matrix."""
@@ -107,6 +109,7 @@ def test_blocks_in_other_types(dtype, tolerance, x64):
     assert not close(found, values_and_gradients(plain, wide, Seen(LENGTH, 6)), tolerance), "control"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "heads", "dtype"),
     [
@@ -128,6 +131,7 @@ def test_the_kernel_is_the_whole_matrix(name, heads, dtype):
     assert not close(found, values_and_gradients(plain, arrays, Seen(LENGTH, 3)), 2 * tolerance), "control"
 
 
+@pytest.mark.slow
 def test_the_kernel_takes_rows_of_several_tiles():
     seen, arrays = Seen(300, 140), inputs(heads=(1, 1), length=300)[:3]
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
@@ -177,6 +181,7 @@ def packed(path: str, family: str):
     return jax.grad(loss), (relative(family),)
 
 
+@pytest.mark.slow
 def test_a_model_scores_the_same_in_blocks(few):
     """Gradients of weights and of each example's gates; layers apart have a window of their own."""
     (whole, arguments), (blocks, _) = (scored(path, "gemma3_text", 11) for path in ("plain", "blocks"))
@@ -193,6 +198,7 @@ def matrices(run, arguments) -> int:
     return sum(var.aval.shape.count(LENGTH) > 1 for equation, _ in found for var in equation.outvars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [scored, packed])
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_no_program_has_an_entry_for_each_pair_of_tokens(program, family, few):
@@ -212,6 +218,7 @@ def test_the_backward_pass_keeps_no_scores():
     assert held(plain) > 32 * 2**20, "control"
 
 
+@pytest.mark.slow
 def test_second_derivatives_in_blocks(few):
     model, (tokens, mask) = dense_model(), (jnp.asarray(random_tokens(2, 8)), jnp.ones((2, 8), bool))
     curvature = Curvature(probes=1, attention="probes")

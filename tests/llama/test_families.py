@@ -70,6 +70,7 @@ def with_constants(model, **constants):
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RELATIVES)
 @pytest.mark.parametrize("widths", [((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))], ids=["dense", "ragged"])
 def test_logits_equal_numpy(family, widths):
@@ -159,6 +160,7 @@ def test_biases_are_members_and_norms_are_not():
     assert prunable_parameters(discover(relative("qwen3"))) == prunable_parameters(discover(dense_model()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RELATIVES)
 def test_masked_equals_cut(family):
     model = relative(family, *[(2, 6)] * 3)
@@ -283,6 +285,7 @@ def test_forms_for_decoding_are_the_same_function(family):
         np.testing.assert_allclose(logits(form(model)), logits(model), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RELATIVES)
 def test_packed_branches_are_what_they_are_alone(family):
     """A branch sees its beginning through the window, as far back as in a row of its own."""

@@ -54,6 +54,7 @@ def recomputed(model, prompt: list[int], count: int) -> list[int]:
     return tokens[0, length : length + count].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_recomputation(name):
     """Prompts of different lengths in one batch, so three of four are padded."""
@@ -94,6 +95,7 @@ def test_logits_of_prompt_and_steps(name, dtype, form):
     assert np.abs(ours[1, 1:-1] - expected[1, :10]).max() > 10 * tolerance
 
 
+@pytest.mark.slow
 def test_bfloat16_generates():
     model = ragged_model(dtype=jnp.bfloat16)
     rows = generate(model, PROMPTS, max_new_tokens=5, stop_tokens=())
@@ -169,6 +171,7 @@ def test_a_row_can_be_ended_from_outside(steps):
     assert rows == [whole[0], whole[1], whole[2][:3], whole[3]]
 
 
+@pytest.mark.slow
 def test_programs_compile_once_a_shape():
     """Neither lengths within a bucket, nor draws, stops and counts of tokens compile anything new."""
     model = dense_model("mqa", mlp=10)
@@ -228,6 +231,7 @@ def test_fused_layers_are_the_same_function_of_larger_matrices(name):
     assert type(model.segments[0].attention) is Attention  # the model that it was made of is as it was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(1, 1), (1, 3), (2, 1), (2, 3)])
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 16])
 def test_products_of_shared_matrices_are_those_of_the_matrix(rows, parts):
@@ -265,6 +269,7 @@ def test_fused_layers_with_a_column_moved_are_another_function():
     assert np.abs(forward(fused, tokens) - forward(model, tokens)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_cut_models_generate_as_their_masks_do():
     model = dense_model("mha", layers=3, mlp=8)
     keep = {"attention": np.ones((3, 4), bool), "mlp": np.ones((3, 8), bool)}

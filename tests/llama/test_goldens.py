@@ -36,6 +36,7 @@ def load_tiny(goldens, variant, directory, **config):
     return load_model(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tiny(goldens, variant, tmp_path):
     model = load_tiny(goldens, variant, tmp_path)

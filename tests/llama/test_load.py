@@ -331,6 +331,7 @@ def test_parameters_are_taken_over_without_a_copy(monkeypatch, saved):
     assert not any(shared())
 
 
+@pytest.mark.slow
 def test_cut_model_runs(tmp_path):
     spec = spec_of((2, 12), (1, 8), (0, 0), (0, 0), (2, 0))
     model = random_model(spec)

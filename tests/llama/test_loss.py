@@ -26,6 +26,7 @@ def value_and_gradient(model, **options):
     return jax.jit(jax.value_and_grad(total))(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("options", [{}, {"once": True}])
 @pytest.mark.parametrize("most", [1, 1000, 10**9])
@@ -41,6 +42,7 @@ def test_chunks_change_neither_losses_nor_gradients(tied, options, most, monkeyp
     assert np.abs(gradient.embedding[...]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distillation", [0.0, 0.7])
 def test_training_in_chunks_is_training_at_once(distillation, monkeypatch, x64):
     model, teacher = (random_model(spec_of((2, 3), (2, 3)), seed=seed, dtype=np.float64) for seed in (0, 1))

@@ -88,6 +88,7 @@ def test_the_gradient_of_a_unit_is_the_sum_over_its_query_heads(x64):
     assert np.abs(found[QUERY_HEADS][:, ::2] - found["attention"]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-5), (np.float64, 1e-10)])
 def test_masked_equals_cut(dtype, atol):
     with jax.enable_x64(dtype == np.float64):
@@ -199,6 +200,7 @@ def test_statistics_at_query_head_gates():
     assert np.abs(np.asarray(seen.losses - dense.losses)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_perplexity_and_candidates():
     model = mixed_model()
     keep = keep_of(model)

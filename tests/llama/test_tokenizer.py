@@ -188,6 +188,7 @@ def test_tokens_beyond_the_vocabulary(tokenizer, tmp_path):
     assert load(len(tokenizer) + 1).encode("<more>") == [len(tokenizer)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
 def test_without_torch_and_without_a_word():
     """Where torch is not installed: it works, transformers comes late, and nothing is printed."""

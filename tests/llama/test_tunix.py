@@ -32,6 +32,7 @@ def checkpoint(model, directory, step: int = 3):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_a_checkpoint_is_read_back(name, tmp_path):
     model, other = random_model(SPECS[name], 1), random_model(SPECS[name], 2)

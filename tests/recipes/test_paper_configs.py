@@ -31,6 +31,7 @@ def removed(path: Path) -> dict[tuple[str, float], tuple[float, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.name)
 def test_every_variant_meets_its_budget(path):
     for (name, ratio), (share, _) in removed(path).items():

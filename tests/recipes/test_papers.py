@@ -94,6 +94,7 @@ def group_importance(model, gradients, layer: int, taylor: str) -> dict[str, np.
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taylor", ["vectorize", "param-first", "param-second", "param-mix"])
 @pytest.mark.parametrize("ratio", [0.2, 0.4, 0.56])
 def test_llm_pruner(model, gradients, taylor, ratio):
@@ -161,6 +162,7 @@ def test_flap(model, activations):
     assert np.argsort(plain["attention"].ravel()).tolist() != np.argsort(metric["attention"].ravel()).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wanda-sp", "minitron", "fasp-mlp"])
 @pytest.mark.parametrize("ratio", [0.3])
 def test_rules_of_activations(model, activations, name, ratio):
@@ -255,6 +257,7 @@ def test_shortened_llama_by_taylor(model, gradients):
 # --- SlimGPT ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.3])
 def test_slimgpt(model, ratio, monkeypatch):
     """Shares grow with log(layer + 1); heads rounded down, channels fill; in each layer the surgeon's first go."""
@@ -284,6 +287,7 @@ def test_slimgpt(model, ratio, monkeypatch):
 # --- OSSCAR, MoDeGPT -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_osscar(model, monkeypatch):
     """The same share of each layer, heads rounded down; by greedy removal, then by swaps while the error falls."""
     monkeypatch.setattr(sequence, "BLOCK", 4)
@@ -307,6 +311,7 @@ def test_osscar(model, monkeypatch):
     assert swaps > 0, "control: without swaps it would be another set"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.15, 0.28])
 def test_modegpt_of_the_mlp(model, ratio):
     """Layers lose in proportion to e^(-block influence / ε), at most what they have; the lowest leverage goes."""
@@ -332,6 +337,7 @@ def test_modegpt_of_the_mlp(model, ratio):
 # --- EvoPress ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evopress(model):
     """Sub-blocks of equal size change places while the divergence falls; how many of each go stays as it was."""
     search, better = recipes()["evopress"].search, 0

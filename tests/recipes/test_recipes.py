@@ -186,6 +186,7 @@ def test_one_recipe_prunes_with_the_widths_that_are_asked_for():
         prune.followed(PruneConfig(recipe="flip"))
 
 
+@pytest.mark.slow
 def test_a_frontier_has_recipes_too(tiny_model_directory, tmp_path):
     config = FrontierConfig(
         model=ModelConfig(name=str(tiny_model_directory)),

@@ -54,6 +54,7 @@ def everything_of(model, x):
 X = jnp.asarray(np.random.default_rng(1).standard_normal((1, 3, 16)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "groupwise"])
 def test_a_fresh_adapter_changes_nothing(method):
     """Against the model itself, and the quantised one; after training it does change something."""
@@ -184,6 +185,7 @@ def test_gradients_of_an_adapter_are_those_of_its_dense_matrix():
     close(np.asarray(ours), np.asarray(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["adapted", "merged"])
 def test_decoding_agrees_with_the_forward_pass(stage):
     """Greedy tokens with a cache, of the stacked and of the single-layer form, are those of whole forward passes."""

@@ -55,6 +55,7 @@ def test_steps_are_counted_and_bounded():
     assert steps_of(ROWS, batch_size=4, epochs=4, most=5) == 5
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_same_parameters(tmp_path):
     """To the last bit, the losses of the steps too; a training from another seed does not."""
     whole, told = run(tmp_path / "whole", training_of())
@@ -85,6 +86,7 @@ def taught(k: int | None, directory: Path) -> Training:
     return training._replace(top=top)
 
 
+@pytest.mark.slow
 def test_a_teacher_on_disk_stands_for_one_in_memory(tmp_path):
     """All its tokens give the same steps up to rounding, three of them others; killed, to the last bit."""
     one, told = run(tmp_path / "one", taught(None, tmp_path))

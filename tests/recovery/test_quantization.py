@@ -173,6 +173,7 @@ class TestProduct:
 
 
 class TestModels:
+    @pytest.mark.slow
     def test_it_is_the_dequantised_model(self):
         model = pruned_model()
         quantised = quantize(model, bits=3, group_size=8)

@@ -56,6 +56,7 @@ def same(one, other, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "temperature"), [(K, 2.0), (VOCAB - 1, 1.0)])
 def test_the_divergence_of_some_tokens_by_brute_force(k, temperature):
     """Over all rows with the models; its gradient by logits."""

@@ -165,6 +165,7 @@ class TestSections:
         ]  # fmt: skip
         assert [attrs["href"] for attrs in page.of("a") if "download" not in attrs] == [f"#{id}" for id in heads]
 
+    @pytest.mark.slow
     def test_say_what_figures_leave_out(self, path):
         text = render_report(path)
         assert text.count("10 more variants in the table of all.") == 1 + 2, "a frontier, a map a ratio"

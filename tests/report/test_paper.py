@@ -147,6 +147,7 @@ def test_no_two_of_forty_lines_look_alike(tmp_path):
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_are_made_alike_whatever_the_users_settings(self, views):
         _, plot = plots(report_page(views[:1], folded=False))[0]
         first = on_paper(plot)

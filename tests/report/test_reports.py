@@ -134,6 +134,7 @@ class TestSeveralRuns:
         assert list(table.header) == ["run", "calibration.examples", "calibration.seed", "search.multiple_of.mlp"]  # pyright: ignore[reportAttributeAccessIssue]
         assert differences(read_views([runs[0], runs[0]])) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("what", ["windows", "digest"])
     def test_runs_of_other_windows_or_text_are_not_connected(self, tmp_path, what):
         """The name of the text is the same; in the second pair the text behind it is not."""
@@ -175,6 +176,7 @@ class TestSeveralRuns:
     def test_a_single_run_has_no_overview(self, runs):
         assert overview_sections(read_views(runs[:1])) == []
 
+    @pytest.mark.slow
     def test_many_runs_are_closed_and_few_are_open(self, runs, text, tmp_path):
         assert text.count('<details class="run"') == 4
         assert not re.search(r'<details class="run" id="[^"]*" open', text)
@@ -189,6 +191,7 @@ class TestSeveralRuns:
 
 
 class TestCsv:
+    @pytest.mark.slow
     def test_has_every_variant_ratio_and_text_of_every_run(self, runs, tmp_path):
         *_, path = write_reports(runs[:2], tmp_path / "x.html")
         lines = list(csv.DictReader(io.StringIO(path.read_text())))
@@ -207,6 +210,7 @@ class TestCsv:
         assert (dense["percent_from_best"], dense["spread"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_markdown_has_all_words_and_tables(runs, tmp_path):
     page, path, _ = write_reports(runs, tmp_path / "x.html")
     text = path.read_text()
@@ -221,6 +225,7 @@ def test_markdown_has_all_words_and_tables(runs, tmp_path):
 
 
 class TestSize:
+    @pytest.mark.slow
     def test_a_run_of_two_hundred_candidates_takes_a_twentieth_of_three_megabytes(self, tmp_path):
         """The page of twenty runs is that of one, in the detail of many, twenty times over, but one style."""
         run = write_run(tmp_path / "sweep", 0, 200)

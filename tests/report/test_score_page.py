@@ -218,6 +218,7 @@ class TestOddRuns:
         matrix = next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("class") == "w1 matrix")
         assert page.tags[matrix - 1][1]["class"] == "scroll"
 
+    @pytest.mark.slow
     def test_escapes_names_everywhere(self, tmp_path):
         odd = '<script>alert("x")</script>&'
         known = invented(NAMES, ("web", "code"))

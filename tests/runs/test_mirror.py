@@ -116,6 +116,7 @@ def test_files_of_others_are_left_alone(bucket):
         found()
 
 
+@pytest.mark.slow
 def test_the_same_command_elsewhere_goes_on(bucket, tiny_model_directory, tmp_path, monkeypatch, capsys):
     words = [
         *("score", "--model.name", str(tiny_model_directory), "--runs", "gs://bucket/runs", "--name", "one"),

@@ -77,6 +77,7 @@ def accepts(kind: Any, probe: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RunRecord, Row, list[Correlation]], ids=str)
 def test_every_field_is_checked(kind):
     whole = example(kind)
@@ -98,6 +99,7 @@ def test_every_field_is_checked(kind):
     assert refused > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "kind", "fault"),
     [

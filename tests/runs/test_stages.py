@@ -193,6 +193,7 @@ class TestRuns:
             "estimation": EstimationConfig(estimators=("wanda",)),
         }
 
+    @pytest.mark.slow
     def test_of_scores(self, fields):
         config = ScoreConfig(**fields, keep_statistics="all")
         run, _ = score_run(config)
@@ -211,6 +212,7 @@ class TestRuns:
         other = ScoreConfig(**fields | {"name": "other"}, from_run=str(run.path))
         assert stages_of(score_run(other)[0])["score"]["tokens"] is None, "no text was read"
 
+    @pytest.mark.slow
     def test_of_fidelity(self, fields):
         run, *_ = fidelity.judge(FidelityConfig(**fields, channels_per_layer=1, resamples=10))
         assert stages_of(run)["score"]["tokens"] == 5 * 16

@@ -167,6 +167,7 @@ class TestSensitivity:
         assert gain < 0
         assert claimed == pytest.approx(gain, abs=0.003)
 
+    @pytest.mark.slow
     def test_layers_that_are_skipped_already_stay_so(self, planted):
         truth = times({("mlp", 4): 20.0})
         run = planted(truth, search=SearchConfig(skip_layers=(0, -1)))
@@ -174,6 +175,7 @@ class TestSensitivity:
         run = planted(truth, search=SearchConfig(skip_layers=(-2,)))
         assert not any("leave" in each["text"] for each in run.record["suggestions"]), "layer 4 of 6 is layer -2"
 
+    @pytest.mark.slow
     def test_no_difference_no_suggestion(self, planted):
         """Negative control: all parameters cost the same, without and with noise."""
         for noise in (0.0, 0.02):
@@ -195,6 +197,7 @@ class TestSensitivity:
         assert not any("leave" in each["text"] for each in run.record["suggestions"])
         assert cost_of(crowded, run, SearchConfig(skip_layers=(4,))) > cost_of(crowded, run, SearchConfig())
 
+    @pytest.mark.slow
     def test_cheap_layers_give_more_and_that_pays(self, planted):
         truth = times({("mlp", 2): 0.01, ("mlp", 3): 0.01, ("mlp", 0): 1.5})
         run = planted(truth)
@@ -207,6 +210,7 @@ class TestSensitivity:
         again = planted(truth, search=SearchConfig(allocation="global"))
         assert not any("rank all" in each["text"] for each in again.record["suggestions"]), "it ranks already"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("dearer", "lower"), [("attention", True), ("mlp", False)])
     def test_the_budget_moves_to_where_a_parameter_costs_less(self, planted, dearer, lower):
         truth = times({dearer: 3.0})
@@ -220,6 +224,7 @@ class TestSensitivity:
         assert gain < 0
         assert claimed == pytest.approx(gain, abs=0.003)
 
+    @pytest.mark.slow
     def test_alignment_says_what_was_measured_and_how(self, planted, monkeypatch):
         aligned = lambda gone: all(round(f * 40) in (0, 4, 16, 28) for (s, _), f in gone.items() if s == "mlp")  # noqa: E731
         truth = times({}, lambda gone: 0.01 if aligned(gone) else 0.0)

@@ -139,6 +139,7 @@ def test_a_comparison_over_scenarios(score_config, tmp_path):
     assert len(run.candidates()) == 2
 
 
+@pytest.mark.slow
 def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, session, tmp_path, monkeypatch):
     run, _ = kept
     model, windows = session
@@ -167,6 +168,7 @@ def test_kept_statistics_score_any_formula_without_a_pass(score_config, kept, se
         np.testing.assert_allclose(calibrated.stability[structure], kept[1].stability[structure], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
     small = dataclasses.replace(score_config, name="small", runs=str(tmp_path), keep_statistics="small")
     run, _ = score_run(small)
@@ -195,6 +197,7 @@ def test_statistics_that_are_not_there_are_named(score_config, kept, tmp_path):
         score_run(dataclasses.replace(again, name="c", model=ModelConfig()))
 
 
+@pytest.mark.slow
 def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     """The usual estimators and `saap`: of members whose statistics are gone, the scores on record are fused."""
     names = ("gate_fisher", "taylor_element", "wanda")
@@ -244,6 +247,7 @@ def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tm
             assert_scores_equal(scores[name], calibrated.scenarios[scenario][name])
 
 
+@pytest.mark.slow
 def test_prune_by_the_statistics_of_a_run(score_config, kept, tmp_path):
     options = {"model": score_config.model, "calibration": score_config.calibration, "ratio": 0.4}
     options |= {"search": SearchConfig(), "compensation": NOTHING}

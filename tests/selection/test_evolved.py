@@ -122,6 +122,7 @@ def test_it_begins_and_ends_with_the_start_where_nothing_is_better(small):
     assert done.divergences == (1.0, 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratio", "limits"),
     [

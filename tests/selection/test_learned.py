@@ -35,6 +35,7 @@ def some_keep(subject, seed: int = 0, ratio: float = 0.4, config: SearchConfig |
     return choose(subject, scores, ratio, config or SearchConfig(allocation="global"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [0.0, 0.7])
 def test_the_derivative_is_that_of_the_divergence_of_closed_gates_too(x64, loss):
     model = dense_model(dtype=np.float64)
@@ -99,6 +100,7 @@ def trained(subject, objective, start, config, ratio=0.4):
     return learned(project, objective, start, subject.costs, subject.existing, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "worst", "mean"), [("momentum", 0.1, 0.05), ("sigmoid", 0.2, 0.1), ("smooth", 0.2, 0.1)]
 )
@@ -228,6 +230,7 @@ def test_what_it_chose_before_stays_where_nothing_is_better(small):
     assert done.divergences == (1.0, 2.0, 3.0, 4.0, 5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratio", "limits"),
     [

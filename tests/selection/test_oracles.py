@@ -26,6 +26,7 @@ def loss(subject, keep) -> float:
     return window_losses(subject.model, [(TOKENS, MASK)], masks(keep)).mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["sub_block", "layer"])
 @pytest.mark.parametrize("pruned", [False, True])
 def test_blocks_are_removed_one_by_one(subject, granularity, pruned):
@@ -58,6 +59,7 @@ def test_an_oracle_scores_one_structure_and_an_estimator_the_other(subject):
     np.testing.assert_array_equal(mixed["mlp"], both.scores("wanda")["mlp"])
 
 
+@pytest.mark.slow
 def test_the_exact_changes_can_be_fused(subject):
     made = calibrate(subject, {"text": WINDOWS}, ["ablation", "ablation/wanda+magnitude"])
     np.testing.assert_array_equal(
@@ -110,6 +112,7 @@ def test_the_ridge_is_that_of_the_primal_problem():
     assert "attention" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec", ["ablation(examples={})", "block_ablation(examples={})", "perturbation(masks=4, examples={})"]
 )

@@ -227,6 +227,7 @@ class TestOptimum:
 
 
 class TestRules:
+    @pytest.mark.slow
     @given(st.integers(0, 10_000), fields(), st.floats(0, 0.95), st.booleans())
     @settings(max_examples=150, deadline=None, derandomize=True)
     def test_obeys_all_limits_and_meets_the_budget_by_less_than_a_block(self, seed, fields, ratio, ties):

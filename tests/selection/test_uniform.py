@@ -129,6 +129,7 @@ def test_what_says_how_much_each_layer_keeps_is_refused_beside_it(options, said)
         SearchConfig(shape="uniform", **options)
 
 
+@pytest.mark.slow
 def test_the_whole_way(tiny_model_directory, tmp_path):
     """A comparison tells the price, `saap prune` makes the same units, and the export is plain, without holes."""
     model = ModelConfig(name=str(tiny_model_directory))

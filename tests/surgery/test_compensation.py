@@ -158,6 +158,7 @@ def gram_of(model, batches):
     return observe(model, batches, frozenset({GRAM})).of(GRAM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["layer by layer", "from the pass", "equal tokens"])
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
 def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
@@ -193,6 +194,7 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
             assert not found[~kept].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["least_squares", "bias"])
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method, x64):
@@ -212,6 +214,7 @@ def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method
     assert np.abs(forward(others, TOKENS, masks(keep)) - one).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed():
     model = dense_model()
     keep = random_keep(existing_units(model.segments), 0.5)
@@ -245,6 +248,7 @@ def twins():
     return model, keep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("propagate", ["dense", "pruned"])
 def test_what_a_kept_unit_can_stand_in_for_is_restored(propagate, x64):
     model, keep = twins()
@@ -283,6 +287,7 @@ def test_later_layers_make_up_for_earlier_ones():
     assert error(through.model) < error(alone.model) < error(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_cut_is_masked_after_compensation(make, config):
@@ -313,6 +318,7 @@ def test_biases_that_a_model_has_are_kept_and_added_to():
     assert np.abs(biased.segments[0].mlp.down_bias[...] - old).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
 def test_the_size_of_the_microbatches_changes_nothing(config, x64):
     model = dense_model(dtype=np.float64)

@@ -32,6 +32,7 @@ def drawn(model, rng) -> dict[str, np.ndarray]:
     return keep | {QUERY_HEADS: heads, RESIDUAL: embed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("seed", range(3))
 def test_counts_are_those_of_the_cut_model(name, seed):
@@ -44,6 +45,7 @@ def test_counts_are_those_of_the_cut_model(name, seed):
     assert whole.all > kept_parameters(model, keep).all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_unit_costs_what_the_cut_model_lacks_without_it(name):
     model = MODELS[name]()

@@ -43,6 +43,7 @@ def keeps(draw, kv_heads: int, mlp: int):
     return {name: np.asarray([draw(row) for _ in range(3)], bool) for name, row in rows.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 @few_examples
 @hypothesis.given(data=st.data())
@@ -56,6 +57,7 @@ EMPTIED = keep_of([[1, 1], [0, 0], [0, 1], [0, 0]], [[1, 0, 1, 1, 0], [1, 1, 1, 
 """A layer without attention, one without MLP, and one without either."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-5), (np.float64, 1e-10)])
 def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
     with jax.enable_x64(dtype == np.float64):
@@ -74,6 +76,7 @@ def test_output_biases_are_added_masked_and_cut_whatever_is_left_of_a_layer():
     assert np.abs(masked - np.asarray(forward(without, TOKENS, masks(EMPTIED)))).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 def test_masked_equals_cut_in_double_precision(heads, x64):
     model = dense_model(heads, layers=3, dtype=np.float64)

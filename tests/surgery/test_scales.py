@@ -31,6 +31,7 @@ def gates_of(keep, scales):
     return {name: jnp.asarray(keep[name], value.dtype) * value for name, value in scales.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [dense_model, ragged_model])
 def test_factors_are_those_of_plain_steps_of_adam(build, x64):
     """On gates, in 64 bits, from the logits of both: after each round the same divergence of what is held out."""
@@ -69,6 +70,7 @@ def test_factors_are_those_of_plain_steps_of_adam(build, x64):
         assert np.abs(done.scales[name] - 1).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_divergence(x64):
     """By central differences."""
     model = dense_model(dtype=np.float64)
@@ -85,6 +87,7 @@ def test_the_gradient_is_that_of_the_divergence(x64):
         assert gradient[name][layer, unit] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [dense_model, ragged_model])
 @pytest.mark.parametrize("heads", [False, True])
 def test_folded_factors_are_gates(build, heads, x64):

@@ -45,6 +45,7 @@ def plain_scores(rule: str, weight: np.ndarray, active: np.ndarray, count: int) 
     return np.argsort(order).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["wanda", "obs", "obs_swaps", "leverage"])
 @pytest.mark.parametrize("config", [PLAIN, LEAST], ids=["none", "least_squares"])
 def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):

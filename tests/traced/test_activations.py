@@ -81,6 +81,7 @@ def test_a_hidden_layer_is_the_formulas_written_out():
     assert np.abs(wrong["wanda"] - found.scores("wanda")["down[0]"][0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_queries_and_keys_count_by_what_they_meet():
     """Where there is no matrix: √E[q²] √E[k²] of each coordinate, in each head; and several readers are summed."""
     random = np.random.default_rng(0)
@@ -122,6 +123,7 @@ def test_queries_and_keys_count_by_what_they_meet():
     np.testing.assert_allclose(found.scores("activation_frequency")[stream][0], share, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_and_statistics_in_files_change_nothing(tmp_path):
     subject = subject_of(problem_of("gpt2", 7), refused=True)
     one, other = (subject.observe(subject.problem.calibration, NEEDS, batch_size=size) for size in (3, 7))

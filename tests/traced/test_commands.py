@@ -40,6 +40,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_compare(here, capsys):
     words = ["compare", "mine.py:problem", "--estimation.estimators", "wanda", "gate_taylor", "ablation"]
     words += ["--ratios", "0.3"]
@@ -78,6 +79,7 @@ def _leaves():
     return jax.tree.leaves(stacked().params)
 
 
+@pytest.mark.slow
 def test_prune_and_load(here, capsys):
     words = ["prune", "mine.py:problem", "--ratio", "0.4", "--out", "small", "--search.multiple-of-each", "in[1]", "2"]
     assert main(words) == 0
@@ -96,6 +98,7 @@ def test_prune_and_load(here, capsys):
     assert "out: expected a directory that does not exist yet, found small" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_prune_compensates(here, capsys):
     """The heldout loss falls; what cannot be compensated is said, and too few batches are refused at once."""
     words = ["prune", "mine.py:biased", "--ratio", "0.4", "--estimator", "magnitude", "--calibration.batch-size", "4"]
@@ -122,6 +125,7 @@ def test_prune_compensates(here, capsys):
     assert "in[1] is not compensated: it is a stream that several parts read" in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_compare_compensates(here, capsys):
     words = ["compare", "mine.py:problem", "--estimation.estimators", "magnitude", "--ratios", "0.4"]
     words += ["--grid.compensations", "none", "least_squares", "--calibration.batch-size", "1"]
@@ -166,6 +170,7 @@ def test_the_example_of_the_documentation(here, capsys):
     assert capsys.readouterr().out.startswith("0.0104")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compare", "prune"])
 def test_bad_words_are_refused_in_one_line(here, capsys, command):
     for words, message in (

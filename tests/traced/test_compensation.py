@@ -93,6 +93,7 @@ def restored(method, a, dense, weight, bias, kept, damping):
     return left, bias + (target - a @ left).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
 def test_one_hidden_layer_is_numpys_least_squares(method, road, x64):
@@ -144,6 +145,7 @@ def replayed(problem, keep, method, road, damping):
     return p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
 def test_a_scanned_transformer_is_a_loop_in_numpy(method, road, x64):
@@ -168,6 +170,7 @@ def test_a_scanned_transformer_is_a_loop_in_numpy(method, road, x64):
     assert np.abs(expected["layers"][touched[1]] - other["layers"][touched[1]]).max() > 1e-3  # the roads differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
 def test_nothing_pruned_leaves_every_bit_as_it_is(method, road):
@@ -257,6 +260,7 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
     assert any(restored)
 
 
+@pytest.mark.slow
 def test_moments_serve_all_keep_sets_and_batches_change_nothing(x64):
     problem = transformer_problem()
     subject = subject_of(problem)
@@ -305,6 +309,7 @@ def test_the_damping_is_chosen_on_every_fourth_batch(x64):
 # --- left alone ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_experts_and_what_is_multiplied_with_them_are_left_alone():
     problem = problem_of("moe", 16)
     subject = subject_of(problem)

@@ -116,6 +116,7 @@ def test_weight_scores_are_the_formulas_written_out(subject, scores):
             np.testing.assert_allclose(scores[name]["layers/down[1]"][layer, unit], value, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_probed_hessian_nears_the_exact_diagonal(subject, scores):
     def loss(row):
         gates = subject.ones | {"layers/down[1]": row.reshape(2, 5)}

@@ -115,6 +115,7 @@ def experts_of(router, params=None):
     return found, traced, params, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ROUTERS)
 def test_masked_is_cut_is_experts_taken_out_by_hand(router):
     """Of every set of experts that may go, all outputs agree; a removed expert is never chosen."""
@@ -156,6 +157,7 @@ def test_a_gate_of_zero_on_the_logits_is_not_enough():
     assert worst > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ROUTERS)
 def test_gates_of_one_change_nothing(router):
     found, traced, params, x = experts_of(router)
@@ -223,6 +225,7 @@ def of_experts(router=by_one_hot, count=6):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", [by_one_hot, by_gather, by_threshold])
 def test_the_pipeline_leaves_as_many_experts_as_are_chosen(router):
     with jax.numpy_rank_promotion("allow"):
@@ -241,6 +244,7 @@ def test_the_pipeline_leaves_as_many_experts_as_are_chosen(router):
         np.testing.assert_allclose(cut_losses(subject, keep, cut(subject, keep)[1]), masked, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gate_scores_of_experts_are_derivatives_and_ablation_is_taking_out():
     with jax.numpy_rank_promotion("allow"):
         subject = subject_of(of_experts(by_gather))

@@ -73,6 +73,7 @@ def test_its_structures_are_heads_widths_of_heads_and_channels(pruned):
     assert all(not kept.all() for kept in keep.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 5, 16])
 def test_masked_is_cut_at_other_lengths(pruned, length):
     subject, keep = pruned

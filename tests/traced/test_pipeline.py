@@ -31,6 +31,7 @@ def drawn_scores(subject, seed=0):
     return {name: random.lognormal(0, 1, gate.shape) for name, gate in subject.ones.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     norms = name == "linen_mlp"  # its one structure is under a norm

@@ -110,6 +110,7 @@ class TestCompare:
         assert any(keeps["gate_taylor", "global", "all", seed, 0.4] != keeps["gate_taylor", "global", "b", seed, 0.4]
                    for seed in (0, 1))  # fmt: skip
 
+    @pytest.mark.slow
     def test_a_killed_run_goes_on_to_the_same_rows(self, config, run, tmp_path):
         again = dataclasses.replace(config, runs=str(tmp_path))
         other = compare.compare(again)
@@ -140,6 +141,7 @@ class TestOthers:
         assert found["random", "pooled"] < 0.9, "negative control"
         assert {row.scope for row in rows} == {*exact, "pooled"}
 
+    @pytest.mark.slow
     def test_sensitivity_is_the_change_of_the_masked_loss(self, factory, tmp_path):
         config = for_factory(SensitivityConfig, factory, runs=str(tmp_path), fractions=(0.3,), resamples=50)
         run = sensitivity.sensitivity(config)
@@ -172,6 +174,7 @@ class TestOthers:
         assert line["breaks_at"] is None or rows[line["breaks_at"]] > limit
         assert found_variants(run.record, run.candidates())[0].variant == "gate_taylor"
 
+    @pytest.mark.slow
     def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
         names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
         options = {"runs": str(tmp_path), "estimation": EstimationConfig(estimators=names)}

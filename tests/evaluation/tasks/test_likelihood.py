@@ -50,6 +50,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch_size"), [*((name, 4) for name in MODELS), ("ragged", 1)])
 def test_as_each_request_alone(name, batch_size, monkeypatch):
     monkeypatch.setattr(packed, "VOCAB_CHUNK", 7)  # several chunks, the last one overlaps
