@@ -50,6 +50,7 @@ def mine(tmp_path):
     return f"{tmp_path}/mine.py"
 
 
+@pytest.mark.slow
 def test_names_objects_and_files_score_alike(model, windows, mine):
     made = make_estimator(f"{mine}:twice")
     scored = saap_jax.score_units(model, windows, ["gate_taylor", f"{mine}:twice(times=3)", made])

@@ -60,7 +60,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
             "data", "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
     "__init__": ("jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
-                 "config", "version"),
+                 "config", "runtime", "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself. Stages read the seam, `subjects.base`, and
 what implements it stands above them."""

@@ -60,6 +60,7 @@ def test_it_takes_as_many_files_as_the_table_says():
     assert said == {section.lower(): len(blocks(section)) for section in SECTIONS}
 
 
+@pytest.mark.slow
 def test_an_estimator():
     run_block("An estimator")
     model = dense_model()
@@ -96,6 +97,7 @@ def test_a_recipe(tiny_model_directory, tmp_path, capsys):
     assert "The paper removes single weights." in said
 
 
+@pytest.mark.slow
 def test_an_allocation(tiny_model_directory, tmp_path, capsys):
     (tmp_path / "tapered.py").write_text(blocks("An allocation")["tapered.py"])
     words = [

@@ -66,6 +66,7 @@ def searched(share: float, **options) -> SearchConfig:
     return SearchConfig(allocation="global", expert_channels=ExpertChannelsConfig(share=share, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_a_gate_is_the_row_of_its_channel(family, x64):
     """In the model and in the one whose units are channels; a token stays with its expert."""
@@ -103,6 +104,7 @@ def test_masked_is_cut_and_counted(x64):
     assert np.abs(masked - np.asarray(forward(cut(model, other), TOKENS))).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_oracle_is_direct_ablation(x64):
     model = model_of(dtype=np.float64)
     scores = calibrate(LlamaSubject(model, further=(EXPERT_CHANNELS,)), WINDOWS, ["ablation"]).scores("ablation")
@@ -186,6 +188,7 @@ def test_compensation_sees_the_stream_without_them(x64):
     assert np.abs(weights[0] - weights[1]).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_files(tmp_path):
     """Layers that differ, per layer; layers that are alike, plain."""
     model = model_of("qwen3_moe")

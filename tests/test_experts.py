@@ -63,6 +63,7 @@ def test_tokens_of_an_expert_that_is_gone_go_to_the_others(family, x64):
     assert np.abs(np.asarray(forward(model, TOKENS, nearly)) - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_each_example_has_gates_of_its_own():
     model = relative("mixtral")
     some = masks(existing_units(model.segments))
@@ -73,6 +74,7 @@ def test_each_example_has_gates_of_its_own():
         np.testing.assert_allclose(got[row], np.asarray(forward(model, TOKENS[row : row + 1], each))[0], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gate_gradients_are_differences(x64):
     """Of gates near 1: routing does not change there."""
     model = relative("qwen3_moe", dtype=np.float64)
@@ -89,6 +91,7 @@ def test_gate_gradients_are_differences(x64):
         assert float(gradient[layer, expert]) == pytest.approx(float(loss(up) - loss(down)) / (2 * step), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama"])
 def test_reap_by_hand(family, x64):
     """Mean over the tokens routed to an expert of its weight times the norm of its output; of heads, of all tokens."""

@@ -38,6 +38,7 @@ def copied(target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_wheel_of_the_sdist_holds_the_package(tmp_path):
     sdist = build(copied(tmp_path), "sdist")
     with tarfile.open(sdist) as archive:

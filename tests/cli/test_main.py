@@ -136,6 +136,7 @@ def test_compare(options, capsys, tmp_path):
     assert main.main(["compare", *options, *COMPARE, "--estimation.estimators", "wanda", "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -150,6 +151,7 @@ def test_a_configuration_file_with_fields_overridden(options, capsys, tmp_path):
     assert record["config"]["estimation"]["estimators"] == ["magnitude"]
 
 
+@pytest.mark.slow
 def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_directory):
     assert main.main(["score", *options, *FEW]) == 0
     assert "2 gate_fisher" in capsys.readouterr().out
@@ -174,6 +176,7 @@ def test_score_prune_evaluate_discover(options, capsys, tmp_path, tiny_model_dir
     assert main.main(["discover", "--help"]) == 0
 
 
+@pytest.mark.slow
 def test_fidelity(options, capsys, tmp_path):
     words = ["fidelity", *options, *FEW, "--channels-per-layer", "3", "--resamples", "20"]
     assert main.main(words) == 0
@@ -194,6 +197,7 @@ class TestBadInput:
         assert "unknown command 'zzz'; `saap help` lists" in refused(capsys, ["zzz"])
         assert "did you mean score?" in refused(capsys, ["help", "scor"])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("words", "message"),
         [
@@ -294,6 +298,7 @@ class TestBadInput:
         refused(capsys, ["compare", *options, *COMPARE, "--calibration.scenarios", str(tmp_path / "empty.txt")])
         assert not (tmp_path / "runs").exists()
 
+    @pytest.mark.slow
     def test_full_disk(self, capsys, options, tmp_path, monkeypatch):
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
@@ -305,6 +310,7 @@ class TestBadInput:
         monkeypatch.undo()
         assert main.main(["compare", *options, *COMPARE, *FEW]) == 0, "with space again, it goes on"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("error", "message"),
         [

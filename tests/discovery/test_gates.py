@@ -49,6 +49,7 @@ QUICK = ("phi",)
 SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_masked_is_cut(name):
     example, params, inputs = example_of(name)

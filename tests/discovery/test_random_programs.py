@@ -194,6 +194,7 @@ def check(builder: Builder) -> None:
                     jax.eval_shape(builder.function, less, x)
 
 
+@pytest.mark.slow
 @given(programs())
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 def test_what_is_prunable_can_be_removed(builder):

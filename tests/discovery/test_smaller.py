@@ -28,6 +28,7 @@ FILLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILLED)
 def test_numbers_may_be_filled_into_the_shape_of_units(name):
     """The cut once asked a Python number for its shape."""

@@ -130,6 +130,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_axis_names_of_llama_are_found(kind):
     options = MODELS[kind]

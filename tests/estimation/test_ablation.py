@@ -83,6 +83,7 @@ def test_equals_the_whole_model_with_one_gate_closed(x64, widths, tied):
     assert min(expected.values()) < 0 < max(expected.values())  # removing a unit can help
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near():
     model, units = model_of(dtype=jnp.bfloat16), [Unit("attention", 0, 1), Unit("mlp", 1, 4)]
     changes = changes_of(model, units)
@@ -160,6 +161,7 @@ class TestOnlyTheRemainingLayersRun:
         np.testing.assert_allclose(run(2), losses, rtol=1e-6)
         assert np.isnan(run(1)[0])
 
+    @pytest.mark.slow
     def test_one_program_serves_every_layer(self):
         model = model_of(((2, 6),) * 5)
         units = [Unit("mlp", layer, index) for layer in range(5) for index in range(4)]

@@ -95,6 +95,7 @@ def test_a_score_a_layer_cannot_tell_attention_from_mlp():
     assert not equal(searched(model, scores, share_of(chosen, model)).keep, without(chosen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_the_cut_model_skips_them(chosen):
     model = scaled(dense_model(layers=LAYERS), chosen, 1e-3)

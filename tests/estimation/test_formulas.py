@@ -55,6 +55,7 @@ def assert_scores(actual, by_hand) -> None:
         np.testing.assert_allclose(actual[structure][layer, unit], by_hand(structure, layer, unit), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_magnitude(toy, reduction):
     def by_hand(*unit):

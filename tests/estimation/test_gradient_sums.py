@@ -34,6 +34,7 @@ def by_hand(x: np.ndarray, dy: np.ndarray, scale: np.ndarray) -> tuple[np.ndarra
     return sum(each), sum((s * g) ** 2 for s, g in zip(scale, each, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "tile"), SHAPES)
 def test_both_forms_are_the_definition(shape, tile):
     x, dy, scale = drawn(*shape)

@@ -164,6 +164,7 @@ class TestOptions:
         with pytest.raises(ValueError, match="one seed and one kind of attention in a pass"):
             curvature_of(make_estimators([*names, "gate_hessian(seed=1)"]).values())
 
+    @pytest.mark.slow
     def test_a_model_without_attention(self):
         model = random_model(spec_of((0, 3)))
         statistics = observe(model, [(TOKENS, MASK)], NEED, curvature=Curvature(probes=5))
@@ -180,6 +181,7 @@ class TestOptions:
         assert hessian_step._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_gate_taylor_signed_against_finite_differences(x64):
     """-(1/N) Σ_n ∂ℒ_n/∂g_u is minus the slope of the mean over examples of their mean losses."""
     model = dense_model(dtype=np.float64)

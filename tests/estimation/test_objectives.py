@@ -78,6 +78,7 @@ def test_gradients_are_those_of_the_objective(model, objective):
     np.testing.assert_allclose(seen.losses, losses_of(model, TOKENS, MASK) / np.array(counts, np.float32), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_told_by_the_text_alone():
     whole, longer = numbers(TOKENS, MASK), np.pad(TOKENS, ((0, 0), (0, 5)), constant_values=9)
     padded = numbers(longer, np.pad(MASK, ((0, 0), (0, 5))))
@@ -89,6 +90,7 @@ def test_what_is_drawn_is_told_by_the_text_alone():
     assert len(np.unique(whole)) == whole.size
 
 
+@pytest.mark.slow
 def test_words_are_drawn_as_the_model_predicts_them():
     """Shares of words over many texts are their probabilities; uniform numbers are uniform."""
     tokens = random_tokens(400, 33)

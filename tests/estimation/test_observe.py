@@ -59,6 +59,7 @@ def assert_trees_close(first, second, rtol=1e-4, atol=1e-6) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), first, second)
 
 
+@pytest.mark.slow
 def test_counts_and_losses():
     model = dense_model()
     seen = observe(model, batched(), THREE)
@@ -193,6 +194,7 @@ def test_halves_make_the_whole():
     assert not np.allclose(halves[0].of(ACTIVATION_MOMENTS).mean["mlp"], 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_model_is_summed_in_float32():
     """Many equal microbatches have the mean of one: a bfloat16 sum would stop growing."""
     model = dense_model(dtype=jnp.bfloat16)
@@ -214,6 +216,7 @@ def test_one_compilation_for_all_microbatches_and_passes():
     assert not np.allclose(first.losses, second.losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", sorted(THREE))
 def test_only_what_is_asked_for_is_observed(statistic):
     seen = observe(dense_model(), batched(), frozenset({statistic}))

@@ -174,6 +174,7 @@ class TestCost:
 
 
 class TestNotFinite:
+    @pytest.mark.slow
     def test_overflow_of_squares_names_parameter_layer_and_example(self):
         """Logits of 1e25 give finite losses and gradients, whose squares are too large for float32."""
         model = changed(dense_model(), "unembedding", lambda w: 1e25 * w)

@@ -46,6 +46,7 @@ def plain_maximum(model) -> dict[str, np.ndarray]:
     return {name: np.where(MASK[None, :, :, None], x, 0).max(axis=(1, 2)) for name, x in layers.items()}
 
 
+@pytest.mark.slow
 def test_a_statistic_in_a_file_is_observed_and_scored(plugin):
     model = dense_model()
     largest = runpy.run_path(str(plugin))["LARGEST"]
@@ -72,6 +73,7 @@ def test_it_is_merged_and_stored(plugin, tmp_path):
     assert set(load_statistics(path, model)["a"].values) == {GATE_GRADIENT}, "what nobody knows is left alone"
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_of_it_is_named():
     infinite = Statistic(
         name="infinite_gates",

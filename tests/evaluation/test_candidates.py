@@ -73,6 +73,7 @@ def test_equal_keep_sets_have_equal_losses():
     assert np.abs(found[0] - found[1]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_one_program_for_all():
     model = dense_model(mlp=7)
     keeps = [random_keep(existing_units(model.segments), 0.7, seed) for seed in range(7)]

@@ -79,6 +79,7 @@ def test_of_three_seeds_the_interval_is_too_narrow_as_the_docstring_says():
     assert coverage(seeds=3, between_seeds=0.3, trials=200) < 0.9
 
 
+@pytest.mark.slow
 def test_the_p_value_is_as_often_small_as_it_says_where_there_is_no_difference():
     rng, small = np.random.default_rng(5), 0
     for trial in range(600):

@@ -83,6 +83,7 @@ class TestIntervals:
         assert (hits / 100 >= 0.88).all()
         assert (hits / 100 <= 0.995).all()
 
+    @pytest.mark.slow
     def test_cover_the_true_mean_within_layers(self):
         random, hits, layers = np.random.default_rng(3), 0, np.repeat(np.arange(30), 3)
         for _ in range(100):
@@ -149,6 +150,7 @@ class TestFidelity:
             ]
             assert found["noisy", "pooled", measure].value == pytest.approx(function(*pooled), abs=1e-12)
 
+    @pytest.mark.slow
     def test_intervals_hold_the_value_and_depend_on_the_seed_alone(self):
         found = self.found()
         row = found["noisy", "attention", "spearman"]

@@ -121,6 +121,7 @@ def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
     assert result["devices"]["platform"] == "cpu"
 
 
+@pytest.mark.slow
 def test_the_first_model_is_the_baseline_if_none_is_named(tiny_model_directory):
     name = str(tiny_model_directory)
     config = BenchConfig(models=(name,), baseline="", batch_sizes=(1, 2), prompt_lengths=(4,), new_tokens=1, repeats=1)

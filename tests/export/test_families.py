@@ -87,6 +87,7 @@ def test_output_biases_have_no_place_in_a_plain_relative(family, tmp_path):
 # --- GGUF ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_gguf_of_equal_layers(name, tmp_path):
     """Loaded again it computes the same, but that a window ends the context, and that a Mistral is a LLaMA."""

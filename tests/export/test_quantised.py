@@ -95,6 +95,7 @@ def test_gguf_is_as_small_as_it_should_be(source, tmp_path):
     assert any("dequantised to float32" in note for note in whole.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["padded", "ragged"])
 def test_other_formats_dequantise(form, source, tmp_path):
     exported = export_model(ExportConfig(model=str(source), out=str(tmp_path / "x"), format=form))

@@ -25,6 +25,8 @@ from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 
+pytestmark = pytest.mark.slow
+
 CALIBRATION = CalibrationConfig(examples=8, length=16, batch_size=2)
 METHODS = ("none", "bias", "least_squares", "scales")
 
@@ -87,7 +89,6 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_path, monkeypatch):
     """With `dense`, in any order of candidates; the rows are those of models compensated on the text itself."""
     passes = []
@@ -117,7 +118,6 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
         assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_taken_up_again_bit_for_bit(config, run, tmp_path):
     again = dataclasses.replace(config, runs=str(tmp_path))
     partial = compare.compare(again)

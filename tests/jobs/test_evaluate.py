@@ -152,6 +152,7 @@ class TestAb:
         assert main.main(["ab", name, f"{name}/", "--sources", *TASKS]) == 0
         assert capsys.readouterr().out.count("A and B are right on the same items") == 3
 
+    @pytest.mark.slow
     def test_candidates_of_a_run_are_cut(self, capsys, compared, tmp_path, data):
         """The best candidate, cut by what the run keeps, answers as the model that the run saved; others do not."""
         out, best = tmp_path / "ab.json", read_run(compared)["best"]["candidate"]

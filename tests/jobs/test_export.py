@@ -123,6 +123,7 @@ def test_tokens_compared(tokenizer):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_what_is_printed(self, source, capsys, tmp_path):
         directory = source(EMPTY)
         assert main.main(["export", str(directory), str(tmp_path / "x"), "--format", "padded"]) == 0

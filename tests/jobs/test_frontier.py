@@ -69,6 +69,7 @@ def same(first, second) -> bool:
 
 
 class TestLargestRatio:
+    @pytest.mark.slow
     def test_holds_the_limit_and_a_tolerance_more_does_not(self, config, run):
         """By other code: each keep-set searched anew, its perplexity by the program for one set of gates."""
         model, tokenizer = load_model(config.model.name), load_tokenizer(config.model.name)
@@ -101,6 +102,7 @@ class TestLargestRatio:
     def test_rounds_are_logarithmic(self, run):
         assert run.record["frontier"]["rounds"] <= 6  # log2 of 0.2 / 0.01 is 4.3; one more beyond the grid
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("limit", "judged"), [("100000%", "out"), ("0%", "in")])
     def test_beyond_both_ends_of_the_grid(self, config, tmp_path, limit, judged):
         """Everything holds: the largest ratio that the search can meet. Or nothing may, and 0 is the answer."""
@@ -255,6 +257,7 @@ class TestOutput:
             (copy / name).write_text((copy / name).read_text().replace(old, new))
         assert missing_from_page(copy) == ["curve.csv", "frontier.md", "frontier.svg"], "negative control"
 
+    @pytest.mark.slow
     def test_on_the_command_line(self, config, tmp_path, capsys, tiny_model_directory):
         words = [
             *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--ratios", "0.2", "0.4", "0.6"),

@@ -38,6 +38,7 @@ def config(tiny_model_directory, tmp_path) -> PruneConfig:
     )
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_evaluate(config):
     pruned = prune.prune(config)
     sources = (WINDOWS.in_domain, WINDOWS.out_of_domain)

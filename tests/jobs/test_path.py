@@ -78,6 +78,7 @@ def test_steps_by_masks_are_steps_by_cutting(estimator, options):
     assert not same(once[0.6].keep, found[0.6].keep), "estimating again makes a difference"
 
 
+@pytest.mark.slow
 def test_what_is_gone_stays_gone():
     found = path("gate_fisher", (0.2, 0.4, 0.6), STEPS)
     for low, high in ((0.2, 0.4), (0.4, 0.6)):
@@ -103,6 +104,7 @@ def test_without_steps_nothing_is_observed_again(monkeypatch):
     path("gate_fisher", (0.3,), dataclasses.replace(STEPS, rescore_every=0.3))
 
 
+@pytest.mark.slow
 def test_attention_and_mlp_by_two_estimators():
     made = saap_jax.calibrate(MODEL, WINDOWS, ["gate_fisher", "wanda+magnitude", "gate_fisher/wanda+magnitude"])
     mixed = made.scores("gate_fisher/wanda+magnitude")

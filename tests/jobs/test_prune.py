@@ -102,6 +102,7 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
         smallest(model, PruneConfig(search=UNIFORM, ratio=0.99), TargetsConfig(parameters="50%"))
 
 
+@pytest.mark.slow
 def test_memory_is_no_less_than_the_compiler_says_of_the_pruned_model():
     model = dense_model(layers=4, mlp=64)
     config = TargetsConfig(peak_memory="90%", length=16)

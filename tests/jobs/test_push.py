@@ -70,6 +70,7 @@ def test_the_command_on_a_card_makes_the_same_model(pruned, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_best_of_a_comparison_has_figures_with_intervals(tiny_model_directory, tmp_path):
     words = ["--model.name", str(tiny_model_directory), "--runs", str(tmp_path), *CALIBRATION, "--ratios", "0.3"]
     words += ["--estimation.estimators", "magnitude", "--evaluation.windows", "8", "--evaluation.length", "16"]

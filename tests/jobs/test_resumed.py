@@ -267,6 +267,7 @@ def test_keep_sets_are_held_against_ratio_and_units(tiny_model_directory, tmp_pa
             read_keeps(run, LlamaSubject(model), ratios)
 
 
+@pytest.mark.slow
 def test_fidelity_is_shown_and_mended_without_its_model(tiny_model_directory, text, tmp_path, monkeypatch):
     config = dataclasses.replace(
         jobs_of(str(tiny_model_directory), text, str(tmp_path))["fidelity"][1], channels_per_layer=2, resamples=20

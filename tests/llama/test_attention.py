@@ -78,6 +78,7 @@ def close(found, expected, tolerance: float) -> bool:
     return all(np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3) for a, b in wide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGHTS)
 def test_rules_are_what_their_words_say(name):
     rows = np.asarray([0, 8, 9, 20, 21, 31, 36])
@@ -293,6 +294,7 @@ def test_blocks_take_what_memory_allows():
     assert block_of(50, 1) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "option"),
     [

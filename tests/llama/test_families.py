@@ -89,6 +89,7 @@ def test_each_parameter_of_a_family_counts(family, name):
     assert differ(logits(changed(model, f"segments/0/attention/{name}", nothing)), logits(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -175,6 +176,7 @@ def test_masked_equals_cut(family):
     assert count_parameters(pruned) == kept_parameters(model, keep).all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_query_heads(family, x64):
     """Ungrouped it is the same function; cut query heads are masked ones, and are counted with their biases."""
@@ -213,6 +215,7 @@ def test_gate_gradients_are_sums_of_weight_times_gradient(family, x64):
     assert not np.allclose(sums["query"], gates, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
     model, tokens = relative("qwen2", dtype=np.float64), random_tokens(3, 6)
     mask = np.ones(tokens.shape, bool)
@@ -270,6 +273,7 @@ def test_generation_equals_recomputation(family, widths):
     assert len({tuple(row) for row in ours}) > 1
 
 
+@pytest.mark.slow
 def test_generation_without_the_window_would_be_seen():
     model = relative("mistral")
     wider = with_constants(model, sliding_window=None)
@@ -278,6 +282,7 @@ def test_generation_without_the_window_would_be_seen():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_forms_for_decoding_are_the_same_function(family):
     model = relative(family)

@@ -114,6 +114,7 @@ def test_a_row_does_not_depend_on_its_batch(sampling):
         assert generate(model, PROMPTS, max_new_tokens=7, stop_tokens=(), sampling=seeded) != rows
 
 
+@pytest.mark.slow
 def test_equal_prompts_have_streams_of_their_own():
     rows = generate(dense_model(), [[1, 2]] * 3, max_new_tokens=12, stop_tokens=(), sampling=Sampling(temperature=1.0))
     assert len({tuple(row) for row in rows}) == 3
@@ -139,6 +140,7 @@ def test_the_models_own_end_tokens_are_the_default():
     assert stopped == generate(model, PROMPTS, max_new_tokens=20, stop_tokens=model.constants.eos_tokens)
 
 
+@pytest.mark.slow
 def test_more_tokens_than_one_call_makes():
     model = dense_model()
     count = 2 * STEPS + 3
@@ -185,6 +187,7 @@ def test_programs_compile_once_a_shape():
     assert prefill._cache_size() == before[0] + 2
 
 
+@pytest.mark.slow
 def test_the_cache_is_reused_in_place():
     model = single_layers(ragged_model())
     inputs = padded(PROMPTS, 4)
@@ -216,6 +219,7 @@ def test_single_layers_is_the_same_function_of_more_runs():
     assert single_layers(single) is single
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gqa", "ragged", "biases", "no heads at all"])
 def test_fused_layers_are_the_same_function_of_larger_matrices(name):
     model = MODELS[name]()

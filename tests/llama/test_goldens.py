@@ -68,6 +68,7 @@ def test_bfloat16_is_close(goldens, tmp_path):
     assert 1e-5 < error < 0.05
 
 
+@pytest.mark.slow
 def test_real(goldens, smollm2):
     logits = np.asarray(smollm2(jnp.asarray(goldens[0]["real/tokens"]))[0])
     np.testing.assert_array_equal(logits.argmax(-1), goldens[0]["real/argmax"])

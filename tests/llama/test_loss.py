@@ -77,6 +77,7 @@ def test_positions_that_were_added_to_the_last_chunk_are_not_returned(monkeypatc
     assert seen[-1] == (3, 9)
 
 
+@pytest.mark.slow
 def test_no_program_holds_the_logits_of_all_positions(monkeypatch):
     """Of 4,096 words and 8 x 64 positions: 8 MiB."""
     spec = dataclasses.replace(spec_of((2, 3)), vocab=4096)

@@ -24,6 +24,7 @@ SPECS: dict[str, LlamaSpec] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_an_export_is_read_back(name, tmp_path):
     model = random_model(SPECS[name], 1)

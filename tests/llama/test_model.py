@@ -40,6 +40,7 @@ def differ(first, second) -> bool:
     return bool(np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_equal_numpy(heads, tied):

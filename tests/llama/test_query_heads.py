@@ -43,6 +43,7 @@ def windows_of() -> Windows:
     return Windows(np.asarray(TOKENS), length_mask(7, 5, 6, seq=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dense_model, mixed_model])
 def test_ungrouped_computes_the_same(make, x64):
     model = make(dtype=np.float64)

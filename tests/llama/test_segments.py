@@ -32,6 +32,7 @@ def test_ones_gates_are_one_everywhere():
     assert all(gate.dtype == jnp.float32 and bool(jnp.all(gate == 1)) for gate in gates.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_join_undoes_split(batch):
     bounds = segment_bounds(ragged_model().segments)

@@ -98,6 +98,7 @@ def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -154,6 +155,7 @@ def joined(pieces, count=3) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_texts_are_the_decoded_tokens(model, tokenizer):
     sampling = Sampling(temperature=1.5, seed=3)
     rows = generate(model, [tokenizer.encode(p) for p in PROMPTS], max_new_tokens=12, sampling=sampling)

@@ -54,6 +54,7 @@ def test_special_tokens(smollm2_tokenizer):
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [((2, 8),), ((2, 8), (0, 4))], ids=["llama", "saap_llama"])
 def test_saved_with_a_model(smollm2_tokenizer, tmp_path, widths):
     model = random_model(dataclasses.replace(spec_of(*widths), vocab=len(smollm2_tokenizer)))

@@ -38,6 +38,7 @@ def test_every_variant_meets_its_budget(path):
         assert ratio <= share <= ratio + 0.002, name
 
 
+@pytest.mark.slow
 def test_llm_pruners_rule_removes_what_its_repository_reports():
     """6,738,415,616 parameters before and 5,422,977,024 after, with its ratio of 0.25 in the layers 4 to 29."""
     path = next(path for path in PAPERS if path.name == "llm_pruner_llama_7b.py")

@@ -358,6 +358,7 @@ def test_evopress(model):
 # --- GRASPrune -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grasprune(model):
     """The budget holds at every step, by probabilities alone; by how it learns, see tests/selection/test_learned.py."""
     search = recipes()["grasprune"].search
@@ -409,6 +410,7 @@ def lowest_by_mean(model, gone: set, target: float) -> set:
     return gone | set(new)
 
 
+@pytest.mark.slow
 def test_gisp(model):
     """A pass over the text after each 160th part of what can go; in one step it would be other units."""
     ratio, prunable = 0.045, LAYERS * LAYER
@@ -474,6 +476,7 @@ def test_saap_as_its_paper_reads(model, gradients):
 # --- blocks by the loss without them ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sleb", "blockpruner"])
 def test_blocks_go_greedily(model, name):
     """Brute force: try all that are left, take out the one without which the loss is lowest, try again."""

@@ -125,6 +125,7 @@ def run(tiny_model_directory, tmp_path_factory):
         yield compare.compare(config)
 
 
+@pytest.mark.slow
 def test_a_run_compares_recipes_beside_estimators(run):
     rows = {row["candidate"]: row for row in run.candidates()}
     assert set(rows) == {f"{name}@0.3" for name in ("wanda", *run.record["config"]["recipes"])}
@@ -139,6 +140,8 @@ def test_a_run_compares_recipes_beside_estimators(run):
     assert all(row["variant"] in page for row in rows.values())
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_of_a_recipe_prunes_the_same_units(run, tmp_path):
     arrays = run.load_arrays("keeps")
     for name in ("flap@0.3", "fasp-mlp@0.3", "wanda-sp@0.3"):
@@ -228,6 +231,7 @@ class TestCommand:
         assert "WikiText-2 ppl@128 14.62, dense 12.62" in said
         assert all(each in said for each in recipes()["flap"].deviations)
 
+    @pytest.mark.slow
     def test_what_it_prints_as_options_makes_the_recipe(self, capsys, monkeypatch):
         """Of every recipe: the options, given to `saap prune`, are its search, fusion and compensation."""
         monkeypatch.setenv("COLUMNS", "1000")

@@ -66,6 +66,7 @@ def test_a_fresh_adapter_changes_nothing(method):
     assert np.abs(logits(trained(prepared, AdapterParam)) - logits(base)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_adapters_follow_the_formula():
     """y = x·α(q − β) + (η/r)·pool(x)·A·B by a loop over groups, in float64; pool is the mean."""
     prepared = groupwise(group_size=8, bits=4, rank=2, scale=6.0).prepare(pruned_model(), KEY)
@@ -129,6 +130,7 @@ def test_lora_merges_into_floats():
         assert changed == (name in ("query", "output", "down") and matrix[...].size > 0)
 
 
+@pytest.mark.slow
 def test_lora_and_then_quantised():
     method = lora(rank=2)
     learned = trained(method.prepare(pruned_model(), KEY), method.trainable)
@@ -156,6 +158,7 @@ def test_what_is_trained_comes_apart(method):
     assert len(jax.tree.leaves(learning)) + len(jax.tree.leaves(rest)) == whole
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_adapter():
     """And rematerialising changes none."""
     method = groupwise(group_size=8, rank=2)
@@ -174,6 +177,7 @@ def test_gradients_reach_every_adapter():
         close(np.asarray(other), np.asarray(one), 1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_of_an_adapter_are_those_of_its_dense_matrix():
     """Differentiating through the quantised product and the pooled adapter, against plain floats of the same value."""
     model = trained(groupwise(group_size=8, rank=2).prepare(pruned_model(), KEY), AdapterParam)

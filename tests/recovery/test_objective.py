@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from saap_jax.data.packing import pack
 from saap_jax.recovery.objective import Objective, cast, sums_of, total_of
@@ -55,6 +56,7 @@ def test_padding_and_prompts_have_no_part():
     np.testing.assert_allclose(loss_of(model, rows), losses[2:].sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing():
     model, rows = dense_model(), packed(rows_of(5, 7))
 

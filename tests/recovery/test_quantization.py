@@ -123,6 +123,7 @@ class TestRounding:
 
 
 class TestProduct:
+    @pytest.mark.slow
     @pytest.mark.parametrize("bits", BITS)
     @pytest.mark.parametrize("rows", [1, 5])
     def test_against_floats(self, bits, rows):
@@ -133,6 +134,7 @@ class TestProduct:
         np.testing.assert_allclose(product("btf,fd->btd", jnp.asarray(x), matrix), x @ dense, rtol=1e-5, atol=1e-5)
         assert np.abs(x @ dense - x @ weight).max() > 1e-3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunk", [1, 40, 80])
     def test_chunks_add_up(self, chunk, monkeypatch):
         """A group, or some groups, in floats at once; gradients too."""
@@ -251,6 +253,7 @@ class TestSaving:
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("bits", BITS)
     def test_bytes_on_disk(self, bits, tmp_path):
         """Within 5 % of b/8 a weight, scales and offsets, and the floats that are not quantised."""

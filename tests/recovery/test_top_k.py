@@ -87,6 +87,7 @@ states_to_logits = jax.jit(
 )
 
 
+@pytest.mark.slow
 def test_all_tokens_are_the_loss_with_the_teacher_in_memory():
     """Value and gradient; of fewer tokens they are others."""
     expected, wanted = learned(STUDENT, TEACHER, BATCH)
@@ -152,6 +153,7 @@ def test_logits_in_chunks_are_those_at_once(monkeypatch):
     assert largest(gradient) > 1e-2
 
 
+@pytest.mark.slow
 def test_no_program_holds_the_logits_of_all_positions(monkeypatch):
     """Of 4,096 words and 8 x 64 positions: 8 MiB."""
     model = random_model(dataclasses.replace(spec_of((2, 3)), vocab=4096))

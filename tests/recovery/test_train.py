@@ -113,6 +113,7 @@ def test_microbatches_change_nothing():
     assert abs((losses / counts).mean() - losses.sum() / counts.sum()) > 5e-4
 
 
+@pytest.mark.slow
 def test_the_first_step_by_hand():
     """By hand: the mean loss's gradient, clipped; the first step of Adam is its sign; the matrices of layers decay.
 

@@ -140,6 +140,7 @@ class TestScatter:
     def test_the_axis_has_both_signs(self, figure):
         assert {"0", "+1", "−1", "+0.0001", "−0.0001"} <= set(words(figure))
 
+    @pytest.mark.slow
     def test_only_gains_and_only_one_structure(self):
         exact = {"attention": np.abs(EXACT["attention"]), "mlp": np.full((12, 30), np.nan)}
         drawn = painted(plot(exact=exact, rows=fidelity(SCORES, exact, resamples=5)))
@@ -152,6 +153,7 @@ class TestScatter:
         nothing = {name: np.full(values.shape, np.nan) for name, values in EXACT.items()}
         assert scatter(fidelity(SCORES, nothing, resamples=5), SCORES, nothing) is None
 
+    @pytest.mark.slow
     def test_is_deterministic(self):
         drawn = on_screen(plot())
         assert drawn == on_screen(plot())

@@ -156,6 +156,7 @@ def path(tmp_path_factory) -> Path:
 class TestSections:
     """A run with all records of this version."""
 
+    @pytest.mark.slow
     def test_follow_each_other(self, path):
         page = Page(render_report(path))
         heads = [attrs["id"] for attrs in page.of("h2")]
@@ -174,6 +175,7 @@ class TestSections:
         assert brief.count("24 more variants in the table of all.") == 3
         assert len(sortable_rows(brief)) == len(sortable_rows(text)) == 61
 
+    @pytest.mark.slow
     def test_show_differences_that_are_those_of_the_intervals(self, path):
         compared = read_compared(path, read_run(path))
         out = {(one.label, one.asked): one for one in compared.against if one.domain == "out"}

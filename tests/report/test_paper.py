@@ -59,6 +59,7 @@ def clipped(figure) -> list[str]:
     return shown
 
 
+@pytest.mark.slow
 class TestFigures:
     def test_of_a_comparison_and_of_several(self, figures):
         assert list(figures) == [
@@ -111,6 +112,7 @@ class TestFigures:
         best = next(v for v in compared.variants if v["label"] == compared.rows[1].label and v["ratio_asked"] == 0.2)
         np.testing.assert_allclose(kept[0], 100 * np.array(best["kept"]["attention"]) / 32)
 
+    @pytest.mark.slow
     def test_long_names_and_many_variants(self, tmp_path):
         run = RunDirectory.open(tmp_path / "run", {})
         for line in sweep(shifts={f"{number} {'wide ' * 20}": 0.1 * number for number in range(30)}):
@@ -168,6 +170,7 @@ class TestFiles:
         assert Image.open(io.BytesIO(contents[".png"])).size[0] == round(300 * WIDTH)
         assert not re.search(rb"https?://(?!www\.w3\.org|purl\.org|creativecommons\.org)", contents[".svg"])
 
+    @pytest.mark.slow
     def test_that_are_not_ours_are_never_replaced(self, tmp_path):
         run = fake_run(tmp_path / "run")
         (tmp_path / "run-frontier.pdf").write_bytes(b"mine")

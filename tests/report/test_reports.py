@@ -67,6 +67,7 @@ class TestFiles:
     def test_of_runs_without_a_comparison_have_no_csv(self, runs, tmp_path):
         assert [path.suffix for path in write_reports(runs[3:], tmp_path / "x.html")] == [".html", ".md"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["x.html", "x.md", "x.csv"])
     def test_that_are_not_ours_are_never_replaced(self, tmp_path, name):
         run = fake_run(tmp_path / "a")
@@ -110,6 +111,7 @@ class TestSeveralRuns:
         assert {attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs} <= set(ids)
         assert set(re.findall(r'(?:url\(|href=")#([^")]+)', text)) <= set(ids)
 
+    @pytest.mark.slow
     def test_the_overview_has_the_best_of_each_run_and_ratio(self, runs, text):
         views = read_views(runs)
         for view in views[:3]:
@@ -119,6 +121,7 @@ class TestSeveralRuns:
             ["one", "compare"], ["two", "compare"], ["three", "compare"], ["judged", "fidelity"],
         ]  # fmt: skip
 
+    @pytest.mark.slow
     def test_the_joint_frontier_has_a_curve_a_run_of_a_shared_text(self, runs, tmp_path):
         views = read_views(runs)
         found = joint_curves(views)
@@ -129,6 +132,7 @@ class TestSeveralRuns:
             assert lines[0].points[1:] == wanted
         assert joint_curves(read_views([runs[0], fake_run(tmp_path / "other")])) == {}
 
+    @pytest.mark.slow
     def test_says_where_the_configurations_differ(self, runs):
         _, table = differences(read_views(runs[:3]))
         assert list(table.header) == ["run", "calibration.examples", "calibration.seed", "search.multiple_of.mlp"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -249,6 +253,7 @@ class TestSize:
             assert losses[1] not in text
         assert "data:text/csv" not in text
 
+    @pytest.mark.slow
     def test_a_single_run_shows_more(self, runs, tmp_path):
         page, *_ = write_reports(runs[:1], tmp_path / "x.html")
         assert "data:text/csv" in page.read_text()

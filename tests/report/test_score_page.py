@@ -186,6 +186,7 @@ class TestOddRuns:
         assert "Patterns" not in text
         assert text.count('class="w1 matrix"') == 1
 
+    @pytest.mark.slow
     def test_one_scenario_with_usage(self, tmp_path):
         text = render_report(kept(tmp_path / "one", invented(NAMES, ("web",))).path)
         page = Page(text)
@@ -200,6 +201,7 @@ class TestOddRuns:
         assert not any("Do estimators agree?" in text for _, text in page.texts)
         assert any(text.startswith("1 estimator scored all units (8 attention, 15 mlp)") for _, text in page.texts)
 
+    @pytest.mark.slow
     def test_a_model_without_attention_units(self, tmp_path):
         scores = invented(NAMES[1:], ("web", "code"))
         for by_estimator in scores.values():

@@ -157,6 +157,7 @@ def follow(truth, run, place: int = 0) -> tuple[str, SearchConfig, float, float]
 
 
 class TestSensitivity:
+    @pytest.mark.slow
     def test_a_costly_layer_is_left_alone_and_that_pays(self, planted):
         truth = times({("mlp", 4): 20.0})
         run = planted(truth)
@@ -249,6 +250,7 @@ class TestSensitivity:
             assert "over 3 rounds, where a verdict takes 8)" in said
             assert (("cost 10.0 %" if factor > 1 else "do not measurably") in sentence) != saved
 
+    @pytest.mark.slow
     def test_predictions_are_sums_over_places(self, planted):
         truth = times({("mlp", 4): 20.0, "attention": 2.0})
         run = planted(truth, 0.0)
@@ -260,6 +262,7 @@ class TestSensitivity:
         row = next(row for row in run.candidates() if row["candidate"] == "wanda,plain@0.2")
         assert plan_of(costs, row["kept"]) == pytest.approx(shares_of(row["kept"]))
 
+    @pytest.mark.slow
     def test_relative_costs_average_one_a_structure(self, planted):
         run = planted(times({("mlp", 4): 20.0}))
         for asked in (0.1, 0.3, 0.5):

@@ -72,6 +72,7 @@ def ended(process: subprocess.Popen, within: float) -> tuple[int, str, str]:
     return code, process.stdout.read(), process.stderr.read()
 
 
+@pytest.mark.slow
 def test_an_instruction_of_minutes(started):
     """And without the handlers, which is what makes a difference, the same process stays."""
     running = {number: started(BUSY) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -58,6 +58,7 @@ def assert_scores_equal(first, second):
         np.testing.assert_array_equal(first[name], second[name])
 
 
+@pytest.mark.slow
 def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
     model, windows = session
     both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)
@@ -224,6 +225,7 @@ def test_small_statistics_serve_what_they_can(score_config, tmp_path):
     assert pruned.selection.actual >= 0.3
 
 
+@pytest.mark.slow
 def test_a_killed_score_run_observes_only_what_is_missing(score_config, kept, tmp_path, monkeypatch):
     expected = kept[1]
     config = dataclasses.replace(score_config, runs=str(tmp_path))

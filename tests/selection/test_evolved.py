@@ -157,6 +157,7 @@ def test_budget_and_limits_are_those_of_the_search(ratio, limits):
         assert not (done.keep["mlp"].sum(axis=1) % 2).any()
 
 
+@pytest.mark.slow
 def test_a_part_is_judged_by_the_divergence():
     subject, batches = LlamaSubject(random_model(spec_of((2, 6), (2, 6)))), batches_of()
     random = np.random.default_rng(0)

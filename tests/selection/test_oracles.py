@@ -51,6 +51,7 @@ def test_blocks_are_removed_one_by_one(subject, granularity, pruned):
             )
 
 
+@pytest.mark.slow
 def test_an_oracle_scores_one_structure_and_an_estimator_the_other(subject):
     text = {"text": WINDOWS}
     both = calibrate(subject, text, ["block_ablation/wanda", "block_ablation", "wanda"])

@@ -257,6 +257,7 @@ class TestRules:
         with pytest.raises(ValueError, match="cannot be removed"):
             problem.search(largest + 1e-4, config)
 
+    @pytest.mark.slow
     @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9))
     @settings(max_examples=40, deadline=None, derandomize=True)
     def test_one_budget_removes_the_same_when_asked_for_what_it_removed(self, seed, fields, ratio):
@@ -283,6 +284,7 @@ class TestRules:
         assert [problem.search(r, config).removed for r in (0.1, 0.5)] == [3, 7]
         assert problem.cost(problem.search(0.1, config).keep) == 3
 
+    @pytest.mark.slow
     @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9))
     @settings(max_examples=60, deadline=None, derandomize=True)
     def test_keep_sets_permute_with_the_units(self, seed, fields, ratio):
@@ -296,6 +298,7 @@ class TestRules:
         for name in STRUCTURES:
             np.testing.assert_array_equal(permuted[name], np.take_along_axis(keep[name], orders[name], 1))
 
+    @pytest.mark.slow
     @given(st.integers(0, 10_000), fields(), st.floats(0, 0.9), st.sampled_from([2.0**-40, 2.0**40]))
     @settings(max_examples=40, deadline=None, derandomize=True)
     def test_the_scale_of_the_scores_does_not_matter(self, seed, fields, ratio, scale):

@@ -87,6 +87,7 @@ def test_one_factorisation_has_the_error_of_every_damping(dead, x64):
     assert np.all(np.diff(on_itself) > 0)  # the less damping, the better on the text itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 9, 40, 41])
 def test_kept_rows_alone_are_solved_as_all_with_the_others_masked(count, x64):
     random = np.random.default_rng(count)
@@ -225,6 +226,7 @@ def test_moments_without_text_that_was_held_out_are_refused_where_it_is_needed()
     assert compensate(model, keep, [], dense, gram=gram).corrections
 
 
+@pytest.mark.slow
 def test_moments_that_cannot_take_the_place_of_the_text_are_refused():
     model = dense_model()
     keep, gram = random_keep(existing_units(model.segments), 0.5), gram_of(model, batches_of())
@@ -308,6 +310,7 @@ def test_a_whole_model_is_left_as_it_is(config):
     np.testing.assert_array_equal(forward(new.model, TOKENS), forward(model, TOKENS))
 
 
+@pytest.mark.slow
 def test_biases_that_a_model_has_are_kept_and_added_to():
     model = dense_model(output_biases=True)
     keep = random_keep(existing_units(model.segments), 0.5, seed=1)
@@ -328,6 +331,7 @@ def test_the_size_of_the_microbatches_changes_nothing(config, x64):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_damping_is_what_does_best_on_text_that_was_held_out():
     model = dense_model(layers=1, mlp=6)
     keep = existing_units(model.segments)

@@ -109,6 +109,7 @@ def test_folded_factors_are_gates(build, heads, x64):
     assert np.abs(expected - np.asarray(forward(model, TOKENS, masks(keep)))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_factor_that_was_lost_is_found_again():
     """Half of what a unit writes is missing: its factor goes towards 2, and the divergence falls."""
     teacher = dense_model()
@@ -123,6 +124,7 @@ def test_a_factor_that_was_lost_is_found_again():
     assert after < 0.2 * before
 
 
+@pytest.mark.slow
 def test_factors_that_do_harm_on_held_out_text_are_not_taken():
     model = dense_model()
     keep = pruned(model)
@@ -137,6 +139,7 @@ def test_what_is_not_a_number_is_never_the_best():
     assert Scaled({}, (0.5, float("nan"), 0.6)).best == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_learnt_where_nothing_is_gone():
     model = dense_model()
     _, done = scaled(model, model, existing_units(model.segments), batches_of(), CONFIG)
@@ -144,6 +147,7 @@ def test_nothing_is_learnt_where_nothing_is_gone():
     assert done.divergences[0] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_corrections_come_first():
     """Of the corrected model, towards the unpruned one: what a subject does with `least_squares+scales`."""
     model = dense_model()

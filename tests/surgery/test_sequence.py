@@ -66,6 +66,7 @@ def test_each_layer_is_chosen_behind_those_that_were_pruned(rule, config, x64):
             np.testing.assert_array_equal(np.flatnonzero(keep[name][layer]), expected, err_msg=f"{name} {layer}")
 
 
+@pytest.mark.slow
 def test_it_differs_from_choosing_on_the_whole_model(model):
     """Negative control: behind what was removed, other units are the lowest."""
     asked = random_keep(existing_units(model.segments), 0.5)

@@ -70,6 +70,7 @@ def by_hand(a, w):
     }
 
 
+@pytest.mark.slow
 def test_a_hidden_layer_is_the_formulas_written_out():
     problem = mlp_problem(np.float32)
     found = calibrate(subject_of(problem), NAMES, batch_size=7)
@@ -138,6 +139,7 @@ def test_batches_and_statistics_in_files_change_nothing(tmp_path):
             np.testing.assert_array_equal(values, made.score(one, subject.weights)[structure])
 
 
+@pytest.mark.slow
 def test_masked_units_have_no_activation():
     subject = subject_of(problem_of("phi", 6), refused=True)
     keep = {name: units.copy() for name, units in subject.existing.items()}
@@ -164,6 +166,7 @@ def test_every_model_has_finite_scores_that_differ(name):
         assert ((np.asarray(values) >= 0) & (np.asarray(values) <= 1)).all()
 
 
+@pytest.mark.slow
 def test_units_that_act_in_a_branch_are_refused_by_name():
     problem = mlp_problem(np.float32)
 

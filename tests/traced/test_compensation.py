@@ -185,6 +185,7 @@ def test_nothing_pruned_leaves_every_bit_as_it_is(method, road):
     assert pruned.digests()["parameters"] != subject.digests()["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("road", ROADS)
 def test_units_that_others_can_stand_in_for_are_restored(road, x64):
     """Channels that are sums of others go without a trace, where they were not so without compensation."""
@@ -329,6 +330,7 @@ def test_experts_and_what_is_multiplied_with_them_are_left_alone():
     assert subject.uncompensated("least_squares", channels) == {}
 
 
+@pytest.mark.slow
 def test_streams_and_widths_without_a_matrix_are_left_alone():
     subject = subject_of(problem_of("vit", 8), norms=True, refused=True)
     left = subject.uncompensated("least_squares")
@@ -366,6 +368,7 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
             subject.check_compensation(CompensationConfig(method=method), 8)
 
 
+@pytest.mark.slow
 def test_types_and_kinds_of_arrays_stay():
     problem = mlp_problem(np.float32)
     half = dataclasses.replace(
@@ -385,6 +388,7 @@ def test_types_and_kinds_of_arrays_stay():
             assert value.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_the_call():
     problem = dataclasses.replace(mlp_problem(np.float32, rows=64))
     options = {"ratio": 0.4, "estimator": "magnitude", "batch_size": 4}

@@ -68,6 +68,7 @@ def test_gate_scores_are_finite_differences(subject, scores, name):
             np.testing.assert_allclose(scores[estimator][name][copy, unit], expected, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_ablation_is_the_loss_of_the_model_without_the_unit(subject, scores):
     inputs, targets = subject.problem.calibration
     params = subject.problem.params
@@ -91,6 +92,7 @@ def test_ablation_is_the_loss_of_the_model_without_the_unit(subject, scores):
             np.testing.assert_allclose(changes[copy, unit], change, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weight_scores_are_the_formulas_written_out(subject, scores):
     inputs, targets = subject.problem.calibration
     params = subject.problem.params

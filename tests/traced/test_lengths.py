@@ -89,6 +89,7 @@ def test_masked_is_cut_at_other_lengths(pruned, length):
     assert np.abs(masked - dense).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_it_generates_greedily_as_the_masked_model(pruned):
     subject, keep = pruned
     function, params = cut(subject, keep)

@@ -118,6 +118,7 @@ def of_layers():
     return dataclasses.replace(stacked(), function=layers, params=params, calibration=(x, y), held_out=(x, y))
 
 
+@pytest.mark.slow
 def test_patterns_name_several_structures():
     subject = subject_of(of_layers())
     scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}

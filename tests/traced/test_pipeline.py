@@ -58,6 +58,7 @@ def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     assert np.abs(masked - dense).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6])
 def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ratio):
@@ -92,6 +93,7 @@ def test_limits_of_single_structures(subject):
     assert select_scores(subject, drawn_scores(subject), 0.3, alone).keep["in[1]"].all()
 
 
+@pytest.mark.slow
 def test_adaptive_uses_the_stability_of_examples(subject):
     calibrated = calibrate(subject, ["taylor_element"], stability=True, batch_size=5)
     keeps = [
@@ -169,6 +171,7 @@ def test_half_precision():
 # --- bad input -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_that_mixes_its_examples_is_refused():
     with pytest.raises(ValueError, match="the same whatever else is in its batch"):
         subject_of(problem_of(MIXED))

@@ -38,6 +38,7 @@ def test_it_comes_back(pruned):
     assert np.abs(function(params, inputs) - subject.problem.function(subject.problem.params, inputs)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_shapes_of_the_dense_parameters_are_enough(pruned):
     path, subject, keep = pruned
     problem = stacked()

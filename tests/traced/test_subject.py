@@ -85,7 +85,9 @@ def rows_of(run) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.candidates()]
 
 
+@pytest.mark.slow
 class TestCompare:
+    @pytest.mark.slow
     def test_every_combination_is_judged_by_its_own_masks(self, config, run, factory):
         rows = run.candidates()
         assert len(rows) == 3 * 3 * 2 * 2 * 2
@@ -130,6 +132,7 @@ class TestCompare:
 
 
 class TestOthers:
+    @pytest.mark.slow
     def test_fidelity_of_the_oracle_to_itself_is_one(self, factory, tmp_path):
         config = for_factory(
             FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
@@ -161,6 +164,7 @@ class TestOthers:
             assert np.mean(row["losses"]["loss near"]) == pytest.approx(masked.mean(), rel=1e-3)
             assert abs(masked.mean() - dense.mean()) > 1e-6
 
+    @pytest.mark.slow
     def test_the_largest_ratio_holds_the_limit(self, factory, tmp_path):
         config = for_factory(
             FrontierConfig, factory, runs=str(tmp_path), ratios=(0.1, 0.3, 0.5), max_ppl_increase="400%", resamples=50,
@@ -189,6 +193,7 @@ class TestOthers:
 
 
 class TestOnTheWay:
+    @pytest.mark.slow
     def test_scores_at_masks_are_those_of_the_cut_model(self, subject):
         """A model observed at masks is the cut one; of another keep-set it is not."""
         problem, scores = subject.problem, calibrate(subject, ["gate_taylor"]).scores("gate_taylor")

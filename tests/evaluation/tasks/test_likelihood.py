@@ -74,6 +74,7 @@ def test_a_continuation_counts_whole_and_in_order():
     assert len({round(each.log_likelihood, 4) for each in (first, swapped, other)}) == 3
 
 
+@pytest.mark.slow
 def test_what_is_greedy():
     """A continuation that greedy decoding makes is greedy, one with another last token is not."""
     model, tokens = dense_model(), [3, 1, 2]
@@ -157,6 +158,7 @@ class TestWhatRuns:
         found = log_likelihoods(dense_model(), requests)
         assert len({round(each.log_likelihood, 5) for each in found}) == VOCAB
 
+    @pytest.mark.slow
     def test_programs(self):
         """200 requests of all lengths compile one program a padded length; again, or fewer of them: none."""
         model, random = dense_model(), np.random.default_rng(0)
