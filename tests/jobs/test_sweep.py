@@ -32,6 +32,8 @@ from saap_jax.runs.standing import comparison_rows, untested
 from saap_jax.selection import variants
 from saap_jax.selection.variants import candidates_of, seeds_of, variants_of
 
+pytestmark = pytest.mark.slow
+
 FUSED = "gate_fisher+wanda"
 GRID = GridConfig(
     fusion_scopes=("structure", "layer"),
@@ -235,8 +237,6 @@ SCRIPT = """
 import sys, time
 from saap_jax.jobs import compare
 from saap_jax.cli.main import main
-
-pytestmark = pytest.mark.slow
 append = compare.RunDirectory.append
 def slowly(self, row):
     append(self, row)
