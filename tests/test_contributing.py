@@ -71,6 +71,7 @@ def test_an_estimator():
         np.testing.assert_allclose(scored.scores("loudness(root=True)")[name] ** 2, np.sum(square, axis=-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_statistic():
     run_block("A statistic")
     model = dense_model()
@@ -129,6 +130,7 @@ def test_a_correction():
     assert any(each.corrected < 0.99 * each.error for each in corrections)
 
 
+@pytest.mark.slow
 def test_a_family(tmp_path):
     run_block("A family")
     model = random_model(spec_of((2, 6), (2, 6), constants=Constants(family="olive", sliding_window=3)))

@@ -106,6 +106,7 @@ def export_all(source, pruned, quantised, family, tmp_path, run) -> None:
     assert "dequantised" in run("export", quantised, out, "--format", form, "--dequantize")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RELATIVES)
 def test_discover_and_plan(family, tokenizer, tmp_path, run):
     source = directory_of(family, tokenizer, tmp_path)

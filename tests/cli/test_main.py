@@ -362,6 +362,7 @@ class TestBadInput:
         assert "the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_console_script_is_installed():
     script = Path(sys.executable).parent / "saap"
     done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120)

@@ -49,6 +49,7 @@ def both(function, removed, scale=1.0):
     return function(params, x), masked, smaller(traced, keep)(keep_units(traced, keep, params), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("removed", range(4))
 def test_a_masked_unit_has_no_part_in_the_maximum_that_a_softmax_subtracts(removed):
     """It once had: behind a first softmax it can be far above the others, so that all of them underflowed: 0 / 0."""
@@ -70,6 +71,7 @@ def test_a_masked_unit_has_no_part_in_a_statistic(name):
     assert changed  # so the statistic itself is another without some unit
 
 
+@pytest.mark.slow
 def test_gates_of_one_change_no_gradient():
     function = over_units(OPERATIONS["max"])
     params = {"in": jnp.ones((3, 4)) * jnp.arange(4.0)[None], "out": jnp.ones((4, 2))}

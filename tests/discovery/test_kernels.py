@@ -220,6 +220,7 @@ def check_shard_map(devices, how):
     assert np.abs(masked - function(SHARDED, X)).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW)
 def test_shard_map_on_one_device(how):
     check_shard_map(1, how)

@@ -49,6 +49,7 @@ def test_members(model):
     assert [s.axis for s in structures.values()] == ["kv_heads", "mlp"]
 
 
+@pytest.mark.slow
 def test_counts_equal_cutting_one_unit(model):
     structures, existing = discover(model), existing_units(model.segments)
     for name, structure in structures.items():

@@ -67,6 +67,7 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
         assert matrices.shape[1] == 1 or np.abs(other - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
     _, writers, params, _ = traced_example(name)

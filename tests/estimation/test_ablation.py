@@ -137,6 +137,7 @@ def test_channels_equal_zeroed_weights():
     assert abs(zeroed[unit]) < 1e-6 < 1e-4 < abs(zeroed[Unit("mlp", 1, 3)])
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_batches():
     model, units, (tokens, mask) = model_of(), all_units(model_of()), text()
     expected = np.asarray(list(changes_of(model, units).values()))
@@ -148,6 +149,7 @@ def test_does_not_depend_on_batches():
 
 
 class TestOnlyTheRemainingLayersRun:
+    @pytest.mark.slow
     def test_layers_in_front_are_not_read(self):
         """With NaN weights in front of `start`, the loss is still that of the whole model."""
         model = model_of(((2, 6), (2, 6), (1, 6)))

@@ -16,6 +16,7 @@ def one_minus_cos(a: np.ndarray, b: np.ndarray) -> float:
     return 1 - sum(a * b) / (sum(a * a) * sum(b * b)) ** 0.5
 
 
+@pytest.mark.slow
 def test_turn_by_hand(x64):
     vectors = jnp.asarray([[3.0, 4], [-6, -8], [4, -3], [6, 8], [0, 0]])[None]
     start = jnp.broadcast_to(vectors[:, :1], vectors.shape)

@@ -88,6 +88,7 @@ def test_one_float32_number_a_unit_and_nan_where_none_is(name, kind):
     assert existing["attention"].all() == (kind != "ragged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_pure(name):
     """Traced anew, a formula gives the same; and it leaves what it is given as it is."""
@@ -108,6 +109,7 @@ def permuted_pass():
     return model, observed(model, batched(4)), order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_units_in_another_order_have_their_scores_in_that_order(name):
     model, statistics, order = permuted_pass()
@@ -169,6 +171,7 @@ def test_scores_that_are_not_finite_are_refused(name):
         score({name: made(name)}, statistics._replace(values=values), model)
 
 
+@pytest.mark.slow
 def test_estimators_together_equal_each_alone():
     model, statistics = plain_pass("ragged")
     together = score({name: made(name) for name in NAMES}, statistics, model)

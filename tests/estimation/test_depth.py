@@ -63,6 +63,7 @@ def equal(first: Keep, second: Keep) -> bool:
     return all((first[name] == second[name]).all() for name in STRUCTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank_by", ["score", "score_per_parameter"])
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_just_the_sub_blocks_that_are_nearly_the_identity_go(chosen, rank_by):

@@ -224,6 +224,7 @@ def test_random_is_uniform_and_seeded(toy):
     assert not np.array_equal(first, make_estimator("random(seed=1)").score(toy[1], model)["mlp"])
 
 
+@pytest.mark.slow
 def test_matrices_come_one_by_one_in_runs_of_other_widths():
     """score_matrices gives a formula `[layers, units, rest]` of one run, and fills missing units with NaN."""
     model, shapes = ragged_model(), []

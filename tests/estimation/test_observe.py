@@ -68,6 +68,7 @@ def test_counts_and_losses():
     np.testing.assert_allclose(seen.losses, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weight_gradient_is_that_of_the_mean_over_tokens():
     model = dense_model()
     seen = observe(model, batched(), THREE).of(WEIGHT_GRADIENT)
@@ -109,6 +110,7 @@ def test_gate_gradients_equal_finite_differences(x64):
         np.testing.assert_allclose(seen[name][1].ravel(), (up - down) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_moments_are_means_over_real_tokens():
     model = ragged_model()
     moments = observe(model, batched(), THREE).of(ACTIVATION_MOMENTS)
@@ -174,6 +176,7 @@ def test_gate_of_a_kv_head_removes_exactly_the_query_heads_that_read_it(tmp_path
         assert np.abs(gated - without([h for h in range(4) if h % 2 == unit])).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_halves_make_the_whole():
     """Statistics of two disjoint halves, weighted by their tokens, are those of all examples."""
     model = dense_model()

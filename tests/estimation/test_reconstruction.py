@@ -163,6 +163,7 @@ def test_activation_norms_by_hand(observed, tokens_by, examples_by):
             assert np.isnan(values[len(expected) :]).all()
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing():
     """A row of padding alone counts for no example."""
     model, tokens = dense_model(), random_tokens(3, 6)

@@ -53,6 +53,7 @@ def part(layer: dict[str, np.ndarray], name: str, unit: int) -> list[float]:
     return list((matrix[unit] if name.endswith(("down", "output")) else matrix[:, unit]).ravel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sum", "max", "last"])
 @pytest.mark.parametrize(
     ("name", "weighted"),
@@ -193,6 +194,7 @@ class TestNotFinite:
             refuse_not_finite(statistics, model, [(TOKENS, MASK)], lambda example, _: nan if example == bad else model)
         refuse_not_finite(statistics._replace(values={MEAN: model}), model, [(TOKENS, MASK)], lambda *_: None)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("field", ["product", "weight"])
     def test_a_held_out_gram_matrix_is_searched_for_in_examples_alone(self, field):
         """Its microbatch is the second part; an example that is observed alone is the first."""
@@ -209,6 +211,7 @@ class TestNotFinite:
                 statistics, model, [(TOKENS, MASK)], lambda example, _: broken(0) if example == 1 else gram
             )
 
+    @pytest.mark.slow
     def test_a_loss_names_where_it_starts(self):
         model, batches = random_model(TWO_RUNS), [(TOKENS[:2], MASK[:2]), (TOKENS[2:], MASK[2:])]
         broken = changed(model, "segments/1/mlp/up", lambda w: w.at[0, 0, 0].set(jnp.nan))

@@ -94,6 +94,7 @@ def test_layout_of_the_file(tmp_path):
     assert [(s["examples"], s["tokens"]) for s in about.values()] == [(3, 12), (2, 7)]
 
 
+@pytest.mark.slow
 def test_only_some(tmp_path):
     small = PLAIN - WEIGHTS - {GRAM, SECOND_MOMENT}
     path = save_statistics(tmp_path / "s", observed(), only=small)

@@ -52,6 +52,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.93 <= coverage(seeds=40, between_seeds=0.1, trials=300) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_suffice")
 def test_below_the_fewest_the_interval_does_not_cover():
     """Why `FEWEST` is what it is: with so many, errors are about twice as frequent as the level says."""

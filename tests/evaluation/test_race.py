@@ -12,6 +12,7 @@ from saap_jax.evaluation.race import boundary, log_evidence, log_evidence_above,
 LOOKS = tuple(range(8, 129, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.4, 1.5])
 def test_the_e_value_is_the_bayes_factor_with_the_right_haar_prior(monkeypatch, shift):
     """Both marginal likelihoods by numerical integration over σ (as dσ / σ) and the standardised mean."""
@@ -154,6 +155,7 @@ def plain(losses) -> list[int]:
     return left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "heavy", "skewed"])
 def test_the_best_are_rarely_lost(kind):
     assert lost(kind, 100, lambda losses: race(losses, range(8, 65, 8)).left) <= 0.05

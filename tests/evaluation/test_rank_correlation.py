@@ -158,6 +158,7 @@ class TestFidelity:
         assert row == self.found()["noisy", "attention", "spearman"]
         assert row != self.found(seed=1)["noisy", "attention", "spearman"]
 
+    @pytest.mark.slow
     def test_who_is_as_good_as_the_highest(self):
         """`same` agrees exactly; a copy of it is tied with it, a noisy one is not, on the units of every scope."""
         scores = {"same": self.scores["same"], "copy": self.scores["same"], "noisy": self.scores["noisy"]}
@@ -173,6 +174,7 @@ class TestFidelity:
         largest = max(row.p_value for row in rows if "noisy" in row.estimator and row.scope == "mlp")
         assert largest < 0.05, "with 50 resamples no p-value is small enough for six tests: there are more"
 
+    @pytest.mark.slow
     def test_of_few_units_layers_or_windows_there_is_no_interval(self):
         scores, exact = changes_and_scores(layers=FEWEST - 1)
         exact["attention"][2:] = np.nan  # six units are left

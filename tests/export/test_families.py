@@ -199,6 +199,7 @@ def test_a_phi3_file_says_its_window(tmp_path):
     assert load_model(tmp_path / "y.gguf").constants.sliding_window == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "phi3"])
 def test_quantised_matrices_are_blocks(family, tmp_path):
     spec = dataclasses.replace(spec_of((2, 2, 32), (2, 2, 32)), constants=RELATIVES[f"{family}-uniform"].constants)

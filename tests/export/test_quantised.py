@@ -67,6 +67,7 @@ def test_integers_are_kept(tmp_path):
     np.testing.assert_array_equal(blocks[:, :, 4:].transpose(1, 2, 0), model.segments[1].mlp.down.packed[1])
 
 
+@pytest.mark.slow
 def test_some_quantised_matrices(tmp_path):
     """The others are of the type that was asked for."""
     model = merged_model(SPECS["empty_biased"], matrices=("down", "query"))
@@ -123,6 +124,7 @@ def test_offsets_beyond_float16_are_refused(tmp_path):
         written(model, tmp_path / "x.gguf")
 
 
+@pytest.mark.slow
 def test_a_wrong_block_is_found(source, tmp_path, monkeypatch):
     """Negative control of the comparison: one group of one matrix with another offset."""
 

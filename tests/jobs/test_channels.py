@@ -90,6 +90,7 @@ def test_gates_tell_finite_differences_of_each_example():
     assert not np.allclose(scores["gate_taylor"], np.abs(slopes.mean(0)), rtol=0.1)  # control: of each example
 
 
+@pytest.mark.slow
 def test_activations_are_those_that_norms_hand_on():
     model = dense_model(layers=1)
     seen = observe_channels(model, pairs(WINDOWS, 2))

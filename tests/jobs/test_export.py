@@ -86,6 +86,7 @@ def wrong_model(model, *args, **kwargs):
     return changed(load_model(model), "segments/0/attention/value", lambda value: value * 1.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_wrong_export_is_found_and_not_kept(form, source, tmp_path, monkeypatch):
     directory = source(UNIFORM)

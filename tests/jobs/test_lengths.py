@@ -21,6 +21,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_rows_longer_than_the_positions(name, tiny_model_directory, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

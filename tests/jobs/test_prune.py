@@ -198,6 +198,7 @@ def test_prune_to_targets_says_what_was_asked_and_reached(tiny_model_directory, 
     assert len(prune.warnings(missed)) == 2
 
 
+@pytest.mark.slow
 def test_without_targets_there_is_no_record(tiny_model_directory, tmp_path):
     calibration = CalibrationConfig(examples=8, length=16, batch_size=2)
     config = PruneConfig(out=str(tmp_path / "out"), model=ModelConfig(name=str(tiny_model_directory)),

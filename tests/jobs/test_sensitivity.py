@@ -212,6 +212,7 @@ class TestOutput:
         assert isinstance(kept, list)
         assert all(set(each) == {"text", "effect", "command"} for each in kept)
 
+    @pytest.mark.slow
     def test_on_the_command_line(self, tmp_path, capsys, tiny_model_directory):
         words = [
             *("--model.name", str(tiny_model_directory), "--runs", str(tmp_path), "--estimator", "magnitude"),

@@ -79,6 +79,7 @@ def test_no_more_than_the_positions(tiny_model_directory, monkeypatch):
     assert written_blocks([]) == []
 
 
+@pytest.mark.slow
 def test_prune_lets_both_models_write_where_it_judges(config, tmp_path, monkeypatch):
     monkeypatch.setattr(prune, "texts_of", judged.texts_of)
     options = PruneConfig(

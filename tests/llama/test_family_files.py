@@ -325,6 +325,7 @@ def test_a_config_per_layer_of_an_unknown_family_is_refused():
 # --- tensors -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RELATIVES)
 @pytest.mark.parametrize("widths", [((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))], ids=["dense", "ragged"])
 def test_save_and_load(family, widths, tmp_path):

@@ -64,6 +64,7 @@ def test_equals_recomputation(name):
     assert len({tuple(row) for row in ours}) > 1 or name == "no heads at all"
 
 
+@pytest.mark.slow
 def test_a_wrong_cache_would_be_seen():
     """The negative control: keys of another model's layer give other tokens."""
     model = ragged_model()

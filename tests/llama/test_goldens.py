@@ -59,6 +59,7 @@ def test_norm_epsilon_matters(goldens, tmp_path):
     assert np.abs(logits - goldens[0]["tiny/gqa-untied-default/logits"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close(goldens, tmp_path):
     load_tiny(goldens, "gqa-untied-llama3", tmp_path)
     model = load_model(tmp_path, "bfloat16")

@@ -117,6 +117,7 @@ def test_bfloat16_norm_and_softmax_are_float32():
     assert set(re.findall(r":(\w+)\[[^\]]*\] = logistic\b", program)) == {"bf16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dense_model, ragged_model])
 def test_no_gates_are_gates_of_one(make):
     model = make()

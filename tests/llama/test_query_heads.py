@@ -56,6 +56,7 @@ def test_ungrouped_computes_the_same(make, x64):
     assert count_parameters(plain) - count_parameters(model) == copies > 0
 
 
+@pytest.mark.slow
 def test_the_gate_of_a_query_head_is_the_gate_of_its_unit_in_the_ungrouped_model(x64):
     model, random = mixed_model(dtype=np.float64), np.random.default_rng(3)
     heads = jnp.asarray(random.random(existing_query_heads(model.segments).shape))
@@ -107,6 +108,7 @@ def test_masked_equals_cut(dtype, atol):
         assert np.abs(masked - np.asarray(forward(model, TOKENS, masks(dict(list(keep.items())[:2]))))).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_kept_query_heads_keep_their_weights():
     model = mixed_model()
     pruned, old = cut(model, keep_of(model)), model.segments[0].attention

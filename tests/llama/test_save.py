@@ -18,6 +18,7 @@ CUT = spec_of((2, 12), (1, 12), (1, 12), (0, 0), (2, 4), tied=True)
 BIASED = spec_of((2, 12), (2, 12), output_biases=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [DENSE, CUT, BIASED], ids=["dense", "cut", "biased"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_round_trip_is_bitwise(spec, dtype, tmp_path):

@@ -35,6 +35,7 @@ def test_known_splits(smollm2_tokenizer):
     assert tokenizer.encode("The capital of France is") == [504, 3575, 282, 4649, 314]  # no <|im_start|> before it
 
 
+@pytest.mark.slow
 def test_digits_are_split_before_the_spaces(smollm2_tokenizer, monkeypatch):
     """Negative control: with the byte-level split alone, spaces before a number come out otherwise."""
     assert smollm2_tokenizer.tokenize("  12") == ["ĠĠ", "1", "2"]

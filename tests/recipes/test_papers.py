@@ -117,6 +117,7 @@ def test_llm_pruner(model, gradients, taylor, ratio):
             np.testing.assert_array_equal(np.flatnonzero(~keep[name][layer]), lowest, err_msg=f"{name} {layer}")
 
 
+@pytest.mark.slow
 def test_the_variants_of_llm_pruner_differ(model):
     """Negative control: the tests above would tell them apart."""
     sets = [kept(model, f"llm-pruner-{taylor}", 0.2) for taylor in ("vectorize", "param-first", "param-second")]
@@ -227,6 +228,7 @@ def streams_of(model, tokens) -> list[np.ndarray]:
 # --- Shortened LLaMA -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shortened_llama_by_perplexity(model):
     """Every layer is tried alone; those without which the loss is lowest go at once, not one after the other."""
     keep, subject = kept(model, "shortened-llama-ppl", 0.3), LlamaSubject(model)

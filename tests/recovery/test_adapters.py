@@ -108,6 +108,7 @@ def test_groupwise_merges_exactly(bits, size):
         np.testing.assert_array_equal(one.scale[...], other.scale[...])
 
 
+@pytest.mark.slow
 def test_the_zero_points_take_the_adapter():
     """β' = β − (η/r)(A·B)/(s·α), the formula of the method, on the zero points themselves."""
     learned = trained(groupwise(group_size=8, rank=2, scale=6.0).prepare(pruned_model(), KEY), AdapterParam)
@@ -117,6 +118,7 @@ def test_the_zero_points_take_the_adapter():
         np.testing.assert_allclose(after.zero, before.base.zero - change, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lora_merges_into_floats():
     model = pruned_model()
     method = lora(rank=3, matrices=("query", "output", "down"))

@@ -160,6 +160,7 @@ def test_a_checkpoint_holds_the_trained_parameters_only(tmp_path):
     assert not any("mlp" in name for name in names)
 
 
+@pytest.mark.slow
 def test_empty_arrays_survive_a_checkpoint(tmp_path):
     """A layer without attention has arrays of no size, which orbax refuses to write."""
     trained, _ = split(ragged_model(), nnx.Param)

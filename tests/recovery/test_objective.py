@@ -19,6 +19,7 @@ def loss_of(model, rows, objective=PLAIN, teacher=None) -> float:
     return float(sums(model, teacher, rows, objective).loss)
 
 
+@pytest.mark.slow
 def test_packed_losses_are_those_of_each_piece_alone():
     """Against numpy, one piece at a time: positions restart, no piece sees another, prompts are not predicted."""
     model = ragged_model()
@@ -86,6 +87,7 @@ def test_divergence_by_hand():
     assert float(sums(student, None, rows, objective).divergence) == 0
 
 
+@pytest.mark.slow
 def test_distance_of_hidden_states_by_hand():
     """The relative squared error of the stream behind each layer, their mean, where a token is predicted."""
     student, teacher = dense_model(seed=0), dense_model(seed=1)

@@ -150,6 +150,7 @@ class TestProduct:
         for one, other in zip(both(x), whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_half_precision_stays(self):
         matrix = layer_of(stacked(normal(16, 5), 4, 8))
         for rows in (1, 5):
@@ -205,6 +206,7 @@ class TestModels:
         with pytest.raises(ValueError, match="quantised alike"):
             quantization_of(quantised)
 
+    @pytest.mark.slow
     def test_pruning_comes_first(self):
         quantised = quantize(pruned_model(), group_size=8)
         with pytest.raises(ValueError, match="cut: expected .* plain floats, got Quantized for key; prune"):
@@ -283,6 +285,7 @@ class TestSaving:
             save_model(model, tmp_path / "model")
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "message"),
         [

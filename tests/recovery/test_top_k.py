@@ -100,6 +100,7 @@ def test_all_tokens_are_the_loss_with_the_teacher_in_memory():
     assert largest(jax.tree.map(jnp.subtract, other, wanted)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_divergence_never_falls_with_more_tokens_nor_is_above_that_of_all():
     found = [float(sums(STUDENT, None, known(TEACHER, k), OBJECTIVE).divergence) for k in (1, K, VOCAB - 1)]
     assert (np.diff(found) > 0).all()
@@ -193,6 +194,7 @@ def contents(kept) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in kept.directory.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [5, VOCAB])
 def test_rows_come_back_as_the_teacher_has_them(k, kept):
     """In any order, twice too; padding is any row. All tokens need no bucket for others."""

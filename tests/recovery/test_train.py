@@ -47,6 +47,7 @@ def leaves(tree) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences(x64):
     """Along a random direction through the trainable parameters, in double precision."""
     model = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), dense_model())
@@ -136,6 +137,7 @@ def test_the_first_step_by_hand():
         assert (moved != p).any()
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     """A sequence where each token follows from the one before: from over 3 nats to under 0.5 in 60 steps."""
     schedule = Schedule(learning_rate=2e-2, warmup=5, steps=60)
@@ -144,6 +146,7 @@ def test_the_loss_falls():
     assert float(told[-1].loss) < 0.5
 
 
+@pytest.mark.slow
 def test_distillation_alone_moves_towards_the_teacher():
     teacher = dense_model(seed=1)
     objective = Objective(distillation=1.0, temperature=2.0)
@@ -151,6 +154,7 @@ def test_distillation_alone_moves_towards_the_teacher():
     assert float(told[-1].divergence) < 0.5 * float(told[0].divergence)
 
 
+@pytest.mark.slow
 def test_hidden_states_alone_move_towards_the_teacher():
     teacher = dense_model(seed=1)
     objective = Objective(distillation=1.0, temperature=1.0, hidden=10.0)

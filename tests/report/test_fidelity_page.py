@@ -54,6 +54,7 @@ def test_reads_what_the_run_keeps(run, tmp_path):
     assert read_changes(run.path) == ({}, {})
 
 
+@pytest.mark.slow
 def test_shows_chart_table_drawing_and_csv(run):
     text = render_report(run.path)
     page = Page(text)
@@ -65,6 +66,7 @@ def test_shows_chart_table_drawing_and_csv(run):
     assert (link["download"], content) == ("fidelity.csv", (run.path / "fidelity.csv").read_bytes())
 
 
+@pytest.mark.slow
 def test_files_and_page_are_of_the_same_blocks(run):
     text = render_report(run.path)
     drawn = (run.path / "fidelity.svg").read_text().partition("<desc>")[2].rstrip()

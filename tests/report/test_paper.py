@@ -158,6 +158,7 @@ class TestFiles:
             assert on_paper(plot) == first
         assert all(content != first[ending] for ending, content in on_paper(plot._replace(paper=4.0)).items())
 
+    @pytest.mark.slow
     def test_are_what_their_names_say(self, tmp_path):
         run = fake_run(tmp_path / "run")
         written = [path for path in write_reports([run], figures=tmp_path / "figures") if path.parent.name == "figures"]

@@ -324,6 +324,7 @@ class TestFigure:
         np.testing.assert_array_equal(_cells(values[:, :200]), values[:, :200])
         assert _cells(np.ones((1, 201))).tolist() == [[1.0] * 200]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("many", "usage", "panels"), [(1, "u", 3), (5, None, 6)], ids=str)
     def test_a_panel_a_scenario(self, many, usage, panels):
         found = patterns(drawn(many), "i", usage)

@@ -179,6 +179,7 @@ class TestOddRuns:
         with pytest.raises(ValueError, match=r"expected arrays named scenario/estimator/structure, got '.*' in .*npz"):
             render_report(run.path)
 
+    @pytest.mark.slow
     def test_one_scenario_without_usage_or_fusion(self, tmp_path):
         text = render_report(kept(tmp_path / "one", invented(NAMES[:4], ("web",))).path)
         assert drawings(Page(text)) == []

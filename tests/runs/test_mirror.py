@@ -80,6 +80,7 @@ def test_two_that_send_are_told(bucket, tmp_path, monkeypatch):
     assert found() == NEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", range(8))
 @pytest.mark.parametrize("here", ["first", "second"])
 def test_a_change_that_dies_is_there_whole_or_not(renames, here, bucket, tmp_path, monkeypatch):

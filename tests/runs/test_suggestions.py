@@ -186,6 +186,7 @@ class TestSensitivity:
             assert isinstance(said, Words)
             assert "No suggestion" in said.text
 
+    @pytest.mark.slow
     def test_what_single_layers_promise_and_the_whole_does_not_keep_is_not_suggested(self, planted):
         """Negative control: predicted better, tried, and measured worse, since the others cannot make up for it."""
         factors = {("mlp", 4): 20.0}
@@ -432,6 +433,7 @@ def test_a_frontier_suggests_to_prune_at_its_end():
     assert following(found.command, PruneConfig).ratio == 0.2
 
 
+@pytest.mark.slow
 def test_of_few_windows_nothing_is_suggested(planted):
     truth = times({("mlp", 4): 20.0})
     run = planted(truth, evaluation=EvaluationConfig(windows=4, length=8))
@@ -443,6 +445,7 @@ def test_of_few_windows_nothing_is_suggested(planted):
     assert all(math.isnan(change.low) for change in changes_of(run.record, run.candidates()))
 
 
+@pytest.mark.slow
 def test_what_costs_as_much_as_the_dearest_is_tied_with_it(planted):
     """Layers 4 and 5 cost the same and the most, by noise alone one of them more; all others cost less."""
     run = planted(times({("mlp", 4): 20.0, ("mlp", 5): 20.0}), noise=0.003)
@@ -455,6 +458,7 @@ def test_what_costs_as_much_as_the_dearest_is_tied_with_it(planted):
         assert change.low <= change.percent <= change.high
 
 
+@pytest.mark.slow
 def test_shown_as_blocks_and_markdown(planted):
     run = planted(times({("mlp", 4): 20.0})).record
     blocks = suggestion_blocks(run)

@@ -75,6 +75,7 @@ def test_scenarios_are_scored_apart_and_reduced_when_asked(session):
             assert_scores_equal(both.scores(name, reduction), reduce_scenarios(apart, reduction))
 
 
+@pytest.mark.slow
 def test_stability_is_over_the_examples_of_all_scenarios_or_over_scenarios(session):
     model, windows = session
     both = saap_jax.calibrate(model, windows, NAMES, batch_size=2)

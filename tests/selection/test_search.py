@@ -246,6 +246,7 @@ class TestRules:
         for _, _, parameters in last_blocks(problem, got.keep, config):
             assert got.removed - parameters < ratio * problem.prunable
 
+    @pytest.mark.slow
     @given(st.integers(0, 10_000), fields())
     @settings(max_examples=60, deadline=None, derandomize=True)
     def test_the_largest_ratio_is_possible_and_the_next_is_not(self, seed, fields):

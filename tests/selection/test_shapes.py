@@ -36,6 +36,7 @@ def removed(costs, keep) -> int:
     return sum(int(((~keep[name]).sum(axis=1) * costs[name]).sum()) for name in STRUCTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "limits", [{"max_segments": 3}, {"max_shapes": 2}, {"max_segments": 4, "max_shapes": 2}, {"max_segments": 1}]

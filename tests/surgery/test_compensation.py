@@ -345,6 +345,7 @@ def test_the_damping_is_what_does_best_on_text_that_was_held_out():
     assert max(others) > chosen.corrected + 1e-4
 
 
+@pytest.mark.slow
 def test_too_little_text_to_hold_some_out_is_refused():
     model = dense_model()
     keep = random_keep(existing_units(model.segments), 0.5)

@@ -68,6 +68,7 @@ def test_masked_equals_cut_where_layers_are_emptied(dtype, atol):
         assert np.abs(masked - np.asarray(forward(model, TOKENS))).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_output_biases_are_added_masked_and_cut_whatever_is_left_of_a_layer():
     model = dense_model(layers=4, mlp=5, output_biases=True)
     masked, pruned = masked_and_cut(model, EMPTIED)
@@ -84,6 +85,7 @@ def test_masked_equals_cut_in_double_precision(heads, x64):
     np.testing.assert_allclose(masked, pruned, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_one_unit_swapped_gives_another_model(name):
     """The negative control: the same widths, one other unit."""

@@ -285,6 +285,7 @@ def test_moments_serve_all_keep_sets_and_batches_change_nothing(x64):
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_the_damping_is_chosen_on_every_fourth_batch(x64):
     problem = mlp_problem()
     subject = subject_of(problem)

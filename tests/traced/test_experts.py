@@ -142,6 +142,7 @@ def test_masked_is_cut_is_experts_taken_out_by_hand(router):
     assert changed > 1e-2
 
 
+@pytest.mark.slow
 def test_a_gate_of_zero_on_the_logits_is_not_enough():
     """Negative control: where only products are gated, a removed expert is chosen in another's place."""
     found, traced, params, x = experts_of(by_one_hot)

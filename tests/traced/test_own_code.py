@@ -80,6 +80,7 @@ def of_attention(heads=4):
     )
 
 
+@pytest.mark.slow
 def test_what_the_code_does_not_take_is_off_unless_asked_for():
     subject = subject_of(of_attention())
     assert "heads" not in {each.role for each in subject.structures}

@@ -189,6 +189,7 @@ def checked(**fields):
     problem.__post_init__()
 
 
+@pytest.mark.slow
 def test_wrong_problems_are_refused():
     problem = stacked()
     inputs, targets = problem.calibration

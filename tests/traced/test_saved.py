@@ -26,6 +26,7 @@ def pruned(tmp_path_factory):
     return path, subject, keep
 
 
+@pytest.mark.slow
 def test_it_comes_back(pruned):
     path, subject, keep = pruned
     function, params = load_pruned(path, stacked())

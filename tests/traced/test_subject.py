@@ -241,6 +241,7 @@ class TestOnTheWay:
 
 
 class TestLosses:
+    @pytest.mark.slow
     def test_batches_of_keep_sets_give_what_each_gives_alone(self, subject):
         random = np.random.default_rng(0)
         keeps = [subject.existing]
@@ -296,6 +297,7 @@ def test_what_is_for_traced_models_alone_is_refused_elsewhere():
         ModelConfig(norms=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [
