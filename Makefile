@@ -1,6 +1,7 @@
 # Two commands for a fresh machine: `make quickstart` and `make test`. Both make .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+NOTEBOOKS ?= cache
 READY := .venv/.ready
 
 .PHONY: quickstart test slow newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma docs wheel lock clean
@@ -79,14 +80,13 @@ gemma: $(READY)  ## Gemma 3 270M through every command, and in llama.cpp; downlo
 	$(BIN)/pip install -q "llama-cpp-py-sync>=0.11739"
 	$(BIN)/pytest -q -m gemma
 
-docs:  ## the documentation site in build/site, in an environment of its own; warnings are errors, every link is followed
-	test -x .venv/docs/bin/python || $(PYTHON) -m venv .venv/docs
-	.venv/docs/bin/pip install -q --no-deps -r requirements.lock -r requirements-docs.lock
-	.venv/docs/bin/pip install -q --no-deps --no-build-isolation -e .
-	.venv/docs/bin/python docs/_ext/saapsite/public.py
+docs: $(READY)  ## the documentation site in build/site: warnings are errors, links are followed; NOTEBOOKS=off executes none
+	$(BIN)/pip install -q --no-deps -r requirements-docs.lock
+	$(BIN)/python docs/_ext/saapsite/public.py
 	rm -rf build/site
-	JAX_PLATFORMS=cpu .venv/docs/bin/sphinx-build -q -b html -W --keep-going -n -d build/doctrees docs build/site
-	.venv/docs/bin/python docs/_ext/saapsite/links.py build/site
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -q -b html -W --keep-going -n -D nb_execution_mode=$(NOTEBOOKS) \
+		-d build/doctrees docs build/site
+	$(BIN)/python docs/_ext/saapsite/links.py build/site $(if $(filter off,$(NOTEBOOKS)),reports)
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
