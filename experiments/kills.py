@@ -38,6 +38,7 @@ from saap_jax.report.write import write_reports
 
 TIMED = (
     r"run\.json:stages\.\d+\.(?!name$).*",  # a stage that runs again adds its seconds and tokens, and compiles again
+    r"run\.json:(started|finished)",
     r"run\.json:(dense|before|after)\.(seconds|tokens_per_second)",
     r"run\.json:best\.(dense_)?forward_seconds",
     r"run\.json:cost\..*",
