@@ -5,7 +5,7 @@ from typing import Any
 
 from saap_jax.jobs.judged import DENSE, PRUNED
 from saap_jax.llama import Llama
-from saap_jax.llama.decoding.text import encode_prompt, stream_texts
+from saap_jax.llama.decoding.text import stream_texts
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.progress import Track, step
@@ -30,11 +30,12 @@ def written(models: Mapping[str, Llama], tokenizer: Tokenizer, most: int, track:
 
     Args:
         models: by what they are called.
-        most: new tokens; fewer where the models have no more positions, nothing where they have none.
+        most: new tokens; fewer where the models have no more positions. Nothing is written where they have none, or
+            where the tokenizer knows no token of a prompt.
     """
-    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in PROMPTS)
-    most = min([most, *(model.constants.positions - longest for model in models.values())])
-    if most < 1 or not models:
+    lengths = [len(tokenizer.encode(prompt, verbose=False)) for prompt in PROMPTS]
+    most = min([most, *(model.constants.positions - max(lengths) for model in models.values())])
+    if most < 1 or not models or not all(lengths):
         return []
     found: list[WrittenText] = [{"prompt": prompt, "texts": dict.fromkeys(models, "")} for prompt in PROMPTS]
     with step(track, "let the models write"):

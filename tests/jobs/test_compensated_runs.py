@@ -75,7 +75,6 @@ def test_a_candidate_with_weights_of_its_own_is_refused_where_masks_are_not_enou
     assert next(models_of(find(f"{run.path}:{plain['candidate']}"), "float32")).spec.layers
 
 
-@pytest.mark.slow
 def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
     model, tokenizer = saap_jax.load_model(config.model.name), saap_jax.load_tokenizer(config.model.name)
     texts, arrays = texts_of(config.evaluation, tokenizer), run.load_arrays("keeps")
@@ -90,7 +89,6 @@ def test_its_perplexity_is_that_of_the_compensated_model_when_cut(config, run):
             assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_path, monkeypatch):
     """With `dense`, in any order of candidates; the rows are those of models compensated on the text itself."""
     passes = []
@@ -120,7 +118,6 @@ def test_the_moments_of_a_text_are_observed_once_for_all_candidates(config, tmp_
         assert saap_jax.perplexity(pruned, text) == pytest.approx(row["ppl"][metric], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_taken_up_again_bit_for_bit(config, run, tmp_path):
     again = dataclasses.replace(config, runs=str(tmp_path))
     partial = compare.compare(again)
@@ -132,7 +129,6 @@ def test_taken_up_again_bit_for_bit(config, run, tmp_path):
     assert csv_table(resumed.record, resumed.candidates()) == csv_table(run.record, run.candidates())
 
 
-@pytest.mark.slow
 def test_pruned_models_are_compensated(tiny_model_directory, tmp_path):
     def prune(name: str, **options):
         return pruning.prune(

@@ -41,7 +41,6 @@ def run(config):
     return compare.compare(config)
 
 
-@pytest.mark.slow
 def test_prune_and_compare_learn_the_same(config, run, tmp_path):
     words = {"model": config.model, "calibration": config.calibration, "estimator": "wanda", "ratio": 0.4}
     learnt = pruning.prune(PruneConfig(search=SEARCH, out=str(tmp_path / "a"), **words))
@@ -59,7 +58,6 @@ def test_prune_and_compare_learn_the_same(config, run, tmp_path):
     assert not any("before and after units were chosen by it" in name for name, _ in pruning.summary_rows(before))
 
 
-@pytest.mark.slow
 def test_killed_while_it_learns_it_goes_on_from_the_last_round(config, run, tmp_path, monkeypatch):
     """Of two ratios the first is not learnt again, and of the second only the round that was not done."""
     asked, slope = [], Divergence.gradient
@@ -99,7 +97,6 @@ def test_the_report_shows_each_round(run):
     assert not divergence_section({**run.record, "divergences": {}}, Detail())
 
 
-@pytest.mark.slow
 def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypatch):
     other = dataclasses.replace(config, runs=str(tmp_path))
     monkeypatch.setattr(compare, "best_candidate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

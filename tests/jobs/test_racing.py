@@ -118,7 +118,6 @@ def test_the_page_says_what_the_verdict_is_of(run):
     assert "t-tests valid at any time" in page
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("laps", [0, 3, 7])
 def test_a_killed_race_goes_on_to_the_same_end(config, run, tmp_path, laps):
     """To the last bit of what is measured, whatever was there: no lap, some, or a torn one."""
@@ -141,7 +140,6 @@ def test_a_killed_race_goes_on_to_the_same_end(config, run, tmp_path, laps):
     assert same == [{key: value for key, value in row.items() if key != "seconds"} for row in run.candidates()]
 
 
-@pytest.mark.slow
 def test_laps_of_other_windows_are_run_again(config, run, tmp_path):
     """A lap that lacks losses would shift all that follow: its keep-set is evaluated anew, and ends as it did."""
     shutil.copytree(run.path, tmp_path / "raced")
@@ -158,7 +156,6 @@ def test_laps_of_other_windows_are_run_again(config, run, tmp_path):
     assert {row["candidate"]: row["ppl"] for row in again.candidates()} == ppl
 
 
-@pytest.mark.slow
 def test_several_seeds_run_together(config, tmp_path):
     other = dataclasses.replace(
         config, runs=str(tmp_path), grid=GridConfig(seeds=(0, 1)), ratios=(0.6,), name="seeds",

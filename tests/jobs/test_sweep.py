@@ -203,7 +203,6 @@ def test_the_best_is_cut_with_the_first_seed(config, sweep):
     assert run.record["best"]["candidate"] == f"{best.label},seed=0@0.2"
 
 
-@pytest.mark.slow
 def test_a_scenario_alone_is_what_a_run_on_it_alone_gives(config, sweep, tmp_path):
     alone = dataclasses.replace(
         config,
@@ -289,7 +288,6 @@ def test_killed_at_random_moments(config, sweep, tmp_path):
     assert strip(run.candidates()) == strip(reference.candidates())
 
 
-@pytest.mark.slow
 def test_taken_up_again_bit_for_bit(config, sweep, tmp_path):
     """Lines of metrics.jsonl may be missing, torn, incomplete or changed: what is evaluated again has the same bits."""
     reference, _ = sweep

@@ -9,6 +9,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
+from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.config.use import GenerateConfig
 from saap_jax.jobs import compare, judged, prune, recover
 from saap_jax.jobs import written as module
@@ -77,6 +78,8 @@ def test_no_more_than_the_positions(tiny_model_directory, monkeypatch):
     assert asked == [3, 3]
     assert module.written({"dense": model, "pruned": short[1]}, tokenizer, 64, quiet) == []
     assert written_blocks([]) == []
+    monkeypatch.setattr(module, "PROMPTS", ("the cat sat", ""))
+    assert module.written({"dense": model}, tokenizer, 64, quiet) == [], "a prompt without a token"
 
 
 @pytest.mark.slow
@@ -97,3 +100,26 @@ def test_prune_lets_both_models_write_where_it_judges(config, tmp_path, monkeypa
     assert {name for text in pruned.written for name in text["texts"]} == {"dense", "pruned"}
     unjudged = prune.prune(dataclasses.replace(options, judge=False, out=str(tmp_path / "other")))
     assert unjudged.written == []
+
+
+def test_recover_lets_all_three_models_write(tiny_model_directory, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log. " * 60)
+    options = RecoverConfig(
+        model=str(tiny_model_directory),
+        dense=str(tiny_model_directory),
+        method=MethodConfig(name="full"),
+        data=TrainingTextConfig(sources=(f"text:{text}",), length=16),
+        training=TrainingConfig(max_steps=4, batch_size=4, microbatch=4, warmup=1, check_every=2, learning_rate=0.05),
+        evaluation=EvaluationConfig(windows=2, length=16, batch_size=2),
+        new_tokens=2,
+        repeats=1,
+        runs=str(tmp_path),
+    )
+    run = recover.recover(options)
+    texts = run.record["written"]
+    assert [text["prompt"] for text in texts] == list(module.PROMPTS)
+    assert all(text["texts"]["dense"] == text["texts"]["pruned"] for text in texts), "one model under two names"
+    assert any(text["texts"]["recovered"] != text["texts"]["pruned"] for text in texts), "negative control"
+    assert read_origin(run.path / "model")["steps"][-1]["written"] == texts
+    assert "What they write" in (run.path / "report.html").read_text()

@@ -112,7 +112,6 @@ class TestFigures:
         best = next(v for v in compared.variants if v["label"] == compared.rows[1].label and v["ratio_asked"] == 0.2)
         np.testing.assert_allclose(kept[0], 100 * np.array(best["kept"]["attention"]) / 32)
 
-    @pytest.mark.slow
     def test_long_names_and_many_variants(self, tmp_path):
         run = RunDirectory.open(tmp_path / "run", {})
         for line in sweep(shifts={f"{number} {'wide ' * 20}": 0.1 * number for number in range(30)}):

@@ -87,7 +87,6 @@ def rows_of(run) -> list[dict]:
 
 @pytest.mark.slow
 class TestCompare:
-    @pytest.mark.slow
     def test_every_combination_is_judged_by_its_own_masks(self, config, run, factory):
         rows = run.candidates()
         assert len(rows) == 3 * 3 * 2 * 2 * 2
@@ -112,7 +111,6 @@ class TestCompare:
         assert any(keeps["gate_taylor", "global", "all", seed, 0.4] != keeps["gate_taylor", "global", "b", seed, 0.4]
                    for seed in (0, 1))  # fmt: skip
 
-    @pytest.mark.slow
     def test_a_killed_run_goes_on_to_the_same_rows(self, config, run, tmp_path):
         again = dataclasses.replace(config, runs=str(tmp_path))
         other = compare.compare(again)
