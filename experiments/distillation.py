@@ -5,10 +5,11 @@
 
 SmolLM2-135M without half of its prunable parameters, by the defaults of `saap prune` calibrated on C4, then
 `saap recover` of that model once for each arm: with LoRA, on the same rows of C4 in the same order, for the same steps.
-The seed draws the calibration text, the rows and the adapters. Judged on the first 64 windows of 128 tokens of
+The seed draws the calibration text, the rows and the adapters. Judged on the first 32 windows of 128 tokens of
 WikiText-2 (raw test) and of Penn Treebank (valid). Each arm runs in a process of its own, so that its memory is its
 own. What is done is not done again, and what was killed goes on. Results become a small file for each seed in
-docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: leave the machine alone.
+docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: give each run a core of
+its own (`taskset -c 0`), and leave that alone.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from saap_jax.runs.reading import read_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "distillation"
-MODEL, RATIO, WINDOWS = "smollm2-135m", 0.5, 64
-ROW, BATCH, STEPS, RATE = 256, 4, 32, 3e-3
+MODEL, RATIO, WINDOWS = "smollm2-135m", 0.5, 32
+ROW, BATCH, STEPS, RATE = 128, 4, 32, 3e-3
 TEXTS = {f"ppl@{LENGTH} {source}": SHORT[source] for source in (WIKITEXT, TREEBANK)}
 """Metric -> what the page calls it."""
 
@@ -62,9 +63,9 @@ and T = 2 where logits are compared, + 1 · the distance of the residual streams
 *{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense model is not in memory. ppl@{LENGTH} on the
 first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
 draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals (paired bootstrap
-over seeds and windows). Minutes are wall time of the training, and of the pass that keeps logits; GiB the peak of
-memory until the training has ended; MiB what lies on disk. Weights, temperature and learning rate were not searched,
-and the steps are few.
+over seeds and windows). Minutes are wall time, on one core, of the training, and of the pass that keeps logits; GiB
+the peak of memory until the training has ended; MiB what lies on disk. Weights, temperature and learning rate were not
+searched, and the steps are few.
 """
 
 

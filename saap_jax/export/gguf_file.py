@@ -1,7 +1,8 @@
 """Write GGUF files for llama.cpp: the architecture of the family where all layers are alike, else `deci`.
 
-`deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too; of Qwen2 and Qwen3 llama.cpp has only equal
-layers, so narrower ones are widened by zeros. It has no sliding window here: the context ends where that would count.
+`deci` is a LLaMA with one number a layer, which Mistral and Phi-3 are too; of Qwen2, Qwen3 and mixtures of experts
+llama.cpp has only equal layers, so narrower ones are widened by zeros; experts are not, as tokens would be routed to
+them. It has no sliding window here: the context ends where that would count.
 """
 
 import errno
@@ -18,7 +19,17 @@ from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.widths import added_parameters, gguf_widths
 from saap_jax.llama.files.families import all_but_each
-from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, gguf_name, llama3_divisors, permute
+from saap_jax.llama.files.gguf_layout import (
+    PERMUTED,
+    ROPE_FACTORS,
+    ROUTER,
+    SCALING_KEYS,
+    expert_matrices,
+    experts_side,
+    gguf_name,
+    llama3_divisors,
+    permute,
+)
 from saap_jax.llama.files.hf_config import fits_plain_config
 from saap_jax.llama.files.hf_fused import joined
 from saap_jax.llama.files.write import Tensor, converted
@@ -108,15 +119,15 @@ def architecture_of(spec: LlamaSpec) -> str:
     'deci'
     """
     family, scaling, gguf = spec.constants.family, spec.constants.rope_scaling, spec.constants.traits.gguf
-    if not gguf.architecture:
-        raise ValueError(f"format gguf: expected a family without experts, got {family}; choose --format hf")
+    if spec.constants.traits.experts:
+        _check_experts(spec)
     if gguf.equal_layers:
         if spec.output_biases:
             raise ValueError(
                 f"format gguf: expected no biases of output projections in family {family}, got those of "
                 "compensation.method bias; choose --format ragged (transformers with trust_remote_code)"
             )
-        if scaling is not None and scaling.kind == "llama3":
+        if scaling is not None and scaling.kind == "llama3" and gguf.architecture != "llama":
             raise ValueError(
                 f"format gguf: rope type 'llama3' is not supported in family {family}, as llama.cpp reads its divisors "
                 "only in LLaMA; choose --format hf, padded or ragged"
@@ -129,6 +140,21 @@ def architecture_of(spec: LlamaSpec) -> str:
     first = spec.layers[0]
     whole = first.kv_heads * first.q_per_kv * spec.head_dim == spec.embed
     return gguf.architecture if whole or not gguf.whole_heads else "llama"
+
+
+def _check_experts(spec: LlamaSpec) -> None:
+    """Raise ValueError for a mixture whose experts, or whose routing, no architecture computes."""
+    least, counts = spec.constants.experts_per_token or 1, sorted({layer.mlp for layer in spec.layers})
+    if len(counts) > 1 or counts[0] < least:
+        raise ValueError(
+            f"format gguf: expected as many experts in each layer, at least {least}, got {counts[0]} to {counts[-1]}; "
+            "prune with --search.allocation uniform and without skipped layers"
+        )
+    if spec.constants.route_scale != "sum_to_one":
+        raise ValueError(
+            "format gguf: llama.cpp divides the weights of a token's experts by their sum, which this model does not "
+            "(norm_topk_prob false); choose --format hf"
+        )
 
 
 def _check_windows(spec: LlamaSpec) -> None:
@@ -154,7 +180,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
     text, integer, real, many = (kinds.STRING,), (kinds.UINT32,), (kinds.FLOAT32,), (kinds.ARRAY, kinds.INT32)
     constants, scaling = spec.constants, spec.constants.rope_scaling
     widths = {
-        "feed_forward_length": [layer.mlp for layer in layers],
+        constants.traits.gguf.expert_channels: [layer.channels or layer.mlp for layer in layers],
         "attention.head_count": [layer.kv_heads * layer.q_per_kv for layer in layers],
         "attention.head_count_kv": [layer.kv_heads for layer in layers],
     }
@@ -172,6 +198,11 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
         (f"{arch}.rope.dimension_count", spec.head_dim, integer),
         (f"{arch}.rope.freq_base", constants.rope_theta, real),
     ]
+    if constants.experts_per_token is not None:
+        pairs += [
+            (f"{arch}.expert_count", layers[0].mlp, integer),
+            (f"{arch}.expert_used_count", constants.experts_per_token, integer),
+        ]
     if constants.traits.gguf.windows and arch == constants.traits.gguf.architecture:
         window = (constants.apart or constants).sliding_window or constants.max_positions
         pairs.append((f"{arch}.attention.sliding_window", window, integer))
@@ -192,10 +223,19 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
     name = gguf_name(tensor.name, spec.constants.family if architecture == traits.gguf.architecture else "llama")
     if traits.norm_offset and tensor.name.endswith("norm.weight"):
         return Tensor(name, tensor.shape, lambda: tensor.read().astype(np.float32) + traits.norm_offset, tensor.dtype)
+    if (side := experts_side(tensor.name, spec.constants.family)) is not None:
+        return _matrices(tensor._replace(name=name), spec.layers[0].mlp, side)
     if architecture not in PERMUTED or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
         return tensor._replace(name=name)
     heads = tensor.shape[0] // spec.head_dim
     return Tensor(name, tensor.shape, lambda: permute(tensor.read(), heads), tensor.dtype)
+
+
+def _matrices(tensor: Tensor, experts: int, side: int) -> Tensor:
+    """Return a tensor of experts that lie side by side as one of a matrix for each of them."""
+    rows, columns = tensor.shape
+    shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
+    return tensor._replace(shape=shape, read=lambda: expert_matrices(tensor.read(), experts, side))
 
 
 def _rope_factors(spec: LlamaSpec) -> list[Tensor]:
@@ -207,7 +247,7 @@ def _rope_factors(spec: LlamaSpec) -> list[Tensor]:
 
 
 def _type_of(tensor: Tensor, dtype: str) -> Type:
-    if len(tensor.shape) == 1:
+    if len(tensor.shape) == 1 or tensor.name.endswith(ROUTER):  # as llama.cpp's own converter stores them
         return Type.F32
     if tensor.dtype == _BLOCKS:
         return Type.Q4_1

@@ -52,6 +52,7 @@ def widest_layer(spec: LlamaSpec) -> LayerWidths:
         kv_heads=max(layer.kv_heads for layer in attending),
         q_per_kv=max(layer.q_per_kv for layer in attending),
         mlp=max(1, *(layer.mlp for layer in spec.layers)),
+        channels=max(channels) if (channels := [layer.channels for layer in spec.layers if layer.channels]) else None,
     )
 
 
@@ -103,7 +104,7 @@ def added_parameters(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
 def _prunable(spec: LlamaSpec, layers: Sequence[LayerWidths]) -> int:
     heads = sum(2 * layer.kv_heads * (1 + layer.q_per_kv) for layer in layers)
     biases = sum(layer.kv_heads * (2 + layer.q_per_kv) for layer in layers) * spec.head_dim * spec.input_biases
-    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp for layer in layers)) + biases
+    return spec.embed * (heads * spec.head_dim + 3 * sum(layer.mlp_channels for layer in layers)) + biases
 
 
 def without_empty_layers(model: Llama) -> Llama:

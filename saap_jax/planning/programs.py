@@ -77,8 +77,16 @@ def _evaluate(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, r
     )
 
 
+def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
+    """Return the method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
+    can have adapters or be quantised there."""
+    if not spec.constants.traits.experts:
+        return MethodConfig(name=config.method)
+    return MethodConfig(name=config.method, matrices=("query", "key", "value", "output"))
+
+
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
-    method = MethodConfig(name=config.method)
+    method = method_of(config, spec)
     model, trainable = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param
     if config.method == "groupwise":
         model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")

@@ -75,3 +75,20 @@ RELATIVES = {
     "gemma3_text-apart": spec_of(*[(1, 2, 24)] * 7, constants=gemma(7), tied=True),
 }
 """Each of LLaMA's relatives: as published, cut alike in all layers (3 heads), and cut in each layer otherwise."""
+
+MIXTURES = {
+    f"{family}-{name}": LlamaSpec(
+        vocab=300,
+        embed=32,
+        head_dim=8,
+        layers=(LayerWidths(kv_heads=2, q_per_kv=2, mlp=6, channels=24), second),
+        tied=False,
+        constants=Constants(family=family, experts_per_token=2),
+    )
+    for family in ("qwen3_moe", "mixtral")
+    for name, second in {
+        "uniform": LayerWidths(kv_heads=2, q_per_kv=2, mlp=6, channels=24),
+        "ragged": LayerWidths(kv_heads=1, q_per_kv=2, mlp=6, channels=17),
+    }.items()
+}
+"""Mixtures of experts, as many in each layer; with layers that are alike, and with heads and channels that differ."""

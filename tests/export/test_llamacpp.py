@@ -16,7 +16,7 @@ from saap_jax.llama import Constants, load_model, load_tokenizer, save_model
 from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.cut import cut
-from tests.export.models import PLAIN, RELATIVES, SPECS, spec_of
+from tests.export.models import MIXTURES, PLAIN, RELATIVES, SPECS, spec_of
 from tests.export.test_gguf_vocabulary import TEXTS, trained
 from tests.helpers import forward, random_model
 
@@ -88,6 +88,18 @@ def test_relatives(name, tmp_path):
     got = logits_of(written(model, tmp_path / "x.gguf"), tokens)
     np.testing.assert_allclose(got, expected, rtol=0, atol=near)
     assert np.abs(got - expected_logits(model, tokens[::-1])).max() > 0.1
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures(name, tmp_path):
+    """Experts are chosen and weighed alike, in any order of the experts; another routing would be another model."""
+    model = random_model(MIXTURES[name])
+    expected = expected_logits(model, TOKENS)
+    got = logits_of(written(model, tmp_path / "x.gguf"), TOKENS)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+    for segment in model.segments:
+        segment.mlp.router[...] = segment.mlp.router[...][..., ::-1]
+    assert np.abs(got - expected_logits(model, TOKENS)).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])

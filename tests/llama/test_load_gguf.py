@@ -173,7 +173,7 @@ def test_linear_scaling(pair, fields):
     [
         ({"rope.scaling.type": "yarn"}, "llama.rope.scaling.type = 'yarn' is not supported"),
         ({"rope.dimension_count": 2}, "llama.rope.dimension_count = 2 is not supported, expected head_dim 4"),
-        ({"expert_count": 8}, "llama.expert_count = 8"),
+        ({"expert_count": 8}, "expected llama.expert_used_count to be a positive integer, got None"),
         ({"attention.sliding_window": 512}, "unknown attributes llama.attention.sliding_window"),
         ({"attention.head_count_kv": 3}, "no multiple of 3"),
         ({"attention.head_count": 0}, "llama.attention.head_count to be a positive integer, got 0"),
@@ -198,7 +198,9 @@ def test_metadata_refusals(pair, fields, message):
 
 def test_other_architecture(pair):
     _, tensors, path = pair
-    with pytest.raises(ValueError, match="expected architecture llama, deci, qwen2, qwen3, phi3, gemma3, got 'gemma'"):
+    with pytest.raises(
+        ValueError, match="expected architecture llama, deci, qwen2, qwen3, phi3, gemma3, qwen3moe, got 'gemma'"
+    ):
         load_model(write(path, tensors, architecture="gemma"))
 
 

@@ -12,15 +12,19 @@ import jax.numpy as jnp
 import pytest
 
 from saap_jax.cli.main import main
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.plan import PlanConfig
 from saap_jax.discovery import count_parameters
-from saap_jax.llama import LayerWidths, LlamaSpec
+from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
+from saap_jax.llama.quantized import MATRICES
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate, meshes
 from saap_jax.planning.models import KNOWN, spec_of
 from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, work_of_device
+from saap_jax.planning.programs import program_of
 from saap_jax.planning.search import search, settings_of, ways
+from saap_jax.runtime.mesh import layout_of
 
 SEVEN = spec_of("llama-2-7b")
 
@@ -292,3 +296,23 @@ def test_long_rows_hold_some_of_their_scores(capsys):
         said = capsys.readouterr().out
         assert "does not fit" in said
         assert ("--attention auto: saves about" in said) is proposed
+
+
+@pytest.mark.parametrize("method", ["lora", "groupwise"])
+def test_a_mixture_recovers_by_its_attention(method):
+    """As the command does, which refuses adapters of experts; those of another model are beside all matrices."""
+    constants = Constants(family="qwen3_moe", experts_per_token=2)
+    widths = LayerWidths(kv_heads=1, q_per_kv=2, mlp=4, channels=8)
+    mixture = LlamaSpec(vocab=24, embed=128, head_dim=128, layers=(widths,), tied=True, constants=constants)
+    plain = dataclasses.replace(
+        mixture, layers=(dataclasses.replace(widths, mlp=128, channels=None),), constants=Constants()
+    )
+    layout, config = layout_of(MeshConfig(), jax.devices()[:1]), PlanConfig(task="recover", method=method, length=8)
+    adapted = {}
+    for name, spec in (("mixture", mixture), ("plain", plain)):
+        trained, _ = program_of(config, spec, layout, 1, "full").parameters
+        paths = [
+            jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(trained)
+        ]
+        adapted[name] = {part for path in paths for part in path.split("/") if part in MATRICES}
+    assert adapted == {"mixture": {"query", "key", "value", "output"}, "plain": set(MATRICES)}

@@ -18,10 +18,10 @@ class Gguf(NamedTuple):
     """How llama.cpp computes a family."""
 
     architecture: str = "llama"
-    """Of layers that are alike; where they differ, `deci`. Empty: how it is stored is not known here."""
+    """Of layers that are alike; where they differ, `deci`."""
     equal_layers: bool = False
-    """Layers have to be alike: narrower ones are widened by zeros. Neither biases of output projections nor rope type
-    `llama3` are known there."""
+    """Layers have to be alike: narrower ones are widened by zeros, but for experts, of which there have to be as many.
+    Biases of output projections are not known there, nor rope type `llama3` but in `llama`."""
     whole_heads: bool = False
     """Heads have to be together as wide as the residual stream: with `equal_layers` there are made more, else the
     model becomes a `llama`."""
@@ -32,6 +32,8 @@ class Gguf(NamedTuple):
     windows: bool = False
     """It has the windows of layers apart, and their rotary base: those of the family's defaults, in the order that the
     family has by default."""
+    expert_channels: str = "feed_forward_length"
+    """Of a mixture: attribute that says how many channels each expert has."""
 
 
 class Mixture(NamedTuple):
@@ -58,6 +60,11 @@ class Mixture(NamedTuple):
         """Path of a parameter in a layer -> the name of its tensor, of all experts together."""
         parts = zip(("gate", "up", "down"), self.parts, strict=True)
         return {"mlp/router": self.router} | {f"mlp/{name}": f"{self.experts}.{part}" for name, part in parts}
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Name in a layer of a tensor of all experts together -> the axis along which they lie side by side."""
+        return {f"{self.experts}.{part}.weight": side for part, side in zip(self.parts, (0, 0, 1), strict=True)}
 
 
 class Family(NamedTuple):
@@ -194,7 +201,13 @@ FAMILIES: dict[str, Family] = {
         defaults={key: value for key, value in _QWEN.items() if key != "sliding_window"} | {"norm_topk_prob": False},
         harmless=_ROUTING | {"sliding_window", "max_window_layers"},
         written={"attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-        gguf=Gguf(""),
+        gguf=Gguf(
+            "qwen3moe",
+            equal_layers=True,
+            tensors={f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for part in "qk"},
+            keys=frozenset({"expert_feed_forward_length"}),
+            expert_channels="expert_feed_forward_length",
+        ),
         mixture=Mixture(),
     ),
     "mixtral": Family(
@@ -203,7 +216,7 @@ FAMILIES: dict[str, Family] = {
         defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5},
         harmless=_ROUTING | {"router_jitter_noise"},
         written={"sliding_window": None},
-        gguf=Gguf(""),
+        gguf=Gguf(equal_layers=True),
         mixture=Mixture(
             experts="block_sparse_moe.experts",
             router="block_sparse_moe.gate",
@@ -296,15 +309,17 @@ def is_fused(model_type: str) -> bool:
     return model_type in FAMILIES and FAMILIES[model_type].fused
 
 
-def gguf_families() -> dict[str, str]:
-    """Return the family that each architecture of GGUF is loaded as: of several with one architecture, the first.
+def gguf_families(experts: bool = False) -> dict[str, str]:
+    """Return the family that each architecture of GGUF is loaded as, with or without experts: of several the first.
 
     >>> gguf_families()
     {'llama': 'llama', 'deci': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'phi3': 'phi3', 'gemma3': 'gemma3_text'}
+    >>> gguf_families(experts=True)
+    {'qwen3moe': 'qwen3_moe', 'llama': 'mixtral'}
     """
-    names = {"llama": "llama", "deci": "llama"}
+    names = {} if experts else {"llama": "llama", "deci": "llama"}
     for name, family in FAMILIES.items():
-        if family.gguf.architecture:
+        if family.experts == experts:
             names.setdefault(family.gguf.architecture, name)
     return names
 

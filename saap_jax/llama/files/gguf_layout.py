@@ -5,7 +5,7 @@ import re
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.llama.files.families import FAMILIES, gguf_families
+from saap_jax.llama.files.families import FAMILIES
 from saap_jax.llama.spec import RopeScaling
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -39,14 +39,24 @@ _LAYER = {
     "ffn_down.bias": "mlp.down_proj.bias",
 }
 
+_EXPERTS = {
+    "ffn_gate_inp.weight": "mlp/router",
+    "ffn_gate_exps.weight": "mlp/gate",
+    "ffn_up_exps.weight": "mlp/up",
+    "ffn_down_exps.weight": "mlp/down",
+}
+"""Of a mixture, instead of the matrices of an MLP -> the path of the parameter in a layer."""
+
+ROUTER = "ffn_gate_inp.weight"
+
 PERMUTED = ("llama", "deci")
 """Architectures whose rotary rows llama.cpp wants as pairs; those of the others stay as halves of each head."""
 
 _TO_WHOLE = {theirs: ours for ours, theirs in _WHOLE.items()}
 
 
-def hf_name(name: str, architecture: str = "llama") -> str | None:
-    """Return the Hugging Face name of a tensor in a GGUF file; None if a LLaMA model has no such tensor.
+def hf_name(name: str, family: str = "llama") -> str | None:
+    """Return the Hugging Face name of a tensor in a GGUF file; None if a model of the family has no such tensor.
 
     >>> hf_name("blk.3.attn_q.weight")
     'model.layers.3.self_attn.q_proj.weight'
@@ -54,7 +64,7 @@ def hf_name(name: str, architecture: str = "llama") -> str | None:
     parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if parts is None:
         return _WHOLE.get(name)
-    layer = _LAYER | dict(FAMILIES[gguf_families()[architecture]].gguf.tensors)
+    layer = _in_layer(family)
     return f"model.layers.{parts[1]}.{layer[parts[2]]}" if parts[2] in layer else None
 
 
@@ -67,8 +77,46 @@ def gguf_name(name: str, family: str = "llama") -> str:
     if name in _TO_WHOLE:
         return _TO_WHOLE[name]
     layer, rest = name.removeprefix("model.layers.").split(".", 1)
-    names = _LAYER | dict(FAMILIES[family].gguf.tensors)
-    return f"blk.{layer}.{({theirs: ours for ours, theirs in names.items()})[rest]}"
+    return f"blk.{layer}.{({theirs: ours for ours, theirs in _in_layer(family).items()})[rest]}"
+
+
+def _in_layer(family: str) -> dict[str, str]:
+    """Return the name in a layer of each tensor in a GGUF file -> the one in Hugging Face's."""
+    names, traits = _LAYER | dict(FAMILIES[family].gguf.tensors), FAMILIES[family]
+    if traits.mixture is None:
+        return names
+    names = {ours: theirs for ours, theirs in names.items() if not theirs.startswith("mlp.")}
+    return names | {ours: f"{traits.mixture.names[path]}.weight" for ours, path in _EXPERTS.items()}
+
+
+def experts_side(name: str, family: str) -> int | None:
+    """Return along which axis of a tensor with a Hugging Face name the experts of a layer lie, as rows or columns.
+
+    None where it is not one of all experts.
+
+    >>> experts_side("model.layers.0.mlp.experts.down_proj.weight", "qwen3_moe")
+    1
+    """
+    mixture = FAMILIES[family].mixture
+    return None if mixture is None else mixture.sides.get(name.split(".", 3)[-1])
+
+
+def expert_matrices(values: np.ndarray, experts: int, side: int) -> np.ndarray:
+    """Return `[experts, outputs, inputs]`, as in GGUF, of experts that lie side by side in one matrix.
+
+    >>> expert_matrices(np.array([[1, 2, 3, 4]]), 2, 1).tolist()
+    [[[1, 2]], [[3, 4]]]
+    """
+    rows, columns = values.shape
+    if side:
+        return values.reshape(rows, experts, -1).swapaxes(0, 1)
+    return values.reshape(experts, -1, columns)
+
+
+def side_by_side(values: np.ndarray, side: int) -> np.ndarray:
+    """Undo `expert_matrices`."""
+    _, rows, columns = values.shape
+    return values.swapaxes(0, 1).reshape(rows, -1) if side else values.reshape(-1, columns)
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:

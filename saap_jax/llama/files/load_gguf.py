@@ -14,7 +14,16 @@ from saap_jax.formats.json_files import shown
 from saap_jax.llama.files.config_values import some
 from saap_jax.llama.files.families import FAMILIES, all_but_each, gguf_families
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
-from saap_jax.llama.files.gguf_layout import PERMUTED, ROPE_FACTORS, SCALING_KEYS, hf_name, llama3_divisors, unpermute
+from saap_jax.llama.files.gguf_layout import (
+    PERMUTED,
+    ROPE_FACTORS,
+    SCALING_KEYS,
+    experts_side,
+    hf_name,
+    llama3_divisors,
+    side_by_side,
+    unpermute,
+)
 from saap_jax.llama.files.hf_fused import split
 from saap_jax.llama.files.hf_layout import Checkpoint
 from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
@@ -36,6 +45,7 @@ class _Fields(NamedTuple):
     """The attributes of a model in a GGUF file, without the name of the architecture before them."""
 
     architecture: str
+    family: str
     values: dict[str, Any]
     where: str
 
@@ -83,38 +93,52 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def _open(file: GgufFile) -> Checkpoint:
     path, fields = file.path, file.fields
-    architecture = fields.get("general.architecture")
-    families = gguf_families()
-    if not isinstance(architecture, str) or architecture not in families:
-        names = ", ".join(families)
-        raise ValueError(
-            f"{path}: expected architecture {names}, got {shown(architecture)}; not a LLaMA model or a relative"
-        )
+    found = _fields(fields, str(path))
     tensors = [name for name in file.tensors if name != ROPE_FACTORS]
-    prefix = f"{architecture}."
-    values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-    spec = _spec(_Fields(architecture, values, str(path)), file, tensors)
+    spec = _spec(found, file, tensors)
     if ROPE_FACTORS in file.tensors:
         scaling = _scaling_of_factors(file.read(ROPE_FACTORS), spec, str(path), fields)
         spec = _with_scaling(spec, scaling, str(path))
     names = {}
     for name in tensors:
-        if (known := hf_name(name, architecture)) is None:
-            raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {architecture}")
+        if (known := hf_name(name, found.family)) is None:
+            raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {found.architecture}")
         names[known] = name
-    checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
-    return split(checkpoint) if FAMILIES[families[architecture]].fused else checkpoint
+    checkpoint = _checkpoint(file, spec, names, found.architecture in PERMUTED)
+    return split(checkpoint) if FAMILIES[found.family].fused else checkpoint
+
+
+def _fields(fields: dict[str, Any], where: str) -> _Fields:
+    """Return the attributes of a model, and the family that it is of: one with experts if the file counts any."""
+    architecture = fields.get("general.architecture")
+    known = [*gguf_families(), *(name for name in gguf_families(experts=True) if name not in gguf_families())]
+    if not isinstance(architecture, str) or architecture not in known:
+        raise ValueError(
+            f"{where}: expected architecture {', '.join(known)}, got {shown(architecture)}; not a LLaMA model or a "
+            "relative"
+        )
+    prefix = f"{architecture}."
+    values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    count = values.get("expert_count")
+    families = gguf_families(experts=bool(count))
+    if architecture not in families:
+        expected = "none" if count else "a positive integer"
+        raise ValueError(f"{where}: expected {prefix}expert_count to be {expected}, got {shown(count)}")
+    return _Fields(architecture, families[architecture], values, where)
 
 
 def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
     """Return the tensors under Hugging Face names, with those that an empty sub-block does not have in the file."""
     absent = {name: shape for name, shape in _empty_shapes(spec).items() if name not in names}
-    shapes = {known: file.tensors[name].shape for known, name in names.items()}
+    family = spec.constants.family
+    shapes = {known: _shape(file, name, experts_side(known, family), spec) for known, name in names.items()}
 
     def read(name: str) -> np.ndarray:
         if name in absent:
             return np.ones(absent[name], np.float32)
         values = file.read(names[name])
+        if (side := experts_side(name, family)) is not None:
+            return side_by_side(values, side)
         if (offset := spec.constants.traits.norm_offset) and name.endswith("norm.weight"):
             return values - np.float32(offset)
         if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -124,6 +148,19 @@ def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted
         return values
 
     return Checkpoint(str(file.path), spec, shapes | absent, read)
+
+
+def _shape(file: GgufFile, name: str, side: int | None, spec: LlamaSpec) -> tuple[int, ...]:
+    """Return the shape of a tensor; of one of all experts, that of the matrix in which they lie side by side."""
+    shape = file.tensors[name].shape
+    if side is None:
+        return shape
+    experts = spec.layers[0].mlp
+    if len(shape) != 3 or shape[0] != experts:
+        raise ValueError(
+            f"{file.path}: {name} has shape {list(shape)}, expected a matrix for each of {experts} experts"
+        )
+    return (shape[1], experts * shape[2]) if side else (experts * shape[1], shape[2])
 
 
 def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
@@ -143,15 +180,11 @@ def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
-    where, values, prefix = found.where, found.values, f"{found.architecture}."
-    family = gguf_families()[found.architecture]
+    where, values, family, prefix = found.where, found.values, found.family, f"{found.architecture}."
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{where}: missing tensor token_embd.weight")
     if unknown := sorted(values.keys() - _READ - FAMILIES[family].gguf.keys):
         raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
-    if values.get("expert_count"):
-        count = values["expert_count"]
-        raise ValueError(f"{where}: {prefix}expert_count = {shown(count)}: mixtures of experts are not supported")
     layers = _widths(found)
     embed = found.integer("embedding_length", "width")
     default = embed // (layers[0].kv_heads * layers[0].q_per_kv) if layers[0].kv_heads else None
@@ -166,7 +199,8 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
         bos_token=bos,
         eos_tokens=() if eos is None else (eos,),
         family=family,
-        **_sights(found, family, len(layers)),
+        **_routing(found),
+        **_sights(found, len(layers)),
     )
     shape = file.tensors["token_embd.weight"].shape
     check_bounds(shape[0], "vocabulary", f"{where}: rows of token_embd.weight")
@@ -181,9 +215,20 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
     )
 
 
-def _sights(found: _Fields, family: str, layers: int) -> dict[str, Any]:
+def _routing(found: _Fields) -> dict[str, Any]:
+    """Return the constants that only mixtures have; llama.cpp divides the weights of a token's experts by their sum."""
+    if not FAMILIES[found.family].experts:
+        return {}
+    most, count = (found.integer(f"expert_{which}", "heads") for which in ("used_count", "count"))
+    if most > count:
+        key = f"{found.architecture}.expert_used_count"
+        raise ValueError(f"{found.where}: expected {key} of at most {count} experts, got {most}")
+    return {"experts_per_token": most, "route_scale": "sum_to_one"}
+
+
+def _sights(found: _Fields, layers: int) -> dict[str, Any]:
     """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
-    traits, window = FAMILIES[family], None
+    traits, window = FAMILIES[found.family], None
     default = traits.defaults.get("rope_theta", 10_000.0)
     main = {"rope_theta": found.number("rope.freq_base", "theta", default), "rope_scaling": _scaling(found)}
     if found.values.get(key := "attention.sliding_window"):
@@ -217,8 +262,9 @@ def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
     kv_heads = heads
     if "attention.head_count_kv" in found.values:
         kv_heads = found.integers("attention.head_count_kv", count, "heads")
-    mlp = found.integers("feed_forward_length", count, "channels")
-    layers = []
+    traits, layers = FAMILIES[found.family], []
+    mlp = found.integers(traits.gguf.expert_channels, count, "channels")
+    experts = found.integer("expert_count", "heads") if traits.experts else None
     for index, (queries, keys, channels) in enumerate(zip(heads, kv_heads, mlp, strict=True)):
         where = f"{found.where}: layer {index}"
         if (queries == 0) != (keys == 0):
@@ -227,7 +273,8 @@ def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
             raise ValueError(f"{where}: {queries} attention heads are no multiple of {keys} key/value heads")
         if keys and not channels:  # llama.cpp skips such a layer as a whole, which no model here means
             raise ValueError(f"{where} has attention heads but no feed-forward channels; not supported")
-        layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, mlp=channels))
+        inner = {"mlp": channels} if experts is None else {"mlp": experts, "channels": max(1, channels)}
+        layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, **inner))
     if found.architecture != "deci" and (len(set(layers)) > 1 or not layers[0].kv_heads):
         arch = found.architecture
         kinds = shown(sorted({(widths.kv_heads, widths.q_per_kv, widths.mlp) for widths in layers}))

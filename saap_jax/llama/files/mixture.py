@@ -163,5 +163,5 @@ def _places(how: Mixture, layer: int, experts: int) -> list[tuple[str, int, list
     below = f"model.layers.{layer}.{how.experts}"
     return [
         (f"{below}.{part}.weight", side, [f"{below}.{number}.{part}.weight" for number in range(experts)])
-        for part, side in zip(how.parts, (0, 0, 1), strict=True)
+        for part, side in zip(how.parts, how.sides.values(), strict=True)
     ]

@@ -62,6 +62,7 @@ def model_tensors(model: Llama, layers: Sequence[LayerWidths] | None = None) -> 
                 if isinstance(item.variable, QuantizedArray) and widths != own[start + index] and item.variable.size:
                     _check_kept(item.path, own[start + index], widths)
                 size = {"kv_heads": widths.kv_heads, "q_per_kv": widths.q_per_kv, "mlp": widths.mlp}
+                size |= {} if widths.channels is None else {"channels": widths.channels}
             tensors.append(_tensor(item, index, name, size))
     return tensors
 
