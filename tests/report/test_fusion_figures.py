@@ -183,7 +183,7 @@ class TestFigure:
         shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
         assert [text for text in shown if text.endswith(": a+b")] == ["web: a+b", "code: a+b"]
         assert shown.count("weight, 1 / (2 σ²)") == 2
-        assert svg.attrib["height"] == "540"
+        assert svg.attrib["height"] == "636"
 
     def test_many_members_can_be_told_apart(self):
         figure = figure_of(record({f"member {n}": {"mlp": 10.0**n} for n in range(13)}))

@@ -11,6 +11,12 @@ from saap_jax.report.figures.palette import INK
 from saap_jax.report.page.blocks import Number
 from saap_jax.report.page.formats import short_name
 
+BELOW = {"loc": "outside lower left", "alignment": "left"}
+"""Place of a figure's legend: below at its left, which a phone shows too, whatever the figure's width."""
+
+LEGEND_LINE = 0.19
+"""Inches of a line of a legend."""
+
 LEVELS = 64
 """Colours of a heat map: few enough for small files, too many to be told apart."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saap_jax.report.figures.axes import BELOW, LEGEND_LINE
 from saap_jax.report.figures.palette import line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import short_name
@@ -19,7 +20,7 @@ def divergence_plot(curves: Mapping[str, Sequence[float]]) -> Plot:
         axes.set_xlabel("round over the calibration text")
         axes.set_ylabel("KL to the unpruned model\n(nats a token, held out)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        figure.legend(**BELOW)
 
     said = " ".join(f"{name}: {values[0]:.3f} before, {min(values):.3f} at best." for name, values in curves.items())
-    return Plot("divergence", "Divergence by round", said, paint, 3.2, 6.75)
+    return Plot("divergence", "Divergence by round", said, paint, 3.0 + LEGEND_LINE * len(curves), 6.75)

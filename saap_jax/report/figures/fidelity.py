@@ -12,8 +12,8 @@ from saap_jax.report.page.formats import short_name
 from saap_jax.runtime.words import MINUS
 from saap_jax.types import Scores
 
-_COLUMNS, _HIGH, _HEAD, _LETTERS = 5, 1.85, 0.45, 26
-"""Panels side by side; inches of a row and of a heading; letters of a name that fit."""
+_COLUMNS, _HIGH, _HEAD, _LEGEND, _LETTERS = 5, 1.85, 0.45, 0.85, 26
+"""Panels side by side; inches of a row, of a heading and of the legend; letters of a name that fit."""
 
 _BUCKETS = 10
 """Colours that tell layers apart."""
@@ -49,13 +49,13 @@ def fidelity_plot(scores: Mapping[str, Scores], exact: Scores, panels: Panels) -
 
     def paint(figure: Any) -> None:
         heights = [_HEAD + _HIGH * rows[name] for name in shown]
-        parts = figure.subfigures(len(shown) + 1, 1, height_ratios=[*heights, _HEAD])
+        parts = figure.subfigures(len(shown) + 1, 1, height_ratios=[*heights, _LEGEND])
         depth = max(len(_of(exact, name)) for name in exact)
         for part, (name, each) in zip(parts, shown.items(), strict=False):
             _paint(part, name, each, rows[name], scores, _of(exact, name), depth)
         _legend(parts[-1], depth)
 
-    height = sum(_HEAD + _HIGH * rows[name] for name in shown) + _HEAD
+    height = sum(_HEAD + _HIGH * rows[name] for name in shown) + _LEGEND
     return Plot("fidelity", "Scores against exact changes", " ".join(said), paint, height)
 
 
@@ -105,20 +105,20 @@ def _dots(panel: Any, across: np.ndarray, up: np.ndarray, colour: Any) -> None:
 
     points = np.repeat(np.stack([across, up], axis=1), 2, axis=0)
     path = Path(points, [Path.MOVETO, Path.LINETO] * len(across))
-    style = {"fill": False, "edgecolor": colour, "linewidth": 2.9, "capstyle": "round", "alpha": 0.75}
+    style = {"fill": False, "edgecolor": colour, "linewidth": 2.9, "capstyle": "round", "alpha": 0.9}
     panel.add_patch(PathPatch(path, clip_on=False, **style))
 
 
 def _legend(part: Any, depth: int) -> None:
-    """Say what the axes and the colours are."""
-    words = "across: rank of the score, lowest to highest; up: change of the loss without the unit, nats a token"
-    part.text(0.01, 0.75, words, va="center")
-    part.text(0.01, 0.25, "ρ: Spearman's correlation and its interval; colour:", va="center")
-    axes = part.add_axes((0.42, 0.12, 0.2, 0.26))
+    """Say what the axes and the colours are, in lines short enough for a phone, which shows the left of the figure."""
+    said = ("across: rank of the score, lowest to highest", "up: change of the loss without the unit, nats a token")
+    for line, words in enumerate((*said, "ρ: Spearman's correlation and its interval")):
+        part.text(0.01, 0.66 - 0.22 * line, words, va="center")
+    axes = part.add_axes((0.07, 0.81, 0.15, 0.13))
     axes.imshow(np.arange(_BUCKETS)[None], cmap=_scale(), aspect="auto", interpolation="none")
     axes.set_axis_off()
-    part.text(0.41, 0.25, "layer 0", va="center", ha="right")
-    part.text(0.63, 0.25, str(depth - 1), va="center")
+    part.text(0.01, 0.88, "layer 0", va="center")
+    part.text(0.23, 0.88, str(depth - 1), va="center")
 
 
 def _scale() -> Any:
@@ -126,7 +126,7 @@ def _scale() -> Any:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
-    return ListedColormap([colormaps["viridis"](0.2 + 0.65 * bucket / (_BUCKETS - 1)) for bucket in range(_BUCKETS)])
+    return ListedColormap([colormaps["viridis"](0.35 + 0.45 * bucket / (_BUCKETS - 1)) for bucket in range(_BUCKETS)])
 
 
 def _colours() -> Sequence[Any]:

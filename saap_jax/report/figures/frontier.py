@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from saap_jax.evaluation.scales import format_figure, scale_of
-from saap_jax.report.figures.axes import logarithmic, removed_across
+from saap_jax.report.figures.axes import BELOW, LEGEND_LINE, logarithmic, removed_across
 from saap_jax.report.figures.palette import COLOURS, DISTINCT, INK, line_style
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import TIED, format_percent, short_name
@@ -46,7 +46,7 @@ def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any
         )
         ratio, knee = format_estimate(each.ratio), format_estimate(each.knee)
         said.append(f"{each.variant}: {curve}; largest ratio within the limit {ratio} %, knee {knee} %.")
-    height = max(4.6, 1.3 + 0.19 * min(len(found), DISTINCT))  # of the legend
+    height = 4.4 + LEGEND_LINE * (3 + min(len(found), DISTINCT))
     title = f"How far each variant can be pruned: {frontier['metric']}"
     return Plot("frontier", title, " ".join(said), lambda figure: _paint(figure, run, found, bands), height)
 
@@ -87,10 +87,8 @@ def _paint(figure: Any, run: RunRecord, found: Sequence[Any], bands: dict[str, B
             xytext=(0, 2 * up), textcoords="offset points", ha="right", va="bottom" if up > 0 else "top",
         )  # fmt: skip
     more = f"\n{plural(len(found) - DISTINCT, 'more variant')} in the table" if len(found) > DISTINCT else ""
-    axis.legend(
-        loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3.6,
-        title="line down: largest ratio\nring: knee\nband: lowest to highest seed" + more, alignment="left",
-    )  # fmt: skip
+    title = "line down: largest ratio; ring: knee\nband: lowest to highest seed" + more
+    figure.legend(**BELOW, handlelength=3.6, title=title)
 
 
 def _paint_line(axis: Any, found: Any, band: Band, index: int, limit: float) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.report.figures.axes import logarithmic
+from saap_jax.report.figures.axes import LEGEND_LINE, logarithmic
 from saap_jax.report.figures.palette import COLOURS, INK
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import short_name
@@ -17,8 +17,8 @@ _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _MARKERS = ("o", "s", "^")
 """The same, for points."""
 
-_HIGH = 2.7
-"""Inches of a fusion."""
+_HIGH, _COLUMNS = 2.8, 2
+"""Inches of a fusion without its legend, and columns of that."""
 
 
 def fusion_plot(fusions: dict[str, dict[str, Fused]], said: str) -> Plot:
@@ -38,7 +38,14 @@ def fusion_plot(fusions: dict[str, dict[str, Fused]], said: str) -> Plot:
             axes[1].set_title("weight, 1 / (2 σ²)")
 
     description = f"Uncertainties σ of the fused estimators and the weights that follow. {said}"
-    return Plot("fusion", "Fusion: σ and weights", description, paint, _HIGH * len(each))
+    return Plot("fusion", "Fusion: σ and weights", description, paint, sum(map(_height, each)))
+
+
+def _height(each: tuple[str, str, Fused]) -> float:
+    """Return the inches of a fusion with its legend: members, and structures at most."""
+    sigmas = each[2]["sigmas"]
+    lines = len(sigmas) + len({scope_parts(scope)[0] for scope in next(iter(sigmas.values()))})
+    return _HIGH + LEGEND_LINE * -(-lines // _COLUMNS)
 
 
 def _paint(left: Any, right: Any, fused: Fused) -> None:
@@ -67,7 +74,7 @@ def _paint(left: Any, right: Any, fused: Fused) -> None:
     if len(structures) > 1 and (layered or steps):
         handles += [Line2D([], [], color=INK, linewidth=1.2, linestyle=_DASHES[i % 3]) for i in range(len(structures))]
         names += structures
-    right.legend(handles, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=1.8)
+    left.legend(handles, names, loc="upper left", bbox_to_anchor=(-0.02, -0.26), ncols=_COLUMNS, handlelength=1.8)
 
 
 def _trajectory(axis: Any, steps: dict[str, list], scopes: list[str], structures: list[str]) -> None:

@@ -10,8 +10,8 @@ from saap_jax.report.figures.axes import LEVELS
 from saap_jax.report.page.blocks import Plot
 from saap_jax.runtime.words import MINUS
 
-_FRAME, _ROW = 1.15, 0.3
-"""Inches of a panel without its rows, and of a row."""
+_FRAME, _ROW, _SCALE = 1.15, 0.3, 0.5
+"""Inches of a panel without its rows, of a row, and of the scale of colours."""
 
 
 def sensitivity_plot(panels: dict[str, np.ndarray], shares: Sequence[float], said: str) -> Plot:
@@ -20,7 +20,7 @@ def sensitivity_plot(panels: dict[str, np.ndarray], shares: Sequence[float], sai
     Colours diverge from 0, linear near it and logarithmic beyond, since a few places cost far more than the rest; all
     panels have one scale. `said` is the figure in words.
     """
-    height = len(panels) * (_FRAME + _ROW * len(shares))
+    height = len(panels) * (_FRAME + _ROW * len(shares)) + _SCALE
     title = "What each layer costs when it alone is pruned"
     return Plot("sensitivity", title, said, lambda figure: _paint(figure, panels, shares), height)
 
@@ -47,7 +47,8 @@ def _paint(figure: Any, panels: dict[str, np.ndarray], shares: Sequence[float]) 
         numbers = np.arange(0, cells.shape[1], step)
         axis.set_xticks(numbers + 0.5, [str(number) for number in numbers])
         axis.spines[["top", "right"]].set_visible(True)
-    bar = figure.colorbar(images[0], ax=figure.axes, pad=0.01, aspect=8 * len(images))
+    below = {"location": "bottom", "anchor": (0.0, 1.0), "shrink": 0.32}  # at the left, which a phone shows too
+    bar = figure.colorbar(images[0], ax=figure.axes, pad=0.02, aspect=24, **below)
     ticks = _ticks(norm, unit)
     bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", MINUS) for tick in ticks])
     bar.minorticks_off()

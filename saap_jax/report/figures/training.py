@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from saap_jax.report.figures.axes import BELOW, LEGEND_LINE
 from saap_jax.report.figures.palette import COLOURS
 from saap_jax.report.page.blocks import Plot
 
@@ -25,8 +26,9 @@ def training_plot(curves: dict[str, list[tuple[int, float]]]) -> Plot:
                 style = {"color": COLOURS[colour], "marker": marker, "markersize": 4, "linewidth": 1}
                 axes.plot(steps, losses, label=name, **style)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("loss (nats a token)")
         if any(curves.values()):
-            axes.legend()
+            figure.legend(**BELOW)
 
-    return Plot("training", "Loss of training", " ".join(said), paint, 3.2)
+    return Plot("training", "Loss of training", " ".join(said), paint, 3.2 + 2 * LEGEND_LINE)

@@ -14,7 +14,14 @@ from saap_jax.report.kinds.common import cost_section, files_of, reproduce_secti
 from saap_jax.report.kinds.variants import DOMAINS
 from saap_jax.report.kinds.written import written_section
 from saap_jax.report.page.blocks import Block, Bullets, Data, Detail, Picture, Section, Table, text_table
-from saap_jax.report.page.formats import TIED, format_change, format_count, format_mebibytes, format_millions
+from saap_jax.report.page.formats import (
+    TIED,
+    format_change,
+    format_count,
+    format_mebibytes,
+    format_millions,
+    format_percent,
+)
 from saap_jax.runs.reading import read_rows
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import metrics, number
@@ -89,8 +96,8 @@ def summary(run: RunRecord) -> list[str]:
     data, training = run["data"], run["training"]
     tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
     lines = [
-        f"text: {data['documents']:,} documents in {data['rows']:,} rows of {tokens} tokens, "
-        f"{data['filled']:.0%} filled; "
+        f"text: {plural(data['documents'], 'document')} in {data['rows']:,} rows of {tokens} tokens, "
+        f"{format_percent(data['filled'])} % filled; "
         f"{data['predicted']:,} tokens to predict an epoch; {held:,} rows held out; {data['cut']:,} responses cut, "
         f"{data['left_out']:,} pieces without a token to predict left out"
     ]

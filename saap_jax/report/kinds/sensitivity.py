@@ -136,13 +136,13 @@ def sensitivity_cells(changes: Sequence[Change], marks: Mapping[Change, str]) ->
             signed(change.nats, 4),
             format_change(change.percent),
             format_ends(change),
-            "n/a" if math.isnan(change.relative) else f"{change.relative:.2f}",
+            format_relative(change.relative),
         ]
         for change in changes
     ]
 
 
-HEADER = ("layer", "structure", "removed %", "parameters", "nats", "ppl %", "95 % interval", "x average")
+HEADER = ("layer", "structure", "removed %", "parameters", "nats", "ppl %", "95 % interval", "× average")
 
 
 def format_change(percent: float) -> str:
@@ -152,6 +152,15 @@ def format_change(percent: float) -> str:
     ['+0.12', '−3.21', '+1.2e+04']
     """
     return (f"{percent:+.2f}" if abs(percent) < 1000 else f"{percent:+.1e}").replace("-", MINUS)
+
+
+def format_relative(times: float) -> str:
+    """Return a cost as a multiple of the average one.
+
+    >>> format_relative(4.1), format_relative(-2.1), format_relative(math.nan)
+    ('4.10', '−2.10', 'n/a')
+    """
+    return "n/a" if math.isnan(times) else f"{times:.2f}".replace("-", MINUS)
 
 
 def format_ends(change: Change) -> str:
@@ -168,7 +177,7 @@ def notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
     said = [
         f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
         f"by {run['config']['estimator']} go, of one layer alone",
-        "x average: loss a removed parameter, beside that of all layers of the structure together",
+        "× average: loss a removed parameter, beside that of all layers of the structure together",
     ]
     windows = len(run[DENSE]["losses"][metric])
     if windows < FEWEST:
@@ -222,7 +231,8 @@ def heat_maps(run: RunRecord, candidates: Sequence[Row]) -> Plot:
     said = [f"Change of the loss on {judged_metric(run)} when some units of one layer go, a panel a structure."]
     for word, places in (("most", most), ("least", least)):
         each = ", ".join(
-            f"layer {c.layer} {c.structure} {signed(c.nats, 4)} ({c.relative:.2f} x average)" for c in places
+            f"layer {c.layer} {c.structure} {signed(c.nats, 4)} ({format_relative(c.relative)} × average)"
+            for c in places
         )
         said.append(f"What costs {word} at {100 * asked:g} %, nats a token: {each}.")
     panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
