@@ -72,6 +72,7 @@ def run(seed: int, runs: Path) -> None:
             grid=GridConfig(compensations=(NONE, LEAST_SQUARES)),
             evaluation=EvaluationConfig(in_domain=TREEBANK, out_of_domain=WIKITEXT, windows=WINDOWS, length=LENGTH),
             ratios=RATIOS,
+            new_tokens=0,
             runs=str(runs),
         )
         compare.compare(config)
