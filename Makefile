@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS ?= cache
+BUILDER ?= docker
 READY := .venv/.ready
 FAST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
-.PHONY: quickstart test slow environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma docs wheel lock clean
+.PHONY: quickstart test slow environments newest oldest sharded large tpu-plan eval parity llamacpp browser zoo tunix maxtext gemma docs wheel container lock clean
 
 quickstart: $(READY)  ## compare eight importance estimators on the packaged model, prune with the best one
 	$(BIN)/saap compare quickstart
@@ -118,6 +119,10 @@ wheel: $(READY)  ## sdist and wheel in dist/; installed in an environment of its
 	mkdir .venv/wheel/empty
 	cd .venv/wheel/empty && ../bin/saap --help >/dev/null
 	cd .venv/wheel/empty && ../bin/saap compare quickstart --calibration.examples 2 --evaluation.windows 2 --no-race
+
+container:  ## the image of Dockerfile, whose command answers; BUILDER=podman for another builder than docker
+	$(BUILDER) build -t saap .
+	$(BUILDER) run --rm saap --help >/dev/null
 
 lock:  ## renew the lock files; the packaged model comes without its dependencies, which nothing here needs
 	$(BIN)/pip install -q --no-compile uv

@@ -131,7 +131,7 @@ def test_workflows_run_targets_that_there_are(path):
 
 def test_workflows_cover_the_versions_that_are_declared():
     workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "tests.yml").read_text())
-    assert run_targets(workflow) == {"test", "newest", "oldest", "wheel"}
+    assert run_targets(workflow) == {"test", "newest", "oldest", "wheel", "container"}
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PYPROJECT["project"]["classifiers"]))
     assert workflow["jobs"]["suite"]["strategy"]["matrix"]["python"] == declared
     assert PYPROJECT["project"]["requires-python"] == f">={declared[0]}"
