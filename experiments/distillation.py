@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
+from tables import in_percent, perplexity
 
 from saap_jax.config import MethodConfig, ModelConfig, PruneConfig, RecoverConfig, TrainingConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.config.recover import TrainingTextConfig
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.jobs.prune import prune
 from saap_jax.jobs.recover import recover
 from saap_jax.runs.reading import read_run
@@ -170,26 +170,19 @@ def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
         rows = [each["rows"][arm] for each in found]
         cells: list[str] = []
         for text in TEXTS.values():
-            cells.append(_perplexity([row["losses"][text] for row in rows]))
+            cells.append(perplexity([row["losses"][text] for row in rows]))
             cells.append(_change(found, arm, BASE, text) if arm != BASE and BASE in arms else "")
         minutes, gib, mib = (np.mean([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
         cells += [f"{minutes / 60:.1f}", f"{gib:.2f}", f"{mib / 2**20:.0f}" if mib else "–"]
         said.append(f"| {arm} | {' | '.join(cells)} |")
     for name, what in (("pruned", "(pruned, not trained)"), ("dense", "(dense)")):
-        cells = [cell for text in TEXTS.values() for cell in (_perplexity([each[name][text] for each in found]), "")]
+        cells = [cell for text in TEXTS.values() for cell in (perplexity([each[name][text] for each in found]), "")]
         said.append(f"| {what} | {' | '.join(cells)} |  |  |  |")
     return said
 
 
-def _perplexity(losses: Sequence[Sequence[float]]) -> str:
-    each = np.exp(np.mean(losses, axis=1))
-    return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
-
-
 def _change(found: Sequence[Mapping[str, Any]], arm: str, base: str, text: str) -> str:
-    one, other = (np.array([each["rows"][name]["losses"][text] for each in found]) for name in (arm, base))
-    value, low, high = paired_difference(one, other).percent
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return in_percent(*(np.array([each["rows"][name]["losses"][text] for each in found]) for name in (arm, base)))
 
 
 def main() -> None:

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
+from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import STUDIED
 from saap_jax.data import Windows, pairs
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.surgery.compensation import compensate
@@ -114,16 +114,14 @@ def print_tables(runs: Path) -> None:
     print("dense: " + ", ".join(f"{SHORT[source]} {value:.1f}" for source, value in dense.items()) + "\n")
     print("| compensation | " + " | ".join(f"{SHORT[s]} {r:.0%}" for s, r in columns) + " |\n|---" + "|---" * 4 + "|")
     for arm in arms:
-        cells = [np.exp(losses[arm, *column].mean(axis=1)) for column in columns]
-        print(f"| {arm} | " + " | ".join(f"{cell.mean():.1f} ± {cell.std(ddof=1):.1f}" for cell in cells) + " |")
+        print(f"| {arm} | " + " | ".join(perplexity(losses[arm, *column]) for column in columns) + " |")
     for base in ("none", "FLAP's bias"):
         print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
         print(
             "| compensation | " + " | ".join(f"{SHORT[s]} {r:.0%}" for s, r in columns) + " |\n|---" + "|---" * 4 + "|"
         )
         for arm in (arm for arm in arms if arm != base and base in arms):
-            cells = [paired_difference(losses[arm, *c], losses[base, *c]).percent for c in columns]
-            print(f"| {arm} | " + " | ".join(f"{v:+.1f} ({low:+.1f} to {high:+.1f})" for v, low, high in cells) + " |")
+            print(f"| {arm} | " + " | ".join(in_percent(losses[arm, *c], losses[base, *c]) for c in columns) + " |")
     print(
         "\nMean error of what the corrected sub-blocks write, on held-out windows, before -> after; share of the rise"
     )

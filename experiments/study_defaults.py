@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from study_figures import Point, draw_points, draw_rows
+from tables import in_percent, with_spread
 
 import saap_jax
 from saap_jax.api import select_path
 from saap_jax.config import FusionConfig, SearchConfig, SharePerStructure
 from saap_jax.data import Windows, pairs
 from saap_jax.estimation import GATE_GRADIENT, Statistics
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
@@ -291,8 +291,7 @@ def print_table(name: str, stage: Stage, runs: Path) -> None:
     print("|---" * (len(columns) + 2) + "|")
     arms = [arm for arm in stage.arms if all((arm, ratio) in found for ratio in RATIOS)]
     for arm in sorted(arms, key=lambda arm: found[arm, 0.2].ppl(WIKITEXT).mean()):
-        cells = [found[arm, ratio].ppl(source) for source, ratio in columns]
-        texts = [f"{cell.mean():.1f}" + (f" ± {cell.std(ddof=1):.1f}" if len(cell) > 1 else "") for cell in cells]
+        texts = [with_spread(found[arm, ratio].ppl(source)) for source, ratio in columns]
         heads = ", ".join(f"{found[arm, ratio].removed['attention']:.0f}" for ratio in RATIOS)
         print(f"| {arm} | {' | '.join(texts)} | {heads} |")
 
@@ -306,11 +305,7 @@ def print_differences(name: str, stage: Stage, runs: Path) -> None:
     ours = [arm for arm in stage.arms if arm not in PEERS and (arm, 0.5) in found]
     for arm in ours:
         for peer in (peer for peer in PEERS if (peer, 0.5) in found):
-            cells = []
-            for source, ratio in columns:
-                pair = (found[arm, ratio].losses[source], found[peer, ratio].losses[source])
-                value, low, high = paired_difference(*pair).percent
-                cells.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})")
+            cells = [in_percent(found[arm, r].losses[source], found[peer, r].losses[source]) for source, r in columns]
             print(f"| {arm} | {peer} | {' | '.join(cells)} |")
 
 

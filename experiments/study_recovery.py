@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
+from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
@@ -33,7 +34,6 @@ from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs.recover import method_of
@@ -204,8 +204,7 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
     head += [f"tokens/s {r:.0%}" for r in RATIOS]
     print("| arm | " + " | ".join(head) + " |\n|---" + "|---:" * len(head) + "|")
     for arm in whole:
-        ppl = [np.exp(losses[arm, *column].mean(axis=1)) for column in columns]
-        cells = [f"{each.mean():.1f} ± {each.std(ddof=1):.1f}" if len(each) > 1 else f"{each[0]:.1f}" for each in ppl]
+        cells = [perplexity(losses[arm, *column]) for column in columns]
         cells += [f"{rows[0][f'{arm}@{ratio:g}']['bytes'] / 2**20:.0f}" for ratio in RATIOS]
         speeds = [measured.get(f"{arm}@{ratio:g}") for ratio in RATIOS]
         print(f"| {arm} | " + " | ".join([*cells, *("-" if each is None else f"{each:.1f}" for each in speeds)]) + " |")
@@ -213,8 +212,7 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
         print(f"\nDifference from {base} in per cent (95 % interval, paired bootstrap over seeds and windows)\n")
         print("| arm | " + " | ".join(head[:4]) + " |\n|---" + "|---:" * 4 + "|")
         for arm in (arm for arm in whole if arm != base):
-            found = [paired_difference(losses[arm, *c], losses[base, *c]).percent for c in columns]
-            print(f"| {arm} | " + " | ".join(f"{v:+.1f} ({low:+.1f} to {high:+.1f})" for v, low, high in found) + " |")
+            print(f"| {arm} | " + " | ".join(in_percent(losses[arm, *c], losses[base, *c]) for c in columns) + " |")
 
 
 def model_and_tokenizer() -> tuple[Llama, Any]:

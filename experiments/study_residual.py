@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, SHORT, TREEBANK, WIKITEXT
+from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
@@ -29,7 +30,6 @@ from saap_jax.config.search import STUDIED, ResidualConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.discovery import count_parameters
 from saap_jax.estimation.channels import Channels, observe_channels
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.model import param
@@ -160,20 +160,13 @@ def print_tables(runs: Path, seeds: Sequence[int]) -> None:
     print(f"{len(present)} seeds, ppl@{LENGTH} over {WINDOWS} windows\n")
     print("| model | parameters | WikiText-2 | PTB |\n|---|---:|---:|---:|")
     for name in names:
-        cells = []
-        for source in (WIKITEXT, TREEBANK):
-            ppl = np.exp(losses[name, source].mean(axis=1))
-            cells.append(f"{ppl.mean():.1f} ± {ppl.std(ddof=1):.1f}" if len(ppl) > 1 else f"{ppl[0]:.1f}")
+        cells = [perplexity(losses[name, source]) for source in (WIKITEXT, TREEBANK)]
         print(f"| {name} | {rows[0][name]['parameters'] / 1e6:.1f}M | " + " | ".join(cells) + " |")
     print("\nDifference from share 0 of the same ratio, in per cent (95 %, paired bootstrap over seeds and windows)\n")
     for ratio, share in SHARES:
         name, base = f"share {share:g}@{ratio:g}", f"share 0@{ratio:g}"
         if share and {name, base} <= set(names):
-            found = [paired_difference(losses[name, s], losses[base, s]).percent for s in (WIKITEXT, TREEBANK)]
-            said = (
-                f"{SHORT[s]} {v:+.1f} ({low:+.1f} to {high:+.1f})"
-                for s, (v, low, high) in zip(SHORT, found, strict=True)
-            )
+            said = (f"{SHORT[s]} {in_percent(losses[name, s], losses[base, s])}" for s in (WIKITEXT, TREEBANK))
             print(f"- {name}: " + ", ".join(said))
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from study_defaults import CALIBRATION, LENGTH, TREEBANK, WIKITEXT
+from tables import in_percent, perplexity
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.config.search import PREFERRED, PerStructure, SearchConfig
-from saap_jax.evaluation.differences import paired_difference
 from saap_jax.jobs import compare
 from saap_jax.runs.reading import read_candidates, read_run
 
@@ -122,15 +122,9 @@ def table(found: Sequence[Any], method: str) -> list[str]:
         cells = [", ".join(f"{np.mean([row['actual'] for row in each]):.1%}" for each in rows.values())]
         for text in TEXTS.values():
             free, uniform = (np.array([row["losses"][text] for row in each]) for each in rows.values())
-            value, low, high = paired_difference(uniform, free).percent
-            cells += [_perplexity(free), _perplexity(uniform), f"{value:+.1f} ({low:+.1f} to {high:+.1f})"]
+            cells += [perplexity(free), perplexity(uniform), in_percent(uniform, free)]
         said.append(f"| {ratio:.0%} | {' | '.join(cells)} |")
     return said
-
-
-def _perplexity(losses: np.ndarray) -> str:
-    each = np.exp(losses.mean(axis=1))
-    return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
 
 
 def _shape(kept: dict[str, list[int]]) -> str:
