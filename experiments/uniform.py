@@ -53,7 +53,7 @@ SmolLM2-135M, both by the score `saap` from 32 windows of 128 tokens of C4, chan
 compensation and with least squares on the same windows. ppl@{LENGTH} on the first {WINDOWS} windows of WikiText-2 (raw
 test) and of Penn Treebank (valid); mean ± deviation over the seeds, which draw the calibration text. The price is the
 difference of uniform from free in per cent of perplexity, with its 95 % interval (paired bootstrap over seeds and
-windows). *left* is what of the prunable parameters really went, free and uniform: widths in multiples overshoot.
+windows). *gone* is what of the prunable parameters really went, free and uniform: widths in multiples overshoot.
 """
 
 
@@ -109,21 +109,21 @@ def report() -> None:
     said += ["## Shapes", "", "Layers that went whole, and KV heads and channels of each of the others, by seed:", ""]
     for ratio in RATIOS:
         shapes = "; ".join(_shape(each["rows"][f"{UNIFORM}/{NONE}@{ratio:g}"]["kept"]) for each in found)
-        said.append(f"- {ratio:.0%}: {shapes}")
+        said.append(f"- {100 * ratio:.0f} %: {shapes}")
     (DOCS / "uniform.md").write_text("\n".join(said).rstrip() + "\n")
 
 
 def table(found: Sequence[Any], method: str) -> list[str]:
     """Return the price at each ratio in Markdown."""
-    said = ["| asked | left | " + " | ".join(f"{text}, free | uniform | price, %" for text in TEXTS.values()) + " |"]
+    said = ["| asked | gone | " + " | ".join(f"{text}, free | uniform | price, %" for text in TEXTS.values()) + " |"]
     said.append("|---" + "|---:" * (1 + 3 * len(TEXTS)) + "|")
     for ratio in RATIOS:
         rows = {name: [each["rows"][f"{name}/{method}@{ratio:g}"] for each in found] for name in SHAPES}
-        cells = [", ".join(f"{np.mean([row['actual'] for row in each]):.1%}" for each in rows.values())]
+        cells = [", ".join(f"{100 * np.mean([row['actual'] for row in each]):.1f}" for each in rows.values()) + " %"]
         for text in TEXTS.values():
             free, uniform = (np.array([row["losses"][text] for row in each]) for each in rows.values())
             cells += [perplexity(free), perplexity(uniform), in_percent(uniform, free)]
-        said.append(f"| {ratio:.0%} | {' | '.join(cells)} |")
+        said.append(f"| {100 * ratio:.0f} % | {' | '.join(cells)} |")
     return said
 
 
