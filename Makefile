@@ -5,7 +5,6 @@ BIN := .venv/bin
 NOTEBOOKS ?= cache
 BUILDER ?= docker
 READY := .venv/.ready
-FAST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 
 IN_ZOO := KERAS_BACKEND=jax .venv/zoo/bin/pytest -q -n auto --dist loadgroup -m zoo
 
@@ -64,7 +63,7 @@ oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares
 	$(call in-versions,.venv/oldest)
 
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
-	XLA_FLAGS="--xla_force_host_platform_device_count=8 $(FAST)" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
+	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
 
 large: $(READY)  ## a checkpoint of 1.1 billion parameters onto eight devices: two minutes, 7 GB of disk and of memory; not in CI
 	XLA_FLAGS="--xla_force_host_platform_device_count=8" $(BIN)/pytest -q -m large
