@@ -77,7 +77,7 @@ def _evaluate(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, r
     )
 
 
-def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
+def _method(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
     """Return the method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
     can have adapters or be quantised there."""
     if not spec.constants.traits.experts:
@@ -86,7 +86,7 @@ def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
 
 
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
-    method = method_of(config, spec)
+    method = _method(config, spec)
     model, trainable = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param
     if config.method == "groupwise":
         model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")

@@ -19,6 +19,10 @@ TOKENS = np.random.default_rng(0).integers(0, 300, (2, 9), np.int32)
 ARCHITECTURES = {"qwen3_moe": "qwen3moe", "mixtral": "llama"}
 
 
+def test_every_family_with_experts_is_here():
+    assert {family for family, traits in FAMILIES.items() if traits.experts} == set(ARCHITECTURES)
+
+
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_each_expert_is_a_matrix(family, tmp_path):
     """As llama.cpp's converter stacks them, `[experts, outputs, inputs]`; the router is float32 whatever else is."""
@@ -124,4 +128,3 @@ def test_experts_that_are_no_matrices(tmp_path):
     path = rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "qwen3moe", {}, flat)
     with pytest.raises(ValueError, match=rf"{name} has shape \[144, 32\], expected a matrix for each of 6 experts"):
         load_model(path)
-    assert {family for family, traits in FAMILIES.items() if traits.experts} == set(ARCHITECTURES)
