@@ -1,15 +1,15 @@
 """What does a pruned model learn from the unpruned one, beside the text? The ablation of docs/distillation.md.
 
-    SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--arms ARM ...]
+    SAAP_DATA=DATA python experiments/distillation.py run [--seeds 0 1 2] [--arms ARM ...] [--steps 32]
     python experiments/distillation.py report
 
 SmolLM2-135M without half of its prunable parameters, by the defaults of `saap prune` calibrated on C4, then
 `saap recover` of that model once for each arm: with LoRA, on the same rows of C4 in the same order, for the same steps.
 The seed draws the calibration text, the rows and the adapters. Judged on the first 32 windows of 128 tokens of
 WikiText-2 (raw test) and of Penn Treebank (valid). Each arm runs in a process of its own, so that its memory is its
-own. What is done is not done again, and what was killed goes on. Results become a small file for each seed in
-docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: give each run a core of
-its own (`taskset -c 0`), and leave that alone.
+own. What is done is not done again, and what was killed goes on. Results become a small file for each number of steps
+and seed in docs/distillation; `report` makes docs/distillation.md of these files. Minutes are wall time: give each run
+a core of its own (`taskset -c 0`), and leave that alone.
 """
 
 import argparse
@@ -35,51 +35,54 @@ from saap_jax.runs.reading import read_run
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "distillation"
 MODEL, RATIO, WINDOWS = "smollm2-135m", 0.5, 32
-ROW, BATCH, STEPS, RATE = 128, 4, 32, 3e-3
+ROW, BATCH, RATE = 128, 4, 3e-3
 TEXTS = {f"ppl@{LENGTH} {source}": SHORT[source] for source in (WIKITEXT, TREEBANK)}
 """Metric -> what the page calls it."""
 
-BASE, LOGITS, TOP = "language loss", "all logits", "top-64 logits"
+BASE, LOGITS, TOP, HIDDEN = "language loss", "all logits", "top-64 logits", "hidden states"
 ARMS: dict[str, dict[str, Any]] = {
     BASE: {},
     LOGITS: {"distillation": 0.5},
     TOP: {"distillation": 0.5, "top_k_logits": 64},
-    "hidden states": {"hidden": 1.0},
+    HIDDEN: {"hidden": 1.0},
     "hidden states and all logits": {"distillation": 0.5, "hidden": 1.0},
 }
 """Fields of `training` by arm; weights and temperature were not searched."""
 
-PROTOCOL = {"ratio": RATIO, "steps": STEPS, "batch": BATCH, "row": ROW, "rate": RATE, "windows": WINDOWS, "arms": ARMS}
+PROTOCOL = {"ratio": RATIO, "batch": BATCH, "row": ROW, "rate": RATE, "windows": WINDOWS, "arms": ARMS}
 
 HEAD = f"""# What a pruned model learns from the unpruned one
 
     SAAP_DATA=DATA python experiments/distillation.py run
+    SAAP_DATA=DATA python experiments/distillation.py run --steps 128 --arms "{BASE}" "{LOGITS}" "{HIDDEN}"
     python experiments/distillation.py report
 
 SmolLM2-135M without {RATIO:.0%} of its prunable parameters (defaults of `saap prune`, 32 windows of 128 tokens of C4),
-then `saap recover` with LoRA: {STEPS} steps of {BATCH} rows of {ROW} tokens of C4, learning rate {RATE:g}. Every arm
+then `saap recover` with LoRA on batches of {BATCH} rows of {ROW} tokens of C4, learning rate {RATE:g}. Every arm
 takes the same rows in the same order; they differ in the loss alone: (1 − w) · language loss + w · T² · KL with w = 0.5
 and T = 2 where logits are compared, + 1 · the distance of the residual streams where hidden states are.
 *{TOP}* are read from [disk](training.md#a-teacher-on-disk), and the dense model is not in memory. ppl@{LENGTH} on the
 first {WINDOWS} windows of WikiText-2 (raw test) and of Penn Treebank (valid); mean ± deviation over the seeds, which
 draw calibration text, rows and adapters. Differences in per cent of perplexity with 95 % intervals (paired bootstrap
 over seeds and windows). Minutes are wall time, on one core, of the training, and of the pass that keeps logits; GiB
-the peak of memory until the training has ended; MiB what lies on disk. Weights, temperature and learning rate were not
-searched, and the steps are few.
+the peak of memory until the training has ended; MiB what lies on disk; of all three the median over the seeds. Weights,
+temperature and learning rate were not searched, and the steps are few: the longest training sees 65,536 tokens, a
+published recovery millions to billions.
 """
 
 
-def run(seed: int, arms: Sequence[str], runs: Path) -> None:
+def run(seed: int, arms: Sequence[str], steps: int, runs: Path) -> None:
     """Run each arm of a seed that has no result yet in a process of its own, and write what it found."""
     for arm in arms:
-        if arm in _results(seed)["rows"]:
+        if arm in _results(seed, steps)["rows"]:
             continue
-        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--arms", arm, "--runs", str(runs)]
+        words = [sys.executable, __file__, "one", "--seeds", str(seed), "--arms", arm, "--steps", str(steps)]
+        words += ["--runs", str(runs)]
         if code := subprocess.run(words).returncode:
             raise SystemExit(f"{arm}, seed {seed}: ended with code {code}; the same command goes on")
 
 
-def one(seed: int, arm: str, runs: Path) -> None:
+def one(seed: int, arm: str, steps: int, runs: Path) -> None:
     """Prune, unless the pruned model of a seed is there, recover it, and write what was found."""
     pruned = runs / f"distillation-{seed}-pruned"
     if not pruned.exists():
@@ -90,17 +93,17 @@ def one(seed: int, arm: str, runs: Path) -> None:
             )
         )
     config = RecoverConfig(
-        name=f"distillation-{seed}-{arm.replace(' ', '-')}",
+        name=f"distillation-{steps}-{seed}-{arm.replace(' ', '-')}",
         model=str(pruned),
         dense=MODEL,
         method=MethodConfig(name="lora"),
         data=TrainingTextConfig(sources=(CALIBRATION,), length=ROW, held_out=0.0, seed=seed),
         training=TrainingConfig(
-            max_steps=STEPS,
+            max_steps=steps,
             batch_size=BATCH,
             microbatch=BATCH,
             learning_rate=RATE,
-            warmup=STEPS // 8,
+            warmup=steps // 8,
             check_every=8,
             seed=seed,
             **ARMS[arm],
@@ -109,12 +112,12 @@ def one(seed: int, arm: str, runs: Path) -> None:
         new_tokens=0,
         runs=str(runs),
     )
-    write(seed, arm, read_run(recover(config).path))
+    write(seed, arm, steps, read_run(recover(config).path))
 
 
-def write(seed: int, arm: str, record: Mapping[str, Any]) -> None:
+def write(seed: int, arm: str, steps: int, record: Mapping[str, Any]) -> None:
     """Add what a run found to the file of its seed."""
-    found = _results(seed)
+    found = _results(seed, steps)
     stages = {stage["name"]: stage for stage in record["stages"]}
     found["dense"], found["pruned"] = (_losses(record[name]) for name in ("dense", "before"))
     found["rows"][arm] = {
@@ -124,19 +127,19 @@ def write(seed: int, arm: str, record: Mapping[str, Any]) -> None:
         "disk": record.get("top_k_logits", {}).get("bytes", 0),
     }
     RESULTS.mkdir(exist_ok=True)
-    _path(seed).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
+    _path(seed, steps).write_text(json.dumps(found, separators=(",", ":"), sort_keys=True) + "\n")
 
 
-def _path(seed: int) -> Path:
-    return RESULTS / f"{MODEL}-{seed}.json"
+def _path(seed: int, steps: int) -> Path:
+    return RESULTS / f"{MODEL}-{steps}-{seed}.json"
 
 
-def _results(seed: int) -> dict[str, Any]:
-    path = _path(seed)
+def _results(seed: int, steps: int) -> dict[str, Any]:
+    path, protocol = _path(seed, steps), PROTOCOL | {"steps": steps}
     if not path.exists():
-        return {"protocol": PROTOCOL, "rows": {}}
+        return {"protocol": protocol, "rows": {}}
     found = json.loads(path.read_text())
-    if found["protocol"] != PROTOCOL:
+    if found["protocol"] != protocol:
         raise SystemExit(f"{path}: expected results of the protocol of this script, found another; move the file away")
     return found
 
@@ -147,18 +150,29 @@ def _losses(measured: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def report() -> None:
     """Write docs/distillation.md."""
-    seeds = sorted(int(path.stem.rpartition("-")[2]) for path in RESULTS.glob(f"{MODEL}-*.json"))
+    seeds: dict[int, list[int]] = {}
+    for path in sorted(RESULTS.glob(f"{MODEL}-*.json")):
+        steps, seed = (int(part) for part in path.stem.split("-")[-2:])
+        seeds.setdefault(steps, []).append(seed)
     if not seeds:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
-    found = [_results(seed) for seed in seeds]
+    said = [HEAD]
+    for steps in sorted(seeds):
+        said += [f"## {steps} steps, {steps * BATCH * ROW:,} tokens", ""]
+        said += section([_results(seed, steps) for seed in sorted(seeds[steps])])
+    (DOCS / "distillation.md").write_text("\n".join(said).rstrip() + "\n")
+
+
+def section(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what was found with one number of steps, by seed, in Markdown."""
     arms = [arm for arm in ARMS if all(arm in each["rows"] for each in found)]
-    said = [HEAD, *table(found, arms), ""]
+    said = [*table(found, arms), ""]
     if {LOGITS, TOP} <= set(arms):
         changes = (f"{text} {_change(found, TOP, LOGITS, text)} %" for text in TEXTS.values())
         said += [f"Of the arm *{TOP}* against *{LOGITS}*: {', '.join(changes)}.", ""]
     if missing := [arm for arm in ARMS if arm not in arms]:
-        said += [f"Not on every seed yet, and so not shown: {', '.join(missing)}.", ""]
-    (DOCS / "distillation.md").write_text("\n".join(said).rstrip() + "\n")
+        said += [f"Not run on every seed, and so not shown: {', '.join(missing)}.", ""]
+    return said
 
 
 def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
@@ -172,7 +186,7 @@ def table(found: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
         for text in TEXTS.values():
             cells.append(perplexity([row["losses"][text] for row in rows]))
             cells.append(_change(found, arm, BASE, text) if arm != BASE and BASE in arms else "")
-        minutes, gib, mib = (np.mean([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
+        minutes, gib, mib = (np.median([row[name] for row in rows]) for name in ("seconds", "gib", "disk"))
         cells += [f"{minutes / 60:.1f}", f"{gib:.2f}", f"{mib / 2**20:.0f}" if mib else "–"]
         said.append(f"| {arm} | {' | '.join(cells)} |")
     for name, what in (("pruned", "(pruned, not trained)"), ("dense", "(dense)")):
@@ -191,6 +205,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "one", "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"))
     arguments = parser.parse_args()
     if arguments.what == "report":
@@ -198,9 +213,9 @@ def main() -> None:
     if "SAAP_DATA" not in os.environ:
         parser.error("expected SAAP_DATA, the directory that holds text/, wikitext2/ and ptb/")
     if arguments.what == "one":
-        return one(arguments.seeds[0], arguments.arms[0], arguments.runs)
+        return one(arguments.seeds[0], arguments.arms[0], arguments.steps, arguments.runs)
     for seed in arguments.seeds:
-        run(seed, arguments.arms, arguments.runs)
+        run(seed, arguments.arms, arguments.steps, arguments.runs)
 
 
 if __name__ == "__main__":

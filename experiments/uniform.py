@@ -53,8 +53,9 @@ SmolLM2-135M, both by the score `saap` from 32 windows of 128 tokens of C4, chan
 compensation and with least squares on the same windows. ppl@{LENGTH} on the first {WINDOWS} windows of WikiText-2 (raw
 test) and of Penn Treebank (valid); mean ± deviation over the seeds, which draw the calibration text. The price is the
 difference of uniform from free in per cent of perplexity, with its 95 % interval (paired bootstrap over seeds and
-windows). Of free layers the first four and the last two are left alone; a uniform shape can leave none alone, and what
-that is of the price was not told apart. *gone* is what of the prunable parameters really went, free and uniform: widths
+windows). Of free layers the first four and the last two are left alone, and their units are scored again after each
+tenth of the parameters; a uniform shape leaves no layer alone, and the first scores order its units. What these two are
+of the price was not told apart. *gone* is what of the prunable parameters really went, free and uniform: widths
 in multiples overshoot.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig
+from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.discovery import discover
 from saap_jax.estimation.ablation import Unit
@@ -21,9 +21,9 @@ from saap_jax.llama.files.hf_config import config_from_spec, spec_from_config
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
-from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.llama.segments import existing_tied, existing_units, masks, ones_gates
 from saap_jax.recovery import METHODS
-from saap_jax.selection.choose import choose, most_removable, some_scores
+from saap_jax.selection.choose import choose, chosen_again, most_removable, some_scores
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
@@ -139,7 +139,40 @@ def test_as_many_experts_stay_as_a_token_is_routed_to():
 
     limits = SearchConfig(allocation="global", max_ratio=SearchConfig().max_ratio)
     assert kept_by(random_model(spec_of("mixtral")), limits) == 2
+    assert kept_by(random_model(spec_of("mixtral")), dataclasses.replace(limits, device="tpu")) == 2
     assert kept_by(random_model(small_spec((2, 8), (2, 8))), limits) == 1, "negative control"
+
+
+def test_a_whole_mlp_goes_where_the_search_is_of_whole_ones():
+    subject = LlamaSubject(random_model(spec_of("mixtral")))
+    search = SearchConfig(allocation="global", depth=True, min_keep=PerStructure(attention=0, mlp=0))
+    keep = choose(subject, some_scores(subject), 0.3, search).keep["mlp"]
+    assert sorted({*keep.sum(axis=1).tolist()}) == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [({"evolve": EvolveConfig(generations=1)}, "evolved"), ({"shape": "uniform"}, "uniform")]
+)
+def test_what_chooses_again_keeps_as_many_experts(options, name, monkeypatch):
+    subject, search = LlamaSubject(random_model(spec_of("mixtral"))), SearchConfig(allocation="global", **options)
+    seen = []
+    monkeypatch.setattr(
+        f"saap_jax.selection.choose.{name}",
+        lambda start, priority, objective, costs, existing, config, made, progress: seen.append(config) or start,
+    )
+    scores = some_scores(subject)
+    selection = choose(subject, scores, 0.3, dataclasses.replace(search, shape="free"))
+    chosen_again(subject, selection, {"text": Windows(*BATCH)}, search, priority=scores, batch_size=1)
+    assert [config.min_keep.mlp for config in seen] == [2]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_gates_of_channels_in_a_layer_without_experts(family):
+    spec = spec_of(family)
+    first = spec.layers[0]
+    model = random_model(dataclasses.replace(spec, layers=(first, dataclasses.replace(first, mlp=0), first)))
+    gates = masks(existing_units(model.segments) | existing_tied(model.segments))
+    np.testing.assert_allclose(forward(model, TOKENS, gates), forward(model, TOKENS), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -260,8 +293,11 @@ def test_the_whole_way(tokenizer, tmp_path, run):
     pruned = str(tmp_path / "pruned")
     said = run("prune", *calibration, "--ratio", "0.3", "--estimator", "reap", "--out", pruned)
     assert "mlp is not compensated: tokens of an expert that goes are routed to others" in said
+    assert f"saap recover {pruned} --dense {source} --method.matrices query key value output" in said
+    assert "--format padded" not in said
     alike = str(tmp_path / "alike")
-    run("prune", *calibration, "--ratio", "0.25", "--estimator", "reap", "--out", alike, "--search.shape", "uniform")
+    words = ("--estimator", "reap", "--out", alike, "--search.shape", "uniform")
+    assert f"saap export {alike} {alike}-hf --format hf" in run("prune", *calibration, "--ratio", "0.25", *words)
     assert load_model(alike).spec.uniform
     run(
         *("recover", "--model", pruned, "--dense", source, "--runs", runs, "--method.name", "full"),

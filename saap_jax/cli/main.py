@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shlex
 import sys
 from collections.abc import Callable
 
@@ -171,14 +170,8 @@ def prune(words: list[str]) -> None:
         show_facts("", pruning.target_rows(pruned), header)
     show_lines(*pruning.warnings(pruned))
     show_paths(model=config.out)
-    if not config.model.traced:
-        out, dense = shlex.quote(config.out), shlex.quote(config.model.name)
-        next_commands = (
-            f"ab {out} {dense}",
-            f"recover {out} --dense {dense}",
-            f"export {out} {out}-hf --format padded",
-        )
-        show_lines("next:", *(f"  saap {command}" for command in next_commands))
+    if pruned.further:
+        show_lines("next:", *(f"  saap {command}" for command in pruned.further))
 
 
 def recover(words: list[str]) -> None:

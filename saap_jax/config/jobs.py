@@ -219,6 +219,9 @@ class ExportConfig:
     `maxtext`: a checkpoint of MaxText, with its configuration."""
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Type of the stored matrices; q8_0 is for gguf alone."""
+    teacher: str = ""
+    """With format maxtext: the unpruned model, a name, GGUF file or directory, which is exported too, to `OUT/teacher`.
+    MaxText's configuration names both."""
     dequantize: bool = False
     """Write quantised matrices in `dtype`. Without it, gguf takes those of 4 bits in groups of 32 as they are and
     refuses others; the other formats always dequantise."""
@@ -228,6 +231,10 @@ class ExportConfig:
         check_choice("dtype", self.dtype, ExportConfig.__annotations__["dtype"])
         if self.dtype == "q8_0" and self.format != "gguf":
             raise ValueError(f"dtype: q8_0 is a type of GGUF, expected float32, bfloat16 or float16 for {self.format}")
+        if self.teacher and self.format != "maxtext":
+            raise ValueError(
+                f"teacher: expected format maxtext beside it, whose distillation takes one, got {self.format}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

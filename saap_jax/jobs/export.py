@@ -35,6 +35,9 @@ from saap_jax.runtime.remote import is_remote, staged
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""
 
+TEACHER = "teacher"
+"""Name of the directory of the unpruned model, beside what MaxText distils."""
+
 Step = Callable[[str], contextlib.AbstractContextManager]
 """Shows a step of the work while it runs."""
 
@@ -70,14 +73,14 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
             raise ValueError(
                 f"{name}: expected a path, got nothing; say saap export MODEL OUT --format {config.format}"
             )
-    source = resolve(config.model)
+    source, teacher = resolve(config.model), resolve(config.teacher) if config.teacher else None
     if config.format == "gguf" and Path(config.out).suffix != ".gguf":
         raise ValueError(f"out: expected a file name that ends in .gguf for format gguf, got {config.out}")
     with staged(config.out) as out:
-        return _export(config, source, out.expanduser(), step)
+        return _export(config, source, teacher, out.expanduser(), step)
 
 
-def _export(config: ExportConfig, source: Path, out: Path, step: Step) -> Exported:
+def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path, step: Step) -> Exported:
     """Do what `export_model` does, to a path of this machine."""
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
         with step("load the model"):
@@ -93,9 +96,12 @@ def _export(config: ExportConfig, source: Path, out: Path, step: Step) -> Export
                 notes += (f"{gone} layers without heads and channels, which compute nothing, are left out",)
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
+        beside = None if teacher is None else _teacher(teacher, model, config.teacher)
         with step("write"):
-            kind, added, more = _write(config, written, tokenizer, source, place)
+            kind, added, more = _write(config, written, tokenizer, source, place, beside)
         with step("read back and compare"):
+            if beside is not None:
+                check_agreement(beside, load_model(place / TEACHER), tokens, config.dtype)
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
             written_parameters = count_written(place)
             if place.is_dir():
@@ -151,8 +157,19 @@ def _in_floats(config: ExportConfig, model: Llama) -> tuple[Llama, tuple[str, ..
     return dequantized(model), (note,)
 
 
+def _teacher(source: Path, student: Llama, name: str) -> Llama:
+    """Return the unpruned model that MaxText distils from, in floats."""
+    teacher = load_model(source)
+    if teacher.spec.vocab != student.spec.vocab:
+        raise ValueError(
+            f"teacher: expected a model of {student.spec.vocab:,} words, as the one that is exported, got "
+            f"{teacher.spec.vocab:,} in {name}"
+        )
+    return teacher if quantization_of(teacher) is None else dequantized(teacher)
+
+
 def _write(
-    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path, teacher: Llama | None
 ) -> tuple[str, int, tuple[str, ...]]:
     """Write one format; return what it is called, the parameters added, and notes."""
     if config.format == "gguf":
@@ -168,7 +185,7 @@ def _write(
             )
         return f"GGUF, architecture {written.architecture}", written.added, notes
     if config.format == "maxtext":
-        return _write_maxtext(config, model, tokenizer, place)
+        return _write_maxtext(config, model, tokenizer, place, teacher)
     generation = source / "generation_config.json"
     about = tunix.configuration(model.spec) if config.format == "tunix" else None
     added = write_hf(
@@ -188,20 +205,30 @@ def _write(
 
 
 def _write_maxtext(
-    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path
+    config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, place: Path, teacher: Llama | None
 ) -> tuple[str, int, tuple[str, ...]]:
-    """Write a checkpoint of MaxText, with the configuration that reads it back and the one that MaxText takes."""
-    where = config.out.rstrip("/") if is_remote(config.out) else str(Path(config.out).expanduser().absolute())
-    settings = maxtext.settings_of(model.spec, where)
-    maxtext.write_maxtext(model, place, jnp.dtype(config.dtype))
+    """Write a checkpoint of MaxText, perhaps its teacher's beside it, what reads them back, and what MaxText takes."""
+    remote = is_remote(config.out)
+    where = config.out.rstrip("/") if remote else str(Path(config.out).expanduser().absolute())
+    student = maxtext.Side(model.spec, where)
+    other = None if teacher is None else maxtext.Side(teacher.spec, f"{where}/{TEACHER}")
+    # transformers reads the config.json beside a tokenizer, and refuses numbers of heads that pruning may leave
+    words = None if remote or tokenizer is None else (other or student).place
+    settings = maxtext.settings_of(student, other, words)
+    for each, directory in ((model, place), (teacher, place / TEACHER)):
+        if each is not None:
+            maxtext.write_maxtext(each, directory, jnp.dtype(config.dtype))
+            write_json(config_from_spec(each.spec, config.dtype), directory / "config.json")
+            if tokenizer is not None:
+                write_tokenizer(tokenizer, directory)
     (place / MAXTEXT).write_text(settings, encoding="utf-8")
-    write_json(config_from_spec(model.spec, config.dtype), place / "config.json")
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, place)
-    block = maxtext.BLOCKS[model.constants.family].name
-    launch = "python3 -m maxtext.trainers.post_train.distillation.train_distill distillation.yml"
-    note = f"distil with the lines of {MAXTEXT} in distillation.yml and the unpruned model as teacher: {launch}"
-    return f"MaxText, decoder block {block}", 0, (note,)
+    launch = f"python3 -m maxtext.trainers.post_train.distillation.train_distill {config.out}/{MAXTEXT}"
+    notes = (f"distil with {launch} run_name=NAME base_output_directory=DIR, and what names your text",)
+    if teacher is None:
+        notes += (f"{MAXTEXT} lacks its teacher: export again with --teacher and the unpruned model",)
+    elif len(teacher.spec.layers) != len(model.spec.layers):
+        notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
+    return f"MaxText, decoder block {maxtext.BLOCKS[model.constants.family].name}", 0, notes
 
 
 def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:

@@ -13,7 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 from saap_jax.config.use import PushConfig
 from saap_jax.formats.json_files import read_object
 from saap_jax.jobs.origins import origin_of
+from saap_jax.llama.files import maxtext, tunix
 from saap_jax.llama.files.load import one_line
+from saap_jax.llama.files.orbax_items import item_of
 from saap_jax.llama.files.source import CARD, loader_of
 from saap_jax.report.card import card
 from saap_jax.runs.origin import Origin
@@ -113,8 +115,11 @@ def _origin(directory: Path) -> Origin:
     origin = origin_of(directory.resolve().name, directory)
     if origin["steps"]:
         return origin
-    is_ours = not (directory / "pruned.json").is_file()
-    return {**origin, "loader": loader_of(read_object(directory / "config.json")) if is_ours else "traced"}
+    if (directory / "pruned.json").is_file():
+        return {**origin, "loader": "traced"}
+    if any(item_of(directory, name) for name in (maxtext.ITEMS, tunix.PARAMETERS)):  # steps that those trained
+        return {**origin, "loader": "saap_jax"}
+    return {**origin, "loader": loader_of(read_object(directory / "config.json"))}
 
 
 def _send(config: PushConfig, directory: Path) -> str:

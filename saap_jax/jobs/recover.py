@@ -130,6 +130,8 @@ def _recover(
     with run.stage("evaluate"), step(track, "evaluate the recovered model"):
         run.update(after=measure(recovered))
     if config.new_tokens:
+        if dense is None and config.dense:  # given up for the training
+            dense = load_model(config.dense, config.dtype)
         models = {"dense": dense, "before": model, "after": recovered}
         present = {origins.NAMES[name]: each for name, each in models.items() if each is not None}
         with run.stage("write"):
@@ -141,8 +143,6 @@ def _recover(
             send(out, config.out)
     if config.new_tokens:
         with run.stage("time"):
-            if dense is None and config.dense:
-                dense = load_model(config.dense, config.dtype)
             _time(config, run, {"dense": dense, "before": model, "after": recovered}, track)
     run.update(out=config.out if is_remote(config.out) else str(out))
     finish(run, ENDING)
@@ -264,7 +264,7 @@ def _target(config: RecoverConfig, run: RunDirectory) -> Path:
     """
     if config.out and "training" not in run.record and broadcast(lambda: exists(config.out)):
         raise ValueError(f"out: expected a directory that does not exist yet, found {config.out}; choose another --out")
-    return Path(config.out) if config.out and not is_remote(config.out) else run.path / "model"
+    return Path(config.out).expanduser() if config.out and not is_remote(config.out) else run.path / "model"
 
 
 def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> None:

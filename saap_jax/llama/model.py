@@ -338,7 +338,10 @@ def feed(
         weights = jnp.repeat(routes(scores, None if experts is None else experts.astype(x.dtype), constants), each, -1)
         return active * (weights if gates is None else weights * gates)[..., None]
     active = active * routes(scores, gates, constants)[..., None]
-    return active if inner is None else active * _per_token(inner, x).reshape(-1, 1, *active.shape[2:])
+    if inner is None:
+        return active
+    each = _per_token(inner, x)
+    return active * each.reshape(len(each), 1, *active.shape[2:])
 
 
 def routes(

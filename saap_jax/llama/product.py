@@ -58,7 +58,7 @@ def product(equation: str, x: Array, weight: Weight) -> Array:
         return weight.product(equation, x)
     value = weight[...]
     if value.ndim != len(equation.partition("->")[0].partition(",")[2]):
-        value = value.reshape(x.shape[-1], -1)
+        value = value.reshape(x.shape[-1], -1 if x.shape[-1] else value.shape[-1])  # of no inputs -1 cannot be told
     return jnp.einsum(equation, x, value)
 
 

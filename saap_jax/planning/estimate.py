@@ -19,6 +19,7 @@ import math
 from typing import NamedTuple
 
 from saap_jax.config.plan import PlanConfig
+from saap_jax.config.recover import MethodConfig
 from saap_jax.estimation.base import Statistic
 from saap_jax.estimation.observe import union_of_needs
 from saap_jax.estimation.registry import make_estimator
@@ -70,7 +71,11 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     ]
     matrices = [spec.embed * (spec.head_dim * (2 * kv + 2 * heads) + 3 * mlp) for kv, heads, mlp in layers]
     embeddings = spec.vocab * spec.embed * (1 if spec.tied else 2)
-    count = sum(matrices) + embeddings
+    count, parameters = sum(matrices) + embeddings, (sum(matrices) + embeddings) * width
+    if config.task == "recover" and config.method == "groupwise":  # integers, and of a group a scale and an offset
+        method, of_attention = method_of(config, spec), [2 * (kv + heads) for kv, heads, _ in layers]
+        packed = sum(matrices) if "up" in method.matrices else spec.embed * spec.head_dim * sum(of_attention)
+        parameters -= packed * (width - method.bits / 8 - 8 / method.group_size)
     gradient, squares, state = _state(config, spec, count, sum(matrices), shards)
     working = [tokens * width * (2 * spec.head_dim * (kv + heads) + 3 * mlp) / tensor for kv, heads, mlp in layers]
     of_device = [rows * max(heads / tensor, 1) for _, heads, _ in layers]
@@ -104,7 +109,7 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     attention = sum(4 * heads * spec.head_dim * config.length for _, heads, _ in layers)
     once = 2 * sum(matrices) + attention
     flops = tokens / tensor * (passes * once + projections * 2 * spec.vocab * spec.embed)
-    weights = count * width / tensor
+    weights = parameters / tensor
     sent = 0.0
     if fsdp > 1:
         sent += (fsdp - 1) / fsdp * weights * (2 if backward else 1) + (fsdp - 1) * (gradient + squares)
@@ -113,7 +118,15 @@ def estimate(config: PlanConfig, spec: LlamaSpec, mesh: Mesh, batch: int, remat:
     if data > 1:
         sent += 2 * (data - 1) / data * (gradient + squares)
     moved = passes * (weights + moved) + 2 * (gradient + squares)
-    return Estimate(count * width / shards, state, temporaries, flops, moved, sent)
+    return Estimate(parameters / shards, state, temporaries, flops, moved, sent)
+
+
+def method_of(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
+    """Return the method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
+    can have adapters or be quantised there."""
+    if not spec.constants.traits.experts:
+        return MethodConfig(name=config.method)
+    return MethodConfig(name=config.method, matrices=("query", "key", "value", "output"))
 
 
 def _state(config: PlanConfig, spec: LlamaSpec, count: int, matrices: int, shards: int) -> tuple[float, float, float]:

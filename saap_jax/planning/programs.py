@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from saap_jax.config.mesh import BATCH
 from saap_jax.config.plan import PlanConfig
-from saap_jax.config.recover import MethodConfig
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.observe import observe_step, union_of_needs
 from saap_jax.estimation.registry import make_estimator
@@ -20,6 +19,7 @@ from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import Quantization, abstract_quantized
 from saap_jax.llama.segments import existing_units
 from saap_jax.llama.spec import LlamaSpec
+from saap_jax.planning.estimate import method_of
 from saap_jax.recovery.adapters import AdapterParam, adapted
 from saap_jax.recovery.objective import Objective, Packed
 from saap_jax.recovery.train import Schedule, State, optimizer_of, split, train_step
@@ -77,16 +77,8 @@ def _evaluate(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, r
     )
 
 
-def _method(config: PlanConfig, spec: LlamaSpec) -> MethodConfig:
-    """Return the method of a recovery by its defaults; of a mixture with the matrices of attention, the only ones that
-    can have adapters or be quantised there."""
-    if not spec.constants.traits.experts:
-        return MethodConfig(name=config.method)
-    return MethodConfig(name=config.method, matrices=("query", "key", "value", "output"))
-
-
 def _recover(config: PlanConfig, spec: LlamaSpec, layout: Layout, batch: int, remat: Remat) -> Program:
-    method = _method(config, spec)
+    method = method_of(config, spec)
     model, trainable = abstract_llama(spec, jnp.dtype(config.dtype)), nnx.Param
     if config.method == "groupwise":
         model = abstract_quantized(model, Quantization(method.bits, method.group_size, method.matrices), "model")

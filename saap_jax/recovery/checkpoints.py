@@ -46,9 +46,11 @@ class Checkpoints:
 
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # of equal losses the first one is the best, as for whoever reads it; BestN would keep the last one
         best = BestN(
-            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+            get_metric_fn=lambda metrics: (metrics["loss"], metrics.get("step", 0)),
+            reverse=True, n=1, keep_checkpoints_without_metrics=False,
+        )  # fmt: skip
         self._ocp, self._directory, self._failed = ocp, directory, False
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -78,7 +80,7 @@ class Checkpoints:
                 args=args.Composite(
                     state=args.StandardSave(arrays_of(state)), progress=args.JsonSave({"schema": SCHEMA, **progress})
                 ),
-                metrics=None if loss is None else {"loss": loss},
+                metrics=None if loss is None else {"loss": loss, "step": int(state.step)},
             )
 
     def wait(self) -> None:

@@ -26,7 +26,7 @@ _USE: dict[Loader, tuple[str, str]] = {
         _TRANSFORMERS.replace("DIRECTORY", "DIRECTORY, trust_remote_code=True"),
     ),
     "saap_jax": (
-        "Its layers differ, or have parts that transformers does not know: saap_jax loads or exports it.",
+        "Its layers differ, or have parts or files that transformers does not know: saap_jax loads or exports it.",
         _OURS,
     ),
     "traced": (

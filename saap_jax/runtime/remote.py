@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,8 +49,8 @@ class Remote(NamedTuple):
     """A file there."""
 
     size: int
-    changed: int
-    """Seconds of the epoch; 0 where the place does not say."""
+    changed: int | str
+    """Seconds of the epoch, or what else tells a file from an earlier one there; empty where the place does not say."""
 
 
 def is_remote(name: str | Path) -> bool:
@@ -75,7 +76,7 @@ def check_local(field: str, name: str | Path) -> Path:
 def exists(name: str | Path) -> bool:
     """Say whether a path, or a whole file or directory at an address, is there."""
     if not is_remote(name):
-        return Path(name).exists()
+        return Path(name).expanduser().exists()
     with reaching(str(name)):
         files = files_at(path_of(str(name)))
     return bool(files) and MARK not in files
@@ -173,7 +174,7 @@ def staged(address: str) -> Iterator[Path]:
         ValueError: it cannot be reached, or another process here writes it. What was made stays here then.
     """
     if not is_remote(address):
-        yield Path(address)
+        yield Path(address).expanduser()
         return
     path = path_of(address)
     place = cache() / "outputs" / key_of(address) / path.name
@@ -306,7 +307,16 @@ def files_at(path: Any) -> dict[str, Remote]:
 
 def _remote(path: Any) -> Remote:
     stat = path.stat()
-    return Remote(int(stat.length), int(stat.mtime or 0))
+    return Remote(int(stat.length), int(stat.mtime or 0) or _version(path))
+
+
+def _version(path: Any) -> str:
+    """Return what tells a file from an earlier one, of places whose time of change `epath` does not know: S3, Azure."""
+    import fsspec
+
+    system, inner = fsspec.url_to_fs(os.fspath(path))
+    info = system.info(inner)
+    return next((str(info[key]) for key in ("LastModified", "last_modified", "ETag", "etag") if info.get(key)), "")
 
 
 def key_of(address: str) -> str:

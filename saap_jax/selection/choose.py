@@ -248,6 +248,7 @@ def chosen_again(
     """
     if not config.chooses_again:
         return selection
+    config = subject.searched(config)
     examples = subject.join([*scenarios.values()])
     if config.orders:
         assert priority is not None

@@ -12,13 +12,15 @@ within a budget and ranks them by a short retraining; here by the divergence, an
 not part of it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from saap_jax.config.search import SearchConfig
-from saap_jax.selection.search import Selection
+from saap_jax.selection.budget import SLACK
+from saap_jax.selection.search import Selection, aligned
 from saap_jax.subjects.base import Objective
 from saap_jax.types import STRUCTURES, Keep, Scores
 
@@ -95,16 +97,15 @@ def shapes_of(existing: Keep, costs: dict[str, np.ndarray], ratio: float, config
         raise ValueError("search.shape: expected a model whose layers are alike, to keep them so, got others")
     heads, channels = (int(units[name][0]) for name in STRUCTURES)
     head, channel = (int(costs[name][0]) for name in STRUCTURES)
-    layers, least, multiple = len(existing["mlp"]), config.min_keep, config.multiple_of
+    layers, least, multiple = len(existing["mlp"]), config.min_keep, aligned(config)
     whole = heads * head + channels * channel
     left = layers * whole * (1 - ratio)
-    limit = {name: getattr(config.max_ratio, name) for name in STRUCTURES}
     fewest = {
-        "attention": max(least.attention, 1, round(heads * (1 - limit["attention"]))),
-        "mlp": max(least.mlp, 1, round(channels * (1 - limit["mlp"]))),
+        name: max(getattr(least, name), 1, count - math.floor(count * getattr(config.max_ratio, name) * (1 + SLACK)))
+        for name, count in (("attention", heads), ("mlp", channels))
     }
     found = []
-    for gone in range(int(config.uniform.layers * layers) + 1):
+    for gone in range(min(int(config.uniform.layers * layers), layers - 1) + 1):
         for kept in range(heads, fewest["attention"] - 1, -1):
             fits = int((left / (layers - gone) - kept * head) / channel * (1 + 1e-12))
             width = min(fits, channels) // multiple.mlp * multiple.mlp

@@ -105,8 +105,14 @@ class LlamaSubject(Subject):
         return {name: left[name] for name in self.existing}
 
     def searched(self, search: SearchConfig) -> SearchConfig:
-        """Return the options of a search, with as many experts a layer, at least, as a token is routed to."""
-        if (least := self.model.constants.experts_per_token) is None or search.min_keep.mlp >= least:
+        """Return the options of a search, of a mixture with as many experts a layer as a token is routed to, at least.
+
+        With `depth` all of them go or none. Widths that suit a device are of channels, so experts have none.
+        """
+        if (least := self.model.constants.experts_per_token) is None:
+            return search
+        search = dataclasses.replace(search, device="any")
+        if search.depth or search.min_keep.mlp >= least:
             return search
         return dataclasses.replace(search, min_keep=dataclasses.replace(search.min_keep, mlp=least))
 

@@ -103,7 +103,8 @@ def test_coordinates_of_removed_units_are_those_that_gates_set_to_zero(name):
         assert np.abs(whole.transpose(0, 2, 1)[~kept]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("linen_encoder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "linen_encoder"])
 def test_a_raised_bias_raises_the_outputs(name):
     """The bias that is found adds to what the product gives, for each system and output by itself."""
     traced, writers, params, inputs = traced_example(name)

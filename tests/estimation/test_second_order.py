@@ -87,10 +87,8 @@ def test_without_second_order_it_is_taylor_element(x64):
     assert not np.allclose(scores("taylor_element_second", gradient), scores("taylor_element", zeros), rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("size", "remat"),
-    [pytest.param(1, "none", marks=pytest.mark.slow), (2, "dots"), pytest.param(4, "full", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "remat"), [(1, "none"), (2, "dots"), (4, "full")])
 def test_squares_are_those_of_each_examples_mean_loss(x64, size, remat):
     """F = (1/N) Σ_n (∂_n w)²; the padding row and its microbatch count for nothing."""
     model = random_model(TWO_RUNS, dtype=np.float64)

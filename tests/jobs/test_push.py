@@ -191,6 +191,16 @@ def test_a_directory_without_a_record_gets_what_is_known(directory, capsys):
 
 
 @pytest.mark.parametrize(
+    ("item", "library"), [("7/model_params", "saap_jax"), ("7/items", "saap_jax"), ("x", "transformers")]
+)
+def test_steps_that_another_program_trained_are_not_for_transformers(item, library, tiny_model_directory, tmp_path):
+    place = shutil.copytree(tiny_model_directory, tmp_path / "trained")
+    (place / item).mkdir(parents=True)
+    assert main.main(["push", str(place), "--no-upload"]) == 0
+    assert metadata_load(place / "README.md")["library_name"] == library
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ([], "directory: expected a name, got nothing"),

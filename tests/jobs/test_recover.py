@@ -124,9 +124,12 @@ def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(option
         assert training.frozen.teacher is None
         return loop.train(training, checkpoints, **more)
 
+    write: list[list[str]] = []
     monkeypatch.setattr(job, "load_model", load)
     monkeypatch.setattr(job, "train", train)
-    words = ["recover", *options, "--training.max-steps", "3", "--training.check-every", "3"]
+    monkeypatch.setattr(job, "written", lambda models, *_: write.append(sorted(models)) or [])
+    monkeypatch.setattr(job, "_time", lambda *_: None)
+    words = ["recover", *options[:-1], "2", "--training.max-steps", "3", "--training.check-every", "3"]
     words += ["--training.distillation", "0.5", "--training.top-k-logits", "5"]
     assert main.main(words) == 0
     assert there == [[True, False]]
@@ -141,6 +144,7 @@ def test_the_dense_model_is_not_in_memory_when_its_top_logits_are_on_disk(option
     assert abs(rows[0]["divergence"]) < 1e-5  # the model is still the dense one
     assert rows[-1]["divergence"] > 1e-4
     assert "top_k_logits" in run["files"]  # what --overwrite removes
+    assert write == [["dense", "pruned", "recovered"]]
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ def test_prune_lets_both_models_write_where_it_judges(config, tmp_path, monkeypa
     assert unjudged.written == []
 
 
+@pytest.mark.slow
 def test_recover_lets_all_three_models_write(tiny_model_directory, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 60)

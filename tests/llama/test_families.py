@@ -236,7 +236,9 @@ def test_squared_gradients_of_biases_are_those_of_single_examples(x64):
         assert expected.max() > 1e-9
 
 
-@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "family", ["mistral", *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen2", "qwen3_moe"))]
+)
 def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
     model, tokens = relative(family, dtype=np.float64), random_tokens(2, 9)
     mask = np.ones(tokens.shape, bool)
@@ -259,11 +261,17 @@ def test_ablation_is_the_loss_with_one_gate_closed(family, x64):
 # --- decoding ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", RELATIVES)
+ALIKE, RAGGED = ((2, 6), (2, 6)), ((2, 6), (1, 3), (0, 5))
+AT_ONCE = "mistral", "gemma3_text", "qwen3_moe"
+
+
 @pytest.mark.parametrize(
-    "widths",
-    [((2, 6), (2, 6)), pytest.param(((2, 6), (1, 3), (0, 5)), marks=pytest.mark.slow)],
-    ids=["dense", "ragged"],
+    ("family", "widths"),
+    [
+        *((family, ALIKE) for family in AT_ONCE),
+        *(pytest.param(family, ALIKE, marks=pytest.mark.slow) for family in RELATIVES if family not in AT_ONCE),
+        *(pytest.param(family, RAGGED, marks=pytest.mark.slow) for family in RELATIVES),
+    ],
 )
 def test_generation_equals_recomputation(family, widths):
     """Prompts shorter and longer than the window, padded on the left, beyond which the cache goes on."""

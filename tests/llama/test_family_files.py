@@ -194,6 +194,22 @@ def test_missing_keys_have_the_defaults_of_the_family():
         assert eos == spec.constants.eos_tokens
 
 
+MIXTURES = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_missing_keys_of_mixtures_have_the_defaults_of_the_family(family):
+    least = {key: SIZES[key] for key in list(SIZES)[:6]} | MIXTURES[family]
+    ours = spec_from_config(least | {"model_type": family}, "x").constants
+    theirs = pytest.importorskip("transformers").AutoConfig.for_model(family, **least)
+    theta = getattr(theirs, "rope_theta", None) or theirs.rope_parameters["rope_theta"]
+    assert ours.rope_theta == theta == {"mixtral": 1e6, "qwen3_moe": 1e4}[family]
+    assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
+
+
 ON = {"use_sliding_window": True, "sliding_window": 16, "max_position_embeddings": 64}
 SLIDING, FULL = "sliding_attention", "full_attention"
 

@@ -1,12 +1,12 @@
 """MaxText: what is written for it and read back. With the package itself: `make maxtext`."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import yaml
 
 from saap_jax.config.jobs import ExportConfig
 from saap_jax.jobs.export import export_model
@@ -38,11 +38,41 @@ def test_an_export_is_read_back(name, tmp_path):
         assert read.spec == model.spec
         for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(read), strict=True):
             np.testing.assert_allclose(theirs, ours, rtol=1e-6)  # queries are scaled and scaled back
-    said = (tmp_path / "out" / "maxtext.yml").read_text().splitlines()
-    assert said[0] == "student_overrides:"
-    assert f'  decoder_block: "{"qwen3" if name == "qwen3" else "llama2"}"' in said
-    assert f"  load_parameters_path: {json.dumps(str(tmp_path / 'out' / '0' / 'items'))}" in said
-    assert said[-1] == "distill_layer_indices: [0, 1]"
+    said = yaml.safe_load((tmp_path / "out" / "maxtext.yml").read_text())
+    assert said.keys() == {"base_config", "student_overrides", "distill_layer_indices"}
+    assert said["student_overrides"]["decoder_block"] == ("qwen3" if name == "qwen3" else "llama2")
+    assert said["student_overrides"]["load_parameters_path"] == str(tmp_path / "out" / "0" / "items")
+    assert said["distill_layer_indices"] == [0, 1]
+    assert any("lacks its teacher" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_teacher_is_beside_it_in_one_configuration(layers, tmp_path):
+    """Features of layers are compared by number, so not where whole layers went."""
+    student, teacher = random_model(UNIFORM, 1), random_model(spec_of(*((2, 2, 24),) * layers), 2)
+    places = [save_model(model, tmp_path / name) for name, model in (("s", student), ("t", teacher))]
+    out = tmp_path / "out"
+    done = export_model(ExportConfig(model=str(places[0]), teacher=str(places[1]), out=str(out), format="maxtext"))
+    said = yaml.safe_load((out / "maxtext.yml").read_text())
+    assert said["base_config"] == "post_train/distillation.yml"
+    for name, where, model in (("student", out, student), ("teacher", out / "teacher", teacher)):
+        assert said[f"{name}_overrides"]["load_parameters_path"] == str(where / "0" / "items")
+        assert said[f"{name}_overrides"]["base_num_decoder_layers"] == len(model.spec.layers)
+        for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(load_model(where)), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+    assert said.get("distill_layer_indices") == ([0, 1] if layers == 2 else None)
+    assert any("leave distill_beta 0" in note for note in done.notes) == (layers == 3)
+
+
+def test_a_teacher_of_other_words_is_refused(tmp_path):
+    other = dataclasses.replace(UNIFORM, vocab=UNIFORM.vocab + 1)
+    places = [str(save_model(random_model(spec), tmp_path / name)) for name, spec in (("s", UNIFORM), ("t", other))]
+    asked = ExportConfig(model=places[0], teacher=places[1], out=str(tmp_path / "out"), format="maxtext")
+    with pytest.raises(ValueError, match=f"expected a model of {UNIFORM.vocab} words, as the one that is exported"):
+        export_model(asked)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="teacher: expected format maxtext beside it"):
+        dataclasses.replace(asked, format="tunix")
 
 
 def test_layers_that_are_not_stacked_are_read_too(tmp_path):
@@ -54,6 +84,18 @@ def test_layers_that_are_not_stacked_are_read_too(tmp_path):
         decoder[f"layers_{layer}"] = jax.tree.map(lambda array, layer=layer: array[:, layer], stacked)
     with ocp.PyTreeCheckpointer() as writer:
         writer.save(tmp_path / "7" / "items", tree)
+    (tmp_path / "config.json").write_bytes((save_model(model, tmp_path / "m") / "config.json").read_bytes())
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(load_model(tmp_path)), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+def test_what_its_distillation_keeps_is_read(tmp_path):
+    """An item of the same name as Tunix's, whose own models have other arrays."""
+    model = random_model(UNIFORM, 1)
+    tree = jax.tree.map(lambda array: {"value": np.asarray(array)}, tree_of(model)["params"]["params"])
+    tree["decoder"]["layers"]["self_attention"]["rngs"] = {"aqt": {"count": {"value": np.ones(2, np.uint32)}}}
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "7" / "model_params", tree)
     (tmp_path / "config.json").write_bytes((save_model(model, tmp_path / "m") / "config.json").read_bytes())
     for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(load_model(tmp_path)), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-6)

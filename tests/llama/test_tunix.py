@@ -105,5 +105,7 @@ def test_nothing_is_said_where_it_computes_the_same():
 def test_what_tunix_has_no_model_for_is_refused():
     with pytest.raises(ValueError, match="expected layers of equal widths, which is all that Tunix knows"):
         configuration(spec_of((2, 2, 24), (1, 2, 24)))
+    with pytest.raises(ValueError, match="expected no biases of output projections, which Tunix has not"):
+        configuration(PLAIN["biased"])
     with pytest.raises(ValueError, match=r"expected a family of llama, .*, which Tunix has, got phi3"):
         configuration(RELATIVES["phi3-uniform"])

@@ -13,6 +13,7 @@ from saap_jax.config.plan import PlanConfig
 from saap_jax.estimation.gradient_sums import gradient_sums
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of
+from saap_jax.planning.estimate import estimate
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import _devices, plan_one
 from saap_jax.planning.search import search
@@ -59,9 +60,11 @@ def test_every_task_compiles_and_is_split(fields):
     record = plan(**fields)
     assert record["fits"]
     assert record["source"] == "compiled"
-    parameters = 2 * (2 * 4096 * 1024 + 6 * (1024 * 128 * (8 + 4 + 4 + 8) + 3 * 1024 * 2048))
-    if fields.get("method") != "groupwise":
-        assert parameters / 4 <= record["bytes"]["parameters"] <= 1.1 * parameters / 4
+    a_weight = 4 / 8 + 8 / 32 if fields.get("method") == "groupwise" else 2
+    parameters = 2 * 2 * 4096 * 1024 + a_weight * 6 * (1024 * 128 * (8 + 4 + 4 + 8) + 3 * 1024 * 2048)
+    assert parameters / 4 <= record["bytes"]["parameters"] <= 1.1 * parameters / 4
+    estimated = estimate(PlanConfig(length=256, **fields), SMALL, (1, 4, 1), 4, "full")
+    assert estimated.parameters == parameters / 4
     assert record["bytes"]["peak"] < record["memory"]
     assert record["tokens_per_second"] > 0
 

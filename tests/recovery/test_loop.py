@@ -115,6 +115,16 @@ def test_the_best_parameters_are_returned_and_kept(tmp_path):
         assert checkpoints.steps == sorted({6, 9, outcome.best_step})
 
 
+def test_of_equal_losses_the_first_checkpoint_stays(tmp_path):
+    """It is the best one for whoever reads it; where a later one is better, the first one goes."""
+    state = start(training_of().initial, Schedule())
+    for place, losses, kept in (("equal", (1.0,) * 4, [1, 4]), ("lower", (1.0, 1.0, 0.5, 1.0), [3, 4])):
+        with Checkpoints(tmp_path / place, keep=1) as checkpoints:
+            for step, loss in enumerate(losses, 1):
+                checkpoints.save(state._replace(step=jnp.asarray(step, jnp.int32)), {}, loss)
+            assert checkpoints.steps == kept
+
+
 def test_patience_ends_it(tmp_path):
     training = training_of(rate=0.5, held_out=IRREGULAR, plan=PLAN._replace(patience=1))
     outcome, told = run(tmp_path, training)

@@ -1,10 +1,12 @@
 """Addresses: fetched once for each state, sent whole or not at all, errors in one line."""
 
+import dataclasses
 import logging
 import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +78,31 @@ def test_a_state_is_fetched_once_and_a_change_is_seen(bucket, caplog):
     os.utime(Path(bucket.here(ADDRESS)) / "model.safetensors", (1, 1))
     assert (fetched(ADDRESS, PATTERNS) / "model.safetensors").read_text() == "changed"
     assert (first / "model.safetensors").read_text() == "weights", "who still reads the old one keeps it"
+
+
+@pytest.mark.parametrize("key", ["LastModified", "last_modified", "ETag"])
+def test_a_change_is_seen_where_the_time_has_another_name(key, bucket, monkeypatch):
+    """S3 and Azure, of which `epath` knows no time of change; a file of the same size."""
+    versions, stat = {"model.safetensors": "1", "config.json": "1"}, Bucket.stat
+    system = SimpleNamespace(info=lambda path: {"size": 7, key: versions[path.rpartition("/")[2]]})
+    monkeypatch.setattr(Bucket, "stat", lambda *words: dataclasses.replace(stat(*words), mtime=0))
+    monkeypatch.setattr("fsspec.url_to_fs", lambda path: (system, path))
+    put(bucket, "model.safetensors", "weights")
+    put(bucket, "config.json", "{}")
+    first = fetched(ADDRESS, PATTERNS)
+    put(bucket, "model.safetensors", "changed")
+    assert fetched(ADDRESS, PATTERNS) == first, "control: the same state"
+    versions["model.safetensors"] = "2"
+    assert (fetched(ADDRESS, PATTERNS) / "model.safetensors").read_text() == "changed"
+
+
+def test_a_path_of_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with staged("~/made") as place:
+        assert place == tmp_path / "made"
+        assert not exists("~/made")
+        place.mkdir()
+    assert exists("~/made")
 
 
 def test_a_file_alone(bucket, tmp_path):

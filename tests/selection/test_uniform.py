@@ -116,6 +116,21 @@ def test_shapes_keep_limits(subject):
         shapes_of(other.existing, other.costs, 0.2, SEARCH)
 
 
+def test_shapes_keep_what_the_search_keeps_of_limits_and_devices():
+    """A limit is rounded as elsewhere, widths suit the device, and one layer stays whatever may go."""
+    existing = {"attention": np.ones((4, 8), bool), "mlp": np.ones((4, 64), bool)}
+    costs = {"attention": np.full(4, 8), "mlp": np.full(4, 1)}
+    limited = dataclasses.replace(
+        SEARCH, device="cpu", max_ratio=SharePerStructure(attention=0.7, mlp=1.0), uniform=UniformConfig(layers=1.0)
+    )
+    found = shapes_of(existing, costs, 0.5, limited)
+    assert {shape.mlp % 16 for shape in found} == {0}
+    assert {shape.layers for shape in found} <= {0, 1, 2, 3}
+    free = shapes_of(existing, costs, 0.5, dataclasses.replace(limited, device="any"))
+    assert {shape.mlp % 16 for shape in free} != {0}
+    assert min(shape.attention for shape in free) == 3, "of eight heads 0.7 is 5.6, so five may go"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

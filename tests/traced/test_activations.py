@@ -33,7 +33,8 @@ def llama_problem(model, tokens) -> Problem:
     return Problem(function=Llama.__call__, params=model, loss=square, calibration=examples, held_out=examples)
 
 
-@pytest.mark.parametrize("kind", ["gqa", pytest.param("mha", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gqa", "mha"])
 def test_scores_are_those_of_our_llama(kind):
     """On examples of one length without padding; heads and channels, the structures that both know."""
     model = dense_model(kind, mlp=7)

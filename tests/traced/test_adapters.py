@@ -92,6 +92,7 @@ class Encoder(linen.Module):
         return linen.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_linen_and_a_learned_configuration():
     """The widths are what the configuration has to say: a module of that width takes the parameters."""
     module = Encoder()
@@ -168,6 +169,7 @@ def quantised():
     return dataclasses.replace(problem, function=function, params=problem.params | {"layers": layers})
 
 
+@pytest.mark.slow
 def test_quantised_weights_go_with_their_scales():
     subject = subject_of(quantised())
     hidden = next(each for each in subject.structures if each.units == 5)

@@ -209,8 +209,16 @@ def test_units_that_others_can_stand_in_for_are_restored(road, x64):
     assert np.abs(plain - dense).max() > 1e-2
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("linen_encoder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("gpt2", "bias"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("gpt2", "least_squares"), *(("linen_encoder", method) for method in METHODS))
+        ),
+    ],
+)
 def test_the_held_out_loss_falls_and_masked_is_cut(name, method):
     """Of a trained model a quarter to a third goes; negative control: corrections made on noise do not help as much."""
     problem = trained(name, count=64, steps=200)

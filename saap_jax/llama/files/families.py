@@ -213,7 +213,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(
         "MixtralForCausalLM",
         only={"architectures": (None, ["MixtralForCausalLM"]), "sliding_window": (None,)},
-        defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5},
+        defaults={"max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0},
         harmless=_ROUTING | {"router_jitter_noise"},
         written={"sliding_window": None},
         gguf=Gguf(equal_layers=True),

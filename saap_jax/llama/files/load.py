@@ -34,8 +34,8 @@ from saap_jax.llama.files.hf_layout import (
     tensor_shapes,
 )
 from saap_jax.llama.files.load_gguf import open_gguf
-from saap_jax.llama.files.maxtext import ITEMS, open_maxtext
-from saap_jax.llama.files.orbax_items import item_of
+from saap_jax.llama.files.maxtext import ITEMS, is_of_maxtext, open_maxtext
+from saap_jax.llama.files.orbax_items import arrays_of, item_of
 from saap_jax.llama.files.packaged import PACKAGED, packaged
 from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
 from saap_jax.llama.model import Llama, abstract_llama
@@ -105,9 +105,11 @@ def _opened(path: Path) -> Checkpoint:
     if path.is_file():
         return open_gguf(path)
     if next(path.glob("*.safetensors"), None) is None:
-        for name, opened in ((PARAMETERS, open_tunix), (ITEMS, open_maxtext)):
+        for name in (PARAMETERS, ITEMS):
             if (item := item_of(path, name)) is not None:
-                return opened(item)
+                arrays = arrays_of(item)
+                opened = open_maxtext if name == ITEMS or is_of_maxtext(arrays) else open_tunix
+                return opened(item, arrays)
     return _open_directory(path)
 
 

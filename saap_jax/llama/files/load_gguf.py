@@ -36,6 +36,8 @@ _READ = {
     *("expert_count", "expert_used_count"),
 }
 
+LLAMA_CPP_THETA = 10_000.0
+"""The rotary base of a file that says none, of any architecture."""
 
 _OTHER_SCORES = 62
 """Layers of the one `gemma3` whose scores llama.cpp scales otherwise, which it tells by their number."""
@@ -229,8 +231,8 @@ def _routing(found: _Fields) -> dict[str, Any]:
 def _sights(found: _Fields, layers: int) -> dict[str, Any]:
     """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
     traits, window = FAMILIES[found.family], None
-    default = traits.defaults.get("rope_theta", 10_000.0)
-    main = {"rope_theta": found.number("rope.freq_base", "theta", default), "rope_scaling": _scaling(found)}
+    theta = found.number("rope.freq_base", "theta", LLAMA_CPP_THETA)
+    main = {"rope_theta": theta, "rope_scaling": _scaling(found)}
     if found.values.get(key := "attention.sliding_window"):
         window = found.integer(key, "positions")
     if not traits.gguf.windows:

@@ -1,6 +1,7 @@
 """MaxText: how it lays out a model's parameters in an Orbax checkpoint, and what configures it.
 
-A step of a checkpoint holds an item `items`, a tree `params/params/…` whose layers are stacked on the second axis. Two
+A step of a checkpoint holds an item `items`, a tree `params/params/…` whose layers are stacked on the second axis; what
+its distillation keeps has the same tree without these two, in an item `model_params`, as Tunix has it. Two
 of its decoder blocks are written and read: `llama2`, whose queries are stored over the root of a head's size, and
 `qwen3`. With the rotary scaling of Llama 3.1 it turns neighbouring coordinates of a head, where ours are half a head
 apart. Layouts are those of MaxText 0.2.5, `layers/attentions.py` and `checkpoint_conversion/utils/param_mapping.py`.
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from saap_jax.llama.files.hf_layout import EMBEDDING, UNEMBEDDING, Checkpoint
-from saap_jax.llama.files.orbax_items import arrays_of, spec_beside
+from saap_jax.llama.files.orbax_items import spec_beside
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import LlamaSpec
 
@@ -129,15 +130,41 @@ def tree_of(model: Llama) -> dict[str, Any]:
     return {"params": {"params": {"token_embedder": words, "decoder": decoder}}}
 
 
-def settings_of(spec: LlamaSpec, place: str) -> str:
-    """Return a configuration for MaxText's distillation, YAML: the student, and which layers' features compare.
+BASE = "post_train/distillation.yml"
+"""The configuration of MaxText that ours begins with, below its `configs`."""
+
+
+class Side(NamedTuple):
+    """A model of a distillation."""
+
+    spec: LlamaSpec
+    place: str
+    """Path or address where its checkpoint will be."""
+
+
+def settings_of(student: Side, teacher: Side | None, tokenizer: str | None) -> str:
+    """Return a configuration of MaxText's distillation, YAML, that lacks its data and, perhaps, the teacher.
+
+    Features of layers are compared by the number of the layer, so they can be where both have as many.
 
     Args:
-        place: path or address where the checkpoint will be.
+        tokenizer: directory of the tokenizer of both, if they have one there.
     """
-    said = overrides(spec) | {"load_parameters_path": f"{place}/0/{ITEMS}"}
-    lines = ["student_overrides:", *(f"  {name}: {json.dumps(value)}" for name, value in said.items())]
-    return "\n".join([*lines, f"distill_layer_indices: {json.dumps([*range(len(spec.layers))])}", ""])
+    said: dict[str, Any] = {"base_config": BASE}
+    for name, side in (("student_overrides", student), ("teacher_overrides", teacher)):
+        if side is not None:
+            said[name] = overrides(side.spec) | {"load_parameters_path": f"{side.place}/0/{ITEMS}"}
+    if teacher is None or len(teacher.spec.layers) == len(student.spec.layers):
+        said["distill_layer_indices"] = [*range(len(student.spec.layers))]
+    if tokenizer is not None:
+        said |= {"tokenizer_path": tokenizer, "tokenizer_type": "huggingface"}
+    lines = []
+    for key, value in said.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name}: {json.dumps(each)}" for name, each in value.items())]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join([*lines, ""])
 
 
 def write_maxtext(model: Llama, place: Path, dtype: np.dtype) -> None:
@@ -176,23 +203,31 @@ def _second(array: Any) -> np.ndarray:
 # --- read ------------------------------------------------------------------------------------------
 
 
-def open_maxtext(items: Path) -> Checkpoint:
-    """Open the parameters of a MaxText checkpoint, in host memory all at once.
+def is_of_maxtext(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Say whether an item `model_params` is of MaxText's distillation, and not of Tunix's own models."""
+    return any(name.startswith(("decoder/", "token_embedder/")) for name in arrays)
+
+
+def open_maxtext(items: Path, arrays: Mapping[str, np.ndarray]) -> Checkpoint:
+    """Open the parameters of a MaxText checkpoint: the arrays of its item, as `arrays_of` reads them.
 
     What no array tells is read from the `config.json` of the exported model, beside the step or the steps.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a family that is not read, arrays of other names, or what Orbax cannot read.
+        ValueError: a family that is not read, or arrays of other names.
     """
     spec = spec_beside(items)
     if spec.constants.family not in BLOCKS:
         raise ValueError(f"{items}: expected a family of {', '.join(BLOCKS)}, got {spec.constants.family}")
     block, tensors = BLOCKS[spec.constants.family], {}
-    for name, array in arrays_of(items).items():
-        inner = name.removeprefix("params/params/")
-        if inner == name:
-            if name.split("/")[0] in ("opt_state", "step"):
+    bare = is_of_maxtext(arrays)
+    for name, array in arrays.items():
+        inner = name if bare else name.removeprefix("params/params/")
+        if "rngs" in name.split("/"):  # the state of random numbers, which a training keeps too
+            continue
+        if inner == name and not bare:
+            if name.split("/")[0] in ("opt_state", "step", "nnx_aux"):
                 continue
             raise ValueError(f"{items}: expected arrays below params/params, as MaxText keeps them, got {name!r}")
         tensors |= _stored(inner, array, block, _interleaves(spec), str(items))

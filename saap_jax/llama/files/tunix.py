@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.llama.files.hf_layout import EMBEDDING, UNEMBEDDING, Checkpoint
-from saap_jax.llama.files.orbax_items import arrays_of, spec_beside
+from saap_jax.llama.files.orbax_items import spec_beside
 from saap_jax.llama.spec import LlamaSpec
 
 PARAMETERS = "model_params"
@@ -56,6 +56,8 @@ def configuration(spec: LlamaSpec) -> dict[str, Any]:
         raise ValueError(f"format tunix: expected a family of {', '.join(FAMILIES)}, which Tunix has, got {family}")
     if not spec.uniform:
         raise ValueError("format tunix: expected layers of equal widths, which is all that Tunix knows, got others")
+    if spec.output_biases:
+        raise ValueError("format tunix: expected no biases of output projections, which Tunix has not")
     known, constants = FAMILIES[family], spec.constants
     arguments = {
         "num_layers": len(spec.layers),
@@ -120,18 +122,18 @@ def _whole(value: float | None) -> int | float | None:
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
-def open_tunix(parameters: Path) -> Checkpoint:
-    """Open the parameters of a Tunix checkpoint, in host memory all at once.
+def open_tunix(parameters: Path, arrays: Mapping[str, np.ndarray]) -> Checkpoint:
+    """Open the parameters of a Tunix checkpoint: the arrays of its item, as `arrays_of` reads them.
 
     What no array tells, such as the rotary base, is read from the `config.json` of the model that was trained: beside
     the parameters, the step, or the steps.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: arrays of other names, or what Orbax cannot read.
+        ValueError: arrays of other names.
     """
     spec, tensors = spec_beside(parameters), dict[str, np.ndarray]()
-    for name, array in arrays_of(parameters).items():
+    for name, array in arrays.items():
         for stored, tensor in _stored(name, array, str(parameters)):
             tensors[stored] = tensor
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
