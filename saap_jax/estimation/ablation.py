@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.estimation.base import Batch
 from saap_jax.llama.model import DecoderLayer, Llama, decode, feed, post_normed, rms_norm, written_by
 from saap_jax.llama.positions import apart_of, sight_of
+from saap_jax.llama.product import added
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
@@ -196,7 +197,7 @@ def remove_step(
         each = jnp.einsum("btf,fd->fbtd", active[..., units], down[units])
         if parameters.mlp_post_norm is None:
             return seen["mlp_out"][None] - each
-        rest = _flat(jnp.einsum("btf,fd->btd", active, down)[None] - each)
+        rest = added(_flat(jnp.einsum("btf,fd->btd", active, down)[None] - each), mlp.down_bias)
         left = post_normed(rest, parameters.mlp_post_norm, constants).reshape(each.shape)
         return seen["mlp_in"][None] + left
     each = jnp.einsum("btkgh,kghd->kbtd", seen["attention"][:, :, units], attention.output[...][units])
@@ -204,6 +205,7 @@ def remove_step(
         y = _flat(seen["attention_out"][None] - each)
     else:
         rest = _flat(jnp.einsum("btkgh,kghd->btd", seen["attention"], attention.output[...])[None] - each)
+        rest = added(rest, attention.output_bias)
         left = post_normed(rest, parameters.attention_post_norm, constants).reshape(each.shape)
         y = _flat(x[None] + left)
     written = written_by(mlp, feed(mlp, rms_norm(y, parameters.mlp_norm[...], constants), constants))

@@ -84,7 +84,8 @@ def _observe_step(
 
     def normalised(x: Array) -> Array:
         power = jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))
-        return jnp.einsum("bt,bte->e", mask.astype(jnp.float32), power / power.mean(-1, keepdims=True))
+        mean = power.mean(-1, keepdims=True)  # 0 of padding whose word has a row of zeros
+        return jnp.einsum("bt,bte->e", mask.astype(jnp.float32), power / jnp.where(mean > 0, mean, 1))
 
     def observe(point: str, activation: Array) -> Array | None:
         return normalised(activation) if point in ("attention_in", "mlp_in", "mlp_out") else None

@@ -235,7 +235,7 @@ def _check_tensors(path: str | Path, file: Any, expected: dict[str, dict[str, An
     trees = [_flat(f"{scenario}/{name}", tree) for scenario, named in expected.items() for name, tree in named.items()]
     wanted = {name: tuple(leaf.shape) for flat in trees for name, leaf in flat.items()}
     unknown = tuple(f"{at}/{name}/" for at, named in expected.items() for name, tree in named.items() if tree is None)
-    views = {name: file.get_slice(name) for name in file.keys() if not name.startswith(unknown)}  # noqa: SIM118
+    views = {name: file.get_slice(name) for name in file.keys() if not f"{name}/".startswith(unknown)}  # noqa: SIM118
     stored = {name: tuple(view.get_shape()) for name, view in views.items()}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):

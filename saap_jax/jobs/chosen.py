@@ -89,7 +89,7 @@ def select_smallest(
     """
     search, existing = config.search, subject.existing
     top = most_removable(subject, search)
-    every, least = search.rescore_every or top, config.ratio or 0.0
+    every, least = search.rescore_every or top or 1.0, config.ratio or 0.0
     if least > top:
         raise ValueError(f"ratio: expected at most {top:.4f}, the largest that the search can meet, got {least}")
     ends = sorted({*(round(n * every, 9) for n in range(1, math.ceil(top / every))), top})

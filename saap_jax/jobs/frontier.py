@@ -15,7 +15,7 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.crossing import Bracket, bisect, first_bracket
 from saap_jax.evaluation.scales import scale_of
-from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
 from saap_jax.jobs.sweep import (
     Evaluator,
     Row,
@@ -71,6 +71,7 @@ def _frontier(
     subject, calibration, texts = material.subject, material.calibration, material.texts
     tops = _largest_ratios(config, subject, variants)
     check_compensations(config, subject, calibration)
+    check_judged(config.judged, texts)
     run.begin(material.inputs)
     run.update(**about_run("frontier", subject, list(texts), seeds, methods_of(config)))
     with run.stage("score") as stage:

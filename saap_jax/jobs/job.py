@@ -7,12 +7,13 @@ else the run goes on, as if it had been killed before that was written.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saap_jax.config.jobs import (
     CompareConfig,
+    Domain,
     FidelityConfig,
     FrontierConfig,
     ScoreConfig,
@@ -81,6 +82,12 @@ def check(config: Config) -> Layout | None:
             check_disjoint(sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
         sizes["evaluation.batch_size"] = config.evaluation.batch_size
     return layout_of_job(config.mesh, **sizes)
+
+
+def check_judged(domain: Domain, texts: Collection[str]) -> None:
+    """Raise ValueError where removals are to be judged out of domain, and there is one text alone."""
+    if domain == "out" and len(texts) < 2:
+        raise ValueError("judged: expected in, as there is one held-out set and none out of its domain, got out")
 
 
 def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track, seeds: Sequence[int] = ()) -> Material:

@@ -68,6 +68,12 @@ def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
 
 def _compare(config: PairConfig, a: Reference, b: Reference, track: Track) -> Comparison:
     """Compare the losses of two models, each on record or evaluated now; nothing without sources."""
+    for each in (a, b):
+        if "structures" in each.record:
+            raise ValueError(
+                f"{each.text}: expected a language model, or a run of one, got a run of a traced model, whose losses "
+                "are no perplexities; saap report shows such runs side by side"
+            )
     if not config.sources:
         return Comparison(a.text, b.text, _check_seeds(a, b), config.resamples, ())
     a, b = _on_record(config, a, b), _on_record(config, b, a)
@@ -242,6 +248,11 @@ def with_limits(config: GateConfig) -> GateConfig:
         config = dataclasses.replace(config, **missing)
     if all(getattr(config, name) in ("", None) for name in LIMITS):
         raise ValueError("gate: expected at least one limit, such as --max-ppl-increase 5% or --limits gates/default")
+    if config.max_ppl_increase and not config.sources:
+        raise ValueError(
+            f"max_ppl_increase: no text was given to hold against {config.max_ppl_increase}; name some with --sources, "
+            "or leave this limit out"
+        )
     if config.max_accuracy_drop is not None and not config.tasks:
         raise ValueError(
             f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
@@ -288,6 +299,8 @@ def _check_costs(
         checks.append(check_bytes("max_size", "weights", bound, *sizes))
     if not models:
         return checks
+    if not setting.texts:
+        raise ValueError("gate: expected text whose length limits of time and memory are of; name some with --sources")
     length = min(length for _, length, _ in setting.texts.values())
     vocab = min(each.spec.vocab for each in models)
     tokens = (np.arange(setting.batch_size * length, dtype=np.int32) % vocab).reshape(setting.batch_size, length)

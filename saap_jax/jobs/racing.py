@@ -98,6 +98,8 @@ class Race:
             for ratio, verdict in verdicts.items():
                 if verdict.next:
                     self._lap(ratio, verdict)
+        for ratio, verdict in verdicts.items():
+            self._rest(ratio, verdict)
         self._record()
         return [self._summary(ratio, verdict) for ratio, verdict in verdicts.items()]
 
@@ -106,15 +108,25 @@ class Race:
 
         Who is evaluated together follows from the verdict alone, and not from what a killed run has done of the lap.
         """
+        before = max((look for look in self.looks if look < verdict.next), default=0)
+        self._evaluate(ratio, verdict, before, verdict.next)
+
+    def _rest(self, ratio: float, verdict: Verdict) -> None:
+        """Evaluate those that are left of a race, which may end before its last look, on all windows."""
+        self._evaluate(ratio, verdict, max(verdict.windows[number] for number in verdict.left), self.rows)
+
+    def _evaluate(self, ratio: float, verdict: Verdict, before: int, stop: int) -> None:
+        """Evaluate those that are left up to a window, together who has as many of those before."""
         variants = [*self.field[ratio].values()]
         digests = list(dict.fromkeys(self.digests[name] for number in verdict.left for name in variants[number]))
-        before = max((look for look in self.looks if look < verdict.next), default=0)
         groups: dict[int, list[str]] = {}
         for digest in digests:
             if "/" not in digest:
-                groups.setdefault(min(self._have(digest), before), []).append(digest)
+                have = self._have(digest)
+                groups.setdefault(have if before < have < stop else min(have, before), []).append(digest)
         for start, members in groups.items():
-            self._masked(members, start, verdict.next)
+            if start < stop:
+                self._masked(members, start, stop)
         self._corrected([digest for digest in digests if "/" in digest and not self._have(digest)])
 
     def _have(self, digest: str) -> int:

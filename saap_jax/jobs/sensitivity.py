@@ -17,7 +17,7 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
-from saap_jax.jobs.job import Ending, check, finish, job, load
+from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
 from saap_jax.jobs.score import tokens_to_observe
 from saap_jax.jobs.sweep import Evaluator, Row, about_run, unpruned
 from saap_jax.report.kinds.sensitivity import sensitivity_files
@@ -60,6 +60,7 @@ def _sensitivity(config: SensitivityConfig, run: RunDirectory, layout: Layout | 
     material = load(config, run, layout, track)
     subject, scenarios, texts = material.subject, material.scenarios, material.texts
     _check_ratio(config, subject)
+    check_judged(config.judged, texts)
     run.begin(material.inputs)
     run.update(**about_run("sensitivity", subject, list(texts), [config.calibration.seed]))
     with run.stage("score") as stage:

@@ -99,6 +99,8 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
 
     >>> options({"ratio": 0.3, "search": {"skip_layers": [0, -1], "depth": False}}, PruneConfig())
     ['--ratio', '0.3', '--search.skip-layers', '0', '-1']
+    >>> options({"search": {"max_ratio_each": {"in[1]": 0.0}}}, PruneConfig())
+    ['--search.max-ratio-each', "'in[1]'", '0.0']
     """
     words: list[str] = []
     for field in dataclasses.fields(default):
@@ -111,6 +113,9 @@ def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[s
         elif isinstance(usual, tuple):
             if list(value) != list(usual):
                 words += [f"--{name}", *(shlex.quote(str(item)) for item in value)]
+        elif isinstance(usual, dict):
+            if value != usual:
+                words += [f"--{name}", *(shlex.quote(str(word)) for pair in value.items() for word in pair)]
         elif isinstance(usual, bool):
             if value != usual:
                 words.append(f"--{name}" if value else f"--{prefix}no-{field.name}".replace("_", "-"))

@@ -66,6 +66,7 @@ def kept_scores(
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
+        known = known and {need.name for need in needs} <= kept_statistics(path, name)  # not where small ones alone are
         statistics, made[name] = score_examples(
             subject,
             examples,

@@ -5,12 +5,12 @@ of what `saap sensitivity` tried (`trials`), that is offered which was surely be
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from saap_jax.config.method import FusionConfig
 from saap_jax.estimation import make_estimators
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.differences import decimals_of
@@ -21,7 +21,8 @@ from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.trials import Suggestion, sensitivity_suggestions
 from saap_jax.runtime.words import signed, some
-from saap_jax.selection.oracles import ABLATION
+from saap_jax.selection.calibrate import fusion_members, structure_parts
+from saap_jax.selection.oracles import is_oracle
 
 NEGLIGIBLE = 0.05
 """Share of a mean fused score below which a member is not worth its statistics."""
@@ -131,15 +132,19 @@ def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
 def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     """Return how little an estimator needs, larger = less, and what that is.
 
-    >>> effort("wanda", {}), effort("gate_fisher/wanda", {})
-    ((4, 'activations only'), (3, 'gradients of gates'))
+    >>> effort("wanda", {}), effort("gate_fisher/wanda", {}), effort("block_ablation(granularity='layer')", {})
+    ((4, 'activations only'), (3, 'gradients of gates'), (-1, 'a pass a unit'))
     """
-    name = "/".join([fusion["attention"], *fusion["estimators"]]) if estimator == "saap" else estimator
-    if estimator == ABLATION:
+    parts = structure_parts(estimator, FusionConfig(**{key: _given(value) for key, value in fusion.items()}))
+    members = dict.fromkeys(member for part in parts.values() for member in fusion_members(part))
+    if any(map(is_oracle, members)):
         return -1, "a pass a unit"
-    members = dict.fromkeys(part.strip() for part in re.split("[/+]", name) if part.strip())
     sources = {need.source for made in make_estimators(members).values() for need in made.needs}
     return next((place, said) for place, (source, said) in enumerate(_EFFORT) if source in sources or not source)
+
+
+def _given(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:

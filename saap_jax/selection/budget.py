@@ -101,11 +101,18 @@ def filled(shares: np.ndarray, most: np.ndarray) -> np.ndarray:
 
     >>> filled(np.array([0.6, 0.3, 0.1]), np.array([0.4, 1.0, 1.0])).round(3).tolist()
     [0.4, 0.45, 0.15]
+
+    Shares that are too small to be told from 0 are those of what each can lose.
+
+    >>> filled(np.array([1.0, 0.0, 0.0]), np.array([0.4, 1.0, 1.0])).round(3).tolist()
+    [0.4, 0.3, 0.3]
     """
     full = np.zeros(len(shares), bool)
     while True:
-        left = 1 - most[full].sum()
-        scaled = np.where(full, most, shares * left / max(shares[~full].sum(), np.finfo(float).tiny))
+        left, rest = 1 - most[full].sum(), np.where(full, 0.0, shares)
+        if not rest.any():
+            rest = np.where(full, 0.0, most)
+        scaled = np.where(full, most, rest * left / max(rest.sum(), np.finfo(float).tiny))
         if not (over := ~full & (scaled > most)).any():
             return scaled
         full |= over

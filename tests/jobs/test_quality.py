@@ -262,6 +262,10 @@ class TestGate:
             (["--max-size", "300"], "max_size: expected a percentage of the baseline's"),
             (["--max-size", "300MiP"], "such as 300MiB, got '300MiP'"),
             (["--max-accuracy-drop", "1"], "no tasks were given"),
+            (
+                ["--sources", "--tasks", "boolq", "--max-ppl-increase", "5%"],
+                "max_ppl_increase: no text was given to hold against 5%",
+            ),
             (["--limits", "none.toml"], "none at none.toml; check the path, or name one of the package: gates/default"),
             (["--max-size", "80%", "--repeats", "0"], "repeats: expected at least 1"),
         ],

@@ -167,6 +167,25 @@ def test_several_seeds_run_together(config, tmp_path):
     assert "of the means over these 2 calibration seeds" in (run.path / "report.html").read_text()
 
 
+def test_whoever_is_left_has_all_windows_whenever_the_race_ends(config, tmp_path):
+    """One variant races against none; several may be told apart, or be as good as each other, at the first look."""
+    for name, options in {
+        "alone": {"estimation": EstimationConfig(estimators=("wanda",))},
+        "early": {"race_margin": 5.0},
+    }.items():
+        changed = dataclasses.replace(config, name=name, runs=str(tmp_path), grid=GridConfig(), **options)
+        run = compare.compare(changed)
+        rows = {row["candidate"]: row for row in run.candidates()}
+        for race in run.record["race"]:
+            assert race["ending"] != "spent"
+            assert max(race["windows"].values()) < race["budget"] == 40
+            left = [row for row in rows.values() if row["variant"] in race["left"]]
+            assert left
+            assert all(len(losses) == 40 for row in left for losses in row["losses"].values())
+        again = compare.compare(changed)
+        assert again.candidates() == run.candidates()
+
+
 def test_too_few_windows_and_margins_that_are_none_are_refused(config, tmp_path):
     few = dataclasses.replace(config.evaluation, windows=7)
     with pytest.raises(ValueError, match="evaluation.windows: expected at least 8 for a race, got 7"):

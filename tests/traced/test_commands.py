@@ -10,6 +10,7 @@ import pytest
 
 from saap_jax.cli.main import main
 from saap_jax.subjects.traced import load_pruned
+from tests.cli.test_main import refused
 from tests.traced.problems import stacked
 from tests.traced.test_compensation import mlp_problem
 
@@ -56,6 +57,9 @@ def test_compare(here, capsys):
     assert best["ppl"] == pytest.approx(best["ppl_masked"], rel=1e-4)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["candidate"] for row in rows] == ["wanda@0.3", "gate_taylor@0.3", "ablation@0.3"]
+    pair = ["runs/compare:wanda@0.3", "--baseline", "runs/compare:dense", "--max-ppl-increase", "5%"]
+    for command in (["ab", "runs/compare:wanda@0.3", "runs/compare:dense"], ["gate", *pair]):
+        assert "got a run of a traced model, whose losses are no perplexities" in refused(capsys, command)
     assert all(row["parameters"] < record["dense"]["parameters"] and row["ratio_actual"] >= 0.3 for row in rows)
     for row in (record["dense"], *rows):
         assert row["ppl"]["loss held_out"] == pytest.approx(np.mean(row["losses"]["loss held_out"])), "no exponential"
@@ -168,6 +172,13 @@ def test_the_example_of_the_documentation(here, capsys):
         finally:
             sys.path.remove(str(here))
     assert capsys.readouterr().out.startswith("0.0104")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["frontier", "sensitivity"])
+def test_one_held_out_set_judges_in_domain(command, here, capsys):
+    words = [command, "mine.py:problem", "--judged", "out"]
+    assert "judged: expected in, as there is one held-out set" in refused(capsys, words)
 
 
 @pytest.mark.slow
