@@ -204,6 +204,23 @@ def test_unrolled_layers_have_the_structures_of_scanned_ones():
     assert all(s.gate for s in unrolled.prunable)
 
 
+@pytest.mark.parametrize("length", [6, 600])
+def test_a_shifted_time_axis_may_be_long(length):
+    """Inputs without their last token, targets without their first: each part of the axis is a size of its own."""
+
+    def loss(params, tokens):
+        embedded = params["embedding"][tokens[:, :-1]]
+        hidden = embedded + jnp.tanh(embedded @ params["up"]) @ params["down"]
+        scores = jax.nn.log_softmax(hidden @ params["embedding"].T)
+        return -jnp.take_along_axis(scores, tokens[:, 1:, None], -1).mean()
+
+    params = {"embedding": jnp.ones((11, 4)), "up": jnp.ones((4, 7)), "down": jnp.ones((7, 4)), "temperature": 0.5}
+    traced = trace(loss, params, jax.ShapeDtypeStruct((2, length), jnp.int32))
+    assert sorted((s.name, s.units) for s in traced.prunable) == [("down[0]", 7), ("down[1]", 4)]
+    (up,) = [structure for structure in traced.prunable if structure.units == 7]
+    assert retrace(loss, traced, up, params, jax.ShapeDtypeStruct((2, length), jnp.int32)) == ""
+
+
 def test_a_text_names_members_gates_and_reasons():
     spec = LlamaSpec(vocab=9, embed=6, head_dim=4, layers=(LayerWidths(kv_heads=2, q_per_kv=3, mlp=5),) * 2, tied=False)
     text = describe(trace(lambda model, tokens: model(tokens), abstract_llama(spec), TOKENS))

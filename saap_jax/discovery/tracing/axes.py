@@ -83,6 +83,8 @@ class Axes:
         self.site: Any = None
         """Where the program is that is being followed; kept with each pin."""
         self.pins: list[Pin] = []
+        self._kept: set[int] = set()
+        """Atoms that are known to be pinned, as they are now; what `pins` says of all is looked up at the end."""
 
     def atom(self, size: int) -> int:
         """Return a new node of its own."""
@@ -102,6 +104,7 @@ class Axes:
         """Say that no atom of a node may change its size."""
         if node != ONE:
             self.pins.append(Pin(node, kind, detail, self.site))
+            self._kept.update(self.atoms(node))
 
     def size(self, node: int) -> int:
         """Return the number of indices of an axis."""
@@ -158,6 +161,7 @@ class Axes:
         if parts is None:
             left, right = self.atom(at), self.atom(self.size(node) - at)
             self._alias[node] = self._new(self.size(node), (True, (left, right)))
+            self._kept |= {left, right} if node in self._kept else set()
             return left, right
         if not parts[0]:
             major, *minor = self.factors(node)
@@ -195,6 +199,7 @@ class Axes:
             factors = self.atom(major), segments[0]
             self.pin(factors[0], "split", "numbers the parts of a fused axis")
         self._alias[node] = self._new(size, (False, factors))
+        self._kept.update(factors if node in self._kept else ())
         return factors
 
     def atoms(self, node: int) -> tuple[int, ...]:
@@ -258,7 +263,10 @@ class Axes:
         if one is None or other is None:
             atom, kept = (first, second) if one is None else (second, first)
             self._alias[atom] = kept
+            self._kept.update(self.atoms(kept) if atom in self._kept else ())
             return True
+        if self._kept.issuperset(self.atoms(first)) and self._kept.issuperset(self.atoms(second)):
+            return True  # no part changes its size; a shifted time axis would have as many parts as it is long
         if one[0] or other[0]:
             united = self._unite_sum(first, second) if one[0] else self._unite_sum(second, first)
         else:

@@ -20,7 +20,7 @@ def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStruc
     """
     smaller = iter(removed_shapes(traced, structure).values())
     leaves, tree = jax.tree.flatten(params)
-    less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), leaf.dtype) for leaf in leaves])
+    less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), jnp.result_type(leaf)) for leaf in leaves])
     try:
         after = jax.eval_shape(function, less, *inputs)
     except Exception as error:  # whatever the user's code says about sizes
