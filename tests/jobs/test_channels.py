@@ -65,6 +65,18 @@ def test_a_cut_stream_is_the_masked_one(name):
     assert keep_from_json(keep_to_json(keep))[RESIDUAL].tolist() == [KEEP.tolist()]
 
 
+def test_padding_whose_word_has_a_row_of_zeros_counts_for_nothing():
+    """As that of token 0 has where nothing trained it; rows of padding alone are filled with it."""
+    model = changed(dense_model(tied=True), "embedding", lambda value: value.at[0].set(0.0))
+    tokens = np.where(WINDOWS.mask, np.maximum(WINDOWS.tokens, 1), 0)
+    few = observe_channels(model, [(tokens[:2], WINDOWS.mask[:2])]).scores
+    filled = np.concatenate([tokens[:2], np.zeros_like(tokens[:2])])
+    more = observe_channels(model, [(filled, np.concatenate([WINDOWS.mask[:2], np.zeros((2, 7), bool)]))]).scores
+    for name, scores in few.items():
+        np.testing.assert_allclose(more[name], scores, rtol=1e-4, atol=1e-6)
+        assert scores.max() > 0
+
+
 def test_epsilon_counts():
     """A stream of hardly any size, where the norms' ε decides: still the masked one, but not with ε as it was."""
     model = changed(dense_model(tied=True), "embedding", lambda value: value * 1e-3)

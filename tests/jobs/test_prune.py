@@ -100,6 +100,9 @@ def test_targets_out_of_reach_are_refused_with_what_can_be_reached():
         smallest(model, PruneConfig(search=UNIFORM), TargetsConfig(parameters="1%"))
     with pytest.raises(ValueError, match="ratio: expected at most .* got 0.99"):
         smallest(model, PruneConfig(search=UNIFORM, ratio=0.99), TargetsConfig(parameters="50%"))
+    nothing = dataclasses.replace(UNIFORM, skip_layers=(0.5, -0.5))
+    with pytest.raises(ValueError, match=r"targets: cannot be met by removing 0.00% .*parameters 70%"):
+        smallest(model, PruneConfig(search=nothing), TargetsConfig(parameters="70%"))
 
 
 @pytest.mark.slow

@@ -71,6 +71,21 @@ def other_text(directory: Path, tokenizer) -> None:
 
 
 @pytest.mark.slow
+def test_small_statistics_do_not_stand_for_a_pass_that_was_killed(score):
+    config = dataclasses.replace(
+        score, estimation=EstimationConfig(estimators=("taylor_element", "wanda")), keep_statistics="small"
+    )
+    run, before = score_run(config)
+    (run.path / "scores.npz").unlink()
+    killed(run)
+    _, again = score_run(config)
+    for scenario, by_estimator in before.scenarios.items():
+        for estimator, scores in by_estimator.items():
+            for structure, values in scores.items():
+                np.testing.assert_allclose(again.scenarios[scenario][estimator][structure], values, rtol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
