@@ -46,11 +46,7 @@ class Checkpoints:
 
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        # of equal losses the first one is the best, as for whoever reads it; BestN would keep the last one
-        best = BestN(
-            get_metric_fn=lambda metrics: (metrics["loss"], metrics.get("step", 0)),
-            reverse=True, n=1, keep_checkpoints_without_metrics=False,
-        )  # fmt: skip
+        best = BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._ocp, self._directory, self._failed = ocp, directory, False
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -185,6 +181,11 @@ class Checkpoints:
             f"checkpoint {step}: cannot be read ({' '.join(str(error).split())[:200]}); it was changed or damaged: "
             f"remove {self._directory / str(step)} to go on from the one before it, or start anew with --overwrite"
         )
+
+
+def _rank(metrics: Any) -> Any:
+    """Return what the best checkpoint has least of; of equal losses the first one is the best, as for whoever reads it."""
+    return metrics["loss"], metrics.get("step", 0)
 
 
 def arrays_of(state: State) -> dict[str, Any]:
