@@ -184,7 +184,7 @@ class Checkpoints:
 
 
 def _rank(metrics: Any) -> Any:
-    """Return what the best checkpoint has least of; of equal losses the first one is the best, as for whoever reads it."""
+    """Return what the best checkpoint has least of; of equal losses the first is the best, as for whoever reads it."""
     return metrics["loss"], metrics.get("step", 0)
 
 
