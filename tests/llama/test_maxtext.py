@@ -1,6 +1,7 @@
 """MaxText: what is written for it and read back. With the package itself: `make maxtext`."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from saap_jax.config.jobs import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, LlamaSpec, RopeScaling, load_model, save_model
 from saap_jax.llama.files.maxtext import overrides, tree_of
+from saap_jax.llama.files.orbax_items import arrays_of
 from tests.export.models import PLAIN, RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 
@@ -62,6 +64,21 @@ def test_the_teacher_is_beside_it_in_one_configuration(layers, tmp_path):
             np.testing.assert_allclose(theirs, ours, rtol=1e-6)
     assert said.get("distill_layer_indices") == ([0, 1] if layers == 2 else None)
     assert any("leave distill_beta 0" in note for note in done.notes) == (layers == 3)
+
+
+@pytest.mark.parametrize("form", ["maxtext", "tunix"])
+def test_paths_may_be_relative(form, tmp_path, monkeypatch):
+    """As people type them."""
+    monkeypatch.chdir(tmp_path)
+    model = random_model(UNIFORM, 1)
+    save_model(model, Path("small"))
+    export_model(ExportConfig(model="small", out="exported", format=form))
+    if form == "tunix":  # as it keeps what it trained
+        tree = {"embedder": {"input_embedding": {"value": np.asarray(model.embedding[...])}}}
+        with ocp.PyTreeCheckpointer() as writer:
+            writer.save(tmp_path / "steps" / "4" / "model_params", tree)
+        assert arrays_of(Path("steps/4/model_params")).keys() == {"embedder/input_embedding"}
+    assert load_model("exported").spec == model.spec
 
 
 def test_a_teacher_of_other_words_is_refused(tmp_path):

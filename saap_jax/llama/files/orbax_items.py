@@ -48,10 +48,11 @@ def arrays_of(item: Path) -> dict[str, np.ndarray]:
 
     reader = ocp.PyTreeCheckpointer()
     try:
-        tree: Any = reader.metadata(item)
+        place = item.absolute()  # of a relative one Orbax finds no metadata, and reads nothing
+        tree: Any = reader.metadata(place)
         tree = getattr(getattr(tree, "item_metadata", tree), "tree", tree)
         wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=wanted))
+        tree = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=wanted))
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{item}: expected parameters that Orbax can read ({reason})") from None
