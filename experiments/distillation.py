@@ -54,7 +54,7 @@ PROTOCOL = {"ratio": RATIO, "batch": BATCH, "row": ROW, "rate": RATE, "windows":
 HEAD = f"""# What a pruned model learns from the unpruned one
 
     SAAP_DATA=DATA python experiments/distillation.py run
-    SAAP_DATA=DATA python experiments/distillation.py run --steps 128 --arms "{BASE}" "{LOGITS}" "{HIDDEN}"
+    SAAP_DATA=DATA python experiments/distillation.py run --steps 128 --arms "{BASE}" "{LOGITS}"
     python experiments/distillation.py report
 
 SmolLM2-135M without {RATIO:.0%} of its prunable parameters (defaults of `saap prune`, 32 windows of 128 tokens of C4),
