@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,8 @@ from saap_jax.jobs.written import NEW_TOKENS, written_by
 from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
 from saap_jax.llama.decoding.generate import decoder_of
-from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import find_recipes
+from saap_jax.runs.commands import commands_after
 from saap_jax.runs.directory import plain
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
@@ -216,20 +215,6 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         written=texts_written,
         further=commands_after(config, cut.model.spec) if isinstance(cut, CutLlama) else (),
     )
-
-
-def commands_after(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
-    """Return commands that compare, recover and export a pruned model; of a mixture those that it can have."""
-    out, dense = shlex.quote(config.out), shlex.quote(config.model.name)
-    compare, recover = f"ab {out} {dense}", f"recover {out} --dense {dense}"
-    if not spec.constants.traits.experts:
-        return compare, recover, f"export {out} {out}-hf --format padded"
-    recover += " --method.matrices query key value output"
-    if len({widths for widths in spec.layers if widths.kv_heads or widths.mlp}) == 1:
-        return compare, recover, f"export {out} {out}-hf --format hf"
-    if len({widths.mlp for widths in spec.layers}) == 1 and spec.constants.route_scale == "sum_to_one":
-        return compare, recover, f"export {out} {out}.gguf --format gguf"
-    return compare, recover
 
 
 def reads_text(config: PruneConfig) -> bool:

@@ -11,6 +11,7 @@ from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.search import NESTED, SearchConfig
 from saap_jax.data import parse_scenario
+from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import recipes
 from saap_jax.runs.records import Row, RunRecord
 
@@ -80,6 +81,20 @@ def prune_command(run: RunRecord, row: Row) -> str:
         "ratio": row["ratio_asked"],
     }
     return " ".join(["saap prune", *options(config, PruneConfig())])
+
+
+def commands_after(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
+    """Return commands that compare, recover and export a pruned model; of a mixture those that it can have."""
+    out, dense = shlex.quote(config.out), shlex.quote(config.model.name)
+    compare, recover = f"ab {out} {dense}", f"recover {out} --dense {dense}"
+    if not spec.constants.traits.experts:
+        return compare, recover, f"export {out} {out}-hf --format padded"
+    recover += " --method.matrices query key value output"
+    if len({widths for widths in spec.layers if widths.kv_heads or widths.mlp}) == 1:
+        return compare, recover, f"export {out} {out}-hf --format hf"
+    if len({widths.mlp for widths in spec.layers}) == 1 and spec.constants.route_scale == "sum_to_one":
+        return compare, recover, f"export {out} {out}.gguf --format gguf"
+    return compare, recover
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,16 +135,13 @@ def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
     >>> effort("wanda", {}), effort("gate_fisher/wanda", {}), effort("block_ablation(granularity='layer')", {})
     ((4, 'activations only'), (3, 'gradients of gates'), (-1, 'a pass a unit'))
     """
-    parts = structure_parts(estimator, FusionConfig(**{key: _given(value) for key, value in fusion.items()}))
+    given = {"attention": fusion["attention"], "estimators": tuple(fusion["estimators"])} if fusion else {}
+    parts = structure_parts(estimator, FusionConfig(**given))
     members = dict.fromkeys(member for part in parts.values() for member in fusion_members(part))
     if any(map(is_oracle, members)):
         return -1, "a pass a unit"
     sources = {need.source for made in make_estimators(members).values() for need in made.needs}
     return next((place, said) for place, (source, said) in enumerate(_EFFORT) if source in sources or not source)
-
-
-def _given(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:

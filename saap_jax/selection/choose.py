@@ -248,13 +248,13 @@ def chosen_again(
     """
     if not config.chooses_again:
         return selection
-    limits, examples = subject.searched(config), subject.join([*scenarios.values()])
+    searched, examples = subject.searched(config), subject.join([*scenarios.values()])
     if config.orders:
         assert priority is not None
         start, alike = selection, config.shape == "uniform"
         doing = "search a uniform shape" if alike else "evolve how much each layer loses"
         selection = (uniform if alike else evolved)(
-            start, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, limits,
+            start, priority, subject.objective(examples, batch_size), subject.costs, subject.existing, searched,
             lambda keep: selection_of(subject, keep, start.asked),
             progress=lambda steps: track(doing, steps, len(steps)),
         )  # fmt: skip
@@ -262,7 +262,7 @@ def chosen_again(
         selection = learned(
             lambda values, free: choose(subject, values, selection.asked, free),
             subject.objective(examples, batch_size, config.learn.language_loss), selection, subject.costs,
-            subject.existing, limits, store=store,
+            subject.existing, searched, store=store,
             progress=lambda steps: track("learn which units stay", steps, len(steps)),
         )  # fmt: skip
     if config.in_sequence == "none":

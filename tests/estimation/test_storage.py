@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -110,6 +111,17 @@ def test_only_some(tmp_path):
     with pytest.raises(ValueError, match="statistic weight_gradient was not observed"):
         score(make_estimators(["taylor_vector"]), loaded, model())
     assert path.stat().st_size < save_statistics(tmp_path / "all", observed()).stat().st_size / 2
+
+
+def test_statistics_of_somebody_else_are_left_alone(tmp_path):
+    """Those of an array by itself, whose tensor has no name of its own, too."""
+    seen = observed("probes", FEW)[SCENARIOS[0]]
+    axes = {"init": lambda model, plan: None, "source": "weights", "accumulation": WEIGHT_GRADIENT.accumulation}
+    one, tree = (Statistic(name=name, axes=lambda path: (), contribute=lambda x: x, **axes) for name in ("one", "tree"))
+    values = seen.values | {one: jnp.ones(3), tree: {"a": jnp.ones(2)}}
+    path = save_statistics(tmp_path / "s", {SCENARIOS[0]: seen._replace(values=values)})
+    assert {f"{SCENARIOS[0]}/one", f"{SCENARIOS[0]}/tree/a"} < set(load_file(path))
+    assert_same(load_statistics(path, model())[SCENARIOS[0]], seen)
 
 
 class TestRefuses:

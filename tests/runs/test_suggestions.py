@@ -467,3 +467,13 @@ def test_shown_as_blocks_and_markdown(planted):
     commands = [each["command"] for each in run["suggestions"]]
     assert [block.text for block in blocks if isinstance(block, Code)] == commands
     assert f"```\n{commands[0]}\n```" in markdown_text(blocks)
+
+
+def test_an_estimator_in_a_file_needs_what_it_says(tmp_path):
+    """Its path has slashes, which part structures in other names."""
+    (tmp_path / "mine.py").write_text(
+        "from saap_jax.estimation import make_estimator\n\ndef energy():\n    return make_estimator('wanda')\n"
+    )
+    name = f"{tmp_path}/mine.py:energy"
+    assert effort(name, {}) == effort("wanda", {}) == (4, "activations only")
+    assert effort("ablation(examples=4)", {})[0] == effort("block_ablation/wanda", {})[0] == -1
