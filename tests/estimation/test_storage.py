@@ -125,11 +125,12 @@ def test_statistics_of_somebody_else_are_left_alone(tmp_path):
 
 
 class TestRefuses:
-    KEPT = functools.partial(observed, "probes", FEW)
+    def kept(self):
+        return observed("probes", FEW)
 
     @pytest.fixture
     def path(self, tmp_path):
-        return save_statistics(tmp_path / "s", self.KEPT())
+        return save_statistics(tmp_path / "s", self.kept())
 
     def test_another_model(self, path):
         with pytest.raises(ValueError, match=r"s: expected tensor .* of shape .* for this model, got .*; load it with"):
@@ -150,7 +151,7 @@ class TestRefuses:
         with pytest.raises(ValueError, match=rf"{name} of shape \(3, 2, 4\) for this model, got None"):
             load_statistics(path, model())
         save_file(tensors, path, metadata)
-        assert_same(load_statistics(path, model()), self.KEPT())
+        assert_same(load_statistics(path, model()), self.kept())
 
     def test_metadata_that_say_something_else(self, path):
         tensors = load_file(path)
@@ -185,7 +186,7 @@ class TestRefuses:
         broken = np.where(tensors[name] == tensors[name].max(), np.nan, tensors[name])
         refused(metadata["scenarios"], f"finite numbers in tensor {name}", tensors | {name: broken})
         save_file(tensors, path, metadata)
-        assert_same(load_statistics(path, model()), self.KEPT())
+        assert_same(load_statistics(path, model()), self.kept())
         with pytest.raises(ValueError, match="expected statistics of scenario 'none', got those of"):
             storage.load_scenario(path, model(), "none")
 
