@@ -30,6 +30,8 @@ from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, fidelity, frontier, sensitivity
 from saap_jax.jobs.score import score_run
 from saap_jax.llama.segments import masks
+from saap_jax.report.page.html import render_page
+from saap_jax.report.write import read_views, report_page
 from saap_jax.selection.choose import choose, choose_path
 from saap_jax.subjects.traced import Losses, subject_of
 from tests.traced.problems import calibrate, stacked, trained
@@ -124,9 +126,11 @@ class TestCompare:
         assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
 
     def test_the_page_speaks_of_losses(self, run):
-        page = (run.path / "report.html").read_text().lower()
-        assert "perplexity" not in page
-        assert "loss against ratio" in page
+        several = render_page(report_page(read_views([run.path, run.path]), folded=False))
+        for page in ((run.path / "report.html").read_text().lower(), several.lower()):
+            assert "perplexity" not in page
+            assert "loss against ratio" in page
+        assert "best loss against ratio: loss far" in several.lower()
 
 
 class TestOthers:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.evaluation.scales import format_ppl
+from saap_jax.evaluation.scales import Scale, format_figure, scale_of
 from saap_jax.report.figures.ratio import Curve, ratio_panels, ratio_plot
 from saap_jax.report.kinds.against import Against
 from saap_jax.report.kinds.common import seconds_of
-from saap_jax.report.kinds.variants import DOMAINS
+from saap_jax.report.kinds.variants import DOMAINS, figure_of
 from saap_jax.report.page.blocks import (
     Block,
     Cell,
@@ -44,6 +44,7 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
         return []
     sections = [Section("overview", "Overview", [*best_blocks(views), run_table(views)])]
     if drawn := joint_pictures(views):
+        figure = " or ".join(dict.fromkeys(scale_of(text).noun for text in joint_curves(views)))
         said = (
             "The best variant of each ratio, a line a run, from its unpruned model on. Logarithmic axis; lower is "
             "better. Texts that two runs share, window for window, "
@@ -53,7 +54,7 @@ def overview_sections(views: Sequence[RunView]) -> list[Section]:
         if alone := [view.name for view in views if view.compared and view.name not in order]:
             said += f" No other run was evaluated on the same as {', '.join(alone)}."
         together = Pictures(drawn, order, joint_panels(views))
-        sections.append(Section("frontiers", "Best perplexity against ratio", [Words(said), together]))
+        sections.append(Section("frontiers", f"Best {figure} against ratio", [Words(said), together]))
     if table := differences(views):
         sections.append(Section("differences", "Where the configurations differ", table))
     return sections
@@ -78,24 +79,29 @@ def evaluated(view: RunView, domain: str) -> str:
 def best_blocks(views: Sequence[RunView]) -> list[Block]:
     """Return the best variant of every run and ratio as a table, and what its columns mean; nothing without any."""
     lines, texts = [], []
+    scales: dict[Scale, None] = {}
     for view in views:
         domain, text = primary(view)
+        scale = figure_of(view.run)
         dense = _dense(view)
         texts += [text] if text else []
         for row in best_rows(view):
             ppl, spread = getattr(row, f"ppl_{domain}"), getattr(row, f"spread_{domain}")
             cells = [Cell(view.name, link=view.id), Cell(row.label), Cell(text)]
             cells.append(Cell(format_percent(row.asked), 100 * row.asked))
-            cells += [_number(ppl, format_spread(ppl, spread)), _number(dense, format_ppl(dense))]
-            cells += [_number(ppl / dense, f"{ppl / dense:.3g}"), Cell(_ties(view, row))]
+            cells += [_number(ppl, format_spread(ppl, spread, scale)), _number(dense, format_figure(dense, scale))]
+            times = ppl / dense if dense > 0 else math.nan
+            cells += [_number(times, f"{times:.3g}"), Cell(_ties(view, row))]
             lines.append(Line(cells))
+            scales[scale] = None
     if not lines:
         return []
     alike = len(set(texts)) == 1
-    said = "The variant of the lowest perplexity of each run and ratio; "
-    said += f"{TIED}: how many others cannot be told apart from it (- where that was not tested). Perplexity is of "
+    figure, short = (" or ".join(names) for names in zip(*((scale.noun, scale.short) for scale in scales), strict=True))
+    said = f"The variant of the lowest {figure} of each run and ratio; {TIED}: how many others cannot be told apart "
+    said += f"from it (- where that was not tested). {figure.capitalize()} is of "
     said += f"{texts[0]}." if alike else "a text of each run's own: compare within a text and its windows alone."
-    header = ["run", "lowest", "text", "asked %", "ppl", "dense", "× dense", TIED]
+    header = ["run", "lowest", "text", "asked %", short, "dense", "× dense", TIED]
     if alike:
         header, lines = _without_text(header), [line._replace(cells=_without_text(line.cells)) for line in lines]
     return [Words(said), Table("Best variants", header, lines, words=2 if alike else 3, sortable=True)]
@@ -157,8 +163,10 @@ def _number(value: Number, text: str) -> Cell:
 def joint_pictures(views: Sequence[RunView]) -> list[Picture]:
     """Return the best of each ratio of all runs, a figure a text that at least two runs share, see `evaluated`."""
     order = drawn_runs(views)
-    plots = {text: ratio_plot(f"Best perplexity against ratio: {text}", lines, order)
-             for text, lines in joint_curves(views).items()}  # fmt: skip
+    plots = {}
+    for text, lines in joint_curves(views).items():
+        scale = scale_of(text)
+        plots[text] = ratio_plot(f"Best {scale.noun} against ratio: {text}", lines, order, scale=scale)
     return [Picture(text, plot) for text, plot in plots.items() if plot][:_TEXTS]
 
 
@@ -168,7 +176,7 @@ def joint_panels(views: Sequence[RunView]) -> list[Plot]:
     return [
         plot
         for place, (text, lines) in enumerate(joint_curves(views).items(), start=1)
-        for plot in ratio_panels(f"runs-frontier-{place}", [(text, lines)], order)
+        for plot in ratio_panels(f"runs-frontier-{place}", [(text, lines)], order, scale_of(text))
     ]
 
 
