@@ -43,9 +43,11 @@ class Change(NamedTuple):
     low: float
     """Ends of its 95 % interval by the paired bootstrap over windows; NaN of fewer than `FEWEST`."""
     high: float
+    average: float
+    """Nats a removed parameter, over all places that this one is compared with, at the same `asked`: all layers of its
+    structure, or all structures of a traced model. NaN where these are not above 0."""
     relative: float
-    """`nats` a removed parameter, over that of all layers of the structure together at the same `asked`; NaN where
-    these are not above 0."""
+    """`nats` a removed parameter, over `average`."""
 
 
 class Cost(NamedTuple):
@@ -89,10 +91,13 @@ def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
     found = []
     for row, change, difference in zip(rows, nats, differences, strict=True):
         total, removed = totals[_kind(row), row["asked"]]
-        relative = change / row["removed"] / (total / removed) if total > 0 and row["removed"] else math.nan
+        average = total / removed if total > 0 else math.nan
+        relative = change / row["removed"] / average if row["removed"] else math.nan
         percent, (low, high) = difference.scale.percent(change, dense), difference.percent[1:]
         place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
-        found.append(Change(*place, nats=change, percent=percent, low=low, high=high, relative=relative))
+        found.append(
+            Change(*place, nats=change, percent=percent, low=low, high=high, average=average, relative=relative)
+        )
     return found
 
 
@@ -113,7 +118,7 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
     several = not any(math.isnan(change.relative) for change in together)
     for change in together:
         losses = by_place[change.structure, change.layer, change.asked]["losses"][metric]
-        scale = change.removed * a_parameter(together, change.structure) if several else 1.0
+        scale = change.removed * change.average if several else 1.0
         costs.append((np.array(losses, np.float64) - dense) / scale)
     base, rest = costs[0][None], np.array(costs[1:]).reshape(len(others), 1, len(dense))
     return holm(p_values_against(base, rest)).tolist()

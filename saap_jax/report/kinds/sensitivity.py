@@ -101,7 +101,7 @@ def _whole_table(structure: str, own: Mapping[tuple[int, float], Change], noun: 
 def extremes(changes: Sequence[Change], ratio: float) -> tuple[float, list[Change], list[Change]]:
     """Return the share nearest to a ratio, and the places that cost most and least a parameter when that share goes.
 
-    Places are ordered by their cost beside the average of their structure, or by their cost itself where an average is
+    Places are ordered by their cost beside the average, or by their cost itself where an average is
     not above 0; no place is on both sides.
     """
     shown = nearest_share(changes, ratio)
@@ -177,7 +177,7 @@ def notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
     said = [
         f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
         f"by {run['config']['estimator']} go, of one layer alone",
-        "× average: loss a removed parameter, beside that of all layers of the structure together",
+        f"× average: loss a removed parameter, beside that of {_compared_with(candidates)} together",
     ]
     windows = len(run[DENSE]["losses"][metric])
     if windows < FEWEST:
@@ -198,6 +198,10 @@ def notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
             )
     aligned = [trial for trial in run.get("trials", []) if trial["kind"] == "aligned"]
     return [*said, *(aligned_sentence(run, candidates, trial) for trial in aligned)]
+
+
+def _compared_with(candidates: Sequence[Row]) -> str:
+    return "all structures" if any("among" in row for row in candidates) else "all layers of the structure"
 
 
 def extreme_table(run: RunRecord, candidates: Sequence[Row]) -> Table:

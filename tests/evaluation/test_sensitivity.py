@@ -1,0 +1,50 @@
+"""What places cost: with what each is compared, and which cost as much."""
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.sensitivity import as_costly, changes_of
+from saap_jax.report.kinds.sensitivity import extreme_table, marks_of
+from saap_jax.report.page.formats import TIED
+
+METRIC, WINDOWS, COSTS = "loss held_out", 24, (1.0, 0.5, 0.1, 0.01)
+
+
+def run_of(names, traced: bool):
+    """Return the record and the lines of a run in which each place has a cost of its own, up to noise."""
+    rng = np.random.default_rng(0)
+    dense = rng.normal(3, 0.3, WINDOWS)
+    record = {
+        "config": {"judged": "out", "resamples": 200, "ratio": 0.5, "estimator": "wanda"},
+        "metrics": [{"name": METRIC, "domain": "out"}],
+        "dense": {"losses": {METRIC: dense.tolist()}, "ppl": {METRIC: float(dense.mean())}},
+    }
+    rows = [
+        {
+            "structure": name, "layer": layer, "asked": 0.5, "actual": 0.5, "removed": 100,
+            "losses": {METRIC: (dense + cost + rng.normal(0, 0.01, WINDOWS)).tolist()},
+        } | ({"among": "all"} if traced else {})
+        for (name, layer), cost in zip(names, COSTS, strict=True)
+    ]  # fmt: skip
+    return record, rows
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_places_are_told_apart_by_what_they_are_compared_with(traced):
+    """Structures of a traced model among each other, layers of a structure of ours."""
+    names = [(f"layers/{place}", 0) for place in range(4)] if traced else [("mlp", place) for place in range(4)]
+    record, rows = run_of(names, traced)
+    changes = sorted(changes_of(record, rows), key=lambda change: -change.nats)
+    assert [change.relative for change in changes] == pytest.approx(np.array(COSTS) / np.mean(COSTS), rel=0.2)
+    assert max(as_costly(record, rows, changes[0], changes[1:])) < 0.05
+    assert TIED not in marks_of(record, rows).values()
+    notes = " ".join(extreme_table(record, rows).notes)
+    assert f"beside that of {'all structures' if traced else 'all layers of the structure'} together" in notes
+
+
+def test_places_that_cost_the_same_are_tied():
+    record, rows = run_of([("a", 0), ("b", 0), ("c", 0), ("d", 0)], traced=True)
+    for row in rows[1:]:
+        row["losses"] = {METRIC: (np.array(rows[0]["losses"][METRIC]) + 1e-3 * np.sin(np.arange(WINDOWS))).tolist()}
+    changes = changes_of(record, rows)
+    assert min(as_costly(record, rows, changes[0], changes[1:])) > 0.05
