@@ -42,7 +42,8 @@ def check_perplexity(metric: str, difference: Difference, percent: float) -> Che
         measured = f"{signed(value, digits)} %, {few(difference.windows)}"
     else:
         measured = f"{signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
-    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, value <= percent + _SLACK)
+    held = math.isfinite(difference.value) and value <= percent + _SLACK
+    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, held)
 
 
 def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:

@@ -237,7 +237,7 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
         rows = measured(grid, "evaluate dense model and curves", stage, unpruned(evaluator.subject))
     metric = str(first_metric(run.record, config.judged))
     percent = read_percent("max_ppl_increase", config.max_ppl_increase)
-    limit = scale_of(metric).limit(run.record[DENSE]["ppl"][metric], percent)
+    limit = limit_of(metric, run.record[DENSE]["ppl"][metric], percent)
     holds = {key: [row["ppl"][metric] <= limit for (k, _), row in zip(grid, rows, strict=True) if k == key]
              for key in lines}  # fmt: skip
     with run.stage("bisect") as stage:
@@ -257,6 +257,21 @@ def _measure(config: FrontierConfig, lines: Mapping[Key, Line], evaluator: Evalu
         "metric": metric, "percent": percent, "limit": limit, "tolerance": config.tolerance,
         "ratios": ratios, "resamples": config.resamples, "rounds": rounds, "lines": said,
     }  # fmt: skip
+
+
+def limit_of(metric: str, dense: float, percent: float) -> float:
+    """Return the highest figure that holds, some percent above the unpruned model's.
+
+    Raises:
+        ValueError: the unpruned model's is not finite, so that nothing can be held against it.
+    """
+    scale = scale_of(metric)
+    if not math.isfinite(dense):
+        raise ValueError(
+            f"max_ppl_increase: expected a finite {scale.noun} of the unpruned model on {metric}, got {dense}; check "
+            "the model, or choose other text"
+        )
+    return scale.limit(dense, percent)
 
 
 def _said(line: Line, found: Bracket, start: Bracket, ratios: Sequence[float], holds: Sequence[bool]) -> Row:

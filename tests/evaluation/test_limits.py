@@ -32,10 +32,12 @@ def test_identical_models_keep_a_limit_of_0():
     assert not check_perplexity("m", shifted(0.01), 0.0).passed
 
 
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["model", "baseline", "both"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_breaks_every_limit(bad):
+def test_what_is_not_finite_breaks_every_limit(bad, which):
     a, b = np.zeros((2, 1, 4))
-    a[0, 1] = bad
+    for place in which:
+        (a, b)[place][0, 1] = bad
     check = check_perplexity("m", paired_difference(a, b, resamples=10), 1e9)
     assert not check.passed
     assert "not finite" in check.measured

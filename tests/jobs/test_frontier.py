@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 from xml.etree import ElementTree
 
@@ -196,6 +197,13 @@ def resumed(config, run, path, rows: int) -> None:
         record.pop("dense")
     record |= {"status": "running", "config": {**record["config"], "runs": str(path)}}
     (path / run.path.name / "run.json").write_text(json.dumps(record))
+
+
+def test_nothing_is_held_against_what_is_not_finite():
+    assert frontier.limit_of("ppl@16 a", 20.0, 5.0) == pytest.approx(21)
+    for dense in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"expected a finite perplexity of the unpruned model on .*, got {dense}"):
+            frontier.limit_of("ppl@16 a", dense, 5.0)
 
 
 @pytest.mark.slow
