@@ -5,6 +5,7 @@ Losses on record are compared as they are; a model that is not of a run is evalu
 
 import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,17 @@ from saap_jax.jobs.task_comparison import compare_tasks
 from saap_jax.llama import Llama, load_model, load_tokenizer
 from saap_jax.llama.attention import attending
 from saap_jax.runs.outcomes import Compared, Comparison, comparison_json, junit
-from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, recorded_parameters
+from saap_jax.runs.references import (
+    Losses,
+    Reference,
+    find,
+    loadable,
+    recorded_losses,
+    recorded_parameters,
+    text_digests,
+)
 from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.types import Bos
@@ -133,12 +143,16 @@ def _on_record(config: PairConfig, model: Reference, other: Reference) -> Refere
 def _losses(config: PairConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses]:
     """Return the losses of both; two models of runs with the same tokenizer load nothing."""
     new = [model for model in (a, b) if model.run is None]
+    known = [(model, each) for model in (a, b) if (each := text_digests(model))]
+    _check_texts(known)
     if not new and a.tokenizer == b.tokenizer:
         return recorded_losses(a), recorded_losses(b)
     recorded = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
     setting = setting_of(config, a, b)
     windows = {name: _windows(setting, name) for name in dict.fromkeys((a.tokenizer, b.tokenizer))}
     _check_tokens(windows)
+    cut = {metric: digest_of(each) for metric, each in windows[a.tokenizer].items()}
+    _check_texts([*known, (new[0] if new else a, cut)])
     evaluated: dict[str, Losses] = {}
     names = list(dict.fromkeys(model.text for model in new))
     for name in track("evaluate models", names, len(names)):
@@ -191,6 +205,16 @@ def _windows(setting: Setting, model: str) -> dict[str, Windows]:
         metric: evaluation_windows(source, tokenizer, length, windows or None, bos=setting.bos)
         for metric, (source, length, windows) in setting.texts.items()
     }
+
+
+def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
+    """Raise where a metric is of other windows of one model than of another, by what `text_digests` returns of each."""
+    for (one, of_one), (other, of_other) in itertools.pairwise(known):
+        if differ := [metric for metric in of_one.keys() & of_other.keys() if of_one[metric] != of_other[metric]]:
+            raise ValueError(
+                f"{min(differ)}: expected the same windows of both models, got others of {one.text} than of "
+                f"{other.text}: the text has changed, or was cut otherwise, as evaluation.bos does; evaluate both again"
+            )
 
 
 def _check_tokens(windows: Mapping[str, Mapping[str, Windows]]) -> None:

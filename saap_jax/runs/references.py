@@ -134,6 +134,13 @@ def recorded_losses(reference: Reference) -> Losses:
     return losses
 
 
+def text_digests(reference: Reference) -> dict[str, str]:
+    """Return `{metric: digest of its windows}` as far as a run has them on record; none of a model to load."""
+    inputs = reference.record.get("inputs", {})
+    names = [metric["name"] for metric in reference.record.get("metrics", ())]
+    return {name: inputs[key] for name in names if (key := f"evaluation text of {name!r}") in inputs}
+
+
 def recorded_parameters(reference: Reference) -> int:
     """Return the parameters of a model of a run, after the cut; of several seeds, the most."""
     return max(int(row["parameters"]) for row in reference.rows)

@@ -129,6 +129,28 @@ class TestAb:
         monkeypatch.setattr(quality, "load_tokenizer", lambda name: tokenizer if name == str(pruned) else real(name))
         assert "expected the same tokens" in refused(capsys, ["ab", str(tiny_model_directory), str(pruned), *TEXT])
 
+    def test_other_windows_of_a_text_are_refused(self, capsys, tmp_path, no_model):
+        """As another `bos` cuts them."""
+        runs = [str(fake_run(tmp_path / name, shift=0.1)) for name in ("one", "other", "older")]
+        for place, digest in ((runs[0], "beef" * 16), (runs[1], "f00d" * 16)):
+            file = Path(place) / "run.json"
+            inputs = {"inputs": {f"evaluation text of {METRICS[1]!r}": digest}}
+            file.write_text(json.dumps(json.loads(file.read_text()) | inputs))
+        line = refused(capsys, ["ab", f"{runs[0]}:wanda@0.2", f"{runs[1]}:wanda@0.2"])
+        assert f"{METRICS[1]}: expected the same windows of both models" in line
+        assert "was cut otherwise, as evaluation.bos does" in line
+        for other in (runs[0], runs[2]):
+            assert main.main(["ab", f"{runs[0]}:wanda@0.2", f"{other}:dense"]) == 0, "negative control"
+
+    def test_a_text_that_has_changed_since_is_refused(self, capsys, tmp_path, tiny_model_directory, pruned):
+        real = real_run(tmp_path / "real", tiny_model_directory)
+        record = json.loads((real / "run.json").read_text())
+        (real / "run.json").write_text(
+            json.dumps(record | {"inputs": {"evaluation text of 'ppl@16 builtin:reference'": "f00d" * 16}})
+        )
+        line = refused(capsys, ["ab", str(pruned), f"{real}:dense"])
+        assert "ppl@16 builtin:reference: expected the same windows" in line
+
     def test_bad_input(self, capsys, run, tmp_path):
         assert "expected two models" in refused(capsys, ["ab", f"{run}:dense"])
         assert "got 3" in refused(capsys, ["ab", "a", "b", "c"])
