@@ -54,9 +54,11 @@ def gguf_tensors(tensors):
     return result
 
 
-def write(path, tensors, fields=FIELDS, architecture="llama", quantise=()):
-    """Write a GGUF file; the tensors named in `quantise` as Q8_0."""
+def write(path, tensors, fields=FIELDS, architecture="llama", quantise=(), others=()):
+    """Write a GGUF file; the tensors named in `quantise` as Q8_0; `others` are numbers by their whole key."""
     writer = gguf.GGUFWriter(path, architecture)
+    for key, value in dict(others).items():
+        writer.add_uint32(key, value)
     for key, value in fields.items():
         match value:
             case str():
@@ -88,6 +90,13 @@ def pair(saved, tmp_path):
 def test_equals_the_directory(pair):
     model, tensors, path = pair
     assert_same(load_model(write(path, tensors)), model)
+
+
+@pytest.mark.parametrize("ends", [(5,), (5, 9), (5, 5, 9)])
+def test_ends_of_turns_and_messages_are_ends_too(pair, ends):
+    _, tensors, path = pair
+    named = {f"tokenizer.ggml.{key}_token_id": end for key, end in zip(("eos", "eot", "eom"), ends, strict=False)}
+    assert load_model(write(path, tensors, others=named)).spec.constants.eos_tokens == tuple(sorted(set(ends)))
 
 
 def test_permutation_matters(pair):

@@ -101,6 +101,13 @@ def test_beginning_and_end_only_if_asked_for(rebuilt):
     assert rebuilt(add_bos_token=True, add_eos_token=True).encode("ab") == [0, 3, 5]
 
 
+def test_the_beginning_comes_by_itself_where_llama_cpp_puts_it(rebuilt):
+    """As in files of Llama 3, whose converter writes no `add_bos_token`."""
+    assert rebuilt(pre="llama-bpe").encode("ab") == [0, 3]
+    assert rebuilt(pre="llama-bpe", add_bos_token=False).encode("ab") == [3]
+    assert rebuilt(pre="llama-bpe", bos_token_id=None).encode("ab") == [3]
+
+
 def test_user_defined_tokens_are_not_special(rebuilt):
     ids = rebuilt().encode("a<u><s>")
     assert ids == [1, 6, 0]

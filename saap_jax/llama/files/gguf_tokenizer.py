@@ -34,6 +34,9 @@ NORMALIZERS = {"qwen2": normalizers.NFC}
 IGNORE_MERGES = {"llama-bpe"}
 """Those whose words are looked up whole before they are merged from bytes."""
 
+BEGIN = {"llama-bpe"}
+"""Those before which llama.cpp puts the beginning of text where the file does not say."""
+
 
 def pre_tokenizer_name(backend: dict[str, Any]) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a tokenizer, given as the content of a `tokenizer.json`.

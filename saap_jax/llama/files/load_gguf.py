@@ -194,12 +194,12 @@ def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
     for key in ("attention.value_length", "rope.dimension_count"):
         if found.integer(key, "head size", head_dim) != head_dim:
             raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
-    bos, eos = (_token(file, key) for key in ("bos", "eos"))
+    ends = [_token(file, role) for role in ("eos", "eot", "eom")]
     constants = Constants(
         norm_eps=found.number("attention.layer_norm_rms_epsilon", "epsilon"),
         max_positions=found.integer("context_length", "positions"),
-        bos_token=bos,
-        eos_tokens=() if eos is None else (eos,),
+        bos_token=_token(file, "bos"),
+        eos_tokens=tuple(dict.fromkeys(token for token in ends if token is not None)),
         family=family,
         **_routing(found),
         **_sights(found, len(layers)),

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from saap_jax.formats.json_files import read_object, shown
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
-from saap_jax.llama.files.gguf_tokenizer import IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
+from saap_jax.llama.files.gguf_tokenizer import BEGIN, IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
 from saap_jax.llama.files.load import one_line, resolve
 
 Tokenizer = Any
@@ -180,7 +180,7 @@ def _sentence_pieces(
 def _list(file: GgufFile, key: str, kind: type) -> list[Any]:
     values = file.fields.get(f"tokenizer.ggml.{key}")
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        name = "texts" if kind is str else "integers"
+        name = {str: "texts", int: "integers", float: "numbers"}[kind]
         raise ValueError(f"{file.path}: expected tokenizer.ggml.{key} to be an array of {name}, got {shown(values)}")
     return values
 
@@ -208,10 +208,14 @@ def _add_special(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list
 
 
 def _add_template(tokenizer: tokenizers.Tokenizer, fields: dict[str, Any], named: dict[str, str], path: Path) -> None:
-    """Have `encode` add the beginning and end tokens that the file asks for."""
+    """Have `encode` add the beginning and end tokens that the file asks for, or llama.cpp where it does not say."""
+    begins = fields["tokenizer.ggml.model"] == "llama" or fields["tokenizer.ggml.pre"] in BEGIN
     wanted = {}
-    for key, role in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        if fields.get(f"tokenizer.ggml.{key}"):
+    for key, role, default in (
+        ("add_bos_token", "bos_token", begins and "bos_token" in named),
+        ("add_eos_token", "eos_token", False),
+    ):
+        if fields.get(f"tokenizer.ggml.{key}", default):
             if role not in named:
                 raise ValueError(f"{path}: tokenizer.ggml.{key} is true, but the file names no {role}")
             wanted[role] = named[role]
