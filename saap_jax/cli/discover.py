@@ -5,6 +5,8 @@ from pathlib import Path
 from saap_jax.cli.console import show, show_lines, show_paths
 from saap_jax.cli.failures import UsageError
 from saap_jax.config.method import ModelConfig
+from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.remote import is_remote
 
 USAGE = """\
 usage: saap discover [MODEL | MODULE:FACTORY | FILE.py:FACTORY] [--drawing FILE.svg] [--details]
@@ -28,7 +30,8 @@ def run(words: list[str]) -> None:
     if len(names) > 1:
         raise UsageError(f"discover: expected one model, got {' '.join(names)}")
     name = names[0] if names else ModelConfig().name
-    if ":" in name:
+    check_target("--drawing", drawing)
+    if ":" in name and not is_remote(name):
         from saap_jax.discovery.listing import traced_tables
         from saap_jax.discovery.tracing.factory import traced_factory
         from saap_jax.discovery.tracing.trace import describe
@@ -48,11 +51,8 @@ def run(words: list[str]) -> None:
     if drawing and traced is not None:
         from saap_jax.report.figures.couplings import couplings_svg
 
-        path = Path(drawing)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"--drawing: expected a directory at {path.parent}, found none; create it")
-        path.write_text(couplings_svg(traced), encoding="utf-8")
-        show_paths(drawing=path)
+        write_atomically(Path(drawing), couplings_svg(traced).encode())
+        show_paths(drawing=Path(drawing))
 
 
 def _split(words: list[str]) -> tuple[list[str], str]:

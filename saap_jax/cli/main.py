@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
-        words = [words[1], "--help"]
+        words = ["--help"] if words[1] == "help" else [words[1], *(words[2:] or ["--help"])]
     match words:
         case ["--version" | "-V", *_]:
             show_lines(f"saap {__version__}")

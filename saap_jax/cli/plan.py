@@ -14,14 +14,17 @@ from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import Record, plan_one
 from saap_jax.planning.search import search, settings_of
+from saap_jax.runtime.files import check_target, write_atomically
 
 
 def plan(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
     """Plan a job, write the result where `config.json` says, and return it: `plan`, or None, and what was `tried`.
 
     Raises:
-        ValueError: an unknown model or machine, a mesh that does not fit it, or no compiler for it.
+        ValueError: an unknown model or machine, a mesh that does not fit it, no compiler for it, or no directory for
+            the result.
     """
+    check_target("json", config.json)
     spec, target = spec_of(config.model), target_of(config.target)
     if config.search:
         best, tried = search(
@@ -32,7 +35,7 @@ def plan(config: PlanConfig, *, track: Callable[..., Any]) -> Record:
         tried = [best]
     result = {"plan": best, "tried": tried}
     if config.json:
-        Path(config.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_atomically(Path(config.json), json.dumps(result, indent=1).encode())
     return result
 
 

@@ -60,7 +60,14 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main.main(["help", "export"])
     assert stop.value.code == 0
-    assert "usage: saap export MODEL OUT" in capsys.readouterr().out
+    short = capsys.readouterr().out
+    assert "usage: saap export MODEL OUT" in short
+    with pytest.raises(SystemExit) as stop:
+        main.main(["help", "compare", "--help-all"])
+    assert stop.value.code == 0
+    assert "--evaluation.candidates-at-once" in capsys.readouterr().out
+    assert main.main(["help", "help"]) == 0
+    assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize("word", ["--version", "-V"])

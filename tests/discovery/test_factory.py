@@ -102,9 +102,16 @@ def test_a_drawing(file, capsys):
     assert main(["discover", f"{file}:mlp", "--colour"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
-    assert "expected a directory" in errors[0]
+    assert "--drawing: expected a file in a directory that exists" in errors[0]
     assert ".svg" in errors[1]
     assert "--colour" in errors[2]
+
+
+def test_an_address_is_no_factory(capsys):
+    assert main(["discover", "nowhere://bucket/model"]) == 2
+    said = capsys.readouterr().err
+    assert "nowhere://bucket/model" in said
+    assert "module" not in said.lower()
 
 
 def test_one_of_our_models(tiny_model_directory, tmp_path, capsys):

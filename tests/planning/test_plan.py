@@ -247,6 +247,10 @@ def test_the_command(tmp_path, capsys):
     assert "by arithmetic alone" in text
     record = json.loads(out.read_text())["plan"]
     assert settings_of(record) in text
+    assert main([*words[:-1], str(tmp_path / "none" / "plan.json")]) == 2
+    refused = capsys.readouterr()
+    assert "json: expected a file in a directory that exists" in refused.err
+    assert not refused.out
     assert main(["plan", "llama-2-70b", "gpu:a100:1"]) == 0
     assert "does not fit gpu:a100:1: it needs" in " ".join(capsys.readouterr().out.split())
     assert main(["plan", "llama-2-70b", "gpu:a100:1", "--search", "--task", "recover", "--method", "full"]) == 0
