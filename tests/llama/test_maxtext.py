@@ -12,8 +12,9 @@ import yaml
 from saap_jax.config.jobs import ExportConfig
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import Constants, LlamaSpec, RopeScaling, load_model, save_model
+from saap_jax.llama.files import maxtext
 from saap_jax.llama.files.maxtext import overrides, tree_of
-from saap_jax.llama.files.orbax_items import arrays_of
+from saap_jax.llama.files.orbax_items import arrays_of, item_of
 from tests.export.models import PLAIN, RELATIVES, UNIFORM, spec_of
 from tests.helpers import random_model
 
@@ -118,6 +119,20 @@ def test_what_its_distillation_keeps_is_read(tmp_path):
         np.testing.assert_allclose(theirs, ours, rtol=1e-6)
 
 
+def test_queries_of_a_narrow_type_are_rounded_once():
+    """√24 is no bfloat16."""
+    layer = jax.random.normal(jax.random.key(0), (8, 4, 24), "bfloat16")
+    found = maxtext._tensor("self_attention/query/kernel", np.asarray(layer), maxtext.BLOCKS["llama"], False)
+    exact = np.asarray(layer, np.float64) * 24**0.5
+    np.testing.assert_allclose(found, exact.reshape(8, -1).T, rtol=1e-6)
+
+
+def test_the_last_step_is_read_whatever_its_width(tmp_path):
+    for name in ("9", "00000010"):
+        (tmp_path / name / "items").mkdir(parents=True)
+    assert item_of(tmp_path, "items") == tmp_path / "00000010" / "items"
+
+
 def test_what_is_no_such_checkpoint_is_refused(tmp_path):
     model = random_model(UNIFORM)
     (tmp_path / "config.json").write_bytes((save_model(model, tmp_path / "m") / "config.json").read_bytes())
@@ -136,6 +151,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path):
         (spec_of((2, 2, 24), (1, 2, 24)), "expected layers of equal widths above zero, one number each"),
         (spec_of((0, 1, 8), (0, 1, 8)), "expected layers of equal widths above zero"),
         (PLAIN["biased"], "expected no biases of output projections"),
+        (dataclasses.replace(UNIFORM, constants=Constants(rope_theta=10000.5)), "a whole number as rotary base"),
         (PLAIN["linear"], "expected rotary scaling of Llama 3.1 or none, got linear"),
         (PLAIN["llama3"], "factor 8 from 8,192 positions, 1 and 4.*got 8, 1, 4, 64"),
         (RELATIVES["mistral-uniform"], "expected no windows, which its block llama2 has not"),

@@ -102,6 +102,13 @@ def test_nothing_is_said_where_it_computes_the_same():
     assert departures(dataclasses.replace(RELATIVES[GEMMA], constants=published)) == ()
 
 
+@pytest.mark.parametrize("theta", [1e6, 1000.5])
+def test_the_rotary_base_is_said_as_it_is(theta):
+    for spec, name in ((UNIFORM, "rope_theta"), (RELATIVES[GEMMA], "global_base_frequency")):
+        own = dataclasses.replace(spec.constants, rope_theta=theta)
+        assert configuration(dataclasses.replace(spec, constants=own))["config"][name] == theta
+
+
 def test_what_tunix_has_no_model_for_is_refused():
     with pytest.raises(ValueError, match="expected layers of equal widths, which is all that Tunix knows"):
         configuration(spec_of((2, 2, 24), (1, 2, 24)))

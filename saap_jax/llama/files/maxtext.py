@@ -58,6 +58,8 @@ def overrides(spec: LlamaSpec) -> dict[str, Any]:
     if spec.output_biases or constants.apart is not None or constants.sliding_window is not None:
         what = "biases of output projections" if spec.output_biases else "windows"
         raise ValueError(f"format maxtext: expected no {what}, which its block {BLOCKS[constants.family].name} has not")
+    if not float(constants.rope_theta).is_integer():
+        raise ValueError(f"format maxtext: expected a whole number as rotary base, got {constants.rope_theta:g}")
     said: dict[str, Any] = {
         "model_name": "default",
         "decoder_block": BLOCKS[constants.family].name,
@@ -283,5 +285,5 @@ def _tensor(name: str, layer: np.ndarray, block: Block, turned: bool) -> np.ndar
     if turned and ("query/" in name or "key/" in name):
         layer = halved(layer)
     if block.scaled and "query/" in name:
-        layer = layer * np.asarray(layer.shape[-1] ** 0.5, layer.dtype)
+        layer = layer.astype(np.float32) * np.float32(layer.shape[-1] ** 0.5)  # rounded once, where it is stored
     return layer.reshape(len(layer), -1).T

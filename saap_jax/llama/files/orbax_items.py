@@ -16,8 +16,8 @@ def item_of(directory: Path, name: str) -> Path | None:
     """Return where an item of a step is, or of the last step of a directory of steps; None if nowhere."""
     if (directory / name).is_dir():
         return directory / name
-    steps = [int(each.name) for each in directory.iterdir() if re.fullmatch(r"\d{1,9}", each.name)]
-    places = [directory / str(step) / name for step in sorted(steps, reverse=True)]
+    steps = [each for each in directory.iterdir() if re.fullmatch(r"\d{1,9}", each.name)]
+    places = [step / name for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
     return next((place for place in places if place.is_dir()), None)
 
 

@@ -69,7 +69,7 @@ def configuration(spec: LlamaSpec) -> dict[str, Any]:
     }
     if known.module == "gemma3":
         apart = constants.apart
-        arguments |= {"num_embed": spec.vocab, "global_base_frequency": int(constants.rope_theta)}
+        arguments |= {"num_embed": spec.vocab, "global_base_frequency": _whole(constants.rope_theta)}
         if apart is not None:
             arguments |= {"sliding_window_size": apart.sliding_window, "local_base_frequency": _whole(apart.rope_theta)}
     else:
