@@ -177,38 +177,6 @@ def paired_difference(
     return Difference(value, low, high, win_rate, p, largest, windows, of)
 
 
-def paired_items(
-    a_correct: Bool[np.ndarray, "items"],
-    b_correct: Bool[np.ndarray, "items"],
-    *,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> AccuracyDifference:
-    """Return how much the accuracies of two models differ on the same items of a task; see `paired_difference`.
-
-    An item counts +1 where A alone is right, -1 where B alone is, and 0 otherwise. Items drawn with replacement are
-    therefore three numbers from one multinomial distribution, so that many items cost no more than few.
-
-    Raises:
-        ValueError: not twice the same number of items, or none.
-    """
-    a_correct, b_correct = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
-    if a_correct.shape != b_correct.shape or a_correct.ndim != 1 or not a_correct.size:
-        raise ValueError(
-            f"paired_items: expected one item or more, twice the same, got {a_correct.shape} and {b_correct.shape}"
-        )
-    check_options("paired_items", resamples, level)
-    items, a_alone, b_alone = a_correct.size, int((a_correct & ~b_correct).sum()), int((b_correct & ~a_correct).sum())
-    more, fewer = max(a_alone, b_alone), min(a_alone, b_alone)  # one order of draws, so that a swap mirrors exactly
-    shares = np.array([more, fewer, items - more - fewer]) / items
-    drawn = np.random.default_rng(seed).multinomial(items, shares, size=resamples)
-    means = (1 if a_alone >= b_alone else -1) * 100 * (drawn[:, 0] - drawn[:, 1]) / items
-    points, win_rate = 100 * (a_alone - b_alone) / items, 0.5 + (a_alone - b_alone) / items / 2
-    low, high, p = sureness(means, items, level).tolist()
-    return AccuracyDifference(points, low, high, win_rate, p, items)
-
-
 def decimals_of(value: float) -> int:
     """Return the decimals that show a number with two digits at least, one decimal at least, six at most.
 

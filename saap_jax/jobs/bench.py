@@ -10,7 +10,7 @@ from saap_jax.evaluation.cost import prefill_macs, step_bytes, token_macs, weigh
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, speed_up, spread, time_in_turns
 from saap_jax.llama import Llama, load_model
 from saap_jax.llama.decoding.generate import decoder_of, rounded
-from saap_jax.runs.directory import write_atomically
+from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
 
@@ -30,9 +30,7 @@ def bench(config: BenchConfig, *, track: Track = quiet) -> Record:
         ValueError: a workload does not fit a model; the file's directory does not exist.
         FileNotFoundError: no such model.
     """
-    target = Path(config.json) if config.json else None
-    if target is not None and (target.is_dir() or not target.absolute().parent.is_dir()):
-        raise ValueError(f"json: expected a file in a directory that exists, got {target}; make the directory first")
+    check_target("json", config.json)
     baseline = config.baseline or config.models[0]
     names = list(dict.fromkeys([baseline, *config.models]))
     models = {name: decoder_of(load_model(name, config.dtype)) for name in track("load models", names, len(names))}
@@ -50,8 +48,8 @@ def bench(config: BenchConfig, *, track: Track = quiet) -> Record:
         "workloads": rows,
         **provenance(),
     }
-    if target is not None:
-        write_atomically(target, json.dumps(result, indent=1).encode() + b"\n")
+    if config.json:
+        write_atomically(Path(config.json), json.dumps(result, indent=1).encode() + b"\n")
     return result
 
 

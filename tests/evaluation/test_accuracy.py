@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.differences import ALL, paired_items, paired_tasks
+from saap_jax.evaluation.differences import ALL, paired_tasks
 
 
 def outcomes(items: int, seeds: int = 1, share: float = 0.6, seed: int = 0) -> np.ndarray:
@@ -40,15 +40,6 @@ def test_as_the_bootstrap_item_by_item(seeds):
     assert [found[task].points for task in a] == pytest.approx(points)
     assert found[ALL].points == pytest.approx(np.mean(points))
     assert found[ALL].high - found[ALL].low < found["two"].high - found["two"].low
-
-
-def test_one_task_is_as_paired_items():
-    a, b = outcomes(300, share=0.7), outcomes(300, seed=1)
-    found = paired_tasks({"t": a}, {"t": b})
-    assert found.keys() == {"t"}
-    expected = paired_items(a[0], b[0])
-    assert (found["t"].points, found["t"].win_rate) == pytest.approx((expected.points, expected.win_rate))
-    assert (found["t"].low, found["t"].high) == pytest.approx((expected.low, expected.high), abs=0.7)
 
 
 def test_a_swap_mirrors_and_the_same_is_0():

@@ -9,6 +9,7 @@
 highest log-likelihood a character of the choice (`acc_norm`); of equal ones, the first.
 """
 
+import codecs
 import math
 import os
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
     items: list[Item] = []
     kinds: set[bool] = set()
     for number, line in read_lines(path, limit=LINE):
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         if limit and len(items) == limit:

@@ -1,5 +1,6 @@
 """Local tasks: what is read, what is refused, and answers against log-likelihoods computed choice by choice."""
 
+import codecs
 import math
 
 import numpy as np
@@ -90,6 +91,9 @@ class TestFiles:
         path = write_lines(tmp_path / "zeroshot.jsonl", choice_lines())
         assert [item.id for item in read_task("t", path, 3).items] == ["0", "1", "2"]
         assert find_task(str(path)) == path
+        marked = tmp_path / "marked.jsonl"
+        marked.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        assert read_task("t", marked).items == read_task("t", path).items
         assert find_task("mine") is None
         (tmp_path / "zeroshot").mkdir()
         own = write_lines(tmp_path / "zeroshot" / "mine.jsonl", choice_lines())
