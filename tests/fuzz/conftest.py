@@ -1,5 +1,8 @@
 """The worker and the tiny inputs, made once a session."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.fuzz import workspace
@@ -14,6 +17,6 @@ def harness(tmp_path_factory):
     base, scratch = root / "base", root / "cases"
     base.mkdir()
     scratch.mkdir()
-    with Worker(scratch, root / "compiled") as worker:
+    with Worker(scratch, Path(os.environ["JAX_COMPILATION_CACHE_DIR"])) as worker:
         workspace.build(base, worker)
         yield Harness(base, scratch, worker)

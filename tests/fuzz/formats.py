@@ -32,6 +32,7 @@ COMPARE = (
     *("--estimation.estimators", "wanda", "magnitude", "--ratios", str(RATIO), "--best-ratio", str(RATIO)),
     *("--evaluation.windows", str(WINDOWS), "--evaluation.length", str(LENGTH), "--evaluation.batch-size", "2"),
     *("--evaluation.in-domain", "text:evaluation.txt", "--evaluation.out-of-domain", "text:other.txt"),
+    *("--new-tokens", "0"),
 )
 SCORE = (
     *("score", *MODEL, "--name", "s", "--calibration.scenarios", "a=text:calibration.txt", "--calibration.examples"),

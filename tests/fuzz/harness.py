@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tests.fuzz.formats import Figures, Format
 from tests.fuzz.independent import AnotherError, NotComputedError
 from tests.fuzz.mutations import Mutation
-from tests.fuzz.worker import MEMORY, SECONDS, Outcome, Worker
+from tests.fuzz.worker import MEMORY, Outcome, Worker
 
 LONGEST = 2200
 """Characters of the longest line that says what is wrong."""
@@ -92,8 +92,7 @@ class Harness:
         """Return what is wrong with what a command did."""
         wrong = []
         if outcome.stopped:
-            limit = f"{MEMORY / 2**30:g} GiB" if outcome.stopped == "memory" else f"{SECONDS:g} s"
-            return [f"stopped at {limit}"]
+            return [f"stopped at {outcome.stopped}"]
         if outcome.peak > MEMORY:
             wrong.append(f"held {outcome.peak / 2**30:.1f} GiB")
         if outcome.code not in given.codes:

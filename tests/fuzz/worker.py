@@ -5,6 +5,7 @@ No jax backend is started before a fork, so that no thread of one is lost in the
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -27,9 +28,11 @@ SECONDS = 30.0
 """Seconds that a call may take, of the processor, and that it may wait for nothing; what others take does not count."""
 
 MODULES = (
-    *("saap_jax.cli", "saap_jax.jobs.compare", "saap_jax.export", "saap_jax.jobs.generate", "saap_jax.jobs.prune"),
-    *("saap_jax.jobs.quality", "saap_jax.jobs.recover", "saap_jax.report.write", "saap_jax.cli.discover"),
-    *("transformers.models.auto.tokenization_auto", "tests.fuzz.formats", "tests.fuzz.planted"),
+    *("saap_jax.cli.main", "saap_jax.cli.progress", "saap_jax.cli.blocks", "saap_jax.cli.discover", "saap_jax.export"),
+    *("saap_jax.jobs.compare", "saap_jax.jobs.generate", "saap_jax.jobs.prune", "saap_jax.jobs.quality"),
+    *("saap_jax.jobs.evaluate", "saap_jax.jobs.recover", "saap_jax.jobs.score", "saap_jax.report.write"),
+    *("jaxlib.mlir.dialects.builtin", "jaxlib.mlir.dialects.mhlo", "transformers.models.auto.tokenization_auto"),
+    *("transformers.models.llama", "tests.fuzz.formats", "tests.fuzz.planted"),
 )
 """Imported before the first call: what commands import late, too."""
 
@@ -50,7 +53,7 @@ class Outcome(NamedTuple):
     seconds: float
     """Of the processor."""
     stopped: str
-    """Why the worker ended it: "memory", "time", or "" where it ended by itself."""
+    """The limit at which the worker ended it, or "" where it ended by itself."""
 
 
 class Worker:
@@ -93,6 +96,13 @@ class Worker:
         """Run `saap WORDS` in a directory."""
         return self._ask({"call": "saap", "words": list(words), "place": str(place), "environment": dict(environment)})
 
+    def warm(self, words: Sequence[str], place: Path) -> None:
+        """Run `saap WORDS` in the answering process itself, so that all that it imports and keeps is there in a child.
+
+        It has to start no backend of jax.
+        """
+        self._ask({"call": "warm", "words": list(words), "place": str(place)})
+
     def call(self, function: str, place: Path, *arguments: Any) -> Any:
         """Return what `MODULE:FUNCTION` of some plain values returns, called in a directory.
 
@@ -107,9 +117,10 @@ class Worker:
         assert outcome.code == 0, f"{function} failed: {outcome.stopped} {outcome.err[-2000:]}"
         return json.loads(outcome.out)
 
-    def planted(self, name: str, place: Path) -> Outcome:
-        """Run one of `planted` in place of the command line."""
-        return self._ask({"call": f"tests.fuzz.planted:{name}", "arguments": [], "place": str(place)})
+    def planted(self, name: str, place: Path, seconds: float = SECONDS) -> Outcome:
+        """Run one of `planted` in place of the command line, within so many seconds."""
+        request = {"call": f"tests.fuzz.planted:{name}", "arguments": [], "place": str(place), "seconds": seconds}
+        return self._ask(request)
 
     def _ask(self, request: dict[str, Any]) -> Outcome:
         assert self._process.stdin is not None
@@ -131,13 +142,29 @@ def serve() -> None:
     os.dup2(2, 1)  # what an import prints is no answer
     for module in MODULES:
         importlib.import_module(module)
+    importlib.import_module("saap_jax.jobs.prune").texts_of = lambda *_: {}  # nothing is judged, as in the whole suite
     for line in sys.stdin:
-        channel.write(json.dumps(_answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        channel.write(json.dumps(_warmed(request) if request["call"] == "warm" else _answer(request)) + "\n")
         channel.flush()
 
 
+def _warmed(request: dict[str, Any]) -> dict[str, Any]:
+    from jax._src import xla_bridge
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(request["place"]))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(request["out"], "w"))))
+        stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(request["err"], "w"))))
+        code = _command(request["words"])
+    assert not xla_bridge.backends_are_initialized()
+    gc.collect()
+    gc.freeze()  # a child looks at none of it, and so copies no page of it
+    return {"code": code, "peak": 0, "seconds": 0.0, "stopped": ""}
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    start, idle, stopped = time.monotonic(), 0.0, ""
+    start, idle, stopped, seconds = time.monotonic(), 0.0, "", request.get("seconds", SECONDS)
     if (child := os.fork()) == 0:
         _child(request)
     now = start
@@ -148,8 +175,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() - start > 0.2 and _waits(child):
             idle += time.monotonic() - now
         held, now = _resident(child), time.monotonic()
-        if held > MEMORY or _computed(child) > SECONDS or idle > SECONDS:
-            stopped = "memory" if held > MEMORY else "time"
+        if held > MEMORY or _computed(child) > seconds or idle > seconds:
+            stopped = f"{MEMORY / 2**30:g} GiB" if held > MEMORY else f"{seconds:g} s"
             os.killpg(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
             break

@@ -39,6 +39,22 @@ def build(place: Path, worker: Worker) -> None:
     shutil.rmtree(unfinished / "c/best")
     _ran(worker.run(formats.SCORE, place))
     _ran(worker.run(("export", "tiny", "tiny.gguf", "--format", "gguf"), place))
+    _warm(worker, place)
+
+
+def _warm(worker: Worker, place: Path) -> None:
+    """Have each command's modules, fonts, templates and options ready, by commands that start no backend of jax."""
+    scratch = place / "scratch"
+    scratch.mkdir()
+    shutil.copytree(place / "runs", scratch / "runs")
+    (scratch / "limits.toml").write_text(formats.LIMITS)
+    for words in (formats.REPORT, formats.AB, formats.GATE):
+        worker.warm(words, scratch)
+    for words in ((*formats.COMPARE, "--new-tokens"), (*formats.SCORE, "--calibration.examples"),
+                  (*formats.RECOVER, "--new-tokens"), ("evaluate", "tiny", *formats.SHOWN, "--windows"),
+                  ("prune", "--calibration.examples"), ("generate", "tiny", "the", "--max-new-tokens")):  # fmt: skip
+        worker.warm((*words, "-1"), scratch)
+    shutil.rmtree(scratch)
 
 
 def _ran(outcome: Outcome) -> None:
