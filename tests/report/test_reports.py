@@ -241,12 +241,13 @@ class TestSize:
         assert brief - frame < 3_000_000 / 20 < full - frame
 
     @pytest.mark.slow
-    def test_twenty_runs_of_two_hundred_candidates_weigh_less_than_three_megabytes(self, tmp_path):
-        paths = [write_run(tmp_path / f"sweep-{number}", number, 200) for number in range(20)]
+    def test_twelve_runs_of_two_hundred_candidates_weigh_less_than_their_share_of_three_megabytes(self, tmp_path):
+        """That share is of twenty runs; more than ten are shown alike, however many."""
+        paths = [write_run(tmp_path / f"sweep-{number}", number, 200) for number in range(12)]
         page, *_ = write_reports(paths, tmp_path / "x.html")
         text = page.read_text()
-        assert page.stat().st_size < 3_000_000
-        assert text.count("<tr") > 20 * 200
+        assert page.stat().st_size < 3_000_000 * 12 / 20
+        assert text.count("<tr") > 12 * 200
         for path in paths[:2]:  # the losses of windows stay where they are
             losses = re.search(r'"losses": \{"[^"]*": \[([\d.]+)', (path / "metrics.jsonl").read_text())
             assert losses is not None
