@@ -38,12 +38,13 @@ def cut_path(estimator, ratios, search, every):
 
     Each step asks for what is missing to the next ratio, as a share of what is left.
     """
+    stability = search.allocation == "adaptive"
     keep = existing_units(MODEL.segments)
     whole = saap_jax.prunable_parameters(saap_jax.discover(MODEL))
     keeps, model = {}, MODEL
     for ratio in checkpoints(ratios, every):
         left = saap_jax.prunable_parameters(saap_jax.discover(model))
-        calibrated = saap_jax.calibrate(model, WINDOWS, [estimator], stability=True, batch_size=3)
+        calibrated = saap_jax.calibrate(model, WINDOWS, [estimator], stability=stability, batch_size=3)
         share = 1 - (1 - ratio) * whole / left
         smaller = choose_calibrated(LlamaSubject(model), calibrated, estimator, share, search).keep
         for name in STRUCTURES:
