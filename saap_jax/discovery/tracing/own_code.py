@@ -104,8 +104,10 @@ def _verdict(
     order = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
     keep = {structure.name: random.permuted(order, axis=-1) > 0}
     less = keep_units(traced, keep, drawn)
+    runs = function, smaller(traced, keep)
     with jax.numpy_rank_promotion("allow"):
-        own, cut = (jax.tree.leaves(jax.jit(run)(less, *inputs)) for run in (function, smaller(traced, keep)))
+        both = jax.jit(lambda *given: [jax.tree.leaves(run(*given)) for run in runs])  # to compile one takes as long
+        own, cut = both(less, *inputs)
     apart = max((_distance(a, b) for a, b in zip(own, cut, strict=True)), default=0.0)
     tolerance = max(
         [RELATIVE, *(8 * float(jnp.finfo(x.dtype).eps) for x in cut if jnp.issubdtype(x.dtype, jnp.floating))]

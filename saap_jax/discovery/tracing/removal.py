@@ -133,4 +133,15 @@ def _mask(shape: tuple[int, ...], member: AxisMember, keep: Bool[np.ndarray, "*_
 def _taken(value: Array, axis: int, mask: np.ndarray) -> Array:
     last = np.moveaxis(mask, axis, -1)
     indices = np.nonzero(last)[-1].reshape(*last.shape[:-1], last.reshape(-1, last.shape[-1])[0].sum())
-    return jnp.take_along_axis(value, jnp.asarray(np.moveaxis(indices, -1, axis)), axis=axis)
+    places = np.moveaxis(indices, -1, axis)
+    if _on_host(value):  # numpy compiles nothing, where jax does for every shape
+        return jnp.asarray(np.take_along_axis(np.asarray(value), places, axis))
+    return jnp.take_along_axis(value, jnp.asarray(places), axis=axis)
+
+
+def _on_host(value: Array) -> bool:
+    """Say whether numpy sees an array as it is, and what is made of it comes to lie where it lies."""
+    if isinstance(value, jax.core.Tracer) or not value.is_fully_addressable:
+        return False
+    default = jnp.asarray(0).devices()
+    return value.devices() == default and {device.platform for device in default} == {"cpu"}
