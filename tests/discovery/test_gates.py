@@ -52,35 +52,27 @@ SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_masked_is_cut(name):
+    """Of each structure by itself, then of all of them at once."""
     example, params, inputs = example_of(name)
     traced = trace(example.function, params, *inputs)
     run = jax.jit(gated(traced))
-    dense = example.function(params, *inputs)
+    dense = jax.jit(example.function)(params, *inputs)
     np.testing.assert_allclose(run(all_ones(traced.prunable), params, *inputs), dense, rtol=1e-5, atol=1e-5)
     random = np.random.default_rng(1)
     for structure in traced.prunable:
         keep = keep_of(structure, random)
         masked = run(all_ones(traced.prunable) | {structure.name: jnp.asarray(keep, jnp.float32)}, params, *inputs)
         assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
-        less = keep_units(traced, {structure.name: keep}, params)
-        after = smaller(traced, {structure.name: keep})(less, *inputs)
-        np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+        runs = [smaller(traced, {structure.name: keep})]
         if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
-            after = example.function(less, *inputs)
+            runs.append(example.function)
+        less = keep_units(traced, {structure.name: keep}, params)
+        for after in jax.jit(lambda *given, runs=runs: [each(*given) for each in runs])(less, *inputs):
             np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_all_structures_at_once(name):
-    example, params, inputs = example_of(name)
-    traced = trace(example.function, params, *inputs)
-    random = np.random.default_rng(2)
-    keep = {s.name: keep_of(s, random) for s in traced.prunable}
-    gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    masked = gated(traced)(gates, params, *inputs)
-    less = keep_units(traced, keep, params)
-    np.testing.assert_allclose(smaller(traced, keep)(less, *inputs), masked, rtol=1e-4, atol=1e-4)
+    every = {each.name: keep_of(each, random) for each in traced.prunable}
+    masked = run({each: jnp.asarray(kept, jnp.float32) for each, kept in every.items()}, params, *inputs)
+    after = jax.jit(smaller(traced, every))(keep_units(traced, every, params), *inputs)
+    np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg="all structures at once")
 
 
 def of_llama(traced: Traced, model, gates):
@@ -138,8 +130,9 @@ def test_the_smaller_program_is_the_cut_llama():
     traced = trace(lambda model, tokens: model(tokens), model, tokens)
     gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
     found = {name: np.asarray(kept) > 0 for name, kept in of_llama(traced, model, gates).items()}
-    logits = smaller(traced, found)(keep_units(traced, found, model), tokens)
-    np.testing.assert_allclose(logits, cut(model, keep)(tokens), rtol=1e-4, atol=1e-4)
+    logits = jax.jit(smaller(traced, found))(keep_units(traced, found, model), tokens)
+    expected = jax.jit(lambda model, tokens: model(tokens))(cut(model, keep), tokens)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_gates_are_errors():
