@@ -49,7 +49,7 @@ class Moved:
         """Return for each number there its flat index in the source, of a given shape."""
         size = math.prod(shape)
         dtype = np.int32 if size <= np.iinfo(np.int32).max else np.uint32
-        return np.asarray(self.of(jnp.arange(size, dtype=dtype).reshape(tuple(shape))))
+        return np.asarray(self.of(jnp.asarray(np.arange(size, dtype=dtype).reshape(shape))))
 
 
 class Use(NamedTuple):

@@ -226,7 +226,7 @@ class Writer(Contraction):
 
     def matrices(self, value: Array | np.ndarray) -> Float[Array, "systems coordinates out"]:
         """Return the parameter's numbers as matrices."""
-        return jnp.ravel(jnp.asarray(value))[self.index]
+        return jnp.take(jnp.ravel(jnp.asarray(value)), self.index, mode="clip")
 
     def replaced(
         self, value: Array | np.ndarray, system: int, matrix: Float[np.ndarray, "coordinates out"]
