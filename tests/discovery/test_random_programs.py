@@ -196,13 +196,6 @@ def check(builder: Builder) -> None:
 
 @pytest.mark.slow
 @given(programs())
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
-def test_what_is_prunable_can_be_removed(builder):
-    check(builder)
-
-
-@pytest.mark.slow
-@given(programs())
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 def test_what_is_prunable_can_be_removed_in_many_programs(builder):
     check(builder)
