@@ -1,6 +1,7 @@
 """Problems made of the small models for tracing: a random teacher's outputs as targets, the mean square as loss."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 from saap_jax.api import calibrate as calibrate_examples
 from saap_jax.config.traced import FUSED
 from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.subjects.traced import TracedSubject, subject_of
 from saap_jax.subjects.traced import problem as traced
 from tests.discovery.test_gates import drawn, example_of
 from tests.models_for_tracing import EXAMPLES
@@ -57,8 +59,19 @@ def problem_of(name: str, count: int = 6) -> Problem:
     return Problem(function=example.function, params=params, loss=square, calibration=halves[0], held_out=halves[1])
 
 
+@functools.cache
+def subject_of_model(name: str) -> TracedSubject:
+    """Return the subject of a model that is not trained, with 16 examples, whatever its own code takes."""
+    norms = name == "linen_mlp"  # its one structure is under a norm
+    return subject_of(problem_of(name, 16), norms=norms, refused=True)
+
+
+@functools.cache
 def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
-    """Return a problem whose targets a random network made, with parameters after some steps of Adam."""
+    """Return a problem whose targets a random network made, with parameters after some steps of Adam.
+
+    Each step takes 64 examples, or all where there are fewer.
+    """
     example = EXAMPLES[name]()
 
     def small(seed: int):
@@ -68,10 +81,11 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
     make = jax.jit(example.function)
     halves = [(inputs, make(small(1), *inputs)) for inputs, _ in (problem.calibration, problem.held_out)]
     optimizer = optax.adam(1e-2)
-    inputs, targets = halves[0]
+    batches = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 64], halves[0]) for at in range(0, count, 64)]
 
     @jax.jit
-    def step(params, state):
+    def step(params, state, batch):
+        inputs, targets = batch
         gradient = jax.grad(lambda p: square(example.function(p, *inputs), targets))(params)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
@@ -79,8 +93,8 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
     params = small(2)
     state = optimizer.init(params)
     with jax.numpy_dtype_promotion("standard"):
-        for _ in range(steps):
-            params, state = step(params, state)
+        for number in range(steps):
+            params, state = step(params, state, batches[number % len(batches)])
     return dataclasses.replace(problem, params=params, calibration=halves[0], held_out=halves[1])
 
 

@@ -16,7 +16,7 @@ from saap_jax.llama import Llama
 from saap_jax.subjects.traced import subject_of
 from tests.helpers import dense_model, random_tokens
 from tests.models_for_tracing import EXAMPLES
-from tests.traced.problems import MIXED, calibrate, problem_of, square
+from tests.traced.problems import MIXED, calibrate, problem_of, square, subject_of_model
 from tests.traced.test_compensation import mlp_problem
 
 NAMES = (
@@ -156,7 +156,7 @@ def test_masked_units_have_no_activation():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != MIXED])
 def test_every_model_has_finite_scores_that_differ(name):
-    subject = subject_of(problem_of(name, 4), refused=True, norms=name == "linen_mlp")
+    subject = subject_of_model(name)
     found = calibrate(subject, NAMES, batch_size=4)
     for estimator in ("wanda", "fluctuation"):
         for structure, values in found.scores(estimator).items():

@@ -15,7 +15,7 @@ from saap_jax.selection.choose import choose_calibrated as select
 from saap_jax.subjects.traced import Losses, cut, subject_of
 from saap_jax.subjects.traced.counting import prunable_parameters, removed_parameters
 from tests.models_for_tracing import EXAMPLES
-from tests.traced.problems import MIXED, calibrate, cut_losses, problem_of, square, stacked, trained
+from tests.traced.problems import MIXED, calibrate, cut_losses, problem_of, square, stacked, subject_of_model, trained
 
 QUICK = ("moe",)
 MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in EXAMPLES if n != MIXED]
@@ -34,9 +34,8 @@ def drawn_scores(subject, seed=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
-    norms = name == "linen_mlp"  # its one structure is under a norm
-    problem = problem_of(name, 4)
-    subject = subject_of(problem, norms=norms, refused=True)
+    subject = subject_of_model(name)
+    problem = subject.problem
     calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
     selection = select(subject, calibrated, "gate_taylor", 0.25, SearchConfig())
     assert selection.actual >= 0.25
@@ -53,7 +52,7 @@ def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     assert removed == selection.removed
     np.testing.assert_allclose(cut_losses(subject, selection.keep, params, 4), masked, rtol=1e-4)
     inputs, targets = problem.held_out
-    outputs = function(params, *problem.inputs(inputs))
+    outputs = jax.jit(function)(params, *problem.inputs(inputs))
     np.testing.assert_allclose(jnp.square(outputs - targets).mean(), masked.mean(), rtol=1e-4)
     assert np.abs(masked - dense).max() > 1e-4
 
@@ -138,8 +137,8 @@ def test_gate_taylor_removes_less_than_chance(name):
     problem = trained(name, count=256)
     subject = subject_of(problem, refused=True)
     chance = [f"random(seed={seed})" for seed in range(8)]
-    calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=16)
-    losses, found = Losses(subject, batch_size=16), {}
+    calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=64)
+    losses, found = Losses(subject, batch_size=64), {}
     for estimator in calibrated.estimators:
         keep = select(subject, calibrated, estimator, 0.25, SearchConfig()).keep
         found[estimator] = losses.of(masks(keep), problem.params, problem.held_out).mean()
