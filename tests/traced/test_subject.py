@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -115,12 +116,16 @@ class TestCompare:
 
     def test_a_killed_run_goes_on_to_the_same_rows(self, config, run, tmp_path):
         again = dataclasses.replace(config, runs=str(tmp_path))
-        other = compare.compare(again)
-        lines = (other.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        (other.path / "metrics.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:20])
-        record = json.loads((other.path / "run.json").read_text())
+        other = shutil.copytree(run.path, tmp_path / run.path.name)
+        lines = (other / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (other / "metrics.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:20])
+        record = json.loads((other / "run.json").read_text())
         record.pop("best")
-        (other.path / "run.json").write_text(json.dumps(record | {"status": "running"}))
+        record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
+        (other / "run.json").write_text(json.dumps(record))
+        for name in ("keep.json", "report.html"):
+            (other / name).unlink(missing_ok=True)
+        shutil.rmtree(other / "best")
         resumed = compare.compare(again)
         assert rows_of(resumed) == rows_of(run)
         assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
