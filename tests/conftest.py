@@ -5,24 +5,15 @@ import ctypes
 import gc
 import hashlib
 import os
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.xla_flags import cheaper
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # of the terminal that the suite is started in
-# The suite compiles thousands of tiny programs and runs each a few times: optimising them costs more than it saves.
-# Splitting a program for other cores gains nothing beside other workers; code for fusions by another compiler takes
-# longer than the rest together (jaxlib 0.12 knows no other way, and refuses the flag; so does libtpu, which reads the
-# flags too where it is there).
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + ("" if find_spec("libtpu") else " --xla_cpu_parallel_codegen_split_count=1")
-    + ("" if find_spec("libtpu") or version("jaxlib") >= "0.11" else " --xla_cpu_use_fusion_emitters=false"),
-)
+os.environ["XLA_FLAGS"] = cheaper(os.environ.get("XLA_FLAGS", ""))
 # What one run compiled, the next one and the other workers find: a second run takes a fraction of the time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
