@@ -15,49 +15,59 @@ from saap_jax.selection.choose import choose_calibrated
 from saap_jax.subjects.traced import subject_of
 from saap_jax.subjects.traced.placing import place_rows
 from tests.traced.problems import calibrate
-from tests.traced.test_compensation import transformer_problem
+from tests.traced.test_compensation import transformer, transformer_problem
 
 pytestmark = pytest.mark.sharded
 NAMES = ("magnitude", "taylor_element", "taylor_element_second", "gate_taylor", "gate_hessian", "wanda",
          "fluctuation", "ablation")  # fmt: skip
 
 
-def subjects(mesh):
-    problem = transformer_problem()
-    return subject_of(problem), subject_of(problem, layout=layout_of(mesh))
+COMPENSATION = CompensationConfig(method="least_squares", damping=0.1)
+
+
+def compensated(subject, keep, place):
+    """Return a compensated model's losses, dense and masked; those of the cut and of the loaded one are the same."""
+    held_out = subject.problem.held_out
+    new, corrections = subject.compensated(keep, subject.problem.calibration, COMPENSATION, batch_size=8)
+    assert corrections
+    (group,) = new.losses(held_out, [subject.existing, keep], batch_size=8, at_once=2)
+    cut = new.cut(keep)
+    cut.save(place, keep)
+    loaded = subject.load(place)
+    np.testing.assert_allclose(cut.losses(held_out, 8).means, group[1].means, rtol=1e-3)
+    np.testing.assert_allclose(loaded.losses(held_out, 8).means, cut.losses(held_out, 8).means, rtol=1e-4)
+    return [group[0].means, group[1].means], loaded
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one device finds: scores, chosen units, losses."""
+    subject = transformer(x64=False)
+    found = calibrate(subject, NAMES, batch_size=8)
+    keep = choose_calibrated(subject, found, "wanda", 0.3, SearchConfig()).keep
+    return found, keep, compensated(subject, keep, tmp_path_factory.mktemp("alone") / "cut")[0]
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=4, fsdp=2)], ids=["data", "data and fsdp"])
-def test_everything_is_what_it_is_on_one_device(mesh, tmp_path):
-    alone, spread = subjects(mesh)
+def test_everything_is_what_it_is_on_one_device(mesh, alone, tmp_path):
+    found, keep, expected = alone
+    spread = subject_of(transformer_problem(), layout=layout_of(mesh))
     parts = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(spread.problem.params)}
     assert parts == ({True, False} if mesh.fsdp > 1 else {False}) or parts == {True}
     rows = place_rows(spread.problem.calibration, spread.layout)[0]
     assert rows.sharding.shard_shape(rows.shape)[0] == len(rows) // 8
-    found, other = (calibrate(each, NAMES, batch_size=8) for each in (alone, spread))
+    other = calibrate(spread, NAMES, batch_size=8)
     for name in NAMES:
         for structure, values in found.scores(name).items():
             np.testing.assert_allclose(
                 other.scores(name)[structure], values, rtol=1e-3, atol=1e-5, err_msg=f"{name} {structure}"
             )
             assert np.std(np.asarray(values)) > 1e-4, "control"
-    keep = choose_calibrated(alone, found, "wanda", 0.3, SearchConfig()).keep
-    config = CompensationConfig(method="least_squares", damping=0.1)
-    held_out, losses = alone.problem.held_out, []
-    for each in (alone, spread):
-        new, corrections = each.compensated(keep, each.problem.calibration, config, batch_size=8)
-        assert corrections
-        (group,) = new.losses(held_out, [alone.existing, keep], batch_size=8, at_once=2)
-        cut = new.cut(keep)
-        cut.save(tmp_path / str(len(losses)), keep)
-        loaded = each.load(tmp_path / str(len(losses)))
-        np.testing.assert_allclose(cut.losses(held_out, 8).means, group[1].means, rtol=1e-3)
-        np.testing.assert_allclose(loaded.losses(held_out, 8).means, cut.losses(held_out, 8).means, rtol=1e-4)
-        if each is spread and mesh.fsdp > 1:
-            assert len({leaf.sharding for leaf in jax.tree.leaves(loaded.params)}) > 1
-        losses.append([group[0].means, group[1].means])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
-    assert np.abs(losses[0][0] - losses[0][1]).max() > 1e-3, "control"
+    losses, loaded = compensated(spread, keep, tmp_path / "cut")
+    if mesh.fsdp > 1:
+        assert len({leaf.sharding for leaf in jax.tree.leaves(loaded.params)}) > 1
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3, "control"
 
 
 FILE = """
