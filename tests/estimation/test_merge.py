@@ -20,6 +20,7 @@ from saap_jax.estimation import (
     merge,
     observe,
 )
+from saap_jax.estimation.base import Plan
 from tests.helpers import PLAIN, dense_model, length_mask, random_model, random_tokens, spec_of
 
 LENGTHS = (8, 3, 1, 6, 8)
@@ -30,14 +31,15 @@ ALL = PLAIN
 @functools.cache
 def parts() -> tuple[Statistics, list[Statistics]]:
     """Return the statistics of the whole text, and those of each example by itself."""
-    model, curvature = random_model(spec_of((2, 4), (0, 3))), Curvature(probes=2)
+    model, curvature = random_model(spec_of((2, 4), (2, 4))), Curvature(probes=2)
     batches = [(TOKENS[n : n + 1], MASK[n : n + 1]) for n in range(5)]
-    # an example of one token predicts nothing, so it cannot be a pass of its own
-    alone = [
-        observe(model, part, ALL, curvature=curvature)
-        for part in (batches[:1], batches[1:3], batches[3:4], batches[4:])
-    ]
-    return observe(model, batches, ALL, curvature=curvature), alone
+    padding = [(TOKENS[:1], np.zeros((1, 8), bool))] * 5
+    # an example of one token predicts nothing, so it cannot be a pass of its own; as many rows are one program
+    whole, *alone = (
+        observe(model, (part + padding)[:5], ALL, curvature=curvature)
+        for part in (batches, batches[:1], batches[1:3], batches[3:4], batches[4:])
+    )
+    return whole, alone
 
 
 def merged_by(cuts: list[int], pieces: list[Statistics]) -> Statistics:
@@ -98,8 +100,11 @@ def test_what_does_not_fit_is_refused():
         ValueError, match=r"merge: expected the same statistics in both parts, got activation_moments, "
     ):
         merge(first, fewer)
-    other = observe(dense_model(layers=3), [(TOKENS, MASK)], ALL, curvature=Curvature(probes=2))
+    model, plan = dense_model(layers=3), Plan(5, Curvature(probes=2))
     for statistic in ALL:
-        one, two = (part._replace(values={statistic: part.values[statistic]}) for part in (first, other))
+        one, two = (
+            part._replace(values={statistic: value})
+            for part, value in ((first, first.values[statistic]), (second, statistic.init(model, plan)))
+        )
         with pytest.raises(ValueError, match=f"merge: statistic {statistic.name} has other shapes"):
             merge(one, two)

@@ -45,8 +45,8 @@ FEW = frozenset({BLOCK_CHANGE, GATE_GRADIENT, GATE_HESSIAN})
 
 @functools.cache
 def observed(attention: str = "exact", needs: frozenset[Statistic] = PLAIN):
-    """Return statistics of two scenarios of 3 and 2 examples."""
-    masks = length_mask(6, 4, 5, seq=6), length_mask(6, 3, seq=6)
+    """Return statistics of two scenarios of 3 and 2 examples, and a padding row: one program observes both."""
+    masks = length_mask(6, 4, 5, seq=6), length_mask(6, 3, 0, seq=6)
     return {
         name: observe(
             model(),
@@ -64,14 +64,14 @@ def assert_same(first, second) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["exact", "probes"])
-def test_what_is_loaded_is_what_was_saved(tmp_path, attention):
+@pytest.mark.parametrize(("attention", "needs"), [("exact", PLAIN), ("probes", FEW)])
+def test_what_is_loaded_is_what_was_saved(tmp_path, attention, needs):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".statistics.safetensors.partial").write_text("what a kill left")
-    path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention))
+    path = save_statistics(tmp_path / "new" / "statistics.safetensors", observed(attention, needs))
     loaded = load_statistics(path, model(seed=1))
     assert list(loaded) == list(SCENARIOS)
-    assert_same(loaded, observed(attention))
+    assert_same(loaded, observed(attention, needs))
     assert_same(load_statistics(path, abstract_llama(model().spec)), loaded)
     with pytest.raises(AssertionError):
         assert_same(loaded[SCENARIOS[0]].values[BLOCK_CHANGE], loaded[SCENARIOS[1]].values[BLOCK_CHANGE])
@@ -212,6 +212,6 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "write_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_statistics(path, observed("probes"))
+        save_statistics(path, observed("probes", FEW))
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
     assert path.read_bytes() == before
