@@ -23,8 +23,8 @@ WIDTHS = ((2, 3, 5), (2, 3, 5), (1, 2, 4), (0, 3, 5), (3, 1, 0))
 """(kv_heads, q_per_kv, mlp) of each layer: runs of many kinds, a layer without attention, one without groups."""
 
 
-def mixed_model(**options):
-    layers = tuple(LayerWidths(kv_heads=k, q_per_kv=g, mlp=f) for k, g, f in WIDTHS)
+def mixed_model(widths=WIDTHS, **options):
+    layers = tuple(LayerWidths(kv_heads=k, q_per_kv=g, mlp=f) for k, g, f in widths)
     return random_model(LlamaSpec(vocab=24, embed=8, head_dim=4, layers=layers, tied=False), **options)
 
 
@@ -178,10 +178,9 @@ def test_save_and_load(tmp_path):
 @pytest.mark.slow
 def test_every_estimator_scores_layers_of_different_groups():
     """A model with other numbers of query heads in its layers scores as the masked one that it is a cut of."""
-    model = mixed_model()
-    keep = keep_of(model) | {"attention": existing_units(model.segments)["attention"]}
-    keep["mlp"] = existing_units(model.segments)["mlp"]
-    keep[QUERY_HEADS][1], keep[QUERY_HEADS][4] = [0, 1, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0]
+    model = mixed_model(((2, 3, 5), (2, 3, 5), (3, 1, 0)))  # `test_contract` has a layer without attention
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
+    keep[QUERY_HEADS][1] = [0, 1, 0, 0, 0, 1]
     pruned = calibrate(cut(model, keep), windows_of(), list(ESTIMATORS), batch_size=3)  # raises if not finite
     names = ["gate_taylor", "gate_taylor_signed", "gate_fisher", "wanda", "fluctuation", "block_influence"]
     masked, dense = (calibrate(model, windows_of(), names, keep=k, batch_size=3) for k in (keep, None))
@@ -194,8 +193,9 @@ def test_every_estimator_scores_layers_of_different_groups():
 
 @pytest.mark.slow
 def test_statistics_at_query_head_gates():
-    model = mixed_model()
-    keep = keep_of(model)
+    model = mixed_model(((2, 3, 5), (2, 3, 5)))
+    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
+    keep[QUERY_HEADS][0] = [0, 1, 1, 1, 0, 1]
     needs = frozenset({GATE_GRADIENT, GATE_HESSIAN})
     seen = observe(model, [tuple(windows_of())], needs, gates=masks(keep), curvature=Curvature(probes=1))
     assert set(seen.values[GATE_GRADIENT]) == set(STRUCTURES)
