@@ -16,7 +16,7 @@ from saap_jax.estimation import (
 from saap_jax.estimation.objectives import OBJECTIVES, drawn, draws
 from saap_jax.llama.segments import ones_gates
 from saap_jax.runtime.finite import leaves_by_path
-from tests.helpers import length_mask, losses_of, random_model, random_tokens, spec_of
+from tests.helpers import forward, length_mask, losses_of, random_model, random_tokens, spec_of
 
 TOKENS, MASK = random_tokens(2, 6), length_mask(6, 4, seq=6)
 
@@ -32,7 +32,7 @@ def numbers(tokens, mask):
 
 def pairs(model, tokens, mask, objective):
     """Return the words of one example whose -log p are added, and those whose are taken off, where there are such."""
-    log_p = np.asarray(jax.nn.log_softmax(model(jnp.asarray(tokens[None]))[0], axis=-1), np.float64)
+    log_p = np.asarray(jax.nn.log_softmax(forward(model, jnp.asarray(tokens[None]))[0], axis=-1), np.float64)
     draw, added, taken = numbers(tokens[None], mask[None])[0], [], []
     for place in range(int(mask.sum()) - 1):
         right, row = int(tokens[place + 1]), log_p[place]
@@ -45,11 +45,23 @@ def pairs(model, tokens, mask, objective):
     return added, taken
 
 
-def plain(model, gates, tokens, added, taken):
-    """Return the mean objective of one example, word by word."""
-    log_p = jax.nn.log_softmax(model(jnp.asarray(tokens[None]), gates)[0], axis=-1)
-    total = sum(-log_p[place, word] for place, word in enumerate(added))
-    return (total + sum(log_p[place, word] for place, word in enumerate(taken))) / len(added)
+def shares(model, added, taken) -> np.ndarray:
+    """Return how much of each word's log p is in the mean objective of one example, [seq, vocab]."""
+    found = np.zeros((TOKENS.shape[1], model.spec.vocab), np.float32)
+    for words, sign in ((added, -1), (taken, 1)):
+        for place, word in enumerate(words):
+            found[place, word] += sign / len(added)
+    return found
+
+
+@jax.jit
+def gradient_of(model, gates, tokens, share):
+    """Return the gradient of the mean objective of one example."""
+
+    def plain(model, gates):
+        return jnp.sum(share * jax.nn.log_softmax(model(tokens[None], gates)[0], axis=-1))
+
+    return jax.grad(plain, argnums=(0, 1))(model, gates)
 
 
 @pytest.mark.slow
@@ -60,9 +72,8 @@ def test_gradients_are_those_of_the_objective(model, objective):
     ones = ones_gates(model.segments)
     each = []
     for tokens, mask in zip(TOKENS, MASK, strict=True):
-        words = pairs(model, tokens, mask, objective)
-        gradient = jax.jit(jax.grad(lambda model, gates, at=(tokens, *words): plain(model, gates, *at), argnums=(0, 1)))
-        each.append(gradient(model, ones))
+        share = shares(model, *pairs(model, tokens, mask, objective))
+        each.append(gradient_of(model, ones, jnp.asarray(tokens), jnp.asarray(share)))
     for name, found in seen.of(needs[0]).items():
         np.testing.assert_allclose(found, np.stack([gates[name] for _, gates in each]), atol=2e-6, err_msg=name)
         assert np.abs(found - seen.of(GATE_GRADIENT)[name]).max() > 1e-3  # those of the loss are others
@@ -117,7 +128,7 @@ def test_squares_of_what_is_drawn_are_the_curvature_of_the_divergence(model, mon
     statistic = GATE_GRADIENT.of_objective("sampled")
     seen = observe(model, [(many, mask)], frozenset({statistic})).of(statistic)
     empirical = observe(model, [(tokens, mask[:1])], frozenset({GATE_GRADIENT})).of(GATE_GRADIENT)
-    base = jax.nn.log_softmax(model(tokens, gates)[0, 0])
+    base = jax.nn.log_softmax(forward(model, tokens, gates)[0, 0])
     for name, found in seen.items():
 
         def divergence(gate, name=name):
