@@ -19,9 +19,9 @@ from saap_jax.estimation.ablation import (
 )
 from saap_jax.evaluation.perplexity import loss_step
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, load_model, resume, save_model
-from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.resume import summed_losses
 from saap_jax.llama.segments import existing_units, ones_gates
+from tests.helpers import losses_of
 
 DENSE = ((2, 6),) * 3
 CUT = ((2, 6), (1, 6), (0, 4), (2, 0), (2, 0))
@@ -250,9 +250,10 @@ class TestSample:
 def test_loss_by_chunks_of_the_vocabulary(monkeypatch, tied, chunk):
     monkeypatch.setattr(resume, "VOCAB_CHUNK", chunk)
     model, (tokens, mask) = model_of(tied=tied), map(jnp.asarray, text())
-    hidden = jnp.stack([model.hidden(tokens)[0], 30 * model.hidden(tokens[:, ::-1])[0]])
-    losses = summed_losses(model, hidden, tokens, mask)
-    np.testing.assert_allclose(losses[0], next_token_losses(model, tokens, mask)[0], rtol=1e-6)
+    last = jax.jit(lambda model, tokens: model.hidden(tokens)[0])
+    hidden = jnp.stack([last(model, tokens), 30 * last(model, tokens[:, ::-1])])
+    losses = jax.jit(lambda *each: summed_losses(*each))(model, hidden, tokens, mask)
+    np.testing.assert_allclose(losses[0], losses_of(model, tokens, mask), rtol=1e-6)
     assert np.isfinite(losses).all()
     assert np.abs(losses[1] - losses[0])[:3].min() > 1
 
