@@ -19,7 +19,7 @@ def test_gate_gradients_are_sums_of_weight_times_gradient():
         model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    windows = calibration_windows("builtin:reference", tokenizer, 4, 96, 0)
+    windows = calibration_windows("builtin:reference", tokenizer, 2, 48, 0)
     statistics = observe(model, [tuple(windows)], frozenset({GATE_GRADIENT, WEIGHT_GRADIENT}))
     (run,), (gradient,) = model.segments, statistics.of(WEIGHT_GRADIENT).segments
     equal = 0
