@@ -196,22 +196,21 @@ def test_dense_propagation_is_the_formula_of_each_sub_block(method, how, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["least_squares", "bias"])
-@pytest.mark.parametrize("make", [dense_model, ragged_model])
+@pytest.mark.parametrize(("make", "method"), [(dense_model, "bias"), (ragged_model, "least_squares")])
 def test_moments_from_a_calibration_pass_take_the_place_of_the_text(make, method, x64):
     model = make(dtype=np.float64)
     keep = random_keep(existing_units(model.segments), 0.4, seed=4)
     config = CompensationConfig(method=method, propagate="dense")
     batches = batches_of(8)
     needs = frozenset({GRAM, GATE_GRADIENT})
-    gram = observe(model, batches, needs).of(GRAM)
+    gram, of_others = (observe(model, text, needs).of(GRAM) for text in (batches, batches_of(8, seed=5)))
     text, moments = (compensate(model, keep, batches, config, gram=each) for each in (None, gram))
     for own, other in zip(text.corrections, moments.corrections, strict=True):
         assert own[:3] == other[:3]
         np.testing.assert_allclose(own[3:], other[3:], rtol=1e-6)
     one, two = (forward(each.model, TOKENS, masks(keep)) for each in (text, moments))
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-8)
-    others = compensate(model, keep, batches, config, gram=gram_of(model, batches_of(8, seed=5))).model
+    others = compensate(model, keep, batches, config, gram=of_others).model
     assert np.abs(forward(others, TOKENS, masks(keep)) - one).max() > 1e-4
 
 
@@ -290,8 +289,9 @@ def test_later_layers_make_up_for_earlier_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [LEAST, BIAS], ids=lambda config: config.method)
-@pytest.mark.parametrize("make", [dense_model, ragged_model])
+@pytest.mark.parametrize(
+    ("make", "config"), [(dense_model, BIAS), (ragged_model, LEAST)], ids=["bias", "least_squares"]
+)
 def test_cut_is_masked_after_compensation(make, config):
     model = make()
     keep = random_keep(existing_units(model.segments), 0.4, seed=4)
