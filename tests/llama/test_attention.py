@@ -71,6 +71,11 @@ def values_and_gradients(path, arrays, seen: Seen) -> tuple[jax.Array, ...]:
     return found, *pull(cotangent)
 
 
+def run(path, arrays, seen: Seen) -> tuple[jax.Array, ...]:
+    """Return values and gradients, by one program."""
+    return jax.jit(functools.partial(values_and_gradients, path, seen=seen))(arrays)
+
+
 def close(found, expected, tolerance: float) -> bool:
     """Say whether arrays are equal up to a share of their largest number."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
@@ -88,14 +93,17 @@ def test_rules_are_what_their_words_say(name):
     assert np.asarray(expected).any(axis=-1).all(), "each sees something"
 
 
+@functools.cache
+def by_another_window() -> tuple[jax.Array, ...]:
+    return run(plain, inputs(), Seen(LENGTH, 3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIGHTS)
 def test_blocks_are_the_whole_matrix(name):
-    blocks = jax.jit(functools.partial(values_and_gradients, functools.partial(in_blocks, size=8), seen=sight(name)))
-    whole = jax.jit(functools.partial(values_and_gradients, plain, seen=sight(name)))
-    assert close(blocks(inputs()), whole(inputs()), 1e-5)
-    other = jax.jit(functools.partial(values_and_gradients, plain, seen=Seen(LENGTH, 3)))
-    assert not close(blocks(inputs()), other(inputs()), 1e-2), "control"
+    found = run(functools.partial(in_blocks, size=8), inputs(), sight(name))
+    assert close(found, run(plain, inputs(), sight(name)), 1e-5)
+    assert not close(found, by_another_window(), 1e-2), "control"
 
 
 @pytest.mark.slow
@@ -103,11 +111,11 @@ def test_blocks_are_the_whole_matrix(name):
 def test_blocks_in_other_types(dtype, tolerance, x64):
     """Gradients of narrow keys and values are as near those of wide ones as with the whole matrix."""
     arrays, seen = inputs(dtype, heads=(1, 1)), sight("window")
-    found = values_and_gradients(functools.partial(in_blocks, size=8), arrays, seen)
+    found = run(functools.partial(in_blocks, size=8), arrays, seen)
     assert {each.dtype for each in found} == {jnp.dtype(dtype)}
     wide = [each.astype(jnp.float64) for each in arrays]
-    assert close(found, values_and_gradients(plain, wide, seen), tolerance)
-    assert not close(found, values_and_gradients(plain, wide, Seen(LENGTH, 6)), tolerance), "control"
+    assert close(found, run(plain, wide, seen), tolerance)
+    assert not close(found, run(plain, wide, Seen(LENGTH, 6)), tolerance), "control"
 
 
 @pytest.mark.slow
@@ -123,13 +131,12 @@ def test_the_kernel_is_the_whole_matrix(name, heads, dtype):
     """Run by an interpreter; a row of 37 tokens is padded to 128."""
     arrays, seen = inputs(dtype, heads), sight(name)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # it is not ours
-        kernel = functools.partial(splash, interpret=True)
-        found = jax.jit(functools.partial(values_and_gradients, kernel, seen=seen))(arrays)
-    whole = jax.jit(functools.partial(values_and_gradients, plain, seen=seen))(arrays)
+        found = run(functools.partial(splash, interpret=True), arrays, seen)
+    whole = run(plain, arrays, seen)
     tolerance = 1e-5 if dtype == jnp.float32 else 0.03
     assert {each.dtype for each in found} == {jnp.dtype(dtype)}
     assert close(found, whole, tolerance)
-    assert not close(found, values_and_gradients(plain, arrays, Seen(LENGTH, 3)), 2 * tolerance), "control"
+    assert not close(found, run(plain, arrays, Seen(LENGTH, 3)), 2 * tolerance), "control"
 
 
 @pytest.mark.slow
