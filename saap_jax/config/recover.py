@@ -86,8 +86,8 @@ class TrainingConfig:
     """Rows whose gradients are computed at once, a divisor of `batch_size`; changes speed and memory alone."""
     learning_rate: float = 1e-4
     """Of AdamW, at its highest."""
-    warmup: int = 100
-    """Steps in which it rises from 0; then it falls to 0 along half a cosine."""
+    warmup: int | None = None
+    """Steps in which it rises from 0; then it falls to 0 along half a cosine. None: a tenth of all, at most 100."""
     weight_decay: float = 0.0
     """Of the matrices of layers."""
     clip: float = 1.0
@@ -120,7 +120,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "microbatch", "check_every", "keep"):
             check_at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("max_steps", "warmup", "patience", "top_k_logits"):
-            check_at_least(f"training.{name}", getattr(self, name), 0)
+            check_at_least(f"training.{name}", getattr(self, name) or 0, 0)
         if self.batch_size % self.microbatch:
             raise ValueError(
                 f"training.microbatch: expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"

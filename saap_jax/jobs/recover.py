@@ -60,6 +60,9 @@ class Text(NamedTuple):
     held_out: Rows | None
 
 
+WARMUP = 100
+"""The most steps of a warm-up that is not asked for."""
+
 ENDING = Ending(lambda run: recovery_files(run.record, run.candidates()), rows=False)
 
 
@@ -92,9 +95,11 @@ def _recover(
     method = method_of(config.method)
     with run.stage("load"), step(track, "load the models"):
         lengths = {"data.length": config.data.length, "evaluation.length": config.evaluation.length}
+        if config.new_tokens:
+            lengths["evaluation.length + new_tokens"] = config.evaluation.length + config.new_tokens
         model = load_model(config.model, config.dtype, layout=layout, lengths=lengths)
         tokenizer = load_tokenizer(config.model)
-        dense = load_model(config.dense, config.dtype, layout=layout) if config.dense else None
+        dense = load_model(config.dense, config.dtype, layout=layout, lengths=lengths) if config.dense else None
         _check_dense(config, model, dense)
         origin = origins.origin_of(config.model)
         if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
@@ -196,13 +201,14 @@ def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
     """
     options = config.training
     steps = steps_of(rows, batch_size=options.batch_size, epochs=options.epochs, most=options.max_steps)
-    if steps <= options.warmup:
+    warmup = min(WARMUP, steps // 10) if options.warmup is None else options.warmup
+    if steps <= warmup:
         raise ValueError(
             f"training.warmup: expected fewer than the {steps} steps that {len(rows.tokens):,} rows make in "
-            f"{options.epochs} epochs of batch_size {options.batch_size}, got {options.warmup}; pass fewer, such as "
+            f"{options.epochs} epochs of batch_size {options.batch_size}, got {warmup}; pass fewer, such as "
             f"--training.warmup {steps // 10}, or give more text"
         )
-    return Schedule(options.learning_rate, options.warmup, steps, options.weight_decay, options.clip)
+    return Schedule(options.learning_rate, warmup, steps, options.weight_decay, options.clip)
 
 
 def training_of(

@@ -107,11 +107,11 @@ def learning_rate_of(schedule: Schedule) -> optax.Schedule:
 
 @functools.cache
 def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
-    """Return AdamW after clipping; norms and biases, which have one axis a layer, do not decay."""
+    """Return AdamW after clipping; norms and biases do not decay."""
     clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
 
     def decays(trained: Parameters) -> Any:
-        return jax.tree.map(lambda x: x.ndim > 2, trained)
+        return jax.tree.map_with_path(lambda path, x: x.ndim > 2 and "_bias" not in jax.tree_util.keystr(path), trained)
 
     adam = optax.adamw(learning_rate_of(schedule), weight_decay=schedule.weight_decay, mask=decays)
     return optax.chain(clip, adam)

@@ -180,6 +180,7 @@ def test_the_model_and_a_file_come_first(options, tiny_model_directory, capsys, 
     ("words", "message"),
     [
         (["--training.warmup", "100"], "training.warmup: expected fewer than the 12 steps"),
+        (["--new-tokens", "99999"], "evaluation.length + new_tokens"),
         (["--data.held-out", "0", "--training.patience", "1"], "expected held-out text"),
         (["--evaluation.in-domain", "builtin:none"], "did you mean"),
         (["--data.sources", "instruct:none.jsonl"], "expected a file none.jsonl"),

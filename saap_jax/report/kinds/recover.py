@@ -103,7 +103,8 @@ def summary(run: RunRecord) -> list[str]:
     ]
     trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
     if training["best_step"] is None:
-        lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: no text was held out")
+        why = "no held-out loss was finite" if held else "no text was held out"
+        lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: {why}")
     else:
         stopped = " (stopped: no lower held-out loss came)" if training["stopped"] else ""
         lines.append(
