@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.text import Text
 
+from saap_jax.evaluation.scales import LOSS
 from saap_jax.report.figures.axes import log_ticks, spread
 from saap_jax.report.figures.draw import marker_path, on_screen, painted
 from saap_jax.report.figures.palette import MARKERS
@@ -49,6 +50,20 @@ def numbers(figure) -> list[str]:
     return [text for text in words(figure) if re.fullmatch(r"\d+↑?( [a-z].*)?", text)]
 
 
+def test_losses_of_0_and_below_have_no_place_on_a_logarithmic_axis():
+    metric, dense = "loss held_out", -0.5
+    rows = [
+        {"candidate": f"wanda@{ratio}", "variant": "wanda", "ratio_asked": ratio, "ratio_actual": ratio,
+         "ppl": {metric: ppl}} for ratio, ppl in ((0.1, 0.0), (0.2, 0.3))
+    ]  # fmt: skip
+    found, missing = curves({"dense": {"ppl": {metric: dense}}}, rows, metric)
+    assert (found, missing) == ([Curve("wanda", [(0.2, 0.3)])], ["wanda@0.1"])
+    assert curves({"dense": {"ppl": {metric: 0.1}}}, rows, metric)[0][0].points[0] == (0.0, 0.1), "negative control"
+    drawn = ratio_plot("title", found, ["wanda"], missing, LOSS)
+    assert drawn is not None
+    assert painted(drawn)
+
+
 class TestRatio:
     def test_shows_the_numbers_of_the_records(self):
         figure, order = painted(plot()), order_of(fake.candidates())
@@ -83,7 +98,7 @@ class TestRatio:
         description = svg.findtext(f"{SVG}desc") or ""
         ratios = [100 * line["ratio_actual"] for line in fake.candidates() if line["variant"] == "gate_fisher"]
         assert f"gate_fisher: 0.0 % 34.70, {ratios[0]:.1f} % 52.70, {ratios[1]:.1f} % 201.50." in description
-        assert "Without a value: random@0.5." in description
+        assert "Without a value above 0: random@0.5." in description
 
     def test_the_axis_is_logarithmic(self):
         assert painted(plot()).axes[0].get_yscale() == "log"

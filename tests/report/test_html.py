@@ -274,6 +274,20 @@ class TestSummary:
         (said,) = summary({"metrics": [{"name": "m", "domain": "out"}]}, [rows[0], row("b", 12.0)])
         assert "best" not in said, "b was not tested: a loss of it is not finite, for instance"
 
+    def test_a_figure_that_is_not_known_has_no_place_in_the_order(self):
+        def row(label: str, first: float, second: float) -> ComparisonRow:
+            none = math.nan
+            return ComparisonRow(
+                f"{label}@0.2", label, 0.2, 0.2, 1.0, first, second, none, none, 1, label == "x", none, windows=24
+            )
+
+        metrics = [{"name": "m", "domain": "out"}, {"name": "n", "domain": "in"}]
+        rows = [row("x", 60.0, 40.0), row("y", math.nan, 41.0), row("z", 50.0, 42.0)]
+        assert (
+            "z has the lowest perplexity in domain, 50.00, 16.7 % below x (60.00)"
+            in summary({"metrics": metrics}, rows)[0]
+        )
+
     def test_compares_masks_with_cuts(self):
         notes = cut_table(fake.fields()).notes
         assert notes[0] == "Compiled as 27 segments of neighbouring equal layers."

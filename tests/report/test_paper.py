@@ -1,6 +1,7 @@
 """Figures for papers: as files, the same numbers, nothing clipped, text large enough."""
 
 import io
+import json
 import re
 
 import matplotlib
@@ -145,6 +146,23 @@ def test_no_two_of_forty_lines_look_alike(tmp_path):
     figure = painted(frontier_plot(run, rows, found_variants(run, rows)))
     curves = [line for line in figure.axes[0].get_lines() if line.get_label().startswith("line ")]
     assert len(looks(curves)) == len(curves) == 40
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0])
+def test_a_frontier_of_losses_of_0_and_below_is_on_a_linear_axis(shift):
+    run, rows = records({"line": [steep(0.1)]}, 0.0, windows=8)
+    metric = run["frontier"]["metric"]
+    new = json.loads(json.dumps([run | {"seeds": {"calibration": [0]}}, rows]).replace(metric, "loss held_out"))
+    run, rows = new
+    for row in (run["dense"], *rows):
+        row["ppl"] = {name: ppl - shift for name, ppl in row["ppl"].items()}
+    run["frontier"]["limit"] -= shift
+    plot = frontier_plot(run, rows, found_variants(run, rows))
+    axis = painted(plot).axes[0]
+    assert axis.get_yscale() == ("linear" if shift else "log")
+    assert ("on a linear axis" in plot.description) == bool(shift)
+    low, high = axis.get_ylim()
+    assert all(low <= row["ppl"]["loss held_out"] <= high for row in rows[:3])
 
 
 class TestFiles:

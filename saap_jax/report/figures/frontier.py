@@ -1,7 +1,7 @@
 """How far each variant can be pruned: its curve, the limit, seeds as bands, knees as rings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def format_estimate(estimate: Any) -> str:
 
 
 def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any]) -> Plot:
-    """Return perplexity (log axis) against ratio of the variants found, see `evaluation.frontier.Found`.
+    """Return perplexity (log axis; losses of 0 and below: linear) against ratio of the variants found, see `Found`.
 
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
     of them; its band goes from the lowest seed to the highest. A line down to the axis is the largest ratio. The axis
@@ -35,7 +35,8 @@ def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any
     frontier, scale = run["frontier"], scale_of(run["frontier"]["metric"])
     bands = {each.variant: band_of(run, candidates, each.variant) for each in found}
     said = [
-        f"{scale.noun.capitalize()} {frontier['metric']} on a logarithmic axis against the "
+        f"{scale.noun.capitalize()} {frontier['metric']} on a "
+        f"{'logarithmic' if _lowest(bands) > 0 else 'linear'} axis against the "
         "share of prunable parameters removed; "
         f"unpruned {format_figure(bands[found[0].variant][0][2], scale)}, limit "
         f"{format_figure(frontier['limit'], scale)}."
@@ -66,21 +67,28 @@ def band_of(run: RunRecord, candidates: Sequence[Row], variant: str) -> Band:
     ]
 
 
+def _lowest(bands: Mapping[str, Band]) -> float:
+    return min(low for band in bands.values() for _, low, _, _ in band)
+
+
 def _paint(figure: Any, run: RunRecord, found: Sequence[Any], bands: dict[str, Band]) -> None:
     axis, frontier, scale = figure.subplots(), run["frontier"], scale_of(run["frontier"]["metric"])
     limit, dense = frontier["limit"], bands[found[0].variant][0][2]
     ends = sorted(band[-1][2] for band in bands.values())
-    highest = min(max(high for band in bands.values() for *_, high in band), 4 * ends[(len(ends) - 1) // 2])
-    lowest = min(low for band in bands.values() for _, low, _, _ in band)
-    axis.set_ylim(lowest / 1.08, max(highest, limit) * 1.08)
+    lowest, highest = _lowest(bands), max(limit, *(high for band in bands.values() for *_, high in band))
+    if log := lowest > 0:
+        highest = max(limit, min(highest, 4 * ends[(len(ends) - 1) // 2]))
+        axis.set_ylim(lowest / 1.08, highest * 1.08)
+    else:
+        axis.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.05 * (highest - lowest))
     axis.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
     axis.axhline(dense, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    axis.set_yscale("log")
+    if log:
+        logarithmic(axis)
     for index, each in enumerate(found[:DISTINCT]):
         _paint_line(axis, each, bands[each.variant], index, limit)
-    logarithmic(axis)
     removed_across(axis, max(ratio for band in bands.values() for ratio, *_ in band))
-    axis.set_ylabel(f"{short_name(frontier['metric'], 44)} (log)")
+    axis.set_ylabel(short_name(frontier["metric"], 44) + " (log)" * log)
     for height, text, up in ((limit, f"limit +{frontier['percent']:g} %", 1), (dense, "unpruned", -1)):
         axis.annotate(
             f"{text} {format_figure(height, scale)}", (1.0, height), xycoords=axis.get_yaxis_transform(),
@@ -104,6 +112,8 @@ def _paint_line(axis: Any, found: Any, band: Band, index: int, limit: float) -> 
     if found.ratio.mean > 0 and found.everywhere < found.seeds:
         axis.plot([found.ratio.mean] * 2, [axis.get_ylim()[0], limit], color=colour, linewidth=1.2)
     if not math.isnan(found.knee.mean):
-        at = math.exp(float(np.interp(found.knee.mean, ratios, np.log(mean))))  # a line on the logarithmic axis
+        log = axis.get_yscale() == "log"
+        at = float(np.interp(found.knee.mean, ratios, np.log(mean) if log else mean))
+        at = math.exp(at) if log else at
         ring = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.6}
         axis.plot([found.knee.mean], [at], "o", color=colour, **ring)

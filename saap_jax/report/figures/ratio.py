@@ -55,7 +55,7 @@ def curves(run: RunRecord, candidates: Sequence[Row], metric: str) -> tuple[list
             ratio = candidate.get("ratio_actual", candidate.get("ratio_asked", math.nan))
             found.setdefault(name, []).append((float(ratio), float(ppl)))
     dense = run.get("dense", {}).get("ppl", {}).get(metric)
-    start = [(0.0, float(dense))] if dense is not None and math.isfinite(dense) else []
+    start = [(0.0, float(dense))] if dense is not None and math.isfinite(dense) and dense > 0 else []
     return [Curve(name, start + sorted(points)) for name, points in found.items()], missing
 
 
@@ -80,7 +80,7 @@ def ratio_plot(
         said.append(f"Above {format_figure(high, scale)} points are drawn on the upper edge.")
     if any(curve.ends for curve in shown):
         said.append("Upright lines are intervals.")
-    said += [f"Without a value: {', '.join(missing)}."] if missing else []
+    said += [f"Without a value above 0: {', '.join(missing)}."] if missing else []
 
     def paint(figure: Any) -> None:
         figure.set_layout_engine(None)

@@ -241,9 +241,9 @@ def _lead(group: Sequence[ComparisonRow], domain: str, dense: float, tested: Map
     `tested` are the p-values of the others against the best of the ratio, adjusted.
     """
     noun, shown = scale.noun, functools.partial(format_figure, scale=scale)
-    ordered = sorted(group, key=lambda row: (row.raced > 0, getattr(row, f"ppl_{domain}"), row.label))
+    known = [row for row in group if math.isfinite(getattr(row, f"ppl_{domain}"))]  # NaN has no place in an order
+    ordered = sorted(known, key=lambda row: (row.raced > 0, getattr(row, f"ppl_{domain}"), row.label))
     finite = [(getattr(row, f"ppl_{domain}"), row.label, row.best) for row in ordered]
-    finite = [each for each in finite if math.isfinite(each[0])]
     if not finite:
         return f"no variant has a finite {noun} {DOMAINS[domain]}"
     (ppl, label, best), *others = finite

@@ -77,7 +77,8 @@ def _notes(run: RunRecord, rows: Sequence[ComparisonRow], domain: str) -> list[s
     said += " by the race" if run.get("race") else ""
     said += f"; dense: {format_figure(dense, figure_of(run))}" if math.isfinite(dense) else ""
     why = untested(rows)
-    return [said, f"nothing is tested: {why}" if why else "brackets: 95 % intervals, paired bootstrap over windows"]
+    over = "windows and seeds" if max((row.seeds for row in rows), default=1) > 1 else "windows"
+    return [said, f"nothing is tested: {why}" if why else f"brackets: 95 % intervals, paired bootstrap over {over}"]
 
 
 def differences_from_dense(

@@ -58,14 +58,14 @@ def format_count(value: float) -> str:
 def format_change(before: float, after: float) -> str:
     """Return the relative change.
 
-    >>> format_change(100.0, 80.0), format_change(2.0, 5000.0)
-    ('−20.0 %', '× 2500')
+    >>> format_change(100.0, 80.0), format_change(2.0, 5000.0), format_change(-2.0, -1.9)
+    ('−20.0 %', '× 2500', '+5.0 %')
     """
     if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
         return "n/a"
-    if after >= 10 * before:
+    if after >= 10 * before > 0:
         return f"× {after / before:.4g}"
-    return f"{signed(100 * (after / before - 1), 1)} %"
+    return f"{signed(100 * (after - before) / abs(before), 1)} %"
 
 
 def format_correlation(value: float) -> str:
