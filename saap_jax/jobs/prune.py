@@ -12,6 +12,7 @@ import numpy as np
 
 from saap_jax.config.method import CalibrationConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
+from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import directory_bytes
 from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
@@ -24,8 +25,10 @@ from saap_jax.jobs.written import NEW_TOKENS, written_by
 from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
 from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import find_recipes
-from saap_jax.runs.commands import commands_after
+from saap_jax.recovery import check_group_size
+from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.directory import plain
 from saap_jax.runs.origin import figures_of
 from saap_jax.runs.records import WrittenText
@@ -213,8 +216,21 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
         judged=judged,
         written=texts_written,
-        further=commands_after(config, cut.model.spec) if isinstance(cut, CutLlama) else (),
+        further=further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else (),
     )
+
+
+def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
+    """Return commands for what was pruned, with adapters that its widths suit."""
+    usual = MethodConfig()
+    try:
+        check_group_size(
+            spec, usual.bits, usual.group_size, ATTENTION if spec.constants.traits.experts else usual.matrices
+        )
+        groups = True
+    except ValueError:
+        groups = False
+    return commands_after(config, spec, groups=groups)
 
 
 def reads_text(config: PruneConfig) -> bool:

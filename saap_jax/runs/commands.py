@@ -60,6 +60,8 @@ def prune_command(run: RunRecord, row: Row) -> str:
     for name in NESTED:
         share = row.get("shares", {}).get(name, 0.0)
         search[name] = {**config["search"].get(name, {}), "share": share}
+    if row.get("learn_steps") is not None:
+        search["learn"] = {**config["search"]["learn"], "steps": row["learn_steps"]}
     calibration = {**config["calibration"], "seed": row["seed"]}
     if row["scenario"] != "all":
         texts = [] if is_factory(config["model"]["name"]) else calibration["scenarios"]  # a factory's sets are names
@@ -83,13 +85,20 @@ def prune_command(run: RunRecord, row: Row) -> str:
     return " ".join(["saap prune", *options(config, PruneConfig())])
 
 
-def commands_after(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
-    """Return commands that compare, recover and export a pruned model; of a mixture those that it can have."""
+ATTENTION = ("query", "key", "value", "output")
+"""Matrices that adapters of a mixture can have."""
+
+
+def commands_after(config: PruneConfig, spec: LlamaSpec, *, groups: bool) -> tuple[str, ...]:
+    """Return commands that compare, recover and export a pruned model; of a mixture those that it can have.
+
+    `groups` says whether its widths suit the usual group-wise adapters.
+    """
     out, dense = shlex.quote(config.out), shlex.quote(config.model.name)
-    compare, recover = f"ab {out} {dense}", f"recover {out} --dense {dense}"
+    compare, recover = f"ab {out} {dense}", f"recover {out} --dense {dense}" + " --method.name lora" * (not groups)
     if not spec.constants.traits.experts:
         return compare, recover, f"export {out} {out}-hf --format padded"
-    recover += " --method.matrices query key value output"
+    recover += f" --method.matrices {' '.join(ATTENTION)}"
     if len({widths for widths in spec.layers if widths.kv_heads or widths.mlp}) == 1:
         return compare, recover, f"export {out} {out}-hf --format hf"
     if len({widths.mlp for widths in spec.layers}) == 1 and spec.constants.route_scale == "sum_to_one":

@@ -49,6 +49,7 @@ class Row(Measured, total=False):
     stability_weight: float | None
     fusion: FusionChoice | None
     compensation: str
+    learn_steps: int
     windows: int
     """By which it was judged, where a race took fewer than there are; `ppl` is then what these and the unpruned model
     let expect of all."""

@@ -8,19 +8,23 @@
 | anything else       | what `load_model` takes: `smollm2-135m`, a GGUF file, a directory   |
 """
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.runs.commands import prune_command
 from saap_jax.runs.directory import read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, cut_of
 from saap_jax.runtime.remote import is_remote
+from saap_jax.runtime.words import plural
 
 # `_` binds to nothing: A may have seeds where B has none
 Losses = dict[str, Float[np.ndarray, "_seeds _windows"]]
@@ -119,6 +123,11 @@ def recorded_losses(reference: Reference) -> Losses:
     losses: Losses = {}
     for metric in (metric["name"] for metric in reference.record.get("metrics", ())):
         rows = [row.get("losses", {}).get(metric, []) for row in reference.rows]
+        if gone := [row["windows"] for row in reference.rows if row.get("windows") and "losses" not in row]:
+            raise ValueError(
+                f"{reference.text}: left the race after {plural(min(gone), 'window')}, so that it has no loss of each "
+                f"window of {metric}; run the comparison with --no-race"
+            )
         if not all(rows):
             raise ValueError(
                 f"{reference.text}: the run holds no loss of each window of {metric}, as runs of an older version; "
@@ -159,11 +168,12 @@ def loadable(reference: Reference, why: str) -> str:
     row, best = reference.rows[0], reference.run / "best"
     if len(reference.rows) == 1 and _is_best(reference) and (best / "config.json").is_file():
         return str(best)
-    model = f"--model.name {reference.model['name']}"
+    usual = dataclasses.asdict(CompareConfig())  # a run of another command lacks some of it
+    record: Any = {**reference.record, "config": usual | dict(reference.record.get("config", {}))}
+    command = prune_command(record, {"scenario": "all", "seed": 0, "estimator": "saap", **row})
     raise ValueError(
-        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; cut it (saap prune "
-        f"--from-run {reference.run} {model} --estimator '{row.get('estimator')}' --ratio {row.get('ratio_asked')} "
-        "--out DIRECTORY, with the search options of the run) and name that directory"
+        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; cut it ({command}) and "
+        "name the directory of --out"
     )
 
 

@@ -66,7 +66,7 @@ def trial_options(search: Mapping[str, Any], changes: Sequence[Change], plan: Pl
     ranks = search["allocation"] != "uniform" or not any(change.relative <= LITTLE for change in changes)
     return {
         "skip-layers": [{"search.skip_layers": each} for each in skip],
-        "attention-share": [{"search.attention_share": share} for share in shares],
+        "attention-share": [{"search.attention_share": share, "search.attention_from": 0.0} for share in shares],
         "allocation": [] if ranks else [{"search.allocation": "global"}],
     }
 

@@ -66,6 +66,7 @@ class Candidate(NamedTuple):
             "stability_weight": search.stability_weight if ALLOCATIONS[search.allocation].stability else None,
             "scenario": variant.scenario,
             "compensation": variant.compensation.method,
+            "learn_steps": search.learn.steps,
             "ratio_asked": self.ratio,
             **({"recipe": variant.recipe} if variant.recipe else {}),
             **({"shares": {name: part.share for name, part in search.nested.items()}} if search.nested else {}),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -260,7 +261,9 @@ class TestGate:
         assert main.main(["gate", f"{run}:dense", *words]) == 0
         line = refused(capsys, ["gate", f"{run}:wanda@0.2", *words])
         assert "max_latency needs a model that can be run" in line
-        assert "saap prune --from-run" in line
+        command = re.search(r"cut it \((saap prune .*)\) and name", line)
+        assert command
+        assert {"--estimator", "wanda", "--ratio", "0.2"} < set(shlex.split(command[1]))
         (run / "best").symlink_to(pruned)
         assert main.main(["gate", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
 

@@ -1,8 +1,11 @@
 """What a reference to a model stands for, and what is said about one that stands for nothing."""
 
+import json
+
 import numpy as np
 import pytest
 
+from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.references import find, loadable, recorded_losses, recorded_parameters
 from tests.fake_runs import METRICS, fake_run
 
@@ -31,6 +34,16 @@ def test_a_run_of_one_seed_and_an_older_one(tmp_path):
     assert old.seeds == (0,)
     with pytest.raises(ValueError, match="holds no loss of each window of ppl@16 .*; run it again with --overwrite"):
         recorded_losses(old)
+
+
+def test_a_candidate_that_left_a_race(tmp_path):
+    path = fake_run(tmp_path / "raced")
+    run = RunDirectory(path, json.loads((path / "run.json").read_text()))
+    (row,) = run.candidates()
+    del row["losses"]
+    run.append({**row, "windows": 5})
+    with pytest.raises(ValueError, match=r"left the race after 5 windows, .* of ppl@16 .*; run .* with --no-race"):
+        recorded_losses(find(f"{path}:wanda@0.2"))
 
 
 @pytest.mark.parametrize("text", ["smollm2-135m", "org/name", "models/pruned"])
@@ -72,6 +85,6 @@ def test_what_of_a_run_can_be_loaded(run):
     assert loadable(find(f"{run}:wanda, seed 1@0.2"), "") == str(run / "best")
     for name in ("wanda, seed 0@0.2", "wanda@0.2"):
         with pytest.raises(
-            ValueError, match="why, but .* masks .* --from-run .* --model.name tiny --estimator 'wanda'"
+            ValueError, match=r"why, but .* masks .*; cut it \(saap prune --estimator wanda .*--model.name tiny .*\)"
         ):
             loadable(find(f"{run}:{name}"), "why")
