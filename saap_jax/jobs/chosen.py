@@ -1,5 +1,6 @@
 """Which units go: to a ratio, or as few as targets allow; by new scores or those of a run."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from saap_jax.config.prune import PruneConfig
 from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.evaluation.targets import Costs, Target
 from saap_jax.jobs.score import source_run
-from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.directory import RunDirectory, plain
+from saap_jax.runs.records import RunRecord
 from saap_jax.runs.scores import read_scores, rescored, statistics_path
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
@@ -19,6 +21,7 @@ from saap_jax.selection.bisection import bisected
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.choose import choose_calibrated, choose_path, chosen_again, most_removable
 from saap_jax.selection.search import Selection
+from saap_jax.selection.variants import is_fused
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import pruned_spec
@@ -116,22 +119,49 @@ def select_smallest(
 
 
 def calibration_of(path: str, model: str) -> CalibrationConfig:
-    """Return on which text a run's scores were made."""
-    recorded = source_run(path, model)["config"]
-    if recorded.get("from_run"):
-        recorded = source_run(recorded["from_run"], model)["config"]
-    calibration = recorded["calibration"]
+    """Return on which text a run's scores were made: of several seeds, the first."""
+    record = source_run(path, model)
+    if record["config"].get("from_run"):
+        record = source_run(record["config"]["from_run"], model)
+    calibration = record["config"]["calibration"]
     try:
-        return CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+        known = CalibrationConfig(**{**calibration, "scenarios": tuple(calibration["scenarios"])})
+        return dataclasses.replace(known, seed=record.get("seeds", {}).get("calibration", [known.seed])[0])
     except TypeError as error:
         raise ValueError(f"from_run: {path}: expected the fields of a calibration, got others ({error})") from None
+
+
+def _check_model(config: PruneConfig, record: RunRecord, subject: Subject) -> None:
+    """Raise where a run has scored other weights under the name of the model, as far as it says."""
+    inputs, of = record.get("inputs", {}), record["config"]["model"]
+    if isinstance(of, dict) and of.get("dtype") == config.model.dtype:
+        for name, digest in subject.digests().items():
+            if name != "program" and inputs.get(name, digest) != digest:
+                raise ValueError(
+                    f"from_run: {config.from_run} has scored another {name} of the name {config.model.name}, which has "
+                    "changed since; leave from_run out to score it now"
+                )
+
+
+def _check_fusion(config: PruneConfig, record: RunRecord) -> None:
+    """Raise where a run has fused an estimator otherwise than the configuration does."""
+    if not is_fused(config.estimator, config.fusion):
+        return
+    ours, theirs = plain(dataclasses.asdict(config.fusion)), record["config"].get("fusion", {})
+    if differ := [name for name in ours if theirs.get(name, ours[name]) != ours[name]]:
+        raise ValueError(
+            f"fusion.{differ[0]}: expected {theirs[differ[0]]}, by which {config.from_run} has fused "
+            f"{config.estimator}, got {ours[differ[0]]}; give the same, or leave from_run out to score now"
+        )
 
 
 def _calibrated_by(config: PruneConfig, subject: Subject) -> Calibrated:
     """Return the scores that a run holds, or else score the statistics that it holds."""
     record = source_run(config.from_run, config.model.name)
+    _check_model(config, record, subject)
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
     if config.estimator in calibrated.estimators:
+        _check_fusion(config, record)
         known = calibrated.scores(config.estimator)
         if missing := ", ".join(name for name in subject.existing if name not in known):
             raise ValueError(

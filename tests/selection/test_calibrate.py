@@ -273,6 +273,40 @@ def test_a_calibration_of_other_fields_is_refused(score_config, kept, tmp_path):
         calibration_of(str(tmp_path / "run"), score_config.model.name)
 
 
+def test_the_calibration_of_several_seeds_is_that_of_the_scores(score_config, kept, tmp_path):
+    shutil.copytree(kept[0].path, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"seeds": {"calibration": [3, 4]}}))
+    found = calibration_of(str(tmp_path / "run"), score_config.model.name)
+    assert found == dataclasses.replace(score_config.calibration, seed=3)
+    assert score_config.calibration.seed != 3
+
+
+def test_scores_of_another_fusion_or_of_other_weights_are_refused(score_config, kept, tmp_path):
+    """Those that the run has; of other scores than its own nothing is known."""
+    config = PruneConfig(
+        out=str(tmp_path / "out"), estimator="saap", from_run=str(tmp_path / "run"), model=score_config.model,
+        calibration=score_config.calibration, search=SearchConfig(), compensation=NOTHING,
+    )  # fmt: skip
+    other = dataclasses.replace(score_config.fusion, estimators=("taylor_vector", "taylor_element"))
+    scored = dataclasses.replace(
+        score_config, name="run", runs=str(tmp_path), fusion=other, estimation=EstimationConfig(estimators=("saap",))
+    )
+    score_run(scored)
+    with pytest.raises(
+        ValueError, match=r"fusion.estimators: expected \['taylor_vector', 'taylor_element'\], by which"
+    ):
+        prune.prune(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    changed = record | {"inputs": record["inputs"] | {"model": "f00d" * 16}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="has scored another model of the name"):
+        prune.prune(dataclasses.replace(config, fusion=other))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    prune.prune(dataclasses.replace(config, fusion=other))
+
+
 def test_a_finished_run_is_not_scored_again(score_config, kept, monkeypatch):
     monkeypatch.setattr("saap_jax.jobs.job.open_subject", lambda *_: pytest.fail("loaded a model for a finished run"))
     _, calibrated = score_run(score_config)
