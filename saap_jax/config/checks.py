@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 def check_run_name(name: str) -> None:
     """Raise ValueError unless `name` is a plain directory name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {name!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("NaN", "Infinity"):  # numbers in run.json
+        raise ValueError(f"name: expected letters, digits, '.', '_' and '-', and no number's name, got {name!r}")
 
 
 def check_ratios(ratios: tuple[float, ...], name: str = "ratios") -> None:

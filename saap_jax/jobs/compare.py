@@ -32,7 +32,7 @@ from saap_jax.report.figures.couplings import coupling_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.keeps import Training, read_keeps, save_keeps
 from saap_jax.runs.records import Row
-from saap_jax.runs.standing import comparison_rows
+from saap_jax.runs.standing import DENSE, comparison_rows
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.runtime.processes import broadcast
@@ -185,7 +185,7 @@ def best_candidate(run: RunDirectory, ratio: float) -> Row:
     """Return the candidate of the first seed of the variant that has the lowest perplexity out of domain at a ratio."""
     candidates = run.candidates()
     rows = comparison_rows(run.record, candidates)
-    best = next(row.label for row in rows if row.asked == ratio)
+    best = next(row.label for row in rows if row.asked == ratio and row.candidate != DENSE)
     first = run.record["seeds"]["calibration"][0]
     return next(row for row in candidates if (row["variant"], row["ratio_asked"], row["seed"]) == (best, ratio, first))
 

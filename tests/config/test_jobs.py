@@ -31,6 +31,7 @@ def test_the_default_is_json():
         (lambda: c.CompareConfig(ratios=(0.2, 0.2)), "each once"),
         (lambda: c.CompareConfig(best_ratio=0.3), r"best_ratio: expected one of ratios \[0.2, 0.5\], got 0.3"),
         (lambda: c.CompareConfig(name="a/b"), "name: expected letters, .* got 'a/b'"),
+        (lambda: c.CompareConfig(name="NaN"), "no number's name, got 'NaN'"),
         (lambda: c.ScoreConfig(name=""), "got ''"),
         (lambda: c.PruneConfig(ratio=1.5), r"ratio: expected a number in \[0, 1\), got 1.5; did you mean 0.015\?"),
         (lambda: c.PruneConfig(ratio=30.0), "got 30.0; did you mean 0.3?"),

@@ -26,6 +26,7 @@ from saap_jax.llama.files.load import load_keep
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import read_scores
 from saap_jax.subjects.llama import scenarios_of
+from tests.fake_runs import fake_run
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,15 @@ def test_one_program_scores_and_one_evaluates_all_masked_candidates(config, tmp_
     assert observe_step._cache_size() == 1
     assert candidates_step._cache_size() == 1, "the dense model and all masked candidates"
     assert loss_step._cache_size() == 1, "the cut model"
+
+
+def test_the_best_where_nothing_is_asked_to_go_is_a_candidate(tmp_path):
+    """Not the unpruned model, which stands before all others."""
+    path = fake_run(tmp_path / "none")
+    run = RunDirectory(path, json.loads((path / "run.json").read_text()) | {"seeds": {"calibration": [0]}})
+    (row,) = run.candidates()
+    run.append({**row, "candidate": "wanda@0", "ratio_asked": 0.0})
+    assert compare.best_candidate(run, 0.0)["candidate"] == "wanda@0"
 
 
 def test_the_same_configuration_picks_up_what_is_there(config, run, monkeypatch):

@@ -75,7 +75,6 @@ def test_steps_by_masks_are_steps_by_cutting(estimator, options):
         assert same(found[ratio].keep, expected[ratio])
         assert ratio <= found[ratio].actual < ratio + 0.15
     once = path(estimator, ratios, dataclasses.replace(search, rescore_every=None))
-    assert same(once[0.3].keep, once[0.3].keep)
     assert not same(once[0.6].keep, found[0.6].keep), "estimating again makes a difference"
 
 
