@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
@@ -141,7 +142,7 @@ def _taken(value: Array, axis: int, mask: np.ndarray) -> Array:
 
 def _on_host(value: Array) -> bool:
     """Say whether numpy sees an array as it is, and what is made of it comes to lie where it lies."""
-    if isinstance(value, jax.core.Tracer) or not value.is_fully_addressable:
+    if isinstance(value, Tracer) or not value.is_fully_addressable:
         return False
     default = jnp.asarray(0).devices()
     return value.devices() == default and {device.platform for device in default} == {"cpu"}
