@@ -28,14 +28,13 @@ RECIPES = {
         paper="arXiv:2412.15127",
         estimator="saap",
         fusion=FusionConfig(estimators=("taylor_vector", "taylor_element"), attention=""),
-        search=SearchConfig(
-            allocation="adaptive", rank_by="score_per_parameter", stability_weight=-0.25, skip_layers=PROTECTED
-        ),
+        search=SearchConfig(allocation="adaptive", rank_by="score", stability_weight=-0.25, skip_layers=PROTECTED),
         calibration="windows of BookCorpus, as LLM-Pruner",
         deviations=(
             "The paper leaves the weight of the indicator open, and its sign: here the unstable goes (λ = -1/4).",
             "The indicator is that of |∂ℒ_n/∂g| over examples.",
-            "Its closed form takes the place of gradient steps on σ.",
+            "Its closed form takes the place of gradient steps on σ, one for attention and one for MLPs.",
+            "Heads and channels are ranked by that score, as it is; the paper does not weigh it by parameters.",
             "The first four and the last two of 32 layers are left alone, and of other depths as large a share.",
         ),
     ),

@@ -427,16 +427,16 @@ def test_gisp(model):
 
 
 def test_saap_as_its_paper_reads(model, gradients):
-    """Both Taylor scores over twice their means, times e^(λ ASI), a parameter; the lowest of all layers go."""
+    """Both Taylor scores over twice their means, times e^(λ ASI); the lowest of all layers go."""
     recipe = recipes()["saap-paper"]
     keep = kept(model, "saap-paper", 0.25)
     weights = layers_of(model)
     mean = [{name: np.mean([each[layer][name] for each in gradients], axis=0) for name in weights[0]}
             for layer in range(LAYERS)]  # fmt: skip
     priority = {}
-    for structure, names, writer, count, cost in (
-        ("attention", ("query", "key", "value", "output"), "output", KV_HEADS, HEAD),
-        ("mlp", ("gate", "up", "down"), "down", CHANNELS, CHANNEL),
+    for structure, names, writer, count in (
+        ("attention", ("query", "key", "value", "output"), "output", KV_HEADS),
+        ("mlp", ("gate", "up", "down"), "down", CHANNELS),
     ):
         vector, element = np.zeros((2, LAYERS, count))
         slopes = np.zeros((len(gradients), LAYERS, count))
@@ -453,7 +453,7 @@ def test_saap_as_its_paper_reads(model, gradients):
         fused = vector / (2 * vector.mean()) + element / (2 * element.mean())
         relative = slopes.std(0) / slopes.mean(0)
         asi = (relative - relative.mean(1, keepdims=True)) / relative.std(1, keepdims=True)
-        priority[structure] = fused * np.exp(recipe.search.stability_weight * asi) / cost
+        priority[structure] = fused * np.exp(recipe.search.stability_weight * asi)
     items = sorted(
         (values[layer, unit], structure, layer, int(unit))
         for structure, values in priority.items()
