@@ -206,7 +206,8 @@ class SearchConfig:
     more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
     attention_from: float = 0.0
     """Share of the prunable parameters up to which all comes from the MLP; `attention_share` is then of what goes
-    beyond it, and attention has its part of a ratio from the start of the way there."""
+    beyond it, and attention has its part of a ratio from the start of the way there, but not of a target, whose ratio
+    is not known by then."""
     min_keep: PerStructure = PerStructure(attention=1, mlp=1)
     """Units that each layer keeps at least."""
     max_ratio: SharePerStructure = SharePerStructure(attention=1.0, mlp=1.0)

@@ -5,6 +5,7 @@ gradients, and activations are summed on the way forward. Squared weight gradien
 from the same backward pass (`squares`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,8 @@ def observe(
         batch, row = divmod(example, len(batches[0][0]))
         tokens, mask = batches[batch]
         one = (tokens[row : row + 1], mask[row : row + 1])
-        return _observe(model, [one], frozenset({statistic}), gates, Curvature(probes=1), remat, iter).values[statistic]
+        probe = dataclasses.replace(curvature or Curvature(), probes=1)
+        return _observe(model, [one], frozenset({statistic}), gates, probe, remat, iter).values[statistic]
 
     refuse_not_finite(statistics, model, batches, alone)
     return statistics

@@ -107,11 +107,14 @@ class Constants:
 
         >>> Constants(max_positions=4096, rope_scaling=RopeScaling(kind="linear", factor=2.0)).positions
         8192
+        >>> scaling = RopeScaling(kind="llama3", factor=32.0, original_max_positions=8192)
+        >>> Constants(max_positions=131072, rope_scaling=scaling).positions  # which has been counted already
+        131072
         """
         if (scaling := self.rope_scaling) is None:
             return self.max_positions
         before = self.max_positions if scaling.kind == "linear" else scaling.original_max_positions
-        return max(self.max_positions, int(before * scaling.factor))
+        return self.max_positions if self.max_positions > before else int(before * scaling.factor)
 
     @property
     def traits(self) -> Family:

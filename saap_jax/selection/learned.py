@@ -7,9 +7,10 @@ projection), and the derivative of the divergence by each gate there goes straig
 
     d = (∂KL/∂g) / cost,    m ← β m + (1 − β) d,    value ← value − rate · m / RMS(d)
 
-A unit that is gone has a derivative too, what opening its gate would do; so it may come back. The root mean square is
-over all units, and a running mean over the steps: heads and channels are measured alike. Values begin at 0.75 for what
-was chosen and 0.25 for the rest, whatever the score was that chose it.
+A unit that is gone has a derivative too, what opening its gate would do; so it may come back (but for an expert, to
+which no token is routed then). The root mean square is over all units, and a running mean over the steps: heads and
+channels are measured alike. Values begin at 0.75 for what was chosen and 0.25 for the rest, whatever the score was that
+chose it.
 
 With the rule `sigmoid` the value is a probability p = σ(θ), and Adam lowers the divergence by its logit:
 

@@ -78,13 +78,13 @@ class Selection(NamedTuple):
         """Yield how many units each layer keeps of each structure."""
         for structure, kept in self.keep.items():
             for layer, units in enumerate(np.atleast_2d(kept)):
-                yield {"structure": structure, "layer": layer, "kept": int(np.sum(units)), "units": len(units)}
+                yield {"structure": structure, "layer": layer, "kept": int(np.sum(units))}
 
     to_dataframe = to_dataframe
     _repr_html_ = repr_html
 
     def __repr__(self) -> str:
-        kept = ", ".join(f"{name} {int(np.sum(units))} of {np.size(units)}" for name, units in self.keep.items())
+        kept = ", ".join(f"{name} {int(np.sum(units)):,}" for name, units in self.keep.items())
         return f"Selection({self.actual:.2%} removed, {self.asked:.2%} asked; keeps {kept})"
 
 

@@ -108,8 +108,8 @@ def shapes_of(existing: Keep, costs: dict[str, np.ndarray], ratio: float, config
     for gone in range(min(int(config.uniform.layers * layers), layers - 1) + 1):
         for kept in range(heads, fewest["attention"] - 1, -1):
             fits = int((left / (layers - gone) - kept * head) / channel * (1 + 1e-12))
-            width = min(fits, channels) // multiple.mlp * multiple.mlp
-            if kept % multiple.attention == 0 and width >= fewest["mlp"]:
+            width = channels if fits >= channels else fits // multiple.mlp * multiple.mlp
+            if (kept == heads or kept % multiple.attention == 0) and width >= fewest["mlp"]:
                 found.append(Shape(gone, kept, width))
     found = [shape for shape in found if not any(other.keeps_all_of(shape) for other in found if other != shape)]
     if not found:

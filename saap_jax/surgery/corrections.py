@@ -3,6 +3,7 @@
 What they mean, and where they are from, is said in `compensation`, which gathers the sums.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -175,6 +176,9 @@ def solve_least_squares(
     if config.damping is None:
         errors = np.asarray(damping_errors(fit, judge, start, some, jnp.asarray(DAMPINGS, weight.dtype)))
         damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
+        unchanged = float(output_error(judge, start, jnp.zeros(weight.shape[1], weight.dtype)))
+        if unchanged <= error:  # no damping is as good as none at all
+            return Solved(jnp.where(kept[:, None], weight, 0), None, unchanged, math.inf)
     else:
         damping = config.damping
         alone = least_squares(fit, start, some, jnp.asarray(damping))

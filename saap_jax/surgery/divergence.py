@@ -131,7 +131,10 @@ class Divergence:
 def gradient_step(
     model: Llama, gates: Gates, ones: Gates, text: Text, *, language_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Gates]:
-    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too."""
+    """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
+
+    But for closed experts, to which no token is routed: theirs is 0.
+    """
 
     def mean(gates: Gates) -> Float[Array, ""]:
         total, count = divergence(model, model, gates, ones, text, language_loss=language_loss, remat="dots")

@@ -1,5 +1,7 @@
 """Second-order Taylor estimators, and squared weight gradients against one gradient an example, in float64."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from saap_jax.estimation import (
     observe,
 )
 from saap_jax.estimation.activations import WRITTEN_NORMS
-from saap_jax.estimation.base import Plan
+from saap_jax.estimation.base import Curvature, Plan
 from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama.loss import next_token_losses
@@ -192,6 +194,23 @@ class TestNotFinite:
         with pytest.raises(ValueError, match=rf"the weight gradient of mlp/up in layer 2 .*{words}"):
             refuse_not_finite(statistics, model, [(TOKENS, MASK)], lambda example, _: nan if example == bad else model)
         refuse_not_finite(statistics._replace(values={MEAN: model}), model, [(TOKENS, MASK)], lambda *_: None)
+
+    def test_the_example_is_observed_as_all_were(self, monkeypatch):
+        """With as many kinds of probes, whose estimates lie elsewhere than exact entries."""
+        module = importlib.import_module("saap_jax.estimation.observe")  # whose name is a function's in the package
+        real, only = module._observe, frozenset({GATE_HESSIAN})
+        asked = []
+
+        def harmed(model, batches, needs, gates, curvature, *rest):
+            asked.append(curvature)
+            found = real(model, batches, needs, gates, curvature, *rest)
+            harm = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), found.values[GATE_HESSIAN])
+            return found._replace(values={GATE_HESSIAN: harm})
+
+        monkeypatch.setattr(module, "_observe", harmed)
+        with pytest.raises(ValueError, match="gate hessian of .* is not finite on example 0"):
+            observe(dense_model(), [(TOKENS, MASK)], only, curvature=Curvature(probes=3, attention="probes"))
+        assert asked == [Curvature(probes=3, attention="probes"), Curvature(probes=1, attention="probes")]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("field", ["product", "weight"])

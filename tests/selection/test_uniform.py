@@ -116,6 +116,16 @@ def test_shapes_keep_limits(subject):
         shapes_of(other.existing, other.costs, 0.2, SEARCH)
 
 
+def test_what_nothing_goes_of_may_have_any_width(subject):
+    """A multiple is of what is pruned: three heads stay three, where pairs go, and six channels six."""
+    for multiple in (PerStructure(attention=2, mlp=1), PerStructure(attention=1, mlp=4)):
+        search = dataclasses.replace(SEARCH, multiple_of=multiple)
+        assert shapes_of(subject.existing, subject.costs, 0.0, search) == [Shape(0, HEADS, CHANNELS)]
+        for shape in shapes_of(subject.existing, subject.costs, 0.2, search):
+            assert shape.attention == HEADS or shape.attention % multiple.attention == 0
+            assert shape.mlp == CHANNELS or shape.mlp % multiple.mlp == 0
+
+
 def test_shapes_keep_what_the_search_keeps_of_limits_and_devices():
     """A limit is rounded as elsewhere, widths suit the device, and one layer stays whatever may go."""
     existing = {"attention": np.ones((4, 8), bool), "mlp": np.ones((4, 64), bool)}

@@ -15,6 +15,7 @@ from saap_jax.surgery.corrections import (
     DAMPINGS,
     Normal,
     Sums,
+    corrected,
     damping_errors,
     kept_rows,
     least_squares,
@@ -27,6 +28,7 @@ from saap_jax.types import STRUCTURES
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
 LEAST = CompensationConfig(method="least_squares", damping=1e-6)
+LEARNED = dataclasses.replace(LEAST, damping=None)
 BIAS = CompensationConfig(method="bias")
 TOKENS = jnp.asarray(random_tokens(2, 6, seed=9))
 
@@ -343,6 +345,27 @@ def test_the_damping_is_what_does_best_on_text_that_was_held_out():
     ]
     assert chosen.corrected <= min(others) + 1e-6
     assert max(others) > chosen.corrected + 1e-4
+
+
+@pytest.mark.parametrize("harms", [True, False])
+def test_what_would_harm_held_out_text_is_not_corrected(harms, x64):
+    """The kept weights are right there as they are, and the text that fits says otherwise; or both say the same."""
+    *_, w, kept, fit = problem()
+    a, _, weights, *_ = problem(seed=1)
+    target = np.where(kept, a, 0) @ w
+    sums = (
+        a.T @ (weights[:, None] * a),
+        a.T @ (weights[:, None] * target),
+        weights @ a,
+        weights @ target,
+        (weights[:, None] * target**2).sum(),
+        weights.sum(),
+    )
+    held = Normal(*map(jnp.asarray, sums)) if harms else fit
+    found, _, damping, (before, after) = corrected((fit, held), jnp.asarray(w), kept, LEARNED)
+    assert (damping == np.inf) == harms
+    assert after <= before
+    assert (np.asarray(found) == np.where(kept[:, None], w, 0)).all() == harms
 
 
 @pytest.mark.slow
