@@ -8,7 +8,6 @@ import io
 import itertools
 import os
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from saap_jax.config.packaged import find_file, is_packaged
 from saap_jax.config.traced import for_factory
 from saap_jax.runtime import interrupts
 from saap_jax.runtime.processes import broadcast, is_primary, join, leave, split_flags
+from saap_jax.runtime.python_files import run_file
 from saap_jax.runtime.remote import exists, is_remote
 from saap_jax.runtime.watch import Watch, start_watch
 
@@ -183,7 +183,7 @@ def load_config(path: str, kind: type) -> Any:
     """
     file = find_file(path, "configuration: expected a Python file")
     try:
-        exported = runpy.run_path(str(file))
+        exported = run_file(file)
     except ValueError as error:
         raise ValueError(f"configuration {path}: {error}") from error
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import re
-import runpy
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from saap_jax.estimation import activations, baselines, blocks, gates, hessian, reconstruction, second_order, taylor
 from saap_jax.estimation.base import Estimator
+from saap_jax.runtime.python_files import run_file
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "random": baselines.random,
@@ -162,7 +162,7 @@ def _plugin(name: str) -> Factory | None:
 
 @functools.cache
 def _namespace(file: str, changed: float) -> dict[str, Any]:
-    return runpy.run_path(file)
+    return run_file(file)
 
 
 def _in_file(file: str, name: str) -> Factory:

@@ -107,6 +107,30 @@ def test_a_drawing(file, capsys):
     assert "--colour" in errors[2]
 
 
+def test_a_module_beside_the_file_is_found(tmp_path, capsys):
+    """While the file runs, and when its factory is called."""
+    (tmp_path / "beside_mine.py").write_text("import jax\nWIDTH = 5\n")
+    (tmp_path / "beside_later.py").write_text("def run(p, x):\n  return jax.nn.relu(x @ p['a']) @ p['b']\nimport jax\n")
+    (tmp_path / "two.py").write_text(
+        "import jax.numpy as jnp\nfrom beside_mine import WIDTH\n"
+        "def made():\n  from beside_later import run\n"
+        "  return run, {'a': jnp.ones((3, WIDTH)), 'b': jnp.ones((WIDTH, 2))}, jnp.ones((1, 3))\n"
+    )
+    assert main(["discover", f"{tmp_path}/two.py:made"]) == 0
+    assert "5" in capsys.readouterr().out
+    (tmp_path / "three.py").write_text("import nowhere_to_be_found\n")
+    assert main(["discover", f"{tmp_path}/three.py:made"]) == 2
+    said = capsys.readouterr().err
+    assert "No module named 'nowhere_to_be_found'" in said
+    assert "check the module's name" not in said
+
+
+def test_a_factory_that_ends_the_program_is_an_error(tmp_path, capsys):
+    (tmp_path / "ends.py").write_text("import sys\ndef made():\n  sys.exit('no data set')\n")
+    assert main(["discover", f"{tmp_path}/ends.py:made"]) == 2
+    assert "ends.py:made: the factory failed: SystemExit: no data set" in capsys.readouterr().err
+
+
 def test_an_address_is_no_factory(capsys):
     assert main(["discover", "nowhere://bucket/model"]) == 2
     said = capsys.readouterr().err

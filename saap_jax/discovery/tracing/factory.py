@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from saap_jax.discovery.tracing.own_code import Verdict, verdicts
 from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.discovery.tracing.trace import Traced, trace
 from saap_jax.runtime.mesh import automatic, explicit_axes
+from saap_jax.runtime.python_files import run_file
 
 
 class Found(NamedTuple):
@@ -78,19 +78,16 @@ def made_by(name: str) -> Any:
 
 def _find(place: str, attribute: str) -> Callable[[], Any]:
     where = f"{place}:{attribute}"
+    of_file = place.endswith(".py")
+    if of_file and not Path(place).is_file():
+        raise ValueError(f"{where}: expected a Python file, found none at {place}; check the path")
+    if not of_file and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        if place.endswith(".py"):
-            if not Path(place).is_file():
-                raise ValueError(f"{where}: expected a Python file, found none at {place}; check the path")
-            found = runpy.run_path(place)
-        else:
-            if os.getcwd() not in sys.path:
-                sys.path.insert(0, os.getcwd())
-            found = vars(importlib.import_module(place))
-    except ValueError:
-        raise
-    except Exception as error:  # whatever the module raises
-        raise ValueError(f"{where}: {type(error).__name__}: {error}; check the module's name") from error
+        found = run_file(place) if of_file else vars(importlib.import_module(place))
+    except (Exception, SystemExit) as error:  # whatever the module raises
+        hint = "" if of_file else "; check the module's name"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}{hint}") from error
     if not callable(found.get(attribute)):
         names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
         raise ValueError(f"{where}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
@@ -100,5 +97,5 @@ def _find(place: str, attribute: str) -> Callable[[], Any]:
 def _call(factory: Callable[[], Any], name: str) -> Any:
     try:
         return factory()
-    except Exception as error:  # whatever the factory raises
+    except (Exception, SystemExit) as error:  # whatever the factory raises
         raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error
