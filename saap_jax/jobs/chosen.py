@@ -136,7 +136,7 @@ def _check_model(config: PruneConfig, record: RunRecord, subject: Subject) -> No
     inputs, of = record.get("inputs", {}), record["config"]["model"]
     if isinstance(of, dict) and of.get("dtype") == config.model.dtype:
         for name, digest in subject.digests().items():
-            if name != "program" and inputs.get(name, digest) != digest:
+            if name not in ("program", "loss") and inputs.get(name, digest) != digest:
                 raise ValueError(
                     f"from_run: {config.from_run} has scored another {name} of the name {config.model.name}, which has "
                     "changed since; leave from_run out to score it now"

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,6 +83,33 @@ def config(factory, tmp_path_factory) -> CompareConfig:
 @pytest.fixture(scope="module")
 def run(config):
     return compare.compare(config)
+
+
+def test_a_digest_is_of_all_that_a_figure_depends_on():
+    """Of parameters, program and loss, and of arrays that the last two hold."""
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+
+    def digests(scale=1.0, power=2, weight=1.0):
+        params = {"up": jnp.full((3, 5), weight), "down": jnp.ones((5, 2))}
+        held = jnp.full((2,), scale)
+        problem = Problem(
+            function=lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"] * held[None],
+            params=params,
+            loss=lambda outputs, targets: (jnp.abs(outputs - targets - held[None]) ** power).mean(),
+            calibration=(x, y),
+            held_out=(x, y),
+        )
+        return subject_of(problem).digests()
+
+    first = digests()
+    assert digests() == first
+    for changes, differ in (
+        ({"scale": 2.0}, {"program", "loss"}),
+        ({"power": 1}, {"loss"}),
+        ({"weight": 2.0}, {"parameters"}),
+    ):
+        other = digests(**changes)
+        assert {name for name in first if other[name] != first[name]} == differ
 
 
 def rows_of(run) -> list[dict]:

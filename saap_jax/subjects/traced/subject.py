@@ -322,11 +322,14 @@ class TracedSubject(TracedProblem, Subject):
     # --- recorded
 
     def digests(self) -> dict[str, str]:
-        """Return digests of the parameters and of the traced program."""
-        program = re.sub(r"0x[0-9a-f]+", "", str(self.traced.program.jaxpr))
+        """Return digests of the parameters, and of the traced programs of the model and of its loss."""
+        problem = self.problem
+        inputs, targets = problem.row(problem.first_set, 0)
+        outputs = jax.eval_shape(problem.program, problem.params, *problem.inputs(inputs))
         return {
-            "parameters": digest_of(self.problem.params),
-            "program": hashlib.sha256(program.encode()).hexdigest(),
+            "parameters": digest_of(problem.params),
+            "program": _program_digest(self.traced.program),
+            "loss": _program_digest(jax.make_jaxpr(problem.loss_of)(outputs, targets)),
         }
 
     def about(self) -> dict[str, Any]:
@@ -409,6 +412,18 @@ def subject_of(
     made = traced_problem(problem, norms=norms, refused=refused)
     placed = problem if layout is None else dataclasses.replace(problem, params=place_params(problem.params, layout))
     return TracedSubject(placed, made.traced, made.structures, made.left_out, name=name, layout=layout)
+
+
+def _program_digest(program: Any) -> str:
+    """Return a digest of a closed jaxpr, its text and the arrays that it holds."""
+    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in map(_array, program.consts)]  # fmt: skip
+    text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
+    return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
+
+
+def _array(value: Any) -> Any:
+    return value if hasattr(value, "dtype") else np.asarray(value)
 
 
 def _rows(examples: Examples, rows: Any) -> Examples:
