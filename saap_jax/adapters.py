@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples
+from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples, example_shapes
 from saap_jax.discovery.tracing.references import Kernel
 from saap_jax.runtime.mesh import automatic
 
@@ -50,10 +50,10 @@ def from_nnx(
         call: `call(model, *inputs)`; without it `model(*inputs)`.
         has_aux: whether outputs are a pair, the first of which counts.
     """
-    graph, state = nnx.split(model)
-    copy = nnx.merge(graph, state)
+    copy = nnx.clone(model)
     copy.eval()
     graph, params, rest = nnx.split(copy, _is_weight, ...)
+    own, _, _ = nnx.split(model, _is_weight, ...)
     held = automatic(rest)
 
     def function(params: Any, *inputs: Any) -> Any:
@@ -67,7 +67,7 @@ def from_nnx(
         calibration=calibration,
         held_out=held_out,
         references=references or {},
-        rebuild=lambda params: nnx.merge(graph, params, rest),
+        rebuild=lambda params: nnx.merge(own, params, rest),
     )
 
 
@@ -126,8 +126,8 @@ def from_equinox(
     """
     import equinox
 
-    model = equinox.nn.inference_mode(model)
-    params, static = equinox.partition((model, state), _is_number)
+    _, own = equinox.partition((model, state), _is_number)
+    params, static = equinox.partition((equinox.nn.inference_mode(model), state), _is_number)
     rest = automatic(static)
     run = call or (lambda model, *inputs: model(*inputs))
 
@@ -138,7 +138,7 @@ def from_equinox(
         return _first(outputs(*inputs), has_aux or state is not None)
 
     def rebuild(params: Any) -> Any:
-        built, held = equinox.combine(params, static)
+        built, held = equinox.combine(params, own)
         return built if state is None else (built, held)
 
     return Problem(
@@ -264,6 +264,8 @@ def from_loss(
 
         return jax.vmap(one)(batch)
 
+    for name, each in (("calibration", calibration), ("held_out", held_out)):
+        example_shapes(name, (each, None))
     examples = [((each,), np.zeros(count_examples((each, None)), np.int32)) for each in (calibration, held_out)]
     return Problem(
         function=function,

@@ -1,6 +1,7 @@
 """Flax models and losses of parameters, by their adapters and `saap_jax.prune`; quantised and sharded parameters."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 import saap_jax
 from saap_jax.adapters import from_linen, from_loss, from_nnx
 from saap_jax.config import SearchConfig
+from saap_jax.discovery.tracing.removal import keep_units
+from saap_jax.discovery.tracing.trace import trace
 from saap_jax.llama.segments import masks
 from saap_jax.selection.choose import choose as select_scores
 from saap_jax.selection.choose import choose_calibrated as select
@@ -247,3 +250,48 @@ def test_arrays_of_numpy_stay_arrays_of_numpy():
     subject = subject_of(problem)
     keep = {"in[1]": np.arange(4)[None] < 3}
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(cut(subject, keep)[1]))
+    (structure,) = [each for each in subject.structures if each.name == "in[1]"]
+    shaped = {"in[1]": keep["in[1]"].reshape(*structure.copied, 4)}
+    wide = keep_units(subject.traced, shaped, jax.tree.map(np.float64, problem.params))
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {np.dtype(float)}
+
+
+def test_a_module_comes_back_in_the_mode_that_it_had():
+    model, arguments = of_network()
+    problem = from_nnx(model, **arguments)
+    built = problem.rebuild(problem.params)
+    assert not built.dropout.deterministic
+    assert not built.norm.use_running_average
+    model.eval()
+    assert from_nnx(model, **arguments).rebuild(problem.params).dropout.deterministic, "negative control"
+
+
+class Batch(NamedTuple):
+    x: jax.Array
+    scale: jax.Array
+
+
+def test_a_batch_may_be_a_named_tuple():
+    """It is one input; a plain tuple is several."""
+    params = {"up": drawn(3, 5), "down": drawn(5, 2, seed=1)}
+    batch, targets = Batch(drawn(4, 3), drawn(4, 1)), drawn(4, 2)
+
+    def function(params, given):
+        return jax.nn.relu(given.x @ params["up"]) @ params["down"] * given.scale
+
+    problem = saap_jax.Problem(
+        function=function, params=params, loss=square, calibration=(batch, targets), held_out=(batch, targets)
+    )
+    assert [each.units for each in subject_of(problem).structures] == [5]
+
+
+def test_paths_have_to_differ():
+    params = {"a/b": drawn(3, 5), "a": {"b": drawn(5, 2)}}
+    with pytest.raises(ValueError, match="params: expected paths that differ, got a/b twice"):
+        trace(lambda params, x: x @ params["a/b"] @ params["a"]["b"], params, drawn(1, 3))
+
+
+@pytest.mark.parametrize("batch", [{"x": np.ones((4, 3)), "step": 3}, {}])
+def test_a_batch_of_other_things_than_arrays_is_refused(batch):
+    with pytest.raises(ValueError, match="Problem.calibration: expected arrays of as many examples each"):
+        from_loss(lambda params, batch: 0.0, {"a": drawn(3)}, calibration=batch, held_out=batch)

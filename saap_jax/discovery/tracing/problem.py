@@ -15,7 +15,7 @@ from saap_jax.runtime.mesh import automatic, explicit_axes
 
 Examples = tuple[Any, Any]
 """(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
-is a tuple of them."""
+is a plain tuple of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Problem:
                     )
                 if not (isinstance(given, tuple) and len(given) == 2):
                     raise ValueError(f"Problem.{name}: expected a pair (inputs, targets), got {type(given).__name__}")
-                shapes[name] = _example_shapes(name, given)
+                shapes[name] = example_shapes(name, given)
         first, *others = shapes
         for name in others:
             if shapes[name] != shapes[first]:
@@ -128,7 +128,7 @@ class Problem:
 
     def inputs(self, inputs: Any) -> tuple[Any, ...]:
         """Return the inputs as the function takes them."""
-        return inputs if isinstance(inputs, tuple) else (inputs,)
+        return inputs if type(inputs) is tuple else (inputs,)
 
     def row(self, examples: Examples, index: int) -> Examples:
         """Return one example as a batch of one."""
@@ -161,7 +161,7 @@ def count_examples(examples: Examples) -> int:
     return len(jax.tree.leaves(examples)[0])
 
 
-def _example_shapes(name: str, examples: Examples) -> list[str]:
+def example_shapes(name: str, examples: Examples) -> list[str]:
     """Return type and shape of each array of one example; raise where there is none, or their numbers differ."""
     leaves = jax.tree.leaves(examples)
     counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}

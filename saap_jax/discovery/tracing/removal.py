@@ -84,7 +84,7 @@ def keep_units(traced: Traced, keep: Mapping[str, Bool[np.ndarray, "*_copied _un
                 raise ValueError(
                     f"keep of {path}: expected units chosen along one of the axes {sorted(axes)}, got each"
                 )
-            values[path] = _taken(jnp.asarray(values[path]), last[0], axes.pop(last[0]))
+            values[path] = _taken(values[path], last[0], axes.pop(last[0]))
         values[path] = like(values[path], given[path])
     return tree.unflatten(list(values.values()))
 
@@ -131,10 +131,12 @@ def _mask(shape: tuple[int, ...], member: AxisMember, keep: Bool[np.ndarray, "*_
     return kept.transpose(np.argsort(axes)).reshape([n if axis in axes else 1 for axis, n in enumerate(shape)])
 
 
-def _taken(value: Array, axis: int, mask: np.ndarray) -> Array:
+def _taken(value: Array | np.ndarray, axis: int, mask: np.ndarray) -> Array | np.ndarray:
     last = np.moveaxis(mask, axis, -1)
     indices = np.nonzero(last)[-1].reshape(*last.shape[:-1], last.reshape(-1, last.shape[-1])[0].sum())
     places = np.moveaxis(indices, -1, axis)
+    if isinstance(value, np.ndarray):
+        return np.take_along_axis(value, places, axis)
     if _on_host(value):  # numpy compiles nothing, where jax does for every shape
         return jnp.asarray(np.take_along_axis(np.asarray(value), places, axis))
     return jnp.take_along_axis(value, jnp.asarray(places), axis=axis)

@@ -232,6 +232,9 @@ def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
         ins = [tuple(map(notes.equate, ins[0], layout)), *ins[1:]]
     for axis in axes:
+        if name in ("reduce", "reduce_xor"):  # no number is known that changes nothing
+            notes.unknown.append((name, notes.axes.site))
+            notes.pin(ins[0][axis], "unknown", name)
         notes.reductions.append(Reduction(ins[0][axis], name, axis, ins[0], notes.axes.site))
         if name == "reduce_sum":
             notes.contract(ins[0][axis], (axis,), ins)

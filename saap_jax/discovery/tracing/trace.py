@@ -197,6 +197,9 @@ def parameter_paths(params: Any) -> list[str]:
         if len(within) < 2:
             within = [()] * len(within)
         paths += [jax.tree_util.keystr((*path, *inner), simple=True, separator="/") for inner in within]
+    if len(set(paths)) < len(paths):
+        twice = next(path for place, path in enumerate(paths) if path in paths[:place])
+        raise ValueError(f"params: expected paths that differ, got {twice} twice; rename one of the two")
     return paths
 
 
