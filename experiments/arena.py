@@ -239,6 +239,10 @@ def report() -> None:
         raise SystemExit(f"expected results in {RESULTS}, found none; run a seed first")
     said = [line for model, about in known.items() for line in section(model, about)]
     missing = [f"- `{name}`: {each.missing}" for name, each in recipes().items() if each.missing]
+    results = (json.loads(path.read_text())["rows"] for model in known for path in _files(model))
+    tried = {key.partition("@")[0] for rows in results for key in rows}
+    if names := [f"`{name}`" for name, each in recipes().items() if not each.missing and name not in tried]:
+        said += [f"Not run, and so in no table: {', '.join(names)}.", ""]
     said += ["What cannot be run here:", "", *missing, ""] if missing else []
     (DOCS / "arena.md").write_text("\n".join([HEAD, *said]).rstrip() + "\n")
 

@@ -2,7 +2,7 @@
 # Run a saap job on all hosts of a TPU pod slice that exists, one process a host. See docs/pods.md.
 #
 #   TPU_NAME=my-slice ZONE=us-west4-a DIR=/mnt/shared/saap launch/tpu_pod.sh \
-#     score mine.py --mesh.fsdp -1 --runs /mnt/shared/runs
+#     score mine.py --mesh.fsdp -1 --calibration.batch-size 16 --runs /mnt/shared/runs
 #
 # DIR: a checkout of this repository at the same path on every host, installed into DIR/.venv with jax's TPU libraries:
 #   .venv/bin/pip install -q --no-deps -r requirements.lock && .venv/bin/pip install -q --no-deps -e . &&

@@ -33,7 +33,7 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap score [CONFIG]          score every unit from one calibration pass, keep the scores
   saap prune [CONFIG]          prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
   saap recover [MODEL] [CONFIG]  fine-tune a pruned model; --resume goes on with a run that was killed
-  saap export MODEL OUT        write a model for transformers or llama.cpp, and compare what was written
+  saap export MODEL OUT        write a model for transformers, llama.cpp, MaxText, Tunix; compare what was written
   saap push DIR REPOSITORY     put a model with its card into a repository of the Hugging Face hub
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
   saap fidelity [CONFIG]       judge estimators by the exact effect of removing a unit

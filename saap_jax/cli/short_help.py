@@ -61,7 +61,7 @@ SHORT: dict[str, Short] = {
         (
             "saap prune --ratio 0.3 --out models/small",
             "saap prune --recipe flap --ratio 0.2 --calibration.scenarios jsonl:c4.jsonl#text",
-            "saap prune --targets.parameters 70% --search.shape uniform",
+            "saap prune --targets.parameters 70% --search.multiple-of.mlp 32",
         ),
     ),
     "recover": Short(

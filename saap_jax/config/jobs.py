@@ -172,8 +172,8 @@ class ScoreConfig:
     """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read. Unless
     estimators are named, those of the usual ones are scored that the run serves by statistics or scores."""
     keep_statistics: KeepStatistics = "all"
-    """Statistics that are kept for later scoring: `all`, or the `small` ones only. Gradients of weights, mean and
-    squared, each take as much space as the model in float32."""
+    """Statistics that are kept for later scoring: `all`, the `small` ones only, or `none`. Gradients of weights, mean
+    and squared, each take as much space as the model in float32."""
     patterns: PatternsConfig = PatternsConfig()
     mesh: MeshConfig = MeshConfig()
     runs: str = "runs"

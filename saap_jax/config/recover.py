@@ -168,7 +168,8 @@ class RecoverConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     new_tokens: int = 32
-    """Tokens that each model decodes to be timed, after a prompt of `evaluation.length` tokens; 0: no timing."""
+    """Tokens that each model decodes to be timed, after a prompt of `evaluation.length` tokens; 0: no timing, and
+    nothing that the models write for the report."""
     repeats: int = 5
     """Measurements of each model, in turns."""
     runs: str = "runs"

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.differences import paired_difference, paired_items
+from saap_jax.evaluation.differences import paired_difference, paired_tasks
 from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
 from saap_jax.report.kinds.quality import ALONE, check_table, comparison_table, sentences, task_table
 from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json, junit
@@ -48,7 +48,11 @@ def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
     b = np.random.default_rng(0).normal(3, 1, (1, 2))
     rows = (Compared("ppl@8 text:x", "", 2, (30.0, 20.0), paired_difference(b + 0.4, b)),)
     right = np.array([True, True, False])
-    tasks = (ComparedTask("boolq", "acc", 3, (66.7, 0.0), paired_items(right, ~right)),)
+    tasks = (
+        ComparedTask(
+            "boolq", "acc", 3, (66.7, 0.0), paired_tasks({"boolq": right[None]}, {"boolq": ~right[None]})["boolq"]
+        ),
+    )
     comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
     for table, wanted in ((comparison_table(comparison), "+49.2"), (task_table(comparison), "+33.3")):
         text = printed(table)

@@ -29,7 +29,7 @@ CONFIG = CompareConfig(
     name="saap-llama-13b",
     model=ModelConfig(name="huggyllama/llama-13b", dtype="bfloat16"),
     calibration=CalibrationConfig(
-        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=4
+        scenarios=("bookcorpus=jsonl:text/bookcorpus.jsonl#text",), examples=10, length=64, bos="never", batch_size=2
     ),
     estimation=EstimationConfig(estimators=("random",)),
     recipes=("saap-paper", "saap", "llm-pruner-param-first", "llm-pruner-param-second", "flap", "wanda-sp"),
@@ -37,5 +37,5 @@ CONFIG = CompareConfig(
         in_domain="ptb:ptb/valid.txt", out_of_domain="wikitext:wikitext2/test.txt", windows=0, length=128, bos="never"
     ),
     ratios=(0.2, 0.5),
-    mesh=MeshConfig(fsdp=4, tensor=4),
+    mesh=MeshConfig(fsdp=2, tensor=8),
 )

@@ -20,7 +20,7 @@ Band = list[tuple[float, float, float, float]]
 
 
 def format_estimate(estimate: Any) -> str:
-    """Return a ratio over seeds, an `evaluation.frontier.Estimate`, in percent, without the sign."""
+    """Return a ratio over seeds, an `evaluation.crossing.Estimate`, in percent, without the sign."""
     spread = f" ± {format_percent(estimate.spread)}" if math.isfinite(estimate.spread) else ""
     return format_percent(estimate.mean) + spread
 
