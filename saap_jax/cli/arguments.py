@@ -44,13 +44,15 @@ class Options:
     """Go on with a run that is there (which happens in any case), and fail where there is none."""
 
 
-def configure(command: str, kind: type, words: list[str], *, overwrite: bool = False) -> tuple[Any, Any]:
+def configure(
+    command: str, kind: type, words: list[str], *, overwrite: bool = False, model: bool = False
+) -> tuple[Any, Any]:
     """Return the configuration of a command: the CONFIG named first, if any, with the fields given after it.
 
     CONFIG is a Python file, or the name of a configuration of the package. A factory of a model of one's own may be
-    named beside it; without a CONFIG, what is taken by default is for that.
+    named beside it; without a CONFIG, what is taken by default is for that. `model` says that one may come before it.
     """
-    positional, rest = split_words(words)
+    positional, rest = split_words(model_first(command, words) if model else words)
     of_models = "calibration" in {field.name for field in dataclasses.fields(kind)}
     factories = [word for word in positional if is_factory(word)] if of_models else []
     files = [word for word in positional if word not in factories]
@@ -61,9 +63,8 @@ def configure(command: str, kind: type, words: list[str], *, overwrite: bool = F
     default = load_config(files[0], kind) if files else for_factory(kind, *factories) if factories else kind()
     if files and factories:
         default = dataclasses.replace(default, model=dataclasses.replace(default.model, name=factories[0]))
-    config, options = parse(
-        f"{command}{' [FACTORY]' * of_models} [CONFIG]", default, rest, Options if overwrite else None
-    )
+    usage = f"{command}{' [FACTORY]' * of_models}{' [MODEL]' * model} [CONFIG]"
+    config, options = parse(usage, default, rest, Options if overwrite else None)
     if options is not None and options.resume:
         if options.overwrite:
             raise UsageError(f"{command}: expected --resume or --overwrite, got both")

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from saap_jax.cli.arguments import configure, model_first, parse, run_command, show_progress, split_words
+from saap_jax.cli.arguments import configure, parse, run_command, show_progress, split_words
 from saap_jax.cli.console import show, show_lines, show_paths, write
 from saap_jax.cli.failures import UsageError, fail, failed, suggestion
 from saap_jax.config.jobs import (
@@ -176,7 +176,7 @@ def prune(words: list[str]) -> None:
 
 def recover(words: list[str]) -> None:
     """Run `saap recover`."""
-    config, options = configure("recover", RecoverConfig, model_first("recover", words), overwrite=True)
+    config, options = configure("recover", RecoverConfig, words, overwrite=True, model=True)
     from saap_jax.cli.blocks import show_blocks
     from saap_jax.jobs import recover as job
     from saap_jax.report.kinds.recover import recovery_table, summary

@@ -62,6 +62,9 @@ def test_help(capsys):
     assert stop.value.code == 0
     short = capsys.readouterr().out
     assert "usage: saap export MODEL OUT" in short
+    with pytest.raises(SystemExit):
+        main.main(["help", "recover"])
+    assert "usage: saap recover [MODEL] [CONFIG]" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main.main(["help", "compare", "--help-all"])
     assert stop.value.code == 0
