@@ -97,19 +97,18 @@ def draw_seconds(found: Mapping[float, Sequence[Line]], path: Path) -> None:
     for axis, (ratio, lines) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
         timed = [(line, line.perplexity("WikiText-2")) for line in lines if line.seconds > 0]
         near = [(line, perplexity) for line, perplexity in timed if perplexity <= FARTHEST * timed[0][1]]
-        labels: list[tuple[list[str], float, float]] = []
         for line, perplexity in near:
-            minutes = line.seconds / 60
-            axis.plot(minutes, perplexity, "o", color="tab:blue" if line.name != OURS else "tab:red", markersize=4)
-            if labels and perplexity < 1.03 * labels[-1][2] and abs(minutes - labels[-1][1]) < 1:
-                labels[-1][0].append(line.name)
-            else:
-                labels.append(([line.name], minutes, perplexity))
-        for names, *at in labels:
-            axis.annotate("\n".join(reversed(names)), at, xytext=(4, 2), textcoords="offset points", fontsize=6)
+            colour = "tab:blue" if line.name != OURS else "tab:red"
+            axis.plot(line.seconds / 60, perplexity, "o", color=colour, markersize=4)
         axis.set(xlabel="processor minutes, all ratios", title=f"{ratio:.0%} removed")
         axis.margins(x=0.4, y=0.12)
         logarithmic(axis)
+        low, high = np.log(axis.get_ylim())
+        near.sort(key=lambda each: each[1])
+        wanted = [float((np.log(perplexity) - low) / (high - low)) for _, perplexity in near]
+        for (line, perplexity), height in zip(near, spread(wanted, gap=0.032, low=0.02, high=0.9), strict=True):
+            place = (line.seconds / 60 + 0.6, np.exp(low + height * (high - low)))  # names apart, beside their points
+            axis.annotate(line.name, (line.seconds / 60, perplexity), place, va="center", fontsize=6)
         if far := [line.name for line, perplexity in timed if perplexity > FARTHEST * timed[0][1]]:
             said = "above: " + ",\n".join(far)
             axis.text(0.98, 0.98, said, transform=axis.transAxes, ha="right", va="top", fontsize=6, color="0.4")
