@@ -156,7 +156,8 @@ def jobs_of(model: str, text: Path, runs: str) -> dict:
         "traced": (
             compare.compare,
             for_factory(CompareConfig, f"{TRACED}:stacked", name="run", runs=runs, best_ratio=0.2),
-            {"parameters", "program", "calibration text 'calibration' of seed 0", "evaluation text of 'loss held_out'"},
+            {"parameters", "program", "loss", "calibration text 'calibration' of seed 0",
+             "evaluation text of 'loss held_out'"},
         ),
     }  # fmt: skip
 
