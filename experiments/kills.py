@@ -71,13 +71,6 @@ class Job(NamedTuple):
     """What it never overwrites: once that is there, the same command is refused, and its work is done."""
 
 
-class Cache(NamedTuple):
-    """Where compiled programs are, and whether a process that is killed may leave others, or half a one, there."""
-
-    place: Path
-    own: bool = True
-
-
 class Undisturbed(NamedTuple):
     """What nobody killed: where its files are, and the seconds between the lines that it printed."""
 
@@ -145,11 +138,11 @@ def tiny_model(directory: Path) -> Path:
 class Running:
     """`saap` in a process of its own, with the moments at which it printed a line."""
 
-    def __init__(self, words: list[str], place: Path, cache: Path, *, adds: bool):
+    def __init__(self, words: list[str], place: Path, cache: Path):
         place.mkdir(parents=True, exist_ok=True)
         settings = {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if adds else "1e9",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "PYTHONPATH": str(Path(__file__).parent.parent),
             "PYTHONUNBUFFERED": "1",
@@ -191,7 +184,7 @@ class Running:
 
 def undisturbed(job: Job, place: Path, cache: Path) -> Undisturbed:
     """Run a command to its end."""
-    running = Running(job.words, place, cache, adds=True)
+    running = Running(job.words, place, cache)
     code, errors = running.end()
     if code != 0:
         raise RuntimeError(f"{job.name}: expected an undisturbed run to end well, got code {code}: {errors}")
@@ -199,7 +192,7 @@ def undisturbed(job: Job, place: Path, cache: Path) -> Undisturbed:
 
 
 def killed(
-    job: Job, whole: Undisturbed, dice: random.Random, most: int, place: Path, cache: Cache
+    job: Job, whole: Undisturbed, dice: random.Random, most: int, place: Path, cache: Path
 ) -> tuple[list[Kill], list[str]]:
     """Kill a run at random moments, at most so often, and let it end.
 
@@ -210,7 +203,7 @@ def killed(
     for _ in range(dice.randint(1, most)):
         number, line = dice.choice(SIGNALS), dice.randrange(len(whole.pauses))
         wait = dice.random() * whole.pauses[line]
-        running = Running(job.words, place, cache.place, adds=cache.own)
+        running = Running(job.words, place, cache)
         running.wait_for(line)
         time.sleep(wait)
         running.process.send_signal(number)  # nothing where it has ended
@@ -223,7 +216,7 @@ def killed(
             continue
         if code != 128 + number or errors.count("\n") != 1 or not errors.startswith("saap: "):
             return kills, [f"expected code {128 + number} and one line, got code {code}: {errors}"]
-    code, errors = Running(job.words, place, cache.place, adds=cache.own).end()
+    code, errors = Running(job.words, place, cache).end()
     done = bool(job.makes) and code == 2 and "exist" in errors and (place / job.makes).exists()
     if code != 0 and not done:
         return kills, [f"expected it to go on, got code {code}: {errors}"]
@@ -370,18 +363,15 @@ def _changed(content: bytes, name: str) -> bytes:
 # --- all of it -----------------------------------------------------------------------------------
 
 
-def checked(job: Job, folder: Path, cache: Cache) -> Undisturbed:
-    """Run a command undisturbed, and check what the comparison says of that.
-
-    It runs twice where the first time compiles, and so once with a cache that others have filled.
+def checked(job: Job, folder: Path, cache: Path) -> Undisturbed:
+    """Run a command undisturbed, twice, and check what the comparison says of that.
 
     Raises:
         RuntimeError: the two differ, or a changed byte would be overlooked.
     """
-    if cache.own:
-        undisturbed(job, folder / "first", cache.place)
-    whole = undisturbed(job, folder / "whole", cache.place)
-    if cache.own and (found := differences(whole.place, folder / "first")):
+    undisturbed(job, folder / "first", cache)
+    whole = undisturbed(job, folder / "whole", cache)  # the first one compiled
+    if found := differences(whole.place, folder / "first"):
         raise RuntimeError(f"{job.name}: two undisturbed runs differ: {found}")
     if found := unnoticed(whole.place):
         raise RuntimeError(f"{job.name}: the comparison overlooks a changed byte in {found}")
@@ -397,7 +387,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="names of the commands to kill")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other run after so long")
     parser.add_argument("--work", type=Path, help="a new directory for the runs; a temporary one by default")
-    parser.add_argument("--cache", type=Path, help="programs that earlier runs compiled; below --work by default")
     arguments = parser.parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this behind itself has it ignored
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="kills-")) / "work").absolute()
@@ -406,18 +395,13 @@ def main(words: list[str] | None = None) -> int:
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 250)
     model = arguments.model or str(tiny_model(work / "model"))
     dice, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
-    cache = Cache((arguments.cache or work / "cache").absolute(), own=arguments.cache is None)
-    total, good, share, planned, answers = 0, 0, 0, 0, [0.0]
+    total, good, answers = 0, 0, [0.0]
     for job in jobs_of(model, text):
         if (arguments.only and job.name not in arguments.only) or time.monotonic() > end:
             continue
-        share += job.share
-        wanted, kills, same = round(arguments.kills * share / 20) - planned, 0, 0
-        planned += wanted
-        if wanted == 0:
-            continue
-        folder = work / job.name.replace(" ", "-")
+        folder, cache = work / job.name.replace(" ", "-"), work / "cache"
         whole = checked(job, folder, cache)
+        wanted, kills, same = round(arguments.kills * job.share / 20), 0, 0
         while kills < wanted and time.monotonic() < end:
             place = folder / f"killed-{kills}"
             came, wrong = killed(job, whole, dice, min(MOST, wanted - kills), place, cache)
