@@ -132,11 +132,11 @@ def calibration_of(path: str, model: str) -> CalibrationConfig:
 
 
 def _check_model(config: PruneConfig, record: RunRecord, subject: Subject) -> None:
-    """Raise where a run has scored other weights under the name of the model, as far as it says."""
+    """Raise where a run has scored another model, or by another loss, under the same name, as far as it says."""
     inputs, of = record.get("inputs", {}), record["config"]["model"]
     if isinstance(of, dict) and of.get("dtype") == config.model.dtype:
         for name, digest in subject.digests().items():
-            if name not in ("program", "loss") and inputs.get(name, digest) != digest:
+            if inputs.get(name, digest) != digest:
                 raise ValueError(
                     f"from_run: {config.from_run} has scored another {name} of the name {config.model.name}, which has "
                     "changed since; leave from_run out to score it now"

@@ -223,14 +223,12 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
     """Return commands for what was pruned, with adapters that its widths suit."""
     usual = MethodConfig()
+    matrices = ATTENTION if spec.constants.traits.experts else usual.matrices
     try:
-        check_group_size(
-            spec, usual.bits, usual.group_size, ATTENTION if spec.constants.traits.experts else usual.matrices
-        )
-        groups = True
+        check_group_size(spec, usual.bits, usual.group_size, matrices)
     except ValueError:
-        groups = False
-    return commands_after(config, spec, groups=groups)
+        return commands_after(config, spec, groups=False)
+    return commands_after(config, spec, groups=True)
 
 
 def reads_text(config: PruneConfig) -> bool:

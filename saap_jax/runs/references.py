@@ -168,13 +168,20 @@ def loadable(reference: Reference, why: str) -> str:
     row, best = reference.rows[0], reference.run / "best"
     if len(reference.rows) == 1 and _is_best(reference) and (best / "config.json").is_file():
         return str(best)
-    usual = dataclasses.asdict(CompareConfig())  # a run of another command lacks some of it
-    record: Any = {**reference.record, "config": usual | dict(reference.record.get("config", {}))}
-    command = prune_command(record, {"scenario": "all", "seed": 0, "estimator": "saap", **row})
     raise ValueError(
-        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; cut it ({command}) and "
-        "name the directory of --out"
+        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; "
+        f"{_cut_alone(reference.record, row)}"
     )
+
+
+def _cut_alone(record: RunRecord, row: Row) -> str:
+    """Say how a candidate becomes a model, by a command where it is one of a comparison or a frontier."""
+    if not {"estimator", "ratio_asked"} <= row.keys():  # as of a place alone
+        return "name a model that was cut, as saap prune writes it"
+    usual = dataclasses.asdict(CompareConfig())  # an older run lacks some of it
+    whole: Any = {**record, "config": usual | dict(record.get("config", {}))}
+    command = prune_command(whole, {"scenario": "all", "seed": 0, **row})
+    return f"cut it ({command} --out DIRECTORY) and name that directory"
 
 
 def _is_best(reference: Reference) -> bool:

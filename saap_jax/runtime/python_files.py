@@ -17,6 +17,7 @@ def run_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return runpy.run_path(str(path))
     finally:
-        sys.path.remove(place)
+        if place in sys.path:  # a file may set its own
+            sys.path.remove(place)
         if place not in sys.path:
             sys.path.append(place)

@@ -1,5 +1,6 @@
 """`saap discover module:factory` on a model that has never heard of this library; bad factories in one line."""
 
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +11,7 @@ from saap_jax.discovery.listing import coupling_record
 from saap_jax.discovery.tracing.factory import traced_factory
 from saap_jax.report.figures.couplings import coupling_plot
 from saap_jax.report.figures.draw import painted
+from saap_jax.runtime.python_files import run_file
 
 MODULE = """
 import jax, jax.numpy as jnp
@@ -123,6 +125,12 @@ def test_a_module_beside_the_file_is_found(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "No module named 'nowhere_to_be_found'" in said
     assert "check the module's name" not in said
+
+
+def test_a_file_may_set_its_own_search_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own.py").write_text("import sys\nsys.path = [each for each in sys.path[1:]]\nmade = 3\n")
+    assert run_file(tmp_path / "own.py")["made"] == 3
 
 
 def test_a_factory_that_ends_the_program_is_an_error(tmp_path, capsys):

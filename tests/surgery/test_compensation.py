@@ -45,20 +45,19 @@ def problem(seed: int = 0, count: int = 50, coordinates: int = 7, embed: int = 3
     a, target = random.standard_normal((count, coordinates)), random.standard_normal((count, embed))
     weights, w = random.uniform(0.1, 2, count), random.standard_normal((coordinates, embed))
     kept = np.array([True, False, True, True, False, True, True])
-    normal = Normal(
-        *(
-            jnp.asarray(x)
-            for x in (
-                a.T @ (weights[:, None] * a),
-                a.T @ (weights[:, None] * target),
-                weights @ a,
-                weights @ target,
-                (weights[:, None] * target**2).sum(),
-                weights.sum(),
-            )
-        )
+    return a, target, weights, w, kept, sums_of(a, target, weights)
+
+
+def sums_of(a, target, weights) -> Normal:
+    sums = (
+        a.T @ (weights[:, None] * a),
+        a.T @ (weights[:, None] * target),
+        weights @ a,
+        weights @ target,
+        (weights[:, None] * target**2).sum(),
+        weights.sum(),
     )
-    return a, target, weights, w, kept, normal
+    return Normal(*map(jnp.asarray, sums))
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
@@ -352,16 +351,7 @@ def test_what_would_harm_held_out_text_is_not_corrected(harms, x64):
     """The kept weights are right there as they are, and the text that fits says otherwise; or both say the same."""
     *_, w, kept, fit = problem()
     a, _, weights, *_ = problem(seed=1)
-    target = np.where(kept, a, 0) @ w
-    sums = (
-        a.T @ (weights[:, None] * a),
-        a.T @ (weights[:, None] * target),
-        weights @ a,
-        weights @ target,
-        (weights[:, None] * target**2).sum(),
-        weights.sum(),
-    )
-    held = Normal(*map(jnp.asarray, sums)) if harms else fit
+    held = sums_of(a, np.where(kept, a, 0) @ w, weights) if harms else fit
     found, _, damping, (before, after) = corrected((fit, held), jnp.asarray(w), kept, LEARNED)
     assert (damping == np.inf) == harms
     assert after <= before

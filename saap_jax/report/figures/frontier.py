@@ -26,7 +26,7 @@ def format_estimate(estimate: Any) -> str:
 
 
 def frontier_plot(run: RunRecord, candidates: Sequence[Row], found: Sequence[Any]) -> Plot:
-    """Return perplexity (log axis; losses of 0 and below: linear) against ratio of the variants found, see `Found`.
+    """Return perplexity (log axis; losses of 0 and below: linear) against ratio of variants, see `crossing.Found`.
 
     A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
     of them; its band goes from the lowest seed to the highest. A line down to the axis is the largest ratio. The axis
