@@ -63,10 +63,10 @@ oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares
 	$(call in-versions,.venv/oldest)
 
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
-	XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
+	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
 
 large: $(READY)  ## a checkpoint of 1.1 billion parameters onto eight devices: two minutes, 7 GB of disk and of memory; not in CI
-	XLA_FLAGS="--xla_force_host_platform_device_count=8" $(BIN)/pytest -q -m large
+	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8" $(BIN)/pytest -q -m large
 
 tpu-plan: .venv/tpu-plan/libtpu  ## programs compiled for TPUs that are not there; installs libtpu apart: beside it jax complains that there is no TPU
 	JAX_PLATFORMS=cpu PYTHONPATH=.venv/tpu-plan $(BIN)/pytest -q -n auto --dist worksteal -m tpuplan

@@ -14,6 +14,22 @@ CHEAP = (
 )
 
 
+def forced(devices: int, flags: str = CHEAP) -> dict[str, str]:
+    """Return the environment in which XLA makes so many devices of this CPU.
+
+    Of NPROC it takes how many threads run programs. A collective holds its thread until the other devices have come; by
+    default there are no more threads than devices, and those that hold one collective wait without end for those that
+    hold another.
+
+    >>> forced(4, "")
+    {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'NPROC': '16'}
+    """
+    return {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}".strip(),
+        "NPROC": str(4 * devices),
+    }
+
+
 def cheaper(given: str) -> str:
     """Return XLA_FLAGS with the cheap ones, unless some are given that let programs be optimised.
 

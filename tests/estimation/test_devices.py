@@ -32,6 +32,7 @@ from saap_jax.estimation import (
 )
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, length_mask, random_tokens
+from tests.xla_flags import forced
 
 DEVICES, ROWS = 4, 8
 LENGTHS = (8, 5, 7, 8, 3, 6, 8, 8, 2, 4, 8, 7, 8, 0, 0, 0)
@@ -111,12 +112,11 @@ pytestmark = pytest.mark.slow  # a process of its own with four devices compiles
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, np.ndarray]:
     path = tmp_path_factory.mktemp("devices") / "found.npz"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.estimation.test_devices", path],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, **strict, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={**os.environ, **strict, **forced(DEVICES), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.xla_flags import forced
+
 pytestmark = pytest.mark.sharded
 
 MEASURE = """
@@ -57,7 +59,7 @@ print(json.dumps([4 * peak_of(compiled.memory_analysis()), status("VmHWM") - bef
     ids=["weights", "gates"],
 )
 def test_planned_memory_is_measured(settings):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | forced(4, flags="") | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(settings)],
         env=environment,

@@ -17,7 +17,7 @@ from saap_jax.cli import main
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.runs.directory import read_candidates, read_run
 from tests.helpers import changed
-from tests.xla_flags import CHEAP
+from tests.xla_flags import forced
 
 pytestmark = pytest.mark.sharded
 
@@ -44,8 +44,7 @@ def port() -> int:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices} {CHEAP}"
-    return os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    return os.environ | forced(devices) | {"PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
 
 
 def started(commands: list[list[str]], devices: int = 1) -> list[subprocess.Popen]:

@@ -75,6 +75,7 @@ def test_prune_returns_a_module_and_its_widths():
     assert pruned.losses["cut"] == pytest.approx(pruned.losses["masked"], rel=1e-4)
     assert pruned.losses["dense"] != pytest.approx(pruned.losses["cut"], rel=1e-6)
     small = pruned.model
+    assert pruned.model is small, "or what is set on it would be lost"
     assert isinstance(small, Network)
     assert small.name == "network"
     widths = {width.before: width.after for width in pruned.widths.values()}

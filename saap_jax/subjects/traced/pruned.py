@@ -1,6 +1,7 @@
 """`saap_jax.prune` for a model of one's own: smaller parameters of the same kind, a function of any shape, widths."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,9 +71,10 @@ class Pruned:
     uncompensated: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Structures that lost units and that compensation left as they are, and why."""
 
-    @property
+    @functools.cached_property
     def model(self) -> Any:
-        """The user's object with the smaller parameters; the parameters where an object holds none."""
+        """The user's object with the smaller parameters, in the mode (training, evaluation) in which it was given; the
+        parameters where an object holds none."""
         return self.rebuild(self.params) if self.rebuild else self.params
 
     def __repr__(self) -> str:
