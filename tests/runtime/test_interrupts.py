@@ -23,10 +23,12 @@ BUSY = "threading.Timer(0.3, print, ['busy'], {'flush': True}).start(); hashlib.
 
 @pytest.fixture(autouse=True)
 def heard():
-    """Have processes hear Ctrl-C also where the tests run in the background of a shell, which has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have processes hear the signals that a shell's background and `nohup` have this one ignore."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
