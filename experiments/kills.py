@@ -395,13 +395,15 @@ def main(words: list[str] | None = None) -> int:
     text.write_text("the cat sat on the mat and the dog sat on the log. " * 250)
     model = arguments.model or str(tiny_model(work / "model"))
     dice, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
-    total, good, answers = 0, 0, [0.0]
+    shared, total, good, answers = 0, 0, 0, [0.0]
     for job in jobs_of(model, text):
+        before, shared = shared, shared + job.share
         if (arguments.only and job.name not in arguments.only) or time.monotonic() > end:
             continue
         folder, cache = work / job.name.replace(" ", "-"), work / "cache"
         whole = checked(job, folder, cache)
-        wanted, kills, same = round(arguments.kills * job.share / 20), 0, 0
+        wanted = arguments.kills * shared // 20 - arguments.kills * before // 20  # of all together none is lost
+        kills, same = 0, 0
         while kills < wanted and time.monotonic() < end:
             place = folder / f"killed-{kills}"
             came, wrong = killed(job, whole, dice, min(MOST, wanted - kills), place, cache)

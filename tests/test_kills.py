@@ -37,6 +37,7 @@ def test_timing_may_differ_and_nothing_else(kills, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills(kills, tmp_path):
-    """Three of `compare`, one of each other command."""
+def test_ten_kills(kills, tmp_path, capsys):
+    """Three of `compare`, one of each other command, and one of an export."""
     assert kills.main(["--kills", "10", "--seed", "1", "--work", str(tmp_path / "work")]) == 0
+    assert "10 of 10 kills" in capsys.readouterr().out
