@@ -5,6 +5,7 @@ import ctypes
 import gc
 import hashlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,6 +127,16 @@ def no_power_cuts():
     """Leave it to the system when files of tests reach the disk."""
     with mock.patch.object(os, "fsync", return_value=None):
         yield
+
+
+@pytest.fixture
+def heard():
+    """Have processes hear the signals that a shell's background and `nohup` have this one ignore."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -14,21 +14,13 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("heard")
+
 SLACK = 20.0
 """Seconds that a busy machine may take beside the two that are promised."""
 
 BUSY = "threading.Timer(0.3, print, ['busy'], {'flush': True}).start(); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**30)"
 """One instruction of minutes, which lets other threads run; one of them says when it has begun."""
-
-
-@pytest.fixture(autouse=True)
-def heard():
-    """Have processes hear the signals that a shell's background and `nohup` have this one ignore."""
-    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

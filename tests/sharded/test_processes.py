@@ -223,6 +223,7 @@ def test_a_death_ends_the_job_which_then_goes_on(victim, tiny_model_directory, t
     assert f"step {steps}" not in said[1]
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_ends_all(number, code, tiny_model_directory, tmp_path):
     """As Ctrl-C in a terminal, or a scheduler, sends it: each ends by itself, and none says that another has died."""
