@@ -62,6 +62,7 @@ newest: .venv/newest/.ready  ## the newest Python of this machine, and the newes
 oldest: .venv/oldest/.ready  ## the oldest versions that pyproject.toml declares, with each test once
 	$(call in-versions,.venv/oldest)
 
+# NPROC: threads of XLA, several a device, so that collectives never wait for each other (`forced` in tests/xla_flags.py).
 sharded: $(READY)  ## tests on eight devices, forced on this machine's CPU, and in several processes
 	NPROC=32 XLA_FLAGS="--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" $(BIN)/pytest -q -n auto --dist worksteal -m sharded
 

@@ -400,9 +400,11 @@ def main(words: list[str] | None = None) -> int:
         before, shared = shared, shared + job.share
         if (arguments.only and job.name not in arguments.only) or time.monotonic() > end:
             continue
+        wanted = arguments.kills * shared // 20 - arguments.kills * before // 20  # of all together none is lost
+        if wanted == 0:
+            continue
         folder, cache = work / job.name.replace(" ", "-"), work / "cache"
         whole = checked(job, folder, cache)
-        wanted = arguments.kills * shared // 20 - arguments.kills * before // 20  # of all together none is lost
         kills, same = 0, 0
         while kills < wanted and time.monotonic() < end:
             place = folder / f"killed-{kills}"
