@@ -53,7 +53,7 @@ environments: .venv/newest/.ready .venv/oldest/.ready .venv/zoo/.ready .venv/tpu
 # parameters.
 define in-versions
 $(1)/bin/saap compare quickstart --runs $(1)/runs --name few --overwrite --calibration.examples 2 --evaluation.windows 2 --no-race
-$(1)/bin/pytest -q -n auto --dist worksteal --once tests/discovery tests/traced tests/estimation tests/llama tests/jobs/test_compare.py
+$(1)/bin/pytest -q -n auto --dist worksteal --once tests/trace tests/estimation tests/llama tests/jobs/test_compare.py
 endef
 
 newest: .venv/newest/.ready  ## the newest Python of this machine, and the newest jax that the lock file has for it, with each test once

@@ -28,13 +28,13 @@ import saap_jax
 from saap_jax.api import calibrate, select_path
 from saap_jax.config.search import STUDIED, ResidualConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.discovery import count_parameters
 from saap_jax.estimation.channels import Channels, observe_channels
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.model import param
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_candidates
+from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
 from saap_jax.types import RESIDUAL

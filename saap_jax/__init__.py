@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from saap_jax.config import CompareConfig, SearchConfig
     from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
     from saap_jax.data import calibration_windows, evaluation_windows
-    from saap_jax.discovery import count_parameters, discover, prunable_parameters
-    from saap_jax.discovery.tracing.problem import Problem
     from saap_jax.estimation import ESTIMATORS, STATISTICS, Estimator, Statistic, register
     from saap_jax.jobs.compare import compare
     from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
     from saap_jax.runs.loaded import load_run
     from saap_jax.runtime.progress import bars
     from saap_jax.selection.fusion import fuse
-    from saap_jax.subjects.traced.pruned import prune
+    from saap_jax.structures import count_parameters, discover, prunable_parameters
     from saap_jax.surgery import compensate, cut, masks
+    from saap_jax.trace.problem import Problem
+    from saap_jax.trace.subject.pruned import prune
 
 _HOMES = {
     "api": ("calibrate", "perplexity", "score_units", "select_units"),
     "config": ("CompareConfig", "SearchConfig"),
     "config.registries": ("ALLOCATIONS", "CORRECTIONS"),
     "data": ("calibration_windows", "evaluation_windows"),
-    "discovery": ("count_parameters", "discover", "prunable_parameters"),
-    "discovery.tracing.problem": ("Problem",),
+    "structures": ("count_parameters", "discover", "prunable_parameters"),
+    "trace.problem": ("Problem",),
     "estimation": ("ESTIMATORS", "STATISTICS", "Estimator", "Statistic", "register"),
     "jobs.compare": ("compare",),
     "llama": ("Llama", "load_model", "load_tokenizer", "save_model"),
-    "subjects.traced.pruned": ("prune",),
+    "trace.subject.pruned": ("prune",),
     "runs.loaded": ("load_run",),
     "runtime.progress": ("bars",),
     "selection.fusion": ("fuse",),

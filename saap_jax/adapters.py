@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from saap_jax.discovery.tracing.problem import Examples, Problem, count_examples, example_shapes
-from saap_jax.discovery.tracing.references import Kernel
 from saap_jax.runtime.mesh import automatic
+from saap_jax.trace.problem import Examples, Problem, count_examples, example_shapes
+from saap_jax.trace.references import Kernel
 
 Loss = Callable[[Any, Any], Any]
 """`loss(outputs, targets)`: one number for a batch."""

@@ -10,7 +10,6 @@ from typing import Any
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
@@ -23,8 +22,9 @@ from saap_jax.selection.choose import choose, choose_calibrated, choose_path
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import subject_of
-from saap_jax.subjects.traced.observe import OBSERVED
-from saap_jax.subjects.traced.subject import TracedSubject
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject.observe import OBSERVED
+from saap_jax.trace.subject.subject import TracedSubject
 from saap_jax.types import Keep, Scores
 
 

@@ -29,37 +29,40 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "types": (),
     "formats": (),
     "config": ("types", "formats"),
-    "configs": ("config", "estimation"),
     "recipes": ("config", "types"),
     "data": ("config", "types", "formats"),
     "runtime": ("config", "types", "formats"),
     "llama": ("runtime", "data", "config", "types", "formats"),
-    "discovery": ("llama", "runtime", "config", "types"),
-    "estimation": ("discovery", "llama", "runtime", "config", "types", "formats"),
-    "selection": ("subjects.base", "estimation", "discovery", "llama", "recipes", "data", "runtime", "config",
+    "trace": ("llama", "runtime", "config", "types"),
+    "structures": ("trace", "llama", "runtime", "config", "types"),
+    "trace.listing": ("structures", "trace", "llama"),
+    "trace.subject": ("trace", "trace.listing", "adapters", "subjects.base", "selection", "surgery", "estimation",
+                      "structures", "llama", "runtime", "config", "types"),
+    "estimation": ("trace", "structures", "llama", "runtime", "config", "types", "formats"),
+    "selection": ("subjects.base", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
                   "types"),
-    "surgery": ("estimation", "discovery", "llama", "runtime", "config", "types"),
+    "surgery": ("estimation", "structures", "llama", "runtime", "config", "types"),
     "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
     "export": ("llama", "runtime", "config", "types"),
-    "evaluation": ("discovery", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
+    "evaluation": ("structures", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
-    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama", "recipes",
+    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "structures", "llama", "recipes",
              "data", "runtime", "config", "types", "formats"),
-    "api": ("subjects", "subjects.base", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
+    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "selection", "surgery", "estimation", "structures", "llama",
             "data", "runtime", "config", "types"),
-    "report": ("runs", "selection", "evaluation", "discovery", "estimation", "runtime", "config", "types", "formats"),
-    "jobs": ("report", "subjects", "subjects.base", "api", "runs", "planning", "evaluation", "export", "recovery",
-             "surgery", "selection", "estimation", "discovery", "llama", "recipes", "data", "runtime", "config",
+    "report": ("trace", "trace.listing", "trace.subject", "runs", "selection", "evaluation", "structures", "estimation", "runtime", "config", "types", "formats"),
+    "jobs": ("trace", "trace.listing", "trace.subject", "report", "subjects", "subjects.base", "api", "runs", "planning", "evaluation", "export", "recovery",
+             "surgery", "selection", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
              "types", "formats"),
-    "subjects.base": ("surgery", "estimation", "discovery", "config", "types"),
-    "subjects": ("subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "discovery", "llama",
+    "subjects.base": ("surgery", "estimation", "structures", "config", "types"),
+    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "structures", "llama",
                  "data", "runtime", "config", "types"),
-    "adapters": ("discovery", "runtime"),
+    "adapters": ("trace", "runtime"),
     "lm_eval": ("evaluation",),
-    "cli": ("jobs", "report", "planning", "runs", "evaluation", "export", "selection", "discovery", "llama", "recipes",
+    "cli": ("trace", "trace.listing", "trace.subject", "jobs", "report", "planning", "runs", "evaluation", "export", "selection", "structures", "llama", "recipes",
             "data", "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "discovery", "llama", "data",
+    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "structures", "llama", "data",
                  "config", "runtime", "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself. Stages read the seam, `subjects.base`, and
@@ -113,7 +116,8 @@ def forbidden(module: str, imported: Iterable[str]) -> set[str]:
 
 def folder_of(module: str) -> str:
     """Return the entry of `FOLDERS` that a module belongs to."""
-    return module if module in FOLDERS else module.split(".")[0]
+    parts = module.split(".")
+    return next((name for end in (3, 2) if (name := ".".join(parts[:end])) in FOLDERS), parts[0])
 
 
 @pytest.mark.parametrize("path", sorted(REMOTE.glob("*.py")), ids=lambda path: path.name)
@@ -240,7 +244,7 @@ def test_every_config_builds(name):
 
 def test_there_are_configs():
     assert {"quickstart", "recover", "papers/saap_llama_7b"} <= CONFIGS.keys()
-    assert not (PROJECT / "configs").exists(), "the package has them"
+    assert (PROJECT / "configs" / "quickstart.py").exists(), "at the top level, and packaged from there"
 
 
 def test_the_lock_pins_everything_and_names_no_index():

@@ -11,13 +11,13 @@ from saap_jax.api import calibrate
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import ExpertChannelsConfig, PerStructure, SearchConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama.segments import existing_tied, existing_units, masks, ones_gates
 from saap_jax.llama.unmixed import unmixed
 from saap_jax.selection.choose import choose
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.counting import kept_parameters

@@ -33,7 +33,8 @@ def build(source: Path, kind: str) -> Path:
 def copied(target: Path) -> Path:
     """Copy what a build reads, so that it leaves nothing in this directory."""
     shutil.copytree(PACKAGE, target / "saap_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(PROJECT / "configs", target / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, target)
     return target
 
@@ -55,7 +56,7 @@ def test_the_wheel_of_the_sdist_holds_the_package(tmp_path):
 
 def test_a_wheel_without_its_data_is_noticed(tmp_path):
     project = copied(tmp_path) / "pyproject.toml"
-    project.write_text(project.read_text().replace('"configs/gates/*.toml", ', ""))
+    project.write_text(project.read_text().replace('"saap_jax.configs" = ["gates/*.toml"]\n', ""))
     with zipfile.ZipFile(build(tmp_path, "wheel")) as wheel:
         missing = tree() - set(wheel.namelist())
     assert missing == {f"saap_jax/configs/gates/{name}.toml" for name in ("default", "size", "strict")}
@@ -63,8 +64,13 @@ def test_a_wheel_without_its_data_is_noticed(tmp_path):
 
 def tree() -> set[str]:
     """Return the files of the package, as a wheel names them."""
-    paths = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return {path.relative_to(PROJECT).as_posix() for path in paths}
+    homes = {PACKAGE: "saap_jax", PROJECT / "configs": "saap_jax/configs"}
+    return {
+        f"{name}/{path.relative_to(home).as_posix()}"
+        for home, name in homes.items()
+        for path in home.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def test_extras_that_are_named_exist():

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saap_jax.discovery.tracing.trace import trace
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.model import Llama, decode
 from saap_jax.llama.positions import sight_of
+from saap_jax.trace.trace import trace
 
 TOKENS = jax.ShapeDtypeStruct((1, 128), jnp.int32)
 REPEATS = 5

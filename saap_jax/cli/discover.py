@@ -32,17 +32,17 @@ def run(words: list[str]) -> None:
     name = names[0] if names else ModelConfig().name
     check_target("--drawing", drawing)
     if ":" in name and not is_remote(name):
-        from saap_jax.discovery.listing import traced_tables
-        from saap_jax.discovery.tracing.factory import traced_factory
-        from saap_jax.discovery.tracing.trace import describe
+        from saap_jax.trace.factory import traced_factory
+        from saap_jax.trace.listing import traced_tables
+        from saap_jax.trace.trace import describe
 
         traced, verdicts = traced_factory(name)
         show(*traced_tables(name, traced, verdicts))
         if "--details" in words:
             show_lines(describe(traced))
     else:
-        from saap_jax.discovery.listing import listing, traced_model
         from saap_jax.llama import load_model
+        from saap_jax.trace.listing import listing, traced_model
 
         model = load_model(name)
         table, said = listing(name, model)

@@ -1,13 +1,19 @@
 """Files of the user, or those that come with the package by their name: configurations, and limits of `saap gate`."""
 
 import difflib
+import importlib.resources
 from pathlib import Path
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+_CHECKOUT = Path(__file__).parents[2]
+CONFIGS = (
+    _CHECKOUT / "configs"
+    if (_CHECKOUT / "pyproject.toml").is_file()
+    else Path(str(importlib.resources.files("saap_jax.configs")))
+)
 
 
 def packaged(suffix: str = ".py") -> dict[str, Path]:
-    """Return the packaged files of a suffix by name: their path below `saap_jax/configs`, without the suffix.
+    """Return the packaged files of a suffix by name: their path below `configs/`, without the suffix.
 
     >>> "quickstart" in packaged(), "gates/default" in packaged(".toml")
     (True, True)

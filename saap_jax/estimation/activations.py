@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.discovery.weights import TracedWeights, Weights, units_of
 from saap_jax.estimation.accumulate import like_units, mean_over
 from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, score_writers
 from saap_jax.llama.model import Llama
+from saap_jax.structures.weights import TracedWeights, Weights, units_of
 from saap_jax.types import STRUCTURES, Scores
 
 MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.checks import check_seed
-from saap_jax.discovery import Member, Structure, channel_view, discover, unit_view
-from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments, segment_bounds
+from saap_jax.structures import Member, Structure, channel_view, discover, unit_view
+from saap_jax.structures.weights import TracedWeights, Weights
 from saap_jax.types import Objective, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saap_jax.config.checks import check_seed
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import Scores
 
 

@@ -6,10 +6,10 @@ All units of a sub-block get its score: they are tied, and depth pruning removes
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import mean_over, statistics_dtype
 from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics
 from saap_jax.llama.model import Llama
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import STRUCTURES, Scores
 
 

@@ -7,9 +7,9 @@ is one number a unit, so its gradient is kept for each calibration example.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import ROWS, like_units
 from saap_jax.estimation.base import Estimator, Statistic, Statistics
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import Objective, Scores
 
 GATE_GRADIENT = Statistic(

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import like_units, mean_over
 from saap_jax.estimation.base import Curvature, Estimator, Plan, Statistic, Statistics
 from saap_jax.llama.attention import attending
@@ -24,6 +23,7 @@ from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.mesh import Places, held
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation.accumulate import statistics_dtype
 from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, Statistic, Statistics, wide
 from saap_jax.estimation.hessian import joint_curvature
@@ -30,6 +29,7 @@ from saap_jax.llama.segments import join_segments, ones_gates
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import STRUCTURES, Gates, Objective, Remat, Scores
 
 

@@ -18,12 +18,12 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.checks import check_at_least
-from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.estimation.accumulate import mean_over, statistics_dtype
 from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, output_matrices
 from saap_jax.estimation.gram import flat_units, gram_sums, widest_coordinates
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
+from saap_jax.structures.weights import TracedWeights, Weights
 from saap_jax.types import STRUCTURES, Scores
 
 FEWEST_SWAPS = 16

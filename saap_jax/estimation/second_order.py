@@ -9,10 +9,10 @@ the empirical Fisher information, F_k = (1/N) Σ_n (∂_n w_k)² with ∂_n the 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.base import Estimator, Reduction, Statistics, score_matrices
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
 from saap_jax.estimation.taylor import WEIGHT_GRADIENT
+from saap_jax.structures.weights import Weights
 from saap_jax.types import Objective, Scores
 
 

@@ -17,8 +17,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
-from saap_jax.discovery.tracing.trace import TracedStructure
-from saap_jax.discovery.weights import TracedWeights, Weights
 from saap_jax.estimation.accumulate import statistics_dtype
 from saap_jax.estimation.activations import ACTIVATION_USAGE, MULTIPLES, Moments
 from saap_jax.estimation.base import Curvature, Plan, Statistic, Statistics
@@ -30,6 +28,8 @@ from saap_jax.runtime.finite import leaves_by_path
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of
 from saap_jax.runtime.processes import is_primary
+from saap_jax.structures.weights import TracedWeights, Weights
+from saap_jax.trace.trace import TracedStructure
 
 FORMAT = "saap_jax statistics 1"
 
@@ -198,7 +198,7 @@ def _expected(about: dict[str, Any], model: Weights, by_name: Mapping[str, Stati
 
 
 def _abstract(statistic: Statistic, model: Weights, plan: Plan) -> Any:
-    """Return the tree of a statistic as abstract arrays; of a traced model, as `subjects.traced.observe` makes it."""
+    """Return the tree of a statistic as abstract arrays; of a traced model, as `trace.subject.observe` makes it."""
     if not isinstance(model, TracedWeights):
         return jax.eval_shape(lambda: statistic.init(model, plan))
 

@@ -9,9 +9,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.accumulate import like_matrices, matrices_of, mean_over
 from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
+from saap_jax.structures.weights import Weights
 from saap_jax.types import STRUCTURES, Objective, Scores
 
 WEIGHT_GRADIENT = Statistic(

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from saap_jax.config.amounts import read_limit
 from saap_jax.config.method import TARGETS, TargetsConfig
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable
 from saap_jax.evaluation.timing import Programs, Workload
 from saap_jax.llama import Llama, LlamaSpec, abstract_llama
 from saap_jax.llama.decoding.cache import cache_bytes
 from saap_jax.llama.decoding.generate import rounded
+from saap_jax.structures import count_parameters
 
 TIMED = ("latency", "tokens_per_second")
 """Targets that are measured on the device."""

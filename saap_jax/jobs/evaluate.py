@@ -5,7 +5,6 @@ from pathlib import Path
 from saap_jax.api import perplexity
 from saap_jax.config.use import EvaluateConfig
 from saap_jax.data import evaluation_windows
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks.likelihood import Progress
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
@@ -15,6 +14,7 @@ from saap_jax.runs.outcomes import Evaluated, evaluation_json
 from saap_jax.runtime.files import check_target, write_atomically
 from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.progress import Track, quiet
+from saap_jax.structures import count_parameters
 
 
 def evaluate(config: EvaluateConfig, *, track: Track = quiet) -> dict[str, Evaluated]:

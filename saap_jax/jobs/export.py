@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from safetensors import safe_open
 
 from saap_jax.config.jobs import ExportConfig
-from saap_jax.discovery import count_parameters
 from saap_jax.export.gguf_file import context_of, write_gguf
 from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
@@ -31,6 +30,7 @@ from saap_jax.llama.files.write import new_output, write_further, write_json, wr
 from saap_jax.llama.quantized import dequantized, quantization_of
 from saap_jax.runs.origin import Loader
 from saap_jax.runtime.remote import is_remote, staged
+from saap_jax.structures import count_parameters
 
 TUNIX, MAXTEXT = "tunix.json", "maxtext.yml"
 """Names of the files that say what configures Tunix, and MaxText."""

@@ -40,7 +40,7 @@ from saap_jax.selection.calibrate import check_estimators
 from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import open_subject
-from saap_jax.subjects.traced.observe import OBSERVED
+from saap_jax.trace.subject.observe import OBSERVED
 
 Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""

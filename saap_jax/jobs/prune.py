@@ -45,11 +45,11 @@ from saap_jax.selection.search import Selection
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject
 from saap_jax.subjects.opened import open_subject
-from saap_jax.subjects.traced.observe import OBSERVED
-from saap_jax.subjects.traced.pruned import checked_losses, own_code
-from saap_jax.subjects.traced.subject import CutTraced, TracedSubject
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.scales import Scaled
+from saap_jax.trace.subject.observe import OBSERVED
+from saap_jax.trace.subject.pruned import checked_losses, own_code
+from saap_jax.trace.subject.subject import CutTraced, TracedSubject
 from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL, Keep
 
 WITHIN = 0.1

@@ -16,7 +16,6 @@ from saap_jax.config.recover import MethodConfig, RecoverConfig
 from saap_jax.data import Windows, check_disjoint, pairs
 from saap_jax.data.packing import Rows, pack, rows_fed, split_pieces
 from saap_jax.data.pieces import Pieces, read_pieces
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
@@ -46,6 +45,7 @@ from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.runtime.remote import exists, is_remote, send
 from saap_jax.runtime.words import plural
+from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import texts_of
 
 Note = Callable[[str, bool], None]

@@ -9,7 +9,6 @@ import numpy as np
 
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.search import ScenarioReduction, StabilityOver
-from saap_jax.discovery.weights import Weights, units_of
 from saap_jax.estimation import GATE_GRADIENT, Statistic, Statistics, make_estimators, score, union_of_needs
 from saap_jax.estimation.base import Estimator
 from saap_jax.estimation.observe import curvature_of
@@ -20,6 +19,7 @@ from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.fusion import Fused, PerExample, fuse
 from saap_jax.selection.oracles import Passes, constant, is_oracle, make_oracle
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import STRUCTURES, Keep, Remat, Scores
 

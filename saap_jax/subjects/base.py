@@ -20,10 +20,10 @@ import numpy as np
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.discovery.weights import Weights
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
+from saap_jax.structures.weights import Weights
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.scales import Scaled
 from saap_jax.types import Keep, Limits, Nested, Remat, Scores, WindowLosses

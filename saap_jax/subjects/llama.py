@@ -13,8 +13,6 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.discovery.listing import coupling_record, traced_model
 from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
@@ -30,6 +28,7 @@ from saap_jax.llama.segments import existing_tied, existing_units, masks, units_
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic, mesh_of
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.base import Progress, Subject, View, silent
 from saap_jax.subjects.inside import VIEWS, SeenBy, check_further, nested_of
 from saap_jax.surgery.compensation import compensate
@@ -39,6 +38,7 @@ from saap_jax.surgery.cut import check_keep, cut
 from saap_jax.surgery.divergence import Divergence
 from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.surgery.sequence import chosen_in_sequence
+from saap_jax.trace.listing import coupling_record, traced_model
 from saap_jax.types import (
     EXPERT_CHANNELS,
     RESIDUAL,

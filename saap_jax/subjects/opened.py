@@ -5,13 +5,13 @@ from typing import Any
 
 from saap_jax.config.method import ModelConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.discovery.tracing.factory import made_problem
-from saap_jax.discovery.tracing.problem import Problem
 from saap_jax.llama import Llama, load_model
 from saap_jax.runtime.mesh import Layout
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
-from saap_jax.subjects.traced import subject_of as traced_subject
+from saap_jax.trace.factory import made_problem
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import subject_of as traced_subject
 from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL
 
 _NESTED = {"query_heads": QUERY_HEADS, "expert_channels": EXPERT_CHANNELS, "residual": RESIDUAL}

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.discovery.structures import parameters_by_path
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import held_by, units_inside
+from saap_jax.structures.structures import parameters_by_path
 from saap_jax.types import PRUNABLE_AXES, RESIDUAL, TIED, Keep
 
 

@@ -20,10 +20,6 @@ from saap_jax.cli import console as terminal
 from saap_jax.cli import plan as planning
 from saap_jax.cli.blocks import show_blocks
 from saap_jax.config.plan import PlanConfig
-from saap_jax.discovery import listing
-from saap_jax.discovery.listing import traced_tables
-from saap_jax.discovery.tracing.own_code import Verdict
-from saap_jax.discovery.tracing.trace import trace
 from saap_jax.evaluation.crossing import Estimate, Found
 from saap_jax.evaluation.differences import AccuracyDifference, paired_difference
 from saap_jax.evaluation.limits import Check
@@ -52,6 +48,10 @@ from saap_jax.report.page import blocks
 from saap_jax.report.page.blocks import Block, Detail, text_table
 from saap_jax.runs import outcomes
 from saap_jax.runs.standing import comparison_rows, merged
+from saap_jax.structures import listing
+from saap_jax.trace.listing import traced_tables
+from saap_jax.trace.own_code import Verdict
+from saap_jax.trace.trace import trace
 from tests.fake_runs import fake_run
 from tests.report import conftest as fake
 from tests.report.test_fusion_figures import record

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from saap_jax.data import calibration_windows
-from saap_jax.discovery import discover, unit_view
 from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.structures import discover, unit_view
 
 LINEAR = {"attention": "attention/value", "mlp": "mlp/up"}
 """The member that a unit's activation is linear in; the residual stream is linear in it through the writing member."""

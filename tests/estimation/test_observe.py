@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saap_jax.discovery import Member, discover, parameters_by_path, unit_view
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
     GATE_GRADIENT,
@@ -25,6 +24,7 @@ from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
+from saap_jax.structures import Member, discover, parameters_by_path, unit_view
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES
 from tests.helpers import (

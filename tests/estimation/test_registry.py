@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from saap_jax.config.search import SearchConfig
-from saap_jax.discovery import discover, unit_costs
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
     ESTIMATORS,
@@ -22,6 +21,7 @@ from saap_jax.estimation import (
 )
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection.search import search
+from saap_jax.structures import discover, unit_costs
 from tests.helpers import layers_of, ragged_model, random_tokens
 
 

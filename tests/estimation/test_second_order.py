@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery import parameters_by_path
 from saap_jax.estimation import (
     GATE_GRADIENT,
     GATE_HESSIAN,
@@ -26,6 +25,7 @@ from saap_jax.estimation.observe import observe_step
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.product import is_matrix
 from saap_jax.llama.segments import ones_gates
+from saap_jax.structures import parameters_by_path
 from tests.helpers import (
     PLAIN,
     changed,

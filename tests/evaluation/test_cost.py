@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import (
     directory_bytes,
     forward_bytes,
@@ -19,6 +18,7 @@ from saap_jax.evaluation.cost import (
 from saap_jax.llama.decoding.cache import empty_cache, extend, single_layers
 from saap_jax.llama.fused import fused_layers
 from saap_jax.llama.segments import existing_units
+from saap_jax.structures import count_parameters
 from saap_jax.surgery.cut import cut
 from tests.helpers import dense_model, ragged_model, random_keep, random_tokens
 

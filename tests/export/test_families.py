@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from saap_jax.discovery import count_parameters
 from saap_jax.export import gguf_file
 from saap_jax.export.hf import write_hf
 from saap_jax.llama import load_model
 from saap_jax.recovery.quantization import quantize
+from saap_jax.structures import count_parameters
 from tests.export.models import LINEAR, LLAMA3, RELATIVES, gemma, spec_of
 from tests.export.test_gguf import fields_of, types_of, written
 from tests.helpers import changed, forward, random_model

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saap_jax.discovery import count_parameters
 from saap_jax.export.hf import REMOTE, write_hf
 from saap_jax.llama import Constants, load_model
+from saap_jax.structures import count_parameters
 from tests.export.models import EMPTY, PLAIN, RAGGED, SPECS, UNIFORM, spec_of
 from tests.helpers import forward, random_model
 from tests.llama.conftest import assert_same

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery import count_parameters
 from saap_jax.export.widths import added_parameters, deci_widths, uniform_widths, without_empty_layers
 from saap_jax.llama import abstract_llama
+from saap_jax.structures import count_parameters
 from tests.export.models import EMPTY, RAGGED, SPECS, UNIFORM, gemma, spec_of
 from tests.helpers import random_model, random_tokens
 

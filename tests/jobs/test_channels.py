@@ -14,8 +14,6 @@ from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import ResidualConfig, SearchConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
-from saap_jax.discovery.tracing.trace import trace
 from saap_jax.estimation.channels import observe_channels
 from saap_jax.jobs import prune
 from saap_jax.jobs.export import export_model
@@ -23,9 +21,11 @@ from saap_jax.llama import load_keep, load_model
 from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.selection.choose import check_ratios, choose_calibrated
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json, pruned_spec
+from saap_jax.trace.trace import trace
 from saap_jax.types import QUERY_HEADS, RESIDUAL
 from tests.helpers import (
     changed,

@@ -12,12 +12,12 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import ExportConfig
-from saap_jax.discovery import count_parameters
 from saap_jax.export.verify import TOLERANCES, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import without_empty_layers
 from saap_jax.jobs import export as job
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model, load_tokenizer, save_model
+from saap_jax.structures import count_parameters
 from tests.export.models import EMPTY, LLAMA3, RAGGED, SPECS, UNIFORM, with_scaling
 from tests.helpers import changed, random_model
 

@@ -11,7 +11,6 @@ import saap_jax
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation import latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
@@ -21,6 +20,7 @@ from saap_jax.jobs import chosen, prune
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.segments import existing_units
 from saap_jax.selection.calibrate import Calibrated
+from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec
 from tests.helpers import dense_model, random_keep

@@ -17,7 +17,6 @@ from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import PerStructure, QueryHeadsConfig, SearchConfig, SharePerStructure
 from saap_jax.config.use import EvaluateConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.jobs import chosen as selection
 from saap_jax.jobs import prune
@@ -31,6 +30,7 @@ from saap_jax.runs.references import find
 from saap_jax.runtime.progress import quiet
 from saap_jax.selection.calibrate import calibrate as calibrate_by
 from saap_jax.selection.choose import choose_calibrated
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.counting import kept_parameters

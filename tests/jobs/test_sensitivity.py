@@ -15,7 +15,6 @@ from saap_jax.config.jobs import CompareConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.data import pairs
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.resample import FEWEST
@@ -25,6 +24,7 @@ from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.commands import compare_command
 from saap_jax.runs.scores import read_scores
+from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject, texts_of
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.discovery import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
 from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
 from saap_jax.llama import Constants
@@ -19,6 +18,7 @@ from saap_jax.llama.packed import packed_hidden
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.spec import Apart
 from saap_jax.llama.ungroup import ungrouped
+from saap_jax.structures import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import cut
 from saap_jax.types import QUERY_HEADS

@@ -7,12 +7,12 @@ import pytest
 
 from saap_jax.api import calibrate, perplexity
 from saap_jax.data import Windows
-from saap_jax.discovery import count_parameters
 from saap_jax.estimation import ESTIMATORS, GATE_GRADIENT, GATE_HESSIAN, Curvature, observe
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_keep, load_model, save_model
 from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
 from saap_jax.llama.ungroup import ungrouped
+from saap_jax.structures import count_parameters
 from saap_jax.surgery.counting import kept_parameters
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json
 from saap_jax.types import QUERY_HEADS, STRUCTURES

@@ -14,7 +14,6 @@ import pytest
 from saap_jax.cli.main import main
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.plan import PlanConfig
-from saap_jax.discovery import count_parameters
 from saap_jax.llama import Constants, LayerWidths, LlamaSpec
 from saap_jax.llama.model import abstract_llama
 from saap_jax.llama.quantized import MATRICES
@@ -25,6 +24,7 @@ from saap_jax.planning.plan import LIBTPU, overrun_of, plan_one, remedies, work_
 from saap_jax.planning.programs import program_of
 from saap_jax.planning.search import search, settings_of, ways
 from saap_jax.runtime.mesh import layout_of
+from saap_jax.structures import count_parameters
 
 SEVEN = spec_of("llama-2-7b")
 

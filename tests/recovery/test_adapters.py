@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saap_jax.discovery import count_parameters
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama.decoding.cache import single_layers
 from saap_jax.llama.decoding.generate import generate
@@ -14,6 +13,7 @@ from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery import METHODS, AdapterParam, full, groupwise, lora, quantize
 from saap_jax.recovery.adapters import Adapted, adapted, merged
+from saap_jax.structures import count_parameters
 from tests.helpers import forward, random_model, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, spec_of, trained
 

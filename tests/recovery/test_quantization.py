@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saap_jax.cli import main
-from saap_jax.discovery import count_parameters, discover
 from saap_jax.evaluation.cost import directory_bytes, token_macs, weight_bytes
 from saap_jax.llama import load_model, quantized, save_model
 from saap_jax.llama.model import param
@@ -19,6 +18,7 @@ from saap_jax.llama.quantized import MATRICES, Quantization, Quantized, dequanti
 from saap_jax.llama.segments import existing_units
 from saap_jax.recovery import check_group_size, lora, quantize
 from saap_jax.recovery.quantization import nearest, quantize_matrix, searched
+from saap_jax.structures import count_parameters, discover
 from saap_jax.surgery.cut import cut
 from tests.helpers import forward, random_model, random_tokens
 from tests.recovery.models import constant_groups, pruned_model, spec_of

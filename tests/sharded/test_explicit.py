@@ -15,15 +15,15 @@ from saap_jax.cli.main import main
 from saap_jax.config import SearchConfig
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.data import Windows, pairs
-from saap_jax.discovery.tracing.factory import made_problem, traced_factory
-from saap_jax.discovery.tracing.named_axes import without_axes
-from saap_jax.discovery.tracing.trace import trace
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import automatic, explicit_axes
-from saap_jax.subjects.traced.saved import load_pruned, save_pruned
-from saap_jax.subjects.traced.subject import subject_of
+from saap_jax.trace.factory import made_problem, traced_factory
+from saap_jax.trace.named_axes import without_axes
+from saap_jax.trace.subject.saved import load_pruned, save_pruned
+from saap_jax.trace.subject.subject import subject_of
+from saap_jax.trace.trace import trace
 
 pytestmark = pytest.mark.sharded
 P = PartitionSpec

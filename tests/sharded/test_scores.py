@@ -9,7 +9,6 @@ from saap_jax.api import calibrate, select_units
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.search import QueryHeadsConfig, SearchConfig
 from saap_jax.data import Windows
-from saap_jax.discovery import parameters_by_path
 from saap_jax.estimation import GATE_HESSIAN, WEIGHT_GRADIENT
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
@@ -19,6 +18,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.llama.product import is_matrix
 from saap_jax.runtime.mesh import layout_of, put
+from saap_jax.structures import parameters_by_path
 from saap_jax.subjects.base import run_losses
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut

@@ -12,10 +12,10 @@ from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.selection.choose import choose_calibrated
-from saap_jax.subjects.traced import subject_of
-from saap_jax.subjects.traced.placing import place_rows
-from tests.traced.problems import calibrate
-from tests.traced.test_compensation import transformer, transformer_problem
+from saap_jax.trace.subject import subject_of
+from saap_jax.trace.subject.placing import place_rows
+from tests.trace.subject.problems import calibrate
+from tests.trace.subject.test_compensation import transformer, transformer_problem
 
 pytestmark = pytest.mark.sharded
 NAMES = ("magnitude", "taylor_element", "taylor_element_second", "gate_taylor", "gate_hessian", "wanda",
@@ -71,7 +71,7 @@ def test_everything_is_what_it_is_on_one_device(mesh, alone, tmp_path):
 
 
 FILE = """
-from tests.traced.test_compensation import transformer_problem as problem
+from tests.trace.subject.test_compensation import transformer_problem as problem
 """
 
 

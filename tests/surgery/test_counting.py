@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from saap_jax.discovery import count_parameters, discover, prunable_parameters
 from saap_jax.llama.segments import existing_query_heads, existing_units
+from saap_jax.structures import count_parameters, discover, prunable_parameters
 from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import cut
 from saap_jax.types import QUERY_HEADS, RESIDUAL, STRUCTURES

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saap_jax.adapters import from_equinox, from_haiku, from_keras, from_linen, from_nnx
-from saap_jax.discovery.tracing.own_code import nearby
-from saap_jax.discovery.tracing.problem import Problem
+from saap_jax.trace.own_code import nearby
+from saap_jax.trace.problem import Problem
 
 COUNT = 4
 """Examples of calibration, and as many held out."""

@@ -12,13 +12,13 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from saap_jax.discovery.tracing.insert_gates import gated
-from saap_jax.discovery.tracing.own_code import verdicts
-from saap_jax.discovery.tracing.trace import parameter_paths
 from saap_jax.llama.segments import masks
-from saap_jax.subjects.traced import Losses, cut, subject_of
-from saap_jax.subjects.traced.problem import at_shapes
-from tests.traced.problems import cut_losses
+from saap_jax.trace.insert_gates import gated
+from saap_jax.trace.own_code import verdicts
+from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject.problem import at_shapes
+from saap_jax.trace.trace import parameter_paths
+from tests.trace.subject.problems import cut_losses
 from tests.zoo.models import COUNT, ZOO, counted
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]

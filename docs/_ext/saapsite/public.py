@@ -19,7 +19,7 @@ MODULES = (
     "saap_jax.config",
     "saap_jax.config.registries",
     "saap_jax.data",
-    "saap_jax.discovery",
+    "saap_jax.structures",
     "saap_jax.estimation",
     "saap_jax.llama",
     "saap_jax.recipes",

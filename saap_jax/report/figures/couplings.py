@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from saap_jax.discovery.listing import coupling_record
-from saap_jax.discovery.tracing.trace import Traced
 from saap_jax.report.figures.draw import on_screen
 from saap_jax.report.figures.palette import COLOURS, GREY, PAPER
 from saap_jax.report.page.blocks import Plot
 from saap_jax.runs.records import CoupledStructure, Couplings, RunRecord
+from saap_jax.trace.listing import coupling_record
+from saap_jax.trace.trace import Traced
 
 _COLOURS, _PINNED = COLOURS, GREY
 """Told apart by the colour-blind; then again from the first."""

@@ -1,0 +1,106 @@
+"""Weights seen unit by unit, of our models and of traced ones: what formulas of estimators are applied to."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from saap_jax.llama.model import Llama
+from saap_jax.llama.segments import existing_units
+from saap_jax.trace.trace import AxisMember, TracedStructure, parameter_paths
+from saap_jax.trace.writers import Contraction, Writer
+from saap_jax.types import Keep
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class TracedWeights:
+    """Parameters of a traced model (or a tree of the same shapes, such as their gradients) and the structures of it."""
+
+    structures: tuple[TracedStructure, ...]
+    """Those that are scored."""
+    values: dict[str, Any]
+    """Each array by its path."""
+    acting: Callable[[str], Sequence[Contraction]] | None = None
+    """Where the units of a structure act, by name; one object for the weights and for trees of their shapes."""
+
+    @classmethod
+    def of(cls, structures: tuple[TracedStructure, ...], params: Any) -> "TracedWeights":
+        """Return the weights of a pytree of parameters."""
+        return cls(structures, dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True)))
+
+    def view(self, structure: TracedStructure, member: AxisMember) -> Shaped[Array, "copies units rest"]:
+        """Return a member of a structure with its copies first and its units second, the rest in a row.
+
+        What lies on both of two axes of a parameter that belong to one structure is in the views of both.
+        """
+        value = jnp.asarray(self.values[member.path])
+        first = (*member.shared, member.axis)
+        moved = jnp.moveaxis(value, first, range(len(first)))
+        places = [
+            list(dict.fromkeys(i for place in member.places for i in place.indices(unit)))
+            for unit in range(structure.units)
+        ]
+        taken = jnp.take(moved, np.asarray(places, np.int32), axis=len(member.shared))
+        return taken.reshape(structure.copies, structure.units, -1)
+
+    def coordinates(self, structure: TracedStructure) -> int:
+        """Return how many coordinates each unit of a structure has where its units act, all places together."""
+        return sum(each.places(structure).shape[-1] for each in self._acting(structure))
+
+    def writing(self, structure: TracedStructure) -> Shaped[Array, "copies units coordinates out"]:
+        """Return what each coordinate of a unit is multiplied with where its units act, all places side by side.
+
+        Places of fewer outputs are filled up with zeros. Where units meet no parameter it is a single 1: what they meet
+        is part of the statistics then.
+
+        Raises:
+            ValueError: a structure whose units act at no such place.
+        """
+        parts = []
+        for each in self._acting(structure):
+            places = each.places(structure)
+            matrix = jnp.ones((*places.shape, 1))
+            if isinstance(each, Writer):
+                matrices = each.matrices(self.values[each.path])
+                matrix = matrices.reshape(-1, matrices.shape[-1])[places]
+            parts.append(matrix)
+        widest = max(part.shape[-1] for part in parts)
+        filled = [jnp.pad(part, [(0, 0)] * 3 + [(0, widest - part.shape[-1])]) for part in parts]
+        return jnp.concatenate(filled, axis=2)
+
+    def _acting(self, structure: TracedStructure) -> Sequence[Contraction]:
+        found = self.acting(structure.name) if self.acting is not None else ()
+        if not found:
+            raise ValueError(f"{structure.name}: expected a contraction at which its units act, found none")
+        return found
+
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[Any, ...]]:
+        """Return the arrays, and what is static."""
+        return (self.values,), (self.structures, self.acting)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any, ...]) -> "TracedWeights":
+        """Undo `tree_flatten`."""
+        (values,), (structures, acting) = children, static
+        return cls(structures, values, acting)
+
+
+Weights = Llama | TracedWeights
+"""What estimators score."""
+
+
+def units_of(weights: Weights) -> Keep:
+    """Return which units there are, `[layers, units]` a structure; of a traced model `[copies, units]`, all True."""
+    if isinstance(weights, TracedWeights):
+        return {each.name: np.ones((each.copies, each.units), bool) for each in weights.structures}
+    return existing_units(weights.segments)
+
+
+def traced_costs(structures: tuple[TracedStructure, ...]) -> dict[str, np.ndarray]:
+    """Return the parameters that one unit takes with it, `[copies]` int64, by structure."""
+    return {each.name: np.full(each.copies, each.parameters_per_unit, np.int64) for each in structures}

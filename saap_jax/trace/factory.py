@@ -1,0 +1,101 @@
+"""A researcher's own model, named on the command line as `module:factory` or `file.py:factory`."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from saap_jax.runtime.mesh import automatic, explicit_axes
+from saap_jax.runtime.python_files import run_file
+from saap_jax.trace.named_axes import without_axes
+from saap_jax.trace.own_code import Verdict, verdicts
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.trace import Traced, trace
+
+
+class Found(NamedTuple):
+    """What a factory's function holds."""
+
+    traced: Traced
+    verdicts: dict[str, Verdict]
+    """What the function itself does with parameters without a unit, of each prunable structure."""
+
+
+def traced_factory(name: str) -> Found:
+    """Return the structures of what a factory returns: a function of parameters and inputs, and both.
+
+    The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
+    that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too. The current
+    directory is searched for the module first.
+
+    Raises:
+        ValueError: no such module or factory, a factory that fails or returns something else, or a function that cannot
+            be traced.
+    """
+    made = made_by(name)
+    if isinstance(made, Problem):
+        inputs, _ = made.row(made.first_set, 0)
+        made = (made.program, made.params, *made.inputs(inputs))
+    if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
+        raise ValueError(
+            f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
+            + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
+        )
+    function = without_axes(made[0], explicit_axes(made[1:]))
+    params, *inputs = automatic(made[1:])
+    try:
+        traced = trace(function, params, *inputs)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"{name}: the function cannot be traced: {type(error).__name__}: {error}") from error
+    return Found(traced, verdicts(function, traced, traced.prunable, params, *inputs))
+
+
+def made_problem(name: str) -> Problem:
+    """Return the problem that a factory returns.
+
+    Raises:
+        ValueError: no such module or factory, or a factory that fails or returns something else.
+    """
+    made = made_by(name)
+    if not isinstance(made, Problem):
+        raise ValueError(
+            f"{name}: expected the factory to return a saap_jax.Problem, with a loss and examples, got "
+            f"{type(made).__name__}"
+        )
+    return made
+
+
+def made_by(name: str) -> Any:
+    """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns; no mesh that it sets stays in force."""
+    place, _, attribute = name.rpartition(":")
+    with jax.set_mesh(jax.sharding.get_mesh()):
+        return _call(_find(place, attribute), name)
+
+
+def _find(place: str, attribute: str) -> Callable[[], Any]:
+    where = f"{place}:{attribute}"
+    of_file = place.endswith(".py")
+    if of_file and not Path(place).is_file():
+        raise ValueError(f"{where}: expected a Python file, found none at {place}; check the path")
+    if not of_file and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = run_file(place) if of_file else vars(importlib.import_module(place))
+    except (Exception, SystemExit) as error:  # whatever the module raises
+        hint = "" if of_file else "; check the module's name"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}{hint}") from error
+    if not callable(found.get(attribute)):
+        names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
+        raise ValueError(f"{where}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
+    return found[attribute]
+
+
+def _call(factory: Callable[[], Any], name: str) -> Any:
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:  # whatever the factory raises
+        raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,122 @@
+"""The coupled structures of a model as tables: of one of ours, and of any traced function."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from saap_jax.llama.model import Llama
+from saap_jax.runs.records import Couplings
+from saap_jax.structures.structures import count_parameters, discover, prunable_parameters
+from saap_jax.trace.axes import REASONS
+from saap_jax.trace.own_code import Verdict, groups_of
+from saap_jax.trace.trace import Traced, TracedStructure, trace
+
+
+def listing(name: str, model: Llama) -> tuple[Table, str]:
+    """Return the structures of a model as a table, and a sentence on its size."""
+    structures = discover(model)
+    table = Table(title=f"coupled structures of {name}", title_justify="left")
+    for column in ("structure", "members (path, axis)", "units a layer", "units", "parameters a unit"):
+        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
+    for structure in structures.values():
+        members = "\n".join(f"{member.path}, {member.axis}" for member in structure.members)
+        units, each = _range(structure.units), _range(structure.parameters_per_unit)
+        table.add_row(f"{structure.name} ({structure.axis})", members, units, f"{sum(structure.units):,}", each)
+    prunable, total = prunable_parameters(structures), count_parameters(model)
+    return table, (
+        f"{len(model.spec.layers)} layers in {len(model.segments)} segments; {total:,} parameters, "
+        f"{prunable:,} of them prunable ({prunable / total:.1%})"
+    )
+
+
+def traced_model(model: Llama) -> Traced:
+    """Return the structures of a model as its program tells them, to be drawn."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+
+
+def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
+    """Return the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
+    structures = sorted(
+        (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
+    )
+    return {
+        "parameters": {path: list(shape) for path, shape in traced.shapes.items()},
+        "structures": [
+            {
+                "name": each.name,
+                "members": [(member.path, member.axis) for member in each.members],
+                "label": _label(each),
+                "pinned": bool(each.pinned),
+            }
+            for each in structures
+        ],
+    }
+
+
+def _label(structure: TracedStructure) -> tuple[str, str]:
+    times = f" × {structure.copies}" if structure.copies > 1 else ""
+    first = f"{structure.units}{times} units, {structure.parameters_per_unit:,} parameters each"
+    if structure.pinned:
+        kinds = list(dict.fromkeys(str(reason).split(" (")[0].split(" at ")[0] for reason in structure.pinned))
+        return first, f"pinned: {kinds[0]}" + (f", and {len(kinds) - 1} more" if len(kinds) > 1 else "")
+    acts = f"{len(structure.gates)} gates" if len(structure.gates) != 1 else "one gate"
+    return first, f"prunable, {acts}" + (", changes a norm's statistic" if structure.normalised else "")
+
+
+def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:
+    """Return what of a traced function is prunable, what is pinned and why, as tables and sentences.
+
+    Equal layers share a row, the name of which is a pattern that the `*_each` options take. Where nothing is prunable,
+    or pinned, there is no table.
+    """
+    pinned = [each for each in traced.structures if not each.prunable]
+    units = sum(each.units * each.copies for each in traced.prunable)
+    taken = sum(verdict.verdict in ("takes", "shapes") for verdict in verdicts.values())
+    kinds = "structure" if len(traced.prunable) == 1 else "structures"
+    own = f"; the function itself takes fewer units of {taken} of them" if traced.prunable else ""
+    said = f"{name}: {len(traced.prunable)} prunable {kinds} of {len(traced.structures)}, {units:,} units{own}"
+    shown: list[Table | str] = []
+    if traced.prunable:
+        shown.append(_prunable_table(name, traced.prunable, verdicts))
+    for pattern, group in groups_of(traced.prunable).items():
+        verdict = verdicts[group[0].name]
+        if verdict.detail:
+            shown.append(f"{pattern}: the own code {verdict}")
+    if pinned:
+        shown.append(_pinned_table(pinned))
+    return [*shown, said]
+
+
+def _prunable_table(name: str, structures: Sequence[TracedStructure], verdicts: Mapping[str, Verdict]) -> Table:
+    table = Table(title=f"prunable structures of {name}", title_justify="left")
+    for column in ("structure", "role", "units", "parameters a unit", "own code"):
+        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
+    for pattern, group in groups_of(structures).items():
+        first, layers = group[0], len(group) * group[0].copies
+        units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
+        role = first.role + (", averaged by a norm" if first.normalised and first.role == "stream" else "")
+        table.add_row(
+            pattern, role, units, f"{first.parameters_per_unit:,}", str(verdicts[first.name]._replace(detail=""))
+        )
+    return table
+
+
+def _pinned_table(structures: Sequence[TracedStructure]) -> Table:
+    table = Table(title="pinned: what keeps its size, and why", title_justify="left")
+    for column in ("axis", "units", "because it"):
+        table.add_column(column, justify="right" if column == "units" else "left")
+    for pattern, group in groups_of(structures).items():
+        first, *others = sorted(group[0].pinned, key=lambda reason: reason.kind != "unknown")
+        further = dict.fromkeys(REASONS[reason.kind] for reason in others if reason.kind != first.kind)
+        reasons = [str(first), *further]
+        times = f" in each of {len(group)}" if len(group) > 1 else ""
+        table.add_row(pattern, f"{group[0].units}{times}", "; ".join(reasons))
+    return table
+
+
+def _range(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,225 @@
+"""Follow the axes of arrays through a jaxpr and the programs inside it: calls, loops and branches."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend import source_info_util
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from saap_jax.trace.devices import DEVICE_RULES, local, whole
+from saap_jax.trace.nested import called_program, opened, scan_split
+from saap_jax.trace.positions import Positions, follow, used
+from saap_jax.trace.rules import RULES, Layout, Notes, shape_of, unknown
+from saap_jax.trace.windows import WINDOW_RULES
+
+_PLAIN = ("jit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
+CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
+"""Operations that apply the one program inside them to their operands."""
+
+
+class Value(NamedTuple):
+    """What is known of an array: the node of each axis, whether it depends on the inputs, what its numbers are."""
+
+    layout: Layout
+    active: bool
+    positions: Positions | None = None
+
+
+class Site(NamedTuple):
+    """An equation of a program: its index in its jaxpr, and the equation and number of the program that holds that."""
+
+    number: int
+    eqn: JaxprEqn
+    parent: "Site | None" = None
+    branch: int = 0
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """Indices from the outermost program: equation, then (program inside it, equation) for each level."""
+        above = () if self.parent is None else (*self.parent.path, self.branch)
+        return (*above, self.number)
+
+    def __str__(self) -> str:
+        """Return the names and indices of the equations, outermost first, such as `scan[18]/dot_general[14]`."""
+        above = "" if self.parent is None else f"{self.parent}/"
+        return f"{above}{self.eqn.primitive.name}[{self.number}]"
+
+    @property
+    def place(self) -> str:
+        """The equation as `str` gives it, and where its source stands, if known."""
+        return f"{self} ({self.source})" if self.source else str(self)
+
+    @property
+    def source(self) -> str:
+        """The file's name, the line and the function that the equation (or what calls it) was traced from, if known."""
+        file, colon, rest = source_info_util.summarize(self.eqn.source_info).partition(":")
+        if not colon:
+            return "" if self.parent is None else self.parent.source
+        return Path(file).name + colon + rest
+
+
+class Seen(NamedTuple):
+    """A layout that occurred in the program, and the loop axes that it lies within."""
+
+    layout: Layout
+    loops: tuple[int, ...]
+
+
+class Follower:
+    """Evaluates a jaxpr on layouts instead of arrays."""
+
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self.seen: dict[Seen, None] = {}
+        self.lengths: dict[tuple[int, ...], int] = {}
+        """The node of the axis that each scan runs over, by the path of its equation."""
+        self.layouts: dict[tuple[int, ...], tuple[Layout, ...]] = {}
+        """The layouts of the results of each equation, by its path."""
+        self.equations = 0
+
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+        """Return the values of a program's results."""
+        return self._run(jaxpr, constants, inputs, None, 0, ())
+
+    def constant(self, value: Any) -> Value:
+        """Return the layout of an array that is neither parameter nor input: each axis keeps its size."""
+        shape = tuple(getattr(value, "shape", ()))
+        detail = f"an array of shape {shape}"
+        return Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
+
+    def _run(
+        self,
+        jaxpr: Jaxpr,
+        constants: Sequence[Any],
+        inputs: Sequence[Value],
+        parent: Site | None,
+        branch: int,
+        loops: tuple[int, ...],
+    ) -> list[Value]:
+        notes = self.notes
+        known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        known.update(
+            (variable, self.constant(value)) for variable, value in zip(jaxpr.constvars, constants, strict=True)
+        )
+        for value in inputs:
+            self.seen[Seen(value.layout, loops)] = None
+
+        def read(atom: Any) -> Value:
+            if not isinstance(atom, Literal):
+                return known[atom]
+            zero = Positions("zero") if np.ndim(atom.val) == 0 and atom.val == 0 else None
+            return self.constant(atom.val)._replace(positions=zero)
+
+        for index, eqn in enumerate(jaxpr.eqns):
+            self.equations += 1
+            site = notes.axes.site = Site(index, eqn, parent, branch)
+            values = [read(atom) for atom in eqn.invars]
+            inner = INNER.get(eqn.primitive.name)
+            if inner is not None:
+                results = inner(self, site, values, loops)
+            else:
+                notes.active = tuple(value.active for value in values)
+                notes.positions, notes.found = tuple(value.positions for value in values), {}
+                name = eqn.primitive.name
+                rule = RULES.get(name) or WINDOW_RULES.get(name) or DEVICE_RULES.get(name) or unknown
+                layouts = rule(notes, eqn, [value.layout for value in values])
+                numbers = follow(notes.axes, notes.positions, eqn)
+                results = [
+                    Value(tuple(layout), any(notes.active), notes.found.get(number, numbers[number]))
+                    for number, layout in enumerate(layouts)
+                ]
+            self.layouts[site.path] = tuple(value.layout for value in results)
+            for variable, value in zip(eqn.outvars, results, strict=True):
+                assert tuple(map(notes.axes.size, value.layout)) == shape_of(variable), (site, value)
+                known[variable] = value
+                self.seen[Seen(value.layout, loops)] = None
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def inside(
+        self, program: Any, inputs: Sequence[Value], site: Site, branch: int, loops: tuple[int, ...]
+    ) -> list[Value]:
+        """Return the results of a program inside an equation."""
+        return self._run(*opened(program), inputs, site, branch, loops)
+
+    def plain(self, values: Sequence[Value]) -> list[Value]:
+        """Return values of which nothing is known but their axes; those that are positions are used as numbers."""
+        for value in values:
+            used(self.notes.axes, value.positions)
+        return [value._replace(positions=None) for value in values]
+
+    def same(self, first: Sequence[Value], second: Sequence[Value]) -> list[Value]:
+        """Equate the layouts of values that take each other's place."""
+        return [
+            Value(tuple(map(self.notes.equate, a.layout, b.layout)), a.active or b.active)
+            for a, b in zip(first, second, strict=True)
+        ]
+
+
+def _call(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    return follower.inside(called_program(site.eqn), values, site, 0, loops)
+
+
+def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    parameters, axes = site.eqn.params, follower.notes.axes
+    first, last = scan_split(site.eqn)
+    constants, carry, stacked = values[:first], values[first:last], values[last:]
+    active = any(value.active for value in values)
+    carry = [value._replace(active=active) for value in follower.plain(carry)]
+    stacked = follower.plain(stacked)
+    length = follower.lengths[site.path] = axes.atom(int(parameters["length"]))
+    for value in stacked:
+        axes.equate(length, value.layout[0], "stacked")
+    axes.pin(length, "scan", f"of {parameters['length']} iterations")
+    rows = [Value(value.layout[1:], value.active) for value in stacked]
+    results = follower.plain(
+        follower.inside(parameters["jaxpr"], [*constants, *carry, *rows], site, 0, (*loops, length))
+    )
+    axes.site = site
+    count = len(carry)
+    after = follower.same(carry, results[:count])
+    return after + [Value((length, *value.layout), value.active) for value in results[count:]]
+
+
+def _while(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    parameters = site.eqn.params
+    first = parameters["cond_nconsts"]
+    last = first + parameters["body_nconsts"]
+    active = any(value.active for value in values)
+    values = follower.plain(values)
+    carry = [value._replace(active=active) for value in values[last:]]
+    follower.inside(parameters["cond_jaxpr"], [*values[:first], *carry], site, 0, loops)
+    results = follower.plain(follower.inside(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1, loops))
+    follower.notes.axes.site = site
+    return follower.same(carry, results)
+
+
+def _cond(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    values = follower.plain(values)
+    branches = [
+        follower.plain(follower.inside(program, values[1:], site, branch, loops))
+        for branch, program in enumerate(site.eqn.params["branches"])
+    ]
+    follower.notes.axes.site = site
+    return functools.reduce(follower.same, branches)
+
+
+def _shard_map(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+    parameters, notes = site.eqn.params, follower.notes
+    sizes = dict(parameters["mesh"].shape)
+    values = follower.plain(values)
+    parts = [
+        value._replace(layout=local(notes, value.layout, spec, sizes))
+        for value, spec in zip(values, parameters["in_specs"], strict=True)
+    ]
+    results = follower.plain(follower.inside(parameters["jaxpr"], parts, site, 0, loops))
+    notes.axes.site = site
+    return [
+        value._replace(layout=whole(notes, value.layout, spec, sizes))
+        for value, spec in zip(results, parameters["out_specs"], strict=True)
+    ]
+
+
+INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}

@@ -1,0 +1,374 @@
+"""What each operation of JAX does to the axes of its operands: one rule a primitive.
+
+A rule gets the layouts of the operands (a node of `Axes` for each axis) and returns those of the results. It equates
+axes that keep the same size, pins those that cannot change, and notes contractions, reductions and splits. Operations
+without a rule go to `unknown`, which pins all that they touch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend.core import JaxprEqn
+
+from saap_jax.trace.axes import ONE, Axes, Kind
+from saap_jax.trace.nested import opaque_names
+from saap_jax.trace.positions import Positions, along
+
+Layout = tuple[int, ...]
+"""The node of each axis of an array."""
+
+
+class Contraction(NamedTuple):
+    """A sum over an axis: the place where the units of that axis act on the rest of the program."""
+
+    node: int
+    operand: int
+    """The operand that a gate would multiply: the first that depends on the inputs."""
+    axis: int
+    layout: Layout
+    """That operand's."""
+    site: Any
+
+
+class Reduction(NamedTuple):
+    """A statistic over an axis (a mean, a maximum): it changes when a unit goes."""
+
+    node: int
+    operation: str
+    axis: int
+    layout: Layout
+    """Of the array that it is taken of, the first operand."""
+    site: Any
+    least: int = 1
+    """Units that have to remain."""
+
+
+@dataclasses.dataclass
+class Notes:
+    """What is learned on the way through a program."""
+
+    axes: Axes = dataclasses.field(default_factory=Axes)
+    contractions: list[Contraction] = dataclasses.field(default_factory=list)
+    reductions: list[Reduction] = dataclasses.field(default_factory=list)
+    splits: list[tuple[Layout, Any]] = dataclasses.field(default_factory=list)
+    """The parts of each axis that was cut into parts, and where."""
+    slices: dict[tuple[int, ...], list[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
+    """Of each axis of each slice: what it leaves out before, what it takes, and the axis; by the equation's path."""
+    paired: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """Axes on which two operands of a product stand beside each other, and what that tells: both depend on the inputs
+    (`heads`; contracted: `head width`), or one is a parameter (`experts`)."""
+    scores: list[tuple[Layout, Layout]] = dataclasses.field(default_factory=list)
+    """What products of two arrays that depend on the inputs contract, and what they leave over."""
+    added: list[int] = dataclasses.field(default_factory=list)
+    """Axes of sums of two arrays that depend on the inputs, as residual connections are."""
+    moved: list[int] = dataclasses.field(default_factory=list)
+    """Axes along which values change their position."""
+    unknown: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    """Operations without a rule, and where."""
+    active: tuple[bool, ...] = ()
+    """Which operands of the present equation depend on the inputs."""
+    positions: tuple[Positions | None, ...] = ()
+    """What is known of the numbers in each operand of the present equation."""
+    found: dict[int, Positions | None] = dataclasses.field(default_factory=dict)
+    """Of results of the present equation that are positions, what is known of them."""
+
+    def pin(self, node: int, kind: Kind, detail: str) -> None:
+        """Say that an axis keeps its size."""
+        self.axes.pin(node, kind, detail)
+
+    def equate(self, first: int, second: int) -> int:
+        """Say that two axes have the same size; return the more telling node."""
+        self.axes.equate(first, second, "its blocks do not fit those of another axis")
+        return first if first != ONE else second
+
+    def contract(self, node: int, axes: Sequence[int], ins: Sequence[Layout]) -> None:
+        """Note a contraction over axis `axes[i]` of operand i."""
+        operand = next((i for i, active in enumerate(self.active[: len(axes)]) if active), 0)
+        self.contractions.append(Contraction(node, operand, axes[operand], ins[operand], self.axes.site))
+
+
+Rule = Callable[[Notes, JaxprEqn, Sequence[Layout]], Sequence[Layout]]
+
+_ELEMENTWISE = """device_put layout_constraint reshard mulhi zeros_like abs acos acosh add add_any and asin asinh atan
+atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
+copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne neg nextafter not optimization_barrier or
+polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+threefry2x32 xor zeta sharding_constraint"""
+_REDUCTIONS = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
+ELEMENTWISE, REDUCTIONS = frozenset(_ELEMENTWISE.split()), frozenset(_REDUCTIONS.split())
+SEVERAL = frozenset({"optimization_barrier", "device_put"})
+"""Operations that treat each operand by itself."""
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Return the shape of a variable or literal of a jaxpr."""
+    return tuple(int(size) for size in getattr(variable.aval, "shape", ()))
+
+
+def dtype_of(variable: Any) -> Any:
+    """Return the type of a variable or literal of a jaxpr."""
+    return variable.aval.dtype
+
+
+def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Pin every axis that an operation touches, and say so."""
+    name = eqn.primitive.name
+    if known := opaque_names(eqn):
+        name = f"{name} {known}"
+    if any(ins) or any(shape_of(out) for out in eqn.outvars):
+        notes.unknown.append((name, notes.axes.site))
+    for layout in ins:
+        for node in layout:
+            notes.pin(node, "unknown", name)
+    return [tuple(notes.axes.pinned(size, "unknown", name) for size in shape_of(out)) for out in eqn.outvars]
+
+
+def elementwise(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
+    """Equate the axes of all operands; scalars take part in nothing, axes of size 1 stretch."""
+    if eqn.primitive.name in SEVERAL:
+        return ins
+    shape = shape_of(eqn.outvars[0])
+    operands = [layout for layout in ins if layout]
+    if eqn.primitive.name in ("add", "add_any") and all(notes.active):
+        notes.added += [node for layout in operands for node in layout]
+    if any(len(layout) != len(shape) for layout in operands) or any(shape_of(out) != shape for out in eqn.outvars):
+        return unknown(notes, eqn, ins)
+    out = []
+    for axis, size in enumerate(shape):
+        result = ONE
+        for layout in operands:
+            node = layout[axis]
+            if notes.axes.size(node) != size:
+                notes.pin(node, "repeat", eqn.primitive.name)
+            elif node != ONE:
+                result = node if result == ONE else notes.equate(result, node)
+        out.append(result if result != ONE else notes.axes.fresh(size))
+    return [tuple(out)] * len(eqn.outvars)
+
+
+def broadcast(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`broadcast_in_dim`: new axes couple nothing."""
+    shape = shape_of(eqn.outvars[0])
+    out: list[int | None] = [None] * len(shape)
+    for node, axis in zip(ins[0], eqn.params["broadcast_dimensions"], strict=True):
+        if notes.axes.size(node) == shape[axis]:
+            out[axis] = node
+        else:
+            notes.pin(node, "repeat", "broadcast_in_dim")
+    return [tuple(notes.axes.fresh(n) if node is None else node for node, n in zip(out, shape, strict=True))]
+
+
+def transpose(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`transpose`."""
+    return [tuple(ins[0][axis] for axis in eqn.params["permutation"])]
+
+
+def squeeze(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`squeeze`: an axis of size 1 that is dropped has to stay one."""
+    dropped = {axis % len(ins[0]) for axis in eqn.params["dimensions"]}
+    for axis in dropped:
+        notes.pin(ins[0][axis], "reshape", "squeezed away")
+    return [tuple(node for axis, node in enumerate(ins[0]) if axis not in dropped)]
+
+
+def reverse(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`rev`: pairs unit i with unit n - 1 - i, so a single unit cannot go."""
+    for axis in eqn.params["dimensions"]:
+        notes.pin(ins[0][axis], "order", "rev")
+        notes.moved.append(ins[0][axis])
+    return [ins[0]]
+
+
+def dot_general(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`dot_general`: batch axes and contracted axes are equated."""
+    left, right = ins
+    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    mutual = all(notes.active[:2])
+    notes.paired += [(node, "heads" if mutual else "experts") for node in batch]
+    for i, j in zip(left_sum, right_sum, strict=True):
+        node = notes.equate(left[i], right[j])
+        notes.contract(node, (int(i), int(j)), ins)
+        if mutual:
+            notes.paired.append((node, "head width"))
+    free = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
+    free += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch}]
+    if mutual:
+        notes.scores.append((tuple(left[axis] for axis in left_sum), tuple(free)))
+    return [(*batch, *free)]
+
+
+def ragged_dot(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> Sequence[Layout]:
+    """`ragged_dot`: rows are dealt out to groups in their order; the contracted axes are equated."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    groups = tuple(numbers.rhs_group_dimensions)
+    ragged = set(numbers.lhs_ragged_dimensions)
+    if len(groups) != 1 or ragged & {*left_sum, *left_batch}:  # a product of gradients: groups are in the result
+        return unknown(notes, eqn, ins)
+    left, right, sizes = ins[:3]
+    group = notes.equate(right[groups[0]], sizes[-1])
+    counts = notes.positions[2]
+    if counts and counts.role == "counts" and notes.axes.find(counts.node) == notes.axes.find(group):
+        notes.contractions.append(Contraction(group, 1, groups[0], right, notes.axes.site))  # a unit's rows are its own
+    else:
+        notes.pin(group, "order", "rows are dealt out to its units by ragged_dot")
+    batch = [notes.equate(left[i], right[j]) for i, j in zip(left_batch, right_batch, strict=True)]
+    for i, j in zip(left_sum, right_sum, strict=True):
+        notes.contract(notes.equate(left[i], right[j]), (int(i), int(j)), ins)
+    rows = [node for axis, node in enumerate(left) if axis not in {*left_sum, *left_batch}]
+    rows += [node for axis, node in enumerate(right) if axis not in {*right_sum, *right_batch, *groups}]
+    return [(*batch, *rows)]
+
+
+def reduce(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Reductions over axes: a statistic of the units, or the position of an extremum among them."""
+    name = eqn.primitive.name
+    axes = [int(axis) for axis in eqn.params["dimensions" if name == "reduce" else "axes"]]
+    for layout in ins[1 : len(ins) // 2]:  # `reduce` takes several arrays, then as many initial values
+        ins = [tuple(map(notes.equate, ins[0], layout)), *ins[1:]]
+    for axis in axes:
+        if name in ("reduce", "reduce_xor"):  # no number is known that changes nothing
+            notes.unknown.append((name, notes.axes.site))
+            notes.pin(ins[0][axis], "unknown", name)
+        notes.reductions.append(Reduction(ins[0][axis], name, axis, ins[0], notes.axes.site))
+        if name == "reduce_sum":
+            notes.contract(ins[0][axis], (axis,), ins)
+        if name.startswith("arg"):
+            notes.found[0] = along(notes.axes, ins[0][axis], "order", name)
+    return [tuple(node for axis, node in enumerate(ins[0]) if axis not in axes)] * len(eqn.outvars)
+
+
+def cumulative(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`cumsum` and its kin: what a unit holds depends on those before it."""
+    node = ins[0][eqn.params["axis"]]
+    notes.pin(node, "order", eqn.primitive.name)
+    notes.moved.append(node)
+    return [ins[0]]
+
+
+def sort(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`sort`: units lose their places along the axis."""
+    axis, first = eqn.params["dimension"], ins[0]
+    for layout in ins[1:]:
+        first = tuple(notes.equate(a, b) for a, b in zip(first, layout, strict=True))
+    notes.pin(first[axis], "order", "sort")
+    notes.moved.append(first[axis])
+    return [first] * len(ins)
+
+
+def top_k(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`top_k`: a statistic of the units of which as many have to remain, and positions among them."""
+    axis = eqn.params.get("axis", -1) % len(ins[0])
+    node, least = ins[0][axis], shape_of(eqn.outvars[0])[axis]
+    notes.reductions.append(Reduction(node, "top_k", axis, ins[0], notes.axes.site, least))
+    notes.found[1] = along(notes.axes, node, "order", "top_k")
+    chosen = notes.axes.pinned(least, "order", "top_k")
+    return [tuple(chosen if i == axis else node for i, node in enumerate(ins[0]))] * 2
+
+
+def iota(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`iota`: positions along its numbered axis, which is a constant of its size where they are used as numbers."""
+    layout = tuple(map(notes.axes.fresh, shape_of(eqn.outvars[0])))
+    notes.found[0] = along(notes.axes, layout[eqn.params["dimension"]], "constant", "iota")
+    return [layout]
+
+
+def keys(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Random keys, and bits from them: the axes of the keys come first, the others are as many as the program asks."""
+    shape, first = shape_of(eqn.outvars[0]), ins[0]
+    return [(*first[: len(shape)], *(notes.axes.fresh(size) for size in shape[len(first) :]))]
+
+
+def free(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Random bits without typed keys: as many as the program asks for."""
+    return [tuple(notes.axes.fresh(size) for size in shape_of(out)) for out in eqn.outvars]
+
+
+def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`reshape`: merge and split axes; an axis of size 1 passes if as many stand at its place afterwards."""
+    sizes = shape_of(eqn.outvars[0])
+    if eqn.params.get("dimensions") is not None:
+        return unknown(notes, eqn, ins)
+    if 0 in sizes:
+        return [_empty(notes, ins[0], sizes)]
+    ones = _ones(notes, ins[0], sizes)
+    nodes = [node for node in ins[0] if notes.axes.size(node) > 1]
+    larger = iter(regroup(notes, nodes, [size for size in sizes if size > 1]))
+    return [tuple(ones.get(axis, ONE) if size == 1 else next(larger) for axis, size in enumerate(sizes))]
+
+
+def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
+    """Return the axes of an empty array in another shape: those in front that keep their sizes pass, others are pinned.
+
+    Which of the others became which cannot be told from their sizes, whose product is 0 in any case.
+    """
+    pairs = zip(layout, sizes, strict=False)
+    same = [*(notes.axes.size(node) == size for node, size in pairs), False].index(False)
+    for node in layout[same:]:
+        notes.pin(node, "reshape", "of an empty array")
+    return (*layout[:same], *(notes.axes.pinned(size, "reshape", "of an empty array") for size in sizes[same:]))
+
+
+def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int]:
+    """Return the node of each new axis of size 1 that is an old one: as many of them before the same elements."""
+    old, new = [notes.axes.size(node) for node in layout], list(sizes)
+    passed: dict[int, int] = {}
+    places = [[math.prod(shape[:axis]) for axis in range(len(shape))] for shape in (old, new)]
+    for place in {place for place, size in zip(places[0], old, strict=True) if size == 1}:
+        left = [layout[axis] for axis, size in enumerate(old) if size == 1 and places[0][axis] == place]
+        right = [axis for axis, size in enumerate(new) if size == 1 and places[1][axis] == place]
+        if len(left) == len(right):
+            passed.update(zip(right, left, strict=True))
+        else:
+            for node in left:
+                notes.pin(node, "reshape", "merged with other axes")
+    return passed
+
+
+def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
+    """Return the nodes of the axes that `targets` sizes, major first, cut out of the factors of `nodes`."""
+    axes = notes.axes
+    factors = [factor for node in nodes for factor in axes.factors(node)][::-1]
+    out = []
+    for target in targets:
+        taken, left = [], target
+        while left > 1:
+            *minor, factor = axes.factors(factors.pop())[::-1]  # an atom may have become a product in the meantime
+            factors += minor
+            if axes.size(factor) > left and (pair := axes.factor_at(factor, left)):
+                factor, rest = pair
+                factors.append(rest)
+            if left % axes.size(factor):
+                detail = f"{[axes.size(node) for node in nodes]} to {targets}"
+                for node in nodes:
+                    notes.pin(node, "reshape", detail)
+                return [axes.pinned(size, "reshape", detail) for size in targets]
+            taken.append(factor)
+            left //= axes.size(factor)
+        out.append(axes.product(taken))
+    return out
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    **dict.fromkeys((*REDUCTIONS, "reduce"), reduce),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative),
+    **dict.fromkeys(("random_bits", "random_seed", "random_split", "random_fold_in"), keys),
+    **dict.fromkeys(("random_wrap", "random_unwrap", "random_clone"), keys),
+    **dict.fromkeys(("rng_bit_generator", "rng_uniform"), free),
+    "broadcast_in_dim": broadcast,
+    "transpose": transpose,
+    "squeeze": squeeze,
+    "rev": reverse,
+    "dot_general": dot_general,
+    "ragged_dot_general": ragged_dot,
+    "sort": sort,
+    "top_k": top_k,
+    "iota": iota,
+    "reshape": reshape,
+}

@@ -1,0 +1,346 @@
+"""Compensation of a traced model: at the contractions that carry a structure's units onward, W[K] makes up for W[R].
+
+Formulas and dampings are those of `surgery.corrections`; what is written here gathers their sums. A writer (see
+`trace.writers`) is what the output matrix of a sub-block is in our LLaMA, each of its systems (a turn of a
+scan, an expert) is corrected for itself, and the target T is what the dense model writes there, a W:
+
+    propagate = dense    â are the dense model's activations: one pass over the examples, which serves all keep-sets
+    propagate = pruned   â are those of the model as pruned and corrected so far, in the order of the program: each
+                         also makes up for what those before it got wrong. One pass a corrected system (all experts of a
+                         contraction together), of the dense model and of the pruned one
+
+Every row of activations counts alike: what reads the result, and which rows are padding, is not known of a traced
+program. Contractions of which no unit goes stay as they are. Left alone, and named by `uncompensated`, is what has no
+such contraction; streams, which every part of a model adds to and reads; and experts, without which the router deals
+the same rows out to others.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saap_jax.config.compensation import HELD_OUT, CompensationConfig
+from saap_jax.config.registries import CORRECTIONS
+from saap_jax.estimation.base import wide
+from saap_jax.subjects.base import Progress, silent
+from saap_jax.surgery.corrections import Correction, Normal, corrected
+from saap_jax.trace.insert_gates import tapped
+from saap_jax.trace.problem import Examples, count_examples
+from saap_jax.trace.removal import like
+from saap_jax.trace.rules import shape_of
+from saap_jax.trace.subject.problem import TracedProblem, batches
+from saap_jax.trace.trace import TracedStructure, parameter_paths
+from saap_jax.trace.writers import Writer
+from saap_jax.types import Gates, Keep
+
+Place = tuple[tuple[int, ...], int]
+"""A writer's tap."""
+
+
+class Sums(NamedTuple):
+    """Over the rows of activations of some examples, each with the weight 1."""
+
+    product: Float[Array, "systems coordinates coordinates"]
+    """Of a aᵀ."""
+    mean: Float[Array, "systems coordinates"]
+    """Of a."""
+    weight: Float[Array, ""]
+    """Rows."""
+
+
+class Moments(NamedTuple):
+    """What least squares on the dense model's activations reads of examples, by place."""
+
+    fit: dict[Place, Sums]
+    held: dict[Place, Sums] | None
+    """Of every `HELD_OUT`-th batch; None where there are too few."""
+
+
+class Compensated(NamedTuple):
+    """Parameters whose kept units stand in for the removed ones, and what was done where."""
+
+    params: Any
+    """Of the shapes of the given ones, what belongs to removed units 0 in corrected matrices."""
+    corrections: list[Correction]
+
+
+# --- what is corrected ---------------------------------------------------------------------------
+
+
+def reason_of(structure: TracedStructure) -> str:
+    """Say why a structure is never compensated, whatever its contractions are; "" otherwise."""
+    if structure.least or structure.role == "experts":
+        return "its units are experts, whose rows go to others"
+    if structure.role == "stream" or structure.normalised:
+        return "it is a stream that several parts read, or that a norm averages over"
+    return ""
+
+
+def correctable(subject: TracedProblem, method: str) -> list[Writer]:
+    """Return the writers that a method can correct, in the order of the program."""
+    barred = {each.name for each in subject.structures if reason_of(each)}
+    biases = CORRECTIONS[method].biases
+    alone = [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
+    return [each for each in alone if each.carrier or not biases]
+
+
+def uncompensated(subject: TracedProblem, method: str, keep: Keep | None = None) -> dict[str, str]:
+    """Return why structures are left as they are, by name; with `keep` only those that lose units."""
+    done = correctable(subject, method)
+    barred = {each.name: reason_of(each) for each in subject.structures if reason_of(each)}
+    if keep is not None:
+        gone = {name for name in barred if not np.asarray(keep[name]).all()}
+        done = [each for each in done if not each.units.keys() & gone]
+    reasons = {}
+    for name in (each.name for each in subject.structures):
+        if keep is not None and np.asarray(keep[name]).all():
+            continue
+        if name in barred:
+            reasons[name] = barred[name]
+        elif not any(name in each.units for each in done):
+            own = subject.writers.of(name)
+            if not own:
+                reasons[name] = subject.writers.without[name]
+            elif all(each.shared for each in own):
+                reasons[name] = own[0].shared
+            elif CORRECTIONS[method].biases and not any(each.carrier for each in own):
+                reasons[name] = f"no bias of its own is added to what {own[0].path} writes"
+            else:
+                reasons[name] = f"{own[0].path} also loses units of {', '.join(sorted(own[0].units.keys() & barred))}"
+    return reasons
+
+
+def check_compensation(subject: TracedProblem, config: CompensationConfig, microbatches: int) -> None:
+    """Raise ValueError for a compensation of which nothing can be done, or too few batches to hold some out."""
+    if config.method == "none":
+        return
+    if config.scaled:
+        raise ValueError(
+            f"compensation.method: expected no scales for a traced model, got {config.method!r}; leave them out"
+        )
+    if not correctable(subject, config.method):
+        name, reason = next(iter(uncompensated(subject, config.method).items()))
+        raise ValueError(
+            f"compensation.method: expected none for this model, of which no structure can be compensated by "
+            f"{config.method} (of {name}: {reason}), got {config.method!r}"
+        )
+    config.check_microbatches(microbatches)
+
+
+def _due(subject: TracedProblem, keep: Keep, method: str) -> list[tuple[Writer, np.ndarray]]:
+    """Return the writers that are to be corrected and which coordinates of their systems are kept."""
+    gone = {each.name for each in subject.structures if reason_of(each) and not np.asarray(keep[each.name]).all()}
+    due = [(each, each.kept(keep)) for each in correctable(subject, method) if not each.units.keys() & gone]
+    return [(writer, kept) for writer, kept in due if not kept.all()]
+
+
+# --- sums ----------------------------------------------------------------------------------------
+
+
+def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> Moments:
+    """Return the second moments of the dense model's activations at every writer, from one pass over the examples."""
+    writers = correctable(subject, "none")
+
+    def make() -> Callable[..., dict[Place, Sums]]:
+        run = _rows_of(subject, writers)
+
+        def step(params: Any, inputs: Any, weights: Array) -> dict[Place, Sums]:
+            rows = jax.vmap(lambda row: run({}, params, row))(inputs)
+            return {place: _sums(active, weights) for place, active in rows.items()}
+
+        return jax.jit(step)
+
+    step = subject.program("moments", make)
+    parts: list[dict[Place, Sums] | None] = [None, None]
+    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size, subject.layout)):
+        _add(parts, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
+    fit, held = parts
+    assert fit is not None
+    return Moments(fit, held)
+
+
+def _rows_of(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., dict[Place, Array]]:
+    """Return `run(gates, params, inputs)` of one example: the rows of each system at each writer."""
+    run = tapped(subject.traced, [writer.tap for writer in writers])
+
+    def rows(gates: Gates, params: Any, inputs: Any) -> dict[Place, Array]:
+        row = jax.tree.map(lambda leaf: leaf[None], inputs)
+        _, found = run(subject.by_copies(gates), params, *subject.problem.inputs(row))
+        return {writer.tap: writer.rows(wide(found[writer.tap])) for writer in writers}
+
+    return rows
+
+
+def _sums(active: Float[Array, "batch systems rows coordinates"], weights: Float[Array, "batch"]) -> Sums:
+    """Return the sums of a batch."""
+    weighted = active * weights.astype(active.dtype)[:, None, None, None]
+    product = jnp.einsum("bsrc,bsrd->scd", weighted, active, precision="highest")
+    return Sums(product, jnp.sum(weighted, (0, 2)), jnp.sum(weights).astype(active.dtype) * active.shape[2])
+
+
+def _add(parts: list[Any], number: int, new: Any) -> None:
+    """Add the sums of a batch to those that it belongs to: every `HELD_OUT`-th is held out."""
+    slot = int(number % HELD_OUT == HELD_OUT - 1)
+    parts[slot] = new if parts[slot] is None else jax.tree.map(jnp.add, parts[slot], new)
+
+
+# --- corrections ---------------------------------------------------------------------------------
+
+
+def compensate(
+    subject: TracedProblem,
+    keep: Keep,
+    examples: Examples,
+    config: CompensationConfig,
+    *,
+    batch_size: int = 8,
+    moments: Moments | None = None,
+    progress: Progress = silent,
+) -> Compensated:
+    """Correct the matrices (or the biases) that carry kept units onward, on calibration examples.
+
+    Args:
+        moments: of the dense model, for `propagate = dense`; the examples are then not read.
+        progress: wraps the corrections.
+
+    Raises:
+        ValueError: a keep-set of another model, a method that can do nothing here, or too few batches of examples.
+    """
+    if config.method == "none":
+        return Compensated(subject.problem.params, [])
+    check_compensation(subject, config, -(-count_examples(examples) // batch_size))
+    due = _due(subject, keep, config.method)
+    made = _Made(subject.problem.params, keep, config)
+    if not due:
+        return made.done()
+    if config.propagate == "pruned":
+        _in_order(subject, keep, due, examples, batch_size, made, progress)
+        return made.done()
+    known = moments_of(subject, examples, batch_size) if moments is None else moments
+    for writer, kept in progress(due):
+        weight = wide(writer.matrices(made.given[writer.path]))
+        for system in np.flatnonzero(~kept.all(1)).tolist():
+            fit, held = (
+                None if part is None else _toward_itself(part[writer.tap], weight[system], system) for part in known
+            )
+            made.correct(writer, system, kept[system], weight[system], fit, held)
+    return made.done()
+
+
+def _toward_itself(sums: Sums, weight: Float[Array, "coordinates out"], system: int) -> Normal:
+    """Return the least-squares problem of a system toward its own output, T = a W."""
+    product, mean = sums.product[system], sums.mean[system]
+    cross = jnp.matmul(product, weight, precision="highest")
+    return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
+
+
+class _Made:
+    """Parameters on the way to being corrected."""
+
+    def __init__(self, params: Any, keep: Keep, config: CompensationConfig) -> None:
+        self.keep, self.config, self.tree = keep, config, jax.tree.structure(params)
+        self.given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+        self.values = dict(self.given)
+        self.corrections: list[Correction] = []
+
+    def correct(
+        self, writer: Writer, system: int, kept: np.ndarray, weight: Array, fit: Normal | None, held: Normal | None
+    ) -> None:
+        """Correct one system and note what that did."""
+        assert fit is not None
+        matrix, bias, damping, errors = corrected((fit, held), weight, kept, self.config)
+        self.values[writer.path] = writer.replaced(self.values[writer.path], system, np.asarray(matrix))
+        if writer.carrier is not None and CORRECTIONS[self.config.method].biases:
+            by = np.zeros((writer.systems, weight.shape[1]))
+            by[system] = np.asarray(bias)
+            path = writer.carrier.path
+            self.values[path] = writer.carrier.raised(self.values[path], by)
+        lost = [name for name in writer.units if not writer.kept({name: self.keep[name]})[system].all()]
+        self.corrections.append(Correction(" × ".join(lost), system, damping, *errors))
+
+    @property
+    def params(self) -> Any:
+        """The parameters as they are now, arrays of the kinds that were given."""
+        leaves = [
+            value if value is self.given[path] else like(jnp.asarray(value), self.given[path])
+            for path, value in self.values.items()
+        ]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def done(self) -> Compensated:
+        """Return what was made."""
+        return Compensated(self.params, self.corrections)
+
+
+def _in_order(
+    subject: TracedProblem,
+    keep: Keep,
+    due: Sequence[tuple[Writer, np.ndarray]],
+    examples: Examples,
+    batch_size: int,
+    made: _Made,
+    progress: Progress,
+) -> None:
+    """Correct one turn of one writer after the other, each on the model as corrected so far."""
+    alike: dict[Any, list[Writer]] = {}
+    for writer, _ in due:
+        alike.setdefault(_shapes(writer), []).append(writer)
+    turns: dict[tuple[int, ...], tuple[Writer, np.ndarray, list[int]]] = {}
+    for writer, kept in due:
+        for system in np.flatnonzero(~kept.all(1)).tolist():
+            turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
+    gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+    dense, parts = subject.problem.params, list(batches(examples, batch_size, subject.layout))
+    for writer, kept, systems in progress([turns[key] for key in sorted(turns)]):
+        same = alike[_shapes(writer)]
+        key = ("corrected", *(each.tap for each in same))
+        step = subject.program(key, functools.partial(_normal_step, subject, tuple(same)))
+        width = writer.systems // len(writer.turns)
+        first = systems[0] // width * width
+        weight = wide(writer.matrices(made.given[writer.path]))[first : first + width]
+        sums: list[Normal | None] = [None, None]
+        now = made.params
+        for number, ((inputs, _), weights) in enumerate(parts):
+            new = step(dense, now, gates, inputs, jnp.asarray(weights), weight, same.index(writer), first)
+            _add(sums, number, new)
+        for system in systems:
+            at = system - first
+            fit, held = (None if part is None else Normal(*(leaf[at] for leaf in part)) for part in sums)
+            made.correct(writer, system, kept[system], weight[at], fit, held)
+
+
+def _shapes(writer: Writer) -> Any:
+    """Return what writers have in common whose rows are arrays of one shape."""
+    eqn = writer.geometry.eqn
+    shapes = (shape_of(eqn.invars[writer.operand]), shape_of(eqn.outvars[0]), writer.index.shape)
+    lengths = tuple(writer.lengths[scan] for scan in writer.scans)
+    return (eqn.primitive.name, writer.operand, *shapes, lengths, len(writer.turns))
+
+
+def _normal_step(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., Normal]:
+    """Return the compiled step: the least-squares problems of one turn of one of some writers, of a batch."""
+    run = _rows_of(subject, writers)
+    width = writers[0].systems // len(writers[0].turns)
+
+    def step(
+        dense: Any, now: Any, gates: Gates, inputs: Any, weights: Array, weight: Array, number: Array, first: Array
+    ) -> Normal:
+        def rows(gates: Gates, params: Any) -> Float[Array, "batch systems rows coordinates"]:
+            found = jax.vmap(lambda row: run(gates, params, row))(inputs)
+            stacked = jnp.stack([found[writer.tap] for writer in writers])
+            return jax.lax.dynamic_slice_in_dim(stacked[number], first, width, 1)
+
+        target = jnp.einsum("bsrc,sco->bsro", rows({}, dense), weight, precision="highest")
+        active = rows(gates, now)
+        product, mean, count = _sums(active, weights)
+        weighted = target * weights.astype(target.dtype)[:, None, None, None]
+        cross = jnp.einsum("bsrc,bsro->sco", active, weighted, precision="highest")
+        count = jnp.broadcast_to(count, (width,))
+        return Normal(product, cross, mean, weighted.sum((0, 2)), jnp.sum(weighted * target, (0, 2, 3)), count)
+
+    return jax.jit(step)

@@ -1,0 +1,183 @@
+"""The calibration pass over a problem's examples: what `estimation.observe` is to our models.
+
+Gates get the axis of the batch, so that one backward pass yields each example's gate gradients beside the summed weight
+gradients; squared weight gradients take an example at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from saap_jax.estimation import (
+    ACTIVATION_MOMENTS,
+    GATE_GRADIENT,
+    GATE_HESSIAN,
+    SQUARED_WEIGHT_GRADIENT,
+    WEIGHT_GRADIENT,
+    Curvature,
+    GateHessian,
+    Statistic,
+    Statistics,
+)
+from saap_jax.estimation.base import wide
+from saap_jax.estimation.hessian import in_chunks, random_signs
+from saap_jax.llama.segments import masks
+from saap_jax.structures.weights import TracedWeights
+from saap_jax.subjects.base import Progress, silent
+from saap_jax.trace.problem import Examples, count_examples
+from saap_jax.trace.subject.activations import ACTIVATIONS, activation_sums, check_acting, finished
+from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one
+from saap_jax.types import Gates, Keep
+
+OBSERVED = frozenset(
+    {
+        WEIGHT_GRADIENT,
+        SQUARED_WEIGHT_GRADIENT,
+        GATE_GRADIENT,
+        GATE_HESSIAN,
+        *ACTIVATIONS,
+    }
+)
+"""What can be observed of a traced model. Of the gate Hessian, every structure is probed; activations are those where
+units act, see `activations`."""
+
+
+def observe(
+    subject: TracedProblem,
+    examples: Examples,
+    needs: frozenset[Statistic],
+    *,
+    curvature: Curvature | None = None,
+    keep: Keep | None = None,
+    batch_size: int = 8,
+    progress: Progress = silent,
+) -> Statistics:
+    """Run one pass over examples and return the statistics that `needs` names; with `keep`, all other units masked.
+
+    An example counts as a token of the statistics: means are over examples.
+
+    Raises:
+        ValueError: a need that is not in `OBSERVED`, activations of a structure of which they cannot be told, or a loss
+            or statistic that is not finite.
+    """
+    if missing := needs - OBSERVED:
+        names, got = (", ".join(sorted(need.name for need in some)) for some in (OBSERVED, missing))
+        raise ValueError(f"needs: expected some of {names} for a traced model, got {got}")
+    check_acting(subject, needs)
+    problem, curvature, count = subject.problem, curvature or Curvature(), count_examples(examples)
+    parts = list(batches(examples, batch_size, subject.layout))
+    step = subject.program(("observe", needs, curvature), lambda: _step(subject, needs, curvature))
+    values, gates = members(subject), subject.ones if keep is None else masks(keep)
+    sums: dict[Statistic, Any] = {}
+    rows: list[tuple[Any, Any]] = []
+    for (inputs, targets), weights in progress(parts) if needs else ():
+        new, losses, gradients = step(values, problem.params, gates, inputs, targets, jnp.asarray(weights))
+        sums = jax.tree.map(jnp.add, sums, new) if sums else new
+        real = int(weights.sum())
+        rows.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf[:real]), (losses, gradients)))
+    observed: dict[Statistic, Any] = jax.tree.map(lambda leaf: leaf / count, sums)
+    for need in (WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT):
+        if need in observed:
+            observed[need] = TracedWeights(subject.structures, observed[need], subject.acting)
+    if ACTIVATION_MOMENTS in observed:
+        observed[ACTIVATION_MOMENTS] = finished(observed[ACTIVATION_MOMENTS])
+    losses, gradients = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else (np.zeros(count), {})
+    if GATE_GRADIENT in needs:
+        observed[GATE_GRADIENT] = gradients
+    _refuse_not_finite(losses, observed)
+    values = jax.tree.map(jnp.asarray, observed)
+    return Statistics(jnp.asarray(count), jnp.asarray(count), jnp.asarray(losses), values)
+
+
+def members(subject: TracedProblem) -> dict[str, Any]:
+    """Return the parameters of floating point that hold units, by path."""
+    values = TracedWeights.of(subject.structures, subject.problem.params).values
+    paths = {member.path for structure in subject.structures for member in structure.members}
+    held = {path: jnp.asarray(value) for path, value in values.items() if path in paths}
+    return {path: value for path, value in held.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+
+
+def with_values(params: Any, values: Mapping[str, Any]) -> Any:
+    """Return parameters with some of them replaced, by path."""
+    every = TracedWeights.of((), params).values
+    return jax.tree.unflatten(jax.tree.structure(params), list((every | dict(values)).values()))
+
+
+def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
+    """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
+    one = loss_of_one(subject)
+    on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
+    activations = activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}
+
+    def step(
+        values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
+    ) -> tuple[Any, Any, Any]:
+        def summed(values: dict[str, Any], gates: Gates) -> tuple[Array, Array]:
+            whole = with_values(params, values)
+            each = jax.vmap(lambda gates, *row: one(gates, whole, *row))(gates, inputs, targets)
+            return jnp.sum(wide(each) * weights), wide(each)
+
+        batched = {name: jnp.broadcast_to(gate[None], (len(weights), *gate.shape)) for name, gate in ones.items()}
+        sums: dict[Statistic, Any] = {}
+        gradients: Gates = {}
+        if on_weights or on_gates:
+            argnums = (0,) * on_weights + (1,) * on_gates
+            found, each = jax.grad(summed, argnums, has_aux=True)(values, batched)
+            if on_gates:
+                gradients = found[-1]
+            if on_weights:
+                sums[WEIGHT_GRADIENT] = jax.tree.map(wide, found[0])
+        else:
+            each = summed(values, batched)[1]
+        if SQUARED_WEIGHT_GRADIENT in needs:
+            sums[SQUARED_WEIGHT_GRADIENT] = squares(values, params, ones, inputs, targets, weights)
+        if GATE_HESSIAN in needs:
+            sums[GATE_HESSIAN] = hessian(params, ones, inputs, targets, weights)
+        return sums | activations(ones, params, inputs, weights), each, gradients
+
+    def squares(
+        values: dict[str, Any], params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array
+    ) -> dict[str, Any]:
+        def add(total: dict[str, Any], row: Any) -> tuple[dict[str, Any], None]:
+            weight, *example = row
+            gradient = jax.grad(lambda values: one(ones, with_values(params, values), *example))(values)
+            return jax.tree.map(lambda x, g: x + weight * jnp.square(wide(g)), total, gradient), None
+
+        zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, wide(value).dtype), values)
+        return jax.lax.scan(add, zeros, (weights, inputs, targets))[0]
+
+    def hessian(params: Any, ones: Gates, inputs: Any, targets: Any, weights: Array) -> GateHessian:
+        def loss(gates: Gates) -> Array:
+            each = jax.vmap(lambda *row: one(gates, params, *row))(inputs, targets)
+            return jnp.sum(wide(each) * weights)
+
+        def probe(number: Array) -> Gates:
+            signs = random_signs(curvature.seed, number, ones, tuple(ones))
+            products = jax.jvp(jax.grad(loss), (ones,), (signs,))[1]
+            return {name: sign * products[name] for name, sign in signs.items()}
+
+        return GateHessian(jax.grad(loss)(ones), {}, in_chunks(probe, jnp.arange(curvature.probes)))
+
+    return jax.jit(step)
+
+
+def _refuse_not_finite(losses: np.ndarray, found: Mapping[Statistic, Any]) -> None:
+    """Raise ValueError where a loss or a statistic is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        raise ValueError(
+            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}; check the "
+            "parameters, the examples and the loss"
+        )
+    for statistic, value in found.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            if not bool(jnp.all(jnp.isfinite(leaf))):
+                place = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"calibration: the {statistic.name.replace('_', ' ')} of {place} is not finite; check the "
+                    "parameters, the examples and the loss"
+                )

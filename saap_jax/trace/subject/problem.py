@@ -1,0 +1,284 @@
+"""A problem, traced on one example: which structures may be pruned, its losses with gates, and the cut model.
+
+Everything runs on one example at a time as the program was traced, and `vmap` makes batches of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saap_jax.runtime.mesh import Layout
+from saap_jax.trace.insert_gates import StructureGates, gated
+from saap_jax.trace.own_code import Verdict, verdicts
+from saap_jax.trace.own_code import refused as not_taken
+from saap_jax.trace.problem import Examples, Problem, count_examples
+from saap_jax.trace.removal import keep_units
+from saap_jax.trace.retracing import abstract, shapes_of, traced_at
+from saap_jax.trace.smaller import smaller
+from saap_jax.trace.subject.placing import place_rows
+from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
+from saap_jax.trace.writers import Contraction, Writers, writers_of
+from saap_jax.types import Gates, Keep
+
+TOLERANCE = 1e-3
+"""How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedProblem:
+    """A problem, the traced program of its function, and the structures that may be pruned."""
+
+    problem: Problem
+    traced: Traced
+    structures: tuple[TracedStructure, ...]
+    left_out: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
+    """Structures that would be prunable, but that the model's own code does not take smaller."""
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """Compiled programs, each made once."""
+    layout: Layout | None = None
+    """Where parameters and examples lie, on a mesh; None: where they are."""
+
+    def program(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the program of a key, made where it is not there yet."""
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+    @functools.cached_property
+    def writers(self) -> Writers:
+        """The contractions with parameters that carry the structures' units onward."""
+        return writers_of(self.traced, self.structures)
+
+    @functools.cached_property
+    def acting(self) -> Callable[[str], tuple[Contraction, ...]]:
+        """Where the units of a structure act, by name; found when it is first asked for."""
+        return lambda name: self.writers.acting(name)
+
+    @property
+    def tolerance(self) -> float:
+        """How far the losses of the masked and of the cut model may be apart, by the type of the parameters."""
+        return max(tolerance_of(leaf.dtype) for leaf in jax.tree.leaves(self.problem.params))
+
+    @property
+    def quantised(self) -> dict[str, str]:
+        """The type of each member that is not of floating point, by path."""
+        dtypes = dict(zip(self.traced.shapes, (v.aval.dtype for v in self.traced.program.jaxpr.invars), strict=False))
+        paths = dict.fromkeys(member.path for structure in self.structures for member in structure.members)
+        return {path: str(dtypes[path]) for path in paths if not jnp.issubdtype(dtypes[path], jnp.floating)}
+
+    @property
+    def ones(self) -> Gates:
+        """Gates that keep everything, `[copies, units]` a structure."""
+        return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
+
+    def by_copies(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
+        shapes = {each.name: (*each.copied, each.units) for each in self.structures}
+        return {name: each.reshape(shapes[name]) for name, each in values.items()}
+
+
+def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = False) -> TracedProblem:
+    """Trace a problem's function on one example.
+
+    Args:
+        norms: whether structures that a norm averages over may be pruned too.
+        refused: whether structures may be pruned too that the model's own code does not take smaller, or with which it
+            computes something else.
+
+    Raises:
+        ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
+            no structure that may be pruned.
+    """
+    inputs, _ = problem.row(problem.first_set, 0)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
+        raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
+    try:
+        traced = trace(problem.program, problem.params, *problem.inputs(inputs))
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
+    _check_batches(problem)
+    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _has_floats(traced, each))
+    left_out: dict[str, Verdict] = {}
+    if not refused:
+        plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
+        left_out = not_taken(verdicts(problem.program, traced, plain, problem.params, *problem.inputs(inputs)))
+        structures = tuple(each for each in structures if each.name not in left_out)
+    if not structures:
+        others = "" if norms else "; structures that a norm averages over take part with norms=True"
+        if left_out:
+            name = next(iter(left_out))
+            others += (
+                f"; {len(left_out)} that the model's own code does not take smaller take part with refused=True (of "
+                f"{name} it {left_out[name]})"
+            )
+        raise ValueError(
+            f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
+            f"`saap discover`){others}"
+        )
+    return TracedProblem(problem, traced, structures, left_out)
+
+
+def _may_go(structure: TracedStructure, norms: bool) -> bool:
+    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for."""
+    choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
+    return bool(structure.gates) and (norms or not structure.normalised or choices)
+
+
+def _has_floats(traced: Traced, structure: TracedStructure) -> bool:
+    """Say whether a member holds numbers of floating point: beside quantised ones, their scales or a bias."""
+    dtypes = dict(zip(traced.shapes, (v.aval.dtype for v in traced.program.jaxpr.invars), strict=False))
+    return any(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
+
+
+def _check_batches(problem: Problem) -> None:
+    """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
+    both = [problem.row(problem.first_set, index)[0] for index in (0, min(1, count_examples(problem.first_set) - 1))]
+    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
+    run = jax.jit(problem.program)
+    joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
+    for out, *rows in zip(joint, *alone, strict=True):
+        shapes = [tuple(each.shape) for each in (out, *rows)]
+        if not out.ndim or shapes != [(2, *out.shape[1:]), *[(1, *out.shape[1:])] * 2]:
+            raise ValueError(
+                f"Problem.function: expected outputs with the batch as their first axis, got shape {shapes[0]} of two "
+                f"examples and {shapes[1]} of one"
+            )
+        own = np.concatenate([np.asarray(row, np.float64) for row in rows])
+        largest = np.abs(own).max(initial=0)
+        if not np.abs(np.asarray(out, np.float64) - own).max(initial=0) <= tolerance_of(out.dtype) * largest:
+            raise ValueError(
+                "Problem.function: expected the outputs of an example to be the same whatever else is in its batch, "
+                "got others (statistics of the batch, random numbers, or values that are not finite?)"
+            )
+
+
+def tolerance_of(dtype: Any) -> float:
+    """Return `TOLERANCE`, or eight roundings of a coarser type.
+
+    >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
+    (0.001, 0.0625)
+    """
+    return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
+
+
+Run = Callable[..., Any]
+"""`run(gates, params, *inputs)`: outputs of one example, as a batch of one."""
+
+
+class Losses:
+    """Losses of a subject's examples. Gates and parameters are inputs: nothing is compiled anew for a candidate."""
+
+    def __init__(self, subject: TracedProblem, run: Run | None = None, *, batch_size: int = 8) -> None:
+        self._size, self._layout = batch_size, subject.layout
+        self.one = loss_of_one(subject, run)
+        self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
+
+    def of(self, gates: Gates, params: Any, examples: Examples) -> Float[np.ndarray, "examples"]:
+        """Return the loss of each example."""
+        parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size, self._layout)]
+        return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
+
+
+def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
+    """Return `loss(gates, params, inputs, targets)` of one example, without the axis of a batch."""
+    program = gated(subject.traced)
+
+    def gated_run(gates: Gates, params: Any, *inputs: Any) -> Any:
+        shaped: StructureGates = subject.by_copies(gates)
+        return program(shaped, params, *inputs)
+
+    run = run or gated_run
+
+    def loss(gates: Gates, params: Any, inputs: Any, targets: Any) -> Float[Array, ""]:
+        row, wanted = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
+        return subject.problem.loss_of(run(gates, params, *subject.problem.inputs(row)), wanted)
+
+    return loss
+
+
+def batches(
+    examples: Examples, size: int, layout: Layout | None = None
+) -> Iterator[tuple[Examples, Float[np.ndarray, "batch"]]]:
+    """Yield batches of one size, and the weight of each row: 0 of the last example, repeated to fill the last one."""
+    count = count_examples(examples)
+    size = min(size, count)
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        batch = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[np.minimum(rows, count - 1)], examples)
+        yield place_rows(batch, layout), (rows < count).astype(np.float32)
+
+
+def cut(subject: TracedProblem, keep: Keep) -> tuple[Callable[..., Any], Any]:
+    """Return the cut model: `function(params, *inputs)`, and its smaller parameters.
+
+    The function takes a batch of any size, and inputs of any shape that the dense model takes, such as any sequence
+    length: it is traced once for each. Its outputs are those of the masked model.
+    """
+    shaped = subject.by_copies(keep)
+    return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
+
+
+def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
+    """Return the function of `cut`.
+
+    Raises:
+        ValueError: in the function: inputs that the dense model does not take, or at which a structure is another.
+    """
+    shaped = subject.by_copies(keep)
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def function(params: Any, *inputs: Any) -> Any:
+        rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+        key = shapes_of(rows)
+        if key not in programs:
+            programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
+        program = programs[key]
+
+        def one(*row: Any) -> Any:
+            outputs = program(params, *jax.tree.map(lambda leaf: leaf[None], row))
+            return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+        return jax.vmap(one)(*inputs)
+
+    return function
+
+
+def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
+    """Return the traced program of a batch of one example of other shapes, with the subject's structures.
+
+    Args:
+        names: the structures that have to be there; without it those of the subject.
+
+    Raises:
+        ValueError: the function does not take such inputs, or a structure is another there.
+    """
+    problem = subject.problem
+    example = abstract(problem.inputs(problem.row(problem.first_set, 0)[0]))
+    if shapes_of(inputs) == shapes_of(example):
+        return subject.traced
+    names = tuple(each.name for each in subject.structures) if names is None else names
+    return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
+
+
+def check_cut(subject: TracedProblem, masked: float, loss: float) -> None:
+    """Raise ValueError unless the mean held-out loss of the cut model is that of the masked one, but for rounding."""
+    if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
+        raise ValueError(
+            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within "
+            f"{subject.tolerance:g}, got {loss:.6g}; please report this with the model"
+        )
+
+
+def cut_losses(
+    subject: TracedProblem, keep: Keep, params: Any, examples: Examples, batch_size: int = 8
+) -> Float[np.ndarray, "examples"]:
+    """Return the losses of the cut model."""
+    program = smaller(subject.traced, subject.by_copies(keep))
+    losses = Losses(subject, lambda gates, params, *inputs: program(params, *inputs), batch_size=batch_size)
+    return losses.of({}, params, examples)

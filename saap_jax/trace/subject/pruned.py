@@ -1,0 +1,217 @@
+"""`saap_jax.prune` for a model of one's own: smaller parameters of the same kind, a function of any shape, widths."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from saap_jax.adapters import from_equinox, from_keras, from_nnx
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import FusionConfig
+from saap_jax.config.registries import ALLOCATIONS
+from saap_jax.config.search import SearchConfig
+from saap_jax.config.traced import FUSED
+from saap_jax.runtime.mesh import apart, on_explicit_mesh
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.selection.calibrate import calibrate, check_estimators
+from saap_jax.selection.choose import check_ratios, choose_calibrated
+from saap_jax.surgery.corrections import Correction
+from saap_jax.trace.named_axes import without_axes
+from saap_jax.trace.own_code import group_of
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.removal import like
+from saap_jax.trace.subject.observe import OBSERVED
+from saap_jax.trace.subject.problem import check_cut
+from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
+from saap_jax.trace.trace import parameter_paths
+from saap_jax.types import Keep
+
+ADAPTERS: dict[str, Callable[..., Problem]] = {
+    "flax.nnx": from_nnx,
+    "equinox": from_equinox,
+    "keras": from_keras,
+}
+"""Adapters of models that hold their parameters, by the library whose `Module` or `Model` they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Width:
+    """How many units a structure has before and after, and what they are."""
+
+    role: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Pruned:
+    """A pruned model."""
+
+    params: Any
+    """The smaller parameters: the pytree of the problem's, with the same types and shardings of arrays."""
+    function: Callable[..., Any]
+    """`function(params, *inputs)` for inputs of any shape that the dense model takes. Where an explicit mesh is in
+    force, its outputs are whole on every device."""
+    widths: dict[str, Width]
+    """What the model's configuration has to say, by structure; equal layers in one entry where they agree."""
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Shape of each parameter that changes, before and after, by path."""
+    keep: Keep
+    """The units that are kept, `[copies, units]` a structure."""
+    ratio: float
+    """Share of the prunable parameters that is removed."""
+    losses: dict[str, float]
+    """Mean held-out loss: `dense`, `masked`, `cut`."""
+    rebuild: Callable[[Any], Any] | None
+    corrections: list[Correction] = dataclasses.field(default_factory=list)
+    """What compensation did to each matrix."""
+    uncompensated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Structures that lost units and that compensation left as they are, and why."""
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The user's object with the smaller parameters, in the mode (training, evaluation) in which it was given; the
+        parameters where an object holds none."""
+        return self.rebuild(self.params) if self.rebuild else self.params
+
+    def __repr__(self) -> str:
+        """Return the widths and losses in one line."""
+        widths = ", ".join(f"{name} {width.before} -> {width.after}" for name, width in self.widths.items())
+        return (
+            f"Pruned({self.ratio:.1%} removed: {widths}; loss {self.losses['dense']:.4g} -> {self.losses['cut']:.4g})"
+        )
+
+
+def prune(
+    model: Any,
+    *,
+    ratio: float = 0.25,
+    estimator: str = "gate_taylor",
+    search: SearchConfig | None = None,
+    fusion: FusionConfig = FUSED,
+    norms: bool = False,
+    refused: bool = False,
+    compensation: CompensationConfig | None = None,
+    batch_size: int = 8,
+    track: Track = quiet,
+    **problem: Any,
+) -> Pruned:
+    """Prune a model of one's own.
+
+    Args:
+        model: a `Problem`, or a model that holds its parameters (NNX, Equinox, Keras), with `loss`, `calibration`,
+            `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
+            `adapters.from_linen` or `from_haiku`.
+        ratio: share of the prunable parameters to remove at least.
+        norms, refused: see `traced_problem`.
+        compensation: how the kept units stand in for the removed ones, on all calibration examples; None: not at all.
+
+    Raises:
+        ValueError: bad input, a ratio that cannot be met, or a cut model that is not the masked one.
+    """
+    search = search or SearchConfig()
+    check_estimators([estimator], fusion, OBSERVED)
+    given = _problem_of(model, problem)
+    with apart():
+        subject = subject_of(given, norms=norms, refused=refused)
+        compensation = compensation or CompensationConfig()
+        subject.check_compensation(compensation, -(-subject.problem.count // batch_size))
+        check_ratios(subject, [ratio], search)
+        calibrated = calibrate(
+            subject,
+            subject.problem.scenarios,
+            [estimator],
+            fusion=fusion,
+            stability=ALLOCATIONS[search.allocation].stability,
+            batch_size=batch_size,
+            track=track,
+        )
+        keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
+        compensated, corrections = subject.compensated(
+            keep,
+            subject.join([*subject.problem.scenarios.values()]),
+            compensation,
+            batch_size=batch_size,
+            progress=lambda places: track("compensate", places, len(places)),
+        )
+        cut = compensated.cut(keep)
+        losses = checked_losses(subject, keep, cut, batch_size)
+        params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
+        after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
+        return Pruned(
+            params=params,
+            function=on_explicit_mesh(cut.function),
+            widths=widths_of(subject, keep),
+            shapes={path: (shape, after[path]) for path, shape in before.items() if shape != after[path]},
+            keep=keep,
+            ratio=subject.removed(keep) / subject.prunable,
+            losses=losses,
+            rebuild=subject.problem.rebuild,
+            corrections=corrections,
+            uncompensated=subject.uncompensated(compensation.method, keep),
+        )
+
+
+def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
+    """Return the mean held-out losses, of the first set: `dense`, `masked`, `cut`; the last two with the parameters
+    that were cut, compensated or not.
+
+    Raises:
+        ValueError: the cut model's is not that of the masked one, but for rounding.
+    """
+    examples = next(iter(subject.problem.held_out_sets.values()))
+    (dense,) = subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
+    (masked,) = cut.subject.losses(examples, [subject.existing, keep], batch_size=batch_size, at_once=2)
+    losses = {"dense": dense[0].mean, "masked": masked[1].mean, "cut": cut.losses(examples, batch_size).mean}
+    check_cut(subject, losses["masked"], losses["cut"])
+    return losses
+
+
+def own_code(cut: CutTraced) -> str:
+    """Say what the model's own code makes of the smaller parameters, beside the pruned program."""
+    problem = cut.subject.problem
+    inputs = problem.inputs(problem.row(next(iter(problem.held_out_sets.values())), 0)[0])
+    function = without_axes(problem.function, problem.mesh_axes)
+    try:
+        own = jax.tree.leaves(function(cut.params, *inputs))
+    except Exception as error:  # whatever the user's code says about sizes
+        first = " ".join(str(error).split())[:120]
+        return f"the model's own code does not take the smaller parameters ({type(error).__name__}: {first})"
+    pruned = jax.tree.leaves(cut.function(cut.params, *inputs))
+    same = all(
+        a.shape == b.shape
+        and np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(np.asarray(b, np.float64)).max(initial=0))
+        for a, b in zip(own, pruned, strict=True)
+    )
+    return f"the model's own code takes the smaller parameters, with {'the same' if same else 'other'} outputs"
+
+
+def widths_of(subject: TracedSubject, keep: Keep) -> dict[str, Width]:
+    """Return the units of each structure before and after; structures of equal layers are one where they agree."""
+    by_name = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in subject.structures}
+    groups: dict[str, list[str]] = {}
+    for name in by_name:
+        groups.setdefault(group_of(name), []).append(name)
+    found: dict[str, Width] = {}
+    for pattern, names in groups.items():
+        alike = len(names) > 1 and len({by_name[name] for name in names}) == 1
+        found.update({pattern: by_name[names[0]]} if alike else {name: by_name[name] for name in names})
+    return found
+
+
+def _problem_of(model: Any, given: Mapping[str, Any]) -> Problem:
+    if isinstance(model, Problem):
+        if given:
+            raise ValueError(f"prune: expected nothing more beside a Problem, got {', '.join(given)}")
+        return model
+    for kind in type(model).__mro__:
+        for library, adapter in ADAPTERS.items():
+            if kind.__module__.startswith(library) and kind.__name__ in ("Module", "Model"):
+                return adapter(model, **given)
+    raise ValueError(
+        f"prune: expected a Problem or a module of NNX, Equinox or Keras, got {type(model).__name__}; build a Problem, "
+        "for Linen and Haiku with saap_jax.adapters"
+    )

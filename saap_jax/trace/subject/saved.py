@@ -1,0 +1,159 @@
+"""A cut model as a directory: `params.safetensors` (arrays by path) and `pruned.json` (structures, what each keeps).
+
+The program is not stored: `load_pruned` traces the same factory's function again and cuts it by what the record keeps.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save
+
+from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.mesh import taken_in
+from saap_jax.runtime.remote import check_local
+from saap_jax.surgery.cut import keep_to_json
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.removal import kept_shapes
+from saap_jax.trace.subject.problem import TracedProblem, cut, cut_function
+from saap_jax.trace.trace import Traced, TracedStructure, parameter_paths, trace
+from saap_jax.types import Keep
+
+FORMAT = 1
+"""Version of the record."""
+
+
+@taken_in
+def save_pruned(
+    directory: str | Path, subject: TracedProblem, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Callable[..., Any], Any]:
+    """Cut a subject, write it to a new directory, and return what `cut` does; see `write_pruned`."""
+    function, params = cut(subject, keep)
+    write_pruned(directory, subject, keep, params, about)
+    return function, params
+
+
+def write_pruned(
+    directory: str | Path,
+    subject: TracedProblem,
+    keep: Keep,
+    params: Any,
+    about: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+) -> None:
+    """Write the smaller parameters of a subject to a new directory.
+
+    Args:
+        about: further plain values for the record, under `about`.
+        further: JSON objects and texts by file name.
+
+    Raises:
+        FileExistsError: the directory exists.
+        OSError: the disk is full. Nothing is left behind in either case.
+    """
+    values = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+    record = {
+        "format": FORMAT,
+        "structures": [described(each) for each in subject.structures if each.name in keep],
+        "keep": keep_to_json(keep),
+        "shapes": {path: list(shape) for path, shape in subject.traced.shapes.items()},
+        "about": dict(about),
+    }
+    with new_output(check_local("directory", directory).expanduser(), "the pruned model") as place:
+        content = save({path: jax.numpy.asarray(value) for path, value in values.items()})
+        (place / "params.safetensors").write_bytes(content)  # the library's writer raises no OSError on a full disk
+        write_json(record, place / "pruned.json")
+        write_further(further, place)
+
+
+@taken_in
+def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:
+    """Return the cut model that a directory holds: `function(params, *inputs)` of any batch, and its parameters.
+
+    Args:
+        problem: what the factory returns that the model was pruned from; of its parameters, the shapes count.
+
+    Raises:
+        FileNotFoundError: the directory holds no pruned model.
+        ValueError: a problem of other shapes or structures (with the first difference), or a damaged directory.
+    """
+    path = Path(directory).expanduser()
+    for name in ("pruned.json", "params.safetensors"):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"expected a pruned traced model in {path}, found no {name}; check the directory")
+    try:
+        record = json.loads((path / "pruned.json").read_text(encoding="utf-8"))
+        keep, values = _keep_of(record), load_file(path / "params.safetensors")
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
+    problem = problem.without_explicit_axes()
+    inputs, _ = problem.row(problem.first_set, 0)
+    traced = trace(problem.program, problem.params, *problem.inputs(inputs))
+    if difference := _difference(record, traced):
+        raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
+    by_name = {each.name: each for each in traced.structures}
+    subject = TracedProblem(problem, traced, tuple(by_name[name] for name in keep))
+    expected = kept_shapes(traced, subject.by_copies(keep))
+    found = {name: tuple(value.shape) for name, value in values.items()}
+    if expected != found:
+        name = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"{path / 'params.safetensors'}: expected {name} of shape {expected.get(name)}, got {found.get(name)}; the "
+            "directory is damaged"
+        )
+    tree = jax.tree.structure(problem.params)
+    return cut_function(subject, keep), jax.tree.unflatten(tree, [values[name] for name in expected])
+
+
+def read_keep(directory: str | Path) -> Keep:
+    """Return what a directory that `load_pruned` reads keeps."""
+    return _keep_of(json.loads((Path(directory) / "pruned.json").read_text(encoding="utf-8")))
+
+
+def described(structure: TracedStructure) -> dict[str, Any]:
+    """Return a structure as plain values."""
+    return {
+        "name": structure.name,
+        "units": structure.units,
+        "copied": list(structure.copied),
+        "parameters_per_unit": structure.parameters_per_unit,
+        "members": [{"path": member.path, "axis": member.axis} for member in structure.members],
+    }
+
+
+def _keep_of(record: dict[str, Any]) -> Keep:
+    """Return the keep-set of a record, `[copies, units]` a structure."""
+    if record["format"] != FORMAT:
+        raise ValueError(f"a record of format {record['format']}, where this version reads {FORMAT}")
+    keep: Keep = {}
+    for name, each in record["keep"].items():
+        kept = np.zeros((len(each["kept"]), each["units"]), bool)
+        for row, indices in zip(kept, each["kept"], strict=True):
+            row[indices] = True
+        keep[name] = kept
+    return keep
+
+
+def _difference(record: dict[str, Any], traced: Traced) -> str:
+    """Return the first difference between what was pruned and what is traced now, "" if none."""
+    before = {path: tuple(shape) for path, shape in record["shapes"].items()}
+    for path in {**before, **traced.shapes}:
+        if (old := before.get(path)) != (new := traced.shapes.get(path)):
+            return f"parameter {path} was {_shape(old)}, and is {_shape(new)}"
+    now = {each.name: described(each) for each in traced.prunable}
+    for structure in record["structures"]:
+        if structure != now.get(structure["name"]):
+            fields = [f for f in structure if structure[f] != (now.get(structure["name"]) or {}).get(f)]
+            said = f"has other {', '.join(fields)}" if structure["name"] in now else "is not prunable any more"
+            return f"structure {structure['name']} {said}"
+    return ""
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of shape {shape}"

@@ -1,0 +1,430 @@
+"""A model of somebody else as a subject: a problem, traced; gates by interpretation, batches by `vmap`."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig
+from saap_jax.config.search import SearchConfig
+from saap_jax.estimation.ablation import Unit
+from saap_jax.estimation.base import Curvature, Statistic, Statistics
+from saap_jax.runs.records import Couplings
+from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.mesh import Layout, taken_in
+from saap_jax.structures.weights import TracedWeights, traced_costs, units_of
+from saap_jax.subjects.base import Progress, Subject, silent
+from saap_jax.surgery.corrections import Correction
+from saap_jax.trace.listing import coupling_record
+from saap_jax.trace.patterns import by_name
+from saap_jax.trace.problem import Examples, Problem, count_examples
+from saap_jax.trace.subject import saved
+from saap_jax.trace.subject.ablation import ablate
+from saap_jax.trace.subject.compensation import Moments, check_compensation, compensate, moments_of, uncompensated
+from saap_jax.trace.subject.counting import count_parameters, prunable_parameters, removed_parameters
+from saap_jax.trace.subject.observe import members, observe
+from saap_jax.trace.subject.placing import check_layout, place_params
+from saap_jax.trace.subject.problem import (
+    Losses,
+    TracedProblem,
+    batches,
+    cut,
+    cut_losses,
+    loss_of_one,
+    traced_problem,
+)
+from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
+
+WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
+"""How names of estimators begin that do not look at weights."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TracedSubject(TracedProblem, Subject):
+    """A `Subject` of a problem's examples; groups are copies of a structure, as layers of a scan and experts are."""
+
+    name: str = "problem"
+
+    @functools.cached_property
+    def existing(self) -> Keep:
+        """Which units there are, all of them, `[copies, units]`."""
+        return units_of(TracedWeights(self.structures, {}))
+
+    @functools.cached_property
+    def costs(self) -> dict[str, np.ndarray]:
+        """Parameters of a unit, `[copies]`; what two structures hold is counted in both."""
+        return traced_costs(self.structures)
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """All parameters."""
+        return count_parameters(self.traced.shapes)
+
+    @functools.cached_property
+    def prunable(self) -> int:
+        """The parameters of structures that may be pruned, each once."""
+        return prunable_parameters(self)
+
+    @functools.cached_property
+    def weights(self) -> TracedWeights:
+        """The parameters of floating point that hold units."""
+        return TracedWeights(self.structures, members(self), self.acting)
+
+    def limits(self, search: SearchConfig) -> dict[str, Limits]:
+        """Return the limits of each structure; of experts, as many as are chosen remain.
+
+        Raises:
+            ValueError: a name or pattern that fits none, or an option that only layers have.
+        """
+        search.check_traced()
+        names = [structure.name for structure in self.structures]
+        hints = {name: f"is left alone, as the model's own code {verdict}" for name, verdict in self.left_out.items()}
+        least = by_name("search.min_keep_each", search.min_keep_each, names, hints)
+        most = by_name("search.max_ratio_each", search.max_ratio_each, names, hints)
+        multiple = by_name("search.multiple_of_each", search.multiple_of_each, names, hints)
+        return {
+            structure.name: Limits(
+                max(least.get(structure.name, 1), structure.least),
+                most.get(structure.name, 1.0),
+                multiple.get(structure.name, 1),
+            )
+            for structure in self.structures
+        }
+
+    def removed(self, keep: Keep) -> int:
+        """Count the parameters that a cut removes."""
+        return removed_parameters(self, keep)
+
+    def check_keep(self, keep: Keep) -> None:
+        """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
+        for name, units in self.existing.items():
+            shape = keep[name].shape if name in keep else "nothing"
+            if shape != units.shape:
+                raise ValueError(f"keep: expected {name} of shape {units.shape} for this model, got {shape}")
+            if len(counts := set(keep[name].sum(axis=1).tolist())) > 1:
+                raise ValueError(f"keep: expected as many units of {name} in each copy, got {sorted(counts)}")
+
+    def check_estimators(self, names: Collection[str]) -> None:
+        """Raise ValueError for an estimator that looks at weights, where some of them are integers."""
+        if not self.quantised:
+            return
+        path, dtype = next(iter(self.quantised.items()))
+        for name in names:
+            if not name.startswith(WITHOUT_WEIGHTS):
+                raise ValueError(
+                    f"estimator {name!r}: looks at weights, expected them of floating point, got {dtype} in {path} "
+                    "(quantised?); use one of gate_*, random or ablation, or dequantise the weights first"
+                )
+
+    # --- examples
+
+    def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
+        """Return the calibration examples of each scenario: all of them, or some drawn at random by the seed.
+
+        Raises:
+            ValueError: a scenario that the problem does not have, or more examples than there are.
+        """
+        known = self.problem.scenarios
+        chosen = config.scenarios or tuple(known)
+        drawn = {}
+        for name in chosen:
+            if name not in known:
+                raise ValueError(
+                    f"calibration.scenarios: expected some of {', '.join(known)}, the calibration sets of "
+                    f"{self.name}, got {name!r}"
+                )
+            count = count_examples(known[name])
+            if config.examples > count:
+                raise ValueError(
+                    f"calibration.examples: expected at most {count}, those of {name}, got {config.examples}; 0 takes "
+                    "all of them"
+                )
+            drawn[name] = known[name]
+            if config.examples:
+                rows = np.random.Generator(np.random.Philox(config.seed)).permutation(count)[: config.examples]
+                drawn[name] = _rows(known[name], np.sort(rows))
+        return drawn
+
+    def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
+        """Return the held-out examples by metric, `loss NAME`.
+
+        Raises:
+            ValueError: a set that the problem does not have.
+        """
+        known = self.problem.held_out_sets
+        first = config.in_domain or next(iter(known))
+        second = config.out_of_domain or next((name for name in known if name != first), "")
+        for field, name in (("in_domain", first), ("out_of_domain", second)):
+            if name and name not in known:
+                raise ValueError(
+                    f"evaluation.{field}: expected one of {', '.join(known)}, the held-out sets of {self.name}, got "
+                    f"{name!r}"
+                )
+        names = [name for name in (first, second) if name]
+        return {f"loss {name}": _rows(known[name], slice(config.windows or None)) for name in names}
+
+    def join(self, parts: Sequence[Examples]) -> Examples:
+        """Put examples one behind the other."""
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
+
+    def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
+        """Return some examples."""
+        return _rows(examples, chosen)
+
+    def count(self, examples: Examples) -> tuple[int, int]:
+        """Return the number of examples, twice: each counts as a token."""
+        rows = count_examples(examples)
+        return rows, rows
+
+    def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
+        """Return `[examples, 1]`."""
+        count = count_examples(examples)
+        return [count if rows is None else min(rows, count), 1]
+
+    # --- observed, judged
+
+    def observe(
+        self,
+        examples: Examples,
+        needs: frozenset[Statistic],
+        *,
+        curvature: Curvature | None = None,
+        keep: Keep | None = None,
+        batch_size: int = 8,
+        remat: Remat = "dots",
+        progress: Progress = silent,
+    ) -> Statistics:
+        """Run the one pass; `remat` is the model's own affair."""
+        return observe(self, examples, needs, curvature=curvature, keep=keep, batch_size=batch_size, progress=progress)
+
+    def losses(
+        self,
+        examples: Examples,
+        keeps: Sequence[Keep],
+        *,
+        batch_size: int = 8,
+        at_once: int = 8,
+        done: Collection[int] = (),
+        progress: Progress = silent,
+    ) -> Iterator[dict[int, WindowLosses]]:
+        """Evaluate keep-sets by masks, `at_once` in one batch of one compiled program."""
+
+        def make() -> Callable[..., Any]:
+            one = jax.vmap(loss_of_one(self), (None, None, 0, 0))
+            return jax.jit(jax.vmap(one, (0, None, None, None)))
+
+        step, count, size = self.program("losses", make), count_examples(examples), min(at_once, len(keeps))
+        numbers = range(len(keeps))
+        groups = [list(numbers[start : start + size]) for start in range(0, len(keeps), size)]
+        groups = [group for group in groups if not set(group) <= set(done)]
+        parts = [batch for batch, _ in batches(examples, batch_size, self.layout)]
+        steps = progress([(group, part) for group in groups for part in range(len(parts))])
+        for group in groups:
+            filled = group + group[-1:] * (size - len(group))
+            gates: Gates = {
+                name: jnp.asarray(np.stack([keeps[number][name] for number in filled]), jnp.float32)
+                for name in self.existing
+            }
+            found = [
+                np.asarray(step(gates, self.problem.params, *part), np.float64)
+                for part, _ in zip(parts, steps, strict=False)
+            ]
+            rows = np.concatenate(found, axis=1)[:, :count]
+            yield {number: WindowLosses(rows[place], np.ones(count, int)) for place, number in enumerate(group)}
+        next(iter(steps), None)  # so that they are shown to be done
+
+    def ablate(
+        self,
+        examples: Examples,
+        units: Sequence[Unit],
+        *,
+        batch_size: int = 8,
+        done: Mapping[Unit, float] | None = None,
+        save: Callable[[list[tuple[Unit, float]]], None] | None = None,
+        progress: Progress = silent,
+    ) -> dict[Unit, float]:
+        """Remove each unit by itself."""
+        return ablate(self, examples, units, batch_size=batch_size, done=done, save=save, progress=progress)
+
+    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
+        """Raise ValueError where nothing can be compensated, or for too few batches to hold some out."""
+        check_compensation(self, config, microbatches)
+
+    def moments(self, examples: Examples, batch_size: int) -> Moments:
+        """Return the second moments of what enters the contractions that carry units onward."""
+        return moments_of(self, examples, batch_size)
+
+    def compensated(
+        self,
+        keep: Keep,
+        examples: Examples,
+        config: CompensationConfig,
+        *,
+        batch_size: int = 8,
+        moments: Moments | None = None,
+        progress: Progress = silent,
+    ) -> tuple["TracedSubject", list[Correction]]:
+        """Correct the matrices that carry kept units onward, or their biases; see `traced.compensation`.
+
+        Raises:
+            ValueError: a keep-set of another model, or what `check_compensation` refuses.
+        """
+        self.check_keep(keep)
+        made = compensate(self, keep, examples, config, batch_size=batch_size, moments=moments, progress=progress)
+        problem = dataclasses.replace(self.problem, params=made.params)
+        return dataclasses.replace(self, problem=problem), made.corrections
+
+    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
+        """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
+        return {} if method == "none" else uncompensated(self, method, keep)
+
+    # --- cut
+
+    def load(self, directory: str | Path) -> "CutTraced":
+        """Read a directory back."""
+        path = Path(directory)
+        function, params = saved.load_pruned(path, self.problem)
+        return CutTraced(self, saved.read_keep(path), function, place_params(params, self.layout))
+
+    def cut(self, keep: Keep) -> "CutTraced":
+        """Return the smaller model."""
+        return CutTraced(self, keep, *cut(self, keep))
+
+    def whole(self) -> "CutTraced":
+        """Return the model itself."""
+        return CutTraced(self, None, self.problem.program, self.problem.params)
+
+    def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
+        """Return each model's median seconds for the outputs of some examples; the models take turns."""
+        inputs = self.problem.inputs(_rows(examples, slice(rows))[0])
+        runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
+        times: list[list[float]] = [[] for _ in runs]
+        for run in runs:
+            jax.block_until_ready(run(*inputs))
+        for _ in range(repeats):
+            for run, seconds in zip(runs, times, strict=True):
+                start = time.perf_counter()
+                jax.block_until_ready(run(*inputs))
+                seconds.append(time.perf_counter() - start)
+        return tuple(statistics.median(seconds) for seconds in times)
+
+    # --- recorded
+
+    def digests(self) -> dict[str, str]:
+        """Return digests of the parameters, and of the traced programs of the model and of its loss."""
+        problem = self.problem
+        inputs, targets = problem.row(problem.first_set, 0)
+        outputs = jax.eval_shape(problem.program, problem.params, *problem.inputs(inputs))
+        return {
+            "parameters": digest_of(problem.params),
+            "program": _program_digest(self.traced.program),
+            "loss": _program_digest(jax.make_jaxpr(problem.loss_of)(outputs, targets)),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Return name and sizes."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "prunable_parameters": self.prunable,
+            "layers": max(structure.copies for structure in self.structures),
+            "units": {structure.name: structure.units for structure in self.structures},
+        }
+
+    def structures_record(self) -> list[dict[str, Any]]:
+        """Return the structures as plain values."""
+        return [saved.described(each) for each in self.structures]
+
+    def couplings(self) -> Couplings:
+        """Return the structures of the traced program."""
+        return coupling_record(self.traced)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutTraced:
+    """The smaller model of a traced subject, or with `keep` None the model itself."""
+
+    subject: TracedSubject
+    keep: Keep | None
+    function: Callable[..., Any]
+    """`function(params, *inputs)`."""
+    params: Any
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def segments(self) -> int:
+        """One: the program is compiled as it is."""
+        return 1
+
+    def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
+        """Return the loss of each example."""
+        if self.keep is None:
+            judge = Losses(self.subject, batch_size=batch_size)
+            values = judge.of(self.subject.ones, self.params, examples)
+        else:
+            values = cut_losses(self.subject, self.keep, self.params, examples, batch_size)
+        return WindowLosses(values, np.ones(len(values), int))
+
+    def save(
+        self,
+        directory: str | Path,
+        keep: Keep,
+        about: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        further: Mapping[str, dict[str, Any] | str] = MappingProxyType({}),
+    ) -> None:
+        """Write the smaller parameters and what is kept as a directory; `load_pruned` reads it."""
+        saved.write_pruned(directory, self.subject, keep, self.params, about, further=further)
+
+
+@taken_in
+def subject_of(
+    problem: Problem,
+    *,
+    name: str = "problem",
+    norms: bool = False,
+    refused: bool = False,
+    layout: Layout | None = None,
+) -> TracedSubject:
+    """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
+    check_layout(layout)
+    problem = problem.without_explicit_axes()
+    made = traced_problem(problem, norms=norms, refused=refused)
+    placed = problem if layout is None else dataclasses.replace(problem, params=place_params(problem.params, layout))
+    return TracedSubject(placed, made.traced, made.structures, made.left_out, name=name, layout=layout)
+
+
+def _program_digest(program: Any) -> str:
+    """Return a digest of a closed jaxpr, its text and the arrays that it holds."""
+    held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in map(_array, program.consts)]  # fmt: skip
+    text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
+    return hashlib.sha256(f"{text};{digest_of(held)}".encode()).hexdigest()
+
+
+def _array(value: Any) -> Any:
+    return value if hasattr(value, "dtype") else np.asarray(value)
+
+
+def _rows(examples: Examples, rows: Any) -> Examples:
+    return jax.tree.map(lambda leaf: leaf[rows], examples)

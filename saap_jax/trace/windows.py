@@ -1,0 +1,298 @@
+"""Rules for operations that take or place parts of arrays: slices, joins, gathers, scatters, convolutions, windows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from saap_jax.trace.positions import Positions, index_of, looks_up, used
+from saap_jax.trace.rules import Contraction, Layout, Notes, Rule, dtype_of, shape_of, unknown
+
+
+def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`concatenate`: the joined axis is the sum of its parts, the others are equated."""
+    joined = eqn.params["dimension"]
+    out = list(ins[0])
+    for layout in ins[1:]:
+        out = [a if axis == joined else notes.equate(a, b) for axis, (a, b) in enumerate(zip(out, layout, strict=True))]
+    out[joined] = notes.axes.total([layout[joined] for layout in ins])
+    return [tuple(out)]
+
+
+def stack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`stack`: a new axis that numbers the arrays."""
+    out, axis = list(ins[0]), eqn.params["axis"]
+    for layout in ins[1:]:
+        out = list(map(notes.equate, out, layout))
+    return [(*out[:axis], notes.axes.pinned(len(ins), "split", "stack"), *out[axis:])]
+
+
+def unstack(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`unstack`: each index of an axis becomes an array."""
+    axis = eqn.params["axis"]
+    notes.pin(ins[0][axis], "split", "unstack")
+    return [(*ins[0][:axis], *ins[0][axis + 1 :])] * len(eqn.outvars)
+
+
+def tile(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`tile`: the repetitions are the major factor of the axis."""
+    out = []
+    for node, size in zip(ins[0], shape_of(eqn.outvars[0]), strict=True):
+        held = notes.axes.size(node)
+        if held == size:
+            out.append(node)
+        elif held <= 1:
+            notes.pin(node, "repeat", "tile")
+            out.append(notes.axes.pinned(size, "repeat", "tile"))
+        else:
+            out.append(notes.axes.product([notes.axes.pinned(size // held, "repeat", "tile"), node]))
+    return [tuple(out)]
+
+
+def split(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`split`: an axis is cut into neighbouring parts; parts of equal size stay so, or the code would cut elsewhere."""
+    axis = eqn.params["axis"]
+    sizes = [int(size) for size in eqn.params["sizes"]]
+    parts = _cut(notes, ins[0][axis], sizes, "split")
+    if len(set(sizes)) == 1:
+        parts = [notes.equate(parts[0], part) for part in parts]
+    return [(*ins[0][:axis], part, *ins[0][axis + 1 :]) for part in parts]
+
+
+def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`slice`: a stretch of an axis, or every n-th index of the whole of it."""
+    starts, limits = (map(int, eqn.params[key]) for key in ("start_indices", "limit_indices"))
+    strides = map(int, eqn.params["strides"] or (1,) * len(ins[0]))
+    out, taken = [], []
+    for node, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
+        size = notes.axes.size(node)
+        before, part = notes.axes.atom(start), node
+        if (start, limit, stride) == (0, size, 1):
+            out.append(node)
+        elif stride == 1:
+            before, part, _ = _cut(notes, node, [start, limit - start, size - limit], "slice")
+            out.append(part)
+        elif start < stride and size % stride == 0 and limit > size - stride + start:
+            out.append(_every(notes, node, stride))
+        else:
+            notes.pin(node, "split", "slice")
+            part = notes.axes.atom(limit - start)
+            out.append(notes.axes.pinned(-(-(limit - start) // stride), "split", "slice"))
+        taken.append((before, part, node))
+    notes.slices[notes.axes.site.path] = taken
+    return [tuple(out)]
+
+
+def _every(notes: Notes, node: int, stride: int) -> int:
+    pair = notes.axes.factor_at(node, notes.axes.size(node) // stride)
+    if pair is None:
+        notes.pin(node, "split", "slice")
+        return notes.axes.pinned(notes.axes.size(node) // stride, "split", "slice")
+    notes.pin(pair[1], "split", "slice")
+    return pair[0]
+
+
+def _cut(notes: Notes, node: int, sizes: Sequence[int], detail: str) -> list[int]:
+    """Return the parts of an axis, of the given sizes; parts of blocks are pinned."""
+    parts, rest = [], node
+    for i, size in enumerate(sizes):
+        left = notes.axes.size(rest)
+        if size == 0:
+            parts.append(notes.axes.atom(0))
+        elif size == left:
+            parts.append(rest)
+            parts += [notes.axes.atom(0) for _ in sizes[i + 1 :]]
+            break
+        else:
+            sides = notes.axes.split_at(rest, size)
+            if sides is None:
+                notes.pin(node, "split", detail)
+                return [notes.axes.pinned(size, "split", detail) for size in sizes]
+            parts.append(sides[0])
+            rest = sides[1]
+    notes.splits.append((tuple(parts), notes.axes.site))
+    return parts
+
+
+def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`pad`: what is added at the ends keeps its size; interior and negative padding pin the axis."""
+    out = []
+    for node, (low, high, interior), size in zip(
+        ins[0], eqn.params["padding_config"], shape_of(eqn.outvars[0]), strict=True
+    ):
+        if (low, high, interior) == (0, 0, 0):
+            out.append(node)
+        elif interior == 0 and low >= 0 and high >= 0:
+            ends = [notes.axes.atom(int(low)), notes.axes.atom(int(high))]
+            for end in ends:
+                notes.pin(end, "constant", "pad")
+            out.append(notes.axes.total([ends[0], node, ends[1]]))
+        else:
+            notes.pin(node, "split", "pad")
+            out.append(notes.axes.pinned(size, "split", "pad"))
+    return [tuple(out)]
+
+
+def dynamic_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`dynamic_slice`: whole axes pass; an axis of which a part is taken is read by position."""
+    return [
+        tuple(_partial(notes, node, int(size)) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))
+    ]
+
+
+def _partial(notes: Notes, node: int, size: int) -> int:
+    if notes.axes.size(node) == size:
+        return node
+    notes.pin(node, "lookup", "dynamic_slice")
+    return notes.axes.pinned(size, "lookup", "dynamic_slice")
+
+
+def dynamic_update_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`dynamic_update_slice`: axes that are written whole are equated, the others are written by position."""
+    return [tuple(_written(notes, node, update, eqn) for node, update in zip(ins[0], ins[1], strict=True))]
+
+
+def _written(notes: Notes, node: int, update: int, eqn: JaxprEqn) -> int:
+    if notes.axes.size(node) == notes.axes.size(update):
+        return notes.equate(node, update)
+    for each in (node, update):
+        notes.pin(each, "lookup", eqn.primitive.name)
+    return node
+
+
+def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`gather`: axes that are taken whole pass, indexed ones are read by position, batch axes go with the indices."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    operand, indices = ins
+    batch = list(indices[:-1])
+    for axis, position in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        batch[position] = notes.equate(batch[position], operand[axis])
+    window, chosen = [], _chosen_axes(notes, operand, numbers.start_index_map, sizes)
+    for axis in chosen:
+        if jnp.issubdtype(dtype_of(eqn.invars[0]), jnp.inexact):  # what is looked up of a unit is what it does
+            notes.contractions.append(Contraction(operand[axis], 0, axis, operand, notes.axes.site))
+    for axis, (node, size) in enumerate(zip(operand, sizes, strict=True)):
+        if axis in numbers.operand_batching_dims:
+            continue
+        if axis in chosen:
+            if axis not in numbers.collapsed_slice_dims:
+                window.append(notes.axes.fresh(1))
+            continue
+        taken = _partial_gather(notes, node, int(size), axis in numbers.start_index_map)
+        if axis not in numbers.collapsed_slice_dims:
+            window.append(taken)
+    rank = len(shape_of(eqn.outvars[0]))
+    offset = set(numbers.offset_dims)
+    rows, columns = iter(batch), iter(window)
+    return [tuple(next(columns) if axis in offset else next(rows) for axis in range(rank))]
+
+
+def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], sizes: Sequence[int]) -> set[int]:
+    """Return the axes that are looked up by positions along themselves, one at a time."""
+    chosen = set()
+    for component, axis in enumerate(map(int, indexed)):
+        known = index_of(notes.axes, notes.positions[1], component, len(indexed))
+        if int(sizes[axis]) == 1 and looks_up(notes.axes, known, operand[axis]):
+            chosen.add(axis)
+        elif int(sizes[axis]) != 1:
+            used(notes.axes, known)
+    return chosen
+
+
+def _partial_gather(notes: Notes, node: int, size: int, indexed: bool) -> int:
+    if notes.axes.size(node) == size and not (indexed and size == 1):
+        return node
+    notes.pin(node, "lookup", "gather")
+    return notes.axes.pinned(size, "lookup", "gather")
+
+
+def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`scatter` and its kin: axes that are written whole are equated, indexed ones are written by position."""
+    numbers = eqn.params["dimension_numbers"]
+    operand, indices, updates = list(ins[0]), list(ins[1][:-1]), ins[2]
+    window = [updates[axis] for axis in numbers.update_window_dims]
+    rows = [node for axis, node in enumerate(updates) if axis not in numbers.update_window_dims]
+    rows = [notes.equate(row, index) for row, index in zip(rows, indices, strict=True)]
+    for axis, position in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
+        operand[axis] = notes.equate(operand[axis], rows[position])
+    columns = iter(window)
+    indexed = numbers.scatter_dims_to_operand_dims
+    ones = [1 if axis in numbers.inserted_window_dims else 2 for axis in range(len(operand))]
+    chosen = _chosen_axes(notes, operand, indexed, ones)
+    for known in (notes.positions[0], notes.positions[2]):
+        used(notes.axes, known)
+    if len(chosen) == 1 and len(operand) == 1 and eqn.primitive.name == "scatter-add":
+        notes.found[0] = Positions("counts", operand[0])
+    for axis in range(len(operand)):
+        if axis in numbers.operand_batching_dims or axis in chosen:
+            continue
+        if axis in numbers.inserted_window_dims:
+            notes.pin(operand[axis], "lookup", eqn.primitive.name)
+        else:
+            operand[axis] = _written(notes, operand[axis], next(columns), eqn)
+    return [tuple(operand)]
+
+
+def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """`conv_general_dilated`: features contract, or pass group by group; windows pin the spatial axes."""
+    numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    if eqn.params["batch_group_count"] != 1:
+        return unknown(notes, eqn, ins)
+    left, right = ins
+    (batch, features, *spatial), (outs, inputs, *kernel) = numbers.lhs_spec, numbers.rhs_spec
+    out: dict[int, int] = dict(zip(numbers.out_spec[:2], (left[batch], right[outs]), strict=True))
+    if groups == 1:
+        notes.contract(notes.equate(left[features], right[inputs]), (features, inputs), ins)
+    elif groups == shape_of(eqn.outvars[0])[numbers.out_spec[1]] == notes.axes.size(left[features]):
+        out[numbers.out_spec[1]] = notes.equate(left[features], right[outs])
+        notes.pin(right[inputs], "window", "one channel a group")
+    else:
+        for node in (left[features], right[outs], right[inputs]):
+            notes.pin(node, "window", "channels in groups")
+    sizes = shape_of(eqn.outvars[0])
+    plain = zip(eqn.params["window_strides"], eqn.params["padding"], eqn.params["lhs_dilation"], strict=True)
+    for position, axis, window, how in zip(numbers.out_spec[2:], spatial, kernel, plain, strict=True):
+        notes.pin(right[window], "window", "conv_general_dilated")
+        if notes.axes.size(right[window]) == 1 and how == (1, (0, 0), 1):
+            out[position] = left[axis]
+        else:
+            notes.pin(left[axis], "window", "conv_general_dilated")
+            out[position] = notes.axes.pinned(sizes[position], "window", "conv_general_dilated")
+    return [tuple(out[axis] for axis in range(len(sizes)))]
+
+
+def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
+    """Pooling: axes that the window does not span pass, the others keep their size."""
+    parameters = eqn.params
+    name, out = eqn.primitive.name, []
+    ones = (1,) * len(ins[0])
+    dilations = zip(parameters["base_dilation"] or ones, parameters["window_dilation"] or ones, strict=True)
+    spans = zip(
+        parameters["window_dimensions"], parameters["window_strides"], parameters["padding"], dilations, strict=True
+    )
+    for node, size, (width, stride, padding, dilation) in zip(ins[0], shape_of(eqn.outvars[0]), spans, strict=True):
+        if (width, stride, tuple(padding), dilation) == (1, 1, (0, 0), (1, 1)):
+            out.append(node)
+        else:
+            notes.pin(node, "window", name)
+            out.append(notes.axes.pinned(size, "window", name))
+    return [tuple(out)]
+
+
+WINDOW_RULES: dict[str, Rule] = {
+    "concatenate": concatenate,
+    "stack": stack,
+    "unstack": unstack,
+    "tile": tile,
+    "split": split,
+    "slice": slice_,
+    "pad": pad,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "gather": gather,
+    **dict.fromkeys((f"scatter{mark}{how}" for how in ("add", "sub", "mul", "min", "max") for mark in "-_"), scatter),
+    "scatter": scatter,
+    "conv_general_dilated": convolution,
+    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), reduce_window),
+}

@@ -1,0 +1,116 @@
+"""Coupled structures: the members that LLaMA has, and counts that agree with cutting one unit."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from saap_jax.llama import abstract_llama
+from saap_jax.llama.segments import existing_units
+from saap_jax.structures import (
+    Member,
+    count_parameters,
+    discover,
+    parameters_by_path,
+    prunable_parameters,
+    unit_costs,
+    unit_view,
+)
+from saap_jax.surgery.cut import cut
+from tests.helpers import HEADS, dense_model, ragged_model
+
+MODELS = {
+    **{f"{heads}-{'tied' if tied else 'untied'}": (heads, tied) for heads in HEADS for tied in (True, False)},
+    "ragged": None,
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    options = MODELS[request.param]
+    return ragged_model() if options is None else dense_model(options[0], tied=options[1])
+
+
+def test_members(model):
+    structures = discover(model)
+    assert list(structures) == ["attention", "mlp"]
+    assert structures["attention"].members == (
+        Member("attention/key", 2, False),
+        Member("attention/query", 2, False),
+        Member("attention/value", 2, False),
+        Member("attention/output", 1, True),
+    )
+    assert structures["mlp"].members == (
+        Member("mlp/gate", 2, False),
+        Member("mlp/up", 2, False),
+        Member("mlp/down", 1, True),
+    )
+    assert [s.writer.path for s in structures.values()] == ["attention/output", "mlp/down"]
+    assert [s.axis for s in structures.values()] == ["kv_heads", "mlp"]
+
+
+@pytest.mark.slow
+def test_counts_equal_cutting_one_unit(model):
+    structures, existing = discover(model), existing_units(model.segments)
+    for name, structure in structures.items():
+        assert structure.units == tuple(existing[name].sum(axis=1))
+        for layer in {0, len(structure.units) - 1}:
+            if not structure.units[layer]:
+                continue
+            keep = {n: units.copy() for n, units in existing.items()}
+            keep[name][layer, 0] = False
+            lost = count_parameters(model) - count_parameters(cut(model, keep))
+            assert lost == structure.parameters_per_unit[layer] == unit_costs(structures)[name][layer]
+
+
+def test_prunable_parameters_equal_cutting_everything(model):
+    nothing = {name: np.zeros_like(units) for name, units in existing_units(model.segments).items()}
+    rest = cut(model, nothing)
+    assert prunable_parameters(discover(model)) == count_parameters(model) - count_parameters(rest)
+    left = set(parameters_by_path(rest)) - {"unembedding"}
+    assert sum(parameters_by_path(rest)[path].size for path in left) == count_parameters(rest) - (
+        0 if model.unembedding is None else model.unembedding.size
+    )
+
+
+def test_counts_by_hand():
+    """embed 8, head_dim 4, two KV heads with two query heads each, six channels, vocabulary 24."""
+    structures = discover(dense_model("gqa", layers=2, mlp=6))
+    assert structures["attention"].parameters_per_unit == (8 * 4 * (2 + 1 + 1 + 2),) * 2
+    assert structures["mlp"].parameters_per_unit == (3 * 8,) * 2
+    assert prunable_parameters(structures) == 2 * (2 * 192 + 6 * 24)
+    assert count_parameters(dense_model("gqa")) == 2 * (2 * 192 + 6 * 24 + 2 * 8) + 8 + 2 * 24 * 8
+    assert count_parameters(dense_model("gqa", tied=True)) == count_parameters(dense_model("gqa")) - 24 * 8
+
+
+def test_abstract_model_has_the_same_structures(model):
+    abstract = abstract_llama(model.spec)
+    assert discover(abstract) == discover(model)
+    assert count_parameters(abstract) == count_parameters(model)
+
+
+def test_unit_view():
+    model = dense_model()
+    writer = discover(model)["attention"].writer
+    output = model.segments[0].attention.output[...]
+    np.testing.assert_array_equal(unit_view(model.segments[0], writer), output.reshape(2, 2, -1))
+    gate = next(member for member in discover(model)["mlp"].members if member.path == "mlp/gate")
+    view = unit_view(model.segments[0], gate)
+    np.testing.assert_array_equal(view[1, 4], model.segments[0].mlp.gate[...][1, :, 4])
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        (nnx.Param(jnp.ones((2, 8, 6))), "parameter mlp/up: expected an axis name a dimension"),
+        (nnx.Param(jnp.ones((2, 8, 6)), axes=("layers", "mlp")), "parameter mlp/up: expected an axis name a dimension"),
+        (nnx.Param(jnp.ones((2, 8, 6)), axes=("layers", "kv_heads", "mlp")), "mlp/up: expected at most one prunable"),
+        (nnx.Param(jnp.ones((2, 8, 5)), axes=("layers", "embed", "mlp")), "axis mlp: expected one size"),
+    ],
+)
+def test_wrong_axes_are_refused(parameter, message):
+    model = dense_model()
+    discover(model)
+    model.segments[0].mlp.up = parameter
+    with pytest.raises(ValueError, match=message):
+        discover(model)

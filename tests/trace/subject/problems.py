@@ -1,0 +1,108 @@
+"""Problems made of the small models for tracing: a random teacher's outputs as targets, the mean square as loss."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from saap_jax.api import calibrate as calibrate_examples
+from saap_jax.config.traced import FUSED
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import TracedSubject, subject_of
+from saap_jax.trace.subject import problem as traced
+from tests.models_for_tracing import EXAMPLES
+from tests.trace.test_gates import drawn, example_of
+
+MIXED = "control_flow"
+"""The one whose branches depend on the sum over a batch."""
+
+
+def square(outputs, targets):
+    return jnp.square(outputs - targets).mean()
+
+
+def stacked() -> Problem:
+    """Return a small model with two layers in a scan, and five examples, which batches of two do not divide."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    def function(params, x):
+        h = jnp.tanh(jnp.einsum("bi,id->bd", x, params["in"]))
+
+        def layer(h, w):
+            return h + jnp.einsum("bf,fd->bd", jnp.tanh(jnp.einsum("bd,df->bf", h, w["up"])), w["down"]), None
+
+        h, _ = jax.lax.scan(layer, h, params["layers"])
+        return jnp.einsum("bd,dn->bn", h, params["out"])
+
+    params = {"in": draw(3, 4), "layers": {"up": draw(2, 4, 5), "down": draw(2, 5, 4)}, "out": draw(4, 2)}
+    examples = [(draw(5, 3), draw(5, 2)) for _ in range(2)]
+    return Problem(function=function, params=params, loss=square, calibration=examples[0], held_out=examples[1])
+
+
+def problem_of(name: str, count: int = 6) -> Problem:
+    """Return a problem of `count` calibration and as many held-out examples, not trained."""
+    example, params, _ = example_of(name)
+    random = np.random.default_rng(3)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2 * count, *leaf.shape[1:]), leaf.dtype), example.inputs)
+    inputs = drawn(shapes, random)
+    outputs = jax.eval_shape(example.function, params, *inputs)
+    targets = jnp.asarray(random.normal(size=outputs.shape), jnp.float32)
+    halves = [
+        jax.tree.map(lambda leaf, p=part: leaf[p], (inputs, targets)) for part in (slice(count), slice(count, None))
+    ]
+    return Problem(function=example.function, params=params, loss=square, calibration=halves[0], held_out=halves[1])
+
+
+@functools.cache
+def subject_of_model(name: str) -> TracedSubject:
+    """Return the subject of a model that is not trained, with 16 examples, whatever its own code takes."""
+    norms = name == "linen_mlp"  # its one structure is under a norm
+    return subject_of(problem_of(name, 16), norms=norms, refused=True)
+
+
+@functools.cache
+def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
+    """Return a problem whose targets a random network made, with parameters after some steps of Adam.
+
+    Each step takes 64 examples, or all where there are fewer.
+    """
+    example = EXAMPLES[name]()
+
+    def small(seed: int):
+        return jax.tree.map(lambda leaf: leaf * 0.5, drawn(example.params, np.random.default_rng(seed)))
+
+    problem = problem_of(name, count)
+    make = jax.jit(example.function)
+    halves = [(inputs, make(small(1), *inputs)) for inputs, _ in (problem.calibration, problem.held_out)]
+    optimizer = optax.adam(1e-2)
+    batches = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 64], halves[0]) for at in range(0, count, 64)]
+
+    @jax.jit
+    def step(params, state, batch):
+        inputs, targets = batch
+        gradient = jax.grad(lambda p: square(example.function(p, *inputs), targets))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = small(2)
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for number in range(steps):
+            params, state = step(params, state, batches[number % len(batches)])
+    return dataclasses.replace(problem, params=params, calibration=halves[0], held_out=halves[1])
+
+
+def calibrate(subject, estimators, **options):
+    """Return the scores by all calibration examples of a subject's problem."""
+    return calibrate_examples(subject, subject.problem.scenarios, estimators, **{"fusion": FUSED, **options})
+
+
+def cut_losses(subject, keep, params, batch_size=8):
+    """Return the losses of the cut model on the held-out examples."""
+    return traced.cut_losses(subject, keep, params, subject.problem.held_out, batch_size)

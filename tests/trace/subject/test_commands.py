@@ -1,0 +1,204 @@
+"""`saap compare FACTORY` and `saap prune FACTORY`: what they print and write, and what they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from saap_jax.cli.main import main
+from saap_jax.trace.subject import load_pruned
+from tests.cli.test_main import refused
+from tests.trace.subject.problems import stacked
+from tests.trace.subject.test_compensation import mlp_problem
+
+FILE = """
+from tests.trace.subject.problems import stacked
+from tests.trace.subject.test_compensation import mlp_problem
+import jax.numpy as jnp
+import numpy as np
+
+def biased():
+    return mlp_problem(np.float32, 64)
+
+def problem():
+    return stacked()
+
+def old():
+    return (lambda params, x: x @ params), jnp.ones((3, 4)), jnp.ones((2, 3))
+
+def broken():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_compare(here, capsys):
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "wanda", "gate_taylor", "ablation"]
+    words += ["--ratios", "0.3"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for part in ("gate_taylor", "ablation", "dense", "Each copy (layer, expert) of a structure keeps as many units"):
+        assert part in text
+    run = here / "runs" / "compare"
+    record = json.loads((run / "run.json").read_text())
+    assert (record["kind"], record["status"]) == ("compare", "finished")
+    assert record["model"]["prunable_parameters"] == sum(leaf.size for leaf in _leaves())
+    best = record["best"]
+    assert best["ppl"] == pytest.approx(best["ppl_masked"], rel=1e-4)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["candidate"] for row in rows] == ["wanda@0.3", "gate_taylor@0.3", "ablation@0.3"]
+    pair = ["runs/compare:wanda@0.3", "--baseline", "runs/compare:dense", "--max-ppl-increase", "5%"]
+    for command in (["ab", "runs/compare:wanda@0.3", "runs/compare:dense"], ["gate", *pair]):
+        assert "got a run of a traced model, whose losses are no perplexities" in refused(capsys, command)
+    assert all(row["parameters"] < record["dense"]["parameters"] and row["ratio_actual"] >= 0.3 for row in rows)
+    for row in (record["dense"], *rows):
+        assert row["ppl"]["loss held_out"] == pytest.approx(np.mean(row["losses"]["loss held_out"])), "no exponential"
+    page = (run / "report.html").read_text()
+    assert "Coupled structures: " in page  # the drawing
+    assert "gate_taylor" in page
+    assert "perplexity" not in page.lower()
+    problem = stacked()
+    function, params = load_pruned(run / "best", problem)
+    loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+    assert float(loss) == pytest.approx(best["ppl"]["loss held_out"], rel=1e-5)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(words) == 0  # a finished run is shown again
+    assert (run / "metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert main([*words[:-1], "0.2"]) == 2
+    assert "pass --overwrite or another --name" in capsys.readouterr().err
+
+
+def _leaves():
+    return jax.tree.leaves(stacked().params)
+
+
+@pytest.mark.slow
+def test_prune_and_load(here, capsys):
+    words = ["prune", "mine.py:problem", "--ratio", "0.4", "--out", "small", "--search.multiple-of-each", "in[1]", "2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "units of layers/down[1]" in text
+    assert "in each of 2 copies" in text
+    assert "own code takes the smaller parameters, with the same outputs" in text
+    record = json.loads((here / "small" / "pruned.json").read_text())
+    problem = stacked()
+    function, params = load_pruned("small", problem)
+    loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+    np.testing.assert_allclose(loss, record["about"]["held_out_loss"]["cut"], rtol=1e-5)
+    assert record["about"]["ratio"] >= 0.4
+    assert params["in"].shape[1] == 2
+    assert main(words) == 2
+    assert "out: expected a directory that does not exist yet, found small" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_prune_compensates(here, capsys):
+    """The heldout loss falls; what cannot be compensated is said, and too few batches are refused at once."""
+    words = ["prune", "mine.py:biased", "--ratio", "0.4", "--estimator", "magnitude", "--calibration.batch-size", "4"]
+    losses = {}
+    for method in ("none", "least_squares", "bias"):
+        assert main([*words, "--compensation.method", method, "--out", method]) == 0
+        text = capsys.readouterr().out
+        assert ("error of what 1 matrices write, before and after compensation" in text) == (method != "none")
+        record = json.loads((here / method / "pruned.json").read_text())
+        assert record["about"].get("compensation", {"method": "none"})["method"] == method
+        losses[method] = record["about"]["held_out_loss"]["cut"]
+        problem = mlp_problem(np.float32, 64)
+        function, params = load_pruned(method, problem)
+        loss = problem.loss(function(params, problem.held_out[0]), problem.held_out[1])
+        np.testing.assert_allclose(loss, losses[method], rtol=1e-5)
+    assert len(set(losses.values())) == 3
+    assert main(["prune", "mine.py:problem", "--compensation.method", "bias", "--out", "no"]) == 2
+    assert "no structure can be compensated by bias" in capsys.readouterr().err
+    assert main(["prune", "mine.py:problem", "--compensation.method", "least_squares", "--out", "no"]) == 2
+    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
+    words = ["prune", "mine.py:problem", "--compensation.method", "least_squares", "--calibration.batch-size", "1"]
+    assert main([*words, "--ratio", "0.4", "--out", "layered"]) == 0
+    printed = capsys.readouterr()
+    assert "in[1] is not compensated: it is a stream that several parts read" in printed.out + printed.err
+
+
+@pytest.mark.slow
+def test_compare_compensates(here, capsys):
+    words = ["compare", "mine.py:problem", "--estimation.estimators", "magnitude", "--ratios", "0.4"]
+    words += ["--grid.compensations", "none", "least_squares", "--calibration.batch-size", "1"]
+    for road in ("dense", "pruned"):
+        assert main([*words, "--compensation.propagate", road, "--name", road]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Compensation by least_squares leaves structures as they are: in[1] (it is a stream" in text
+        run = here / "runs" / road
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [row["compensation"] for row in rows] == ["none", "least_squares"]
+        assert rows[0]["kept"] == rows[1]["kept"]
+        assert rows[0]["ppl"] != rows[1]["ppl"]
+        record = json.loads((run / "run.json").read_text())
+        assert record["best"]["ppl"] == pytest.approx(record["best"]["ppl_masked"], rel=1e-4)
+        assert "Compensation by least_squares leaves" in (run / "report.html").read_text()
+    capsys.readouterr()
+    assert main([*words[:-2], "--name", "few"]) == 2
+    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
+
+
+def test_the_factory_serves_discover_too(here, capsys):
+    assert main(["discover", "mine.py:problem", "--details"]) == 0
+    assert "layers/down[1]: 5 units in each of 2, 8 parameters a unit, prunable" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(here, capsys):
+    text = (Path(__file__).parents[3] / "docs" / "discovery.md").read_text()
+    blocks = [block.removeprefix("python\n") for block in text.split("```") if block.startswith("python\n")]
+    (example,) = [block for block in blocks if "return Problem(" in block]
+    (load,) = [block for block in blocks if "load_pruned(" in block]
+    (here / "documented.py").write_text(example)
+    words = ["prune", "documented.py:regression", "--search.multiple-of-each", "layers/down[1]", "4", "--out", "small"]
+    with jax.numpy_rank_promotion("allow"):
+        assert main(words) == 0
+        assert "24 -> 20 in each of 3 copies" in capsys.readouterr().out
+        sys.path.insert(0, str(here))
+        try:
+            exec(load.replace("from mine", "from documented"), {})
+        finally:
+            sys.path.remove(str(here))
+    assert capsys.readouterr().out.startswith("0.0104")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["frontier", "sensitivity"])
+def test_one_held_out_set_judges_in_domain(command, here, capsys):
+    words = [command, "mine.py:problem", "--judged", "out"]
+    assert "judged: expected in, as there is one held-out set" in refused(capsys, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "prune"])
+def test_bad_words_are_refused_in_one_line(here, capsys, command):
+    for words, message in (
+        (["mine.py:old"], "expected the factory to return a saap_jax.Problem"),
+        (["mine.py:broken"], "the factory failed: RuntimeError: no weights here"),
+        (["nowhere:problem"], "nowhere:problem: ModuleNotFoundError"),
+        (["mine.py:problem", "other:one"], "expected at most one factory, got 2: mine.py:problem, other:one"),
+        (["mine.py:problem", "--fusion.attention", "wanda"], "expected none for a traced model"),
+        (["mine.py:problem", "--search.max-ratio-each", "nothing*", "0.5"], "expected names of structures"),
+        (
+            ["mine.py:problem", "--estimator" if command == "prune" else "--estimation.estimators", "block_influence"],
+            "'block_influence': needs block_change, which is not observed of a traced model",
+        ),
+    ):
+        assert main([command, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (here / "models").exists()
+        assert not (here / "runs").exists()

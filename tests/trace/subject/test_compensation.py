@@ -1,0 +1,426 @@
+"""Compensation of traced models: beside plain numpy, what it restores exactly, and what it leaves alone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import saap_jax
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.llama.segments import masks
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import Losses, subject_of
+from tests.trace.subject.problems import problem_of, square, subject_of_model, trained
+
+D, F, HEADS, WIDTH, LAYERS, SEQ, COUNT = 6, 9, 3, 4, 2, 5, 24
+METHODS, ROADS = ("least_squares", "bias"), ("dense", "pruned")
+
+
+def drawn(random, *shape):
+    return jnp.asarray(random.normal(size=shape) / np.sqrt(shape[-2] if len(shape) > 1 else 1))
+
+
+def mlp_problem(dtype=np.float64, rows=COUNT) -> Problem:
+    """Return one hidden layer with a bias behind it."""
+    random = np.random.default_rng(0)
+    params = {"up": drawn(random, 5, F), "down": drawn(random, F, 4), "bias": drawn(random, 4)}
+    params = jax.tree.map(lambda w: w.astype(dtype), params)
+    examples = [(drawn(random, rows, 5).astype(dtype) * 2, drawn(random, rows, 4).astype(dtype)) for _ in range(2)]
+
+    def function(p, x):
+        return jax.nn.relu(x @ p["up"]) @ p["down"] + p["bias"][None]
+
+    return Problem(function=function, params=params, loss=square, calibration=examples[0], held_out=examples[1])
+
+
+def attend(h, w, xp=jnp):
+    """Return what heads hand to their output projection, `[batch, seq, heads, width]`."""
+    q, k, v = (xp.einsum("btd,dhe->bthe", h, w[name]) for name in ("query", "key", "value"))
+    scores = xp.einsum("bthe,bshe->bhts", q, k)
+    weights = xp.exp(scores - scores.max(-1, keepdims=True))
+    return xp.einsum("bhts,bshe->bthe", weights / weights.sum(-1, keepdims=True), v)
+
+
+def transformer_problem(count=COUNT) -> Problem:
+    """Return a transformer with scanned layers, biases behind both projections, and a stream without a norm."""
+    random = np.random.default_rng(1)
+    layers = {
+        **{name: drawn(random, LAYERS, D, HEADS, WIDTH) for name in ("query", "key", "value")},
+        "out": drawn(random, LAYERS, HEADS, WIDTH, D), "out_bias": drawn(random, LAYERS, D),
+        "up": drawn(random, LAYERS, D, F), "down": drawn(random, LAYERS, F, D), "down_bias": drawn(random, LAYERS, D),
+    }  # fmt: skip
+    params = {"in": drawn(random, 3, D), "layers": layers, "head": drawn(random, D, 2)}
+    examples = [(drawn(random, count, SEQ, 3), drawn(random, count, SEQ, 2)) for _ in range(2)]
+
+    def function(p, x):
+        def layer(x, w):
+            x = x + jnp.einsum("bthe,hed->btd", attend(x, w), w["out"]) + w["out_bias"][None, None]
+            return x + jnp.tanh(x @ w["up"]) @ w["down"] + w["down_bias"][None, None], None
+
+        return jax.lax.scan(layer, x @ p["in"], p["layers"])[0] @ p["head"]
+
+    return Problem(function=function, params=params, loss=square, calibration=examples[0], held_out=examples[1])
+
+
+@functools.cache
+def transformer(x64: bool):
+    """Return its subject, in the precision that is in force; which one that is, the caller says."""
+    assert jax.config.jax_enable_x64 == x64
+    return subject_of(transformer_problem())
+
+
+def keep_for(subject, seed=0, share=0.4, only=None):
+    """Return a keep-set that removes as many random units of each copy of every structure but streams."""
+    random = np.random.default_rng(seed)
+    keep = {}
+    for each in subject.structures:
+        order = random.permuted(np.tile(np.arange(each.units), (each.copies, 1)), axis=1)
+        goes = each.role != "stream" and (only is None or each.name in only)
+        keep[each.name] = order >= max(round(share * each.units), 1) if goes else np.ones_like(order, bool)
+    return keep
+
+
+def ridge(a, target, weight, kept, damping):
+    """Return W' by numpy's least squares on the rows themselves, resisted by √δ of each coordinate's energy."""
+    resist = np.diag(np.sqrt(damping * np.square(a[:, kept]).sum(0)))
+    rows = np.concatenate([a[:, kept], resist])
+    found = np.zeros_like(weight)
+    found[kept] = np.linalg.lstsq(rows, np.concatenate([target, resist @ weight[kept]]))[0]
+    return found
+
+
+def restored(method, a, dense, weight, bias, kept, damping):
+    """Return the matrix and bias that numpy makes of activations, those of the dense model, and what is kept."""
+    target = dense @ weight
+    if method == "least_squares":
+        return ridge(a, target, weight, kept, damping), bias
+    left = np.where(kept[:, None], weight, 0)
+    return left, bias + (target - a @ left).mean(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("road", ROADS)
+def test_one_hidden_layer_is_numpys_least_squares(method, road, x64):
+    problem = mlp_problem()
+    subject = subject_of(problem)
+    keep = keep_for(subject)
+    config = CompensationConfig(method=method, propagate=road, damping=0.1)
+    new, (correction,) = subject.compensated(keep, problem.calibration, config)
+    p = jax.tree.map(np.asarray, problem.params)
+    a, kept = np.maximum(np.asarray(problem.calibration[0]) @ p["up"], 0), keep["down[0]"][0]
+    matrix, bias = restored(method, a, a, p["down"], p["bias"], kept, 0.1)
+    np.testing.assert_allclose(new.problem.params["down"], matrix, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(new.problem.params["bias"], bias, rtol=1e-7, atol=1e-10)
+    np.testing.assert_array_equal(new.problem.params["up"], p["up"])
+    plain = np.where(kept[:, None], p["down"], 0)
+    assert np.abs(np.concatenate([matrix - plain, (bias - p["bias"])[None]])).max() > 1e-2
+    lost = np.square(a @ (p["down"] - plain)).sum() / np.square(a @ p["down"]).sum()
+    np.testing.assert_allclose(correction.error, lost, rtol=1e-9)
+    assert correction[:3] == ("down[0]", 0, 0.1 if method == "least_squares" else None)
+    assert correction.corrected < correction.error
+
+
+def replayed(problem, keep, method, road, damping):
+    """Return the parameters that a loop in numpy makes, with what is gone set to zero by hand."""
+    p = jax.tree.map(np.array, problem.params)
+    layers = p["layers"]
+    x = now = np.asarray(problem.calibration[0]) @ p["in"]
+    heads, channels = keep["layers/key[2]"], keep["layers/down[1]"]
+    width = keep["layers/out[2]"].reshape(HEADS, LAYERS, WIDTH).swapaxes(0, 1)  # copies in the order of `copied`
+    for at in range(LAYERS):
+        w = {name: value[at].copy() for name, value in layers.items()}
+
+        def part(which, active, matrix, bias, kept):
+            """Correct one matrix; return what the dense model writes, and what the corrected one does."""
+            (a, dense), kept = (y.reshape(-1, kept.size) for y in active), kept.ravel()
+            own = dense if road == "dense" else a * kept
+            old = layers[matrix][which].reshape(kept.size, -1)
+            new, raised = restored(method, own, dense, old, layers[bias][which], kept, damping)
+            shape = (COUNT, SEQ, -1)
+            wrote = (dense @ old + layers[bias][which]).reshape(shape), ((a * kept) @ new + raised).reshape(shape)
+            layers[matrix][which], layers[bias][which] = new.reshape(layers[matrix].shape[1:]), raised
+            return wrote
+
+        kept = heads[at][:, None] & width[at]
+        dense, pruned = part(at, (attend(now, w, np), attend(x, w, np)), "out", "out_bias", kept)
+        x, now = x + dense, now + pruned
+        dense, pruned = part(at, (np.tanh(now @ w["up"]), np.tanh(x @ w["up"])), "down", "down_bias", channels[at])
+        x, now = x + dense, now + pruned
+    return p
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("road", ROADS)
+def test_a_scanned_transformer_is_a_loop_in_numpy(method, road, x64):
+    """In the order of the program: the heads of a layer, its channels, the next layer."""
+    subject = transformer(x64=True)
+    problem = subject.problem
+    key = next(each.name for each in subject.structures if each.role == "head width" and "key" in each.name)
+    assert next(each.copied for each in subject.structures if each.name == "layers/out[2]") == (HEADS, LAYERS)
+    keep = keep_for(subject) | {key: subject.existing[key]}  # what goes there changes the heads' own activations
+    config = CompensationConfig(method=method, propagate=road, damping=0.1)
+    new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
+    order = {"dense": [0, 1, 0, 1], "pruned": [0, 0, 1, 1]}[road]
+    assert [each.layer for each in corrections] == order
+    assert {each.structure for each in corrections} == {"layers/key[2] × layers/out[2]", "layers/down[1]"}
+    expected = replayed(problem, keep, method, road, 0.1)
+    other = replayed(problem, keep, method, next(each for each in ROADS if each != road), 0.1)
+    for name, value in new.problem.params["layers"].items():
+        np.testing.assert_allclose(value, expected["layers"][name], rtol=1e-6, atol=1e-9, err_msg=name)
+    touched = {"least_squares": ("out", "down"), "bias": ("out_bias", "down_bias")}[method]
+    for name in touched:
+        assert np.abs(expected["layers"][name] - problem.params["layers"][name]).max() > 1e-2
+    assert np.abs(expected["layers"][touched[1]] - other["layers"][touched[1]]).max() > 1e-3  # the roads differ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("road", ROADS)
+def test_nothing_pruned_leaves_every_bit_as_it_is(method, road):
+    subject = transformer(x64=False)
+    problem = subject.problem
+    config = CompensationConfig(method=method, propagate=road)
+    new, corrections = subject.compensated(subject.existing, problem.calibration, config, batch_size=4)
+    assert not corrections
+    for one, other in zip(*(jax.tree.leaves(each.problem.params) for each in (subject, new)), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    pruned, _ = subject.compensated(keep_for(subject), problem.calibration, config, batch_size=4)
+    assert pruned.digests()["parameters"] != subject.digests()["parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("road", ROADS)
+def test_units_that_others_can_stand_in_for_are_restored(road, x64):
+    """Channels that are sums of others go without a trace, where they were not so without compensation."""
+    problem = mlp_problem()
+    up = problem.params["up"].at[:, 3].set(problem.params["up"][:, 0] * 2).at[:, 5].set(problem.params["up"][:, 1])
+    problem = dataclasses.replace(problem, params=problem.params | {"up": up})
+    subject = subject_of(problem)
+    keep = {"down[0]": ~np.isin(np.arange(F), (3, 5))[None]}
+    config = CompensationConfig(method="least_squares", propagate=road, damping=1e-10)
+    new, _ = subject.compensated(keep, problem.calibration, config)
+    gates = masks(keep)
+    dense, plain, found = (
+        Losses(subject).of(each, params, problem.held_out)
+        for each, params in (
+            (subject.ones, problem.params),
+            (gates, problem.params),
+            (gates, new.problem.params),
+        )
+    )
+    np.testing.assert_allclose(found, dense, rtol=1e-6)
+    assert np.abs(plain - dense).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("gpt2", "bias"),
+        *(pytest.param(name, "least_squares", marks=pytest.mark.slow) for name in ("gpt2", "linen_encoder")),
+    ],
+)
+def test_the_held_out_loss_falls_and_masked_is_cut(name, method):
+    """Of a trained model a quarter to a third goes; negative control: corrections made on noise do not help as much."""
+    problem = trained(name, count=64, steps=200)
+    subject = subject_of(problem, refused=True)
+    keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.uncompensated(method).keys())
+    judge = Losses(subject, batch_size=16)
+
+    def loss(params):
+        return judge.of(masks(keep), params, problem.held_out).mean()
+
+    plain, dense = loss(problem.params), judge.of(subject.ones, problem.params, problem.held_out).mean()
+    shuffled = jax.tree.map(lambda leaf: leaf[:, ::-1] if leaf.ndim > 1 else leaf, problem.calibration)
+    for road in ROADS:
+        config = CompensationConfig(method=method, propagate=road)
+        new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
+        found = loss(new.problem.params)
+        assert dense < found < 0.8 * plain, (dense, found, plain)
+        assert all(each.corrected < each.error for each in corrections)
+        cut = new.cut(keep)
+        np.testing.assert_allclose(cut.losses(problem.held_out, 16).mean, found, rtol=1e-4)
+    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), shuffled)
+    fixed = dataclasses.replace(CompensationConfig(method=method, propagate="dense"), damping=0.01)
+    wrong, _ = subject.compensated(keep, constant, fixed, batch_size=4)
+    assert loss(wrong.problem.params) > found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnet", "phi", "vit", "nnx_decoder", "cross_attention", "moe", "nnx_cnn"])
+def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
+    """On every model; convolutions by their windows, channels of experts by all experts together.
+
+    Of each structure by itself; with all of them, what is masked is what is cut.
+    """
+    subject = subject_of_model(name)
+    problem, restored = subject.problem, []
+    config = CompensationConfig(method="least_squares", propagate="dense")
+    moments = subject.moments(problem.calibration, 4)
+
+    def compensated(keep):
+        return subject.compensated(keep, problem.calibration, config, batch_size=4, moments=moments)
+
+    for each in subject.structures:
+        keep = keep_for(subject, only={each.name})
+        if each.name in subject.uncompensated("least_squares") or keep[each.name].all():
+            continue
+        _, corrections = compensated(keep)
+        assert corrections, each.name
+        assert all(c.corrected <= c.error * (1 + 1e-6) for c in corrections)
+        before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
+        assert after < 0.99 * before or before == 0, each.name  # dead channels leave nothing to correct
+        restored.append(after < 0.98 * before)
+    assert any(restored)
+    keep = keep_for(subject, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
+    new, corrections = compensated(keep)
+    assert corrections
+    plain, masked = (Losses(subject).of(masks(keep), each.problem.params, problem.held_out) for each in (subject, new))
+    np.testing.assert_allclose(new.cut(keep).losses(problem.held_out, 8).means, masked, rtol=1e-3, atol=1e-6)
+    assert np.abs(masked - plain).max() > 1e-5, "control"
+
+
+@pytest.mark.slow
+def test_moments_serve_all_keep_sets_and_batches_change_nothing(x64):
+    subject = transformer(x64=True)
+    problem = subject.problem
+    config = CompensationConfig(method="least_squares", propagate="dense", damping=0.1)
+    moments = subject.moments(problem.calibration, 7)  # which does not divide the examples
+    for seed in (0, 1):
+        keep = keep_for(subject, seed)
+        one, other = (
+            subject.compensated(keep, problem.calibration, config, batch_size=size, moments=known)[0].problem.params
+            for size, known in ((4, None), (7, moments))
+        )
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+    for road in ROADS:
+        config = dataclasses.replace(config, propagate=road)
+        one, other = (
+            subject.compensated(keep, problem.calibration, config, batch_size=size)[0].problem.params
+            for size in (5, 24)
+        )
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_the_damping_is_chosen_on_every_fourth_batch(x64):
+    problem = mlp_problem()
+    subject = subject_of(problem)
+    keep = keep_for(subject)
+    config = CompensationConfig(method="least_squares")
+    new, (correction,) = subject.compensated(keep, problem.calibration, config, batch_size=2)
+    p, kept = jax.tree.map(np.asarray, problem.params), keep["down[0]"][0]
+    a = np.maximum(np.asarray(problem.calibration[0]) @ p["up"], 0)
+    held = np.arange(COUNT) // 2 % 4 == 3
+    target = a @ p["down"]
+    errors = {}
+    for damping in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        made = ridge(a[~held], target[~held], p["down"], kept, damping)
+        errors[damping] = np.square((target - a @ made)[held]).sum() / np.square(target[held]).sum()
+    best = min(errors, key=errors.__getitem__)
+    assert correction.damping == best
+    np.testing.assert_allclose(correction.corrected, errors[best], rtol=1e-6)
+    np.testing.assert_allclose(
+        new.problem.params["down"], ridge(a, target, p["down"], kept, best), rtol=1e-6, atol=1e-9
+    )
+
+
+# --- left alone ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_experts_and_what_is_multiplied_with_them_are_left_alone():
+    problem = problem_of("moe", 16)
+    subject = subject_of(problem)
+    config = CompensationConfig(method="least_squares")
+    both = keep_for(subject, share=0.3)
+    assert not both["down[0]"].all()
+    new, corrections = subject.compensated(both, problem.calibration, config, batch_size=4)
+    assert not corrections
+    assert new.digests() == subject.digests()
+    assert subject.uncompensated("least_squares", both) == {
+        "down[0]": "its units are experts, whose rows go to others",
+        "down[1]": "down also loses units of down[0]",
+    }
+    channels = keep_for(subject, only={"down[1]"})
+    new, corrections = subject.compensated(channels, problem.calibration, config, batch_size=4)
+    assert [each.structure for each in corrections] == ["down[1]"]
+    assert subject.uncompensated("least_squares", channels) == {}
+
+
+@pytest.mark.slow
+def test_streams_and_widths_without_a_matrix_are_left_alone():
+    subject = subject_of(problem_of("vit", 8), norms=True, refused=True)
+    left = subject.uncompensated("least_squares")
+    assert left.keys() == {"bias1[0]", "key[2]"}
+    assert left["bias1[0]"] == "it is a stream that several parts read, or that a norm averages over"
+    assert left["key[2]"].startswith("its units meet no parameter as it is at dot_general[")
+    keep = {name: units.copy() for name, units in subject.existing.items()}
+    for name in left:
+        keep[name][:, 0] = False
+    config = CompensationConfig(method="least_squares")
+    new, corrections = subject.compensated(keep, subject.problem.calibration, config, batch_size=2)
+    assert not corrections
+    assert new.digests() == subject.digests()
+
+
+def test_a_bias_that_is_not_there_is_refused_in_one_line():
+    subject = subject_of(problem_of("phi", 8), refused=True)
+    with pytest.raises(ValueError, match=r"no structure can be compensated by bias \(of .*no bias of its own is added"):
+        subject.compensated(keep_for(subject), subject.problem.calibration, CompensationConfig(method="bias"))
+    vit = subject_of(problem_of("vit", 8), refused=True)
+    assert "no bias of its own is added to what out writes" in vit.uncompensated("bias")["key[1]"]
+    assert "key[1]" not in vit.uncompensated("least_squares")
+
+
+def test_too_few_examples_and_other_keep_sets_are_refused():
+    problem = mlp_problem(np.float32)
+    subject = subject_of(problem)
+    config = CompensationConfig(method="least_squares")
+    with pytest.raises(ValueError, match=r"compensation.damping: expected at least 4 microbatches .* got 3"):
+        subject.compensated(keep_for(subject), problem.calibration, config, batch_size=8)
+    with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
+        subject.compensated({"down[0]": np.ones((1, 8), bool)}, problem.calibration, config)
+    for method in ("scales", "least_squares+scales"):
+        with pytest.raises(ValueError, match=r"compensation.method: expected no scales for a traced model, got"):
+            subject.check_compensation(CompensationConfig(method=method), 8)
+
+
+@pytest.mark.slow
+def test_types_and_kinds_of_arrays_stay():
+    problem = mlp_problem(np.float32)
+    half = dataclasses.replace(
+        problem,
+        function=lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32),
+        params={"up": np.asarray(problem.params["up"].astype(jnp.bfloat16)),
+                "down": np.asarray(problem.params["down"].astype(jnp.bfloat16)),
+                "bias": problem.params["bias"].astype(jnp.bfloat16)},
+    )  # fmt: skip
+    subject = subject_of(half)
+    for method in METHODS:
+        new, _ = subject.compensated(
+            keep_for(subject), half.calibration, CompensationConfig(method=method), batch_size=4
+        )
+        for name, value in new.problem.params.items():
+            assert type(value) is type(half.params[name])
+            assert value.dtype == jnp.bfloat16
+
+
+@pytest.mark.slow
+def test_the_call():
+    problem = dataclasses.replace(mlp_problem(np.float32, rows=64))
+    options = {"ratio": 0.4, "estimator": "magnitude", "batch_size": 4}
+    plain = saap_jax.prune(problem, **options)
+    found = saap_jax.prune(problem, compensation=CompensationConfig(method="least_squares"), **options)
+    assert found.losses["dense"] == plain.losses["dense"]
+    assert found.losses["cut"] != plain.losses["cut"]
+    assert [each.structure for each in found.corrections] == ["down[0]"]
+    assert not plain.corrections
+    outputs = found.function(found.params, problem.held_out[0])
+    np.testing.assert_allclose(square(outputs, problem.held_out[1]), found.losses["cut"], rtol=1e-4)

@@ -1,0 +1,263 @@
+"""Experts go with their router columns while as many remain as are chosen; masked = cut = experts taken out by hand."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.config import SearchConfig
+from saap_jax.llama.segments import masks
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
+from saap_jax.trace.insert_gates import gated
+from saap_jax.trace.interpret import Changes, evaluate
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.removal import keep_units
+from saap_jax.trace.smaller import smaller
+from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.trace import trace
+from tests.trace.subject.problems import calibrate, cut_losses
+
+E, K, D, F = 5, 2, 4, 6
+
+
+def dense(h, params, weights):
+    """All experts of all tokens, weighted `[tokens, experts]`."""
+    hidden = jnp.tanh(jnp.einsum("td,edf->tef", h, params["up"]))
+    return jnp.einsum("tef,efd,te->td", hidden, params["down"], weights)
+
+
+def by_threshold(params, h):
+    probabilities = jax.nn.softmax(h @ params["router"])
+    least = jax.lax.top_k(probabilities, K)[0][:, -1:]
+    return dense(h, params, jnp.where(probabilities >= least, probabilities, 0.0))
+
+
+def by_one_hot(params, h):
+    values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
+    values = values / values.sum(-1, keepdims=True)
+    chosen = jax.nn.one_hot(places, params["router"].shape[1])
+    return dense(h, params, jnp.einsum("tk,tke->te", values, chosen))
+
+
+def of_logits(params, h):
+    """Scores of a sigmoid choose after a bias was added to them; weights are those without it."""
+    scores = jax.nn.sigmoid(h @ params["router"])
+    places = jax.lax.top_k(scores + params["bias"][None], K)[1]
+    values = jnp.take_along_axis(scores, places, -1)
+    chosen = (places[..., None] == jnp.arange(params["router"].shape[1])[None, None]).astype(values.dtype)
+    return dense(h, params, (jax.nn.softmax(values)[..., None] * chosen).sum(1))
+
+
+def by_gather(params, h):
+    values, places = jax.lax.top_k(h @ params["router"], K)
+    hidden = jnp.tanh(jnp.einsum("td,tkdf->tkf", h, params["up"][places]))
+    return jnp.einsum("tkf,tkfd,tk->td", hidden, jnp.take(params["down"], places, axis=0), jax.nn.softmax(values))
+
+
+def by_scatter(params, h):
+    values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
+    rows = jnp.arange(len(h))[:, None]
+    return dense(h, params, jnp.zeros((len(h), params["router"].shape[1])).at[rows, places].set(values))
+
+
+def sorted_rows(params, h):
+    """Rows sorted by expert, products of ragged groups: what dropless implementations do."""
+    values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
+    flat = places.reshape(-1)
+    order = jnp.argsort(flat)
+    sizes = jnp.bincount(flat, length=params["router"].shape[1])
+    rows = jnp.repeat(h, K, axis=0)[order]
+    out = jax.lax.ragged_dot(jnp.tanh(jax.lax.ragged_dot(rows, params["up"], sizes)), params["down"], sizes)
+    return (out[jnp.argsort(order)].reshape(*values.shape, -1) * values[..., None]).sum(1)
+
+
+def switch(params, h):
+    probabilities = jax.nn.softmax(h @ params["router"])
+    chosen = jax.nn.one_hot(jnp.argmax(probabilities, -1), params["router"].shape[1])
+    return dense(h, params, probabilities * chosen)
+
+
+ROUTERS = [by_threshold, by_one_hot, of_logits, by_gather, by_scatter, sorted_rows, switch]
+
+
+def parameters(seed=0):
+    random = np.random.default_rng(seed)
+    shapes = {"router": (D, E), "bias": (E,), "up": (E, D, F), "down": (E, F, D), "out": (D, 3)}
+    return {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def model(router):
+    def function(params, x):
+        params = dict(params)
+        outputs = [router(params, row) for row in x]  # a batch of two, unrolled
+        return jnp.einsum("btd,dn->btn", x + jnp.stack(outputs), params["out"])
+
+    return function
+
+
+def without(params, gone):
+    axes = {"router": 1, "bias": 0, "up": 0, "down": 0}
+    return {n: jnp.asarray(np.delete(w, gone, axis=axes[n])) if n in axes else w for n, w in params.items()}
+
+
+def experts_of(router, params=None):
+    params = parameters() if params is None else params
+    if router is not of_logits:
+        params.pop("bias", None)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 9, D)), jnp.float32)
+    with jax.numpy_rank_promotion("allow"):
+        traced = trace(model(router), params, x)
+    (found,) = [each for each in traced.prunable if each.role == "experts"]
+    return found, traced, params, x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", ROUTERS)
+def test_masked_is_cut_is_experts_taken_out_by_hand(router):
+    """Of every set of experts that may go, all outputs agree; a removed expert is never chosen."""
+    found, traced, params, x = experts_of(router)
+    least = 1 if router is switch else K
+    assert (found.units, found.least, found.copied) == (E, least, ())
+    wanted = {("router", 1), ("up", 0), ("down", 0)} | ({("bias", 0)} if router is of_logits else set())
+    assert {(member.path, member.axis) for member in found.members} == wanted
+    run, same, changed = jax.jit(gated(traced)), jax.jit(model(router)), 0.0
+    with jax.numpy_rank_promotion("allow"):
+        original = model(router)(params, x)
+        for count in range(1, E - least + 1):
+            for gone in itertools.combinations(range(E), count) if count < 3 else [(0, 2, 4)]:
+                keep = {found.name: ~np.isin(np.arange(E), gone)}
+                masked = run({found.name: jnp.asarray(keep[found.name], jnp.float32)}, params, x)
+                by_hand = same(without(params, gone), x)
+                less = keep_units(traced, keep, params)
+                jax.tree.map(np.testing.assert_array_equal, less, without(params, gone))
+                np.testing.assert_allclose(masked, by_hand, rtol=1e-4, atol=1e-5, err_msg=str(gone))
+                if count < 2:
+                    after = jax.jit(smaller(traced, keep))(less, x)
+                    np.testing.assert_allclose(after, by_hand, rtol=1e-4, atol=1e-5, err_msg=str(gone))
+                changed = max(changed, float(jnp.abs(masked - original).max()))
+    assert changed > 1e-2
+
+
+@pytest.mark.slow
+def test_a_gate_of_zero_on_the_logits_is_not_enough():
+    """Negative control: where only products are gated, a removed expert is chosen in another's place."""
+    found, traced, params, x = experts_of(by_one_hot)
+    gone, worst = jnp.ones(E), 0.0
+    for expert in range(E):
+        values = gone.at[expert].set(0.0)
+        placed = [(gate, gate.along, values) for gate in found.gates]
+        wrong = evaluate(
+            traced.program.jaxpr, traced.program.consts, [*jax.tree.leaves(params), x], (), Changes(placed)
+        )[0]
+        right = gated(traced)({found.name: values}, params, x)
+        worst = max(worst, float(jnp.abs(wrong - right).max()))
+    assert worst > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", ROUTERS)
+def test_gates_of_one_change_nothing(router):
+    found, traced, params, x = experts_of(router)
+    with jax.numpy_rank_promotion("allow"):
+        np.testing.assert_allclose(gated(traced)({found.name: jnp.ones(E)}, params, x), model(router)(params, x), 1e-5)
+
+
+def weighted_by_place(params, h):
+    values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
+    return by_one_hot(params, h) + (values * places).sum(-1, keepdims=True)
+
+
+def of_numbered(params, h):
+    values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
+    return by_one_hot(params, h) + (values * (places == 2)).sum(-1, keepdims=True)
+
+
+def of_another_axis(params, h):
+    places = jax.lax.top_k(h @ params["router"], K)[1]
+    return by_one_hot(params, h) + params["table"][places].sum(1)
+
+
+def counted_twice(params, h):
+    """Groups whose sizes are not how often an expert was chosen."""
+    sizes = jnp.full(params["router"].shape[1], 2, jnp.int32)
+    return by_one_hot(params, h) + jax.lax.ragged_dot(
+        h, jnp.einsum("edf,efc->edc", params["up"], params["down"]), sizes
+    )
+
+
+@pytest.mark.parametrize("router", [weighted_by_place, of_numbered, counted_twice])
+def test_positions_that_are_used_as_numbers_pin_the_experts(router):
+    params = parameters()
+    params.pop("bias")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        traced = trace(model(router), params, jnp.ones((1, 9, D)))
+    (found,) = [each for each in traced.structures if ("router", 1) in {(m.path, m.axis) for m in each.members}]
+    assert not found.prunable
+    assert "order" in {reason.kind for reason in found.pinned}
+
+
+def test_what_is_looked_up_with_places_of_experts_is_theirs():
+    """A table that is looked up with positions of experts loses its rows with them."""
+    params = parameters() | {"table": jnp.ones((E, D))}
+    params.pop("bias")
+    with jax.numpy_rank_promotion("allow"):
+        traced = trace(model(of_another_axis), params, jnp.ones((1, 9, D)))
+    (found,) = [each for each in traced.prunable if each.role == "experts"]
+    assert ("table", 0) in {(member.path, member.axis) for member in found.members}
+
+
+def of_experts(router=by_one_hot, count=6):
+    params = parameters()
+    if router is not of_logits:
+        params.pop("bias")
+    random = np.random.default_rng(2)
+    x, y = (jnp.asarray(random.normal(size=(count, 7, n)), jnp.float32) for n in (D, 3))
+    function = jax.vmap(lambda params, x: x @ params["out"] + router(params, x) @ params["out"], (None, 0))
+    return Problem(
+        function=function,
+        params=params,
+        loss=lambda out, y: jnp.square(out - y).mean(),
+        calibration=(x, y),
+        held_out=(-x, y),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", [by_one_hot, by_gather, by_threshold])
+def test_the_pipeline_leaves_as_many_experts_as_are_chosen(router):
+    with jax.numpy_rank_promotion("allow"):
+        subject = subject_of(of_experts(router))
+        (found,) = [each for each in subject.structures if each.role == "experts"]
+        scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
+        scores[found.name] = scores[found.name] * 0 + 1e-9
+        alone = {each.name: 0.0 for each in subject.structures if each is not found}
+        config = SearchConfig(allocation="global", min_keep_each={"*": 0}, max_ratio_each=alone)
+        keep = select_scores(subject, scores, 0.5, config).keep
+        assert keep[found.name].sum() == K
+        with pytest.raises(ValueError, match="the largest possible ratio is"):
+            select_scores(subject, scores, 0.8, config)
+        losses = Losses(subject)
+        masked = losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
+        np.testing.assert_allclose(cut_losses(subject, keep, cut(subject, keep)[1]), masked, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gate_scores_of_experts_are_derivatives_and_ablation_is_taking_out():
+    with jax.numpy_rank_promotion("allow"):
+        subject = subject_of(of_experts(by_gather))
+        (found,) = [each for each in subject.structures if each.role == "experts"]
+        calibrated = calibrate(subject, ["gate_taylor", "ablation", "taylor_element"], batch_size=3)
+        problem = subject.problem
+        x, y = problem.calibration
+        before = problem.loss(problem.function(problem.params, x), y)
+        for expert in range(E):
+            after = problem.loss(problem.function(without(problem.params, [expert]), x), y)
+            np.testing.assert_allclose(calibrated.scores("ablation")[found.name][0, expert], after - before, 1e-3, 1e-5)
+        assert (calibrated.scores("gate_taylor")[found.name] > 0).all()
+        keep = select(subject, calibrated, "taylor_element", 0.3, SearchConfig()).keep
+        assert keep[found.name].sum() >= K
+    assert dataclasses.is_dataclass(problem)

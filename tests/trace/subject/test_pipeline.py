@@ -1,0 +1,260 @@
+"""From a problem to a cut model: masked = cut, budgets met, copies alike, better than chance, refused in one line."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.config import SearchConfig
+from saap_jax.llama.segments import masks
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject.counting import prunable_parameters, removed_parameters
+from tests.models_for_tracing import EXAMPLES
+from tests.trace.subject.problems import (
+    MIXED,
+    calibrate,
+    cut_losses,
+    problem_of,
+    square,
+    stacked,
+    subject_of_model,
+    trained,
+)
+
+QUICK = ("moe",)
+MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in EXAMPLES if n != MIXED]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return subject_of(stacked())
+
+
+def drawn_scores(subject, seed=0):
+    random = np.random.default_rng(seed)
+    return {name: random.lognormal(0, 1, gate.shape) for name, gate in subject.ones.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
+    subject = subject_of_model(name)
+    problem = subject.problem
+    calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
+    selection = select(subject, calibrated, "gate_taylor", 0.25, SearchConfig())
+    assert selection.actual >= 0.25
+    for structure in subject.structures:
+        kept = selection.keep[structure.name].sum(1)
+        assert len(set(kept.tolist())) == 1
+        assert kept[0] >= 0.5 * structure.units or structure.units < 5
+    losses = Losses(subject, batch_size=4)
+    masked = losses.of(masks(selection.keep), problem.params, problem.held_out)
+    dense = losses.of(subject.ones, problem.params, problem.held_out)
+    function, params = cut(subject, selection.keep)
+    removed = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+    removed -= sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert removed == selection.removed
+    np.testing.assert_allclose(cut_losses(subject, selection.keep, params, 4), masked, rtol=1e-4)
+    inputs, targets = problem.held_out
+    outputs = jax.jit(function)(params, *problem.inputs(inputs))
+    np.testing.assert_allclose(jnp.square(outputs - targets).mean(), masked.mean(), rtol=1e-4)
+    assert np.abs(masked - dense).max() > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6])
+def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ratio):
+    """Both structures of the model meet in the matrices of its layers."""
+    scores = drawn_scores(subject)
+    assert prunable_parameters(subject) == sum(leaf.size for leaf in jax.tree.leaves(subject.problem.params))
+    selection = select_scores(subject, scores, ratio, SearchConfig(allocation=allocation))
+    _, params = cut(subject, selection.keep)
+    left = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert selection.removed == prunable_parameters(subject) - left == removed_parameters(subject, selection.keep)
+    assert selection.actual >= ratio
+    widened = []
+    for name, kept in selection.keep.items():  # one unit more of any structure misses the budget, for `uniform`
+        more = kept.copy()
+        for row in more:
+            row[np.flatnonzero(~row)[:1]] = True
+        if (more != kept).any():
+            widened.append(
+                removed_parameters(subject, selection.keep | {name: more}) < ratio * prunable_parameters(subject)
+            )
+    assert any(widened) or ratio == 0
+
+
+def test_limits_of_single_structures(subject):
+    config = SearchConfig(
+        allocation="global", multiple_of_each={"layers/down[1]": 2}, min_keep_each={"in[1]": 3}, max_ratio_each={}
+    )
+    selection = select_scores(subject, drawn_scores(subject), 0.4, config)
+    assert selection.keep["layers/down[1]"].sum(1).tolist() in ([2, 2], [4, 4])
+    assert selection.keep["in[1]"].sum() >= 3
+    alone = SearchConfig(max_ratio_each={"in[1]": 0.0})
+    assert select_scores(subject, drawn_scores(subject), 0.3, alone).keep["in[1]"].all()
+
+
+@pytest.mark.slow
+def test_adaptive_uses_the_stability_of_examples(subject):
+    calibrated = calibrate(subject, ["taylor_element"], stability=True, batch_size=5)
+    keeps = [
+        select(
+            subject,
+            calibrated,
+            "taylor_element",
+            0.4,
+            SearchConfig(allocation="adaptive", stability_weight=weight),
+        ).keep
+        for weight in (0.0, -5.0, 5.0)
+    ]
+    plain = select(subject, calibrated, "taylor_element", 0.4, SearchConfig(allocation="global")).keep
+    assert all((keeps[0][name] == plain[name]).all() for name in plain)
+    assert any((keeps[1][name] != keeps[2][name]).any() for name in plain)
+
+
+def test_candidates_compile_once(subject):
+    losses = Losses(subject, batch_size=2)
+    for seed in range(3):
+        keep = select_scores(subject, drawn_scores(subject, seed), 0.1 * seed, SearchConfig()).keep
+        losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
+    assert losses.step._cache_size() == 1
+
+
+def test_a_padded_batch_is_the_whole_pass(subject):
+    every = [
+        Losses(subject, batch_size=size).of(subject.ones, subject.problem.params, subject.problem.held_out)
+        for size in (2, 5, 64)
+    ]
+    for each in every[1:]:
+        np.testing.assert_allclose(each, every[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "moe", "cross_attention", "linen_encoder", "nnx_decoder"])
+def test_gate_taylor_removes_less_than_chance(name):
+    """A quarter of the prunable parameters goes, the same share of every structure, judged on held-out examples.
+
+    Of as many that the dense model is surely better: from 64 of them the encoder learns more than holds of others.
+    """
+    problem = trained(name, count=256)
+    subject = subject_of(problem, refused=True)
+    chance = [f"random(seed={seed})" for seed in range(8)]
+    calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=64)
+    losses, found = Losses(subject, batch_size=64), {}
+    for estimator in calibrated.estimators:
+        keep = select(subject, calibrated, estimator, 0.25, SearchConfig()).keep
+        found[estimator] = losses.of(masks(keep), problem.params, problem.held_out).mean()
+    dense = losses.of(subject.ones, problem.params, problem.held_out).mean()
+    assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
+
+
+@pytest.mark.slow
+def test_half_precision():
+    problem = stacked()
+    half = dataclasses.replace(
+        problem,
+        function=lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32),
+        params=jax.tree.map(lambda w: w.astype(jnp.bfloat16), problem.params),
+    )
+    subject = subject_of(half)
+    calibrated = calibrate(subject, ["taylor_element_second", "gate_taylor"], batch_size=5)
+    exact = calibrate(subject_of(problem), calibrated.estimators, batch_size=5)
+    for name in calibrated.estimators:
+        for structure, values in calibrated.scores(name).items():
+            np.testing.assert_allclose(values, exact.scores(name)[structure], rtol=0.3, atol=0.05)
+    keep = select(subject, calibrated, "gate_taylor", 0.4, SearchConfig()).keep
+    masked = Losses(subject).of(masks(keep), half.params, half.held_out).mean()
+    _, less = cut(subject, keep)
+    assert less["in"].dtype == jnp.bfloat16
+    assert abs(cut_losses(subject, keep, less).mean() / masked - 1) <= subject.tolerance
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_that_mixes_its_examples_is_refused():
+    with pytest.raises(ValueError, match="the same whatever else is in its batch"):
+        subject_of(problem_of(MIXED))
+    problem = stacked()
+    centred = dataclasses.replace(problem, function=lambda p, x: problem.function(p, x - x.mean(0, keepdims=True)))
+    with pytest.raises(ValueError, match="the same whatever else is in its batch"):
+        subject_of(centred)
+
+
+def checked(**fields):
+    """Check fields of a problem as users do, without the type checks of the tests in front."""
+    problem = object.__new__(Problem)
+    for name, value in fields.items():
+        object.__setattr__(problem, name, value)
+    problem.__post_init__()
+
+
+@pytest.mark.slow
+def test_wrong_problems_are_refused():
+    problem = stacked()
+    inputs, targets = problem.calibration
+    for change, message in (
+        ({"params": {"in": 3.0}}, "expected arrays, got float; let the function hold it"),
+        ({"params": {"in": jax.random.key(0)}}, "expected numbers, got key"),
+        ({"loss": 3}, "Problem.loss: expected a function, got int"),
+        ({"calibration": inputs}, "Problem.calibration: expected a pair"),
+        (
+            {"calibration": (inputs, targets[:3])},
+            r"as many examples each along their first axis, got \[\(5, 3\), \(3, 2\)",
+        ),
+        ({"held_out": (inputs[:, :2], targets)}, "expected examples of the shapes and types of calibration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checked(**(vars(problem) | change))
+    checked(**vars(problem))
+    shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), problem.params)
+    with pytest.raises(ValueError, match="expected concrete arrays, got ShapeDtypeStruct; initialise or load them"):
+        subject_of(dataclasses.replace(problem, params=shapes))
+    with pytest.raises(ValueError, match=r"expected one number .* for one example, got float32 of shape \(1, 2\)"):
+        calibrate(subject_of(dataclasses.replace(problem, loss=lambda a, b: (a - b) ** 2)), ["gate_taylor"])
+    with pytest.raises(ValueError, match="cannot be traced: KeyError: 'absent'"):
+        subject_of(dataclasses.replace(problem, function=lambda p, x: p["absent"]))
+    with pytest.raises(ValueError, match="with the batch as their first axis, got shape"):
+        subject_of(dataclasses.replace(problem, function=lambda p, x: problem.function(p, x).sum()))
+    examples = (jnp.ones((2, 3)), jnp.ones((2, 4)))
+    linear = Problem(
+        function=lambda p, x: jnp.einsum("bi,id->bd", x, p),
+        params=jnp.ones((3, 4)),
+        loss=square,
+        calibration=examples,
+        held_out=examples,
+    )
+    with pytest.raises(ValueError, match="expected a structure that can be pruned, found none of 2"):
+        subject_of(linear)
+
+
+def test_wrong_estimators_and_budgets_are_refused(subject):
+    for names, message in (
+        (["block_influence"], "estimator 'block_influence': needs block_change, which is not observed of a traced"),
+        (["gate_taylr"], "did you mean 'gate_taylor'"),
+        (["random", "random"], "is named twice"),
+        (["gate_taylor/magnitude"], "two around a slash"),
+        ([], "expected at least one estimator"),
+        (["gate_taylor+block_influence"], "needs block_change"),
+        (["gate_fisher(objective='margin')"], "needs gate_gradient_margin"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibrate(subject, names)
+    scores = drawn_scores(subject)
+    with pytest.raises(ValueError, match=r"search.min_keep_each: expected names of structures in\[1\], .* got up"):
+        select_scores(subject, scores, 0.2, SearchConfig(min_keep_each={"up": 2}))
+    with pytest.raises(ValueError, match="the largest possible ratio is 0.3700 under"):
+        select_scores(subject, scores, 0.6, SearchConfig(max_ratio_each={"*": 0.3}))
+    with pytest.raises(ValueError, match="expected a number in"):
+        select_scores(subject, scores, 1.0, SearchConfig())
+    wrong = dataclasses.replace(subject.problem, params=jax.tree.map(lambda w: w * jnp.nan, subject.problem.params))
+    with pytest.raises(ValueError, match="the loss of 5 examples is not finite"):
+        calibrate(dataclasses.replace(subject, problem=wrong, programs={}), ["gate_taylor"])

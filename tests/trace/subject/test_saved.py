@@ -1,0 +1,132 @@
+"""A pruned model goes to a directory and comes back with the same factory; another factory is refused in one line."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import load_file, save_file
+
+from saap_jax.config import SearchConfig
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.trace.subject import cut, load_pruned, save_pruned, subject_of
+from tests.trace.subject.problems import problem_of, stacked
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    subject = subject_of(stacked())
+    random = np.random.default_rng(0)
+    scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
+    keep = select_scores(subject, scores, 0.4, SearchConfig()).keep
+    path = tmp_path_factory.mktemp("pruned") / "model"
+    save_pruned(path, subject, keep, {"estimator": "random"})
+    return path, subject, keep
+
+
+@pytest.mark.slow
+def test_it_comes_back(pruned):
+    path, subject, keep = pruned
+    function, params = load_pruned(path, stacked())
+    before, less = cut(subject, keep)
+    jax.tree.map(np.testing.assert_array_equal, params, less)
+    assert params["layers"]["up"].shape != subject.problem.params["layers"]["up"].shape
+    inputs = subject.problem.held_out[0]
+    np.testing.assert_allclose(function(params, inputs), before(less, inputs), rtol=1e-6)
+    np.testing.assert_allclose(function(params, inputs[:1])[0], function(params, inputs)[0], rtol=1e-5)
+    assert np.abs(function(params, inputs) - subject.problem.function(subject.problem.params, inputs)).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_shapes_of_the_dense_parameters_are_enough(pruned):
+    path, subject, keep = pruned
+    problem = stacked()
+    shapes = jax.eval_shape(lambda: problem.params)
+    function, params = load_pruned(path, dataclasses.replace(problem, params=shapes))
+    inputs = subject.problem.held_out[0]
+    before, less = cut(subject, keep)
+    np.testing.assert_allclose(function(params, inputs), before(less, inputs), rtol=1e-6)
+    for length in (1, 4):  # and no dense weights are needed for other shapes
+        wide = dataclasses.replace(problem, params=shapes, function=lambda p, x: problem.function(p, x[:, :3]))
+        function, params = load_pruned(path, wide)
+        more = jnp.ones((length, 5))
+        np.testing.assert_allclose(function(params, more), before(less, more[:, :3]), rtol=1e-6)
+
+
+def test_what_lies_there(pruned):
+    path, _, keep = pruned
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model"]
+    assert sorted(file.name for file in path.iterdir()) == ["params.safetensors", "pruned.json"]
+    assert set(load_file(path / "params.safetensors")) == {"in", "layers/up", "layers/down", "out"}
+    record = json.loads((path / "pruned.json").read_text())
+    assert record["about"] == {"estimator": "random"}
+    assert {each["name"]: each["units"] for each in record["structures"]} == {"in[1]": 4, "layers/down[1]": 5}
+    for name, kept in keep.items():
+        assert record["keep"][name]["kept"] == [np.flatnonzero(row).tolist() for row in kept]
+
+
+def test_nothing_is_overwritten(pruned):
+    path, subject, keep = pruned
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        save_pruned(path, subject, keep)
+
+
+def test_another_factory_is_refused(pruned):
+    path = pruned[0]
+    problem = stacked()
+    wider = {**problem.params, "in": jnp.ones((3, 6))}
+    with pytest.raises(
+        ValueError, match=r"another model .*: parameter in was of shape \(3, 4\), and is of shape \(3, 6\)"
+    ):
+        load_pruned(path, dataclasses.replace(problem, params=wider, function=lambda p, x: x @ p["in"]))
+    more = {**problem.params, "more": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"parameter more was absent, and is of shape \(2,\)"):
+        load_pruned(path, dataclasses.replace(problem, params=more))
+    with pytest.raises(ValueError, match=r"structure .* is not prunable any more"):  # the width is a number in the code
+        load_pruned(path, dataclasses.replace(problem, function=lambda p, x: problem.function(p, x) + 0 * jnp.einsum(
+            "id,d->", p["in"], jnp.arange(4.0))))  # fmt: skip
+    load_pruned(path, dataclasses.replace(problem, params=jax.tree.map(jnp.zeros_like, problem.params)))
+
+
+@pytest.mark.parametrize("damage", ["no file", "text", "shape", "format", "truncated"])
+def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
+    _, subject, keep = pruned
+    path = tmp_path / "model"
+    save_pruned(path, subject, keep)
+    match damage:
+        case "no file":
+            (path / "params.safetensors").unlink()
+            kind, message = FileNotFoundError, "found no params.safetensors"
+        case "text":
+            (path / "pruned.json").write_text("{")
+            kind, message = ValueError, "expected a pruned traced model, got JSONDecodeError"
+        case "shape":
+            values = load_file(path / "params.safetensors")
+            save_file(values | {"in": jnp.ones((3, 9))}, path / "params.safetensors")
+            kind, message = ValueError, r"expected in of shape .* got \(3, 9\); the directory is damaged"
+        case "format":
+            record = json.loads((path / "pruned.json").read_text()) | {"format": 9}
+            (path / "pruned.json").write_text(json.dumps(record))
+            kind, message = ValueError, "a record of format 9, where this version reads 1"
+        case "truncated":
+            content = (path / "params.safetensors").read_bytes()
+            (path / "params.safetensors").write_bytes(content[:-8])
+            kind, message = ValueError, "expected a pruned traced model, got SafetensorError"
+    with pytest.raises(kind, match=message):
+        load_pruned(path, stacked())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linen_encoder", "nnx_decoder"])
+def test_modules_come_back(name, tmp_path):
+    """Flax modules keep the sizes that they were made with; the loaded function does not."""
+    problem = problem_of(name, 3)
+    subject = subject_of(problem, refused=True)
+    scores = {each: np.random.default_rng(0).uniform(size=gate.shape) for each, gate in subject.ones.items()}
+    keep = select_scores(subject, scores, 0.3, SearchConfig()).keep
+    before, less = save_pruned(tmp_path / "model", subject, keep)
+    function, params = load_pruned(tmp_path / "model", problem_of(name, 3))
+    inputs = problem.inputs(problem.held_out[0])
+    np.testing.assert_allclose(function(params, *inputs), before(less, *inputs), rtol=1e-5)

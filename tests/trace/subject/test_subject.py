@@ -1,0 +1,367 @@
+"""The commands on a traced model: scenarios, seeds, grids, steps on the way, resuming, and what each command finds."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.config import (
+    CalibrationConfig,
+    CompareConfig,
+    EstimationConfig,
+    EvaluationConfig,
+    FidelityConfig,
+    FrontierConfig,
+    FusionConfig,
+    GridConfig,
+    MeshConfig,
+    ModelConfig,
+    PruneConfig,
+    ScoreConfig,
+    SearchConfig,
+    SensitivityConfig,
+    for_factory,
+)
+from saap_jax.evaluation.crossing import found_variants
+from saap_jax.jobs import compare, fidelity, frontier, sensitivity
+from saap_jax.jobs.score import score_run
+from saap_jax.llama.segments import masks
+from saap_jax.report.page.html import render_page
+from saap_jax.report.write import read_views, report_page
+from saap_jax.selection.choose import choose, choose_path
+from saap_jax.trace.problem import Problem
+from saap_jax.trace.subject import Losses, subject_of
+from tests.trace.subject.problems import calibrate, stacked, trained
+
+FACTORY = """
+import dataclasses, jax
+from tests.trace.subject.problems import trained
+
+def part(examples, rows):
+    return jax.tree.map(lambda leaf: leaf[rows], examples)
+
+def problem():
+    whole = trained("moe", 32)
+    return dataclasses.replace(
+        whole,
+        calibration={"a": part(whole.calibration, slice(16)), "b": part(whole.calibration, slice(16, None))},
+        held_out={"near": part(whole.held_out, slice(16)), "far": part(whole.held_out, slice(16, None))},
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("factory") / "mine.py"
+    path.write_text(FACTORY)
+    return f"{path}:problem"
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return subject_of(trained("moe", 32))
+
+
+@pytest.fixture(scope="module")
+def config(factory, tmp_path_factory) -> CompareConfig:
+    return for_factory(
+        CompareConfig,
+        factory,
+        runs=str(tmp_path_factory.mktemp("runs")),
+        estimation=EstimationConfig(estimators=("random", "gate_taylor", "saap")),
+        calibration=CalibrationConfig(scenarios=(), examples=8),
+        grid=GridConfig(allocations=("uniform", "global", "adaptive"), seeds=(0, 1), scenarios=("all", "b")),
+        ratios=(0.2, 0.4),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    return compare.compare(config)
+
+
+def test_a_digest_is_of_all_that_a_figure_depends_on():
+    """Of parameters, program and loss, and of arrays that the last two hold."""
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+
+    def digests(scale=1.0, power=2, weight=1.0):
+        params = {"up": jnp.full((3, 5), weight), "down": jnp.ones((5, 2))}
+        held = jnp.full((2,), scale)
+        problem = Problem(
+            function=lambda params, x: jax.nn.relu(x @ params["up"]) @ params["down"] * held[None],
+            params=params,
+            loss=lambda outputs, targets: (jnp.abs(outputs - targets - held[None]) ** power).mean(),
+            calibration=(x, y),
+            held_out=(x, y),
+        )
+        return subject_of(problem).digests()
+
+    first = digests()
+    assert digests() == first
+    for changes, differ in (
+        ({"scale": 2.0}, {"program", "loss"}),
+        ({"power": 1}, {"loss"}),
+        ({"weight": 2.0}, {"parameters"}),
+    ):
+        other = digests(**changes)
+        assert {name for name in first if other[name] != first[name]} == differ
+
+
+def rows_of(run) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in run.candidates()]
+
+
+@pytest.mark.slow
+class TestCompare:
+    def test_every_combination_is_judged_by_its_own_masks(self, config, run, factory):
+        rows = run.candidates()
+        assert len(rows) == 3 * 3 * 2 * 2 * 2
+        assert run.record["metrics"] == [{"name": "loss near", "domain": "in"}, {"name": "loss far", "domain": "out"}]
+        own = subject_of(trained("moe", 32))
+        arrays, held_out = run.load_arrays("keeps"), own.problem.held_out
+        for row in rows[::11]:
+            keep = {name: arrays[f"{row['candidate']}/{name}"] for name in own.existing}
+            assert own.removed(keep) / own.prunable == pytest.approx(row["ratio_actual"])
+            assert row["ratio_actual"] >= row["ratio_asked"] - 1e-9
+            losses = Losses(own).of(masks(keep), own.problem.params, held_out)
+            np.testing.assert_allclose(row["losses"]["loss near"], losses[:16], rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(row["losses"]["loss far"], losses[16:], rtol=1e-4, atol=1e-7)
+            assert row["ppl"]["loss far"] == pytest.approx(losses[16:].mean(), rel=1e-4)
+
+    def test_seeds_draw_other_examples_and_scenarios_are_told_apart(self, run):
+        keeps = {(row["estimator"], row["allocation"], row["scenario"], row["seed"], row["ratio_asked"]): row["keep"]
+                 for row in run.candidates()}  # fmt: skip
+        pairs = itertools.product(("gate_taylor",), ("uniform", "global"), ("all", "b"), (0.2, 0.4))
+        differ = [keeps[e, a, s, 0, r] != keeps[e, a, s, 1, r] for e, a, s, r in pairs]
+        assert any(differ)
+        assert any(keeps["gate_taylor", "global", "all", seed, 0.4] != keeps["gate_taylor", "global", "b", seed, 0.4]
+                   for seed in (0, 1))  # fmt: skip
+
+    def test_a_killed_run_goes_on_to_the_same_rows(self, config, run, tmp_path):
+        again = dataclasses.replace(config, runs=str(tmp_path))
+        other = shutil.copytree(run.path, tmp_path / run.path.name)
+        lines = (other / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        (other / "metrics.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:20])
+        record = json.loads((other / "run.json").read_text())
+        record.pop("best")
+        record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
+        (other / "run.json").write_text(json.dumps(record))
+        for name in ("keep.json", "report.html"):
+            (other / name).unlink(missing_ok=True)
+        shutil.rmtree(other / "best")
+        resumed = compare.compare(again)
+        assert rows_of(resumed) == rows_of(run)
+        assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
+
+    def test_the_page_speaks_of_losses(self, run):
+        several = render_page(report_page(read_views([run.path, run.path]), folded=False))
+        for page in ((run.path / "report.html").read_text().lower(), several.lower()):
+            assert "perplexity" not in page
+            assert "loss against ratio" in page
+        assert "best loss against ratio: loss far" in several.lower()
+
+
+class TestOthers:
+    @pytest.mark.slow
+    def test_fidelity_of_the_oracle_to_itself_is_one(self, factory, tmp_path):
+        config = for_factory(
+            FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
+            estimation=EstimationConfig(estimators=("ablation", "random")),
+        )  # fmt: skip
+        _, rows, _, exact = fidelity.judge(config)
+        found = {(row.estimator, row.scope): row.value for row in rows if row.measure == "spearman"}
+        assert found["ablation", "pooled"] == pytest.approx(1)
+        assert found["random", "pooled"] < 0.9, "negative control"
+        assert {row.scope for row in rows} == {*exact, "pooled"}
+
+    @pytest.mark.slow
+    def test_sensitivity_is_the_change_of_the_masked_loss(self, factory, tmp_path):
+        config = for_factory(SensitivityConfig, factory, runs=str(tmp_path), fractions=(0.3,), resamples=50)
+        run = sensitivity.sensitivity(config)
+        own = subject_of(trained("moe", 32))
+        losses = Losses(own)
+        dense = losses.of(own.ones, own.problem.params, own.problem.held_out)[:16]
+        places = [row for row in run.candidates() if "layer" in row]
+        assert {row["structure"] for row in places} <= set(own.existing)
+        assert len(places) > 1
+        scores = calibrate(own, ["gate_taylor"]).scores("gate_taylor")
+        for row in places:
+            name, keep = row["structure"], {n: units.copy() for n, units in own.existing.items()}
+            for copy, values in enumerate(np.asarray(scores[name])):
+                keep[name][copy, np.argsort(values)[: round(row["actual"] * row["units"])]] = False
+            assert own.removed(keep) == row["removed"]
+            masked = losses.of(masks(keep), own.problem.params, own.problem.held_out)[:16]
+            assert np.mean(row["losses"]["loss near"]) == pytest.approx(masked.mean(), rel=1e-3)
+            assert abs(masked.mean() - dense.mean()) > 1e-6
+
+    @pytest.mark.slow
+    def test_the_largest_ratio_holds_the_limit(self, factory, tmp_path):
+        config = for_factory(
+            FrontierConfig, factory, runs=str(tmp_path), ratios=(0.1, 0.3, 0.5), max_ppl_increase="400%", resamples=50,
+            estimation=EstimationConfig(estimators=("gate_taylor",)), tolerance=0.05,
+        )  # fmt: skip
+        run = frontier.frontier(config)
+        (line,), limit = run.record["frontier"]["lines"], run.record["frontier"]["limit"]
+        assert limit == pytest.approx(5 * run.record["dense"]["ppl"]["loss near"])
+        rows = {row["ratio_asked"]: row["ppl"]["loss near"] for row in run.candidates()}
+        assert rows[line["ratio"]] <= limit
+        assert line["breaks_at"] is None or rows[line["breaks_at"]] > limit
+        assert found_variants(run.record, run.candidates())[0].variant == "gate_taylor"
+
+    @pytest.mark.slow
+    def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
+        names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
+        options = {"runs": str(tmp_path), "estimation": EstimationConfig(estimators=names)}
+        first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
+        options["estimation"] = EstimationConfig(estimators=("saap", "gate_fisher", "gate_hessian"))
+        again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
+        fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
+        for scenario, name in itertools.product(("a", "b"), again.estimators):
+            for structure, values in again.scenarios[scenario][name].items():
+                np.testing.assert_allclose(values, fresh.scenarios[scenario][name][structure], rtol=1e-4, atol=1e-7)
+        assert again.stability is not None
+
+
+class TestOnTheWay:
+    @pytest.mark.slow
+    def test_scores_at_masks_are_those_of_the_cut_model(self, subject):
+        """A model observed at masks is the cut one; of another keep-set it is not."""
+        problem, scores = subject.problem, calibrate(subject, ["gate_taylor"]).scores("gate_taylor")
+        keep = choose(subject, scores, 0.3, SearchConfig()).keep
+        cut = subject.cut(keep)
+        smaller = subject_of(
+            Problem(
+                function=cut.function, params=cut.params, loss=problem.loss,
+                calibration=problem.calibration, held_out=problem.held_out,
+            ),
+            refused=True,
+        )  # fmt: skip
+        found = calibrate(subject, ["gate_taylor", "taylor_element"], keep=keep)
+        anew = calibrate(smaller, ["gate_taylor", "taylor_element"])
+        plain = calibrate(subject, ["gate_taylor", "taylor_element"])
+        compared = 0
+        for name in set(smaller.existing) & set(subject.existing):
+            for estimator in ("gate_taylor", "taylor_element"):
+                left = np.asarray(found.scores(estimator)[name])[keep[name]]
+                if left.size == np.size(anew.scores(estimator)[name]):
+                    wanted = np.ravel(anew.scores(estimator)[name])
+                    np.testing.assert_allclose(left, wanted, rtol=1e-3, atol=1e-7)
+                    assert not np.allclose(np.asarray(plain.scores(estimator)[name])[keep[name]], left, rtol=1e-2)
+                    compared += 1
+        assert compared >= 2
+        for name, kept in keep.items():
+            assert np.isnan(np.asarray(found.scores("gate_taylor")[name])[~kept]).all()
+
+    def test_steps_keep_what_went_gone(self, subject):
+        calibrated = calibrate(subject, ["gate_taylor"], stability=True)
+        scenarios = {"calibration": subject.problem.calibration}
+        found = choose_path(
+            subject,
+            calibrated,
+            scenarios,
+            "gate_taylor",
+            (0.2, 0.4),
+            SearchConfig(allocation="global", rescore_every=0.1),
+        )
+        for name in subject.existing:
+            assert not (found[0.4].keep[name] & ~found[0.2].keep[name]).any()
+        assert found[0.4].actual >= 0.4
+        for selection in found.values():
+            subject.check_keep(selection.keep)
+
+
+class TestLosses:
+    @pytest.mark.slow
+    def test_batches_of_keep_sets_give_what_each_gives_alone(self, subject):
+        random = np.random.default_rng(0)
+        keeps = [subject.existing]
+        for ratio in (0.1, 0.3, 0.5):
+            scores = {name: random.lognormal(size=units.shape) for name, units in subject.existing.items()}
+            keeps.append(choose(subject, scores, ratio, SearchConfig()).keep)
+        held_out = subject.problem.held_out
+        found: dict = {}
+        for group in subject.losses(held_out, keeps, batch_size=5, at_once=3):
+            found |= group
+        for number, keep in enumerate(keeps):
+            alone = Losses(subject).of(masks(keep), subject.problem.params, held_out)
+            np.testing.assert_allclose(found[number].means, alone, rtol=1e-4, atol=1e-7)
+        rest = [set(group) for group in subject.losses(held_out, keeps, batch_size=5, at_once=3, done={0, 1, 2})]
+        assert rest == [{3}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (CompareConfig, {"search": SearchConfig(skip_layers=(0,))}, "search.skip_layers: is for attention and MLP"),
+        (
+            CompareConfig,
+            {"search": SearchConfig(attention_share=0.1)},
+            "search.attention_share: is for attention and MLP",
+        ),
+        (CompareConfig, {"mesh": MeshConfig(tensor=2)}, "mesh: expected data and fsdp alone for a traced .* tensor 2"),
+        (CompareConfig, {"mesh": MeshConfig(expert=2)}, "mesh: expected data and fsdp alone for a traced .* expert 2"),
+        (
+            PruneConfig,
+            {"mesh": MeshConfig(rules=("vocab=",))},
+            "mesh: expected data and fsdp alone .* rules vocab=",
+        ),
+        (CompareConfig, {"fusion": FusionConfig()}, "fusion.attention: expected none for a traced model"),
+        (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's program is as"),
+        (FidelityConfig, {"calibration": CalibrationConfig(length=64)}, "calibration.length: a factory's program is"),
+        (FidelityConfig, {"calibration": CalibrationConfig(bos="never")}, "calibration.bos: a factory's program is"),
+        (CompareConfig, {"evaluation": EvaluationConfig(length=64)}, "evaluation.length: a factory's program is as"),
+        (SensitivityConfig, {"align": 4}, "align: expected 0 for a traced model"),
+        (PruneConfig, {"from_run": "runs/a"}, "from_run: expected none for a traced model, got runs/a"),
+    ],
+)
+def test_what_is_not_for_traced_models_is_refused(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        for_factory(kind, "mine.py:problem", **fields)
+    for_factory(kind, "mine.py:problem")
+
+
+def test_what_is_for_traced_models_alone_is_refused_elsewhere():
+    with pytest.raises(ValueError, match=r"search.min_keep_each: names structures of traced models, got {'mlp': 2}"):
+        CompareConfig(search=SearchConfig(min_keep_each={"mlp": 2}))
+    with pytest.raises(ValueError, match=r"model.norms: is for traced models, .* got 'smollm2-135m'"):
+        ModelConfig(norms=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            CalibrationConfig(scenarios=("night",)),
+            "calibration.scenarios: expected some of calibration, .*night",
+        ),
+        (CalibrationConfig(scenarios=(), examples=6), "calibration.examples: expected at most 5, those of calibration"),
+        (
+            EvaluationConfig(in_domain="x", out_of_domain=""),
+            "evaluation.in_domain: expected one of held_out, .*'x'",
+        ),
+    ],
+)
+def test_examples_that_are_not_there_are_refused(config, message):
+    own = subject_of(stacked())
+    with pytest.raises(ValueError, match=message):
+        own.texts(config) if isinstance(config, EvaluationConfig) else own.scenarios(config)
+
+
+def test_sets_of_examples_have_names_and_one_shape():
+    problem = stacked()
+    named = dataclasses.replace(problem, calibration={"day": problem.calibration, "night": problem.held_out})
+    assert [*named.scenarios] == ["day", "night"]
+    assert named.count == 10
+    wider = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf], 1), problem.held_out)
+    with pytest.raises(ValueError, match=r"Problem.calibration\['night'\]: expected examples of the shapes"):
+        dataclasses.replace(problem, calibration={"day": problem.calibration, "night": wider})
+    with pytest.raises(ValueError, match="expected names of letters, digits"):
+        dataclasses.replace(problem, held_out={"a/b": problem.held_out})
+    with pytest.raises(ValueError, match="expected one set of examples at least, got none"):
+        dataclasses.replace(problem, held_out={})

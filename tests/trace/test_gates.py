@@ -1,0 +1,153 @@
+"""Gates put into traced programs: dense = the function, masked = without the units, gradients = those of our gates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.llama.segments import segment_bounds, split_gates
+from saap_jax.surgery.cut import cut
+from saap_jax.trace.insert_gates import all_ones, gated
+from saap_jax.trace.removal import keep_units, retrace
+from saap_jax.trace.smaller import smaller
+from saap_jax.trace.trace import Traced, trace
+from tests.helpers import dense_model, ragged_model, random_tokens
+from tests.models_for_tracing import EXAMPLES, floats
+
+
+def drawn(shapes, random):
+    """Return random arrays, positive where a model takes roots or logarithms; tokens for integers."""
+
+    def draw(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.asarray(random.integers(0, 30, leaf.shape), leaf.dtype)
+        return jnp.asarray(random.uniform(0.1, 1, leaf.shape) * random.choice([-1, 1], leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def example_of(name):
+    example, random = EXAMPLES[name](), np.random.default_rng(0)
+    params = drawn(example.params, random)
+    if name == "nnx_cnn":
+        params["batch_norm"]["var"].set_value(params["batch_norm"]["var"][...] ** 2)
+    if name == "convnet":
+        params = {
+            key: value | {"variance": value["variance"] ** 2} if "norm" in key else value
+            for key, value in params.items()
+        }
+    return example, params, drawn(example.inputs, random)
+
+
+def keep_of(structure, random):
+    """Return a keep-set that removes as many random units of each copy: a third, at least one, not all."""
+    order = random.permuted(np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units)), axis=-1)
+    return order >= max(structure.units // 3, 1)
+
+
+QUICK = ("phi",)
+SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_masked_is_cut(name):
+    """Of each structure by itself, then of all of them at once."""
+    example, params, inputs = example_of(name)
+    traced = trace(example.function, params, *inputs)
+    run = jax.jit(gated(traced))
+    dense = jax.jit(example.function)(params, *inputs)
+    np.testing.assert_allclose(run(all_ones(traced.prunable), params, *inputs), dense, rtol=1e-5, atol=1e-5)
+    random = np.random.default_rng(1)
+    for structure in traced.prunable:
+        keep = keep_of(structure, random)
+        masked = run(all_ones(traced.prunable) | {structure.name: jnp.asarray(keep, jnp.float32)}, params, *inputs)
+        assert np.abs(np.asarray(masked - dense)).max() > 1e-4, structure.name
+        runs = [smaller(traced, {structure.name: keep})]
+        if not structure.normalised and not retrace(example.function, traced, structure, params, *inputs):
+            runs.append(example.function)
+        less = keep_units(traced, {structure.name: keep}, params)
+        for after in jax.jit(lambda *given, runs=runs: [each(*given) for each in runs])(less, *inputs):
+            np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg=structure.name)
+    every = {each.name: keep_of(each, random) for each in traced.prunable}
+    masked = run({each: jnp.asarray(kept, jnp.float32) for each, kept in every.items()}, params, *inputs)
+    after = jax.jit(smaller(traced, every))(keep_units(traced, every, params), *inputs)
+    np.testing.assert_allclose(masked, after, rtol=1e-4, atol=1e-4, err_msg="all structures at once")
+
+
+def of_llama(traced: Traced, model, gates):
+    """Return the gates of a traced LLaMA that stand for gates of the library."""
+    found = {}
+    for index, run in enumerate(split_gates(gates, segment_bounds(model.segments))):
+        for structure in traced.prunable:
+            paths = {member.path for member in structure.members}
+            if f"segments/{index}/attention/key" in paths and structure.gate:
+                found[structure.name] = run["attention"]
+            if f"segments/{index}/mlp/up" in paths and structure.gate:
+                found[structure.name] = run["mlp"]
+    return found
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gqa", "mqa", "ragged")])
+def test_injected_gates_are_those_of_llama(kind):
+    model = ragged_model() if kind == "ragged" else dense_model(kind, mlp=7)
+    tokens = jnp.asarray(random_tokens(2, 5))
+    random = np.random.default_rng(0)
+    layers = sum(run.length for run in model.segments)
+    heads = max(run.widths.kv_heads for run in model.segments)
+    widest = max(run.widths.mlp for run in model.segments)
+    gates = {
+        "attention": jnp.asarray(random.uniform(0, 1, (layers, heads)), jnp.float32),
+        "mlp": jnp.asarray(random.uniform(0, 1, (layers, widest)), jnp.float32),
+    }
+    traced = trace(lambda model, tokens: model(tokens), model, tokens)
+    run = gated(traced)
+
+    def injected(gates):
+        return jnp.square(run(of_llama(traced, model, gates), model, tokens)).mean()
+
+    def own(gates):
+        return jnp.square(model(tokens, gates)).mean()
+
+    assert len(of_llama(traced, model, gates)) == 2 * len(model.segments) - (kind == "ragged")
+    losses, gradients = zip(*(jax.jit(jax.value_and_grad(f))(gates) for f in (injected, own)), strict=True)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for name in gates:
+        np.testing.assert_allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_smaller_program_is_the_cut_llama():
+    model, tokens, random = (
+        dense_model("gqa", layers=3, mlp=7),
+        jnp.asarray(random_tokens(2, 5)),
+        np.random.default_rng(0),
+    )
+    keep = {
+        "attention": np.array([[True, False], [False, True], [True, False]]),
+        "mlp": random.permuted(np.tile(np.arange(7) % 3 > 0, (3, 1)), axis=1),
+    }
+    traced = trace(lambda model, tokens: model(tokens), model, tokens)
+    gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
+    found = {name: np.asarray(kept) > 0 for name, kept in of_llama(traced, model, gates).items()}
+    logits = jax.jit(smaller(traced, found))(keep_units(traced, found, model), tokens)
+    expected = jax.jit(lambda model, tokens: model(tokens))(cut(model, keep), tokens)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_gates_are_errors():
+    traced = trace(lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"], {"a": floats(3, 4), "b": floats(4, 2)}, floats(5, 3))
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    with pytest.raises(ValueError, match=r"expected names of prunable structures \['a\[1\]'\], got b"):
+        gated(traced)({"b": jnp.ones(4)}, params, jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match=r"gates of a\[1\]: expected shape \(4,\), got \(3,\)"):
+        gated(traced)({"a[1]": jnp.ones(3)}, params, jnp.ones((5, 3)))
+    for name, kept, message in (
+        ("a[1]", np.ones(2, bool), r"keep of a\[1\]: expected shape \(4,\), got \(2,\)"),
+        ("a[0]", np.ones(3, bool), "is pinned: it reaches an input"),
+        ("b", np.ones(3, bool), "expected names of structures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keep_units(traced, {name: kept}, params)
+    with pytest.raises(ValueError, match="expected names of structures"):
+        smaller(traced, {"b": np.ones(3, bool)})

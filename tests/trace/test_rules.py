@@ -1,0 +1,217 @@
+"""One operation at a time: the hidden width of a two-layer network with that operation in between, and why it stays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from saap_jax.trace.axes import Axes, Place
+from saap_jax.trace.removal import removed_shapes, retrace
+from saap_jax.trace.trace import trace
+from tests.models_for_tracing import floats
+
+WIDTH, BATCH = 6, 5
+
+
+@jax.custom_vjp
+def passed(x):
+    return x * 2
+
+
+passed.defvjp(lambda x: (x * 2, None), lambda _, g: (g,))
+
+key = functools.partial(jax.random.key, 0)
+
+
+def pairs(a, b):
+    return a[0] + b[0], jnp.maximum(a[1], b[1])
+
+
+def dropped(h):
+    return jnp.where(jax.random.bernoulli(key(), 0.5, h.shape), h, 0)
+
+
+def looped(h):
+    return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, h))[1]
+
+
+def cached(h):
+    return jax.lax.dynamic_update_slice(jnp.zeros((BATCH + 3, h.shape[1])), h, (1, 0))[:BATCH]
+
+
+def depthwise(h, multiplier=1):
+    x, kernel = h[:, None, :], jnp.ones((1, 1, h.shape[1] * multiplier))
+    numbers = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), "SAME", dimension_numbers=numbers, feature_group_count=h.shape[1]
+    )[:, 0]
+
+
+PRUNABLE = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "custom_vjp": passed,
+    "jit": jax.jit(jnp.tanh),
+    "checkpoint": jax.checkpoint(jnp.tanh),
+    "while": looped,
+    "fori": lambda h: jax.lax.fori_loop(0, 3, lambda _, h: h * 2, h),
+    "cond": lambda h: jax.lax.cond(True, jnp.sin, jnp.cos, h),
+    "switch": lambda h: jax.lax.switch(1, [jnp.sin, jnp.cos, jnp.tanh], h),
+    "scan carry": lambda h: jax.lax.scan(lambda c, _: (c + 1, None), h, length=3)[0],
+    "scan over batch": lambda h: jax.lax.scan(lambda c, row: (c + row, c * row), h[0], h)[1],
+    "associative scan over batch": lambda h: jax.lax.associative_scan(jnp.add, h),
+    "map": lambda h: jax.lax.map(jnp.sin, h),
+    "vmap": lambda h: jax.vmap(lambda row: row * row.shape[0])(h),
+    "dropout": dropped,
+    "clip": lambda h: jnp.clip(h, -1.0, 1.0),
+    "normalised": lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
+    "softmax": lambda h: jax.nn.softmax(h, -1),
+    "two transposes": lambda h: h.T.reshape(h.shape[1], BATCH, 1)[..., 0].T,
+    "cumsum over batch": lambda h: jnp.cumsum(h, 0),
+    "flip of the batch": lambda h: h[::-1],
+    "roll of the batch": lambda h: jnp.roll(h, 1, 0),
+    "sort over batch": lambda h: jnp.sort(h, 0),
+    "rows by index": lambda h: h[jnp.array([0, 2, 1, 1, 4])],
+    "largest values": lambda h: h - jax.lax.top_k(h, 2)[0][:, -1:],
+    "written rows": lambda h: h.at[jnp.array([0, 2])].add(1.0),
+    "update of rows": cached,
+    "convolution of width 1": lambda h: depthwise(h) * 2,
+    "pooling over batch": lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (3, 1), (1, 1), "SAME"),
+    "pad of the batch": lambda h: jnp.pad(h, [(1, 1), (0, 0)])[1:-1],
+    "one-sized axes": lambda h: jnp.squeeze(h[None, :, None, :] + jnp.zeros((1, 1, 1, 1)), (0, 2)),
+    "stack": lambda h: jnp.stack([h, h], 1)[:, 0],
+    "unstack of the batch": lambda h: jnp.stack(jnp.unstack(h)),
+    "tiled batch": lambda h: jnp.tile(h, (2, 1))[:BATCH],
+    "composite": jax.lax.composite(lambda h: h + 1, "tests.composite"),
+    "halves": lambda h: jnp.concatenate(jnp.split(h, 2, -1), -1),
+    "gradient": lambda h: jax.grad(lambda h: jnp.sum(jnp.sin(h) ** 2))(h),
+    "optimization barrier": lambda h: jax.lax.optimization_barrier((h, h))[0],
+    "stop gradient": jax.lax.stop_gradient,
+    "reduced precision": lambda h: h.astype(jnp.bfloat16).astype(jnp.float32),
+}
+PINNED = {
+    "cumsum": (lambda h: jnp.cumsum(h, -1), "order"),
+    "sort": (lambda h: jnp.sort(h, -1), "order"),
+    "two sorts": (lambda h: jax.lax.sort((h, h), num_keys=1)[1], "order"),
+    "argsort": (lambda h: jnp.argsort(h, -1).astype(jnp.float32), "order"),
+    "argmax": (lambda h: h + jnp.argmax(h, -1, keepdims=True).astype(jnp.float32), "order"),
+    "places of the largest": (lambda h: h + jax.lax.top_k(h, 2)[1][:, -1:].astype(jnp.float32), "order"),
+    "flip": (lambda h: h[:, ::-1], "order"),
+    "roll": (lambda h: jnp.roll(h, 1, -1), "split"),
+    "numbers": (lambda h: h * jnp.arange(h.shape[1], dtype=jnp.float32)[None], "constant"),
+    "mask": (lambda h: jnp.einsum("bi,ij->bj", h, jnp.tril(jnp.ones((h.shape[1], h.shape[1])))), "constant"),
+    "position encoding": (lambda h: h + jnp.linspace(0, 1, h.shape[1])[None], "constant"),
+    "taken": (lambda h: jnp.take(h, jnp.array([1, 0, 2, 3, 4, 5]), axis=1), "lookup"),
+    "taken along": (lambda h: h + jnp.take_along_axis(h, jnp.zeros((BATCH, 1), jnp.int32), 1), "lookup"),
+    "written": (lambda h: h.at[:, 1].set(0.0), "lookup"),
+    "dynamic slice": (lambda h: h + jax.lax.dynamic_slice(h, (0, jnp.int32(1)), (BATCH, 1)), "lookup"),
+    "unstack": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "split or reshape"),  # as the version of jax has it
+    "first": (lambda h: h + h[:, :1], "split"),
+    "shift": (lambda h: jnp.pad(h, [(0, 0), (1, 0)])[:, :-1], "split"),
+    "pooling": (lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (1, 3), (1, 1), "SAME"), "window"),
+    "general reduction": (lambda h: h * jax.lax.reduce((h, h), (0.0, 0.0), pairs, (1,))[0][:, None], "unknown"),
+    "fft": (lambda h: jnp.real(jnp.fft.fft(h)), "unknown"),
+    "scan over units": (lambda h: jax.lax.scan(lambda c, x: (c + x, c * x), h[:, 0] * 0, h.T)[1].T, "scan"),
+    "associative scan": (lambda h: jax.lax.associative_scan(jnp.add, h, axis=1), "split"),
+    "blocks that do not fit": (lambda h: (h.reshape(-1, 2, 3) + 1).reshape(-1, 3, 2).reshape(h.shape), "reshape"),
+}
+
+
+def hidden(middle):
+    """Return the structure that holds the hidden width, and what shows that it can shrink or not."""
+
+    def function(params, x):
+        return middle(x @ params["up"] + params["bias"][None]) @ params["down"]
+
+    params = {"up": floats(3, WIDTH), "bias": floats(WIDTH), "down": floats(WIDTH, 4)}
+    traced = trace(function, params, floats(BATCH, 3))
+    found = [s for s in traced.structures if ("up", 1) in {(member.path, member.axis) for member in s.members}]
+    return function, params, traced, found
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_the_hidden_width_is_prunable(name):
+    function, params, traced, (structure,) = hidden(PRUNABLE[name])
+    assert not traced.unknown
+    assert structure.prunable, structure.pinned
+    assert {(member.path, member.axis) for member in structure.members} == {("up", 1), ("bias", 0), ("down", 0)}
+    assert retrace(function, traced, structure, params, floats(BATCH, 3)) == ""
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_hidden_width_is_pinned(name):
+    middle, kind = PINNED[name]
+    _, _, traced, found = hidden(middle)
+    assert found
+    assert not any(structure.prunable for structure in found)
+    assert set(kind.split(" or ")) & {reason.kind for structure in found for reason in structure.pinned}
+    assert bool(traced.unknown) == (kind == "unknown")
+
+
+def test_grouped_convolutions_are_pinned():
+    def function(params, x):
+        h = x @ params["up"]
+        return depthwise(h, 2) @ params["down"]
+
+    params = {"up": floats(3, WIDTH), "down": floats(2 * WIDTH, 4)}
+    traced = trace(function, params, floats(BATCH, 3))
+    assert not traced.prunable
+
+
+def test_axes_that_go_together_everywhere_are_no_copies_of_each_other():
+    def function(params, x):
+        return jnp.einsum("bei,eio->bo", jax.nn.relu(jnp.einsum("bd,edi->bei", x, params["up"])), params["down"])
+
+    traced = trace(function, {"up": floats(4, 3, 5), "down": floats(4, 5, 2)}, floats(BATCH, 3))
+    assert [(s.units, s.copied) for s in traced.prunable] == [(4, ()), (5, ())]
+
+
+@pytest.mark.parametrize(("equation", "copied"), [("ef,gf->eg", ()), ("ef,ef->e", (4,))])
+def test_units_that_meet_those_of_another_copy_are_chosen_once(equation, copied):
+    def function(params, x):
+        h, codes = x @ params["up"], jnp.einsum(equation, params["codes"], params["codes"])
+        return (h @ codes if codes.ndim == 2 else h * codes[None]) @ params["down"]
+
+    params = {"codes": floats(4, 6), "up": floats(3, 4), "down": floats(4, 2)}
+    traced = trace(function, params, floats(BATCH, 3))
+    assert [(s.units, s.copied) for s in traced.prunable] == [(4, ()), (6, copied)]
+
+
+def test_joined_widths_stay_apart():
+    def function(params, x):
+        return jnp.concatenate([x @ params["a"], x @ params["b"]], -1) @ params["down"]
+
+    params = {"a": floats(3, 4), "b": floats(3, 6), "down": floats(10, 2)}
+    traced = trace(function, params, floats(BATCH, 3))
+    first, second = traced.prunable
+    assert first.members[1].places == (Place(0, 1),)
+    assert second.members[1].places == (Place(4, 1),)
+    assert removed_shapes(traced, second) == {"a": (3, 4), "b": (3, 5), "down": (9, 2)}
+
+
+def test_blocks_are_found_in_both_orders():
+    axes = Axes()
+    first, second = axes.atom(12), axes.atom(12)
+    heads, width = axes.factor_at(first, 3) or (0, 0)
+    outer = axes.factor_at(second, 6)
+    assert outer is not None
+    axes.equate(first, second, "")
+    assert [axes.size(atom) for atom in axes.atoms(first)] == [3, 2, 2]
+    assert axes.atoms(first) == axes.atoms(second)
+    (place,) = axes.places(first, axes.find(heads))
+    assert place == Place(0, 4)
+    assert place.indices(1) == [4, 5, 6, 7]
+    minor = axes.atoms(width)[1]
+    assert axes.places(first, minor) == (Place(0, 1, ((6, 2),)),)
+    assert not axes.pins
+
+
+def test_blocks_that_do_not_fit_are_pinned():
+    axes = Axes()
+    first, second = axes.atom(6), axes.atom(6)
+    axes.factor_at(first, 2)
+    axes.factor_at(second, 3)
+    axes.equate(first, second, "no")
+    assert {pin.kind for pin in axes.pins} == {"reshape"}
+    assert {pin.node for pin in axes.pins} == {first, second}

@@ -1,0 +1,286 @@
+"""Structures read off traced programs: golden listings, agreement with axis names, brute force."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
+from saap_jax.llama.model import decode
+from saap_jax.llama.positions import sight_of
+from saap_jax.structures import discover, parameters_by_path
+from saap_jax.trace.removal import removed_shapes, retrace
+from saap_jax.trace.smaller import smaller
+from saap_jax.trace.trace import TracedStructure, describe, trace
+from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative
+from tests.models_for_tracing import EXAMPLES, floats
+
+LISTINGS = Path(__file__).parents[1] / "goldens" / "traced_structures.txt"
+TOKENS = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+
+
+def line(structure: TracedStructure) -> str:
+    """Return a structure in one line that does not depend on how JAX numbers equations."""
+    members = []
+    for member in structure.members:
+        places = [f"{p.offset}+{p.block}" + "".join(f"x{n}by{s}" for n, s in p.repeats) for p in member.places]
+        members.append(f"{member.path}[{member.axis}]" + ("" if places == ["0+1"] else f"@{','.join(places)}"))
+    state = f"gates {len(structure.gates)}" + (", normalised" if structure.normalised else "")
+    if structure.pinned:
+        state = "pinned: " + " ".join(sorted({reason.kind for reason in structure.pinned}))
+    units = f"{structure.units} x {structure.copies} units of {structure.parameters_per_unit}"
+    return f"{units}, {state}: {' '.join(members)}"
+
+
+def listing(name: str) -> list[str]:
+    example = EXAMPLES[name]()
+    return sorted(line(s) for s in trace(example.function, example.params, *example.inputs).structures)
+
+
+def goldens() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in LISTINGS.read_text().splitlines():
+        if text.startswith("# "):
+            lines = found.setdefault(text[2:], [])
+        elif text:
+            lines.append(text)
+    return found
+
+
+def write_goldens() -> None:
+    """Write the listings anew (`python -c 'from tests.trace.test_trace import *; write_goldens()'`)."""
+    LISTINGS.write_text("\n\n".join("\n".join([f"# {name}", *listing(name)]) for name in EXAMPLES) + "\n")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_listings(name):
+    assert listing(name) == goldens()[name]
+
+
+def without(example, traced, structure, left_out=None):
+    """Return the shapes of an example's parameters without a unit, but for one member."""
+    members = [member for member in structure.members if member != left_out]
+    shapes = removed_shapes(traced, structure, members).values()
+    leaves, tree = jax.tree.flatten(example.params)
+    return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_unit_leaves_all_members_or_none(name):
+    """Without a unit in every member the program has the same outputs; without it in all but one it has none."""
+    example = EXAMPLES[name]()
+    traced = trace(example.function, example.params, *example.inputs)
+    assert traced.prunable
+    for structure in traced.prunable:
+        keep = np.broadcast_to(np.arange(structure.units) > 0, (*structure.copied, structure.units))
+        functions = [smaller(traced, {structure.name: keep})]
+        if not example.fixed:
+            all_of_them = [example.function, *example.variants]
+            fitting = [f for f in all_of_them if not retrace(f, traced, structure, example.params, *example.inputs)]
+            assert fitting, structure.name
+            functions += fitting
+        for function in functions:
+            out = jax.eval_shape(function, without(example, traced, structure), *example.inputs)
+            assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, traced.results)
+            for left_out in structure.members:
+                with pytest.raises((TypeError, ValueError)):
+                    jax.eval_shape(function, without(example, traced, structure, left_out), *example.inputs)
+
+
+def test_code_that_holds_its_sizes_is_told():
+    example = EXAMPLES["linen_mlp"]()
+    traced = trace(example.function, example.params, *example.inputs)
+    error = retrace(example.function, traced, traced.prunable[0], example.params, *example.inputs)
+    assert error.startswith("ScopeParamShapeError: For parameter")
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("gpt2", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
+        ("vit", {10: "stream", 14: "channels", 3: "heads", 4: "head width"}),
+        ("moe", {4: "experts", 7: "channels"}),
+        ("convnet", {6: "stream", 8: "channels", 9: "channels"}),
+    ],
+)
+def test_roles(name, roles):
+    example = EXAMPLES[name]()
+    found = trace(example.function, example.params, *example.inputs).prunable
+    assert {each.units: each.role for each in found} == roles
+
+
+def test_query_heads_have_a_role_of_their_own():
+    model = dense_model("gqa", layers=1, mlp=7)
+    found = {each.role for each in trace(lambda model, tokens: model(tokens), model, TOKENS).prunable}
+    assert found == {"stream", "channels", "heads", "query heads", "head width"}
+
+
+def members_named(model, axis: str) -> set[tuple[str, int]]:
+    parameters = parameters_by_path(model).items()
+    return {(path, p.axes.index(axis)) for path, p in parameters if axis in p.axes and p.shape[p.axes.index(axis)]}
+
+
+MODELS = {
+    **{f"{heads}-{'tied' if tied else 'untied'}": (heads, tied) for heads in HEADS for tied in (True, False)},
+    "ragged": None,
+    **dict.fromkeys(RELATIVES),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_axis_names_of_llama_are_found(kind):
+    options = MODELS[kind]
+    model = ragged_model() if options is None else dense_model(options[0], tied=options[1], mlp=7)
+    model = relative(kind, (2, 7), (2, 7), (1, 3), (0, 5)) if kind in RELATIVES else model
+    traced = trace(lambda model, tokens: model(tokens), model, TOKENS)
+    assert not traced.unknown
+    sets = {frozenset((m.path, m.axis) for m in s.members): s for s in traced.structures}
+    residual = sets[frozenset(members_named(model, "embed"))]
+    assert residual.prunable
+    assert residual.normalised
+    assert (residual.copies, residual.units) == (1, 8)
+
+    expected, first = {residual.name}, 0
+    for run_index, run in enumerate(model.segments):
+        for structure in discover(model).values():
+            if not structure.units[first]:
+                continue
+            found = sets[frozenset((f"segments/{run_index}/{m.path}", m.axis) for m in structure.members)]
+            assert found.prunable
+            assert found.gate is not None or found.role == "experts"
+            assert (found.units, found.copies) == (structure.units[first], run.length)
+            assert found.parameters_per_unit == structure.parameters_per_unit[first]
+            assert all(m.shared == (0,) for m in found.members)
+            expected.add(found.name)
+        prefix, copies = f"segments/{run_index}/attention", run.length * max(run.widths.kv_heads, 1)
+        query_heads, values = {("query", 3), ("output", 2)}, {("value", 3), ("output", 3)}  # and the width of these
+        if kind == "qwen2":
+            query_heads |= {("query_bias", 2)}
+            values |= {("value_bias", 2)}
+        for free in (query_heads, values):
+            found = sets[frozenset((f"{prefix}/{path}", axis) for path, axis in free)]
+            assert found.prunable
+            assert found.copies == copies
+            expected.add(found.name)
+        if (
+            run.mlp.router is not None and run.widths.mlp
+        ):  # the channels of experts, which our model does not tell apart
+            inside = {("gate", 3), ("up", 3), ("down", 2)}
+            found = sets[frozenset((f"segments/{run_index}/mlp/{path}", axis) for path, axis in inside)]
+            assert (found.units, found.copies) == (3, run.length)
+            expected.add(found.name)
+        first += run.length
+    rotated = {("query", 4), ("key", 3)}  # by one table in all runs
+    norms = {("query_norm", 1), ("key_norm", 1)}
+    own = {"qwen2": {("query_bias", 3), ("key_bias", 2)}, "qwen3": norms, "qwen3_moe": norms, "gemma3_text": norms}
+    rotated |= own.get(kind, set())
+    rotated = sets[
+        frozenset((f"segments/{i}/attention/{p}", axis) for i in range(len(model.segments)) for p, axis in rotated)
+    ]
+    assert {reason.kind for reason in rotated.pinned} == {"constant"}
+    assert {structure.name for structure in traced.prunable} == expected
+
+
+def test_unrolled_layers_have_the_structures_of_scanned_ones():
+    model = dense_model("gqa", layers=3, mlp=7)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.segments[0])
+
+    def function(layers, tokens):
+        x = model.embedding[...][tokens]
+        for layer in layers:
+            x, _ = decode(layer, x, None, sight_of(tokens.shape[1], 4, model.constants), model.constants)
+        return x
+
+    scanned = trace(lambda model, tokens: model(tokens), model, TOKENS).prunable
+    unrolled = trace(function, [one] * 3, TOKENS)
+    assert not unrolled.unknown
+    expected = {(s.units, s.parameters_per_unit) for s in scanned if s.copies > 1}
+    assert len(unrolled.prunable) == 3 * len(expected)
+    assert {(s.units, s.parameters_per_unit) for s in unrolled.prunable} == expected
+    assert all(s.gate for s in unrolled.prunable)
+
+
+@pytest.mark.parametrize("length", [6, 600])
+def test_a_shifted_time_axis_may_be_long(length):
+    """Inputs without their last token, targets without their first: each part of the axis is a size of its own."""
+
+    def loss(params, tokens):
+        embedded = params["embedding"][tokens[:, :-1]]
+        hidden = embedded + jnp.tanh(embedded @ params["up"]) @ params["down"]
+        scores = jax.nn.log_softmax(hidden @ params["embedding"].T)
+        return -jnp.take_along_axis(scores, tokens[:, 1:, None], -1).mean()
+
+    params = {"embedding": jnp.ones((11, 4)), "up": jnp.ones((4, 7)), "down": jnp.ones((7, 4)), "temperature": 0.5}
+    traced = trace(loss, params, jax.ShapeDtypeStruct((2, length), jnp.int32))
+    assert sorted((s.name, s.units) for s in traced.prunable) == [("down[0]", 7), ("down[1]", 4)]
+    (up,) = [structure for structure in traced.prunable if structure.units == 7]
+    assert retrace(loss, traced, up, params, jax.ShapeDtypeStruct((2, length), jnp.int32)) == ""
+
+
+def test_a_text_names_members_gates_and_reasons():
+    spec = LlamaSpec(vocab=9, embed=6, head_dim=4, layers=(LayerWidths(kv_heads=2, q_per_kv=3, mlp=5),) * 2, tied=False)
+    text = describe(trace(lambda model, tokens: model(tokens), abstract_llama(spec), TOKENS))
+    assert (
+        "segments/0/mlp/down[1]: 5 units in each of 2, 18 parameters a unit, prunable\n    segments/0/mlp/down[1]\n"
+        in text
+    )
+    assert "    it meets a constant of that size (iota) at iota[" in text
+    assert "    it is looked up by position (gather) at gather[" in text
+    assert "    changes the statistic of scan[" in text
+    assert "    acts at scan[" in text
+    assert "pinned" not in describe(trace(lambda w, x: x @ w @ w.T, floats(3, 4), floats(2, 3)), pinned=False)
+
+
+def test_an_operation_without_a_rule_pins_what_it_touches_and_says_where():
+    def function(params, x):
+        inverse = jnp.linalg.inv(params["square"])
+        return jax.nn.relu(x @ params["up"]) @ inverse @ params["out"]
+
+    params = {"up": floats(3, 4), "square": floats(4, 4), "out": floats(4, 2)}
+    traced = trace(function, params, floats(5, 3))
+    assert not traced.prunable
+    assert any(text.startswith("lu at ") and "test_trace.py" in text for text in traced.unknown)
+    square = next(s for s in traced.structures if ("square", 0) in {(m.path, m.axis) for m in s.members})
+    assert "unknown" in {reason.kind for reason in square.pinned}
+    assert "no rule for lu at " in describe(traced)
+
+
+def test_a_constant_pins_and_a_broadcast_scalar_does_not():
+    params = {"up": floats(3, 4), "down": floats(4, 2)}
+
+    def function(bias, params, x):
+        return (x @ params["up"] + bias) @ params["down"]
+
+    for bias, prunable in ((np.ones((1, 4), np.float32), False), (jnp.float32(1), True)):
+        traced = trace(lambda params, x, bias=bias: function(bias, params, x), params, floats(5, 3))
+        assert bool(traced.prunable) == prunable
+    zeros = trace(lambda params, x: function(jnp.zeros((1, params["up"].shape[1])), params, x), params, floats(5, 3))
+    assert zeros.prunable
+
+
+def test_what_no_output_needs_concerns_nothing():
+    """A metric that is computed and thrown away once held the units that it averages or looks up."""
+
+    def function(params, x):
+        h = jnp.tanh(x @ params["up"])
+        jnp.linalg.norm(h.mean(-1)), jnp.linalg.inv(h[:, :2].T @ h[:, :2]), h[:, 1]
+        return h @ params["down"]
+
+    traced = trace(function, {"up": floats(3, 4), "down": floats(4, 2)}, floats(5, 3))
+    assert not traced.unknown
+    (hidden,) = traced.prunable
+    assert hidden.gate is not None
+
+
+def test_what_has_no_effect_is_pinned():
+    traced = trace(lambda params, x: x * 2, {"idle": floats(3)}, floats(3))
+    assert [reason.kind for reason in traced.structures[0].pinned] == ["unused"]
+
+
+def test_no_parameters_is_an_error():
+    with pytest.raises(ValueError, match="params: expected a pytree of arrays"):
+        trace(lambda params, x: x, {}, floats(3))

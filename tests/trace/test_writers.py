@@ -1,0 +1,306 @@
+"""Contractions that carry units onward: rows times matrices is what the program computes, and what is none is left."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saap_jax.trace.insert_gates import all_ones, gated, tapped
+from saap_jax.trace.interpret import Changes, evaluate
+from saap_jax.trace.listing import traced_model
+from saap_jax.trace.moved import uses_of
+from saap_jax.trace.trace import parameter_paths, trace
+from saap_jax.trace.writers import writers_of
+from tests.helpers import dense_model
+from tests.models_for_tracing import EXAMPLES
+from tests.trace.test_gates import example_of, keep_of
+
+QUICK = ("phi", "convnet")
+MODELS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXAMPLES]
+
+
+@functools.cache
+def traced_example(name):
+    example, params, inputs = example_of(name)
+    traced = trace(example.function, params, *inputs)
+    return traced, writers_of(traced, traced.prunable), params, inputs
+
+
+def values_of(params):
+    return dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+
+
+def small(function, *shapes, x=(5, 3), integer=()):
+    """Return the trace of `function(params, x)`, the writers of its structures, random parameters and input."""
+    random = np.random.default_rng(0)
+    params = {
+        name: jnp.asarray(random.integers(-9, 9, shape), jnp.int8) if name in integer else drawn(random, shape)
+        for name, shape in shapes
+    }
+    x = drawn(random, x)
+    traced = trace(function, params, x)
+    return traced, writers_of(traced, traced.prunable), params, x
+
+
+def drawn(random, shape):
+    return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_times_matrices_is_what_the_program_computes(name):
+    """The product of each writer, bound to its own operands, has the same numbers."""
+    traced, writers, params, inputs = traced_example(name)
+    values, taps = values_of(params), [(w.equation, operand) for w in writers.found for operand in (0, 1)]
+    _, found = jax.jit(tapped(traced, taps))({}, params, *inputs)
+    assert writers.found
+    for writer in writers.found:
+        eqn, operands = writer.geometry.eqn, [found[writer.equation, operand] for operand in (0, 1)]
+        parameters = eqn.primitive.get_bind_params(eqn.params)
+        bind = lambda a, b, e=eqn, p=parameters: e.primitive.bind(a, b, **p)  # noqa: E731
+        for _ in writer.scans:
+            bind = jax.vmap(bind)
+
+        @jax.jit
+        def products(operands, value, writer=writer, bind=bind):
+            rows, matrices = writer.rows(operands[writer.operand]), writer.matrices(value)
+            own, other = (jnp.einsum("src,sco->sro", rows, each) for each in (matrices, matrices[:, ::-1]))
+            return own, other, bind(*operands)
+
+        own, other, expected = (np.sort(np.ravel(each)) for each in products(operands, values[writer.path]))
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
+        assert writer.index.shape[1] == 1 or np.abs(other - expected).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_back_is_read_again_and_nothing_else_changes(name):
+    _, writers, params, _ = traced_example(name)
+    values, random = values_of(params), np.random.default_rng(1)
+    for writer in writers.found:
+        value = np.asarray(values[writer.path])
+        before = np.asarray(writer.matrices(value))
+        matrix = random.normal(size=before.shape[1:])
+        system = writer.systems - 1
+        after = writer.replaced(value, system, matrix)
+        found = np.asarray(writer.matrices(after))
+        np.testing.assert_array_equal(found[system], matrix.astype(value.dtype))
+        np.testing.assert_array_equal(found[:system], before[:system])
+        assert np.count_nonzero(after != value) == matrix.size
+        assert (after.shape, after.dtype) == (value.shape, value.dtype)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_coordinates_of_removed_units_are_those_that_gates_set_to_zero(name):
+    traced, writers, params, inputs = traced_example(name)
+    random = np.random.default_rng(2)
+    keep = {each.name: keep_of(each, random) for each in traced.prunable}
+    run = jax.jit(tapped(traced, [writer.tap for writer in writers.found]))
+    gates = {n: jnp.asarray(kept, jnp.float32) for n, kept in keep.items()}
+    _, found = run(gates, params, *inputs)
+    _, dense = run(all_ones(traced.prunable), params, *inputs)
+    flat = {each.name: keep[each.name].reshape(each.copies, each.units) for each in traced.prunable}
+    for writer in writers.found:
+        kept = writer.kept(flat)
+        assert not kept.all()
+        rows, whole = (np.asarray(writer.rows(each[writer.tap])) for each in (found, dense))
+        assert not rows.transpose(0, 2, 1)[~kept].any()
+        assert np.abs(whole.transpose(0, 2, 1)[~kept]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "linen_encoder"])
+def test_a_raised_bias_raises_the_outputs(name):
+    """The bias that is found adds to what the product gives, for each system and output by itself."""
+    traced, writers, params, inputs = traced_example(name)
+    paths, values = parameter_paths(params), values_of(params)
+    assert any(writer.carrier for writer in writers.found)
+    dense, told = gated(traced)({}, params, *inputs), []
+    for writer in (each for each in writers.found if each.carrier):
+        by = np.random.default_rng(3).normal(size=(writer.systems, writer.index.shape[-1]))
+        raised = values | {writer.carrier.path: jnp.asarray(writer.carrier.raised(values[writer.carrier.path], by))}
+        tree = jax.tree.unflatten(jax.tree.structure(params), [raised[path] for path in paths])
+        through = plus(traced, writer, by)(params, *inputs)
+        changed = gated(traced)({}, tree, *inputs)
+        np.testing.assert_allclose(changed, through, rtol=1e-4, atol=1e-4)
+        told.append(np.abs(np.asarray(changed - dense)).max() > 1e-3)
+    assert sum(told) > len(told) / 2  # a softmax does not see that of the keys
+
+
+def plus(traced, writer, by):
+    """Return the program with something added to the results of a writer, at every place of it alike."""
+    sizes = [writer.lengths[scan] for scan in writer.loops]
+    assert len(sizes) <= 1
+    eqn = writer.geometry.eqn
+
+    def replace(each):
+        if each is not eqn:
+            return None
+
+        def run(*operands):
+            result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+            if not sizes:
+                return [result + writer.geometry.spread(jnp.asarray(by, result.dtype))]
+            matrices = writer.geometry.matrices(operands[1 - writer.operand])
+            turn = jnp.argmin(jnp.abs(wanted - matrices[None]).sum((1, 2, 3)))  # which turn this is, by its matrix
+            return [result + writer.geometry.spread(jnp.asarray(by, result.dtype).reshape(sizes[0], 1, -1)[turn])]
+
+        return run
+
+    def function(params, *inputs):
+        nonlocal wanted
+        wanted = writer.matrices(values_of(params)[writer.path])[:, None]
+        flat = jax.tree.leaves((params, inputs))
+        return evaluate(traced.program.jaxpr, traced.program.consts, flat, (), Changes([], replace=replace))[0]
+
+    wanted = None
+    return function
+
+
+def test_the_writers_of_our_llama_are_output_and_down():
+    traced = traced_model(dense_model("gqa", mlp=7))
+    structures = [each for each in traced.prunable if each.role != "stream"]
+    writers = writers_of(traced, structures)
+    assert {writer.path for writer in writers.found} == {"segments/0/attention/output", "segments/0/mlp/down"}
+    assert all(writer.systems == 2 for writer in writers.found)  # layers
+    assert not writers.without
+
+
+def test_parts_of_a_fused_matrix_are_told_apart():
+    def function(p, x):
+        up, down = jnp.split(p["fused"].T, 2, 1)  # [in, hidden] and, turned, [out, hidden]
+        return jnp.tanh(x @ up) @ down.T[:, ::-1]
+
+    traced, writers, params, x = small(function, ("fused", (14, 3)))
+    (hidden,) = [each for each in traced.prunable if each.units == 7]
+    (writer,) = writers.of(hidden.name)
+    expected = np.asarray(params["fused"])[7:, ::-1]
+    np.testing.assert_array_equal(writer.matrices(params["fused"])[0], expected)
+    np.testing.assert_allclose(function(params, x), jnp.tanh(x @ params["fused"][:7].T) @ expected, rtol=1e-5)
+
+
+def loop(p, x):
+    """Apply one matrix in every turn: its rows are those of all turns."""
+
+    def turn(h, up):
+        return h + jnp.tanh(h @ up) @ p["down"], None
+
+    return jax.lax.scan(turn, x, p["up"])[0] @ p["out"]
+
+
+def test_a_matrix_that_all_turns_share_is_one_system():
+    traced, writers, params, x = small(loop, ("up", (4, 3, 6)), ("down", (6, 3)), ("out", (3, 2)))
+    (writer,) = [each for each in writers.found if each.path == "down"]
+    _, found = tapped(traced, [writer.tap])({}, params, x)
+    rows = writer.rows(found[writer.tap])
+    assert rows.shape == (1, 4 * 5, 6)
+    h, expected = x, []
+    for up in params["up"]:
+        expected.append(jnp.tanh(h @ up))
+        h = h + expected[-1] @ params["down"]
+    np.testing.assert_allclose(rows[0], jnp.concatenate(expected), rtol=1e-4, atol=1e-6)
+    assert [writer.turn(0)] == [writer.equation]
+
+
+def test_turns_come_in_the_order_in_which_they_run():
+    def function(p, x):
+        def turn(h, w):
+            return h + jnp.tanh(h @ w["up"]) @ w["down"], None
+
+        return jax.lax.scan(turn, x, {"up": p["up"], "down": p["down"]}, reverse=True)[0]
+
+    _, writers, *_ = small(function, ("up", (4, 3, 6)), ("down", (4, 6, 3)))
+    (writer,) = [each for each in writers.found if each.path == "down"]
+    assert sorted(range(4), key=writer.turn) == [3, 2, 1, 0]
+
+
+def tied(p, x):
+    return jnp.tanh(x @ p["up"]) @ p["down"] * jnp.square(p["down"]).sum(0)[None]
+
+
+def branched(p, x):
+    h = jnp.tanh(x @ p["up"])
+    return jax.lax.cond(x.sum() > 0, lambda h: h @ p["down"], lambda h: h @ p["down"] * 2, h)
+
+
+def quantised(p, x):
+    return jnp.tanh(x @ p["up"]) @ (p["down"].astype(jnp.float32) * p["scale"][None])
+
+
+def scaled(p, x):
+    return jnp.tanh(x @ p["up"]) @ (1 + p["down"])
+
+
+def repeated(p, x):
+    return jnp.tanh(x @ p["up"]) @ jnp.broadcast_to(p["down"][:, None], (6, 4))
+
+
+def summed(p, x):
+    return jnp.tanh(x @ p["up"]).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "reason"),
+    [
+        (tied, [("up", (3, 6)), ("down", (6, 4))], "down is used elsewhere too"),
+        (branched, [("up", (3, 6)), ("down", (6, 4))], "act inside a cond"),
+        (quantised, [("up", (3, 6)), ("down", (6, 4)), ("scale", (4,))], "meet no parameter as it is"),
+        (scaled, [("up", (3, 6)), ("down", (6, 4))], "meet no parameter as it is"),
+        (repeated, [("up", (3, 6)), ("down", (6,))], "numbers of down are repeated"),
+        (summed, [("up", (3, 6))], "are summed by reduce_sum"),
+    ],
+)
+def test_what_carries_no_units_is_left_with_a_reason(function, shapes, reason):
+    traced, writers, *_ = small(function, *shapes, integer=("down",) if function is quantised else ())
+    hidden = next(each.name for each in traced.prunable if each.units == 6)
+    found = [each.shared for each in writers.of(hidden)] or [writers.without[hidden]]
+    assert all(reason in each for each in found)
+
+
+def twice(p, x):
+    y = jnp.tanh(x @ p["up"]) @ p["down"]
+    return (y + p["bias"][None]) * y
+
+
+def elsewhere(p, x):
+    return (jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]) * p["bias"][None]
+
+
+def residual(p, x):
+    return jnp.tanh(x @ p["up"]) @ p["down"] + x
+
+
+def plain(p, x):
+    return jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]
+
+
+def behind(p, x):
+    return x + jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]
+
+
+def between(p, x):
+    y = x + jnp.tanh(x @ p["up"]) @ p["down"]
+    return y + p["bias"][None] + y
+
+
+@pytest.mark.parametrize(
+    ("function", "carried"),
+    [(plain, True), (behind, True), (between, False), (twice, False), (elsewhere, False), (residual, False)],
+)
+def test_a_bias_carries_only_what_is_its_own(function, carried):
+    shapes = [("up", (3, 6)), ("down", (6, 3)), ("bias", (3,))]
+    _, writers, *_ = small(function, *(each for each in shapes if each[0] != "bias" or function is not residual))
+    (writer,) = [each for each in writers.found if each.path == "down"]
+    assert bool(writer.carrier) == carried
+
+
+def test_uses_are_counted_through_calls_and_loops():
+    def function(p, x):
+        return jax.jit(lambda w: x @ w)(p["a"]) + jax.lax.scan(lambda h, w: (h @ w, None), x, p["b"])[0] @ p["a"]
+
+    params = {"a": jnp.ones((3, 3)), "b": jnp.ones((2, 3, 3))}
+    traced = trace(function, params, jnp.ones((4, 3)))
+    uses = [use for use in uses_of(traced.program, list(traced.shapes)) if isinstance(use.moved.source, str)]
+    assert sorted((use.moved.source, len(use.moved.loops)) for use in uses) == [("a", 0), ("a", 0), ("b", 1)]
