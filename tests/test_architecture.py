@@ -27,6 +27,7 @@ PROJECT = PACKAGE.parent
 FOLDERS: dict[str, tuple[str, ...]] = {
     "version": (),
     "types": (),
+    "runtime.errors": (),
     "formats": (),
     "config": ("types", "formats"),
     "recipes": ("config", "types"),
@@ -48,32 +49,40 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
     "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "structures", "llama", "recipes",
              "data", "runtime", "config", "types", "formats"),
-    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "selection", "surgery", "estimation", "structures", "llama",
+    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "selection",
+            "surgery", "estimation", "structures", "llama",
             "data", "runtime", "config", "types"),
-    "report": ("trace", "trace.listing", "trace.subject", "runs", "selection", "evaluation", "structures", "estimation", "runtime", "config", "types", "formats"),
-    "jobs": ("trace", "trace.listing", "trace.subject", "report", "subjects", "subjects.base", "api", "runs", "planning", "evaluation", "export", "recovery",
+    "report": ("trace", "trace.listing", "trace.subject", "runs", "selection", "evaluation", "structures",
+               "estimation", "runtime", "config", "types", "formats"),
+    "jobs": ("trace", "trace.listing", "trace.subject", "report", "subjects", "subjects.base", "api", "runs",
+             "planning", "evaluation", "export", "recovery",
              "surgery", "selection", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
              "types", "formats"),
     "subjects.base": ("surgery", "estimation", "structures", "config", "types"),
-    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "adapters", "evaluation", "selection", "surgery", "estimation", "structures", "llama",
+    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "adapters", "evaluation", "selection",
+                 "surgery", "estimation", "structures", "llama",
                  "data", "runtime", "config", "types"),
     "adapters": ("trace", "runtime"),
     "lm_eval": ("evaluation",),
-    "cli": ("trace", "trace.listing", "trace.subject", "jobs", "report", "planning", "runs", "evaluation", "export", "selection", "structures", "llama", "recipes",
+    "cli": ("trace", "trace.listing", "trace.subject", "jobs", "report", "planning", "runs", "evaluation", "export",
+            "selection", "structures", "llama", "recipes",
             "data", "runtime", "config", "types", "formats", "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "selection", "surgery", "estimation", "structures", "llama", "data",
+    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "selection", "surgery",
+                 "estimation", "structures", "llama", "data",
                  "config", "runtime", "version"),
 }  # fmt: skip
 """Folder (or module at the root) -> those that it may import beside itself. Stages read the seam, `subjects.base`, and
 what implements it stands above them."""
+BOUNDARY = "runtime.errors"
+"""What turns errors of libraries into one line about a file; it imports nothing of ours, and everybody uses it."""
 RECORDS = "runs.records"
 """The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
 NO_MODEL = ("config", "recipes", "report", "selection", "runs.directory", "runs.reading", "runs.records",
             "runs.standing")  # fmt: skip
 """What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
 NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
-          "runs.stages", "runs.standing", "runs.tensorboard", "runtime.files", "runtime.interrupts",
+          "runs.stages", "runs.standing", "runs.tensorboard", "runtime.errors", "runtime.files", "runtime.interrupts",
           "runtime.locks")  # fmt: skip
 """What is read where no accelerator is: it imports jax within functions at most."""
 REMOTE = PACKAGE / "export" / "remote"
@@ -111,7 +120,7 @@ def forbidden(module: str, imported: Iterable[str]) -> set[str]:
     """Return what a module imports although its folder may not."""
     folder = folder_of(module)
     allowed = {folder, *FOLDERS[folder]}
-    return {name for name in imported if folder_of(name) not in allowed and name != RECORDS}
+    return {name for name in imported if folder_of(name) not in allowed and name not in (RECORDS, BOUNDARY)}
 
 
 def folder_of(module: str) -> str:

@@ -164,7 +164,7 @@ class TestRefuses:
             with pytest.raises(ValueError, match=match):
                 load_statistics(path, model())
 
-        for text in ("", "{", "[" * 100_000, str(10**400), '{"a": 1, "a": 1}', '{"a": NaN}'):
+        for text in ("", "{", "[" * 100_000, '{"a": 1, "a": 1}', '{"a": NaN}'):
             refused(text, "metadata `scenarios`: expected JSON")
         for text in ("[]", "{}", "1"):
             refused(text, "expected an object of scenarios")

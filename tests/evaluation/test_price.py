@@ -143,7 +143,7 @@ def test_saap_prices_names_another_table(tmp_path, monkeypatch):
         (GOOD.replace("= 1", "= 1e300"), "usd_per_hour"),
         (GOOD.replace('"a"\nd', "[1]\nd"), "a text as kind and a date in entry 1 of"),
         (GOOD.replace('"2026"', "07:32:00"), "a text as kind and a date in entry 1 of"),
-        ("x = " + "[" * 4_000, "expected TOML, got values nested too deeply"),
+        ("x = " + "[" * 4_000, "expected TOML"),
         ("x = '\x00'", "expected TOML"),
         ("x" * 4_000 + " = 1", "expected \\[\\[price\\]\\] entries"),
     ],

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jax.sharding import NamedSharding
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from saap_jax.formats.json_files import LIMIT, parse_json, read_object, shown
+from saap_jax.formats.json_files import read_object, shown
 from saap_jax.llama.files import hf_fused, mixture
 from saap_jax.llama.files.config_values import some
 from saap_jax.llama.files.families import is_fused
@@ -41,6 +41,7 @@ from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
+from saap_jax.runtime.errors import one_line, reading
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
@@ -53,7 +54,6 @@ _INNER_BIAS = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkv]|mlp\.(gate|up))
 _SHARD = re.compile(r"[^/\\\0]{1,240}\.safetensors")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _KEEP = 2**28  # units of all layers, a byte each
-_TENSORS = 2**17  # of a file: the largest models have a few thousand
 _ROWS = 4096
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
@@ -174,12 +174,6 @@ def resolve(name: str | Path) -> Path:
     raise FileNotFoundError(f"{name}: no such directory, and as a hub name: {reason}; give a local directory instead")
 
 
-def one_line(error: Exception) -> str:
-    """Return the first line of another library's error message, cut where it is long."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= 300 else f"{line[:297]}..."
-
-
 def _parameter_dtype(dtype: Any) -> Any:
     try:
         target = jnp.dtype(dtype)
@@ -198,12 +192,9 @@ def _open_directory(directory: Path) -> Checkpoint:
     files = _tensor_files(directory)
     shapes, homes = {}, {}
     for file, expected in files.items():
-        _check_header(file)
-        try:
+        with reading(file, "a whole safetensors file"):
             handle = safe_open(file, framework="numpy")
             names = set(handle.keys())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); fetch it again") from None
         if expected is not None and (absent := sorted(expected - names)):
             raise ValueError(f"{file}: missing {some(absent)}, which model.safetensors.index.json places there")
         for name in names:
@@ -270,21 +261,6 @@ def _tensor_files(directory: Path) -> dict[Path, set[str] | None]:
         if not (directory / shard).is_file():
             raise FileNotFoundError(f"{directory / shard}: missing shard, which {index.name} names; fetch it again")
     return {directory / shard: names for shard, names in sorted(expected.items())}
-
-
-def _check_header(file: Path) -> None:
-    """Refuse in the header of a safetensors file what the library lets through, keys that come twice among it."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"{file}: truncated or corrupt ({size:,} bytes); fetch it again")
-        if length > LIMIT:
-            raise ValueError(f"{file}: expected a header of at most {LIMIT:,} bytes, got {length:,}")
-        header = parse_json(stream.read(length), f"{file}: truncated or corrupt header")
-    if not isinstance(header, dict) or len(header) > _TENSORS:
-        found = f"{len(header):,} entries" if isinstance(header, dict) else type(header).__name__
-        raise ValueError(f"{file}: expected a header of at most {_TENSORS:,} tensors, got {found}")
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

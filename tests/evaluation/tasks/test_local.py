@@ -108,9 +108,9 @@ class TestFiles:
         ("lines", "message"),
         [
             ("", "expected JSON lines with context, choices and gold, found no line"),
-            ("{", "line 1: expected JSON, got Expecting property name"),
-            ('{"a": ' * 10**5, "line 1: expected JSON, got values nested deeper than 64"),
-            ('{"context": "\\ud800"}', "line 1: expected JSON, got text with half of a surrogate pair"),
+            ("{", "line 1: expected JSON"),
+            ('{"a": ' * 10**5, "line 1: expected JSON"),
+            ('{"context": "\\ud800"}', "line 1: expected JSON"),
             (" " * 2**23 + "{}", "line 1: expected at most 8,388,608 bytes"),
             ('{"contexts": {"a": 1}, "continuation": "c", "gold": 0}', "contexts: expected a list of two texts"),
             ('{"context": "c", "choices": ["a", "b"], "gold": [0]}', r"gold: .* got \[0\]"),
