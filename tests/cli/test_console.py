@@ -48,7 +48,7 @@ from saap_jax.report.page import blocks
 from saap_jax.report.page.blocks import Block, Detail, text_table
 from saap_jax.runs import outcomes
 from saap_jax.runs.standing import comparison_rows, merged
-from saap_jax.structures import listing
+from saap_jax.trace import listing
 from saap_jax.trace.listing import traced_tables
 from saap_jax.trace.own_code import Verdict
 from saap_jax.trace.trace import trace

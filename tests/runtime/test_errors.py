@@ -11,7 +11,7 @@ from saap_jax.runtime.errors import UnreadableFileError, reading, shown
 def test_errors_of_libraries_name_the_file(error):
     with (
         pytest.raises(UnreadableFileError, match=r"^f: expected a thing, which") as caught,
-        reading("a.bin", "a thing"),
+        reading("f", "a thing"),
     ):
         raise error
     assert "\n" not in str(caught.value)
