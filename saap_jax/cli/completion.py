@@ -14,12 +14,12 @@ from saap_jax.config.jobs import (
     ScoreConfig,
     SensitivityConfig,
 )
-from saap_jax.config.judge import AbConfig, GateConfig
+from saap_jax.config.judge import AbConfig, EvaluateConfig
 from saap_jax.config.packaged import packaged
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, PushConfig
+from saap_jax.config.use import BenchConfig, GenerateConfig
 from saap_jax.recipes import recipes
 from saap_jax.runtime.processes import FLAGS
 
@@ -38,14 +38,12 @@ CONFIGS = {
     "prune": PruneConfig,
     "recover": RecoverConfig,
     "export": ExportConfig,
-    "push": PushConfig,
     "evaluate": EvaluateConfig,
     "fidelity": FidelityConfig,
     "frontier": FrontierConfig,
     "sensitivity": SensitivityConfig,
     "report": ReportConfig,
     "ab": AbConfig,
-    "gate": GateConfig,
     "generate": GenerateConfig,
     "bench": BenchConfig,
     "plan": PlanConfig,

@@ -17,10 +17,10 @@ from saap_jax.config.jobs import (
     ScoreConfig,
     SensitivityConfig,
 )
-from saap_jax.config.judge import AbConfig, GateConfig
+from saap_jax.config.judge import AbConfig, EvaluateConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, PushConfig
+from saap_jax.config.use import BenchConfig, GenerateConfig
 from saap_jax.runtime.interrupts import interruption
 from saap_jax.version import __version__
 
@@ -34,14 +34,12 @@ saap: structured pruning of LLaMA-family language models in JAX
   saap prune [CONFIG]          prune with one estimator at one ratio, save it; also your own (MODULE:FACTORY)
   saap recover [MODEL] [CONFIG]  fine-tune a pruned model; --resume goes on with a run that was killed
   saap export MODEL OUT        write a model for transformers, llama.cpp, MaxText, Tunix; compare what was written
-  saap push DIR REPOSITORY     put a model with its card into a repository of the Hugging Face hub
   saap evaluate [MODEL ...]    perplexity of models, pruned or not; accuracy on zero-shot --tasks
   saap fidelity [CONFIG]       judge estimators by the exact effect of removing a unit
   saap frontier [CONFIG]       perplexity against ratio, the largest ratio that holds a limit, the knee
   saap sensitivity [CONFIG]    what a layer's attention or MLP costs when it alone is pruned; suggestions
   saap report RUN [RUN ...]    one page of one run or several, any kind; figures for papers
-  saap ab A B                  is A better than B, by how much, and how sure is that
-  saap gate MODEL              hold a model against limits; exit code 1 when one is broken
+  saap ab A B                  is A better than B, by how much, how sure; with limits, exit code 1 when one is broken
   saap generate MODEL "text"   continue a text (- for standard input) with a model, pruned or not
   saap bench [MODEL ...]       parameters, operations, memory, prefill and decode time, side by side
   saap plan [MODEL] [TARGET]   does a job fit a TPU or GPUs, and what does it cost there; none is needed
@@ -60,7 +58,7 @@ Start with `saap compare quickstart`."""
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0 when it did its work, 2 for an error (one line on the error stream).
 
-    A command may return another code for what it found: `gate` returns 1 when a limit is broken. Where nobody reads
+    A command may return another code for what it found: `ab` returns 1 when a limit is broken. Where nobody reads
     the output any more, as with `saap ... | head -1`, it ends quietly with 141.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -217,26 +215,6 @@ def export(words: list[str]) -> None:
     show_paths(model=config.out)
 
 
-def push(words: list[str]) -> None:
-    """Run `saap push`."""
-    positional, rest = split_words(words)
-    if len(positional) > 2:
-        raise UsageError(
-            f"push: expected DIRECTORY and REPOSITORY, got {len(positional)} words: {' '.join(positional)}"
-        )
-    default = PushConfig(**dict(zip(("directory", "repository"), positional, strict=False)))
-    config, _ = parse("push DIRECTORY REPOSITORY", default, rest)
-    from saap_jax.cli.blocks import show_facts
-    from saap_jax.jobs.push import push_model
-    from saap_jax.runtime.progress import step
-
-    with show_progress() as track:
-        pushed = push_model(config, step=functools.partial(step, track))
-    rows = [("files", f"{pushed.files:,}"), ("bytes", f"{pushed.bytes:,}"), ("model card", pushed.card)]
-    show_facts(f"{config.directory}: {'sent' if pushed.address else 'not sent'}", rows)
-    show_paths(**({"repository": pushed.address} if pushed.address else {"directory": config.directory}))
-
-
 def evaluate(words: list[str]) -> None:
     """Run `saap evaluate`."""
     positional, rest = split_words(words)
@@ -309,38 +287,21 @@ def report(words: list[str]) -> None:
         show_paths(figures=f"{len(drawn)} files in {config.figures}")
 
 
-def ab(words: list[str]) -> None:
-    """Run `saap ab`."""
+def ab(words: list[str]) -> int:
+    """Run `saap ab`; return 1 when a limit is broken."""
     positional, rest = split_words(words)
     if len(positional) > 2:
         raise UsageError(f"ab: expected two models, A and B, got {len(positional)}: {', '.join(positional)}")
     default = AbConfig(**dict(zip(("a", "b"), positional, strict=False)))
     config, _ = parse("ab A B", default, rest)
     from saap_jax.cli.blocks import show_blocks
-    from saap_jax.jobs import quality
+    from saap_jax.jobs import ab as job
     from saap_jax.report.kinds.quality import comparison_blocks
 
     with show_progress() as track:
-        comparison = quality.ab(config, track=track)
+        comparison = job.ab(config, track=track)
     show_blocks(*comparison_blocks(comparison))
-
-
-def gate(words: list[str]) -> int:
-    """Run `saap gate`; return 1 when a limit is broken."""
-    positional, rest = split_words(words)
-    if len(positional) > 1:
-        raise UsageError(f"gate: expected one model, got {len(positional)}: {', '.join(positional)}")
-    config, _ = parse("gate MODEL", GateConfig(model=positional[0]) if positional else GateConfig(), rest)
-    from saap_jax.cli.blocks import show_blocks
-    from saap_jax.evaluation.limits import verdict
-    from saap_jax.jobs import quality
-    from saap_jax.report.kinds.quality import check_table
-
-    with show_progress() as track:
-        checks = quality.gate(config, track=track)
-    show_blocks(check_table(config.model, config.baseline, checks))
-    show(verdict(checks))
-    return 0 if all(check.passed for check in checks) else 1
+    return 0 if comparison.held else 1
 
 
 def generate(words: list[str]) -> None:
@@ -394,14 +355,12 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prune": prune,
     "recover": recover,
     "export": export,
-    "push": push,
     "evaluate": evaluate,
     "fidelity": fidelity,
     "frontier": frontier,
     "sensitivity": sensitivity,
     "report": report,
     "ab": ab,
-    "gate": gate,
     "generate": generate,
     "bench": bench,
     "plan": plan,

@@ -125,16 +125,18 @@ SHORT: dict[str, Short] = {
             "saap evaluate models/pruned --tasks my_items.jsonl --limit 200",
         ),
     ),
-    "gate": Short(
+    "ab": Short(
         {
-            "against what": ("baseline", "limits"),
-            "limits": ("max_ppl_increase", "max_accuracy_drop", "max_size", "max_latency", "max_memory"),
-            "on which text": ("sources", "windows", "length"),
+            "on which text and tasks": ("sources", "windows", "length", "tasks"),
+            "limits of A beside B": (
+                *("limits", "max_ppl_increase", "max_accuracy_drop", "max_size", "max_latency", "max_memory"),
+            ),
+            "how": ("json",),
         },
         (
-            "saap gate models/pruned --baseline smollm2-135m --max-ppl-increase 30%",
-            "saap gate models/pruned --baseline models/old --max-ppl-increase 2% --max-size 450MiB --junit gate.xml",
-            "saap gate models/pruned --baseline smollm2-135m --limits gates/default",
+            "saap ab runs/quickstart:wanda@0.2 runs/quickstart:dense",
+            "saap ab models/pruned smollm2-135m --limits gates/default",
+            "saap ab models/pruned models/old --max-ppl-increase 2% --max-size 450MiB --json ab.json",
         ),
     ),
     "plan": Short(

@@ -12,7 +12,7 @@ from saap_jax.config.jobs import (
     SensitivityConfig,
     SweepConfig,
 )
-from saap_jax.config.judge import AbConfig, GateConfig, PairConfig
+from saap_jax.config.judge import AbConfig, EvaluateConfig, JudgedConfig, TasksConfig
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -35,7 +35,7 @@ from saap_jax.config.search import (
     SharePerStructure,
 )
 from saap_jax.config.traced import for_factory
-from saap_jax.config.use import BenchConfig, EvaluateConfig, GenerateConfig, TasksConfig
+from saap_jax.config.use import BenchConfig, GenerateConfig
 
 __all__ = [
     "AbConfig",
@@ -51,13 +51,12 @@ __all__ = [
     "FidelityConfig",
     "FrontierConfig",
     "FusionConfig",
-    "GateConfig",
     "GenerateConfig",
     "GridConfig",
+    "JudgedConfig",
     "MeshConfig",
     "MethodConfig",
     "ModelConfig",
-    "PairConfig",
     "PatternsConfig",
     "PerStructure",
     "PlanConfig",

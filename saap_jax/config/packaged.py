@@ -1,4 +1,4 @@
-"""Files of the user, or those that come with the package by their name: configurations, and limits of `saap gate`."""
+"""Files of the user, or those that come with the package by their name: configurations, and limits of `saap ab`."""
 
 import difflib
 import importlib.resources

@@ -1,72 +1,9 @@
-"""The configurations of the commands that use a model, pruned or not: `evaluate`, `generate`, `bench` and `push`."""
+"""The configurations of the commands that use a model, pruned or not: `generate` and `bench`."""
 
 import dataclasses
 from typing import Literal
 
-from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
-from saap_jax.config.mesh import MeshConfig
-from saap_jax.types import AttentionPath, Bos
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TasksConfig:
-    """Zero-shot tasks: multiple choice from local files, and the tasks of lm-evaluation-harness."""
-
-    tasks: tuple[str, ...] = ()
-    """Tasks, apart or with commas: a JSON-lines file; a NAME of `zeroshot/NAME.jsonl` below SAAP_DATA; or else a name
-    that lm-evaluation-harness knows (extra `eval`)."""
-    limit: int = 0
-    """Items of each task, the first ones; 0 takes all."""
-    task_path: str = ""
-    """Directory of further harness tasks (YAML files)."""
-
-    def __post_init__(self) -> None:
-        check_at_least("limit", self.limit, 0)
-        names = self.task_names
-        if len(set(names)) < len(names):
-            raise ValueError(f"tasks: expected each once, got {', '.join(names)}")
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks, each by itself."""
-        return tuple(name.strip() for word in self.tasks for name in word.split(",") if name.strip())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TasksConfig):
-    """Perplexity of models on texts, and their accuracy on zero-shot tasks."""
-
-    models: tuple[str, ...] = ("smollm2-135m",)
-    """Models: names, GGUF files, directories."""
-    sources: tuple[str, ...] = ("builtin:reference", "builtin:descriptions")
-    """Text sources; of a built-in one, the evaluation part. None after `--sources`, with tasks: no perplexity."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the parameters."""
-    attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap score --help-all` says of
-    `model.attention`."""
-    windows: int = 24
-    """Windows of each text; 0 takes all."""
-    length: int = 128
-    """Tokens a window; part of the metric's name."""
-    bos: Bos = "auto"
-    """Whether each window begins with the tokenizer's token for the beginning of text, in place of its last token of
-    text: `auto`, where the tokenizer puts one in front of every text; `always`; `never`, as papers have it."""
-    batch_size: int = 8
-    """Windows evaluated at once, and rows of 128 tokens of tasks."""
-    json: str = ""
-    """File that the results are written to, with every item of the tasks; empty: none."""
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.models or not (self.sources or self.tasks):
-            raise ValueError("evaluate: expected at least one model, and at least one source or task")
-        check_at_least("windows", self.windows, 0)
-        check_at_least("length", self.length, 2)
-        check_choice("bos", self.bos, Bos)
-        check_choice("attention", self.attention, AttentionPath)
-        check_at_least("batch_size", self.batch_size, 1)
+from saap_jax.config.checks import check_at_least, check_choices, check_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,19 +76,3 @@ class BenchConfig:
             check_at_least(name, min(values), 1)
         check_at_least("new_tokens", self.new_tokens, 1)
         check_at_least("repeats", self.repeats, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PushConfig:
-    """Put a model directory with its model card into a repository of the Hugging Face hub. See docs/export.md."""
-
-    directory: str = ""
-    """Directory of the model. It gets a `README.md`, its card, unless it has one."""
-    repository: str = ""
-    """`ORGANISATION/NAME`, or `NAME` of your own; made if it is not there. Empty, with `--no-upload`: none."""
-    upload: bool = True
-    """Without it, the card is written and checked, and nothing is sent."""
-    private: bool = False
-    """Make the repository one that only you see, if it is not there yet."""
-    replace: bool = False
-    """Put the model in the place of what the repository holds; its history keeps that."""

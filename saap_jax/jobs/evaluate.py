@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from saap_jax.api import perplexity
-from saap_jax.config.use import EvaluateConfig
+from saap_jax.config.judge import EvaluateConfig
 from saap_jax.data import evaluation_windows
 from saap_jax.evaluation.perplexity import metric_name
 from saap_jax.evaluation.tasks.likelihood import Progress

@@ -1,4 +1,4 @@
-"""Two models on the same items of the same tasks: what `saap ab --tasks` and `saap gate --max-accuracy-drop` run.
+"""Two models on the same items of the same tasks: what `saap ab --tasks` runs.
 
 Runs hold no task results, so every model is loaded and scored. A candidate of a run is cut by the units that the run
 says it keeps; of a variant with several seeds, each seed is a model.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saap_jax.config.judge import PairConfig
+from saap_jax.config.judge import AbConfig
 from saap_jax.evaluation.differences import ALL, paired_tasks
 from saap_jax.evaluation.tasks.named import find_tasks, run_named
 from saap_jax.evaluation.tasks.results import TaskResult, compared_metric
@@ -28,7 +28,7 @@ Results = list[tuple[TaskResult, ...]]
 """Of each seed of a model, the results of its tasks."""
 
 
-def compare_tasks(config: PairConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
+def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
     """Return how the accuracies of two models differ on each task and over all, by the paired bootstrap over items.
 
     A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same

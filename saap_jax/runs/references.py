@@ -150,11 +150,6 @@ def text_digests(reference: Reference) -> dict[str, str]:
     return {name: inputs[key] for name in names if (key := f"evaluation text of {name!r}") in inputs}
 
 
-def recorded_parameters(reference: Reference) -> int:
-    """Return the parameters of a model of a run, after the cut; of several seeds, the most."""
-    return max(int(row["parameters"]) for row in reference.rows)
-
-
 def loadable(reference: Reference, why: str) -> str:
     """Return the name by which a model can be loaded: of a run, the unpruned one and the best, which was cut.
 

@@ -37,7 +37,7 @@ def test_every_option_is_one_that_the_command_takes(capsys):
     words = completions([*main.COMMANDS, "help"])
     assert {*packaged()} == {word for each in words.values() for word in each if word in packaged()}
     assert {*recipes()} < {*words["recipes"]}
-    for command in ("compare", "prune", "ab", "plan", "push"):
+    for command in ("compare", "prune", "ab", "plan"):
         with pytest.raises(SystemExit, match="0"):
             main.main([command, "--help-all"])
         said = capsys.readouterr().out

@@ -20,7 +20,7 @@ from saap_jax.cli import main
 from saap_jax.cli.arguments import option_names, parse
 from saap_jax.cli.short_help import SHORT, field_docs
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.judge import GateConfig
+from saap_jax.config.judge import AbConfig
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
@@ -215,7 +215,7 @@ class TestBadInput:
             (["compare", "--exampels", "3"], "unrecognised option --exampels; did you mean --calibration.examples?"),
             (["compare", "--length=3"],
              "--length; did you mean --calibration.length or --evaluation.length?"),
-            (["gate", "m", "--zzz"], "gate: unrecognised option --zzz"),
+            (["ab", "m", "--zzz"], "ab: unrecognised option --zzz"),
             (["compare", "--name"], "compare: Missing value for argument '--name'"),
             (["compare", "--ratios", "a/" * 100], f"compare: --ratios: Could not find valid parse for arguments: "
              f"['{'a/' * 100}']; expected [FLOAT [FLOAT ...]]"),
@@ -233,7 +233,7 @@ class TestBadInput:
     def test_words(self, capsys, words, message):
         assert message in refused(capsys, words)
 
-    @pytest.mark.parametrize("kind", [CompareConfig, GateConfig, RecoverConfig, PlanConfig, BenchConfig])
+    @pytest.mark.parametrize("kind", [CompareConfig, AbConfig, RecoverConfig, PlanConfig, BenchConfig])
     def test_options_are_those_of_the_help(self, capsys, monkeypatch, kind):
         """What is suggested is what tyro takes: both lists agree, but for what takes no name of its own."""
         monkeypatch.setenv("COLUMNS", "300")

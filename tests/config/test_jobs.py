@@ -11,7 +11,6 @@ from saap_jax import config as c
 from saap_jax.config import method as o
 from saap_jax.config import recover as r
 from saap_jax.config import search as s
-from saap_jax.config import use
 from saap_jax.config.field_types import check_types
 
 
@@ -56,7 +55,7 @@ def test_the_default_is_json():
             lambda: o.EvaluationConfig(in_domain="a.txt", out_of_domain="a.txt"),
             "another text than in_domain, got 'a.txt'",
         ),
-        (lambda: use.EvaluateConfig(models=()), "expected at least one model"),
+        (lambda: c.EvaluateConfig(models=()), "expected at least one model"),
         (lambda: s.PerStructure(mlp=-1), "mlp: expected at least 0, got -1"),
         (lambda: r.MethodConfig(rank=0), "method.rank: expected at least 1, got 0"),
         (lambda: r.MethodConfig(matrices=()), "method.matrices: expected one or more"),
@@ -103,10 +102,10 @@ def test_the_ratio_of_the_cut_model_follows_from_the_ratios(ratios, given, cut):
         (c.ScoreConfig, "keep_statistics", ["all"], "keep_statistics: expected Literal"),
         (c.CompareConfig, "ratios", (True, 0.2), r"ratios: expected tuple\[float, ...\], got \(True, 0.2\)"),
         (c.PruneConfig, "fusion", None, "fusion: expected FusionConfig, got None"),
-        (c.GateConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
+        (c.AbConfig, "max_accuracy_drop", 2**53, r"max_accuracy_drop: expected float \| None"),
         (r.RecoverConfig, "new_tokens", 2.0, "new_tokens: expected int, got 2.0"),
         (c.CompareConfig, "ratios", [0, 0.2], ""),
-        (c.GateConfig, "max_accuracy_drop", 3, ""),
+        (c.AbConfig, "max_accuracy_drop", 3, ""),
     ],
 )
 def test_types_of_fields(kind, path, value, message):

@@ -58,7 +58,7 @@ RECOVER = (
 RESCORE = ("score", *MODEL, "--from-run", "runs/s", "--name", "new")
 REPORT = ("report", "runs/c", "--out", "page.html")
 AB = ("ab", f"runs/c:wanda@{RATIO}", "runs/c:dense", "--resamples", "100", "--json", "result.json")
-GATE = ("gate", f"runs/c:wanda@{RATIO}", "--baseline", "runs/c:dense", "--resamples", "100", "--limits", "limits.toml")
+GATE = ("ab", f"runs/c:wanda@{RATIO}", "runs/c:dense", "--resamples", "100", "--limits", "limits.toml")
 CONFIG = """\
 from saap_jax.config import ScoreConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, FusionConfig, ModelConfig
@@ -234,7 +234,7 @@ def written(place: Path) -> Figures:
 
 
 def judged(place: Path) -> Figures:
-    """The outcome of a gate; it is its exit code."""
+    """The outcome of limits; it is the exit code."""
     return {}
 
 
@@ -531,7 +531,7 @@ def expected_words(words: list[str]) -> Figures:
 
 
 def expected_gate() -> Figures:
-    """The exit code of a gate."""
+    """The exit code of limits."""
     limits = tomllib.loads(Path("limits.toml").read_text(encoding="utf-8"))
     record, row = _record("runs/c"), _rows("runs/c")[f"wanda@{RATIO}"]
     if not limits or not limits.keys() <= {"max_ppl_increase", "max_size"}:

@@ -30,7 +30,7 @@ SECONDS = 30.0
 
 MODULES = (
     *("saap_jax.cli.main", "saap_jax.cli.progress", "saap_jax.cli.blocks", "saap_jax.cli.discover", "saap_jax.export"),
-    *("saap_jax.jobs.compare", "saap_jax.jobs.generate", "saap_jax.jobs.prune", "saap_jax.jobs.quality"),
+    *("saap_jax.jobs.compare", "saap_jax.jobs.generate", "saap_jax.jobs.prune", "saap_jax.jobs.ab"),
     *("saap_jax.jobs.evaluate", "saap_jax.jobs.recover", "saap_jax.jobs.score", "saap_jax.report.write"),
     *("jaxlib.mlir.dialects.builtin", "jaxlib.mlir.dialects.mhlo", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama", "tests.fuzz.formats", "tests.fuzz.planted"),

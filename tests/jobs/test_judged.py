@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from saap_jax.cli import main
+from saap_jax.config.judge import EvaluateConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.use import EvaluateConfig
 from saap_jax.evaluation.differences import paired_difference
 from saap_jax.evaluation.scales import format_figure, scale_of
 from saap_jax.jobs import judged, prune

@@ -12,10 +12,10 @@ import pytest
 from saap_jax.api import calibrate
 from saap_jax.cli import main
 from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.judge import EvaluateConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import PerStructure, QueryHeadsConfig, SearchConfig, SharePerStructure
-from saap_jax.config.use import EvaluateConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.jobs import chosen as selection

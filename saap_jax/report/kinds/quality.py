@@ -1,10 +1,10 @@
-"""What `saap ab` and `saap gate` find: tables, JSON, JUnit XML."""
+"""What `saap ab` finds: tables of texts, tasks and limits, and all of them in words."""
 
 import math
 from collections.abc import Sequence
 
 from saap_jax.evaluation.differences import Difference, decimals_of
-from saap_jax.evaluation.limits import Check
+from saap_jax.evaluation.limits import Check, verdict
 from saap_jax.evaluation.resample import smallest_p_value
 from saap_jax.evaluation.scales import format_ppl
 from saap_jax.report.page.blocks import Block, Cell, Line, Table, Words, text_table
@@ -19,10 +19,13 @@ ALONE = (
 
 
 def comparison_blocks(comparison: Comparison) -> list[Block]:
-    """Return A beside B: a table of texts, one of tasks, and both in words."""
-    tables = [comparison_table(comparison)] if comparison.metrics else []
-    tables += [task_table(comparison)] if comparison.tasks else []
-    return [*tables, *(Words(said, soft=False) for said in sentences(comparison))]
+    """Return A beside B: a table of texts, one of tasks, one of limits, and all in words."""
+    blocks: list[Block] = [comparison_table(comparison)] if comparison.metrics else []
+    blocks += [task_table(comparison)] if comparison.tasks else []
+    blocks += [Words(said, soft=False) for said in sentences(comparison)]
+    if comparison.checks:
+        blocks += [check_table(comparison.checks), Words(verdict(comparison.checks), soft=False)]
+    return blocks
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -85,11 +88,11 @@ def sentences(comparison: Comparison) -> list[str]:
     return texts + ([ALONE] if tested else [])
 
 
-def check_table(model: str, baseline: str, checks: Sequence[Check]) -> Table:
-    """Return the limits beside what was measured, a line a limit."""
+def check_table(checks: Sequence[Check]) -> Table:
+    """Return the limits of A beside what was measured, a line a limit."""
     lines = []
     for check in checks:
         cells = map(Cell, (check.name, check.what, check.limit, check.measured))
         lines.append(Line([*cells, Cell("PASS" if check.passed else "FAIL", verdict=check.passed)]))
     header = ("limit", "of", "at most", "measured", "")
-    return Table(f"model: {model}\nbaseline: {baseline}", header, lines, words=len(header))
+    return Table("A against the limits", header, lines, words=len(header))

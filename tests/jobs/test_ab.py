@@ -1,10 +1,9 @@
-"""`ab` and `gate` through the command line: planted differences are found, equal models are equal, codes are kept."""
+"""`ab` through the command line: planted differences are found, equal models are equal, limits give its exit code."""
 
 import json
 import math
 import re
 import shlex
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ import pytest
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.judge import AbConfig, GateConfig
+from saap_jax.config.judge import AbConfig, EvaluateConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.packaged import packaged
 from saap_jax.evaluation.perplexity import window_losses
-from saap_jax.jobs import compare, quality
+from saap_jax.jobs import ab, compare
 from saap_jax.jobs.evaluate import evaluate
 from saap_jax.llama import load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units
@@ -47,8 +46,8 @@ def no_model(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(quality, "load_model", refuse)
-    monkeypatch.setattr(quality, "load_tokenizer", refuse)
+    monkeypatch.setattr(ab, "load_model", refuse)
+    monkeypatch.setattr(ab, "load_tokenizer", refuse)
 
 
 def refused(capsys, words: list[str]) -> str:
@@ -79,11 +78,11 @@ class TestAb:
 
     def test_seeds_are_paired(self, tmp_path, no_model):
         three = fake_run(tmp_path / "three", seeds=(2, 0, 1), shift=0.1)
-        against_dense = quality.ab(AbConfig(a=f"{three}:wanda@0.2", b=f"{three}:dense", resamples=200))
+        against_dense = ab.ab(AbConfig(a=f"{three}:wanda@0.2", b=f"{three}:dense", resamples=200))
         assert against_dense.seeds == 3
         difference = against_dense.metrics[0].difference
         assert difference.value == pytest.approx(0.1, abs=0.01)
-        swapped = quality.ab(AbConfig(a=f"{three}:dense", b=f"{three}:wanda@0.2", resamples=200)).metrics[0]
+        swapped = ab.ab(AbConfig(a=f"{three}:dense", b=f"{three}:wanda@0.2", resamples=200)).metrics[0]
         assert swapped.difference.low == pytest.approx(-difference.high)
         ppl_a, ppl_b = against_dense.metrics[0].ppl
         assert 100 * (ppl_a / ppl_b - 1) == pytest.approx(difference.percent[0])
@@ -102,32 +101,32 @@ class TestAb:
         a, b = str(tiny_model_directory), str(pruned)
         assert main.main(["ab", a, a, *TEXT]) == 0
         assert "exactly 0" in capsys.readouterr().out
-        found = quality.ab(AbConfig(a=a, b=b, sources=("builtin:reference",), windows=4, length=16, batch_size=2))
+        found = ab.ab(AbConfig(a=a, b=b, sources=("builtin:reference",), windows=4, length=16, batch_size=2))
         assert found.metrics[0].difference.value != 0
         assert found.metrics[0].windows == 4
 
     def test_a_model_beside_a_run_takes_the_runs_text(self, capsys, tmp_path, tiny_model_directory, pruned):
         run = real_run(tmp_path / "run", tiny_model_directory)
-        found = quality.ab(AbConfig(a=str(pruned), b=f"{run}:dense", resamples=100))
+        found = ab.ab(AbConfig(a=str(pruned), b=f"{run}:dense", resamples=100))
         assert [row.metric for row in found.metrics] == ["ppl@16 builtin:reference"]
         assert found.metrics[0].windows == 5
         assert not found.metrics[0].difference.same
-        copy = quality.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
+        copy = ab.ab(AbConfig(a=f"{tiny_model_directory}/", b=f"{run}:dense", resamples=100))
         assert copy.metrics[0].difference.value == 0, "evaluated again, by the same program"
         line = refused(capsys, ["ab", str(pruned), f"{run}:dense", "--windows", "7"])
         assert "windows: beside" in line
         assert "got 7; leave it out" in line
 
     def test_the_model_of_the_run_is_on_record(self, run, no_model):
-        found = quality.ab(AbConfig(a="tiny", b=f"{run}:dense", resamples=100))
+        found = ab.ab(AbConfig(a="tiny", b=f"{run}:dense", resamples=100))
         assert found.a == "tiny"
         assert [row.difference.value for row in found.metrics] == [0, 0]
 
     def test_other_tokenizers_are_refused(self, capsys, monkeypatch, tiny_model_directory, pruned):
         tokenizer = load_tokenizer(pruned)
         tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
-        real = quality.load_tokenizer
-        monkeypatch.setattr(quality, "load_tokenizer", lambda name: tokenizer if name == str(pruned) else real(name))
+        real = ab.load_tokenizer
+        monkeypatch.setattr(ab, "load_tokenizer", lambda name: tokenizer if name == str(pruned) else real(name))
         assert "expected the same tokens" in refused(capsys, ["ab", str(tiny_model_directory), str(pruned), *TEXT])
 
     def test_other_windows_of_a_text_are_refused(self, capsys, tmp_path, no_model):
@@ -169,8 +168,8 @@ def real_run(path: Path, model: Path) -> Path:
         "evaluation": {"windows": 5, "length": 16, "batch_size": 2},
     }
     run, metric = RunDirectory.open(path, config), "ppl@16 builtin:reference"
-    windows = quality.evaluation_windows("builtin:reference", load_tokenizer(model), 16, 5)
-    losses = window_losses(load_model(model), quality.pairs(windows, 2))
+    windows = ab.evaluation_windows("builtin:reference", load_tokenizer(model), 16, 5)
+    losses = window_losses(load_model(model), ab.pairs(windows, 2))
     run.update(
         metrics=[{"name": metric, "domain": "in"}],
         dense={"parameters": 1, "ppl": {metric: losses.perplexity}, "losses": {metric: losses.sums / losses.counts}},
@@ -194,97 +193,88 @@ def compared(tiny_model_directory, tmp_path_factory):
 
 class TestOnARealComparison:
     def test_candidates(self, compared):
-        found = quality.ab(AbConfig(a=f"{compared}:magnitude@0.2", b=f"{compared}:random@0.2"))
+        found = ab.ab(AbConfig(a=f"{compared}:magnitude@0.2", b=f"{compared}:random@0.2"))
         assert len(found.metrics) == 2
         assert all(row.difference.value != 0 for row in found.metrics)
         for row in read_candidates(compared)[0]:
-            for each in quality.ab(AbConfig(a=f"{compared}:{row['candidate']}", b=f"{compared}:dense")).metrics:
+            for each in ab.ab(AbConfig(a=f"{compared}:{row['candidate']}", b=f"{compared}:dense")).metrics:
                 assert each.ppl[0] == pytest.approx(row["ppl"][each.metric], rel=1e-12)
 
     def test_masks_and_cut_are_the_same_but_for_rounding(self, compared):
         best = read_run(compared)["best"]["candidate"]
-        for row in quality.ab(AbConfig(a=f"{compared}:{best}", b=f"{compared}/best")).metrics:
+        for row in ab.ab(AbConfig(a=f"{compared}:{best}", b=f"{compared}/best")).metrics:
             assert row.difference.same
         other = next(row["candidate"] for row in read_candidates(compared)[0] if row["candidate"] != best)
-        for row in quality.ab(AbConfig(a=f"{compared}:{other}", b=f"{compared}/best")).metrics:
+        for row in ab.ab(AbConfig(a=f"{compared}:{other}", b=f"{compared}/best")).metrics:
             assert not row.difference.same
 
-    def test_a_gate(self, compared, capsys):
-        words = ["--baseline", f"{compared}:dense", "--max-size", "99%", "--max-memory", "100%"]
+    def test_limits(self, compared, capsys):
+        words = [f"{compared}:dense", "--max-size", "99%", "--max-memory", "100%"]
         best = read_run(compared)["best"]["candidate"]
-        assert main.main(["gate", f"{compared}:{best}", *words]) == 0
+        assert main.main(["ab", f"{compared}:{best}", *words]) == 0
         of_run = re.findall(r"[0-9.]+ KiB", capsys.readouterr().out)
-        assert main.main(["gate", f"{compared}/best", *words]) == 0
+        assert main.main(["ab", f"{compared}/best", *words]) == 0
         assert re.findall(r"[0-9.]+ KiB", capsys.readouterr().out) == of_run, "bytes on record are those measured"
-        assert (
-            main.main(["gate", f"{compared}:{best}", "--baseline", f"{compared}/best", "--max-ppl-increase", "0%"]) == 0
-        )
+        assert main.main(["ab", f"{compared}:{best}", f"{compared}/best", "--max-ppl-increase", "0%"]) == 0
 
 
-class TestGate:
+class TestLimits:
     def test_a_planted_regression_is_caught(self, capsys, run, tmp_path, no_model):
-        words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--resamples", "200"]
-        out = tmp_path / "gate.xml"
-        assert main.main([*words, "--max-ppl-increase", "1%", "--max-size", "85%", "--junit", str(out)]) == 1
+        words, out = ["ab", f"{run}:wanda@0.2", f"{run}:dense", "--resamples", "200"], tmp_path / "ab.json"
+        assert main.main([*words, "--max-ppl-increase", "1%", "--max-size", "85%", "--json", str(out)]) == 1
         text = capsys.readouterr().out
         assert (text.count("PASS"), text.count("FAIL")) == (1, 2 + 1)  # two metrics, and the verdict
         assert "FAIL: 2 of 3 limits are broken: max_ppl_increase (ppl@16 builtin:reference)" in text
-        suite = ET.parse(out).getroot()
-        assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
-        assert len(suite.findall(".//failure")) == 2
-        assert main.main([*words, "--max-ppl-increase", "2%"]) == 0
-        assert "PASS: all 2 limits hold" in capsys.readouterr().out
-        assert main.main([*words, "--max-size", "79 %"]) == 1
-        assert main.main([*words, "--max-size", "320B"]) == 0
-        assert main.main([*words, "--max-size", "319B"]) == 1
-
-    def test_identical_models_pass_with_0(self, capsys, run, no_model):
+        found = json.loads(out.read_text())
+        assert [(row["name"], row["passed"]) for row in found["limits"]] == [
+            ("max_ppl_increase", False), ("max_ppl_increase", False), ("max_size", True)
+        ]  # fmt: skip
+        assert (found["held"], found["verdict"][:4]) == (False, "FAIL")
+        for limits, code in (
+            (["--max-ppl-increase", "2%"], 0), (["--max-size", "79 %"], 1),
+            (["--max-size", "320B"], 0), (["--max-size", "319B"], 1),
+        ):  # fmt: skip
+            assert main.main([*words, *limits]) == code
         for name in ("dense", "wanda@0.2"):
-            words = ["gate", f"{run}:{name}", "--baseline", f"{run}:{name}", "--max-ppl-increase", "0%"]
-            assert main.main([*words, "--max-size", "100%"]) == 0
+            same = ["ab", f"{run}:{name}", f"{run}:{name}", "--max-ppl-increase", "0%", "--max-size", "100%"]
+            assert main.main(same) == 0, "identical models hold limits of nothing"
 
     def test_models_are_measured(self, capsys, tiny_model_directory, pruned):
         limits = ["--max-latency", "10000%", "--max-size", "100%", "--max-memory", "1GiB", "--max-ppl-increase", "900%"]
         words = ["--repeats", "2", "--resamples", "100", *TEXT]
-        assert main.main(["gate", str(pruned), "--baseline", str(tiny_model_directory), *limits, *words]) == 0
-        text = capsys.readouterr().out
-        assert len(re.findall("PASS", text)) == 4 + 1
-        words = ["--baseline", str(pruned), "--max-size", "100%", "--max-memory", "100%", *words]
-        assert main.main(["gate", str(tiny_model_directory), *words]) == 1, "the whole is larger than the pruned one"
-        assert main.main(["gate", str(pruned), *words]) == 0
+        assert main.main(["ab", str(pruned), str(tiny_model_directory), *limits, *words]) == 0
+        assert len(re.findall("PASS", capsys.readouterr().out)) == 4 + 1
+        words = [str(pruned), "--max-size", "100%", "--max-memory", "100%", *words]
+        assert main.main(["ab", str(tiny_model_directory), *words]) == 1, "the whole is larger than the pruned one"
+        assert main.main(["ab", str(pruned), *words]) == 0
 
     def test_of_a_run_the_unpruned_model_can_be_run_and_masks_cannot(
         self, capsys, tmp_path, tiny_model_directory, pruned
     ):
         run = fake_run(tmp_path / "run", model=str(tiny_model_directory))
-        words = ["--baseline", f"{run}:dense", "--max-latency", "10000%", "--repeats", "1"]
-        assert main.main(["gate", f"{run}:dense", *words]) == 0
-        line = refused(capsys, ["gate", f"{run}:wanda@0.2", *words])
+        words = [f"{run}:dense", "--max-latency", "10000%", "--repeats", "1"]
+        assert main.main(["ab", f"{run}:dense", *words]) == 0
+        line = refused(capsys, ["ab", f"{run}:wanda@0.2", *words])
         assert "max_latency needs a model that can be run" in line
         command = re.search(r"cut it \((saap prune .*)\) and name", line)
         assert command
         assert {"--estimator", "wanda", "--ratio", "0.2"} < set(shlex.split(command[1]))
         (run / "best").symlink_to(pruned)
-        assert main.main(["gate", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
+        assert main.main(["ab", f"{run}:wanda@0.2", *words]) == 0, "the best was cut"
 
     def test_not_finite_is_broken(self, run, capsys):
         directory = RunDirectory(run, json.loads((run / "run.json").read_text()))
         row = directory.candidates()[0]
         row["losses"][METRICS[0]][0] = row["ppl"][METRICS[0]] = math.nan
         directory.append(row)
-        words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--max-ppl-increase", "50%"]
-        assert main.main(words) == 1
+        assert main.main(["ab", f"{run}:wanda@0.2", f"{run}:dense", "--max-ppl-increase", "50%"]) == 1
         assert "1 of 2 limits is broken" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("limits", "message"),
         [
-            ([], "expected at least one limit"),
             (["--max-ppl-increase", "5"], "expected a percentage with its sign, got '5'; write 5%"),
-            (["--max-ppl-increase", "0.05"], "write 0.05%, or 5% if it is a share"),
-            (["--max-ppl-increase", "five"], "max_ppl_increase: expected a percentage"),
             (["--max-latency", "300ms"], "max_latency: expected a percentage"),
-            (["--max-size", "300"], "max_size: expected a percentage of the baseline's"),
             (["--max-size", "300MiP"], "such as 300MiB, got '300MiP'"),
             (["--max-accuracy-drop", "1"], "no tasks were given"),
             (
@@ -296,19 +286,14 @@ class TestGate:
         ],
     )
     def test_bad_limits(self, capsys, run, limits, message):
-        assert message in refused(capsys, ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", *limits])
-
-    def test_bad_models(self, capsys, run):
-        assert "expected a model before the options" in refused(capsys, ["gate", "--baseline", f"{run}:dense"])
-        assert "and --baseline" in refused(capsys, ["gate", f"{run}:dense", "--max-size", "80%"])
-        assert "expected one model, got 2" in refused(capsys, ["gate", "a", "b"])
+        assert message in refused(capsys, ["ab", f"{run}:wanda@0.2", f"{run}:dense", *limits])
 
 
 class TestLimitsFile:
     def test_the_command_line_comes_first(self, capsys, run, tmp_path):
         file = tmp_path / "mine.toml"
         file.write_text('max_ppl_increase = "1%"\nmax_size = "85%"\n')
-        words = ["gate", f"{run}:wanda@0.2", "--baseline", f"{run}:dense", "--limits", str(file)]
+        words = ["ab", f"{run}:wanda@0.2", f"{run}:dense", "--limits", str(file)]
         assert main.main(words) == 1
         assert main.main([*words, "--max-ppl-increase", "3%"]) == 0
         assert "85 % of baseline" in capsys.readouterr().out, "the file's other limit holds on"
@@ -323,12 +308,6 @@ class TestLimitsFile:
             ("max_accuracy_drop = '1'", "max_accuracy_drop: expected points"),
             ("max_accuracy_drop = 1", "no tasks were given to hold against 1 points"),
             ("max_size = ", "limits .*mine.toml: "),
-            ("max_size = '1e308GiB'", "max_size: expected a percentage"),
-            ("max_size = " + "[" * 4_000, "limits .*mine.toml: expected TOML"),
-            (f"max_accuracy_drop = 1{'0' * 400}", "max_accuracy_drop: expected points, .*, got 1000.{50,90}$"),
-            ("a." * 20_000 + "a = 1", "in lines of at most 4,096 bytes"),
-            (f"max_ppl_increase = '{'1' * 4_000}!'", "max_ppl_increase: expected a percentage .{60,180}$"),
-            (f"{'x' * 4_000} = 1", "unknown limit 'xxx.{60,300}$"),
             ('[gate]\nmax_size = "1%"', "unknown limit 'gate'"),
             ("", "expected at least one limit"),
         ],
@@ -337,11 +316,11 @@ class TestLimitsFile:
         file = tmp_path / "mine.toml"
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            quality.with_limits(GateConfig(limits=str(file)))
+            ab.with_limits(AbConfig(limits=str(file)))
 
     @pytest.mark.parametrize("name", sorted(packaged(".toml")))
     def test_every_template_builds(self, name):
-        config = quality.with_limits(GateConfig(limits=name))
+        config = ab.with_limits(AbConfig(limits=name))
         assert config.max_ppl_increase.endswith("%")
         assert f"--limits {name}`" in packaged(".toml")[name].read_text()
 
@@ -349,20 +328,10 @@ class TestLimitsFile:
         assert packaged(".toml").keys() == {"gates/default", "gates/strict", "gates/size"}
 
 
-@pytest.mark.parametrize("command", ["ab", "gate"])
-def test_help(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main.main([command, "--help-all"])
-    assert stop.value.code == 0
-    assert "Tokens a window" in capsys.readouterr().out
-
-
 def test_losses_are_those_of_evaluate(tiny_model_directory, capsys):
     """The perplexity that `ab` shows is that of `evaluate`."""
-    from saap_jax.config.use import EvaluateConfig
-
     name, text = str(tiny_model_directory), {"sources": ("builtin:reference",), "windows": 4, "length": 16}
-    row = quality.ab(AbConfig(a=name, b=name, batch_size=2, **text)).metrics[0]
+    row = ab.ab(AbConfig(a=name, b=name, batch_size=2, **text)).metrics[0]
     ppl = evaluate(EvaluateConfig(models=(name,), batch_size=2, **text))[name].ppl
     assert ppl == {row.metric: pytest.approx(row.ppl[0], rel=1e-12)}
     assert np.isfinite(row.ppl[0])

@@ -1,0 +1,286 @@
+"""Is a model better than another, and is it good enough? What `saap ab` runs.
+
+Losses on record are compared as they are; a model that is not of a run is evaluated on the run's texts beside it.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.config.amounts import read_bound, read_percent
+from saap_jax.config.judge import LIMITS, AbConfig
+from saap_jax.config.packaged import find_file
+from saap_jax.data import Windows, evaluation_windows, pairs
+from saap_jax.evaluation.cost import forward_bytes, forward_seconds, weight_bytes
+from saap_jax.evaluation.differences import paired_difference
+from saap_jax.evaluation.limits import Check, check_accuracy, check_bytes, check_perplexity, check_seconds
+from saap_jax.evaluation.perplexity import metric_name, window_losses
+from saap_jax.evaluation.scales import PERPLEXITY
+from saap_jax.formats.json_files import shown
+from saap_jax.formats.toml_files import read_toml
+from saap_jax.jobs.task_comparison import compare_tasks
+from saap_jax.llama import load_model, load_tokenizer
+from saap_jax.llama.attention import attending
+from saap_jax.runs.outcomes import Compared, Comparison, comparison_json
+from saap_jax.runs.references import Losses, Reference, find, loadable, recorded_losses, text_digests
+from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.files import check_target, write_atomically
+from saap_jax.runtime.progress import Track, quiet, step
+from saap_jax.types import Bos
+
+_OWN = ("sources", "dtype", "windows", "length", "bos", "batch_size")
+
+
+class Setting(NamedTuple):
+    """On what models are evaluated and measured."""
+
+    texts: dict[str, tuple[str, int, int]]
+    """{metric: (source, tokens a window, windows or 0 for all)}."""
+    dtype: str
+    batch_size: int
+    bos: Bos
+
+
+def ab(config: AbConfig, *, track: Track = quiet) -> Comparison:
+    """Compare two models on the same text, window by window, hold A against the limits that there are, and write the
+    result to `config.json` if it is named. A broken limit is no error.
+
+    Raises:
+        ValueError: two models that share no text, tokens or seeds, a run without losses, a bad limit, or one that
+            cannot be measured of such a model.
+    """
+    if not (config.a and config.b):
+        raise ValueError("ab: expected two models before the options, such as saap ab RUN:CANDIDATE RUN:dense")
+    check_target("json", config.json)
+    config, a, b = with_limits(config), find(config.a), find(config.b)
+    run = [name for name in ("max_latency", "max_memory") if getattr(config, name)]
+    names = [loadable(each, f"{run[0]} needs a model that can be run") for each in (a, b) if run]
+    comparison = _compare(config, a, b, track)
+    if config.tasks:
+        comparison = comparison._replace(tasks=compare_tasks(config, a, b, track))
+    checks: list[Check] = []
+    if config.max_ppl_increase:
+        limit = read_percent("max_ppl_increase", config.max_ppl_increase)
+        checks += [check_perplexity(row.metric, row.difference, limit) for row in comparison.metrics]
+    if config.max_accuracy_drop is not None:
+        checks += [check_accuracy(row.task, row.difference, config.max_accuracy_drop) for row in comparison.tasks]
+    if config.max_size or run:
+        checks += _check_costs(config, a, b, names, track)
+    comparison = comparison._replace(checks=tuple(checks))
+    if config.json:
+        write_atomically(Path(config.json), comparison_json(comparison))
+    return comparison
+
+
+def with_limits(config: AbConfig) -> AbConfig:
+    """Fill in the limits of the configuration's file, a TOML file or one of the package; those given come first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no TOML, an unknown key, a bad value, no limit at all, or one on text or tasks where none are named.
+    """
+    if config.limits:
+        limits = read_toml(find_file(config.limits, "limits: expected a TOML file", ".toml"), "limits")
+        try:
+            for key, value in limits.items():
+                if key not in LIMITS:
+                    near = difflib.get_close_matches(key.replace("-", "_"), LIMITS, 1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise ValueError(f"unknown limit {shown(key)}, expected {', '.join(LIMITS)}{hint}")
+                LIMITS[key](key, value)
+            if not limits:
+                raise ValueError('expected at least one limit, such as max_ppl_increase = "5%", found none')
+        except ValueError as error:
+            raise ValueError(f"limits {config.limits}: {error}") from None
+        values = {key: float(value) if isinstance(value, int) else value for key, value in limits.items()}
+        missing = {key: value for key, value in values.items() if getattr(config, key) in ("", None)}
+        config = dataclasses.replace(config, **missing)
+    if config.max_ppl_increase and not config.sources:
+        raise ValueError(
+            f"max_ppl_increase: no text was given to hold against {config.max_ppl_increase}; name some with --sources, "
+            "or leave this limit out"
+        )
+    if config.max_accuracy_drop is not None and not config.tasks:
+        raise ValueError(
+            f"max_accuracy_drop: no tasks were given to hold against {config.max_accuracy_drop:g} points; name some, "
+            "such as --tasks boolq piqa, or leave this limit out"
+        )
+    return config
+
+
+def _compare(config: AbConfig, a: Reference, b: Reference, track: Track) -> Comparison:
+    """Compare the losses of two models, each on record or evaluated now; nothing without sources."""
+    for each in (a, b):
+        if "structures" in each.record:
+            raise ValueError(
+                f"{each.text}: expected a language model, or a run of one, got a run of a traced model, whose losses "
+                "are no perplexities; saap report shows such runs side by side"
+            )
+    seeds = _check_seeds(a, b)
+    if not config.sources:
+        return Comparison(a.text, b.text, seeds, config.resamples, ())
+    a, b = _on_record(config, a, b), _on_record(config, b, a)
+    losses_a, losses_b = _losses(config, a, b, track)
+    if losses_a.keys() != losses_b.keys():
+        raise ValueError(
+            f"expected the same texts of both models, got {', '.join(losses_a)} of {a.text} and {', '.join(losses_b)} "
+            f"of {b.text}; evaluate both runs on the same"
+        )
+    domains = {metric["name"]: metric["domain"] for metric in (a if a.run else b).record.get("metrics", ())}
+    rows = []
+    for metric, of_a in losses_a.items():
+        of_b = losses_b[metric]
+        windows = of_a.shape[1]
+        if of_b.shape[1] != windows:
+            raise ValueError(
+                f"{metric}: expected as many windows of both models, got {windows} of {a.text} and {of_b.shape[1]} of "
+                f"{b.text}; evaluate both on the same"
+            )
+        both = [np.broadcast_to(losses, (seeds, windows)) for losses in (of_a, of_b)]
+        difference = paired_difference(*both, resamples=config.resamples, seed=config.seed)
+        of_a, of_b = (PERPLEXITY.value(float(losses.mean())) for losses in both)
+        rows.append(Compared(metric, domains.get(metric, ""), windows, (of_a, of_b), difference))
+    return Comparison(a.text, b.text, seeds, config.resamples, tuple(rows))
+
+
+def _check_seeds(a: Reference, b: Reference) -> int:
+    """Count the seeds that are compared; a model without seeds (unpruned, loaded) stands beside each seed."""
+    if a.seeds is None or b.seeds is None:
+        return len(a.seeds or b.seeds or (0,))
+    if len(a.seeds) != len(b.seeds) or (len(a.seeds) > 1 and a.seeds != b.seeds):
+        of_a, of_b = (", ".join(map(str, seeds)) for seeds in (a.seeds, b.seeds))
+        raise ValueError(
+            f"expected the same calibration seeds of both models, which are compared seed by seed, got {of_a} of "
+            f"{a.text} and {of_b} of {b.text}; name one candidate each, or run both with the same seeds"
+        )
+    return len(a.seeds)
+
+
+# --- losses, on record or new --------------------------------------------------------------------
+
+
+def _on_record(config: AbConfig, model: Reference, other: Reference) -> Reference:
+    """Take the unpruned model of the other's run where that is what `model` names: its losses are known."""
+    if model.run is not None or other.run is None or model.text != other.model["name"] or DENSE not in other.record:
+        return model
+    _refuse_own_text(config, other)
+    return find(f"{other.run}:{DENSE}")._replace(text=model.text)
+
+
+def _losses(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[Losses, Losses]:
+    """Read or measure the losses of both; two models of runs with the same tokenizer load nothing."""
+    new = [model for model in (a, b) if model.run is None]
+    known = [(model, each) for model in (a, b) if (each := text_digests(model))]
+    _check_texts(known)
+    if not new and a.tokenizer == b.tokenizer:
+        return recorded_losses(a), recorded_losses(b)
+    found = {model.text: recorded_losses(model) for model in (a, b) if model.run is not None}
+    setting = _setting_of(config, a, b)
+    windows = {name: _windows(setting, name) for name in dict.fromkeys((a.tokenizer, b.tokenizer))}
+    of_a, of_b = windows[a.tokenizer], windows[b.tokenizer]
+    for metric in of_a:
+        if not np.array_equal(of_a[metric].tokens, of_b[metric].tokens):
+            raise ValueError(
+                f"{metric}: expected the same tokens of both models, but the tokenizers of {a.tokenizer} and "
+                f"{b.tokenizer} differ; their perplexities cannot be compared window by window"
+            )
+    _check_texts([*known, (new[0] if new else a, {metric: digest_of(each) for metric, each in of_a.items()})])
+    names = list(dict.fromkeys(model.text for model in new))
+    for name in track("evaluate models", names, len(names)):
+        longest = max((length for _, length, _ in setting.texts.values()), default=0)
+        model, found[name] = load_model(name, setting.dtype, lengths={"length": longest}), {}
+        with attending(config.attention):
+            for metric, text in windows[name].items():
+                losses = window_losses(model, pairs(text, setting.batch_size))
+                found[name][metric] = (losses.sums / losses.counts)[None]
+    return found[a.text], found[b.text]
+
+
+def _setting_of(config: AbConfig, a: Reference, b: Reference) -> Setting:
+    """Tell on what two models are compared: as the run of one of them, or as the configuration says."""
+    run = a if a.run is not None else b
+    if run.run is None:
+        length, windows = config.length, config.windows
+        texts = {metric_name(length, source): (source, length, windows) for source in config.sources}
+        return Setting(texts, config.dtype, config.batch_size, config.bos)
+    _refuse_own_text(config, run)
+    evaluation = run.record.get("config", {}).get("evaluation")
+    if not isinstance(evaluation, dict) or not {"windows", "batch_size"} <= evaluation.keys():
+        raise ValueError(f"{run.text}: expected a run of saap compare, found no config.evaluation in its run.json")
+    texts = {}
+    for metric in (metric["name"] for metric in run.record.get("metrics", ())):
+        match = re.fullmatch(r"ppl@(\d+) (.+)", metric)
+        if not match:
+            raise ValueError(f"{run.text}: expected a metric such as {metric_name(128, 'SOURCE')}, got {metric!r}")
+        texts[metric] = (match[2], int(match[1]), evaluation["windows"])
+    return Setting(texts, run.model["dtype"], evaluation["batch_size"], evaluation.get("bos", "never"))
+
+
+def _refuse_own_text(config: AbConfig, run: Reference) -> None:
+    default = AbConfig()
+    changed = [name for name in _OWN if getattr(config, name) != getattr(default, name)]
+    if changed:
+        raise ValueError(
+            f"{changed[0]}: beside {run.text} the text, type and batch size of its run are taken, got "
+            f"{getattr(config, changed[0])!r}; leave it out"
+        )
+
+
+def _windows(setting: Setting, model: str) -> dict[str, Windows]:
+    tokenizer = load_tokenizer(model)
+    return {
+        metric: evaluation_windows(source, tokenizer, length, windows or None, bos=setting.bos)
+        for metric, (source, length, windows) in setting.texts.items()
+    }
+
+
+def _check_texts(known: Sequence[tuple[Reference, Mapping[str, str]]]) -> None:
+    """Raise ValueError where a metric is of other windows of one model than of another, by their digests."""
+    for (one, of_one), (other, of_other) in itertools.pairwise(known):
+        if differ := [metric for metric in of_one.keys() & of_other.keys() if of_one[metric] != of_other[metric]]:
+            raise ValueError(
+                f"{min(differ)}: expected the same windows of both models, got others of {one.text} than of "
+                f"{other.text}: the text has changed, or was cut otherwise, as evaluation.bos does; evaluate both again"
+            )
+
+
+# --- bytes and time against their limits ---------------------------------------------------------
+
+
+def _check_costs(config: AbConfig, a: Reference, b: Reference, names: Sequence[str], track: Track) -> list[Check]:
+    """Hold bytes and time against their limits; `names` are those of the models to run, none where bytes suffice."""
+    setting, checks = _setting_of(config, a, b), []
+    dtypes = [setting.dtype if each.run is None else each.model["dtype"] for each in (a, b)]
+    models = [load_model(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
+    if config.max_size:
+        sizes = []
+        for number, (each, dtype) in enumerate(zip((a, b), dtypes, strict=True)):
+            if each.run is not None:  # of several seeds, the most
+                sizes.append(max(int(row["parameters"]) for row in each.rows) * jnp.dtype(dtype).itemsize)
+            else:
+                sizes.append(weight_bytes(models[number] if models else load_model(each.text, dtype)))
+        checks.append(check_bytes("max_size", "weights", read_bound("max_size", config.max_size), *sizes))
+    if not models:
+        return checks
+    if not setting.texts:
+        raise ValueError("ab: expected text whose length limits of time and memory are of; name some with --sources")
+    length = min(length for _, length, _ in setting.texts.values())
+    vocab = min(each.spec.vocab for each in models)
+    tokens = (np.arange(setting.batch_size * length, dtype=np.int32) % vocab).reshape(setting.batch_size, length)
+    if config.max_latency:
+        limit = read_percent("max_latency", config.max_latency)
+        with step(track, "time forward passes"):
+            checks.append(check_seconds(limit, *forward_seconds(models, tokens, repeats=config.repeats)))
+    if config.max_memory:
+        bound = read_bound("max_memory", config.max_memory)
+        held = [forward_bytes(each, tokens) for each in models]
+        checks.append(check_bytes("max_memory", "forward pass", bound, *held))
+    return checks
