@@ -8,9 +8,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saap_jax.evaluation.resample import FEWEST, check_options, few, resamples_for, shares, sureness, two_way_means
+from saap_jax.evaluation.resample import (
+    FEWEST,
+    few,
+    format_interval,
+    resamples_for,
+    shares,
+    sureness,
+    two_way_means,
+)
 from saap_jax.evaluation.scales import LOSS, PERPLEXITY, Scale
 from saap_jax.runtime.words import signed
+
+BLOCK = 1000
+"""Resamples of all variants that are drawn and held at once."""
 
 ROUNDING = 1e-5
 """Nats a token by which two evaluations of one model differ at most: as masks and cut, or by another program."""
@@ -66,24 +77,15 @@ class Difference(NamedTuple):
         >>> Difference(math.log(0.969), math.log(0.95), math.log(0.988)).sentence
         'A has a lower perplexity than B by 3.1 % (1.2 to 5.0 %)'
         """
-        value, low, high = self.percent
         if self.largest == 0 or self.value == self.low == self.high == 0:
             return "A and B are the same: the difference is exactly 0"
         if self.same:
             return (
                 f"A and B are the same up to rounding: no window differs by more than {self.largest:.0e} nats a token"
             )
-        digits = decimals_of(value)
-        if math.isfinite(self.value) and math.isnan(self.low):
-            return f"who is better is not known: the difference is {signed(value, digits)} %, {few(self.windows)}"
-        if math.isnan(value) or math.isnan(low) or math.isnan(high):
+        if not math.isfinite(self.value) or any(map(math.isnan, self.percent[: 1 if math.isnan(self.low) else 3])):
             return f"A and B cannot be compared: a {self.scale.noun} is not finite"
-        if not self.sure:
-            shown = f"{signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
-            return f"A and B cannot be told apart: the difference is {shown}"
-        than = "lower" if value < 0 else "higher"
-        size, (least, most) = f"{abs(value):.{digits}f}", (f"{x:.{digits}f}" for x in sorted((abs(low), abs(high))))
-        return f"A has a {than} {self.scale.noun} than B by {size} % ({least} to {most} %)"
+        return _in_words(self.scale.noun, self.percent, self.sure, few(self.windows), " %", " %")
 
 
 class AccuracyDifference(NamedTuple):
@@ -113,17 +115,25 @@ class AccuracyDifference(NamedTuple):
         """
         if self.points == self.low == self.high == 0:
             return "A and B are right on the same items"
-        digits = decimals_of(self.points)
-        if math.isnan(self.low):
-            shown = f"{signed(self.points, digits)} points, {few(self.items, 'item')}"
-            return f"who is better is not known: the difference is {shown}"
-        if not self.sure:
-            shown = f"{signed(self.points, digits)} points ({signed(self.low, digits)} to {signed(self.high, digits)})"
-            return f"A and B cannot be told apart: the difference is {shown}"
-        than = "higher" if self.points > 0 else "lower"
-        least, most = sorted((abs(self.low), abs(self.high)))
-        size = f"{abs(self.points):.{digits}f} points ({least:.{digits}f} to {most:.{digits}f})"
-        return f"A has a {than} accuracy than B by {size}"
+        ends = (self.points, self.low, self.high)
+        return _in_words("accuracy", ends, self.sure, few(self.items, "item"), " points")
+
+
+def _in_words(
+    noun: str, ends: tuple[float, float, float], sure: bool, why_not: str, unit: str, unit_of_ends: str = ""
+) -> str:
+    """Say who is better, of a difference A - B with its interval; `why_not` says why there is none."""
+    value, low, high = ends
+    digits = decimals_of(value)
+    if math.isnan(low):
+        return f"who is better is not known: the difference is {signed(value, digits)}{unit}, {why_not}"
+    if not sure:
+        interval = format_interval(low, high, lambda end: signed(end, digits))
+        shown = f"{signed(value, digits)}{unit} ({interval}{unit_of_ends})"
+        return f"A and B cannot be told apart: the difference is {shown}"
+    least, most = sorted((abs(low), abs(high)))
+    than, interval = "lower" if value < 0 else "higher", format_interval(least, most, f"{{:.{digits}f}}".format)
+    return f"A has a {than} {noun} than B by {abs(value):.{digits}f}{unit} ({interval}{unit_of_ends})"
 
 
 def paired_difference(
@@ -135,7 +145,7 @@ def paired_difference(
     seed: int = 0,
     scale: Scale = PERPLEXITY,
 ) -> Difference:
-    """Return the mean difference of two models' losses, its percentile interval, win rate and p-value.
+    """Estimate the mean difference of two models' losses, its percentile interval, win rate and p-value.
 
     A window is hard or easy for both models, so the differences vary much less than the losses do. Windows and seeds
     are drawn with replacement, each by itself, and A and B are looked at on the same draw: all windows of a seed share
@@ -156,29 +166,11 @@ def paired_difference(
     difference as one more resample (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 4.2.3)
     and doubles the smaller tail.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape or a.ndim != 2 or not a.size:
-        raise ValueError(
-            f"paired_difference: expected [seeds, windows] of one window or more, twice the same, got {a.shape} and "
-            f"{b.shape}"
-        )
-    check_options("paired_difference", resamples, level)
-    with np.errstate(invalid="ignore"):
-        difference = a - b
-        value, win_rate = float(difference.mean()), float(((a < b) + 0.5 * (a == b)).mean())
-    windows, of = difference.shape[1], math.inf if scale.logarithmic else float(b.mean())
-    if not np.isfinite(difference).all():
-        return Difference(value, math.nan, math.nan, win_rate, windows=windows, base=of)
-    largest = float(np.abs(difference).max())
-    if windows < FEWEST:
-        return Difference(value, math.nan, math.nan, win_rate, math.nan, largest, windows, of)
-    means = two_way_means(difference[None], resamples, seed)[0]
-    low, high, p = sureness(means, windows, level).tolist()
-    return Difference(value, low, high, win_rate, p, largest, windows, of)
+    return differences_against(b, a[None], resamples=resamples, level=level, seed=seed, scale=scale, block=None)[0]
 
 
 def decimals_of(value: float) -> int:
-    """Return the decimals that show a number with two digits at least, one decimal at least, six at most.
+    """Count the decimals that show a number with two digits at least, one decimal at least, six at most.
 
     >>> [decimals_of(value) for value in (12.3, 3.14, -0.271, 0.0)]
     [1, 1, 2, 1]
@@ -188,51 +180,55 @@ def decimals_of(value: float) -> int:
     return min(6, max(1, 1 - math.floor(math.log10(abs(value)))))
 
 
-BLOCK = 1000
-"""Resamples of all variants that are drawn and held at once."""
-
-
 def differences_against(
     base: Float[np.ndarray, "seeds windows"],
     others: Float[np.ndarray, "variants seeds windows"],
     *,
     resamples: int = 10_000,
+    level: float = 0.95,
     seed: int = 0,
     scale: Scale = PERPLEXITY,
+    block: int | None = BLOCK,
 ) -> list[Difference]:
-    """Return how each variant differs from the base, other - base: above 0 the base is better.
+    """Tell how each variant differs from the base, other - base: above 0 the base is better.
 
-    Drawn as `paired_difference` does (seeds and windows, each with replacement), but once for all variants, so that two
-    hundred of them take a second. Intervals are 95 % percentile intervals; p-values are not adjusted (see `holm`).
-    Where a loss is not finite, or there are fewer than `FEWEST` windows, interval and p-value are NaN.
+    As `paired_difference` does, but all variants see the same draws, so that two hundred of them take a second.
+    P-values are not adjusted (see `holm`).
 
     Args:
         base: mean loss of each window in nats a token; a row for each calibration seed.
         others: the same of each variant.
         scale: what the figures are that differences are percent of.
+        block: resamples that are drawn and held at once, all if None; another number gives other draws.
 
     Raises:
-        ValueError: shapes that differ, or no window.
+        ValueError: shapes that differ, no window, or bad options.
     """
     base, others = np.asarray(base, np.float64), np.asarray(others, np.float64)
-    if others.ndim != 3 or others.shape[1:] != base.shape or not base.size or resamples < 1:
+    if others.ndim != 3 or others.shape[1:] != base.shape or not base.size:
         raise ValueError(
-            f"differences_against: expected [seeds, windows] of one window or more and [variants, seeds, windows], "
-            f"got {base.shape} and {others.shape}, and at least one resample, got {resamples}"
+            f"differences: expected [seeds, windows] of one window or more, the same of all, got {base.shape} and "
+            f"{others.shape[1:]}"
         )
+    _check_options(resamples, level)
+    windows = base.shape[1]
     with np.errstate(invalid="ignore"):
         difference = others - base
         values = difference.mean(axis=(1, 2))
     wins = ((others < base) + 0.5 * (others == base)).mean(axis=(1, 2))
     known = np.isfinite(difference).all(axis=(1, 2))
-    windows = base.shape[1]
     sure = np.full((4, len(others)), np.nan)
     sure[3, known] = np.abs(difference[known]).max(axis=(1, 2))
     if windows >= FEWEST:
-        sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, BLOCK), windows)
+        sure[:3, known] = sureness(two_way_means(difference[known], resamples, seed, block), windows, level)
     rows = np.stack((values, *sure[:2], wins, *sure[2:]), axis=1).tolist()
     of = math.inf if scale.logarithmic else float(base.mean())
     return [Difference(*numbers, windows=windows, base=of) for numbers in rows]
+
+
+def _check_options(resamples: int, level: float) -> None:
+    if not (resamples >= 1 and 0 < level < 1):
+        raise ValueError(f"bootstrap: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
 
 
 def p_values_against(
@@ -242,7 +238,7 @@ def p_values_against(
     resamples: int | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "variants"]:
-    """Return the two-sided p-value of "as good as the base" of each variant, NaN where a loss is not finite.
+    """Test "as good as the base" of each variant: two-sided p-values, NaN where a loss is not finite.
 
     Arguments and errors are those of `differences_against`; by default there are as many resamples as are needed to
     adjust the p-values for their number.
@@ -262,7 +258,7 @@ Outcomes = Mapping[str, Bool[np.ndarray, "_seeds _items"]]
 def paired_tasks(
     a: Outcomes, b: Outcomes, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> dict[str, AccuracyDifference]:
-    """Return how much the accuracies of two models differ on each task and, of two tasks or more, over all of them.
+    """Compare the accuracies of two models on each task and, of two tasks or more, over all of them.
 
     Items are drawn with replacement within each task, and seeds for all tasks together (a seed is one pruned model); A
     and B are looked at on the same draw. The tasks are not drawn: `ALL` speaks of these tasks and of no others.
@@ -273,7 +269,7 @@ def paired_tasks(
     Raises:
         ValueError: not the same tasks, items and seeds of both models, or a task without items.
     """
-    check_options("paired_tasks", resamples, level)
+    _check_options(resamples, level)
     if not a or a.keys() != b.keys():
         raise ValueError(f"paired_tasks: expected the same tasks of both models, got {[*a]} and {[*b]}")
     seeds = {outcomes.shape[:1] for each in (a, b) for outcomes in each.values()}
@@ -287,25 +283,15 @@ def paired_tasks(
         difference = np.asarray(a[task], np.float64) - np.asarray(b[task], np.float64)
         points.append(100 * float(difference.mean()))
         wins.append(0.5 + float(difference.mean()) / 2)
-        random = np.random.default_rng([seed, zlib.crc32(task.encode())])
-        means.append(100 * _pattern_means(difference, by_seed, random))
         items.append(difference.shape[1])
+        sign = 1 if difference.sum() >= 0 else -1  # one order of draws, so that a swap mirrors exactly
+        patterns, counts = np.unique(sign * difference, axis=1, return_counts=True)
+        random = np.random.default_rng([seed, zlib.crc32(task.encode())])
+        drawn = random.multinomial(items[-1], counts / items[-1], size=resamples) / items[-1]
+        means.append(100 * (sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)))
         low, high, p = sureness(means[-1], items[-1], level).tolist()
         found[task] = AccuracyDifference(points[-1], low, high, wins[-1], p, items[-1])
     if len(a) > 1:
         low, high, p = sureness(np.mean(means, axis=0), min(items), level).tolist()
         found[ALL] = AccuracyDifference(float(np.mean(points)), low, high, float(np.mean(wins)), p, min(items))
     return found
-
-
-def _pattern_means(
-    difference: Float[np.ndarray, "seeds items"],
-    by_seed: Float[np.ndarray, "resamples seeds"],
-    random: np.random.Generator,
-) -> Float[np.ndarray, "resamples"]:
-    """Return the mean difference of each resample."""
-    sign = 1 if difference.sum() >= 0 else -1  # one order of draws, so that a swap mirrors exactly
-    patterns, counts = np.unique(sign * difference, axis=1, return_counts=True)
-    items = difference.shape[1]
-    drawn = random.multinomial(items, counts / items, size=len(by_seed)) / items
-    return sign * np.einsum("rs,sp,rp->r", by_seed, patterns, drawn, optimize=True)

@@ -1,4 +1,4 @@
-"""Does a model keep within limits? Each limit against what was measured, as one line that can be read and counted."""
+"""Does model A keep within limits beside B? Each limit against what was measured, in one line."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from saap_jax.config.amounts import Bound
 from saap_jax.evaluation.differences import AccuracyDifference, Difference, decimals_of
-from saap_jax.evaluation.resample import few
+from saap_jax.evaluation.resample import few, format_interval
 from saap_jax.runtime.words import MINUS, signed
 
 _SLACK = 1e-9  # relative; a measured 105 % must not break a limit of 105 % by the last bit of a float
@@ -27,52 +27,48 @@ class Check(NamedTuple):
 
 
 def check_perplexity(metric: str, difference: Difference, percent: float) -> Check:
-    """Hold an increase of perplexity, the model's against the baseline's, against a limit in percent.
+    """Hold an increase of perplexity, A's against B's, against a limit in percent.
 
     The estimate decides; its interval is reported, or why there is none. A perplexity that is not finite breaks every
     limit.
     """
     value, low, high = difference.percent
-    digits = decimals_of(value)
-    if not math.isfinite(difference.value):
-        measured = "a perplexity is not finite"
-    elif difference.same:
+    held, measured = math.isfinite(difference.value), "a perplexity is not finite"
+    if held and difference.same:
         value, measured = 0.0, "0 %" if difference.largest == 0 else "0 % up to rounding"
-    elif math.isnan(difference.low):
-        measured = f"{signed(value, digits)} %, {few(difference.windows)}"
-    else:
-        measured = f"{signed(value, digits)} % ({signed(low, digits)} to {signed(high, digits)} %)"
-    held = math.isfinite(difference.value) and value <= percent + _SLACK
-    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, held)
+    elif held:
+        measured = _measured(value, low, high, " %", " %", few(difference.windows))
+    return Check("max_ppl_increase", metric, f"+{percent:g} %", measured, held and value <= percent + _SLACK)
 
 
 def check_accuracy(task: str, difference: AccuracyDifference, points: float) -> Check:
-    """Hold a drop of accuracy, the model's below the baseline's, against a limit in points; the estimate decides."""
-    digits = decimals_of(difference.points)
-    change, low, high = (signed(value, digits) for value in (difference.points, difference.low, difference.high))
-    measured = f"{change} points ({low} to {high})"
-    if math.isnan(difference.low):
-        measured = f"{change} points, {few(difference.items, 'item')}"
-    elif difference.points == difference.low == difference.high == 0:
-        measured = "0 points"
-    held = -difference.points <= points + _SLACK
-    return Check("max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, held)
+    """Hold a drop of accuracy, A's below B's, against a limit in points; the estimate decides."""
+    value, low, high = difference[:3]
+    measured = _measured(value, low, high, " points", "", few(difference.items, "item"))
+    measured = "0 points" if value == low == high == 0 else measured
+    return Check("max_accuracy_drop", task, f"{MINUS}{points:g} points", measured, -value <= points + _SLACK)
+
+
+def _measured(value: float, low: float, high: float, unit: str, unit_of_ends: str, why_not: str) -> str:
+    digits = decimals_of(value)
+    interval = format_interval(low, high, lambda end: signed(end, digits))
+    return signed(value, digits) + unit + (f" ({interval}{unit_of_ends})" if interval else f", {why_not}")
 
 
 def check_bytes(name: str, what: str, bound: Bound, measured: int, baseline: int) -> Check:
-    """Hold bytes against a limit in bytes, or in percent of the baseline's."""
+    """Hold bytes against a limit in bytes, or in percent of B's."""
     share = 100 * measured / baseline
     shown = f"{mebibytes(measured)}, {share:.1f} % of {mebibytes(baseline)}"
     if bound.unit == "bytes":
         return Check(name, what, mebibytes(bound.value), shown, measured <= bound.value)
-    return Check(name, what, f"{bound.value:g} % of baseline", shown, share <= bound.value * (1 + _SLACK))
+    return Check(name, what, f"{bound.value:g} % of B", shown, share <= bound.value * (1 + _SLACK))
 
 
 def check_seconds(percent: float, measured: float, baseline: float) -> Check:
-    """Hold the time of a forward pass against a limit in percent of the baseline's."""
+    """Hold the time of a forward pass against a limit in percent of B's."""
     share = 100 * measured / baseline
     shown = f"{1e3 * measured:,.1f} ms, {share:.1f} % of {1e3 * baseline:,.1f} ms"
-    return Check("max_latency", "forward pass", f"{percent:g} % of baseline", shown, share <= percent * (1 + _SLACK))
+    return Check("max_latency", "forward pass", f"{percent:g} % of B", shown, share <= percent * (1 + _SLACK))
 
 
 def verdict(checks: Sequence[Check]) -> str:
@@ -89,7 +85,7 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 def mebibytes(value: int | float) -> str:
-    """Return bytes in the unit that fits them.
+    """Write bytes in the unit that fits them.
 
     >>> mebibytes(300 * 2**20), mebibytes(1500)
     ('300.0 MiB', '1.5 KiB')

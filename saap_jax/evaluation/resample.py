@@ -9,7 +9,7 @@ Of fewer than `FEWEST` windows (items, units, layers) there is neither: both are
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,7 +31,7 @@ LEVEL = 0.05
 
 
 def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.ndarray, "tests"]:
-    """Return p-values adjusted for having been looked at together: those below α keep the familywise error below α.
+    """Adjust p-values for having been looked at together: those below α keep the familywise error below α.
 
     The i-th smallest of m is multiplied by m - i + 1, made no smaller than the one before it, and capped at 1. NaN
     (nothing was tested) stays NaN and does not count among the m.
@@ -55,7 +55,7 @@ def holm(p_values: Float[np.ndarray, "tests"] | Sequence[float]) -> Float[np.nda
 
 
 def smallest_p_value(resamples: int) -> float:
-    """Return the smallest p-value that this many resamples can give.
+    """Tell the smallest p-value that this many resamples can give.
 
     >>> smallest_p_value(9_999)
     0.0002
@@ -64,7 +64,7 @@ def smallest_p_value(resamples: int) -> float:
 
 
 def resamples_for(tests: int, least: int = 10_000) -> int:
-    """Return how many resamples so many tests take, lest the smallest p-value that there is be none once adjusted.
+    """Count the resamples that so many tests take, lest the smallest p-value that there is be none once adjusted.
 
     With so many, the smallest one times the number of tests is at most a fifth of `LEVEL`.
 
@@ -74,16 +74,10 @@ def resamples_for(tests: int, least: int = 10_000) -> int:
     return max(least, math.ceil(10 * tests / LEVEL))
 
 
-def check_options(name: str, resamples: int, level: float) -> None:
-    """Raise ValueError for fewer than one resample, or a level outside (0, 1)."""
-    if not (resamples >= 1 and 0 < level < 1):
-        raise ValueError(f"{name}: expected resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-
-
 def sureness(
     means: Float[np.ndarray, "*variants resamples"], count: int, level: float = 0.95
 ) -> Float[np.ndarray, "3 *variants"]:
-    """Return the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
+    """Find the ends of the percentile interval of resampled means, and their two-sided p-value, see `FEWEST`.
 
     Args:
         means: a number a resample, of one thing or of several.
@@ -103,6 +97,15 @@ def few(count: int, what: str = "window") -> str:
     ('without an interval, which takes 8 windows; here are 2', 'without an interval, which takes 8 items; here is 1')
     """
     return f"without an interval, which takes {FEWEST} {what}s; here {'is' if count == 1 else 'are'} {count:,}"
+
+
+def format_interval(low: float, high: float, show: Callable[[float], str]) -> str:
+    """Write the ends of an interval, each as `show` does; empty where there is none.
+
+    >>> format_interval(-0.25, 0.5, "{:+.1f}".format), format_interval(math.nan, math.nan, str)
+    ('-0.2 to +0.5', '')
+    """
+    return "" if math.isnan(low) or math.isnan(high) else f"{show(low)} to {show(high)}"
 
 
 def counts(count: int, resamples: int, random: np.random.Generator) -> Int[np.ndarray, "resamples count"]:

@@ -53,7 +53,7 @@ class TestDifferences:
 
     @pytest.mark.parametrize(("windows", "resamples"), [(0, 10), (2, 0)])
     def test_refuse_no_window_and_no_resample(self, windows, resamples):
-        with pytest.raises(ValueError, match=r"expected \[seeds, windows\] of one window or more"):
+        with pytest.raises(ValueError, match="of one window or more|resamples >= 1"):
             differences_against(*losses(windows=windows), resamples=resamples)
 
     def test_of_nobody(self):

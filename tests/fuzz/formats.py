@@ -6,7 +6,6 @@ and so is the figure of the unharmed file, as long as the rest of the file says 
 """
 
 import ast
-import fnmatch
 import json
 import math
 import re
@@ -88,19 +87,6 @@ CONFIG = ScoreConfig(
 )
 """
 LIMITS = 'max_ppl_increase = "500%"\nmax_size = "100%"\n'
-PRICES = """\
-[[price]]
-kind = "cpu"
-device_kinds = ["cpu"]
-usd_per_hour = 0.5
-date = "2026-01"
-
-[[price]]
-kind = "another"
-device_kinds = ["another*"]
-usd_per_hour = 7.0
-date = "2026-01"
-"""
 
 Figures = dict[str, Any]
 
@@ -198,12 +184,6 @@ def _is_json(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def priced(place: Path) -> Figures:
-    """What an hour of the run cost."""
-    cost = json.loads((place / "runs/c/run.json").read_text())["cost"]
-    return {"usd an hour": None if cost["usd"] is None else cost["usd"] / cost["device_hours"]}
 
 
 def kept(place: Path) -> Figures:
@@ -570,20 +550,6 @@ def expected_keep() -> Figures:
     return {"keep": {name: keep[name] for name in ("attention", "mlp")}}
 
 
-def expected_price() -> Figures:
-    """What an hour of a core costs by the table."""
-    table = tomllib.loads(Path("prices.toml").read_text(encoding="utf-8"))
-    if set(table) != {"price"} or not isinstance(table["price"], list):
-        raise ValueError("no table")
-    for entry in table["price"]:
-        usd, kinds = entry["usd_per_hour"], entry["device_kinds"]
-        fine = type(usd) in (int, float) and 0 <= usd < math.inf and isinstance(kinds, list) and len(kinds) > 0
-        if not fine or not all(isinstance(kind, str) for kind in kinds):
-            raise ValueError("no price")
-    found = [e["usd_per_hour"] for e in table["price"] if any(fnmatch.fnmatchcase("cpu", k) for k in e["device_kinds"])]
-    return {"usd an hour": float(found[0]) if found else None}
-
-
 # --- the list ------------------------------------------------------------------------------------------
 
 
@@ -659,10 +625,6 @@ FORMATS: dict[str, Format] = {
     ),
     "limits": Format(
         "limits.toml", GATE, mutations.of_toml, judged, "expected_gate", 60, ("runs",), codes=(0, 1, 2)
-    ),
-    "prices": Format(
-        "prices.toml", COMPARE, mutations.of_toml, priced, "expected_price", 40, _RESUMED, ("runs/c",),
-        {"SAAP_PRICES": "prices.toml"},
     ),
     "keep": Format("ragged/keep.json", RECOVER, _JSON, recovered, "expected_keep", 20, ("ragged", *_RUNS[2:])),
     "configuration": Format(

@@ -465,9 +465,8 @@ def of_toml(draw: Any, content: bytes) -> Mutation:
             st.sampled_from(
                 (
                     "[x]",
-                    "[[price]]",
                     "[[[",
-                    "[price]",
+                    "[table]",
                     "\x00",
                     "a.b.c = 1",
                     "x" * 100_000,

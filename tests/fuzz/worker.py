@@ -76,7 +76,7 @@ class Worker:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        for name in ("SAAP_DATA", "SAAP_PRICES", "SAAP_DEBUG", "COLUMNS"):
+        for name in ("SAAP_DATA", "SAAP_DEBUG", "COLUMNS"):
             environment.pop(name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker"],

@@ -206,5 +206,4 @@ def _texts(place: Path) -> None:
     for file, lines in (("lines", rows), ("instruct", asked), ("tasks", tasks)):
         (place / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "limits.toml").write_text(formats.LIMITS)
-    (place / "prices.toml").write_text(formats.PRICES)
     (place / "mine.py").write_text(formats.CONFIG)

@@ -296,7 +296,7 @@ class TestLimitsFile:
         words = ["ab", f"{run}:wanda@0.2", f"{run}:dense", "--limits", str(file)]
         assert main.main(words) == 1
         assert main.main([*words, "--max-ppl-increase", "3%"]) == 0
-        assert "85 % of baseline" in capsys.readouterr().out, "the file's other limit holds on"
+        assert "85 % of B" in capsys.readouterr().out, "the file's other limit holds on"
 
     @pytest.mark.parametrize(
         ("text", "message"),

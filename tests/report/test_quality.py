@@ -12,7 +12,7 @@ from saap_jax.report.kinds.quality import ALONE, check_table, comparison_table, 
 from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
 from tests.report.shown import printed
 
-GOOD = Check("max_size", "weights", "80 % of baseline", "70.0 % of 513.1 MiB", True)
+GOOD = Check("max_size", "weights", "80 % of B", "70.0 % of 513.1 MiB", True)
 BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1.0 to +3.0 %)", False)
 
 
