@@ -27,10 +27,7 @@ from saap_jax.config.plan import PlanConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
 from saap_jax.config.search import (
-    ExpertChannelsConfig,
     PerStructure,
-    QueryHeadsConfig,
-    ResidualConfig,
     SearchConfig,
     SharePerStructure,
 )
@@ -46,7 +43,6 @@ __all__ = [
     "EstimationConfig",
     "EvaluateConfig",
     "EvaluationConfig",
-    "ExpertChannelsConfig",
     "ExportConfig",
     "FidelityConfig",
     "FrontierConfig",
@@ -61,10 +57,8 @@ __all__ = [
     "PerStructure",
     "PlanConfig",
     "PruneConfig",
-    "QueryHeadsConfig",
     "RecoverConfig",
     "ReportConfig",
-    "ResidualConfig",
     "ScoreConfig",
     "SearchConfig",
     "SensitivityConfig",

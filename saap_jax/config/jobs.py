@@ -182,11 +182,6 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_kind(self)
-        if self.from_run and self.model.further:
-            raise ValueError(
-                f"model.further: expected none beside from_run, got {', '.join(self.model.further)}: statistics do not "
-                "tell of them; leave from_run out to score now"
-            )
         check_choice("keep_statistics", self.keep_statistics, KeepStatistics)
 
 
@@ -260,11 +255,6 @@ class FidelityConfig:
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_kind(self)
-        if "embed" in self.model.further:
-            raise ValueError(
-                "model.further: expected no embed: what scores channels of the residual stream is no estimator of this "
-                "list (search.residual.estimator); judge query_heads, expert_channels, or none"
-            )
         check_at_least("channels_per_layer", self.channels_per_layer, 0)
         check_seed("seed", self.seed)
         check_at_least("resamples", self.resamples, 1)

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from saap_jax.config.mesh import EXPERT, MeshConfig
-from saap_jax.config.method import CalibrationConfig, EvaluationConfig, GridConfig, ModelConfig, TargetsConfig
+from saap_jax.config.method import CalibrationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import NESTED, SearchConfig, StabilityOver
+from saap_jax.config.search import SearchConfig, StabilityOver
 
 
 def check_scenarios(calibration: CalibrationConfig, allocation: str, over: StabilityOver) -> None:
@@ -23,7 +23,6 @@ def check_kind(config: Any) -> None:
     search, fusion = getattr(config, "search", SearchConfig()), config.fusion
     if not config.model.traced:
         config.calibration.check_text()
-        _check_nested(config, searched(config))
         return search.check_layers()
     searched(config).check_traced()
     if fusion.attention:
@@ -46,23 +45,7 @@ def check_kind(config: Any) -> None:
 
 
 def searched(config: Any) -> SearchConfig:
-    """Return the search of a configuration, with the most of its grid: shares of structures inside others, steps."""
+    """Return the search of a configuration, with the most steps of its grid."""
     search, grid = getattr(config, "search", SearchConfig()), getattr(config, "grid", GridConfig())
-    parts = {name: getattr(search, name) for name in NESTED}
-    most = {name: max(getattr(grid, name), default=part.share) for name, part in parts.items()}
     learn = dataclasses.replace(search.learn, steps=max(grid.learn_steps, default=search.learn.steps))
-    nested = {name: dataclasses.replace(part, share=most[name]) for name, part in parts.items()}
-    return dataclasses.replace(search, learn=learn, **nested)
-
-
-def _check_nested(config: Any, search: SearchConfig) -> None:
-    """Raise ValueError for options that a share of the budget for structures inside others cannot go with."""
-    for name in search.nested:
-        beside = {"targets": ", ".join(getattr(config, "targets", TargetsConfig()).asked)}
-        if name == "residual":
-            beside["mesh"] = "" if (mesh := getattr(config, "mesh", MeshConfig())) == MeshConfig() else str(mesh)
-        for other, value in beside.items():
-            if value:
-                raise ValueError(
-                    f"search.{name}.share: expected no {other} beside it, got {value}; leave one of the two out"
-                )
+    return dataclasses.replace(search, learn=learn)

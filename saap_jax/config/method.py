@@ -8,10 +8,10 @@ import re
 from typing import Literal
 
 from saap_jax.config.amounts import BYTES, read_limit
-from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed, check_share
+from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
 from saap_jax.config.compensation import check_correction
 from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import NESTED, RankBy
+from saap_jax.config.search import RankBy
 from saap_jax.types import AttentionPath, Bos, Remat
 
 FusionMethod = Literal["closed_form", "learned", "sampling"]
@@ -44,9 +44,6 @@ class ModelConfig:
     """How attention of a model of ours is computed: with all scores in memory (`plain`), with those of some queries at
     a time (`blocks`), or by a kernel that keeps none (`splash`, on TPU); `auto`: plain for rows of up to 2,048 tokens,
     for longer ones the kernel where it can be, else blocks. Changes speed and memory; results by rounding alone."""
-    further: tuple[Literal["query_heads", "expert_channels", "embed"], ...] = ()
-    """Of a model of ours: structures that are scored beside attention and MLP, query heads, channels of experts and
-    channels of the residual stream (`embed`); those of which `search` removes a share are in any case."""
     norms: bool = False
     """Of a traced model: prune structures too that a norm averages over, such as the residual stream. Its divisor stays
     as it was, so the model's own code gives other outputs for the smaller arrays than the pruned program."""
@@ -60,11 +57,6 @@ class ModelConfig:
             field = "norms" if self.norms else "refused"
             raise ValueError(
                 f"model.{field}: is for traced models, MODULE:FACTORY or FILE.py:FACTORY, got {self.name!r}"
-            )
-        if self.traced and self.further:
-            raise ValueError(
-                f"model.further: is for models of ours, got {', '.join(self.further)} for the traced {self.name!r}, "
-                "whose structures are those of `saap discover`"
             )
 
     @property
@@ -255,12 +247,6 @@ class GridConfig:
     """Values of `search.rank_by`."""
     stability_weights: tuple[float, ...] = ()
     """Values of `search.stability_weight`, λ."""
-    query_heads: tuple[float, ...] = ()
-    """Values of `search.query_heads.share`."""
-    expert_channels: tuple[float, ...] = ()
-    """Values of `search.expert_channels.share`."""
-    residual: tuple[float, ...] = ()
-    """Values of `search.residual.share`."""
     learn_steps: tuple[int, ...] = ()
     """Values of `search.learn.steps`."""
     scenarios: tuple[str, ...] = ()
@@ -275,9 +261,6 @@ class GridConfig:
             values = getattr(self, field.name)
             if len(set(values)) < len(values):
                 raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
-        for name in NESTED:
-            for share in getattr(self, name):
-                check_share(f"grid.{name}", share)
         for steps in self.learn_steps:
             check_at_least("grid.learn_steps", steps, 0)
         for allocation in self.allocations:

@@ -44,64 +44,6 @@ class SharePerStructure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryHeadsConfig:
-    """Query heads that go while their KV heads stay, the same number of each KV head of a layer.
-
-    They go before attention and MLP, ranked over all layers.
-    """
-
-    share: float = 0.0
-    """Share of the removed parameters that comes from them; 0: KV heads go with all their query heads, or stay so."""
-    min_keep: int = 1
-    """Query heads that each KV head keeps at least."""
-
-    def __post_init__(self) -> None:
-        check_share("search.query_heads.share", self.share)
-        check_at_least("search.query_heads.min_keep", self.min_keep, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExpertChannelsConfig:
-    """Channels of experts that go while their experts stay, the same number of each expert of a layer.
-
-    They go before attention and MLP, ranked over all layers. For mixtures of experts only.
-    """
-
-    share: float = 0.0
-    """Share of the removed parameters that comes from them; 0: experts go with all their channels, or stay so."""
-    min_keep: int = 1
-    """Channels that each expert keeps at least."""
-    multiple_of: int = 1
-    """What the channels of an expert are a multiple of in layers that lose some."""
-
-    def __post_init__(self) -> None:
-        check_share("search.expert_channels.share", self.share)
-        check_at_least("search.expert_channels.min_keep", self.min_keep, 1)
-        check_at_least("search.expert_channels.multiple_of", self.multiple_of, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResidualConfig:
-    """Channels of the residual stream that go from the whole model, before anything else."""
-
-    share: float = 0.0
-    """Share of the removed prunable parameters that comes from them; 0: the model keeps its width."""
-    estimator: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
-    """What ranks them: squared or absolute gradients of gates on them, or the mean square that norms hand on."""
-    multiple_of: int = 16
-    """The width that stays is a multiple of this."""
-
-    def __post_init__(self) -> None:
-        check_choices("search.residual", self)
-        check_share("search.residual.share", self.share)
-        check_at_least("search.residual.multiple_of", self.multiple_of, 1)
-
-
-NESTED = ("query_heads", "expert_channels", "residual")
-"""Options of the search that take a share of the budget for structures inside others."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnConfig:
     """Which units go is trained, with all weights as they are, under the exact budget; see `selection.learned`."""
 
@@ -250,9 +192,6 @@ class SearchConfig:
     """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
     whole_layers: bool = False
     """With `depth`: attention and MLP of a layer go together."""
-    query_heads: QueryHeadsConfig = QueryHeadsConfig()
-    expert_channels: ExpertChannelsConfig = ExpertChannelsConfig()
-    residual: ResidualConfig = ResidualConfig()
     solver: Solver = "greedy"
     """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
 
@@ -330,21 +269,6 @@ class SearchConfig:
                     f"search.shape: expected no search.{name} beside uniform, which says how many units each layer "
                     f"keeps, got {getattr(self, name)}; leave one of the two out"
                 )
-        for name in self.nested:
-            for other, none in (
-                ("shape", "free"),
-                ("max_segments", None),
-                ("max_shapes", None),
-                ("depth", False),
-                ("in_sequence", "none"),
-                ("learn", LearnConfig()),
-                ("evolve", EvolveConfig()),
-            ):
-                if getattr(self, other) != none:
-                    raise ValueError(
-                        f"search.{name}.share: expected no search.{other} beside it, got {getattr(self, other)}; leave "
-                        "one of the two out"
-                    )
         check_at_least("search.min_keep_each", min(self.min_keep_each.values(), default=0), 0)
         check_at_least("search.multiple_of_each", min(self.multiple_of_each.values(), default=1), 1)
         for share in self.max_ratio_each.values():
@@ -385,11 +309,6 @@ class SearchConfig:
                 f"{HELD_OUT}th out, got {count}; give more calibration.examples or a smaller calibration.batch_size"
             )
 
-    @property
-    def nested(self) -> dict[str, QueryHeadsConfig | ExpertChannelsConfig | ResidualConfig]:
-        """The options that take a share of the budget for structures inside others, by name."""
-        return {name: part for name in NESTED if (part := getattr(self, name)).share}
-
     def check_layers(self) -> None:
         """Raise ValueError for what only the structures of traced models have."""
         for name in ("min_keep_each", "max_ratio_each", "multiple_of_each"):
@@ -405,7 +324,6 @@ class SearchConfig:
         for name in (
             "attention_share", "attention_from", "min_keep", "max_ratio", "skip_layers", "multiple_of", "device",
             "max_segments", "max_shapes", "depth", "whole_layers", "in_sequence", "shape", "uniform", "learn", "evolve",
-            *NESTED,
         ):  # fmt: skip
             if getattr(self, name) != getattr(default, name):
                 each = f"{name}_each" if hasattr(self, f"{name}_each") else ""

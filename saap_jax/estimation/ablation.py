@@ -27,7 +27,7 @@ from saap_jax.llama.product import added
 from saap_jax.llama.resume import layer_of, run_layers, summed_losses
 from saap_jax.llama.segments import existing_units, segment_bounds
 from saap_jax.llama.spec import Constants
-from saap_jax.types import QUERY_HEADS, STRUCTURES, Keep, Scores
+from saap_jax.types import STRUCTURES, Keep, Scores
 
 
 class Unit(NamedTuple):
@@ -57,8 +57,7 @@ class Prefix(NamedTuple):
 
 
 def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list[Unit]:
-    """Return all attention units (and query heads) and `channels_per_layer` MLP channels of each layer (all, if it has
-    fewer), and as many channels of experts and of the residual stream.
+    """Return all attention units and `channels_per_layer` MLP channels of each layer (all, if it has fewer).
 
     Of a traced model, as many units of each copy of each structure.
 
@@ -71,7 +70,7 @@ def sample_units(existing: Keep, channels_per_layer: int, seed: int = 0) -> list
     for layer in range(max(len(each) for each in existing.values())):
         for name, each in existing.items():
             numbers = np.flatnonzero(each[layer]) if layer < len(each) else np.zeros(0, int)
-            if name not in ("attention", QUERY_HEADS):
+            if name != "attention":
                 numbers = np.sort(np.random.default_rng([seed, layer]).permutation(numbers)[:channels_per_layer])
             units += [Unit(name, layer, int(index)) for index in numbers]
     return units
@@ -182,7 +181,7 @@ def remove_step(
     attention, mlp = parameters.attention, parameters.mlp
     sight = sight_of(x.shape[1], attention.query.shape[-1], constants).of(apart)
     _, seen = decode(parameters, x, None, sight, constants, observe=lambda point, activation: activation)
-    if structure == "mlp" and mlp.of_experts:  # what was routed to an expert goes to the others
+    if structure == "mlp" and mlp.router is not None:  # what was routed to an expert goes to the others
         without = 1 - jax.nn.one_hot(units, mlp.down.shape[0], dtype=x.dtype)
         normed = rms_norm(seen["mlp_in"], parameters.mlp_norm[...], constants)
 

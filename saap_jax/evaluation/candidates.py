@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.evaluation.perplexity import Batch, WindowLosses, tell_windows
 from saap_jax.llama.model import Llama
 from saap_jax.llama.resume import run_layers, summed_losses
-from saap_jax.llama.segments import existing_tied, existing_units
+from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import shard
-from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Gates, Keep
+from saap_jax.types import STRUCTURES, Gates, Keep
 
 
 class Group(NamedTuple):
@@ -65,17 +65,14 @@ def candidate_losses(
     """
     if not batches:
         raise ValueError("evaluation: expected at least one window, got none")
-    told = tuple(name for name in (*STRUCTURES, *TIED, RESIDUAL) if any(name in keep for keep in keeps))
-    whole_model = existing_units(model.segments) | existing_tied(model.segments)
-    whole_model |= {RESIDUAL: np.ones((1, model.embedding.shape[1]), bool)}
-    keeps = [{name: keep.get(name, whole_model[name]) for name in told} for keep in keeps]
+    whole_model = existing_units(model.segments)
     groups = [g for g in grouped(keeps, whole_model, at_once) if not set(g.members) <= set(done)]
     steps = progress([Step(group, number) for group in groups for number in range(len(batches))])
     for group in groups:
         rows = [*group.members, *group.members[-1:] * (min(at_once, len(keeps)) - len(group.members))]
-        gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in told}
+        gates = {name: jnp.asarray(np.stack([keeps[row][name] for row in rows]), jnp.float32) for name in STRUCTURES}
         common = jnp.asarray(group.common, jnp.int32)
-        first = {name: gate[0] for name, gate in gates.items() if name != RESIDUAL}
+        first = {name: gate[0] for name, gate in gates.items()}
         sums, counts = [], []
         for step in itertools.islice(steps, len(batches)):
             tokens, mask = batches[step.batch]
@@ -106,24 +103,20 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
         raise ValueError(f"at_once: expected at least 1, got {at_once}")
     if not keeps:
         return []
-    layers, whole = [_by_layer(keep) for keep in keeps], _by_layer({name: existing[name] for name in keeps[0]})
-    shared = [
-        max(_common([keep], [of, each]) for of in (whole, layers[0])) for keep, each in zip(keeps, layers, strict=True)
-    ]
+    layers, whole = [_by_layer(keep) for keep in keeps], _by_layer(existing)
+    shared = [max(_common([of, each]) for of in (whole, layers[0])) for each in layers]
     order = sorted(range(len(keeps)), key=lambda number: -shared[number])
     pieces = [order[first : first + at_once] for first in range(0, len(order), at_once)]
-    return [Group(tuple(piece), _common([keeps[n] for n in piece], [layers[n] for n in piece])) for piece in pieces]
+    return [Group(tuple(piece), _common([layers[n] for n in piece])) for piece in pieces]
 
 
 def _by_layer(keep: Keep) -> Bool[np.ndarray, "_layers _units"]:
     """Return what of each layer is kept."""
-    return np.concatenate([keep[name] for name in (*STRUCTURES, *TIED) if name in keep], axis=1)
+    return np.concatenate([keep[name] for name in STRUCTURES], axis=1)
 
 
-def _common(keeps: Sequence[Keep], layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:
-    """Return how many layers, from the first on, are the same in several keep-sets; 0 without some channels."""
-    if any(RESIDUAL in keep and not keep[RESIDUAL].all() for keep in keeps):
-        return 0
+def _common(layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:
+    """Return how many layers, from the first on, are the same in several keep-sets."""
     differs = np.any([(each != layers[0]).any(axis=1) for each in layers], axis=0)
     return int(np.argmax(differs)) if differs.any() else len(differs)
 
@@ -156,8 +149,6 @@ def candidates_step(
     """Return each window's summed loss under each candidate's gates, `[candidates, layers, units]` a structure."""
     candidates, batch = len(gates[STRUCTURES[0]]), len(tokens)
     states = jnp.broadcast_to(shared[None], (candidates, *shared.shape))
-    if RESIDUAL in gates:  # without a layer in common where some channels are gone
-        states = states * gates[RESIDUAL][:, None].astype(states.dtype)
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}
     x = run_layers(model, states.reshape(-1, *shared.shape[1:]), common, len(model.spec.layers), own)
     hidden = model.final(x)

@@ -162,18 +162,7 @@ def _calibrated_by(config: PruneConfig, subject: Subject) -> Calibrated:
     calibrated = read_scores(RunDirectory(Path(config.from_run), record))
     if config.estimator in calibrated.estimators:
         _check_fusion(config, record)
-        known = calibrated.scores(config.estimator)
-        if missing := ", ".join(name for name in subject.existing if name not in known):
-            raise ValueError(
-                f"from_run: {config.from_run} has no scores of {missing}, of which the search takes a share; "
-                "score them there with --model.further, or leave from_run out to score now"
-            )
         return calibrated
-    if subject.plain != tuple(subject.existing):
-        raise ValueError(
-            f"from_run: {config.from_run} has no scores of {config.estimator}, and statistics do not tell of "
-            f"{', '.join(name for name in subject.existing if name not in subject.plain)}; leave from_run out"
-        )
     if not all(broadcast(statistics_path(Path(config.from_run), name).exists) for name in calibrated.scenarios):
         known = ", ".join(calibrated.estimators)
         raise ValueError(

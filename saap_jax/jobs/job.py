@@ -20,7 +20,6 @@ from saap_jax.config.jobs import (
     SensitivityConfig,
     SweepConfig,
 )
-from saap_jax.config.kind import searched
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
 from saap_jax.estimation.registry import file_digests
@@ -97,7 +96,7 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
         seeds: of the calibration examples; that of the configuration if none is given.
     """
     with run.stage("load"), step(track, "load the model"):
-        subject = open_subject(config.model, searched(config), layout=layout, lengths=lengths_of(config))
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     with run.stage("text"), step(track, "tokenise the texts"):
         calibration = {
             seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))

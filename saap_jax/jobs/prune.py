@@ -50,7 +50,7 @@ from saap_jax.surgery.scales import Scaled
 from saap_jax.trace.subject.observe import OBSERVED
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
-from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL, Keep
+from saap_jax.types import Keep
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -87,18 +87,12 @@ class Pruned(NamedTuple):
     """Of the weights in memory before, of the saved file after."""
     segments: int
     """Stretches of equal layers, each compiled once."""
-    query_heads: tuple[int, int] | None
-    """Before and after, where they were told apart."""
     corrections: list[Correction]
     """What compensation did to each sub-block."""
     scaled: Scaled | None
     """What training scales of units did, where it was asked for."""
     reached: Sequence[Reached]
     """The targets that were asked for."""
-    channels: tuple[int, int] | None = None
-    """Of the residual stream, before and after, where some went."""
-    expert_channels: tuple[int, int] | None = None
-    """Of all experts together, before and after, where they were told apart."""
     structures: tuple[tuple[str, int, int, int], ...] = ()
     """Name, copies, units before and after of each structure of a traced model."""
     losses: Mapping[str, float] = MappingProxyType({})
@@ -161,9 +155,7 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     layout = _layout(config, calibration)
     calibrates = not config.from_run or reads_text(config)
     with step(track, "load the model"):
-        subject = open_subject(
-            config.model, config.search, layout=layout, lengths=lengths_of(config) if calibrates else {}
-        )
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config) if calibrates else {})
     origin = origins.origin_of(config.model.name)
     if not config.targets.asked:
         check_ratios(subject, [ratio_of(config)], config.search)
@@ -203,12 +195,9 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
         parameters=(subject.parameters, cut.parameters),
         bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         segments=cut.segments,
-        query_heads=_told(subject, selection, QUERY_HEADS),
         corrections=[each for each in changes if isinstance(each, Correction)],
         scaled=next((each for each in changes if isinstance(each, Scaled)), None),
         reached=reached,
-        channels=_told(subject, selection, RESIDUAL),
-        expert_channels=_told(subject, selection, EXPERT_CHANNELS),
         structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
         losses=losses,
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
@@ -285,13 +274,6 @@ def _about_reached(reached: Sequence[Reached], costs: Costs | None) -> dict[str,
         return {}
     record = {"reached": [each._asdict() for each in reached], "table": _plain_table(costs), **provenance()}
     return {"targets.json": plain(record)}
-
-
-def _told(subject: Subject, selection: Selection, name: str) -> tuple[int, int] | None:
-    """Count the units of a structure before and after, where it is told apart."""
-    if name not in subject.existing:
-        return None
-    return int(subject.existing[name].sum()), int(selection.keep[name].sum())
 
 
 # --- targets -------------------------------------------------------------------------------------
@@ -375,12 +357,6 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
         ("parameters", "{:,} -> {:,}".format(*pruned.parameters)),
         ("bytes of weights", "{:,} -> {:,}".format(*pruned.bytes)),
     ]
-    if pruned.channels is not None:
-        rows.append(("width of the residual stream", "{:,} -> {:,}".format(*pruned.channels)))
-    if pruned.query_heads is not None:
-        rows.append(("query heads", "{:,} -> {:,}".format(*pruned.query_heads)))
-    if pruned.expert_channels is not None:
-        rows.append(("channels of experts", "{:,} -> {:,}".format(*pruned.expert_channels)))
     if pruned.losses:
         rows.append(("held-out loss", f"{pruned.losses['dense']:.4g} -> {pruned.losses['cut']:.4g}"))
     else:

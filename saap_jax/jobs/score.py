@@ -72,9 +72,9 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_o
 
 
 def structures(subject: Subject) -> dict[str, Any]:
-    """Return what a run records of structures that have names of their own, or lie in others."""
-    record, further = subject.structures_record(), [name for name in subject.existing if name not in subject.plain]
-    return ({} if record is None else {"structures": record}) | ({"further": further} if further else {})
+    """Return what a run records of structures that have names of their own."""
+    record = subject.structures_record()
+    return {} if record is None else {"structures": record}
 
 
 def tokens_to_observe(run: RunDirectory, subject: Subject, scenarios: Mapping[str, Examples], suffix: str = "") -> int:

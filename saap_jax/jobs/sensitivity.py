@@ -30,7 +30,6 @@ from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.choose import choose_calibrated, choose_path, most_removable
-from saap_jax.selection.nested import consistent
 from saap_jax.selection.search import Selection
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Keep, Scores
@@ -118,12 +117,12 @@ def one_place_each(
 ) -> tuple[dict[str, Keep], dict[str, dict[str, Any]]]:
     """Return the keep-sets that remove a share of the units of one place, and what is recorded of each, by name.
 
-    A place is a structure of a layer that does not lie in others; of a traced model, whose copies lose as many units
+    A place is a structure of a layer; of a traced model, whose copies lose as many units
     each, a whole structure. The units of the lowest scores go, of equal ones the first; as many as make up the share,
     rounded up.
     """
-    existing, limits = {name: subject.existing[name] for name in subject.plain}, subject.limits(SearchConfig())
-    layers, nested = max(len(units) for units in existing.values()), subject.nested(SearchConfig())
+    existing, limits = subject.existing, subject.limits(SearchConfig())
+    layers = max(len(units) for units in existing.values())
     places = (
         [(layer, name, [layer]) for layer in range(layers) for name in existing]
         if limits is None
@@ -144,7 +143,7 @@ def one_place_each(
             for group in groups:
                 kept[group, np.argsort(values[group], kind="stable")[:gone]] = False
             name = f"{variant}@{fraction:g}"
-            keeps[name] = consistent(subject.existing | {structure: kept}, subject.existing, nested)
+            keeps[name] = existing | {structure: kept}
             about[name] = {
                 "variant": variant,
                 "layer": layer,

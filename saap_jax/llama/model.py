@@ -23,7 +23,7 @@ from saap_jax.llama.product import Weight, added, product
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.llama.spec import Constants, LayerWidths, LlamaSpec
 from saap_jax.runtime.constraints import GATHERED, by_example, expert_shards, gathered, in_force
-from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL, Gates, LayerGates, Remat
+from saap_jax.types import Gates, LayerGates, Remat
 
 Observe = Callable[[str, Array], Any]
 """Maps a point's name and activation to a pytree that the forward pass returns, stacked over layers.
@@ -91,11 +91,6 @@ class Mlp(nnx.Module):
         self.up = param(("layers", "embed", *units), make((layers, d, *inner), d))
         self.down = param(("layers", *units, "embed"), make((layers, *inner, d), max(inner[-1], 1)))
         self.down_bias = param(("layers", "embed"), make((layers, d), d)) if spec.output_biases else None
-
-    @property
-    def of_experts(self) -> bool:
-        """Whether its units are experts: not those of a plain MLP, nor the channels of experts, as `unmixed` has it."""
-        return self.router is not None and self.router.shape[-1] == self.down.shape[-3]
 
     def halves(
         self, x: Float[Array, "batch seq embed"]
@@ -168,22 +163,18 @@ class Llama(nnx.Module):
     ) -> tuple[Float[Array, "batch seq embed"], list[Any]]:
         """Return the normalised last hidden states and, for each segment, what `observe` made, stacked over its layers.
 
-        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones. An entry
-        `QUERY_HEADS` tells the query heads of a KV head apart, `EXPERT_CHANNELS` the channels of an expert; `RESIDUAL`
-        gates the residual stream.
+        `gates` is whole-model, `[layers, units]` or with a leading batch axis; None stands for all ones.
         """
         sight = sight_of(tokens.shape[1], self.segments[0].attention.output.shape[-2], self.constants)
-        stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
         bounds = segment_bounds(self.segments)
-        x = _gated(self.embedded(tokens), stream)
-        observed = []
+        x, observed = self.embedded(tokens), []
         for segment, segment_gates, apart in zip(
             self.segments, split_gates(gates, bounds), apart_of(self.constants, bounds), strict=True
         ):
 
             def layer(x: Array, inputs: tuple[DecoderLayer, LayerGates | None, Any]) -> tuple[Array, Any]:
                 own = sight.of(inputs[2])
-                return decode(inputs[0], x, inputs[1], own, self.constants, observe=observe, stream=stream)
+                return decode(inputs[0], x, inputs[1], own, self.constants, observe=observe)
 
             x, seen = jax.lax.scan(rematerialised(layer, remat), x, (segment, segment_gates, apart))
             observed.append(seen)
@@ -227,25 +218,18 @@ def decode(
     constants: Constants,
     *,
     observe: Observe | None = None,
-    stream: Float[Array, "*_rows embed"] | None = None,
 ) -> tuple[Float[Array, "batch seq embed"], Any]:
-    """Apply one decoder layer (parameters and gates without their `layers` axis), with its own `sight`.
-
-    `stream` multiplies the channels that the layer writes into the residual stream.
-    """
+    """Apply one decoder layer (parameters and gates without their `layers` axis), with its own `sight`."""
     layer = gathered(layer)
     normed = rms_norm(x, layer.attention_norm[...], constants)
     middle = attend(layer.attention, normed, sight, constants)
     if gates is not None:
         middle = middle * _per_token(gates["attention"], middle)[..., None, None]
-        if QUERY_HEADS in gates:
-            heads = _per_token(gates[QUERY_HEADS], middle)
-            middle = middle * heads.reshape(*heads.shape[:2], *middle.shape[2:4])[..., None]
     written = added(product("btkgh,kghd->btd", middle, layer.attention.output), layer.attention.output_bias)
-    y = by_example(x + _gated(post_normed(written, layer.attention_post_norm, constants), stream))
-    gate, inner = (None, None) if gates is None else (gates["mlp"], gates.get(EXPERT_CHANNELS))
-    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate, inner)
-    z = by_example(y + _gated(post_normed(written_by(layer.mlp, channels), layer.mlp_post_norm, constants), stream))
+    y = by_example(x + post_normed(written, layer.attention_post_norm, constants))
+    gate = None if gates is None else gates["mlp"]
+    channels = feed(layer.mlp, rms_norm(y, layer.mlp_norm[...], constants), constants, gate)
+    z = by_example(y + post_normed(written_by(layer.mlp, channels), layer.mlp_post_norm, constants))
     if observe is None:
         return z, {}
     points = {"attention_in": x, "attention": middle, "attention_out": y, "mlp_in": y, "mlp": channels, "mlp_out": z}
@@ -318,13 +302,11 @@ def feed(
     x: Float[Array, "batch seq embed"],
     constants: Constants,
     gates: Float[Array, "*_rows units"] | None = None,
-    inner: Float[Array, "*_rows channels"] | None = None,
 ) -> Float[Array, "batch seq *units"]:
     """Activations that enter the down projection: silu(x W_gate) * (x W_up), or with GELU, times the gates of units.
 
-    Of a mixture `[batch, seq, experts, channels]`, those of each expert times its `routes`, and times the gates of its
-    channels, `inner`. All experts are computed for all tokens. Where the channels of experts are the units (`unmixed`)
-    each has the weight of its expert, which is closed if the gates of all of its channels are 0.
+    Of a mixture `[batch, seq, experts, channels]`, those of each expert times its `routes`. All experts are computed
+    for all tokens.
     """
     left, up = mlp.halves(x)
     active = ACTIVATIONS[constants.traits.activation](left) * up
@@ -332,16 +314,7 @@ def feed(
     if mlp.router is None:
         return active if gates is None else active * gates
     scores = product("btd,de->bte", x, mlp.router)
-    if not mlp.of_experts:
-        each = active.shape[2] // scores.shape[-1]
-        experts = None if gates is None else jnp.any(gates.reshape(*gates.shape[:2], -1, each) != 0, axis=-1)
-        weights = jnp.repeat(routes(scores, None if experts is None else experts.astype(x.dtype), constants), each, -1)
-        return active * (weights if gates is None else weights * gates)[..., None]
-    active = active * routes(scores, gates, constants)[..., None]
-    if inner is None:
-        return active
-    each = _per_token(inner, x)
-    return active * each.reshape(len(each), 1, *active.shape[2:])
+    return active * routes(scores, gates, constants)[..., None]
 
 
 def routes(
@@ -416,11 +389,6 @@ def random_llama(spec: LlamaSpec, key: Array, dtype: Any = jnp.float32) -> Llama
 def abstract_llama(spec: LlamaSpec, dtype: Any = jnp.float32) -> Llama:
     """Return the model with `jax.ShapeDtypeStruct` leaves: axis names and shapes without memory."""
     return nnx.eval_shape(lambda: Llama(spec, lambda shape, fan_in: jnp.zeros(shape, dtype)))
-
-
-def _gated(x: Float[Array, "batch seq embed"], gate: Float[Array, "*_rows embed"] | None) -> Array:
-    """Multiply the channels of what is written into the residual stream by their gates, if there are any."""
-    return x if gate is None else x * _per_token(gate, x)
 
 
 def _per_token(gate: Float[Array, "*_rows units"], activation: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saap_jax.llama.model import DecoderLayer, Llama, at_least_float32, decode
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.segments import segment_bounds, split_gates
-from saap_jax.types import RESIDUAL, Gates
+from saap_jax.types import Gates
 
 VOCAB_CHUNK = 1024
 """Logits that are in memory at once, a token: they stay in the cache, and large vocabularies fit."""
@@ -31,12 +31,10 @@ def run_layers(
     those outside turn zero times. The cost is that of the layers between, and no pair of bounds compiles anew.
 
     Args:
-        gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones. Those of the
-            residual stream are on what these layers write; `x` has them already.
+        gates: whole-model, `[layers, units]` or `[examples, layers, units]`; None stands for all ones.
     """
     sight = sight_of(x.shape[1], model.segments[0].attention.output.shape[-2], model.constants)
     bounds = segment_bounds(model.segments)
-    stream = None if gates is None or RESIDUAL not in gates else gates[RESIDUAL][..., 0, :]
     parts = model.segments, split_gates(gates, bounds), apart_of(model.constants, bounds), bounds
     for segment, segment_gates, apart, place in zip(*parts, strict=True):
 
@@ -45,7 +43,7 @@ def run_layers(
         ) -> Array:
             own_gates, own_apart = (None if each is None else layer_of(each, index) for each in own)
             seen = sight.of(own_apart)
-            return decode(layer_of(segment, index), x, own_gates, seen, model.constants, stream=stream)[0]
+            return decode(layer_of(segment, index), x, own_gates, seen, model.constants)[0]
 
         first, last = (jnp.clip(jnp.asarray(bound) - place.start, 0, segment.length) for bound in (start, stop))
         x = jax.lax.fori_loop(first, last, layer, x)

@@ -9,7 +9,7 @@ from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, 
 from saap_jax.config.method import is_factory
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.search import NESTED, SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import recipes
@@ -57,9 +57,6 @@ def prune_command(run: RunRecord, row: Row) -> str:
     search: dict[str, Any] = {
         key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None
     }
-    for name in NESTED:
-        share = row.get("shares", {}).get(name, 0.0)
-        search[name] = {**config["search"].get(name, {}), "share": share}
     if row.get("learn_steps") is not None:
         search["learn"] = {**config["search"]["learn"], "steps": row["learn_steps"]}
     calibration = {**config["calibration"], "seed": row["seed"]}

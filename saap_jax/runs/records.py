@@ -486,8 +486,6 @@ class RunRecord(TypedDict, total=False):
     a token, before and after each round."""
     couplings: Couplings
     structures: list[TracedStructure]
-    further: list[str]
-    """Structures of a model of ours that are told apart beside attention and MLP."""
     race: list[RaceRecord]
     uncompensated: dict[str, dict[str, str]]
     """Of a traced model: by method of compensation, the structures that it leaves as they are, and why."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saap_jax.runs.reading import arrays_of
-from saap_jax.types import RESIDUAL, STRUCTURES, Scores
+from saap_jax.types import STRUCTURES, Scores
 
 ByScenario = dict[str, dict[str, Scores]]
 """`{scenario: {estimator: {structure: [layers, units]}}}`."""
@@ -14,13 +14,11 @@ ByScenario = dict[str, dict[str, Scores]]
 
 def structures_of(run: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of a run's structures, of a traced model its own."""
-    return (tuple(each["name"] for each in run.get("structures", ())) or STRUCTURES) + tuple(run.get("further", ()))
+    return tuple(each["name"] for each in run.get("structures", ())) or STRUCTURES
 
 
 def read_scores(run_dir: str | os.PathLike[str], structures: Sequence[str] = STRUCTURES) -> ByScenario:
     """Return the scores of `scores.npz`, whose arrays are named `scenario/estimator/structure`; empty without the file.
-
-    Channels of the residual stream are left out: what ranks them is none of the estimators beside which it is kept.
 
     Raises:
         ValueError: a damaged file, an array of another name, or one that is no matrix of numbers.
@@ -34,8 +32,7 @@ def read_scores(run_dir: str | os.PathLike[str], structures: Sequence[str] = STR
                 f"expected numbers [layers, units] at {key!r} in {path}, got {value.dtype} of shape {value.shape}; "
                 "score again with --overwrite"
             )
-        if structure != RESIDUAL:
-            scores.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
+        scores.setdefault(scenario, {}).setdefault(estimator, {})[structure] = value
     return scores
 
 

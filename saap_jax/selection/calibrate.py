@@ -165,14 +165,12 @@ def score_examples(
     remat: Remat = "dots",
     track: Track = quiet,
     scenario: str = "",
-    ablated: tuple[str, ...] = (),
 ) -> tuple[Statistics | None, Scored]:
     """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
 
     Args:
         statistics: of an earlier pass, which takes the place of a new one.
         scenario: what progress calls the scenario.
-        ablated: structures whose units oracles score; all that do not lie in others if none is named.
 
     Returns:
         The statistics, and the scores.
@@ -180,10 +178,11 @@ def score_examples(
     options: dict[str, Any] = {"batch_size": batch_size, "remat": remat}
     members = members_of(subject, plan, given)
     subject.check_estimators(members)
-    passes = Passes(ablated or subject.plain, batch_size, track=track)
+    passes = Passes(tuple(subject.existing), batch_size, track=track)
     asked = [member for member in members if is_oracle(member) and member not in given]
-    existing = {name: subject.existing[name] for name in subject.plain}
-    exact = {member: constant(make_oracle(member)(subject, examples, keep, passes), existing) for member in asked}
+    exact = {
+        member: constant(make_oracle(member)(subject, examples, keep, passes), subject.existing) for member in asked
+    }
     if statistics is None and (stability or len(asked) < len(members)):
         needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
         statistics = subject.observe(
@@ -195,22 +194,6 @@ def score_examples(
             progress=lambda steps: track(f"observe the calibration examples {scenario}".rstrip(), steps, len(steps)),
         )
     scored = score_plan(subject.weights, statistics or _nothing(), plan, keep, {**given, **exact})
-    for name, view in subject.views.items():
-        parts = {label: (structure_parts(own, fusion)[view.structure], fusion) for label, (own, fusion) in plan.items()}
-        seen = None if keep is None else view.keep(keep)
-        _, inner = score_examples(
-            view.subject, examples, parts, given=given, stability=stability, keep=seen, **options, track=track,
-            scenario=f"{scenario} ({name})".lstrip(), ablated=(view.structure,),
-        )  # fmt: skip
-        _add(scored, name, {label: inner.scores[label][view.structure] for label in plan})
-        if scored.examples:
-            scored.examples[name] = inner.examples[view.structure]
-    apart = subject.apart(
-        examples, keep=keep, **options, progress=lambda steps: track("observe the stream", steps, len(steps))
-    )
-    for name, values in apart.items():
-        present = values if keep is None else np.where(keep[name], values, np.nan)
-        _add(scored, name, dict.fromkeys(plan, present))
     return statistics, scored
 
 
@@ -219,17 +202,11 @@ def _nothing() -> Statistics:
     return Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
 
 
-def _add(scored: Scored, name: str, scores: Mapping[str, Any]) -> None:
-    """Add the scores of a further structure by each entry of a plan."""
-    for label, values in scores.items():
-        scored.scores[label] = {**scored.scores[label], name: values}
-
-
 def members_of(
     subject: Subject, plan: Plan, given: Mapping[str, Estimator] = MappingProxyType({})
 ) -> dict[str, Estimator]:
     """Make the estimators that the entries of a plan are made of, each once."""
-    structures = subject.plain
+    structures = tuple(subject.existing)
     return {
         member: estimator
         for name, fusion in plan.values()

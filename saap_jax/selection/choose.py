@@ -11,11 +11,10 @@ from saap_jax.config.registries import ALLOCATIONS
 from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.selection.bisection import bisected
-from saap_jax.selection.budget import SLACK, highest_ratio
+from saap_jax.selection.budget import SLACK
 from saap_jax.selection.calibrate import Calibrated, calibrate
 from saap_jax.selection.evolved import evolved
 from saap_jax.selection.learned import Store, learned
-from saap_jax.selection.nested import search_nested
 from saap_jax.selection.search import Selection, largest_ratio, priorities, search
 from saap_jax.selection.uniform import uniform
 from saap_jax.subjects.base import Examples, Subject
@@ -43,9 +42,6 @@ def choose(
         raise ValueError(f"ratio: expected a number in [0, 1), got {ratio}")
     config = subject.searched(config)
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
-    if nested := subject.nested(config):
-        keep = search_nested(scores, subject.costs_left, existing, nested, ratio, config, stability, gone)
-        return selection_of(subject, keep, ratio)
     nominal = sum(int((units.sum(1) * costs[name]).sum()) for name, units in existing.items())
     if limits is None:
         return search(scores, costs, existing, ratio, config, stability, gone)
@@ -80,50 +76,24 @@ def most_removable(subject: Subject, config: SearchConfig) -> float:
     """Return the largest ratio that `choose` can meet whatever the scores, rounded down to four decimals."""
     config = subject.searched(config)
     limits, costs, existing = subject.limits(config), subject.costs, subject.existing
-    equal = some_scores(subject)
-    if subject.nested(config):
-        return _most_nested(subject, config, equal)
     top = largest_ratio(costs, existing, config, limits)
     if limits is None:
         return top
+    equal = some_scores(subject)
     removed = subject.removed(search(equal, costs, existing, top, config, equal, limits=limits).keep)
     return min(removed * 10_000 // max(subject.prunable, 1) / 10_000, 0.9999)
 
 
-def _most_nested(subject: Subject, config: SearchConfig, scores: Scores) -> float:
-    """Return the largest ratio of four decimals that can be met where structures inside others have a share of it."""
-
-    def holds(ratio: float) -> bool:
-        try:
-            choose(subject, scores, ratio, config, scores)
-        except ValueError:
-            return False
-        return True
-
-    return highest_ratio(holds)
-
-
 def some_scores(subject: Subject) -> Scores:
-    """Return a score of 1 for each unit; of structures inside others, one that tells their units apart."""
-    inside = subject.nested(SearchConfig())
-    return {
-        name: np.broadcast_to(1.0 + np.arange(units.shape[1]), units.shape) if name in inside else np.ones(units.shape)
-        for name, units in subject.existing.items()
-    }
+    """Return a score of 1 for each unit."""
+    return {name: np.ones(units.shape) for name, units in subject.existing.items()}
 
 
 def check_ratios(subject: Subject, ratios: Iterable[float], config: SearchConfig) -> None:
     """Raise ValueError for a ratio that cannot be met whatever the scores, or limits of structures that are none."""
     scores = some_scores(subject)
     for ratio in ratios:
-        made = choose(subject, scores, ratio, config, scores)
-        for name, how in subject.nested(config).items():
-            if how.share and ratio and how.inside is None and made.keep[name].all():
-                raise ValueError(
-                    f"{how.option}.share: {how.share:g} of ratio {ratio:g} is less than half of "
-                    f"{how.option}.multiple_of ({how.limits.multiple_of}) of {made.keep[name].size} channels of the "
-                    "residual stream, so none would go: change one of the two, or leave the share 0"
-                )
+        choose(subject, scores, ratio, config, scores)
 
 
 def choose_calibrated(

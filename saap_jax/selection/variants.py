@@ -9,7 +9,7 @@ from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import SweepConfig
 from saap_jax.config.method import ALL, FusionConfig
 from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import NESTED, SearchConfig
+from saap_jax.config.search import SearchConfig
 from saap_jax.data import parse_scenario
 from saap_jax.recipes import Recipe, find_recipes
 from saap_jax.selection.calibrate import fusion_members, structure_parts
@@ -69,7 +69,6 @@ class Candidate(NamedTuple):
             "learn_steps": search.learn.steps,
             "ratio_asked": self.ratio,
             **({"recipe": variant.recipe} if variant.recipe else {}),
-            **({"shares": {name: part.share for name, part in search.nested.items()}} if search.nested else {}),
         }
 
 
@@ -91,9 +90,6 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         "allocation": grid.allocations or (config.search.allocation,),
         "rank_by": grid.rank_by or (config.search.rank_by,),
         "stability_weight": grid.stability_weights or (config.search.stability_weight,),
-        "query_heads": grid.query_heads or (config.search.query_heads.share,),
-        "expert_channels": grid.expert_channels or (config.search.expert_channels.share,),
-        "residual": grid.residual or (config.search.residual.share,),
         "learn_steps": grid.learn_steps or (config.search.learn.steps,),
         "scenario": grid.scenarios or (ALL,),
         "compensation": grid.compensations or (config.compensation.method,),
@@ -115,8 +111,6 @@ def variants_of(config: SweepConfig) -> list[Variant]:
         said = {name: _said(name, chosen[name]) for name in axes if name in free and len(axes[name]) > 1}
         fusion = {name: chosen[name] for name in ("method", "scope") if name in free}
         search = {name: chosen[name] for name in ("allocation", "rank_by", "stability_weight") if name in free}
-        for name in NESTED:
-            search[name] = dataclasses.replace(getattr(config.search, name), share=chosen[name])
         search["learn"] = dataclasses.replace(config.search.learn, steps=chosen["learn_steps"])
         found[key] = Variant(
             ",".join([estimator, *said.values()]),
@@ -192,11 +186,11 @@ def _said(axis: str, value: Any) -> str:
 
     >>> _said("allocation", "global"), _said("stability_weight", -0.25), _said("compensation", "none")
     ('global', 'lambda=-0.25', 'uncompensated')
-    >>> _said("query_heads", 0.1), _said("learn_steps", 72)
-    ('query_heads=0.1', 'learn=72')
+    >>> _said("learn_steps", 72)
+    'learn=72'
     """
-    if axis in (*NESTED, "learn_steps"):
-        return f"{axis.removesuffix('_steps')}={value:g}"
+    if axis == "learn_steps":
+        return f"learn={value:g}"
     if axis == "compensation" and value == "none":
         return "uncompensated"
     return f"lambda={value:g}" if axis == "stability_weight" else str(value)

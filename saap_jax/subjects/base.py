@@ -13,7 +13,7 @@ import abc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from saap_jax.runs.records import Couplings
 from saap_jax.structures.weights import Weights
 from saap_jax.surgery.corrections import Correction
 from saap_jax.surgery.scales import Scaled
-from saap_jax.types import Keep, Limits, Nested, Remat, Scores, WindowLosses
+from saap_jax.types import Keep, Limits, Remat, Scores, WindowLosses
 
 Examples = Any
 """Rows that a subject observes or is judged on; see the table above."""
@@ -103,19 +103,6 @@ class Subject(abc.ABC):
         """Return the options of a search, with what this model asks for beside them."""
         return search
 
-    def nested(self, search: SearchConfig) -> Mapping[str, Nested]:
-        """Return the structures that lie in others, in the order in which they go."""
-        return {}
-
-    @functools.cached_property
-    def plain(self) -> tuple[str, ...]:
-        """The structures that estimators score: those that do not lie in others."""
-        return tuple(name for name in self.existing if name not in self.nested(SearchConfig()))
-
-    def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:
-        """Return what `costs` are in a model that keeps only some units; others where some lie in others."""
-        return self.costs
-
     @abc.abstractmethod
     def removed(self, keep: Keep) -> int:
         """Count the prunable parameters that a cut removes."""
@@ -174,23 +161,6 @@ class Subject(abc.ABC):
         progress: Progress = silent,
     ) -> Statistics:
         """Run the one pass over examples; with `keep`, with all other units masked."""
-
-    @functools.cached_property
-    def views(self) -> Mapping[str, "View"]:
-        """Models of the same outputs whose units are those of a structure that lies in others, by its name."""
-        return {}
-
-    def apart(
-        self,
-        examples: Examples,
-        *,
-        keep: Keep | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        progress: Progress = silent,
-    ) -> Scores:
-        """Return the scores of structures that no estimator sees, from a pass of their own."""
-        return {}
 
     @abc.abstractmethod
     def losses(
@@ -307,16 +277,6 @@ class Subject(abc.ABC):
     @abc.abstractmethod
     def couplings(self) -> Couplings:
         """Return the coupled structures of its program, pinned ones too, as a run records them."""
-
-
-class View(NamedTuple):
-    """A model of the same outputs, of which a structure stands for one of another name."""
-
-    subject: Subject
-    structure: str
-    """Its structure whose units they are."""
-    keep: Callable[[Keep], Keep]
-    """From a keep-set of the viewed model to one of this."""
 
 
 class Cut(Protocol):

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,40 +16,25 @@ from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, 
 from saap_jax.estimation import GRAM, observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
-from saap_jax.estimation.channels import observe_channels
 from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
 from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
-from saap_jax.llama.narrow import narrowed, written_by
-from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import existing_tied, existing_units, masks, units_inside
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
 from saap_jax.runtime.mesh import Layout, automatic, mesh_of
-from saap_jax.structures import count_parameters, discover, prunable_parameters
-from saap_jax.subjects.base import Progress, Subject, View, silent
-from saap_jax.subjects.inside import VIEWS, SeenBy, check_further, nested_of
+from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
+from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.corrections import Correction
-from saap_jax.surgery.counting import costs_left, kept_parameters
 from saap_jax.surgery.cut import check_keep, cut
 from saap_jax.surgery.divergence import Divergence
 from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
-from saap_jax.types import (
-    EXPERT_CHANNELS,
-    RESIDUAL,
-    STRUCTURES,
-    TIED,
-    Keep,
-    Nested,
-    Remat,
-    Scores,
-    WindowLosses,
-)
+from saap_jax.types import Keep, Remat, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,17 +47,12 @@ class LlamaSubject(Subject):
     name: str = "model"
     layout: Layout | None = None
     """Where arrays lie; what is loaded back lies alike, as far as widths allow."""
-    further: tuple[str, ...] = ()
-    """Structures that are told apart beside attention and MLP: of `TIED`, or `RESIDUAL`."""
-    channels: Literal["gate_fisher", "gate_taylor", "activation"] = "activation"
-    """What scores the channels of the residual stream; see `estimation.channels`."""
 
     def __post_init__(self) -> None:
-        check_further(self.further, self.model.constants)
         object.__setattr__(self, "model", automatic(self.model))
 
     def with_model(self, model: Llama) -> "LlamaSubject":
-        """Return another model as a subject of the same name, tokenizer, layout and structures."""
+        """Return another model as a subject of the same name, tokenizer and layout."""
         return dataclasses.replace(self, model=model)
 
     @functools.cached_property
@@ -87,22 +67,13 @@ class LlamaSubject(Subject):
 
     @functools.cached_property
     def existing(self) -> Keep:
-        """Which units there are, `[layers, units]`; channels of the residual stream `[1, embed]`."""
-        known = {**existing_tied(self.model.segments), RESIDUAL: np.ones((1, self.model.spec.embed), bool)}
-        return existing_units(self.model.segments) | {
-            name: units for name, units in known.items() if name in self.further
-        }
+        """Which units there are, `[layers, units]`."""
+        return existing_units(self.model.segments)
 
     @functools.cached_property
     def costs(self) -> dict[str, np.ndarray]:
         """Parameters of a unit, `[layers]`."""
-        check_plain(self.model, "pruning")
-        return self.costs_left(existing_units(self.model.segments))
-
-    def costs_left(self, keep: Keep) -> dict[str, np.ndarray]:
-        """Return the parameters of a unit in a model that keeps only some query heads and channels, `[layers]`."""
-        left = costs_left(self.model, keep)
-        return {name: left[name] for name in self.existing}
+        return unit_costs(discover(self.model))
 
     def searched(self, search: SearchConfig) -> SearchConfig:
         """Return the options of a search, of a mixture with as many experts a layer as a token is routed to, at least.
@@ -115,15 +86,6 @@ class LlamaSubject(Subject):
         if search.depth or search.min_keep.mlp >= least:
             return search
         return dataclasses.replace(search, min_keep=dataclasses.replace(search.min_keep, mlp=least))
-
-    def nested(self, search: SearchConfig) -> dict[str, Nested]:
-        """Return the structures that lie in others: channels of the stream in all, query heads in attention units,
-        channels in experts.
-
-        Raises:
-            ValueError: a share of the budget for structures that this subject does not tell apart.
-        """
-        return nested_of(search, self.further, self.model.constants)
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -146,11 +108,7 @@ class LlamaSubject(Subject):
 
     def removed(self, keep: Keep) -> int:
         """Count the parameters of attention and MLP that a cut removes."""
-        return self.prunable - kept_parameters(self.model, keep).prunable
-
-    def remaining(self, keep: Keep) -> int:
-        """Count all parameters that a cut leaves."""
-        return kept_parameters(self.model, keep).all
+        return self.prunable - sum(int((keep[name].sum(axis=1) * cost).sum()) for name, cost in self.costs.items())
 
     def check_keep(self, keep: Keep) -> None:
         """Raise ValueError unless a keep-set is of this model."""
@@ -203,31 +161,6 @@ class LlamaSubject(Subject):
         parts = pairs(examples, batch_size)
         return observe(self.model, parts, needs, gates=gates, curvature=curvature, remat=remat, progress=progress)
 
-    @functools.cached_property
-    def views(self) -> dict[str, View]:
-        """The models whose units are query heads, or channels of experts, if these are told apart."""
-        return {
-            name: View(dataclasses.replace(self, model=make(self.model), further=()), TIED[name][0], SeenBy(name))
-            for name, make in VIEWS.items()
-            if name in self.further
-        }
-
-    def apart(
-        self,
-        examples: Windows,
-        *,
-        keep: Keep | None = None,
-        batch_size: int = 8,
-        remat: Remat = "dots",
-        progress: Progress = silent,
-    ) -> Scores:
-        """Return the scores of the channels of the residual stream, if these are told apart."""
-        if RESIDUAL not in self.further:
-            return {}
-        gates, parts = None if keep is None else masks(keep), pairs(examples, batch_size)
-        observed = observe_channels(self.model, parts, gates=gates, remat=remat, progress=progress)
-        return {RESIDUAL: observed.scores[self.channels][None]}
-
     def losses(
         self,
         examples: Windows,
@@ -253,63 +186,22 @@ class LlamaSubject(Subject):
         progress: Progress = silent,
     ) -> dict[Unit, float]:
         """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
-        parts, known = pairs(examples, batch_size), dict(done or {})
-        plain = [unit for unit in units if unit.structure in STRUCTURES]
-        found = ablate(self.model, parts, plain, done=known, save=save, progress=progress) if plain else {}
-        for name, view in self.views.items():
-            own = {unit._replace(structure=view.structure): unit for unit in units if unit.structure == name}
-
-            def save_own(changes: list[tuple[Unit, float]], own: dict[Unit, Unit] = own) -> None:
-                if save is not None:
-                    save([(own[unit], change) for unit, change in changes])
-
-            before = {other: known[unit] for other, unit in own.items() if unit in known}
-            same: dict[str, Any] = {"batch_size": batch_size, "done": before, "save": save_own, "progress": progress}
-            seen = view.subject.ablate(examples, [*own], **same) if own else {}
-            found |= {own[unit]: change for unit, change in seen.items()}
-        channels = [unit for unit in dict.fromkeys(units) if unit.structure == RESIDUAL]
-        found |= {unit: known[unit] for unit in channels if unit in known}
-        if missing := [unit for unit in channels if unit not in known]:
-            found |= self._without_channels(examples, missing, batch_size, progress)
-            if save is not None:
-                save([(unit, found[unit]) for unit in missing])
-        return {unit: found[unit] for unit in dict.fromkeys(units)}
-
-    def _without_channels(
-        self, examples: Windows, units: Sequence[Unit], batch_size: int, progress: Progress
-    ) -> dict[Unit, float]:
-        """Remove each channel of the residual stream by itself: a forward pass each, from the embedding on."""
-        keeps = [self.existing, *({**self.existing, RESIDUAL: self.existing[RESIDUAL].copy()} for _ in units)]
-        for keep, unit in zip(keeps[1:], units, strict=True):
-            keep[RESIDUAL][unit.layer, unit.number] = False
-        means: dict[int, float] = {}
-        for group in self.losses(examples, keeps, batch_size=batch_size, progress=progress):
-            means |= {number: losses.mean for number, losses in group.items()}
-        return {unit: means[number] - means[0] for number, unit in enumerate(units, 1)}
+        return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
 
     def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
         """Raise ValueError for too few microbatches to hold some out."""
         config.check_microbatches(microbatches)
 
     def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return experts and their channels: where the MLP is one, all is compensated by every method."""
-        if method == "none" or not self.model.constants.traits.experts:
+        """Return the experts: where the MLP is one, all is compensated by every method."""
+        if method == "none" or not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
             return {}
-        reasons = {}
-        if keep is None or not keep["mlp"].all():
-            reasons["mlp"] = "tokens of an expert that goes are routed to others, whose weights are left as they are"
-        if EXPERT_CHANNELS in (self.further if keep is None else keep):
-            inside = keep and units_inside(
-                keep["mlp"], self.model.spec.layers, EXPERT_CHANNELS, keep[EXPERT_CHANNELS].shape
-            )
-            if keep is None or (inside & ~keep[EXPERT_CHANNELS]).any():
-                reasons[EXPERT_CHANNELS] = "matrices of experts are left as they are"
-        return reasons
+        return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
 
     def moments(self, examples: Windows, batch_size: int) -> Gram | None:
-        """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor where
-        channels of the stream may go, without which they are others, nor of experts, which are not corrected."""
-        if mesh_of(self.model) is not None or RESIDUAL in self.further or self.model.constants.traits.experts:
+        """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor of
+        experts, which are not corrected."""
+        if mesh_of(self.model) is not None or self.model.constants.traits.experts:
             return None
         gram = observe(self.model, pairs(examples, batch_size), frozenset({GRAM}))
         return gram.of(GRAM)
@@ -326,23 +218,11 @@ class LlamaSubject(Subject):
     ) -> tuple["LlamaSubject", Sequence[Correction | Scaled]]:
         """Correct the output matrices, or add biases, then train scales; see `surgery.compensation` and `.scales`."""
         parts = pairs(examples, batch_size)
-        model, corrections = self._corrected(keep, parts, config, moments, progress)
+        model, corrections = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
         if not config.scaled:
             return self.with_model(model), corrections
         model, done = scaled(model, self.model, keep, parts, config, progress=progress)
         return self.with_model(model), [*corrections, done]
-
-    def _corrected(
-        self, keep: Keep, parts: list[Any], config: CompensationConfig, moments: Gram | None, progress: Progress
-    ) -> tuple[Llama, list[Correction]]:
-        """Return the model after the correction in closed form, of the shapes of this one."""
-        stream = keep.get(RESIDUAL)
-        if stream is None or stream.all():
-            made = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
-            return made.model, made.corrections
-        others = {name: kept for name, kept in keep.items() if name != RESIDUAL}
-        made = compensate(narrowed(self.model, stream[0]), others, parts, config, progress=progress)
-        return written_by(self.model, made.model, stream[0]), made.corrections
 
     def in_sequence(
         self,
@@ -359,10 +239,6 @@ class LlamaSubject(Subject):
 
     def objective(self, examples: Windows, batch_size: int, language_loss: float = 0.0) -> Divergence:
         """Return the divergence from this model; see `surgery.divergence`."""
-        if self.further:
-            raise ValueError(
-                f"search.learn, evolve and shape: expected attention and MLP alone, got {', '.join(self.existing)}"
-            )
         return Divergence(self.model, pairs(examples, batch_size), language_loss)
 
     # --- cut

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.config.method import ModelConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.llama import Llama, load_model
 from saap_jax.runtime.mesh import Layout
 from saap_jax.subjects.base import Subject
@@ -12,15 +11,10 @@ from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.trace.factory import made_problem
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of as traced_subject
-from saap_jax.types import EXPERT_CHANNELS, QUERY_HEADS, RESIDUAL
-
-_NESTED = {"query_heads": QUERY_HEADS, "expert_channels": EXPERT_CHANNELS, "residual": RESIDUAL}
-"""Options of the search that take a share of the budget -> the structure that it is for."""
 
 
 def open_subject(
     config: ModelConfig,
-    search: SearchConfig | None = None,
     *,
     layout: Layout | None = None,
     lengths: Mapping[str, int] | None = None,
@@ -28,7 +22,6 @@ def open_subject(
     """Load the model that a configuration names, or make the problem of its factory and trace it.
 
     Args:
-        search: which structures inside others have a share of the budget, and what scores channels of the stream.
         lengths: of the windows that it will read, as `load_model` takes them.
 
     Raises:
@@ -39,11 +32,7 @@ def open_subject(
         options = {"norms": config.norms, "refused": config.refused}
         return traced_subject(problem, name=config.name, layout=layout, **options)
     model = load_model(config.name, config.dtype, layout=layout, lengths=dict(lengths or {}))
-    shares = (search or SearchConfig()).nested
-    asked = {*config.further, *(_NESTED[name] for name in shares)}
-    further = tuple(name for name in _NESTED.values() if name in asked)
-    channels = (search or SearchConfig()).residual.estimator
-    return LlamaSubject(model, config.name, config.name, layout, further, channels)
+    return LlamaSubject(model, config.name, config.name, layout)
 
 
 def subject_of(model: Any) -> Subject:

@@ -22,7 +22,6 @@ everything.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,12 +38,11 @@ from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
-from saap_jax.llama.segments import held_by, segment_bounds
-from saap_jax.llama.spec import LayerWidths
+from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.surgery.corrections import Correction, Normal, corrected, together
 from saap_jax.surgery.cut import check_keep
-from saap_jax.types import STRUCTURES, TIED, Keep
+from saap_jax.types import STRUCTURES, Keep
 
 Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
 """Tokens and which of them are real."""
@@ -83,7 +81,7 @@ def compensate(
     they take the place of the text.
 
     Args:
-        keep: `[layers, units]` a structure, and those of `TIED` that are told apart.
+        keep: `[layers, units]` a structure.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
         gram: of the unpruned model, for `propagate = dense`; `batches` are then not read.
         progress: wraps the layers, to show progress.
@@ -250,11 +248,12 @@ def sub_blocks(
         segment, index = places[layer]
         for structure in STRUCTURES:
             old = writer_of(model.segments[segment], structure, index)
-            units = next((name for name in TIED if name in keep and TIED[name][0] == structure), structure)
-            kept = coordinates(keep[units][layer], model.segments[segment].widths, old.weight.shape[0], units)
+            widths = model.segments[segment].widths
+            units = widths.kv_heads if structure == "attention" else widths.mlp
+            own = keep[structure][layer, :units]
+            kept = np.repeat(own, len(old.weight) // max(units, 1))
             mixed = structure == "mlp" and model.segments[segment].mlp.router is not None
-            own = keep[structure][layer, : model.segments[segment].widths.mlp] if mixed else None
-            routed = None if own is None else jnp.asarray(own, old.weight.dtype)
+            routed = jnp.asarray(own, old.weight.dtype) if mixed else None
             yield SubBlock(structure, layer, segment, index, old, kept, routed)
 
 
@@ -364,18 +363,6 @@ def summed(
     fit, held = sums
     assert fit is not None
     return (fit, held), after
-
-
-def coordinates(
-    kept: Bool[np.ndarray, "units"], widths: LayerWidths, count: int, which: str
-) -> Bool[np.ndarray, "coordinates"]:
-    """Return which rows of an output matrix belong to kept units; `kept` may be padded to the widest layer.
-
-    `which` units they are: `attention`, `mlp`, or a structure of `TIED`.
-    """
-    own = {"attention": widths.kv_heads, "mlp": widths.mlp}
-    units = own[which] if which in own else math.prod(held_by(widths, which))
-    return np.repeat(kept[:units], count // max(units, 1))
 
 
 def rewritten(model: Llama, made: dict[str, list[Written]], biases: bool) -> Llama:

@@ -9,28 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
 
 from saap_jax.llama.model import DecoderLayer, Llama
-from saap_jax.llama.narrow import narrowed
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import existing_tied, existing_units, held_by, segment_bounds
-from saap_jax.llama.spec import LayerWidths, LlamaSpec
+from saap_jax.llama.segments import existing_units, segment_bounds
+from saap_jax.llama.spec import LlamaSpec
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.types import PRUNABLE_AXES, RESIDUAL, STRUCTURES, TIED, Keep
+from saap_jax.types import PRUNABLE_AXES, STRUCTURES, Keep
 
 
 @taken_in
 def cut(model: Llama, keep: Keep) -> Llama:
     """Return a model with the removed units' weights gone; neighbouring layers of equal widths form one segment.
 
-    A layer may lose all units of a structure. Without some channels of the residual stream, norms are rescaled as in
-    `narrowed`. The given model is left as it is. Of one that is spread over devices, so
+    A layer may lose all units of a structure. The given model is left as it is. Of one that is spread over devices, so
     is the result: an axis that they do not divide any more is held whole on each.
 
     Raises:
-        ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or one whose query heads
-            are not the same number in each KV head of a layer (or channels in each expert), or a model whose matrices
+        ValueError: a keep-set of the wrong shape, one that keeps a unit that does not exist, or a model whose matrices
             are not plain floats.
     """
     check_plain(model, "cut")
@@ -39,12 +36,10 @@ def cut(model: Llama, keep: Keep) -> Llama:
     for segment, bounds in zip(model.segments, segment_bounds(model.segments), strict=True):
         for offset, layer in enumerate(range(bounds.start, bounds.stop)):
             kept = {axis: np.flatnonzero(keep[name][layer]) for axis, name in PRUNABLE_AXES.items()}
-            for name in [name for name in TIED if name in keep and keep[TIED[name][0]][layer].any()]:
-                kept[TIED[name][1]] = _kept_inside(name, keep, layer, segment.widths)
             layers.append(_map_params(_layer_cutter(offset, kept), segment))
     pruned = jax.tree.map(lambda x: x, model)
     pruned.segments = nnx.List([_stack(stretch) for stretch in _stretches(layers)])
-    return narrowed(pruned, keep[RESIDUAL][0]) if RESIDUAL in keep else pruned
+    return pruned
 
 
 def _kept_in_place(whole: Array, part: Array) -> Array:
@@ -61,57 +56,24 @@ def _kept_in_place(whole: Array, part: Array) -> Array:
 
 def pruned_spec(spec: LlamaSpec, keep: Keep) -> LlamaSpec:
     """Return the spec of the model that `cut` makes."""
-    layers = []
-    for layer, widths in enumerate(spec.layers):
-        left = {"kv_heads": int(keep["attention"][layer].sum()), "mlp": int(keep["mlp"][layer].sum())}
-        for name in [name for name in TIED if name in keep and keep[TIED[name][0]][layer].any()]:
-            left[TIED[name][1]] = _kept_inside(name, keep, layer, widths).shape[1]
-        layers.append(dataclasses.replace(widths, **left))
-    embed = int(keep[RESIDUAL].sum()) if RESIDUAL in keep else spec.embed
-    eps = spec.constants.norm_eps * (spec.embed / embed)
-    return dataclasses.replace(
-        spec, layers=tuple(layers), embed=embed, constants=dataclasses.replace(spec.constants, norm_eps=eps)
+    layers = tuple(
+        dataclasses.replace(widths, kv_heads=int(attention.sum()), mlp=int(mlp.sum()))
+        for widths, attention, mlp in zip(spec.layers, keep["attention"], keep["mlp"], strict=True)
     )
+    return dataclasses.replace(spec, layers=layers)
 
 
 def check_keep(keep: Keep, segments: Sequence[DecoderLayer]) -> None:
     """Raise ValueError unless `keep` has the shape of a model with these segments and keeps only units that exist."""
-    for name in STRUCTURES:
-        _check_units(name, keep, existing_units(segments)[name])
-    there, widths = existing_tied(segments), [segment.widths for segment in segments for _ in range(segment.length)]
-    for name in [name for name in TIED if name in keep]:
-        if name not in there:
-            raise ValueError(f"keep: expected no {name} for a model without experts, whose channels are units of mlp")
-        _check_units(name, keep, there[name])
-        for layer, each in enumerate(widths):
-            _check_tied(name, keep, layer, each)
-
-
-def _check_tied(name: str, keep: Keep, layer: int, widths: LayerWidths) -> None:
-    """Raise ValueError unless each kept holder of a layer keeps as many units, one at least, and the others none."""
-    number, each = held_by(widths, name)
-    holders = keep[TIED[name][0]][layer, :number]
-    count = keep[name][layer, : number * each].reshape(number, each).sum(axis=1)
-    left = count[holders]
-    if (left != left[:1]).any() or (left == 0).any() or count.sum() != left.sum():
-        units, holder, several = _WORDS[name]
-        raise ValueError(
-            f"keep: expected as many {units} in each kept {holder} of layer {layer}, at least one, and none in the "
-            f"others, got {count.tolist()} with {several} {np.flatnonzero(holders).tolist()} kept"
-        )
-
-
-_WORDS = {"query_heads": ("query heads", "KV head", "KV heads"), "expert_channels": ("channels", "expert", "experts")}
-"""What refusals call the units of a structure of `TIED`, what holds them, and several of that."""
-
-
-def _check_units(name: str, keep: Keep, existing: Bool[np.ndarray, "layers units"]) -> None:
-    if name not in keep or keep[name].shape != existing.shape:
-        got = keep[name].shape if name in keep else "nothing"
-        raise ValueError(f"keep: expected {name} of shape {existing.shape} for this model, got {got}")
-    extra = np.argwhere(keep[name] & ~existing)
-    if len(extra):
-        raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
+    for name, existing in existing_units(segments).items():
+        if name not in keep or keep[name].shape != existing.shape:
+            got = keep[name].shape if name in keep else "nothing"
+            raise ValueError(f"keep: expected {name} of shape {existing.shape} for this model, got {got}")
+        extra = np.argwhere(keep[name] & ~existing)
+        if len(extra):
+            raise ValueError(f"keep: {name} unit {extra[0][1]} of layer {extra[0][0]} does not exist in this model")
+    if unknown := ", ".join(name for name in keep if name not in STRUCTURES):
+        raise ValueError(f"keep: expected {' and '.join(STRUCTURES)} alone, got {unknown} too")
 
 
 def keep_to_json(keep: Keep) -> dict:
@@ -125,7 +87,7 @@ def keep_to_json(keep: Keep) -> dict:
 def keep_from_json(record: dict) -> Keep:
     """Return the keep-set that `keep_to_json` wrote."""
     keep = {}
-    for name in STRUCTURES + tuple(each for each in (*TIED, RESIDUAL) if each in record):
+    for name in STRUCTURES:
         kept = np.zeros((len(record[name]["kept"]), record[name]["units"]), bool)
         for row, indices in zip(kept, record[name]["kept"], strict=True):
             row[indices] = True
@@ -137,29 +99,13 @@ def _map_params(function: Callable[[nnx.Param], nnx.Param], tree: DecoderLayer) 
     return jax.tree.map(function, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def _kept_inside(name: str, keep: Keep, layer: int, widths: LayerWidths) -> Int[np.ndarray, "kept left"]:
-    """Return the numbers, within its holder, of the units of a structure of `TIED` that each kept holder keeps."""
-    number, each = held_by(widths, name)
-    holders = keep[TIED[name][0]][layer, :number]
-    groups = keep[name][layer, : number * each].reshape(number, each)[holders]
-    return np.nonzero(groups)[1].reshape(int(holders.sum()), -1)
-
-
 def _layer_cutter(offset: int, kept: dict[str, np.ndarray]) -> Callable[[nnx.Param], nnx.Param]:
-    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis.
-
-    Of an axis of `TIED` they are those of each kept holder, `[kept, left]`: another choice in each.
-    """
-    tied = {axis for _, axis in TIED.values()}
+    """Return a function that takes one layer of a stacked parameter and the kept units along its prunable axis."""
 
     def cut_parameter(parameter: nnx.Param) -> nnx.Param:
         value: Array = parameter[...][offset : offset + 1]
         for position, axis in enumerate(parameter.axes):
-            if axis in tied and axis in kept:  # behind the axis of the holders, which is cut by now
-                ones = (1,) * (value.ndim - position - 1)
-                each = kept[axis].reshape((1,) * (position - 1) + kept[axis].shape + ones)
-                value = jnp.take_along_axis(value, jnp.asarray(each), axis=position)
-            elif axis in kept:
+            if axis in kept:
                 value = jnp.take(value, kept[axis], axis=position)
         return nnx.Param(_kept_in_place(parameter[...], value), axes=parameter.axes)
 

@@ -30,14 +30,14 @@ from saap_jax.runtime.mesh import mesh_of, settled
 from saap_jax.surgery.compensation import Batch
 from saap_jax.surgery.cut import check_keep
 from saap_jax.surgery.divergence import Text, divergence, judged, split, text_of
-from saap_jax.types import QUERY_HEADS, Gates, Keep
+from saap_jax.types import STRUCTURES, Gates, Keep
 
 
 class Scaled(NamedTuple):
     """What training factors of units did."""
 
     scales: dict[str, np.ndarray]
-    """`[layers, units]` a structure, 1 where nothing was learnt; query heads instead of attention where told apart."""
+    """`[layers, units]` a structure, 1 where nothing was learnt."""
     divergences: tuple[float, ...]
     """Mean KL to the unpruned model in nats a token on held-out text: before, and after each round."""
 
@@ -65,7 +65,7 @@ def scaled(
     Args:
         model: of the shapes of the unpruned one, perhaps with other weights; as a pruned model, it wants the masks.
         teacher: the unpruned model.
-        keep: `[layers, units]` a structure; query heads and channels of the stream if they are told apart.
+        keep: `[layers, units]` a structure.
         batches: (tokens, mask) pairs of one shape, padding on the right.
         progress: wraps the steps, to show progress.
 
@@ -74,8 +74,8 @@ def scaled(
     """
     check_keep(keep, model.segments)
     config.check_microbatches(len(batches))
-    mesh, trained = mesh_of(model), ("mlp", QUERY_HEADS if QUERY_HEADS in keep else "attention")
-    fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in trained}), mesh)
+    mesh = mesh_of(model)
+    fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in STRUCTURES}), mesh)
     state = settled(_optimiser(config.steps, config.rate).init(scales), mesh)
     rest, held = split([text_of(teacher, *batch) for batch in batches])
     found = [(scales, judged(model, teacher, scales, fixed, held))]
@@ -112,19 +112,11 @@ def scale_step(
 
 
 def folded(model: Llama, scales: dict[str, Float[np.ndarray, "_ _"]]) -> Llama:
-    """Return a copy of a model whose output matrices have the factors of units in their rows.
-
-    Args:
-        scales: `[layers, units]` of `mlp`, and of `attention` or `QUERY_HEADS`.
-    """
+    """Multiply the rows of output matrices by their units' factors, `[layers, units]` a structure, in a copy."""
     new = jax.tree.map(lambda x: x, model)
-    name = QUERY_HEADS if QUERY_HEADS in scales else "attention"
     for segment, at in zip(new.segments, segment_bounds(model.segments), strict=True):
-        each = segment.widths.q_per_kv if name == QUERY_HEADS else 1
-        attention = scales[name][at.start : at.stop, : at.units[name]]
-        attention = attention.reshape(segment.length, at.units["attention"], each, 1, 1)
-        mlp = scales["mlp"][at.start : at.stop, : at.units["mlp"]]
-        segment.attention.output = _times(segment.attention.output, attention)
+        attention, mlp = (scales[name][at.start : at.stop, : at.units[name]] for name in STRUCTURES)
+        segment.attention.output = _times(segment.attention.output, attention[..., None, None, None])
         segment.mlp.down = _times(segment.mlp.down, mlp.reshape(*mlp.shape, *(1,) * (segment.mlp.down.ndim - 2)))
     return new
 

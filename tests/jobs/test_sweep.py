@@ -14,7 +14,6 @@ import pytest
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.kind import searched
-from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
     EstimationConfig,
@@ -90,21 +89,6 @@ class TestVariants:
         names = [c.name for c in candidates_of(variants_of(config), (0,), (0.2,))]
         assert names[0] == "random@0.2"
 
-    def test_shares_of_structures_inside_others_are_values_of_the_grid(self):
-        config = CompareConfig(grid=GridConfig(query_heads=(0.0, 0.1), residual=(0.25,)))
-        first, second = variants_of(config)[:2]
-        assert [first.name, second.name] == ["random,query_heads=0", "random,query_heads=0.1"]
-        assert [v.search.query_heads.share for v in (first, second)] == [0.0, 0.1]
-        assert first.search.residual.share == 0.25
-        about = [candidate.about for candidate in candidates_of([first, second], (0,), (0.2,))]
-        assert [each["shares"] for each in about] == [{"residual": 0.25}, {"query_heads": 0.1, "residual": 0.25}]
-        assert "shares" not in candidates_of(variants_of(CompareConfig())[:1], (0,), (0.2,))[0].about
-        widest = searched(config)
-        assert (widest.query_heads.share, widest.residual.share) == (0.1, 0.25)
-        assert searched(CompareConfig()) == CompareConfig().search
-        with pytest.raises(ValueError, match="search.residual.share: expected no mesh beside it"):
-            CompareConfig(grid=GridConfig(residual=(0.25,)), mesh=MeshConfig(data=2))
-
     def test_steps_of_learning_are_values_of_the_grid(self):
         config = CompareConfig(grid=GridConfig(learn_steps=(0, 8)))
         first, second = variants_of(config)[:2]
@@ -117,10 +101,6 @@ class TestVariants:
             CompareConfig(grid=GridConfig(learn_steps=(0, 8)), calibration=CalibrationConfig(examples=8))
         with pytest.raises(ValueError, match="search.learn: is for attention and MLP of layers"):
             CompareConfig(grid=GridConfig(learn_steps=(8,)), model=ModelConfig(name="mine.py:build"))
-
-    def test_shares_are_checked(self):
-        with pytest.raises(ValueError, match=r"grid.query_heads: expected a number in \[0, 1\], got 2"):
-            GridConfig(query_heads=(2.0,))
 
     def test_names_tell_the_seed_where_there_are_several(self):
         names = [c.name for c in candidates_of(variants_of(CompareConfig())[:1], (0, 7), (0.2, 0.5))]

@@ -15,13 +15,11 @@ from saap_jax.llama.decoding.generate import generate
 from saap_jax.llama.fused import fused_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.packed import packed_hidden
-from saap_jax.llama.segments import existing_query_heads, existing_units, masks, ones_gates
+from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.llama.spec import Apart
-from saap_jax.llama.ungroup import ungrouped
 from saap_jax.structures import count_parameters, discover, parameters_by_path, prunable_parameters, unit_view
-from saap_jax.surgery.counting import kept_parameters
+from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
-from saap_jax.types import QUERY_HEADS
 from tests.helpers import (
     RELATIVES,
     changed,
@@ -175,23 +173,7 @@ def test_masked_equals_cut(family):
     near = 4e-4 if model.constants.traits.post_norms else 2e-5  # a norm enlarges what is written, and its rounding
     np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=near)
     assert differ(logits(pruned), logits(model))
-    assert count_parameters(pruned) == kept_parameters(model, keep).all
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_query_heads(family, x64):
-    """Ungrouped it is the same function; cut query heads are masked ones, and are counted with their biases."""
-    model = relative(family, dtype=np.float64)
-    np.testing.assert_allclose(logits(ungrouped(model)), logits(model), rtol=0, atol=1e-12)
-    keep = existing_units(model.segments) | {QUERY_HEADS: existing_query_heads(model.segments)}
-    keep[QUERY_HEADS][1] = [True, False, False, True]
-    pruned = cut(model, keep)
-    np.testing.assert_allclose(logits(pruned), logits(model, gates=masks(keep)), rtol=0, atol=1e-12)
-    assert count_parameters(pruned) == kept_parameters(model, keep).all
-    assert count_parameters(model) - count_parameters(pruned) == 2 * (2 * 8 * 4 + 4 * (family == "qwen2"))
-    keep[QUERY_HEADS][1] = [True, False, True, False]
-    assert differ(logits(model, gates=masks(keep)), logits(pruned))
+    assert count_parameters(pruned) == LlamaSubject(model).remaining(keep)
 
 
 # --- gradients -----------------------------------------------------------------------------------

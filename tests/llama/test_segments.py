@@ -12,9 +12,9 @@ def test_bounds():
     bounds = segment_bounds(ragged_model().segments)
     assert [(b.start, b.stop) for b in bounds] == [(0, 2), (2, 3), (3, 4)]
     assert [b.units for b in bounds] == [
-        {"attention": 2, "mlp": 6, "query_heads": 4},
-        {"attention": 1, "mlp": 3, "query_heads": 2},
-        {"attention": 0, "mlp": 5, "query_heads": 0},
+        {"attention": 2, "mlp": 6},
+        {"attention": 1, "mlp": 3},
+        {"attention": 0, "mlp": 5},
     ]
 
 

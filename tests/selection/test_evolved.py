@@ -8,7 +8,7 @@ import pytest
 
 from saap_jax.config.method import TargetsConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import EvolveConfig, PerStructure, QueryHeadsConfig, SearchConfig, SharePerStructure
+from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig, SharePerStructure
 from saap_jax.data import Windows
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose, chosen_again, priority_of, selection_of
@@ -191,10 +191,6 @@ def test_a_part_is_judged_by_the_divergence():
             "search.evolve.generations: expected no search.max_segments beside it, since layers move apart, got 3",
         ),
         (lambda: dataclasses.replace(SEARCH, max_shapes=2), "search.evolve.generations: expected no search.max_shapes"),
-        (
-            lambda: dataclasses.replace(SEARCH, query_heads=QueryHeadsConfig(share=0.1)),
-            "search.query_heads.share: expected no search.evolve beside it",
-        ),
         (
             lambda: PruneConfig(search=SEARCH, targets=TargetsConfig(latency="70%")),
             "search.evolve.generations: expected no targets beside it, got latency",

@@ -12,7 +12,7 @@ from saap_jax.config.compensation import HELD_OUT
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import LearnConfig, PerStructure, QueryHeadsConfig, SearchConfig
+from saap_jax.config.search import LearnConfig, PerStructure, SearchConfig
 from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again
 from saap_jax.selection.learned import Problem, Smooth, hard, learned
@@ -266,8 +266,6 @@ def test_bad_input(small):
         LearnConfig(steps=-1)
     with pytest.raises(ValueError, match="search.learn.language_loss: expected at least 0, got nan"):
         LearnConfig(language_loss=float("nan"))
-    with pytest.raises(ValueError, match="search.query_heads.share: expected no search.learn beside it"):
-        SearchConfig(query_heads=QueryHeadsConfig(share=0.1), learn=LearnConfig(steps=2))
     few = f"search.learn.steps: expected at least {HELD_OUT} microbatches of calibration text .* got 3"
     with pytest.raises(ValueError, match=few):
         Divergence(small.model, batches_of(3))
@@ -278,10 +276,6 @@ def test_bad_input(small):
         PruneConfig(search=SEARCH, targets=TargetsConfig(latency="70%"))
     with pytest.raises(ValueError, match="learn"):
         PruneConfig(search=SEARCH, model=ModelConfig(name="x.py:build"))
-    with pytest.raises(
-        ValueError, match="search.learn, evolve and shape: expected attention and MLP alone, got attention, mlp, query"
-    ):
-        dataclasses.replace(small, further=("query_heads",)).objective(Windows(*batches_of()[0]), 2)
 
 
 # --- killed and gone on with -----------------------------------------------------------------------

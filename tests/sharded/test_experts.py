@@ -14,8 +14,6 @@ from saap_jax.estimation.observe import observe, score, union_of_needs
 from saap_jax.estimation.registry import make_estimator
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, save_model
-from saap_jax.llama.segments import existing_tied, existing_units, masks
-from saap_jax.llama.unmixed import unmixed
 from saap_jax.planning.count import shard_bytes
 from saap_jax.planning.programs import program_of
 from saap_jax.recovery.methods import full
@@ -23,7 +21,6 @@ from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.train import Schedule, microbatches, split, start, train_step
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.mesh import layout_of, put
-from saap_jax.types import EXPERT_CHANNELS
 from tests.helpers import RELATIVES, changed, random_model
 from tests.recovery.helpers import rows_of
 
@@ -71,31 +68,6 @@ def test_losses_statistics_and_scores_are_those_of_one_device(family, tmp_path):
                 scores[1][name][structure], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name
             )
         assert differ(scores[2][name]["mlp"], by_structure["mlp"]), "control: another expert in the first layer"
-
-
-@pytest.mark.parametrize("family", MESHES)
-def test_channels_of_experts_are_masked_and_scored_as_on_one_device(family):
-    alone, random = random_model(spec_of(family)), np.random.default_rng(0)
-    spread = put(alone, layout(MESHES[family]))
-    batches = [(random.integers(0, 32, (4, 8)).astype(np.int32), np.ones((4, 8), bool))]
-    whole = existing_units(alone.segments) | existing_tied(alone.segments)
-    keep = whole | {EXPERT_CHANNELS: random.random(whole[EXPERT_CHANNELS].shape) < 0.5}
-    expected = window_losses(alone, batches, masks(keep)).perplexity
-    assert window_losses(spread, batches, masks(keep)).perplexity == pytest.approx(expected, rel=1e-5)
-    assert differ(window_losses(alone, batches, masks(whole)).perplexity, expected), "control: the channels count"
-    estimators = {name: make_estimator(name) for name in ("taylor_element", "gate_fisher", "wanda")}
-    needs = union_of_needs(estimators.values())
-    scores = [
-        score(estimators, observe(view, batches, needs, remat="full"), view)
-        for view in (unmixed(alone), unmixed(spread))
-    ]
-    for name, by_structure in scores[0].items():
-        channels = by_structure["mlp"]
-        assert channels.shape == (2, EXPERTS * CHANNELS)
-        np.testing.assert_allclose(
-            scores[1][name]["mlp"], channels, rtol=1e-4, atol=1e-5 * np.abs(channels).max(), err_msg=name
-        )
-        assert differ(channels, np.roll(channels, 1, axis=1)), "control: channels differ"
 
 
 @pytest.mark.parametrize("family", MESHES)

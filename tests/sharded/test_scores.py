@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.api import calibrate, select_units
+from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.search import QueryHeadsConfig, SearchConfig
-from saap_jax.data import Windows
+from saap_jax.config.search import SearchConfig
 from saap_jax.estimation import GATE_HESSIAN, WEIGHT_GRADIENT
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator
@@ -19,10 +18,8 @@ from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, sav
 from saap_jax.llama.product import is_matrix
 from saap_jax.runtime.mesh import layout_of, put
 from saap_jax.structures import parameters_by_path
-from saap_jax.subjects.base import run_losses
-from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut
-from saap_jax.types import QUERY_HEADS, Remat
+from saap_jax.types import Remat
 
 pytestmark = pytest.mark.sharded
 
@@ -95,28 +92,6 @@ def test_scores_and_choices_do_not_depend_on_the_mesh(config, model, batches, es
             for path in matrices:
                 place = held[path][...].sharding
                 assert place.is_equivalent_to(like[path][...].sharding, held[path].ndim), (statistic, path)
-
-
-@pytest.mark.parametrize("config", [MESHES[1], MIXED], ids=mesh_name)
-def test_query_heads_are_scored_chosen_and_judged_as_on_one_device(config, batches):
-    """By way of the model without groups, whose keys and values are copies of sharded ones."""
-    spec = LlamaSpec(
-        vocab=32, embed=16, head_dim=4, layers=(LayerWidths(kv_heads=2, q_per_kv=4, mlp=16),) * 2, tied=True
-    )
-    grouped = random_llama(spec, jax.random.key(1))
-    windows = Windows(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
-    search = SearchConfig(allocation="global", query_heads=QueryHeadsConfig(share=0.3))
-    scores, keeps, losses = [], [], []
-    for model in (grouped, put(grouped, layout_of(config, devices(config)))):
-        subject = LlamaSubject(model, further=(QUERY_HEADS,))
-        calibrated = calibrate(subject, windows, ["gate_fisher"], batch_size=8)
-        scores.append(calibrated.scores("gate_fisher")[QUERY_HEADS])
-        keeps.append(select_units(subject, calibrated, 0.3, search).keep)
-        losses.append(run_losses(subject, windows, keeps[0], 8).sums)
-    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6 * np.abs(scores[0]).max())
-    assert not keeps[0][QUERY_HEADS].all()
-    assert all(np.array_equal(keeps[0][name], keeps[1][name]) for name in keeps[0])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_a_mesh_with_other_examples_gives_other_scores(model, batches, estimators, alone):

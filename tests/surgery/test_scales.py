@@ -8,13 +8,13 @@ import pytest
 
 from saap_jax.config.compensation import CompensationConfig, check_correction
 from saap_jax.data import Windows
-from saap_jax.llama.segments import existing_query_heads, existing_units, masks
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate
 from saap_jax.surgery.cut import cut
 from saap_jax.surgery.divergence import divergence, text_of
 from saap_jax.surgery.scales import Scaled, folded, scaled
-from saap_jax.types import QUERY_HEADS
+from saap_jax.types import STRUCTURES
 from tests.divergence import batches_of, plain_divergence
 from tests.helpers import changed, dense_model, forward, ragged_model, random_keep, random_tokens
 
@@ -89,23 +89,16 @@ def test_the_gradient_is_that_of_the_divergence(x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [dense_model, ragged_model])
-@pytest.mark.parametrize("heads", [False, True])
-def test_folded_factors_are_gates(build, heads, x64):
+def test_folded_factors_are_gates(build, x64):
     model = build(dtype=np.float64)
     keep = pruned(model)
     random = np.random.default_rng(3)
-    if heads:
-        query = existing_query_heads(model.segments)
-        group = query.shape[1] // keep["attention"].shape[1]
-        keep[QUERY_HEADS] = query & np.repeat(keep["attention"], group, axis=1)
-    names = ("mlp", QUERY_HEADS if heads else "attention")
-    scales = {name: random.uniform(0.5, 1.5, keep[name].shape) for name in names}
+    scales = {name: random.uniform(0.5, 1.5, keep[name].shape) for name in STRUCTURES}
     new = folded(model, scales)
     gates = {name: jnp.asarray(kept * scales.get(name, 1.0)) for name, kept in keep.items()}
     expected = np.asarray(forward(model, TOKENS, gates))
     np.testing.assert_allclose(forward(new, TOKENS, masks(keep)), expected, rtol=0, atol=1e-12)
-    if not heads:
-        np.testing.assert_allclose(forward(cut(new, keep), TOKENS), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(forward(cut(new, keep), TOKENS), expected, rtol=0, atol=1e-12)
     assert np.abs(expected - np.asarray(forward(model, TOKENS, masks(keep)))).max() > 1e-3
 
 

@@ -111,5 +111,3 @@ def test_what_cannot_be_done_is_refused(model):
         chosen_in_sequence(model, {**keep, "query_heads": np.ones((LAYERS, 2 * KV_HEADS), bool)}, BATCHES, "obs", PLAIN)
     with pytest.raises(ValueError, match="expected compensation.propagate pruned beside it, .*got dense"):
         chosen_in_sequence(model, keep, BATCHES, "obs", CompensationConfig(method="bias", propagate="dense"))
-    with pytest.raises(ValueError, match="search.query_heads.share: expected no search.in_sequence beside it"):
-        SearchConfig(in_sequence="obs", query_heads=dataclasses.replace(SearchConfig().query_heads, share=0.2))

@@ -45,7 +45,7 @@ from saap_jax.runtime.errors import one_line, reading
 from saap_jax.runtime.mesh import Layout, check_experts, shardings, taken_in
 from saap_jax.runtime.remote import fetched, is_remote
 from saap_jax.runtime.steps import within
-from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Keep
+from saap_jax.types import STRUCTURES, Keep
 
 _ALIGNMENT = 64  # XLA on a CPU takes over a numpy buffer without a copy only if it starts at a multiple of this
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -118,7 +118,7 @@ def load_keep(directory: str | Path) -> Keep:
     path = Path(directory) / "keep.json"
     keep: Keep = {}
     for structure, entry in read_object(path).items():
-        if structure not in (*STRUCTURES, *TIED, RESIDUAL):
+        if structure not in STRUCTURES:
             raise ValueError(f"{path}: unknown structure {shown(structure)}, expected {', '.join(STRUCTURES)}")
         units, rows = (entry.get(key) if isinstance(entry, dict) else None for key in ("units", "kept"))
         if type(units) is not int or not isinstance(rows, list) or not all(map(_ascending, rows)):

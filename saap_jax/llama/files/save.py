@@ -25,7 +25,7 @@ from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.processes import is_primary
 from saap_jax.runtime.remote import check_local
-from saap_jax.types import RESIDUAL, STRUCTURES, TIED, Keep
+from saap_jax.types import STRUCTURES, Keep
 
 
 @taken_in
@@ -80,15 +80,8 @@ def _config(model: Llama, dtype: str) -> dict[str, Any]:
 
 def check_widths(keep: Keep, model: Llama) -> None:
     """Raise ValueError unless a model has as many units in each layer as `keep` says were kept."""
-    for name in _names(keep):
-        if name == RESIDUAL:
-            widths = [model.spec.embed]
-        else:
-            widths = [
-                segment.units.get(name, 0)
-                for segment in segment_bounds(model.segments)
-                for _ in range(segment.start, segment.stop)
-            ]
+    for name in STRUCTURES:
+        widths = [at.units[name] for at in segment_bounds(model.segments) for _ in range(at.start, at.stop)]
         kept = keep[name].sum(axis=1).tolist() if name in keep else "none"
         if kept != widths:
             raise ValueError(f"keep: expected {name} units a layer {widths}, as in the model, got {kept}; cut it first")
@@ -97,9 +90,5 @@ def check_widths(keep: Keep, model: Llama) -> None:
 def _keep_record(keep: Keep) -> dict[str, Any]:
     return {
         name: {"units": keep[name].shape[1], "kept": [np.flatnonzero(layer).tolist() for layer in keep[name]]}
-        for name in _names(keep)
+        for name in STRUCTURES
     }
-
-
-def _names(keep: Keep) -> tuple[str, ...]:
-    return STRUCTURES + tuple(name for name in (*TIED, RESIDUAL) if name in keep)

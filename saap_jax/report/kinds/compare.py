@@ -62,7 +62,6 @@ from saap_jax.runs.standing import (
     untested,
 )
 from saap_jax.runtime.words import plural
-from saap_jax.types import RESIDUAL
 
 KEPT = "Share of the units of each layer that stays: dark is 0, bright is all of them."
 
@@ -242,8 +241,7 @@ def kept_map(run: RunRecord, candidates: Sequence[Row]) -> Chart | None:
         return None
     if "structures" in run:
         return _kept_of_structures(run, rows)
-    heads = {name: f"{name} kept" if name == RESIDUAL else f"{name} kept, by layer" for name in structures}
-    columns = [Column(head, layer_axis(layers[name]), lines=False) for name, head in heads.items()]
+    columns = [Column(f"{name} kept, by layer", layer_axis(layers[name]), lines=False) for name in structures]
     strips = [
         Strip(name, [Heat(each[s], _said(name, s, kept.get(s, ()), units)) for s, units in structures.items()])
         for name, kept, each in shares
