@@ -26,7 +26,7 @@ from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
 from saap_jax.surgery.corrections import Normal
 from saap_jax.surgery.cut import check_keep
-from saap_jax.types import STRUCTURES, Keep
+from saap_jax.types import Keep
 
 DAMPING, BLOCK = 0.01, 16
 """Of the moments, relative to the mean of their diagonal, and coordinates that the surgeon takes at once."""
@@ -84,8 +84,6 @@ def chosen_in_sequence(
         ValueError: a keep-set of another model or of other structures, or a compensation on the unpruned model.
     """
     check_keep(keep, model.segments)
-    if set(keep) != set(STRUCTURES):
-        raise ValueError(f"search.in_sequence: expected attention and MLP alone, got {', '.join(sorted(keep))}")
     if config.propagate != "pruned":
         raise ValueError(
             f"search.in_sequence: expected compensation.propagate pruned beside it, which looks at the model as pruned "
