@@ -31,7 +31,7 @@ from saap_jax.llama.files.gguf_layout import (
     permute,
 )
 from saap_jax.llama.files.hf_config import fits_plain_config
-from saap_jax.llama.files.hf_fused import joined
+from saap_jax.llama.files.hf_groups import as_stored, fused_groups
 from saap_jax.llama.files.write import Tensor, converted
 from saap_jax.llama.model import Llama
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec
@@ -75,7 +75,8 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
     for key, value, kind in [*_attributes(spec, layers, architecture, name, "q4_1" if blocks else dtype), *vocabulary]:
         writer.add_key_value(key, value, kind[0], kind[1] if len(kind) > 1 else None)
     tensors = [tensor for tensor in gguf_tensors(model, layers) if 0 not in tensor.shape]
-    tensors = joined(tensors) if traits.fused and architecture == traits.gguf.architecture else tensors
+    if traits.fused and architecture == traits.gguf.architecture:
+        tensors = as_stored(tensors, fused_groups(spec))
     tensors = [_in_gguf(tensor, spec, architecture) for tensor in tensors]
     unread = {f"blk.{index}.attn_norm.weight" for index, layer in enumerate(layers) if not layer.kv_heads}
     tensors = [tensor for tensor in tensors if tensor.name not in unread]  # llama.cpp refuses tensors it does not use

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from saap_jax.export.widths import added_parameters, uniform_widths
-from saap_jax.llama.files import hf_fused, mixture
-from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, fits_plain_config
+from saap_jax.llama.files.hf_groups import as_stored, groups_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import Tensor, model_tensors, write_json, write_tensors, write_tokenizer
 from saap_jax.llama.model import Llama
@@ -61,9 +60,7 @@ def write_hf(
             shutil.copyfile(file, place / file.name)
     settings = _generation(spec, tokenizer)
     config |= {key: value for key, value in settings.items() if key == "pad_token_id"}
-    tensors = model_tensors(model, layers)
-    tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
-    tensors = mixture.apart(tensors, spec) if spec.constants.traits.experts else tensors
+    tensors = as_stored(model_tensors(model, layers), groups_of(spec, config["model_type"]))
     zeros = _zero_biases(tensors) if config.get("attention_bias") else []
     write_json(config, place / "config.json")
     write_tensors(tensors + zeros, place / "model.safetensors", dtype)

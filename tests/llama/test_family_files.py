@@ -269,7 +269,7 @@ LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] 
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported"),
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu' is not supported"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True is not supported"),
-        ("gemma3_text", {"_sliding_window_pattern": 0, "layer_types": None}, "expected sliding_window_pattern to be a"),
+        ("gemma3_text", {"_sliding_window_pattern": 0, "layer_types": None}, "sliding_window_pattern to be a"),
         ("gemma3_text", {"query_pre_attn_scalar": 0}, "expected query_pre_attn_scalar to be a positive integer"),
         ("gemma3_text", {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}}, "rope_parameters of"),
         ("qwen2", {"layer_types": ["linear_attention"] * 3}, "expected layer_types to be 3 of full_attention"),

@@ -158,12 +158,12 @@ def test_linear_rope_and_explicit_head_dim():
         ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "rope type ['linear'] is not supported"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 1e9}}, "factor: expected factor from 1e-06 to"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "expected factor >= 1, got 0.5"),
-        ({"eos_token_id": 10**18}, "eos_token_id: expected a token id"),
-        ({"bos_token_id": "1"}, "bos_token_id: expected a token id, got '1'"),
+        ({"eos_token_id": 10**18}, "expected eos_token_id to be a token id or some"),
+        ({"bos_token_id": "1"}, "bos_token_id to be a token id, got '1'"),
         ({f"key{i}": 0 for i in range(10**4)}, "unknown attributes key0, key1, key10 and 9997 more"),
         ({"x" * 10**6: 0}, "unknown attributes 'xxx"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings to be true or false, got 'yes'"),
-        ({"eos_token_id": "</s>"}, "eos_token_id: expected a token id, got '</s>'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id to be a token id or some, got '</s>'"),
     ],
 )
 def test_refusals(change, message):
@@ -201,9 +201,9 @@ def test_round_trip(scaling, widths, eos):
         ({"head_dim": None}, "expected an explicit head_dim"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected layers from 1 to"),
         ({"intermediate_size": [8, 2**40]}, "intermediate_size: expected channels from 1 to"),
-        ({"intermediate_size": [8, -1]}, "expected intermediate_size to be 2 non-negative integers"),
-        ({"intermediate_size": [8, [8]]}, "expected intermediate_size to be 2 non-negative integers"),
-        ({"sliding_window": 8}, "x: sliding_window: expected none in family 'llama', got 8"),
+        ({"intermediate_size": [8, -1]}, "expected intermediate_size to be .* non-negative integers"),
+        ({"intermediate_size": [8, [8]]}, "expected intermediate_size to be .* non-negative integers"),
+        ({"sliding_window": 8}, "^x: .*sliding_window: expected none in family 'llama', got 8"),
         ({"family": ["llama"]}, "expected family llama"),
         (
             {"saap_quantization": {"bits": [4], "group_size": 32, "matrices": ["query"]}},

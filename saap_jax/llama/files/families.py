@@ -5,11 +5,9 @@ What the `config.json` of a family may say beside what all have follows the conf
 GGUF, llama.cpp.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-from saap_jax.formats.json_files import shown
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -129,7 +127,6 @@ class Family(NamedTuple):
 
 
 _FALSE = (None, False)
-FULL, SLIDING = "full_attention", "sliding_attention"
 _WINDOWS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _QWEN = {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "bos_token_id": None}
 _QWEN |= {"eos_token_id": None}
@@ -304,11 +301,6 @@ FAMILIES: dict[str, Family] = {
 """`model_type` of a config -> the family."""
 
 
-def is_fused(model_type: str) -> bool:
-    """Say whether a plain config is of a family with fused matrices; one per layer has separate ones."""
-    return model_type in FAMILIES and FAMILIES[model_type].fused
-
-
 def gguf_families(experts: bool = False) -> dict[str, str]:
     """Return the family that each architecture of GGUF is loaded as, with or without experts: of several the first.
 
@@ -324,72 +316,6 @@ def gguf_families(experts: bool = False) -> dict[str, str]:
     return names
 
 
-def family_of(config: dict[str, Any], where: str, per_layer_type: str) -> str:
-    """Return the family that a config is of; of one per layer, its `family`, or else `llama`.
-
-    Raises:
-        ValueError: another one.
-    """
-    kind, key = config.get("model_type"), "model_type"
-    if kind == per_layer_type:
-        kind, key = config.get("family", "llama"), "family"
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ValueError(
-            f"{where}: expected {key} {', '.join(FAMILIES)}, got {shown(kind)}; not a LLaMA model or a relative"
-        )
-    return kind
-
-
-class Windows(NamedTuple):
-    """Which layers have a sliding window."""
-
-    size: int | None
-    """None where it is as long as any text, or there is none."""
-    layers: tuple[int, ...]
-    """Those whose attention is local, also where `size` is None: their rotary base may be another one."""
-
-
-def windows_of(config: dict[str, Any], where: str, family: str, layers: int, max_positions: int) -> Windows:
-    """Return which layers have a sliding window, and how long it is.
-
-    Raises:
-        ValueError: it is no positive integer, or layers that have one are named wrongly.
-    """
-    own = FAMILIES[family]
-    window = config.get("sliding_window", own.defaults.get("sliding_window"))
-    if own.window_switch:
-        window = window if _flag(config, "use_sliding_window", where) else None
-    if window is not None and (type(window) is not int or window < 1):
-        raise ValueError(f"{where}: expected sliding_window to be a positive integer or null, got {shown(window)}")
-    local = _local_layers(config, where, own, window, layers)
-    if local and window is None:
-        raise ValueError(f"{where}: expected a sliding_window beside layer_types of {SLIDING}, got null")
-    return Windows(None if window is None or window >= max_positions or not local else window, local)
-
-
-def _local_layers(config: dict[str, Any], where: str, own: Family, window: int | None, layers: int) -> tuple[int, ...]:
-    """Return the layers whose attention is local."""
-    if own.window_by_layer and (types := config.get("layer_types")) is not None:
-        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= {FULL, SLIDING}:
-            raise ValueError(
-                f"{where}: expected layer_types to be {layers} of {FULL} and {SLIDING}, got {shown(types)}"
-            )
-        return tuple(layer for layer, kind in enumerate(types) if kind == SLIDING)
-    if window is None:
-        return ()
-    if own.window_switch:
-        first = config.get("max_window_layers", own.defaults["max_window_layers"])
-        if type(first) is not int or first < 0:
-            raise ValueError(f"{where}: expected max_window_layers to be a non-negative integer, got {shown(first)}")
-        return tuple(range(min(first, layers), layers))
-    if own.full_every:
-        every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", own.full_every))
-        if type(every) is not int or every < 1:
-            raise ValueError(f"{where}: expected sliding_window_pattern to be a positive integer, got {shown(every)}")
-        return all_but_each(every, layers)
-    return tuple(range(layers))
-
-
 def all_but_each(every: int, layers: int) -> tuple[int, ...]:
     """Return the numbers of layers without each of some number.
 
@@ -397,33 +323,3 @@ def all_but_each(every: int, layers: int) -> tuple[int, ...]:
     (0, 1, 3, 4, 6)
     """
     return tuple(layer for layer in range(layers) if (layer + 1) % every)
-
-
-def layer_types(local: Sequence[int], layers: int) -> list[str]:
-    """Return the `layer_types` of a config."""
-    return [SLIDING if layer in local else FULL for layer in range(layers)]
-
-
-def _flag(config: dict[str, Any], key: str, where: str) -> bool:
-    value = config.get(key)
-    if value is not None and type(value) is not bool:
-        raise ValueError(f"{where}: expected {key} to be true or false, got {shown(value)}")
-    return bool(value)
-
-
-def own_keys(name: str, window: int | None, local: Sequence[int], layers: int, positions: int) -> dict[str, Any]:
-    """Return the keys of a plain config that only this family has, or that it has another default for.
-
-    Args:
-        window: that of the layers whose attention is local, `local`.
-        positions: of the model, as long as any text.
-    """
-    family = FAMILIES[name]
-    keys: dict[str, Any] = {"sliding_window": window} if family.windowed else {}
-    if family.full_every and window is None:
-        keys = {"sliding_window": family.defaults["sliding_window"] if not local else positions}  # wants a number
-    if family.window_switch:
-        keys = {"use_sliding_window": bool(local), **keys, "max_window_layers": 0 if local else layers}
-    if family.window_by_layer and (family.full_every or 0 < len(local) < layers):
-        keys |= {"layer_types": layer_types(local, layers)}
-    return keys | dict(family.written)

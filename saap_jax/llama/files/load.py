@@ -20,10 +20,8 @@ from jax.sharding import NamedSharding
 from safetensors import safe_open
 
 from saap_jax.formats.json_files import read_object, shown
-from saap_jax.llama.files import hf_fused, mixture
-from saap_jax.llama.files.config_values import some
-from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import quantization_from_config, spec_from_config
+from saap_jax.llama.files.hf_groups import groups_of, regrouped
 from saap_jax.llama.files.hf_layout import (
     EMBEDDING,
     PACKED,
@@ -38,6 +36,7 @@ from saap_jax.llama.files.maxtext import ITEMS, is_of_maxtext, open_maxtext
 from saap_jax.llama.files.orbax_items import arrays_of, item_of
 from saap_jax.llama.files.packaged import PACKAGED, packaged
 from saap_jax.llama.files.tunix import PARAMETERS, open_tunix
+from saap_jax.llama.files.values import some
 from saap_jax.llama.model import Llama, abstract_llama
 from saap_jax.llama.quantized import abstract_quantized
 from saap_jax.llama.spec import check_bounds, check_length
@@ -221,9 +220,7 @@ def _open_directory(directory: Path) -> Checkpoint:
     checkpoint = checkpoint._replace(quantization=quantization_from_config(content, str(config)))
     if spec.output_biases and content["model_type"] == spec.constants.family:
         _drop_zero_biases(checkpoint)
-    if spec.constants.traits.experts:
-        return mixture.together(checkpoint)
-    return hf_fused.split(checkpoint) if is_fused(content["model_type"]) else checkpoint
+    return regrouped(checkpoint, groups_of(spec, content["model_type"]))
 
 
 def _drop_zero_biases(checkpoint: Checkpoint) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saap_jax.formats.json_files import shown
-from saap_jax.llama.files.config_values import some
 from saap_jax.llama.files.families import FAMILIES, all_but_each, gguf_families
 from saap_jax.llama.files.gguf_header import GgufFile, open_header
 from saap_jax.llama.files.gguf_layout import (
@@ -24,8 +23,9 @@ from saap_jax.llama.files.gguf_layout import (
     side_by_side,
     unpermute,
 )
-from saap_jax.llama.files.hf_fused import split
+from saap_jax.llama.files.hf_groups import fused_groups, regrouped
 from saap_jax.llama.files.hf_layout import Checkpoint
+from saap_jax.llama.files.values import some
 from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
 
 _READ = {
@@ -107,7 +107,7 @@ def _open(file: GgufFile) -> Checkpoint:
             raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {found.architecture}")
         names[known] = name
     checkpoint = _checkpoint(file, spec, names, found.architecture in PERMUTED)
-    return split(checkpoint) if FAMILIES[found.family].fused else checkpoint
+    return regrouped(checkpoint, fused_groups(spec) if FAMILIES[found.family].fused else [])
 
 
 def _fields(fields: dict[str, Any], where: str) -> _Fields:

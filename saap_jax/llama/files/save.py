@@ -7,9 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.llama.files import hf_fused, mixture
-from saap_jax.llama.files.families import is_fused
 from saap_jax.llama.files.hf_config import config_from_spec, quantization_to_config
+from saap_jax.llama.files.hf_groups import as_stored, groups_of
 from saap_jax.llama.files.write import (
     CODES,
     model_tensors,
@@ -57,9 +56,7 @@ def save_model(
         raise ValueError(f"dtype: expected {', '.join(CODES)}, got {dtype!r}")
     config, target = _config(model, stored_dtype.name), check_local("directory", directory).expanduser()
     with new_output(target, "the model") as place:
-        tensors = model_tensors(model)
-        tensors = hf_fused.joined(tensors) if is_fused(config["model_type"]) else tensors
-        tensors = mixture.apart(tensors, model.spec) if model.constants.traits.experts else tensors
+        tensors = as_stored(model_tensors(model), groups_of(model.spec, config["model_type"]))
         write_tensors(tensors, place / "model.safetensors", stored_dtype)
         if is_primary():
             write_json(config, place / "config.json")
