@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFValueType as Kind
 from gguf import TokenType
 
-from saap_jax.llama.files.gguf_header import open_header
+from saap_jax.llama.files.gguf_file import open_gguf_file
 from saap_jax.llama.files.gguf_tokenizer import pre_tokenizer_name
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.spec import Constants
@@ -21,7 +21,7 @@ _ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 def copied_vocabulary(path: Path) -> list[Pair]:
     """Return the tokenizer metadata of a GGUF file, as it is."""
-    entries = open_header(path).entries
+    entries = open_gguf_file(path).entries
     return [
         (key, entry.value, entry.types)
         for key, entry in entries.items()

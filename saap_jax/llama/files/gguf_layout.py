@@ -119,16 +119,11 @@ def side_by_side(values: np.ndarray, side: int) -> np.ndarray:
     return values.swapaxes(0, 1).reshape(rows, -1) if side else values.reshape(-1, columns)
 
 
-def permute(values: np.ndarray, heads: int) -> np.ndarray:
+def permute(values: np.ndarray, heads: int, *, undo: bool = False) -> np.ndarray:
     """Reorder query or key rows `[heads * head_dim, embed]`: halves of each head -> rotary pairs side by side."""
     rows, columns = values.shape
-    return values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's reordering of query and key rows: rotary pairs side by side -> halves of each head."""
-    rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    sides = (rows // heads // 2, 2) if undo else (2, rows // heads // 2)
+    return values.reshape(heads, *sides, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def llama3_divisors(scaling: RopeScaling, theta: float, head_dim: int) -> Float[np.ndarray, "half"]:

@@ -4,15 +4,13 @@ Architecture `deci` has one number a layer, the others equal layers. What `deci`
 channels (matrices of no size, a norm that nothing reads) is filled in.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from saap_jax.formats.json_files import shown
-from saap_jax.llama.files.families import FAMILIES, all_but_each, gguf_families
-from saap_jax.llama.files.gguf_header import GgufFile, open_header
+from saap_jax.llama.files.families import FAMILIES, Family, all_but_each, gguf_families
+from saap_jax.llama.files.gguf_file import GgufFile, open_gguf_file
 from saap_jax.llama.files.gguf_layout import (
     PERMUTED,
     ROPE_FACTORS,
@@ -20,20 +18,47 @@ from saap_jax.llama.files.gguf_layout import (
     experts_side,
     hf_name,
     llama3_divisors,
+    permute,
     side_by_side,
-    unpermute,
 )
 from saap_jax.llama.files.hf_groups import fused_groups, regrouped
 from saap_jax.llama.files.hf_layout import Checkpoint
-from saap_jax.llama.files.values import some
-from saap_jax.llama.spec import BOUNDS, Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.llama.files.values import TOKEN, Kind, Values, checked, count, counts, number, per_layer, some
+from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec, RopeScaling, check_bounds
+from saap_jax.runtime.errors import reading, shown
 
-_READ = {
-    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scale_linear"),
-    *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
-    *("expert_count", "expert_used_count"),
+_FIELDS: dict[str, Kind] = {
+    "block_count": count("layers"),
+    "context_length": count("positions"),
+    "embedding_length": count("width"),
+    "feed_forward_length": counts("channels"),
+    "vocab_size": count("vocabulary"),
+    "attention.head_count": counts("heads"),
+    "attention.head_count_kv": counts("heads"),
+    "attention.key_length": count("head size"),
+    "attention.value_length": count("head size"),
+    "attention.layer_norm_rms_epsilon": number("epsilon"),
+    "rope.freq_base": number("theta"),
+    "rope.dimension_count": count("head size"),
+    "rope.scale_linear": number("factor"),
+    "rope.scaling.type": Kind("a text", lambda value: isinstance(value, str)),
+    "rope.scaling.factor": number("factor"),
+    "rope.scaling.original_context_length": Kind("a number", lambda value: True),
+    "rope.scaling.finetuned": Kind("true or false", lambda value: True),
+    "expert_count": Kind("a non-negative integer", lambda value: type(value) is int and value >= 0),
+    "expert_used_count": count("heads"),
+}
+"""Attributes that are read of all architectures, without the name of the architecture before them."""
+
+_OWN = {
+    "expert_feed_forward_length": counts("channels"),
+    "attention.sliding_window": Kind("a non-negative integer", lambda value: type(value) is int and value >= 0),
+    "rope.freq_base_swa": number("theta"),
+}
+"""The same of families that name them as `Gguf.keys`."""
+
+_FACTORS = {
+    SCALING_KEYS[name]: number("positions" if name == "original_max_positions" else "factor") for name in SCALING_KEYS
 }
 
 LLAMA_CPP_THETA = 10_000.0
@@ -43,90 +68,52 @@ _OTHER_SCORES = 62
 """Layers of the one `gemma3` whose scores llama.cpp scales otherwise, which it tells by their number."""
 
 
-class _Fields(NamedTuple):
-    """The attributes of a model in a GGUF file, without the name of the architecture before them."""
-
-    architecture: str
-    family: str
-    values: dict[str, Any]
-    where: str
-
-    def integer(self, key: str, quantity: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{self._name(key)} to be a positive integer, got {shown(value)}")
-        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
-        return value
-
-    def integers(self, key: str, count: int, quantity: str) -> list[int]:
-        """Read one number a layer, or one for all of them."""
-        value = self.values.get(key)
-        if not isinstance(value, list):
-            return [self.integer(key, quantity)] * count
-        if len(value) != count or not all(type(item) is int and item >= 0 for item in value):
-            raise ValueError(f"{self._name(key)} to be {count} non-negative integers, got {shown(value)}")
-        check_bounds(max(1, *value), quantity, f"{self.where}: {self.architecture}.{key}")
-        return value
-
-    def number(self, key: str, quantity: str, default: float | None = None) -> float:
-        value = self.values.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise ValueError(f"{self._name(key)} to be a positive number, got {shown(value)}")
-        check_bounds(value, quantity, f"{self.where}: {self.architecture}.{key}")
-        return float(str(np.float32(value)))  # stored as float32: the shortest decimal that is meant (1e-05)
-
-    def _name(self, key: str) -> str:
-        return f"{self.where}: expected {self.architecture}.{key}"
-
-
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file as a checkpoint; refuses by name what the model cannot express.
 
     Raises:
-        ValueError: see `gguf_header`; an unknown architecture, attribute or tensor; sizes that are not plausible.
+        ValueError: an unknown architecture, attribute or tensor; sizes that are not plausible.
     """
-    file = open_header(path)
-    try:
-        return _open(file)
-    except ValueError as error:  # those of the spec's own classes know no file
-        message = str(error)
-        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    with reading(path, "the metadata of a model"):
+        file = open_gguf_file(path)
+        found, architecture, name = _attributes(file)
+        family = FAMILIES[name]
+        tensors = [each for each in file.tensors if each != ROPE_FACTORS]
+        spec = _spec(found, file, architecture, name)
+        names = {}
+        for each in tensors:
+            if (known := hf_name(each, name)) is None:
+                raise ValueError(f"{path}: unknown tensor {some([each])}; not a plain LLaMA model, or {architecture}")
+            names[known] = each
+        checkpoint = _checkpoint(file, spec, names, architecture in PERMUTED)
+        return regrouped(checkpoint, fused_groups(spec) if family.fused else [])
 
 
-def _open(file: GgufFile) -> Checkpoint:
-    path, fields = file.path, file.fields
-    found = _fields(fields, str(path))
-    tensors = [name for name in file.tensors if name != ROPE_FACTORS]
-    spec = _spec(found, file, tensors)
-    if ROPE_FACTORS in file.tensors:
-        scaling = _scaling_of_factors(file.read(ROPE_FACTORS), spec, str(path), fields)
-        spec = _with_scaling(spec, scaling, str(path))
-    names = {}
-    for name in tensors:
-        if (known := hf_name(name, found.family)) is None:
-            raise ValueError(f"{path}: unknown tensor {some([name])}; not a plain LLaMA model, or {found.architecture}")
-        names[known] = name
-    checkpoint = _checkpoint(file, spec, names, found.architecture in PERMUTED)
-    return regrouped(checkpoint, fused_groups(spec) if FAMILIES[found.family].fused else [])
-
-
-def _fields(fields: dict[str, Any], where: str) -> _Fields:
-    """Return the attributes of a model, and the family that it is of: one with experts if the file counts any."""
-    architecture = fields.get("general.architecture")
-    known = [*gguf_families(), *(name for name in gguf_families(experts=True) if name not in gguf_families())]
+def _attributes(file: GgufFile) -> tuple[Values, str, str]:
+    """Return the attributes of a model, its architecture, and its family: one with experts if the file counts any."""
+    architecture, where = file.fields.get("general.architecture"), str(file.path)
+    known = list(dict.fromkeys([*gguf_families(), *gguf_families(experts=True)]))
     if not isinstance(architecture, str) or architecture not in known:
         raise ValueError(
             f"{where}: expected architecture {', '.join(known)}, got {shown(architecture)}; not a LLaMA model or a "
             "relative"
         )
     prefix = f"{architecture}."
-    values = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-    count = values.get("expert_count")
-    families = gguf_families(experts=bool(count))
+    values = {key.removeprefix(prefix): value for key, value in file.fields.items() if key.startswith(prefix)}
+    experts = values.get("expert_count")
+    families = gguf_families(experts=bool(experts))
     if architecture not in families:
-        expected = "none" if count else "a positive integer"
-        raise ValueError(f"{where}: expected {prefix}expert_count to be {expected}, got {shown(count)}")
-    return _Fields(architecture, families[architecture], values, where)
+        expected = "none" if experts else "a positive integer"
+        raise ValueError(f"{where}: expected {prefix}expert_count to be {expected}, got {shown(experts)}")
+    kinds = _FIELDS | {key: _OWN[key] for key in FAMILIES[families[architecture]].gguf.keys}
+    if unknown := sorted(values.keys() - kinds.keys()):
+        raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
+    return checked(values, kinds, where, prefix), architecture, families[architecture]
+
+
+def _number(value: float) -> float:
+    """Return the shortest decimal that a float32 stands for, such as 1e-05."""
+    return float(str(np.float32(value)))
 
 
 def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted: bool) -> Checkpoint:
@@ -145,8 +132,7 @@ def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted
             return values - np.float32(offset)
         if permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
             widths = spec.layers[int(name.split(".")[2])]
-            heads = widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1)
-            return unpermute(values, heads)
+            return permute(values, widths.kv_heads * (widths.q_per_kv if "q_proj" in name else 1), undo=True)
         return values
 
     return Checkpoint(str(file.path), spec, shapes | absent, read)
@@ -154,10 +140,9 @@ def _checkpoint(file: GgufFile, spec: LlamaSpec, names: dict[str, str], permuted
 
 def _shape(file: GgufFile, name: str, side: int | None, spec: LlamaSpec) -> tuple[int, ...]:
     """Return the shape of a tensor; of one of all experts, that of the matrix in which they lie side by side."""
-    shape = file.tensors[name].shape
+    shape, experts = file.shape(name), spec.layers[0].mlp
     if side is None:
         return shape
-    experts = spec.layers[0].mlp
     if len(shape) != 3 or shape[0] != experts:
         raise ValueError(
             f"{file.path}: {name} has shape {list(shape)}, expected a matrix for each of {experts} experts"
@@ -170,151 +155,130 @@ def _empty_shapes(spec: LlamaSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for index, widths in enumerate(spec.layers):
         layer = f"model.layers.{index}"
-        if widths.kv_heads == 0:
-            shapes |= {f"{layer}.self_attn.{name}_proj.weight": (0, spec.embed) for name in "qkv"}
-            shapes |= {f"{layer}.self_attn.o_proj.weight": (spec.embed, 0)}
-            shapes |= {f"{layer}.input_layernorm.weight": (spec.embed,)}
-        if widths.mlp == 0:
-            shapes |= {f"{layer}.mlp.{name}_proj.weight": (0, spec.embed) for name in ("gate", "up")}
-            shapes |= {f"{layer}.mlp.down_proj.weight": (spec.embed, 0)}
-            shapes |= {f"{layer}.post_attention_layernorm.weight": (spec.embed,)}
+        for width, block, inputs, output, norm in (
+            (widths.kv_heads, "self_attn", ("q", "k", "v"), "o", "input"),
+            (widths.mlp, "mlp", ("gate", "up"), "down", "post_attention"),
+        ):
+            if width == 0:
+                shapes |= {f"{layer}.{block}.{each}_proj.weight": (0, spec.embed) for each in inputs}
+                shapes[f"{layer}.{block}.{output}_proj.weight"] = (spec.embed, 0)
+                shapes[f"{layer}.{norm}_layernorm.weight"] = (spec.embed,)
     return shapes
 
 
-def _spec(found: _Fields, file: GgufFile, tensors: list[str]) -> LlamaSpec:
-    where, values, family, prefix = found.where, found.values, found.family, f"{found.architecture}."
-    if "token_embd.weight" not in tensors:
+def _spec(found: Values, file: GgufFile, architecture: str, name: str) -> LlamaSpec:
+    where, family = found.where, FAMILIES[name]
+    if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{where}: missing tensor token_embd.weight")
-    if unknown := sorted(values.keys() - _READ - FAMILIES[family].gguf.keys):
-        raise ValueError(f"{where}: unknown attributes {some([prefix + key for key in unknown])}")
-    layers = _widths(found)
-    embed = found.integer("embedding_length", "width")
-    default = embed // (layers[0].kv_heads * layers[0].q_per_kv) if layers[0].kv_heads else None
-    head_dim = found.integer("attention.key_length", "head size", default)
+    layers, embed = _widths(found, architecture, family), found["embedding_length"]
+    if "attention.key_length" not in found and layers[0].kv_heads:
+        found["attention.key_length"] = embed // (layers[0].kv_heads * layers[0].q_per_kv)
+    head_dim = found["attention.key_length"]
     for key in ("attention.value_length", "rope.dimension_count"):
-        if found.integer(key, "head size", head_dim) != head_dim:
-            raise ValueError(f"{where}: {prefix}{key} = {values[key]} is not supported, expected head_dim {head_dim}")
-    ends = [_token(file, role) for role in ("eos", "eot", "eom")]
-    constants = Constants(
-        norm_eps=found.number("attention.layer_norm_rms_epsilon", "epsilon"),
-        max_positions=found.integer("context_length", "positions"),
-        bos_token=_token(file, "bos"),
-        eos_tokens=tuple(dict.fromkeys(token for token in ends if token is not None)),
-        family=family,
-        **_routing(found),
-        **_sights(found, len(layers)),
-    )
-    shape = file.tensors["token_embd.weight"].shape
-    check_bounds(shape[0], "vocabulary", f"{where}: rows of token_embd.weight")
+        if found.get(key, head_dim) != head_dim:
+            raise ValueError(
+                f"{where}: {found.prefix}{key} = {found[key]} is not supported, expected head_dim {head_dim}"
+            )
+    how = _sights(found, family, len(layers))
+    if ROPE_FACTORS in file.tensors:
+        scaling = _scaling_of_factors(file.read(ROPE_FACTORS), how["rope_theta"], head_dim, where, file.fields)
+        if how["rope_scaling"] is not None and scaling is not None:
+            raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
+        how["rope_scaling"] = scaling or how["rope_scaling"]
+    if family.experts:  # llama.cpp divides the weights of a token's experts by their sum
+        most, experts = found["expert_used_count"], found["expert_count"]
+        if most > experts:
+            raise ValueError(
+                f"{where}: expected {found.prefix}expert_used_count of at most {experts} experts, got {most}"
+            )
+        how |= {"experts_per_token": most, "route_scale": "sum_to_one"}
+    ids = {role: f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom")}
+    tokens = checked(file.fields, dict.fromkeys(ids.values(), TOKEN), where)
+    ends = [tokens.get(ids[role]) for role in ("eos", "eot", "eom")]
+    vocab = file.shape("token_embd.weight")[0]
+    check_bounds(vocab, "vocabulary", f"{where}: rows of token_embd.weight")
     return LlamaSpec(
-        vocab=shape[0],
+        vocab=vocab,
         embed=embed,
         head_dim=head_dim,
         layers=layers,
-        tied="output.weight" not in tensors,
-        output_biases=any(name.endswith(("attn_output.bias", "ffn_down.bias")) for name in tensors),
-        constants=constants,
+        tied="output.weight" not in file.tensors,
+        output_biases=any(each.endswith(("attn_output.bias", "ffn_down.bias")) for each in file.tensors),
+        constants=Constants(
+            norm_eps=_number(found["attention.layer_norm_rms_epsilon"]),
+            max_positions=found["context_length"],
+            bos_token=tokens.get(ids["bos"]),
+            eos_tokens=tuple(dict.fromkeys(end for end in ends if end is not None)),
+            family=name,
+            **how,
+        ),
     )
 
 
-def _routing(found: _Fields) -> dict[str, Any]:
-    """Return the constants that only mixtures have; llama.cpp divides the weights of a token's experts by their sum."""
-    if not FAMILIES[found.family].experts:
-        return {}
-    most, count = (found.integer(f"expert_{which}", "heads") for which in ("used_count", "count"))
-    if most > count:
-        key = f"{found.architecture}.expert_used_count"
-        raise ValueError(f"{found.where}: expected {key} of at most {count} experts, got {most}")
-    return {"experts_per_token": most, "route_scale": "sum_to_one"}
-
-
-def _sights(found: _Fields, layers: int) -> dict[str, Any]:
+def _sights(found: Values, family: Family, layers: int) -> dict[str, Any]:
     """Return how layers see positions: rotary base and scaling, window, and the layers apart from the rest."""
-    traits, window = FAMILIES[found.family], None
-    theta = found.number("rope.freq_base", "theta", LLAMA_CPP_THETA)
-    main = {"rope_theta": theta, "rope_scaling": _scaling(found)}
-    if found.values.get(key := "attention.sliding_window"):
-        window = found.integer(key, "positions")
-    if not traits.gguf.windows:
+    kind = found.get("rope.scaling.type", "linear" if "rope.scale_linear" in found else "none")
+    if kind not in ("none", "linear"):
+        key = f"{found.prefix}rope.scaling.type"
+        raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
+    factor = _number(found.get("rope.scaling.factor", found.get("rope.scale_linear", 1.0))) if kind == "linear" else 1.0
+    scaling = None if factor == 1 else RopeScaling(kind="linear", factor=factor)
+    main: dict[str, Any] = {
+        "rope_theta": _number(found.get("rope.freq_base", LLAMA_CPP_THETA)),
+        "rope_scaling": scaling,
+    }
+    window = found.get("attention.sliding_window") or None
+    if not family.gguf.windows:
         return main | {"sliding_window": window}
     if layers == _OTHER_SCORES:
         raise ValueError(
-            f"{found.where}: a {found.architecture} of {layers} layers (27B) divides its scores by another number than "
-            "the size of a head, which the file does not say; load the Hugging Face directory of this model instead"
+            f"{found.where}: a gemma3 of {layers} layers (27B) divides its scores by another number than the size of a "
+            "head, which the file does not say; load the Hugging Face directory of this model instead"
         )
-    positions = found.integer("context_length", "positions")
-    window = None if window is None or window >= positions else window
-    local = all_but_each(traits.full_every, layers)
-    own: dict[str, Any] = {"rope_theta": found.number("rope.freq_base_swa", "theta", traits.local_theta)}
+    window = None if window is None or window >= found["context_length"] else window
+    local = all_but_each(family.full_every, layers)
+    own: dict[str, Any] = {"rope_theta": _number(found.get("rope.freq_base_swa", family.local_theta))}
     own |= {"sliding_window": window, "rope_scaling": None}
     return own if len(local) == layers else main | {"apart": Apart(layers=local, **own)}
 
 
-def _token(file: GgufFile, role: str) -> int | None:
-    key = f"tokenizer.ggml.{role}_token_id"
-    value = file.fields.get(key)
-    if value is not None and (type(value) is not int or not 0 <= value < BOUNDS["vocabulary"][1]):
-        raise ValueError(f"{file.path}: expected {key} to be a token id, got {shown(value)}")
-    return value
+def _widths(found: Values, architecture: str, family: Family) -> tuple[LayerWidths, ...]:
+    layers, where = found["block_count"], found.where
 
+    def each(key: str) -> list[int]:
+        return per_layer(found[key], layers, f"{found.prefix}{key}", where)
 
-def _widths(found: _Fields) -> tuple[LayerWidths, ...]:
-    count = found.integer("block_count", "layers")
-    heads = found.integers("attention.head_count", count, "heads")
-    kv_heads = heads
-    if "attention.head_count_kv" in found.values:
-        kv_heads = found.integers("attention.head_count_kv", count, "heads")
-    traits, layers = FAMILIES[found.family], []
-    mlp = found.integers(traits.gguf.expert_channels, count, "channels")
-    experts = found.integer("expert_count", "heads") if traits.experts else None
-    for index, (queries, keys, channels) in enumerate(zip(heads, kv_heads, mlp, strict=True)):
-        where = f"{found.where}: layer {index}"
-        if (queries == 0) != (keys == 0):
-            raise ValueError(f"{where} has {queries} attention heads on {keys} key/value heads; not supported")
-        if keys and queries % keys:
-            raise ValueError(f"{where}: {queries} attention heads are no multiple of {keys} key/value heads")
-        if keys and not channels:  # llama.cpp skips such a layer as a whole, which no model here means
-            raise ValueError(f"{where} has attention heads but no feed-forward channels; not supported")
-        inner = {"mlp": channels} if experts is None else {"mlp": experts, "channels": max(1, channels)}
-        layers.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, **inner))
-    if found.architecture != "deci" and (len(set(layers)) > 1 or not layers[0].kv_heads):
-        arch = found.architecture
-        kinds = shown(sorted({(widths.kv_heads, widths.q_per_kv, widths.mlp) for widths in layers}))
+    heads = each("attention.head_count")
+    kv_heads = each("attention.head_count_kv") if "attention.head_count_kv" in found else heads
+    widths = []
+    for layer, (queries, keys, mlp) in enumerate(zip(heads, kv_heads, each(family.gguf.expert_channels), strict=True)):
+        if (queries == 0) != (keys == 0) or (keys and queries % keys):
+            raise ValueError(
+                f"{where}: layer {layer}: {queries} attention heads are no multiple of {keys} key/value heads"
+            )
+        if keys and not mlp:  # llama.cpp skips such a layer as a whole, which no model here means
+            raise ValueError(f"{where}: layer {layer} has attention heads but no feed-forward channels; not supported")
+        inner = {"mlp": found["expert_count"], "channels": max(1, mlp)} if family.experts else {"mlp": mlp}
+        widths.append(LayerWidths(kv_heads=keys, q_per_kv=queries // keys if keys else 1, **inner))
+    if architecture != "deci" and (len(set(widths)) > 1 or not widths[0].kv_heads):
+        kinds = shown(sorted({(each.kv_heads, each.q_per_kv, each.mlp) for each in widths}))
         raise ValueError(
-            f"{found.where}: expected layers of equal widths for architecture {arch!r}, none without heads, got "
+            f"{where}: expected layers of equal widths for architecture {architecture!r}, none without heads, got "
             f"layers of (key/value heads, query heads on each, channels) {kinds}"
         )
-    return tuple(layers)
-
-
-def _scaling(found: _Fields) -> RopeScaling | None:
-    kind = found.values.get("rope.scaling.type", "linear" if "rope.scale_linear" in found.values else "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
-        key = f"{found.architecture}.rope.scaling.type"
-        raise ValueError(f"{found.where}: {key} = {shown(kind)} is not supported, expected 'none' or 'linear'")
-    factor = found.number("rope.scaling.factor", "factor", found.number("rope.scale_linear", "factor", 1.0))
-    return None if factor == 1 else RopeScaling(kind="linear", factor=factor)
+    return tuple(widths)
 
 
 def _scaling_of_factors(
-    factors: np.ndarray, spec: LlamaSpec, where: str, fields: dict[str, Any] | None = None
+    factors: np.ndarray, theta: float, head_dim: int, where: str, fields: dict[str, Any]
 ) -> RopeScaling | None:
     """Recognise the frequency divisors of a llama3 scaling: Llama 3.1's and 3.2's, or with settings in our keys."""
     if np.all(factors == 1):
         return None
-    if factors.ndim != 1 or not np.all((factors >= 1) & (factors <= BOUNDS["factor"][1])):
-        raise ValueError(f"{where}: {ROPE_FACTORS} of shape {list(factors.shape)}, expected a row of divisors from 1")
-    given = {name: fields[key] for name, key in SCALING_KEYS.items() if fields and key in fields}
-    for name, value in given.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ValueError(f"{where}: expected {SCALING_KEYS[name]} to be a number, got {shown(value)}")
-        check_bounds(
-            value, "positions" if name == "original_max_positions" else "factor", f"{where}: {SCALING_KEYS[name]}"
-        )
+    ours = checked({key: fields[key] for key in _FACTORS if key in fields}, _FACTORS, where)
+    given = {name: ours[key] for name, key in SCALING_KEYS.items() if key in ours}
     scaling = RopeScaling(**{"kind": "llama3", "factor": max(float(factors.max()), 1.0)} | given)
-    expected = llama3_divisors(scaling, spec.constants.rope_theta, spec.head_dim)
+    expected = llama3_divisors(scaling, theta, head_dim)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
         raise ValueError(
             f"{where}: {ROPE_FACTORS} is no llama3 scaling with low_freq_factor {scaling.low_freq_factor:g}, "
@@ -322,10 +286,3 @@ def _scaling_of_factors(
             "load the Hugging Face directory of this model instead"
         )
     return scaling
-
-
-def _with_scaling(spec: LlamaSpec, scaling: RopeScaling | None, where: str) -> LlamaSpec:
-    if spec.constants.rope_scaling is not None and scaling is not None:
-        raise ValueError(f"{where}: both {ROPE_FACTORS} and rope.scaling.type are given, expected one")
-    constants = dataclasses.replace(spec.constants, rope_scaling=scaling or spec.constants.rope_scaling)
-    return dataclasses.replace(spec, constants=constants)

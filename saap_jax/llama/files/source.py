@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub.repocard import metadata_load
 
-from saap_jax.llama.files.gguf_header import open_header
+from saap_jax.llama.files.gguf_file import open_gguf_file
 from saap_jax.llama.files.hf_config import PER_LAYER_TYPE
 from saap_jax.llama.files.packaged import REPOSITORIES
 
@@ -79,7 +79,7 @@ def _repository(name: str, said: Mapping[str, Any]) -> str | None:
 
 def _of_gguf(file: Path) -> dict[str, Any]:
     """Return repository and licence as the metadata of a GGUF file say them."""
-    fields = open_header(file).fields
+    fields = open_gguf_file(file).fields
     keys = {
         "license": ("general.license",),
         "license_name": ("general.license.name",),

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from saap_jax.formats.json_files import read_object, shown
-from saap_jax.llama.files.gguf_header import GgufFile, open_header
+from saap_jax.llama.files.gguf_file import GgufFile, open_gguf_file
 from saap_jax.llama.files.gguf_tokenizer import BEGIN, IGNORE_MERGES, NORMALIZERS, PRE_TOKENIZERS
 from saap_jax.llama.files.load import one_line, resolve
 
@@ -91,7 +91,7 @@ def _transformers() -> Any:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    file = open_header(path)
+    file = open_gguf_file(path)
     fields = file.fields
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     pieces = kind == "llama" and fields.get("general.architecture") in SENTENCE_PIECES
@@ -112,7 +112,7 @@ def _from_gguf(path: Path) -> Tokenizer:
         twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
         raise ValueError(f"{path}: expected different tokens, got {shown(twice)} twice in tokenizer.ggml.tokens")
     if (embedding := file.tensors.get("token_embd.weight")) is not None:
-        _check_ids(vocabulary, embedding.shape[0], path)
+        _check_ids(vocabulary, int(embedding.shape[-1]), path)
     named = _roles(file, tokens)
     made = _sentence_pieces(file, tokens, types, named) if pieces else _byte_pairs(file, vocabulary, str(pre))
     _add_special(made, tokens, types, path)
