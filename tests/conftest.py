@@ -13,7 +13,7 @@ from unittest import mock
 from tests.xla_flags import cheaper
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("COLUMNS", None)  # of the terminal that the suite is started in
+os.environ["COLUMNS"] = "1000"  # so that no message is broken
 os.environ["XLA_FLAGS"] = cheaper(os.environ.get("XLA_FLAGS", ""))
 # What one run compiled, the next one and the other workers find: a second run takes a fraction of the time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 import tests.typed  # noqa: F401  # before the package, whose functions it makes cheaper to check
 
 # isort: split
+from saap_jax.cli.console import progress_console
 from saap_jax.data import windows
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama, save_model
 from saap_jax.runs.directory import RunDirectory
@@ -36,6 +37,7 @@ from tests.records import check_declared
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+progress_console.quiet = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from saap_jax.cli.console import show, show_lines
 from saap_jax.report.page.blocks import Block, Bullets, Cell, Code, Folded, Part, Table, Words, text_table
+from saap_jax.runtime.visible import visible
 
 _STYLES = {"best": "bold"}
 _VERDICTS = {True: "green", False: "bold red"}
@@ -40,8 +41,8 @@ def drawn(table: Table) -> Drawn:
     """Return a table for the terminal."""
     columns = max([len(table.header), *(len(line.cells) for line in table.lines)])
     found = Drawn(
-        title=Text(table.title, style="italic") if table.title else None,
-        caption=Text("\n".join(table.notes)) if table.notes else None,
+        title=Text(visible(table.title), style="italic") if table.title else None,
+        caption=Text(visible("\n".join(table.notes))) if table.notes else None,
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -57,4 +58,4 @@ def drawn(table: Table) -> Drawn:
 
 def _cells(cells: Sequence[Cell]) -> Iterator[Text]:
     for cell in cells:
-        yield Text(cell.text, style="" if cell.verdict is None else _VERDICTS[cell.verdict])
+        yield Text(visible(cell.text), style="" if cell.verdict is None else _VERDICTS[cell.verdict])

@@ -2,41 +2,11 @@
 
 import dataclasses
 
-from saap_jax.cli.blocks import show_blocks, show_facts
-from saap_jax.cli.console import show_lines
-from saap_jax.cli.failures import UsageError
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import FusionConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.recipes import Recipe, recipe_named, recipes
-from saap_jax.report.page.blocks import text_table
+from saap_jax.recipes import Recipe
 from saap_jax.runs.commands import options
-
-USAGE = """\
-usage: saap recipes [NAME ...]
-
-List the published methods that `saap compare --recipes NAME ...` (or `all`) runs beside other variants; with names,
-print what each is made of, where it differs from its paper, and what the paper reports."""
-
-
-def run(words: list[str]) -> None:
-    """Run `saap recipes`.
-
-    Raises:
-        UsageError: an option.
-        ValueError: no such recipe.
-    """
-    if set(words) & {"-h", "--help"}:
-        show_lines(USAGE)
-        return
-    if wrong := [word for word in words if word.startswith("-")]:
-        raise UsageError(f"recipes: expected names of recipes and no options, got {' '.join(wrong)}")
-    if not words:
-        rows = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in recipes().items()]
-        table = text_table("recipes", ["name", "method", "paper", "runs"], rows, words=4)
-        return show_blocks(table)
-    for name, recipe in {name: recipe_named(name) for name in words}.items():
-        show_facts(f"{name}: {recipe.title}", facts(recipe))
 
 
 def facts(recipe: Recipe) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@ class JudgedConfig(TasksConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap score --help-all` says of
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
     `model.attention`."""
     windows: int = 24
     """Windows of each text; 0 takes all."""

@@ -32,7 +32,7 @@ class PlanConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the parameters; statistics and what is trained are float32."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap score --help-all` says of
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
     `model.attention`."""
     remat: Remat = "full"
     """What the backward pass computes again."""

@@ -158,7 +158,7 @@ class RecoverConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters, also of the recovered model's."""
     attention: AttentionPath = "auto"
-    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap score --help-all` says of
+    """How attention is computed: `plain`, `blocks`, `splash` or `auto`, as `saap help score` says of
     `model.attention`."""
     out: str = ""
     """Directory of the recovered model; it must not exist. Empty: `model` in the run's directory."""

@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,6 @@ LEAVING = 1800
 """Seconds that a process which is done waits for the others, of which the first may still write a report."""
 
 _SWITCH = "--distributed"
-_FLAGS = ("coordinator", "processes", "process")
-FLAGS = (_SWITCH, *(f"{_SWITCH}.{name}" for name in _FLAGS))
-"""The options that say where processes meet."""
 _SMALLEST = 1024  # bytes that are sent at once, or this times a power of two: each size compiles a program
 
 
@@ -39,46 +36,6 @@ class Cluster(NamedTuple):
     processes: int | None = None
     process: int | None = None
     """Number of this process, from 0."""
-
-
-def split_flags(words: Sequence[str]) -> tuple[Cluster | None, list[str]]:
-    """Take what says where the processes meet out of the words of a command; None where nothing does.
-
-    >>> split_flags(["a.py", "--distributed", "auto", "--mesh.fsdp", "-1"])
-    (Cluster(coordinator=None, processes=None, process=None), ['a.py', '--mesh.fsdp', '-1'])
-    >>> split_flags("--distributed.coordinator h:1 --distributed.processes=2 --distributed.process 0".split())[0]
-    Cluster(coordinator='h:1', processes=2, process=0)
-
-    Raises:
-        ValueError: a flag that is not known or not complete, or numbers that do not fit.
-    """
-    given: dict[str, str] = {}
-    rest = []
-    pending = iter(words)
-    for word in pending:
-        name, equals, value = word.partition("=")
-        if name != _SWITCH and not name.startswith(f"{_SWITCH}."):
-            rest.append(word)
-            continue
-        given[name.removeprefix(_SWITCH).removeprefix(".")] = value if equals else next(pending, "")
-    if not given:
-        return None, rest
-    if given == {"": "auto"}:
-        return Cluster(), rest
-    return _explicit(given), rest
-
-
-def _explicit(given: dict[str, str]) -> Cluster:
-    flags = " ".join(f"{_SWITCH}.{name} {what}" for name, what in zip(_FLAGS, ("HOST:PORT", "N", "I"), strict=True))
-    got = " ".join(f"{_SWITCH}{'.' * bool(name)}{name} {value}" for name, value in given.items())
-    host, _, port = given.get("coordinator", "").rpartition(":")
-    numbers = [given.get(name, "") for name in ("processes", "process")]
-    if set(given) != set(_FLAGS) or not host or not all(each.isdecimal() for each in (port, *numbers)):
-        raise ValueError(f"expected {_SWITCH} auto, or all of {flags}, got {got}")
-    processes, process = map(int, numbers)
-    if process >= processes:
-        raise ValueError(f"{_SWITCH}.process: expected a number from 0 to {processes - 1}, got {process}")
-    return Cluster(given["coordinator"], processes, process)
 
 
 def join(cluster: Cluster) -> bool:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from saap_jax.cli.arguments import load_config, model_first
-from saap_jax.config import CompareConfig, RecoverConfig
+from saap_jax.cli.arguments import load_config, parse
+from saap_jax.cli.main import COMMANDS
+from saap_jax.config import CompareConfig
 from saap_jax.config.packaged import CONFIGS, find_file, packaged
 
 MINE = "from saap_jax.config import CompareConfig\nCONFIG = CompareConfig(name='mine')\n"
@@ -54,16 +55,12 @@ def test_an_unknown_name_lists_those_that_there_are(word, suffix, said):
     assert "\n" not in str(refused.value)
 
 
-def test_a_word_of_recover_is_a_configuration_or_a_model(empty):
-    assert load_config("recover", RecoverConfig).name == "recover"
-    assert model_first("recover", ["recover"]) == ["recover"]
-    assert model_first("recover", ["models/a", "recover", "--name", "b"]) == [
-        "recover",
-        "--model",
-        "models/a",
-        "--name",
-        "b",
-    ]
-    assert model_first("recover", ["unknown"]) == ["--model", "unknown"]
+@pytest.mark.parametrize("words", ["models/a recover --name b", "recover models/a --name b"])
+def test_a_word_of_recover_is_a_configuration_or_a_model(empty, words):
+    def read(words: str) -> str:
+        return parse("recover", COMMANDS["recover"], words.split())[0].model
+
+    assert read(words) == "models/a"
+    assert read("recover") == "models/pruned"
     (empty / "recover").mkdir()
-    assert model_first("recover", ["recover"]) == ["--model", "recover"], "a model that lies here"
+    assert read("recover") == "recover", "a model that lies here"

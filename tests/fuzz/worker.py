@@ -29,7 +29,7 @@ SECONDS = 30.0
 """Seconds that a call may take, of the processor, and that it may wait for nothing; what others take does not count."""
 
 MODULES = (
-    *("saap_jax.cli.main", "saap_jax.cli.progress", "saap_jax.cli.blocks", "saap_jax.cli.discover", "saap_jax.export"),
+    *("saap_jax.cli.main", "saap_jax.cli.progress", "saap_jax.cli.blocks", "saap_jax.cli.commands", "saap_jax.export"),
     *("saap_jax.jobs.compare", "saap_jax.jobs.generate", "saap_jax.jobs.prune", "saap_jax.jobs.ab"),
     *("saap_jax.jobs.evaluate", "saap_jax.jobs.recover", "saap_jax.jobs.score", "saap_jax.report.write"),
     *("jaxlib.mlir.dialects.builtin", "jaxlib.mlir.dialects.mhlo", "transformers.models.auto.tokenization_auto"),
@@ -76,7 +76,7 @@ class Worker:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        for name in ("SAAP_DATA", "SAAP_DEBUG", "COLUMNS"):
+        for name in ("SAAP_DATA", "SAAP_TRACEBACK", "COLUMNS"):
             environment.pop(name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker"],

@@ -153,7 +153,7 @@ class TestAb:
 
     def test_bad_input(self, capsys, run, tmp_path):
         assert "expected two models" in refused(capsys, ["ab", f"{run}:dense"])
-        assert "got 3" in refused(capsys, ["ab", "a", "b", "c"])
+        assert "got a b c" in refused(capsys, ["ab", "a", "b", "c"])
         old = fake_run(tmp_path / "old", older=True)
         assert "holds no loss of each window" in refused(capsys, ["ab", f"{old}:wanda@0.2", f"{run}:dense"])
         words = ["ab", f"{run}:dense", f"{run}:dense", "--json", str(tmp_path / "none" / "ab.json")]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.cli.console import console
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.evaluation.tasks.local import read_task, run_tasks
@@ -57,7 +56,6 @@ def refused(capsys, words: list[str]) -> str:
 class TestEvaluate:
     @pytest.mark.slow
     def test_tables_and_json(self, capsys, tiny_model_directory, pruned, tmp_path, data, monkeypatch):
-        monkeypatch.setattr(console, "width", 200)  # room for the paths of a test
         out = tmp_path / "found.json"
         words = ["--sources", "--tasks", "choosing,filling", "--limit", "10", "--json", str(out)]
         assert main.main(["evaluate", str(tiny_model_directory), str(pruned), *words]) == 0

@@ -156,7 +156,7 @@ class TestCommand:
             (["{tmp}/none", "{tmp}/x", "--format", "ragged"], "no such file or directory"),
             (["{source}"], "out: expected a path, got nothing"),
             ([], "model: expected a path, got nothing"),
-            (["{source}", "a", "b"], "expected MODEL and OUT, got 3 words"),
+            (["{source}", "a", "b"], "expected MODEL OUT first"),
         ],
     )
     def test_bad_input(self, words, message, source, capsys, tmp_path):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.cli.arguments import configure
-from saap_jax.config.jobs import CompareConfig, SensitivityConfig
+from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import COMMANDS
+from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.search import SearchConfig
 from saap_jax.data import pairs
@@ -179,7 +180,7 @@ class TestTrials:
         run = sensitivity.sensitivity(other)
         (trial,) = [trial for trial in run.record["trials"] if trial["kind"] == "attention-share"]
         command = compare_command(run.record, "tried", trial["changes"])
-        compared = compare.compare(configure("compare", CompareConfig, shlex.split(command)[2:])[0])
+        compared = compare.compare(parse("compare", COMMANDS["compare"], shlex.split(command)[2:])[0])
         rows = {row["candidate"]: row for row in run.candidates()}
         (found,) = compared.candidates()
         assert found["keep"] == rows[trial["candidate"]]["keep"] != rows[trial["instead_of"]]["keep"]

@@ -15,7 +15,7 @@ from saap_jax.report.page.markdown import markdown_report
 
 def printed(*blocks: Block, width: int = 100) -> str:
     """Return what a terminal of a width shows."""
-    console, own = terminal.Terminal(width=width, file=io.StringIO(), markup=False, highlight=False), terminal.console
+    console, own = terminal.Terminal(width=width, file=io.StringIO()), terminal.console
     terminal.console = console
     try:
         with console.capture() as caught:

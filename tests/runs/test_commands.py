@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import EstimationConfig, EvaluationConfig, GridConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.recover import RecoverConfig
 from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.jobs.prune import further_of
 from saap_jax.recovery import check_group_size
@@ -29,7 +29,7 @@ def test_a_candidate_is_pruned_as_it_was_compared(lacks):
     for name in lacks:
         del config["search"][name]
     words = shlex.split(prune_command({"config": config}, ROW))
-    read, _ = parse("prune", PruneConfig(), words[2:])
+    read, *_ = parse("prune", COMMANDS["prune"], words[2:])
     assert (read.search, read.compensation) == (CompareConfig().search, CompareConfig().compensation)
     assert (read.estimator, read.ratio) == ("wanda", 0.3)
     assert read.search != PruneConfig().search
@@ -47,7 +47,7 @@ def test_a_candidate_is_learned_for_as_long_as_it_was():
     for variant in variants:
         row: Any = Candidate("x", variant, 0, 0.3).about
         words = shlex.split(prune_command({"schema": 1, "config": dataclasses.asdict(config)}, row))
-        assert parse("prune", PruneConfig(), words[2:])[0].search == variant.search
+        assert parse("prune", COMMANDS["prune"], words[2:])[0].search == variant.search
 
 
 @pytest.mark.parametrize(("mlp", "method"), [(32, "groupwise"), (33, "lora")])
@@ -56,7 +56,7 @@ def test_the_command_that_recovers_is_one_that_the_widths_suit(mlp, method):
     spec = spec_of((2, 2, mlp))
     spec = dataclasses.replace(spec, head_dim=16, embed=64)
     (recover,) = [words for words in further_of(config, spec) if words.startswith("recover")]
-    read, _ = parse("recover", RecoverConfig(), ["--model", *shlex.split(recover)[1:]])
+    read, *_ = parse("recover", COMMANDS["recover"], ["--model", *shlex.split(recover)[1:]])
     assert read.method.name == method
     suits = contextlib.nullcontext() if method == "groupwise" else pytest.raises(ValueError, match="group_size")
     with suits:
@@ -74,6 +74,6 @@ def test_the_command_of_a_comparison_makes_its_configuration_again():
     )
     for more, name in (("", "mine"), ("more", "mine-more")):
         words = shlex.split(compare_command({"schema": 1, "config": dataclasses.asdict(config)}, more, {}))
-        read, _ = parse("compare", CompareConfig(), words[2:])
+        read, *_ = parse("compare", COMMANDS["compare"], words[2:])
         assert read == dataclasses.replace(config, name=name)
     assert config != CompareConfig()

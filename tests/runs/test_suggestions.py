@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from saap_jax.api import select_units
-from saap_jax.cli.arguments import configure
+from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig, FrontierConfig, SensitivityConfig
 from saap_jax.config.method import (
     CalibrationConfig,
@@ -55,7 +56,7 @@ def following(command: str, kind: type = CompareConfig):
     """Return the configuration that a command stands for, as the command line reads it."""
     saap, name, *words = shlex.split(command)
     assert (saap, name) == ("saap", kind.__name__.removesuffix("Config").lower())
-    return configure(name, kind, words)[0]
+    return parse(name, COMMANDS[name], words)[0]
 
 
 # --- sensitivity: a model of six layers whose losses and scores are planted ------------------------

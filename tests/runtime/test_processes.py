@@ -9,8 +9,10 @@ import jax
 import pytest
 
 from saap_jax.cli import main
+from saap_jax.cli.arguments import parse
+from saap_jax.cli.main import COMMANDS
 from saap_jax.runtime import processes, watch
-from saap_jax.runtime.processes import Cluster, barrier, broadcast, broadcast_bytes, is_primary, place, split_flags
+from saap_jax.runtime.processes import Cluster, barrier, broadcast, broadcast_bytes, is_primary, place
 
 
 def test_one_process_needs_nobody():
@@ -20,33 +22,32 @@ def test_one_process_needs_nobody():
     assert broadcast_bytes(b"x") == b"x"
     barrier("nowhere")
     processes.leave()
-    assert split_flags(["configs/a.py", "--name", "b"]) == (None, ["configs/a.py", "--name", "b"])
+    assert cluster_of("--name b") is None
+
+
+def cluster_of(words: str) -> Cluster | None:
+    return parse("score", COMMANDS["score"], words.split())[2]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--distributed", "expected --distributed auto, or all of --distributed.coordinator HOST:PORT"),
         ("--distributed.coordinator h:1 --distributed.processes 2", "or all of .*--distributed.process I, got"),
         ("--distributed.coordinator h --distributed.processes 2 --distributed.process 0", "HOST:PORT"),
-        ("--distributed.coordinator h:1 --distributed.processes 2 --distributed.process -1", "got .*process -1"),
+        ("--distributed.coordinator h:1 --distributed.processes 2 --distributed.process -1", "from 0 to 1, got -1"),
         ("--distributed.coordinator h:1 --distributed.processes 2 --distributed.process 2", "from 0 to 1, got 2"),
-        ("--distributed auto --distributed.host h", "expected --distributed auto, or all of"),
+        ("--distributed auto --distributed.process 2", "expected --distributed auto, or all of"),
     ],
 )
 def test_words_that_do_not_say_where(words, message):
     with pytest.raises(ValueError, match=message):
-        split_flags(words.split())
+        cluster_of(words)
 
 
 def test_an_address_may_be_ipv6():
-    where = ["--distributed.coordinator", "[::1]:80", "--distributed.processes", "3", "--distributed.process", "1"]
-    assert split_flags(["a", *where, "b"]) == (Cluster("[::1]:80", 3, 1), ["a", "b"])
-
-
-def test_a_command_for_one_process_says_so(capsys):
-    assert main.main(["bench", "--distributed", "auto"]) == 2
-    assert "bench: runs in one process; expected no --distributed" in capsys.readouterr().err
+    where = "--distributed.coordinator [::1]:80 --distributed.processes 3 --distributed.process 1"
+    assert cluster_of(where) == Cluster("[::1]:80", 3, 1)
+    assert cluster_of("--distributed auto") == Cluster()
 
 
 def test_a_cluster_that_is_none_is_one_line(capsys, monkeypatch):

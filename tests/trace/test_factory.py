@@ -103,10 +103,9 @@ def test_a_drawing(file, capsys):
     assert main(["discover", f"{file}:mlp", "--drawing", "a.png"]) == 2
     assert main(["discover", f"{file}:mlp", "--colour"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
     assert "--drawing: expected a file in a directory that exists" in errors[0]
     assert ".svg" in errors[1]
-    assert "--colour" in errors[2]
+    assert "--colour" in "".join(errors[2:])
 
 
 def test_a_module_beside_the_file_is_found(tmp_path, capsys):
