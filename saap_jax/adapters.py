@@ -1,4 +1,4 @@
-"""From a model of another library to a `Problem`: NNX, Linen, Equinox, Haiku, Keras, or a loss of parameters alone.
+"""From a model of another library to a `Problem`: NNX, Linen, Equinox, Haiku or Keras.
 
 Each adapter takes the model as it is, and says what a traced program needs: dropout off, random keys fixed and out of
 the parameters, statistics of batch norm beside the weights (they have the channels' axis, so they go with them), and
@@ -8,7 +8,7 @@ are imported when they are asked for; none of them is needed otherwise.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,16 @@ import numpy as np
 from flax import linen, nnx
 
 from saap_jax.runtime.mesh import automatic
-from saap_jax.trace.problem import Examples, Problem, count_examples, example_shapes
-from saap_jax.trace.references import Kernel
+from saap_jax.trace.problem import Examples, Problem
 
-Loss = Callable[[Any, Any], Any]
-"""`loss(outputs, targets)`: one number for a batch."""
+
+class Given(TypedDict):
+    """What every adapter takes beside the model, as `Problem` has it."""
+
+    loss: Callable[[Any, Any], Any]
+    calibration: Examples | Mapping[str, Examples]
+    held_out: Examples | Mapping[str, Examples]
+
 
 OFF: dict[str, bool] = {
     "deterministic": True,
@@ -34,14 +39,7 @@ OFF: dict[str, bool] = {
 
 
 def from_nnx(
-    model: nnx.Module,
-    *,
-    loss: Loss,
-    calibration: Examples,
-    held_out: Examples,
-    call: Callable[..., Any] | None = None,
-    has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+    model: nnx.Module, *, call: Callable[..., Any] | None = None, has_aux: bool = False, **given: Unpack[Given]
 ) -> Problem:
     """Build the problem of a Flax NNX module.
 
@@ -60,28 +58,17 @@ def from_nnx(
         built = nnx.merge(graph, params, held)
         return _first(call(built, *inputs) if call else built(*inputs), has_aux)
 
-    return Problem(
-        function=function,
-        params=params,
-        loss=loss,
-        calibration=calibration,
-        held_out=held_out,
-        references=references or {},
-        rebuild=lambda params: nnx.merge(own, params, rest),
-    )
+    return Problem(function=function, params=params, **given, rebuild=lambda params: nnx.merge(own, params, rest))
 
 
 def from_linen(
     module: linen.Module,
     variables: Any,
     *,
-    loss: Loss,
-    calibration: Examples,
-    held_out: Examples,
     call: Callable[..., Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+    **given: Unpack[Given],
 ) -> Problem:
     """Build the problem of a Flax Linen module and its variables, those of `batch_stats` included.
 
@@ -89,33 +76,23 @@ def from_linen(
         call: `call(variables, *inputs)`; without it `module.apply`, with the switches of `OFF` that the module takes.
         rngs: keys that the module draws from in its evaluation too.
     """
-    switches: dict[str, Any] = _switches(type(module).__call__)
+    switches: dict[str, Any] = {n: OFF[n] for n in inspect.signature(type(module).__call__).parameters if n in OFF}
     keys = automatic(dict(rngs)) if rngs else None
 
     def function(variables: Any, *inputs: Any) -> Any:
         outputs = call(variables, *inputs) if call else module.apply(variables, *inputs, rngs=keys, **switches)
         return _first(outputs, has_aux)
 
-    return Problem(
-        function=function,
-        params=linen.meta.unbox(variables),
-        loss=loss,
-        calibration=calibration,
-        held_out=held_out,
-        references=references or {},
-    )
+    return Problem(function=function, params=linen.meta.unbox(variables), **given)
 
 
 def from_equinox(
     model: Any,
     *,
-    loss: Loss,
-    calibration: Examples,
-    held_out: Examples,
     state: Any = None,
     call: Callable[..., Any] | None = None,
     has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+    **given: Unpack[Given],
 ) -> Problem:
     """Build the problem of an Equinox module, which is called on one example at a time.
 
@@ -141,29 +118,18 @@ def from_equinox(
         built, held = equinox.combine(params, own)
         return built if state is None else (built, held)
 
-    return Problem(
-        function=function,
-        params=params,
-        loss=loss,
-        calibration=calibration,
-        held_out=held_out,
-        references=references or {},
-        rebuild=rebuild,
-    )
+    return Problem(function=function, params=params, **given, rebuild=rebuild)
 
 
 def from_haiku(
     transformed: Any,
     params: Any,
     *,
-    loss: Loss,
-    calibration: Examples,
-    held_out: Examples,
     state: Any = None,
     arguments: Mapping[str, Any] | None = None,
     rng: jax.Array | None = None,
     has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+    **given: Unpack[Given],
 ) -> Problem:
     """Build the problem of a transformed Haiku function and its parameters.
 
@@ -180,25 +146,11 @@ def from_haiku(
         outputs, _ = transformed.apply(*params, rng, *inputs, **further)
         return _first(outputs, has_aux)
 
-    return Problem(
-        function=function,
-        params=params if state is None else (params, state),
-        loss=loss,
-        calibration=calibration,
-        held_out=held_out,
-        references=references or {},
-    )
+    return Problem(function=function, params=params if state is None else (params, state), **given)
 
 
 def from_keras(
-    model: Any,
-    *,
-    loss: Loss,
-    calibration: Examples,
-    held_out: Examples,
-    call: Callable[..., Any] | None = None,
-    has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
+    model: Any, *, call: Callable[..., Any] | None = None, has_aux: bool = False, **given: Unpack[Given]
 ) -> Problem:
     """Build the problem of a built Keras 3 model on its JAX backend; parameters are arrays by the variables' paths.
 
@@ -220,7 +172,8 @@ def from_keras(
     count = len(model.trainable_variables)
     weights = [index for index, each in enumerate(variables) if jnp.issubdtype(each.value.dtype, jnp.floating)]
     others = automatic({index: each.value for index, each in enumerate(variables) if index not in weights})
-    names = _told_apart([variables[index].path for index in weights])
+    paths = [variables[index].path for index in weights]
+    names = [f"{path}.{n}" if (n := 1 + paths[:at].count(path)) > 1 else path for at, path in enumerate(paths)]
 
     def function(params: Any, *inputs: Any) -> Any:
         values = others | {index: params[name] for index, name in zip(weights, names, strict=True)}
@@ -234,46 +187,7 @@ def from_keras(
     return Problem(
         function=function,
         params={name: variables[index].value for name, index in zip(names, weights, strict=True)},
-        loss=loss,
-        calibration=calibration,
-        held_out=held_out,
-        references=references or {},
-    )
-
-
-def from_loss(
-    loss: Callable[[Any, Any], Any],
-    params: Any,
-    *,
-    calibration: Any,
-    held_out: Any,
-    has_aux: bool = False,
-    references: Mapping[Kernel, Callable[..., Any]] | None = None,
-) -> Problem:
-    """Build the problem of `loss(params, batch)`, whose outputs are the losses of the examples.
-
-    Args:
-        loss: one number for a batch, the mean over its examples; it is asked for one example at a time.
-        calibration, held_out: batches, pytrees of arrays whose first axis numbers the examples.
-        has_aux: whether the loss returns a pair, the first of which counts.
-    """
-
-    def function(params: Any, batch: Any) -> Any:
-        def one(row: Any) -> Any:
-            return jnp.reshape(_first(loss(params, jax.tree.map(lambda leaf: leaf[None], row)), has_aux), ())
-
-        return jax.vmap(one)(batch)
-
-    for name, each in (("calibration", calibration), ("held_out", held_out)):
-        example_shapes(name, (each, None))
-    examples = [((each,), np.zeros(count_examples((each, None)), np.int32)) for each in (calibration, held_out)]
-    return Problem(
-        function=function,
-        params=params,
-        loss=lambda outputs, targets: outputs.mean(),
-        calibration=examples[0],
-        held_out=examples[1],
-        references=references or {},
+        **given,
     )
 
 
@@ -298,18 +212,3 @@ def _first(outputs: Any, has_aux: bool) -> Any:
     if not isinstance(outputs, tuple | list) or len(outputs) < 2:
         raise ValueError(f"has_aux: expected a pair of outputs and what else there is, got {type(outputs).__name__}")
     return outputs[0]
-
-
-def _switches(function: Callable[..., Any]) -> dict[str, bool]:
-    """Return the switches that a function takes, and what they are in evaluation."""
-    return {name: OFF[name] for name in inspect.signature(function).parameters if name in OFF}
-
-
-def _told_apart(names: list[str]) -> list[str]:
-    """Return names that occur once each: repeated ones are numbered from the second on."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
-    return found

@@ -295,14 +295,6 @@ def automatic(tree: Any) -> Any:
     return jax.tree.map(_automatic, tree)
 
 
-def explicit_axes(tree: Any) -> tuple[str, ...]:
-    """Return the names of a mesh with explicit axes: that of a tree's arrays, or else the one in force; or nothing."""
-    meshes = [mesh for mesh in map(_explicit, jax.tree.leaves(tree)) if mesh is not None]
-    if not meshes and _is_explicit(in_force := jax.sharding.get_abstract_mesh()):
-        meshes = [in_force]
-    return tuple(map(str, meshes[0].axis_names)) if meshes else ()
-
-
 def _automatic(leaf: Any) -> Any:
     mesh = _explicit(leaf)
     if mesh is None or isinstance(leaf, Tracer):

@@ -8,23 +8,7 @@ changes its size, so every equation between pinned atoms stays true.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
-
-Kind = Literal[
-    "output",
-    "input",
-    "constant",
-    "scan",
-    "unknown",
-    "order",
-    "split",
-    "lookup",
-    "window",
-    "repeat",
-    "reshape",
-    "unused",
-]
-"""Why an atom keeps its size. See `REASONS`."""
+from typing import Any, NamedTuple
 
 REASONS: dict[str, str] = {
     "output": "reaches an output",
@@ -40,6 +24,7 @@ REASONS: dict[str, str] = {
     "reshape": "is reshaped across its blocks",
     "unused": "has no effect on an output",
 }
+"""Why an atom keeps its size, by kind."""
 
 
 class Place(NamedTuple):
@@ -53,7 +38,7 @@ class Place(NamedTuple):
     repeats: tuple[tuple[int, int], ...] = ()
 
     def indices(self, unit: int) -> list[int]:
-        """Return the positions, in the axis, of one unit."""
+        """List the positions, in the axis, of one unit."""
         starts = [self.offset + unit * self.block]
         for count, stride in self.repeats:
             starts = [start + each * stride for start in starts for each in range(count)]
@@ -64,7 +49,7 @@ class Pin(NamedTuple):
     """A node the atoms of which keep their size, why, and where in the program that was seen."""
 
     node: int
-    kind: Kind
+    kind: str
     detail: str
     site: Any
 
@@ -87,45 +72,45 @@ class Axes:
         """Atoms that are known to be pinned, as they are now; what `pins` says of all is looked up at the end."""
 
     def atom(self, size: int) -> int:
-        """Return a new node of its own."""
+        """Make a node of its own."""
         return self._new(size, None)
 
     def fresh(self, size: int) -> int:
-        """Return the node of an axis that the program makes: `ONE`, or a new atom."""
+        """Make the node of an axis that the program makes: `ONE`, or a new atom."""
         return ONE if size == 1 else self.atom(size)
 
-    def pinned(self, size: int, kind: Kind, detail: str) -> int:
-        """Return the node of an axis that keeps its size for the reason given."""
+    def pinned(self, size: int, kind: str, detail: str) -> int:
+        """Make the node of an axis that keeps its size for the reason given."""
         node = self.fresh(size)
         self.pin(node, kind, detail)
         return node
 
-    def pin(self, node: int, kind: Kind, detail: str) -> None:
+    def pin(self, node: int, kind: str, detail: str) -> None:
         """Say that no atom of a node may change its size."""
         if node != ONE:
             self.pins.append(Pin(node, kind, detail, self.site))
             self._kept.update(self.atoms(node))
 
     def size(self, node: int) -> int:
-        """Return the number of indices of an axis."""
+        """Count the indices of an axis."""
         return self._size[node]
 
     def find(self, node: int) -> int:
-        """Return the node that stands for all that were united with this one."""
+        """Find the node that stands for all that were united with this one."""
         while self._alias[node] != node:
             self._alias[node] = self._alias[self._alias[node]]
             node = self._alias[node]
         return node
 
     def product(self, nodes: Sequence[int]) -> int:
-        """Return the node of an axis that merges others, the major one first; axes of size 1 vanish."""
+        """Merge axes into one, the major one first; axes of size 1 vanish."""
         flat = [factor for node in nodes for factor in self.factors(node) if factor != ONE]
         if len(flat) < 2:
             return flat[0] if flat else ONE
         return self._new(math.prod(map(self.size, flat)), (False, tuple(flat)))
 
     def total(self, nodes: Sequence[int]) -> int:
-        """Return the node of an axis that joins others end to end."""
+        """Join axes end to end."""
         flat = [part for node in nodes if self.size(node) for part in self.segments(node)]
         flat = [self._pinned_one() if part == ONE else part for part in flat]
         if len(flat) < 2:
@@ -133,7 +118,7 @@ class Axes:
         return self._new(sum(map(self.size, flat)), (True, tuple(flat)))
 
     def factors(self, node: int) -> list[int]:
-        """Return the factors of a product, major first; of anything else itself."""
+        """List the factors of a product, major first; of anything else itself."""
         node = self.find(node)
         parts = self._parts[node]
         if parts is None or parts[0]:
@@ -141,7 +126,7 @@ class Axes:
         return [factor for part in parts[1] for factor in self.factors(part)]
 
     def segments(self, node: int) -> list[int]:
-        """Return the terms of a sum in their order; of anything else itself."""
+        """List the terms of a sum in their order; of anything else itself."""
         node = self.find(node)
         parts = self._parts[node]
         if parts is None or not parts[0]:
@@ -155,7 +140,7 @@ class Axes:
             self.pin(second, "reshape", detail)
 
     def split_at(self, node: int, at: int) -> tuple[int, int] | None:
-        """Return the two sides of an axis that is cut at an index inside it, or None if that cuts a block."""
+        """Cut an axis at an index inside it into two sides; None if that cuts a block."""
         node = self.find(node)
         parts = self._parts[node]
         if parts is None:
@@ -183,7 +168,7 @@ class Axes:
         return self.total(left), self.total(right)
 
     def factor_at(self, node: int, major: int) -> tuple[int, int] | None:
-        """Return the factors of an atom (or of a sum of equal terms) the major of which has a given size, or None."""
+        """Factor an atom (or a sum of equal terms), the major factor having a given size; None if that cannot be."""
         node = self.find(node)
         size, parts = self.size(node), self._parts[node]
         if major == 0 or size % major:
@@ -203,13 +188,13 @@ class Axes:
         return factors
 
     def atoms(self, node: int) -> tuple[int, ...]:
-        """Return the atoms of an expression, in order, each as often as it occurs."""
+        """List the atoms of an expression, in order, each as often as it occurs."""
         node = self.find(node)
         parts = self._parts[node]
         return (node,) if parts is None else tuple(atom for part in parts[1] for atom in self.atoms(part))
 
     def drop(self, node: int, atom: int) -> int:
-        """Return how many indices an axis loses when `atom` loses one unit."""
+        """Count the indices that an axis loses when `atom` loses one unit."""
         node = self.find(node)
         parts = self._parts[node]
         if parts is None:
@@ -219,7 +204,7 @@ class Axes:
         return self.size(node) - math.prod(self.size(part) - self.drop(part, atom) for part in parts[1])
 
     def resized(self, node: int, removed: dict[int, int]) -> int:
-        """Return the size of an axis when atoms lose units: how many each loses."""
+        """Size an axis anew when atoms lose units: how many each loses."""
         node = self.find(node)
         parts = self._parts[node]
         if parts is None:
@@ -228,7 +213,7 @@ class Axes:
         return sum(sizes) if parts[0] else math.prod(sizes)
 
     def places(self, node: int, atom: int) -> tuple[Place, ...]:
-        """Return where the units of an atom lie in an axis, once for each of its occurrences."""
+        """Find the units of an atom in an axis, once for each of its occurrences."""
         return tuple(self._places(node, atom, Place(0, 1)))
 
     def _places(self, node: int, atom: int, within: Place) -> list[Place]:

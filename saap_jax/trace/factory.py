@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from saap_jax.runtime.mesh import automatic, explicit_axes
+from saap_jax.runtime.mesh import automatic
 from saap_jax.runtime.python_files import run_file
-from saap_jax.trace.named_axes import without_axes
 from saap_jax.trace.own_code import Verdict, verdicts
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.trace import Traced, trace
@@ -39,14 +38,13 @@ def traced_factory(name: str) -> Found:
     made = made_by(name)
     if isinstance(made, Problem):
         inputs, _ = made.row(made.first_set, 0)
-        made = (made.program, made.params, *made.inputs(inputs))
+        made = (made.function, made.params, *made.inputs(inputs))
     if not isinstance(made, tuple | list) or len(made) < 2 or not callable(made[0]):
         raise ValueError(
             f"{name}: expected the factory to return (function, params, *inputs), got {type(made).__name__}"
             + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
         )
-    function = without_axes(made[0], explicit_axes(made[1:]))
-    params, *inputs = automatic(made[1:])
+    function, (params, *inputs) = made[0], automatic(made[1:])
     try:
         traced = trace(function, params, *inputs)
     except Exception as error:  # whatever the function raises

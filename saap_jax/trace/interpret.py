@@ -1,7 +1,9 @@
 """Evaluate a traced program equation by equation, with changes: operands multiplied by gates, other sizes, taps.
 
-Equations without a change inside are bound as they are; calls that hold one are inlined, so a custom derivative of such
-a call is that of its program, and `jax.checkpoint` is put around it anew.
+`gated(traced)` is the model in its dense and masked states, without a change to its code: the traced program with each
+structure's activations multiplied by gates where its units act. Equations without a change inside are bound as they
+are; calls that hold one are inlined, so a custom derivative of such a call is that of its program, and
+`jax.checkpoint` is put around it anew.
 """
 
 import dataclasses
@@ -12,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from saap_jax.trace.nested import called_program, inner_programs, manual_axes, opened, scan_split
-from saap_jax.trace.program import CALLS
-from saap_jax.trace.rules import dtype_of
-from saap_jax.trace.trace import Gate
+from saap_jax.trace.jaxpr import CALLS, called_program, dtype_of, opened, scan_split
+from saap_jax.trace.trace import Gate, Traced, TracedStructure
 
 Path = tuple[int, ...]
 """Where an equation stands: see `Gate.equation`."""
@@ -29,10 +29,49 @@ Tap = tuple[Path, int]
 """An equation and one of its operands, the values of which are wanted."""
 
 Resize = Callable[[Path, JaxprEqn, Sequence[Any]], dict[str, Any]]
-"""Returns the parameters of an equation for operands of other shapes."""
+"""Makes the parameters of an equation for operands of other shapes."""
 
-Replace = Callable[[JaxprEqn], Callable[..., Sequence[Any]] | None]
-"""Returns what computes the results of an equation in its place, if anything does."""
+StructureGates = dict[str, Float[Array, "*_copied _units"]]
+"""Gates of traced structures by name: one for each unit of each copy (of each layer of a scan, each expert)."""
+
+
+def all_ones(structures: Sequence[TracedStructure], dtype: Any = jnp.float32) -> StructureGates:
+    """Make the gates of the dense model."""
+    return {structure.name: jnp.ones((*structure.copied, structure.units), dtype) for structure in structures}
+
+
+def gated(traced: Traced) -> Callable[..., Any]:
+    """Make `function(gates, params, *inputs)`, which is the traced function but for the gates.
+
+    `gates` names the structures that have them; the inputs have the shapes that were traced. A size that the traced
+    program holds as a number (the divisor of a mean, the scale of attention scores) stays that of the dense model.
+
+    Raises:
+        ValueError: a name that is no prunable structure of the program, or gates of another shape.
+    """
+    run = tapped(traced, ())
+    return lambda gates, params, *inputs: run(gates, params, *inputs)[0]
+
+
+def tapped(traced: Traced, taps: Sequence[Tap]) -> Callable[..., tuple[Any, dict[Tap, Array]]]:
+    """Make `gated(traced)` with a second result: the values of some operands, behind gates, as `Changes` takes them."""
+    prunable = {structure.name: structure for structure in traced.prunable}
+    tree = jax.tree.structure(traced.results)
+
+    def function(gates: StructureGates, params: Any, *inputs: Any) -> tuple[Any, dict[Tap, Array]]:
+        placed: Placed = []
+        for name, values in gates.items():
+            if name not in prunable:
+                raise ValueError(f"gates: expected names of prunable structures {sorted(prunable)}, got {name}")
+            structure = prunable[name]
+            if values.shape != (shape := (*structure.copied, structure.units)):
+                raise ValueError(f"gates of {name}: expected shape {shape}, got {values.shape}")
+            placed += [(gate, gate.along, values) for gate in (*structure.gates, *structure.statistics)]
+        changes = Changes(placed, taps=tuple(taps))
+        results = evaluate(*opened(traced.program), jax.tree.leaves((params, inputs)), (), changes)
+        return jax.tree.unflatten(tree, results), changes.found
+
+    return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +80,23 @@ class Changes:
 
     gates: Placed
     resize: Resize | None = None
-    replace: Replace | None = None
     taps: Sequence[Tap] = ()
-    """Operands of equations that lie in no branch, `while` loop or `shard_map`."""
+    """Operands of equations that lie in no branch or `while` loop."""
     found: dict[Tap, Array] = dataclasses.field(default_factory=dict)
     """Gets their values, behind gates; within scans, the turns come first."""
 
     def inside(self, path: Path) -> "Changes":
-        """Return the changes at or below a place."""
+        """Choose the changes at or below a place."""
         below = [each for each in self.gates if each[0].equation[: len(path)] == path]
-        return dataclasses.replace(self, gates=below)
+        return dataclasses.replace(self, gates=below, taps=[tap for tap in self.taps if tap[0][: len(path)] == path])
 
     def alone(self, gates: Placed) -> "Changes":
-        """Return the same with gates of another trace, and a place of their own for values that are found."""
+        """Take gates of another trace, and a place of their own for values that are found."""
         return dataclasses.replace(self, gates=gates, found={})
 
 
 def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path: Path, changes: Changes) -> list[Any]:
-    """Return the results of a program, or of one inside it at `path`, with changes that all lie in it.
+    """Evaluate a program, or one inside it at `path`, with changes that all lie in it.
 
     A literal may be a Python number: it becomes an array, for what is asked for its shape.
     """
@@ -67,28 +105,17 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
     def read(atom: Any) -> Any:
         return np.asarray(atom.val, dtype_of(atom)) if isinstance(atom, Literal) else known[atom]
 
-    gates: dict[int, Placed] = {}
-    for each in changes.gates:
-        gates.setdefault(each[0].equation[len(path)], []).append(each)
-    taps: dict[int, list[Tap]] = {}
-    for tap in changes.taps:
-        taps.setdefault(tap[0][len(path)], []).append(tap)
+    places = [gate.equation for gate, _, _ in changes.gates] + [equation for equation, _ in changes.taps]
+    busy, idle = {place[len(path)] for place in places}, dataclasses.replace(changes, gates=[], taps=())
     for number, eqn in enumerate(jaxpr.eqns):
-        here = (*path, number)
-        inside = dataclasses.replace(changes, gates=gates.get(number, []), taps=taps.get(number, ()))
-        values = [read(atom) for atom in eqn.invars]
+        here, values = (*path, number), [read(atom) for atom in eqn.invars]
+        inside = changes.inside(here) if number in busy else idle
         for gate, along, gate_values in inside.gates:
             if gate.equation == here:
                 values[gate.operand] = multiply(values[gate.operand], gate, along, gate_values)
         changes.found.update({tap: values[tap[1]] for tap in inside.taps if tap[0] == here})
-        nested, other = _NESTED.get(eqn.primitive.name), changes.replace and changes.replace(eqn)
-        below = any(
-            place != here
-            for place in [*(gate.equation for gate, _, _ in inside.gates), *(tap[0] for tap in inside.taps)]
-        )
-        if other:
-            results = other(*values)
-        elif nested and (below or _changes_inside(eqn, changes)):
+        nested = _NESTED.get(eqn.primitive.name)
+        if nested and (changes.resize or any(place != here for place in places if place[len(path)] == number)):
             results = nested(eqn, values, here, inside)
         else:
             parameters = eqn.primitive.get_bind_params(eqn.params)
@@ -100,12 +127,16 @@ def evaluate(jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any], path
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _changes_inside(eqn: JaxprEqn, changes: Changes) -> bool:
-    """Say whether a program inside an equation has to be evaluated anew, whatever gates there are."""
-    replace = changes.replace
-    if replace is None or changes.resize is not None:
-        return changes.resize is not None
-    return any(replace(each) or _changes_inside(each, changes) for program in inner_programs(eqn) for each in program)
+def units_along(gate: Gate, size: int, units: int) -> list[np.ndarray]:
+    """Tell which unit each index of an axis belongs to, `units` where none; again where an index belongs to two."""
+    layers = [np.full(size, units)]
+    for place in gate.places:
+        own = [place.indices(unit) for unit in range(units)]
+        if (layers[-1][np.concatenate(own)] != units).any():
+            layers.append(np.full(size, units))
+        for unit, indices in enumerate(own):
+            layers[-1][indices] = unit
+    return layers
 
 
 def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
@@ -115,43 +146,29 @@ def multiply(operand: Array, gate: Gate, along: tuple[Any, ...], values: Array) 
     in. Where the gate has a neutral value, the operand gets that where the gate is 0, and stays as it is elsewhere.
     An index that belongs to two units, as where an axis is the square of a structure, is multiplied by both gates.
     """
-    none = values.shape[-1]
-    layers = [np.full(operand.shape[gate.axis], none)]
-    for place in gate.places:
-        own = [place.indices(unit) for unit in range(none)]
-        if (layers[-1][np.concatenate(own)] != none).any():
-            layers.append(np.full_like(layers[0], none))
-        for unit, indices in enumerate(own):
-            layers[-1][indices] = unit
-    for units in layers:
-        operand = _multiplied(operand, units, gate, along, values)
+    axes = (*along, gate.axis)
+    padded = jnp.concatenate([values, jnp.ones((*values.shape[:-1], 1), values.dtype)], -1)
+    for units in units_along(gate, operand.shape[gate.axis], values.shape[-1]):
+        spread = jnp.transpose(jnp.take(padded, units, axis=-1), np.argsort(axes).tolist())
+        spread = spread.reshape([operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)])
+        if gate.neutral is not None:
+            operand = jnp.where(spread == 0, neutral_of(gate.neutral, operand.dtype), operand)
+            continue
+        if jnp.issubdtype(operand.dtype, jnp.inexact):
+            operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
+        operand = operand * spread.astype(operand.dtype)
     return operand
 
 
-def _multiplied(operand: Array, units: np.ndarray, gate: Gate, along: tuple[Any, ...], values: Array) -> Array:
-    """Multiply each index along a gate's axis by the gate of one unit, the last number standing for none."""
-    ones = jnp.ones((*values.shape[:-1], 1), values.dtype)
-    spread = jnp.take(jnp.concatenate([values, ones], -1), units, axis=-1)
-    axes = (*along, gate.axis)
-    spread = jnp.transpose(spread, np.argsort(axes).tolist())
-    shape = [operand.shape[axis] if axis in axes else 1 for axis in range(operand.ndim)]
-    spread = spread.reshape(shape)
-    if gate.neutral is not None:
-        return jnp.where(spread == 0, neutral_of(gate.neutral, operand.dtype), operand)
-    if jnp.issubdtype(operand.dtype, jnp.inexact):
-        operand = jnp.where((spread == 0) & ~jnp.isfinite(operand), jnp.zeros((), operand.dtype), operand)
-    return operand * spread.astype(operand.dtype)
-
-
 def neutral_of(value: float, dtype: Any) -> Array:
-    """Return a neutral value in a type; of integers, the end of their range for an infinity."""
+    """Write a neutral value in a type; of integers, the end of their range for an infinity."""
     if jnp.issubdtype(dtype, jnp.integer) and np.isinf(value):
         limits = jnp.iinfo(dtype)
         return jnp.asarray(limits.max if value > 0 else limits.min, dtype)
     return jnp.asarray(value).astype(dtype)
 
 
-def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
+def _call(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
     program = opened(called_program(eqn))
     if "policy" not in eqn.params:
         return evaluate(*program, values, (*here, 0), changes)
@@ -168,7 +185,7 @@ def _call(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     return results
 
 
-def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
+def _scan(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
     parameters = eqn.params
     first, last = scan_split(eqn)
     constants, carry, stacked = values[:first], values[first:last], values[last:]
@@ -177,14 +194,13 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
 
     def body(carry: list[Any], row: tuple[list[Any], list[Array]]) -> tuple[list[Any], tuple[list[Any], list[Array]]]:
         own = iter(row[1])
-        placed = changes.alone(
-            [
-                (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
-                for gate, along, each in changes.gates
-            ]
-        )
-        results = evaluate(*program, [*constants, *carry, *row[0]], (*here, 0), placed)
-        return results[: last - first], (results[last - first :], [placed.found[tap] for tap in changes.taps])
+        placed = [
+            (gate, tuple(axis for axis in along if axis != here), next(own) if here in along else each)
+            for gate, along, each in changes.gates
+        ]
+        inside = changes.alone(placed)
+        results = evaluate(*program, [*constants, *carry, *row[0]], (*here, 0), inside)
+        return results[: last - first], (results[last - first :], [inside.found[tap] for tap in changes.taps])
 
     carry, (outputs, found) = jax.lax.scan(
         body, carry, (stacked, rows), parameters["length"], parameters["reverse"], parameters["unroll"]
@@ -193,7 +209,7 @@ def _scan(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     return [*carry, *outputs]
 
 
-def _while(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
+def _while(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
     condition, body = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
@@ -204,7 +220,7 @@ def _while(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Cha
     )
 
 
-def _cond(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
+def _cond(eqn: JaxprEqn, values: list[Any], here: Path, changes: Changes) -> list[Any]:
     def branch(number: int) -> Callable[..., list[Any]]:
         program, path = opened(eqn.params["branches"][number]), (*here, number)
         return lambda *operands: evaluate(*program, operands, path, changes.inside(path))
@@ -212,22 +228,4 @@ def _cond(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Chan
     return jax.lax.switch(values[0], [branch(number) for number in range(len(eqn.params["branches"]))], *values[1:])
 
 
-def _shard_map(eqn: JaxprEqn, values: list[Any], here: tuple[int, ...], changes: Changes) -> list[Any]:
-    parameters, program = eqn.params, opened(eqn.params["jaxpr"])
-
-    def run(values: list[Any], gate_values: list[Array]) -> list[Any]:
-        placed = [(gate, along, each) for (gate, along, _), each in zip(changes.gates, gate_values, strict=True)]
-        return evaluate(*program, values, (*here, 0), dataclasses.replace(changes, gates=placed))
-
-    gates = [each for _, _, each in changes.gates]
-    return jax.shard_map(
-        run,
-        mesh=parameters["mesh"],
-        in_specs=(list(parameters["in_specs"]), [jax.sharding.PartitionSpec()] * len(gates)),
-        out_specs=list(parameters["out_specs"]),
-        check_vma=parameters["check_vma"],
-        axis_names=manual_axes(eqn),
-    )(values, gates)
-
-
-_NESTED = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}
+_NESTED = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}

@@ -9,9 +9,10 @@ from rich.table import Table
 from saap_jax.llama.model import Llama
 from saap_jax.runs.records import Couplings
 from saap_jax.structures.structures import count_parameters, discover, prunable_parameters
-from saap_jax.trace.axes import REASONS
-from saap_jax.trace.own_code import Verdict, groups_of
-from saap_jax.trace.trace import Traced, TracedStructure, trace
+from saap_jax.trace.axes import REASONS, Place
+from saap_jax.trace.own_code import Verdict
+from saap_jax.trace.patterns import groups_of
+from saap_jax.trace.trace import AxisMember, Traced, TracedStructure, trace
 
 
 def listing(name: str, model: Llama) -> tuple[Table, str]:
@@ -35,6 +36,38 @@ def traced_model(model: Llama) -> Traced:
     """Return the structures of a model as its program tells them, to be drawn."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
     return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
+
+
+def describe(traced: Traced, *, pinned: bool = True) -> str:
+    """Return the structures as text: what is prunable, then (if asked for) what is pinned, and why."""
+    lines = []
+    for structure in sorted(traced.structures, key=lambda structure: not structure.prunable):
+        if structure.prunable or pinned:
+            lines += _described(structure)
+    lines += [f"no rule for {operation}: its axes are pinned" for operation in traced.unknown]
+    return "\n".join(lines)
+
+
+def _described(structure: TracedStructure) -> list[str]:
+    times = f" in each of {structure.copies}" if structure.copies > 1 else ""
+    head = f"{structure.name}: {structure.units} units{times}, {structure.parameters_per_unit:,} parameters a unit"
+    lines = [head + (", prunable" if structure.prunable else ", pinned")]
+    lines += [f"    {member.path}[{member.axis}]{_placed(member)}" for member in structure.members]
+    lines += [f"    it {reason}" for reason in structure.pinned]
+    if structure.prunable:
+        lines += [f"    changes the statistic of {where}" for where in structure.normalised]
+        lines += [f"    acts at {gate.where}, operand {gate.operand}, axis {gate.axis}" for gate in structure.gates]
+    return lines
+
+
+def _placed(member: AxisMember) -> str:
+    if len(member.places) == 1 and member.places[0] == Place(0, 1):
+        return ""
+    return "".join(
+        f" from {place.offset}, block {place.block}"
+        + "".join(f", {count} times every {stride}" for count, stride in place.repeats)
+        for place in member.places
+    )
 
 
 def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:

@@ -6,69 +6,45 @@ with the own code needs to know.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.trace.removal import keep_units, retrace
-from saap_jax.trace.smaller import smaller
-from saap_jax.trace.trace import Traced, TracedStructure
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.patterns import groups_of
+from saap_jax.trace.trace import AxisMember, Traced, TracedStructure
 
 RELATIVE = 1e-3
 """How far outputs may be apart that are equal but for rounding, relative to the largest."""
+
+SAID = {"takes": "takes it", "shapes": "takes the shapes", "differs": "gives other outputs", "refuses": "refuses it"}
+"""Verdicts in words, the worst last."""
 
 
 class Verdict(NamedTuple):
     """What the own code does when a unit goes."""
 
-    verdict: Literal["takes", "refuses", "differs", "shapes"]
+    verdict: Literal["takes", "shapes", "differs", "refuses"]
     """`shapes`: it takes the shapes; what it computes was not seen, for the parameters have no values."""
     detail: str = ""
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether the own code does not take fewer units, or computes something else."""
+        return self.verdict in ("differs", "refuses")
+
     def __str__(self) -> str:
-        """Return the verdict in words."""
-        said = {
-            "takes": "takes it",
-            "refuses": "refuses it",
-            "differs": "gives other outputs",
-            "shapes": "takes the shapes",
-        }
-        return said[self.verdict] + (f" ({self.detail})" if self.detail else "")
-
-
-def group_of(name: str) -> str:
-    """Return a structure's name with `*` for each number of its path; equal layers have one.
-
-    >>> group_of("layers/11/mlp/up[1].2")
-    'layers/*/mlp/up[1].2'
-    """
-    path, bracket, rest = name.partition("[")
-    return re.sub(r"\d+", "*", path) + bracket + rest
-
-
-def groups_of(structures: Sequence[TracedStructure]) -> dict[str, list[TracedStructure]]:
-    """Return structures that are alike but for numbers in the paths of their members, by their names' pattern."""
-    found: dict[Any, list[TracedStructure]] = {}
-    for each in structures:
-        members = tuple((group_of(m.path), m.axis, m.places, m.shared) for m in each.members)
-        key = (group_of(each.name), each.units, each.copied, each.prunable, each.normalised == (), len(each.gates))
-        found.setdefault((key, tuple(dict.fromkeys(members))), []).append(each)
-    named: dict[str, list[TracedStructure]] = {}
-    for group in found.values():
-        name = group_of(group[0].name) if len(group) > 1 else group[0].name
-        taken = any(name == other or (name in other and len(group) > 1) for other in named)
-        named[f"{name} ({group[0].name})" if taken else name] = group
-    return named
+        """Put the verdict into words."""
+        return SAID[self.verdict] + (f" ({self.detail})" if self.detail else "")
 
 
 def verdicts(
     function: Callable[..., Any], traced: Traced, structures: Sequence[TracedStructure], params: Any, *inputs: Any
 ) -> dict[str, Verdict]:
-    """Return what a function makes of parameters without a unit, for each structure.
+    """Try what a function makes of parameters without a unit, for each structure.
 
     Of structures that are alike but for numbers in their paths (equal layers) the first and the last are tried, and the
     worse of both holds for all. Values are drawn near those of the parameters, positive ones staying so, lest a matrix
@@ -76,47 +52,59 @@ def verdicts(
     """
     concrete = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves((params, inputs)))
     drawn = nearby(params) if concrete else params
-    worst = ("takes", "shapes", "differs", "refuses").index
+
+    def tried(structure: TracedStructure) -> Verdict:
+        if error := retrace(function, traced, structure, params, *inputs):
+            return Verdict("refuses", " ".join(error.split())[:160])
+        if not concrete:
+            return Verdict("shapes")
+        order = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
+        keep = {structure.name: np.random.default_rng(0).permuted(order, axis=-1) > 0}
+        runs = function, smaller(traced, keep)
+        with jax.numpy_rank_promotion("allow"):  # to compile one takes as long as both
+            both = jax.jit(lambda *given: [jax.tree.leaves(run(*given)) for run in runs])
+            own, cut = both(keep_units(traced, keep, drawn), *inputs)
+        apart = max((_distance(a, b) for a, b in zip(own, cut, strict=True)), default=0.0)
+        coarse = [8 * float(jnp.finfo(x.dtype).eps) for x in cut if jnp.issubdtype(x.dtype, jnp.floating)]
+        if apart <= max([RELATIVE, *coarse]):
+            return Verdict("takes")
+        return Verdict("differs", f"by up to {apart:.1%} of the largest")
+
     found: dict[str, Verdict] = {}
     for group in groups_of(structures).values():
-        tried = [
-            _verdict(function, traced, each, params, drawn, concrete, *inputs)
-            for each in (group if len(group) < 2 else (group[0], group[-1]))
-        ]
-        found.update(dict.fromkeys((each.name for each in group), max(tried, key=lambda each: worst(each.verdict))))
+        each = [tried(one) for one in (group if len(group) < 2 else (group[0], group[-1]))]
+        worst = max(each, key=lambda verdict: list(SAID).index(verdict.verdict))
+        found.update(dict.fromkeys((structure.name for structure in group), worst))
     return found
 
 
-def _verdict(
-    function: Callable[..., Any],
-    traced: Traced,
-    structure: TracedStructure,
-    params: Any,
-    drawn: Any,
-    concrete: bool,
-    *inputs: Any,
-) -> Verdict:
-    if error := retrace(function, traced, structure, params, *inputs):
-        return Verdict("refuses", " ".join(error.split())[:160])
-    if not concrete:
-        return Verdict("shapes")
-    random = np.random.default_rng(0)
-    order = np.broadcast_to(np.arange(structure.units), (*structure.copied, structure.units))
-    keep = {structure.name: random.permuted(order, axis=-1) > 0}
-    less = keep_units(traced, keep, drawn)
-    runs = function, smaller(traced, keep)
-    with jax.numpy_rank_promotion("allow"):
-        both = jax.jit(lambda *given: [jax.tree.leaves(run(*given)) for run in runs])  # to compile one takes as long
-        own, cut = both(less, *inputs)
-    apart = max((_distance(a, b) for a, b in zip(own, cut, strict=True)), default=0.0)
-    tolerance = max(
-        [RELATIVE, *(8 * float(jnp.finfo(x.dtype).eps) for x in cut if jnp.issubdtype(x.dtype, jnp.floating))]
-    )
-    return Verdict("takes") if apart <= tolerance else Verdict("differs", f"by up to {apart:.1%} of the largest")
+def retrace(function: Callable[..., Any], traced: Traced, structure: TracedStructure, params: Any, *inputs: Any) -> str:
+    """Trace the function again with parameters that lack one unit; give the error it raises, "" if none.
+
+    An error means that the code holds a size of the structure as a number, or takes it from another array's shape.
+    """
+    smaller = iter(removed_shapes(traced, structure.members).values())
+    leaves, tree = jax.tree.flatten(params)
+    less = tree.unflatten([jax.ShapeDtypeStruct(next(smaller), jnp.result_type(leaf)) for leaf in leaves])
+    try:
+        after = jax.eval_shape(function, less, *inputs)
+    except Exception as error:  # whatever the user's code says about sizes
+        return f"{type(error).__name__}: {error}"
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(out)] for out in (traced.results, after)]
+    return "" if shapes[0] == shapes[1] else f"the outputs change their shapes from {shapes[0]} to {shapes[1]}"
+
+
+def removed_shapes(traced: Traced, members: Sequence[AxisMember]) -> dict[str, tuple[int, ...]]:
+    """Tell the shape of each parameter when one unit of some members of a structure is removed."""
+    shapes = {path: list(shape) for path, shape in traced.shapes.items()}
+    for member in members:
+        gone = {index for place in member.places for index in place.indices(0)}
+        shapes[member.path][member.axis] -= len(gone)
+    return {path: tuple(shape) for path, shape in shapes.items()}
 
 
 def _distance(first: Any, second: Any) -> float:
-    """Return the largest difference relative to the largest value; values that are not finite have to agree."""
+    """Measure the largest difference relative to the largest value; values that are not finite have to agree."""
     one, other = (np.asarray(each, np.float64 if each.dtype != jnp.complex64 else complex) for each in (first, second))
     wild = ~(np.isfinite(one) & np.isfinite(other))
     if not np.array_equal(one[wild], other[wild], equal_nan=True):
@@ -127,7 +115,7 @@ def _distance(first: Any, second: Any) -> float:
 
 
 def nearby(params: Any) -> Any:
-    """Return parameters with values near the given ones: none is zero, and what was positive stays so."""
+    """Draw parameters with values near the given ones: none is zero, and what was positive stays so."""
     random = np.random.default_rng(0)
 
     def draw(leaf: Any) -> Any:
@@ -137,8 +125,3 @@ def nearby(params: Any) -> Any:
         return jnp.asarray(np.asarray(leaf, np.float64) * factor + more, leaf.dtype)
 
     return jax.tree.map(draw, params)
-
-
-def refused(found: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """Return the verdicts of structures that the own code does not take, or computes otherwise."""
-    return {name: verdict for name, verdict in found.items() if verdict.verdict in ("refuses", "differs")}

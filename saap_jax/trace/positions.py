@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from jax.extend.core import JaxprEqn
 from jax.extend.core import Literal as Constant
 
-from saap_jax.trace.axes import ONE, Axes, Kind, Pin
+from saap_jax.trace.axes import ONE, Axes, Pin
 
 
 class Positions(NamedTuple):
@@ -21,7 +21,7 @@ class Positions(NamedTuple):
     """`positions` along an axis; `wrapped`: those plus a constant, for negative ones; `negative`: which of them are
     negative, none; `zero`: the number; `counts`: how often each position occurs; `vector`: several, side by side."""
     node: int = ONE
-    kind: Kind = "order"
+    kind: str = "order"
     detail: str = ""
     site: Any = None
     parts: "tuple[Positions | None, ...]" = ()
@@ -33,8 +33,8 @@ PASSES = frozenset(_PASSES.split())
 """Operations whose results are values of their first operand, elsewhere."""
 
 
-def along(axes: Axes, node: int, kind: Kind, detail: str) -> Positions | None:
-    """Return what is known of positions along an axis, which are made here."""
+def along(axes: Axes, node: int, kind: str, detail: str) -> Positions | None:
+    """Tell what is known of positions along an axis, which are made here."""
     return None if node == ONE else Positions("positions", node, kind, detail, axes.site)
 
 
@@ -49,7 +49,7 @@ def used(axes: Axes, known: Positions | None) -> None:
 
 
 def index_of(axes: Axes, known: Positions | None, component: int, count: int) -> Positions | None:
-    """Return what is known of one component of the indices of a lookup."""
+    """Tell what is known of one component of the indices of a lookup."""
     if known is not None and known.role == "vector":
         return known.parts[component]
     if count > 1:
@@ -68,7 +68,7 @@ def looks_up(axes: Axes, known: Positions | None, node: int) -> bool:
 
 
 def follow(axes: Axes, known: tuple[Positions | None, ...], eqn: JaxprEqn) -> list[Positions | None]:
-    """Return what is known of the results of an equation, and pin axes whose positions it uses as numbers.
+    """Tell what is known of the results of an equation, and pin axes whose positions it uses as numbers.
 
     The rules of `top_k`, `argmax` and `iota`, and of lookups, see to theirs.
     """

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.runtime.mesh import automatic, explicit_axes
-from saap_jax.trace.named_axes import without_axes
-from saap_jax.trace.references import Kernel, with_references
+from saap_jax.runtime.mesh import automatic
 
 Examples = tuple[Any, Any]
 """(inputs, targets): pytrees of arrays whose first axis numbers the examples. Of a function of several inputs, `inputs`
@@ -45,26 +43,13 @@ class Problem:
     """What units are scored on; sets of it by name are scenarios, whose scores are kept apart."""
     held_out: Examples | Mapping[str, Examples]
     """What pruned models are judged on; of sets by name, the first is of the calibration domain."""
-    references: Mapping[Kernel, Callable[..., Any]] = dataclasses.field(default_factory=dict)
-    """For a kernel of the function that tells nothing of its axes, by function or name: a function of the kernel's
-    arrays, flat, that computes the same in plain operations. It is traced, and runs, in the kernel's place."""
-
     rebuild: Callable[[Any], Any] | None = None
     """Makes the user's object (a module) of parameters, where the parameters were taken out of one."""
-    mesh_axes: tuple[str, ...] = ()
-    """Axes of an explicit mesh, which the function and the loss may name. Where none are given: those of the mesh that
-    arrays lie on, or that is in force."""
 
     def __post_init__(self) -> None:
         for name in ("function", "loss"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"Problem.{name}: expected a function, got {type(getattr(self, name)).__name__}")
-        for kernel, reference in self.references.items():
-            if not callable(reference) or not (isinstance(kernel, str) or callable(kernel)):
-                raise ValueError(
-                    f"Problem.references: expected a function or a name for each kernel, and a function, got "
-                    f"{type(kernel).__name__}: {type(reference).__name__}"
-                )
         for leaf in jax.tree.leaves(self.params):
             if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
                 raise ValueError(
@@ -92,14 +77,6 @@ class Problem:
                     f"Problem.{name}: expected examples of the shapes and types of {first}, {shapes[first]}, got "
                     f"{shapes[name]}"
                 )
-        if not self.mesh_axes:
-            axes = explicit_axes((self.params, self.calibration, self.held_out))
-            object.__setattr__(self, "mesh_axes", axes)
-
-    @property
-    def program(self) -> Callable[..., Any]:
-        """The function, with references in the place of kernels and no names of axes: what is traced and what runs."""
-        return without_axes(with_references(self.function, self.references), self.mesh_axes)
 
     def without_explicit_axes(self) -> "Problem":
         """Return the problem with its arrays where they lie, on meshes whose axes are not explicit."""
@@ -140,7 +117,7 @@ class Problem:
         Raises:
             ValueError: the loss returns something else than one number.
         """
-        value = without_axes(self.loss, self.mesh_axes)(outputs, targets)
+        value = self.loss(outputs, targets)
         if not isinstance(value, jax.Array) or value.size != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
             got = f"{value.dtype} of shape {value.shape}" if isinstance(value, jax.Array) else type(value).__name__
             raise ValueError(f"Problem.loss: expected one number of floating point for one example, got {got}")

@@ -9,15 +9,10 @@ import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from saap_jax.trace.devices import DEVICE_RULES, local, whole
-from saap_jax.trace.nested import called_program, opened, scan_split
+from saap_jax.trace.jaxpr import CALLS, called_program, opened, scan_split, shape_of
+from saap_jax.trace.parts import PART_RULES
 from saap_jax.trace.positions import Positions, follow, used
-from saap_jax.trace.rules import RULES, Layout, Notes, shape_of, unknown
-from saap_jax.trace.windows import WINDOW_RULES
-
-_PLAIN = ("jit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
-CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
-"""Operations that apply the one program inside them to their operands."""
+from saap_jax.trace.rules import RULES, Layout, Notes, unknown
 
 
 class Value(NamedTuple):
@@ -124,7 +119,7 @@ class Follower:
                 notes.active = tuple(value.active for value in values)
                 notes.positions, notes.found = tuple(value.positions for value in values), {}
                 name = eqn.primitive.name
-                rule = RULES.get(name) or WINDOW_RULES.get(name) or DEVICE_RULES.get(name) or unknown
+                rule = RULES.get(name) or PART_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
                 numbers = follow(notes.axes, notes.positions, eqn)
                 results = [
@@ -206,20 +201,4 @@ def _cond(follower: Follower, site: Site, values: list[Value], loops: tuple[int,
     return functools.reduce(follower.same, branches)
 
 
-def _shard_map(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
-    parameters, notes = site.eqn.params, follower.notes
-    sizes = dict(parameters["mesh"].shape)
-    values = follower.plain(values)
-    parts = [
-        value._replace(layout=local(notes, value.layout, spec, sizes))
-        for value, spec in zip(values, parameters["in_specs"], strict=True)
-    ]
-    results = follower.plain(follower.inside(parameters["jaxpr"], parts, site, 0, loops))
-    notes.axes.site = site
-    return [
-        value._replace(layout=whole(notes, value.layout, spec, sizes))
-        for value, spec in zip(results, parameters["out_specs"], strict=True)
-    ]
-
-
-INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}
+INNER = {**dict.fromkeys(CALLS, _call), "scan": _scan, "while": _while, "cond": _cond}

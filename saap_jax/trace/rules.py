@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
-from saap_jax.trace.axes import ONE, Axes, Kind
-from saap_jax.trace.nested import opaque_names
+from saap_jax.trace.axes import ONE, Axes
+from saap_jax.trace.jaxpr import known_name, shape_of
 from saap_jax.trace.positions import Positions, along
 
 Layout = tuple[int, ...]
@@ -74,7 +74,7 @@ class Notes:
     found: dict[int, Positions | None] = dataclasses.field(default_factory=dict)
     """Of results of the present equation that are positions, what is known of them."""
 
-    def pin(self, node: int, kind: Kind, detail: str) -> None:
+    def pin(self, node: int, kind: str, detail: str) -> None:
         """Say that an axis keeps its size."""
         self.axes.pin(node, kind, detail)
 
@@ -104,21 +104,9 @@ SEVERAL = frozenset({"optimization_barrier", "device_put"})
 """Operations that treat each operand by itself."""
 
 
-def shape_of(variable: Any) -> tuple[int, ...]:
-    """Return the shape of a variable or literal of a jaxpr."""
-    return tuple(int(size) for size in getattr(variable.aval, "shape", ()))
-
-
-def dtype_of(variable: Any) -> Any:
-    """Return the type of a variable or literal of a jaxpr."""
-    return variable.aval.dtype
-
-
 def unknown(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """Pin every axis that an operation touches, and say so."""
-    name = eqn.primitive.name
-    if known := opaque_names(eqn):
-        name = f"{name} {known}"
+    name = known_name(eqn)
     if any(ins) or any(shape_of(out) for out in eqn.outvars):
         notes.unknown.append((name, notes.axes.site))
     for layout in ins:

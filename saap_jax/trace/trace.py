@@ -1,19 +1,18 @@
-"""Stage 1 for any model: coupled structures, read off the traced program.
+"""Coupled structures of any model, read off its traced program.
 
 `trace(function, params, *inputs)` traces a function to a jaxpr from shapes alone, follows every axis of every array
 through it, and unites the axes that keep the same size whatever happens to the rest. The atoms that lie in parameters
-are the coupled structures. Where the axis names of `structures.py` say what a model's author knows, this says what the
-program does; a test holds the two together. Source: the dependency graph of LLM-Pruner (arXiv:2305.11627) and DepGraph
-(arXiv:2301.12900), on axes of a jaxpr instead of layers of an autograd graph.
+are the coupled structures. Where axis names say what a model's author knows, this says what the program does; a test
+holds the two together. Source: the dependency graph of LLM-Pruner (arXiv:2305.11627) and DepGraph (arXiv:2301.12900),
+on axes of a jaxpr instead of layers of an autograd graph.
 
 What a jaxpr does not tell: whether a size stands in the code as a number. `prunable` says that the program with smaller
-arrays is well-formed; that the user's function yields this program from smaller parameters is for `removal.retrace`
-to see.
+arrays is well-formed; that the user's function yields this program from smaller parameters is for `own_code` to see.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +20,10 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.trace.axes import REASONS, Kind, Place
-from saap_jax.trace.couplings import Coupling, collect
-from saap_jax.trace.nested import alive
+from saap_jax.trace.axes import ONE, REASONS, Pin, Place
+from saap_jax.trace.jaxpr import alive, dtype_of
 from saap_jax.trace.program import Follower, Value
-from saap_jax.trace.rules import Contraction
+from saap_jax.trace.rules import Contraction, Layout, Reduction
 
 NEUTRAL: dict[str, float] = {
     "reduce_max": -math.inf, "reduce_min": math.inf, "reduce_prod": 1.0, "reduce_and": 1.0, "reduce_or": 0.0,
@@ -69,12 +67,13 @@ class Gate:
 class Reason:
     """Why a structure keeps its size."""
 
-    kind: Kind
+    kind: str
+    """A key of `REASONS`."""
     detail: str
     where: str
 
     def __str__(self) -> str:
-        """Return the reason in words."""
+        """Put the reason into words."""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{REASONS[self.kind]}{detail}" + (f" at {self.where}" if self.where else "")
 
@@ -143,10 +142,15 @@ class Traced:
         """The structures of which units can be removed."""
         return tuple(structure for structure in self.structures if structure.prunable)
 
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Type of each parameter by path."""
+        return {path: dtype_of(each) for path, each in zip(self.shapes, self.program.jaxpr.invars, strict=False)}
+
 
 @taken_in
 def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
-    """Return the coupled structures of `function(params, *inputs)`.
+    """Read the coupled structures off `function(params, *inputs)`.
 
     Arrays and `jax.ShapeDtypeStruct`s serve alike: nothing is computed. `params` is any pytree: an NNX module or state,
     the variables of a Linen module (`module.apply` is the function). Arrays that the function holds itself are
@@ -180,16 +184,22 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
         for node in result.layout:
             axes.pin(node, "output", "")
     layouts = {path: value.layout for path, value in zip(paths, values, strict=False)}
-    found = collect(follower, layouts)
-    structures = _named(_structure(follower, layouts, coupling) for coupling in found)
+    structures, atoms = [], {}
+    for coupling in _collect(follower, layouts):
+        structure, number = _structure(follower, layouts, coupling), 1
+        name = structure.name
+        while name in atoms:  # another structure whose first member is the same axis
+            number += 1
+            name = f"{structure.name}.{number}"
+        structures.append(dataclasses.replace(structure, name=name))
+        atoms[name] = coupling.atom
     unknown = tuple(f"{name} at {site.place}" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
-    atoms = {structure.name: each.atom for structure, each in zip(structures, found, strict=True)}
-    return Traced(structures, unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
+    return Traced(tuple(structures), unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
 
 
 def parameter_paths(params: Any) -> list[str]:
-    """Return the path of each array of a pytree, in order; that of an `nnx.Variable` is the variable's."""
+    """Name each array of a pytree by its path, in order; an `nnx.Variable` by the variable's."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     paths = []
     for path, leaf in leaves:
@@ -203,52 +213,138 @@ def parameter_paths(params: Any) -> list[str]:
     return paths
 
 
-def describe(traced: Traced, *, pinned: bool = True) -> str:
-    """Return the structures as text: what is prunable, then (if asked for) what is pinned, and why."""
-    lines = []
-    for structure in sorted(traced.structures, key=lambda structure: not structure.prunable):
-        if structure.prunable or pinned:
-            lines += _described(structure)
-    lines += [f"no rule for {operation}: its axes are pinned" for operation in traced.unknown]
-    return "\n".join(lines)
+# --- from atoms to structures ------------------------------------------------------------------------
 
 
-def _described(structure: TracedStructure) -> list[str]:
-    times = f" in each of {structure.copies}" if structure.copies > 1 else ""
-    head = f"{structure.name}: {structure.units} units{times}, {structure.parameters_per_unit:,} parameters a unit"
-    lines = [head + (", prunable" if structure.prunable else ", pinned")]
-    lines += [f"    {member.path}[{member.axis}]{_placed(member)}" for member in structure.members]
-    lines += [f"    it {reason}" for reason in structure.pinned]
-    if structure.prunable:
-        lines += [f"    changes the statistic of {where}" for where in structure.normalised]
-        lines += [f"    acts at {gate.where}, operand {gate.operand}, axis {gate.axis}" for gate in structure.gates]
-    return lines
+@dataclasses.dataclass
+class Coupling:
+    """An atom that lies in parameters, and what concerns it."""
+
+    atom: int
+    holders: list[str] = dataclasses.field(default_factory=list)
+    """Paths of the parameters in which it lies."""
+    pins: list[Pin] = dataclasses.field(default_factory=list)
+    contractions: list[Contraction] = dataclasses.field(default_factory=list)
+    reductions: list[Reduction] = dataclasses.field(default_factory=list)
+    companions: frozenset[int] = frozenset()
+    """Atoms that stand beside this one wherever it occurs: its units may be chosen anew at each of their indices."""
+    role: str = "channels"
+    """What its units are to a reader; see `_name_roles`."""
 
 
-def _placed(member: AxisMember) -> str:
-    if len(member.places) == 1 and member.places[0] == Place(0, 1):
-        return ""
-    return "".join(
-        f" from {place.offset}, block {place.block}"
-        + "".join(f", {count} times every {stride}" for count, stride in place.repeats)
-        for place in member.places
-    )
+def _collect(follower: Follower, layouts: dict[str, Layout]) -> list[Coupling]:
+    """Gather what concerns each atom of a followed program, in the order in which the parameters name them."""
+    notes, axes = follower.notes, follower.notes.axes
+    found: dict[int, Coupling] = {}
+    for path, layout in layouts.items():
+        for atom in dict.fromkeys(atom for node in layout for atom in axes.atoms(node)):
+            if axes.size(atom) and atom != ONE:
+                found.setdefault(atom, Coupling(atom)).holders.append(path)
+    _pin_uneven_splits(follower)
+    for pin in notes.axes.pins:
+        for atom in set(axes.atoms(pin.node)) & found.keys():
+            found[atom].pins.append(pin)
+    for contraction in notes.contractions:
+        for atom in set(axes.atoms(contraction.node)) & found.keys():
+            found[atom].contractions.append(contraction)
+    for reduction in notes.reductions:
+        for atom in set(axes.atoms(reduction.node)) & found.keys():
+            found[atom].reductions.append(reduction)
+    for coupling in found.values():
+        if not (coupling.pins or coupling.contractions or coupling.reductions):
+            coupling.pins.append(Pin(coupling.atom, "unused", "", None))
+    _find_companions(follower, layouts, found)
+    _name_roles(follower, found)
+    return list(found.values())
 
 
-def _named(structures: Iterable[TracedStructure]) -> tuple[TracedStructure, ...]:
-    """Tell structures apart whose first member is the same axis."""
-    named: dict[str, TracedStructure] = {}
-    for structure in structures:
-        name, number = structure.name, 1
-        while name in named:
-            number += 1
-            name = f"{structure.name}.{number}"
-        named[name] = dataclasses.replace(structure, name=name)
-    return tuple(named.values())
+def _pin_uneven_splits(follower: Follower) -> None:
+    """Pin atoms that a cut axis holds unevenly: after removing a unit, the code would cut at other places."""
+    axes = follower.notes.axes
+    for cut, site in follower.notes.splits:
+        axes.site = site
+        parts = [part for part in cut if axes.size(part)]
+        sizes = [axes.size(part) for part in parts]
+        for atom in {atom for part in parts for atom in axes.atoms(part)}:
+            lost = [axes.drop(part, atom) for part in parts]
+            if any(gone * sizes[0] != lost[0] * size for gone, size in zip(lost, sizes, strict=True)):
+                axes.pin(atom, "split", "unevenly")
 
 
-def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling: Coupling) -> TracedStructure:
-    axes, notes, atom = follower.notes.axes, follower.notes, coupling.atom
+def _name_roles(follower: Follower, found: dict[int, Coupling]) -> None:
+    """Say what units are, for readers: heads, query heads, widths of heads, experts, a stream, or channels.
+
+    Heads are what two activations have in common in a product (query and key); what is contracted there, or stands
+    beside heads where it is contracted, is a head's width. Experts are what a `top_k` or `argmax` chooses from, or what
+    a product has in common of an activation and a parameter. Query heads are left over where a head's width is
+    contracted. A stream is a sum of activations that several layers read, or averaged by a norm.
+    """
+    axes, notes = follower.notes.axes, follower.notes
+    roles: dict[int, set[str]] = {}
+    for node, role in notes.paired:
+        for atom in axes.atoms(node):
+            roles.setdefault(atom, set()).add(role)
+    choices = [record for record in notes.reductions if record.operation in CHOICES]
+    experts = {atom for record in choices for atom in axes.atoms(record.node)}
+    experts |= {atom for atom, held in roles.items() if "experts" in held}
+    heads = {atom for atom, held in roles.items() if "heads" in held and atom in found} - experts
+    widths = {atom for atom, held in roles.items() if "head width" in held and atom in found}
+    projections = {path for atom in heads for path in found[atom].holders}
+    if heads:  # of the places of a sequence and widths, those that are projected as the heads are
+        widths = {atom for atom in widths if projections & set(found[atom].holders)}
+    queries: set[int] = set()
+    for contracted, free in notes.scores:
+        if {atom for node in contracted for atom in axes.atoms(node)} & widths:
+            queries |= {atom for node in free for atom in axes.atoms(node)}
+    added = {atom for node in notes.added for atom in axes.atoms(node)}
+    for atom, coupling in found.items():
+        sites = {record.site.path for record in coupling.contractions}
+        beside = [{each for node in record.layout for each in axes.atoms(node)} for record in coupling.contractions]
+        if atom in experts:
+            coupling.role = "experts"
+        elif atom in heads:
+            coupling.role = "heads"
+        elif atom in queries - widths:
+            coupling.role = "query heads"
+        elif atom in widths or (beside and all(atoms & heads for atoms in beside)):
+            coupling.role = "head width"
+        elif coupling.reductions or (atom in added and len(sites) > 1):
+            coupling.role = "stream"
+
+
+def _find_companions(follower: Follower, layouts: dict[str, Layout], found: dict[int, Coupling]) -> None:
+    """Intersect the atoms that share a layout, or surround it as a loop's axis, over all layouts of the program.
+
+    Along an atom whose indices meet each other (it is reordered, or two axes of one array) no unit is chosen anew.
+    """
+    axes = follower.notes.axes
+    moved = {atom for node in follower.notes.moved for atom in axes.atoms(node)}
+    beside: dict[int, frozenset[int]] = {}
+    resolved: dict[tuple[frozenset[int], frozenset[int]], None] = {}
+    for seen in follower.seen:
+        atoms = [atom for node in seen.layout for atom in axes.atoms(node)]
+        if len(set(atoms)) < len(atoms):  # values at one of its indices meet those at another
+            moved |= {atom for atom in atoms if atoms.count(atom) > 1}
+        roots = frozenset(map(axes.find, seen.layout))
+        resolved[roots, roots | frozenset(map(axes.find, seen.loops))] = None
+    for roots, around in resolved:
+        for atom in {atom for root in roots for atom in axes.atoms(root)} & found.keys():
+            others = around - {atom}
+            beside[atom] = beside[atom] & others if atom in beside else others
+    for atom, others in beside.items():
+        whole = {other for other in others if other in found and other not in moved}
+        for path in found[atom].holders:
+            whole &= {axes.find(node) for node in layouts[path]}
+        found[atom].companions = frozenset() if found[atom].pins else frozenset(whole)
+    for atom, coupling in found.items():  # two axes that go together everywhere: units of neither are chosen along both
+        mutual = {other for other in coupling.companions if atom in found[other].companions}
+        for other in mutual:
+            found[other].companions -= {atom}
+        coupling.companions -= mutual
+
+
+def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Coupling) -> TracedStructure:
+    axes, atom = follower.notes.axes, coupling.atom
     copied = sorted(coupling.companions)
     members, removed = [], 0
     for path in coupling.holders:
@@ -261,14 +357,13 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         members += [
             AxisMember(path, axis, axes.places(layout[axis], atom), shared) for axis, gone in enumerate(lost) if gone
         ]
-    gates = [_gate(follower, notes.contractions[i], atom, copied) for i in coupling.contractions]
-    reductions = [notes.reductions[i] for i in coupling.reductions]
+    gates = [_gate(follower, each, atom, copied) for each in coupling.contractions]
     statistics = [
         dataclasses.replace(
             _gate(follower, Contraction(each.node, 0, each.axis, each.layout, each.site), atom, copied),
             neutral=NEUTRAL[each.operation],
         )
-        for each in reductions
+        for each in coupling.reductions
         if each.operation in NEUTRAL and not coupling.pins
     ]
     reasons = {Reason(pin.kind, pin.detail, pin.site.place if pin.site else ""): None for pin in coupling.pins}
@@ -280,11 +375,11 @@ def _structure(follower: Follower, layouts: dict[str, tuple[int, ...]], coupling
         members=tuple(members),
         parameters_per_unit=removed // math.prod(sizes),
         pinned=tuple(reasons),
-        normalised=tuple(str(each.site) for each in reductions),
+        normalised=tuple(str(each.site) for each in coupling.reductions),
         gates=tuple(dict.fromkeys(gates)),
         statistics=tuple(dict.fromkeys(statistics)),
         role=coupling.role,
-        least=max((each.least for each in reductions if each.operation in CHOICES), default=0),
+        least=max((each.least for each in coupling.reductions if each.operation in CHOICES), default=0),
     )
 
 

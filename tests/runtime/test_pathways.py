@@ -16,7 +16,7 @@ from saap_jax.runtime import gather, processes
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of_job
 from saap_jax.runtime.processes import Cluster
-from saap_jax.trace.subject.placing import check_layout
+from saap_jax.trace.subject.problem import check_layout
 
 GIB = 2**30
 

@@ -18,12 +18,10 @@ from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime.gather import fetched
-from saap_jax.runtime.mesh import automatic, explicit_axes
-from saap_jax.trace.factory import made_problem, traced_factory
-from saap_jax.trace.named_axes import without_axes
+from saap_jax.runtime.mesh import automatic
+from saap_jax.trace.factory import traced_factory
 from saap_jax.trace.subject.saved import load_pruned, save_pruned
 from saap_jax.trace.subject.subject import subject_of
-from saap_jax.trace.trace import trace
 
 pytestmark = pytest.mark.sharded
 P = PartitionSpec
@@ -57,10 +55,6 @@ def test_places_are_kept_and_nothing_is_copied(mesh):
     assert automatic(made) is made
     shape = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     assert automatic(shape).sharding is None
-    assert explicit_axes(tree) == explicit_axes(shape) == ("data", "model")
-    assert explicit_axes(made) == ()
-    with jax.set_mesh(mesh):
-        assert explicit_axes(made) == ("data", "model")
 
 
 # --- our LLaMA
@@ -152,13 +146,6 @@ def plain(params, x):
     return jax.nn.relu(x @ params["up"]) @ params["down"]
 
 
-def naming(params, x):
-    """Name axes as explicit axes want it: where a sharded axis is summed over, and in calls."""
-    hidden = jnp.einsum("bi,io->bo", x, params["up"], out_sharding=P("data", "model"))
-    hidden = jax.jit(lambda h: jax.nn.relu(h + jnp.zeros((1, h.shape[1]), out_sharding=P(None, "model"))))(hidden)
-    return jnp.einsum("bi,io->bo", hidden, params["down"], out_sharding=P("data", None))
-
-
 def problem(function, params=PARAMS, x=X, y=Y):
     return saap_jax.Problem(function=function, params=params, loss=mean_square, calibration=(x, y), held_out=(x, y))
 
@@ -173,21 +160,19 @@ def pruned():
     return saap_jax.prune(problem(plain), ratio=0.3, search=FOURS)
 
 
-@pytest.mark.parametrize("function", [plain, naming])
 @pytest.mark.parametrize(("arrays", "inside"), [(True, False), (False, True), (True, True)])
-def test_a_traced_model_is_pruned_as_on_one_device(function, arrays, inside, mesh, pruned):
+def test_a_traced_model_is_pruned_as_on_one_device(arrays, inside, mesh, pruned):
     params, x, y = placed(mesh) if arrays else (PARAMS, X, Y)
     with in_force(mesh, inside):
-        made = saap_jax.prune(problem(function, params, x, y), ratio=0.3, search=FOURS)
+        made = saap_jax.prune(problem(plain, params, x, y), ratio=0.3, search=FOURS)
         outputs = [each(made.params, x) for each in (made.function, jax.jit(made.function))]
-        own = naming(made.params, x) if inside else None
     (name,) = pruned.keep
     np.testing.assert_array_equal(made.keep[name], pruned.keep[name])
     for what, loss in pruned.losses.items():
         assert made.losses[what] == pytest.approx(loss, rel=1e-4)
     assert pruned.losses["cut"] > 1.01 * pruned.losses["dense"], "control"
     expected = pruned.function(pruned.params, X)
-    for got in (*outputs, *[own] * (own is not None)):
+    for got in outputs:
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     if arrays:
         assert {name: leaf.sharding.spec for name, leaf in made.params.items()} == {
@@ -198,7 +183,7 @@ def test_a_traced_model_is_pruned_as_on_one_device(function, arrays, inside, mes
 
 def test_a_pruned_model_is_saved_and_loaded_where_a_mesh_is_in_force(mesh, tmp_path, pruned):
     with jax.set_mesh(mesh):
-        given = problem(naming, *placed(mesh))
+        given = problem(plain, *placed(mesh))
         save_pruned(tmp_path / "m", subject_of(given), pruned.keep)
         function, params = load_pruned(tmp_path / "m", given)
     np.testing.assert_allclose(function(params, X), pruned.function(pruned.params, X), rtol=1e-4, atol=1e-4)
@@ -231,18 +216,6 @@ def test_a_module_that_was_made_on_the_mesh(mesh):
     assert all(np.array_equal(made.keep[name], kept) for name, kept in other.keep.items())
 
 
-def test_names_of_axes_are_read_on_one_device(mesh):
-    given = trace(without_axes(naming, ("data", "model")), PARAMS, X[:1])
-    assert [each.name for each in given.prunable] == [each.name for each in trace(plain, PARAMS, X[:1]).prunable]
-    with pytest.raises(ValueError, match="PartitionSpec"):
-        trace(naming, PARAMS, X[:1])
-    assert without_axes(naming, ()) is naming
-    functions = (plain, without_axes(naming, ("data", "model")))
-    expected, got = (jax.value_and_grad(lambda p, f=f: f(p, X).sum())(PARAMS) for f in functions)
-    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
-
-
 def test_a_function_that_names_a_mesh_itself_is_refused_in_one_line(mesh):
     def named(params, x):
         return plain(params, jax.sharding.reshard(x, NamedSharding(mesh, P("data", None))))
@@ -254,23 +227,18 @@ def test_a_function_that_names_a_mesh_itself_is_refused_in_one_line(mesh):
 FILE = """
 import jax
 from jax.sharding import AxisType
-from tests.sharded.test_explicit import naming, placed, problem
+from tests.sharded.test_explicit import placed, plain, problem
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
 jax.set_mesh(mesh)
 def mine():
-    return problem(naming, *placed(mesh))
-def parts():
-    params, x, _ = placed(mesh)
-    return naming, params, x
+    return problem(plain, *placed(mesh))
 """
 
 
 def test_a_factory_may_set_a_mesh(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    assert made_problem("mine.py:mine").mesh_axes == ("data", "model")
+    assert {each.verdict for each in traced_factory("mine.py:mine").verdicts.values()} == {"takes"}
     assert jax.sharding.get_abstract_mesh().empty
-    found = traced_factory("mine.py:parts")
-    assert {each.verdict for each in found.verdicts.values()} == {"takes"}
     assert main(["prune", "mine.py:mine", "--ratio", "0.3", "--out", "small"]) == 0
     assert "takes the smaller parameters" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.selection.choose import choose_calibrated
 from saap_jax.trace.subject import subject_of
-from saap_jax.trace.subject.placing import place_rows
+from saap_jax.trace.subject.problem import place_rows
 from tests.trace.subject.problems import calibrate
 from tests.trace.subject.test_compensation import transformer, transformer_problem
 

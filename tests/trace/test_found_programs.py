@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from saap_jax.structures.weights import TracedWeights
-from saap_jax.trace.insert_gates import all_ones, gated
-from saap_jax.trace.removal import keep_units, retrace
-from saap_jax.trace.smaller import smaller
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import all_ones, gated
+from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import trace
 
 

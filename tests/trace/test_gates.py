@@ -7,9 +7,9 @@ import pytest
 
 from saap_jax.llama.segments import segment_bounds, split_gates
 from saap_jax.surgery.cut import cut
-from saap_jax.trace.insert_gates import all_ones, gated
-from saap_jax.trace.removal import keep_units, retrace
-from saap_jax.trace.smaller import smaller
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import all_ones, gated
+from saap_jax.trace.own_code import retrace
 from saap_jax.trace.trace import Traced, trace
 from tests.helpers import dense_model, ragged_model, random_tokens
 from tests.models_for_tracing import EXAMPLES, floats

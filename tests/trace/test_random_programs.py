@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saap_jax.trace.insert_gates import gated
-from saap_jax.trace.removal import keep_units, removed_shapes, retrace
-from saap_jax.trace.smaller import smaller
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import gated
+from saap_jax.trace.own_code import removed_shapes, retrace
 from saap_jax.trace.trace import trace
 
 Array = Any
@@ -187,7 +187,7 @@ def check(builder: Builder) -> None:
             continue
         for left_out in structure.members:
             others = [member for member in structure.members if member != left_out]
-            smaller = removed_shapes(traced, structure, others)
+            smaller = removed_shapes(traced, others)
             less = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in smaller.items()}
             if others:
                 with pytest.raises((TypeError, ValueError)):

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from saap_jax.trace.insert_gates import gated
-from saap_jax.trace.removal import keep_units
-from saap_jax.trace.smaller import smaller
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import gated
 from saap_jax.trace.trace import trace
 
 FILLED = {

@@ -11,9 +11,10 @@ from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.llama.model import decode
 from saap_jax.llama.positions import sight_of
 from saap_jax.structures import discover, parameters_by_path
-from saap_jax.trace.removal import removed_shapes, retrace
-from saap_jax.trace.smaller import smaller
-from saap_jax.trace.trace import TracedStructure, describe, trace
+from saap_jax.trace.cut import smaller
+from saap_jax.trace.listing import describe
+from saap_jax.trace.own_code import removed_shapes, retrace
+from saap_jax.trace.trace import TracedStructure, trace
 from tests.helpers import HEADS, RELATIVES, dense_model, ragged_model, relative
 from tests.models_for_tracing import EXAMPLES, floats
 
@@ -62,7 +63,7 @@ def test_listings(name):
 def without(example, traced, structure, left_out=None):
     """Return the shapes of an example's parameters without a unit, but for one member."""
     members = [member for member in structure.members if member != left_out]
-    shapes = removed_shapes(traced, structure, members).values()
+    shapes = removed_shapes(traced, members).values()
     leaves, tree = jax.tree.flatten(example.params)
     return tree.unflatten([jax.ShapeDtypeStruct(s, leaf.dtype) for s, leaf in zip(shapes, leaves, strict=True)])
 

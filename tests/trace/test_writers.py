@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.trace.insert_gates import all_ones, gated, tapped
-from saap_jax.trace.interpret import Changes, evaluate
+from saap_jax.trace.interpret import all_ones, tapped
 from saap_jax.trace.listing import traced_model
-from saap_jax.trace.moved import uses_of
 from saap_jax.trace.trace import parameter_paths, trace
-from saap_jax.trace.writers import writers_of
+from saap_jax.trace.writers import parameter_uses, writers_of
 from tests.helpers import dense_model
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import example_of, keep_of
@@ -57,7 +55,7 @@ def test_rows_times_matrices_is_what_the_program_computes(name):
     _, found = jax.jit(tapped(traced, taps))({}, params, *inputs)
     assert writers.found
     for writer in writers.found:
-        eqn, operands = writer.geometry.eqn, [found[writer.equation, operand] for operand in (0, 1)]
+        eqn, operands = writer.eqn, [found[writer.equation, operand] for operand in (0, 1)]
         parameters = eqn.primitive.get_bind_params(eqn.params)
         bind = lambda a, b, e=eqn, p=parameters: e.primitive.bind(a, b, **p)  # noqa: E731
         for _ in writer.scans:
@@ -108,55 +106,6 @@ def test_coordinates_of_removed_units_are_those_that_gates_set_to_zero(name):
         rows, whole = (np.asarray(writer.rows(each[writer.tap])) for each in (found, dense))
         assert not rows.transpose(0, 2, 1)[~kept].any()
         assert np.abs(whole.transpose(0, 2, 1)[~kept]).max() > 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "linen_encoder"])
-def test_a_raised_bias_raises_the_outputs(name):
-    """The bias that is found adds to what the product gives, for each system and output by itself."""
-    traced, writers, params, inputs = traced_example(name)
-    paths, values = parameter_paths(params), values_of(params)
-    assert any(writer.carrier for writer in writers.found)
-    dense, told = gated(traced)({}, params, *inputs), []
-    for writer in (each for each in writers.found if each.carrier):
-        by = np.random.default_rng(3).normal(size=(writer.systems, writer.index.shape[-1]))
-        raised = values | {writer.carrier.path: jnp.asarray(writer.carrier.raised(values[writer.carrier.path], by))}
-        tree = jax.tree.unflatten(jax.tree.structure(params), [raised[path] for path in paths])
-        through = plus(traced, writer, by)(params, *inputs)
-        changed = gated(traced)({}, tree, *inputs)
-        np.testing.assert_allclose(changed, through, rtol=1e-4, atol=1e-4)
-        told.append(np.abs(np.asarray(changed - dense)).max() > 1e-3)
-    assert sum(told) > len(told) / 2  # a softmax does not see that of the keys
-
-
-def plus(traced, writer, by):
-    """Return the program with something added to the results of a writer, at every place of it alike."""
-    sizes = [writer.lengths[scan] for scan in writer.loops]
-    assert len(sizes) <= 1
-    eqn = writer.geometry.eqn
-
-    def replace(each):
-        if each is not eqn:
-            return None
-
-        def run(*operands):
-            result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-            if not sizes:
-                return [result + writer.geometry.spread(jnp.asarray(by, result.dtype))]
-            matrices = writer.geometry.matrices(operands[1 - writer.operand])
-            turn = jnp.argmin(jnp.abs(wanted - matrices[None]).sum((1, 2, 3)))  # which turn this is, by its matrix
-            return [result + writer.geometry.spread(jnp.asarray(by, result.dtype).reshape(sizes[0], 1, -1)[turn])]
-
-        return run
-
-    def function(params, *inputs):
-        nonlocal wanted
-        wanted = writer.matrices(values_of(params)[writer.path])[:, None]
-        flat = jax.tree.leaves((params, inputs))
-        return evaluate(traced.program.jaxpr, traced.program.consts, flat, (), Changes([], replace=replace))[0]
-
-    wanted = None
-    return function
 
 
 def test_the_writers_of_our_llama_are_output_and_down():
@@ -259,48 +208,11 @@ def test_what_carries_no_units_is_left_with_a_reason(function, shapes, reason):
     assert all(reason in each for each in found)
 
 
-def twice(p, x):
-    y = jnp.tanh(x @ p["up"]) @ p["down"]
-    return (y + p["bias"][None]) * y
-
-
-def elsewhere(p, x):
-    return (jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]) * p["bias"][None]
-
-
-def residual(p, x):
-    return jnp.tanh(x @ p["up"]) @ p["down"] + x
-
-
-def plain(p, x):
-    return jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]
-
-
-def behind(p, x):
-    return x + jnp.tanh(x @ p["up"]) @ p["down"] + p["bias"][None]
-
-
-def between(p, x):
-    y = x + jnp.tanh(x @ p["up"]) @ p["down"]
-    return y + p["bias"][None] + y
-
-
-@pytest.mark.parametrize(
-    ("function", "carried"),
-    [(plain, True), (behind, True), (between, False), (twice, False), (elsewhere, False), (residual, False)],
-)
-def test_a_bias_carries_only_what_is_its_own(function, carried):
-    shapes = [("up", (3, 6)), ("down", (6, 3)), ("bias", (3,))]
-    _, writers, *_ = small(function, *(each for each in shapes if each[0] != "bias" or function is not residual))
-    (writer,) = [each for each in writers.found if each.path == "down"]
-    assert bool(writer.carrier) == carried
-
-
 def test_uses_are_counted_through_calls_and_loops():
     def function(p, x):
         return jax.jit(lambda w: x @ w)(p["a"]) + jax.lax.scan(lambda h, w: (h @ w, None), x, p["b"])[0] @ p["a"]
 
     params = {"a": jnp.ones((3, 3)), "b": jnp.ones((2, 3, 3))}
     traced = trace(function, params, jnp.ones((4, 3)))
-    uses = [use for use in uses_of(traced.program, list(traced.shapes)) if isinstance(use.moved.source, str)]
-    assert sorted((use.moved.source, len(use.moved.loops)) for use in uses) == [("a", 0), ("a", 0), ("b", 1)]
+    uses = parameter_uses(traced.program, list(traced.shapes)).values()
+    assert sorted((use.path, len(use.loops)) for use in uses) == [("a", 0), ("a", 0), ("b", 1)]

@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from saap_jax.llama.segments import masks
-from saap_jax.trace.insert_gates import gated
+from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import verdicts
 from saap_jax.trace.subject import Losses, cut, subject_of
 from saap_jax.trace.subject.problem import at_shapes
@@ -67,7 +67,7 @@ def test_masked_is_cut(name):
 def test_what_the_own_code_takes(name):
     animal, problem = subject(name), ZOO[name]().problem
     inputs = problem.inputs(problem.row(problem.calibration, 0)[0])
-    found = verdicts(problem.program, animal.traced, animal.structures, problem.params, *inputs)
+    found = verdicts(problem.function, animal.traced, animal.structures, problem.params, *inputs)
     takes = {(each.role, each.units) for each in animal.structures if found[each.name].verdict == "takes"}
     assert takes == ZOO[name]().takes
 

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float
 from saap_jax.estimation import ACTIVATION_MOMENTS, ACTIVATION_USAGE, Statistic
 from saap_jax.estimation.activations import MULTIPLES, Moments, used
 from saap_jax.estimation.base import wide
-from saap_jax.trace.insert_gates import tapped
-from saap_jax.trace.interpret import Tap
+from saap_jax.trace.interpret import Tap, tapped
 from saap_jax.trace.subject.problem import TracedProblem
 from saap_jax.trace.trace import TracedStructure
 from saap_jax.trace.writers import Contraction, Writer
@@ -40,7 +39,7 @@ def check_acting(subject: TracedProblem, needs: frozenset[Statistic]) -> None:
 
 
 def activation_sums(subject: TracedProblem, needs: frozenset[Statistic]) -> Callable[..., dict[Statistic, Any]]:
-    """Return `sums(gates, params, inputs, weights)`: of a batch, the weighted sum of each example's means over rows."""
+    """Make `sums(gates, params, inputs, weights)`: of a batch, the weighted sum of each example's means over rows."""
     acting = {each: subject.writers.acting(each.name) for each in subject.structures}
     places = list(dict.fromkeys(place for own in acting.values() for place in own))
     taps = [place.tap for place in places]
@@ -77,7 +76,7 @@ def _powers(
     found: Mapping[Tap, Array],
     weights: Array,
 ) -> list[Float[Array, "copies units own"]]:
-    """Return the means of a and a², and where units meet no parameter that of the square of what they meet."""
+    """Sum up the means of a and a², and where units meet no parameter that of the square of what they meet."""
     active = rows[place.tap]
     parts = [active, jnp.square(active)]
     if place.partner and not isinstance(place, Writer):
@@ -93,7 +92,7 @@ def _usage(
     active: Float[Array, "batch systems rows coordinates"],
     weights: Array,
 ) -> Float[Array, "copies units multiples"]:
-    """Return the share of rows on which each unit of a copy is `used` among the units of that copy."""
+    """Sum up the share of rows on which each unit of a copy is `used` among the units of that copy."""
     flat = jnp.swapaxes(active, 1, 2).reshape(active.shape[0], active.shape[2], -1)
     own = jnp.swapaxes(flat[:, :, place.places(structure)], 1, 2)  # [batch, copies, rows, units, coordinates]
     shares = [jax.vmap(lambda each, m=m: used(each, m))(own).astype(active.dtype).mean(2) for m in MULTIPLES]
@@ -101,7 +100,7 @@ def _usage(
 
 
 def finished(means: Mapping[str, Sequence[Sequence[Array]]]) -> Moments:
-    """Return the moments from means over all examples, the coordinates of a structure's places side by side."""
+    """Make the moments of means over all examples, the coordinates of a structure's places side by side."""
     mean, square = {}, {}
     for name, places in means.items():
         pairs = [(a * jnp.sqrt(met[0]), b * met[0]) if met else (a, b) for a, b, *met in places]

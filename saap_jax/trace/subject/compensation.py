@@ -1,8 +1,8 @@
-"""Compensation of a traced model: at the contractions that carry a structure's units onward, W[K] makes up for W[R].
+"""Least squares of a traced model: at the contractions that carry a structure's units onward, W[K] makes up for W[R].
 
 Formulas and dampings are those of `surgery.corrections`; what is written here gathers their sums. A writer (see
-`trace.writers`) is what the output matrix of a sub-block is in our LLaMA, each of its systems (a turn of a
-scan, an expert) is corrected for itself, and the target T is what the dense model writes there, a W:
+`trace.writers`) is what the output matrix of a sub-block is in our LLaMA, each of its systems (a turn of a scan, an
+expert) is corrected for itself, and the target T is what the dense model writes there, a W:
 
     propagate = dense    â are the dense model's activations: one pass over the examples, which serves all keep-sets
     propagate = pruned   â are those of the model as pruned and corrected so far, in the order of the program: each
@@ -29,17 +29,14 @@ from saap_jax.config.registries import CORRECTIONS
 from saap_jax.estimation.base import wide
 from saap_jax.subjects.base import Progress, silent
 from saap_jax.surgery.corrections import Correction, Normal, corrected
-from saap_jax.trace.insert_gates import tapped
+from saap_jax.trace.cut import like
+from saap_jax.trace.interpret import Tap, tapped
+from saap_jax.trace.jaxpr import shape_of
 from saap_jax.trace.problem import Examples, count_examples
-from saap_jax.trace.removal import like
-from saap_jax.trace.rules import shape_of
 from saap_jax.trace.subject.problem import TracedProblem, batches
-from saap_jax.trace.trace import TracedStructure, parameter_paths
+from saap_jax.trace.trace import parameter_paths
 from saap_jax.trace.writers import Writer
 from saap_jax.types import Gates, Keep
-
-Place = tuple[tuple[int, ...], int]
-"""A writer's tap."""
 
 
 class Sums(NamedTuple):
@@ -56,8 +53,8 @@ class Sums(NamedTuple):
 class Moments(NamedTuple):
     """What least squares on the dense model's activations reads of examples, by place."""
 
-    fit: dict[Place, Sums]
-    held: dict[Place, Sums] | None
+    fit: dict[Tap, Sums]
+    held: dict[Tap, Sums] | None
     """Of every `HELD_OUT`-th batch; None where there are too few."""
 
 
@@ -72,46 +69,41 @@ class Compensated(NamedTuple):
 # --- what is corrected ---------------------------------------------------------------------------
 
 
-def reason_of(structure: TracedStructure) -> str:
-    """Say why a structure is never compensated, whatever its contractions are; "" otherwise."""
-    if structure.least or structure.role == "experts":
-        return "its units are experts, whose rows go to others"
-    if structure.role == "stream" or structure.normalised:
-        return "it is a stream that several parts read, or that a norm averages over"
-    return ""
-
-
-def correctable(subject: TracedProblem, method: str) -> list[Writer]:
-    """Return the writers that a method can correct, in the order of the program."""
-    barred = {each.name for each in subject.structures if reason_of(each)}
-    biases = CORRECTIONS[method].biases
-    alone = [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
-    return [each for each in alone if each.carrier or not biases]
-
-
-def uncompensated(subject: TracedProblem, method: str, keep: Keep | None = None) -> dict[str, str]:
-    """Return why structures are left as they are, by name; with `keep` only those that lose units."""
-    done = correctable(subject, method)
-    barred = {each.name: reason_of(each) for each in subject.structures if reason_of(each)}
-    if keep is not None:
-        gone = {name for name in barred if not np.asarray(keep[name]).all()}
-        done = [each for each in done if not each.units.keys() & gone]
+def _barred(subject: TracedProblem) -> dict[str, str]:
+    """Tell why structures are never compensated, whatever their contractions are, by name."""
     reasons = {}
-    for name in (each.name for each in subject.structures):
-        if keep is not None and np.asarray(keep[name]).all():
-            continue
+    for each in subject.structures:
+        if each.least or each.role == "experts":
+            reasons[each.name] = "its units are experts, whose rows go to others"
+        elif each.role == "stream" or each.normalised:
+            reasons[each.name] = "it is a stream that several parts read, or that a norm averages over"
+    return reasons
+
+
+def correctable(subject: TracedProblem) -> list[Writer]:
+    """Choose the writers that can be corrected, in the order of the program."""
+    barred = _barred(subject).keys()
+    return [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
+
+
+def uncompensated(subject: TracedProblem, keep: Keep | None = None) -> dict[str, str]:
+    """Tell why structures are left as they are, by name; with `keep` only of those that lose units."""
+    lost = {each.name for each in subject.structures if keep is None or not np.asarray(keep[each.name]).all()}
+    barred = _barred(subject)
+    gone = barred.keys() & lost if keep is not None else set()
+    done = {name for each in correctable(subject) if not each.units.keys() & gone for name in each.units}
+    reasons = {}
+    for name in (each.name for each in subject.structures if each.name in lost):
+        own = subject.writers.of(name)
         if name in barred:
             reasons[name] = barred[name]
-        elif not any(name in each.units for each in done):
-            own = subject.writers.of(name)
-            if not own:
-                reasons[name] = subject.writers.without[name]
-            elif all(each.shared for each in own):
-                reasons[name] = own[0].shared
-            elif CORRECTIONS[method].biases and not any(each.carrier for each in own):
-                reasons[name] = f"no bias of its own is added to what {own[0].path} writes"
-            else:
-                reasons[name] = f"{own[0].path} also loses units of {', '.join(sorted(own[0].units.keys() & barred))}"
+        elif name not in done and not own:
+            reasons[name] = subject.writers.without[name]
+        elif name not in done and all(each.shared for each in own):
+            reasons[name] = own[0].shared
+        elif name not in done:
+            others = ", ".join(sorted(own[0].units.keys() & barred.keys()))
+            reasons[name] = f"{own[0].path} also loses units of {others}"
     return reasons
 
 
@@ -119,23 +111,23 @@ def check_compensation(subject: TracedProblem, config: CompensationConfig, micro
     """Raise ValueError for a compensation of which nothing can be done, or too few batches to hold some out."""
     if config.method == "none":
         return
-    if config.scaled:
+    if config.scaled or CORRECTIONS[config.method].biases:
         raise ValueError(
-            f"compensation.method: expected no scales for a traced model, got {config.method!r}; leave them out"
+            f"compensation.method: expected none or least_squares for a traced model, got {config.method!r}"
         )
-    if not correctable(subject, config.method):
-        name, reason = next(iter(uncompensated(subject, config.method).items()))
+    if not correctable(subject):
+        name, reason = next(iter(uncompensated(subject).items()))
         raise ValueError(
-            f"compensation.method: expected none for this model, of which no structure can be compensated by "
-            f"{config.method} (of {name}: {reason}), got {config.method!r}"
+            f"compensation.method: expected none for this model, of which no structure can be compensated (of {name}: "
+            f"{reason}), got {config.method!r}"
         )
     config.check_microbatches(microbatches)
 
 
-def _due(subject: TracedProblem, keep: Keep, method: str) -> list[tuple[Writer, np.ndarray]]:
-    """Return the writers that are to be corrected and which coordinates of their systems are kept."""
-    gone = {each.name for each in subject.structures if reason_of(each) and not np.asarray(keep[each.name]).all()}
-    due = [(each, each.kept(keep)) for each in correctable(subject, method) if not each.units.keys() & gone]
+def _due(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray]]:
+    """Choose the writers that are to be corrected, with the coordinates of their systems that are kept."""
+    gone = {name for name in _barred(subject) if not np.asarray(keep[name]).all()}
+    due = [(each, each.kept(keep)) for each in correctable(subject) if not each.units.keys() & gone]
     return [(writer, kept) for writer, kept in due if not kept.all()]
 
 
@@ -143,20 +135,20 @@ def _due(subject: TracedProblem, keep: Keep, method: str) -> list[tuple[Writer, 
 
 
 def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> Moments:
-    """Return the second moments of the dense model's activations at every writer, from one pass over the examples."""
-    writers = correctable(subject, "none")
+    """Gather the second moments of the dense model's activations at every writer, from one pass over the examples."""
+    writers = correctable(subject)
 
-    def make() -> Callable[..., dict[Place, Sums]]:
+    def make() -> Callable[..., dict[Tap, Sums]]:
         run = _rows_of(subject, writers)
 
-        def step(params: Any, inputs: Any, weights: Array) -> dict[Place, Sums]:
+        def step(params: Any, inputs: Any, weights: Array) -> dict[Tap, Sums]:
             rows = jax.vmap(lambda row: run({}, params, row))(inputs)
             return {place: _sums(active, weights) for place, active in rows.items()}
 
         return jax.jit(step)
 
     step = subject.program("moments", make)
-    parts: list[dict[Place, Sums] | None] = [None, None]
+    parts: list[dict[Tap, Sums] | None] = [None, None]
     for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size, subject.layout)):
         _add(parts, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
     fit, held = parts
@@ -164,11 +156,11 @@ def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> M
     return Moments(fit, held)
 
 
-def _rows_of(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., dict[Place, Array]]:
-    """Return `run(gates, params, inputs)` of one example: the rows of each system at each writer."""
+def _rows_of(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., dict[Tap, Array]]:
+    """Make `run(gates, params, inputs)` of one example: the rows of each system at each writer."""
     run = tapped(subject.traced, [writer.tap for writer in writers])
 
-    def rows(gates: Gates, params: Any, inputs: Any) -> dict[Place, Array]:
+    def rows(gates: Gates, params: Any, inputs: Any) -> dict[Tap, Array]:
         row = jax.tree.map(lambda leaf: leaf[None], inputs)
         _, found = run(subject.by_copies(gates), params, *subject.problem.inputs(row))
         return {writer.tap: writer.rows(wide(found[writer.tap])) for writer in writers}
@@ -177,7 +169,7 @@ def _rows_of(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[...,
 
 
 def _sums(active: Float[Array, "batch systems rows coordinates"], weights: Float[Array, "batch"]) -> Sums:
-    """Return the sums of a batch."""
+    """Sum over the rows of a batch."""
     weighted = active * weights.astype(active.dtype)[:, None, None, None]
     product = jnp.einsum("bsrc,bsrd->scd", weighted, active, precision="highest")
     return Sums(product, jnp.sum(weighted, (0, 2)), jnp.sum(weights).astype(active.dtype) * active.shape[2])
@@ -202,7 +194,7 @@ def compensate(
     moments: Moments | None = None,
     progress: Progress = silent,
 ) -> Compensated:
-    """Correct the matrices (or the biases) that carry kept units onward, on calibration examples.
+    """Correct the matrices that carry kept units onward, on calibration examples.
 
     Args:
         moments: of the dense model, for `propagate = dense`; the examples are then not read.
@@ -214,7 +206,7 @@ def compensate(
     if config.method == "none":
         return Compensated(subject.problem.params, [])
     check_compensation(subject, config, -(-count_examples(examples) // batch_size))
-    due = _due(subject, keep, config.method)
+    due = _due(subject, keep)
     made = _Made(subject.problem.params, keep, config)
     if not due:
         return made.done()
@@ -233,7 +225,7 @@ def compensate(
 
 
 def _toward_itself(sums: Sums, weight: Float[Array, "coordinates out"], system: int) -> Normal:
-    """Return the least-squares problem of a system toward its own output, T = a W."""
+    """Pose the least-squares problem of a system toward its own output, T = a W."""
     product, mean = sums.product[system], sums.mean[system]
     cross = jnp.matmul(product, weight, precision="highest")
     return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
@@ -253,13 +245,8 @@ class _Made:
     ) -> None:
         """Correct one system and note what that did."""
         assert fit is not None
-        matrix, bias, damping, errors = corrected((fit, held), weight, kept, self.config)
+        matrix, _, damping, errors = corrected((fit, held), weight, kept, self.config)
         self.values[writer.path] = writer.replaced(self.values[writer.path], system, np.asarray(matrix))
-        if writer.carrier is not None and CORRECTIONS[self.config.method].biases:
-            by = np.zeros((writer.systems, weight.shape[1]))
-            by[system] = np.asarray(bias)
-            path = writer.carrier.path
-            self.values[path] = writer.carrier.raised(self.values[path], by)
         lost = [name for name in writer.units if not writer.kept({name: self.keep[name]})[system].all()]
         self.corrections.append(Correction(" × ".join(lost), system, damping, *errors))
 
@@ -273,7 +260,7 @@ class _Made:
         return jax.tree.unflatten(self.tree, leaves)
 
     def done(self) -> Compensated:
-        """Return what was made."""
+        """Hand over what was made."""
         return Compensated(self.params, self.corrections)
 
 
@@ -315,15 +302,15 @@ def _in_order(
 
 
 def _shapes(writer: Writer) -> Any:
-    """Return what writers have in common whose rows are arrays of one shape."""
-    eqn = writer.geometry.eqn
+    """Make a key that writers have in common whose rows are arrays of one shape."""
+    eqn = writer.eqn
     shapes = (shape_of(eqn.invars[writer.operand]), shape_of(eqn.outvars[0]), writer.index.shape)
-    lengths = tuple(writer.lengths[scan] for scan in writer.scans)
+    lengths = tuple(scan.params["length"] for scan in writer.scans.values())
     return (eqn.primitive.name, writer.operand, *shapes, lengths, len(writer.turns))
 
 
 def _normal_step(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., Normal]:
-    """Return the compiled step: the least-squares problems of one turn of one of some writers, of a batch."""
+    """Compile the step: the least-squares problems of one turn of one of some writers, of a batch."""
     run = _rows_of(subject, writers)
     width = writers[0].systems // len(writers[0].turns)
 

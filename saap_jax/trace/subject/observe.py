@@ -33,15 +33,7 @@ from saap_jax.trace.subject.activations import ACTIVATIONS, activation_sums, che
 from saap_jax.trace.subject.problem import TracedProblem, batches, loss_of_one
 from saap_jax.types import Gates, Keep
 
-OBSERVED = frozenset(
-    {
-        WEIGHT_GRADIENT,
-        SQUARED_WEIGHT_GRADIENT,
-        GATE_GRADIENT,
-        GATE_HESSIAN,
-        *ACTIVATIONS,
-    }
-)
+OBSERVED = frozenset({WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT, GATE_GRADIENT, GATE_HESSIAN, *ACTIVATIONS})
 """What can be observed of a traced model. Of the gate Hessian, every structure is probed; activations are those where
 units act, see `activations`."""
 
@@ -56,7 +48,7 @@ def observe(
     batch_size: int = 8,
     progress: Progress = silent,
 ) -> Statistics:
-    """Run one pass over examples and return the statistics that `needs` names; with `keep`, all other units masked.
+    """Gather the statistics that `needs` names in one pass over examples; with `keep`, all other units masked.
 
     An example counts as a token of the statistics: means are over examples.
 
@@ -94,7 +86,7 @@ def observe(
 
 
 def members(subject: TracedProblem) -> dict[str, Any]:
-    """Return the parameters of floating point that hold units, by path."""
+    """Choose the parameters of floating point that hold units, by path."""
     values = TracedWeights.of(subject.structures, subject.problem.params).values
     paths = {member.path for structure in subject.structures for member in structure.members}
     held = {path: jnp.asarray(value) for path, value in values.items() if path in paths}
@@ -102,13 +94,13 @@ def members(subject: TracedProblem) -> dict[str, Any]:
 
 
 def with_values(params: Any, values: Mapping[str, Any]) -> Any:
-    """Return parameters with some of them replaced, by path."""
+    """Replace some parameters, by path."""
     every = TracedWeights.of((), params).values
     return jax.tree.unflatten(jax.tree.structure(params), list((every | dict(values)).values()))
 
 
 def _step(subject: TracedProblem, needs: frozenset[Statistic], curvature: Curvature) -> Callable[..., Any]:
-    """Return the compiled step: sums over a batch, the loss of each example, and its gate gradients."""
+    """Compile the step: sums over a batch, the loss of each example, and its gate gradients."""
     one = loss_of_one(subject)
     on_weights, on_gates = WEIGHT_GRADIENT in needs, GATE_GRADIENT in needs
     activations = activation_sums(subject, needs) if needs & ACTIVATIONS else lambda *_: {}

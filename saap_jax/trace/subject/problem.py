@@ -1,33 +1,38 @@
 """A problem, traced on one example: which structures may be pruned, its losses with gates, and the cut model.
 
-Everything runs on one example at a time as the program was traced, and `vmap` makes batches of it.
+Everything runs on one example at a time as the program was traced, and `vmap` makes batches of it. On a mesh, examples
+lie over `data` and `fsdp` and each parameter over `fsdp`, by its largest axis that is divided by it: axes of somebody
+else's arrays have no names for rules to go by, and the compiler splits the program by where they lie.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from saap_jax.config.mesh import BATCH, WEIGHTS
 from saap_jax.runtime.mesh import Layout
-from saap_jax.trace.insert_gates import StructureGates, gated
+from saap_jax.runtime.processes import controllers
+from saap_jax.trace.cut import abstract, keep_units, kept_shapes, shapes_of, smaller, traced_at
+from saap_jax.trace.interpret import gated
 from saap_jax.trace.own_code import Verdict, verdicts
-from saap_jax.trace.own_code import refused as not_taken
 from saap_jax.trace.problem import Examples, Problem, count_examples
-from saap_jax.trace.removal import keep_units
-from saap_jax.trace.retracing import abstract, shapes_of, traced_at
-from saap_jax.trace.smaller import smaller
-from saap_jax.trace.subject.placing import place_rows
 from saap_jax.trace.trace import CHOICES, Traced, TracedStructure, trace
 from saap_jax.trace.writers import Contraction, Writers, writers_of
 from saap_jax.types import Gates, Keep
 
 TOLERANCE = 1e-3
 """How far numbers that are equal but for rounding may be apart, relative to the largest; see `tolerance_of`."""
+
+Run = Callable[..., Any]
+"""`run(gates, params, *inputs)`: outputs of one example, as a batch of one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +50,7 @@ class TracedProblem:
     """Where parameters and examples lie, on a mesh; None: where they are."""
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the program of a key, made where it is not there yet."""
+        """Look up the program of a key, made where it is not there yet."""
         if key not in self.programs:
             self.programs[key] = make()
         return self.programs[key]
@@ -68,9 +73,9 @@ class TracedProblem:
     @property
     def quantised(self) -> dict[str, str]:
         """The type of each member that is not of floating point, by path."""
-        dtypes = dict(zip(self.traced.shapes, (v.aval.dtype for v in self.traced.program.jaxpr.invars), strict=False))
         paths = dict.fromkeys(member.path for structure in self.structures for member in structure.members)
-        return {path: str(dtypes[path]) for path in paths if not jnp.issubdtype(dtypes[path], jnp.floating)}
+        dtypes = {path: self.traced.dtypes[path] for path in paths}
+        return {path: str(dtype) for path, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)}
 
     @property
     def ones(self) -> Gates:
@@ -78,9 +83,36 @@ class TracedProblem:
         return {each.name: jnp.ones((each.copies, each.units), jnp.float32) for each in self.structures}
 
     def by_copies(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
+        """Shape `[copies, units]` of each structure as `[*copied, units]`, which traced programs take."""
         shapes = {each.name: (*each.copied, each.units) for each in self.structures}
         return {name: each.reshape(shapes[name]) for name, each in values.items()}
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(map(math.prod, self.traced.shapes.values()))
+
+    @functools.cached_property
+    def prunable(self) -> int:
+        """The parameters that belong to a structure that may be pruned, each once."""
+        covered: dict[str, dict[int, set[int]]] = {}
+        for structure in self.structures:
+            for member in structure.members:
+                held = covered.setdefault(member.path, {}).setdefault(member.axis, set())
+                for place in member.places:
+                    held.update(index for unit in range(structure.units) for index in place.indices(unit))
+        total = 0
+        for path, axes in covered.items():
+            shape = self.traced.shapes[path]
+            total += math.prod(shape) - math.prod(size - len(axes.get(axis, ())) for axis, size in enumerate(shape))
+        return total
+
+    def removed(self, keep: Keep) -> int:
+        """Count the parameters that a cut removes."""
+        return self.parameters - sum(map(math.prod, kept_shapes(self.traced, self.by_copies(keep)).values()))
+
+
+# --- what is pruned --------------------------------------------------------------------------------
 
 
 def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = False) -> TracedProblem:
@@ -95,20 +127,21 @@ def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = Fal
         ValueError: a function that cannot be traced or that mixes the examples of a batch, a loss that is no number, or
             no structure that may be pruned.
     """
-    inputs, _ = problem.row(problem.first_set, 0)
+    inputs = problem.inputs(problem.row(problem.first_set, 0)[0])
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(problem.params)):
         raise ValueError("Problem.params: expected concrete arrays, got ShapeDtypeStruct; initialise or load them")
     try:
-        traced = trace(problem.program, problem.params, *problem.inputs(inputs))
+        traced = trace(problem.function, problem.params, *inputs)
     except Exception as error:  # whatever the function raises
         raise ValueError(f"Problem.function: cannot be traced: {type(error).__name__}: {error}") from error
     _check_batches(problem)
-    structures = tuple(each for each in traced.prunable if _may_go(each, norms) and _has_floats(traced, each))
+    structures = [each for each in traced.prunable if _may_go(traced, each, norms)]
     left_out: dict[str, Verdict] = {}
     if not refused:
         plain = [each for each in structures if not each.normalised]  # others are asked for by `norms`
-        left_out = not_taken(verdicts(problem.program, traced, plain, problem.params, *problem.inputs(inputs)))
-        structures = tuple(each for each in structures if each.name not in left_out)
+        found = verdicts(problem.function, traced, plain, problem.params, *inputs)
+        left_out = {name: verdict for name, verdict in found.items() if verdict.left_alone}
+        structures = [each for each in structures if each.name not in left_out]
     if not structures:
         others = "" if norms else "; structures that a norm averages over take part with norms=True"
         if left_out:
@@ -121,26 +154,24 @@ def traced_problem(problem: Problem, *, norms: bool = False, refused: bool = Fal
             f"Problem.function: expected a structure that can be pruned, found none of {len(traced.structures)} (see "
             f"`saap discover`){others}"
         )
-    return TracedProblem(problem, traced, structures, left_out)
+    return TracedProblem(problem, traced, tuple(structures), left_out)
 
 
-def _may_go(structure: TracedStructure, norms: bool) -> bool:
-    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for."""
+def _may_go(traced: Traced, structure: TracedStructure, norms: bool) -> bool:
+    """Say whether units may go: they act somewhere, and no norm takes a mean of them unless that is asked for.
+
+    A member has to hold numbers of floating point: beside quantised ones, their scales or a bias.
+    """
     choices = any(place.split("/")[-1].split("[")[0] in CHOICES for place in structure.normalised)
-    return bool(structure.gates) and (norms or not structure.normalised or choices)
-
-
-def _has_floats(traced: Traced, structure: TracedStructure) -> bool:
-    """Say whether a member holds numbers of floating point: beside quantised ones, their scales or a bias."""
-    dtypes = dict(zip(traced.shapes, (v.aval.dtype for v in traced.program.jaxpr.invars), strict=False))
-    return any(jnp.issubdtype(dtypes[member.path], jnp.floating) for member in structure.members)
+    floats = any(jnp.issubdtype(traced.dtypes[member.path], jnp.floating) for member in structure.members)
+    return bool(structure.gates) and floats and (norms or not structure.normalised or choices)
 
 
 def _check_batches(problem: Problem) -> None:
-    """Raise ValueError unless the outputs of two examples are those of each, one after the other."""
+    """Refuse a function of which the outputs of two examples are not those of each, one after the other."""
     both = [problem.row(problem.first_set, index)[0] for index in (0, min(1, count_examples(problem.first_set) - 1))]
     together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
-    run = jax.jit(problem.program)
+    run = jax.jit(problem.function)
     joint, *alone = (jax.tree.leaves(run(problem.params, *problem.inputs(inputs))) for inputs in (together, *both))
     for out, *rows in zip(joint, *alone, strict=True):
         shapes = [tuple(each.shape) for each in (out, *rows)]
@@ -159,7 +190,7 @@ def _check_batches(problem: Problem) -> None:
 
 
 def tolerance_of(dtype: Any) -> float:
-    """Return `TOLERANCE`, or eight roundings of a coarser type.
+    """Give `TOLERANCE`, or eight roundings of a coarser type.
 
     >>> tolerance_of(jnp.float32), tolerance_of(jnp.bfloat16)
     (0.001, 0.0625)
@@ -167,8 +198,7 @@ def tolerance_of(dtype: Any) -> float:
     return max(TOLERANCE, 8 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.floating) else TOLERANCE
 
 
-Run = Callable[..., Any]
-"""`run(gates, params, *inputs)`: outputs of one example, as a batch of one."""
+# --- losses ----------------------------------------------------------------------------------------
 
 
 class Losses:
@@ -180,20 +210,15 @@ class Losses:
         self.step = jax.jit(jax.vmap(self.one, (None, None, 0, 0)))
 
     def of(self, gates: Gates, params: Any, examples: Examples) -> Float[np.ndarray, "examples"]:
-        """Return the loss of each example."""
+        """Compute the loss of each example."""
         parts = [self.step(gates, params, *batch) for batch, _ in batches(examples, self._size, self._layout)]
         return np.concatenate([np.asarray(part, np.float64) for part in parts])[: count_examples(examples)]
 
 
 def loss_of_one(subject: TracedProblem, run: Run | None = None) -> Callable[..., Float[Array, ""]]:
-    """Return `loss(gates, params, inputs, targets)` of one example, without the axis of a batch."""
+    """Make `loss(gates, params, inputs, targets)` of one example, without the axis of a batch."""
     program = gated(subject.traced)
-
-    def gated_run(gates: Gates, params: Any, *inputs: Any) -> Any:
-        shaped: StructureGates = subject.by_copies(gates)
-        return program(shaped, params, *inputs)
-
-    run = run or gated_run
+    run = run or (lambda gates, params, *inputs: program(subject.by_copies(gates), params, *inputs))
 
     def loss(gates: Gates, params: Any, inputs: Any, targets: Any) -> Float[Array, ""]:
         row, wanted = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
@@ -214,18 +239,20 @@ def batches(
         yield place_rows(batch, layout), (rows < count).astype(np.float32)
 
 
+# --- cut -------------------------------------------------------------------------------------------
+
+
 def cut(subject: TracedProblem, keep: Keep) -> tuple[Callable[..., Any], Any]:
-    """Return the cut model: `function(params, *inputs)`, and its smaller parameters.
+    """Cut the model: `function(params, *inputs)`, and its smaller parameters.
 
     The function takes a batch of any size, and inputs of any shape that the dense model takes, such as any sequence
     length: it is traced once for each. Its outputs are those of the masked model.
     """
-    shaped = subject.by_copies(keep)
-    return cut_function(subject, keep), keep_units(subject.traced, shaped, subject.problem.params)
+    return cut_function(subject, keep), keep_units(subject.traced, subject.by_copies(keep), subject.problem.params)
 
 
 def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
-    """Return the function of `cut`.
+    """Make the function of `cut`.
 
     Raises:
         ValueError: in the function: inputs that the dense model does not take, or at which a structure is another.
@@ -238,10 +265,9 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
         key = shapes_of(rows)
         if key not in programs:
             programs[key] = smaller(at_shapes(subject, rows, tuple(keep)), shaped)
-        program = programs[key]
 
         def one(*row: Any) -> Any:
-            outputs = program(params, *jax.tree.map(lambda leaf: leaf[None], row))
+            outputs = programs[key](params, *jax.tree.map(lambda leaf: leaf[None], row))
             return jax.tree.map(lambda leaf: leaf[0], outputs)
 
         return jax.vmap(one)(*inputs)
@@ -250,7 +276,7 @@ def cut_function(subject: TracedProblem, keep: Keep) -> Callable[..., Any]:
 
 
 def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str, ...] | None = None) -> Traced:
-    """Return the traced program of a batch of one example of other shapes, with the subject's structures.
+    """Trace the program of a batch of one example of other shapes, with the subject's structures.
 
     Args:
         names: the structures that have to be there; without it those of the subject.
@@ -259,26 +285,52 @@ def at_shapes(subject: TracedProblem, inputs: tuple[Any, ...], names: tuple[str,
         ValueError: the function does not take such inputs, or a structure is another there.
     """
     problem = subject.problem
-    example = abstract(problem.inputs(problem.row(problem.first_set, 0)[0]))
-    if shapes_of(inputs) == shapes_of(example):
+    if shapes_of(inputs) == shapes_of(abstract(problem.inputs(problem.row(problem.first_set, 0)[0]))):
         return subject.traced
     names = tuple(each.name for each in subject.structures) if names is None else names
-    return traced_at(problem.program, problem.params, subject.traced, names, *inputs)
-
-
-def check_cut(subject: TracedProblem, masked: float, loss: float) -> None:
-    """Raise ValueError unless the mean held-out loss of the cut model is that of the masked one, but for rounding."""
-    if not abs(loss - masked) <= subject.tolerance * max(abs(masked), 1e-6):
-        raise ValueError(
-            f"expected the cut model to have the masked one's held-out loss of {masked:.6g} within "
-            f"{subject.tolerance:g}, got {loss:.6g}; please report this with the model"
-        )
+    return traced_at(problem.function, problem.params, subject.traced, names, *inputs)
 
 
 def cut_losses(
     subject: TracedProblem, keep: Keep, params: Any, examples: Examples, batch_size: int = 8
 ) -> Float[np.ndarray, "examples"]:
-    """Return the losses of the cut model."""
+    """Compute the losses of the cut model."""
     program = smaller(subject.traced, subject.by_copies(keep))
     losses = Losses(subject, lambda gates, params, *inputs: program(params, *inputs), batch_size=batch_size)
     return losses.of({}, params, examples)
+
+
+# --- on a mesh -------------------------------------------------------------------------------------
+
+
+def check_layout(layout: Layout | None) -> None:
+    """Refuse devices of several processes, over which nothing of a traced model is spread."""
+    if layout is not None and (processes := controllers()) > 1:
+        raise ValueError(f"mesh: expected the devices of one process for a traced model, got {processes} processes")
+
+
+def place_params(params: Any, layout: Layout | None) -> Any:
+    """Spread parameters over `fsdp`; those that no axis of fits are on every device, as all are on `data`."""
+    if layout is None:
+        return params
+    count = layout.mesh.shape[WEIGHTS]
+
+    def place(leaf: Any) -> Any:
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % count == 0]
+        widest = max(fitting, key=lambda axis: leaf.shape[axis]) if fitting and count > 1 else None
+        spec = PartitionSpec(*(WEIGHTS if axis == widest else None for axis in range(leaf.ndim)))
+        return jax.device_put(leaf, NamedSharding(layout.mesh, spec))
+
+    return jax.tree.map(place, params)
+
+
+def place_rows(examples: Examples, layout: Layout | None) -> Examples:
+    """Spread examples over `data` and `fsdp`; they are on every device where their number is not divided."""
+    if layout is None:
+        return examples
+
+    def place(leaf: Any) -> Any:
+        parts = BATCH if leaf.shape[0] % layout.batch_shards == 0 else None
+        return jax.device_put(np.asarray(leaf), NamedSharding(layout.mesh, PartitionSpec(parts)))
+
+    return jax.tree.map(place, examples)

@@ -18,8 +18,8 @@ from saap_jax.llama.files.write import new_output, write_further, write_json
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.remote import check_local
 from saap_jax.surgery.cut import keep_to_json
+from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.removal import kept_shapes
 from saap_jax.trace.subject.problem import TracedProblem, cut, cut_function
 from saap_jax.trace.trace import Traced, TracedStructure, parameter_paths, trace
 from saap_jax.types import Keep
@@ -94,7 +94,7 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
         raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
     problem = problem.without_explicit_axes()
     inputs, _ = problem.row(problem.first_set, 0)
-    traced = trace(problem.program, problem.params, *problem.inputs(inputs))
+    traced = trace(problem.function, problem.params, *problem.inputs(inputs))
     if difference := _difference(record, traced):
         raise ValueError(f"{path}: was pruned from another model than this factory's: {difference}")
     by_name = {each.name: each for each in traced.structures}

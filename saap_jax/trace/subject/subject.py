@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 import statistics
 import time
@@ -30,21 +31,23 @@ from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.patterns import by_name
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import saved
-from saap_jax.trace.subject.ablation import ablate
 from saap_jax.trace.subject.compensation import Moments, check_compensation, compensate, moments_of, uncompensated
-from saap_jax.trace.subject.counting import count_parameters, prunable_parameters, removed_parameters
 from saap_jax.trace.subject.observe import members, observe
-from saap_jax.trace.subject.placing import check_layout, place_params
 from saap_jax.trace.subject.problem import (
     Losses,
     TracedProblem,
     batches,
+    check_layout,
     cut,
     cut_losses,
     loss_of_one,
+    place_params,
     traced_problem,
 )
 from saap_jax.types import Gates, Keep, Limits, Remat, WindowLosses
+
+AT_ONCE = 8
+"""Units that are ablated, each by itself, in one batch."""
 
 WITHOUT_WEIGHTS = ("gate_", "random", "ablation", "activation_frequency")
 """How names of estimators begin that do not look at weights."""
@@ -65,16 +68,6 @@ class TracedSubject(TracedProblem, Subject):
     def costs(self) -> dict[str, np.ndarray]:
         """Parameters of a unit, `[copies]`; what two structures hold is counted in both."""
         return traced_costs(self.structures)
-
-    @functools.cached_property
-    def parameters(self) -> int:
-        """All parameters."""
-        return count_parameters(self.traced.shapes)
-
-    @functools.cached_property
-    def prunable(self) -> int:
-        """The parameters of structures that may be pruned, each once."""
-        return prunable_parameters(self)
 
     @functools.cached_property
     def weights(self) -> TracedWeights:
@@ -101,10 +94,6 @@ class TracedSubject(TracedProblem, Subject):
             )
             for structure in self.structures
         }
-
-    def removed(self, keep: Keep) -> int:
-        """Count the parameters that a cut removes."""
-        return removed_parameters(self, keep)
 
     def check_keep(self, keep: Keep) -> None:
         """Raise ValueError unless a keep-set has the structures' shapes, and as many units in each copy."""
@@ -254,8 +243,32 @@ class TracedSubject(TracedProblem, Subject):
         save: Callable[[list[tuple[Unit, float]]], None] | None = None,
         progress: Progress = silent,
     ) -> dict[Unit, float]:
-        """Remove each unit by itself."""
-        return ablate(self, examples, units, batch_size=batch_size, done=done, save=save, progress=progress)
+        """Remove each unit by itself: L(g_u = 0) - L(g = 1), with L the mean loss over the examples.
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        known = dict(done or {})
+        todo = [unit for unit in dict.fromkeys(units) if unit not in known]
+        keeps = [self.existing]
+        for unit in todo:
+            kept = self.existing[unit.structure].copy()
+            kept[unit.layer, unit.number] = False
+            keeps.append(self.existing | {unit.structure: kept})
+        dense = math.nan
+        groups = self.losses(examples, keeps, batch_size=batch_size, at_once=AT_ONCE, progress=progress) if todo else ()
+        for group in groups:
+            means = {number: float(losses.means.mean()) for number, losses in group.items()}
+            if not np.isfinite(list(means.values())).all():
+                raise ValueError(
+                    "ablation: expected finite losses, got others; check the parameters, the examples and the loss"
+                )
+            dense = means.pop(0, dense)
+            new = [(todo[number - 1], mean - dense) for number, mean in means.items()]
+            known.update(new)
+            if save is not None:
+                save(new)
+        return {unit: known[unit] for unit in dict.fromkeys(units)}
 
     def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
         """Raise ValueError where nothing can be compensated, or for too few batches to hold some out."""
@@ -287,7 +300,7 @@ class TracedSubject(TracedProblem, Subject):
 
     def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
         """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
-        return {} if method == "none" else uncompensated(self, method, keep)
+        return {} if method == "none" else uncompensated(self, keep)
 
     # --- cut
 
@@ -303,7 +316,7 @@ class TracedSubject(TracedProblem, Subject):
 
     def whole(self) -> "CutTraced":
         """Return the model itself."""
-        return CutTraced(self, None, self.problem.program, self.problem.params)
+        return CutTraced(self, None, self.problem.function, self.problem.params)
 
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
         """Return each model's median seconds for the outputs of some examples; the models take turns."""
@@ -325,7 +338,7 @@ class TracedSubject(TracedProblem, Subject):
         """Return digests of the parameters, and of the traced programs of the model and of its loss."""
         problem = self.problem
         inputs, targets = problem.row(problem.first_set, 0)
-        outputs = jax.eval_shape(problem.program, problem.params, *problem.inputs(inputs))
+        outputs = jax.eval_shape(problem.function, problem.params, *problem.inputs(inputs))
         return {
             "parameters": digest_of(problem.params),
             "program": _program_digest(self.traced.program),
@@ -399,12 +412,7 @@ class CutTraced:
 
 @taken_in
 def subject_of(
-    problem: Problem,
-    *,
-    name: str = "problem",
-    norms: bool = False,
-    refused: bool = False,
-    layout: Layout | None = None,
+    problem: Problem, *, name: str = "problem", norms: bool = False, refused: bool = False, layout: Layout | None = None
 ) -> TracedSubject:
     """Trace a problem's function on one example, and place its arrays; see `traced_problem`."""
     check_layout(layout)

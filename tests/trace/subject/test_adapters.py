@@ -12,12 +12,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import saap_jax
-from saap_jax.adapters import from_linen, from_loss, from_nnx
+from saap_jax.adapters import from_linen, from_nnx
 from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
 from saap_jax.selection.choose import choose as select_scores
 from saap_jax.selection.choose import choose_calibrated as select
-from saap_jax.trace.removal import keep_units
+from saap_jax.trace.cut import keep_units
 from saap_jax.trace.subject import Losses, cut, subject_of
 from saap_jax.trace.trace import trace
 from tests.trace.subject.problems import calibrate, cut_losses, square, stacked
@@ -121,26 +121,6 @@ def test_linen_and_a_learned_configuration():
     np.testing.assert_allclose(Narrow().apply(pruned.params, x), pruned.function(pruned.params, x), rtol=1e-5)
     with pytest.raises(ValueError, match=r"1 that the model's own code does not take .*ScopeParamShapeError"):
         saap_jax.prune(problem)
-
-
-def test_a_loss_of_parameters_and_a_batch():
-    problem = stacked()
-
-    def loss(params, batch):
-        outputs = problem.function(params, batch["x"])
-        return jnp.square(outputs - batch["y"]).mean(), outputs
-
-    batches = [{"x": x, "y": y} for x, y in (problem.calibration, problem.held_out)]
-    other = from_loss(loss, problem.params, calibration=batches[0], held_out=batches[1], has_aux=True)
-    subjects = [subject_of(each) for each in (problem, other)]
-    assert [s.name for s in subjects[0].structures] == [s.name for s in subjects[1].structures]
-    scores = [calibrate(each, ["gate_taylor"]).scores("gate_taylor") for each in subjects]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *scores)
-    plain = from_loss(
-        lambda p, b: loss(p, b)[0], problem.params, calibration=batches[0], held_out=batches[1], has_aux=True
-    )
-    with pytest.raises(ValueError, match="has_aux: expected a pair"):
-        subject_of(plain)
 
 
 def test_what_cannot_be_pruned_is_said():
@@ -290,9 +270,3 @@ def test_paths_have_to_differ():
     params = {"a/b": drawn(3, 5), "a": {"b": drawn(5, 2)}}
     with pytest.raises(ValueError, match="params: expected paths that differ, got a/b twice"):
         trace(lambda params, x: x @ params["a/b"] @ params["a"]["b"], params, drawn(1, 3))
-
-
-@pytest.mark.parametrize("batch", [{"x": np.ones((4, 3)), "step": 3}, {}])
-def test_a_batch_of_other_things_than_arrays_is_refused(batch):
-    with pytest.raises(ValueError, match="Problem.calibration: expected arrays of as many examples each"):
-        from_loss(lambda params, batch: 0.0, {"a": drawn(3)}, calibration=batch, held_out=batch)

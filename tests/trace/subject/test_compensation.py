@@ -16,7 +16,7 @@ from saap_jax.trace.subject import Losses, subject_of
 from tests.trace.subject.problems import problem_of, square, subject_of_model, trained
 
 D, F, HEADS, WIDTH, LAYERS, SEQ, COUNT = 6, 9, 3, 4, 2, 5, 24
-METHODS, ROADS = ("least_squares", "bias"), ("dense", "pruned")
+ROADS = ("dense", "pruned")
 
 
 def drawn(random, *shape):
@@ -92,39 +92,29 @@ def ridge(a, target, weight, kept, damping):
     return found
 
 
-def restored(method, a, dense, weight, bias, kept, damping):
-    """Return the matrix and bias that numpy makes of activations, those of the dense model, and what is kept."""
-    target = dense @ weight
-    if method == "least_squares":
-        return ridge(a, target, weight, kept, damping), bias
-    left = np.where(kept[:, None], weight, 0)
-    return left, bias + (target - a @ left).mean(0)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
-def test_one_hidden_layer_is_numpys_least_squares(method, road, x64):
+def test_one_hidden_layer_is_numpys_least_squares(road, x64):
     problem = mlp_problem()
     subject = subject_of(problem)
     keep = keep_for(subject)
-    config = CompensationConfig(method=method, propagate=road, damping=0.1)
+    config = CompensationConfig(method="least_squares", propagate=road, damping=0.1)
     new, (correction,) = subject.compensated(keep, problem.calibration, config)
     p = jax.tree.map(np.asarray, problem.params)
     a, kept = np.maximum(np.asarray(problem.calibration[0]) @ p["up"], 0), keep["down[0]"][0]
-    matrix, bias = restored(method, a, a, p["down"], p["bias"], kept, 0.1)
+    matrix = ridge(a, a @ p["down"], p["down"], kept, 0.1)
     np.testing.assert_allclose(new.problem.params["down"], matrix, rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(new.problem.params["bias"], bias, rtol=1e-7, atol=1e-10)
-    np.testing.assert_array_equal(new.problem.params["up"], p["up"])
+    for name in ("up", "bias"):
+        np.testing.assert_array_equal(new.problem.params[name], p[name])
     plain = np.where(kept[:, None], p["down"], 0)
-    assert np.abs(np.concatenate([matrix - plain, (bias - p["bias"])[None]])).max() > 1e-2
+    assert np.abs(matrix - plain).max() > 1e-2
     lost = np.square(a @ (p["down"] - plain)).sum() / np.square(a @ p["down"]).sum()
     np.testing.assert_allclose(correction.error, lost, rtol=1e-9)
-    assert correction[:3] == ("down[0]", 0, 0.1 if method == "least_squares" else None)
+    assert correction[:3] == ("down[0]", 0, 0.1)
     assert correction.corrected < correction.error
 
 
-def replayed(problem, keep, method, road, damping):
+def replayed(problem, keep, road, damping):
     """Return the parameters that a loop in numpy makes, with what is gone set to zero by hand."""
     p = jax.tree.map(np.array, problem.params)
     layers = p["layers"]
@@ -139,11 +129,9 @@ def replayed(problem, keep, method, road, damping):
             (a, dense), kept = (y.reshape(-1, kept.size) for y in active), kept.ravel()
             own = dense if road == "dense" else a * kept
             old = layers[matrix][which].reshape(kept.size, -1)
-            new, raised = restored(method, own, dense, old, layers[bias][which], kept, damping)
-            shape = (COUNT, SEQ, -1)
-            wrote = (dense @ old + layers[bias][which]).reshape(shape), ((a * kept) @ new + raised).reshape(shape)
-            layers[matrix][which], layers[bias][which] = new.reshape(layers[matrix].shape[1:]), raised
-            return wrote
+            new = ridge(own, dense @ old, old, kept, damping)
+            layers[matrix][which] = new.reshape(layers[matrix].shape[1:])
+            return ((y @ w + layers[bias][which]).reshape(COUNT, SEQ, -1) for y, w in ((dense, old), (a * kept, new)))
 
         kept = heads[at][:, None] & width[at]
         dense, pruned = part(at, (attend(now, w, np), attend(x, w, np)), "out", "out_bias", kept)
@@ -154,37 +142,34 @@ def replayed(problem, keep, method, road, damping):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
-def test_a_scanned_transformer_is_a_loop_in_numpy(method, road, x64):
+def test_a_scanned_transformer_is_a_loop_in_numpy(road, x64):
     """In the order of the program: the heads of a layer, its channels, the next layer."""
     subject = transformer(x64=True)
     problem = subject.problem
     key = next(each.name for each in subject.structures if each.role == "head width" and "key" in each.name)
     assert next(each.copied for each in subject.structures if each.name == "layers/out[2]") == (HEADS, LAYERS)
     keep = keep_for(subject) | {key: subject.existing[key]}  # what goes there changes the heads' own activations
-    config = CompensationConfig(method=method, propagate=road, damping=0.1)
+    config = CompensationConfig(method="least_squares", propagate=road, damping=0.1)
     new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
     order = {"dense": [0, 1, 0, 1], "pruned": [0, 0, 1, 1]}[road]
     assert [each.layer for each in corrections] == order
     assert {each.structure for each in corrections} == {"layers/key[2] × layers/out[2]", "layers/down[1]"}
-    expected = replayed(problem, keep, method, road, 0.1)
-    other = replayed(problem, keep, method, next(each for each in ROADS if each != road), 0.1)
+    expected = replayed(problem, keep, road, 0.1)
+    other = replayed(problem, keep, next(each for each in ROADS if each != road), 0.1)
     for name, value in new.problem.params["layers"].items():
         np.testing.assert_allclose(value, expected["layers"][name], rtol=1e-6, atol=1e-9, err_msg=name)
-    touched = {"least_squares": ("out", "down"), "bias": ("out_bias", "down_bias")}[method]
-    for name in touched:
+    for name in ("out", "down"):
         assert np.abs(expected["layers"][name] - problem.params["layers"][name]).max() > 1e-2
-    assert np.abs(expected["layers"][touched[1]] - other["layers"][touched[1]]).max() > 1e-3  # the roads differ
+    assert np.abs(expected["layers"]["down"] - other["layers"]["down"]).max() > 1e-3  # the roads differ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("road", ROADS)
-def test_nothing_pruned_leaves_every_bit_as_it_is(method, road):
+def test_nothing_pruned_leaves_every_bit_as_it_is(road):
     subject = transformer(x64=False)
     problem = subject.problem
-    config = CompensationConfig(method=method, propagate=road)
+    config = CompensationConfig(method="least_squares", propagate=road)
     new, corrections = subject.compensated(subject.existing, problem.calibration, config, batch_size=4)
     assert not corrections
     for one, other in zip(*(jax.tree.leaves(each.problem.params) for each in (subject, new)), strict=True):
@@ -217,18 +202,13 @@ def test_units_that_others_can_stand_in_for_are_restored(road, x64):
     assert np.abs(plain - dense).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [
-        ("gpt2", "bias"),
-        *(pytest.param(name, "least_squares", marks=pytest.mark.slow) for name in ("gpt2", "linen_encoder")),
-    ],
-)
-def test_the_held_out_loss_falls_and_masked_is_cut(name, method):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "linen_encoder"])
+def test_the_held_out_loss_falls_and_masked_is_cut(name):
     """Of a trained model a quarter to a third goes; negative control: corrections made on noise do not help as much."""
     problem = trained(name, count=64, steps=200)
     subject = subject_of(problem, refused=True)
-    keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.uncompensated(method).keys())
+    keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
     judge = Losses(subject, batch_size=16)
 
     def loss(params):
@@ -237,7 +217,7 @@ def test_the_held_out_loss_falls_and_masked_is_cut(name, method):
     plain, dense = loss(problem.params), judge.of(subject.ones, problem.params, problem.held_out).mean()
     shuffled = jax.tree.map(lambda leaf: leaf[:, ::-1] if leaf.ndim > 1 else leaf, problem.calibration)
     for road in ROADS:
-        config = CompensationConfig(method=method, propagate=road)
+        config = CompensationConfig(method="least_squares", propagate=road)
         new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
         found = loss(new.problem.params)
         assert dense < found < 0.8 * plain, (dense, found, plain)
@@ -245,7 +225,7 @@ def test_the_held_out_loss_falls_and_masked_is_cut(name, method):
         cut = new.cut(keep)
         np.testing.assert_allclose(cut.losses(problem.held_out, 16).mean, found, rtol=1e-4)
     constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), shuffled)
-    fixed = dataclasses.replace(CompensationConfig(method=method, propagate="dense"), damping=0.01)
+    fixed = CompensationConfig(method="least_squares", propagate="dense", damping=0.01)
     wrong, _ = subject.compensated(keep, constant, fixed, batch_size=4)
     assert loss(wrong.problem.params) > found
 
@@ -370,15 +350,6 @@ def test_streams_and_widths_without_a_matrix_are_left_alone():
     assert new.digests() == subject.digests()
 
 
-def test_a_bias_that_is_not_there_is_refused_in_one_line():
-    subject = subject_of(problem_of("phi", 8), refused=True)
-    with pytest.raises(ValueError, match=r"no structure can be compensated by bias \(of .*no bias of its own is added"):
-        subject.compensated(keep_for(subject), subject.problem.calibration, CompensationConfig(method="bias"))
-    vit = subject_of(problem_of("vit", 8), refused=True)
-    assert "no bias of its own is added to what out writes" in vit.uncompensated("bias")["key[1]"]
-    assert "key[1]" not in vit.uncompensated("least_squares")
-
-
 def test_too_few_examples_and_other_keep_sets_are_refused():
     problem = mlp_problem(np.float32)
     subject = subject_of(problem)
@@ -387,8 +358,8 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
         subject.compensated(keep_for(subject), problem.calibration, config, batch_size=8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
         subject.compensated({"down[0]": np.ones((1, 8), bool)}, problem.calibration, config)
-    for method in ("scales", "least_squares+scales"):
-        with pytest.raises(ValueError, match=r"compensation.method: expected no scales for a traced model, got"):
+    for method in ("scales", "least_squares+scales", "bias"):
+        with pytest.raises(ValueError, match=r"expected none or least_squares for a traced model, got"):
             subject.check_compensation(CompensationConfig(method=method), 8)
 
 
@@ -403,13 +374,11 @@ def test_types_and_kinds_of_arrays_stay():
                 "bias": problem.params["bias"].astype(jnp.bfloat16)},
     )  # fmt: skip
     subject = subject_of(half)
-    for method in METHODS:
-        new, _ = subject.compensated(
-            keep_for(subject), half.calibration, CompensationConfig(method=method), batch_size=4
-        )
-        for name, value in new.problem.params.items():
-            assert type(value) is type(half.params[name])
-            assert value.dtype == jnp.bfloat16
+    config = CompensationConfig(method="least_squares")
+    new, _ = subject.compensated(keep_for(subject), half.calibration, config, batch_size=4)
+    for name, value in new.problem.params.items():
+        assert type(value) is type(half.params[name])
+        assert value.dtype == jnp.bfloat16
 
 
 @pytest.mark.slow

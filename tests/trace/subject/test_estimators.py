@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
-from saap_jax.trace.removal import keep_units
-from saap_jax.trace.smaller import smaller
+from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.subject import Losses, subject_of
 from saap_jax.trace.subject.observe import observe
 from tests.trace.subject.problems import calibrate, square, stacked

@@ -12,11 +12,9 @@ from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
 from saap_jax.selection.choose import choose as select_scores
 from saap_jax.selection.choose import choose_calibrated as select
-from saap_jax.trace.insert_gates import gated
-from saap_jax.trace.interpret import Changes, evaluate
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import Changes, evaluate, gated
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.removal import keep_units
-from saap_jax.trace.smaller import smaller
 from saap_jax.trace.subject import Losses, cut, subject_of
 from saap_jax.trace.trace import trace
 from tests.trace.subject.problems import calibrate, cut_losses

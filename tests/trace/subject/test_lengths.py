@@ -9,7 +9,7 @@ import pytest
 
 from saap_jax.config import SearchConfig
 from saap_jax.selection.choose import choose as select_scores
-from saap_jax.trace.insert_gates import gated
+from saap_jax.trace.interpret import gated
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import cut, load_pruned, save_pruned, subject_of
 from saap_jax.trace.subject.problem import at_shapes

@@ -8,8 +8,8 @@ import pytest
 
 from saap_jax.config import SearchConfig
 from saap_jax.selection.choose import choose as select_scores
-from saap_jax.trace.own_code import groups_of, verdicts
-from saap_jax.trace.patterns import by_name, matching
+from saap_jax.trace.own_code import verdicts
+from saap_jax.trace.patterns import by_name, groups_of, matching
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.trace import trace
 from tests.models_for_tracing import attend

@@ -13,7 +13,6 @@ from saap_jax.selection.choose import choose as select_scores
 from saap_jax.selection.choose import choose_calibrated as select
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, cut, subject_of
-from saap_jax.trace.subject.counting import prunable_parameters, removed_parameters
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.subject.problems import (
     MIXED,
@@ -72,11 +71,11 @@ def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
 def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ratio):
     """Both structures of the model meet in the matrices of its layers."""
     scores = drawn_scores(subject)
-    assert prunable_parameters(subject) == sum(leaf.size for leaf in jax.tree.leaves(subject.problem.params))
+    assert subject.prunable == sum(leaf.size for leaf in jax.tree.leaves(subject.problem.params))
     selection = select_scores(subject, scores, ratio, SearchConfig(allocation=allocation))
     _, params = cut(subject, selection.keep)
     left = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert selection.removed == prunable_parameters(subject) - left == removed_parameters(subject, selection.keep)
+    assert selection.removed == subject.prunable - left == subject.removed(selection.keep)
     assert selection.actual >= ratio
     widened = []
     for name, kept in selection.keep.items():  # one unit more of any structure misses the budget, for `uniform`
@@ -84,9 +83,7 @@ def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ra
         for row in more:
             row[np.flatnonzero(~row)[:1]] = True
         if (more != kept).any():
-            widened.append(
-                removed_parameters(subject, selection.keep | {name: more}) < ratio * prunable_parameters(subject)
-            )
+            widened.append(subject.removed(selection.keep | {name: more}) < ratio * subject.prunable)
     assert any(widened) or ratio == 0
 
 

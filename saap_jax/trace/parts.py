@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from saap_jax.trace.jaxpr import dtype_of, shape_of
 from saap_jax.trace.positions import Positions, index_of, looks_up, used
-from saap_jax.trace.rules import Contraction, Layout, Notes, Rule, dtype_of, shape_of, unknown
+from saap_jax.trace.rules import Contraction, Layout, Notes, Rule, unknown
 
 
 def concatenate(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -280,7 +281,7 @@ def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[La
     return [tuple(out)]
 
 
-WINDOW_RULES: dict[str, Rule] = {
+PART_RULES: dict[str, Rule] = {
     "concatenate": concatenate,
     "stack": stack,
     "unstack": unstack,

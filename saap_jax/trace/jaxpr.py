@@ -1,0 +1,65 @@
+"""Reading jaxprs: shapes, and the programs inside equations. Only this module knows how jax's versions differ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
+
+_PLAIN = ("jit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint")
+CALLS = frozenset((*_PLAIN, "composite", "custom_jvp_call", "custom_vjp_call"))
+"""Operations that apply the one program inside them to their operands."""
+OPAQUE = ("pallas_call", "ffi_call", "custom_call", "tpu_custom_call", "pure_callback", "io_callback")
+"""Operations that tell nothing of their axes."""
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Read the shape of a variable or literal."""
+    return tuple(int(size) for size in getattr(variable.aval, "shape", ()))
+
+
+def dtype_of(variable: Any) -> Any:
+    """Read the type of a variable or literal."""
+    return variable.aval.dtype
+
+
+def opened(program: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """Take a program and its constants, which a program that is not closed does not have.
+
+    Since jax 0.12 there is one type for both.
+    """
+    return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+
+
+def alive(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Drop the equations that no output needs, at any depth; the program takes the same arguments."""
+    jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, program.consts)
+
+
+def called_program(eqn: JaxprEqn) -> Any:
+    """Find the program that a call applies to its operands."""
+    return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
+
+
+def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
+    """Tell where the carry starts among the operands of a scan, and where the stacked arrays do.
+
+    Before jax 0.12 a scan counts its constants and carries; since then it has the trees of its three operands.
+    """
+    if "num_consts" in eqn.params:
+        constants, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    else:
+        constants, carry = (len(part) for part in eqn.params["ft_in"].unpack()[:2])
+    return constants, constants + carry
+
+
+def known_name(eqn: JaxprEqn) -> str:
+    """Name an operation, and of a kernel what a user may know it by."""
+    name, parameters = eqn.primitive.name, eqn.params
+    if name not in OPAQUE:
+        return name
+    own = [str(parameters[key]) for key in ("name", "target_name", "call_target_name") if parameters.get(key)]
+    info = getattr(opened(parameters["jaxpr"])[0], "debug_info", None) if "jaxpr" in parameters else None
+    own += [info.func_src_info.split(" at ")[0]] if info is not None and info.func_src_info else []
+    return " ".join([name, ", ".join(dict.fromkeys(own))]).strip()
