@@ -1,6 +1,5 @@
 """`saap discover module:factory` on a model that has never heard of this library; bad factories in one line."""
 
-import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -9,7 +8,6 @@ from matplotlib.patches import Rectangle
 from saap_jax.cli.main import main
 from saap_jax.report.figures.couplings import coupling_plot
 from saap_jax.report.figures.draw import painted
-from saap_jax.runtime.python_files import run_file
 from saap_jax.trace.factory import traced_factory
 from saap_jax.trace.listing import coupling_record
 
@@ -41,6 +39,9 @@ def broken():
 
 def strange():
     return 3
+
+def ends():
+    raise SystemExit("no data set")
 
 def wrong():
     function, params, x = mlp()
@@ -126,25 +127,6 @@ def test_a_module_beside_the_file_is_found(tmp_path, capsys):
     assert "check the module's name" not in said
 
 
-def test_a_file_may_set_its_own_search_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "own.py").write_text("import sys\nsys.path = [each for each in sys.path[1:]]\nmade = 3\n")
-    assert run_file(tmp_path / "own.py")["made"] == 3
-
-
-def test_a_factory_that_ends_the_program_is_an_error(tmp_path, capsys):
-    (tmp_path / "ends.py").write_text("import sys\ndef made():\n  sys.exit('no data set')\n")
-    assert main(["discover", f"{tmp_path}/ends.py:made"]) == 2
-    assert "ends.py:made: the factory failed: SystemExit: no data set" in capsys.readouterr().err
-
-
-def test_an_address_is_no_factory(capsys):
-    assert main(["discover", "nowhere://bucket/model"]) == 2
-    said = capsys.readouterr().err
-    assert "nowhere://bucket/model" in said
-    assert "module" not in said.lower()
-
-
 def test_one_of_our_models(tiny_model_directory, tmp_path, capsys):
     out = tmp_path / "llama.svg"
     assert main(["discover", str(tiny_model_directory), "--drawing", str(out)]) == 0
@@ -156,6 +138,8 @@ def test_one_of_our_models(tiny_model_directory, tmp_path, capsys):
     ("name", "message"),
     [
         ("FILE:broken", "the factory failed: RuntimeError: no weights here"),
+        ("FILE:ends", "the factory failed: SystemExit: no data set"),
+        ("nowhere://bucket/model", "nowhere://bucket/model"),
         ("FILE:strange", "expected the factory to return (function, params, *inputs), got int"),
         ("FILE:wrong", "the function cannot be traced: TypeError"),
         ("FILE:missing", "expected a function 'missing'"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama.segments import segment_bounds, split_gates
+from saap_jax.structures.weights import TracedWeights
 from saap_jax.surgery.cut import cut
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import all_ones, gated
@@ -151,3 +152,51 @@ def test_wrong_gates_are_errors():
             keep_units(traced, {name: kept}, params)
     with pytest.raises(ValueError, match="expected names of structures"):
         smaller(traced, {"b": np.ones(3, bool)})
+
+
+@pytest.mark.slow
+def test_gates_of_one_change_no_gradient():
+    """Not where a maximum is attained twice, either."""
+
+    def function(params, x):
+        h = jnp.einsum("bi,id->bd", x, params["in"])
+        return jnp.einsum("bd,dn->bn", h, params["out"]) + h.max(-1)[:, None]
+
+    params = {"in": jnp.ones((3, 4)) * jnp.arange(4.0)[None], "out": jnp.ones((4, 2))}
+    x = jnp.arange(6.0).reshape(2, 3)
+    traced = trace(function, params, x)
+    ones = all_ones(traced.prunable)
+    runs = (lambda p: function(p, x), lambda p: gated(traced)(ones, p, x))
+    jax.tree.map(np.testing.assert_allclose, *[jax.grad(lambda p, f=f: f(p).sum())(params) for f in runs])
+
+
+def square_of_units(params, x):
+    """The hidden axis is the square of a structure: both axes of a matrix that it is reshaped like."""
+    h = jnp.einsum("bi,id->bd", x, params["in"])
+    y = h.reshape(-1, *params["mix"].shape) + params["mix"][None]
+    z = jnp.einsum("bij,jk->bik", y, params["mix"])
+    return jnp.einsum("bd,d->b", h, params["head"])[:, None] + jnp.einsum("bik,ik->b", z, params["last"])[:, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("removed", range(3))
+def test_an_axis_that_is_the_square_of_a_structure_loses_rows_and_columns(removed):
+    """It once lost the columns alone when masked, for the second place of a unit overwrote the first."""
+    random = np.random.default_rng(0)
+    shapes = {"in": (4, 9), "mix": (3, 3), "head": (9,), "last": (3, 3)}
+    params = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(random.normal(size=(5, 4)), jnp.float32)
+    traced = trace(square_of_units, params, x)
+    (structure,) = traced.prunable
+    assert structure.units == 3
+    keep = {structure.name: np.arange(3) != removed}
+    less = keep_units(traced, keep, params)
+    assert less["head"].shape == (4,)
+    masked = gated(traced)({structure.name: jnp.asarray(keep[structure.name], jnp.float32)}, params, x)
+    np.testing.assert_allclose(masked, smaller(traced, keep)(less, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(masked, square_of_units(less, x), rtol=1e-4, atol=1e-5)
+    weights = TracedWeights.of((structure,), params)
+    (head,) = [weights.view(structure, member) for member in structure.members if member.path == "head"]
+    rows = [set(range(3 * u, 3 * u + 3)) | {u, u + 3, u + 6} for u in range(3)]  # each weight once
+    for unit, row in enumerate(rows):
+        np.testing.assert_allclose(np.sort(head[0, unit]), np.sort(params["head"][np.array(sorted(row))]))

@@ -1,12 +1,19 @@
-"""One operation at a time: the hidden width of a two-layer network with that operation in between, and why it stays."""
+"""One operation at a time: the hidden width of a two-layer network with that operation in between, and why it stays.
+
+Where it can go, what is masked is what is cut.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
 
 from saap_jax.trace.axes import Axes, Place
+from saap_jax.trace.cut import keep_units, smaller
+from saap_jax.trace.interpret import all_ones, gated
 from saap_jax.trace.own_code import removed_shapes, retrace
 from saap_jax.trace.trace import trace
 from tests.models_for_tracing import floats
@@ -22,6 +29,11 @@ def passed(x):
 passed.defvjp(lambda x: (x * 2, None), lambda _, g: (g,))
 
 key = functools.partial(jax.random.key, 0)
+
+
+def beside(operation):
+    """Add a statistic over the units to what they are."""
+    return lambda h: h + operation(h)[:, None].astype(h.dtype)
 
 
 def pairs(a, b):
@@ -89,6 +101,30 @@ PRUNABLE = {
     "optimization barrier": lambda h: jax.lax.optimization_barrier((h, h))[0],
     "stop gradient": jax.lax.stop_gradient,
     "reduced precision": lambda h: h.astype(jnp.bfloat16).astype(jnp.float32),
+    "empty arrays": lambda h: h + jnp.zeros((*h.shape, 2))[..., 2:].reshape(h.shape[0], -1).sum(-1)[:, None],
+    # statistics, in which a masked unit has no part
+    "softmax of softmax": lambda h: jax.nn.softmax(jax.nn.softmax(12 * jax.nn.softmax(12 * h, -1), -1), -1),
+    "max": beside(lambda h: h.max(-1)),
+    "min": beside(lambda h: h.min(-1)),
+    "prod": beside(lambda h: h.prod(-1)),
+    "any": beside(lambda h: (h > 1).any(-1)),
+    "all": beside(lambda h: (h > -1).all(-1)),
+    "largest integer": beside(lambda h: jnp.round(10 * h).astype(jnp.int32).max(-1)),
+    # numbers that are filled into the shape of units: the cut once asked a Python number for its shape
+    "jnp.full": lambda h: jnp.full(h.shape, 2.0) + h,
+    "lax.full": lambda h: lax.full(h.shape, 2.0) * h,
+    "lax.broadcast": lambda h: jnp.maximum(h, lax.broadcast(0.1, h.shape)),
+    "lax.full_like": lambda h: lax.select(h > 0, h, lax.full_like(h, 0.5)),
+    "lax.expand_dims": lambda h: h * lax.expand_dims(2.0, (0, 1)),
+    "lax.reshape": lambda h: h + lax.reshape(2.0, (1, 1)),
+    "integers": lambda h: h + jnp.full(h.shape, 3, jnp.int32).astype(h.dtype),
+    "half": lambda h: h + jnp.full(h.shape, 3, jnp.bfloat16).astype(h.dtype),
+    "where": lambda h: jnp.where(h > 0, h, -0.25),
+    "slice of a number": lambda h: h + lax.slice(2.0, (), ())[None, None],
+    "dynamic_slice of a number": lambda h: h + lax.dynamic_slice(jnp.float32(2.0), (), ())[None, None],
+    "full in a loop": lambda h: lax.fori_loop(0, 2, lambda i, c: c + jnp.full(c.shape, 1.5), h),
+    "lax.pad": lambda h: lax.pad(h, 0.5, ((0, 0, 0), (0, 0, 0))),
+    "lax.clamp": lambda h: lax.clamp(-0.5, h, 0.5),
 }
 PINNED = {
     "cumsum": (lambda h: jnp.cumsum(h, -1), "order"),
@@ -132,11 +168,31 @@ def hidden(middle):
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_hidden_width_is_prunable(name):
-    function, params, traced, (structure,) = hidden(PRUNABLE[name])
+    function, shapes, traced, (structure,) = hidden(PRUNABLE[name])
     assert not traced.unknown
     assert structure.prunable, structure.pinned
     assert {(member.path, member.axis) for member in structure.members} == {("up", 1), ("bias", 0), ("down", 0)}
-    assert retrace(function, traced, structure, params, floats(BATCH, 3)) == ""
+    assert retrace(function, traced, structure, shapes, floats(BATCH, 3)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PRUNABLE.keys() - {"dropout"}))
+def test_masked_is_cut_and_gates_of_one_change_nothing(name):
+    """A smaller program draws other random numbers, so dropout stays out. Controls: the dense model has others."""
+    function, shapes, traced, (structure,) = hidden(PRUNABLE[name])
+    random = np.random.default_rng(0)
+    params = {path: jnp.asarray(random.normal(size=leaf.shape), jnp.float32) for path, leaf in shapes.items()}
+    x, run = jnp.asarray(random.normal(size=(BATCH, 3)), jnp.float32), jax.jit(gated(traced))
+    dense, changed = function(params, x), 0.0
+    np.testing.assert_allclose(run(all_ones([structure]), params, x), dense, rtol=1e-5, atol=1e-5)
+    for removed in (0, 3):
+        keep = {structure.name: ~np.isin(np.arange(WIDTH), [removed, removed + 1])}
+        masked = run({structure.name: jnp.asarray(keep[structure.name], jnp.float32)}, params, x)
+        less = keep_units(traced, keep, params)
+        assert np.isfinite(masked).all()
+        np.testing.assert_allclose(masked, smaller(traced, keep)(less, x), rtol=1e-4, atol=1e-4)
+        changed = max(changed, float(np.abs(masked - dense).max()))
+    assert changed > 1e-3
 
 
 @pytest.mark.parametrize("name", PINNED)

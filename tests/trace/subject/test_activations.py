@@ -9,8 +9,6 @@ import pytest
 
 from saap_jax.estimation import ACTIVATION_MOMENTS, ACTIVATION_USAGE, make_estimators, observe
 from saap_jax.estimation.activations import MULTIPLES
-from saap_jax.estimation.registry import ESTIMATORS
-from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.llama import Llama
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
@@ -126,21 +124,6 @@ def test_queries_and_keys_count_by_what_they_meet():
 
 
 @pytest.mark.slow
-def test_batches_and_statistics_in_files_change_nothing(tmp_path):
-    subject = subject_of(problem_of("gpt2", 7), refused=True)
-    one, other = (subject.observe(subject.problem.calibration, NEEDS, batch_size=size) for size in (3, 7))
-    for statistic in NEEDS:
-        for a, b in zip(jax.tree.leaves(one.of(statistic)), jax.tree.leaves(other.of(statistic)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    save_statistics(tmp_path / "kept.safetensors", {"calibration": one})
-    loaded = load_statistics(tmp_path / "kept.safetensors", subject.weights)["calibration"]
-    for name in NAMES:
-        made = make_estimators([name])[name]
-        for structure, values in made.score(loaded, subject.weights).items():
-            np.testing.assert_array_equal(values, made.score(one, subject.weights)[structure])
-
-
-@pytest.mark.slow
 def test_masked_units_have_no_activation():
     subject = subject_of(problem_of("phi", 6), refused=True)
     keep = {name: units.copy() for name, units in subject.existing.items()}
@@ -180,9 +163,3 @@ def test_units_that_act_in_a_branch_are_refused_by_name():
     with pytest.raises(ValueError, match=r"activation_moments of down\[0\]: cannot be observed, its units act inside"):
         calibrate(subject, ["wanda"])
     assert calibrate(subject, ["gate_taylor"]).scores("gate_taylor")["down[0]"].shape == (1, 9)
-
-
-def test_all_estimators_of_activations_are_known_here():
-    """A new one of this kind belongs into these tests."""
-    own = {name.partition("(")[0] for name in NAMES}
-    assert {name for name in ESTIMATORS if make_estimators([name])[name].needs & NEEDS} == own

@@ -71,7 +71,9 @@ def test_nnx():
 def test_prune_returns_a_module_and_its_widths():
     model, arguments = of_network()
     pruned = saap_jax.prune(model, ratio=0.3, refused=True, **arguments)
-    assert type(pruned.params) is type(from_nnx(model, **arguments).params)
+    problem = from_nnx(model, **arguments)
+    assert type(pruned.params) is type(problem.params)
+    assert not problem.rebuild(problem.params).dropout.deterministic, "in the mode that it had"
     assert pruned.losses["cut"] == pytest.approx(pruned.losses["masked"], rel=1e-4)
     assert pruned.losses["dense"] != pytest.approx(pruned.losses["cut"], rel=1e-6)
     small = pruned.model
@@ -126,6 +128,9 @@ def test_linen_and_a_learned_configuration():
 def test_what_cannot_be_pruned_is_said():
     with pytest.raises(ValueError, match="expected a Problem or a module of NNX, Equinox or Keras, got Encoder"):
         saap_jax.prune(Encoder(), loss=square)
+    params = {"a/b": drawn(3, 5), "a": {"b": drawn(5, 2)}}
+    with pytest.raises(ValueError, match="params: expected paths that differ, got a/b twice"):
+        trace(lambda params, x: x @ params["a/b"] @ params["a"]["b"], params, drawn(1, 3))
     with pytest.raises(ValueError, match="expected nothing more beside a Problem, got loss"):
         saap_jax.prune(stacked(), loss=square)
 
@@ -237,16 +242,6 @@ def test_arrays_of_numpy_stay_arrays_of_numpy():
     assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {np.dtype(float)}
 
 
-def test_a_module_comes_back_in_the_mode_that_it_had():
-    model, arguments = of_network()
-    problem = from_nnx(model, **arguments)
-    built = problem.rebuild(problem.params)
-    assert not built.dropout.deterministic
-    assert not built.norm.use_running_average
-    model.eval()
-    assert from_nnx(model, **arguments).rebuild(problem.params).dropout.deterministic, "negative control"
-
-
 class Batch(NamedTuple):
     x: jax.Array
     scale: jax.Array
@@ -264,9 +259,3 @@ def test_a_batch_may_be_a_named_tuple():
         function=function, params=params, loss=square, calibration=(batch, targets), held_out=(batch, targets)
     )
     assert [each.units for each in subject_of(problem).structures] == [5]
-
-
-def test_paths_have_to_differ():
-    params = {"a/b": drawn(3, 5), "a": {"b": drawn(5, 2)}}
-    with pytest.raises(ValueError, match="params: expected paths that differ, got a/b twice"):
-        trace(lambda params, x: x @ params["a/b"] @ params["a"]["b"], params, drawn(1, 3))

@@ -52,7 +52,7 @@ def test_compare(here, capsys):
     run = here / "runs" / "compare"
     record = json.loads((run / "run.json").read_text())
     assert (record["kind"], record["status"]) == ("compare", "finished")
-    assert record["model"]["prunable_parameters"] == sum(leaf.size for leaf in _leaves())
+    assert record["model"]["prunable_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(stacked().params))
     best = record["best"]
     assert best["ppl"] == pytest.approx(best["ppl_masked"], rel=1e-4)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -77,10 +77,6 @@ def test_compare(here, capsys):
     capsys.readouterr()
     assert main([*words[:-1], "0.2"]) == 2
     assert "pass --overwrite or another --name" in capsys.readouterr().err
-
-
-def _leaves():
-    return jax.tree.leaves(stacked().params)
 
 
 @pytest.mark.slow
@@ -129,27 +125,6 @@ def test_prune_compensates(here, capsys):
     assert "in[1] is not compensated: it is a stream that several parts read" in printed.out + printed.err
 
 
-@pytest.mark.slow
-def test_compare_compensates(here, capsys):
-    words = ["compare", "mine.py:problem", "--estimation.estimators", "magnitude", "--ratios", "0.4"]
-    words += ["--grid.compensations", "none", "least_squares", "--calibration.batch-size", "1"]
-    for road in ("dense", "pruned"):
-        assert main([*words, "--compensation.propagate", road, "--name", road]) == 0
-        text = " ".join(capsys.readouterr().out.split())
-        assert "Compensation by least_squares leaves structures as they are: in[1] (it is a stream" in text
-        run = here / "runs" / road
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [row["compensation"] for row in rows] == ["none", "least_squares"]
-        assert rows[0]["kept"] == rows[1]["kept"]
-        assert rows[0]["ppl"] != rows[1]["ppl"]
-        record = json.loads((run / "run.json").read_text())
-        assert record["best"]["ppl"] == pytest.approx(record["best"]["ppl_masked"], rel=1e-4)
-        assert "Compensation by least_squares leaves" in (run / "report.html").read_text()
-    capsys.readouterr()
-    assert main([*words[:-2], "--name", "few"]) == 2
-    assert "expected at least 4 microbatches of calibration text" in capsys.readouterr().err
-
-
 def test_the_factory_serves_discover_too(here, capsys):
     assert main(["discover", "mine.py:problem", "--details"]) == 0
     assert "layers/down[1]: 5 units in each of 2, 8 parameters a unit, prunable" in capsys.readouterr().out
@@ -172,13 +147,6 @@ def test_the_example_of_the_documentation(here, capsys):
         finally:
             sys.path.remove(str(here))
     assert capsys.readouterr().out.startswith("0.0104")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["frontier", "sensitivity"])
-def test_one_held_out_set_judges_in_domain(command, here, capsys):
-    words = [command, "mine.py:problem", "--judged", "out"]
-    assert "judged: expected in, as there is one held-out set" in refused(capsys, words)
 
 
 @pytest.mark.slow

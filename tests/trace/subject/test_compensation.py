@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import saap_jax
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.llama.segments import masks
 from saap_jax.trace.problem import Problem
@@ -311,6 +310,19 @@ def test_the_damping_is_chosen_on_every_fourth_batch(x64):
     )
 
 
+@pytest.mark.slow
+def test_types_and_kinds_of_arrays_stay():
+    problem = mlp_problem(np.float32)
+    params = {name: value.astype(jnp.bfloat16) for name, value in problem.params.items()}
+    params["down"] = np.asarray(params["down"])
+    run = lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32)  # noqa: E731
+    subject = subject_of(dataclasses.replace(problem, function=run, params=params))
+    config = CompensationConfig(method="least_squares")
+    new, _ = subject.compensated(keep_for(subject), problem.calibration, config, batch_size=4)
+    for name, value in new.problem.params.items():
+        assert (type(value), value.dtype) == (type(params[name]), jnp.bfloat16)
+
+
 # --- left alone ----------------------------------------------------------------------------------
 
 
@@ -361,35 +373,3 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
     for method in ("scales", "least_squares+scales", "bias"):
         with pytest.raises(ValueError, match=r"expected none or least_squares for a traced model, got"):
             subject.check_compensation(CompensationConfig(method=method), 8)
-
-
-@pytest.mark.slow
-def test_types_and_kinds_of_arrays_stay():
-    problem = mlp_problem(np.float32)
-    half = dataclasses.replace(
-        problem,
-        function=lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32),
-        params={"up": np.asarray(problem.params["up"].astype(jnp.bfloat16)),
-                "down": np.asarray(problem.params["down"].astype(jnp.bfloat16)),
-                "bias": problem.params["bias"].astype(jnp.bfloat16)},
-    )  # fmt: skip
-    subject = subject_of(half)
-    config = CompensationConfig(method="least_squares")
-    new, _ = subject.compensated(keep_for(subject), half.calibration, config, batch_size=4)
-    for name, value in new.problem.params.items():
-        assert type(value) is type(half.params[name])
-        assert value.dtype == jnp.bfloat16
-
-
-@pytest.mark.slow
-def test_the_call():
-    problem = dataclasses.replace(mlp_problem(np.float32, rows=64))
-    options = {"ratio": 0.4, "estimator": "magnitude", "batch_size": 4}
-    plain = saap_jax.prune(problem, **options)
-    found = saap_jax.prune(problem, compensation=CompensationConfig(method="least_squares"), **options)
-    assert found.losses["dense"] == plain.losses["dense"]
-    assert found.losses["cut"] != plain.losses["cut"]
-    assert [each.structure for each in found.corrections] == ["down[0]"]
-    assert not plain.corrections
-    outputs = found.function(found.params, problem.held_out[0])
-    np.testing.assert_allclose(square(outputs, problem.held_out[1]), found.losses["cut"], rtol=1e-4)

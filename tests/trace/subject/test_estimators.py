@@ -44,13 +44,6 @@ def test_the_dense_losses_are_the_functions(subject):
     np.testing.assert_allclose(losses(subject, subject.ones), jnp.square(outputs - targets).mean(-1), rtol=1e-5)
 
 
-def test_shapes(scores):
-    assert {name: values.shape for name, values in scores["magnitude"].items()} == {
-        "in[1]": (1, 4), "layers/down[1]": (2, 5),
-    }  # fmt: skip
-    assert all(np.isfinite(v).all() for each in scores.values() for v in each.values())
-
-
 @pytest.mark.parametrize("name", ["in[1]", "layers/down[1]"])
 def test_gate_scores_are_finite_differences(subject, scores, name):
     step = 1e-2
@@ -151,10 +144,3 @@ def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subjec
     assert found.shape == (5, 2, 5)
     np.testing.assert_allclose(found.mean(0), sums, rtol=1e-4, atol=1e-5)
     assert np.abs(found.mean(0) - (subject.problem.params["layers"]["up"] ** 2).sum(1)).max() > 0.1
-
-
-def test_batches_change_nothing(subject, scores):
-    others = calibrate(subject, ("gate_taylor", "taylor_element_second"), batch_size=5)
-    for name in others.estimators:
-        for structure, values in others.scores(name).items():
-            np.testing.assert_allclose(values, scores[name][structure], rtol=1e-4, atol=1e-6)

@@ -65,14 +65,6 @@ def pruned():
     return subject, select_scores(subject, scores, 0.4, SearchConfig()).keep
 
 
-def test_its_structures_are_heads_widths_of_heads_and_channels(pruned):
-    """A head's width is one structure of all heads: the projections are flat, so it cannot be another in each."""
-    subject, keep = pruned
-    found = {(each.units, each.copied) for each in subject.structures}
-    assert {(HEADS, (2,)), (HIDDEN, (2,))} <= found
-    assert all(not kept.all() for kept in keep.values())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 5, 16])
 def test_masked_is_cut_at_other_lengths(pruned, length):
@@ -87,22 +79,6 @@ def test_masked_is_cut_at_other_lengths(pruned, length):
     dense = decoder(subject.problem.params, tokens)
     assert masked.shape == dense.shape
     assert np.abs(masked - dense).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_it_generates_greedily_as_the_masked_model(pruned):
-    subject, keep = pruned
-    function, params = cut(subject, keep)
-    step = jax.jit(function)
-    gates = subject.by_copies({name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()})
-    tokens = {"cut": [3, 1], "masked": [3, 1]}
-    for _ in range(4):
-        row = jnp.asarray([tokens["cut"]], jnp.int32)
-        tokens["cut"].append(int(step(params, row)[0, -1].argmax()))
-        row = jnp.asarray([tokens["masked"]], jnp.int32)
-        program = jax.jit(gated(at_shapes(subject, (row,))))
-        tokens["masked"].append(int(program(gates, subject.problem.params, row)[0, -1].argmax()))
-    assert tokens["cut"] == tokens["masked"]
 
 
 def test_a_shape_is_traced_once(pruned):

@@ -98,24 +98,6 @@ def test_limits_of_single_structures(subject):
     assert select_scores(subject, drawn_scores(subject), 0.3, alone).keep["in[1]"].all()
 
 
-@pytest.mark.slow
-def test_adaptive_uses_the_stability_of_examples(subject):
-    calibrated = calibrate(subject, ["taylor_element"], stability=True, batch_size=5)
-    keeps = [
-        select(
-            subject,
-            calibrated,
-            "taylor_element",
-            0.4,
-            SearchConfig(allocation="adaptive", stability_weight=weight),
-        ).keep
-        for weight in (0.0, -5.0, 5.0)
-    ]
-    plain = select(subject, calibrated, "taylor_element", 0.4, SearchConfig(allocation="global")).keep
-    assert all((keeps[0][name] == plain[name]).all() for name in plain)
-    assert any((keeps[1][name] != keeps[2][name]).any() for name in plain)
-
-
 def test_candidates_compile_once(subject):
     losses = Losses(subject, batch_size=2)
     for seed in range(3):

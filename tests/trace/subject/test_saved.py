@@ -12,7 +12,7 @@ from safetensors.flax import load_file, save_file
 from saap_jax.config import SearchConfig
 from saap_jax.selection.choose import choose as select_scores
 from saap_jax.trace.subject import cut, load_pruned, save_pruned, subject_of
-from tests.trace.subject.problems import problem_of, stacked
+from tests.trace.subject.problems import stacked
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +53,6 @@ def test_shapes_of_the_dense_parameters_are_enough(pruned):
         function, params = load_pruned(path, wide)
         more = jnp.ones((length, 5))
         np.testing.assert_allclose(function(params, more), before(less, more[:, :3]), rtol=1e-6)
-
-
-def test_what_lies_there(pruned):
-    path, _, keep = pruned
-    assert sorted(file.name for file in path.parent.iterdir()) == ["model"]
-    assert sorted(file.name for file in path.iterdir()) == ["params.safetensors", "pruned.json"]
-    assert set(load_file(path / "params.safetensors")) == {"in", "layers/up", "layers/down", "out"}
-    record = json.loads((path / "pruned.json").read_text())
-    assert record["about"] == {"estimator": "random"}
-    assert {each["name"]: each["units"] for each in record["structures"]} == {"in[1]": 4, "layers/down[1]": 5}
-    for name, kept in keep.items():
-        assert record["keep"][name]["kept"] == [np.flatnonzero(row).tolist() for row in kept]
 
 
 def test_nothing_is_overwritten(pruned):
@@ -116,17 +104,3 @@ def test_a_damaged_directory_is_refused(pruned, tmp_path, damage):
             kind, message = ValueError, "expected a pruned traced model, got SafetensorError"
     with pytest.raises(kind, match=message):
         load_pruned(path, stacked())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["linen_encoder", "nnx_decoder"])
-def test_modules_come_back(name, tmp_path):
-    """Flax modules keep the sizes that they were made with; the loaded function does not."""
-    problem = problem_of(name, 3)
-    subject = subject_of(problem, refused=True)
-    scores = {each: np.random.default_rng(0).uniform(size=gate.shape) for each, gate in subject.ones.items()}
-    keep = select_scores(subject, scores, 0.3, SearchConfig()).keep
-    before, less = save_pruned(tmp_path / "model", subject, keep)
-    function, params = load_pruned(tmp_path / "model", problem_of(name, 3))
-    inputs = problem.inputs(problem.held_out[0])
-    np.testing.assert_allclose(function(params, *inputs), before(less, *inputs), rtol=1e-5)

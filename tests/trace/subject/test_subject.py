@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ from saap_jax.config import (
     EstimationConfig,
     EvaluationConfig,
     FidelityConfig,
-    FrontierConfig,
     FusionConfig,
     GridConfig,
     MeshConfig,
@@ -27,13 +24,12 @@ from saap_jax.config import (
     SensitivityConfig,
     for_factory,
 )
-from saap_jax.evaluation.crossing import found_variants
-from saap_jax.jobs import compare, fidelity, frontier, sensitivity
+from saap_jax.jobs import compare, fidelity, sensitivity
 from saap_jax.jobs.score import score_run
 from saap_jax.llama.segments import masks
 from saap_jax.report.page.html import render_page
 from saap_jax.report.write import read_views, report_page
-from saap_jax.selection.choose import choose, choose_path
+from saap_jax.selection.choose import choose
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, subject_of
 from tests.trace.subject.problems import calibrate, stacked, trained
@@ -142,22 +138,6 @@ class TestCompare:
         assert any(keeps["gate_taylor", "global", "all", seed, 0.4] != keeps["gate_taylor", "global", "b", seed, 0.4]
                    for seed in (0, 1))  # fmt: skip
 
-    def test_a_killed_run_goes_on_to_the_same_rows(self, config, run, tmp_path):
-        again = dataclasses.replace(config, runs=str(tmp_path))
-        other = shutil.copytree(run.path, tmp_path / run.path.name)
-        lines = (other / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        (other / "metrics.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:20])
-        record = json.loads((other / "run.json").read_text())
-        record.pop("best")
-        record |= {"status": "running", "config": {**record["config"], "runs": str(tmp_path)}}
-        (other / "run.json").write_text(json.dumps(record))
-        for name in ("keep.json", "report.html"):
-            (other / name).unlink(missing_ok=True)
-        shutil.rmtree(other / "best")
-        resumed = compare.compare(again)
-        assert rows_of(resumed) == rows_of(run)
-        assert resumed.record["best"]["ppl"] == run.record["best"]["ppl"]
-
     def test_the_page_speaks_of_losses(self, run):
         several = render_page(report_page(read_views([run.path, run.path]), folded=False))
         for page in ((run.path / "report.html").read_text().lower(), several.lower()):
@@ -198,20 +178,6 @@ class TestOthers:
             masked = losses.of(masks(keep), own.problem.params, own.problem.held_out)[:16]
             assert np.mean(row["losses"]["loss near"]) == pytest.approx(masked.mean(), rel=1e-3)
             assert abs(masked.mean() - dense.mean()) > 1e-6
-
-    @pytest.mark.slow
-    def test_the_largest_ratio_holds_the_limit(self, factory, tmp_path):
-        config = for_factory(
-            FrontierConfig, factory, runs=str(tmp_path), ratios=(0.1, 0.3, 0.5), max_ppl_increase="400%", resamples=50,
-            estimation=EstimationConfig(estimators=("gate_taylor",)), tolerance=0.05,
-        )  # fmt: skip
-        run = frontier.frontier(config)
-        (line,), limit = run.record["frontier"]["lines"], run.record["frontier"]["limit"]
-        assert limit == pytest.approx(5 * run.record["dense"]["ppl"]["loss near"])
-        rows = {row["ratio_asked"]: row["ppl"]["loss near"] for row in run.candidates()}
-        assert rows[line["ratio"]] <= limit
-        assert line["breaks_at"] is None or rows[line["breaks_at"]] > limit
-        assert found_variants(run.record, run.candidates())[0].variant == "gate_taylor"
 
     @pytest.mark.slow
     def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
@@ -256,23 +222,6 @@ class TestOnTheWay:
         assert compared >= 2
         for name, kept in keep.items():
             assert np.isnan(np.asarray(found.scores("gate_taylor")[name])[~kept]).all()
-
-    def test_steps_keep_what_went_gone(self, subject):
-        calibrated = calibrate(subject, ["gate_taylor"], stability=True)
-        scenarios = {"calibration": subject.problem.calibration}
-        found = choose_path(
-            subject,
-            calibrated,
-            scenarios,
-            "gate_taylor",
-            (0.2, 0.4),
-            SearchConfig(allocation="global", rescore_every=0.1),
-        )
-        for name in subject.existing:
-            assert not (found[0.4].keep[name] & ~found[0.2].keep[name]).any()
-        assert found[0.4].actual >= 0.4
-        for selection in found.values():
-            subject.check_keep(selection.keep)
 
 
 class TestLosses:
