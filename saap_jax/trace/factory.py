@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 
 def traced_factory(name: str) -> Found:
-    """Return the structures of what a factory returns: a function of parameters and inputs, and both.
+    """Trace what a factory returns: a function of parameters and inputs, and both.
 
     The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
     that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too. The current
@@ -53,7 +53,7 @@ def traced_factory(name: str) -> Found:
 
 
 def made_problem(name: str) -> Problem:
-    """Return the problem that a factory returns.
+    """Make the problem of a factory.
 
     Raises:
         ValueError: no such module or factory, or a factory that fails or returns something else.
@@ -68,7 +68,7 @@ def made_problem(name: str) -> Problem:
 
 
 def made_by(name: str) -> Any:
-    """Return what a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`, returns; no mesh that it sets stays in force."""
+    """Call a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`; no mesh that it sets stays in force."""
     place, _, attribute = name.rpartition(":")
     with jax.set_mesh(jax.sharding.get_mesh()):
         return _call(_find(place, attribute), name)

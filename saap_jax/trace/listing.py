@@ -16,7 +16,7 @@ from saap_jax.trace.trace import AxisMember, Traced, TracedStructure, trace
 
 
 def listing(name: str, model: Llama) -> tuple[Table, str]:
-    """Return the structures of a model as a table, and a sentence on its size."""
+    """Tabulate the structures of a model of ours, with a sentence on its size."""
     structures = discover(model)
     table = Table(title=f"coupled structures of {name}", title_justify="left")
     for column in ("structure", "members (path, axis)", "units a layer", "units", "parameters a unit"):
@@ -33,13 +33,13 @@ def listing(name: str, model: Llama) -> tuple[Table, str]:
 
 
 def traced_model(model: Llama) -> Traced:
-    """Return the structures of a model as its program tells them, to be drawn."""
+    """Trace a model of ours, to be drawn."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
     return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
 
 
 def describe(traced: Traced, *, pinned: bool = True) -> str:
-    """Return the structures as text: what is prunable, then (if asked for) what is pinned, and why."""
+    """Describe the structures as text: what is prunable, then (if asked for) what is pinned, and why."""
     lines = []
     for structure in sorted(traced.structures, key=lambda structure: not structure.prunable):
         if structure.prunable or pinned:
@@ -71,7 +71,7 @@ def _placed(member: AxisMember) -> str:
 
 
 def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
-    """Return the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
+    """Record the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
     structures = sorted(
         (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
     )
@@ -100,7 +100,7 @@ def _label(structure: TracedStructure) -> tuple[str, str]:
 
 
 def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) -> list[Table | str]:
-    """Return what of a traced function is prunable, what is pinned and why, as tables and sentences.
+    """Tabulate what of a traced function is prunable, and what is pinned and why.
 
     Equal layers share a row, the name of which is a pattern that the `*_each` options take. Where nothing is prunable,
     or pinned, there is no table.

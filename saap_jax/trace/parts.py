@@ -95,7 +95,7 @@ def _every(notes: Notes, node: int, stride: int) -> int:
 
 
 def _cut(notes: Notes, node: int, sizes: Sequence[int], detail: str) -> list[int]:
-    """Return the parts of an axis, of the given sizes; parts of blocks are pinned."""
+    """Cut an axis into parts of the given sizes; parts of blocks are pinned."""
     parts, rest = [], node
     for i, size in enumerate(sizes):
         left = notes.axes.size(rest)
@@ -190,7 +190,7 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], sizes: Sequence[int]) -> set[int]:
-    """Return the axes that are looked up by positions along themselves, one at a time."""
+    """Choose the axes that are looked up by positions along themselves, one at a time."""
     chosen = set()
     for component, axis in enumerate(map(int, indexed)):
         known = index_of(notes.axes, notes.positions[1], component, len(indexed))

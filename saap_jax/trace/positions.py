@@ -111,7 +111,7 @@ def _side_by_side(eqn: JaxprEqn) -> bool:
 
 
 def _chosen(axes: Axes, known: Sequence[Positions | None]) -> Positions | None:
-    """Return the positions that a selection leaves: none is negative, so those that were wrapped are not chosen."""
+    """Tell the positions that a selection leaves: none is negative, so those that were wrapped are not chosen."""
     which, *cases = known
     if not all(cases) or any(each.role not in ("positions", "wrapped") for each in cases if each):
         return None

@@ -79,7 +79,7 @@ class Problem:
                 )
 
     def without_explicit_axes(self) -> "Problem":
-        """Return the problem with its arrays where they lie, on meshes whose axes are not explicit."""
+        """Leave the arrays where they lie, on meshes whose axes are not explicit."""
         params, calibration, held_out = automatic((self.params, self.calibration, self.held_out))
         return dataclasses.replace(self, params=params, calibration=calibration, held_out=held_out)
 
@@ -104,15 +104,15 @@ class Problem:
         return sum(map(count_examples, self.scenarios.values()))
 
     def inputs(self, inputs: Any) -> tuple[Any, ...]:
-        """Return the inputs as the function takes them."""
+        """Give the inputs as the function takes them."""
         return inputs if type(inputs) is tuple else (inputs,)
 
     def row(self, examples: Examples, index: int) -> Examples:
-        """Return one example as a batch of one."""
+        """Take one example as a batch of one."""
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), examples)
 
     def loss_of(self, outputs: Any, targets: Any) -> Any:
-        """Return the loss of a batch of one example.
+        """Compute the loss of a batch of one example.
 
         Raises:
             ValueError: the loss returns something else than one number.
@@ -125,7 +125,7 @@ class Problem:
 
 
 def _sets(given: Any, name: str) -> dict[str, Any]:
-    """Return sets of examples by name."""
+    """Name sets of examples."""
     if not isinstance(given, Mapping):
         return {name: given}
     if not given:
@@ -134,12 +134,12 @@ def _sets(given: Any, name: str) -> dict[str, Any]:
 
 
 def count_examples(examples: Examples) -> int:
-    """Return how many examples there are."""
+    """Count examples."""
     return len(jax.tree.leaves(examples)[0])
 
 
 def example_shapes(name: str, examples: Examples) -> list[str]:
-    """Return type and shape of each array of one example; raise where there is none, or their numbers differ."""
+    """Tell type and shape of each array of one example; raise where there is none, or their numbers differ."""
     leaves = jax.tree.leaves(examples)
     counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in leaves}
     if len(counts) != 1 or counts & {None, 0}:

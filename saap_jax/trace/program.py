@@ -38,7 +38,7 @@ class Site(NamedTuple):
         return (*above, self.number)
 
     def __str__(self) -> str:
-        """Return the names and indices of the equations, outermost first, such as `scan[18]/dot_general[14]`."""
+        """Name the equations with their indices, outermost first, such as `scan[18]/dot_general[14]`."""
         above = "" if self.parent is None else f"{self.parent}/"
         return f"{above}{self.eqn.primitive.name}[{self.number}]"
 
@@ -76,11 +76,11 @@ class Follower:
         self.equations = 0
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        """Return the values of a program's results."""
+        """Follow a program to its results."""
         return self._run(jaxpr, constants, inputs, None, 0, ())
 
     def constant(self, value: Any) -> Value:
-        """Return the layout of an array that is neither parameter nor input: each axis keeps its size."""
+        """Lay out an array that is neither parameter nor input: each axis keeps its size."""
         shape = tuple(getattr(value, "shape", ()))
         detail = f"an array of shape {shape}"
         return Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
@@ -136,11 +136,11 @@ class Follower:
     def inside(
         self, program: Any, inputs: Sequence[Value], site: Site, branch: int, loops: tuple[int, ...]
     ) -> list[Value]:
-        """Return the results of a program inside an equation."""
+        """Follow a program inside an equation to its results."""
         return self._run(*opened(program), inputs, site, branch, loops)
 
     def plain(self, values: Sequence[Value]) -> list[Value]:
-        """Return values of which nothing is known but their axes; those that are positions are used as numbers."""
+        """Forget of values all but their axes; those that are positions are used as numbers."""
         for value in values:
             used(self.notes.axes, value.positions)
         return [value._replace(positions=None) for value in values]

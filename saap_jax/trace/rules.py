@@ -291,7 +291,7 @@ def reshape(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
 
 
 def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
-    """Return the axes of an empty array in another shape: those in front that keep their sizes pass, others are pinned.
+    """Reshape an empty array: those in front that keep their sizes pass, others are pinned.
 
     Which of the others became which cannot be told from their sizes, whose product is 0 in any case.
     """
@@ -303,7 +303,7 @@ def _empty(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> Layout:
 
 
 def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int]:
-    """Return the node of each new axis of size 1 that is an old one: as many of them before the same elements."""
+    """Match each new axis of size 1 with an old one: as many of them before the same elements."""
     old, new = [notes.axes.size(node) for node in layout], list(sizes)
     passed: dict[int, int] = {}
     places = [[math.prod(shape[:axis]) for axis in range(len(shape))] for shape in (old, new)]
@@ -319,7 +319,7 @@ def _ones(notes: Notes, layout: Layout, sizes: tuple[int, ...]) -> dict[int, int
 
 
 def regroup(notes: Notes, nodes: list[int], targets: list[int]) -> list[int]:
-    """Return the nodes of the axes that `targets` sizes, major first, cut out of the factors of `nodes`."""
+    """Cut axes of the sizes `targets`, major first, out of the factors of `nodes`."""
     axes = notes.axes
     factors = [factor for node in nodes for factor in axes.factors(node)][::-1]
     out = []

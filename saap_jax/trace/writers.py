@@ -406,8 +406,8 @@ def _writer(
     own[index.ravel()] = True
     if np.count_nonzero(own) != index.size:
         shared = f"numbers of {moved.path} are repeated on the way to {place.where}"
-    for use in uses.values():
-        if use is not moved and use.path == moved.path and own[use.index(shape).ravel()].any():
+    for tap, use in uses.items():
+        if tap != place.partner and use.path == moved.path and own[use.index(shape).ravel()].any():
             shared = f"{moved.path} is used elsewhere too, beside {place.where}"
     made = _with_units(dataclasses.replace(place, loops=moved.loops), structures, gates)
     fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}

@@ -20,7 +20,7 @@ from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import automatic
 from saap_jax.trace.factory import traced_factory
-from saap_jax.trace.subject.saved import load_pruned, save_pruned
+from saap_jax.trace.subject.saved import load_pruned
 from saap_jax.trace.subject.subject import subject_of
 
 pytestmark = pytest.mark.sharded
@@ -184,7 +184,7 @@ def test_a_traced_model_is_pruned_as_on_one_device(arrays, inside, mesh, pruned)
 def test_a_pruned_model_is_saved_and_loaded_where_a_mesh_is_in_force(mesh, tmp_path, pruned):
     with jax.set_mesh(mesh):
         given = problem(plain, *placed(mesh))
-        save_pruned(tmp_path / "m", subject_of(given), pruned.keep)
+        subject_of(given).cut(pruned.keep).save(tmp_path / "m", pruned.keep)
         function, params = load_pruned(tmp_path / "m", given)
     np.testing.assert_allclose(function(params, X), pruned.function(pruned.params, X), rtol=1e-4, atol=1e-4)
 

@@ -5,7 +5,7 @@ the cut model as a directory · `subject` all of it as a `Subject` · `pruned` a
 """
 
 from saap_jax.trace.subject.problem import Losses, cut
-from saap_jax.trace.subject.saved import load_pruned, save_pruned
+from saap_jax.trace.subject.saved import load_pruned
 from saap_jax.trace.subject.subject import TracedSubject, subject_of
 
-__all__ = ["Losses", "TracedSubject", "cut", "load_pruned", "save_pruned", "subject_of"]
+__all__ = ["Losses", "TracedSubject", "cut", "load_pruned", "subject_of"]

@@ -16,7 +16,7 @@ the same rows out to others.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -203,102 +203,94 @@ def compensate(
     Raises:
         ValueError: a keep-set of another model, a method that can do nothing here, or too few batches of examples.
     """
+    params = subject.problem.params
     if config.method == "none":
-        return Compensated(subject.problem.params, [])
+        return Compensated(params, [])
     check_compensation(subject, config, -(-count_examples(examples) // batch_size))
-    due = _due(subject, keep)
-    made = _Made(subject.problem.params, keep, config)
-    if not due:
-        return made.done()
-    if config.propagate == "pruned":
-        _in_order(subject, keep, due, examples, batch_size, made, progress)
-        return made.done()
-    known = moments_of(subject, examples, batch_size) if moments is None else moments
-    for writer, kept in progress(due):
-        weight = wide(writer.matrices(made.given[writer.path]))
-        for system in np.flatnonzero(~kept.all(1)).tolist():
-            fit, held = (
-                None if part is None else _toward_itself(part[writer.tap], weight[system], system) for part in known
-            )
-            made.correct(writer, system, kept[system], weight[system], fit, held)
-    return made.done()
+    given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
+    values, corrections = dict(given), []
 
-
-def _toward_itself(sums: Sums, weight: Float[Array, "coordinates out"], system: int) -> Normal:
-    """Pose the least-squares problem of a system toward its own output, T = a W."""
-    product, mean = sums.product[system], sums.mean[system]
-    cross = jnp.matmul(product, weight, precision="highest")
-    return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
-
-
-class _Made:
-    """Parameters on the way to being corrected."""
-
-    def __init__(self, params: Any, keep: Keep, config: CompensationConfig) -> None:
-        self.keep, self.config, self.tree = keep, config, jax.tree.structure(params)
-        self.given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
-        self.values = dict(self.given)
-        self.corrections: list[Correction] = []
-
-    def correct(
-        self, writer: Writer, system: int, kept: np.ndarray, weight: Array, fit: Normal | None, held: Normal | None
-    ) -> None:
-        """Correct one system and note what that did."""
-        assert fit is not None
-        matrix, _, damping, errors = corrected((fit, held), weight, kept, self.config)
-        self.values[writer.path] = writer.replaced(self.values[writer.path], system, np.asarray(matrix))
-        lost = [name for name in writer.units if not writer.kept({name: self.keep[name]})[system].all()]
-        self.corrections.append(Correction(" × ".join(lost), system, damping, *errors))
-
-    @property
-    def params(self) -> Any:
-        """The parameters as they are now, arrays of the kinds that were given."""
+    def now() -> Any:
         leaves = [
-            value if value is self.given[path] else like(jnp.asarray(value), self.given[path])
-            for path, value in self.values.items()
+            each if each is given[path] else like(jnp.asarray(each), given[path]) for path, each in values.items()
         ]
-        return jax.tree.unflatten(self.tree, leaves)
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
-    def done(self) -> Compensated:
-        """Hand over what was made."""
-        return Compensated(self.params, self.corrections)
+    due = _due(subject, keep)
+    if config.propagate == "pruned":
+        problems = _in_order(subject, keep, due, list(batches(examples, batch_size, subject.layout)), now, progress)
+    else:
+        known = moments if moments or not due else moments_of(subject, examples, batch_size)
+        problems = _at_once(subject, due, known, progress)
+    for writer, system, kept, weight, sums in problems:
+        matrix, _, damping, errors = corrected(sums, weight, kept, config)
+        values[writer.path] = writer.replaced(values[writer.path], system, np.asarray(matrix))
+        lost = [name for name in writer.units if not writer.kept({name: keep[name]})[system].all()]
+        corrections.append(Correction(" × ".join(lost), system, damping, *errors))
+    return Compensated(now(), corrections)
+
+
+Solvable = tuple[Writer, int, np.ndarray, Array, tuple[Normal, Normal | None]]
+"""A system of a writer, the coordinates that it keeps, its dense matrix, and the sums that correct it."""
+
+
+def _weight(subject: TracedProblem, writer: Writer) -> Float[Array, "systems coordinates out"]:
+    """Take the dense matrices of a writer."""
+    params = subject.problem.params
+    value = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))[writer.path]
+    return wide(writer.matrices(value))
+
+
+def _at_once(
+    subject: TracedProblem, due: Sequence[tuple[Writer, np.ndarray]], known: Moments | None, progress: Progress
+) -> Iterator[Solvable]:
+    """Pose the problems of all systems toward their own outputs, T = a W, from the dense model's moments."""
+    for writer, kept in progress(due):
+        weight = _weight(subject, writer)
+        for system in np.flatnonzero(~kept.all(1)).tolist():
+
+            def toward_itself(sums: Sums, weight: Array = weight[system], system: int = system) -> Normal:
+                product, mean = sums.product[system], sums.mean[system]
+                cross = jnp.matmul(product, weight, precision="highest")
+                return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
+
+            assert known is not None
+            held = toward_itself(known.held[writer.tap]) if known.held else None
+            yield writer, system, kept[system], weight[system], (toward_itself(known.fit[writer.tap]), held)
 
 
 def _in_order(
     subject: TracedProblem,
     keep: Keep,
     due: Sequence[tuple[Writer, np.ndarray]],
-    examples: Examples,
-    batch_size: int,
-    made: _Made,
+    parts: Sequence[Any],
+    now: Callable[[], Any],
     progress: Progress,
-) -> None:
-    """Correct one turn of one writer after the other, each on the model as corrected so far."""
+) -> Iterator[Solvable]:
+    """Pose the problems of one turn of one writer after the other, each on the model as it is corrected by then."""
     alike: dict[Any, list[Writer]] = {}
-    for writer, _ in due:
-        alike.setdefault(_shapes(writer), []).append(writer)
     turns: dict[tuple[int, ...], tuple[Writer, np.ndarray, list[int]]] = {}
     for writer, kept in due:
+        alike.setdefault(_shapes(writer), []).append(writer)
         for system in np.flatnonzero(~kept.all(1)).tolist():
             turns.setdefault(writer.turn(system), (writer, kept, []))[2].append(system)
     gates: Gates = {name: jnp.asarray(kept, jnp.float32) for name, kept in keep.items()}
-    dense, parts = subject.problem.params, list(batches(examples, batch_size, subject.layout))
     for writer, kept, systems in progress([turns[key] for key in sorted(turns)]):
         same = alike[_shapes(writer)]
         key = ("corrected", *(each.tap for each in same))
         step = subject.program(key, functools.partial(_normal_step, subject, tuple(same)))
         width = writer.systems // len(writer.turns)
         first = systems[0] // width * width
-        weight = wide(writer.matrices(made.given[writer.path]))[first : first + width]
+        weight, params = _weight(subject, writer)[first : first + width], now()
         sums: list[Normal | None] = [None, None]
-        now = made.params
         for number, ((inputs, _), weights) in enumerate(parts):
-            new = step(dense, now, gates, inputs, jnp.asarray(weights), weight, same.index(writer), first)
-            _add(sums, number, new)
+            given = gates, inputs, jnp.asarray(weights), weight, same.index(writer), first
+            _add(sums, number, step(subject.problem.params, params, *given))
         for system in systems:
             at = system - first
             fit, held = (None if part is None else Normal(*(leaf[at] for leaf in part)) for part in sums)
-            made.correct(writer, system, kept[system], weight[at], fit, held)
+            assert fit is not None
+            yield writer, system, kept[system], weight[at], (fit, held)
 
 
 def _shapes(writer: Writer) -> Any:

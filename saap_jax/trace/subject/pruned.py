@@ -72,7 +72,7 @@ class Pruned:
         return self.rebuild(self.params) if self.rebuild else self.params
 
     def __repr__(self) -> str:
-        """Return the widths and losses in one line."""
+        """Say widths and losses in one line."""
         widths = ", ".join(f"{name} {width.before} -> {width.after}" for name, width in self.widths.items())
         return (
             f"Pruned({self.ratio:.1%} removed: {widths}; loss {self.losses['dense']:.4g} -> {self.losses['cut']:.4g})"
@@ -150,7 +150,7 @@ def prune(
 
 
 def checked_losses(subject: TracedSubject, keep: Keep, cut: CutTraced, batch_size: int) -> dict[str, float]:
-    """Return the mean held-out losses, of the first set: `dense`, `masked`, `cut`; the last two with the parameters
+    """Compute the mean held-out losses, of the first set: `dense`, `masked`, `cut`; the last two with the parameters
     that were cut, compensated or not.
 
     Raises:
@@ -187,7 +187,7 @@ def own_code(cut: CutTraced) -> str:
 
 
 def widths_of(subject: TracedSubject, keep: Keep) -> dict[str, Width]:
-    """Return the units of each structure before and after; structures of equal layers are one where they agree."""
+    """Count the units of each structure before and after; structures of equal layers are one where they agree."""
     by_name = {each.name: Width(each.role, each.units, int(keep[each.name].sum(1)[0])) for each in subject.structures}
     groups: dict[str, list[str]] = {}
     for name in by_name:

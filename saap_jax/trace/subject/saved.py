@@ -11,31 +11,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
 from saap_jax.llama.files.write import new_output, write_further, write_json
+from saap_jax.runtime.errors import reading
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.remote import check_local
 from saap_jax.surgery.cut import keep_to_json
 from saap_jax.trace.cut import kept_shapes
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject.problem import TracedProblem, cut, cut_function
+from saap_jax.trace.subject.problem import TracedProblem, cut_function
 from saap_jax.trace.trace import Traced, TracedStructure, parameter_paths, trace
 from saap_jax.types import Keep
 
 FORMAT = 1
 """Version of the record."""
-
-
-@taken_in
-def save_pruned(
-    directory: str | Path, subject: TracedProblem, keep: Keep, about: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Callable[..., Any], Any]:
-    """Cut a subject, write it to a new directory, and return what `cut` does; see `write_pruned`."""
-    function, params = cut(subject, keep)
-    write_pruned(directory, subject, keep, params, about)
-    return function, params
 
 
 def write_pruned(
@@ -74,7 +64,7 @@ def write_pruned(
 
 @taken_in
 def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., Any], Any]:
-    """Return the cut model that a directory holds: `function(params, *inputs)` of any batch, and its parameters.
+    """Read the cut model that a directory holds: `function(params, *inputs)` of any batch, and its parameters.
 
     Args:
         problem: what the factory returns that the model was pruned from; of its parameters, the shapes count.
@@ -87,11 +77,9 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
     for name in ("pruned.json", "params.safetensors"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"expected a pruned traced model in {path}, found no {name}; check the directory")
-    try:
+    with reading(path, "a pruned traced model"):
         record = json.loads((path / "pruned.json").read_text(encoding="utf-8"))
         keep, values = _keep_of(record), load_file(path / "params.safetensors")
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected a pruned traced model, got {type(error).__name__}: {error}") from error
     problem = problem.without_explicit_axes()
     inputs, _ = problem.row(problem.first_set, 0)
     traced = trace(problem.function, problem.params, *problem.inputs(inputs))
@@ -112,12 +100,12 @@ def load_pruned(directory: str | Path, problem: Problem) -> tuple[Callable[..., 
 
 
 def read_keep(directory: str | Path) -> Keep:
-    """Return what a directory that `load_pruned` reads keeps."""
+    """Read what the model of a directory keeps."""
     return _keep_of(json.loads((Path(directory) / "pruned.json").read_text(encoding="utf-8")))
 
 
 def described(structure: TracedStructure) -> dict[str, Any]:
-    """Return a structure as plain values."""
+    """Describe a structure by plain values."""
     return {
         "name": structure.name,
         "units": structure.units,
@@ -128,7 +116,7 @@ def described(structure: TracedStructure) -> dict[str, Any]:
 
 
 def _keep_of(record: dict[str, Any]) -> Keep:
-    """Return the keep-set of a record, `[copies, units]` a structure."""
+    """Read the keep-set of a record, `[copies, units]` a structure."""
     if record["format"] != FORMAT:
         raise ValueError(f"a record of format {record['format']}, where this version reads {FORMAT}")
     keep: Keep = {}
@@ -141,7 +129,7 @@ def _keep_of(record: dict[str, Any]) -> Keep:
 
 
 def _difference(record: dict[str, Any], traced: Traced) -> str:
-    """Return the first difference between what was pruned and what is traced now, "" if none."""
+    """Find the first difference between what was pruned and what is traced now, "" if none."""
     before = {path: tuple(shape) for path, shape in record["shapes"].items()}
     for path in {**before, **traced.shapes}:
         if (old := before.get(path)) != (new := traced.shapes.get(path)):

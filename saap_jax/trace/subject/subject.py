@@ -75,7 +75,7 @@ class TracedSubject(TracedProblem, Subject):
         return TracedWeights(self.structures, members(self), self.acting)
 
     def limits(self, search: SearchConfig) -> dict[str, Limits]:
-        """Return the limits of each structure; of experts, as many as are chosen remain.
+        """Limit each structure; of experts, as many as are chosen remain.
 
         Raises:
             ValueError: a name or pattern that fits none, or an option that only layers have.
@@ -119,7 +119,7 @@ class TracedSubject(TracedProblem, Subject):
     # --- examples
 
     def scenarios(self, config: CalibrationConfig) -> dict[str, Examples]:
-        """Return the calibration examples of each scenario: all of them, or some drawn at random by the seed.
+        """Draw the calibration examples of each scenario: all of them, or some drawn at random by the seed.
 
         Raises:
             ValueError: a scenario that the problem does not have, or more examples than there are.
@@ -146,7 +146,7 @@ class TracedSubject(TracedProblem, Subject):
         return drawn
 
     def texts(self, config: EvaluationConfig) -> dict[str, Examples]:
-        """Return the held-out examples by metric, `loss NAME`.
+        """Choose the held-out examples by metric, `loss NAME`.
 
         Raises:
             ValueError: a set that the problem does not have.
@@ -168,16 +168,16 @@ class TracedSubject(TracedProblem, Subject):
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts) if len(parts) > 1 else parts[0]
 
     def rows(self, examples: Examples, chosen: slice | np.ndarray) -> Examples:
-        """Return some examples."""
+        """Take some examples."""
         return _rows(examples, chosen)
 
     def count(self, examples: Examples) -> tuple[int, int]:
-        """Return the number of examples, twice: each counts as a token."""
+        """Count examples, twice: each counts as a token."""
         rows = count_examples(examples)
         return rows, rows
 
     def shape(self, examples: Examples, rows: int | None = None) -> list[int]:
-        """Return `[examples, 1]`."""
+        """Tell `[examples, 1]`."""
         count = count_examples(examples)
         return [count if rows is None else min(rows, count), 1]
 
@@ -275,7 +275,7 @@ class TracedSubject(TracedProblem, Subject):
         check_compensation(self, config, microbatches)
 
     def moments(self, examples: Examples, batch_size: int) -> Moments:
-        """Return the second moments of what enters the contractions that carry units onward."""
+        """Gather the second moments of what enters the contractions that carry units onward."""
         return moments_of(self, examples, batch_size)
 
     def compensated(
@@ -299,7 +299,7 @@ class TracedSubject(TracedProblem, Subject):
         return dataclasses.replace(self, problem=problem), made.corrections
 
     def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
+        """Tell why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
         return {} if method == "none" else uncompensated(self, keep)
 
     # --- cut
@@ -311,15 +311,15 @@ class TracedSubject(TracedProblem, Subject):
         return CutTraced(self, saved.read_keep(path), function, place_params(params, self.layout))
 
     def cut(self, keep: Keep) -> "CutTraced":
-        """Return the smaller model."""
+        """Cut the model."""
         return CutTraced(self, keep, *cut(self, keep))
 
     def whole(self) -> "CutTraced":
-        """Return the model itself."""
+        """Take the model itself as a cut one."""
         return CutTraced(self, None, self.problem.function, self.problem.params)
 
     def seconds(self, models: Sequence[Any], examples: Examples, rows: int, *, repeats: int = 5) -> tuple[float, ...]:
-        """Return each model's median seconds for the outputs of some examples; the models take turns."""
+        """Time each model: median seconds for the outputs of some examples; the models take turns."""
         inputs = self.problem.inputs(_rows(examples, slice(rows))[0])
         runs = [functools.partial(jax.jit(each.function), each.params) for each in models]
         times: list[list[float]] = [[] for _ in runs]
@@ -335,7 +335,7 @@ class TracedSubject(TracedProblem, Subject):
     # --- recorded
 
     def digests(self) -> dict[str, str]:
-        """Return digests of the parameters, and of the traced programs of the model and of its loss."""
+        """Digest the parameters, and of the traced programs of the model and of its loss."""
         problem = self.problem
         inputs, targets = problem.row(problem.first_set, 0)
         outputs = jax.eval_shape(problem.function, problem.params, *problem.inputs(inputs))
@@ -346,7 +346,7 @@ class TracedSubject(TracedProblem, Subject):
         }
 
     def about(self) -> dict[str, Any]:
-        """Return name and sizes."""
+        """Record name and sizes."""
         return {
             "name": self.name,
             "parameters": self.parameters,
@@ -356,11 +356,11 @@ class TracedSubject(TracedProblem, Subject):
         }
 
     def structures_record(self) -> list[dict[str, Any]]:
-        """Return the structures as plain values."""
+        """Describe the structures by plain values."""
         return [saved.described(each) for each in self.structures]
 
     def couplings(self) -> Couplings:
-        """Return the structures of the traced program."""
+        """Record the structures of the traced program."""
         return coupling_record(self.traced)
 
 
@@ -390,7 +390,7 @@ class CutTraced:
         return 1
 
     def losses(self, examples: Examples, batch_size: int) -> WindowLosses:
-        """Return the loss of each example."""
+        """Compute the loss of each example."""
         if self.keep is None:
             judge = Losses(self.subject, batch_size=batch_size)
             values = judge.of(self.subject.ones, self.params, examples)
@@ -423,7 +423,7 @@ def subject_of(
 
 
 def _program_digest(program: Any) -> str:
-    """Return a digest of a closed jaxpr, its text and the arrays that it holds."""
+    """Digest a closed jaxpr, its text and the arrays that it holds."""
     held = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
             for x in map(_array, program.consts)]  # fmt: skip
     text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))

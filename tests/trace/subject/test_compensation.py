@@ -127,10 +127,10 @@ def replayed(problem, keep, road, damping):
             """Correct one matrix; return what the dense model writes, and what the corrected one does."""
             (a, dense), kept = (y.reshape(-1, kept.size) for y in active), kept.ravel()
             own = dense if road == "dense" else a * kept
-            old = layers[matrix][which].reshape(kept.size, -1)
+            old = layers[matrix][which].reshape(kept.size, -1).copy()
             new = ridge(own, dense @ old, old, kept, damping)
             layers[matrix][which] = new.reshape(layers[matrix].shape[1:])
-            return ((y @ w + layers[bias][which]).reshape(COUNT, SEQ, -1) for y, w in ((dense, old), (a * kept, new)))
+            return [(y @ w + layers[bias][which]).reshape(COUNT, SEQ, -1) for y, w in ((dense, old), (a * kept, new))]
 
         kept = heads[at][:, None] & width[at]
         dense, pruned = part(at, (attend(now, w, np), attend(x, w, np)), "out", "out_bias", kept)
