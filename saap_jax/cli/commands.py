@@ -258,8 +258,7 @@ def discover(config: Discover) -> None:
     check_target("--drawing", config.drawing)
     if ":" in config.model and not is_remote(config.model):
         from saap_jax.trace.factory import traced_factory
-        from saap_jax.trace.listing import traced_tables
-        from saap_jax.trace.trace import describe
+        from saap_jax.trace.listing import describe, traced_tables
 
         traced, verdicts = traced_factory(config.model)
         show(*traced_tables(config.model, traced, verdicts))
