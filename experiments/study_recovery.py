@@ -38,7 +38,7 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.evaluation.timing import Workload, compile_programs, spread, time_in_turns
 from saap_jax.jobs.recover import method_of
 from saap_jax.llama import Llama
-from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
 from saap_jax.recovery.loop import Plan, Training, train
 from saap_jax.recovery.objective import Objective

@@ -22,7 +22,7 @@ from typing import Any
 import saap_jax
 from saap_jax.config import PerStructure, SearchConfig
 from saap_jax.evaluation.timing import Programs, Spread, Times, Workload, compile_programs, speed_up, spread, time_once
-from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.generate import decoder_of
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import saap_jax
 from saap_jax.config import PerStructure, SearchConfig
 from saap_jax.evaluation.latency import measure_table
 from saap_jax.evaluation.timing import Spread, Workload, compile_programs, spread, time_in_turns
-from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.generate import decoder_of
 
 NEW = 9
 """Tokens that are generated behind each prompt, as `saap prune` does."""

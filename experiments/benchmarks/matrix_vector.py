@@ -3,8 +3,8 @@
     python experiments/benchmarks/matrix_vector.py [--embed 576] [--widths 1536 683] [--parts 2] [--megabytes 300]
 
 Gate and up are one matrix, as when decoding on a CPU; as many layers as take the megabytes, so that they come from
-memory. Each width is timed with whole matrices and with matrices in parts (`llama.fused.Shared`), in turns. Prints the
-median time of a layer and bytes a second: of a whole matrix that XLA gives one core they are lower.
+memory. Each width is timed with whole matrices and with matrices in parts (`llama.decoder.Shared`), in turns. Prints
+the median time of a layer and bytes a second: of a whole matrix that XLA gives one core they are lower.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from saap_jax.llama.fused import Shared
+from saap_jax.llama.decoder import Shared
 from saap_jax.llama.product import product
 
 Mlps = list[tuple[Shared, Shared]]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from saap_jax.llama.decoding.cache import cache_bytes
+from saap_jax.llama.decoder import cache_bytes
 from saap_jax.llama.model import Llama
 from saap_jax.structures import parameters_by_path
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from saap_jax.evaluation.timing import Programs, Times, Workload, compile_programs, spread, time_in_turns
 from saap_jax.llama import LayerWidths, Llama, LlamaSpec, random_llama
-from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.generate import decoder_of
 
 ENOUGH = 256 * 2**20
 """Bytes of weights that the equal layers of a timed model take, unless the given model has not as many layers."""

@@ -9,8 +9,8 @@ from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable
 from saap_jax.evaluation.timing import Programs, Workload
 from saap_jax.llama import Llama, LlamaSpec, abstract_llama
-from saap_jax.llama.decoding.cache import cache_bytes
-from saap_jax.llama.decoding.generate import rounded
+from saap_jax.llama.decoder import cache_bytes
+from saap_jax.llama.generate import rounded
 from saap_jax.structures import count_parameters
 
 TIMED = ("latency", "tokens_per_second")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from saap_jax.config.use import GenerateConfig
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.llama.decoding.generate import decoder_of
-from saap_jax.llama.decoding.sample import Sampling
-from saap_jax.llama.decoding.text import stream_texts
+from saap_jax.llama.generate import decoder_of, stream_texts
+from saap_jax.llama.sampling import Sampling
 
 
 def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_prompts: bool) -> None:

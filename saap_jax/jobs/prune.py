@@ -24,7 +24,7 @@ from saap_jax.jobs.judged import Judged, judge, judged_rows, texts_of
 from saap_jax.jobs.written import NEW_TOKENS, written_by
 from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
-from saap_jax.llama.decoding.generate import decoder_of
+from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.spec import LlamaSpec
 from saap_jax.recipes import find_recipes
 from saap_jax.recovery import check_group_size

@@ -5,8 +5,8 @@ from typing import Any
 
 from saap_jax.jobs.judged import DENSE, PRUNED
 from saap_jax.llama import Llama
-from saap_jax.llama.decoding.text import stream_texts
 from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.generate import stream_texts
 from saap_jax.runs.records import WrittenText
 from saap_jax.runtime.progress import Track, step
 from saap_jax.subjects.base import Subject

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from saap_jax.llama.decoding.generate import power_of_two
+from saap_jax.llama.generate import power_of_two
 from saap_jax.llama.model import Llama
 from saap_jax.llama.product import Weight, check_plain, inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, PLANES, Quantized, pack, with_matrices

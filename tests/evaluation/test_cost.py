@@ -15,8 +15,7 @@ from saap_jax.evaluation.cost import (
     token_macs,
     weight_bytes,
 )
-from saap_jax.llama.decoding.cache import empty_cache, extend, single_layers
-from saap_jax.llama.fused import fused_layers
+from saap_jax.llama.decoder import empty_cache, extend, fused_layers, single_layers
 from saap_jax.llama.segments import existing_units
 from saap_jax.structures import count_parameters
 from saap_jax.surgery.cut import cut

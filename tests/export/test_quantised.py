@@ -158,7 +158,7 @@ class TestInLlamaCpp:
 
     def test_greedy_tokens_of_a_merged_model(self, tmp_path):
         """32 tokens of SmolLM2 with adapters merged, in 4 bits, are those that our own decoding makes."""
-        from saap_jax.llama.decoding.generate import generate
+        from saap_jax.llama.generate import generate
         from tests.export.test_llamacpp import last_logits, opened
 
         try:

@@ -10,9 +10,8 @@ import pytest
 from saap_jax.estimation import GATE_GRADIENT, SQUARED_WEIGHT_GRADIENT, WEIGHT_GRADIENT, observe
 from saap_jax.estimation.ablation import ablate, sample_units
 from saap_jax.llama import Constants
-from saap_jax.llama.decoding.cache import single_layers
-from saap_jax.llama.decoding.generate import generate
-from saap_jax.llama.fused import fused_layers
+from saap_jax.llama.decoder import fused_layers, single_layers
+from saap_jax.llama.generate import generate
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.packed import packed_hidden
 from saap_jax.llama.segments import existing_units, masks, ones_gates

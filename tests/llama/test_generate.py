@@ -9,12 +9,20 @@ import pytest
 
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.llama import Constants, RopeScaling
-from saap_jax.llama.decoding.cache import cache_bytes, empty_cache, extend, single_layers
-from saap_jax.llama.decoding.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
-from saap_jax.llama.decoding.sample import Sampling, settings_of
-from saap_jax.llama.fused import FusedAttention, FusedMlp, Shared, fused_layers
+from saap_jax.llama.decoder import (
+    FusedAttention,
+    FusedMlp,
+    Shared,
+    cache_bytes,
+    empty_cache,
+    extend,
+    fused_layers,
+    single_layers,
+)
+from saap_jax.llama.generate import STEPS, decode_steps, generate, padded, prefill, rounded, stops_of, stream
 from saap_jax.llama.model import Attention
 from saap_jax.llama.product import product
+from saap_jax.llama.sampling import Sampling, settings_of
 from saap_jax.surgery.cut import cut
 from tests.helpers import VOCAB, changed, dense_model, forward, ragged_model, random_model, random_tokens, spec_of
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saap_jax.llama import save_model
-from saap_jax.llama.decoding.generate import generate
+from saap_jax.llama.generate import generate
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 torch = pytest.importorskip("torch")

@@ -7,9 +7,8 @@ from transformers import PreTrainedTokenizerFast
 from saap_jax.data import chat
 from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
-from saap_jax.llama.decoding.generate import generate
-from saap_jax.llama.decoding.sample import Sampling
-from saap_jax.llama.decoding.text import TextOutput, encode_prompt, stream_texts
+from saap_jax.llama.generate import TextOutput, encode_prompt, generate, stream_texts
+from saap_jax.llama.sampling import Sampling
 from tests.helpers import random_model
 
 TEXT = "naïve café — 東京 🙂👩‍👩‍👧 the cat\n\nsat on the mat"

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from saap_jax.evaluation.cost import weight_bytes
-from saap_jax.llama.decoding.cache import single_layers
-from saap_jax.llama.decoding.generate import generate
+from saap_jax.llama.decoder import single_layers
+from saap_jax.llama.generate import generate
 from saap_jax.llama.product import inputs_and_outputs
 from saap_jax.llama.quantized import MATRICES, Quantized, quantization_of
 from saap_jax.recovery import METHODS, AdapterParam, full, groupwise, lora, quantize

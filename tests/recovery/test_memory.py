@@ -8,7 +8,7 @@ from flax import nnx
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.evaluation.timing import Workload, compile_programs
 from saap_jax.llama import quantized
-from saap_jax.llama.decoding.cache import single_layers
+from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.recovery import groupwise, quantize
 from tests.helpers import random_model

@@ -27,9 +27,9 @@ from saap_jax.evaluation.tasks.encode import encode, prefix_token
 from saap_jax.evaluation.tasks.likelihood import Batch, Request, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.llama import Llama, load_model, load_tokenizer
-from saap_jax.llama.decoding.generate import generate
-from saap_jax.llama.decoding.sample import Sampling
 from saap_jax.llama.files.tokenizer import Tokenizer
+from saap_jax.llama.generate import generate
+from saap_jax.llama.sampling import Sampling
 
 MAX_NEW_TOKENS = 256
 """Tokens generated at most where a task does not say, as `HFLM` has it."""

@@ -52,7 +52,7 @@ def settings_of(sampling: Sampling) -> Settings:
 
 
 def draw(logits: Float[Array, "batch vocab"], settings: Settings, keys: Key[Array, "batch"]) -> Int[Array, "batch"]:
-    """Return one token a row, int32; a row depends on its own logits and key alone."""
+    """Draw one token a row, int32; a row depends on its own logits and key alone."""
 
     def drawn(logits: Array) -> Array:
         cut = truncate(logits.astype(jnp.float32) / settings.temperature, settings.top_k, settings.top_p)
@@ -72,24 +72,24 @@ def truncate(
     Both thresholds are found by bisection over the bits of a float32, 32 counts of the row: no sort, which takes
     longer than a forward pass of a small model, and `top_k` need not be known when the program is compiled.
     """
-    rank = _ordered(logits)
+
+    def ordered(x: Array) -> Array:
+        """Map float32 to int32 so that order is kept."""
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+        return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+    rank = ordered(logits)
     wanted = jnp.where(top_k > 0, top_k, logits.shape[-1])
     least = _largest(lambda t: jnp.sum(rank >= t[:, None], axis=-1) >= wanted, logits.shape[0])
     logits = jnp.where(rank >= least[:, None], logits, -jnp.inf)
     share = jax.nn.softmax(logits, axis=-1)
-    bits = _ordered(share)
+    bits = ordered(share)
     least = _largest(lambda t: jnp.sum(jnp.where(bits >= t[:, None], share, 0.0), axis=-1) >= top_p, logits.shape[0])
     return jnp.where((bits >= least[:, None]) | (top_p >= 1), logits, -jnp.inf)
 
 
-def _ordered(x: Float[Array, "batch vocab"]) -> Int[Array, "batch vocab"]:
-    """Map float32 to int32 so that order is kept."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
-
-
 def _largest(holds: Callable[[Array], Array], rows: int) -> Int[Array, "rows"]:
-    """Return for each row the largest int32 that a condition holds for, which holds up to some number and then not.
+    """Find for each row the largest int32 that a condition holds for, which holds up to some number and then not.
 
     Where it holds nowhere: the smallest int32.
     """

@@ -1,13 +1,20 @@
-"""Keys and values of the tokens seen so far, and the decoder that reads and extends them.
+"""A model that decodes: its cache of keys and values, and the form in which a CPU reads its matrices fastest.
 
 A cache has one pair of arrays a segment. What a layer's query heads share (GQA) is stored once, and a layer without
 heads stores nothing. Prompts of one batch end at the same slot, with their padding on the left: row b starts at slot
-`start[b]`, which is its position 0. So every row writes to the same slot, and one update in place serves all.
+`start[b]`, which is its position 0. So every row writes to the same slot, and one update in place serves all. The
+shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the product
+that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
 
-The shapes are chosen for XLA on a CPU, which works in place only where no reshape stands between an update and the
-product that reads it: a layer's keys are `[batch * kv_heads, slots, head_dim]`, as a batched product wants them.
+One token a row makes every product of a layer a matrix times a vector, whose time is that of reading the matrix; below
+a few megabytes XLA gives it one core. Two things help. Query, key and value read the same normalised activations, and
+so do gate and up, so each group is one product of a larger matrix. And a matrix whose inputs are split in as many parts
+as there are cores is a batch of products, which XLA does give to all of them: a narrow (cut) layer is then read as fast
+as a wide one. Measured by `experiments/benchmarks/matrix_vector.py`.
 """
 
+import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +26,17 @@ from saap_jax.llama.model import (
     Attention,
     DecoderLayer,
     Llama,
+    Mlp,
     at_least_float32,
     feed,
+    param,
     post_normed,
     project,
     rms_norm,
     written_by,
 )
-from saap_jax.llama.positions import Rotation, Seen, Sight, apart_of, rotary
-from saap_jax.llama.product import added, product
+from saap_jax.llama.positions import Seen, Sight, apart_of, rotary
+from saap_jax.llama.product import Matrix, added, product, sides
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.llama.spec import Apart, Constants
 
@@ -72,8 +81,7 @@ def single_layers(model: Llama) -> Llama:
     """
     if all(segment.length == 1 for segment in model.segments):
         return model
-    graph, rest = nnx.split(model)
-    single = nnx.merge(graph, rest)
+    single = nnx.merge(*nnx.split(model))
     single.segments = nnx.List(
         [
             jax.tree.map(lambda leaf, index=index: leaf[index : index + 1], segment)
@@ -108,7 +116,11 @@ def extend(
         allowed = visible
         if (window := how.sliding_window) is not None and window < count:  # slots are as far apart as positions
             allowed = visible & (seen[None, None] > slots[None, :, None] - window)
-        return Sight(_rotation(positions, count, head_dim, how), allowed)
+        # A table, made when the program is traced: XLA would take sines and cosines into every layer that uses them, a
+        # twentieth of the time of a prompt on a CPU.
+        with jax.ensure_compile_time_eval():
+            cos, sin = rotary(count, head_dim, how)
+        return Sight((cos[positions], sin[positions]), allowed)
 
     sight = one(constants)._replace(apart=None if constants.apart is None else one(constants.apart))
 
@@ -128,16 +140,6 @@ def extend(
             x, segment_cache = jax.lax.scan(step, x, (segment, segment_cache, apart))
         extended.append(segment_cache)
     return model.final(x), extended
-
-
-def _rotation(positions: Int[Array, "batch seq"], count: int, head_dim: int, how: Constants | Apart) -> Rotation:
-    """Look up the rotation of positions below `count` in a table, made when the program is traced.
-
-    XLA would take sines and cosines into every layer that uses them, a twentieth of the time of a prompt on a CPU.
-    """
-    with jax.ensure_compile_time_eval():
-        cos, sin = rotary(count, head_dim, how)
-    return cos[positions], sin[positions]
 
 
 def _layer(
@@ -193,3 +195,119 @@ def _attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(*queries.shape[:2], -1)
     mixed = jnp.einsum("rqs,rsh->rqh", weights, values).reshape(batch, kv_heads, q_per_kv, seq, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, seq, -1), cache
+
+
+# --- the form of a CPU --------------------------------------------------------------------------
+
+
+class Shared(Matrix):
+    """A matrix in as many parts as there are cores, each for as many inputs; what does not divide is a part of its own.
+
+    A product with one row of activations is a batch of one product a part; with more rows, for which that is slower, it
+    is the ordinary one.
+    """
+
+    def __init__(self, axes: tuple[str, ...], value: Float[Array, "layers *sizes"], parts: int) -> None:
+        self.axes = axes
+        self.sizes = value.shape[1:]
+        inputs, outputs = (math.prod(side) for side in sides(axes[1:], self.sizes))
+        each = inputs // parts
+        flat = value.reshape(value.shape[0], inputs, outputs)
+        whole = flat[:, : each * parts].reshape(value.shape[0], parts, each, outputs)
+        self.parts = param(("layers", "parts", "inputs", "outputs"), whole)
+        self.rest = param(("layers", "inputs", "outputs"), flat[:, each * parts :])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parts.shape[:-3], *self.sizes)
+
+    def product(self, equation: str, x: Array) -> Array:
+        batch, seq = x.shape[:2]
+        parts, each, outputs = self.parts.shape
+        flat = x.reshape(batch * seq, math.prod(x.shape[2:]))
+        main, rest = jnp.split(flat, [parts * each], axis=-1)
+        if batch * seq == 1:
+            y = jnp.einsum("pi,pio->po", main.reshape(parts, each), self.parts[...]).sum(axis=0, keepdims=True)
+        else:
+            y = main @ self.parts[...].reshape(parts * each, outputs)
+        if rest.size:
+            y = y + rest @ self.rest[...]
+        return y.reshape(batch, seq, *sides(self.axes[1:], self.sizes)[1])
+
+    def dense(self) -> Array:
+        layers = self.parts.shape[:-3]
+        parts, each, outputs = self.parts.shape[-3:]
+        flat = self.parts[...].reshape(*layers, parts * each, outputs)
+        return jnp.concatenate([flat, self.rest[...]], axis=-2).reshape(self.shape)
+
+
+class FusedAttention(Attention):
+    """Attention whose query, key and value heads are columns of one matrix, in that order, and nowhere else."""
+
+    def __init__(self, attention: Attention, parts: int) -> None:
+        layers, embed = attention.query.shape[:2]
+        columns = [part[...].reshape(layers, embed, -1) for part in (attention.query, attention.key, attention.value)]
+        self.inputs = Shared(("layers", "embed", "heads"), jnp.concatenate(columns, axis=-1), parts)
+        for name in ("output", "output_bias", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm"):
+            setattr(self, name, getattr(attention, name))
+
+    def heads(
+        self, x: Float[Array, "batch seq embed"]
+    ) -> tuple[
+        Float[Array, "batch seq kv_heads q_per_kv head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+    ]:
+        """Return queries, keys and values, as `Attention.heads`."""
+        kv_heads, q_per_kv, head_dim, _ = self.output.shape
+        columns = product("btd,df->btf", x, self.inputs)
+        queries, own = kv_heads * q_per_kv * head_dim, kv_heads * head_dim
+        query, key, value = jnp.split(columns, (queries, queries + own), axis=-1)
+        single = (*x.shape[:2], kv_heads, head_dim)
+        return query.reshape(*x.shape[:2], kv_heads, q_per_kv, head_dim), key.reshape(single), value.reshape(single)
+
+
+class FusedMlp(Mlp):
+    """Feed-forward block whose gate and up matrices are columns of one matrix, in that order, and nowhere else."""
+
+    def __init__(self, mlp: Mlp, parts: int) -> None:
+        columns = jnp.concatenate([mlp.gate[...], mlp.up[...]], axis=-1)
+        self.inputs = Shared(("layers", "embed", "mlp"), columns, parts)
+        self.down, self.down_bias, self.router = mlp.down, mlp.down_bias, None
+
+    def halves(
+        self, x: Float[Array, "batch seq embed"]
+    ) -> tuple[Float[Array, "batch seq mlp"], Float[Array, "batch seq mlp"]]:
+        """Return what the gate and the up matrix make, as `Mlp.halves`."""
+        gate, up = jnp.split(product("btd,df->btf", x, self.inputs), 2, axis=-1)
+        return gate, up
+
+
+def fused_layers(model: Llama, parts: int | None = None) -> Llama:
+    """Return the same function for `prefill` and `decode_steps`: `single_layers`, their matrices fused and shared out.
+
+    A matrix that is not plain (quantised, adapted) stays as it is, and so do those beside it that read the same. For
+    decoding only: what reads matrices by name (pruning, saving, compensation) wants the model that this was made of.
+
+    Args:
+        model: dense or cut.
+        parts: in how many parts inputs are split; None for the number of cores.
+    """
+    if all(isinstance(segment.attention, FusedAttention) for segment in model.segments):
+        return model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = parts or cores
+    fused = nnx.merge(*nnx.split(single_layers(model)))
+    for segment in fused.segments:
+        if _plain(segment.attention.query, segment.attention.key, segment.attention.value):
+            segment.attention = FusedAttention(segment.attention, parts)
+        if segment.mlp.router is None and _plain(segment.mlp.gate, segment.mlp.up):
+            segment.mlp = FusedMlp(segment.mlp, parts)
+        for block, name in ((segment.attention, "output"), (segment.mlp, "down")):
+            if _plain(matrix := getattr(block, name)):
+                setattr(block, name, Shared(matrix.axes, matrix[...], parts))
+    return fused
+
+
+def _plain(*matrices: object) -> bool:
+    return all(isinstance(matrix, nnx.Param) for matrix in matrices)

@@ -2,7 +2,7 @@
 
 Each compiles once a shape. Prompt lengths, cache sizes and batches are rounded up to few sizes, so that few programs
 are needed; how tokens are drawn and which ones stop are inputs. Many tokens are made in one call of `decode_steps`,
-where nobody has to see each of them at once.
+where nobody has to see each of them at once. Below, the same for texts: stop strings, and characters of several tokens.
 """
 
 import functools
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from saap_jax.llama.decoding.cache import Cache, empty_cache, extend
-from saap_jax.llama.decoding.sample import Sampling, Settings, draw, settings_of
-from saap_jax.llama.fused import fused_layers
+from saap_jax.data.chat import check_text, encode_chat
+from saap_jax.llama.decoder import Cache, empty_cache, extend, fused_layers
+from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
+from saap_jax.llama.sampling import Sampling, Settings, draw, settings_of
 
 STEPS = 32
 """The most tokens that one call of `decode_steps` makes."""
@@ -25,8 +26,13 @@ STEPS = 32
 _NONE = -1
 """In place of a token, where a row has ended."""
 
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder writes for bytes that are not (yet) a character."""
+
 Finished = Callable[[int, list[int]], bool]
 """Says of a row (its place among the prompts) and its new tokens whether it is to end there."""
+
+# --- compiled programs ---------------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -94,7 +100,7 @@ def _next(model: Llama, hidden: Array, state: State, settings: Settings, stops: 
     return jnp.where(done, _NONE, token), state._replace(token=token, done=done, drawn=state.drawn + 1)
 
 
-# --- what a Python session needs -----------------------------------------------------------------
+# --- tokens --------------------------------------------------------------------------------------
 
 
 def generate(
@@ -107,7 +113,7 @@ def generate(
     batch_size: int = 8,
     finished: Finished | None = None,
 ) -> list[list[int]]:
-    """Return the tokens that continue each prompt, without the stop token, in the order of the prompts.
+    """Continue each prompt: its new tokens, without the stop token, in the order of the prompts.
 
     Args:
         model: dense or cut. On a CPU `decoder_of(model)` is made of it; where memory counts, or calls are many, do
@@ -159,28 +165,14 @@ def stream(
         raise ValueError(f"expected batch_size >= 1 and steps in 1 … {STEPS}, got {batch_size} and {steps}")
     stops = stops_of(model.constants.eos_tokens if stop_tokens is None else stop_tokens)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))  # equal lengths together: less padding
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    return _stream(model, prompts, batches, max_new_tokens, stops, sampling, finished, steps, batch_size)
-
-
-def _stream(
-    model: Llama,
-    prompts: Sequence[Sequence[int]],
-    batches: list[list[int]],
-    max_new_tokens: int,
-    stops: Array,
-    sampling: Sampling,
-    finished: Finished | None,
-    steps: int,
-    batch_size: int,
-) -> Iterator[tuple[int, int]]:
-    model = decoder_of(model)
     settings, root = settings_of(sampling), jax.random.key(sampling.seed)
-    for rows in batches:
+
+    def of_batch(decoder: Llama, rows: list[int]) -> Iterator[tuple[int, int]]:
         inputs = padded([prompts[row] for row in rows], min(batch_size, power_of_two(len(rows))))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(_filled(rows, len(inputs.done)), jnp.uint32))
+        numbers = jnp.asarray(rows + [0] * (len(inputs.done) - len(rows)), jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers)
         slots = rounded(inputs.tokens.shape[1] + max_new_tokens)
-        first, state = prefill(model, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=slots)
+        first, state = prefill(decoder, inputs.tokens, inputs.start, inputs.done, keys, settings, stops, slots=slots)
         ended, texts = np.array(inputs.done), [[] for _ in rows]
         tokens, made = np.asarray(first)[:, None], 1
         while True:
@@ -191,14 +183,19 @@ def _stream(
                     texts[place].append(token)
                     yield rows[place], token
                     ended[place] = finished is not None and finished(rows[place], texts[place])
-            if made >= max_new_tokens:
-                break
             state = state._replace(done=state.done | jnp.asarray(ended))
-            if np.asarray(state.done).all():
-                break
+            if made >= max_new_tokens or np.asarray(state.done).all():
+                return
             count = min(steps, max_new_tokens - made)
-            tokens, state = decode_steps(model, state, settings, stops, jnp.int32(count))
+            tokens, state = decode_steps(decoder, state, settings, stops, jnp.int32(count))
             tokens, made = np.asarray(tokens)[:, :count], made + count
+
+    def of_all() -> Iterator[tuple[int, int]]:
+        decoder = decoder_of(model)
+        for first in range(0, len(order), batch_size):
+            yield from of_batch(decoder, order[first : first + batch_size])
+
+    return of_all()
 
 
 class Padded(NamedTuple):
@@ -238,12 +235,12 @@ def power_of_two(count: int) -> int:
 
 
 def stops_of(tokens: Sequence[int]) -> Int[Array, "stops"]:
-    """Return the tokens that end a row, filled up to a multiple of eight, so that their number compiles nothing."""
+    """Fill the tokens that end a row up to a multiple of eight, so that their number compiles nothing."""
     return jnp.asarray([*tokens, *[-2] * (8 - len(tokens) % 8)], jnp.int32)
 
 
 def decoder_of(model: Llama) -> Llama:
-    """Return the form of a model that decodes fastest where it is: on a CPU, single layers with fused matrices."""
+    """Put a model into the form that decodes fastest where it is: on a CPU, single layers with fused matrices."""
     platforms = {device.platform for device in model.embedding[...].devices()}
     return fused_layers(model) if platforms == {"cpu"} else model
 
@@ -265,5 +262,122 @@ def check_prompts(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens
             )
 
 
-def _filled(rows: list[int], batch: int) -> list[int]:
-    return rows + [0] * (batch - len(rows))
+# --- texts ---------------------------------------------------------------------------------------
+
+
+class TextOutput:
+    """Turns the tokens of one row into text, piece by piece.
+
+    A character whose bytes come in several tokens is held back until it is whole; so is text that may be the beginning
+    of a stop string. The pieces together are the decoded text up to the first stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+        self.text = ""
+        """All that was returned so far."""
+        self.stopped = False
+        """True once a stop string came."""
+        self._tokenizer, self._stops = tokenizer, tuple(stop_strings)
+        self._tokens: list[int] = []
+        self._first, self._read = 0, 0  # tokens before `_first` are done with; those before `_read` were returned
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that is sure by now, often none."""
+        self._tokens.append(token)
+        before, now = self._decode(self._first, self._read), self._decode(self._first, len(self._tokens))
+        if len(now) <= len(before) or now.endswith(_INCOMPLETE):
+            return ""
+        # The last tokens returned are decoded again with the next ones: some decoders drop the space of a first token.
+        self._first, self._read = self._read, len(self._tokens)
+        return self._release(now[len(before) :], final=False)
+
+    def finish(self) -> str:
+        """Return what was held back, when no more tokens come."""
+        before, now = self._decode(self._first, self._read), self._decode(self._first, len(self._tokens))
+        self._first = self._read = len(self._tokens)
+        return self._release(now[len(before) :], final=True)
+
+    def _decode(self, first: int, stop: int) -> str:
+        tokens = self._tokens[first:stop]
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _release(self, new: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        self._held += new
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        sure = min(found) if found else len(self._held) - (0 if final else _begun(self._held, self._stops))
+        piece, self._held = self._held[:sure], self._held[sure:]
+        self.text += piece
+        return piece
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Return the length of the longest end of a text that begins a stop string.
+
+    >>> _begun("one\\n", ["\\n\\n", "Q:"])
+    1
+    """
+    longest = max((len(stop) - 1 for stop in stops), default=0)
+    sizes = range(min(longest, len(text)), 0, -1)
+    return next((size for size in sizes if any(stop.startswith(text[-size:]) for stop in stops)), 0)
+
+
+def stream_texts(
+    model: Llama,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop_strings: Sequence[str] = (),
+    sampling: Sampling = Sampling(),
+    chat: bool = False,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, str]]:
+    """Yield (row, piece of text) as it comes; the pieces of a row make its continuation, without its stop string.
+
+    Args:
+        chat: take each prompt as what a user says, and give it to the model in its chat template.
+
+    Raises:
+        ValueError: as `stream`; no prompt, an empty stop string, no chat template, an empty prompt without BOS token.
+    """
+    if not prompts:
+        raise ValueError("prompts: expected one or more texts, got none")
+    if "" in stop_strings:
+        raise ValueError("stop: expected strings of one character or more, got an empty one")
+    rows = [encode_chat(tokenizer, prompt) if chat else encode_prompt(tokenizer, prompt) for prompt in prompts]
+    outputs = [TextOutput(tokenizer, stop_strings) for _ in rows]
+    tokens = stream(
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        batch_size=batch_size,
+        finished=lambda row, _: outputs[row].stopped,
+    )
+
+    def pieces() -> Iterator[tuple[int, str]]:
+        for row, token in tokens:
+            if piece := outputs[row].push(token):
+                yield row, piece
+        for row, output in enumerate(outputs):
+            if piece := output.finish():
+                yield row, piece
+
+    return pieces()
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode a text to continue; of an empty one, the BOS token.
+
+    Raises:
+        ValueError: the text is empty and the tokenizer has no BOS token.
+    """
+    check_text("prompt", text)
+    tokens = list(tokenizer.encode(text, verbose=False))  # who is asked for too many positions says so
+    if not tokens and tokenizer.bos_token_id is None:
+        raise ValueError("prompt: expected some text, got none, and the tokenizer has no BOS token to begin with")
+    return tokens or [tokenizer.bos_token_id]

@@ -1,1 +1,0 @@
-"""Continue prompts: the cache, the compiled steps, the text that comes out."""
