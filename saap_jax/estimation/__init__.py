@@ -1,17 +1,29 @@
 """Stage 2a: how important is each unit? Statistics from one calibration pass, formulas on top."""
 
-from saap_jax.estimation.accumulate import merge
-from saap_jax.estimation.activations import ACTIVATION_MOMENTS, ACTIVATION_NORMS, ACTIVATION_USAGE, Moments, Norms
-from saap_jax.estimation.base import Curvature, Estimator, Statistic, Statistics, score_matrices, score_writers
-from saap_jax.estimation.blocks import BLOCK_CHANGE
+from saap_jax.estimation.activations import (
+    ACTIVATION_MOMENTS,
+    ACTIVATION_NORMS,
+    ACTIVATION_USAGE,
+    BLOCK_CHANGE,
+    Moments,
+    Norms,
+)
+from saap_jax.estimation.base import (
+    Curvature,
+    Estimator,
+    Statistic,
+    Statistics,
+    merge,
+    score_matrices,
+    score_writers,
+)
 from saap_jax.estimation.gates import GATE_GRADIENT
 from saap_jax.estimation.gram import GRAM
 from saap_jax.estimation.hessian import GATE_HESSIAN, GateHessian
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
 from saap_jax.estimation.reconstruction import SECOND_MOMENT
-from saap_jax.estimation.registry import ESTIMATORS, make_estimator, make_estimators, register
+from saap_jax.estimation.registry import ESTIMATORS, STATISTICS, make_estimator, make_estimators, register
 from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
-from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.estimation.storage import load_statistics, save_statistics
 from saap_jax.estimation.taylor import WEIGHT_GRADIENT
 

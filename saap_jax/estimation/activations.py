@@ -1,4 +1,5 @@
-"""Estimators on activations: how large, or how variable, a unit's contribution to the residual stream is."""
+"""Estimators on activations: how large or variable what a unit adds to the residual stream is, how often it is used,
+and how much its sub-block turns the stream."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -6,10 +7,20 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.estimation.accumulate import like_units, mean_over
-from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, score_writers
+from saap_jax.estimation.base import (
+    Estimator,
+    Plan,
+    Point,
+    Statistic,
+    Statistics,
+    like_units,
+    mean_over,
+    only_units,
+    score_writers,
+    statistics_dtype,
+)
 from saap_jax.llama.model import Llama
-from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.structures.weights import TracedWeights, Weights
 from saap_jax.types import STRUCTURES, Scores
 
 MULTIPLES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -58,7 +69,7 @@ def standardized_variance(
 
 
 def used(activation: Float[Array, "batch seq units coordinates"], multiple: float) -> Bool[Array, "batch seq units"]:
-    """Return where r_u > multiple · √(mean_v r_v²), with r_u = √(mean_c a_{u,c}²) on one token.
+    """Say where r_u > multiple · √(mean_v r_v²), with r_u = √(mean_c a_{u,c}²) on one token.
 
     r_u is |a_u| for a channel, and the RMS of its coordinates for an attention unit; the right side is the RMS of the
     structure's whole activation in the layer on the same token. A token is compared with itself only, so neither the
@@ -96,7 +107,7 @@ ACTIVATION_MOMENTS = Statistic(
     init=_no_moments,
     source="activations",
     observe=_powers,
-    contribute=lambda sums: Moments(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    kind=Moments,
     accumulation=mean_over("seen"),
 )
 """`Moments` of the gated activations over all tokens."""
@@ -150,7 +161,7 @@ ACTIVATION_NORMS = Statistic(
     init=lambda model, plan: Norms(*(like_units(model, after=dict.fromkeys(STRUCTURES, 2)) for _ in range(2))),
     source="activations",
     observe=_norms,
-    contribute=lambda sums: Norms(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    kind=Norms,
     accumulation=mean_over("examples"),
 )
 """`Norms` of the gated activations of each example."""
@@ -168,11 +179,9 @@ def activation_norm(*, tokens: Literal["mean", "l2"] = "l2", examples: Literal["
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        norms: Norms = statistics.of(ACTIVATION_NORMS)
-        exists, column = units_of(params), 1 if examples == "l2" else 0
-        values = {name: norm[..., column] for name, norm in getattr(norms, tokens).items()}
-        values = {name: jnp.sqrt(value) if column else value for name, value in values.items()}
-        return {name: jnp.where(jnp.asarray(exists[name]), value, jnp.nan) for name, value in values.items()}
+        norms = getattr(statistics.of(ACTIVATION_NORMS), tokens)
+        pick = (lambda norm: jnp.sqrt(norm[..., 1])) if examples == "l2" else (lambda norm: norm[..., 0])
+        return only_units(params, {name: pick(norm) for name, norm in norms.items()})
 
     return Estimator(frozenset({ACTIVATION_NORMS}), score)
 
@@ -236,8 +245,7 @@ def activation_frequency(*, multiple: int | float = 1.0) -> Estimator:
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         usage = statistics.of(ACTIVATION_USAGE)
-        exists = units_of(params)
-        return {n: jnp.where(jnp.asarray(exists[n]), share[..., column], jnp.nan) for n, share in usage.items()}
+        return only_units(params, {name: share[..., column] for name, share in usage.items()})
 
     return Estimator(frozenset({ACTIVATION_USAGE}), score)
 
@@ -264,7 +272,7 @@ WRITTEN_NORMS = Statistic(
     init=lambda model, plan: Written(like_units(model), like_units(model)),
     source="activations",
     observe=_written,
-    contribute=lambda sums: Written(*({name: pair[i] for name, pair in sums.items()} for i in (0, 1))),
+    kind=Written,
     accumulation=mean_over("seen"),
 )
 """`Written` of the gated activations over all tokens."""
@@ -279,8 +287,67 @@ def reap() -> Estimator:
     """
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        written, exists = statistics.of(WRITTEN_NORMS), units_of(params)
+        written: Written = statistics.of(WRITTEN_NORMS)
         means = {name: written.norm[name] / jnp.where(share > 0, share, 1) for name, share in written.share.items()}
-        return {name: jnp.where(jnp.asarray(exists[name]), value, jnp.nan) for name, value in means.items()}
+        return only_units(params, means)
 
     return Estimator(frozenset({WRITTEN_NORMS}), score)
+
+
+# --- whole sub-blocks ------------------------------------------------------------------------------
+
+
+def turn(before: Float[Array, "batch seq embed"], after: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq"]:
+    """1 - cos(before, after) of each token, in [0, 2]; computed as ½ ‖before/‖before‖ - after/‖after‖‖².
+
+    The residual stream turns by little, and 1 - cos would lose the digits that tell the blocks apart. A zero vector
+    has no direction and counts as a zero unit vector.
+    """
+
+    def direction(x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return x / jnp.where(norm > 0, norm, 1)
+
+    return 0.5 * jnp.sum(jnp.square(direction(before) - direction(after)), axis=-1)
+
+
+def _turns(point: Point) -> dict[str, Float[Array, ""]]:
+    """Sum how far a sub-block turns the stream, and behind the MLP how far the whole layer does."""
+    name, _, side = point.name.rpartition("_")
+    if side != "out":
+        return {}
+    turns = {name: turn(point.layer[f"{name}_in"], point.values)}
+    if name == "mlp":
+        turns["layer"] = turn(point.layer["attention_in"], point.values)
+    return {key: jnp.sum(point.mask.astype(angles.dtype) * angles) for key, angles in turns.items()}
+
+
+BLOCK_CHANGE = Statistic(
+    name="block_change",
+    init=lambda model, plan: {
+        name: jnp.zeros(len(model.spec.layers), statistics_dtype(model)) for name in (*STRUCTURES, "layer")
+    },
+    source="activations",
+    observe=_turns,
+    accumulation=mean_over("seen"),
+    axes=lambda path: ("layers",),
+)
+"""Mean over all tokens of 1 - cos(in, out) of the residual stream: {"attention", "mlp", "layer": [layers]}."""
+
+
+def block_influence(*, granularity: str = "sub_block") -> Estimator:
+    """Score every unit by 1 - mean cos(in, out) of its sub-block, or of its whole layer, whose units go as one.
+
+    `sub_block`: the residual stream before and after attention, and before and after the MLP; `layer`: before and
+    after both, one score for attention and MLP. Scores are in [0, 2]. Source: ShortGPT (arXiv:2403.03853), equation 1,
+    which has `layer` only.
+    """
+    if granularity not in ("sub_block", "layer"):
+        raise ValueError(f"block_influence: expected granularity 'sub_block' or 'layer', got {granularity!r}")
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        change = statistics.of(BLOCK_CHANGE)
+        whole = granularity == "layer"
+        return only_units(params, {name: change["layer" if whole else name][:, None] for name in STRUCTURES})
+
+    return Estimator(frozenset({BLOCK_CHANGE}), score)

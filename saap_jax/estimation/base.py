@@ -1,20 +1,29 @@
-"""The contract of an importance estimator, and the statistics of one calibration pass that it may ask for."""
+"""The contract of an importance estimator, and of the statistics of one calibration pass that it may ask for.
+
+Sums are float32 (float64 for a float64 model). Nothing is allocated for a statistic that nobody needs; the largest,
+mean and squared weight gradients, take one float32 a parameter of the layers each.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.checks import check_seed
-from saap_jax.llama.model import Llama
-from saap_jax.llama.segments import join_segments, segment_bounds
-from saap_jax.structures import Member, Structure, channel_view, discover, unit_view
-from saap_jax.structures.weights import TracedWeights, Weights
-from saap_jax.types import Objective, Scores
+from saap_jax.llama.model import Llama, at_least_float32
+from saap_jax.llama.product import is_matrix
+from saap_jax.llama.segments import existing_units, join_segments, segment_bounds
+from saap_jax.runtime.finite import leaves_by_path
+from saap_jax.structures import channel_view, discover, unit_view
+from saap_jax.structures.weights import TracedWeights, Weights, units_of
+from saap_jax.types import Gates, Objective, Scores
 
 Batch = tuple[Int[Array | np.ndarray, "batch seq"], Bool[Array | np.ndarray, "batch seq"]]
 """Tokens and which of them are real; padding is on the right, a row without real tokens counts for nothing."""
@@ -65,13 +74,13 @@ class Point(NamedTuple):
         return self.layer[self.name]
 
     def units(self, structure: str) -> Float[Array, "batch seq units coordinates"]:
-        """Return the gated activations of a structure's units."""
+        """Show the gated activations of a structure's units."""
         batch, seq, units, *rest = self.layer[structure].shape
         return self.layer[structure].reshape(batch, seq, units, math.prod(rest))
 
 
 class Accumulation(NamedTuple):
-    """How an array of a statistic grows: `accumulate.mean_over`, `accumulate.ROWS`, or another."""
+    """How an array of a statistic grows: `mean_over`, `ROWS`, or another."""
 
     add: Callable[[Array, Array, Int[Array, ""], int], Array]
     """(total, what a microbatch adds, the index of its first example, its examples) -> total."""
@@ -79,11 +88,6 @@ class Accumulation(NamedTuple):
     """(total, counts) -> what estimators read."""
     merge: Callable[[Array, Array, "Statistics", "Statistics"], Array]
     """(finished array of one text, of another, counts of the one, of the other) -> that of both."""
-
-
-def per_unit(path: str) -> tuple[str, ...]:
-    """Return the leading axes of an array of one number, or more, a unit."""
-    return ("layers", "units")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -104,12 +108,15 @@ class Statistic:
     what a `step` of its own adds."""
     observe: Callable[[Point], Mapping[str, Any]] = lambda point: {}
     """Of `activations`: sums over a microbatch by key, at some points; joined, `{key: [layers, ...]}`."""
+    kind: Callable[..., Any] | None = None
+    """Named tuple that its value is, of dictionaries of arrays; `observe` then gives a sum for each field by key. None:
+    a dictionary or an array, or a tree like the model's of `weights` and `squares`."""
     contribute: Callable[[Any], Any] = lambda shown: shown
     """What the pass shows of its source -> what a microbatch adds, a tree like that of `init`."""
     accumulation: Accumulation
-    axes: Callable[[str], tuple[str, ...]] = per_unit
-    """Leading axes of the array at a path: `examples` (rows), `layers`, `units`, or others, which have a single entry
-    where an example is observed alone; none where the path names a parameter."""
+    axes: Callable[[str], tuple[str, ...]] = lambda path: ("layers", "units")
+    """Leading axes of the array at a path: `examples` (rows), `layers`, `units`, or others; none where the path names a
+    parameter."""
     step: Callable[..., Any] | None = None
     """A jitted program in place of `observe` and `contribute`, such as `hessian.hessian_step`."""
     curvature: Callable[[Any], Curvature] | None = None
@@ -131,7 +138,7 @@ class Statistic:
         return f"<Statistic {self.name}>"
 
     def of_objective(self, objective: Objective) -> "Statistic":
-        """Return the same of another objective, under a name of its own."""
+        """Make the same statistic of another objective, under a name of its own."""
         if objective == self.objective:
             return self
         return dataclasses.replace(self, name=f"{self.name}_{objective}", objective=objective)
@@ -158,7 +165,7 @@ class Statistics(NamedTuple):
         return self.tokens + self.examples
 
     def of(self, statistic: Statistic) -> Any:
-        """Return an observed statistic; a clear error when the pass did not observe it."""
+        """Look up an observed statistic; a clear error when the pass did not observe it."""
         if statistic not in self.values:
             observed = ", ".join(known.name for known in self.values) or "none"
             raise ValueError(
@@ -198,17 +205,21 @@ def score_matrices(
             "estimator: expected within='matrix' for a traced model, which does not tell the channels of a unit apart, "
             "got 'channel'"
         )
+    if traced:
+        return {
+            structure.name: reduce_matrices(
+                [formula(*(wide(tree.view(structure, each)) for tree in traced)) for each in structure.members],
+                reduction,
+            )
+            for structure in traced[0].structures
+        }
     view, scores = channel_view if channels else unit_view, {}
-    for structure in traced[0].structures if traced else ():
-        matrices = [formula(*(wide(tree.view(structure, each)) for tree in traced)) for each in structure.members]
-        scores[structure.name] = reduce_matrices(matrices, reduction)
-    for name, structure in discover(models[0]).items() if models else ():
-
-        def of_segment(*segments: Any, members: tuple[Member, ...] = structure.members) -> Array:
-            matrices = [formula(*(wide(view(segment, member)) for segment in segments)) for member in members]
-            return reduce_matrices(matrices, reduction)
-
-        scores[name] = over_segments(of_segment, *models)
+    for name, structure in discover(models[0]).items():
+        pieces = []
+        for segments in zip(*(tree.segments for tree in models), strict=True):
+            matrices = [formula(*(wide(view(each, member)) for each in segments)) for member in structure.members]
+            pieces.append(reduce_matrices(matrices, reduction))
+        scores[name] = join_segments(pieces, fill=jnp.nan)
     return scores
 
 
@@ -237,50 +248,133 @@ def score_writers(formula: Callable[..., Array], params: Weights, *statistics: d
 
 
 def output_matrices(model: Llama) -> dict[str, list[tuple[slice, Float[Array, "_ _ _ embed"]]]]:
-    """Return what writes into the stream by structure, of each segment: its layers, and of each a matrix a unit.
-
-    The matrices are `[layers, units, coordinates, embed]`.
-    """
-    bounds, embed = segment_bounds(model.segments), model.embedding.shape[-1]
-    return {
-        name: [
-            (slice(place.start, place.stop), _writer(segment, each, embed))
-            for segment, place in zip(model.segments, bounds, strict=True)
-        ]
-        for name, each in discover(model).items()
-    }
-
-
-def _writer(segment: Any, structure: Structure, embed: int) -> Float[Array, "layers units coordinates embed"]:
-    """Return the writing matrices of the layers of a segment."""
-    view = wide(unit_view(segment, structure.writer))
-    return view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
-
-
-def over_segments(function: Callable[..., Array], *trees: Llama) -> Array:
-    """Apply `function` to the segments of trees and join what it returns, `[layers, units, ...]`, padded with NaN."""
-    pieces = [function(*segments) for segments in zip(*(tree.segments for tree in trees), strict=True)]
-    return join_segments(pieces, fill=jnp.nan)
+    """Show what writes into the stream by structure and segment: its layers, `[layers, units, coordinates, embed]`."""
+    matrices: dict[str, list[tuple[slice, Array]]] = {}
+    embed = model.embedding.shape[-1]
+    for name, structure in discover(model).items():
+        for segment, place in zip(model.segments, segment_bounds(model.segments), strict=True):
+            view = wide(unit_view(segment, structure.writer))
+            view = view.reshape(*view.shape[:2], view.shape[2] // embed, embed)
+            matrices.setdefault(name, []).append((slice(place.start, place.stop), view))
+    return matrices
 
 
 def reduce_matrices(values: Sequence[Array], reduction: Reduction) -> Float[Array, "layers units"]:
     """Combine the scores of a unit's matrices."""
     stacked = jnp.stack(list(values))
-    match reduction:
-        case "sum":
-            return jnp.sum(stacked, axis=0)
-        case "mean":
-            return jnp.mean(stacked, axis=0)
-        case "max":
-            return jnp.max(stacked, axis=0)
-        case "prod":
-            return jnp.prod(stacked, axis=0)
-        case "last":
-            return stacked[-1]
-        case _:
-            raise ValueError(f"reduction: expected 'sum', 'mean', 'max', 'prod' or 'last', got {reduction!r}")
+    reductions = {"sum": jnp.sum, "mean": jnp.mean, "max": jnp.max, "prod": jnp.prod}
+    if reduction == "last":
+        return stacked[-1]
+    if reduction not in reductions:
+        raise ValueError(f"reduction: expected 'sum', 'mean', 'max', 'prod' or 'last', got {reduction!r}")
+    return reductions[reduction](stacked, axis=0)
+
+
+def only_units(params: Weights, values: Mapping[str, Array]) -> Scores:
+    """Set values `[layers, units]` to NaN where a layer has no such unit."""
+    return {name: jnp.where(jnp.asarray(exists), values[name], jnp.nan) for name, exists in units_of(params).items()}
 
 
 def wide(array: Array) -> Array:
     """Cast to float32 (at least), in which every score is computed."""
     return array.astype(jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
+
+
+def statistics_dtype(model: Llama) -> Any:
+    """The type of sums and statistics: float32, or float64 for a float64 model."""
+    return at_least_float32(model.embedding.dtype)
+
+
+# --- zeros -----------------------------------------------------------------------------------------
+
+
+def _each_parameter(function: Callable[[nnx.Variable], Array], model: Llama) -> Llama:
+    return jax.tree.map(lambda v: v.replace(function(v)), model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def like_matrices(model: Llama, plan: Plan) -> Llama:
+    """Make zeros like the matrices of the layers, spread over the same devices, and a single 0 for each other one."""
+
+    def zeros(variable: nnx.Variable) -> Array:
+        shape, place = (), None
+        if is_matrix(variable):
+            shape, place = variable.shape, getattr(variable.get_value(), "sharding", None)
+        place = place if isinstance(place, NamedSharding) else None
+        return jnp.zeros(shape, at_least_float32(variable.dtype), device=place)
+
+    return _each_parameter(zeros, model)
+
+
+def matrices_of(gradient: Llama) -> Llama:
+    """Keep the matrices of the layers of a tree, float32 at least, and a single 0 for each other parameter.
+
+    What else a backward pass could make, the gradient of the embedding above all, is then never computed.
+    """
+    return _each_parameter(lambda v: wide(v[...]) if is_matrix(v) else jnp.zeros((), jnp.float32), gradient)
+
+
+def like_units(model: Llama, before: tuple[int, ...] = (), after: dict[str, int] | None = None) -> Gates:
+    """Make zeros `[*before, layers, units]`, with `after[structure]` numbers a unit if given."""
+    return {
+        name: jnp.zeros(before + units.shape + (() if after is None else (after[name],)), statistics_dtype(model))
+        for name, units in existing_units(model.segments).items()
+    }
+
+
+# --- sums, and what becomes of them ----------------------------------------------------------------
+
+
+def mean_over(per: Literal["examples", "tokens", "seen"]) -> Accumulation:
+    """Accumulate a sum that becomes a mean over a count of `Statistics`."""
+
+    def merge(a: Array, b: Array, first: Statistics, second: Statistics) -> Array:
+        weights = [int(getattr(part, per)) for part in (first, second)]
+        share = weights[0] / sum(weights)
+        return share * a + (1 - share) * b
+
+    return Accumulation(
+        add=lambda total, new, position, size: total + new.astype(total.dtype),
+        finish=lambda total, counts: total / int(getattr(counts, per)),
+        merge=merge,
+    )
+
+
+ROWS = Accumulation(
+    add=lambda total, new, position, size: jax.lax.dynamic_update_slice_in_dim(total, wide(new), position, axis=0),
+    finish=lambda total, counts: total[: int(counts.examples)],
+    merge=lambda a, b, first, second: jnp.concatenate([a, b]),
+)
+"""A row an example, kept as it is; padding is cut off at the end."""
+
+
+def merge(first: Statistics, second: Statistics) -> Statistics:
+    """Merge the statistics of two parts of a text, observed alike on the same model.
+
+    A mean is weighted by what it is a mean over: tokens, or examples; rows of examples follow each other.
+
+    Raises:
+        ValueError: the parts hold different statistics, or of different shapes (another model, other probes).
+    """
+    if set(first.values) != set(second.values):
+        names = [", ".join(statistic.name for statistic in sorted(part.values)) or "none" for part in (first, second)]
+        raise ValueError(f"merge: expected the same statistics in both parts, got {names[0]} and {names[1]}")
+
+    def merged(statistic: Statistic) -> Any:
+        parts = [part.values[statistic] for part in (first, second)]
+        shapes = [
+            {path: x.shape[statistic.axes(path)[:1] == ("examples",) :] for path, x in leaves_by_path(part).items()}
+            for part in parts
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"merge: statistic {statistic.name} has other shapes in the second part than in the first; "
+                "observe both on the same model with the same options"
+            )
+        return jax.tree.map(lambda a, b: statistic.accumulation.merge(a, b, first, second), *parts)
+
+    return Statistics(
+        examples=first.examples + second.examples,
+        tokens=first.tokens + second.tokens,
+        losses=jnp.concatenate([first.losses, second.losses]),
+        values={statistic: merged(statistic) for statistic in first.values},
+    )

@@ -4,12 +4,13 @@
 is one number a unit, so its gradient is kept for each calibration example.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.estimation.accumulate import ROWS, like_units
-from saap_jax.estimation.base import Estimator, Statistic, Statistics
-from saap_jax.structures.weights import Weights, units_of
+from saap_jax.estimation.base import ROWS, Estimator, Statistic, Statistics, like_units, only_units
+from saap_jax.structures.weights import Weights
 from saap_jax.types import Objective, Scores
 
 GATE_GRADIENT = Statistic(
@@ -65,12 +66,10 @@ def gate_fisher(*, objective: Objective = "loss") -> Estimator:
     return _on_gates(mean_square, objective)
 
 
-def _on_gates(formula, objective: Objective) -> Estimator:
+def _on_gates(formula: Callable[[Array], Array], objective: Objective) -> Estimator:
     gradient = GATE_GRADIENT.of_objective(objective)
 
     def score(statistics: Statistics, params: Weights) -> Scores:
-        gradients = statistics.of(gradient)
-        exists = units_of(params)
-        return {name: jnp.where(jnp.asarray(exists[name]), formula(g), jnp.nan) for name, g in gradients.items()}
+        return only_units(params, {name: formula(each) for name, each in statistics.of(gradient).items()})
 
     return Estimator(frozenset({gradient}), score)

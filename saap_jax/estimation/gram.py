@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saap_jax.config.compensation import HELD_OUT
-from saap_jax.estimation.accumulate import mean_over, statistics_dtype
-from saap_jax.estimation.base import Plan, Point, Statistic
+from saap_jax.estimation.base import Plan, Point, Statistic, mean_over, statistics_dtype
 from saap_jax.llama.model import Llama
 
 
@@ -30,21 +29,21 @@ class Gram(NamedTuple):
 def token_weights(
     behind: Float[Array, "batch seq embed"], mask: Bool[Array, "batch seq"], norm_eps: float
 ) -> Float[Array, "batch seq"]:
-    """Return w = 1/(mean x² + ε) of each token, 0 of padding: whatever reads the stream divides it by its RMS."""
+    """Weigh each token by w = 1/(mean x² + ε), 0 of padding: whatever reads the stream divides it by its RMS."""
     return mask.astype(behind.dtype) / (jnp.mean(jnp.square(behind), axis=-1) + norm_eps)
 
 
 def gram_sums(
     active: Float[Array, "batch seq coordinates"], weights: Float[Array, "batch seq"]
 ) -> tuple[Float[Array, "coordinates coordinates"], Float[Array, "coordinates"], Float[Array, ""]]:
-    """Return Σ w a aᵀ, Σ w a and Σ w over the tokens of a microbatch."""
+    """Sum w a aᵀ, w a and w over the tokens of a microbatch."""
     rows = active.reshape(math.prod(active.shape[:2]), active.shape[2])
     weighted = rows * weights.reshape(-1, 1)
     return weighted.T @ rows, jnp.sum(weighted, axis=0), jnp.sum(weights)
 
 
 def widest_coordinates(model: Llama) -> dict[str, int]:
-    """Return how many coordinates enter the output matrix of a sub-block, in the widest layer."""
+    """Count the coordinates that enter the output matrix of a sub-block, in the widest layer."""
     return {
         "attention": max(math.prod(segment.attention.output.shape[1:4]) for segment in model.segments),
         "mlp": max(segment.widths.mlp_channels for segment in model.segments),
@@ -52,7 +51,7 @@ def widest_coordinates(model: Llama) -> dict[str, int]:
 
 
 def flat_units(point: Point, structure: str) -> Float[Array, "batch seq coordinates"]:
-    """Return the gated activations of a structure, those of a unit in a row."""
+    """Show the gated activations of a structure, those of a unit in a row."""
     units = point.units(structure)
     return units.reshape(*units.shape[:2], math.prod(units.shape[2:]))
 
@@ -86,7 +85,7 @@ GRAM = Statistic(
     init=_zeros,
     source="activations",
     observe=_sums,
-    contribute=lambda sums: Gram(*({name: triple[i] for name, triple in sums.items()} for i in range(3))),
+    kind=Gram,
     accumulation=mean_over("seen")._replace(add=_add),
     axes=lambda path: ("parts", "layers"),
 )

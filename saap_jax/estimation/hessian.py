@@ -16,14 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.estimation.accumulate import like_units, mean_over
-from saap_jax.estimation.base import Curvature, Estimator, Plan, Statistic, Statistics
+from saap_jax.estimation.base import (
+    Curvature,
+    Estimator,
+    Plan,
+    Statistic,
+    Statistics,
+    like_units,
+    mean_over,
+    only_units,
+)
 from saap_jax.llama.attention import attending
 from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import Llama, at_least_float32
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.mesh import Places, held
-from saap_jax.structures.weights import Weights, units_of
+from saap_jax.structures.weights import Weights
 from saap_jax.types import STRUCTURES, Gates, Remat, Scores
 
 CHUNK = 4
@@ -63,18 +71,17 @@ def gate_hessian(*, probes: int = 16, seed: int = 0, attention: str = "exact") -
 
     def score(statistics: Statistics, params: Weights) -> Scores:
         hessian: GateHessian = statistics.of(GATE_HESSIAN)
-        return {
-            name: jnp.where(
-                jnp.asarray(exists), removal_effect(hessian.gradient[name], diagonal(hessian, name, curvature)), jnp.nan
-            )
-            for name, exists in units_of(params).items()
+        effects = {
+            name: removal_effect(gradient, diagonal(hessian, name, curvature))
+            for name, gradient in hessian.gradient.items()
         }
+        return only_units(params, effects)
 
     return Estimator(frozenset({GATE_HESSIAN}), score, curvature)
 
 
 def diagonal(hessian: GateHessian, structure: str, curvature: Curvature) -> Float[Array, "layers units"]:
-    """Return the diagonal of the gate Hessian, exact or estimated as `curvature` asks."""
+    """Read the diagonal of the gate Hessian, exact or estimated as `curvature` asks."""
     if structure == "attention" and curvature.attention == "exact":
         if structure not in hessian.exact:
             raise ValueError("gate_hessian: attention was observed by probes; observe it exactly, or score by probes")
@@ -88,7 +95,7 @@ def diagonal(hessian: GateHessian, structure: str, curvature: Curvature) -> Floa
 
 
 def joint_curvature(asked: set[Curvature]) -> Curvature:
-    """Return how to observe the gate Hessian once for all that ask: with the most probes.
+    """Join what several ask of the gate Hessian: it is observed once, with the most probes.
 
     Raises:
         ValueError: they ask for different seeds or kinds of attention.
@@ -156,7 +163,7 @@ def in_chunks(function: Callable[[Array], Any], inputs: Array) -> Any:
 def random_signs(
     seed: int, number: Int[Array, ""], gates: dict[str, Any], names: Sequence[str] = STRUCTURES
 ) -> dict[str, Any]:
-    """Return probe `number`: -1 or 1 for every gate, the same whatever the number of probes."""
+    """Draw probe `number`: -1 or 1 for every gate, the same whatever the number of probes."""
     key = jax.random.fold_in(jax.random.key(seed), number)
     return {
         name: jax.random.rademacher(jax.random.fold_in(key, index), gates[name].shape, gates[name].dtype)
@@ -172,7 +179,7 @@ def _zeros(model: Llama, plan: Plan) -> GateHessian:
 
 
 def _curvature(hessian: GateHessian) -> Curvature:
-    """Return what the shapes of a gate Hessian depend on."""
+    """Tell how a gate Hessian was observed from its shapes."""
     attention = "exact" if "attention" in hessian.exact else "probes"
     return Curvature(probes=len(next(iter(hessian.probed.values()))), attention=attention)
 
@@ -181,6 +188,7 @@ GATE_HESSIAN = Statistic(
     name="gate_hessian",
     init=_zeros,
     source="step",
+    kind=GateHessian,
     step=hessian_step,
     curvature=_curvature,
     accumulation=mean_over("tokens"),

@@ -1,12 +1,12 @@
-"""The one calibration pass: observe, batch by batch, the union of what all estimators need.
+"""The one calibration pass: observe, batch by batch, the union of what all estimators need; and score by it.
 
 Gates get a batch axis, so one backward pass yields each example's gate gradients together with the summed weight
 gradients, and activations are summed on the way forward. Squared weight gradients, which need every example's own, come
 from the same backward pass (`squares`).
 """
 
-import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,18 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.estimation.accumulate import statistics_dtype
-from saap_jax.estimation.base import Batch, Curvature, Estimator, Plan, Point, Statistic, Statistics, wide
+from saap_jax.estimation.base import (
+    Batch,
+    Curvature,
+    Estimator,
+    Plan,
+    Point,
+    Statistic,
+    Statistics,
+    statistics_dtype,
+    wide,
+)
 from saap_jax.estimation.hessian import joint_curvature
-from saap_jax.estimation.not_finite import refuse_not_finite
 from saap_jax.estimation.objectives import OBJECTIVES, summed_objective
+from saap_jax.estimation.registry import STATISTICS
 from saap_jax.estimation.squares import flattened, parts, watched
-from saap_jax.estimation.statistics import STATISTICS
 from saap_jax.llama.loss import predicted_tokens
 from saap_jax.llama.model import Llama, Observe
 from saap_jax.llama.product import check_plain
-from saap_jax.llama.segments import join_segments, ones_gates
+from saap_jax.llama.segments import join_segments, ones_gates, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.finite import first_not_finite, leaves_by_path
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import Places, held, mesh_of, places_of, settled, shard
 from saap_jax.structures.weights import Weights, units_of
@@ -43,7 +52,7 @@ def observe(
     remat: Remat = "dots",
     progress: Callable[[Sequence[Batch]], Iterator[Batch]] = iter,
 ) -> Statistics:
-    """Run one pass over microbatches of one shape and return the statistics that `needs` names.
+    """Observe the statistics that `needs` names in one pass over microbatches of one shape.
 
     Args:
         batches: (tokens, mask) pairs, all of one shape; padding tokens on the right, padding rows at the very end.
@@ -54,50 +63,16 @@ def observe(
 
     Raises:
         ValueError: no example, misplaced padding, or a loss, gradient or activation that is not finite (with the
-            statistic, the parameter or structure, the layer and, where it can be told, the example); a model whose
+            statistic, the parameter or structure, the layer and, of what is kept of each, the example); a model whose
             matrices are not plain floats; two statistics of one name.
     """
     check_plain(model, "observing")
-    batches = list(batches)
+    batches, curvature = list(batches), curvature or Curvature()
     _check_batches(batches)
-    _check_names(needs)
-    statistics = _observe(model, batches, needs, gates, curvature or Curvature(), remat, progress)
-
-    def alone(example: int, statistic: Statistic) -> Any:
-        batch, row = divmod(example, len(batches[0][0]))
-        tokens, mask = batches[batch]
-        one = (tokens[row : row + 1], mask[row : row + 1])
-        probe = dataclasses.replace(curvature or Curvature(), probes=1)
-        return _observe(model, [one], frozenset({statistic}), gates, probe, remat, iter).values[statistic]
-
-    refuse_not_finite(statistics, model, batches, alone)
-    return statistics
-
-
-def _check_batches(batches: list[Batch]) -> None:
-    if not batches or not any(mask[:, 1:].any() for _, mask in batches):
-        raise ValueError("calibration: expected at least one example with two tokens, got none")
-    masks = np.concatenate([mask for _, mask in batches])
-    if (masks[:, 1:] & ~masks[:, :-1]).any() or (masks[1:, 0] & ~masks[:-1, 0]).any():
-        raise ValueError("calibration: expected padding tokens on the right and padding rows at the end; sort them so")
-
-
-def _check_names(needs: frozenset[Statistic]) -> None:
     known = dict(STATISTICS)
     for need in sorted(needs):
         if known.setdefault(need.name, need) != need:
             raise ValueError(f"needs: expected statistics of different names, got {need.name!r} twice; rename yours")
-
-
-def _observe(
-    model: Llama,
-    batches: list[Batch],
-    needs: frozenset[Statistic],
-    gates: Gates | None,
-    curvature: Curvature,
-    remat: Remat,
-    progress: Callable[[Sequence[Batch]], Iterator[Batch]],
-) -> Statistics:
     size = len(batches[0][0])
     gates = ones_gates(model.segments) if gates is None else gates
     plan = Plan(size * len(batches), curvature)
@@ -124,17 +99,21 @@ def _observe(
         before = losses
     state |= apart
     masks = np.concatenate([mask for _, mask in batches])
-    counts = Statistics(
-        examples=jnp.asarray(int(masks.any(axis=1).sum())),
-        tokens=jnp.asarray(int(masks[:, 1:].sum())),
-        losses=losses[: int(masks.any(axis=1).sum())],
-        values={},
-    )
-    return counts._replace(values={need: _finished(need, state.pop(need), counts) for need in sorted(needs)})
+    examples, tokens = int(masks.any(axis=1).sum()), int(masks[:, 1:].sum())
+    counts = Statistics(jnp.asarray(examples), jnp.asarray(tokens), losses[:examples], {})
+    for need in sorted(needs):
+        finish = need.accumulation.finish
+        counts.values[need] = jax.tree.map(lambda total, finish=finish: finish(total, counts), state.pop(need))
+    refuse_not_finite(counts, model, batches)
+    return counts
 
 
-def _finished(statistic: Statistic, total: Any, counts: Statistics) -> Any:
-    return jax.tree.map(lambda array: statistic.accumulation.finish(array, counts), total)
+def _check_batches(batches: list[Batch]) -> None:
+    if not batches or not any(mask[:, 1:].any() for _, mask in batches):
+        raise ValueError("calibration: expected at least one example with two tokens, got none")
+    masks = np.concatenate([mask for _, mask in batches])
+    if (masks[:, 1:] & ~masks[:, :-1]).any() or (masks[1:, 0] & ~masks[:-1, 0]).any():
+        raise ValueError("calibration: expected padding tokens on the right and padding rows at the end; sort them so")
 
 
 @functools.partial(jax.jit, static_argnames=("needs", "remat", "places"), donate_argnames=("state",))
@@ -173,23 +152,18 @@ def contributions(
     needs: frozenset[Statistic],
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Return what a microbatch adds to each statistic, and the mean loss of its examples.
+    """Make what a microbatch adds to each statistic, and the mean loss of its examples.
 
     Each objective that is differentiated takes a backward pass of its own.
     """
     new: dict[Statistic, Any] = {}
     means: Float[Array, "batch"] | None = None
-    asked: list[Objective] = [each for each in OBJECTIVES if needs_of(needs, each)] or ["loss"]
-    for objective in asked:
-        some, means = _contributions(model, tokens, mask, gates, needs_of(needs, objective), objective, remat)
+    by_objective = {each: frozenset(need for need in needs if need.objective == each) for each in OBJECTIVES}
+    for objective in [each for each, some in by_objective.items() if some] or OBJECTIVES[:1]:
+        some, means = _contributions(model, tokens, mask, gates, by_objective[objective], objective, remat)
         new |= some
     assert means is not None  # the loss of all is the same
     return new, means
-
-
-def needs_of(needs: frozenset[Statistic], objective: Objective) -> frozenset[Statistic]:
-    """Return the statistics of one objective."""
-    return frozenset(need for need in needs if need.objective == objective)
 
 
 def _contributions(
@@ -201,7 +175,7 @@ def _contributions(
     objective: Objective,
     remat: Remat,
 ) -> tuple[dict[Statistic, Any], Float[Array, "batch"]]:
-    """Return what a microbatch adds to the statistics of one objective, and the mean loss of its examples."""
+    """Make what a microbatch adds to the statistics of one objective, and the mean loss of its examples."""
     dtype = statistics_dtype(model)
     counts = jnp.maximum(predicted_tokens(mask), 1).astype(dtype)
     examples_gates = {n: jnp.broadcast_to(g.astype(dtype), (len(tokens), *g.shape)) for n, g in gates.items()}
@@ -262,17 +236,17 @@ def score(estimators: dict[str, Estimator], statistics: Statistics, model: Weigh
 
 
 def union_of_needs(estimators: Iterable[Estimator]) -> frozenset[Statistic]:
-    """Return every statistic that some estimator needs."""
+    """Join the statistics that estimators need."""
     return frozenset[Statistic]().union(*(estimator.needs for estimator in estimators))
 
 
 def curvature_of(estimators: Iterable[Estimator]) -> Curvature:
-    """Return how to observe the gate Hessian for all the estimators in one pass."""
+    """Join how the estimators ask to observe the gate Hessian, in one pass."""
     return joint_curvature({e.curvature for e in estimators if e.curvature is not None})
 
 
 def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_eps: float) -> Observe | None:
-    """Return what sums activations over the real tokens of a microbatch, `{statistic: {key: sums}}` a point.
+    """Sum activations over the real tokens of a microbatch, `{statistic: {key: sums}}` a point.
 
     None where no activation is needed. Nothing of it is differentiated.
     """
@@ -286,7 +260,7 @@ def observer(needs: frozenset[Statistic], mask: Bool[Array, "batch seq"], norm_e
     return observe if of_activations else None
 
 
-def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dict[Statistic, dict[str, Any]]:
+def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dict[Statistic, Any]:
     """Join what was observed at the points of the layers of each segment into trees of the whole model."""
     segments = []
     for points in observed:
@@ -295,4 +269,64 @@ def joined(observed: list[dict[str, dict[Statistic, Mapping[str, Any]]]]) -> dic
             for statistic, sums in point.items():
                 segment.setdefault(statistic, {}).update(sums)
         segments.append(segment)
-    return join_segments(segments)
+    whole: dict[Statistic, Any] = join_segments(segments)
+    for need, sums in whole.items():
+        if need.kind is not None:
+            fields = zip(*sums.values(), strict=True)
+            whole[need] = need.kind(*(dict(zip(sums, field, strict=True)) for field in fields))
+    return whole
+
+
+# --- where a pass went wrong -----------------------------------------------------------------------
+
+ADVICE = "check the model's weights and its dtype"
+
+
+def refuse_not_finite(statistics: Statistics, model: Llama, batches: Sequence[Batch]) -> None:
+    """Raise ValueError where a loss or a statistic is not finite, with its place in the model."""
+    wrong = np.flatnonzero(~np.isfinite(fetched(statistics.losses)))
+    if len(wrong):
+        batch, row = divmod(int(wrong[0]), len(batches[0][0]))
+        place = first_activation(model, jnp.asarray(batches[batch][0][row : row + 1]))
+        raise ValueError(
+            f"calibration: the loss of {len(wrong)} examples is not finite, the first is example {wrong[0]}, "
+            f"where it starts in {place}; {ADVICE}"
+        )
+    for statistic, value in statistics.values.items():
+        if (path := first_not_finite(value)) is None:
+            continue
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(fetched(leaves_by_path(value)[path])))[0])
+        example = f" on example {index[0]}" if statistic.axes(path)[:1] == ("examples",) else ""
+        raise ValueError(
+            f"calibration: the {statistic.name.replace('_', ' ')} of {_place(statistic, path, index, model)} "
+            f"is not finite{example}; {ADVICE}"
+        )
+
+
+def first_activation(model: Llama, tokens: Int[Array, "1 seq"]) -> str:
+    """Find the first point of the forward pass whose activation is not finite, in words."""
+    points = ("attention_in", "attention", "attention_out", "mlp_in", "mlp", "mlp_out")  # in the order of the pass
+    for bounds, segment in zip(segment_bounds(model.segments), _finite_points(model, tokens), strict=True):
+        for layer in range(bounds.stop - bounds.start):
+            for point in points:
+                if not bool(segment[point][layer]):
+                    return f"{point} of layer {bounds.start + layer}"
+    return "the logits"
+
+
+@jax.jit
+def _finite_points(model: Llama, tokens: Int[Array, "1 seq"]) -> list[dict[str, Array]]:
+    """Say, for each segment, which points are finite in each layer."""
+    return model.hidden(tokens, observe=lambda _, activation: jnp.all(jnp.isfinite(activation)))[1]
+
+
+def _place(statistic: Statistic, path: str, index: tuple[int, ...], model: Llama) -> str:
+    """Say in words which parameter or unit of which layer an entry of a statistic belongs to."""
+    in_segment = re.fullmatch(r"segments/(\d+)/(.+)", path)
+    if in_segment:
+        return f"{in_segment[2]} in layer {segment_bounds(model.segments)[int(in_segment[1])].start + index[0]}"
+    axes = dict(zip(statistic.axes(path), index, strict=False))
+    if not axes:
+        return path
+    unit = f" unit {axes['units']}" if "units" in axes else ""
+    return f"{path.rpartition('/')[2]}{unit} in layer {axes['layers']}"

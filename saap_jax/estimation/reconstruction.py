@@ -18,8 +18,16 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float
 
 from saap_jax.config.checks import check_at_least
-from saap_jax.estimation.accumulate import mean_over, statistics_dtype
-from saap_jax.estimation.base import Estimator, Plan, Point, Statistic, Statistics, output_matrices
+from saap_jax.estimation.base import (
+    Estimator,
+    Plan,
+    Point,
+    Statistic,
+    Statistics,
+    mean_over,
+    output_matrices,
+    statistics_dtype,
+)
 from saap_jax.estimation.gram import flat_units, gram_sums, widest_coordinates
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import join_segments
@@ -194,7 +202,7 @@ def swapped(
     ridge: Float[Array, ""],
     kept: Bool[Array, "units"],
 ) -> Bool[Array, "units"]:
-    """Return as many units as are kept, after swaps while ½ tr((W - W')ᵀ H (W - W')) falls, W' fitted to those kept.
+    """Choose as many units as are kept, by swaps while ½ tr((W - W')ᵀ H (W - W')) falls, W' fitted to those kept.
 
     A swap takes out the unit whose going costs least, and then puts in the one that wins most of those that were out;
     the last one, which wins no more than it costs, is not made. There are an eighth as many swaps as units at most (16
@@ -250,7 +258,7 @@ def swapped(
 
 
 def _inverse(moment: Float[Array, "all all"], ridge: Float[Array, ""]) -> Float[Array, "all all"]:
-    """Return (G + λ I)⁻¹; a layer that is never active has the identity."""
+    """Compute (G + λ I)⁻¹; a layer that is never active has the identity."""
     eye = jnp.eye(len(moment), dtype=moment.dtype)
     return cho_solve(cho_factor(moment + jnp.where(ridge > 0, ridge, 1) * eye), eye)
 

@@ -1,4 +1,4 @@
-"""The estimators by name: add yours with one line here, by `register`, or as a plugin.
+"""Estimators and statistics by name: add yours with one line here, by `register`, or as a plugin.
 
 A plugin is a package with entry points of the group `saap_jax.estimators`: the name of an estimator -> its factory.
 They are looked up when a name is asked for that is not known otherwise. `FILE.py:FACTORY` names one in a file.
@@ -17,17 +17,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from saap_jax.estimation import activations, baselines, blocks, gates, hessian, reconstruction, second_order, taylor
-from saap_jax.estimation.base import Estimator
+from saap_jax.estimation import activations, gates, gram, hessian, reconstruction, squares, taylor
+from saap_jax.estimation.base import Estimator, Statistic
+from saap_jax.estimation.objectives import OBJECTIVES
 from saap_jax.runtime.python_files import run_file
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    "random": baselines.random,
-    "magnitude": baselines.magnitude,
+    "random": taylor.random,
+    "magnitude": taylor.magnitude,
     "taylor_vector": taylor.taylor_vector,
     "taylor_element": taylor.taylor_element,
-    "taylor_element_second": second_order.taylor_element_second,
-    "fisher": second_order.fisher,
+    "taylor_element_second": taylor.taylor_element_second,
+    "fisher": taylor.fisher,
     "gate_taylor": gates.gate_taylor,
     "gate_taylor_signed": gates.gate_taylor_signed,
     "gate_fisher": gates.gate_fisher,
@@ -37,11 +38,30 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "activation_frequency": activations.activation_frequency,
     "activation_norm": activations.activation_norm,
     "reap": activations.reap,
-    "block_influence": blocks.block_influence,
+    "block_influence": activations.block_influence,
     "obs": reconstruction.obs,
     "leverage": reconstruction.leverage,
 }
 """Name -> factory with keyword-only hyper-parameters."""
+
+_GRADIENTS = taylor.WEIGHT_GRADIENT, squares.SQUARED_WEIGHT_GRADIENT, gates.GATE_GRADIENT
+
+STATISTICS: dict[str, Statistic] = {
+    statistic.name: statistic
+    for statistic in (
+        *_GRADIENTS,
+        hessian.GATE_HESSIAN,
+        activations.ACTIVATION_MOMENTS,
+        activations.ACTIVATION_NORMS,
+        activations.ACTIVATION_USAGE,
+        activations.WRITTEN_NORMS,
+        activations.BLOCK_CHANGE,
+        gram.GRAM,
+        reconstruction.SECOND_MOMENT,
+        *(each.of_objective(objective) for objective in OBJECTIVES[1:] for each in _GRADIENTS),
+    )
+}
+"""Name in files and messages -> statistic; each stands beside the formulas that use it."""
 
 PLUGINS = "saap_jax.estimators"
 """Group of the entry points by which packages add estimators."""
@@ -83,7 +103,7 @@ def names_file(text: str) -> bool:
 
 
 def file_digests(texts: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file that names of estimators are in, by what a refusal calls it."""
+    """Digest (SHA-256) each file that names of estimators are in, by what a refusal calls it."""
     files = dict.fromkeys(found["file"] for text in texts if (found := _FILE.fullmatch(text)))
     return {f"estimators of {file}": hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
 
@@ -111,7 +131,7 @@ def make_estimator(text: str) -> Estimator:
 
 
 def call_factory(text: str, factories: Mapping[str, Callable[..., Made]]) -> Made:
-    """Return what one of some factories makes that a name, with hyper-parameters in brackets if any, stands for.
+    """Make what a name stands for by one of some factories, with hyper-parameters in brackets if any.
 
     Raises:
         ValueError: an unknown hyper-parameter, a value that is none of it, or a malformed call.
@@ -129,7 +149,10 @@ def _called(name: str, factory: Callable[..., Made], options: dict[str, Any]) ->
             raise ValueError(f"estimator {name!r}: unknown hyper-parameter {option!r}; it {takes}")
         if expected := _refused(value, known[option].annotation):
             raise ValueError(f"estimator {name!r}: {option}: expected {expected}, got {value!r}")
-    return _made(factory, **options) if all(map(_hashable, options.values())) else factory(**options)
+    try:
+        return _made(factory, **options)
+    except TypeError:  # an option that cannot be hashed
+        return factory(**options)
 
 
 @functools.cache
@@ -138,16 +161,8 @@ def _made(factory: Callable[..., Made], **options: Hashable) -> Made:
     return factory(**options)
 
 
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _plugin(name: str) -> Factory | None:
-    """Return the factory of an installed plugin, registered from then on; None where there is none of that name."""
+    """Load the factory of an installed plugin and register it; None where there is none of that name."""
     for point in importlib.metadata.entry_points(group=PLUGINS, name=name):
         try:
             factory = point.load()
@@ -179,7 +194,7 @@ def _in_file(file: str, name: str) -> Factory:
 
 
 def _refused(value: Any, kind: Any) -> str:
-    """Return what a hyper-parameter takes, where a value is none of it; what is not annotated takes all.
+    """Say what a hyper-parameter takes, where a value is none of it; what is not annotated takes all.
 
     >>> _refused(3, Literal["sum", "max"]), _refused(3, int | float), _refused(3, bool)
     ("'sum' or 'max'", '', 'bool')

@@ -1,18 +1,42 @@
-"""First-order Taylor estimators on weights (LLM-Pruner, arXiv:2305.11627, equations 3 to 5).
+"""Estimators on weights: random, by magnitude, and by Taylor expansions of the loss of first and second order.
 
-Removing a unit's weights w changes the loss by about ∂wᵀw. Here ∂w is the gradient of the mean loss over all tokens;
-LLM-Pruner sums over the calibration set, which scales every score alike.
+Removing a unit's weights w changes the loss by ∂wᵀw - ½ wᵀHw up to sign and O(‖w‖³). First order (LLM-Pruner,
+arXiv:2305.11627, equations 3 to 5) takes ∂wᵀw alone; second order (its equation 5, element-wise) replaces H by the
+diagonal of the empirical Fisher information, F_k = (1/N) Σ_n (∂_n w_k)² with ∂_n the gradient of example n's mean loss.
+Deviations: ∂w is the gradient of the mean loss over all tokens, which LLM-Pruner takes over one batch of equally long
+examples (the same, then); units are scored from all calibration examples, LLM-Pruner from 10.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saap_jax.estimation.accumulate import like_matrices, matrices_of, mean_over
-from saap_jax.estimation.base import Estimator, Reduction, Statistic, Statistics, score_matrices
-from saap_jax.structures.weights import Weights
+from saap_jax.config.checks import check_seed
+from saap_jax.estimation.base import (
+    Estimator,
+    Reduction,
+    Statistic,
+    Statistics,
+    like_matrices,
+    matrices_of,
+    mean_over,
+    only_units,
+    score_matrices,
+)
+from saap_jax.estimation.squares import SQUARED_WEIGHT_GRADIENT
+from saap_jax.structures.weights import Weights, units_of
 from saap_jax.types import STRUCTURES, Objective, Scores
+
+PerMatrix = Float[Array, "layers units rest"]
+"""A unit's part of one matrix, or of its gradient, or of the squares of that."""
+
+PerChannel = Float[Array, "layers units channels embed"]
+"""The same channel by channel."""
+
+PerUnit = Float[Array, "layers units"]
 
 WEIGHT_GRADIENT = Statistic(
     name="weight_gradient",
@@ -26,25 +50,68 @@ WEIGHT_GRADIENT = Statistic(
 parameter has a single 0. A statistic of your own whose source is `weights` is shown the gradient of all parameters."""
 
 
-def vector_wise(
-    weight: Float[Array, "layers units rest"], gradient: Float[Array, "layers units rest"]
-) -> Float[Array, "layers units"]:
+# --- formulas --------------------------------------------------------------------------------------
+
+
+def squared_norm(weight: PerMatrix) -> PerUnit:
+    """‖w_M‖² of each unit's part of a matrix M."""
+    return jnp.sum(jnp.square(weight), axis=-1)
+
+
+def vector_wise(weight: PerMatrix, gradient: PerMatrix) -> PerUnit:
     """|Σ_k w_k ∂w_k| over a unit's part of one matrix: the absolute value after the sum."""
     return jnp.abs(jnp.sum(weight * gradient, axis=-1))
 
 
-def channel_wise(
-    weight: Float[Array, "layers units channels embed"], gradient: Float[Array, "layers units channels embed"]
-) -> Float[Array, "layers units"]:
+def channel_wise(weight: PerChannel, gradient: PerChannel) -> PerUnit:
     """Σ_c |Σ_{k∈c} w_k ∂w_k| over the channels c of a unit's part of one matrix."""
     return jnp.sum(jnp.abs(jnp.sum(weight * gradient, axis=-1)), axis=-1)
 
 
-def element_wise(
-    weight: Float[Array, "layers units rest"], gradient: Float[Array, "layers units rest"]
-) -> Float[Array, "layers units"]:
+def element_wise(weight: PerMatrix, gradient: PerMatrix) -> PerUnit:
     """Σ_k |w_k ∂w_k| over a unit's part of one matrix: the absolute value before the sum."""
     return jnp.sum(jnp.abs(weight * gradient), axis=-1)
+
+
+def element_wise_second(weight: PerMatrix, gradient: PerMatrix, fisher: PerMatrix) -> PerUnit:
+    """Σ_k |w_k ∂w_k - ½ w_k² F_k| over a unit's part of one matrix."""
+    return jnp.sum(jnp.abs(weight * gradient - 0.5 * jnp.square(weight) * fisher), axis=-1)
+
+
+def fisher_weighted(weight: PerMatrix, fisher: PerMatrix) -> PerUnit:
+    """Σ_k w_k² F_k over a unit's part of one matrix."""
+    return jnp.sum(jnp.square(weight) * fisher, axis=-1)
+
+
+# --- estimators ------------------------------------------------------------------------------------
+
+
+def random(*, seed: int = 0) -> Estimator:
+    """Score each unit uniformly in [0, 1), independent of model and data: the floor of every comparison."""
+    check_seed("random: seed", seed)
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        root = jax.random.key(seed)
+        draws = {
+            name: jax.random.uniform(jax.random.fold_in(root, index), exists.shape)
+            for index, (name, exists) in enumerate(units_of(params).items())
+        }
+        return only_units(params, draws)
+
+    return Estimator(frozenset(), score)
+
+
+def magnitude(*, reduction: Reduction = "sum") -> Estimator:
+    """Score a unit by ‖w‖₂ = √(reduction over its matrices M of ‖w_M‖²).
+
+    Source: LLM-Pruner (arXiv:2305.11627), `l2`, which leaves out the root; the ranking is the same.
+    """
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        squares = score_matrices(squared_norm, params, reduction=reduction)
+        return {name: jnp.sqrt(square) for name, square in squares.items()}
+
+    return Estimator(frozenset(), score)
 
 
 def taylor_vector(
@@ -60,13 +127,8 @@ def taylor_vector(
     `vectorize`. An MLP channel is one channel in each matrix, so only attention differs. ∂w is the gradient of the mean
     loss, or of another objective (`estimation.objectives`).
     """
-    of_weights = WEIGHT_GRADIENT.of_objective(objective)
-
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        formula, channels = (channel_wise, True) if within == "channel" else (vector_wise, False)
-        return score_matrices(formula, params, statistics.of(of_weights), reduction=reduction, channels=channels)
-
-    return Estimator(frozenset({of_weights}), score)
+    formula = channel_wise if within == "channel" else vector_wise
+    return _on_weights(formula, reduction, objective, WEIGHT_GRADIENT, channels=within == "channel")
 
 
 def taylor_element(
@@ -77,18 +139,48 @@ def taylor_element(
     `within="layer"` gives all units of a layer the sum over all of them, attention and MLP together: whole layers, as
     Shortened LLaMA's Taylor criterion ranks them (arXiv:2402.02834). ∂w is as in `taylor_vector`.
     """
-    of_weights = WEIGHT_GRADIENT.of_objective(objective)
-
-    def score(statistics: Statistics, params: Weights) -> Scores:
-        scores = score_matrices(element_wise, params, statistics.of(of_weights), reduction=reduction)
-        return _of_layers(scores) if within == "layer" else scores
-
-    return Estimator(frozenset({of_weights}), score)
+    each = _on_weights(element_wise, reduction, objective, WEIGHT_GRADIENT)
+    if within == "unit":
+        return each
+    return each._replace(score=lambda statistics, params: _of_layers(each.score(statistics, params)))
 
 
 def _of_layers(scores: Scores) -> Scores:
-    """Return for each unit the sum of its layer's scores."""
+    """Give each unit the sum of its layer's scores."""
     if set(scores) != set(STRUCTURES):
         raise ValueError("taylor_element: expected within 'unit' for a traced model, which has no layers, got 'layer'")
     total = jnp.sum(jnp.stack([jnp.nansum(each, axis=1) for each in scores.values()]), axis=0)
     return {name: jnp.where(jnp.isnan(each), jnp.nan, total[:, None]) for name, each in scores.items()}
+
+
+def taylor_element_second(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
+    """Score a unit by the reduction over its matrices M of Σ_{k∈M} |w_k ∂w_k - ½ w_k² F_k|.
+
+    Source: LLM-Pruner, `param_mix`. Gradients are of the loss, or of another objective (`estimation.objectives`).
+    """
+    return _on_weights(element_wise_second, reduction, objective, WEIGHT_GRADIENT, SQUARED_WEIGHT_GRADIENT)
+
+
+def fisher(*, reduction: Reduction = "sum", objective: Objective = "loss") -> Estimator:
+    """Score a unit by the reduction over its matrices M of Σ_{k∈M} w_k² F_k.
+
+    Source: LLM-Pruner, `param_second`. With `objective="sampled"` F is the Fisher information itself, estimated by one
+    draw a token (`estimation.objectives`).
+    """
+    return _on_weights(fisher_weighted, reduction, objective, SQUARED_WEIGHT_GRADIENT)
+
+
+def _on_weights(
+    formula: Callable[..., Array],
+    reduction: Reduction,
+    objective: Objective,
+    *statistics_of_loss: Statistic,
+    channels: bool = False,
+) -> Estimator:
+    needs = [each.of_objective(objective) for each in statistics_of_loss]
+
+    def score(statistics: Statistics, params: Weights) -> Scores:
+        trees = (statistics.of(need) for need in needs)
+        return score_matrices(formula, params, *trees, reduction=reduction, channels=channels)
+
+    return Estimator(frozenset(needs), score)

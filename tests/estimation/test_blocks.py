@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from saap_jax.estimation import BLOCK_CHANGE, Statistics, make_estimator, observe
-from saap_jax.estimation.blocks import turn
+from saap_jax.estimation.activations import turn
 from saap_jax.llama.segments import existing_units
 from tests.helpers import dense_model, layers_of, length_mask, ragged_model, random_tokens, reference
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saap_jax.config.mesh import MeshConfig, by_axis
-from saap_jax.estimation.gradient_sums import _on_devices, gradient_sums, one_by_one, tiled
+from saap_jax.estimation.squares import _on_devices, gradient_sums, one_by_one, tiled
 from saap_jax.planning.count import work_of
 from saap_jax.runtime.mesh import layout_of
 

@@ -18,8 +18,7 @@ from saap_jax.estimation import (
     observe,
     score,
 )
-from saap_jax.estimation.accumulate import matrices_of, mean_over
-from saap_jax.estimation.base import Curvature, Statistic
+from saap_jax.estimation.base import Curvature, Statistic, matrices_of, mean_over
 from saap_jax.estimation.observe import observe_step
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.product import is_matrix

@@ -142,7 +142,6 @@ class TestRefuses:
             metadata = file.metadata()
         for change, message in (
             ({name: tensors[name][:, 1:]}, rf"{name} of shape \(3, 2, 4\) for this model, got \(3, 1, 4\)"),
-            ({"other": tensors[name]}, r"tensor other of shape None for this model, got \(3, 2, 4\)"),
         ):
             save_file({k: np.array(v, order="C") for k, v in {**tensors, **change}.items()}, path, metadata)
             with pytest.raises(ValueError, match=message):
@@ -154,35 +153,30 @@ class TestRefuses:
         assert_same(load_statistics(path, model()), self.kept())
 
     def test_metadata_that_say_something_else(self, path):
-        tensors = load_file(path)
+        tensors, first = load_file(path), SCENARIOS[0]
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-        about, first = json.loads(metadata["scenarios"]), SCENARIOS[0]
+        about = json.loads(metadata["scenarios"])
 
         def refused(text: str, match: str, values=tensors) -> None:
             save_file(values, path, metadata | {"scenarios": text})
-            with pytest.raises(ValueError, match=match):
+            with pytest.raises(ValueError, match=match) as error:
                 load_statistics(path, model())
+            assert "\n" not in str(error.value)
 
-        for text in ("", "{", "[" * 100_000, '{"a": 1, "a": 1}', '{"a": NaN}'):
-            refused(text, "metadata `scenarios`: expected JSON")
-        for text in ("[]", "{}", "1"):
-            refused(text, "expected an object of scenarios")
-        for key, value in (
-            *(("examples", value) for value in (None, "3", 3.0, True, 0, -1, 2**31, 2**63)),
-            *(("tokens", value) for value in ([], 0, 2**31)),
-            *(("statistics", value) for value in (None, {}, [1], [[]], ["gram", "gram"])),
-            *(("curvature", value) for value in (None, {}, {"probes": 0, "attention": "exact"}, {"probes": 3})),
-            *(("curvature", {"probes": 3, "attention": value}) for value in ("x", [])),
-            ("extra", 1),
+        for text in ("", "{", "[]", "1", '{"a": 1}'):
+            refused(text, "s: expected a file of 'saap_jax statistics 1', which cannot be read")
+        for key, value, match in (
+            ("examples", None, "cannot be read"),
+            ("examples", 2, r"of shape \(2, 2, 2\) for this model, got \(3, 2, 2\)"),
+            ("tokens", "many", "cannot be read"),
+            ("statistics", 3, "cannot be read"),
+            ("statistics", ["gram"], "gram/.* for this model, got None"),
         ):
-            changed = about | {first: about[first] | {key: value}}
-            refused(json.dumps(changed), "of scenario 'builtin:reference' in its metadata, got")
-        unknown = about | {first: about[first] | {"statistics": ["x"], "curvature": None}}
-        refused(json.dumps(unknown), "expected tensor builtin:reference/.* of shape None")
-        refused(json.dumps({first: about[first]}), "expected tensor text:/a/b.txt.* of shape None")
+            refused(json.dumps(about | {first: about[first] | {key: value}}), match)
+        fewer = about | {first: {"examples": 2, "tokens": 3, "statistics": []}}
+        refused(json.dumps(fewer), "expected the losses of 2 examples, got 3")
         name = f"{first}/gate_gradient/mlp"
-        refused(metadata["scenarios"], f"{name} of type F32, got F16", tensors | {name: tensors[name].astype("f2")})
         broken = np.where(tensors[name] == tensors[name].max(), np.nan, tensors[name])
         refused(metadata["scenarios"], f"finite numbers in tensor {name}", tensors | {name: broken})
         save_file(tensors, path, metadata)
@@ -191,10 +185,10 @@ class TestRefuses:
             storage.load_scenario(path, model(), "none")
 
     def test_other_files(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="expected a file of statistics, found none"):
+        with pytest.raises(FileNotFoundError):
             load_statistics(tmp_path / "none", model())
         (tmp_path / "junk").write_bytes(b"no tensors here, but more than eight bytes")
-        with pytest.raises(ValueError, match="junk: expected a safetensors file"):
+        with pytest.raises(ValueError, match="junk: expected a file of 'saap_jax statistics 1', which cannot be read"):
             load_statistics(tmp_path / "junk", model())
         save_file({"x": np.zeros(2)}, tmp_path / "model")
         with pytest.raises(ValueError, match="model: expected a file of 'saap_jax statistics 1', got None"):

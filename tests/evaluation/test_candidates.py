@@ -98,9 +98,6 @@ def test_groups_share_what_they_have_in_common():
     tries = [base, *(without(base, layer) for layer in (1, 2, 3))]
     assert grouped(tries, EXISTING, 2) == [((0, 3), 3), ((2, 1), 1)]
     assert not grouped([], EXISTING, 2)
-    whole = {**EXISTING, "embed": np.ones((1, 2), bool)}
-    with_channels = [{**keep, "embed": np.array([[True, number == 0]])} for number, keep in enumerate(tries[:1] * 2)]
-    assert [group.common for group in grouped(with_channels, whole, 2)] == [0]
 
 
 def test_layers_in_common_run_once(monkeypatch):

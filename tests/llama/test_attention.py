@@ -13,7 +13,7 @@ from saap_jax.estimation import GATE_GRADIENT, GATE_HESSIAN, Curvature
 from saap_jax.estimation.base import Plan
 from saap_jax.estimation.hessian import hessian_step
 from saap_jax.estimation.observe import contributions
-from saap_jax.estimation.statistics import STATISTICS
+from saap_jax.estimation.registry import STATISTICS
 from saap_jax.llama import attention
 from saap_jax.llama.attention import LONG, attending, block_of, chosen, in_blocks, plain, splash
 from saap_jax.llama.packed import packed_streams

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from saap_jax.config.mesh import MESH_AXES, MeshConfig
 from saap_jax.config.plan import PlanConfig
-from saap_jax.estimation.gradient_sums import gradient_sums
+from saap_jax.estimation.squares import gradient_sums
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.estimate import estimate
