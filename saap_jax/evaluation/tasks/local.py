@@ -1,4 +1,4 @@
-"""Multiple-choice tasks from local files, scored as lm-evaluation-harness does; tasks by name, and what came of them.
+"""Multiple-choice tasks from local files, scored as lm-evaluation-harness does, and what came of tasks.
 
 | fields of a JSON line                | scored                                  | metrics           |
 |--------------------------------------|-----------------------------------------|-------------------|
@@ -9,7 +9,6 @@
 highest log-likelihood a character of the choice (`acc_norm`); of equal ones, the first.
 """
 
-import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from saap_jax.config.judge import TasksConfig
 from saap_jax.data.json_lines import json_lines, text_lines
 from saap_jax.evaluation.tasks.likelihood import Progress, Request, log_likelihoods
 from saap_jax.formats.json_files import shown
@@ -248,53 +246,3 @@ def result_of(task: Task, log_likelihoods: tuple[tuple[float, ...], ...]) -> Tas
             values["acc_norm"].append(float(np.argmax(likelihoods / lengths) == item.gold))
     ids, metrics = tuple(item.id for item in task.items), {name: np.array(each) for name, each in values.items()}
     return TaskResult(task.name, str(task.path), ids, metrics, log_likelihoods)
-
-
-# --- tasks by name ---------------------------------------------------------------------------------
-
-
-class NamedTasks(NamedTuple):
-    """What was asked for."""
-
-    local: tuple[Task, ...]
-    harness: tuple[str, ...]
-    """Names that lm-evaluation-harness is asked for."""
-    limit: int
-    task_path: str
-
-
-def find_tasks(config: TasksConfig) -> NamedTasks:
-    """Find the tasks of a configuration before any model is loaded, local ones with their items.
-
-    Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: a file that is no task, or a name that is not local where the harness is not installed.
-    """
-    paths = {name: find_task(name) for name in config.task_names}
-    local = tuple(read_task(name, path, config.limit) for name, path in paths.items() if path is not None)
-    others = tuple(name for name, path in paths.items() if path is None)
-    if others and importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            f"tasks: {others[0]!r} is no local task, which is a JSON-lines file or the name of zeroshot/NAME.jsonl "
-            "below SAAP_DATA; lm-evaluation-harness, which may know it, is not installed: pip install 'saap_jax[eval]'"
-        )
-    return NamedTasks(local, others, config.limit, config.task_path)
-
-
-def run_named(
-    model: Llama, tokenizer: Tokenizer, tasks: NamedTasks, *, batch_size: int = 8, progress: Progress = iter
-) -> tuple[TaskResult, ...]:
-    """Run a model on tasks: on the local ones, then on the harness's.
-
-    Raises:
-        ValueError: a harness task that is unknown or cannot be run.
-    """
-    results = []
-    if tasks.local:
-        results += run_tasks(model, tokenizer, tasks.local, batch_size=batch_size, progress=progress)
-    if tasks.harness:
-        from saap_jax.evaluation.tasks.harness import HarnessModel, run_harness_tasks  # needs the extra `eval`
-
-        adapter = HarnessModel(model, tokenizer=tokenizer, batch_size=batch_size)
-        results += run_harness_tasks(adapter, tasks.harness, limit=tasks.limit, task_path=tasks.task_path)
-    return tuple(results)
