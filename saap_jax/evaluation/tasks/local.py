@@ -203,9 +203,7 @@ def _item(fields: dict[str, Any], where: str, number: int) -> Item:
     many, one = ("choices", "context") if "choices" in fields else ("contexts", "continuation")
     texts, text, gold = fields.get(many), fields.get(one), fields.get("gold")
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(each, str) and each for each in texts):
-        raise ValueError(
-            f"{where}: {many}: expected a list of two texts or more, none of them empty, got {shown(texts)}"
-        )
+        raise ValueError(f"{where}: {many}: expected a list of two texts or more, none empty, got {shown(texts)}")
     if not isinstance(text, str):
         raise ValueError(f"{where}: {one}: expected a text beside {many}, got {shown(text)}")
     if type(gold) is not int or not 0 <= gold < len(texts):
