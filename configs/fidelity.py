@@ -10,12 +10,12 @@ Hessian-vector products); killed, it goes on where it was. The result on web tex
     saap fidelity fidelity --calibration.scenarios "web=jsonl:text/c4_en_300docs.jsonl#text"
 """
 
-from saap_jax.config import CalibrationConfig, EstimationConfig, FidelityConfig
+from saap_jax.config import CalibrationConfig, FidelityConfig
 from saap_jax.estimation.registry import ESTIMATORS
 
 CONFIG = FidelityConfig(
     name="fidelity",
     calibration=CalibrationConfig(examples=8),
-    estimation=EstimationConfig(estimators=(*ESTIMATORS, "saap")),
+    estimators=(*ESTIMATORS, "fused"),
     channels_per_layer=8,
 )

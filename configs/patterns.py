@@ -8,16 +8,15 @@ how often a unit is used, how important it is, and which units are unimportant i
     saap score patterns --name tasks --calibration.scenarios prose=text:text/war_and_peace.txt \\
         code=builtin:reference instructions=jsonl:instruct/alpaca_random9k.jsonl#instruction
 
-A search over scenarios then takes `--search.scenario-reduction max` or `min_rank`: `saap prune --from-run runs/tasks`.
+A chain over scenarios then has `scenarios(max)` or `scenarios(min_rank)` behind its score:
+`saap prune --from-run runs/tasks --method "gate_fisher > scenarios(max)"`.
 """
 
-from saap_jax.config import CalibrationConfig, EstimationConfig, ScoreConfig
+from saap_jax.config import CalibrationConfig, ScoreConfig
 
 CONFIG = ScoreConfig(
     name="patterns",
     calibration=CalibrationConfig(scenarios=("reference=builtin:reference", "descriptions=builtin:descriptions")),
-    estimation=EstimationConfig(
-        estimators=("gate_fisher", "taylor_element", "wanda", "activation_frequency", "gate_taylor+taylor_element")
-    ),
+    estimators=("gate_fisher", "taylor_element", "wanda", "activation_frequency", "gate_taylor+taylor_element"),
     keep_statistics="small",
 )

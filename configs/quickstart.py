@@ -6,6 +6,11 @@ Calibrated on 4,096 tokens of the Python language reference, evaluated on 3,072 
 of data-set descriptions (out of domain), in a race: who is surely worse is evaluated no further (docs/racing.md).
 """
 
-from saap_jax.config import CompareConfig, SearchConfig
+from saap_jax.config import CompareConfig
+from saap_jax.config.method import USUAL
 
-CONFIG = CompareConfig(name="quickstart", search=SearchConfig(skip_layers=(0, 1, 2, 3, -2, -1)), race=True)
+CONFIG = CompareConfig(
+    name="quickstart",
+    methods=tuple(f"{name} = {name} > within(protect=(0.13, -0.07)) > uniform" for name in USUAL),
+    race=True,
+)

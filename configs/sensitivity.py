@@ -11,6 +11,6 @@ it also measures what MLP widths to multiples of 64 change, in perplexity and in
 text; 180 places and shares, of which 150 differ.
 """
 
-from saap_jax.config import SearchConfig, SensitivityConfig
+from saap_jax.config import SensitivityConfig
 
-CONFIG = SensitivityConfig(name="sensitivity", estimator="wanda", fractions=(0.2, 0.4, 0.6), search=SearchConfig())
+CONFIG = SensitivityConfig(name="sensitivity", method="wanda", fractions=(0.2, 0.4, 0.6))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from arena_figures import OURS, Line, draw_ranks, draw_ratios, draw_seconds
+from saap_jax.selection.oracles import is_oracle
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
@@ -31,7 +32,6 @@ from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of
 from saap_jax.recipes import find_recipes, recipes
 from saap_jax.runs.reading import read_candidates, read_run
-from saap_jax.selection.oracles import is_oracle
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "arena"

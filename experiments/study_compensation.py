@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import STUDIED
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT, evaluated
 from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import STUDIED
 from saap_jax.data import Windows, pairs
 from saap_jax.llama import Llama
 from saap_jax.runs.directory import RunDirectory, read_candidates, read_run

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from saap_jax.selection.calibrate import joined, make_members, score_statistics
 from study_figures import Point, draw_points, draw_rows
 from tables import in_percent, with_spread
 
@@ -32,7 +33,6 @@ from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.directory import RunDirectory, plain, read_candidates, read_run
-from saap_jax.selection.calibrate import joined, make_members, score_statistics
 from saap_jax.types import STRUCTURES
 
 RATIOS = (0.2, 0.5)

@@ -23,13 +23,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from saap_jax.config.search import STUDIED, PerStructure
 from study_defaults import CALIBRATION, LENGTH, RATIOS, SHORT, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
 from saap_jax.config import MethodConfig
-from saap_jax.config.search import STUDIED, PerStructure
 from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from saap_jax.config.search import PREFERRED, PerStructure, SearchConfig
 from study_defaults import CALIBRATION, LENGTH, TREEBANK, WIKITEXT
 from tables import in_percent, perplexity
 
 from saap_jax.config import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
-from saap_jax.config.search import PREFERRED, PerStructure, SearchConfig
 from saap_jax.jobs import compare
 from saap_jax.runs.reading import read_candidates, read_run
 

@@ -1,14 +1,12 @@
 """The calls of a Python session in the method's order: no files, no command line. Read this file first.
 
-load model and text -> observe and score (2a) -> fuse (2b) -> search (2c) -> mask and evaluate -> compensate and cut
-(2d) -> save
+load model and text -> observe and score -> select -> mask and evaluate -> repair and cut -> save; or all of it by a
+chain of steps, `run_chain`.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
 
-from saap_jax.config.method import FusionConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.estimation import Estimator
 from saap_jax.evaluation.perplexity import window_losses
@@ -16,126 +14,143 @@ from saap_jax.llama import Llama
 from saap_jax.llama.segments import masks
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection import calibrate as calibration
-from saap_jax.selection.calibrate import Calibrated
-from saap_jax.selection.choose import choose, choose_calibrated, choose_path
-from saap_jax.selection.search import Selection
+from saap_jax.steps.allocation.allocation import selection_of
+from saap_jax.steps.allocation.search import Selection
+from saap_jax.steps.base import Context, State
+from saap_jax.steps.chain import Chain, parse, steps_of
+from saap_jax.steps.limits import Within
+from saap_jax.steps.run import Runner
+from saap_jax.steps.score import calibrate as calibration
+from saap_jax.steps.score.calibrate import Calibrated, Wanted
+from saap_jax.steps.score.score import Score
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import subject_of
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject.observe import OBSERVED
-from saap_jax.trace.subject.subject import TracedSubject
 from saap_jax.types import Keep, Scores
+
+Model = Llama | Problem | Subject
 
 
 @taken_in
 def score_units(
-    model: Llama | Problem | Subject,
+    model: Model,
     windows: Examples | Mapping[str, Examples],
     estimators: Iterable[str | Estimator] | Mapping[str, Estimator],
     *,
-    fusion: FusionConfig | None = None,
     stability: bool = True,
+    keep: Keep | None = None,
     batch_size: int = 8,
     track: Track = quiet,
 ) -> Calibrated:
-    """Score every unit by every estimator, from one pass over the calibration windows; see `calibrate`.
+    """Score every unit by every estimator, from one pass over the calibration windows.
 
     Args:
         model: one of ours, or a problem.
         windows: the calibration text, or that of each scenario by name; of a problem, examples.
-        estimators: names (`saap`, fusions `a+b`, `FILE.py:FACTORY`, with hyper-parameters in brackets if any), or
-            `Estimator` objects, which are named after their formula or by a mapping.
-        stability: observe what the stability indicator needs, so that `adaptive` search can use it.
+        estimators: scores as chains begin with them (`wanda`, `a+b`, `fused(a, b)`, `FILE.py:FACTORY`), or `Estimator`
+            objects, which are named after their formula or by a mapping.
+        stability: observe what the stability indicator needs, so that `stable` can use it.
+        keep: score the model with all other units masked.
 
     Returns:
         Scores, larger = more important: `scores(NAME)` is `{structure: [layers, units]}`; hand it to `select_units`.
+
+    Raises:
+        ValueError: an unknown estimator, one that is named twice, or one that looks at what the model does not have.
     """
-    if isinstance(estimators, Mapping):
-        named = [(str(name), each) for name, each in estimators.items()]
-    else:
-        named = [
-            (getattr(each.score, "__name__", "estimator") if isinstance(each, Estimator) else each, each)
-            for each in estimators
-        ]
-    names = [name for name, _ in named]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        hint = "give objects as {name: estimator}"
-        raise ValueError(f"estimators: expected each name once, got {twice!r} twice; {hint}")
-    given = {name: each for name, each in named if isinstance(each, Estimator)}
-    return calibrate(
-        model, windows, names, given=given, fusion=fusion, stability=stability, batch_size=batch_size, track=track
-    )
-
-
-@taken_in
-def calibrate(
-    model: Llama | Problem | Subject,
-    windows: Examples | Mapping[str, Examples],
-    estimators: Iterable[str],
-    **options: Any,
-) -> Calibrated:
-    """Score every unit by every estimator named; options are those of `selection.calibrate.calibrate`."""
-    subject, names = subject_of(model), [*estimators]
+    subject, plan, given = subject_of(model), {}, {}
+    named = [(str(name), each) for name, each in estimators.items()] if isinstance(estimators, Mapping) else [
+        (getattr(each.score, "__name__", "estimator") if isinstance(each, Estimator) else each, each)
+        for each in estimators
+    ]  # fmt: skip
+    for name, each in named:
+        if name in plan:
+            hint = "give objects as {name: estimator}"
+            raise ValueError(f"estimators: expected each name once, got {name!r} twice; {hint}")
+        if isinstance(each, Estimator):
+            given[name], plan[name] = each, Wanted(name)
+            continue
+        (step,) = steps_of(each)
+        if not isinstance(step, Score):
+            raise ValueError(f"estimators: expected a score, got {each!r}")
+        step.check(subject, 0)
+        plan[name] = step.wanted
+    if not plan:
+        raise ValueError("estimators: expected at least one, got none")
     scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
-    known = [name for name in names if name not in options.get("given", {})]
-    if known or not names:
-        observed = OBSERVED if isinstance(subject, TracedSubject) else None
-        calibration.check_estimators(known, options.get("fusion") or FusionConfig(), observed)
-    return calibration.calibrate(subject, scenarios, names, **options)
+    return calibration.calibrate(
+        subject, scenarios, plan, given=MappingProxyType(given), stability=stability, keep=keep, batch_size=batch_size,
+        track=track,
+    )  # fmt: skip
 
 
 @taken_in
 def select_units(
-    model: Llama | Problem | Subject,
+    model: Model,
     scores: Scores | Calibrated,
     ratio: float,
-    config: SearchConfig | None = None,
-    stability: Scores | None = None,
-    gone: Keep | None = None,
+    method: str = "uniform",
     *,
+    gone: Keep | None = None,
     estimator: str | None = None,
 ) -> Selection:
-    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes; see `search`.
+    """Choose the units to keep so that at least `ratio` of the model's prunable parameters goes.
 
     Args:
         scores: of one estimator, or all that `score_units` returned.
-        stability: the stability indicator; that of what `score_units` returned by default.
+        method: the steps of a chain behind its score, such as `within(protect=(0.1,)) > global`: limits, what turns
+            scores, an allocation.
         gone: units that are removed already.
         estimator: which of several to go by.
 
     Raises:
-        ValueError: a ratio that the search cannot meet, or several estimators and none named.
+        ValueError: a ratio that cannot be met, a step that reads text, or several estimators and none named.
     """
-    config = config or SearchConfig()
-    if config.chooses_again:
-        raise ValueError(
-            "search: expected no in_sequence, learn, evolve or uniform shape without text, got "
-            f"{config.in_sequence!r}, {config.learn.steps} steps, {config.evolve.generations} generations and "
-            f"{config.shape!r}; call select_path"
-        )
+    subject, steps = subject_of(model), steps_of(method)
+    keep = subject.existing if gone is None else {name: units & ~gone[name] for name, units in subject.existing.items()}
+    state = State(subject, keep, Within())
     if isinstance(scores, Calibrated):
-        if estimator is None and len(scores.estimators) > 1:
-            raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got none; name one")
-        name = estimator or scores.estimators[0]
-        if name not in scores.estimators:
-            raise ValueError(f"estimator: expected one of {', '.join(scores.estimators)}, got {name!r}")
-        return choose_calibrated(subject_of(model), scores, name, ratio, config, gone)
-    return choose(subject_of(model), scores, ratio, config, stability, gone)
+        names = scores.estimators
+        if estimator is None and len(names) > 1:
+            raise ValueError(f"estimator: expected one of {', '.join(names)}, got none; name one")
+        if (name := estimator or names[0]) not in names:
+            raise ValueError(f"estimator: expected one of {', '.join(names)}, got {name!r}")
+        state = state._replace(scored=scores, label=name, scores=scores.scores(name))
+    else:
+        state = state._replace(scores=scores)
+    for at, step in enumerate(steps):
+        if step.kind in ("refinement", "repair") or step.drives or isinstance(step, Score):
+            raise ValueError(f"method: expected steps that read no text, got {step.text}; call run_chain")
+        on = Context(dense=subject, scenarios={}, ratio=ratio, final=ratio, behind=tuple(steps[at + 1 :]))
+        state = step(state, on, lambda state, ratio: state)
+    if not any(step.kind == "allocation" for step in steps):
+        raise ValueError(f"method: expected an allocation, such as uniform, got {method!r}")
+    return selection_of(subject, state.keep, ratio)
 
 
 @taken_in
-def select_path(
-    model: Llama | Problem | Subject,
-    calibrated: Calibrated,
-    scenarios: Mapping[str, Examples],
-    estimator: str,
-    ratios: Iterable[float],
-    config: SearchConfig,
-    **options: Any,
-) -> dict[float, Selection]:
-    """Choose the units to keep at each ratio, estimating again on the way; see `selection.choose.choose_path`."""
-    return choose_path(subject_of(model), calibrated, scenarios, estimator, ratios, config, **options)
+def run_chain(
+    model: Model,
+    method: str | Chain,
+    windows: Examples | Mapping[str, Examples],
+    ratio: float,
+    *,
+    batch_size: int = 8,
+    track: Track = quiet,
+) -> State:
+    """Prune a model by a chain of steps, to a share of its prunable parameters; see `steps.chain`.
+
+    Returns:
+        What the chain has come to: `keep`, and `subject`, the model as repaired, whose `cut(keep)` is the smaller one.
+
+    Raises:
+        ValueError: a ratio that cannot be met, or a step that cannot follow what stands before it.
+    """
+    chain = parse(method) if isinstance(method, str) else method
+    scenarios = windows if isinstance(windows, Mapping) else {"calibration": windows}
+    runner = Runner(subject_of(model), scenarios, [chain], batch_size=batch_size, track=track)
+    runner.check(chain, [ratio])
+    return runner.run(chain, ratio)
 
 
 @taken_in

@@ -58,6 +58,10 @@ AttentionPath = Literal["auto", "plain", "blocks", "splash"]
 (`blocks`), with none (`splash`, on TPU), or as the rows' length and the device suggest; see `llama.attention`."""
 
 
+HELD_OUT = 4
+"""Every fourth microbatch of calibration text is held out: it judges what was made from the others; then all count."""
+
+
 class Limits(NamedTuple):
     """How far a structure may shrink, and to which widths, each of its copies alike."""
 

@@ -16,7 +16,6 @@ import pytest
 
 import saap_jax
 from saap_jax import config as configuration
-from saap_jax.config import registries
 from saap_jax.config.packaged import packaged
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.planning.models import spec_of
@@ -37,38 +36,37 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "trace": ("llama", "runtime", "config", "types"),
     "structures": ("trace", "llama", "runtime", "config", "types"),
     "trace.listing": ("structures", "trace", "llama"),
-    "trace.subject": ("trace", "trace.listing", "adapters", "subjects.base", "selection", "surgery", "estimation",
+    "trace.subject": ("trace", "trace.listing", "adapters", "subjects.base", "steps", "surgery", "estimation",
                       "structures", "llama", "runtime", "config", "types"),
     "estimation": ("trace", "structures", "llama", "runtime", "config", "types", "formats"),
-    "selection": ("subjects.base", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
-                  "types"),
+    "steps": ("subjects.base", "surgery", "estimation", "structures", "recipes", "runtime", "config", "types"),
     "surgery": ("estimation", "structures", "llama", "runtime", "config", "types"),
     "recovery": ("surgery", "estimation", "llama", "data", "runtime", "config", "types"),
     "export": ("llama", "runtime", "config", "types"),
     "evaluation": ("structures", "estimation", "surgery", "llama", "data", "runtime", "config", "types", "formats"),
     "planning": ("recovery", "evaluation", "estimation", "llama", "runtime", "config", "types", "formats"),
-    "runs": ("subjects.base", "evaluation", "selection", "surgery", "estimation", "structures", "llama", "recipes",
+    "runs": ("subjects.base", "evaluation", "steps", "surgery", "estimation", "structures", "llama", "recipes",
              "data", "runtime", "config", "types", "formats"),
-    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "selection",
+    "api": ("trace", "trace.listing", "trace.subject", "subjects", "subjects.base", "evaluation", "steps",
             "surgery", "estimation", "structures", "llama",
             "data", "runtime", "config", "types"),
-    "report": ("trace", "trace.listing", "trace.subject", "runs", "selection", "evaluation", "structures",
+    "report": ("trace", "trace.listing", "trace.subject", "runs", "steps", "evaluation", "structures",
                "estimation", "runtime", "config", "types", "formats"),
     "jobs": ("trace", "trace.listing", "trace.subject", "report", "subjects", "subjects.base", "api", "runs",
              "planning", "evaluation", "export", "recovery",
-             "surgery", "selection", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
+             "surgery", "steps", "estimation", "structures", "llama", "recipes", "data", "runtime", "config",
              "types", "formats"),
     "subjects.base": ("surgery", "estimation", "structures", "config", "types"),
-    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "adapters", "evaluation", "selection",
+    "subjects": ("trace", "trace.listing", "trace.subject", "subjects.base", "adapters", "evaluation", "steps",
                  "surgery", "estimation", "structures", "llama",
                  "data", "runtime", "config", "types"),
     "adapters": ("trace", "runtime"),
     "lm_eval": ("evaluation",),
     "cli": ("trace", "trace.listing", "trace.subject", "jobs", "report", "planning", "runs", "evaluation", "export",
-            "selection", "structures", "llama", "recipes",
-            "data", "runtime", "config", "types", "formats", "version"),
+            "steps", "estimation", "structures", "llama", "recipes", "data", "runtime", "config", "types", "formats",
+            "version"),
     "__main__": ("cli", "runtime"),
-    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "selection", "surgery",
+    "__init__": ("trace", "trace.listing", "trace.subject", "jobs", "subjects", "runs", "api", "steps", "surgery",
                  "estimation", "structures", "llama", "data",
                  "config", "runtime", "version"),
 }  # fmt: skip
@@ -78,9 +76,9 @@ BOUNDARY = "runtime.errors"
 """What turns errors of libraries into one line about a file; it imports nothing of ours, and everybody uses it."""
 RECORDS = "runs.records"
 """The types of what runs keep: it imports nothing of ours, and whoever computes from records may read it."""
-NO_MODEL = ("config", "recipes", "report", "selection", "runs.directory", "runs.reading", "runs.records",
+NO_MODEL = ("config", "recipes", "report", "steps", "runs.directory", "runs.reading", "runs.records",
             "runs.standing")  # fmt: skip
-"""What sees no model, at most its widths (`llama.spec`), with one exception: `selection.calibrate`."""
+"""What sees no model, at most its widths (`llama.spec`), ."""
 NO_JAX = ("config", "formats", "recipes", "report", "version", "runs.directory", "runs.reading", "runs.records",
           "runs.stages", "runs.standing", "runs.tensorboard", "runtime.errors", "runtime.files", "runtime.interrupts",
           "runtime.locks")  # fmt: skip
@@ -149,7 +147,7 @@ def test_imports_run_one_way():
     assert {name.split(".")[0] for name in sources} <= FOLDERS.keys(), "name the folder in FOLDERS"
     assert not {name: wrong for name in sources if (wrong := forbidden(name, imported[name]))}
     assert not imported[RECORDS]
-    models = [name for name in sources if name.startswith(NO_MODEL) and name != "selection.calibrate"]
+    models = [name for name in sources if name.startswith(NO_MODEL)]
     assert not {
         name: seen for name in models if (seen := {m for m in imported[name] if m.startswith("llama")} - {"llama.spec"})
     }
@@ -176,12 +174,12 @@ def test_folders_run_one_way():
 
 
 def test_a_forbidden_import_and_a_circle_are_found():
-    known = ("__init__", "jobs.compare", "llama", "llama.model", "selection.search", "config")
+    known = ("__init__", "jobs.compare", "llama", "llama.model", "steps.run", "config")
     assert imports_of("from saap_jax.jobs.compare import compare", known) == {"jobs.compare"}
     assert imports_of("def f():\n    from saap_jax.jobs import compare", known) == {"jobs.compare"}
     assert imports_of("from saap_jax.llama import Llama\nimport saap_jax", known) == {"llama", "__init__"}
-    assert forbidden("selection.search", {"jobs.compare", "config.method", "selection.budget"}) == {"jobs.compare"}
-    assert forbidden("selection.search", {"subjects.base", "subjects.llama"}) == {"subjects.llama"}
+    assert forbidden("steps.run", {"jobs.compare", "config.method", "steps.base"}) == {"jobs.compare"}
+    assert forbidden("steps.run", {"subjects.base", "subjects.llama"}) == {"subjects.llama"}
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"llama.a": {"llama.b"}, "llama.b": {"llama.a"}}).prepare()
 
@@ -190,7 +188,7 @@ def config_classes() -> list[type]:
     names = [each.name for each in pkgutil.iter_modules(configuration.__path__, f"{configuration.__name__}.")]
     defined = [value for name in names for value in vars(importlib.import_module(name)).values()]
     found = dict.fromkeys(value for value in defined if isinstance(value, type) and dataclasses.is_dataclass(value))
-    return [kind for kind in found if kind.__module__ != registries.__name__]
+    return found
 
 
 FROM_RECORDS = {
@@ -218,7 +216,7 @@ def test_every_field_of_a_configuration_is_read():
     sources = list(modules().values())
     assert unread(sources) == []
     missed = unread([source.replace(".skip_layers", ".else_layers") for source in sources])
-    assert missed == [("SearchConfig", "skip_layers")], "control"
+    assert missed == [("SweepConfig", "ratios")], "control"
     only = "from saap_jax.config import SearchConfig\ndef f(config: SearchConfig, other):\n    return other.depth"
     assert ("SearchConfig", "depth") in unread([only]), "control: an attribute of that name of something else"
     assert ("SearchConfig", "depth") not in unread([only.replace("other.depth", "config.depth")])

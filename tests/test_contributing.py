@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
 
 import saap_jax
 from saap_jax.cli import main
 from saap_jax.config import SearchConfig
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS
 from saap_jax.data import Windows
 from saap_jax.estimation import ACTIVATION_MOMENTS, ESTIMATORS, GATE_GRADIENT, observe
 from saap_jax.llama import Constants, load_model, save_model

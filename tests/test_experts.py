@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig
+from saap_jax.selection.choose import choose, chosen_again, most_removable, some_scores
+
 from saap_jax.data import Windows
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.observe import observe, score
@@ -22,7 +23,6 @@ from saap_jax.llama.loss import next_token_losses
 from saap_jax.llama.model import _norms_of_parts
 from saap_jax.llama.segments import existing_units, masks, ones_gates
 from saap_jax.recovery import METHODS
-from saap_jax.selection.choose import choose, chosen_again, most_removable, some_scores
 from saap_jax.structures import discover
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.compensation import compensate

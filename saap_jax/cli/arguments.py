@@ -130,11 +130,14 @@ def _first(name: str, command: Command, kind: type, words: list[str]) -> tuple[l
     plain = "--model" in command.first  # a field of its own; elsewhere only a factory may be named so
     names = [word for word in words if (not _is_config(word) if plain else is_factory(word))]
     files = [word for word in words if word not in names]
+    chains = [word for word in files if not _is_config(word)] if "--methods" in command.first else []
+    files = [word for word in files if word not in chains]
     if len(files) > 1 or len(names) > 1:
         raise ValueError(f"{name}: expected at most one of each of {command.first}, got {' '.join(words)}")
+    options = ["--methods", *chains] if chains else []
     if names and not files and not plain:
-        return [for_factory(kind, names[0])], []
-    options = ["--model" if plain else "--model.name", *names] if names else []
+        return [for_factory(kind, names[0])], options
+    options += ["--model" if plain else "--model.name", *names] if names else []
     return [load_config(file, kind) for file in files], options
 
 

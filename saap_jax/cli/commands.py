@@ -74,7 +74,7 @@ def prune(config: PruneConfig) -> None:
 
     with progress() as track:
         pruned = pruning.prune(config, track=track)
-    show_facts(f"{config.recipe or config.estimator} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned))
+    show_facts(f"{config.method} at {pruned.selection.asked:.1%}", pruning.summary_rows(pruned))
     if pruned.reached:
         header = ("target", "asked", "unpruned", "predicted", "reached", "prediction off")
         show_facts("", pruning.target_rows(pruned), header)
@@ -216,25 +216,18 @@ def plan(config: PlanConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipes:
-    """List the published methods that `saap compare --recipes` runs; with names, what each is made of."""
+class Methods:
+    """List the steps, estimators and recipes that chains are made of; with names, what each is."""
 
     names: tuple[str, ...] = ()
-    """Recipes to describe, each with where it differs from its paper, and what the paper reports."""
+    """Steps, estimators or recipes to describe: options, formula, source, where a recipe differs from its paper."""
 
 
-def recipes(config: Recipes) -> None:
-    """Run `saap recipes`."""
-    from saap_jax.cli.recipes import facts
-    from saap_jax.recipes import recipe_named
-    from saap_jax.recipes import recipes as known
-    from saap_jax.report.page.blocks import text_table
+def methods(config: Methods) -> None:
+    """Run `saap methods`."""
+    from saap_jax.cli.methods import show_methods
 
-    if not config.names:
-        rows = [(name, each.title, each.paper, "no" if each.missing else "yes") for name, each in known().items()]
-        show_blocks(text_table("recipes", ["name", "method", "paper", "runs"], rows, words=4))
-    for name, recipe in {name: recipe_named(name) for name in config.names}.items():
-        show_facts(f"{name}: {recipe.title}", facts(recipe))
+    show_methods(config.names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

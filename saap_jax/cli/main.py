@@ -25,11 +25,12 @@ docs/pods.md. `saap help COMMAND` describes every option. Start with `saap compa
 READER_GONE = 141
 """Exit code where the reader of standard output has gone (`saap ... | head -1`): the one that a shell gives then."""
 
-_CONFIG, _BOTH = "[MODULE:FACTORY] [CONFIG]", (RunOptions, Distributed)
+_CONFIG, _SEVERAL = "[MODULE:FACTORY] [CONFIG]", "[MODULE:FACTORY] [CONFIG] [--methods ...]"
+_BOTH = (RunOptions, Distributed)
 
 COMMANDS: dict[str, Command] = {
-    "compare": Command("compare pruning methods on a model", "config.jobs:CompareConfig", _CONFIG, _BOTH),
-    "recipes": Command("list published methods, say what each is made of", "cli.commands:Recipes", "[--names ...]"),
+    "compare": Command("compare pruning methods on a model", "config.jobs:CompareConfig", _SEVERAL, _BOTH),
+    "methods": Command("list steps, estimators and recipes", "cli.commands:Methods", "[--names ...]"),
     "discover": Command("print the coupled structures of a model", "cli.commands:Discover", "[--model]"),
     "score": Command("score every unit from one pass over text", "config.jobs:ScoreConfig", _CONFIG, _BOTH),
     "prune": Command("prune by one method, save the model", "config.prune:PruneConfig", _CONFIG, (Distributed,)),
@@ -39,7 +40,7 @@ COMMANDS: dict[str, Command] = {
         "perplexity of models, accuracy on tasks", "config.judge:EvaluateConfig", "[--models ...]", (Distributed,)
     ),
     "fidelity": Command("judge estimators by exact removals", "config.jobs:FidelityConfig", _CONFIG, (RunOptions,)),
-    "frontier": Command("the largest ratio within a limit", "config.jobs:FrontierConfig", _CONFIG, (RunOptions,)),
+    "frontier": Command("the largest ratio within a limit", "config.jobs:FrontierConfig", _SEVERAL, (RunOptions,)),
     "sensitivity": Command("what each layer costs", "config.jobs:SensitivityConfig", _CONFIG, (RunOptions,)),
     "report": Command("one page of runs, and figures for papers", "config.jobs:ReportConfig", "--runs ..."),
     "ab": Command("is model A better than B; with limits, exit code 1", "config.judge:AbConfig", "--a --b"),

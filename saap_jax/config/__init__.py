@@ -1,6 +1,5 @@
 """What can be asked for: frozen dataclasses of plain values, one a command, of shared parts; checked when built."""
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import (
     CompareConfig,
     ExportConfig,
@@ -16,21 +15,13 @@ from saap_jax.config.judge import AbConfig, EvaluateConfig, JudgedConfig, TasksC
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
     CalibrationConfig,
-    EstimationConfig,
     EvaluationConfig,
-    FusionConfig,
-    GridConfig,
     ModelConfig,
     TargetsConfig,
 )
 from saap_jax.config.plan import PlanConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config.search import (
-    PerStructure,
-    SearchConfig,
-    SharePerStructure,
-)
 from saap_jax.config.traced import for_factory
 from saap_jax.config.use import BenchConfig, GenerateConfig
 
@@ -39,30 +30,23 @@ __all__ = [
     "BenchConfig",
     "CalibrationConfig",
     "CompareConfig",
-    "CompensationConfig",
-    "EstimationConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "ExportConfig",
     "FidelityConfig",
     "FrontierConfig",
-    "FusionConfig",
     "GenerateConfig",
-    "GridConfig",
     "JudgedConfig",
     "MeshConfig",
     "MethodConfig",
     "ModelConfig",
     "PatternsConfig",
-    "PerStructure",
     "PlanConfig",
     "PruneConfig",
     "RecoverConfig",
     "ReportConfig",
     "ScoreConfig",
-    "SearchConfig",
     "SensitivityConfig",
-    "SharePerStructure",
     "SweepConfig",
     "TargetsConfig",
     "TasksConfig",

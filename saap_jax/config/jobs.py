@@ -14,20 +14,16 @@ from saap_jax.config.checks import (
     check_share,
     meant,
 )
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.kind import check_kind, check_scenarios, searched
+from saap_jax.config.kind import check_kind
 from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.method import (
-    ALL,
+    OURS,
+    USUAL,
     CalibrationConfig,
-    EstimationConfig,
     EvaluationConfig,
-    FusionConfig,
-    GridConfig,
     KeepStatistics,
     ModelConfig,
 )
-from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.types import Remat
 
 Domain = Literal["in", "out"]
@@ -36,44 +32,41 @@ Domain = Literal["in", "out"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Variants at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
+    """Methods at some ratios: one calibration pass a seed, one masked evaluation a candidate."""
 
     name: str = "sweep"
     """Name of the run, a directory below `runs`."""
+    methods: tuple[str, ...] = USUAL
+    """Chains, `"wanda > uniform > least_squares"` or `wanda,uniform,least_squares`, and recipes by name; braces
+    stand for several: `"{wanda,fisher} > {uniform,global}"`. `saap methods` lists what there is."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    estimation: EstimationConfig = EstimationConfig()
-    fusion: FusionConfig = FusionConfig()
-    search: SearchConfig = SearchConfig()
-    recipes: tuple[str, ...] = ()
-    """Published methods to run beside these, each with its own search and compensation, `all` for every one; see
-    `saap recipes`. Without `estimation.estimators` they run alone."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the calibration text, in place of `calibration.seed`; one pass each. Three or more say how much a result
+    depends on the text drawn."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
     ratios: tuple[float, ...] = (0.2, 0.5)
     """Shares of the prunable parameters to remove."""
-    grid: GridConfig = GridConfig()
-    compensation: CompensationConfig = CompensationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runs: str = "runs"
-    """Directory of all runs."""
+    """Directory of all runs, and of the cache of what they have in common."""
 
     def __post_init__(self) -> None:
         check_run_name(self.name)
         check_ratios(self.ratios)
         check_kind(self)
-        if self.model.traced:
-            if self.recipes:
-                raise ValueError(
-                    "recipes: are of attention and MLP of layers, expected none for a traced model, got "
-                    f"{', '.join(self.recipes)}"
-                )
-            return
-        for allocation in self.grid.allocations or (self.search.allocation,):
-            check_scenarios(self.calibration, allocation, self.search.stability_over)
-        alone = any(scenario != ALL for scenario in self.grid.scenarios)
-        count = self.calibration.microbatches(1 if alone else len(self.calibration.scenarios))
-        for method in self.grid.compensations or (self.compensation.method,):
-            dataclasses.replace(self.compensation, method=method).check_microbatches(count)
-        searched(self).check_microbatches(count)
+        if not self.methods:
+            raise ValueError("methods: expected at least one, such as wanda, got none")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected each once, got {list(self.seeds)}")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
+
+    @property
+    def seeds_drawn(self) -> tuple[int, ...]:
+        """The seeds of the calibration text."""
+        return self.seeds or (self.calibration.seed,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +113,8 @@ class FrontierConfig(SweepConfig):
 
     name: str = "frontier"
     """Name of the run, a directory below `runs`."""
-    estimation: EstimationConfig = EstimationConfig(estimators=("wanda", "saap"))
+    methods: tuple[str, ...] = ("wanda", OURS)
+    """Chains of steps and recipes, as `saap compare` takes them."""
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     """Points of the curve, as shares of the prunable parameters; where it first breaks the limit, it is bisected."""
     max_ppl_increase: str = "10%"
@@ -166,8 +160,10 @@ class ScoreConfig:
     """Name of the run, a directory below `runs`."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    estimation: EstimationConfig = EstimationConfig()
-    fusion: FusionConfig = FusionConfig()
+    estimators: tuple[str, ...] = USUAL
+    """Scores as chains begin with them: estimators, `a+b`, `a/b`, `fused(a, b)`, `FILE.py:FACTORY`."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
     from_run: str = ""
     """A run directory whose statistics are scored instead of a pass over text; `calibration` is then not read. Unless
     estimators are named, those of the usual ones are scored that the run serves by statistics or scores."""
@@ -240,8 +236,10 @@ class FidelityConfig:
     """Name of the run, a directory below `runs`."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig(examples=8)
-    estimation: EstimationConfig = EstimationConfig()
-    fusion: FusionConfig = FusionConfig()
+    estimators: tuple[str, ...] = USUAL
+    """Scores as chains begin with them: estimators, `a+b`, `a/b`, `fused(a, b)`, `FILE.py:FACTORY`."""
+    remat: Remat = "dots"
+    """What the backward pass recomputes."""
     channels_per_layer: int = 4
     """MLP channels of each layer that are ablated, drawn at random; all attention units are."""
     seed: int = 0
@@ -268,19 +266,17 @@ class SensitivityConfig:
     """Name of the run, a directory below `runs`."""
     model: ModelConfig = ModelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    estimator: str = "saap"
-    """Whose lowest scores say which units of a layer go first; with hyper-parameters in brackets if any."""
+    method: str = OURS
+    """A chain, or a recipe: the score that it begins with says which units of a layer go first, its limits and its
+    allocation how `ratio` is spread now, and what suggestions would change."""
     remat: Remat = "dots"
     """What the backward pass recomputes."""
-    fusion: FusionConfig = FusionConfig()
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
     """Shares of a layer's units to remove, rounded up to whole units; 1 removes the whole structure from the layer."""
     judged: Domain = "out"
     """Text whose loss says what a removal costs: `out` of the calibration domain or `in` it."""
     ratio: float = 0.2
     """Share of all prunable parameters that suggestions are made for."""
-    search: SearchConfig = PREFERRED
-    """How that share is spread now; what suggestions would change."""
     align: int = 0
     """Measure what MLP widths to multiples of this change at `ratio`, and the time of both models cut; 0: do not."""
     repeats: int = 3
@@ -305,11 +301,7 @@ class SensitivityConfig:
         if self.align < 0 or self.align == 1:
             raise ValueError(f"align: expected a multiple of at least 2, such as 64, or 0 for none, got {self.align}")
         check_kind(self)
-        if not self.model.traced:
-            check_scenarios(self.calibration, self.search.allocation, self.search.stability_over)
-        elif self.align:
-            raise ValueError(f"align: expected 0 for a traced model, got {self.align}; use search.multiple_of_each")
-        if self.align and self.align == self.search.multiple_of.mlp:
-            raise ValueError(f"align: expected another multiple than search.multiple_of.mlp, got {self.align} for both")
+        if self.align and self.model.traced:
+            raise ValueError(f"align: expected 0 for a traced model, got {self.align}; use within(multiple_of=…)")
         check_at_least("repeats", self.repeats, 1)
         check_at_least("resamples", self.resamples, 1)

@@ -1,6 +1,6 @@
-"""The parts of configurations that say what is looked at and judged, and how scores are made: frozen, keyword-only.
+"""The parts of configurations that say what is looked at and judged: frozen, keyword-only.
 
-JSON values only, refused early, the value named. What is done with scores is in `search` and `compensation`.
+JSON values only, refused early, the value named. What is done on them is said by chains, see `saap_jax.steps`.
 """
 
 import dataclasses
@@ -9,13 +9,8 @@ from typing import Literal
 
 from saap_jax.config.amounts import BYTES, read_limit
 from saap_jax.config.checks import check_at_least, check_choice, check_choices, check_seed
-from saap_jax.config.compensation import check_correction
-from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import RankBy
-from saap_jax.types import AttentionPath, Bos, Remat
+from saap_jax.types import AttentionPath, Bos
 
-FusionMethod = Literal["closed_form", "learned", "sampling"]
-FusionScope = Literal["global", "structure", "layer"]
 KeepStatistics = Literal["all", "small", "none"]
 
 
@@ -104,50 +99,20 @@ class CalibrationConfig:
         return -(-windows // min(self.batch_size, windows))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EstimationConfig:
-    """How importance is estimated."""
+USUAL = (
+    "random",
+    "magnitude",
+    "taylor_vector",
+    "taylor_element",
+    "gate_taylor",
+    "gate_fisher",
+    "wanda",
+    "fluctuation",
+)
+"""Estimators that are compared where nothing is said."""
 
-    estimators: tuple[str, ...] = (
-        "random",
-        "magnitude",
-        "taylor_vector",
-        "taylor_element",
-        "gate_taylor",
-        "gate_fisher",
-        "wanda",
-        "fluctuation",
-    )
-    """Names, with hyper-parameters in brackets if any: `taylor_element(reduction="max")`. `a+b` fuses the scores of two
-    or more, `a/b` scores attention by a and MLP by b, `saap` is the combination that `fusion` names, and
-    `FILE.py:FACTORY` is an estimator of your own."""
-    remat: Remat = "dots"
-    """What the backward pass recomputes: `none`, all but matrix products (`dots`), or the whole layer (`full`)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """How the scores of several estimators become one."""
-
-    estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
-    """What `saap` fuses: two or more names, with hyper-parameters in brackets if any."""
-    attention: str = "gate_fisher"
-    """What scores attention units in `saap`, since sums over elements say little of heads; empty: the fusion."""
-    method: FusionMethod = "closed_form"
-    """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
-    scope: FusionScope = "structure"
-    """Units that share a σ: all, those of a structure, or those of a structure in one layer (`layer`)."""
-    scope_constant: bool = False
-    """Add Σ log σ of its scope to each score."""
-
-    def __post_init__(self) -> None:
-        check_choices("fusion", self)
-        if len(set(self.estimators)) < max(2, len(self.estimators)):
-            raise ValueError(f"fusion.estimators: expected two or more, each once, got {list(self.estimators)}")
-
-
-ALL = "all"
-"""The scenario that stands for all of them together."""
+OURS = "saap"
+"""The method of `saap prune` where nothing is said: a recipe."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,44 +193,3 @@ class EvaluationConfig:
         check_at_least("evaluation.batch_size", self.batch_size, 1)
         if self.in_domain == self.out_of_domain != "":
             raise ValueError(f"evaluation.out_of_domain: expected another text than in_domain, got {self.in_domain!r}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GridConfig:
-    """What is compared beside estimators and ratios: every combination of these, where empty stands for the one value
-    that `fusion`, `search` and `calibration` give. Combinations that cannot differ are one: a fusion of a single
-    estimator, a stability weight without `adaptive`, a key of ranking with `uniform`.
-    """
-
-    fusion_methods: tuple[FusionMethod, ...] = ()
-    """Values of `fusion.method`."""
-    fusion_scopes: tuple[FusionScope, ...] = ()
-    """Values of `fusion.scope`."""
-    allocations: tuple[str, ...] = ()
-    """Values of `search.allocation`."""
-    rank_by: tuple[RankBy, ...] = ()
-    """Values of `search.rank_by`."""
-    stability_weights: tuple[float, ...] = ()
-    """Values of `search.stability_weight`, λ."""
-    learn_steps: tuple[int, ...] = ()
-    """Values of `search.learn.steps`."""
-    scenarios: tuple[str, ...] = ()
-    """Names of calibration scenarios to score by, each alone; `all` stands for all of them together."""
-    compensations: tuple[str, ...] = ()
-    """Values of `compensation.method`."""
-    seeds: tuple[int, ...] = ()
-    """Values of `calibration.seed`; one pass each. Three or more say how much a result depends on the text drawn."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            values = getattr(self, field.name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"grid.{field.name}: expected each value once, got {list(values)}")
-        for steps in self.learn_steps:
-            check_at_least("grid.learn_steps", steps, 0)
-        for allocation in self.allocations:
-            ALLOCATIONS.check("grid.allocations", allocation)
-        for method in self.compensations:
-            check_correction("grid.compensations", method)
-        for seed in self.seeds:
-            check_seed("grid.seeds", seed)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.compensation import HELD_OUT
 from saap_jax.estimation.base import Plan, Point, Statistic, mean_over, statistics_dtype
 from saap_jax.llama.model import Llama
+from saap_jax.types import HELD_OUT
 
 
 class Gram(NamedTuple):

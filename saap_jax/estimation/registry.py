@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from saap_jax.estimation import activations, gates, gram, hessian, reconstruction, squares, taylor
 from saap_jax.estimation.base import Estimator, Statistic
 from saap_jax.estimation.objectives import OBJECTIVES
+from saap_jax.runtime.digests import code_digest
 from saap_jax.runtime.python_files import run_file
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -120,7 +121,7 @@ def make_estimator(text: str) -> Estimator:
     """
     in_file = _FILE.fullmatch(text)
     name, options = _parse(in_file["call"] if in_file else text)
-    factory = _in_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
+    factory = from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name)
     if factory is None:
         near = difflib.get_close_matches(name, ESTIMATORS, n=1, cutoff=0.0)
         raise ValueError(f"unknown estimator {name!r}; did you mean {near[0]!r}? Known: {', '.join(ESTIMATORS)}")
@@ -180,7 +181,21 @@ def _namespace(file: str, changed: float) -> dict[str, Any]:
     return run_file(file)
 
 
-def _in_file(file: str, name: str) -> Factory:
+def code_of(text: str) -> str:
+    """Return a digest of the code of an estimator that a name stands for; that of the package where it is its own."""
+    in_file = _FILE.fullmatch(text)
+    name, _ = _parse(in_file["call"] if in_file else text)
+    return code_digest(
+        from_file(in_file["file"], name) if in_file else ESTIMATORS.get(name) or _plugin(name) or code_of
+    )
+
+
+def from_file(file: str, name: str) -> Any:
+    """Return what a Python file calls by a name: the factory of an estimator, or a step.
+
+    Raises:
+        ValueError: no such file, one that fails, or nothing that can be called.
+    """
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"estimator {file}:{name}: expected a Python file, found none at {path}; check the path")
@@ -233,7 +248,12 @@ def _parse(text: str) -> tuple[str, dict]:
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            pairs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            pairs = {
+                keyword.arg: keyword.value.id
+                if isinstance(keyword.value, ast.Name)
+                else ast.literal_eval(keyword.value)
+                for keyword in node.keywords
+            }
             if None not in pairs:
                 return node.func.id, pairs
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: brackets in brackets

@@ -6,16 +6,18 @@ from typing import NamedTuple
 from saap_jax.config.jobs import FidelityConfig
 from saap_jax.estimation.ablation import Unit, changes_from_lines, changes_to_lines, sample_units
 from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
+from saap_jax.jobs.candidates import cache_of, key_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
-from saap_jax.jobs.score import structures, tokens_to_observe
+from saap_jax.jobs.score import check_scores, scores_of, structures
 from saap_jax.report.kinds.fidelity import fidelity_files
 from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.scores import kept_scores
+from saap_jax.runs.scores import save_scores
 from saap_jax.runtime.files import append_line
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
 from saap_jax.runtime.provenance import provenance
+from saap_jax.steps.run import Runner
 from saap_jax.types import Scores
 
 CHANGES = "ablation.jsonl"
@@ -41,6 +43,7 @@ def judge(
     Returns:
         The run, the rank correlations, the scores, and the exact changes (NaN where a unit was not ablated).
     """
+    scores_of(config.estimators)  # a wrong word is refused before any time is spent
     layout = check(config)
     ending = Ending(
         lambda run: fidelity_files(*_judged(config, run)), further=("scores.npz", "ablation.jsonl", "fidelity.json")
@@ -61,10 +64,16 @@ def _judge(config: FidelityConfig, run: RunDirectory, layout: Layout | None, tra
     run.begin(material.inputs)
     about = {name: subject.shape(examples) for name, examples in scenarios.items()}
     run.update(kind="fidelity", scenarios=about, **structures(subject), **provenance())
+    scores = scores_of(config.estimators)
+    check_scores(scores, subject)
     with run.stage("score") as stage:
-        tokens = tokens_to_observe(run, subject, scenarios)
-        kept_scores(run, subject, scenarios, config, track=track)
-        stage.tokens = tokens
+        runner = Runner(
+            subject, scenarios, key=key_of(subject, scenarios), cache=cache_of(run),
+            batch_size=config.calibration.batch_size, remat=config.remat, track=track,
+        )  # fmt: skip
+        runner.steps = scores
+        save_scores(run, runner.first())
+        stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
     units = sample_units(subject.existing, config.channels_per_layer, config.seed)
     path, known = run.claim(CHANGES), set(units)
     with run.stage("ablate"):

@@ -18,11 +18,9 @@ from saap_jax.config.jobs import (
     FrontierConfig,
     ScoreConfig,
     SensitivityConfig,
-    SweepConfig,
 )
 from saap_jax.config.recover import RecoverConfig
 from saap_jax.data import check_disjoint, parse_scenario
-from saap_jax.estimation.registry import file_digests
 from saap_jax.llama.attention import attending
 from saap_jax.report.write import write_report
 from saap_jax.runs.commands import command_of
@@ -35,11 +33,8 @@ from saap_jax.runtime.mesh import Layout, layout_of_job
 from saap_jax.runtime.processes import broadcast, is_primary
 from saap_jax.runtime.progress import Track, step
 from saap_jax.runtime.remote import exists, is_remote
-from saap_jax.selection.calibrate import check_estimators
-from saap_jax.selection.variants import check_scenarios_known
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.subjects.opened import open_subject
-from saap_jax.trace.subject.observe import OBSERVED
 
 Config = CompareConfig | FrontierConfig | SensitivityConfig | FidelityConfig | ScoreConfig
 """Of the jobs that calibrate a model of ours and keep a run."""
@@ -72,8 +67,6 @@ def check(config: Config) -> Layout | None:
         ValueError: an unknown estimator or source, a text that serves calibration and evaluation, or batches that the
             devices do not divide.
     """
-    if _estimators(config) or not getattr(config, "recipes", ()):
-        check_estimators(_estimators(config), config.fusion, OBSERVED if config.model.traced else None)
     sizes = {"calibration.batch_size": config.calibration.batch_size}
     sources = [] if config.model.traced else [parse_scenario(text).source for text in config.calibration.scenarios]
     if not isinstance(config, FidelityConfig | ScoreConfig):
@@ -102,10 +95,8 @@ def load(config: Config, run: RunDirectory, layout: Layout | None, track: Track,
             seed: subject.scenarios(dataclasses.replace(config.calibration, seed=seed))
             for seed in seeds or (config.calibration.seed,)
         }
-        if isinstance(config, SweepConfig):
-            check_scenarios_known(config.grid.scenarios, [*next(iter(calibration.values()))])
         texts = {} if isinstance(config, FidelityConfig | ScoreConfig) else subject.texts(config.evaluation)
-        inputs = inputs_of(subject.digests(), calibration, texts) | file_digests(_estimators(config))
+        inputs = inputs_of(subject.digests(), calibration, texts)
         return Material(subject, calibration, texts, inputs)
 
 
@@ -113,10 +104,6 @@ def lengths_of(config: Any) -> dict[str, int]:
     """Return the lengths of the windows that a job calibrates and evaluates on, as `load_model` takes them."""
     parts = {name: getattr(config, name, None) for name in ("calibration", "evaluation")}
     return {f"{name}.length": part.length for name, part in parts.items() if part is not None}
-
-
-def _estimators(config: Config) -> Sequence[str]:
-    return [config.estimator] if isinstance(config, SensitivityConfig) else config.estimation.estimators
 
 
 class Ending(NamedTuple):

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, ExportConfig
-from saap_jax.config.method import CalibrationConfig, FusionConfig, is_factory
+from saap_jax.config.method import CalibrationConfig, is_factory
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.llama import Llama
 from saap_jax.llama.files.hf_config import config_from_spec
 from saap_jax.llama.files.load import resolve
@@ -23,7 +21,7 @@ from saap_jax.runs.origin import FILE, SCHEMA, Base, Loader, Origin, OriginStep,
 from saap_jax.runs.records import Measured, Row, RunRecord
 from saap_jax.runtime.provenance import versions
 from saap_jax.runtime.words import plural
-from saap_jax.selection.search import Selection
+from saap_jax.steps.allocation.search import Selection
 from saap_jax.subjects.llama import CutLlama
 
 NAMES = {"dense": "dense", "before": "pruned", "after": "recovered"}
@@ -64,27 +62,22 @@ def loader_of_model(model: Any) -> Loader:
 
 
 def pruned(
-    asked: PruneConfig,
-    config: PruneConfig,
-    calibration: CalibrationConfig,
-    selection: Selection,
-    parameters: tuple[int, int],
+    config: PruneConfig, chain: str, calibration: CalibrationConfig, selection: Selection, parameters: tuple[int, int]
 ) -> OriginStep:
     """Return the step of `saap prune`.
 
     Args:
-        asked: what was said.
-        config: the same, with what its recipe says.
+        chain: the method in full.
         calibration: the text that the scores are of.
         parameters: before and after.
     """
-    facts = {"recipe": asked.recipe, "scores": f"of the run {config.from_run}" if config.from_run else ""}
-    facts |= _method(config.estimator, config.fusion, config.search, config.compensation)
+    facts = {"method": config.method, "chain": chain if chain != config.method else ""}
+    facts["scores"] = f"of the run {config.from_run}" if config.from_run else ""
     facts["calibration"] = calibration_text(calibration, config.model.traced)
     facts["targets"] = ", ".join(f"{name} {limit}" for name, limit in config.targets.asked.items())
     return {
         "kind": "prune",
-        "command": " ".join(["saap prune", *options(dataclasses.asdict(asked), PruneConfig())]),
+        "command": " ".join(["saap prune", *options(dataclasses.asdict(config), PruneConfig())]),
         "model": config.model.name,
         "parameters": parameters,
         "ratio": (selection.asked, selection.actual),
@@ -94,9 +87,7 @@ def pruned(
 
 def chosen(config: CompareConfig, run: RunRecord, row: Row, parameters: int) -> OriginStep:
     """Return the step of `saap compare` that cuts the candidate of a row; `parameters` are those of the cut model."""
-    facts = {"candidate": row["candidate"], "recipe": row.get("recipe", ""), "estimator": row["estimator"]}
-    facts["allocation"] = "" if row.get("recipe") else row.get("allocation", "")
-    facts["compensation"] = row.get("compensation", "")
+    facts = {"candidate": row["candidate"], "chain": row["chain"]}
     facts["calibration"] = calibration_text(
         dataclasses.replace(config.calibration, seed=row["seed"]), config.model.traced
     )
@@ -158,22 +149,6 @@ def calibration_text(config: CalibrationConfig, traced: bool) -> str:
         return f"{config.examples or 'all'} examples of {texts or 'each calibration set'}, seed {config.seed}"
     each = "each of " if len(config.scenarios) > 1 else ""
     return f"{config.examples} windows of {config.length} tokens of {each}{texts}, seed {config.seed}"
-
-
-def _method(
-    estimator: str, fusion: FusionConfig, search: SearchConfig, compensation: CompensationConfig
-) -> dict[str, str]:
-    """Return what a model was pruned by; of search and compensation what is not as the classes have it."""
-    parts = {"fusion": (fusion, FusionConfig()), "search": (search, SearchConfig())}
-    changed = {name: " ".join(options(dataclasses.asdict(own), usual)) for name, (own, usual) in parts.items()}
-    corrected = dataclasses.replace(CompensationConfig(), method=compensation.method)
-    words = [compensation.method, *options(dataclasses.asdict(compensation), corrected)]
-    return {
-        "estimator": estimator,
-        "fusion": changed["fusion"],
-        "search": changed["search"] or f"allocation {search.allocation}",
-        "compensation": " ".join(words),
-    }
 
 
 def _said(facts: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """One pruned model: what `saap prune` runs, to a ratio or to what the model may take."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ from saap_jax.evaluation.latency import measure_table, measured
 from saap_jax.evaluation.targets import TIMED, Costs, Target, targets_of, temporaries_of, workload_of
 from saap_jax.evaluation.timing import compile_programs
 from saap_jax.jobs import origins
-from saap_jax.jobs.chosen import calibration_of, chosen_units, ratio_of
+from saap_jax.jobs.candidates import key_of
+from saap_jax.jobs.chosen import calibration_of, ratio_of, smallest
 from saap_jax.jobs.job import lengths_of
 from saap_jax.jobs.judged import Judged, judge, judged_rows, texts_of
 from saap_jax.jobs.written import NEW_TOKENS, written_by
@@ -26,8 +26,8 @@ from saap_jax.llama import Llama
 from saap_jax.llama.attention import attending
 from saap_jax.llama.generate import decoder_of
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.recipes import find_recipes
 from saap_jax.recovery import check_group_size
+from saap_jax.runs.cache import Cache
 from saap_jax.runs.commands import ATTENTION, commands_after
 from saap_jax.runs.directory import plain
 from saap_jax.runs.origin import figures_of
@@ -39,18 +39,15 @@ from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
 from saap_jax.runtime.remote import staged
 from saap_jax.runtime.words import signed
-from saap_jax.selection.calibrate import check_estimators
-from saap_jax.selection.choose import check_ratios
-from saap_jax.selection.search import Selection
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.steps.allocation.allocation import selection_of
+from saap_jax.steps.allocation.search import Selection
+from saap_jax.steps.chain import Chain, parse
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import CutLlama, LlamaSubject
 from saap_jax.subjects.opened import open_subject
-from saap_jax.surgery.corrections import Correction
-from saap_jax.surgery.scales import Scaled
-from saap_jax.trace.subject.observe import OBSERVED
 from saap_jax.trace.subject.pruned import checked_losses, own_code
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject
-from saap_jax.types import Keep
 
 WITHIN = 0.1
 """How far what is measured of a pruned model may be from what the table of sub-block times said of it."""
@@ -87,10 +84,8 @@ class Pruned(NamedTuple):
     """Of the weights in memory before, of the saved file after."""
     segments: int
     """Stretches of equal layers, each compiled once."""
-    corrections: list[Correction]
-    """What compensation did to each sub-block."""
-    scaled: Scaled | None
-    """What training scales of units did, where it was asked for."""
+    told: Mapping[str, Any]
+    """What the steps of the chain report: `corrections`, `scaled`, `divergences`, `price`."""
     reached: Sequence[Reached]
     """The targets that were asked for."""
     structures: tuple[tuple[str, int, int, int], ...] = ()
@@ -100,9 +95,9 @@ class Pruned(NamedTuple):
     own_code: str = ""
     """What the own code of a traced model does with the smaller parameters."""
     seconds: Mapping[str, float] = MappingProxyType({})
-    """What choosing and compensating took."""
-    uncompensated: Mapping[str, str] = MappingProxyType({})
-    """Structures that lost units and that compensation left as they are, and why."""
+    """What choosing and repairing took."""
+    unrepaired: Mapping[str, str] = MappingProxyType({})
+    """Structures that lost units and that repairs left as they are, and why."""
     judged: Judged | None = None
     """Perplexity and speed of both models, where they were asked for."""
     written: Sequence[WrittenText] = ()
@@ -112,66 +107,48 @@ class Pruned(NamedTuple):
 
 
 def prune(config: PruneConfig, *, track: Track = quiet) -> Pruned:
-    """Prune a model by one estimator, to a ratio or as little as its targets allow, and save it as a directory.
+    """Prune a model by a chain, to a ratio or as little as its targets allow, and save it as a directory.
 
     With targets, the directory holds `targets.json`: what was asked and reached, and the table of sub-block times.
 
     Raises:
-        ValueError: bad input, a ratio that the search cannot meet, or targets that it cannot.
+        ValueError: bad input, a ratio that the chain cannot meet, or targets that it cannot.
     """
-    asked, config = config, followed(config)
+    chain = parse(config.method)
     with staged(config.out) as out, held(out, f"out: {out}"), attending(config.model.attention):
         if broadcast(out.exists):
             raise ValueError(f"out: expected a directory that does not exist yet, found {out}; choose another --out")
-        return _prune(asked, config, out, track)
+        return _prune(config, chain, out, track)
 
 
-def followed(config: PruneConfig) -> PruneConfig:
-    """Return a configuration that says what the recipe says that it names.
-
-    Raises:
-        ValueError: no recipe of that name, or one that cannot be run.
-    """
-    if not config.recipe:
-        return config
-    found = [*find_recipes([config.recipe]).values()]
-    if len(found) > 1:
-        raise ValueError(f"recipe: expected one, got {config.recipe!r}, which stands for {len(found)}")
-    (recipe,) = found
-    return dataclasses.replace(
-        config,
-        recipe="",
-        estimator=recipe.estimator,
-        fusion=recipe.fusion,
-        search=recipe.searched(config.search),
-        compensation=recipe.compensation,
-    )
-
-
-def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> Pruned:
-    """Do what `prune` does, into a directory that nobody else writes; `config` is what was asked, followed."""
-    check_estimators([config.estimator], config.fusion, OBSERVED if config.model.traced else None)
+def _prune(config: PruneConfig, chain: Chain, out: Path, track: Track) -> Pruned:
+    """Do what `prune` does, into a directory that nobody else writes."""
     calibration = calibration_of(config.from_run, config.model.name) if config.from_run else config.calibration
     layout = _layout(config, calibration)
-    calibrates = not config.from_run or reads_text(config)
     with step(track, "load the model"):
-        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config) if calibrates else {})
+        subject = open_subject(config.model, layout=layout, lengths=lengths_of(config))
     origin = origins.origin_of(config.model.name)
-    if not config.targets.asked:
-        check_ratios(subject, [ratio_of(config)], config.search)
-    scenarios = subject.scenarios(calibration) if calibrates else {}
+    scenarios = subject.scenarios(calibration)
     texts = texts_of(config, subject, calibration.scenarios)
     if isinstance(subject, LlamaSubject):
         subject.words  # noqa: B018  a tokenizer that is not there is refused before any time is spent
-    rows = sum(subject.count(examples)[0] for examples in scenarios.values())
-    subject.check_compensation(config.compensation, -(-rows // calibration.batch_size))
+    runner = Runner(
+        subject, scenarios, [chain], key=key_of(subject, scenarios), cache=_cache(config),
+        batch_size=calibration.batch_size, remat=config.remat, track=track, open_end=bool(config.targets.asked),
+    )  # fmt: skip
+    runner.check(chain, [] if config.targets.asked else [ratio_of(config)])
     costs, targets = _asked(config, subject, track)
-    times = [time.perf_counter()]
-    selection = chosen_units(config, subject, scenarios, calibration, track, costs=costs, targets=targets)
+    times, ratio = [time.perf_counter()], ratio_of(config)
+    if targets and costs is not None:
+        assert isinstance(subject, LlamaSubject)
+        spec = subject.model.spec
+        _, ratio = smallest(runner, chain, config.ratio or 0.0, lambda keep: costs.of(pruned_spec(spec, keep)), targets)
+    chosen = runner.choose(chain, ratio)
     times.append(time.perf_counter())
-    compensated, changes = _compensated(config, subject, selection.keep, scenarios, calibration, track)
+    state = runner.run(chain, ratio)
     times.append(time.perf_counter())
-    cut = compensated.cut(selection.keep)
+    selection = selection_of(subject, chosen.keep, ratio)
+    cut = state.subject.cut(state.keep)
     reached = _reached(cut, subject, costs, targets, track)
     judged = judge(subject, cut, texts, config.evaluation.batch_size, track)
     texts_written = written_by(subject, cut, NEW_TOKENS, track) if judged else []
@@ -179,10 +156,11 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     with step(track, "cut, check and save"):
         if isinstance(cut, CutTraced) and isinstance(subject, TracedSubject):
             losses = checked_losses(subject, selection.keep, cut, calibration.batch_size)
-            about = _about_traced(config, selection, losses)
+            about = {"factory": config.model.name, "method": config.method, "ratio_asked": selection.asked,
+                     "ratio": selection.actual, "held_out_loss": losses}  # fmt: skip
         else:
             about = _about_reached(reached, costs)
-        made = origins.pruned(asked, config, calibration, selection, (subject.parameters, cut.parameters))
+        made = origins.pruned(config, chain.written, calibration, selection, (subject.parameters, cut.parameters))
         if judged is not None:
             made["figures"] = figures_of(judged.models)
         if texts_written:
@@ -192,21 +170,25 @@ def _prune(asked: PruneConfig, config: PruneConfig, out: Path, track: Track) -> 
     traced = subject.structures if isinstance(subject, TracedSubject) else ()
     return Pruned(
         selection=selection,
+        told=state.told,
         parameters=(subject.parameters, cut.parameters),
         bytes=(subject.whole().bytes, broadcast(lambda: directory_bytes(out, "*.safetensors"))),
         segments=cut.segments,
-        corrections=[each for each in changes if isinstance(each, Correction)],
-        scaled=next((each for each in changes if isinstance(each, Scaled)), None),
         reached=reached,
         structures=tuple((s.name, s.copies, s.units, int(selection.keep[s.name].sum(1)[0])) for s in traced),
         losses=losses,
         own_code=own_code(cut) if isinstance(cut, CutTraced) else "",
         seconds=dict(zip(("choose units", "make up for what went"), np.diff(times).tolist(), strict=True)),
-        uncompensated=subject.uncompensated(config.compensation.method, selection.keep),
+        unrepaired=chain.unrepaired(subject, selection.keep),
         judged=judged,
         written=texts_written,
         further=further_of(config, cut.model.spec) if isinstance(cut, CutLlama) else (),
     )
+
+
+def _cache(config: PruneConfig) -> Cache:
+    """Return the cache of the runs whose scores are used."""
+    return Cache((Path(config.from_run).parent if config.from_run else Path(config.runs)) / ".cache")
 
 
 def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
@@ -220,16 +202,8 @@ def further_of(config: PruneConfig, spec: LlamaSpec) -> tuple[str, ...]:
     return commands_after(config, spec, groups=True)
 
 
-def reads_text(config: PruneConfig) -> bool:
-    """Say whether calibration text is read beside the scores of a run."""
-    search = config.search
-    return search.rescore_every is not None or search.chooses_again or config.compensation.method != "none"
-
-
 def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | None:
-    """Check text and devices against what is asked for; return where arrays lie."""
-    if not config.model.traced:
-        config.check_calibration(calibration)
+    """Check devices against what is asked for; return where arrays lie."""
     layout = layout_of_job(config.mesh, **{"calibration.batch_size": calibration.batch_size})
     if layout is not None and (asked := {*TIMED, "peak_memory"} & set(config.targets.asked)):
         raise ValueError(
@@ -237,35 +211,6 @@ def _layout(config: PruneConfig, calibration: CalibrationConfig) -> Layout | Non
             "prune to a ratio, or measure on one device"
         )
     return layout
-
-
-def _compensated(
-    config: PruneConfig,
-    subject: Subject,
-    keep: Keep,
-    scenarios: Mapping[str, Examples],
-    calibration: CalibrationConfig,
-    track: Track,
-) -> tuple[Subject, Sequence[Correction | Scaled]]:
-    """Return the subject whose kept units stand in for those that go, if that is asked for."""
-    if config.compensation.method == "none":
-        return subject, []
-    return subject.compensated(
-        keep,
-        subject.join([*scenarios.values()]),
-        config.compensation,
-        batch_size=calibration.batch_size,
-        progress=lambda places: track("compensate", places, len(places)),
-    )
-
-
-def _about_traced(config: PruneConfig, selection: Selection, losses: Mapping[str, float]) -> dict[str, Any]:
-    """Return what the directory of a traced model says of how it came about."""
-    shares = {"ratio_asked": selection.asked, "ratio": selection.actual}
-    about = {"factory": config.model.name, "estimator": config.estimator, **shares, "held_out_loss": losses}
-    if config.compensation.method == "none":
-        return about
-    return about | {"compensation": dataclasses.asdict(config.compensation)}
 
 
 def _about_reached(reached: Sequence[Reached], costs: Costs | None) -> dict[str, Any]:
@@ -364,23 +309,21 @@ def summary_rows(pruned: Pruned) -> list[tuple[str, str]]:
     for name, copies, before, after in pruned.structures:
         times = f" in each of {copies} copies" if copies > 1 else ""
         rows.append((f"units of {name}", f"{before} -> {after}{times}"))
-    if selection.price:
+    if price := pruned.told.get("price"):
         said = "KL to the unpruned model, nats a token, of free layers and of these, which are alike"
-        rows.append((said, "{:.4f} -> {:.4f}".format(*selection.price)))
-    if learnt := selection.divergences:
+        rows.append((said, "{:.4f} -> {:.4f}".format(*price)))
+    if learnt := pruned.told.get("divergences"):
         said = "KL to the unpruned model, nats a token, before and after units were chosen by it"
         rows.append((said, f"{learnt[0]:.4f} -> {min(learnt):.4f}"))
-    if pruned.corrections:
-        before, after = (
-            np.mean([getattr(each, name) for each in pruned.corrections]) for name in ("error", "corrected")
-        )
+    if corrections := pruned.told.get("corrections"):
+        before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
         places = "matrices" if pruned.structures else "sub-blocks"
-        corrected = f"error of what {len(pruned.corrections)} {places} write, before and after compensation"
-        rows.append((corrected, f"{before:.1%} -> {after:.1%}"))
+        rows.append((f"error of what {len(corrections)} {places} write, before and after repair",
+                     f"{before:.1%} -> {after:.1%}"))  # fmt: skip
     for doing, seconds in pruned.seconds.items():
         rows.append((f"seconds to {doing}", f"{seconds:,.0f}"))
-    if pruned.scaled is not None:
-        before, after = pruned.scaled.divergences[0], min(pruned.scaled.divergences)
+    if (scaled := pruned.told.get("scaled")) is not None:
+        before, after = scaled.divergences[0], min(scaled.divergences)
         rows.append(("KL to the unpruned model, nats a token, before and after scales", f"{before:.4f} -> {after:.4f}"))
     return rows + (judged_rows(pruned.judged) if pruned.judged else [])
 
@@ -402,7 +345,7 @@ def warnings(pruned: Pruned) -> list[str]:
     """Return a line for each target that was missed, or whose prediction was further off than `WITHIN`, and what the
     own code of a traced model does."""
     lines = [pruned.own_code] if pruned.own_code else []
-    lines += [f"{name} is not compensated: {reason}" for name, reason in pruned.uncompensated.items()]
+    lines += [f"{name} is not repaired: {reason}" for name, reason in pruned.unrepaired.items()]
     for each in pruned.reached:
         if not each.held:
             reached = _amount(each.name, each.reached)

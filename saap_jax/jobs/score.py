@@ -1,24 +1,48 @@
 """What `saap score` runs: every unit scored by every estimator, from text or from the statistics of another run."""
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from saap_jax.config.jobs import ScoreConfig
-from saap_jax.config.method import EstimationConfig
+from saap_jax.config.method import USUAL
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.runs.directory import RunDirectory, read_run
 from saap_jax.runs.records import RunRecord
-from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served, statistics_path
+from saap_jax.runs.scores import kept_scores, read_scores, rescored, save_scores, served
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet, step
 from saap_jax.runtime.provenance import provenance
-from saap_jax.selection.calibrate import Calibrated
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.steps.chain import steps_of
+from saap_jax.steps.score.calibrate import Calibrated, Plan
+from saap_jax.steps.score.score import Score
+from saap_jax.subjects.base import Subject
 from saap_jax.subjects.opened import open_subject
 
 SCORED = Ending(further=("scores.npz", "stability.npz"))
+
+
+def scores_of(texts: Sequence[str]) -> dict[str, Score]:
+    """Read the scores that texts name, by the text that they are written as.
+
+    Raises:
+        ValueError: something else than a score, one that is named twice, or none.
+    """
+    found: dict[str, Score] = {}
+    for text in texts:
+        for each in steps_of(text):
+            if not isinstance(each, Score):
+                raise ValueError(f"estimators: expected a score, such as wanda, got {each.text}")
+            if each.text in found:
+                raise ValueError(f"estimators: expected each once, got {each.text} twice")
+            found[each.text] = each
+    if not found:
+        raise ValueError("estimators: expected at least one, such as wanda, got none")
+    return found
+
+
+def plan_of(scores: dict[str, Score]) -> Plan:
+    """Return what scores are made of, by label."""
+    return {label: score.wanted for label, score in scores.items()}
 
 
 def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = quiet) -> tuple[RunDirectory, Calibrated]:
@@ -27,30 +51,34 @@ def score_run(config: ScoreConfig, *, overwrite: bool = False, track: Track = qu
     With `from_run` the statistics of that run are scored, and no text is read; unless estimators are named, those of
     the usual ones that it serves.
     """
-    left_out, usual = [], EstimationConfig().estimators
-    if config.from_run and config.estimation.estimators == usual:
-        names = served(config.from_run, usual, config.fusion)
-        left_out = [name for name in usual if name not in names]
-        config = dataclasses.replace(config, estimation=dataclasses.replace(config.estimation, estimators=tuple(names)))
+    scores, left_out = scores_of(config.estimators), []
+    if config.from_run and config.estimators == USUAL:
+        names = served(config.from_run, plan_of(scores))
+        left_out = [name for name in USUAL if name not in names]
+        config = dataclasses.replace(config, estimators=tuple(names))
+        scores = scores_of(names)
     layout = check(config)
     importance = config.patterns.importance
-    if importance and importance not in config.estimation.estimators:
-        names = ", ".join(config.estimation.estimators)
-        raise ValueError(f"patterns.importance: expected one of estimation.estimators ({names}), got {importance!r}")
+    if importance and importance not in scores:
+        raise ValueError(f"patterns.importance: expected one of estimators ({', '.join(scores)}), got {importance!r}")
     with job(config, SCORED, overwrite=overwrite) as run:
         if not run.finished:
-            _score(config, run, layout, left_out, track)
+            _score(config, run, scores, layout, left_out, track)
     return run, read_scores(run)
 
 
-def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_out: list[str], track: Track) -> None:
+def _score(
+    config: ScoreConfig, run: RunDirectory, scores: dict[str, Score], layout: Layout | None, left_out: list[str],
+    track: Track,
+) -> None:  # fmt: skip
     """Do what `score_run` does, as far as the run does not hold it yet."""
     source = source_run(config.from_run, config.model.name) if config.from_run else {}
     if config.from_run:
         with run.stage("load"), step(track, "load the model"):
             subject = open_subject(config.model, layout=layout)
+        check_scores(scores, subject)
         with run.stage("score"), step(track, "score the statistics"):
-            calibrated = rescored(config.from_run, subject, config.estimation.estimators, config.fusion)
+            calibrated = rescored(config.from_run, subject, plan_of(scores))
         about = source.get("scenarios", {})
         run.begin(subject.digests())
         run.update(**structures(subject))
@@ -58,34 +86,29 @@ def _score(config: ScoreConfig, run: RunDirectory, layout: Layout | None, left_o
     else:
         material = load(config, run, layout, track)
         subject, scenarios = material.subject, material.scenarios
+        check_scores(scores, subject)
         about = {name: subject.shape(examples) for name, examples in scenarios.items()}
         run.begin(material.inputs)
         run.update(**structures(subject))
         with run.stage("score") as stage:
-            tokens = tokens_to_observe(run, subject, scenarios)
-            kept_scores(run, subject, scenarios, config, stability=True, keep=config.keep_statistics, track=track)
-            stage.tokens = tokens
+            kept_scores(run, subject, scenarios, config, plan_of(scores), track)
+            stage.tokens = sum(subject.count(examples)[1] for examples in scenarios.values())
     run.update(kind="score", scenarios=about, **provenance())
     if left_out:
         run.update(left_out=left_out)
     finish(run, SCORED)
 
 
-def structures(subject: Subject) -> dict[str, Any]:
+def check_scores(scores: dict[str, Score], subject: Subject) -> None:
+    """Raise ValueError for an estimator that looks at what a model does not have."""
+    for score in scores.values():
+        score.check(subject, 0)
+
+
+def structures(subject: Subject) -> dict[str, object]:
     """Return what a run records of structures that have names of their own."""
     record = subject.structures_record()
     return {} if record is None else {"structures": record}
-
-
-def tokens_to_observe(run: RunDirectory, subject: Subject, scenarios: Mapping[str, Examples], suffix: str = "") -> int:
-    """Count the calibration tokens, without padding, that `kept_scores` has yet to observe.
-
-    None of a run that holds its scores (`scores<suffix>.npz`), nor of a scenario whose statistics it keeps.
-    """
-    if run.has(f"scores{suffix}.npz"):
-        return 0
-    new = [examples for name, examples in scenarios.items() if not run.has(str(statistics_path(Path(), name)))]
-    return sum(subject.count(examples)[1] for examples in new)
 
 
 def source_run(path: str, model: str) -> RunRecord:

@@ -1,8 +1,8 @@
 """What does each layer's attention and MLP cost, and what follows? What `saap sensitivity` runs.
 
 From one layer and structure at a time the units of the lowest scores go, some shares of them; all these keep-sets are
-evaluated by masks, in batches that share the layers in front. What follows for the search is tried at one ratio, and
-suggested where it was better.
+evaluated by masks, in batches that share the layers in front. What follows for the method is tried at one ratio, as
+chains with a step more, and suggested where it was better.
 """
 
 import dataclasses
@@ -13,30 +13,28 @@ from typing import Any
 import numpy as np
 
 from saap_jax.config.jobs import SensitivityConfig
-from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
+from saap_jax.jobs.candidates import Evaluator, Row, about_run, candidate_of, keeps_file, runners_of
 from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
-from saap_jax.jobs.score import tokens_to_observe
-from saap_jax.jobs.sweep import Evaluator, Row, about_run, unpruned
 from saap_jax.report.kinds.sensitivity import sensitivity_files
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.keeps import read_keeps, save_keeps
-from saap_jax.runs.scores import check_scores, read_scores, save_scores
+from saap_jax.runs.scores import save_scores
+from saap_jax.runs.standing import DENSE
 from saap_jax.runs.suggestions import suggestions_of
 from saap_jax.runs.trials import trial_options
 from saap_jax.runtime.mesh import Layout
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import Calibrated, calibrate
-from saap_jax.selection.choose import choose_calibrated, choose_path, most_removable
-from saap_jax.selection.search import Selection
-from saap_jax.subjects.base import Examples, Subject
+from saap_jax.steps.allocation.allocation import Allocation, choose, prunable_of
+from saap_jax.steps.base import State
+from saap_jax.steps.chain import Chain, chain, limits_of, parse
+from saap_jax.steps.limits import Within
+from saap_jax.steps.run import Runner
+from saap_jax.subjects.base import Subject
 from saap_jax.types import Keep, Scores
 
 ROUNDS = FEWEST
 """Times that `repeats` forward passes are timed: a difference counts where all of their medians are on one side."""
-
 
 ENDING = Ending(lambda run: sensitivity_files(run.record, run.candidates()), further=("keeps.npz",))
 
@@ -45,71 +43,56 @@ def sensitivity(config: SensitivityConfig, *, overwrite: bool = False, track: Tr
     """Measure what each place costs, keep the records, and compute suggestions from them.
 
     Raises:
-        ValueError: bad input, or a ratio that the search cannot meet (with `align`, also with aligned widths).
+        ValueError: bad input, or a ratio that the method cannot meet (with `align`, also with aligned widths).
     """
-    layout = check(config)
+    method, layout = parse(config.method), check(config)
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
-            _sensitivity(config, run, layout, track)
+            _sensitivity(config, run, method, layout, track)
     return run
 
 
-def _sensitivity(config: SensitivityConfig, run: RunDirectory, layout: Layout | None, track: Track) -> None:
+def _sensitivity(
+    config: SensitivityConfig, run: RunDirectory, method: Chain, layout: Layout | None, track: Track
+) -> None:
     """Do what `sensitivity` does, as far as the run does not hold it yet."""
     material = load(config, run, layout, track)
-    subject, scenarios, texts = material.subject, material.scenarios, material.texts
-    _check_ratio(config, subject)
+    subject, texts, seed = material.subject, material.texts, config.calibration.seed
+    (runner,) = runners_of(config, run, subject, material.calibration, [method], track).values()
+    aligned = [with_limits(method, Within(multiple_of={"mlp": config.align}))] if config.align else []
+    for each in (method, *aligned):
+        runner.check(each, [])
+        if config.ratio > (top := runner.most_removable(each)):
+            raise ValueError(
+                f"ratio: expected at most {top:.4f}, the largest that {each.name} can meet, got {config.ratio}; relax "
+                "min_keep, max_ratio, protect, align, …"
+            )
     check_judged(config.judged, texts)
     run.begin(material.inputs)
-    run.update(**about_run("sensitivity", subject, list(texts), [config.calibration.seed]))
+    run.update(**about_run("sensitivity", subject, list(texts), [seed]), method=method.written)
     with run.stage("score") as stage:
-        tokens = tokens_to_observe(run, subject, scenarios)
-        calibrated = _scores(config, run, subject, scenarios, track)
-        stage.tokens = tokens
-    scores = calibrated.scores(config.estimator, config.search.scenario_reduction)
-    keeps, about = one_place_each(subject, scores, config.fractions)
-    evaluator = Evaluator(run, subject, texts, config.evaluation, config.evaluation.candidates_at_once)
+        stage.tokens = sum(subject.count(text)[1] for text in material.scenarios.values())
+        scores = runner.scored(method)
+        save_scores(run, runner.first())
+    assert scores.scores is not None
+    keeps, about = one_place_each(subject, scores.scores, config.fractions)
+    evaluator = Evaluator(run, texts, config.evaluation, {seed: runner}, config.evaluation.candidates_at_once)
+    for name, keep in keeps.items():
+        evaluator.add(name, keep)
     with run.stage("evaluate") as stage:
         doing = "evaluate dense model and one place at a time"
-        evaluator.measure(unpruned(subject) | keeps, about, doing=doing, track=track, stage=stage)
+        evaluator.measure([DENSE, *keeps], about, doing=doing, track=track, stage=stage)
     with run.stage("try"):
-        run.update(trials=Trials(config, evaluator, calibrated, scenarios, track).measured())
-    evaluator.check_rows()
+        run.update(trials=Trials(config, method, evaluator, scores, track).measured())
+    run.save_arrays("keeps", keeps_file(evaluator))
     run.update(suggestions=[each._asdict() for each in suggestions_of(run.record, run.candidates())])
     finish(run, ENDING)
 
 
-def _check_ratio(config: SensitivityConfig, subject: Subject) -> None:
-    """Refuse a ratio that the search cannot meet, and layers to skip that the model does not have."""
-    aligned = dataclasses.replace(config.search.multiple_of, mlp=config.align or config.search.multiple_of.mlp)
-    for search in (config.search, dataclasses.replace(config.search, multiple_of=aligned)):
-        top = most_removable(subject, search)
-        if config.ratio > top:
-            raise ValueError(
-                f"ratio: expected at most {top:.4f}, the largest that the search can meet with MLP widths to multiples "
-                f"of {search.multiple_of.mlp}, got {config.ratio}; relax min_keep, max_ratio, skip_layers, align, …"
-            )
-
-
-def _scores(
-    config: SensitivityConfig, run: RunDirectory, subject: Subject, scenarios: dict[str, Examples], track: Track
-) -> Calibrated:
-    """Return the scores that the run holds, or make and keep them."""
-    if not run.has("scores.npz"):
-        made = calibrate(
-            subject,
-            scenarios,
-            [config.estimator],
-            fusion=config.fusion,
-            stability=ALLOCATIONS[config.search.allocation].stability,
-            batch_size=config.calibration.batch_size,
-            remat=config.remat,
-            track=track,
-        )
-        save_scores(run, made)
-    kept = read_scores(run)
-    check_scores(kept, run.path / "scores.npz", subject, scenarios, [config.estimator])
-    return kept
+def with_limits(method: Chain, within: Within) -> Chain:
+    """Return a chain with further limits, in front of its first allocation."""
+    at = next(number for number, step in enumerate(method.steps) if step.kind == "allocation")
+    return chain(*method.steps[:at], within, *method.steps[at:])
 
 
 def one_place_each(
@@ -121,7 +104,7 @@ def one_place_each(
     each, a whole structure. The units of the lowest scores go, of equal ones the first; as many as make up the share,
     rounded up.
     """
-    existing, limits = subject.existing, subject.limits(SearchConfig())
+    existing, limits = subject.existing, prunable_of(subject, Within())[1].limits
     layers = max(len(units) for units in existing.values())
     places = (
         [(layer, name, [layer]) for layer in range(layers) for name in existing]
@@ -160,95 +143,85 @@ def one_place_each(
 
 
 class Trials:
-    """What to try instead of the configured search at `ratio`: chosen by prediction, then evaluated by masks."""
+    """What to try instead of the method at `ratio`: chosen by prediction, then evaluated by masks."""
 
     def __init__(
-        self,
-        config: SensitivityConfig,
-        evaluator: Evaluator,
-        calibrated: Calibrated,
-        scenarios: dict[str, Examples],
-        track: Track = quiet,
-    ):
-        self.config, self.evaluator, self.calibrated, self.scenarios = config, evaluator, calibrated, scenarios
-        self.track, self.subject, self.run = track, evaluator.subject, evaluator.run
+        self, config: SensitivityConfig, method: Chain, evaluator: Evaluator, scores: State, track: Track = quiet
+    ) -> None:
+        """Take what is tried on; `scores` is the state behind the scores of the method."""
+        self.config, self.method, self.evaluator, self.scores, self.track = config, method, evaluator, scores, track
+        self.subject, self.run = evaluator.subject, evaluator.run
 
     def measured(self) -> list[Row]:
-        """Return the record of each trial; the keep-sets of all are kept as the run's `keeps.npz`."""
-        chosen, name = self._chosen(), self._name("plain")
-        searches = {"plain": self.config.search} | {kind: self._search(changes) for kind, changes in chosen.items()}
-        keeps = read_keeps(self.run, self.subject, {self._name(kind): self.config.ratio for kind in searches})
-        for kind, search in searches.items():
-            if self._name(kind) not in keeps:
-                keeps[self._name(kind)] = self._select(search).keep
-                save_keeps(self.run, keeps)
-        about = {each: {"variant": each.rpartition("@")[0], "ratio_asked": self.config.ratio} for each in keeps}
-        self.evaluator.measure(keeps, about, doing="evaluate what could be suggested", track=self.track)
+        """Return the record of each trial."""
+        chosen = self._chosen()
+        chains = {"plain": self.method} | {kind: changed for kind, (changed, _) in chosen.items()}
+        seed, ratio = self.config.calibration.seed, self.config.ratio
+        made = {
+            kind: candidate_of(dataclasses.replace(each, name=f"{self.method.name},{kind}"), ratio, seed, told=False)
+            for kind, each in chains.items()
+        }
+        for candidate in made.values():
+            runner: Runner = self.evaluator.runners[seed]
+            self.evaluator.add(candidate.name, runner.choose(candidate.chain, ratio).keep)
+        about = {each.name: {"variant": each.chain.name, "chain": each.chain.written, "ratio_asked": ratio}
+                 for each in made.values()}  # fmt: skip
+        self.evaluator.measure(list(about), about, doing="evaluate what could be suggested", track=self.track)
+        plain = made["plain"].name
         return [
-            {"kind": kind, "changes": changes, "candidate": self._name(kind), "instead_of": name}
-            | (self._times(keeps[name], keeps[self._name(kind)]) if kind == "aligned" else {})
-            for kind, changes in chosen.items()
-        ]
+            {"kind": kind, "changes": changes, "chain": changed.written, "candidate": made[kind].name,
+             "instead_of": plain}
+            | (self._times(plain, made[kind].name) if kind == "aligned" else {})
+            for kind, (changed, changes) in chosen.items()
+        ]  # fmt: skip
 
-    def _chosen(self) -> dict[str, Row]:
-        """Return the changes of the search that are tried, by kind: of several the one with the lowest prediction."""
+    def _chosen(self) -> dict[str, tuple[Chain, Row]]:
+        """Return what is tried and in what it differs, by kind: of several the one with the lowest prediction."""
         candidates = self.run.candidates()
         costs = costs_of(self.run.record, candidates)
         changes = nearest_share(changes_of(self.run.record, candidates), self.config.ratio)
-        plain = self._plan(costs, self.config.search)
-        chosen: dict[str, Row] = {}
-        for kind, options in trial_options(dataclasses.asdict(self.config.search), changes, plain).items():
+        plain = self._plan(costs, self.method)
+        chosen: dict[str, tuple[Chain, Row]] = {}
+        now = dataclasses.asdict(limits_of(self.method)) | {"allocation": self._allocation(self.method).name}
+        for kind, options in trial_options(now, changes, plain).items():
             best = predicted(costs, plain)
             for option in options:
+                changed = self._changed(option)
                 try:
-                    plan = self._plan(costs, self._search(option))
+                    plan = self._plan(costs, changed)
                 except ValueError:  # a budget that this option cannot meet
                     continue
                 if predicted(costs, plan) < best:
-                    best, chosen[kind] = predicted(costs, plan), option
-        return chosen | ({"aligned": {"search.multiple_of.mlp": self.config.align}} if self.config.align else {})
+                    best, chosen[kind] = predicted(costs, plan), (changed, option)
+        if self.config.align:
+            option = {"multiple_of": {"mlp": self.config.align}}
+            chosen["aligned"] = self._changed(option), option
+        return chosen
 
-    def _plan(self, costs: dict[Place, Cost], search: SearchConfig) -> Plan:
-        """Return what a search removes by the scores of the whole model, without steps on the way."""
-        keep = choose_calibrated(self.subject, self.calibrated, self.config.estimator, self.config.ratio, search).keep
-        return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in keep.items()})
+    def _changed(self, option: Row) -> Chain:
+        """Return the method with other limits, or another allocation."""
+        if "allocation" in option:
+            return chain(*(parse(f"random > {option['allocation']}").steps[-1] if each.kind == "allocation"
+                           and not each.drives else each for each in self.method.steps))  # fmt: skip
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in option.items()}
+        return with_limits(self.method, Within(**given))
 
-    def _select(self, search: SearchConfig) -> Selection:
-        config = self.config
-        return choose_path(
-            self.subject,
-            self.calibrated,
-            self.scenarios,
-            config.estimator,
-            [config.ratio],
-            search,
-            fusion=config.fusion,
-            batch_size=config.calibration.batch_size,
-            remat=config.remat,
-            track=self.track,
-        )[config.ratio]
+    @staticmethod
+    def _allocation(method: Chain) -> Allocation:
+        return next(each for each in method.steps if isinstance(each, Allocation))
 
-    def _search(self, changes: Row) -> SearchConfig:
-        """Return the configured search with some changes."""
-        search = self.config.search
-        for path, value in changes.items():
-            *outer, name = path.split(".")[1:]
-            if outer:
-                name, value = outer[0], dataclasses.replace(getattr(search, outer[0]), **{name: value})
-            search = dataclasses.replace(search, **{name: tuple(value) if isinstance(value, list) else value})
-        return search
+    def _plan(self, costs: dict[Place, Cost], method: Chain) -> Plan:
+        """Return what a method removes by the scores of the whole model, without rounds on the way."""
+        assert self.scores.scores is not None
+        made = choose(self.subject, self.scores.scores, self.config.ratio, self._allocation(method), limits_of(method))
+        return plan_of(costs, {structure: kept.sum(axis=1).tolist() for structure, kept in made.keep.items()})
 
-    def _name(self, kind: str) -> str:
-        return f"{self.config.estimator},{kind}@{self.config.ratio:g}"
-
-    def _times(self, plain: Keep, other: Keep) -> Row:
+    def _times(self, plain: str, other: str) -> Row:
         """Return the seconds of a forward pass of both models cut, and their segments of equal layers.
 
         The models take turns at the clock; the medians of some rounds say how steady it was.
         """
-        if known := next((t for t in self.run.record.get("trials", []) if "seconds" in t), None):
-            return {name: known[name] for name in ("seconds", "tokens", "segments")}
-        models = [self.subject.cut(keep) for keep in (plain, other)]
+        models = [self.subject.cut(self.evaluator.keeps[name]) for name in (plain, other)]
         text, rows = next(iter(self.evaluator.texts.values())), self.config.evaluation.batch_size
         rounds = self.track("time both models cut", range(ROUNDS), ROUNDS)
         seconds = [self.subject.seconds(models, text, rows, repeats=self.config.repeats) for _ in rounds]

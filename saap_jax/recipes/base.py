@@ -2,10 +2,6 @@
 
 import dataclasses
 
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.method import FusionConfig
-from saap_jax.config.search import SearchConfig
-
 CORRECTED = (
     "The damping of the correction is chosen on windows that are held out, and it is towards the unpruned model's "
     "stream, so that layers make up for those before them."
@@ -37,11 +33,8 @@ class Recipe:
     """The method, and which of its variants."""
     paper: str
     """`arXiv:NUMBER`."""
-    estimator: str = ""
-    """As in `estimation.estimators`."""
-    fusion: FusionConfig = FusionConfig()
-    search: SearchConfig = SearchConfig()
-    compensation: CompensationConfig = CompensationConfig()
+    chain: str = ""
+    """Its steps, see `saap_jax.steps.chain`."""
     calibration: str
     """The text that the paper calibrates on. A comparison gives every recipe its own text instead."""
     deviations: tuple[str, ...] = ()
@@ -51,9 +44,5 @@ class Recipe:
     """Why it cannot be run here; empty where it can."""
 
     def __post_init__(self) -> None:
-        if bool(self.estimator) == bool(self.missing):
-            raise ValueError(f"recipe {self.title!r}: expected an estimator, or why it cannot be run")
-
-    def searched(self, search: SearchConfig) -> SearchConfig:
-        """Return the search of the method, with widths that suit the device that another one names."""
-        return dataclasses.replace(self.search, multiple_of=search.multiple_of, device=search.device)
+        if bool(self.chain) == bool(self.missing):
+            raise ValueError(f"recipe {self.title!r}: expected a chain, or why it cannot be run")

@@ -1,20 +1,12 @@
 """EvoPress (Sieberling et al., arXiv:2410.14649), its depth pruning: which attentions and MLPs go, by evolution."""
 
-from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig
 from saap_jax.recipes.base import Recipe
 
 RECIPES = {
     "evopress": Recipe(
         title="EvoPress, depth: attentions and MLPs that go, by evolution towards the unpruned model's predictions",
         paper="arXiv:2410.14649",
-        estimator="block_influence",
-        search=SearchConfig(
-            allocation="global",
-            rank_by="score",
-            depth=True,
-            min_keep=PerStructure(attention=0, mlp=0),
-            evolve=EvolveConfig(generations=15, offspring=16, survivors=(4, 1), microbatches=(1, 3)),
-        ),
+        chain="block_influence > within(depth=True, min_keep=0) > global(by=score) > evolve(15, microbatches=(1, 3))",
         calibration="windows of FineWeb-Edu",
         deviations=(
             "It begins with what block influence of sub-blocks chooses, which also says how many of either kind go; "

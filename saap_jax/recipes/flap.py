@@ -1,16 +1,15 @@
 """FLAP (An et al., arXiv:2312.11983): fluctuation of activations, one standardised ranking, a bias for what went."""
 
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.recipes.base import Published, Recipe
 
 RECIPES = {
     "flap": Recipe(
         title="FLAP, WIFV, adaptive over layers and modules (`AL-AM`), with its bias",
         paper="arXiv:2312.11983",
-        estimator="fluctuation(standardize=True)",
-        search=SearchConfig(allocation="global", rank_by="score", min_keep=PerStructure(attention=0, mlp=0)),
-        compensation=CompensationConfig(method="bias", propagate="dense", tokens="equal"),
+        chain=(
+            "fluctuation(standardize=True) > within(min_keep=0) > global(by=score) > "
+            "bias(propagate=dense, tokens=equal)"
+        ),
         calibration="1,024 windows of 128 tokens of WikiText-2 (training part)",
         deviations=("A KV head goes with all its query heads; its score is the mean over all their coordinates.",),
         published=(

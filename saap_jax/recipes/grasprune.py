@@ -1,20 +1,12 @@
 """GRASPrune (Wang et al., arXiv:2604.19398): gates learnt under the exact budget, then one scale a unit."""
 
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.recipes.base import Published, Recipe
 
 RECIPES = {
     "grasprune": Recipe(
         title="GRASPrune: probabilities of units learnt by a projected straight-through estimator, then scales",
         paper="arXiv:2604.19398",
-        estimator="gate_taylor",
-        search=SearchConfig(
-            allocation="global",
-            rank_by="score_per_parameter",
-            learn=LearnConfig(steps=48, rate=0.1, rule="sigmoid", language_loss=1.0),
-        ),
-        compensation=CompensationConfig(method="scales"),
+        chain="gate_taylor > global > learn(48, rate=0.1, rule=sigmoid, language_loss=1.0) > scales",
         calibration="512 windows, four rounds",
         deviations=(
             "It begins with what first derivatives of gates choose, at probabilities of 3/4 and 1/4.",

@@ -1,6 +1,5 @@
 """LLM-Pruner (Ma et al., arXiv:2305.11627): Taylor scores of coupled units, the same share of each pruned layer."""
 
-from saap_jax.config.search import PROTECTED, SearchConfig
 from saap_jax.recipes.base import Published, Recipe
 
 
@@ -9,8 +8,7 @@ def _recipe(taylor: str, title: str, estimator: str, published: tuple[Published,
     return Recipe(
         title=f"LLM-Pruner, {title} (`{taylor}`)",
         paper="arXiv:2305.11627",
-        estimator=estimator,
-        search=SearchConfig(allocation="uniform_floor", skip_layers=PROTECTED),
+        chain=f"{estimator} > within(protect=(0.13, -0.07)) > uniform(floor=True)",
         calibration="10 windows of 64 tokens of BookCorpus",
         deviations=(
             "A KV head goes with all its query heads, and is scored with exactly those that read it.",
@@ -36,7 +34,7 @@ _ELEMENT = (
 )
 
 RECIPES = {
-    "llm-pruner-vectorize": _recipe("vectorize", "vector-wise, first order", "taylor_vector(within='channel')"),
+    "llm-pruner-vectorize": _recipe("vectorize", "vector-wise, first order", "taylor_vector(within=channel)"),
     "llm-pruner-param-first": _recipe("param_first", "element-wise, first order", "taylor_element", _ELEMENT),
     "llm-pruner-param-second": _recipe("param_second", "element-wise, second order", "fisher"),
     "llm-pruner-param-mix": _recipe("param_mix", "element-wise, first and second order", "taylor_element_second"),

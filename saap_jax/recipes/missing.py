@@ -18,7 +18,7 @@ RECIPES = {
         "DDP: deterministic soft gates, sharpened until they are hard, under a penalty for the budget",
         "2603.08065",
         "the model's own text",
-        "its gates and its penalty have not been checked against the paper; search.learn.rule 'smooth' has soft "
+        "its gates and its penalty have not been checked against the paper; learn(rule=smooth) has soft "
         "gates of its own",
     ),
     "disp-llm": _missing(
@@ -55,7 +55,7 @@ RECIPES = {
         "Týr-the-Pruner: shares of layers by evolution over local prunings of every sparsity",
         "2503.09657",
         "FineWeb-Edu",
-        "its evolution judges layers whose weights were corrected for each sparsity; search.evolve judges masks",
+        "its evolution judges layers whose weights were corrected for each sparsity; evolve judges masks",
     ),
     "ziplm": _missing(
         "ZipLM: the surgeon's removal of structures, as many of each layer as a table of times allows",

@@ -1,21 +1,15 @@
 """MoDeGPT (Lin et al., arXiv:2408.09632), its part for the MLP: ridge leverage, shares by block influence."""
 
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig, SharePerStructure
 from saap_jax.recipes.base import CORRECTED, Recipe
 
 RECIPES = {
     "modegpt-mlp": Recipe(
         title="MoDeGPT of the MLP: the largest ridge leverage stays, shares by softmax of block influence, refitted",
         paper="arXiv:2408.09632",
-        estimator="block_influence(granularity='layer')",
-        search=SearchConfig(
-            allocation="softmax",
-            softmax_temperature=0.1,
-            max_ratio=SharePerStructure(attention=0.0, mlp=1.0),
-            in_sequence="leverage",
+        chain=(
+            "block_influence(granularity=layer) > within(max_ratio={attention: 0}) > softmax(0.1) > "
+            "layerwise(leverage) > least_squares(tokens=equal)"
         ),
-        compensation=CompensationConfig(method="least_squares", tokens="equal"),
         calibration="128 windows of 2,048 tokens of WikiText-2 (training part)",
         deviations=(
             "Attention stays whole: the paper decomposes its matrices, which is no selection of units.",

@@ -7,7 +7,7 @@ import numpy as np
 from saap_jax.estimation.ablation import changes_from_lines, changes_to_scores
 from saap_jax.runs.directory import read_run
 from saap_jax.runs.score_arrays import read_scores, structures_of
-from saap_jax.selection.stability import reduce_scenarios
+from saap_jax.steps.score.stability import reduce_scenarios
 from saap_jax.types import Scores
 
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
-from saap_jax.config.method import is_factory
 from saap_jax.config.prune import PruneConfig
 from saap_jax.config.recover import RecoverConfig
-from saap_jax.config.search import SearchConfig
-from saap_jax.data import parse_scenario
 from saap_jax.llama.spec import LlamaSpec
-from saap_jax.recipes import recipes
+from saap_jax.recipes import RECIPES
 from saap_jax.runs.records import Row, RunRecord
 
 RUNS = {
@@ -41,44 +38,24 @@ def compare_command(run: RunRecord, name: str, changes: Mapping[str, Any]) -> st
 
     Args:
         run: `run.json` of `saap compare`, `frontier` or `sensitivity`.
-        changes: values by dotted path, such as `search.skip_layers`.
+        changes: values of fields, of a part of the configuration those that change.
     """
     config: dict[str, Any] = dict(run["config"])
-    if "estimator" in config:  # of `saap sensitivity`
-        config["estimation"] = {"estimators": [config["estimator"]], "remat": config["remat"]}
+    for field, value in changes.items():
+        config[field] = {**config[field], **value} if isinstance(value, Mapping) else value
+    if "method" in config:  # of `saap sensitivity`
         config["ratios"], config["best_ratio"] = [config["ratio"]], config["ratio"]
     config["name"] = "-".join(filter(None, (config["name"], name)))
-    return " ".join(["saap compare", *options(changed(config, changes), CompareConfig())])
+    return " ".join(["saap compare", *options(config, CompareConfig())])
 
 
 def prune_command(run: RunRecord, row: Row) -> str:
     """Return the `saap prune` that makes a candidate, a line of `metrics.jsonl`, of a comparison or a frontier."""
     config: dict[str, Any] = dict(run["config"])
-    search: dict[str, Any] = {
-        key: row[key] for key in ("allocation", "rank_by", "stability_weight") if row.get(key) is not None
-    }
-    if row.get("learn_steps") is not None:
-        search["learn"] = {**config["search"]["learn"], "steps": row["learn_steps"]}
-    calibration = {**config["calibration"], "seed": row["seed"]}
-    if row["scenario"] != "all":
-        texts = [] if is_factory(config["model"]["name"]) else calibration["scenarios"]  # a factory's sets are names
-        named = [text for text in texts if parse_scenario(text).name == row["scenario"]]
-        calibration["scenarios"] = named or [row["scenario"]]
-    own = {
-        "search": {**dataclasses.asdict(SearchConfig()), **config["search"], **search},  # an older run lacks some
-        "fusion": {**config["fusion"], **(row.get("fusion") or {})},
-        "compensation": {**config.get("compensation", {}), "method": row.get("compensation") or "none"},
-    }
-    if name := row.get("recipe"):
-        recipe, widths = recipes()[name], {key: config["search"][key] for key in ("multiple_of", "device")}
-        own = {part: dataclasses.asdict(getattr(recipe, part)) for part in own}
-        own["search"] |= widths
-    config |= own | {
-        "calibration": calibration,
-        "remat": config["estimation"]["remat"],
-        "estimator": row["estimator"],
-        "ratio": row["ratio_asked"],
-    }
+    config["calibration"] = {**config["calibration"], "seed": row["seed"]}
+    config |= {"method": row["variant"] if "=" not in row["variant"] else row["chain"], "ratio": row["ratio_asked"]}
+    if row["variant"] not in (*RECIPES, row["chain"]) and ">" not in row["variant"]:
+        config["method"] = row["chain"]  # a name of its own
     return " ".join(["saap prune", *options(config, PruneConfig())])
 
 
@@ -103,25 +80,11 @@ def commands_after(config: PruneConfig, spec: LlamaSpec, *, groups: bool) -> tup
     return compare, recover
 
 
-def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration on record with other values, by dotted path.
-
-    >>> changed({"search": {"depth": False, "solver": "greedy"}}, {"search.solver": "exact"})
-    {'search': {'depth': False, 'solver': 'exact'}}
-    """
-    for path, value in changes.items():
-        head, _, rest = path.partition(".")
-        config = {**config, head: changed(config.get(head, {}), {rest: value}) if rest else value}
-    return dict(config)
-
-
 def options(config: Mapping[str, Any], default: Any, prefix: str = "") -> list[str]:
     """Return the options that make a configuration of its defaults; fields that it does not have stay as they are.
 
-    >>> options({"ratio": 0.3, "search": {"skip_layers": [0, -1], "depth": False}}, PruneConfig())
-    ['--ratio', '0.3', '--search.skip-layers', '0', '-1']
-    >>> options({"search": {"max_ratio_each": {"in[1]": 0.0}}}, PruneConfig())
-    ['--search.max-ratio-each', "'in[1]'", '0.0']
+    >>> options({"ratio": 0.3, "calibration": {"scenarios": ["text:a b.txt"], "seed": 0}}, PruneConfig())
+    ['--ratio', '0.3', '--calibration.scenarios', "'text:a b.txt'"]
     """
     words: list[str] = []
     for field in dataclasses.fields(default):

@@ -9,7 +9,7 @@ from saap_jax.runs.directory import RunDirectory, read_candidates, read_run
 from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.scores import read_scores
 from saap_jax.runtime.frames import repr_html, to_dataframe
-from saap_jax.selection.calibrate import Calibrated
+from saap_jax.steps.score.calibrate import Calibrated
 
 
 class Run(NamedTuple):

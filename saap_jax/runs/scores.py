@@ -8,30 +8,27 @@
 | `statistics/SCENARIO.safetensors` | what was observed, so that a new formula or fusion needs no new pass        |
 """
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from saap_jax.config.jobs import FidelityConfig, ScoreConfig, SweepConfig
-from saap_jax.config.method import FusionConfig, KeepStatistics
+from saap_jax.config.jobs import ScoreConfig
 from saap_jax.estimation import ESTIMATORS, make_estimators, union_of_needs
 from saap_jax.estimation.storage import kept_statistics, load_scenario, save_statistics
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.reading import DAMAGED
 from saap_jax.runs.score_arrays import indicator_parts, parts_of
 from saap_jax.runtime.processes import broadcast
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import (
+from saap_jax.steps.score.calibrate import (
     Calibrated,
     Plan,
+    Scored,
     joined,
     make_members,
-    members_of,
     score_examples,
-    score_statistics,
+    score_plan,
 )
-from saap_jax.selection.oracles import is_oracle
+from saap_jax.steps.score.oracles import is_oracle
 from saap_jax.subjects.base import Examples, Subject
 from saap_jax.types import Scores
 
@@ -40,29 +37,16 @@ def kept_scores(
     run: RunDirectory,
     subject: Subject,
     scenarios: Mapping[str, Examples],
-    config: FidelityConfig | ScoreConfig | SweepConfig,
-    *,
-    stability: bool = False,
-    keep: KeepStatistics = "none",
-    plan: Plan | None = None,
-    suffix: str = "",
+    config: ScoreConfig,
+    plan: Plan,
     track: Track = quiet,
 ) -> Calibrated:
-    """Return the scores that the run holds, or make and keep them.
+    """Make the scores of a run and keep them, with the statistics that the configuration wants kept.
 
     A scenario whose statistics the run holds is not observed again. Statistics are in memory for one scenario at a
     time.
-
-    Args:
-        plan: what is scored, where that is more than the configuration's estimators with its fusion.
-        suffix: of the files' names, where a run keeps the scores of several calibration texts.
     """
-    plan = plan or {name: (name, config.fusion) for name in config.estimation.estimators}
-    if run.has(f"scores{suffix}.npz"):
-        kept = read_scores(run, suffix)
-        check_scores(kept, run.path / f"scores{suffix}.npz", subject, scenarios, plan)
-        return kept
-    made, needs = {}, union_of_needs(members_of(subject, plan).values())
+    made, needs = {}, union_of_needs(make_members(plan, tuple(subject.existing)).values())
     for name, examples in scenarios.items():
         path = statistics_path(run.path, name)
         known = run.has(str(path.relative_to(run.path)))
@@ -72,21 +56,23 @@ def kept_scores(
             examples,
             plan,
             statistics=load_scenario(path, subject.weights, name, needs) if known else None,
-            stability=stability,
+            stability=True,
             batch_size=config.calibration.batch_size,
-            remat=config.estimation.remat,
+            remat=config.remat,
             track=track,
             scenario=name if len(scenarios) > 1 else "",
         )
-        if keep != "none" and not known and statistics is not None:
+        if config.keep_statistics != "none" and not known and statistics is not None:
             run.claim(path.parent.name)
-            chosen = frozenset(need for need in statistics.values if keep == "all" or not need.large)
-            save_statistics(path, {name: statistics}, only=chosen)
-    save_scores(run, joined(made), suffix)
-    return read_scores(run, suffix)
+            every = config.keep_statistics == "all"
+            save_statistics(
+                path, {name: statistics}, only=frozenset(n for n in statistics.values if every or not n.large)
+            )
+    save_scores(run, joined(made))
+    return read_scores(run)
 
 
-def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: FusionConfig) -> Calibrated:
+def rescored(source: str, subject: Subject, plan: Plan) -> Calibrated:
     """Score by what another run keeps, without a pass over any text.
 
     Its statistics are scored anew; an estimator whose statistics the run did not keep, but whose scores it did, has
@@ -96,8 +82,8 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
         FileNotFoundError: no run there, or one that kept no statistics.
         ValueError: statistics of another model, or neither scores nor statistics of an estimator.
     """
-    estimators, made = tuple(estimators), {}
-    members = members_of(subject, {name: (name, fusion) for name in estimators})
+    made: dict[str, Scored] = {}
+    members = make_members(plan, tuple(subject.existing))
     if oracles := [member for member in members if is_oracle(member)]:
         raise ValueError(f"from_run: {oracles[0]!r} takes passes over the examples, not statistics; leave it out")
     kept, needs = kept_by(source), union_of_needs(members.values())
@@ -108,7 +94,7 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
             raise ValueError(
                 f"from_run: {source} kept neither scores of {name} nor the statistics that it needs "
                 f"({missing}); it serves {able}. For others, run `saap score` with them "
-                "among --estimation.estimators and --keep-statistics all"
+                "among --estimators and --keep-statistics all"
             )
     for name, statistics in kept.statistics.items():
         own = {
@@ -119,7 +105,7 @@ def rescored(source: str, subject: Subject, estimators: Iterable[str], fusion: F
         path, weights = statistics_path(Path(source), name), subject.weights
         try:
             observed = load_scenario(path, weights, name, needs)
-            made[name] = score_statistics(weights, observed, estimators, fusion, known=own)
+            made[name] = score_plan(weights, observed, plan, known=own)
         except ValueError as error:
             raise ValueError(f"from_run {source}: {error}") from None
     return joined(made)
@@ -160,10 +146,10 @@ def kept_by(source: str) -> Kept:
     return Kept(statistics, read_scores(run).scenarios if run.has("scores.npz") else {})
 
 
-def served(source: str, estimators: Iterable[str], fusion: FusionConfig) -> list[str]:
-    """Return those of the estimators that can be scored by what a run keeps."""
+def served(source: str, plan: Plan) -> list[str]:
+    """Return those entries of a plan that can be scored by what a run keeps."""
     kept = kept_by(source)
-    return [name for name in estimators if all(map(kept.serves, make_members([name], fusion)))]
+    return [label for label, wanted in plan.items() if all(map(kept.serves, wanted.members()))]
 
 
 def statistics_path(run: Path, scenario: str) -> Path:
@@ -189,22 +175,6 @@ def save_scores(run: RunDirectory, calibrated: Calibrated, suffix: str = "") -> 
         for structure, value in scores.items()
     }
     run.save_arrays(f"scores{suffix}", flat)
-
-
-def check_scores(
-    kept: Calibrated, path: Path, subject: Subject, scenarios: Iterable[str], estimators: Iterable[str]
-) -> None:
-    """Raise ValueError unless what a run keeps are scores of every unit of a model, by these estimators."""
-    existing = subject.existing
-    for scenario, estimator in itertools.product(scenarios, estimators):
-        found = kept.scenarios.get(scenario, {}).get(estimator, {})
-        for name, units in existing.items():
-            got = "none" if name not in found else f"{found[name].dtype} of shape {found[name].shape}"
-            if name not in found or found[name].shape != units.shape or found[name].dtype.kind != "f":
-                raise ValueError(
-                    f"expected scores {scenario}/{estimator}/{name} of shape {units.shape} in {path}, got {got}; "
-                    f"{DAMAGED}"
-                )
 
 
 def read_scores(run: RunDirectory, suffix: str = "") -> Calibrated:

@@ -5,12 +5,11 @@ of what `saap sensitivity` tried (`trials`), that is offered which was surely be
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.method import FusionConfig
 from saap_jax.estimation import make_estimators
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.evaluation.differences import decimals_of
@@ -21,8 +20,8 @@ from saap_jax.runs.records import Row, RunRecord
 from saap_jax.runs.standing import DENSE, comparison_rows, labels, number
 from saap_jax.runs.trials import Suggestion, sensitivity_suggestions
 from saap_jax.runtime.words import signed, some
-from saap_jax.selection.calibrate import fusion_members, structure_parts
-from saap_jax.selection.oracles import is_oracle
+from saap_jax.steps.chain import parse
+from saap_jax.steps.score.oracles import is_oracle
 
 NEGLIGIBLE = 0.05
 """Share of a mean fused score below which a member is not worth its statistics."""
@@ -80,14 +79,14 @@ def suggestions_of(run: RunRecord, candidates: Sequence[Row]) -> list[Suggestion
 
 
 def comparison_suggestions(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
-    """Return what a comparison suggests: a cheaper variant, more seeds, fewer members of a fusion.
+    """Return what a comparison suggests: a cheaper variant, more seeds.
 
     Args:
         standings: the variants at the ratio that matters most, the best first.
     """
     if 0 < min((each.windows for each in standings), default=0) < FEWEST:
-        return [*_more_windows(run, standings), *_drop_member(run)]
-    return [*_cheaper(run, standings), *_more_seeds(run, standings), *_drop_member(run)]
+        return _more_windows(run, standings)
+    return [*_cheaper(run, standings), *_more_seeds(run, standings)]
 
 
 def _more_windows(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
@@ -100,7 +99,7 @@ def _more_windows(run: RunRecord, standings: Sequence[Standing]) -> list[Suggest
             f"{windows} window{'s' if windows > 1 else ''} of evaluation text cannot tell variants apart, which takes "
             f"{FEWEST}: evaluate on more.",
             "intervals and tests, which this run has none of",
-            compare_command(run, "windows", {"evaluation.windows": MORE_WINDOWS}),
+            compare_command(run, "windows", {"evaluation": {"windows": MORE_WINDOWS}}),
         )
     ]
 
@@ -109,10 +108,10 @@ def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     """Use the variant that needs least among those that cannot be told apart from the best."""
     if not standings:
         return []
-    best, fusion = standings[0], run["config"]["fusion"]
+    best = standings[0]
     tied = [each for each in standings[1:] if each.tied]
-    chosen = max(tied, key=lambda each: effort(each.row["estimator"], fusion)[0], default=best)
-    (least, needs), (most, needed) = (effort(each.row["estimator"], fusion) for each in (chosen, best))
+    chosen = max(tied, key=lambda each: effort(each.row["chain"])[0], default=best)
+    (least, needs), (most, needed) = (effort(each.row["chain"]) for each in (chosen, best))
     if least <= most:
         return []
     change = 100 * (chosen.ppl - best.ppl) / abs(best.ppl)
@@ -129,18 +128,16 @@ def _cheaper(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestion]:
     ]
 
 
-def effort(estimator: str, fusion: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how little an estimator needs, larger = less, and what that is.
+def effort(chain: str) -> tuple[int, str]:
+    """Return how little the scores of a chain need, larger = less, and what that is.
 
-    >>> effort("wanda", {}), effort("gate_fisher/wanda", {}), effort("block_ablation(granularity='layer')", {})
+    >>> effort("wanda > uniform"), effort("gate_fisher/wanda"), effort("block_ablation(granularity=layer)")
     ((4, 'activations only'), (3, 'gradients of gates'), (-1, 'a pass a unit'))
     """
-    given = {"attention": fusion["attention"], "estimators": tuple(fusion["estimators"])} if fusion else {}
-    parts = structure_parts(estimator, FusionConfig(**given))
-    members = dict.fromkeys(member for part in parts.values() for member in fusion_members(part))
+    members = [member for score in parse(chain).scores for member in score.wanted.members()]
     if any(map(is_oracle, members)):
         return -1, "a pass a unit"
-    sources = {need.source for made in make_estimators(members).values() for need in made.needs}
+    sources = {need.source for made in make_estimators(dict.fromkeys(members)).values() for need in made.needs}
     return next((place, said) for place, (source, said) in enumerate(_EFFORT) if source in sources or not source)
 
 
@@ -157,7 +154,7 @@ def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestio
                 f"One seed does not say how much the difference of {abs(second.ppl - first.ppl):.2g} between "
                 f"{first.row['variant']} and {second.row['variant']} {ratio} owes to the text that was drawn.",
                 "the spread over seeds becomes known; one seed has measured none",
-                compare_command(run, "seeds", {"grid.seeds": _seeds(seeds, 3)}),
+                compare_command(run, "seeds", {"seeds": _seeds(seeds, 3)}),
             )
         ]
     spread, gap = float(np.nanmax([first.spread, second.spread])), second.ppl - first.ppl
@@ -173,48 +170,9 @@ def _more_seeds(run: RunRecord, standings: Sequence[Standing]) -> list[Suggestio
             f"{spread:.2g} (standard deviation): more seeds or calibration.examples.",
             f"standard error of a mean from {errors[0]:.2g} with {first.seeds} seeds to {errors[1]:.2g} with {count}; "
             f"{enough} (two standard errors of the difference)",
-            compare_command(run, "seeds", {"grid.seeds": _seeds(seeds, count)}),
+            compare_command(run, "seeds", {"seeds": _seeds(seeds, count)}),
         )
     ]
-
-
-def _drop_member(run: RunRecord) -> list[Suggestion]:
-    """Drop a member of a fusion that contributes next to nothing in every scope and scenario."""
-    shares: dict[tuple[str, ...], dict[str, float]] = {}
-    for by_name in run.get("fusions", {}).values():
-        for fused in by_name.values():
-            of_members = fused.get("shares", {})
-            largest = shares.setdefault(tuple(of_members), {})
-            for member, by_scope in of_members.items():
-                largest[member] = max(largest.get(member, 0.0), *by_scope.values())
-    found = []
-    for members, largest in shares.items():
-        rest = [member for member in members if largest[member] >= NEGLIGIBLE]
-        dropped = [member for member in members if member not in rest]
-        asked, fewer = _without(members, rest, run)
-        if not (dropped and rest and asked):
-            continue
-        most = max(largest[member] for member in dropped)
-        found.append(
-            Suggestion(
-                f"{', '.join(dropped)} hardly counts in the fusion {'+'.join(members)}: drop it.",
-                f"measured: at most {100 * most:.2g} % of the mean fused score in any scope comes from it",
-                compare_command(run, "fewer-members", {"estimation.estimators": [asked, fewer]}),
-            )
-        )
-    return found
-
-
-def _without(members: Sequence[str], rest: Sequence[str], run: RunRecord) -> tuple[str, str]:
-    """Return the estimator that fuses the members, and the one that fuses the rest; empty where none was asked for."""
-    fusion = run["config"]["fusion"]
-    for asked in run["config"]["estimation"]["estimators"]:
-        fused = "+".join(fusion["estimators"])
-        parts = [fusion["attention"] or fused, fused] if asked == "saap" else asked.split("/")
-        fewer = ["+".join(rest) if [m.strip() for m in part.split("+")] == list(members) else part for part in parts]
-        if fewer != parts:
-            return asked, "/".join(dict.fromkeys(fewer))
-    return "", ""
 
 
 def _standings(run: RunRecord, candidates: Sequence[Row]) -> list[Standing]:

@@ -48,26 +48,26 @@ class Suggestion(NamedTuple):
     """The words to type."""
 
 
-def trial_options(search: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Return what could be tried instead of a search, from what single places cost: changes by dotted path, by kind.
+def trial_options(now: Mapping[str, Any], changes: Sequence[Change], plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Return what could be tried instead, from what single places cost: options of `within`, or an allocation, by kind.
 
-    `skip-layers`: leave the layers alone from which something goes at several times the average cost, the dearest
-    first, one more an option. `attention-share`: other shares of the budget for attention. `allocation`: one ranking,
+    `protect`: leave the layers alone from which something goes at several times the average cost, the dearest
+    first, one more an option. `attention`: other shares of the budget for attention. `allocation`: one ranking,
     which can take more from places that cost almost nothing, instead of the same share of each layer.
 
     Args:
-        search: the configured search.
+        now: the limits of the method, and the name of its allocation.
         changes: what places cost at one share.
-        plan: what the search removes.
+        plan: what the method removes.
     """
     layers = list(dict.fromkeys(change.layer for change in _costly(changes, plan)))
-    skip = [list(search["skip_layers"]) + sorted(layers[: count + 1]) for count in range(len(layers))]
-    shares = [share for share in SHARES if share != search["attention_share"]]
-    ranks = search["allocation"] != "uniform" or not any(change.relative <= LITTLE for change in changes)
+    skip = [list(now["protect"]) + sorted(layers[: count + 1]) for count in range(len(layers))]
+    shares = [share for share in SHARES if share != now["attention"]]
+    ranks = now["allocation"] != "uniform" or not any(change.relative <= LITTLE for change in changes)
     return {
-        "skip-layers": [{"search.skip_layers": each} for each in skip],
-        "attention-share": [{"search.attention_share": share, "search.attention_from": 0.0} for share in shares],
-        "allocation": [] if ranks else [{"search.allocation": "global"}],
+        "protect": [{"protect": each} for each in skip],
+        "attention": [{"attention": share} for share in shares],
+        "allocation": [] if ranks else [{"allocation": "global"}],
     }
 
 
@@ -89,7 +89,7 @@ def sensitivity_suggestions(run: RunRecord, candidates: Sequence[Row]) -> list[S
             if _saved(trial)[1] > 0 and len(trial["seconds"][0]) >= FEWEST:
                 text = f"MLP widths to multiples of {run['config']['align']} are faster."
                 effect = f"measured at {100 * run['config']['ratio']:g} %: {aligned_sentence(run, candidates, trial)}"
-                found.append(Suggestion(text, effect, compare_command(run, "aligned", trial["changes"])))
+                found.append(Suggestion(text, effect, compare_command(run, "aligned", {"methods": [trial["chain"]]})))
             continue
         if not (change.sure and change.value < 0):
             continue
@@ -102,15 +102,17 @@ def sensitivity_suggestions(run: RunRecord, candidates: Sequence[Row]) -> list[S
             f"{before} ({signed(value, digits)} %, {signed(low, digits)} to {signed(high, digits)} %)"
         )
         text = _found(run, candidates, trial, base, row)
-        found.append(Suggestion(_capital(text), effect, compare_command(run, trial["kind"], trial["changes"])))
+        found.append(
+            Suggestion(_capital(text), effect, compare_command(run, trial["kind"], {"methods": [trial["chain"]]}))
+        )
     return found
 
 
 def _found(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, row: Row) -> str:
     """Say what speaks for a trial."""
     changes = nearest_share(changes_of(run, candidates), run["config"]["ratio"])
-    if trial["kind"] == "skip-layers":
-        layers = set(trial["changes"]["search.skip_layers"]) - set(run["config"]["search"]["skip_layers"])
+    if trial["kind"] == "protect":
+        layers = {layer for layer in trial["changes"]["protect"] if float(layer).is_integer() and layer >= 0}
         plan = plan_of(costs_of(run, candidates), kept_by_layer(base))
         costly = [change for change in _costly(changes, plan) if change.layer in layers]
         costly.sort(key=lambda change: -change.relative)
@@ -118,7 +120,7 @@ def _found(run: RunRecord, candidates: Sequence[Row], trial: Trial, base: Row, r
             f"{_place(change)}{' costs' if change is costly[0] else ''} {change.relative:.1f} x" for change in costly
         ]
         return f"{', '.join(said)} the average of its structure: leave {_layers(layers)} alone."
-    if trial["kind"] == "attention-share":
+    if trial["kind"] == "attention":
         now, then = (_attention_share(candidates, kept_by_layer(each)) for each in (base, row))
         attention, mlp = (a_parameter(changes, structure) for structure in STRUCTURES)
         said = "attention and MLP cost differently"

@@ -1,7 +1,10 @@
 """What a job is of, as digests: equal ones stand for the same weights and the same text, to the last bit."""
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,3 +50,22 @@ def inputs_of(
     }
     read = {f"evaluation text of {metric!r}": windows for metric, windows in (texts or {}).items()}
     return dict(model) | {name: digest_of(windows) for name, windows in (drawn | read).items()}
+
+
+def code_digest(made: Any) -> str:
+    """Return the SHA-256 of the code of a function or class: of its file, of the package's own all files together."""
+    home = Path(__file__).parents[1]
+    try:
+        file = Path(inspect.getsourcefile(made) or "")
+    except TypeError:  # of no file, as what the interpreter holds
+        return _digest_of_files((home,))
+    return _digest_of_files((home,) if home in file.parents or not file.is_file() else (file,))
+
+
+@functools.cache
+def _digest_of_files(places: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

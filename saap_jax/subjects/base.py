@@ -17,16 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
 from saap_jax.structures.weights import Weights
-from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.surgery.scales import Scaled
-from saap_jax.types import Keep, Limits, Remat, Scores, WindowLosses
+from saap_jax.types import Keep, Remat, Scores, WindowLosses
 
 Examples = Any
 """Rows that a subject observes or is judged on; see the table above."""
@@ -92,16 +90,15 @@ class Subject(abc.ABC):
         """What the formulas of estimators are applied to."""
 
     @abc.abstractmethod
-    def limits(self, search: SearchConfig) -> Mapping[str, Limits] | None:
-        """Return how far each structure may shrink, all its groups alike; None where `search` says it layer by layer.
+    def limits(self, within: Any) -> Any:
+        """Return what a `steps.limits.Within` means here.
+
+        Where layers are told apart, the same with what this model asks for beside it; else `types.Limits` of each
+        structure, all its groups alike.
 
         Raises:
             ValueError: an option that has no meaning for this kind of model.
         """
-
-    def searched(self, search: SearchConfig) -> SearchConfig:
-        """Return the options of a search, with what this model asks for beside them."""
-        return search
 
     @abc.abstractmethod
     def removed(self, keep: Keep) -> int:
@@ -192,59 +189,75 @@ class Subject(abc.ABC):
         """Return the exact change of the mean loss when each unit goes by itself; positive: the unit helps."""
 
     @abc.abstractmethod
-    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
-        """Raise ValueError for a compensation that this model cannot have, from so many microbatches of examples."""
+    def check_repair(self, repair: Repair, microbatches: int) -> None:
+        """Raise ValueError for a repair that this model cannot have, from so many microbatches of examples."""
 
     @abc.abstractmethod
-    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
+    def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
+        """Return why a repair leaves structures as they are, by name; with `keep` those that lose units."""
 
     @abc.abstractmethod
-    def moments(self, examples: Examples, batch_size: int) -> Any:
-        """Return what `compensated` reads of a text with `propagate = dense`; None where it reads the text itself."""
-
-    @abc.abstractmethod
-    def compensated(
+    def repaired(
         self,
         keep: Keep,
         examples: Examples,
-        config: CompensationConfig,
+        repair: Repair,
         *,
+        dense: "Subject",
         batch_size: int = 8,
-        moments: Any = None,
         progress: Progress = silent,
-    ) -> tuple["Subject", Sequence[Correction | Scaled]]:
+    ) -> tuple["Subject", Sequence[Correction]]:
         """Return the subject whose kept units stand in for the removed ones, and what was done where.
 
-        It wants the masks all the same. `progress` wraps the layers, then the steps of scales.
+        It wants the masks all the same. `dense` is the unpruned model; `progress` wraps the places.
         """
 
-    def in_sequence(
+    def check_objective(self, step: str) -> None:
+        """Raise ValueError where units are not those of attention and MLP of layers, of which a step is.
+
+        So it is where `objective`, `layerwise` and `scaled` are not defined.
+        """
+        raise ValueError(f"{step}: is for attention and MLP of layers, which this model does not tell apart")
+
+    def objective(
+        self, examples: Examples, batch_size: int, dense: "Subject", language_loss: float = 0.0
+    ) -> "Objective":
+        """Return what the training of gates lowers on examples: the divergence from `dense`, and some of the next-token
+        loss.
+
+        Raises:
+            ValueError: too few examples to hold some out.
+        """
+        raise NotImplementedError
+
+    def layerwise(
         self,
         keep: Keep,
         examples: Examples,
         rule: str,
-        config: CompensationConfig,
+        repair: Repair | None,
+        tokens: str,
         *,
+        dense: "Subject",
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
-        """Return as many units of each group and structure, chosen behind the groups that were pruned already.
+        """Return as many units of each group and structure, chosen behind the groups that were pruned already."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: a model without an order of layers, or another that `surgery.sequence` refuses.
-        """
-        raise ValueError("search.in_sequence: is for attention and MLP of layers, which this model does not tell apart")
-
-    def objective(self, examples: Examples, batch_size: int, language_loss: float = 0.0) -> "Objective":
-        """Return what the training of gates lowers on examples: a divergence, and some of the next-token loss.
-
-        Raises:
-            ValueError: a model whose units have no gates of their own, or too few examples to hold some out.
-        """
-        raise ValueError(
-            "search.learn, evolve and shape: are for attention and MLP of layers, which this model does not tell apart"
-        )
+    def scaled(
+        self,
+        keep: Keep,
+        examples: Examples,
+        steps: int,
+        rate: float,
+        *,
+        dense: "Subject",
+        batch_size: int = 8,
+        progress: Progress = silent,
+    ) -> tuple["Subject", Scaled]:
+        """Return the subject with a factor for each kept unit, trained towards `dense`, and what that did."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def load(self, directory: Any) -> "Cut":

@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.data import Windows, beginning, concatenated, evaluation_windows, load_scenarios, pairs, parse_scenario
-from saap_jax.estimation import GRAM, observe
+from saap_jax.estimation import observe
 from saap_jax.estimation.ablation import Unit, ablate
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
-from saap_jax.estimation.gram import Gram
 from saap_jax.evaluation.candidates import candidate_losses
 from saap_jax.evaluation.cost import forward_seconds, weight_bytes
 from saap_jax.evaluation.perplexity import metric_name, window_losses
@@ -24,17 +21,17 @@ from saap_jax.llama import Llama, load_model, load_tokenizer, save_model
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.runs.records import Couplings
 from saap_jax.runtime.digests import model_digest
-from saap_jax.runtime.mesh import Layout, automatic, mesh_of
+from saap_jax.runtime.mesh import Layout, automatic
 from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
 from saap_jax.subjects.base import Progress, Subject, silent
 from saap_jax.surgery.compensation import compensate
-from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.surgery.cut import check_keep, cut
 from saap_jax.surgery.divergence import Divergence
 from saap_jax.surgery.scales import Scaled, scaled
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.trace.listing import coupling_record, traced_model
-from saap_jax.types import Keep, Remat, WindowLosses
+from saap_jax.types import STRUCTURES, Keep, Remat, WindowLosses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,18 +72,6 @@ class LlamaSubject(Subject):
         """Parameters of a unit, `[layers]`."""
         return unit_costs(discover(self.model))
 
-    def searched(self, search: SearchConfig) -> SearchConfig:
-        """Return the options of a search, of a mixture with as many experts a layer as a token is routed to, at least.
-
-        With `depth` all of them go or none. Widths that suit a device are of channels, so experts have none.
-        """
-        if (least := self.model.constants.experts_per_token) is None:
-            return search
-        search = dataclasses.replace(search, device="any")
-        if search.depth or search.min_keep.mlp >= least:
-            return search
-        return dataclasses.replace(search, min_keep=dataclasses.replace(search.min_keep, mlp=least))
-
     @functools.cached_property
     def parameters(self) -> int:
         """All parameters; a tied unembedding counts once."""
@@ -102,9 +87,19 @@ class LlamaSubject(Subject):
         """The model."""
         return self.model
 
-    def limits(self, search: SearchConfig) -> None:
-        """Return None: `search` says it layer by layer."""
-        search.check_layers()
+    def limits(self, within: Any) -> Any:
+        """Return the limits, of a mixture with as many experts a layer as a token is routed to, at least.
+
+        With `depth` all of them go or none. Widths that suit a device are of channels, so experts have none.
+        """
+        within.check_structures(STRUCTURES)
+        if (least := self.model.constants.experts_per_token) is None:
+            return within
+        within = dataclasses.replace(within, device="any")
+        kept = {name: within.layer(name).min_keep for name in STRUCTURES}
+        if within.depth or kept["mlp"] >= least:
+            return within
+        return dataclasses.replace(within, min_keep=kept | {"mlp": least})
 
     def removed(self, keep: Keep) -> int:
         """Count the parameters of attention and MLP that a cut removes."""
@@ -188,58 +183,75 @@ class LlamaSubject(Subject):
         """Remove each unit by itself, in nats a token; see `estimation.ablation`."""
         return ablate(self.model, pairs(examples, batch_size), units, done=done, save=save, progress=progress)
 
-    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
-        """Raise ValueError for too few microbatches to hold some out."""
-        config.check_microbatches(microbatches)
+    def check_repair(self, repair: Repair, microbatches: int) -> None:
+        """Accept all: every output matrix can be corrected, but for those of experts."""
 
-    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Return the experts: where the MLP is one, all is compensated by every method."""
-        if method == "none" or not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
+    def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
+        """Return the experts: where the MLP is one, all is corrected by every repair."""
+        if not self.model.constants.traits.experts or (keep is not None and keep["mlp"].all()):
             return {}
         return {"mlp": "tokens of an expert that goes are routed to others, whose weights are left as they are"}
 
-    def moments(self, examples: Windows, batch_size: int) -> Gram | None:
-        """Return the second moments of a text; not on a mesh, where every device would hold all of them, nor of
-        experts, which are not corrected."""
-        if mesh_of(self.model) is not None or self.model.constants.traits.experts:
-            return None
-        gram = observe(self.model, pairs(examples, batch_size), frozenset({GRAM}))
-        return gram.of(GRAM)
-
-    def compensated(
+    def repaired(
         self,
         keep: Keep,
         examples: Windows,
-        config: CompensationConfig,
+        repair: Repair,
         *,
+        dense: "LlamaSubject",
         batch_size: int = 8,
-        moments: Gram | None = None,
         progress: Progress = silent,
-    ) -> tuple["LlamaSubject", Sequence[Correction | Scaled]]:
-        """Correct the output matrices, or add biases, then train scales; see `surgery.compensation` and `.scales`."""
-        parts = pairs(examples, batch_size)
-        model, corrections = compensate(self.model, keep, parts, config, gram=moments, progress=progress)
-        if not config.scaled:
-            return self.with_model(model), corrections
-        model, done = scaled(model, self.model, keep, parts, config, progress=progress)
-        return self.with_model(model), [*corrections, done]
+    ) -> tuple["LlamaSubject", Sequence[Correction]]:
+        """Correct the output matrices, or add biases; see `surgery.compensation`."""
+        made = compensate(
+            self.model, keep, pairs(examples, batch_size), repair, dense=self._other(dense), progress=progress
+        )
+        return self.with_model(made.model), made.corrections
 
-    def in_sequence(
+    def check_objective(self, step: str) -> None:
+        """Accept all: units are those of attention and MLP of layers."""
+
+    def objective(
+        self, examples: Windows, batch_size: int, dense: "LlamaSubject", language_loss: float = 0.0
+    ) -> Divergence:
+        """Return the divergence from the unpruned model; see `surgery.divergence`."""
+        return Divergence(self.model, pairs(examples, batch_size), language_loss, dense.model)
+
+    def layerwise(
         self,
         keep: Keep,
         examples: Windows,
         rule: str,
-        config: CompensationConfig,
+        repair: Repair | None,
+        tokens: str,
         *,
+        dense: "LlamaSubject",
         batch_size: int = 8,
         progress: Progress = silent,
     ) -> Keep:
         """Choose units layer by layer; see `surgery.sequence`."""
-        return chosen_in_sequence(self.model, keep, pairs(examples, batch_size), rule, config, progress=progress)
+        parts, other = pairs(examples, batch_size), self._other(dense)
+        return chosen_in_sequence(self.model, keep, parts, rule, repair, tokens, dense=other, progress=progress)
 
-    def objective(self, examples: Windows, batch_size: int, language_loss: float = 0.0) -> Divergence:
-        """Return the divergence from this model; see `surgery.divergence`."""
-        return Divergence(self.model, pairs(examples, batch_size), language_loss)
+    def scaled(
+        self,
+        keep: Keep,
+        examples: Windows,
+        steps: int,
+        rate: float,
+        *,
+        dense: "LlamaSubject",
+        batch_size: int = 8,
+        progress: Progress = silent,
+    ) -> tuple["LlamaSubject", Scaled]:
+        """Train a factor for each kept unit and fold it into the output matrices; see `surgery.scales`."""
+        parts = pairs(examples, batch_size)
+        model, done = scaled(self.model, dense.model, keep, parts, steps, rate, progress=progress)
+        return self.with_model(model), done
+
+    def _other(self, dense: "LlamaSubject") -> Llama | None:
+        """Return the unpruned model where it is not this one."""
+        return None if dense.model is self.model else dense.model
 
     # --- cut
 

@@ -23,7 +23,7 @@ everything.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +31,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.compensation import HELD_OUT, CompensationConfig
-from saap_jax.config.registries import CORRECTIONS
-from saap_jax.estimation.base import Plan, wide
-from saap_jax.estimation.gram import GRAM, Gram, gram_sums, token_weights
+from saap_jax.estimation.base import wide
+from saap_jax.estimation.gram import gram_sums, token_weights
 from saap_jax.llama.model import DecoderLayer, Llama, attend, feed, param, post_normed, rms_norm
 from saap_jax.llama.positions import apart_of, sight_of
 from saap_jax.llama.resume import layer_of
 from saap_jax.llama.segments import segment_bounds
 from saap_jax.runtime.mesh import taken_in
-from saap_jax.surgery.corrections import Correction, Normal, corrected, together
+from saap_jax.surgery.corrections import HELD_OUT, Correction, Normal, corrected, together
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import STRUCTURES, Keep
 
@@ -68,41 +66,36 @@ def compensate(
     model: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    config: CompensationConfig,
+    repair: Any,
     *,
-    gram: Gram | None = None,
+    dense: Llama | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Compensated:
     """Correct the output matrices (or add biases) of a model that keeps only some units, on calibration text.
 
     Costs about one forward pass of the unpruned model and two of the pruned one; in memory, the residual streams of all
-    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is. With
-    `propagate = dense` the sums are the same for every keep-set: given as `gram`, a statistic of a calibration pass,
-    they take the place of the text.
+    windows and the sums of one sub-block. What lies in front of the first pruned unit is left as it is.
 
     Args:
+        model: of the shapes of the unpruned one, perhaps repaired before.
         keep: `[layers, units]` a structure.
         batches: (tokens, mask) pairs of one shape, padding on the right; every `HELD_OUT`-th is held out first.
-        gram: of the unpruned model, for `propagate = dense`; `batches` are then not read.
+        repair: how, such as `steps.repair.least_squares.LeastSquares`.
+        dense: the unpruned model, that is to be come close to; the same where nothing was repaired before.
         progress: wraps the layers, to show progress.
 
     Raises:
-        ValueError: a keep-set or Gram matrices of another model, Gram matrices for `propagate = pruned`, or too few
-            batches to hold some out.
+        ValueError: a keep-set of another model.
     """
     check_keep(keep, model.segments)
-    if config.correction == "none":
-        return Compensated(model, [])
-    if gram is not None:
-        _check_gram(gram, model, config)
-        return _by_gram(model, keep, gram, config, progress)
-    config.check_microbatches(len(batches))
     made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
     corrections = []
-    for at, new, correction in corrected_in_turn(model, keep, batches, config, progress=progress):
+    walk = corrected_in_turn(model, keep, batches, repair, dense=dense, propagate=repair.propagate,
+                             tokens=repair.tokens, progress=progress)  # fmt: skip
+    for at, new, correction in walk:
         made[at.structure].append(new)
         corrections += [] if correction is None else [correction]
-    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
+    return Compensated(rewritten(model, made, repair.biases), corrections)
 
 
 Choose = Callable[["SubBlock", Normal], Bool[np.ndarray, "_"]]
@@ -113,96 +106,52 @@ def corrected_in_turn(
     model: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    config: CompensationConfig,
+    repair: Any,
     *,
+    dense: Llama | None = None,
+    propagate: str = "pruned",
+    tokens: str = "scaled",
     choose: Choose | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Iterator[tuple["SubBlock", "Written", Correction | None]]:
     """Yield each sub-block, in the order of the forward pass, what writes from now on, and what that helped.
 
     Args:
+        repair: how sub-blocks are corrected; None: not at all.
         choose: chooses again what is kept of a sub-block, on the activations that it is corrected on.
     """
-    masks, through = [jnp.asarray(mask) for _, mask in batches], config.propagate == "pruned"
+    masks, through = [jnp.asarray(mask) for _, mask in batches], propagate == "pruned"
     streams = [Stream(x := model.embedded(jnp.asarray(tokens)), x) for tokens, _ in batches]
-    same, equal = True, config.tokens == "equal"
+    same, equal = True, tokens == "equal"
     for at in sub_blocks(model, keep, progress):
+        whole = at.old if dense is None else writer_of(dense.segments[at.segment], at.structure, at.place)
         same = bool(at.kept.all()) and (same or not through)
         where = {"index": at.place, "segment": at.segment, "structure": at.structure}
         advance = functools.partial(advance_step, model, **where)
-        if at.routed is not None and not same:  # never corrected: see `LlamaSubject.uncompensated`
-            dense = [advance(at.old, stream.dense) for stream in streams]
-            new, _ = at.masked()
-            pruned = [advance(new, stream.pruned, gates=at.routed) for stream in streams] if through else dense
-            streams = [Stream(*each) for each in zip(dense, pruned, strict=True)]
+        if at.routed is not None and not same:  # never corrected: see `LlamaSubject.unrepaired`
+            after = [advance(whole, stream.dense) for stream in streams]
+            new = at.masked()
+            pruned = [advance(new, stream.pruned, gates=at.routed) for stream in streams] if through else after
+            streams = [Stream(*each) for each in zip(after, pruned, strict=True)]
             yield at, at.old, None
             continue
         if same:
-            after = [advance(at.old, stream.dense) for stream in streams]
-            streams = [Stream(dense, dense) for dense in after]
+            after = [advance(whole, stream.dense) for stream in streams]
+            streams = [Stream(each, each) for each in after]
             yield at, at.old, None
             continue
-        step = functools.partial(normal_step, model, **where, through=through, equal=equal)
+        step = functools.partial(
+            normal_step, model, whole, at.old.bias, **where, through=through, equal=equal, repair=repair
+        )
         sums, after = summed(step, streams, masks)
         if choose is not None and not at.kept.all():
             at = at._replace(kept=choose(at, together(*sums)))
-        new, correction = at.masked() if config.correction == "none" else at.corrected(sums, config)
+        new, correction = (at.masked(), None) if repair is None else at.corrected(sums, repair)
         streams = [
-            Stream(dense, advance(new, stream.pruned) if through else dense)
-            for stream, dense in zip(streams, after, strict=True)
+            Stream(each, advance(new, stream.pruned) if through else each)
+            for stream, each in zip(streams, after, strict=True)
         ]
         yield at, new, correction
-
-
-def _check_gram(gram: Gram, model: Llama, config: CompensationConfig) -> None:
-    """Raise ValueError for Gram matrices that cannot take the place of the text."""
-    if config.propagate != "dense":
-        raise ValueError(
-            f"gram: expected compensation.propagate dense beside it, got {config.propagate}, for which the sums depend "
-            "on what is kept; give the text alone"
-        )
-    if config.tokens != "scaled":
-        raise ValueError(
-            f"gram: expected compensation.tokens scaled beside it, got {config.tokens}; give the text alone"
-        )
-    expected = jax.eval_shape(lambda: GRAM.init(model, Plan(0))).product
-    for structure, product in gram.product.items():
-        if product.shape != expected[structure].shape:
-            raise ValueError(
-                f"gram: expected matrices of shape {expected[structure].shape} for the {structure} of this model, got "
-                f"{product.shape}; observe them on the model that is compensated"
-            )
-
-
-def _by_gram(
-    model: Llama,
-    keep: Keep,
-    gram: Gram,
-    config: CompensationConfig,
-    progress: Callable[[Sequence[int]], Iterator[int]],
-) -> Compensated:
-    """Correct each sub-block for itself, from sums that are there already."""
-    made: dict[str, list[Written]] = {name: [] for name in STRUCTURES}
-    corrections = []
-    for at in sub_blocks(model, keep, progress):
-        made[at.structure].append(at.old)
-        if at.kept.all() or at.routed is not None:
-            continue
-        fit, held = (normal_of(gram, at.structure, at.layer, part, at.old.weight) for part in (0, 1))
-        enough = bool(held.weight)
-        config.check_microbatches(HELD_OUT if enough else 1)
-        made[at.structure][-1], correction = at.corrected((fit, held if enough else None), config)
-        corrections.append(correction)
-    return Compensated(rewritten(model, made, CORRECTIONS[config.correction].biases), corrections)
-
-
-def normal_of(gram: Gram, structure: str, layer: int, part: int, weight: Float[Array, "coordinates embed"]) -> Normal:
-    """Return the least-squares problem of a sub-block toward its own output, T = a W, from the moments of a alone."""
-    count = len(weight)
-    product = gram.product[structure][part, layer, :count, :count]
-    mean, weight = gram.mean[structure][part, layer, :count], weight.astype(product.dtype)
-    cross, total = product @ weight, gram.weight[structure][part, layer]
-    return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), total)
 
 
 class Written(NamedTuple):
@@ -226,13 +175,13 @@ class SubBlock(NamedTuple):
     routed: Float[Array, "experts"] | None = None
     """Of a mixture: 1 for an expert that stays, 0 for one that goes."""
 
-    def masked(self) -> tuple[Written, None]:
+    def masked(self) -> Written:
         """Return what carries the kept activations where nothing is corrected."""
-        return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0)), None
+        return self.old._replace(weight=jnp.where(jnp.asarray(self.kept)[:, None], self.old.weight, 0))
 
-    def corrected(self, sums: tuple[Normal, Normal | None], config: CompensationConfig) -> tuple[Written, Correction]:
+    def corrected(self, sums: tuple[Normal, Normal | None], repair: Any) -> tuple[Written, Correction]:
         """Return what carries the kept activations, and what that helped; see `corrected`."""
-        weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, config)
+        weight, bias, damping, errors = corrected(sums, self.old.weight, self.kept, repair)
         new = Written(weight.astype(self.old.weight.dtype), self.old.bias + bias.astype(self.old.bias.dtype))
         return new, Correction(self.structure, self.layer, damping, *errors)
 
@@ -269,9 +218,11 @@ def writer_of(segment: DecoderLayer, structure: str, index: Int[Array, ""]) -> W
     return Written(weight, jnp.zeros(weight.shape[-1], weight.dtype) if bias is None else bias[...])
 
 
-@functools.partial(jax.jit, static_argnames=("segment", "structure", "through", "equal"))
+@functools.partial(jax.jit, static_argnames=("segment", "structure", "through", "equal", "repair"))
 def normal_step(
     model: Llama,
+    whole: Written,
+    bias: Float[Array, "embed"],
     stream: Stream,
     mask: Bool[Array, "batch seq"],
     *,
@@ -280,19 +231,24 @@ def normal_step(
     structure: str,
     through: bool,
     equal: bool = False,
+    repair: Any = None,
 ) -> tuple[Normal, Float[Array, "batch seq embed"]]:
     """Return what a microbatch adds to the sums of a sub-block, and the unpruned stream behind it.
 
-    `through`: on the pruned stream, and toward all that it lacks; else on the unpruned one. `equal`: tokens count
-    alike.
+    Args:
+        whole: what writes in the unpruned model.
+        bias: of the pruned model, which stays.
+        through: on the pruned stream, and toward what it lacks, as the repair says; else on the unpruned one.
+        equal: tokens count alike.
     """
-    own = writer_of(model.segments[segment], structure, index)
     active = activations(model, stream.dense, index, segment, structure)
-    written, post = active @ own.weight, post_norm_of(model, index, segment, structure)
-    after = stream.dense + post_normed(written + own.bias[None, None], post, model.constants)
+    written, post = active @ whole.weight, post_norm_of(model, index, segment, structure)
+    after = stream.dense + post_normed(written + whole.bias[None, None], post, model.constants)
     if through:
         active = activations(model, stream.pruned, index, segment, structure)
-        written = after - stream.pruned - own.bias[None, None] if post is None else written
+        if post is None:
+            written = after - stream.pruned - bias[None, None]
+            written = written if repair is None else repair.target(active @ whole.weight, written)
     a, target, behind = wide(active), wide(written), wide(after)
     weights = mask.astype(behind.dtype) if equal else token_weights(behind, mask, model.constants.norm_eps)
     product, mean, weight = gram_sums(a, weights)

@@ -3,8 +3,7 @@
 What they mean, and where they are from, is said in `compensation`, which gathers the sums.
 """
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.registries import CORRECTIONS
+from saap_jax.types import HELD_OUT
 
 DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Candidates for δ."""
@@ -157,38 +155,32 @@ class Solved(NamedTuple):
     damping: float | None = None
 
 
-def solve_bias(
-    sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"], config: CompensationConfig
-) -> Solved:
-    """Leave the kept weights as they are and add the bias that is lacking on average."""
-    left = jnp.where(kept[:, None], weight, 0)
-    error = float(output_error(sums.judge, left, output_bias(sums.fit, weight, kept)))
-    return Solved(left, output_bias(sums.everything, weight, kept), error)
+@runtime_checkable
+class Repair(Protocol):
+    """How an output matrix is corrected: `steps.repair.repair.OutputRepair`."""
+
+    biases: bool
+    """Whether biases are added."""
+    propagate: str
+    tokens: str
+
+    def solve(self, sums: Sums, weight: Array, kept: Array) -> Solved:
+        """Return the matrix, the bias, the error on the text that judges, and the damping."""
+        ...
+
+    def target(self, own: Array, lacking: Array) -> Array:
+        """Return what a sub-block is to write, of what it writes by itself and what the stream lacks."""
+        ...
 
 
-def solve_least_squares(
-    sums: Sums, weight: Float[Array, "coordinates embed"], kept: Bool[Array, "coordinates"], config: CompensationConfig
-) -> Solved:
-    """Change the kept weights by least squares, with the damping that is given or that the held-out text prefers."""
-    rows, count = kept_rows(np.asarray(kept))
-    fit, judge, everything = (rows_of(normal, jnp.asarray(rows)) for normal in sums)
-    start, some = weight[rows], jnp.asarray(count)
-    if config.damping is None:
-        errors = np.asarray(damping_errors(fit, judge, start, some, jnp.asarray(DAMPINGS, weight.dtype)))
-        damping, error = DAMPINGS[int(np.argmin(errors))], float(errors.min())
-        unchanged = float(output_error(judge, start, jnp.zeros(weight.shape[1], weight.dtype)))
-        if unchanged <= error:  # no damping is as good as none at all
-            return Solved(jnp.where(kept[:, None], weight, 0), None, unchanged, math.inf)
-    else:
-        damping = config.damping
-        alone = least_squares(fit, start, some, jnp.asarray(damping))
-        error = float(output_error(judge, alone, jnp.zeros(weight.shape[1], weight.dtype)))
-    solved = least_squares(everything, start, some, jnp.asarray(damping))
-    return Solved(jnp.zeros_like(weight).at[rows].set(solved), None, error, damping)
-
-
-SOLVERS = {"bias": solve_bias, "least_squares": solve_least_squares}
-"""How the methods of this package, which `config.registries.CORRECTIONS` describes, correct a matrix."""
+def check_microbatches(what: str, count: int, otherwise: str = "") -> None:
+    """Raise ValueError where there are too few microbatches of calibration text to hold some out."""
+    if count < HELD_OUT:
+        raise ValueError(
+            f"{what}: expected at least {HELD_OUT} microbatches of calibration text to hold every {HELD_OUT}th out, "
+            f"got {count}; give more calibration.examples, a smaller calibration.batch_size"
+            f"{f', or {otherwise}' if otherwise else ''}"
+        )
 
 
 def together(fit: Normal, held: Normal | None) -> Normal:
@@ -197,12 +189,13 @@ def together(fit: Normal, held: Normal | None) -> Normal:
 
 
 def corrected(
-    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], config: CompensationConfig
+    sums: tuple[Normal, Normal | None], weight: Array, kept: Bool[np.ndarray, "coordinates"], repair: Any
 ) -> tuple[Array, Array, float | None, tuple[float, float]]:
     """Return the new output matrix, the new bias, the damping, and the errors before and after on held-out text.
 
     Args:
         sums: over the text that the correction is made from; and over other text, that chooses the damping, or None.
+        repair: a `Repair`.
     """
     fit, held = sums
     rows, nothing = jnp.asarray(kept), jnp.zeros(weight.shape[1], fit.gram.dtype)
@@ -210,7 +203,6 @@ def corrected(
     everything = together(fit, held)
     judge = fit if held is None else held
     before = float(output_error(judge, jnp.where(rows[:, None], weight, 0), nothing))
-    solve = CORRECTIONS[config.correction].solve or SOLVERS[config.correction]
-    solved: Solved = solve(Sums(fit, judge, everything), weight, rows, config)
+    solved: Solved = repair.solve(Sums(fit, judge, everything), weight, rows)
     bias = nothing if solved.bias is None else solved.bias
     return solved.weight, bias, solved.damping, (before, solved.error)

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.compensation import HELD_OUT
-from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.llama.loss import over_positions
 from saap_jax.llama.model import Llama
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled, shard
 from saap_jax.surgery.compensation import Batch
+from saap_jax.surgery.corrections import HELD_OUT, check_microbatches
 from saap_jax.types import Gates, Keep, Remat, Scores
 
 
@@ -94,32 +93,35 @@ def split(texts: Sequence[Text]) -> tuple[list[Text], list[Text]]:
 
 
 class Divergence:
-    """The divergence of a model with masked units from itself without masks, on a text.
+    """The divergence of a model with masked units from the unpruned one, on a text.
 
     Keeps last hidden states of the text on the devices.
     """
 
-    def __init__(self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0) -> None:
-        SearchConfig(learn=LearnConfig(steps=1)).check_microbatches(len(batches))
-        self._model, self._language_loss = model, language_loss
-        self._rest, self._held = split([text_of(model, *batch) for batch in batches])
+    def __init__(
+        self, model: Llama, batches: Sequence[Batch], language_loss: float = 0.0, teacher: Llama | None = None
+    ) -> None:
+        """Take a model, and the unpruned one where that is another: where something was repaired."""
+        check_microbatches("divergence", len(batches))
+        self._model, self._teacher, self._language_loss = model, model if teacher is None else teacher, language_loss
+        self._rest, self._held = split([text_of(self._teacher, *batch) for batch in batches])
         self.parts = len(self._rest)
 
     def gradient(self, gates: Scores, part: int) -> tuple[float, Scores]:
         """Return what is lowered, a mean over the tokens of a part, and its derivative by each gate."""
         with on_mesh_of(self._model):
             value, gradient = gradient_step(
-                self._model, *self._gates(gates), self._rest[part], language_loss=self._language_loss
+                self._model, self._teacher, *self._gates(gates), self._rest[part], language_loss=self._language_loss
             )
         return float(fetched(value)), {name: fetched(each).astype(np.float64) for name, each in gradient.items()}
 
     def value(self, keep: Keep, part: int) -> float:
         """Return the mean divergence over the tokens of a part."""
-        return judged(self._model, self._model, *self._gates(keep), self._rest[part : part + 1])
+        return judged(self._model, self._teacher, *self._gates(keep), self._rest[part : part + 1])
 
     def judge(self, keep: Keep) -> float:
         """Return the mean divergence over the tokens that are held out."""
-        return judged(self._model, self._model, *self._gates(keep), self._held)
+        return judged(self._model, self._teacher, *self._gates(keep), self._held)
 
     def _gates(self, given: Keep | Scores) -> tuple[Gates, Gates]:
         """Return what is differentiated by, and the ones that it is times."""
@@ -129,7 +131,7 @@ class Divergence:
 
 @functools.partial(jax.jit, static_argnames=("language_loss",))
 def gradient_step(
-    model: Llama, gates: Gates, ones: Gates, text: Text, *, language_loss: float = 0.0
+    model: Llama, teacher: Llama, gates: Gates, ones: Gates, text: Text, *, language_loss: float = 0.0
 ) -> tuple[Float[Array, ""], Gates]:
     """Return the mean divergence over the tokens of a microbatch, and its derivative by each gate, closed ones too.
 
@@ -137,7 +139,7 @@ def gradient_step(
     """
 
     def mean(gates: Gates) -> Float[Array, ""]:
-        total, count = divergence(model, model, gates, ones, text, language_loss=language_loss, remat="dots")
+        total, count = divergence(model, teacher, gates, ones, text, language_loss=language_loss, remat="dots")
         return total / jnp.maximum(count, 1).astype(total.dtype)
 
     return jax.value_and_grad(mean)(gates)

@@ -21,13 +21,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.llama.model import Llama, param
 from saap_jax.llama.segments import masks, segment_bounds
 from saap_jax.runtime.constraints import on_mesh_of
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import mesh_of, settled
 from saap_jax.surgery.compensation import Batch
+from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.surgery.cut import check_keep
 from saap_jax.surgery.divergence import Text, divergence, judged, split, text_of
 from saap_jax.types import STRUCTURES, Gates, Keep
@@ -52,13 +52,14 @@ def scaled(
     teacher: Llama,
     keep: Keep,
     batches: Sequence[Batch],
-    config: CompensationConfig,
+    steps: int,
+    rate: float,
     *,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> tuple[Llama, Scaled]:
     """Train one factor for each kept unit of a masked model, and fold it into the output matrices.
 
-    Costs about three forward passes over a microbatch for each of `config.steps`, one pass of the unpruned model over
+    Costs about three forward passes over a microbatch for each step, one pass of the unpruned model over
     the text, and one of the pruned model over a quarter of it for each round. In memory: last hidden states of the
     text.
 
@@ -67,25 +68,25 @@ def scaled(
         teacher: the unpruned model.
         keep: `[layers, units]` a structure.
         batches: (tokens, mask) pairs of one shape, padding on the right.
+        steps: of Adam.
+        rate: learning rate of the first step.
         progress: wraps the steps, to show progress.
 
     Raises:
         ValueError: a keep-set of another model, or too few microbatches to hold some out.
     """
     check_keep(keep, model.segments)
-    config.check_microbatches(len(batches))
+    check_microbatches("scales", len(batches))
     mesh = mesh_of(model)
     fixed, scales = settled((masks(keep), {n: jnp.ones(keep[n].shape, jnp.float32) for n in STRUCTURES}), mesh)
-    state = settled(_optimiser(config.steps, config.rate).init(scales), mesh)
+    state = settled(_optimiser(steps, rate).init(scales), mesh)
     rest, held = split([text_of(teacher, *batch) for batch in batches])
     found = [(scales, judged(model, teacher, scales, fixed, held))]
-    random, steps = np.random.default_rng(0), iter(progress(range(config.steps)))
-    while some := list(zip(random.permutation(len(rest)), steps, strict=False)):
+    random, left = np.random.default_rng(0), iter(progress(range(steps)))
+    while some := list(zip(random.permutation(len(rest)), left, strict=False)):
         for number, _ in some:
             with on_mesh_of(model):
-                scales, state = scale_step(
-                    model, teacher, scales, state, fixed, rest[number], steps=config.steps, rate=config.rate
-                )
+                scales, state = scale_step(model, teacher, scales, state, fixed, rest[number], steps=steps, rate=rate)
         found.append((scales, judged(model, teacher, scales, fixed, held)))
     best = {name: fetched(value) for name, value in min(found, key=lambda each: each[1])[0].items()}
     return folded(model, best), Scaled(best, tuple(judged for _, judged in found))

@@ -13,18 +13,18 @@ These methods prune so; scores from one pass over the unpruned model do not see 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.estimation.reconstruction import greedy_costs, leverages, swapped
 from saap_jax.llama.model import Llama
 from saap_jax.llama.segments import existing_units
 from saap_jax.surgery.compensation import Batch, SubBlock, corrected_in_turn
-from saap_jax.surgery.corrections import Normal
+from saap_jax.surgery.corrections import Normal, check_microbatches
 from saap_jax.surgery.cut import check_keep
 from saap_jax.types import Keep
 
@@ -66,8 +66,10 @@ def chosen_in_sequence(
     keep: Keep,
     batches: Sequence[Batch],
     rule: str,
-    config: CompensationConfig,
+    repair: Any = None,
+    tokens: str = "scaled",
     *,
+    dense: Llama | None = None,
     progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> Keep:
     """Return a keep-set with as many units of each layer and structure, those of the highest scores where they are.
@@ -78,23 +80,20 @@ def chosen_in_sequence(
         keep: `[layers, units]` of attention and MLP; how many are kept of each layer.
         batches: (tokens, mask) pairs of one shape, padding on the right.
         rule: a name of `RULES`.
-        config: how each sub-block is corrected before the next is looked at; with `propagate = pruned`.
+        repair: how each sub-block is corrected before the next is looked at; None: not at all.
+        tokens: how much each token counts, `scaled` or `equal`.
+        dense: the unpruned model, where the model was repaired before.
 
     Raises:
-        ValueError: a keep-set of another model or of other structures, or a compensation on the unpruned model.
+        ValueError: a keep-set of another model, experts, or too few batches to hold some out.
     """
     check_keep(keep, model.segments)
-    if config.propagate != "pruned":
-        raise ValueError(
-            f"search.in_sequence: expected compensation.propagate pruned beside it, which looks at the model as pruned "
-            f"so far, got {config.propagate}"
-        )
     if model.constants.traits.experts:
         raise ValueError(
-            "search.in_sequence: expected a model without experts, whose output matrices are never corrected, got a "
+            "layerwise: expected a model without experts, whose output matrices are never corrected, got a "
             f"{model.constants.family}"
         )
-    config.check_microbatches(len(batches))
+    check_microbatches("layerwise", len(batches))
     existing, new = existing_units(model.segments), {name: units.copy() for name, units in keep.items()}
 
     def choose(at: SubBlock, sums: Normal) -> Bool[np.ndarray, "_"]:
@@ -105,7 +104,9 @@ def chosen_in_sequence(
         row[:] = np.isin(np.arange(len(row)), first)
         return np.repeat(row[:units], len(at.kept) // units)
 
-    for _ in corrected_in_turn(model, keep, batches, config, choose=choose, progress=progress):
+    for _ in corrected_in_turn(
+        model, keep, batches, repair, dense=dense, tokens=tokens, choose=choose, progress=progress
+    ):
         pass
     return new
 

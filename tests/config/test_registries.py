@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.method import GridConfig
 from saap_jax.config.registries import ALLOCATIONS, CORRECTIONS, Allocation, CorrectionMethod, Registry
 from saap_jax.config.search import SearchConfig
 from saap_jax.selection.budget import shares_of
 from saap_jax.selection.search import search
+
+from saap_jax.config.method import GridConfig
 from saap_jax.surgery.corrections import SOLVERS
 
 

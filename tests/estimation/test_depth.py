@@ -5,12 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from saap_jax.config.search import PerStructure, SearchConfig
+from saap_jax.selection.search import Selection, search
+
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import Llama
 from saap_jax.llama.segments import existing_units, masks
-from saap_jax.selection.search import Selection, search
 from saap_jax.structures import count_parameters, discover, prunable_parameters, unit_costs
 from saap_jax.surgery.cut import cut
 from saap_jax.types import STRUCTURES, Keep, Scores

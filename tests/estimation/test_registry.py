@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from saap_jax.config.search import SearchConfig
+from saap_jax.selection.search import search
+
 from saap_jax.estimation import (
     ACTIVATION_MOMENTS,
     ESTIMATORS,
@@ -20,7 +21,6 @@ from saap_jax.estimation import (
     union_of_needs,
 )
 from saap_jax.llama.segments import existing_units
-from saap_jax.selection.search import search
 from saap_jax.structures import discover, unit_costs
 from tests.helpers import layers_of, ragged_model, random_tokens
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 
 import saap_jax
 from saap_jax.api import select_units
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, ScoreConfig
 from saap_jax.config.judge import EvaluateConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.estimation.observe import observe_step
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import loss_step

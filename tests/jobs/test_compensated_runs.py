@@ -6,13 +6,13 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
 
 import saap_jax
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.data import concatenated, pairs
 from saap_jax.estimation import GRAM, observe
 from saap_jax.jobs import compare

@@ -9,19 +9,19 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from saap_jax.config.search import PerStructure, SearchConfig
+from saap_jax.selection.variants import seeds_of, variants_of
 
 from saap_jax.api import calibrate, perplexity, select_path
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
-from saap_jax.config.search import PerStructure, SearchConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier, job
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.kinds.frontier import frontier_files, summary
 from saap_jax.report.page.markdown import escaped
-from saap_jax.selection.variants import seeds_of, variants_of
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
 from tests.report.shown import missing_from_page

@@ -4,17 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from saap_jax.config.search import LearnConfig, SearchConfig
+from saap_jax.selection import choose
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
 from saap_jax.report.figures.draw import painted
 from saap_jax.report.kinds.divergence import divergence_section
 from saap_jax.report.page.blocks import Detail, Picture, Table, leaves
-from saap_jax.selection import choose
 from saap_jax.surgery.divergence import Divergence
 
 pytestmark = pytest.mark.slow

@@ -4,19 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection import calibrate
+from saap_jax.selection.choose import checkpoints, choose_calibrated
 
 import saap_jax
 from saap_jax.api import select_path
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.jobs import compare, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.llama.segments import existing_units
-from saap_jax.selection import calibrate
-from saap_jax.selection.choose import checkpoints, choose_calibrated
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.types import STRUCTURES
 from tests.helpers import dense_model, random_tokens

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection.calibrate import Calibrated
 
 import saap_jax
 from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation import latency
 from saap_jax.evaluation.cost import prefill_macs, weight_bytes
 from saap_jax.evaluation.latency import LatencyTable, Phase, measure_table
@@ -19,7 +20,6 @@ from saap_jax.evaluation.timing import Times, Workload, compile_programs
 from saap_jax.jobs import chosen, prune
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.segments import existing_units
-from saap_jax.selection.calibrate import Calibrated
 from saap_jax.structures import count_parameters
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.cut import cut, pruned_spec

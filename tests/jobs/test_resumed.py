@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
+from saap_jax.runs.keeps import read_keeps, save_keeps
 
 from saap_jax.cli import main
 from saap_jax.config.jobs import CompareConfig, FidelityConfig, FrontierConfig, ScoreConfig, SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig, TrainingTextConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, fidelity, frontier, recover, sensitivity
 from saap_jax.jobs.score import score_run
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runs.directory import RunDirectory, read_run
-from saap_jax.runs.keeps import read_keeps, save_keeps
 from saap_jax.runtime.digests import model_digest
 from saap_jax.subjects.llama import LlamaSubject
 from tests.cli.test_main import refused

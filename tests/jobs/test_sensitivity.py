@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
 
 from saap_jax.cli import main
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import SensitivityConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig, ModelConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.data import pairs
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.perplexity import window_losses

@@ -11,6 +11,9 @@ import time
 
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection import variants
+from saap_jax.selection.variants import candidates_of, seeds_of, variants_of
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.kind import searched
@@ -22,14 +25,11 @@ from saap_jax.config.method import (
     GridConfig,
     ModelConfig,
 )
-from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.jobs import compare
 from saap_jax.report import csv_table
 from saap_jax.runs import scores as kept
 from saap_jax.runs.standing import comparison_rows, untested
-from saap_jax.selection import variants
-from saap_jax.selection.variants import candidates_of, seeds_of, variants_of
 
 pytestmark = pytest.mark.slow
 

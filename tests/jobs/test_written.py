@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
+
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig

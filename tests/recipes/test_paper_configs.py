@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose
+from saap_jax.selection.variants import variants_of
 
 from saap_jax.config.packaged import CONFIGS
 from saap_jax.llama import abstract_llama
 from saap_jax.planning.models import spec_of
 from saap_jax.recipes import recipes
-from saap_jax.selection.choose import choose
-from saap_jax.selection.variants import variants_of
 from saap_jax.subjects.llama import LlamaSubject
 
 PAPERS = sorted((CONFIGS / "papers").glob("*.py"))

@@ -6,15 +6,15 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from saap_jax.config.search import EvolveConfig, LearnConfig
+from saap_jax.selection.calibrate import calibrate
+from saap_jax.selection.choose import choose_path
 from scipy.optimize import brentq
 
-from saap_jax.config.search import EvolveConfig, LearnConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama.segments import masks
 from saap_jax.recipes import recipes
-from saap_jax.selection.calibrate import calibrate
-from saap_jax.selection.choose import choose_path
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery import sequence
 from tests.divergence import plain_divergence

@@ -6,22 +6,22 @@ import shlex
 
 import numpy as np
 import pytest
+from saap_jax.cli.recipes import facts
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import PREFERRED, SearchConfig
+from saap_jax.selection.calibrate import make_members
+from saap_jax.selection.variants import variants_of
 
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS, main
-from saap_jax.cli.recipes import facts
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, FrontierConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import PREFERRED, SearchConfig
 from saap_jax.config.traced import for_factory
 from saap_jax.jobs import compare, frontier, prune
 from saap_jax.llama.files.load import load_keep
 from saap_jax.recipes import Recipe, find_recipes, recipes
 from saap_jax.runs.commands import prune_command
-from saap_jax.selection.calibrate import make_members
-from saap_jax.selection.variants import variants_of
 
 RUN = [name for name, recipe in recipes().items() if not recipe.missing]
 

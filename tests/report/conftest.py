@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from saap_jax.selection.variants import Candidate, Variant, candidate_name, variants_of
 
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import EvaluationConfig
@@ -22,7 +23,6 @@ from saap_jax.jobs import sweep
 from saap_jax.llama import LayerWidths, LlamaSpec, abstract_llama
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runtime.progress import quiet
-from saap_jax.selection.variants import Candidate, Variant, candidate_name, variants_of
 from saap_jax.subjects.llama import LlamaSubject
 
 ESTIMATORS = (

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from saap_jax.selection.fusion import fuse
 
 import saap_jax
 from saap_jax.report import render_report
@@ -23,7 +24,6 @@ from saap_jax.report.kinds.fusion import FusionRow, fusion_data, fusion_rows, fu
 from saap_jax.report.page.blocks import Detail, Picture, Words, leaves
 from saap_jax.report.page.csv_text import data_text
 from saap_jax.runs.directory import RunDirectory, plain
-from saap_jax.selection.fusion import fuse
 from tests.report import conftest as fake
 from tests.report.shown import cells, printed, words
 from tests.report.shown import cells as cells_of

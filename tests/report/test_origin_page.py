@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from saap_jax.config.compensation import CompensationConfig
 
 from saap_jax.cli import main
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs.prune import prune

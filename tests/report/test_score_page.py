@@ -6,6 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from saap_jax.selection.calibrate import Calibrated
+from saap_jax.selection.fusion import fuse
 
 from saap_jax.config.jobs import ScoreConfig
 from saap_jax.report.kinds.patterns import pattern_data
@@ -16,8 +18,6 @@ from saap_jax.report.page.formats import format_correlation
 from saap_jax.report.write import render_report, write_report
 from saap_jax.runs.directory import RunDirectory, plain
 from saap_jax.runs.scores import save_scores
-from saap_jax.selection.calibrate import Calibrated
-from saap_jax.selection.fusion import fuse
 from saap_jax.types import Scores
 from tests.report.test_html import Page
 from tests.report.test_scores import units

@@ -6,17 +6,17 @@ import shlex
 from typing import Any
 
 import pytest
+from saap_jax.config.search import LearnConfig, SearchConfig
+from saap_jax.selection.variants import Candidate, variants_of
 
 from saap_jax.cli.arguments import parse
 from saap_jax.cli.main import COMMANDS
 from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import EstimationConfig, EvaluationConfig, GridConfig
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import LearnConfig, SearchConfig
 from saap_jax.jobs.prune import further_of
 from saap_jax.recovery import check_group_size
 from saap_jax.runs.commands import compare_command, prune_command
-from saap_jax.selection.variants import Candidate, variants_of
 from tests.export.models import spec_of
 
 ROW = {"variant": "wanda", "seed": 0, "estimator": "wanda", "scenario": "all", "ratio_asked": 0.3}

@@ -8,6 +8,8 @@ import shlex
 
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection.calibrate import Calibrated
 
 from saap_jax.api import select_units
 from saap_jax.cli.arguments import parse
@@ -22,7 +24,6 @@ from saap_jax.config.method import (
     ModelConfig,
 )
 from saap_jax.config.prune import PruneConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.evaluation.candidates import keep_digest
 from saap_jax.evaluation.perplexity import WindowLosses
 from saap_jax.evaluation.resample import FEWEST
@@ -39,7 +40,6 @@ from saap_jax.runs.scores import read_scores
 from saap_jax.runs.suggestions import effort, suggestions_of
 from saap_jax.runs.trials import aligned_sentence
 from saap_jax.runtime.words import MINUS
-from saap_jax.selection.calibrate import Calibrated
 from saap_jax.types import STRUCTURES
 from tests.helpers import random_model
 

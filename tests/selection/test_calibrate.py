@@ -6,20 +6,20 @@ import shutil
 
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection.choose import choose_calibrated
+from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 
 import saap_jax
 from saap_jax.config import FrontierConfig, GridConfig, PruneConfig, SensitivityConfig
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.jobs import CompareConfig, PatternsConfig, ScoreConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, FusionConfig, ModelConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.jobs import compare, prune
 from saap_jax.jobs.chosen import calibration_of
 from saap_jax.jobs.score import score_run
 from saap_jax.runs import scores as kept_module
 from saap_jax.runs.scores import read_scores
-from saap_jax.selection.choose import choose_calibrated
-from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stability_indicator
 from saap_jax.subjects.llama import LlamaSubject, scenarios_of
 from saap_jax.types import STRUCTURES
 

@@ -5,14 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
-
-from saap_jax.config.method import TargetsConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import EvolveConfig, PerStructure, SearchConfig, SharePerStructure
-from saap_jax.data import Windows
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose, chosen_again, priority_of, selection_of
 from saap_jax.selection.evolved import evolved
+
+from saap_jax.config.method import TargetsConfig
+from saap_jax.config.prune import PruneConfig
+from saap_jax.data import Windows
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
 from tests.divergence import batches_of, plain_divergence

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-
-from saap_jax.config.method import FusionConfig
 from saap_jax.selection import fusion
 from saap_jax.selection.fusion import fuse, fuse_examples
+
+from saap_jax.config.method import FusionConfig
 
 SCOPES = ("global", "structure", "layer")
 

@@ -7,16 +7,16 @@ import itertools
 
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import HELD_OUT
-from saap_jax.config.jobs import CompareConfig
-from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import LearnConfig, PerStructure, SearchConfig
-from saap_jax.data import Windows
 from saap_jax.selection.choose import choose, chosen_again
 from saap_jax.selection.learned import Problem, Smooth, hard, learned
 from saap_jax.selection.search import Selection
+
+from saap_jax.config.jobs import CompareConfig
+from saap_jax.config.method import CalibrationConfig, ModelConfig, TargetsConfig
+from saap_jax.config.prune import PruneConfig
+from saap_jax.data import Windows
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.divergence import Divergence
 from tests.divergence import batches_of, plain_divergence

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from saap_jax.selection.calibrate import calibrate, check_estimators
+from saap_jax.selection.oracles import Passes, is_oracle, make_oracle
 
 from saap_jax.config.method import FusionConfig
 from saap_jax.data import Windows
 from saap_jax.evaluation.perplexity import WindowLosses, window_losses
 from saap_jax.llama.segments import masks
-from saap_jax.selection.calibrate import calibrate, check_estimators
-from saap_jax.selection.oracles import Passes, is_oracle, make_oracle
 from saap_jax.subjects.base import Subject
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import length_mask, random_model, random_tokens, spec_of

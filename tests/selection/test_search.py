@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
-
 from saap_jax.config.search import PROTECTED, PerStructure, SearchConfig, SharePerStructure
 from saap_jax.selection import budget
 from saap_jax.selection import search as search_module
 from saap_jax.selection.search import search, skipped_layers
+from scipy.optimize import minimize
+
 from saap_jax.types import STRUCTURES
 
 NO_FLOOR = PerStructure(attention=0, mlp=0)

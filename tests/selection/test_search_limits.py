@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from saap_jax.config.search import PerStructure, SearchConfig, SharePerStructure
 from saap_jax.selection.search import Limits, largest_ratio, search
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from saap_jax.selection.stability import fluctuation_of, reduce_scenarios, stabilised, stability_indicator, standardised
 
 

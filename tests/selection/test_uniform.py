@@ -5,11 +5,7 @@ import json
 
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.jobs import CompareConfig, ExportConfig
-from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
-from saap_jax.config.prune import PruneConfig
 from saap_jax.config.search import (
     EvolveConfig,
     LearnConfig,
@@ -18,12 +14,16 @@ from saap_jax.config.search import (
     SharePerStructure,
     UniformConfig,
 )
+from saap_jax.selection.choose import choose, selection_of
+from saap_jax.selection.uniform import Shape, shapes_of, uniform
+
+from saap_jax.config.jobs import CompareConfig, ExportConfig
+from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, ModelConfig
+from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs import compare, prune
 from saap_jax.jobs.export import export_model
 from saap_jax.llama import load_model
 from saap_jax.llama.files.load import load_keep
-from saap_jax.selection.choose import choose, selection_of
-from saap_jax.selection.uniform import Shape, shapes_of, uniform
 from saap_jax.subjects.llama import LlamaSubject
 from tests.helpers import random_model, spec_of
 

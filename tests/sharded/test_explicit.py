@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from saap_jax.config.compensation import CompensationConfig
 
 import saap_jax
 from saap_jax.adapters import from_nnx
 from saap_jax.cli.main import main
 from saap_jax.config import SearchConfig
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama

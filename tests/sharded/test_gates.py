@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.mesh import MeshConfig
 from saap_jax.config.search import LearnConfig, SearchConfig
+from saap_jax.selection.choose import choose, chosen_again
+from saap_jax.selection.learned import hard
+
+from saap_jax.config.mesh import MeshConfig
 from saap_jax.data import Windows
 from saap_jax.llama import LayerWidths, LlamaSpec, load_model, random_llama, save_model
 from saap_jax.llama.segments import existing_units
 from saap_jax.runtime.gather import fetched
 from saap_jax.runtime.mesh import layout_of
-from saap_jax.selection.choose import choose, chosen_again
-from saap_jax.selection.learned import hard
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.scales import scaled
 from tests.helpers import random_keep

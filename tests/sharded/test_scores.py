@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.config.search import SearchConfig
 
 from saap_jax.api import select_units
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.estimation import GATE_HESSIAN, WEIGHT_GRADIENT
 from saap_jax.estimation.observe import curvature_of, observe, score, union_of_needs
 from saap_jax.estimation.registry import ESTIMATORS, make_estimator

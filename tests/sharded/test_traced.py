@@ -5,13 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from saap_jax.config.compensation import CompensationConfig
+from saap_jax.config.search import SearchConfig
+from saap_jax.selection.choose import choose_calibrated
 
 from saap_jax.cli.main import main
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.mesh import MeshConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.runtime.mesh import layout_of
-from saap_jax.selection.choose import choose_calibrated
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.problem import place_rows
 from tests.trace.subject.problems import calibrate

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
+
 from saap_jax.estimation import GATE_GRADIENT, GRAM, observe
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.compensation import compensate

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-
 from saap_jax.config.search import PerStructure, SearchConfig
+from saap_jax.selection.search import search
+
 from saap_jax.data import calibration_windows, evaluation_windows
 from saap_jax.estimation import make_estimators, observe, score
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.llama.segments import existing_units, join_segments, masks, ones_gates
-from saap_jax.selection.search import search
 from saap_jax.structures import discover, unit_costs
 from saap_jax.surgery.cut import cut, keep_from_json, keep_to_json
 from saap_jax.types import STRUCTURES

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig, check_correction
+
 from saap_jax.data import Windows
 from saap_jax.llama.segments import existing_units, masks
 from saap_jax.subjects.llama import LlamaSubject

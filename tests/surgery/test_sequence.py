@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.search import SearchConfig
-from saap_jax.data import Windows
-from saap_jax.llama.segments import existing_units
 from saap_jax.selection.calibrate import calibrate
 from saap_jax.selection.choose import choose_path
+
+from saap_jax.data import Windows
+from saap_jax.llama.segments import existing_units
 from saap_jax.subjects.llama import LlamaSubject
 from saap_jax.surgery.sequence import chosen_in_sequence
 from saap_jax.types import STRUCTURES

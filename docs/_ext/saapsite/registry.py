@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from saap_jax.cli.recipes import facts as recipe_facts
+from saap_jax.selection.oracles import ORACLES
+
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.recipes import Recipe, recipes
-from saap_jax.selection.oracles import ORACLES
 
 _PARTS = re.compile(r"(?:(?P<source>Sources?): )|(?P<deviation>Deviations?: )|(?P<end>Raises:)")
 _PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")

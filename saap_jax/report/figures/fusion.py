@@ -9,7 +9,7 @@ from saap_jax.report.figures.palette import COLOURS, INK
 from saap_jax.report.page.blocks import Plot
 from saap_jax.report.page.formats import short_name
 from saap_jax.runs.records import Fused
-from saap_jax.selection.fusion import scope_parts
+from saap_jax.steps.score.fusion import scope_parts
 
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 """A structure each."""

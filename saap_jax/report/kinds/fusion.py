@@ -7,7 +7,7 @@ from typing import NamedTuple
 from saap_jax.report.figures.fusion import fusion_plot
 from saap_jax.report.page.blocks import Block, Data, Detail, Picture, Section, Table, Words, text_table
 from saap_jax.runs.records import Fused, RunRecord
-from saap_jax.selection.fusion import scope_parts
+from saap_jax.steps.score.fusion import scope_parts
 
 Fusions = dict[str, dict[str, Fused]]
 """`{scenario: {fused estimator: record}}`."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.evaluation.tasks.local import TaskResult
+from saap_jax.evaluation.tasks.results import TaskResult
 from saap_jax.report.page.blocks import Table, text_table
 from saap_jax.runs.outcomes import Evaluated
 

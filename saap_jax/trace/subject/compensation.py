@@ -10,7 +10,7 @@ expert) is corrected for itself, and the target T is what the dense model writes
                          contraction together), of the dense model and of the pruned one
 
 Every row of activations counts alike: what reads the result, and which rows are padding, is not known of a traced
-program. Contractions of which no unit goes stay as they are. Left alone, and named by `uncompensated`, is what has no
+program. Contractions of which no unit goes stay as they are. Left alone, and named by `unrepaired`, is what has no
 such contraction; streams, which every part of a model adds to and reads; and experts, without which the router deals
 the same rows out to others.
 """
@@ -24,19 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saap_jax.config.compensation import HELD_OUT, CompensationConfig
-from saap_jax.config.registries import CORRECTIONS
 from saap_jax.estimation.base import wide
 from saap_jax.subjects.base import Progress, silent
-from saap_jax.surgery.corrections import Correction, Normal, corrected
+from saap_jax.surgery.corrections import Correction, Normal, Repair, corrected
 from saap_jax.trace.cut import like
 from saap_jax.trace.interpret import Tap, tapped
 from saap_jax.trace.jaxpr import shape_of
-from saap_jax.trace.problem import Examples, count_examples
+from saap_jax.trace.problem import Examples
 from saap_jax.trace.subject.problem import TracedProblem, batches
 from saap_jax.trace.trace import parameter_paths
 from saap_jax.trace.writers import Writer
-from saap_jax.types import Gates, Keep
+from saap_jax.types import HELD_OUT, Gates, Keep
 
 
 class Sums(NamedTuple):
@@ -86,7 +84,7 @@ def correctable(subject: TracedProblem) -> list[Writer]:
     return [each for each in subject.writers.found if not each.shared and each.units.keys() - barred]
 
 
-def uncompensated(subject: TracedProblem, keep: Keep | None = None) -> dict[str, str]:
+def unrepaired(subject: TracedProblem, keep: Keep | None = None) -> dict[str, str]:
     """Tell why structures are left as they are, by name; with `keep` only of those that lose units."""
     lost = {each.name for each in subject.structures if keep is None or not np.asarray(keep[each.name]).all()}
     barred = _barred(subject)
@@ -107,21 +105,13 @@ def uncompensated(subject: TracedProblem, keep: Keep | None = None) -> dict[str,
     return reasons
 
 
-def check_compensation(subject: TracedProblem, config: CompensationConfig, microbatches: int) -> None:
-    """Raise ValueError for a compensation of which nothing can be done, or too few batches to hold some out."""
-    if config.method == "none":
-        return
-    if config.scaled or CORRECTIONS[config.method].biases:
-        raise ValueError(
-            f"compensation.method: expected none or least_squares for a traced model, got {config.method!r}"
-        )
+def check_repair(subject: TracedProblem, repair: Repair) -> None:
+    """Raise ValueError for a repair that a traced model cannot have, or of which nothing can be done."""
+    if repair.biases:
+        raise ValueError("bias: expected no repair, or least_squares, for a traced model")
     if not correctable(subject):
-        name, reason = next(iter(uncompensated(subject).items()))
-        raise ValueError(
-            f"compensation.method: expected none for this model, of which no structure can be compensated (of {name}: "
-            f"{reason}), got {config.method!r}"
-        )
-    config.check_microbatches(microbatches)
+        name, reason = next(iter(unrepaired(subject).items()))
+        raise ValueError(f"repair: expected none for this model, of which no structure can be (of {name}: {reason})")
 
 
 def _due(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray]]:
@@ -188,25 +178,21 @@ def compensate(
     subject: TracedProblem,
     keep: Keep,
     examples: Examples,
-    config: CompensationConfig,
+    repair: Repair,
     *,
     batch_size: int = 8,
-    moments: Moments | None = None,
     progress: Progress = silent,
 ) -> Compensated:
     """Correct the matrices that carry kept units onward, on calibration examples.
 
     Args:
-        moments: of the dense model, for `propagate = dense`; the examples are then not read.
         progress: wraps the corrections.
 
     Raises:
         ValueError: a keep-set of another model, a method that can do nothing here, or too few batches of examples.
     """
     params = subject.problem.params
-    if config.method == "none":
-        return Compensated(params, [])
-    check_compensation(subject, config, -(-count_examples(examples) // batch_size))
+    check_repair(subject, repair)
     given = dict(zip(parameter_paths(params), jax.tree.leaves(params), strict=True))
     values, corrections = dict(given), []
 
@@ -217,13 +203,13 @@ def compensate(
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     due = _due(subject, keep)
-    if config.propagate == "pruned":
+    if repair.propagate == "pruned":
         problems = _in_order(subject, keep, due, list(batches(examples, batch_size, subject.layout)), now, progress)
     else:
-        known = moments if moments or not due else moments_of(subject, examples, batch_size)
+        known = moments_of(subject, examples, batch_size) if due else None
         problems = _at_once(subject, due, known, progress)
     for writer, system, kept, weight, sums in problems:
-        matrix, _, damping, errors = corrected(sums, weight, kept, config)
+        matrix, _, damping, errors = corrected(sums, weight, kept, repair)
         values[writer.path] = writer.replaced(values[writer.path], system, np.asarray(matrix))
         lost = [name for name in writer.units if not writer.kept({name: keep[name]})[system].all()]
         corrections.append(Correction(" × ".join(lost), system, damping, *errors))

@@ -9,20 +9,14 @@ import jax
 import numpy as np
 
 from saap_jax.adapters import from_equinox, from_keras, from_nnx
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.method import FusionConfig
-from saap_jax.config.registries import ALLOCATIONS
-from saap_jax.config.search import SearchConfig
-from saap_jax.config.traced import FUSED
 from saap_jax.runtime.mesh import apart, on_explicit_mesh
 from saap_jax.runtime.progress import Track, quiet
-from saap_jax.selection.calibrate import calibrate, check_estimators
-from saap_jax.selection.choose import check_ratios, choose_calibrated
+from saap_jax.steps.chain import Chain, parse
+from saap_jax.steps.run import Runner
 from saap_jax.surgery.corrections import Correction
 from saap_jax.trace.cut import like
 from saap_jax.trace.patterns import group_of
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject.observe import OBSERVED
 from saap_jax.trace.subject.subject import CutTraced, TracedSubject, subject_of
 from saap_jax.trace.trace import parameter_paths
 from saap_jax.types import Keep
@@ -61,9 +55,9 @@ class Pruned:
     """Mean held-out loss: `dense`, `masked`, `cut`."""
     rebuild: Callable[[Any], Any] | None
     corrections: list[Correction] = dataclasses.field(default_factory=list)
-    """What compensation did to each matrix."""
-    uncompensated: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Structures that lost units and that compensation left as they are, and why."""
+    """What repairs did to each matrix."""
+    unrepaired: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Structures that lost units and that repairs left as they are, and why."""
 
     @functools.cached_property
     def model(self) -> Any:
@@ -83,12 +77,9 @@ def prune(
     model: Any,
     *,
     ratio: float = 0.25,
-    estimator: str = "gate_taylor",
-    search: SearchConfig | None = None,
-    fusion: FusionConfig = FUSED,
+    method: str | Chain = "gate_taylor > uniform",
     norms: bool = False,
     refused: bool = False,
-    compensation: CompensationConfig | None = None,
     batch_size: int = 8,
     track: Track = quiet,
     **problem: Any,
@@ -100,38 +91,20 @@ def prune(
             `held_out` and what else its adapter takes as further arguments. Of Linen and Haiku, give a `Problem` of
             `adapters.from_linen` or `from_haiku`.
         ratio: share of the prunable parameters to remove at least.
+        method: a chain of steps, such as `fused(attention=fused) > uniform > least_squares`; see `steps.chain`.
         norms, refused: see `traced_problem`.
-        compensation: how the kept units stand in for the removed ones, on all calibration examples; None: not at all.
 
     Raises:
         ValueError: bad input, a ratio that cannot be met, or a cut model that is not the masked one.
     """
-    search = search or SearchConfig()
-    check_estimators([estimator], fusion, OBSERVED)
+    chain = parse(method) if isinstance(method, str) else method
     given = _problem_of(model, problem)
     with apart():
         subject = subject_of(given, norms=norms, refused=refused)
-        compensation = compensation or CompensationConfig()
-        subject.check_compensation(compensation, -(-subject.problem.count // batch_size))
-        check_ratios(subject, [ratio], search)
-        calibrated = calibrate(
-            subject,
-            subject.problem.scenarios,
-            [estimator],
-            fusion=fusion,
-            stability=ALLOCATIONS[search.allocation].stability,
-            batch_size=batch_size,
-            track=track,
-        )
-        keep = choose_calibrated(subject, calibrated, estimator, ratio, search).keep
-        compensated, corrections = subject.compensated(
-            keep,
-            subject.join([*subject.problem.scenarios.values()]),
-            compensation,
-            batch_size=batch_size,
-            progress=lambda places: track("compensate", places, len(places)),
-        )
-        cut = compensated.cut(keep)
+        runner = Runner(subject, subject.problem.scenarios, [chain], batch_size=batch_size, track=track)
+        runner.check(chain, [ratio])
+        state = runner.run(chain, ratio)
+        keep, cut = state.keep, state.subject.cut(state.keep)
         losses = checked_losses(subject, keep, cut, batch_size)
         params, before = jax.tree.map(like, cut.params, given.params), subject.traced.shapes
         after = dict(zip(parameter_paths(params), (tuple(leaf.shape) for leaf in jax.tree.leaves(params)), strict=True))
@@ -144,8 +117,8 @@ def prune(
             ratio=subject.removed(keep) / subject.prunable,
             losses=losses,
             rebuild=subject.problem.rebuild,
-            corrections=corrections,
-            uncompensated=subject.uncompensated(compensation.method, keep),
+            corrections=list(state.told.get("corrections", ())),
+            unrepaired=chain.unrepaired(subject, keep),
         )
 
 

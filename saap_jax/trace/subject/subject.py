@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.method import CalibrationConfig, EvaluationConfig
-from saap_jax.config.search import SearchConfig
 from saap_jax.estimation.ablation import Unit
 from saap_jax.estimation.base import Curvature, Statistic, Statistics
 from saap_jax.runs.records import Couplings
@@ -26,12 +24,12 @@ from saap_jax.runtime.digests import digest_of
 from saap_jax.runtime.mesh import Layout, taken_in
 from saap_jax.structures.weights import TracedWeights, traced_costs, units_of
 from saap_jax.subjects.base import Progress, Subject, silent
-from saap_jax.surgery.corrections import Correction
+from saap_jax.surgery.corrections import Correction, Repair
 from saap_jax.trace.listing import coupling_record
 from saap_jax.trace.patterns import by_name
 from saap_jax.trace.problem import Examples, Problem, count_examples
 from saap_jax.trace.subject import saved
-from saap_jax.trace.subject.compensation import Moments, check_compensation, compensate, moments_of, uncompensated
+from saap_jax.trace.subject.compensation import check_repair, compensate, unrepaired
 from saap_jax.trace.subject.observe import members, observe
 from saap_jax.trace.subject.problem import (
     Losses,
@@ -74,18 +72,22 @@ class TracedSubject(TracedProblem, Subject):
         """The parameters of floating point that hold units."""
         return TracedWeights(self.structures, members(self), self.acting)
 
-    def limits(self, search: SearchConfig) -> dict[str, Limits]:
+    def limits(self, within: Any) -> dict[str, Limits]:
         """Limit each structure; of experts, as many as are chosen remain.
 
         Raises:
             ValueError: a name or pattern that fits none, or an option that only layers have.
         """
-        search.check_traced()
+        within.check_traced()
         names = [structure.name for structure in self.structures]
         hints = {name: f"is left alone, as the model's own code {verdict}" for name, verdict in self.left_out.items()}
-        least = by_name("search.min_keep_each", search.min_keep_each, names, hints)
-        most = by_name("search.max_ratio_each", search.max_ratio_each, names, hints)
-        multiple = by_name("search.multiple_of_each", search.multiple_of_each, names, hints)
+
+        def said(option: str) -> dict[str, Any]:
+            value = getattr(within, option)
+            known = isinstance(value, Mapping)
+            return by_name(f"within.{option}", value, names, hints) if known else dict.fromkeys(names, value)
+
+        least, most, multiple = said("min_keep"), said("max_ratio"), said("multiple_of")
         return {
             structure.name: Limits(
                 max(least.get(structure.name, 1), structure.least),
@@ -270,37 +272,35 @@ class TracedSubject(TracedProblem, Subject):
                 save(new)
         return {unit: known[unit] for unit in dict.fromkeys(units)}
 
-    def check_compensation(self, config: CompensationConfig, microbatches: int) -> None:
-        """Raise ValueError where nothing can be compensated, or for too few batches to hold some out."""
-        check_compensation(self, config, microbatches)
+    def check_repair(self, repair: Repair, microbatches: int) -> None:
+        """Raise ValueError where nothing can be repaired so."""
+        check_repair(self, repair)
 
-    def moments(self, examples: Examples, batch_size: int) -> Moments:
-        """Gather the second moments of what enters the contractions that carry units onward."""
-        return moments_of(self, examples, batch_size)
-
-    def compensated(
+    def repaired(
         self,
         keep: Keep,
         examples: Examples,
-        config: CompensationConfig,
+        repair: Repair,
         *,
+        dense: Subject,
         batch_size: int = 8,
-        moments: Moments | None = None,
         progress: Progress = silent,
     ) -> tuple["TracedSubject", list[Correction]]:
-        """Correct the matrices that carry kept units onward, or their biases; see `traced.compensation`.
+        """Correct the matrices that carry kept units onward; see `trace.subject.compensation`.
 
         Raises:
-            ValueError: a keep-set of another model, or what `check_compensation` refuses.
+            ValueError: a keep-set of another model, what `check_repair` refuses, or a model that was repaired before.
         """
         self.check_keep(keep)
-        made = compensate(self, keep, examples, config, batch_size=batch_size, moments=moments, progress=progress)
+        if dense is not self:
+            raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
+        made = compensate(self, keep, examples, repair, batch_size=batch_size, progress=progress)
         problem = dataclasses.replace(self.problem, params=made.params)
         return dataclasses.replace(self, problem=problem), made.corrections
 
-    def uncompensated(self, method: str, keep: Keep | None = None) -> dict[str, str]:
-        """Tell why a compensation leaves structures as they are, by name; with `keep` those that lose units."""
-        return {} if method == "none" else uncompensated(self, keep)
+    def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
+        """Tell why a repair leaves structures as they are, by name; with `keep` those that lose units."""
+        return unrepaired(self, keep)
 
     # --- cut
 

@@ -10,13 +10,13 @@ import pytest
 from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
 
 import saap_jax
 from saap_jax.adapters import from_linen, from_nnx
 from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
-from saap_jax.selection.choose import choose as select_scores
-from saap_jax.selection.choose import choose_calibrated as select
 from saap_jax.trace.cut import keep_units
 from saap_jax.trace.subject import Losses, cut, subject_of
 from saap_jax.trace.trace import trace

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from saap_jax.config.compensation import CompensationConfig
+
 from saap_jax.llama.segments import masks
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, subject_of

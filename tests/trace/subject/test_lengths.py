@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose as select_scores
 
 from saap_jax.config import SearchConfig
-from saap_jax.selection.choose import choose as select_scores
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import cut, load_pruned, subject_of

@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose as select_scores
 
 from saap_jax.config import SearchConfig
-from saap_jax.selection.choose import choose as select_scores
 from saap_jax.trace.own_code import verdicts
 from saap_jax.trace.patterns import by_name, groups_of, matching
 from saap_jax.trace.subject import subject_of

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose as select_scores
+from saap_jax.selection.choose import choose_calibrated as select
 
 from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
-from saap_jax.selection.choose import choose as select_scores
-from saap_jax.selection.choose import choose_calibrated as select
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, cut, subject_of
 from tests.models_for_tracing import EXAMPLES

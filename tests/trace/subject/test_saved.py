@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose as select_scores
 from safetensors.flax import load_file, save_file
 
 from saap_jax.config import SearchConfig
-from saap_jax.selection.choose import choose as select_scores
 from saap_jax.trace.subject import cut, load_pruned, subject_of
 from tests.trace.subject.problems import stacked
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saap_jax.selection.choose import choose
 
 from saap_jax.config import (
     CalibrationConfig,
@@ -29,7 +30,6 @@ from saap_jax.jobs.score import score_run
 from saap_jax.llama.segments import masks
 from saap_jax.report.page.html import render_page
 from saap_jax.report.write import read_views, report_page
-from saap_jax.selection.choose import choose
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, subject_of
 from tests.trace.subject.problems import calibrate, stacked, trained

@@ -9,7 +9,7 @@ where loss_l(k) is cost · key summed over the blocks that layer l loses down to
 division into at most `max_segments` stretches is found exactly, by dynamic programming over where a stretch ends; the
 stretches (or, without `max_segments`, the layers) are then merged, the pair that costs least first, until `max_shapes`
 are left. λ and the division are found in turns. What the last step removed too much is given back where that helps
-most. With `attention_share` each structure has a budget and a λ of its own.
+most. With a share for attention each structure has a budget and a λ of its own.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.budget import SLACK, Blocks
+from saap_jax.steps.allocation.budget import SLACK, Blocks
+from saap_jax.steps.limits import Within
 from saap_jax.types import STRUCTURES
 
 TURNS = 8
@@ -53,7 +53,7 @@ def take_shaped(
     costs: Mapping[str, np.ndarray],
     target: int,
     prunable: int,
-    config: SearchConfig,
+    within: Within,
 ) -> np.ndarray:
     """Return the rows of the blocks that are removed, such that there are few segments or shapes.
 
@@ -68,24 +68,24 @@ def take_shaped(
         ValueError: a budget that cannot be met with so few.
     """
     tables = tables_of(blocks, key, units, left, costs)
-    budgets = budgets_of(target, config)
-    most = most_of(tables, config)
+    budgets = budgets_of(target, within)
+    most = most_of(tables, within)
     if target > most:
         raise ValueError(
             f"ratio: {target / max(prunable, 1):.4g} of the prunable parameters cannot be removed with max_segments "
-            f"{config.max_segments} and max_shapes {config.max_shapes}; the largest possible ratio is "
+            f"{within.max_segments} and max_shapes {within.max_shapes}; the largest possible ratio is "
             f"{most * 10_000 // max(prunable, 1) / 10_000:.4f} (layers left alone are shapes and segments of their "
-            "own): relax one of them, or min_keep, max_ratio, skip_layers, multiple_of or attention_share"
+            "own): relax one of them, or min_keep, max_ratio, protect, multiple_of or attention"
         )
     layers = len(next(iter(units.values())))
     clusters: Clusters = [np.array([layer]) for layer in range(layers)]
     widths: dict[str, list[int]] = {}
     for turn in range(TURNS):
         weights = {name: weight for names, budget in budgets for name, weight in _meet(tables, clusters, names, budget)}
-        found = divided(tables, weights, config)
+        found = divided(tables, weights, within)
         if turn and len(found) == len(clusters) and all(map(np.array_equal, found, clusters)):
             break
-        clusters = found if _can(tables, found, budgets) else divided(tables, _steepest(tables), config)
+        clusters = found if _can(tables, found, budgets) else divided(tables, _steepest(tables), within)
     for names, budget in budgets:
         weights = dict(_meet(tables, clusters, names, budget))
         own = {name: [best_width(tables[name].of(c), weights[name]) for c in clusters] for name in names}
@@ -103,17 +103,17 @@ def most_shaped(
     units: Mapping[str, np.ndarray],
     left: Mapping[str, np.ndarray],
     costs: Mapping[str, np.ndarray],
-    config: SearchConfig,
+    within: Within,
 ) -> int:
     """Return the parameters that can go with so few segments and shapes, whatever the scores."""
-    return most_of(tables_of(blocks, np.zeros(len(blocks.cost)), units, left, costs), config)
+    return most_of(tables_of(blocks, np.zeros(len(blocks.cost)), units, left, costs), within)
 
 
-def most_of(tables: Tables, config: SearchConfig) -> int:
+def most_of(tables: Tables, within: Within) -> int:
     """Return the parameters that all budgets can remove together."""
-    clusters = divided(tables, _steepest(tables), config)
+    clusters = divided(tables, _steepest(tables), within)
     parts = []
-    for names, share in budgets_of(1, config, exact=True):
+    for names, share in budgets_of(1, within, exact=True):
         removed = sum(tables[n].of(c).removed[best_width(tables[n].of(c), np.inf)] for n in names for c in clusters)
         parts.append(removed / share)
     return int(min(parts) * (1 + SLACK))
@@ -144,9 +144,9 @@ def tables_of(
     return tables
 
 
-def budgets_of(target: int, config: SearchConfig, *, exact: bool = False) -> list[tuple[tuple[str, ...], float]]:
+def budgets_of(target: int, within: Within, *, exact: bool = False) -> list[tuple[tuple[str, ...], float]]:
     """Return the structures that share a budget, and each budget."""
-    share = config.attention_share
+    share = within.attention
     if share is None:
         return [(STRUCTURES, float(target))]
     parts = [(("attention",), target * share), (("mlp",), target * (1 - share))]
@@ -241,14 +241,14 @@ def _given_back(
 # --- which layers share --------------------------------------------------------------------------
 
 
-def divided(tables: Tables, weights: Mapping[str, float], config: SearchConfig) -> Clusters:
+def divided(tables: Tables, weights: Mapping[str, float], within: Within) -> Clusters:
     """Return which layers share their widths, for a given λ of each structure."""
     layers = len(next(iter(tables.values())).loss)
     clusters = [np.array([layer]) for layer in range(layers)]
-    if config.max_segments is not None:
-        clusters = stretches(tables, weights, config.max_segments)
-    if config.max_shapes is not None:
-        clusters = merged(tables, weights, clusters, config.max_shapes)
+    if within.max_segments is not None:
+        clusters = stretches(tables, weights, within.max_segments)
+    if within.max_shapes is not None:
+        clusters = merged(tables, weights, clusters, within.max_shapes)
     return clusters
 
 

@@ -1,7 +1,7 @@
 """Stage 2b: several estimators' scores of a unit become one, weighted by learned uncertainty. Sees scores, no model."""
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,11 @@ import optax
 from jaxtyping import Array, Float
 
 from saap_jax.config.checks import check_choice
-from saap_jax.config.method import FusionMethod, FusionScope
 from saap_jax.runtime.mesh import taken_in
 from saap_jax.types import Scores
+
+FusionMethod = Literal["closed_form", "learned", "sampling"]
+FusionScope = Literal["global", "structure", "layer"]
 
 PerExample = dict[str, Float[Array | np.ndarray, "_examples _layers _units"]]
 """Scores of each example (or scenario) by itself, a structure."""
@@ -98,7 +100,7 @@ def fuse(
         method: where σ comes from.
         scope: `global` all units, `structure` those of a structure, `layer` those of a structure in one layer.
         scope_constant: add Σ_m log σ_m of its scope to each score. It changes the ranking between scopes only, and may
-            make scores negative, which `adaptive` search refuses.
+            make scores negative, which `stable` refuses.
         per_example: I_mn, `{estimator: {structure: [examples, layers, units]}}`; read by `sampling`.
 
     Raises:

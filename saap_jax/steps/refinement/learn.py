@@ -25,14 +25,14 @@ open costs what the budget allows, and get sharper from step to step; derivative
 Sources: gates trained with frozen weights towards the model's own predictions, projected onto the budget with a
 straight-through derivative, as GRASPrune (arXiv:2604.19398) and DDP (arXiv:2603.08065) do; `sigmoid` is GRASPrune's
 projected straight-through estimator, which ranks by p alone, whatever a unit costs; `smooth` is in the spirit of DDP,
-whose own gates and penalty are others. Deviations: the solver and the limits are those of `search`, and held-out text
-says which round counts; `momentum` has values that are not bounded, and derivatives a parameter.
+whose own gates and penalty are others. Deviations: the solver is that of `search`, with the limits of the chain, and
+held-out text says which round counts; `momentum` has values that are not bounded, and derivatives a parameter.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +41,16 @@ import optax
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from saap_jax.config.search import LearnConfig, LearnRule, SearchConfig
-from saap_jax.selection.search import Selection, levels_of
-from saap_jax.subjects.base import Objective
+from saap_jax.config.checks import check_at_least, check_choice
+from saap_jax.steps.allocation.allocation import choose, prunable_of
+from saap_jax.steps.allocation.ranking import Global
+from saap_jax.steps.allocation.search import levels_of
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.limits import Within
+from saap_jax.surgery.corrections import check_microbatches
 from saap_jax.types import Keep, Scores
+
+LearnRule = Literal["momentum", "sigmoid", "smooth"]
 
 MOMENTUM = 0.9
 """β of the derivatives, and of the mean of their squares."""
@@ -55,107 +61,106 @@ KEPT, GONE = 0.75, 0.25
 SOFTEST, SHARPEST = 0.1, 0.01
 """T of `smooth` at the start and at the end: gates of 0.92 and 0.08 at first."""
 
-Project = Callable[[Scores, SearchConfig], Selection]
-"""Returns what is kept of units of some value, within the budget."""
+Found = list[tuple[float, Keep]]
+"""What each round ended with, and its divergence on held-out text; first the start."""
 
 
-def learned(
-    project: Project,
-    objective: Objective,
-    start: Selection,
-    costs: dict[str, np.ndarray],
-    existing: Keep,
-    config: SearchConfig,
-    *,
-    store: "Store | None" = None,
-    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
-) -> Selection:
-    """Train which units stay, from a selection on; return the best of it and of what the rounds ended with.
+@step("learn")
+@dataclasses.dataclass(frozen=True)
+class Learn(Step):
+    """Train which units stay, with all weights as they are, under the exact budget.
 
-    Args:
-        project: the solver at the ratio of the selection.
-        objective: what is lowered; a round learns from each of its parts once.
-        costs: parameters a unit, `[groups]` a structure.
-        existing: which units there are.
-        config: limits of the search, and how to learn.
-        store: keeps what training has come to after each round; one that holds something is gone on from.
-        progress: wraps the steps, to show progress.
+    A quarter of the text is held out, and says which round was the best, the start among them. A step is as long as
+    three forward passes over a microbatch.
     """
-    free = dataclasses.replace(config, allocation="global", rank_by="score", normalize="none", learn=LearnConfig())
-    rule, random = RULES[config.learn.rule](Problem(start.keep, costs, existing, config)), np.random.default_rng(0)
-    held = store.load() if store is not None else {}
-    if held:
-        step, found = _restored(held, rule, start)
+
+    kind = "refinement"
+    costly = True
+
+    steps: int = 72
+    """Steps of training, each on a microbatch of the calibration text; 0: what was chosen stays."""
+    rate: float = 0.03
+    """How far a unit of typical gradient moves in the first step; what is kept and what is gone begin 0.5 apart. Falls
+    to 0 as a cosine."""
+    rule: LearnRule = "momentum"
+    """How derivatives of gates move what a unit is worth: `momentum`, a parameter and by one scale for all units;
+    `sigmoid`, by Adam on the logit of a probability, which is the worth; or `smooth`, by Adam through soft gates that
+    meet the budget and get sharper."""
+    language_loss: float = 0.0
+    """Weight of the next-token loss beside the divergence from the unpruned model."""
+
+    def __post_init__(self) -> None:
+        check_choice("learn.rule", self.rule, LearnRule)
+        check_at_least("learn.steps", self.steps, 0)
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"learn.rate: expected a number above 0, got {self.rate}")
+        if not (math.isfinite(self.language_loss) and self.language_loss >= 0):
+            raise ValueError(f"learn.language_loss: expected at least 0, got {self.language_loss}")
+
+    def check(self, subject: Any, microbatches: int) -> None:
+        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
+        if self.steps:
+            check_microbatches("learn", microbatches)
+            subject.check_objective("learn")
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Return the best keep-set of the start and of what the rounds ended with."""
+        if not self.steps:
+            return state
+        subject = state.subject
+        within, prunable = prunable_of(subject, state.limits.at(on.final))
+        objective = subject.objective(on.text, on.batch_size, on.dense, self.language_loss)
+        rule = RULES[self.rule](Problem(state.keep, prunable.costs, prunable.existing, within))
+        random, held = np.random.default_rng(0), on.store.load()
+        step, found = _restored(held, rule, state.keep) if held else (0, [(objective.judge(state.keep), state.keep)])
         for _ in found[1:]:
             random.permutation(objective.parts)  # those of rounds that are done
-    else:
-        step, found = 0, [(objective.judge(start.keep), start)]
-    current, steps = found[-1][1], iter(progress(range(step, config.learn.steps)))
-    while some := list(zip(random.permutation(objective.parts), steps, strict=False)):
-        for part, _ in some:
-            done = step / config.learn.steps
-            _, gradient = objective.gradient(rule.gates(current.keep, done), int(part))
-            rate = config.learn.rate * (1 + math.cos(math.pi * done)) / 2
-            step += 1
-            current = project(rule.moved(gradient, rate, step), free)
-        found.append((objective.judge(current.keep), current))
-        if store is not None:
-            store.save(_arrays(step, rule, found))
-    best = min(found, key=lambda each: each[0])[1]
-    return best._replace(divergences=tuple(judged for judged, _ in found))
-
-
-Found = list[tuple[float, Selection]]
-"""What each round ended with, and its divergence on held-out text; first the start."""
+        current, steps = found[-1][1], iter(on.progress("learn which units stay")(range(step, self.steps)))
+        while some := list(zip(random.permutation(objective.parts), steps, strict=False)):
+            for part, _ in some:
+                done = step / self.steps
+                _, gradient = objective.gradient(rule.gates(current, done), int(part))
+                rate = self.rate * (1 + math.cos(math.pi * done)) / 2
+                step += 1
+                values = rule.moved(gradient, rate, step)
+                current = choose(subject, values, on.ratio, Global(by="score"), within).keep
+            found.append((objective.judge(current), current))
+            on.store.save(_arrays(step, rule, found))
+        best = min(found, key=lambda each: each[0])[1]
+        return state._replace(keep=best).tell(divergences=[judged for judged, _ in found])
 
 
 def _arrays(step: int, rule: "Rule", found: Found) -> dict[str, np.ndarray]:
     """Return all that training goes on from."""
     arrays = {"step": np.asarray(step), "judged": np.array([judged for judged, _ in found])}
-    for number, (_, selection) in enumerate(found[1:], start=1):
-        arrays |= {f"keep/{number}/{name}": kept for name, kept in selection.keep.items()}
-        arrays[f"gone/{number}"] = np.array([selection.actual, selection.removed])
+    for number, (_, keep) in enumerate(found[1:], start=1):
+        arrays |= {f"keep/{number}/{name}": kept for name, kept in keep.items()}
     return arrays | {f"rule/{number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(rule.state))}
 
 
-def _restored(arrays: dict[str, np.ndarray], rule: "Rule", start: Selection) -> tuple[int, Found]:
+def _restored(arrays: dict[str, np.ndarray], rule: "Rule", start: Keep) -> tuple[int, Found]:
     """Return the steps done and what their rounds ended with; the rule is as it was then."""
     leaves, structure = jax.tree.flatten(rule.state)
     rule.state = structure.unflatten([arrays[f"rule/{number}"] for number in range(len(leaves))])
     found = [(float(arrays["judged"][0]), start)]
     for number, judged in enumerate(arrays["judged"][1:], start=1):
-        keep = {name: arrays[f"keep/{number}/{name}"] for name in start.keep}
-        actual, removed = arrays[f"gone/{number}"]
-        found.append((float(judged), Selection(keep, start.asked, float(actual), int(removed))))
+        found.append((float(judged), {name: arrays[f"keep/{number}/{name}"] for name in start}))
     return int(arrays["step"]), found
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Keeps arrays outside of the process."""
-
-    def load(self) -> dict[str, np.ndarray]:
-        """Return what was saved last; nothing if nothing was."""
-        ...
-
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays in place of what was saved before."""
-        ...
 
 
 class Problem(NamedTuple):
     """What a rule starts from."""
 
     keep: Keep
-    costs: dict[str, np.ndarray]
+    costs: Mapping[str, np.ndarray]
     """Parameters a unit, `[groups]` a structure."""
     existing: Keep
-    config: SearchConfig
+    within: Within
 
     @property
     def free(self) -> Keep:
         """Return the units that may go at all."""
-        levels = levels_of(self.existing, self.config)
+        levels = levels_of(self.existing, self.within)
         some = {name: np.array([len(each) > 1 for each in of]) for name, of in levels.items()}
         return {name: exists & some[name][:, None] for name, exists in self.existing.items()}
 
@@ -238,7 +243,7 @@ class Smooth:
         self._values: Scores = {name: np.where(kept, KEPT, GONE) for name, kept in problem.keep.items()}
         self._problem, self._free, self._adam = problem, problem.free, Adam(self._values)
         names = [*problem.keep]
-        apart = problem.config.attention_share is not None
+        apart = problem.within.attention is not None
         self._groups = [[name] for name in names] if apart else [names]
         self._gates: Scores = {}
         self._temperature = SOFTEST

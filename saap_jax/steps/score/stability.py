@@ -3,14 +3,17 @@
 NaN marks units that a layer does not have; it stays NaN.
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import rankdata
 
 from saap_jax.config.checks import check_choice
-from saap_jax.config.search import ScenarioReduction
-from saap_jax.selection.fusion import PerExample
+from saap_jax.steps.score.fusion import PerExample
 from saap_jax.types import Scores
+
+ScenarioReduction = Literal["mean", "max", "min_rank"]
 
 
 def fluctuation_of(per_example: PerExample) -> Scores:
@@ -95,9 +98,9 @@ def stabilised(scores: Scores, indicator: Scores, weight: float) -> Scores:
         if len(wrong):
             layer, unit = wrong[0]
             raise ValueError(
-                f"search: allocation 'adaptive' takes the logarithm of the scores, expected at least 0, got "
-                f"{values[layer, unit]:.4g} for {name} unit {unit} in layer {layer}; use 'global', or an estimator of "
-                "absolute values without scope_constant"
+                f"stable: takes the logarithm of the scores, expected at least 0, got "
+                f"{values[layer, unit]:.4g} for {name} unit {unit} in layer {layer}; leave it out, or use an "
+                "estimator of absolute values without scope_constant"
             )
     shift = {name: weight * np.asarray(indicator[name], np.float64) for name in scores}
     largest = max(np.nanmax(values, initial=-np.inf) for values in shift.values())

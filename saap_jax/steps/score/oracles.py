@@ -43,7 +43,7 @@ def ablation(*, examples: int | None = None) -> Oracle:
 
     def score(subject: Subject, examples: Examples, keep: Keep | None, passes: Passes) -> Scores:
         if keep is not None and any((units & ~keep[name]).any() for name, units in subject.existing.items()):
-            raise ValueError("estimator 'ablation': is of the whole model, expected no search.rescore_every beside it")
+            raise ValueError("estimator 'ablation': is of the whole model, expected no rounds behind it")
         existing = {name: subject.existing[name] for name in passes.structures}
         units = [Unit(name, *map(int, place)) for name, each in existing.items() for place in np.argwhere(each)]
         changes = subject.ablate(
@@ -60,7 +60,7 @@ def ablation(*, examples: int | None = None) -> Oracle:
 def block_ablation(*, granularity: Literal["sub_block", "layer"] = "sub_block", examples: int | None = None) -> Oracle:
     """Score every unit by the change of the mean loss when its sub-block goes as a whole, or its layer.
 
-    With `search.depth` and `search.rescore_every` below a block's share, that is greedy removal of blocks: BlockPruner
+    With `within(depth=True)` and rounds of less than a block's share, that is greedy removal of blocks: BlockPruner
     (arXiv:2406.10594) of sub-blocks, SLEB (arXiv:2402.09025) of layers.
     """
     few = _first("block_ablation", examples)
@@ -94,7 +94,7 @@ def perturbation(
     the mean of the diagonal of X Xᵀ. There are far fewer masks than units, so β is a shrunken guess of each effect.
 
     Source: Bonsai (arXiv:2402.05406) section 3. Deviations: masks are drawn evenly, where Bonsai draws them by a prior
-    from activations, and in one round unless `search.rescore_every` says so.
+    from activations, and in one round unless `rounds` stand behind it.
 
     Raises:
         ValueError: fewer than two masks, or another number that is out of range.

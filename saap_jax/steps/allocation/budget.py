@@ -1,20 +1,64 @@
 """Stage 2c, the solver: which blocks of units go, under a budget of parameters. See `search` for what a block is."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from saap_jax.config.registries import ALLOCATIONS, Allocation
-from saap_jax.config.search import SearchConfig
-from saap_jax.types import STRUCTURES
+from saap_jax.steps.limits import Within
+from saap_jax.types import STRUCTURES, Scores
 
 SLACK = 1e-12
 """Relative rounding of a share, so that the ratio k / n of n parameters asks for k."""
 
 EXACT_LIMIT = 20_000_000
 """Steps (blocks times budget, in units of the costs' common divisor) that the exact solver does at most."""
+
+
+By = Literal["score", "score_per_parameter"]
+Solver = Literal["greedy", "exact"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """How a budget is shared between layers and structures: by `shares` of each, or in one ranking of all units."""
+
+    name: ClassVar[str]
+    ranks: ClassVar[bool] = False
+    """Whether there is one ranking of all units, and one budget."""
+    fills: ClassVar[bool] = False
+    """Whether what a layer cannot lose any more is shared by the others, in proportion to their shares."""
+    by: By = dataclasses.field(default="score", init=False, repr=False)
+    """What ranks units: their scores, or the scores over their parameters."""
+    solver: Solver = dataclasses.field(default="greedy", init=False, repr=False)
+
+    @property
+    def rounded_down(self) -> tuple[str, ...]:
+        """Structures of few units, of which a layer loses no more than its share, rounded down to whole units; the
+        rest of what it loses comes from the others, as far as they have it."""
+        return ()
+
+    def shares(self, size: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the share of what is removed that each layer loses, together 1.
+
+        Args:
+            size: prunable parameters of each layer, or of each structure of a traced model; 0 of what is left alone.
+            scores: mean score of the units of each.
+        """
+        raise NotImplementedError
+
+    def priority(self, scores: Scores) -> Scores:
+        """Return what ranks units instead of their scores, `[layers, units]` a structure, NaN where no unit is."""
+        return scores
+
+    def check_limits(self, within: Within) -> None:
+        """Raise ValueError for limits that this way of sharing cannot go with."""
+        if within.depth and not self.ranks:
+            raise ValueError(f"within.depth: expected a ranking of all units behind it, global, got {self.name}")
+        if self.solver == "exact" and (within.max_segments or within.max_shapes):
+            raise ValueError("within.max_segments and max_shapes: expected solver greedy behind them, got exact")
 
 
 class Blocks(NamedTuple):
@@ -31,9 +75,9 @@ class Blocks(NamedTuple):
     share: np.ndarray
     """Share of the units of the (structure, layer) that are gone after this block."""
 
-    def key(self, config: SearchConfig) -> np.ndarray:
+    def key(self, allocation: Sharing) -> np.ndarray:
         """Return what the allocation takes blocks by, ascending: their scores, or how far widths have shrunk."""
-        return self.score if ALLOCATIONS[config.allocation].ranks else self.share
+        return self.score if allocation.ranks else self.share
 
     def rows(self, chosen: np.ndarray) -> "Blocks":
         """Return the chosen blocks, by mask or index."""
@@ -41,16 +85,21 @@ class Blocks(NamedTuple):
 
 
 def split_budget(
-    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig, target: int, scores: np.ndarray
+    blocks: Blocks,
+    size: dict[str, np.ndarray],
+    attention: float | None,
+    allocation: Sharing,
+    target: int,
+    scores: np.ndarray,
 ) -> list[tuple[np.ndarray, float]]:
-    """Split the blocks into groups with a budget each: their rows, and their part of the whole budget.
+    """Split the blocks of layers into groups with a budget each: their rows, and their part of the whole budget.
 
     Args:
         size: prunable parameters of each layer, 0 where it is left alone, `[layers]` a structure.
+        attention: share of what goes that is attention's; None: the allocation decides.
         target: parameters that are to go; 0: as many as can.
         scores: mean score of the units of each layer.
     """
-    attention, allocation = config.attention_share, ALLOCATIONS[config.allocation]
     shares = [(STRUCTURES, 1.0)] if attention is None else [(("attention",), attention), (("mlp",), 1 - attention)]
     quotas = []
     for names, share in shares:
@@ -58,7 +107,7 @@ def split_budget(
         layer_size = np.sum([size[name] for name in names], axis=0)
         if not allocation.ranks and layer_size.any():
             most = np.bincount(blocks.layer[inside], blocks.cost[inside], len(layer_size))
-            parts = shares_of(allocation, layer_size, scores, config, most, target * share)
+            parts = shares_of(allocation, layer_size, scores, most, target * share)
             for layer in np.flatnonzero(layer_size):
                 own = np.flatnonzero(inside & (blocks.layer == layer))
                 quotas.append((own, share * float(parts[layer])))
@@ -67,13 +116,27 @@ def split_budget(
     return [(rows, share) for rows, share in quotas if share > 0]
 
 
+def split_structures(
+    blocks: Blocks, size: dict[str, np.ndarray], allocation: Sharing, target: int, scores: np.ndarray
+) -> list[tuple[np.ndarray, float]]:
+    """Do what `split_budget` does for structures that share no layers, which have the budgets that layers have there.
+    One that loses no unit in any case has no budget.
+
+    Args:
+        size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
+        scores: mean score of the units of each structure.
+    """
+    if allocation.ranks or not len(blocks.cost):
+        return [(np.arange(len(blocks.cost)), 1.0)]
+    rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
+    own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
+    most = np.bincount(blocks.structure, blocks.cost, len(size))
+    parts = shares_of(allocation, np.array(own), scores, most, target)
+    return [(each, float(part)) for each, part in zip(rows, parts, strict=True) if part > 0]
+
+
 def shares_of(
-    allocation: Allocation,
-    size: np.ndarray,
-    scores: np.ndarray,
-    config: SearchConfig,
-    most: np.ndarray,
-    target: int | float,
+    allocation: Sharing, size: np.ndarray, scores: np.ndarray, most: np.ndarray, target: int | float
 ) -> np.ndarray:
     """Return the share of what is removed that each layer (or structure) of some parameters loses.
 
@@ -85,12 +148,16 @@ def shares_of(
     Raises:
         ValueError: an allocation whose shares of what can be pruned are not together 1.
     """
-    if allocation.budgets_by_scores is None:
-        assert allocation.budgets is not None
-        return _checked_shares(allocation.budgets(size), size)
     lowest = np.nanmin(scores, initial=0.0 if np.isnan(scores).all() else np.inf)
     known = np.where(np.isnan(scores), lowest, scores)
-    shares = _checked_shares(allocation.budgets_by_scores(size, known, config.softmax_temperature), size)
+    shares = np.asarray(allocation.shares(size, known), np.float64)
+    if shares.shape != size.shape or not (shares >= 0).all() or not math.isclose(shares[size > 0].sum(), 1):
+        raise ValueError(
+            f"{allocation.name}: expected shares of at least 0 that make 1 for {np.count_nonzero(size)} budgets, got "
+            f"{shares.tolist()}; give none to what is left alone, whose size is 0"
+        )
+    if not allocation.fills:
+        return shares
     if not 0 < target < most.sum():
         return most / most.sum() if most.any() else shares
     return filled(shares, most / target)
@@ -118,50 +185,19 @@ def filled(shares: np.ndarray, most: np.ndarray) -> np.ndarray:
         full |= over
 
 
-def _checked_shares(given: np.ndarray, size: np.ndarray) -> np.ndarray:
-    shares = np.asarray(given, np.float64)
-    if shares.shape != size.shape or not (shares >= 0).all() or not math.isclose(shares[size > 0].sum(), 1):
-        raise ValueError(
-            f"search.allocation: expected shares of at least 0 that make 1 for {np.count_nonzero(size)} budgets, got "
-            f"{shares.tolist()}; give none to what is left alone, whose size is 0"
-        )
-    return shares
-
-
-def split_structures(
-    blocks: Blocks, size: dict[str, np.ndarray], config: SearchConfig, target: int, scores: np.ndarray
-) -> list[tuple[np.ndarray, float]]:
-    """Do what `split_budget` does for structures that share no layers, which have the budgets that layers have there.
-    One that loses no unit in any case has no budget.
-
-    Args:
-        size: prunable parameters of each copy, `[copies]` a structure, in the order that the blocks number them.
-        target: parameters that are to go; 0: as many as can.
-        scores: mean score of the units of each structure.
-    """
-    allocation = ALLOCATIONS[config.allocation]
-    if allocation.ranks or not len(blocks.cost):
-        return [(np.arange(len(blocks.cost)), 1.0)]
-    rows = [np.flatnonzero(blocks.structure == index) for index in range(len(size))]
-    own = [float(parameters.sum()) * bool(len(each)) for each, parameters in zip(rows, size.values(), strict=True)]
-    most = np.bincount(blocks.structure, blocks.cost, len(size))
-    parts = shares_of(allocation, np.array(own), scores, config, most, target)
-    return [(each, float(part)) for each, part in zip(rows, parts, strict=True) if part > 0]
-
-
 def take_blocks(
-    blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, config: SearchConfig
+    blocks: Blocks, quotas: list[tuple[np.ndarray, float]], target: int, prunable: int, allocation: Sharing
 ) -> np.ndarray:
     """Return the rows of the blocks that are removed."""
     most = most_removable(blocks, quotas)
     if target > most:
         raise ValueError(
             f"ratio: {target / prunable:.4g} of the prunable parameters cannot be removed; the largest possible ratio "
-            f"is {most * 10_000 // prunable / 10_000:.4f} under min_keep, max_ratio, skip_layers, multiple_of and "
-            "attention_share: relax one of them"
+            f"is {most * 10_000 // prunable / 10_000:.4f} under min_keep, max_ratio, protect, multiple_of and "
+            "attention of `within`: relax one of them"
         )
-    key = blocks.key(config)
-    solve = exact if config.solver == "exact" else greedy
+    key = blocks.key(allocation)
+    solve = exact if allocation.solver == "exact" else greedy
     parts, levels = [], []
     for rows, share in quotas:
         due = math.ceil(target * share * (1 - SLACK))

@@ -1,0 +1,248 @@
+"""What commands share that try many methods on one model: chains of each seed, and their evaluation by masks.
+
+A candidate is a chain at a ratio on the calibration text of a seed. A keep-set is evaluated once, whoever asks for it:
+losses are kept in the cache by what was evaluated (a keep-set, or a chain that changes weights) and on which windows.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.config.jobs import SensitivityConfig, SweepConfig
+from saap_jax.evaluation.candidates import keep_digest
+from saap_jax.evaluation.scales import scale_of
+from saap_jax.runs.cache import Cache
+from saap_jax.runs.directory import RunDirectory
+from saap_jax.runs.stages import Stage
+from saap_jax.runs.standing import DENSE
+from saap_jax.runtime.digests import digest_of
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.runtime.provenance import provenance
+from saap_jax.steps.base import State
+from saap_jax.steps.chain import Chain
+from saap_jax.steps.run import Runner, digest
+from saap_jax.subjects.base import Examples, Subject, run_losses
+from saap_jax.types import Keep, WindowLosses
+
+Row = dict[str, Any]
+"""One line of `metrics.jsonl`, or the record of the unpruned model."""
+
+
+class Candidate(NamedTuple):
+    """One pruned model."""
+
+    name: str
+    chain: Chain
+    seed: int
+    ratio: float
+
+    @property
+    def about(self) -> Row:
+        """What a run records of it before it is evaluated."""
+        return {"variant": self.chain.name, "chain": self.chain.written, "seed": self.seed, "ratio_asked": self.ratio}
+
+
+def candidates_of(chains: Sequence[Chain], seeds: Sequence[int], ratios: Sequence[float]) -> list[Candidate]:
+    """Return every chain with every seed at every ratio; the name tells the seed where there are several."""
+    return [
+        candidate_of(chain, ratio, seed, told=len(seeds) > 1) for ratio in ratios for chain in chains for seed in seeds
+    ]
+
+
+def candidate_of(chain: Chain, ratio: float, seed: int, *, told: bool) -> Candidate:
+    """Return a chain at a ratio; the name tells the seed if that is asked for, as in `wanda,seed=1@0.5`."""
+    return Candidate(f"{chain.name}{f',seed={seed}' if told else ''}@{ratio:g}", chain, seed, ratio)
+
+
+def about_run(kind: str, subject: Subject, metrics: Sequence[str], seeds: Sequence[int]) -> Row:
+    """Describe a run: what was used, on what, and what the metrics mean (the one of the calibration domain first)."""
+    record = subject.structures_record()
+    return {
+        "kind": kind,
+        **provenance(),
+        "seeds": {"calibration": list(seeds)},
+        "model": subject.about(),
+        **({} if record is None else {"structures": record}),
+        "metrics": [{"name": n, "domain": d} for n, d in zip(metrics, ("in", "out"), strict=False)],
+    }
+
+
+def cache_of(run: RunDirectory) -> Cache:
+    """Return the cache that the runs of a directory share."""
+    return Cache(run.path.parent / ".cache")
+
+
+def key_of(subject: Subject, scenarios: Mapping[str, Examples]) -> str:
+    """Return a digest of a model and of its calibration text."""
+    return digest(subject.digests(), {name: digest_of(text) for name, text in scenarios.items()})
+
+
+def runners_of(
+    config: SweepConfig | SensitivityConfig,
+    run: RunDirectory,
+    subject: Subject,
+    calibration: Mapping[int, Mapping[str, Examples]],
+    chains: Sequence[Chain],
+    track: Track,
+) -> dict[int, Runner]:
+    """Return what runs the chains on the text of each seed."""
+    options: dict[str, Any] = {"batch_size": config.calibration.batch_size, "remat": config.remat, "track": track}
+    return {
+        seed: Runner(subject, scenarios, chains, key=key_of(subject, scenarios), cache=cache_of(run), **options)
+        for seed, scenarios in calibration.items()
+    }
+
+
+class Evaluator:
+    """The evaluation texts under candidates of a run, by one program, in batches of `at_once`.
+
+    A candidate whose weights were changed has a model of its own and is evaluated alone, by a second program. How
+    keep-sets are batched depends on what is asked for and not on what is known already, so that a run that is taken up
+    again gets the same numbers.
+    """
+
+    def __init__(
+        self, run: RunDirectory, texts: Mapping[str, Examples], config: Any, runners: Mapping[int, Runner], at_once: int
+    ) -> None:
+        """Take what is evaluated on; `config` is an `EvaluationConfig`, `runners` are by seed."""
+        self.run, self.texts, self.runners = run, dict(texts), runners
+        self.subject = next(iter(runners.values())).subject
+        self.batch_size, self.at_once = config.batch_size, at_once
+        self.rows = {name: self.subject.count(text)[0] for name, text in texts.items()}
+        self.cache = cache_of(run)
+        self.key = digest("losses", self.subject.digests(), {name: digest_of(text) for name, text in texts.items()})
+        self.keeps: dict[str, Keep] = {DENSE: self.subject.existing}
+        self.models: dict[str, str] = {DENSE: keep_digest(self.subject.existing)}
+        self.asked: dict[str, Candidate] = {}
+
+    # --- candidates
+
+    def choose(self, candidates: Sequence[Candidate]) -> None:
+        """Find which units each candidate keeps."""
+        for candidate in candidates:
+            state = self.runners[candidate.seed].choose(candidate.chain, candidate.ratio)
+            self.add(candidate.name, state.keep)
+            self.asked[candidate.name] = candidate
+            if candidate.chain.repairs:
+                self.models[candidate.name] = self.runners[candidate.seed].key_of(candidate.chain, candidate.ratio)
+            for kind, name in (("divergences", "divergences"), ("price", "prices")):
+                if told := state.told.get(kind):
+                    self.run.update(**{name: {**self.run.record.get(name, {}), candidate.name: list(told)}})
+
+    def add(self, name: str, keep: Keep) -> None:
+        """Add a keep-set that no chain made."""
+        self.keeps[name], self.models[name] = keep, keep_digest(keep)
+
+    def state(self, candidate: Candidate) -> State:
+        """Return what the whole chain of a candidate has come to."""
+        return self.runners[candidate.seed].run(candidate.chain, candidate.ratio)
+
+    def masked(self, name: str) -> bool:
+        """Say whether a candidate is the unpruned model with some units masked."""
+        return name not in self.asked or not self.asked[name].chain.repairs
+
+    # --- losses
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """Return all windows of each text."""
+        return {name: np.arange(rows) for name, rows in self.rows.items()}
+
+    def losses(
+        self, names: Sequence[str], windows: Mapping[str, np.ndarray], doing: str, track: Track, stage: Stage | None
+    ) -> dict[str, Row]:
+        """Return `losses` by metric and `seconds` of each candidate on some windows of each text."""
+        firsts = {self.models[name]: name for name in reversed(names)}
+        order = list(dict.fromkeys(self.models[name] for name in names))
+        rows = {name: chosen.tolist() for name, chosen in windows.items()}
+        keys = {model: digest(self.key, model, rows) for model in order}
+        found = {model: value for model, key in keys.items() if (value := self.cache.value(key)) is not None}
+        text = self.subject.join([self.subject.rows(self.texts[n], c) for n, c in windows.items() if len(c)])
+        tokens = self.subject.count(text)[1]
+
+        def keep(model: str, losses: WindowLosses, seconds: float) -> None:
+            ends = np.cumsum([len(chosen) for chosen in windows.values()])[:-1]
+            parts = {n: part.tolist() for n, part in zip(windows, np.split(losses.means, ends), strict=True)}
+            self.cache.keep(keys[model], {"losses": parts, "seconds": seconds})
+            found[model] = self.cache.value(keys[model])
+            if stage is not None:
+                stage.tokens += tokens
+
+        masked = [model for model in order if self.masked(firsts[model])]
+        if any(model not in found for model in masked):
+            self._masked(masked, [self.keeps[firsts[model]] for model in masked], text, found, keep, doing, track)
+        changed = [model for model in order if not self.masked(firsts[model]) and model not in found]
+        for model in track("repair and evaluate", changed, len(changed)) if changed else ():
+            began, candidate = time.perf_counter(), self.asked[firsts[model]]
+            state = self.state(candidate)
+            keep(model, run_losses(state.subject, text, state.keep, self.batch_size), time.perf_counter() - began)
+        return {name: found[self.models[name]] for name in names}
+
+    def _masked(
+        self, models: list[str], sets: list[Keep], text: Examples, found: Mapping[str, Any], keep: Any, doing: str,
+        track: Track,
+    ) -> None:  # fmt: skip
+        filled = sets + sets[-1:] * (self.at_once - len(sets))  # one shape: fewer would be another program
+        done = {number for number, model in enumerate(models) if model in found}
+        began = time.perf_counter()
+        for group in self.subject.losses(
+            text, filled, batch_size=self.batch_size, done=done | set(range(len(sets), len(filled))),
+            at_once=self.at_once, progress=lambda steps: track(doing, steps, len(steps)),
+        ):  # fmt: skip
+            members = {number: losses for number, losses in group.items() if number < len(sets)}
+            seconds = (time.perf_counter() - began) / max(len(members), 1)
+            for number, losses in members.items():
+                if number not in done:
+                    keep(models[number], losses, seconds)
+            began = time.perf_counter()
+
+    # --- rows
+
+    def measure(
+        self, names: Sequence[str], about: Mapping[str, Row], *, doing: str, track: Track = quiet,
+        stage: Stage | None = None,
+    ) -> dict[str, Row]:  # fmt: skip
+        """Evaluate candidates on all windows, and record them; `dense`, the unpruned model, in the run's record."""
+        windows = self.whole()
+        found, rows = self.losses(names, windows, doing, track, stage), {}
+        for name in names:
+            measured = {
+                "ppl": {n: self.figure(n, np.asarray(values)) for n, values in found[name]["losses"].items()},
+                "losses": found[name]["losses"], "seconds": found[name]["seconds"],
+            }  # fmt: skip
+            rows[name] = self.record(name, about.get(name, {}), measured)
+        return rows
+
+    def record(self, name: str, about: Row, measured: Row) -> Row:
+        """Add a record to the run, unless it holds the same, and return it."""
+        keep = self.keeps[name]
+        parameters = self.subject.remaining(keep)
+        if name == DENSE:
+            row = {"parameters": parameters, **measured}
+            self.run.update(dense=row)
+            return row
+        known = {row["candidate"]: row for row in self.run.candidates()}
+        first = next((each for each, row in known.items() if row.get("model") == self.models[name]), None)
+        row = {
+            "candidate": name, **about,
+            "ratio_actual": self.subject.removed(keep) / self.subject.prunable, "parameters": parameters,
+            "kept": {structure: keep[structure].sum(axis=1).tolist() for structure in self.subject.existing},
+            "keep": keep_digest(keep), "model": self.models[name], **measured,
+            "same_as": None if first in (None, name) else first,
+        }  # fmt: skip
+        if name not in known:
+            self.run.append(row)
+        return row
+
+    @staticmethod
+    def figure(metric: str, losses: np.ndarray) -> float:
+        """Return the figure of a metric from mean losses of windows of as many tokens each."""
+        return scale_of(metric).value(float(losses.mean()))
+
+
+def keeps_file(evaluator: Evaluator) -> dict[str, np.ndarray]:
+    """Return the keep-sets of all candidates as arrays `CANDIDATE/STRUCTURE`."""
+    return {
+        f"{name}/{part}": kept for name, keep in evaluator.keeps.items() if name != DENSE for part, kept in keep.items()
+    }

@@ -1,0 +1,69 @@
+"""What steps have come to, as files named by a digest of what it was made from; runs of one directory share them.
+
+Written under a temporary name and renamed, so a killed job leaves no half file. A file that cannot be read is made
+again. One process of a job writes, all read.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saap_jax.runtime.files import write_atomically
+from saap_jax.runtime.processes import broadcast_bytes, is_primary
+
+
+class Cache:
+    """A directory of arrays and of JSON values by key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a key; None where there are none."""
+        if not (content := self._read(f"{key}.npz")):
+            return None
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (ValueError, OSError, zipfile.BadZipFile, KeyError):
+            return None
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays of a key."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+        self._write(f"{key}.npz", buffer.getvalue())
+
+    def value(self, key: str, make: Callable[[], Any] | None = None) -> Any:
+        """Return the JSON value of a key, made where it is not there yet; None without `make`."""
+        if key in self._values:
+            return self._values[key]
+        if content := self._read(f"{key}.json"):
+            try:
+                self._values[key] = json.loads(content)
+            except ValueError:
+                content = b""
+        if not content and make is not None:
+            self.keep(key, make())
+        return self._values.get(key)
+
+    def keep(self, key: str, value: Any) -> None:
+        """Keep a JSON value."""
+        content = json.dumps(value).encode()
+        self._values[key] = json.loads(content)
+        self._write(f"{key}.json", content)
+
+    def _read(self, name: str) -> bytes:
+        path = self.path / name
+        return broadcast_bytes(path.read_bytes() if is_primary() and path.is_file() else b"")
+
+    def _write(self, name: str, content: bytes) -> None:
+        if is_primary():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / name, content)

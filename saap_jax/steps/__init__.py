@@ -1,0 +1,4 @@
+"""Methods as chains of steps: `chain` reads them, `run` runs them, `base` says what a step is; a file a step.
+
+wanda > uniform > least_squares
+"""

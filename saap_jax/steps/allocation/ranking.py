@@ -1,0 +1,24 @@
+"""One ranking of all units of the model."""
+
+import dataclasses
+
+from saap_jax.config.checks import check_choice
+from saap_jax.steps.allocation.allocation import Allocation, By, Solver
+from saap_jax.steps.base import step
+
+
+@step("global")
+@dataclasses.dataclass(frozen=True)
+class Global(Allocation):
+    """Remove the units of the lowest scores of all layers and structures, whatever each of them loses."""
+
+    ranks = True
+
+    by: By = "score_per_parameter"
+    """What ranks them: their scores, or the scores over their parameters, which is the knapsack's order."""
+    solver: Solver = "greedy"
+    """`exact` minimises the score that is removed, by dynamic programming; for small models only."""
+
+    def __post_init__(self) -> None:
+        check_choice("global.by", self.by, By)
+        check_choice("global.solver", self.solver, Solver)

@@ -1,0 +1,49 @@
+"""Iterative pruning: the chain before it again and again, a little more each time."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from saap_jax.config.checks import meant
+from saap_jax.steps.allocation.allocation import meets
+from saap_jax.steps.base import Before, Context, State, Step, step
+
+
+@step("rounds")
+@dataclasses.dataclass(frozen=True)
+class Rounds(Step):
+    """Run the chain before it at every multiple of a share, each time on what the last time left.
+
+    A score tells what a unit matters to the model as it is. Once others are gone, what is left matters more, and not
+    all of it equally: so the model is observed again. Removed units stay removed. Each round costs what the steps
+    before it cost.
+    """
+
+    kind = "allocation"
+    drives = True
+    costly = True
+
+    every: float = 0.1
+    """Share of the prunable parameters that goes in a round."""
+
+    def __post_init__(self) -> None:
+        if not 0.0001 <= self.every < 1:
+            raise ValueError(f"rounds.every: expected a share in [0.0001, 1), got {self.every}{meant(self.every)}")
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Return what the last round has come to; a round that a larger block has made needless is left out."""
+        for ratio in stations(on.ratio, self.every):
+            if not (ratio and meets(state.subject, state.keep, ratio)):
+                state = before(state, ratio)
+        return state
+
+
+def stations(ratio: float, every: float) -> list[float]:
+    """Return the shares on the way to a ratio, and the ratio.
+
+    >>> stations(0.5, 0.15)
+    [0.15, 0.3, 0.45, 0.5]
+    """
+    steps = [round(n * every, 9) for n in range(1, math.ceil(ratio / every))]
+    return [*(step for step in steps if step < ratio and not np.isclose(step, ratio)), ratio]

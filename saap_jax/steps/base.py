@@ -1,0 +1,233 @@
+"""What a chain is made of: a state, what steps look at beside it, and the steps by name.
+
+A step is a frozen dataclass: its fields are its options, its docstring is its help, its name is that of `@step`. It
+takes what the steps before it have come to and returns what it has come to. Whatever cannot follow what came before is
+said by the step that cannot, in one line. Steps know a `Subject` and never a kind of model.
+
+| kind       | from what to what                                    |
+|------------|------------------------------------------------------|
+| score      | a model and text -> importance of its units           |
+| limits     | what may go at all, and to which widths               |
+| allocation | importance, limits, a share of the parameters -> keep |
+| refinement | keep, text -> another keep of the same share          |
+| repair     | keep, text -> changed weights                         |
+"""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import Keep, Remat, Scores
+
+Kind = Literal["score", "limits", "allocation", "refinement", "repair"]
+
+
+class State(NamedTuple):
+    """What a chain carries from step to step; nothing else is passed between them."""
+
+    subject: Subject
+    """The model as repaired so far; its removed units want masks all the same."""
+    keep: Keep
+    """Which units stay."""
+    limits: Any
+    """What may go: `steps.limits.Within`."""
+    scored: Any = None
+    """What the last observation tells of the units that were there: `steps.score.calibrate.Calibrated`; None: nothing
+    yet."""
+    label: str = ""
+    """Which of the scores in it."""
+    scores: Scores | None = None
+    """Importance as steps have turned it since, larger = more important; NaN where no unit was there."""
+    told: Mapping[str, Any] = MappingProxyType({})
+    """What steps report, by name: divergences, prices, corrections."""
+    key: str = ""
+    """Digest of all that it was made from."""
+
+    def tell(self, **said: Any) -> "State":
+        """Return the state with a further report; that of an earlier step of the name is replaced."""
+        return self._replace(told={**self.told, **said})
+
+    @property
+    def gone(self) -> Keep | None:
+        """The units that were removed so far; None where all are there."""
+        gone = {name: units & ~self.keep[name] for name, units in self.subject.existing.items()}
+        return gone if any(each.any() for each in gone.values()) else None
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps arrays of a step outside of the process, so that a long one goes on where it was killed."""
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Return what was saved last; nothing if nothing was."""
+        ...
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep arrays in place of what was saved before."""
+        ...
+
+
+class Forgetful:
+    """A store that keeps nothing."""
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Return nothing."""
+        return {}
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Forget the arrays."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What steps look at beside the state."""
+
+    dense: Subject
+    """The unpruned model."""
+    scenarios: Mapping[str, Examples]
+    """Calibration examples by name."""
+    ratio: float
+    """Share of the prunable parameters that is to be gone behind the step."""
+    final: float
+    """The same at the end of the chain; within a round it is more than `ratio`."""
+    behind: tuple["Step", ...] = ()
+    """The steps that follow."""
+    batch_size: int = 8
+    remat: Remat = "dots"
+    track: Track = quiet
+    observe: Callable[["Step", State, bool], Any] | None = None
+    """Scores a state by a step: `steps.run.Runner`."""
+    store: Store = dataclasses.field(default_factory=Forgetful)
+    """What the step can go on from."""
+
+    @property
+    def text(self) -> Examples:
+        """All calibration examples, one scenario behind the other."""
+        return self.dense.join([*self.scenarios.values()])
+
+    def progress(self, doing: str) -> Callable[[Sequence[Any]], Iterator[Any]]:
+        """Return what wraps the parts of a step, to show them."""
+        return lambda parts: self.track(doing, parts, len(parts))
+
+
+Before = Callable[[State, float], State]
+"""The chain up to a step, as a function of where it starts and of the share that is to be gone."""
+
+
+class Step:
+    """One step of a chain."""
+
+    kind: ClassVar[Kind]
+    name: ClassVar[str]
+    drives: ClassVar[bool] = False
+    """Whether the step runs the chain before it by itself: it is given the start, and `before`."""
+    costly: ClassVar[bool] = False
+    """Whether the keep-set that the step chooses is worth a file."""
+
+    @property
+    def text(self) -> str:
+        """The step as it is written: its name, and the options that are not as usual."""
+        fields: Any = dataclasses.fields(self)  # type: ignore[arg-type]
+        said = [
+            f"{field.name}={literal(value)}"
+            for field in fields
+            if field.init and (value := getattr(self, field.name)) != default_of(field)
+        ]
+        return f"{self.name}({', '.join(said)})" if said else self.name
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the step depends on what is to be gone at the end of the chain."""
+        return False
+
+    def ahead(self, behind: Sequence["Step"]) -> "Step | None":
+        """Return the step behind it that it depends on, if it depends on one."""
+        return None
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Return what the chain has come to behind this step.
+
+        Raises:
+            ValueError: something before it that this step cannot follow.
+        """
+        raise NotImplementedError
+
+    def check(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for a model, or too little text, with which the step cannot work, before time is spent."""
+
+
+STEPS: dict[str, type[Step]] = {}
+"""Name -> step; estimators, which are scores, have their own names in `estimation.ESTIMATORS`."""
+
+PLUGINS = "saap_jax.steps"
+"""Group of the entry points by which packages add steps: name -> class."""
+
+S = TypeVar("S", bound=type[Step])
+
+
+def step(name: str) -> Callable[[S], S]:
+    """Give a step its name, and add it to `STEPS`.
+
+    Raises:
+        ValueError: the name is no identifier, or is taken by another step.
+    """
+
+    def register(kind: S) -> S:
+        if not name.isidentifier():
+            raise ValueError(f"step: expected an identifier, got {name!r}")
+        known = STEPS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise ValueError(f"step: {name!r} exists already; choose another name")
+        kind.name = name
+        STEPS[name] = kind
+        return kind
+
+    return register
+
+
+def find_step(name: str) -> type[Step] | None:
+    """Return a step by name, of the package or of an installed plug-in; None where there is none."""
+    if name not in STEPS:
+        for point in importlib.metadata.entry_points(group=PLUGINS, name=name):
+            try:
+                step(name)(point.load())
+            except Exception as error:  # whatever the plug-in raises
+                raise ValueError(
+                    f"step {name!r}: the plug-in {point.value} cannot be loaded: {type(error).__name__}: {error}"
+                ) from error
+    return STEPS.get(name)
+
+
+def need(state: State, step: Step) -> Scores:
+    """Return the scores that a step goes by.
+
+    Raises:
+        ValueError: nothing before it scores.
+    """
+    if state.scores is None:
+        raise ValueError(f"{step.name}: expected a score before it, such as wanda, got none")
+    return state.scores
+
+
+def default_of(field: Any) -> Any:
+    """Return the value that a field has where nothing is said."""
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def literal(value: Any) -> str:
+    """Write the value of an option as the parser of chains reads it.
+
+    >>> literal((0.13, -0.07)), literal({"mlp": 32}), literal("wanda"), literal(("taylor_element(reduction='max')",))
+    ('(0.13, -0.07)', '{mlp: 32}', 'wanda', "('taylor_element(reduction=\\'max\\')',)")
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(key)}: {literal(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
+    return value if isinstance(value, str) and value.isidentifier() else repr(value)

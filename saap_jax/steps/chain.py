@@ -1,0 +1,343 @@
+"""A method as a chain of steps: read from text, written back, expanded into several.
+
+    wanda > uniform > least_squares
+    fused > within(protect=(0.13, -0.07)) > uniform > rounds(0.1) > learn(steps=72) > least_squares > scales(steps=48)
+    {wanda,fisher} > {uniform,global} > {none,least_squares}
+
+Between steps stands `>`, or a comma where nobody wants to quote. A step is its name with options in brackets: values
+are numbers, words, tuples, `{structure: value}`; those of the first options may stand without a name. Braces outside of
+brackets stand for each of what they hold, and a tuple where an option takes one value for each of them. `none` is no
+step. `NAME = CHAIN` gives a chain a name of its own; without it, the text is the name. A chain without an allocation
+gets `uniform` behind its scores and limits. The name of a recipe stands for its chain. What is no step is an estimator,
+`estimator`, `a+b`, `a/b` or `FILE.py:NAME`, see `steps.score.score.Score`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from saap_jax.config.field_types import check_types
+from saap_jax.estimation.registry import ESTIMATORS, from_file, names_file
+from saap_jax.recipes import RECIPES
+from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
+from saap_jax.steps.allocation.uniform import Uniform
+from saap_jax.steps.base import STEPS, Step, find_step, step
+from saap_jax.steps.limits import Within
+from saap_jax.steps.repair.repair import OutputRepair
+from saap_jax.steps.score.oracles import ORACLES
+from saap_jax.steps.score.score import Score
+from saap_jax.subjects.base import Subject
+from saap_jax.types import Keep
+
+_NAMED = re.compile(r"\s*(?P<name>[\w.+-]+)\s*=(?!=)")
+
+NONE = "none"
+"""The step that is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A method: steps, and the text that names it in tables."""
+
+    steps: tuple[Step, ...]
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def written(self) -> str:
+        """All steps in full, also those of a recipe."""
+        return " > ".join(each.text for each in self.steps)
+
+    @property
+    def repairs(self) -> bool:
+        """Whether the chain changes weights."""
+        return any(each.kind == "repair" for each in self.steps)
+
+    @property
+    def choosing(self) -> int:
+        """How many steps there are up to the last one that has to do with which units stay."""
+        return max(at for at, each in enumerate(self.steps, 1) if each.kind != "repair")
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The steps that score the unpruned model: those before the first that chooses units."""
+        early = itertools.takewhile(lambda each: each.kind in ("score", "limits"), self.steps)
+        return tuple(each for each in early if isinstance(each, Score))
+
+    def check(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for a model, or too little text, with which a step cannot work."""
+        for each in self.steps:
+            each.check(subject, microbatches)
+
+    def unrepaired(self, subject: Subject, keep: Keep | None = None) -> dict[str, str]:
+        """Return why repairs leave structures as they are, by name; with `keep` those that lose units."""
+        repairs = [each for each in self.steps if isinstance(each, OutputRepair)]
+        return {name: why for each in repairs for name, why in subject.unrepaired(each, keep).items()}
+
+
+def chain(*steps: Step | str) -> Chain:
+    """Make a chain of steps, or of texts of steps.
+
+    >>> str(chain("wanda", Uniform(floor=True), "least_squares"))
+    'wanda > uniform(floor=True) > least_squares'
+
+    Raises:
+        ValueError: a text that names several chains or none, or steps that cannot stand so.
+    """
+    found: list[Step] = []
+    for each in steps:
+        found += [each] if isinstance(each, Step) else steps_of(each)
+    return _whole(found, " > ".join(each if isinstance(each, str) else each.text for each in steps))
+
+
+def parse(text: str) -> Chain:
+    """Read one chain.
+
+    Raises:
+        ValueError: it names several, or something in it is unknown or wrong.
+    """
+    found = expand([text])
+    if len(found) > 1:
+        raise ValueError(f"chain: expected one, got {len(found)} of {text!r}")
+    return found[0]
+
+
+def expand(texts: Iterable[str]) -> list[Chain]:
+    """Read chains, each once: braces and tuples of values are expanded.
+
+    >>> [str(each) for each in expand(["{wanda,magnitude} > {uniform,global} > none"])]
+    ['wanda > uniform', 'wanda > global', 'magnitude > uniform', 'magnitude > global']
+
+    Raises:
+        ValueError: something is unknown or wrong; one line says what.
+    """
+    found: dict[str, Chain] = {}
+    for text in texts:
+        given = _NAMED.match(text)
+        for alternative in _alternatives(text[given.end() :] if given else text):
+            segments = [each for each in _split(alternative, ">,") if each != NONE]
+            choices = [list(_read(segment)) for segment in segments]
+            for chosen in itertools.product(*choices):
+                name = given["name"] if given else " > ".join(said for said, _ in chosen)
+                if given and name in found:
+                    raise ValueError(f"chain: expected each name once, got {name!r} for several chains")
+                if name not in found:
+                    found[name] = _whole([each for _, steps in chosen for each in steps], name)
+    return list(found.values())
+
+
+def _whole(steps: list[Step], name: str) -> Chain:
+    """Return a chain with an allocation.
+
+    Raises:
+        ValueError: no score at the beginning.
+    """
+    kinds = [each.kind for each in steps]
+    first = next((each for each in steps if each.kind != "limits"), None)
+    if not isinstance(first, Score):
+        raise ValueError(
+            f"chain {name!r}: expected a score first, such as wanda, got {first.name if first else 'nothing'}"
+        )
+    if "allocation" not in kinds:
+        early = [at for at, kind in enumerate(kinds) if kind in ("score", "limits")]
+        steps = [*steps[: early[-1] + 1], Uniform(), *steps[early[-1] + 1 :]]
+    return Chain(tuple(steps), name)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """Split a text where no bracket is open.
+
+    Raises:
+        ValueError: brackets that do not match, or nothing between separators.
+    """
+    parts, depth, quote, last = [], 0, "", 0
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter in separators and not depth:
+            parts.append(text[last:at])
+            last = at + 1
+        if depth < 0:
+            break
+    parts = [part.strip() for part in (*parts, text[last:])]
+    if depth or quote or not all(parts):
+        raise ValueError(f"chain {text!r}: expected steps with > between them and brackets in pairs")
+    return parts
+
+
+def _alternatives(text: str) -> Iterator[str]:
+    """Yield a text with each of what its first braces outside of brackets hold, and so on."""
+    depth = 0
+    for at, letter in enumerate(text):
+        if letter == "{" and not depth:
+            end = _closing(text, at)
+            for each in _split(text[at + 1 : end], ","):
+                yield from _alternatives(text[:at] + each + text[end + 1 :])
+            return
+        depth += (letter in "([") - (letter in ")]")
+    yield text
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if not depth:
+            return at
+    raise ValueError(f"chain {text!r}: expected braces in pairs")
+
+
+def steps_of(text: str) -> list[Step]:
+    """Read steps, perhaps a part of a chain, of which none stands for several.
+
+    Raises:
+        ValueError: something is unknown or wrong, or a step stands for several.
+    """
+    found: list[Step] = []
+    for segment in _split(text, ">,"):
+        read = list(_read(segment)) if segment != NONE else [("", ())]
+        if len(read) > 1:
+            raise ValueError(f"chain: expected one value an option, got {segment!r}")
+        found += read[0][1]
+    return found
+
+
+_CALL = re.compile(r"(?P<name>(?:[^()]+\.py:)?[A-Za-z_][\w-]*)\s*(?:\((?P<options>.*)\))?", re.S)
+
+
+def _read(segment: str) -> Iterator[tuple[str, tuple[Step, ...]]]:
+    """Yield what a part of a chain stands for: how it is written, and its steps; several where an option is a tuple."""
+    if segment in RECIPES:
+        recipe = RECIPES[segment]
+        if recipe.missing:
+            raise ValueError(f"{segment} cannot be run: {recipe.missing}")
+        yield segment, tuple(steps_of(recipe.chain))
+        return
+    call = _CALL.fullmatch(segment)
+    kind = _kind_of(call["name"]) if call else None
+    if call is None or kind is None:
+        yield segment, (_score(segment),)
+        return
+    options = _options(segment, kind, call["options"] or "")
+    many = {name: value for name, value in options.items() if _stands_for_several(kind, name, value)}
+    if not many:
+        yield segment, (_made(segment, kind, options),)
+        return
+    for values in itertools.product(*many.values()):
+        made = _made(segment, kind, {**options, **dict(zip(many, values, strict=True))})
+        yield made.text, (made,)
+
+
+def _kind_of(name: str) -> type[Step] | None:
+    """Return the step of a name, also one in a file; None of an estimator."""
+    if ".py:" not in name:
+        return find_step(name)
+    file, _, name = name.rpartition(":")
+    made = from_file(file, name)
+    if not (isinstance(made, type) and issubclass(made, Step)):
+        return None
+    if "name" not in vars(made):
+        step(made.__name__)(made)
+    return made
+
+
+def _score(segment: str) -> Score:
+    """Return the score of an estimator.
+
+    Raises:
+        ValueError: nothing has that name; the nearest one is suggested.
+    """
+    try:
+        return Score(segment)
+    except ValueError as error:
+        name = segment.partition("(")[0].strip()
+        known = [*STEPS, *ESTIMATORS, *ORACLES, *RECIPES]
+        if names_file(segment) or not str(error).startswith("unknown estimator") or set("+/") & set(name):
+            raise
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(
+            f"unknown step {name!r}; did you mean {near[0]!r}? `saap methods` lists steps, estimators and recipes"
+        ) from None
+
+
+def _options(segment: str, kind: type[Step], text: str) -> dict[str, Any]:
+    """Return the options that a step is written with."""
+    fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        given = [_value(node) for node in call.args]
+        named = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (SyntaxError, ValueError, AssertionError):
+        raise ValueError(f"{segment!r}: expected NAME or NAME(option=value, …)") from None
+    free = [field for field in fields if not field.kw_only]
+    if given and free and str(free[0].type).startswith("tuple") and not isinstance(given[0], tuple):
+        given = [tuple(given)]
+    if len(given) > len(free):
+        raise ValueError(f"{segment!r}: {kind.name} takes {len(free)} options without a name, got {len(given)}")
+    options = {field.name: value for field, value in zip(free, given, strict=False)} | named
+    known = [field.name for field in fields]
+    if unknown := next((name for name in options if name not in known), None):
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{segment!r}: unknown option {unknown!r}; {kind.name} takes {', '.join(known) or 'none'}{hint}"
+        )
+    return options
+
+
+def _value(node: ast.expr) -> Any:
+    """Return the value of an option: words need no quotes, and an estimator may have hyper-parameters."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name():
+            return node.id
+        case ast.UnaryOp(op=ast.USub()):
+            return -_value(node.operand)
+        case ast.BinOp(op=ast.Div(), left=ast.Constant(), right=ast.Constant()):
+            return node.left.value / node.right.value  # type: ignore[operator]
+        case ast.Tuple() | ast.List():
+            return tuple(_value(each) for each in node.elts)
+        case ast.Dict():
+            return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+        case _:
+            return ast.unparse(node)
+
+
+def _stands_for_several(kind: type[Step], name: str, value: Any) -> bool:
+    """Say whether a tuple stands for values that an option takes one of."""
+    field = next(each for each in dataclasses.fields(kind) if each.name == name)  # type: ignore[arg-type]
+    return isinstance(value, tuple) and "tuple" not in str(field.type)
+
+
+def _made(segment: str, kind: type[Step], options: dict[str, Any]) -> Step:
+    try:
+        made = kind(**options)
+    except TypeError as error:
+        raise ValueError(f"{segment!r}: {str(error).partition(') ')[2] or error}") from None
+    check_types(made, f"{kind.name}.")
+    return made
+
+
+def limits_of(chain: Chain) -> Within:
+    """Return what a chain says of what may go."""
+    limits = Within()
+    for each in chain.steps:
+        limits = each.behind(limits) if isinstance(each, Within) else limits
+    return limits

@@ -1,0 +1,179 @@
+"""What may go: layers that are left alone, floors, widths, how much of it is attention.
+
+The one step of this kind is `within`. What it says holds for all allocations and refinements behind it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from saap_jax.config.checks import check_at_least, check_choice, check_share
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.types import Keep, Limits
+
+Device = Literal["any", "tpu", "gpu", "cpu"]
+
+DEVICE_WIDTHS = {"any": 1, "tpu": 128, "gpu": 64, "cpu": 16}
+"""MLP channels that a device works off at once."""
+
+
+@step("within")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Within(Step):
+    """Say what may go: what is left alone, floors and widths, and how much of what goes is attention."""
+
+    kind = "limits"
+
+    protect: tuple[int | float, ...] = ()
+    """Layers left alone; negative numbers count from the end. A share is of the layers: 0.13 leaves the first 13 % of
+    them alone, -0.07 the last 7 %, rounded to whole layers."""
+    attention: float | None = None
+    """Share of the removed parameters that comes from attention; None: the allocation decides. Where each layer has no
+    more attention units than `min_keep`, such as a single KV head, all comes from the MLP."""
+    attention_from: float = 0.0
+    """Share of the prunable parameters up to which all comes from the MLP; `attention` is then of what goes beyond."""
+    min_keep: int | dict[str, int] = 1
+    """Units that each layer (of a traced model, each copy of a structure) keeps at least; one number for all, or
+    `{attention: 0, mlp: 1}`, of a traced model by name or pattern."""
+    max_ratio: float | dict[str, float] = 1.0
+    """Largest share of a layer's units that may go; 0 leaves a structure alone."""
+    multiple_of: int | dict[str, int] = 1
+    """Kept widths of what is pruned are multiples of these, such as `{mlp: 128}`."""
+    device: Device = "any"
+    """Widths that suit a device: MLP channels in multiples of 128 (`tpu`), 64 (`gpu`) or 16 (`cpu`), if `multiple_of`
+    says nothing of them."""
+    max_segments: int | None = None
+    """Stretches of neighbouring layers of equal widths that the pruned model has at most; each is compiled apart."""
+    max_shapes: int | None = None
+    """Different widths (attention and MLP together) that its layers have at most."""
+    depth: bool = False
+    """Remove whole sub-blocks: all units of a layer and structure or none. Needs `min_keep` 0 of that structure."""
+    whole_layers: bool = False
+    """With `depth`: attention and MLP of a layer go together."""
+
+    def __post_init__(self) -> None:
+        check_choice("within.device", self.device, Device)
+        for layer in self.protect:
+            if not (float(layer).is_integer() or -1 < layer < 1):
+                raise ValueError(
+                    f"within.protect: expected numbers of layers, or shares of them in (-1, 1), got {layer}"
+                )
+        if self.attention is not None:
+            check_share("within.attention", self.attention)
+        check_share("within.attention_from", self.attention_from)
+        if self.attention_from and self.attention is None:
+            raise ValueError(f"within.attention_from: expected attention beside it, got {self.attention_from} alone")
+        for name, least in (("min_keep", 0), ("multiple_of", 1), ("max_segments", 1), ("max_shapes", 1)):
+            for value in _values(getattr(self, name)):
+                check_at_least(f"within.{name}", value, least)
+        for value in _values(self.max_ratio):
+            check_share("within.max_ratio", value)
+        if self.whole_layers and not self.depth:
+            raise ValueError("within.whole_layers: expected depth beside it, got depth False")
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether attention has a share of what goes beyond some part of the end."""
+        return bool(self.attention_from)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Add what is said here to what was said before."""
+        return state._replace(limits=self.behind(state.limits))
+
+    def behind(self, before: "Within") -> "Within":
+        """Return the limits of both, those said here where both say something."""
+        usual = Within()
+        said = {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if (value := getattr(self, f.name)) != getattr(usual, f.name)
+        }
+        return dataclasses.replace(before, **said)
+
+    def check_structures(self, known: Sequence[str]) -> None:
+        """Raise ValueError for an option of a structure that a model of layers does not have."""
+        for option in ("min_keep", "max_ratio", "multiple_of"):
+            value = getattr(self, option)
+            if isinstance(value, Mapping) and (strange := [name for name in value if name not in known]):
+                raise ValueError(f"within.{option}: expected some of {', '.join(known)}, got {strange[0]!r}")
+
+    def check_traced(self) -> None:
+        """Raise ValueError for what only attention and MLP of layers have."""
+        usual = Within()
+        for name in ("protect", "attention", "attention_from", "device", "max_segments", "max_shapes", "depth",
+                     "whole_layers"):  # fmt: skip
+            if (value := getattr(self, name)) != getattr(usual, name):
+                raise ValueError(
+                    f"within.{name}: is for attention and MLP of layers, which a traced model does not tell apart, got "
+                    f"{value}; leave it out"
+                )
+
+    def of(self, option: str, structure: str, default: int | float) -> int | float:
+        """Return what an option says of a structure."""
+        value = getattr(self, option)
+        return value.get(structure, default) if isinstance(value, Mapping) else value
+
+    def layer(self, structure: str) -> Limits:
+        """Return what each layer may lose of attention or MLP."""
+        multiple = int(self.of("multiple_of", structure, 1))
+        if structure == "mlp" and multiple == 1:
+            multiple = DEVICE_WIDTHS[self.device]
+        least, most = int(self.of("min_keep", structure, 1)), float(self.of("max_ratio", structure, 1.0))
+        return Limits(least, most, multiple)
+
+    def at(self, ratio: float) -> "Within":
+        """Return the limits at a ratio: with a share for attention of all that goes.
+
+        >>> Within(attention=0.2, attention_from=0.25).at(0.5).attention
+        0.1
+        """
+        if not (self.attention_from and self.attention):
+            return self
+        beyond = max(ratio - self.attention_from, 0.0) / (ratio or 1.0)
+        return dataclasses.replace(self, attention=self.attention * beyond, attention_from=0.0)
+
+    def where_can_go(self, existing: Keep) -> "Within":
+        """Return the limits without a share for attention where no layer has more of its units than it keeps at least.
+
+        So it is with a single KV head in each layer: all that goes is then of the MLP.
+        """
+        least = self.layer("attention").min_keep
+        if self.attention and (existing["attention"].sum(axis=1) <= least).all():
+            return dataclasses.replace(self, attention=0.0, attention_from=0.0)
+        return self
+
+
+def _values(value: Any) -> Sequence[int | float]:
+    return () if value is None else tuple(value.values()) if isinstance(value, Mapping) else (value,)
+
+
+def protected(protect: Sequence[int | float], layers: int) -> np.ndarray:
+    """Return which layers are left alone; negative numbers count from the end, shares are of the layers.
+
+    >>> protected((0.13, -0.07), 32).nonzero()[0].tolist()
+    [0, 1, 2, 3, 30, 31]
+    """
+    found = np.zeros(layers, bool)
+    for layer in protect:
+        if not float(layer).is_integer():
+            count = round(abs(layer) * layers)
+            found[slice(count) if layer > 0 else slice(layers - count, None)] = True
+            continue
+        if not -layers <= layer < layers:
+            raise ValueError(
+                f"within.protect: expected layers in [-{layers}, {layers}) of this model, got {layer}; say which of "
+                "its layers are left alone, or () for none"
+            )
+        found[int(layer)] = True
+    return found
+
+
+def stops_of(units: int, limits: Limits, depth: bool) -> np.ndarray:
+    """Return after how many of a layer's units a block may end, ascending."""
+    most = min(units - limits.min_keep, math.floor(units * limits.max_ratio * (1 + 1e-12)))
+    if depth:
+        return np.arange(units, most + 1) if units else np.zeros(0, np.int64)
+    return np.arange(units % limits.multiple_of or limits.multiple_of, most + 1, limits.multiple_of)

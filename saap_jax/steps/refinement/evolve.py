@@ -1,0 +1,167 @@
+"""Stage 2c, evolved: how many units each layer loses is searched by evolution; which, their scores say.
+
+A state says how many units of each (layer, structure) are gone. A generation makes offspring of the best state so far:
+each moves some quanta of units from one layer to another of the same structure, where they cost the same, so that the
+budget stays met. They are judged by the divergence from the unpruned model in stages: many on little text, the best of
+them on more, and in the last stage together with their parent, which stays unless a child is better there.
+
+Source: EvoPress (Sieberling et al., arXiv:2410.14649), algorithm 1: a (1 + λ) evolution by level switches, of which a
+child has min(a, b) with a and b drawn from 1 to 3, and selection in several steps. Deviations: levels are units gone
+of what the scores order, and held-out text says at the end whether the last state or the first one counts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saap_jax.config.checks import check_at_least, check_share
+from saap_jax.steps.allocation.allocation import prunable_of
+from saap_jax.steps.allocation.search import levels_of
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.refinement.order import scores_of_all
+from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.types import Keep
+
+SWITCHES = 3
+"""Of a child at most."""
+
+TRIES = 100
+"""Draws of a switch before a child goes without it, since no layer can give what another takes."""
+
+Place = tuple[str, int]
+"""Structure and layer."""
+
+Levels = dict[Place, int]
+"""Place -> index of its level: how much of what it can lose it has lost."""
+
+
+@step("evolve")
+@dataclasses.dataclass(frozen=True)
+class Evolve(Step):
+    """Search how much each layer loses by evolution, under the exact budget; which units, the scores say.
+
+    A quarter of the text is held out, and says at the end whether the outcome is better than the start.
+    """
+
+    kind = "refinement"
+    costly = True
+
+    generations: int = 15
+    offspring: int = 16
+    """Children of a generation."""
+    survivors: tuple[int, ...] = (4, 1)
+    """How many of them each stage of selection leaves; the last one leaves one, of them and their parent."""
+    microbatches: tuple[int, ...] = (1, 4)
+    """On how many microbatches of the calibration text each stage judges, by the divergence from the unpruned model."""
+    quantum: float = 1 / 16
+    """Share of a layer's units that a switch moves to another layer, of the same structure; with `depth` all units."""
+
+    def __post_init__(self) -> None:
+        check_at_least("evolve.generations", self.generations, 0)
+        check_at_least("evolve.offspring", self.offspring, 1)
+        check_share("evolve.quantum", self.quantum)
+        ends = (self.offspring, *self.survivors)
+        if not self.survivors or ends[-1] != 1 or list(ends) != sorted(ends, reverse=True):
+            raise ValueError(
+                f"evolve.survivors: expected ever fewer of {self.offspring} offspring, 1 at last, got "
+                f"{' '.join(map(str, self.survivors)) or 'none'}"
+            )
+        if len(self.microbatches) != len(self.survivors) or min(self.microbatches) < 1:
+            raise ValueError(
+                "evolve.microbatches: expected a number of at least 1 for each of survivors, which are "
+                f"{len(self.survivors)}, got {' '.join(map(str, self.microbatches)) or 'none'}"
+            )
+
+    def check(self, subject: Any, microbatches: int) -> None:
+        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
+        check_microbatches("evolve", microbatches)
+        subject.check_objective("evolve")
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Search from the keep-set on; return the best of it and the outcome."""
+        within, prunable = prunable_of(state.subject, state.limits.at(on.final))
+        if within.whole_layers or within.max_segments or within.max_shapes:
+            raise ValueError("evolve: expected no whole_layers, max_segments or max_shapes, since layers move apart")
+        existing = prunable.existing
+        order = {name: np.argsort(np.where(existing[name], each, np.inf), axis=1, kind="stable")
+                 for name, each in scores_of_all(state, self).items()}  # fmt: skip
+        objective = state.subject.objective(on.text, on.batch_size, on.dense)
+        levels = {(name, layer): each for name, all_of in levels_of(existing, within).items()
+                  for layer, each in enumerate(all_of)}  # fmt: skip
+        moves = _Moves(levels, prunable.costs, existing, self.quantum)
+
+        def keep_of(at: Levels) -> Keep:
+            keep = {name: units.copy() for name, units in existing.items()}
+            for (name, layer), level in at.items():
+                keep[name][layer, order[name][layer, : levels[name, layer][level]]] = False
+            return keep
+
+        gone = {name: (existing[name] & ~kept).sum(axis=1) for name, kept in state.keep.items()}
+        first = {(name, layer): int(np.searchsorted(each, gone[name][layer])) for (name, layer), each in levels.items()}
+        best, random = first, np.random.default_rng(0)
+        for _ in on.progress("evolve how much each layer loses")(range(self.generations)):
+            children = [moves.child(best, random) for _ in range(self.offspring)]
+            best = _selected(best, children, self, lambda at, part: objective.value(keep_of(at), part),
+                             objective.parts, random)  # fmt: skip
+        judged = [objective.judge(keep_of(at)) for at in (first, best)]
+        kept = keep_of(best) if judged[1] < judged[0] else state.keep
+        return state._replace(keep=kept).tell(divergences=judged)
+
+
+def _selected(
+    parent: Levels,
+    children: Sequence[Levels],
+    options: Evolve,
+    value: Callable[[Levels, int], float],
+    parts: int,
+    random: np.random.Generator,
+) -> Levels:
+    """Return the best of a generation, judged in stages on microbatches that are drawn for each stage."""
+    for stage, (stay, count) in enumerate(zip(options.survivors, options.microbatches, strict=True)):
+        last = stage == len(options.survivors) - 1
+        among = [parent, *children] if last else list(children)
+        drawn = random.choice(parts, size=min(count, parts), replace=False)
+        means = [float(np.mean([value(state, int(part)) for part in drawn])) for state in among]
+        children = [among[number] for number in np.argsort(means, kind="stable")[:stay]]
+    return children[0]
+
+
+class _Moves:
+    """Level switches between layers, of as many parameters each way."""
+
+    def __init__(
+        self, levels: dict[Place, np.ndarray], costs: Mapping[str, np.ndarray], existing: Keep, quantum: float
+    ) -> None:
+        """Take quanta of a share of a layer's units; whole sub-blocks with `depth`."""
+        self._parameters = {place: each * int(costs[place[0]][place[1]]) for place, each in levels.items()}
+        self._steps = {}
+        for (name, layer), each in levels.items():
+            units = int(existing[name][layer].sum()) * quantum
+            apart = int(np.diff(each).max(initial=1))
+            self._steps[name, layer] = max(1, round(units / apart))
+        names = dict.fromkeys(name for name, _ in levels)
+        self._places = [places for name in names if len(places := self._free(name)) > 1]
+
+    def _free(self, name: str) -> list[Place]:
+        return [place for place, each in self._parameters.items() if place[0] == name and len(each) > 1]
+
+    def child(self, parent: Levels, random: np.random.Generator) -> Levels:
+        """Return a state that is some switches away, and removes as many parameters."""
+        state = dict(parent)
+        for _ in range(min(random.integers(1, SWITCHES + 1, size=2))):
+            self._switch(state, random)
+        return state
+
+    def _switch(self, state: Levels, random: np.random.Generator) -> None:
+        for _ in range(TRIES if self._places else 0):
+            places = self._places[random.integers(len(self._places))]
+            less, more = (places[at] for at in random.choice(len(places), size=2, replace=False))
+            down, up = state[less] - self._steps[less], state[more] + self._steps[more]
+            if down < 0 or up >= len(self._parameters[more]):
+                continue
+            kept = self._parameters[less][state[less]] - self._parameters[less][down]
+            if kept == self._parameters[more][up] - self._parameters[more][state[more]]:
+                state[less], state[more] = down, up
+                return

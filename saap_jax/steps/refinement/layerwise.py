@@ -1,0 +1,59 @@
+"""Choose units from the first layer to the last, each on the activations of the model as pruned so far."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from saap_jax.config.checks import check_choice
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.repair.repair import OutputRepair, Tokens
+from saap_jax.surgery.corrections import check_microbatches
+
+Rule = Literal["wanda", "obs", "obs_swaps", "leverage"]
+
+
+@step("layerwise")
+@dataclasses.dataclass(frozen=True)
+class Layerwise(Step):
+    """Choose again which units of each layer and structure go, behind the layers that are pruned and repaired already.
+
+    How many go is as chosen before. Scores from one pass over the unpruned model do not see what the layers before have
+    lost. Layers are repaired on the way as the first repair behind this step says, if there is one. About three passes
+    over the calibration text. The rules' formulas are in `surgery.sequence`.
+    """
+
+    kind = "refinement"
+    costly = True
+
+    rule: Rule = "leverage"
+    """Wanda's score, the optimal brain surgeon's (with swaps behind it or without), or ridge leverage."""
+
+    tokens: Tokens | None = None
+    """How much each token counts, as in `least_squares`; None: as the repair behind this step says, else `scaled`."""
+
+    def __post_init__(self) -> None:
+        check_choice("layerwise.rule", self.rule, Rule)
+
+    def check(self, subject: Any, microbatches: int) -> None:
+        """Raise ValueError for too little text, or a model without an order of layers."""
+        check_microbatches("layerwise", microbatches)
+        subject.check_objective("layerwise")
+
+    def ahead(self, behind: Sequence[Step]) -> OutputRepair | None:
+        """Return the repair that layers get on the way."""
+        return next((each for each in behind if isinstance(each, OutputRepair)), None)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Choose as many units of each layer and structure."""
+        repair = self.ahead(on.behind)
+        if repair is not None and repair.propagate != "pruned":
+            raise ValueError(
+                f"layerwise: expected a repair with propagate=pruned behind it, which looks at the model as pruned so "
+                f"far, got {repair.propagate}"
+            )
+        tokens = self.tokens or (repair.tokens if repair else "scaled")
+        keep = state.subject.layerwise(
+            state.keep, on.text, self.rule, repair, tokens, dense=on.dense, batch_size=on.batch_size,
+            progress=on.progress("choose layer by layer"),
+        )  # fmt: skip
+        return state._replace(keep=keep)

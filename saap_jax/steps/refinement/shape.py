@@ -1,0 +1,147 @@
+"""Stage 2c, uniform: all layers that stay keep as many units as each other, and how many is searched.
+
+What takes one number for all layers (plain Hugging Face models, MaxText, serving on TPUs) needs that. A *shape* says
+how many layers go whole, and how many KV heads and channels each of the others keeps. For a budget there is one for
+each number of layers and of heads: channels are what is left, rounded down to what widths are multiples of. All are
+judged by the divergence from the unpruned model, by masks and so by one program, on a microbatch; the best few of them
+on held-out text. Which layers go: those without each of which alone the divergence is lowest on that microbatch. Which
+units: their scores say.
+
+Source: the search of Minitron (Muralidharan et al., arXiv:2407.14679, section 2.4), which enumerates architectures
+within a budget and ranks them by a short retraining; here by the divergence, and the width of the residual stream is
+not part of it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saap_jax.config.checks import check_at_least, check_share
+from saap_jax.steps.allocation.allocation import prunable_of
+from saap_jax.steps.allocation.budget import SLACK
+from saap_jax.steps.base import Before, Context, State, Step, step
+from saap_jax.steps.limits import Within
+from saap_jax.steps.refinement.order import scores_of_all
+from saap_jax.surgery.corrections import check_microbatches
+from saap_jax.types import STRUCTURES, Keep
+
+
+@step("shape")
+@dataclasses.dataclass(frozen=True)
+class UniformShape(Step):
+    """Search one shape for all layers that stay, as plain models and MaxText have it: how many layers, heads, channels.
+
+    The shape removes as much as what was chosen before, which is no part of the outcome; a quarter of the text is held
+    out and judges. `protect` and a share for attention then count for nothing.
+    """
+
+    kind = "refinement"
+    costly = True
+
+    layers: float = 0.25
+    """Share of the layers that may go whole."""
+    finalists: int = 4
+    """Shapes that held-out text decides between, the best ones on a microbatch."""
+
+    def __post_init__(self) -> None:
+        check_share("shape.layers", self.layers)
+        check_at_least("shape.finalists", self.finalists, 1)
+
+    def check(self, subject: Any, microbatches: int) -> None:
+        """Raise ValueError for too little text, or a model whose units have no gates of their own."""
+        check_microbatches("shape", microbatches)
+        subject.check_objective("shape")
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Keep the best uniform shape; its price is told by both divergences."""
+        within, prunable = prunable_of(state.subject, state.limits.at(on.final))
+        if within.depth or within.max_segments or within.max_shapes:
+            raise ValueError("shape: expected no depth, max_segments or max_shapes: it says what each layer keeps")
+        existing, scores = prunable.existing, scores_of_all(state, self)
+        objective = state.subject.objective(on.text, on.batch_size, on.dense)
+        found = shapes_of(existing, prunable.costs, on.ratio, within, self.layers)
+
+        def without(layer: int) -> Keep:
+            keep = {name: units.copy() for name, units in existing.items()}
+            for units in keep.values():
+                units[layer] = False
+            return keep
+
+        progress = on.progress("search a uniform shape")
+        layers = range(len(existing["mlp"]) if any(shape.layers for shape in found) else 0)
+        alone = [objective.value(without(layer), 0) for layer in (progress(layers) if layers else ())]
+        first = np.argsort(alone, kind="stable")
+        ranks = {name: np.argsort(-np.asarray(each), axis=1, kind="stable") for name, each in scores.items()}
+        keeps = [keep_of(shape, first, ranks, existing) for shape in found]
+        values = [objective.value(keeps[number], 0) for number in progress(range(len(keeps)))]
+        best = [keeps[number] for number in np.argsort(values, kind="stable")[: self.finalists]]
+        judged = [objective.judge(keep) for keep in best]
+        price = [objective.judge(state.keep), min(judged)]
+        return state._replace(keep=best[int(np.argmin(judged))]).tell(price=price)
+
+
+class Shape(NamedTuple):
+    """An architecture whose layers are alike."""
+
+    layers: int
+    """How many go whole."""
+    attention: int
+    """KV heads that each of the others keeps."""
+    mlp: int
+    """Channels that it keeps."""
+
+    def keeps_all_of(self, other: "Shape") -> bool:
+        """Say whether it keeps whatever another one keeps."""
+        return self.layers <= other.layers and self.attention >= other.attention and self.mlp >= other.mlp
+
+
+def shapes_of(
+    existing: Keep, costs: Mapping[str, np.ndarray], ratio: float, within: Within, whole: float
+) -> list[Shape]:
+    """Return the shapes that remove at least a share of the parameters, none of which keeps all that another one keeps.
+
+    Args:
+        whole: share of the layers that may go whole.
+
+    Raises:
+        ValueError: layers that are not alike, or no shape.
+    """
+    units = {name: np.unique(existing[name].sum(axis=1)) for name in STRUCTURES}
+    if any(len(np.unique(each)) > 1 for each in (*units.values(), *(costs[name] for name in STRUCTURES))):
+        raise ValueError("shape: expected a model whose layers are alike, to keep them so, got others")
+    heads, channels = (int(units[name][0]) for name in STRUCTURES)
+    head, channel = (int(costs[name][0]) for name in STRUCTURES)
+    layers, limits = len(existing["mlp"]), {name: within.layer(name) for name in STRUCTURES}
+    left = layers * (heads * head + channels * channel) * (1 - ratio)
+    fewest = {
+        name: max(limits[name].min_keep, 1, count - math.floor(count * limits[name].max_ratio * (1 + SLACK)))
+        for name, count in (("attention", heads), ("mlp", channels))
+    }
+    found = []
+    for gone in range(min(int(whole * layers), layers - 1) + 1):
+        for kept in range(heads, fewest["attention"] - 1, -1):
+            fits = int((left / (layers - gone) - kept * head) / channel * (1 + 1e-12))
+            width = channels if fits >= channels else fits // limits["mlp"].multiple_of * limits["mlp"].multiple_of
+            if (kept == heads or kept % limits["attention"].multiple_of == 0) and width >= fewest["mlp"]:
+                found.append(Shape(gone, kept, width))
+    found = [shape for shape in found if not any(other.keeps_all_of(shape) for other in found if other != shape)]
+    if not found:
+        raise ValueError(
+            f"shape: no uniform shape removes {ratio:.2%} of the prunable parameters under min_keep, max_ratio, "
+            "multiple_of and shape.layers: relax one of them"
+        )
+    return found
+
+
+def keep_of(shape: Shape, order: np.ndarray, ranks: dict[str, np.ndarray], existing: Keep) -> Keep:
+    """Return what a shape keeps: all layers but the first ones of an order, and of each the units of the best ranks."""
+    keep = {name: np.zeros_like(units) for name, units in existing.items()}
+    stays = np.ones(len(existing["mlp"]), bool)
+    stays[order[: shape.layers]] = False
+    for name, count in zip(STRUCTURES, shape[1:], strict=True):
+        for layer in np.flatnonzero(stays):
+            keep[name][layer, ranks[name][layer, :count]] = True
+    return keep

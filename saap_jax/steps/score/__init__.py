@@ -1,0 +1,1 @@
+"""How importance is estimated and turned; estimators themselves are in `saap_jax.estimation`."""

@@ -1,0 +1,295 @@
+"""From calibration text to scores: observe each scenario in one pass, score, fuse."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from saap_jax.estimation import GATE_GRADIENT, Statistics, make_estimators, score, union_of_needs
+from saap_jax.estimation.base import Estimator
+from saap_jax.estimation.observe import curvature_of
+from saap_jax.estimation.registry import names_file
+from saap_jax.runtime.frames import repr_html, to_dataframe
+from saap_jax.runtime.gather import fetched
+from saap_jax.runtime.progress import Track, quiet
+from saap_jax.steps.score.fusion import Fused, FusionMethod, FusionScope, PerExample, fuse
+from saap_jax.steps.score.oracles import Passes, constant, is_oracle, make_oracle
+from saap_jax.steps.score.stability import ScenarioReduction, fluctuation_of, reduce_scenarios, stability_indicator
+from saap_jax.structures.weights import Weights, units_of
+from saap_jax.subjects.base import Examples, Subject
+from saap_jax.types import STRUCTURES, Keep, Remat, Scores
+
+
+class Wanted(NamedTuple):
+    """What is scored by: an estimator, or several."""
+
+    estimator: str
+    """A name with hyper-parameters in brackets if any; `a+b` fuses the scores of two or more, `a/b` scores attention by
+    a and MLP by b."""
+    method: FusionMethod = "closed_form"
+    scope: FusionScope = "structure"
+    scope_constant: bool = False
+
+    def parts(self, structures: tuple[str, ...] = STRUCTURES) -> dict[str, str]:
+        """Return which estimator, or fusion, scores each structure; those of a traced model are all scored by one.
+
+        >>> Wanted("gate_fisher/wanda+magnitude").parts()
+        {'attention': 'gate_fisher', 'mlp': 'wanda+magnitude'}
+        """
+        if structures != STRUCTURES or names_file(self.estimator):
+            return dict.fromkeys(structures, self.estimator)
+        attention, slash, mlp = (part.strip() for part in self.estimator.partition("/"))
+        return dict(zip(STRUCTURES, (attention, mlp if slash else attention), strict=True))
+
+    def members(self, structures: tuple[str, ...] = STRUCTURES) -> tuple[str, ...]:
+        """Return the estimators that it is made of, each once."""
+        parts = self.parts(structures).values()
+        return tuple(dict.fromkeys(member for part in parts for member in fusion_members(part)))
+
+    @property
+    def fused(self) -> bool:
+        """Whether scores of several estimators become one, in either structure."""
+        return any(len(fusion_members(part)) > 1 for part in self.parts().values())
+
+
+Plan = Mapping[str, Wanted]
+"""What is scored, by label."""
+
+
+def fusion_members(part: str) -> tuple[str, ...]:
+    """Return the estimators of a fusion, or the one estimator that it is.
+
+    >>> fusion_members("gate_taylor+taylor_element")
+    ('gate_taylor', 'taylor_element')
+    """
+    return (part,) if names_file(part) else tuple(member.strip() for member in part.split("+"))
+
+
+class Scored(NamedTuple):
+    """What the statistics of one scenario tell of every unit."""
+
+    scores: dict[str, Scores]
+    """`{label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}`, larger = more important."""
+    fusions: dict[str, Fused]
+    """Of the parts that are fusions of others: how the fused scores came about."""
+    examples: PerExample
+    """|∂ℒ_n/∂g| of each example n, `[examples, layers, units]` a structure; empty where it was not observed."""
+
+
+class Calibrated(NamedTuple):
+    """What one pass over the calibration text tells of every unit."""
+
+    scenarios: dict[str, dict[str, Scores]]
+    """`{scenario: {label: {"attention": [layers, kv_heads], "mlp": [layers, mlp]}}}`, larger = more important."""
+    stability: Scores | None
+    """Stability indicator ASI over the examples of all scenarios, of |∂ℒ_n/∂g|; None where that was not observed."""
+    fusions: dict[str, dict[str, Fused]]
+    """`{scenario: {…}}` of what is a fusion of others: how the fused scores came about."""
+    stability_of: Mapping[str, Scores] = MappingProxyType({})
+    """`{scenario: …}`, the stability indicator over the examples of each scenario, where observed."""
+
+    @property
+    def estimators(self) -> list[str]:
+        """The labels of the scores."""
+        return list(next(iter(self.scenarios.values())))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the score of each unit that there is, by scenario, estimator, structure, layer and unit."""
+        for scenario, each in self.scenarios.items():
+            for estimator, scores in each.items():
+                for structure, values in scores.items():
+                    for (layer, unit), value in np.ndenumerate(np.asarray(values, np.float64)):
+                        if not np.isnan(value):
+                            yield {"scenario": scenario, "estimator": estimator, "structure": structure,
+                                   "layer": layer, "unit": unit, "score": float(value)}  # fmt: skip
+
+    to_dataframe = to_dataframe
+    _repr_html_ = repr_html
+
+    def __repr__(self) -> str:
+        shapes = {name: list(np.shape(values)) for name, values in self.scores(self.estimators[0]).items()}
+        stable = "no stability" if self.stability is None else "with stability"
+        return f"Calibrated({', '.join(self.scenarios)}: {', '.join(self.estimators)}; {shapes}; {stable})"
+
+    def scores(self, estimator: str, reduction: ScenarioReduction = "mean") -> Scores:
+        """Return an estimator's scores, those of several scenarios reduced to one (see `reduce_scenarios`)."""
+        return reduce_scenarios({name: each[estimator] for name, each in self.scenarios.items()}, reduction)
+
+    def indicator(self, estimator: str, over: str = "examples") -> Scores | None:
+        """Return the stability indicator over examples, or over what an estimator says in each scenario."""
+        if over == "examples":
+            return self.stability
+        each = [scores[estimator] for scores in self.scenarios.values()]
+        if len(each) < 2:
+            raise ValueError("stable.over: scenarios expects two or more calibration scenarios, got 1")
+        stacked: PerExample = {
+            name: np.stack([np.asarray(scores[name], np.float64) for scores in each]) for name in each[0]
+        }
+        return stability_indicator(fluctuation_of(stacked))
+
+    def only(self, scenario: str) -> "Calibrated":
+        """Return what one scenario alone tells.
+
+        Raises:
+            ValueError: there is no such scenario.
+        """
+        if scenario not in self.scenarios:
+            raise ValueError(f"scenarios.only: expected one of {', '.join(self.scenarios)}, got {scenario!r}")
+        return Calibrated({scenario: self.scenarios[scenario]}, self.stability_of.get(scenario), {})
+
+
+def calibrate(
+    subject: Subject,
+    scenarios: Mapping[str, Examples],
+    plan: Plan,
+    *,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
+    stability: bool = False,
+    keep: Keep | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+) -> Calibrated:
+    """Score every unit of a model by each entry of a plan, from one pass over the examples of each scenario.
+
+    Args:
+        scenarios: calibration examples by name.
+        given: estimators that are no names, by what they are called in the plan.
+        stability: observe what the stability indicator needs, even if no estimator does.
+        keep: score the model with all other units masked; these then have no score (NaN).
+    """
+    options: dict[str, Any] = {"batch_size": batch_size, "remat": remat, "track": track}
+    several = len(scenarios) > 1
+    return joined(
+        {
+            name: score_examples(subject, examples, plan, given=given, stability=stability, keep=keep, **options,
+                                 scenario=name if several else "")[1]
+            for name, examples in scenarios.items()
+        }
+    )  # fmt: skip
+
+
+def score_examples(
+    subject: Subject,
+    examples: Examples,
+    plan: Plan,
+    *,
+    statistics: Statistics | None = None,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
+    stability: bool = False,
+    keep: Keep | None = None,
+    batch_size: int = 8,
+    remat: Remat = "dots",
+    track: Track = quiet,
+    scenario: str = "",
+) -> tuple[Statistics | None, Scored]:
+    """Run the one pass over a scenario's examples, and score every unit by each entry of a plan.
+
+    Args:
+        statistics: of an earlier pass, which takes the place of a new one.
+        scenario: what progress calls the scenario.
+
+    Returns:
+        The statistics, and the scores.
+    """
+    members = make_members(plan, tuple(subject.existing), given)
+    subject.check_estimators(members)
+    asked = [member for member in members if is_oracle(member) and member not in given]
+    passes = Passes(tuple(subject.existing), batch_size, track=track)
+    exact = {each: constant(make_oracle(each)(subject, examples, keep, passes), subject.existing) for each in asked}
+    if statistics is None and (stability or len(asked) < len(members)):
+        needs = union_of_needs(members.values()) | (frozenset({GATE_GRADIENT}) if stability else frozenset())
+        doing = f"observe the calibration examples {scenario}".rstrip()
+        statistics = subject.observe(
+            examples,
+            needs,
+            curvature=curvature_of(members.values()),
+            keep=keep,
+            batch_size=batch_size,
+            remat=remat,
+            progress=lambda steps: track(doing, steps, len(steps)),
+        )
+    nothing = Statistics(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(0), {})
+    return statistics, score_plan(subject.weights, statistics or nothing, plan, keep, {**given, **exact})
+
+
+# --- pure: statistics to scores ------------------------------------------------------------------
+
+
+def score_plan(
+    model: Weights,
+    statistics: Statistics,
+    plan: Plan,
+    keep: Keep | None = None,
+    given: Mapping[str, Estimator] = MappingProxyType({}),
+    known: Mapping[str, Scores] = MappingProxyType({}),
+) -> Scored:
+    """Score every unit (or those that are kept) by each entry of a plan, from the same statistics.
+
+    Args:
+        given: members that are no names.
+        known: scores of members that are not made anew, since the statistics that they need are not there any more.
+    """
+    present = {name: units if keep is None else keep[name] for name, units in units_of(model).items()}
+    structures = tuple(present)
+    members = make_members(plan, structures, given)
+    anew = {name: made for name, made in members.items() if name not in known}
+    each: dict[str, Scores] = score(anew, statistics, model) | {name: known[name] for name in members.keys() - anew}
+    each = {name: {n: np.where(present[n], values, np.nan) for n, values in own.items()} for name, own in each.items()}
+    gradients: PerExample = statistics.values.get(GATE_GRADIENT, {})
+    examples: PerExample = {n: np.where(present[n], np.abs(fetched(g)), np.nan) for n, g in gradients.items()}
+    per_example = {"gate_taylor": examples, "gate_fisher": {n: np.square(g) for n, g in examples.items()}}
+    scores: dict[str, Scores] = {}
+    fusions: dict[str, Fused] = {}
+    known_fusions: dict[Wanted, Fused] = {}
+    for label, wanted in plan.items():
+        parts = wanted.parts(structures)
+        for part in dict.fromkeys(parts.values()):
+            own, named = fusion_members(part), wanted._replace(estimator=part)
+            if len(own) < 2:
+                continue
+            if named not in known_fusions:
+                known_fusions[named] = fuse(
+                    {member: each[member] for member in own}, *wanted[1:], per_example if examples else None
+                )
+            fusions[part if label == wanted.estimator else label] = known_fusions[named]
+            each[part] = known_fusions[named].scores
+        scores[label] = {structure: each[part][structure] for structure, part in parts.items()}
+    return Scored(scores, fusions, examples)
+
+
+def make_members(
+    plan: Plan, structures: tuple[str, ...] = STRUCTURES, given: Mapping[str, Estimator] = MappingProxyType({})
+) -> dict[str, Estimator]:
+    """Make the estimators that the entries of a plan are made of, each once.
+
+    What stands for an oracle until its scores are known needs no statistic.
+    """
+    members = tuple(dict.fromkeys(member for wanted in plan.values() for member in wanted.members(structures)))
+    oracles = {member: constant({}, {}) for member in members if is_oracle(member) and make_oracle(member)}
+    return make_estimators(members, {**oracles, **given})
+
+
+def joined(made: Mapping[str, Scored]) -> Calibrated:
+    """Put the scenarios side by side; the stability indicator is that of all their examples together."""
+    indicator = _indicator([scored.examples for scored in made.values()])
+    each = {name: _indicator([scored.examples]) for name, scored in made.items()}
+    scores = {name: scored.scores for name, scored in made.items()}
+    fusions = {name: scored.fusions for name, scored in made.items()}
+    return Calibrated(scores, indicator, fusions, {name: own for name, own in each.items() if own is not None})
+
+
+def _indicator(parts: Sequence[PerExample]) -> Scores | None:
+    """Return the stability indicator over the examples of all parts; None where there are fewer than two."""
+    if not all(parts) or sum(len(next(iter(each.values()))) for each in parts) < 2:
+        return None
+    together: PerExample = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
+    return stability_indicator(fluctuation_of(together))
+
+
+def check_members(names: Iterable[str]) -> None:
+    """Raise ValueError for an estimator that is unknown, alone or within a fusion."""
+    for name in names:
+        make_members({name: Wanted(name)})

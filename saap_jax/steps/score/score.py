@@ -1,0 +1,197 @@
+"""Steps that score: an estimator, several that become one, and what turns scores into others."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from saap_jax.config.checks import check_choice
+from saap_jax.steps.allocation.search import checked
+from saap_jax.steps.base import Before, Context, State, Step, need, step
+from saap_jax.steps.score.calibrate import Calibrated, Wanted, check_members
+from saap_jax.steps.score.fusion import FusionMethod, FusionScope
+from saap_jax.steps.score.stability import ScenarioReduction, stabilised, standardised
+from saap_jax.subjects.base import Subject
+from saap_jax.types import STRUCTURES, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Score(Step):
+    """Score every unit by an estimator.
+
+    `a+b` fuses the scores of two or more, `a/b` scores attention by a and MLP by b. Hyper-parameters stand in brackets:
+    `taylor_element(reduction=max)`; an estimator of a file is `FILE.py:FACTORY`. All chains share one pass over the
+    unpruned model.
+    """
+
+    kind = "score"
+    name = "score"
+
+    estimator: str
+
+    def __post_init__(self) -> None:
+        check_members(self.wanted.members())
+
+    @property
+    def wanted(self) -> Wanted:
+        """What scores."""
+        return Wanted(self.estimator)
+
+    @property
+    def text(self) -> str:
+        """The estimator as it is written."""
+        return self.estimator
+
+    def check(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for an estimator that looks at what the model does not have."""
+        structures = tuple(subject.existing)
+        if structures != STRUCTURES and "/" in self.wanted.estimator and ".py:" not in self.wanted.estimator:
+            raise ValueError(
+                f"{self.text}: expected one estimator for all structures of a traced model, got two around a slash"
+            )
+        subject.check_estimators(self.wanted.members(structures))
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Observe the model as it is, and score the units that are there."""
+        assert on.observe is not None
+        scored: Calibrated = on.observe(self, state, any(isinstance(each, Stable) for each in on.behind))
+        return state._replace(scored=scored, label=self.text, scores=scored.scores(self.text))
+
+
+@step("fused")
+@dataclasses.dataclass(frozen=True)
+class Fused(Score):
+    """Score every unit by several estimators, weighted by their learned uncertainty.
+
+    I(u) = Σ_m I_m(u) / (2 σ_m²). Source: SAAP (arXiv:2412.15127), adaptive importance fusion; see `score.fusion.fuse`.
+    """
+
+    estimator: str = dataclasses.field(default="", init=False, repr=False)
+    estimators: tuple[str, ...] = ("taylor_element", "gate_taylor", "wanda")
+    """Two or more estimators, with hyper-parameters in brackets if any."""
+    attention: str = "gate_fisher"
+    """What scores attention units of a model of ours, since sums over elements say little of heads; `fused`: the same
+    estimators."""
+    method: FusionMethod = "closed_form"
+    """Where σ comes from: its closed form, gradient steps (`learned`), or the variance over examples (`sampling`)."""
+    scope: FusionScope = "structure"
+    """Units that share a σ: all (`global`), those of a structure, or those of a structure in one layer (`layer`)."""
+    scope_constant: bool = False
+    """Add Σ log σ of its scope to each score."""
+
+    def __post_init__(self) -> None:
+        check_choice("fused.method", self.method, FusionMethod)
+        check_choice("fused.scope", self.scope, FusionScope)
+        if len(set(self.estimators)) < max(2, len(self.estimators)):
+            raise ValueError(f"fused: expected two or more estimators, each once, got {', '.join(self.estimators)}")
+        super().__post_init__()
+
+    @property
+    def wanted(self) -> Wanted:
+        """What scores."""
+        together = "+".join(self.estimators)
+        text = together if self.attention == "fused" else f"{self.attention}/{together}"
+        return Wanted(text, self.method, self.scope, self.scope_constant)
+
+    @property
+    def text(self) -> str:
+        """The step as it is written."""
+        return Step.text.fget(self)  # type: ignore[attr-defined]
+
+    def check(self, subject: Subject, microbatches: int) -> None:
+        """Raise ValueError for a share of attention where a traced model has none."""
+        if tuple(subject.existing) != STRUCTURES and self.attention != "fused":
+            raise ValueError(
+                f"{self.text}: expected attention=fused for a traced model, whose structures are all scored alike, "
+                f"got {self.attention}"
+            )
+        super().check(subject, microbatches)
+
+
+@step("scenarios")
+@dataclasses.dataclass(frozen=True)
+class Scenarios(Step):
+    """Say how the scores of several calibration scenarios become one; without this step, their mean."""
+
+    kind = "score"
+
+    reduction: ScenarioReduction = "mean"
+    """`mean`, `max` (what any of them needs is kept), or `min_rank` (the best rank: the same free of units)."""
+    only: str = ""
+    """The one scenario that counts; empty: all."""
+
+    def __post_init__(self) -> None:
+        check_choice("scenarios.reduction", self.reduction, ScenarioReduction)
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Reduce the scores of the scenarios anew."""
+        need(state, self)
+        scored = state.scored.only(self.only) if self.only else state.scored
+        return state._replace(scored=scored, scores=scored.scores(state.label, self.reduction))
+
+
+@step("normalize")
+@dataclasses.dataclass(frozen=True)
+class Normalize(Step):
+    """Free scores of their unit before they are ranked together.
+
+    `layer_zscore` is the idea of FLAP (arXiv:2312.11983) for any estimator, with its sample standard deviation (divisor
+    n - 1). FLAP itself standardises the coordinates of a layer's heads before it averages those of each head: that is
+    `fluctuation(standardize=True)`, without this step.
+    """
+
+    kind = "score"
+
+    by: Literal["structure_mean", "layer_zscore"] = "structure_mean"
+    """Divide by the mean of the structure, or standardise within layer and structure."""
+
+    def __post_init__(self) -> None:
+        check_choice("normalize.by", self.by, Literal["structure_mean", "layer_zscore"])
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Normalise the scores of each structure."""
+        scores = checked("scores", need(state, self), state.keep)
+        return state._replace(scores={name: self._one(name, np.asarray(values)) for name, values in scores.items()})
+
+    def _one(self, name: str, values: np.ndarray) -> np.ndarray:
+        if self.by == "layer_zscore":
+            return standardised(values, ddof=1)
+        mean = np.nanmean(values) if np.isfinite(values).any() else 1.0
+        if not mean > 0:
+            raise ValueError(
+                f"normalize: structure_mean expects scores of {name} with a mean above 0, got {mean:.4g}; use another "
+                "estimator or leave the step out"
+            )
+        return values / mean
+
+
+@step("stable")
+@dataclasses.dataclass(frozen=True)
+class Stable(Step):
+    """Weigh importance by its stability: S(u) = log I(u) + λ · ASI(u), as its exponential.
+
+    ASI is the stability indicator of |∂ℒ_n/∂g| over examples n, or of the scores over scenarios, standardised within
+    its layer. Source: SAAP (arXiv:2412.15127), adaptive structure search; see `score.stability`.
+    """
+
+    kind = "score"
+
+    weight: float = 0.25
+    """λ. Above 0 keeps what matters only sometimes; below 0 removes it."""
+    over: Literal["examples", "scenarios"] = "examples"
+    """What importance has to be stable over."""
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.weight):
+            raise ValueError(f"stable.weight: expected a finite number, got {self.weight}")
+        check_choice("stable.over", self.over, Literal["examples", "scenarios"])
+
+    def __call__(self, state: State, on: Context, before: Before) -> State:
+        """Weigh the scores."""
+        scores = checked("scores", need(state, self), state.keep)
+        if not self.weight:
+            return state._replace(scores=scores)
+        found: Scores | None = state.scored.indicator(state.label, self.over)
+        if found is None:
+            raise ValueError("stable: expected a stability indicator over two examples or more, got none")
+        return state._replace(scores=stabilised(scores, checked("stability", found, state.keep), self.weight))
