@@ -4,10 +4,9 @@ A JSON object a line, with the fields of Alpaca (`instruction`, `input`, `output
 `context`, `response`); others are not read. Input and context may be absent or empty.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from saap_jax.data.json_lines import fields_of, json_lines
+from saap_jax.formats.json_files import fields_of
 
 CONTEXTS, RESPONSES = ("input", "context"), ("output", "response")
 """Names of the same field in Alpaca and in Dolly."""
@@ -45,28 +44,21 @@ class Exchange(NamedTuple):
         return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
 
 
-def parse_exchanges(lines: Iterable[tuple[int, bytes]], source: str) -> tuple[Exchange, ...]:
-    """Read the exchanges of JSON lines with their numbers, in order; empty responses are kept.
+def exchange_of(name: str, record: dict[str, Any], source: str) -> Exchange:
+    """Read the exchange of a JSON object; an empty response is kept.
 
     Raises:
-        ValueError: a line is no JSON object, or lacks a string `instruction` or a string response.
+        ValueError: it lacks a string `instruction` or a string response.
     """
-    exchanges = []
-    for number, record in json_lines(lines, source):
-        instruction = _field(record, ("instruction",), source, number)
-        context = _field(record, CONTEXTS, source, number, default="")
-        response = _field(record, RESPONSES, source, number)
-        exchanges.append(Exchange(f"line {number}", instruction.strip(), context.strip(), response.strip()))
-    return tuple(exchanges)
 
+    def field(names: tuple[str, ...], default: str | None = None) -> str:
+        value = next((record[each] for each in names if each in record), default)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise ValueError(
+                f"data source {source!r}: {name}: expected a string field {' or '.join(map(repr, names))}, found "
+                f"fields: {fields_of(record)}; instruction data has the fields of Alpaca or Dolly"
+            )
+        return value.strip()
 
-def _field(record: dict[str, Any], names: tuple[str, ...], source: str, number: int, default: str | None = None) -> str:
-    value = next((record[name] for name in names if name in record), default)
-    if value is None and default is not None:
-        value = default
-    if not isinstance(value, str):
-        raise ValueError(
-            f"data source {source!r}: line {number}: expected a string field {' or '.join(map(repr, names))}, found "
-            f"fields: {fields_of(record)}; instruction data has the fields of Alpaca or Dolly"
-        )
-    return value
+    return Exchange(name, field(("instruction",)), field(CONTEXTS, ""), field(RESPONSES))

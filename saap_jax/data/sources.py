@@ -24,11 +24,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from saap_jax.data import tfds_source
-from saap_jax.data.instruct import Exchange, parse_exchanges
-from saap_jax.data.json_lines import fields_of, json_lines, text_lines
+from saap_jax.data.instruct import Exchange, exchange_of
+from saap_jax.formats.json_files import fields_of, parse_json, read_lines
+from saap_jax.runtime.errors import reading
 
 Part = Literal["calibration", "evaluation", "all"]
 """Which of a built-in source's documents to read; a file is always read whole."""
@@ -115,7 +116,7 @@ def read_exchanges(source: str) -> tuple[Exchange, ...]:
     parsed = parse_source(source)
     if parsed.format != "instruct":
         raise ValueError(f"data source {source!r}: expected instruct:PATH, got the format {parsed.format}")
-    return parse_exchanges(text_lines(_find(source, parsed.path), source), source)
+    return _exchanges(_find(source, parsed.path), source)
 
 
 def join_texts(documents: Sequence[Document]) -> str:
@@ -194,16 +195,24 @@ def _find(source: str, path: str) -> Path:
 
 def _decode(source: str, path: Path) -> str:
     """Read a file as UTF-8, with `\\n` line ends and without a byte order mark."""
-    lines = []
-    for number, line in text_lines(path, source):
-        try:
-            lines.append(line.decode("utf-8").replace("\r\n", "\n"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data source {source!r}: expected UTF-8, got byte 0x{line[error.start]:02x} at offset {error.start} "
-                f"of line {number} of {path}; convert the file to UTF-8"
-            ) from None
-    return "".join(lines)
+    with reading(f"data source {source!r}", "text in UTF-8"):
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def _records(path: Path, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and object of each line of JSON; blank lines are passed over."""
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        where = f"data source {source!r}: line {number}"
+        record = parse_json(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: expected an object, got {type(record).__name__}")
+        yield f"line {number}", record
+
+
+def _exchanges(path: Path, source: str) -> tuple[Exchange, ...]:
+    return tuple(exchange_of(name, record, source) for name, record in _records(path, source))
 
 
 def _read_text(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
@@ -212,14 +221,14 @@ def _read_text(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
 
 def _read_jsonl(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
     documents = []
-    for number, record in json_lines(text_lines(path, source), source):
+    for name, record in _records(path, source):
         value = record.get(parsed.field)
         if not isinstance(value, str):
             raise ValueError(
-                f"data source {source!r}: line {number}: expected a string field {parsed.field!r}, "
+                f"data source {source!r}: {name}: expected a string field {parsed.field!r}, "
                 f"found fields: {fields_of(record)}; name one as PATH#FIELD"
             )
-        documents.append(Document(f"line {number}", value))
+        documents.append(Document(name, value))
     return tuple(documents)
 
 
@@ -234,8 +243,7 @@ def _read_ptb(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
 
 
 def _read_instruct(path: Path, source: str, parsed: Source) -> tuple[Document, ...]:
-    exchanges = parse_exchanges(text_lines(path, source), source)
-    return tuple(Document(each.name, each.prompt + each.response) for each in exchanges)
+    return tuple(Document(each.name, each.prompt + each.response) for each in _exchanges(path, source))
 
 
 FORMATS: dict[str, Callable[[Path, str, Source], tuple[Document, ...]]] = {

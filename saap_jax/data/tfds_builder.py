@@ -85,10 +85,6 @@ def split_documents(documents: Sequence[Document], validation: float) -> dict[st
 def _prepare(name: str, splits: dict[str, list[Document]], root: Path, number: str, sources: Sequence[str]) -> None:
     import tensorflow_datasets as tfds  # here: it takes a moment, and most users of this package's data never do
 
-    def examples(documents: list[Document]) -> Iterator[tuple[int, dict[str, str]]]:
-        for place, document in enumerate(documents):
-            yield place, {"text": document.text, "name": document.name}
-
     class LocalText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(number)
         code_path = None  # there are no files beside this code, which TFDS would look for
@@ -98,7 +94,7 @@ def _prepare(name: str, splits: dict[str, list[Document]], root: Path, number: s
             return tfds.core.DatasetInfo(builder=self, features=features, description=f"Text of {', '.join(sources)}.")
 
         def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
-            return {split: examples(documents) for split, documents in splits.items()}
+            return {split: enumerate(document._asdict() for document in each) for split, each in splits.items()}
 
         def _generate_examples(self) -> Iterator:
             raise NotImplementedError("every split has its own generator")
@@ -121,13 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", default="1.0.0")
     options = parser.parse_args(argv)
     try:
-        made = build_data_set(
-            options.name,
-            options.sources,
-            validation=options.validation,
-            data_dir=options.data_dir,
-            version=options.version,
-        )
+        made = build_data_set(**vars(options))
     except (ValueError, OSError) as error:
         print(f"tfds_builder: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

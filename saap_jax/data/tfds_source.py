@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saap_jax.runtime.errors import reading
+
 MOST = 100_000
 """Examples that a source may hold: they are read into memory. Larger splits have to be sliced."""
 
@@ -63,12 +65,27 @@ def read_examples(reference: Reference, field: str, part: str) -> Iterator[tuple
         FileNotFoundError: the data set is not prepared here.
         ValueError: another file format; an unknown split or field; more than `MOST` examples.
     """
-    with _quiet():
+    where = f"data source {reference.source!r}"
+    with _quiet(), reading(where, "a prepared data set"):
         import tensorflow_datasets as tfds
 
-        builder = _builder(tfds, reference)
-        split = reference.split or _split_of(builder, reference, part)
-        records = _records(builder, reference, split, field)
+        builder = _builder(tfds, reference, where)
+        kinds = {name: type(feature).__name__ for name, feature in builder.info.features.items()}
+        if kinds.get(field) != "Text":
+            found = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
+            raise ValueError(
+                f"{where}: expected a feature {field!r} of type Text, found features: {found}; name one as #FIELD"
+            )
+        split = reference.split or _split_of(builder, where, part)
+        named = f"a split of {', '.join(builder.info.splits)}, or a slice of one, got {split!r}"
+        with reading(where, named):
+            count = builder.info.splits[split].num_examples
+            records = builder.as_data_source(split=split)
+    if count > MOST:
+        raise ValueError(
+            f"{where}: expected at most {MOST:,} examples, got {count:,}; take a slice, such as "
+            f"@{split.split('[')[0]}[:{MOST}] ({MOST / count:.2%})"
+        )
     for start in range(0, len(records), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(records)))
         for row, record in zip(rows, records.__getitems__(rows), strict=True):
@@ -81,62 +98,35 @@ def data_directory() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _builder(tfds: Any, reference: Reference) -> Any:
+def _builder(tfds: Any, reference: Reference, where: str) -> Any:
     """Open a prepared data set from its files, whether or not its code is known."""
     root, named = data_directory(), reference.name + (f":{reference.version}" if reference.version else "")
+    how = f"tfds build {reference.name}"
     try:
         builder = tfds.core.read_only_builder.builder_from_files(named, data_dir=str(root))
     except tfds.core.registered.DatasetNotFoundError:
         raise FileNotFoundError(
-            f"data source {reference.source!r}: expected the data set {named}, prepared below {root}, found none; "
-            f"name its directory in TFDS_DATA_DIR, or prepare it there: tfds build {reference.name} "
-            f"--data_dir={root} --file_format=array_record"
+            f"{where}: expected the data set {named}, prepared below {root}, found none; name its directory in "
+            f"TFDS_DATA_DIR, or prepare it there: {how} --data_dir={root} --file_format=array_record"
         ) from None
     kind = builder.info.file_format
     if kind is None or kind.value != "array_record":
         raise ValueError(
-            f"data source {reference.source!r}: expected files in the format array_record, got "
-            f"{kind.value if kind else 'none'} in {builder.data_dir}; prepare the data set again: "
-            f"tfds build {reference.name} --file_format=array_record"
+            f"{where}: expected files in the format array_record, got {kind.value if kind else 'none'} in "
+            f"{builder.data_dir}; prepare the data set again: {how} --file_format=array_record"
         )
     return builder
 
 
-def _split_of(builder: Any, reference: Reference, part: str) -> str:
+def _split_of(builder: Any, where: str, part: str) -> str:
     wanted = ("validation", "test") if part == "evaluation" else ("train",)
     found = next((name for name in wanted if name in builder.info.splits), None)
     if found is None:
         raise ValueError(
-            f"data source {reference.source!r}: expected a split {' or '.join(wanted)} for {part}, found "
-            f"{', '.join(builder.info.splits)}; name one as @SPLIT"
+            f"{where}: expected a split {' or '.join(wanted)} for {part}, found {', '.join(builder.info.splits)}; name "
+            "one as @SPLIT"
         )
     return found
-
-
-def _records(builder: Any, reference: Reference, split: str, field: str) -> Any:
-    features = builder.info.features
-    kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    if kinds.get(field) != "Text":
-        found = ", ".join(f"{name} ({kind})" for name, kind in sorted(kinds.items()))
-        raise ValueError(
-            f"data source {reference.source!r}: expected a feature {field!r} of type Text, found features: {found}; "
-            "name one as #FIELD"
-        )
-    try:
-        count = builder.info.splits[split].num_examples
-        records = builder.as_data_source(split=split)
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"data source {reference.source!r}: expected a split of {', '.join(builder.info.splits)}, or a slice of "
-            f"one, got {split!r} ({' '.join(str(error).split())[:100]})"
-        ) from None
-    if count > MOST:
-        share = MOST / count * 100
-        raise ValueError(
-            f"data source {reference.source!r}: expected at most {MOST:,} examples, got {count:,}; take a slice, such "
-            f"as @{split.split('[')[0]}[:{MOST}] ({share:.2g} %)"
-        )
-    return records
 
 
 @contextlib.contextmanager

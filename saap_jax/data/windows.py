@@ -1,12 +1,12 @@
 """How text becomes examples: one token stream, cut into windows of equal length."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from saap_jax.data.sources import join_texts, read_texts
+from saap_jax.data.sources import Part, join_texts, read_texts
 from saap_jax.types import Bos
 
 
@@ -86,11 +86,10 @@ def consecutive_windows(
 
     Raises ValueError when the stream is shorter than one window.
     """
-    _check_sizes(1 if limit is None else limit, length, "limit")
-    count = stream.size // length
-    if count == 0:
-        raise ValueError(_too_short(stream.size, 1, length))
-    count = count if limit is None else min(count, limit)
+    if (limit is not None and limit < 1) or length < 2:
+        raise ValueError(f"windows: expected limit >= 1 and length >= 2, got {limit} and {length}")
+    _check_long(stream, 1, length)
+    count = stream.size // length if limit is None else min(stream.size // length, limit)
     return stream[: count * length].reshape(count, length)
 
 
@@ -101,41 +100,63 @@ def random_windows(
 
     Deterministic in `seed` (Philox). Raises ValueError when the stream is shorter than `examples` windows.
     """
-    _check_sizes(examples, length, "examples")
-    spare = stream.size - examples * length
-    if spare < 0:
-        raise ValueError(_too_short(stream.size, examples, length))
+    if examples < 1 or length < 2:
+        raise ValueError(f"windows: expected examples >= 1 and length >= 2, got {examples} and {length}")
+    _check_long(stream, examples, length)
     random = np.random.Generator(np.random.Philox(seed))
-    phase = int(random.integers(min(spare, length - 1), endpoint=True))
+    phase = int(random.integers(min(stream.size - examples * length, length - 1), endpoint=True))
     slots = random.choice((stream.size - phase) // length, size=examples, replace=False)
     return stream[phase + slots[:, None] * length + np.arange(length)]
+
+
+def _check_long(stream: Int32[np.ndarray, " tokens"], examples: int, length: int) -> None:
+    if stream.size < examples * length:
+        raise ValueError(
+            f"expected at least {examples * length} tokens for {examples} x {length}, got {stream.size}; "
+            "ask for less or give a longer text"
+        )
 
 
 def evaluation_windows(
     source: str, tokenizer: Tokenizer, length: int, limit: int | None = None, *, bos: Bos = "auto"
 ) -> Windows:
-    """Return the windows that perplexity is measured on: those of the source's evaluation part, in order.
+    """Cut the windows that perplexity is measured on: those of the source's evaluation part, in order.
 
     Documents are joined by a blank line and tokenised once; see `consecutive_windows`. With a `beginning` each window
     has that many tokens of text less.
     """
-    begin = beginning(tokenizer, bos)
-    _check_begin(begin, length)
-    tokens = tokenize(join_texts(read_texts(source, "evaluation")), tokenizer)
-    return _full(begin, _named(source, consecutive_windows, tokens, length - len(begin), limit))
+    return _windows(source, "evaluation", tokenizer, length, bos, lambda *text: consecutive_windows(*text, limit))
 
 
 def calibration_windows(
     source: str, tokenizer: Tokenizer, examples: int, length: int, seed: int, *, bos: Bos = "auto"
 ) -> Windows:
-    """Return windows drawn at random from the source's calibration part; see `random_windows`, and `beginning`.
+    """Draw windows at random from the source's calibration part; see `random_windows`, and `beginning`.
 
     Batching comes later, so the batch size changes nothing.
     """
+
+    def drawn(text: np.ndarray, length: int) -> np.ndarray:
+        return random_windows(text, examples, length, seed)
+
+    return _windows(source, "calibration", tokenizer, length, bos, drawn)
+
+
+def _windows(
+    source: str, part: Part, tokenizer: Tokenizer, length: int, bos: Bos, cut: Callable[[np.ndarray, int], np.ndarray]
+) -> Windows:
     begin = beginning(tokenizer, bos)
-    _check_begin(begin, length)
-    tokens = tokenize(join_texts(read_texts(source, "calibration")), tokenizer)
-    return _full(begin, _named(source, random_windows, tokens, examples, length - len(begin), seed))
+    if begin and length == 2:
+        raise ValueError(
+            "length: expected at least 3 tokens a window that begins with the beginning of text, got 2; or bos never"
+        )
+    tokens = tokenize(join_texts(read_texts(source, part)), tokenizer)
+    try:
+        text = cut(tokens, length - len(begin))
+    except ValueError as error:
+        raise ValueError(f"data source {source!r}: {error}") from None
+    tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0]) if begin else text
+    return Windows(tokens, np.ones(tokens.shape, bool))
 
 
 def batches(windows: Windows, batch_size: int) -> Iterator[tuple[Windows, int]]:
@@ -163,36 +184,3 @@ def pairs(windows: Windows, batch_size: int) -> list[tuple[np.ndarray, np.ndarra
 def concatenated(parts: Iterable[Windows]) -> Windows:
     """Put windows of one length one behind the other."""
     return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _full(begin: list[int], text: Int32[np.ndarray, "examples rest"]) -> Windows:
-    """Return windows of real tokens only, some in front of the text of each."""
-    tokens = np.pad(text, ((0, 0), (len(begin), 0)), constant_values=begin[0]) if begin else text
-    return Windows(tokens, np.ones(tokens.shape, bool))
-
-
-def _named(source: str, cut: Any, *arguments: Any) -> Int32[np.ndarray, "examples seq"]:
-    """Call `cut`, and let its error name the source."""
-    try:
-        return cut(*arguments)
-    except ValueError as error:
-        raise ValueError(f"data source {source!r}: {error}") from None
-
-
-def _check_begin(begin: list[int], length: int) -> None:
-    if begin and length == 2:
-        raise ValueError(
-            "length: expected at least 3 tokens a window that begins with the beginning of text, got 2; or bos never"
-        )
-
-
-def _check_sizes(count: int, length: int, name: str) -> None:
-    if count < 1 or length < 2:
-        raise ValueError(f"windows: expected {name} >= 1 and length >= 2, got {count} and {length}")
-
-
-def _too_short(tokens: int, examples: int, length: int) -> str:
-    return (
-        f"expected at least {examples * length} tokens for {examples} x {length}, got {tokens}; "
-        "ask for less or give a longer text"
-    )

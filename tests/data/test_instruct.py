@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from saap_jax.data.instruct import parse_exchanges
+from saap_jax.data.instruct import exchange_of
 from saap_jax.data.pieces import encode_exchange, read_pieces, response_piece, text_pieces
 from saap_jax.data.sources import read_exchanges, read_texts
 
@@ -14,25 +14,25 @@ DOLLY = {"instruction": "Say hello.", "context": "", "response": "hello", "categ
 CHAT = "{% for m in messages %}<|endoftext|>{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>assistant:"
 
 
-def lines(*records) -> list[tuple[int, bytes]]:
-    return [(number, json.dumps(record).encode() + b"\n") for number, record in enumerate(records, start=1)]
+def exchanges(*records):
+    return [exchange_of(f"line {number}", record, "a") for number, record in enumerate(records, start=1)]
 
 
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "data.jsonl"
-    path.write_bytes(b"".join(line for _, line in lines(ALPACA, DOLLY, {**ALPACA, "output": "  "})))
+    path.write_text("".join(json.dumps(each) + "\n" for each in (ALPACA, DOLLY, {**ALPACA, "output": "  "})))
     return f"instruct:{path}"
 
 
 def test_both_kinds_of_fields_are_read():
-    alpaca, dolly = parse_exchanges(lines(ALPACA, DOLLY), "a")
+    alpaca, dolly = exchanges(ALPACA, DOLLY)
     assert alpaca[1:] == ("Add the numbers.", "1 and 2", "3")
     assert dolly[1:] == ("Say hello.", "", "hello")
 
 
 def test_the_prompts_are_those_of_alpaca():
-    alpaca, dolly = parse_exchanges(lines(ALPACA, DOLLY), "a")
+    alpaca, dolly = exchanges(ALPACA, DOLLY)
     assert alpaca.prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nAdd the numbers.\n\n### Input:\n"
@@ -46,7 +46,7 @@ def test_the_prompts_are_those_of_alpaca():
 
 
 def test_braces_in_the_data_stay_what_they_are():
-    (exchange,) = parse_exchanges(lines({**ALPACA, "instruction": "Format {context} and {x}"}), "a")
+    (exchange,) = exchanges({**ALPACA, "instruction": "Format {context} and {x}"})
     assert "Format 1 and 2 and {x}" not in exchange.prompt
     assert "Format {context} and {x}" in exchange.prompt
 
@@ -57,12 +57,11 @@ def test_braces_in_the_data_stay_what_they_are():
         ({"text": "a"}, r"line 1: expected a string field 'instruction', found fields: text \(str\)"),
         ({"instruction": "a", "output": 3}, "expected a string field 'output' or 'response'"),
         ({"instruction": "a", "input": 3, "output": "b"}, "expected a string field 'input' or 'context'"),
-        (["a"], "line 1: expected an object, got list"),
     ],
 )
 def test_other_data_is_refused_with_its_line(record, message):
     with pytest.raises(ValueError, match=message) as error:
-        parse_exchanges(lines(record), "instruct:a.jsonl")
+        exchanges(record)
     assert "\n" not in str(error.value)
 
 
@@ -99,14 +98,14 @@ def test_a_long_response_is_cut_and_a_long_prompt_left_out(source, tokenizer):
 
 
 def test_special_tokens_in_the_data_are_spelled_out(tokenizer):
-    (exchange,) = parse_exchanges(lines({**DOLLY, "response": "a<|endoftext|>b"}), "a")
+    (exchange,) = exchanges({**DOLLY, "response": "a<|endoftext|>b"})
     prompt, response = encode_exchange(exchange, tokenizer, "alpaca", [])
     assert tokenizer.eos_token_id not in response
     assert tokenizer.eos_token_id not in prompt
 
 
 def test_a_chat_template_writes_its_own_special_tokens_once(tokenizer, monkeypatch):
-    (exchange,) = parse_exchanges(lines(ALPACA), "a")
+    (exchange,) = exchanges(ALPACA)
     with pytest.raises(ValueError, match="data.template: expected a tokenizer with a chat template"):
         encode_exchange(exchange, tokenizer, "chat", [])
     monkeypatch.setattr(tokenizer, "chat_template", CHAT)

@@ -4,7 +4,6 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from saap_jax.data import chat
 from saap_jax.data.chat import encode_chat
 from saap_jax.llama import LayerWidths, LlamaSpec
 from saap_jax.llama.generate import TextOutput, encode_prompt, generate, stream_texts
@@ -107,21 +106,14 @@ def test_a_chat_with_the_packaged_tokenizer(smollm2_tokenizer):
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ raise_exception('no\\nsystem role') }}", "TemplateError: no system role"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
-        ("{{ 'a' * 2 ** 30 }}", "MemoryError"),
-        ("{{ 9 ** (9 ** 9) }}", "TimeIsUp: longer than 1 s"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "TimeIsUp"),
-        ("{{ 'a' * 2 ** 23 }}", "expected a text of at most 4,194,304 characters"),
-        ("{{ '\\ud800' }}", r"chat template: expected text, got half of a character, '\\ud800', at 0"),
+        ("{{ '\\ud800' }}", r"got half of a character, '\\ud800', at 0"),
     ],
 )
-def test_a_template_that_fails_is_refused_in_a_line(tokenizer, template, message, monkeypatch):
-    monkeypatch.setattr(chat, "SECONDS", 1.0)
+def test_a_template_that_fails_is_refused_in_a_line(tokenizer, template, message):
     with pytest.raises(ValueError, match=message) as caught:
         encode_chat(with_bos(tokenizer, template), "the cat")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-    fine = with_bos(tokenizer, "{{ messages[0].content }}")
-    assert fine.decode(encode_chat(fine, "the cat" * 1000)) == "the cat" * 1000, "nothing is limited afterwards"
 
 
 def test_prompts(tokenizer):

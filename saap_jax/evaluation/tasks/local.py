@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saap_jax.data.json_lines import LINE, fields_of
 from saap_jax.evaluation.tasks.encode import encode_pair
 from saap_jax.evaluation.tasks.likelihood import Progress, log_likelihoods
 from saap_jax.evaluation.tasks.results import TaskResult
-from saap_jax.formats.json_files import parse_json, read_lines, shown
+from saap_jax.formats.json_files import fields_of, parse_json, read_lines, shown
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.model import Llama
 
@@ -71,7 +70,7 @@ def read_task(name: str, path: Path, limit: int = 0) -> Task:
     """
     items: list[Item] = []
     kinds: set[bool] = set()
-    for number, line in read_lines(path, limit=LINE):
+    for number, line in read_lines(path):
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
