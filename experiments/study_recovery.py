@@ -29,7 +29,7 @@ from tables import in_percent, perplexity
 
 import saap_jax
 from saap_jax.api import calibrate, select_path
-from saap_jax.config import MethodConfig
+from saap_jax.config import MethodConfig, TrainingConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.data.packing import Rows, pack
 from saap_jax.data.pieces import read_pieces
@@ -40,7 +40,7 @@ from saap_jax.jobs.recover import method_of
 from saap_jax.llama import Llama
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.loop import Plan, Training, train
+from saap_jax.recovery.loop import Training, train
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.quantization import quantize
 from saap_jax.recovery.train import Schedule, join, split
@@ -147,7 +147,7 @@ def recovered(arm: Arm, pruned: Llama, rows: Rows, seed: int, directory: Path) -
     if arm.method:
         method = method_of(MethodConfig(name=arm.method, bits=arm.bits, group_size=GROUP))  # type: ignore[arg-type]
         trained, frozen = split(method.prepare(pruned, jax.random.key(seed)), method.trainable)
-        plan = Plan(BATCH, BATCH, 1, check_every=8, patience=0, seed=seed)
+        plan = TrainingConfig(batch_size=BATCH, microbatch=BATCH, epochs=1, check_every=8, seed=seed)
         schedule = Schedule(learning_rate=arm.rate, warmup=4, steps=STEPS)
         about = {"arm": list(arm[:2]), "seed": seed}
         with Checkpoints(directory, keep=1) as checkpoints:

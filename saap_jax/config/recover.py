@@ -125,12 +125,12 @@ class TrainingConfig:
             raise ValueError(
                 f"training.microbatch: expected a divisor of batch_size {self.batch_size}, got {self.microbatch}"
             )
-        for name in ("learning_rate", "temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"training.{name}: expected a number above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip", "hidden"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"training.{name}: expected a number of at least 0, got {getattr(self, name)}")
+        for name, above in (("learning_rate", 1), ("temperature", 1), ("weight_decay", 0), ("clip", 0), ("hidden", 0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and (value > 0 if above else value >= 0)):
+                raise ValueError(
+                    f"training.{name}: expected a number {'above' if above else 'of at least'} 0, got {value}"
+                )
         check_share("training.distillation", self.distillation)
         if self.top_k_logits and not self.distillation:
             raise ValueError(

@@ -134,7 +134,7 @@ def time_in_turns(
     programs: Sequence[Programs],
     repeats: int,
     *,
-    progress: Callable[[Iterable[int]], Iterator[int]] = iter,
+    progress: Callable[[Sequence[int]], Iterator[int]] = iter,
 ) -> list[list[Times]]:
     """Return `repeats` measurements of each model; the models take turns, so that drift of the machine hits all alike.
 

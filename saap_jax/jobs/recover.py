@@ -5,7 +5,7 @@ A run that is killed at any moment goes on from its newest checkpoint, to the sa
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from saap_jax.llama.files.save import check_widths
 from saap_jax.llama.files.write import write_further
 from saap_jax.llama.generate import decoder_of
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.loop import Outcome, Plan, Step, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import Outcome, Step, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import Kept, keep_top_k
@@ -79,7 +79,12 @@ def recover(
         ValueError: bad input, found before anything is written where that can be; a loss that is not finite.
     """
     check_disjoint(config.data.sources, [config.evaluation.in_domain, config.evaluation.out_of_domain])
-    layout = _layout(config)
+    sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
+    layout = layout_of_job(config.mesh, **sizes)
+    if layout is not None and config.new_tokens:
+        raise ValueError(
+            f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
+        )
     with job(config, ENDING, overwrite=overwrite) as run:
         if not run.finished:
             out = _target(config, run)
@@ -102,7 +107,9 @@ def _recover(
         dense = load_model(config.dense, config.dtype, layout=layout, lengths=lengths) if config.dense else None
         _check_dense(config, model, dense)
         origin = origins.origin_of(config.model)
-        if (keep := _keep_of(config.model)) is not None:  # before anything is trained; it goes with the result
+        place = resolve(config.model)
+        keep = load_keep(place) if place.is_dir() and (place / "keep.json").exists() else None
+        if keep is not None:  # before anything is trained; it goes with the result
             check_widths(keep, model)
     with run.stage("text"), step(track, "tokenise the texts"):
         texts, text = texts_of(config.evaluation, tokenizer), read_text(config, tokenizer)
@@ -156,23 +163,8 @@ def _recover(
 # --- before the training -------------------------------------------------------------------------
 
 
-def _layout(config: RecoverConfig) -> Layout | None:
-    """Return where the job's arrays lie.
-
-    Raises:
-        ValueError: something that needs one device, and a mesh of more.
-    """
-    sizes = {"training.microbatch": config.training.microbatch, "evaluation.batch_size": config.evaluation.batch_size}
-    layout = layout_of_job(config.mesh, **sizes)
-    if layout is not None and config.new_tokens:
-        raise ValueError(
-            f"new_tokens: expected 0 on a mesh of several devices, where decoding is not timed, got {config.new_tokens}"
-        )
-    return layout
-
-
 def method_of(config: MethodConfig) -> Method:
-    """Return the method that a configuration names."""
+    """Make the method that a configuration names."""
     options: dict[str, Any] = {}
     if config.name != "full":
         options |= {"rank": config.rank, "scale": config.scale, "matrices": config.matrices}
@@ -194,7 +186,7 @@ def read_text(config: RecoverConfig, tokenizer: Any) -> Text:
 
 
 def schedule_of(config: RecoverConfig, rows: Rows) -> Schedule:
-    """Return how the parameters move, over the steps that the rows make.
+    """Plan how the parameters move, over the steps that the rows make.
 
     Raises:
         ValueError: there are no more steps than the warm-up has.
@@ -220,50 +212,23 @@ def training_of(
     schedule: Schedule,
     layout: Layout | None,
 ) -> Training:
-    """Return everything that the training is made of, on the devices of `layout`."""
+    """Put together everything that the training is made of, on the devices of `layout`."""
     options = config.training
     prepared = method.prepare(model, jax.random.fold_in(jax.random.key(options.seed), 0))
     if layout is not None:
         prepared = laid_out(prepared, layout.lenient())
-    objective = Objective(
-        options.compute,
-        options.remat,
-        float(options.distillation),
-        float(options.temperature),
-        float(options.hidden),
-    )
+    weights = (float(each) for each in (options.distillation, options.temperature, options.hidden))
+    objective = Objective(options.compute, options.remat, *weights)
     teacher = dense if objective.taught else None
     trained, frozen = split(prepared, method.trainable, None if options.top_k_logits else teacher)
-    base = digest_of((prepared, teacher))
-    return Training(
-        trained,
-        frozen,
-        text.rows,
-        text.held_out,
-        objective,
-        schedule,
-        Plan(
-            options.batch_size,
-            options.microbatch,
-            options.epochs,
-            options.check_every,
-            options.patience,
-            options.seed,
-        ),
-        {
-            **flatten(plain(dataclasses.asdict(config))),
-            "digest of the model": base,
-            "digest of the text": _digest(text),
-        },
-    )
-
-
-def _digest(text: Text) -> str:
-    return digest_of([rows.arrays() for rows in (text.rows, text.held_out) if rows is not None])
+    rows = [rows.arrays() for rows in (text.rows, text.held_out) if rows is not None]
+    about = flatten(plain(dataclasses.asdict(config)))
+    about |= {"digest of the model": digest_of((prepared, teacher)), "digest of the text": digest_of(rows)}
+    return Training(trained, frozen, text.rows, text.held_out, objective, schedule, options, about)
 
 
 def _target(config: RecoverConfig, run: RunDirectory) -> Path:
-    """Return where the recovered model goes, in the run if it is sent to an address from there.
+    """Choose where the recovered model goes, in the run if it is sent to an address from there.
 
     Raises:
         ValueError: something is there, and this very run did not write it.
@@ -290,12 +255,6 @@ def _check_dense(config: RecoverConfig, model: Llama, dense: Llama | None) -> No
             f"training.hidden: expected as many layers of the same width in {config.model} and {config.dense}, got "
             f"{sizes[0][0]} of {sizes[0][1]} and {sizes[1][0]} of {sizes[1][1]}; leave it out"
         )
-
-
-def _keep_of(model: str) -> Any:
-    """Return which units of the unpruned model are left, where the model's directory says so."""
-    place = resolve(model)
-    return load_keep(place) if place.is_dir() and (place / "keep.json").exists() else None
 
 
 def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) -> dict[str, Any]:
@@ -329,7 +288,7 @@ def _about(config: RecoverConfig, text: Text, training: Training, model: Llama) 
 def _with_top_k(
     config: RecoverConfig, run: RunDirectory, training: Training, dense: Llama, track: Track, note: Note
 ) -> Training:
-    """Return the training with the dense model's likeliest tokens on disk; those that are not there yet are made."""
+    """Give the training the dense model's likeliest tokens on disk; those that are not there yet are made."""
     plan, k, length = training.plan, config.training.top_k_logits, config.data.length
     fed = {"batch_size": plan.batch_size, "epochs": plan.epochs, "seed": plan.seed, "steps": training.schedule.steps}
     numbers = rows_fed(training.rows, **fed)
@@ -406,7 +365,7 @@ class _Told:
 
 
 def measured(model: Llama, texts: dict[str, Windows], batch_size: int) -> dict[str, Any]:
-    """Return size and perplexities of a model, with the losses of each window."""
+    """Measure size and perplexities of a model, with the losses of each window."""
     losses = {name: window_losses(model, pairs(windows, batch_size)) for name, windows in texts.items()}
     return {
         "parameters": count_parameters(model),
@@ -424,12 +383,7 @@ def _time(config: RecoverConfig, run: RunDirectory, models: dict[str, Llama | No
         compile_programs(decoder_of(model), workload)
         for model in track("compile the models", present.values(), len(present))
     ]
-
-    def progress(turns: Any) -> Any:
-        listed: Sequence[int] = list(turns)
-        return track("time the models", listed, len(listed))
-
-    times = time_in_turns(programs, config.repeats, progress=progress)
+    times = time_in_turns(programs, config.repeats, progress=lambda turns: track("time the models", turns, len(turns)))
     for name, each in zip(present, times, strict=True):
         rate = workload.batch / spread(one.step for one in each).median
         run.update(**{name: run.record[name] | {"tokens_per_second": rate}})

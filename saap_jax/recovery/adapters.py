@@ -99,8 +99,9 @@ def _shape_of_a(matrix: Weight, rank: int, group_size: int | None) -> tuple[int,
     return matrix.shape[0], inputs // (group_size or 1), rank
 
 
+@jax.jit  # one program for all matrices, where each by itself would compile several
 def merged(model: Llama) -> Llama:
-    """Return the model without adapters that computes the same; matrices in floats take W + (η/r)·A·B.
+    """Take the adapters into the model, which then computes the same; matrices in floats take W + (η/r)·A·B.
 
     A quantised matrix takes what a group's adapter adds into its offset, m' = m + (η/r)(A·B)/s, which is
     β' = β − (η/r)(A·B)/(s·α): the integers, the scales and the size stay as they are.
@@ -108,11 +109,7 @@ def merged(model: Llama) -> Llama:
     Raises:
         ValueError: an adapter over single inputs beside a quantised matrix, which its zero points cannot take.
     """
-    return _merged(model)
 
-
-@jax.jit  # one program for all matrices, where each by itself would compile several
-def _merged(model: Llama) -> Llama:
     def merge(matrix: Weight) -> Weight:
         if not isinstance(matrix, Adapted):
             return matrix
@@ -132,15 +129,6 @@ def _merged(model: Llama) -> Llama:
     return with_matrices(model, merge)
 
 
-def check_adapters(rank: int, scale: float, matrices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the settings of adapters make sense."""
-    if rank < 1:
-        raise ValueError(f"rank: expected at least 1, got {rank}")
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale: expected a positive number, got {scale}")
-    check_matrices(matrices)
-
-
 def check_no_experts(spec: LlamaSpec, matrices: tuple[str, ...]) -> None:
     """Raise ValueError for matrices of experts, of which each would have to have an adapter, or scales, of its own."""
     if spec.constants.traits.experts and (own := [name for name in matrices if MATRICES[name] == "mlp"]):
@@ -148,9 +136,3 @@ def check_no_experts(spec: LlamaSpec, matrices: tuple[str, ...]) -> None:
             f"matrices: expected those of attention in a {spec.constants.family}, got {', '.join(own)} of its experts; "
             "give --method.matrices query key value output, or --method.name full"
         )
-
-
-def check_matrices(matrices: tuple[str, ...]) -> None:
-    """Raise ValueError unless each name is a matrix, once."""
-    if not matrices or len(set(matrices)) < len(matrices) or not set(matrices) <= MATRICES.keys():
-        raise ValueError(f"matrices: expected some of {', '.join(MATRICES)}, each once, got {', '.join(matrices)!r}")

@@ -7,42 +7,33 @@ and goes on ends with the same parameters, bit for bit.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from saap_jax.config.recover import TrainingConfig
 from saap_jax.data.packing import Rows, count_batches, feed, padded_rows
 from saap_jax.recovery.checkpoints import Checkpoints
-from saap_jax.recovery.not_finite import likely_cause
 from saap_jax.recovery.objective import Objective
 from saap_jax.recovery.top_k import Kept
 from saap_jax.recovery.train import (
     Frozen,
-    Measured,
     Parameters,
     Schedule,
     State,
     held_out_step,
+    join,
     microbatches,
     rate_at,
     start,
     train_step,
 )
 from saap_jax.runtime.constraints import on_mesh_of
+from saap_jax.runtime.finite import first_not_finite
 from saap_jax.runtime.mesh import places_of
-
-
-class Plan(NamedTuple):
-    """How to train, beside objective and schedule."""
-
-    batch_size: int
-    microbatch: int
-    epochs: int
-    check_every: int
-    patience: int
-    seed: int
+from saap_jax.runtime.words import some
 
 
 class Step(NamedTuple):
@@ -89,7 +80,8 @@ class Training(NamedTuple):
     held_out: Rows | None
     objective: Objective
     schedule: Schedule
-    plan: Plan
+    plan: TrainingConfig
+    """How to train, beside objective and schedule: batches, epochs, checks, patience and seed."""
     about: dict[str, Any]
     """What identifies the training, for its checkpoints: plain values, equal ones in a training that goes on."""
     top: Kept | None = None
@@ -97,13 +89,13 @@ class Training(NamedTuple):
 
 
 def steps_of(rows: Rows, *, batch_size: int, epochs: int, most: int) -> int:
-    """Return how many steps a training takes; `most` 0 stands for no bound."""
+    """Count the steps of a training; `most` 0 stands for no bound."""
     steps = count_batches(rows, batch_size=batch_size, epochs=epochs)
     return min(steps, most) if most else steps
 
 
 def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step], None] = lambda step: None) -> Outcome:
-    """Train from the newest checkpoint, or from the beginning, to the end, and return the best parameters.
+    """Train from the newest checkpoint, or from the beginning, to the end; find the best parameters.
 
     Args:
         done: is told of each step.
@@ -121,7 +113,7 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
         state, progress = checkpoints.read(latest, state)
         batches.set_state(progress["iterator"])
     step, places = int(state.step), places_of(state)
-    while step < schedule.steps and not _stops(progress, plan):
+    while step < schedule.steps and not (plan.patience and progress["waited"] >= plan.patience):
         began, place = time.perf_counter(), batches.get_state()
         batch = next(batches)
         top = None if training.top is None else training.top.of(batch["row"])
@@ -132,25 +124,39 @@ def train(training: Training, checkpoints: Checkpoints, *, done: Callable[[Step]
                 graph=frozen.graph, objective=training.objective, schedule=schedule, places=places,
             )  # fmt: skip
         if not bool(measured.finite):
-            raise _not_finite(training, checkpoints, state, batch, measured, progress | {"iterator": place})
+            what = "gradient" if math.isfinite(float(measured.loss)) else "loss"
+            raise _not_finite(training, checkpoints, state, batch, what, progress | {"iterator": place})
+        figures = map(float, (measured.loss, measured.divergence, measured.distance, measured.norm))
+        tokens, seconds = int((batch["segments"] > 0).sum()), time.perf_counter() - began
+        told = Step(step + 1, *figures, rate_at(schedule, step), tokens, seconds)
         step += 1
-        told = _told(step, measured, batch, schedule, time.perf_counter() - began)
         if step % plan.check_every == 0 or step == schedule.steps:
             loss = held_out_loss(state.trained, training)
-            progress = _checked(progress, step, loss) | {"iterator": batches.get_state()}
-            checkpoints.save(state, progress, loss if loss is None or math.isfinite(loss) else None)
+            finite, best = loss is not None and math.isfinite(loss), progress["best_loss"]
+            if finite and (best is None or loss < best):
+                progress |= {"best_step": step, "best_loss": loss, "waited": 0}
+            elif loss is not None:
+                progress |= {"waited": progress["waited"] + 1}
+            progress |= {"iterator": batches.get_state()}
+            checkpoints.save(state, progress, loss if finite else None)
             told = told._replace(held_out=loss)
         done(told)
-    return _outcome(training, checkpoints, state, progress, step < schedule.steps)
+    best, trained = progress["best_step"], state.trained
+    if best is not None and best != step:
+        checkpoints.wait()
+        trained = checkpoints.read(best, state).state.trained
+    return Outcome(trained, step, best, progress["best_loss"], step < schedule.steps)
 
 
 def held_out_loss(trained: Parameters, training: Training) -> float | None:
-    """Return the mean loss of the held-out rows in nats; None where there are none."""
+    """Measure the mean loss of the held-out rows in nats; None where there are none."""
     if training.held_out is None:
         return None
-    frozen, total, count = training.frozen, 0.0, 0
-    for batch in _batches(training.held_out, training.plan.microbatch):
-        rows = jax.tree.map(lambda x: x[0], microbatches(batch, training.plan.microbatch, trained))
+    frozen, total, count, size = training.frozen, 0.0, 0, training.plan.microbatch
+    arrays = training.held_out.arrays()
+    for first in range(0, len(training.held_out.tokens), size):
+        batch = padded_rows({name: value[first : first + size] for name, value in arrays.items()}, size)
+        rows = jax.tree.map(lambda x: x[0], microbatches(batch, size, trained))
         with on_mesh_of(trained):
             loss, tokens = held_out_step(
                 trained, frozen.parameters, rows, graph=frozen.graph, objective=training.objective
@@ -159,57 +165,14 @@ def held_out_loss(trained: Parameters, training: Training) -> float | None:
     return total / count
 
 
-def _batches(rows: Rows, size: int) -> Iterator[dict[str, np.ndarray]]:
-    for first in range(0, len(rows.tokens), size):
-        yield padded_rows({name: value[first : first + size] for name, value in rows.arrays().items()}, size)
-
-
-def _told(step: int, measured: Measured, batch: dict[str, np.ndarray], schedule: Schedule, seconds: float) -> Step:
-    return Step(
-        step,
-        float(measured.loss),
-        float(measured.divergence),
-        float(measured.distance),
-        float(measured.norm),
-        rate_at(schedule, step - 1),
-        int((batch["segments"] > 0).sum()),
-        seconds,
-    )
-
-
-def _checked(progress: dict[str, Any], step: int, loss: float | None) -> dict[str, Any]:
-    """Return the progress after a check."""
-    if loss is None:
-        return progress
-    best = progress["best_loss"]
-    if math.isfinite(loss) and (best is None or loss < best):
-        return progress | {"best_step": step, "best_loss": loss, "waited": 0}
-    return progress | {"waited": progress["waited"] + 1}
-
-
 def _check_same(about: dict[str, Any], saved: dict[str, Any], step: int, at_most: int = 3) -> None:
     """Raise ValueError where a checkpoint is of another training, with what differs."""
     differing = [f"{key} {saved.get(key)} -> {value}" for key, value in about.items() if saved.get(key) != value]
     if differing:
-        more = f" and {len(differing) - at_most} more" if len(differing) > at_most else ""
         raise ValueError(
-            f"checkpoint {step} is of another training: {', '.join(differing[:at_most])}{more}; start anew with "
-            "--overwrite, or choose another --name"
+            f"checkpoint {step} is of another training: {some(differing, at_most)}; start anew with --overwrite, or "
+            "choose another --name"
         )
-
-
-def _stops(progress: dict[str, Any], plan: Plan) -> bool:
-    return bool(plan.patience) and progress["waited"] >= plan.patience
-
-
-def _outcome(
-    training: Training, checkpoints: Checkpoints, state: State, progress: dict[str, Any], stopped: bool
-) -> Outcome:
-    best, steps, trained = progress["best_step"], int(state.step), state.trained
-    if best is not None and best != steps:
-        checkpoints.wait()
-        trained = checkpoints.read(best, state).state.trained
-    return Outcome(trained, steps, best, progress["best_loss"], stopped)
 
 
 def _not_finite(
@@ -217,22 +180,48 @@ def _not_finite(
     checkpoints: Checkpoints,
     state: State,
     batch: dict[str, np.ndarray],
-    measured: Measured,
+    what: str,
     progress: dict[str, Any],
 ) -> NotFiniteError:
-    """Save the state before the step, and return what is to be said."""
+    """Save the state before the step, and make what is to be said."""
     step, place = int(state.step) + 1, [int(row) for row in batch["row"] if row >= 0]
     if checkpoints.latest != int(state.step):
         checkpoints.save(state, progress, None)
     checkpoints.wait()
     names = [name for row in place for name in training.rows.names[row]]
-    what = "loss" if not math.isfinite(float(measured.loss)) else "gradient"
     return NotFiniteError(
-        f"training: the {what} of step {step} is not finite, on the rows {_listed(list(map(str, place)), 8)} "
-        f"({_listed(names, 3)}); the state before it is saved as checkpoint {step - 1}. Likely cause: "
-        f"{likely_cause(state, training.frozen, batch, training.objective, training.plan.microbatch)}"
+        f"training: the {what} of step {step} is not finite, on the rows {some([*map(str, place)], 8)} "
+        f"({some(names, 3)}); the state before it is saved as checkpoint {step - 1}. Likely cause: "
+        f"{_likely_cause(state, training, batch)}"
     )
 
 
-def _listed(words: list[str], most: int) -> str:
-    return ", ".join(words[:most]) + (", …" if len(words) > most else "")
+def _likely_cause(state: State, training: Training, batch: dict[str, np.ndarray]) -> str:
+    """Find by trying why a loss or a gradient is not finite, and what to do; `state` is the one before the step."""
+    frozen, objective = training.frozen, training.objective
+    for what, tree in (("the model", join(state.trained, frozen)), ("the dense model", frozen.teacher)):
+        if (place := first_not_finite(tree)) is not None:
+            return f"{what} has numbers that are not finite, in {place}; load, or prune, another model"
+    parts = microbatches(batch, training.plan.microbatch, state.trained)
+
+    def finite(objective: Objective) -> bool:
+        losses = [
+            held_out_step(
+                state.trained,
+                frozen.parameters,
+                jax.tree.map(lambda x, place=place: x[place], parts),
+                graph=frozen.graph,
+                objective=objective,
+            )[0]
+            for place in range(len(parts.tokens))
+        ]
+        return bool(np.isfinite(losses).all())
+
+    if finite(objective):
+        return "the loss is finite and its gradient overflows; lower training.learning_rate, or training.clip"
+    if objective.compute != "float32" and finite(objective._replace(compute="float32")):
+        return (
+            f"{objective.compute} is too narrow for this model, whose loss is finite in float32; pass "
+            "--training.compute float32"
+        )
+    return "the model's activations overflow after the steps so far; lower training.learning_rate"

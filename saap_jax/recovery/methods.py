@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from saap_jax.llama.model import Llama
 from saap_jax.llama.quantized import MATRICES
-from saap_jax.recovery.adapters import AdapterParam, adapted, check_adapters, merged
+from saap_jax.recovery.adapters import AdapterParam, adapted, merged
 from saap_jax.recovery.quantization import Rounding, quantize
 
 ALL = tuple(MATRICES)
@@ -40,7 +40,7 @@ def lora(*, rank: int = 8, scale: float = 16.0, matrices: tuple[str, ...] = ALL)
         scale: η.
         matrices: names of `MATRICES`.
     """
-    check_adapters(rank, scale, matrices)
+    _check_adapters(rank, scale, matrices)
 
     def prepare(model: Llama, key: Array) -> Llama:
         return adapted(model, key, rank=rank, scale=scale, matrices=matrices)
@@ -70,13 +70,22 @@ def groupwise(
         matrices: names of `MATRICES`, which are quantised and have adapters.
         rounding: see `quantize`.
     """
-    check_adapters(rank, scale, matrices)
+    _check_adapters(rank, scale, matrices)
 
     def prepare(model: Llama, key: Array) -> Llama:
         quantised = quantize(model, bits=bits, group_size=group_size, matrices=matrices, rounding=rounding)
         return adapted(quantised, key, rank=rank, scale=scale, matrices=matrices, group_size=group_size)
 
     return Method("groupwise", prepare, AdapterParam, merged)
+
+
+def _check_adapters(rank: int, scale: float, matrices: tuple[str, ...]) -> None:
+    if rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {rank}")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    if not matrices or len(set(matrices)) < len(matrices) or not set(matrices) <= MATRICES.keys():
+        raise ValueError(f"matrices: expected some of {', '.join(MATRICES)}, each once, got {', '.join(matrices)!r}")
 
 
 METHODS: dict[str, Callable[..., Method]] = {"full": full, "lora": lora, "groupwise": groupwise}

@@ -1,5 +1,6 @@
 """Training from beginning to end: checks, stopping, going on, and what is said of trouble."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
-from saap_jax.recovery.loop import NotFiniteError, Plan, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, steps_of, train
 from saap_jax.recovery.objective import Objective, sums_of
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split, start
@@ -17,7 +19,7 @@ from saap_jax.runtime.digests import digest_of
 from tests.helpers import VOCAB, changed, dense_model, ragged_model
 from tests.recovery.helpers import LENGTH, LORA_LIKE, packed, regular_rows, rows_of
 
-PLAN = Plan(batch_size=4, microbatch=2, epochs=4, check_every=3, patience=0, seed=0)
+PLAN = TrainingConfig(batch_size=4, microbatch=2, epochs=4, check_every=3, patience=0, seed=0)
 ROWS, HELD, IRREGULAR = regular_rows(9), regular_rows(3), rows_of(12, 12, seed=8)
 
 
@@ -71,13 +73,13 @@ def test_killed_twice_it_ends_with_the_same_parameters(tmp_path):
     again, nothing = run(tmp_path / "killed", training_of())
     assert same(again.trained, whole.trained)
     assert not nothing
-    other, _ = run(tmp_path / "other", training_of(plan=PLAN._replace(seed=1)))
+    other, _ = run(tmp_path / "other", training_of(plan=dataclasses.replace(PLAN, seed=1)))
     assert not same(other.trained, whole.trained)
 
 
 def taught(k: int | None, directory: Path) -> Training:
     """Return a training with a teacher: in memory, or k likeliest tokens of it on disk; its last batch is padded."""
-    training, teacher = training_of(plan=PLAN._replace(epochs=3), steps=7), dense_model(seed=1)
+    training, teacher = training_of(plan=dataclasses.replace(PLAN, epochs=3), steps=7), dense_model(seed=1)
     training = training._replace(objective=Objective(distillation=0.7, temperature=2.0))
     if k is None:
         return training._replace(frozen=training.frozen._replace(teacher=teacher))
@@ -126,7 +128,7 @@ def test_of_equal_losses_the_first_checkpoint_stays(tmp_path):
 
 
 def test_patience_ends_it(tmp_path):
-    training = training_of(rate=0.5, held_out=IRREGULAR, plan=PLAN._replace(patience=1))
+    training = training_of(rate=0.5, held_out=IRREGULAR, plan=dataclasses.replace(PLAN, patience=1))
     outcome, told = run(tmp_path, training)
     assert outcome.stopped
     assert outcome.steps == len(told) == 6
