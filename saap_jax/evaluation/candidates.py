@@ -111,18 +111,18 @@ def grouped(keeps: Sequence[Keep], existing: Keep, at_once: int) -> list[Group]:
 
 
 def _by_layer(keep: Keep) -> Bool[np.ndarray, "_layers _units"]:
-    """Return what of each layer is kept."""
+    """Put side by side what of each layer is kept."""
     return np.concatenate([keep[name] for name in STRUCTURES], axis=1)
 
 
 def _common(layers: Sequence[Bool[np.ndarray, "_layers _units"]]) -> int:
-    """Return how many layers, from the first on, are the same in several keep-sets."""
+    """Count the layers that, from the first on, are the same in several keep-sets."""
     differs = np.any([(each != layers[0]).any(axis=1) for each in layers], axis=0)
     return int(np.argmax(differs)) if differs.any() else len(differs)
 
 
 def keep_digest(keep: Keep) -> str:
-    """Return a name of a keep-set that equal ones share, 16 hexadecimal digits."""
+    """Make a name of a keep-set that equal ones share, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, kept in sorted(keep.items()):
         digest.update(f"{name}{kept.shape}".encode() + np.packbits(kept).tobytes())
@@ -133,7 +133,7 @@ def keep_digest(keep: Keep) -> str:
 def shared_step(
     model: Llama, tokens: Int[Array, "batch seq"], gates: Gates, common: Int[Array, ""]
 ) -> Float[Array, "batch seq embed"]:
-    """Return the residual stream behind the layers that are the same in all candidates, `[layers, units]` of gates."""
+    """Run to the residual stream behind the layers that are the same in all candidates, `[layers, units]` of gates."""
     return run_layers(model, model.embedded(tokens), 0, common, gates)
 
 
@@ -146,7 +146,7 @@ def candidates_step(
     tokens: Int[Array, "batch seq"],
     mask: Bool[Array, "batch seq"],
 ) -> Float[Array, "candidates batch"]:
-    """Return each window's summed loss under each candidate's gates, `[candidates, layers, units]` a structure."""
+    """Sum each window's loss under each candidate's gates, `[candidates, layers, units]` a structure."""
     candidates, batch = len(gates[STRUCTURES[0]]), len(tokens)
     states = jnp.broadcast_to(shared[None], (candidates, *shared.shape))
     own = {name: jnp.repeat(gate, batch, axis=0) for name, gate in gates.items()}

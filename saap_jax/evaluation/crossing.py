@@ -33,7 +33,7 @@ class Bracket(NamedTuple):
     """Ratios tried beyond the grid."""
 
     def next(self, tolerance: float) -> float | None:
-        """Return the ratio to try next, or None where the answer is known to the tolerance.
+        """Choose the ratio to try next, or None where the answer is known to the tolerance.
 
         >>> Bracket(0.2, 0.3, 0.9).next(0.005), Bracket(0.5, math.inf, 0.9).next(0.005)
         (0.25, 0.9)
@@ -45,13 +45,13 @@ class Bracket(NamedTuple):
         return round((self.low + self.high) / 2, 6) if self.high - self.low > tolerance else None
 
     def narrowed(self, ratio: float, holds: bool) -> "Bracket":
-        """Return what is known once `ratio` was tried."""
+        """Tell what is known once `ratio` was tried."""
         ends = {"low": ratio} if holds else {"high": ratio}
         return self._replace(**ends, rounds=self.rounds + 1)
 
 
 def first_bracket(ratios: Sequence[float], holds: Sequence[bool], top: float) -> Bracket:
-    """Return the first crossing from below on a grid of ratios.
+    """Find the first crossing from below on a grid of ratios.
 
     >>> first_bracket((0.1, 0.2, 0.3), (True, False, True), 0.9)
     Bracket(low=0.1, high=0.2, top=0.9, rounds=0)
@@ -85,7 +85,7 @@ def bisect(
 def knee(
     ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "*curves points"]
 ) -> Float[np.ndarray, "*curves"]:
-    """Return the ratio at which a curve of log perplexity is furthest below the chord from its first to its last point.
+    """Find the ratio at which a curve of log perplexity is furthest below the chord from its first to its last point.
 
     Both axes are scaled to [0, 1] by the chord's ends; the knee is the point with the largest x - y. NaN where no point
     is below the chord (a straight or concave curve), the curve does not rise, or a loss is not finite.
@@ -111,7 +111,7 @@ def knee(
 def crossing(
     ratios: Float[np.ndarray, "points"], losses: Float[np.ndarray, "draws points"], limits: Float[np.ndarray, "draws"]
 ) -> Float[np.ndarray, "draws"]:
-    """Return where each curve first exceeds its limit, by lines between points; the last ratio where none does.
+    """Find where each curve first exceeds its limit, by lines between points; the last ratio where none does.
 
     Args:
         ratios: ascending, from 0 on.
@@ -174,7 +174,7 @@ class Found(NamedTuple):
 
 
 def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) -> list[Found]:
-    """Return each variant's largest ratio and knee, over its seeds, the largest ratio first.
+    """Find each variant's largest ratio and knee, over its seeds, the largest ratio first.
 
     Intervals: seeds and windows are drawn with replacement, each by itself, the same windows for all points of a curve
     and for the unpruned model, from which the limit follows. The ratio of a draw is read off lines between all measured
@@ -191,11 +191,15 @@ def found_variants(run: RunRecord, candidates: Sequence[Row], *, seed: int = 0) 
     for line in frontier["lines"]:
         variants.setdefault(line["variant"], []).append(line)
     resamples = resamples_for(len(variants) - 1, frontier["resamples"])
-    draws = _Draws.make(len(dense), max(map(len, variants.values())), resamples, seed)
+    random, unpruned = np.random.default_rng(seed), {**run["dense"], "candidate": "dense"}
+    draws = _Draws(*(shares(count, resamples, random) for count in (len(dense), max(map(len, variants.values())))))
     found, ratios = [], {}
     for variant, lines in variants.items():
         curves = [sorted(rows[variant, line["seed"]], key=lambda row: row["ratio_asked"]) for line in lines]
-        at = [_row_at(curve, line["ratio"], run) for curve, line in zip(curves, lines, strict=True)]
+        at = [
+            next((row for row in curve if row["ratio_asked"] == line["ratio"]), unpruned)
+            for curve, line in zip(curves, lines, strict=True)
+        ]
         ratios[variant] = draws.means(_ratios(dense, curves, frontier, draws))
         found.append(
             Found(
@@ -222,62 +226,49 @@ class _Draws(NamedTuple):
     windows: np.ndarray
     seeds: np.ndarray
 
-    @classmethod
-    def make(cls, windows: int, seeds: int, resamples: int, seed: int) -> "_Draws":
-        random = np.random.default_rng(seed)
-        return cls(*(shares(count, resamples, random) for count in (windows, seeds)))
-
     def means(self, drawn: np.ndarray) -> np.ndarray:
-        """Return the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""
+        """Take the mean over the seeds of each draw, of the numbers `[seeds, draws]`; NaN does not count."""
         known = np.isfinite(drawn)
         weights = self.seeds.T * known
         with np.errstate(invalid="ignore", divide="ignore"):
             return (weights * np.where(known, drawn, 0)).sum(axis=0) / weights.sum(axis=0)
 
     def estimate(self, values: np.ndarray, means: np.ndarray) -> Estimate:
-        """Return the mean of one value a seed, with its interval from the `means` of each draw. NaN does not count."""
+        """Take the mean of one value a seed, with its interval from the `means` of each draw. NaN does not count."""
         low, high, _ = sureness(means[np.isfinite(means)], self.windows.shape[1]).tolist()
         values = values[np.isfinite(values)]
         mean = float(values.mean()) if len(values) else math.nan
         return Estimate(mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan, low, high)
 
 
-def _losses(dense: np.ndarray, curve: Sequence[Row], metric: str) -> np.ndarray:
-    """Return the loss of each window at each point, the unpruned model first, `[points, windows]`."""
-    return np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in curve)])
+def _curve(dense: np.ndarray, rows: Sequence[Row], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Collect ratios `[points]` and the loss of each window there `[points, windows]`, the unpruned model first."""
+    losses = np.stack([dense, *(np.asarray(row["losses"][metric], np.float64) for row in rows)])
+    return np.array([0.0, *(row["ratio_asked"] for row in rows)]), losses
 
 
 def _ratios(
     dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws
 ) -> Float[np.ndarray, "seeds draws"]:
-    """Return the largest ratio that holds the limit, of each seed in each draw."""
+    """Find the largest ratio that holds the limit, of each seed in each draw."""
     drawn = []
-    for curve in curves:
-        losses = np.einsum("dw,pw->dp", draws.windows, _losses(dense, curve, frontier["metric"]))
-        ratios = np.array([0.0, *(row["ratio_asked"] for row in curve)])
-        drawn.append(crossing(ratios, losses, _limits(losses[:, 0], frontier)))
+    for rows in curves:
+        ratios, each = _curve(dense, rows, frontier["metric"])
+        losses = np.einsum("dw,pw->dp", draws.windows, each)
+        if scale_of(frontier["metric"]).logarithmic:
+            limits = losses[:, 0] + math.log1p(frontier["percent"] / 100)
+        else:
+            limits = losses[:, 0] + np.abs(losses[:, 0]) * frontier["percent"] / 100
+        drawn.append(crossing(ratios, losses, limits))
     return np.stack(drawn)
 
 
-def _limits(dense: Float[np.ndarray, "draws"], frontier: Frontier) -> Float[np.ndarray, "draws"]:
-    """Return the mean loss at which the limit is, of each draw."""
-    if scale_of(frontier["metric"]).logarithmic:
-        return dense + math.log1p(frontier["percent"] / 100)
-    return dense + np.abs(dense) * frontier["percent"] / 100
-
-
 def _knee(dense: np.ndarray, curves: Sequence[Sequence[Row]], frontier: Frontier, draws: _Draws) -> Estimate:
-    """Return the knee of the curves on the grid: at points of bisection the curve is not looked at more closely."""
+    """Find the knee of the curves on the grid: at points of bisection the curve is not looked at more closely."""
     values, drawn = [], []
-    for curve in curves:
-        points = [row for row in curve if row["ratio_asked"] in frontier["ratios"]]
-        ratios = np.array([0.0, *(row["ratio_asked"] for row in points)])
-        losses = _losses(dense, points, frontier["metric"])
+    for rows in curves:
+        points = [row for row in rows if row["ratio_asked"] in frontier["ratios"]]
+        ratios, losses = _curve(dense, points, frontier["metric"])
         values.append(knee(ratios, losses.mean(axis=1)))
         drawn.append(knee(ratios, np.einsum("dw,pw->dp", draws.windows, losses)))
     return draws.estimate(np.array(values, np.float64), draws.means(np.stack(drawn)))
-
-
-def _row_at(curve: Sequence[Row], ratio: float, run: RunRecord) -> Row:
-    """Return the record at a ratio; at 0 that of the unpruned model."""
-    return next((row for row in curve if row["ratio_asked"] == ratio), {**run["dense"], "candidate": "dense"})

@@ -12,7 +12,7 @@ measured for it in the same rounds. All models take turns, and medians count.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ FEWEST = 2
 POINTS = 4
 """Widths of a structure that are timed, beside none."""
 
-Progress = Callable[[Iterable[int]], Iterator[int]]
+Progress = Callable[[Sequence[int]], Iterator[int]]
 
 
 class Phase(NamedTuple):

@@ -87,12 +87,11 @@ def fidelity(
         names = tuple(exact) if scope == "pooled" else (scope,)
         measured = {name: np.isfinite(np.asarray(exact[name], np.float64)) for name in names}
         layers = np.concatenate([np.nonzero(measured[name])[0] for name in names])
-        truth = _measured(exact, measured)
+        truth = np.concatenate([np.asarray(exact[name], np.float64)[where] for name, where in measured.items()])
         found: dict[str, list[Resampled]] = {}
         for estimator, by_structure in scores.items():
-            _check(estimator, by_structure, measured)
+            values = _measured(estimator, by_structure, measured)
             random = np.random.default_rng(seed)  # anew: every estimator meets the same resamples
-            values = _measured(by_structure, measured)
             found[estimator] = bootstrap(values, truth, resamples, random)
             if scope == "pooled":
                 found[estimator] += [Resampled(math.nan, np.empty(0), 0)] * 2
@@ -127,7 +126,7 @@ class Resampled(NamedTuple):
 
 
 def _against_highest(found: Mapping[str, Resampled]) -> dict[str, float]:
-    """Return Holm's p-value of each estimator against the one of the highest correlation; NaN of that one itself."""
+    """Compute Holm's p-value of each estimator against the one of the highest correlation; NaN of that one itself."""
     known = {name: own for name, own in found.items() if math.isfinite(own.value)}
     p_values = dict.fromkeys(found, math.nan)
     if known:
@@ -142,13 +141,13 @@ def _against_highest(found: Mapping[str, Resampled]) -> dict[str, float]:
 def correlations(
     a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], counts: Float[np.ndarray, "resamples units"]
 ) -> Float[np.ndarray, "2 resamples"]:
-    """Return Spearman's ρ and Kendall's τ_b of two samples in which unit i occurs `counts[:, i]` times.
+    """Compute Spearman's ρ and Kendall's τ_b of two samples in which unit i occurs `counts[:, i]` times.
 
     >>> a = np.array([3.0, 1.0, 2.0])
     >>> correlations(a, 2 * a, np.ones((1, 3))).ravel().tolist(), correlations(a, -a, np.ones((1, 3))).ravel().tolist()
     ([1.0, 1.0], [-1.0, -1.0])
     """
-    s, t = _signs(a), _signs(b)
+    s, t = ((above := x[:, None] > x[None]).astype(np.float64) - above.T for x in (a, b))  # of infinite values too
     r, q = counts @ s.T / 2, counts @ t.T / 2
 
     def pairs(x: np.ndarray) -> np.ndarray:
@@ -161,7 +160,7 @@ def correlations(
 def correlations_in_layers(
     a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], layers: np.ndarray
 ) -> Float[np.ndarray, "2 layers"]:
-    """Return ρ and τ_b within each layer that has units; `layers` says which layer each unit is of."""
+    """Compute ρ and τ_b within each layer that has units; `layers` says which layer each unit is of."""
     found = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
     if not found:
         return np.empty((2, 0))
@@ -171,7 +170,7 @@ def correlations_in_layers(
 def bootstrap(
     a: Float[np.ndarray, "units"], b: Float[np.ndarray, "units"], resamples: int, random: np.random.Generator
 ) -> list[Resampled]:
-    """Return ρ and τ_b, and both in resamples of the units."""
+    """Compute ρ and τ_b, and both in resamples of the units."""
     units = len(a)
     if units == 0:
         return [Resampled(math.nan, np.empty(0), 0)] * 2
@@ -187,7 +186,7 @@ def bootstrap_layers(
     resamples: int,
     random: np.random.Generator,
 ) -> list[Resampled]:
-    """Return the mean of ρ and of τ_b within layers, and both in resamples of the layers."""
+    """Compute the mean of ρ and of τ_b within layers, and both in resamples of the layers."""
     found = []
     for by_layer in correlations_in_layers(a, b, layers):
         defined = by_layer[np.isfinite(by_layer)]
@@ -199,32 +198,25 @@ def bootstrap_layers(
     return found
 
 
-def _signs(values: Float[np.ndarray, "units"]) -> Float[np.ndarray, "units units"]:
-    """Return sign(a_i - a_j), of infinite values too."""
-    above = values[:, None] > values[None]
-    return above.astype(np.float64) - above.T
-
-
 def _ratio(product: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return product / √(first · second), NaN where a factor is 0."""
     scale = np.sqrt(first * second)
     return np.divide(product, scale, out=np.full(product.shape, np.nan), where=scale > 0)
 
 
-def _measured(scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:
-    return np.concatenate([np.asarray(scores[name], np.float64)[where] for name, where in measured.items()])
-
-
-def _check(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> None:
+def _measured(estimator: str, scores: Scores, measured: dict[str, np.ndarray]) -> Float[np.ndarray, "units"]:
+    """Collect the scores of the units whose change was measured; raise ValueError where there is none."""
+    found = []
     for name, where in measured.items():
-        values = np.asarray(scores[name])
+        values = np.asarray(scores[name], np.float64)
         if values.shape != where.shape:
             raise ValueError(
                 f"fidelity: expected scores of {estimator} for {name} of {where.shape}, got {values.shape}"
             )
-        wrong = np.argwhere(where & np.isnan(values))
-        if len(wrong):
+        if len(wrong := np.argwhere(where & np.isnan(values))):
             raise ValueError(
                 f"fidelity: the score of {estimator} for {name} unit {wrong[0][1]} of layer {wrong[0][0]} is NaN, "
                 "though its change was measured; scores and changes must be of the same model"
             )
+        found.append(values[where])
+    return np.concatenate(found)

@@ -60,60 +60,63 @@ class Cost(NamedTuple):
     """Change of the mean loss at each share, nats a token."""
 
     def at(self, fraction: float) -> float:
-        """Return the change at a share, by lines between what was measured, the last of which goes on."""
+        """Read the change at a share, by lines between what was measured, the last of which goes on."""
         after = int(np.clip(np.searchsorted(self.fractions, fraction), 1, len(self.fractions) - 1))
         low, high = self.fractions[after - 1 : after + 1]
         share = (fraction - low) / (high - low)
         return float((1 - share) * self.nats[after - 1] + share * self.nats[after])
 
 
+def at_one_place(candidates: Sequence[Row]) -> list[Row]:
+    """Take the candidates in which one place alone is pruned."""
+    return [row for row in candidates if "layer" in row]
+
+
 def judged_metric(run: RunRecord) -> str:
-    """Return the name of the metric that says what a removal costs."""
+    """Name the metric that says what a removal costs."""
     domain = run["config"]["judged"]
     return next(metric["name"] for metric in run["metrics"] if metric["domain"] == domain)
 
 
 def changes_of(run: RunRecord, candidates: Sequence[Row]) -> list[Change]:
-    """Return what each removal at one place changed, by structure, layer and share."""
+    """Measure what each removal at one place changed, by structure, layer and share."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
     order = structures_in(candidates)
-    rows = sorted(_at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
+    rows = sorted(at_one_place(candidates), key=lambda r: (order.index(r["structure"]), r["layer"], r["asked"]))
     nats = [float(np.mean(row["losses"][metric])) - dense for row in rows]
     losses = np.array([row["losses"][metric] for row in rows], np.float64).reshape(len(rows), 1, -1)
     whole = np.array(run["dense"]["losses"][metric], np.float64)[None]
     differences = differences_against(whole, losses, resamples=run["config"]["resamples"], scale=scale_of(metric))
     totals: dict[tuple[str, float], list[float]] = {}
     for row, change in zip(rows, nats, strict=True):
-        total = totals.setdefault((_kind(row), row["asked"]), [0.0, 0.0])
+        total = totals.setdefault((row.get("among", row["structure"]), row["asked"]), [0.0, 0.0])
         total[0] += change
         total[1] += row["removed"]
     found = []
     for row, change, difference in zip(rows, nats, differences, strict=True):
-        total, removed = totals[_kind(row), row["asked"]]
+        total, removed = totals[row.get("among", row["structure"]), row["asked"]]
         average = total / removed if total > 0 else math.nan
         relative = change / row["removed"] / average if row["removed"] else math.nan
-        percent, (low, high) = difference.scale.percent(change, dense), difference.percent[1:]
         place = (row["layer"], row["structure"], row["asked"], row["actual"], row["removed"])
-        found.append(
-            Change(*place, nats=change, percent=percent, low=low, high=high, average=average, relative=relative)
-        )
+        percent = (difference.scale.percent(change, dense), *difference.percent[1:])
+        found.append(Change(*place, change, *percent, average, relative))
     return found
 
 
 def nearest_share(changes: Sequence[Change], ratio: float) -> list[Change]:
-    """Return the changes at the asked share that is nearest to a ratio."""
+    """Take the changes at the asked share that is nearest to a ratio."""
     nearest = min({change.asked for change in changes}, key=lambda share: (abs(share - ratio), share))
     return [change for change in changes if change.asked == nearest]
 
 
 def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: Sequence[Change]) -> list[float]:
-    """Return the p-value of "costs as much a parameter as the first" of other places, adjusted for their number (Holm).
+    """Test "costs as much a parameter as the first" of other places: p-values, adjusted for their number (Holm).
 
     What is compared is `relative`, or `nats` where that is not known. Of fewer than `FEWEST` windows all are NaN.
     """
     metric, together = judged_metric(run), [first, *others]
-    by_place = {(row["structure"], row["layer"], row["asked"]): row for row in _at_one_place(candidates)}
+    by_place = {(row["structure"], row["layer"], row["asked"]): row for row in at_one_place(candidates)}
     dense, costs = np.array(run["dense"]["losses"][metric], np.float64), []
     several = not any(math.isnan(change.relative) for change in together)
     for change in together:
@@ -125,18 +128,18 @@ def as_costly(run: RunRecord, candidates: Sequence[Row], first: Change, others: 
 
 
 def a_parameter(changes: Sequence[Change], structure: str) -> float:
-    """Return what a removed parameter of a structure costs, nats a token, over all its places; NaN without any."""
+    """Tell what a removed parameter of a structure costs, nats a token, over all its places; NaN without any."""
     own = [change for change in changes if change.structure == structure]
     removed = sum(change.removed for change in own)
     return sum(change.nats for change in own) / removed if removed else math.nan
 
 
 def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:
-    """Return the measured curve of each place."""
+    """Collect the measured curve of each place."""
     metric = judged_metric(run)
     dense = float(np.mean(run["dense"]["losses"][metric]))
     points: dict[Place, dict[float, Row]] = {}
-    for row in _at_one_place(candidates):
+    for row in at_one_place(candidates):
         points.setdefault((row["structure"], row["layer"]), {})[row["actual"]] = row
     costs = {}
     for place, by_fraction in sorted(points.items()):
@@ -146,26 +149,17 @@ def costs_of(run: RunRecord, candidates: Sequence[Row]) -> dict[Place, Cost]:
     return costs
 
 
-def _kind(row: Row) -> str:
-    """Return what a place is compared with on average: its structure, or all of a traced model's."""
-    return row.get("among", row["structure"])
-
-
 def structures_in(candidates: Sequence[Row]) -> list[str]:
-    """Return the structures that units were removed from, attention before MLP, others as they come."""
-    found = dict.fromkeys(row["structure"] for row in _at_one_place(candidates))
+    """List the structures that units were removed from, attention before MLP, others as they come."""
+    found = dict.fromkeys(row["structure"] for row in at_one_place(candidates))
     return sorted(found, key=lambda name: STRUCTURES.index(name) if name in STRUCTURES else len(STRUCTURES))
 
 
-def _at_one_place(candidates: Sequence[Row]) -> list[Row]:
-    return [row for row in candidates if "layer" in row]
-
-
 def plan_of(costs: Mapping[Place, Cost], kept: Mapping[str, Sequence[int | float]]) -> Plan:
-    """Return the share that goes at each place, from the units kept of each layer, `{structure: [layers]}`."""
+    """Tell the share that goes at each place, from the units kept of each layer, `{structure: [layers]}`."""
     return {place: 1 - int(kept[place[0]][place[1]]) / cost.units for place, cost in costs.items()}
 
 
 def predicted(costs: Mapping[Place, Cost], plan: Plan) -> float:
-    """Return the change of the mean loss under a plan, nats a token: the sum over its places."""
+    """Predict the change of the mean loss under a plan, nats a token: the sum over its places."""
     return sum(costs[place].at(fraction) for place, fraction in plan.items())

@@ -15,7 +15,6 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from saap_jax.export.gguf_blocks import check_blocks, gguf_tensors
 from saap_jax.export.gguf_vocabulary import Pair
 from saap_jax.export.widths import added_parameters, gguf_widths
 from saap_jax.llama.files.families import all_but_each
@@ -32,8 +31,11 @@ from saap_jax.llama.files.gguf_layout import (
 )
 from saap_jax.llama.files.hf_config import fits_plain_config
 from saap_jax.llama.files.hf_groups import as_stored, fused_groups
-from saap_jax.llama.files.write import Tensor, converted
-from saap_jax.llama.model import Llama
+from saap_jax.llama.files.hf_layout import QUANTIZED
+from saap_jax.llama.files.write import Tensor, converted, model_tensors
+from saap_jax.llama.model import Llama, param
+from saap_jax.llama.product import Weight
+from saap_jax.llama.quantized import Quantized, quantization_of, with_matrices
 from saap_jax.llama.spec import Apart, Constants, LayerWidths, LlamaSpec
 
 _TYPES = {
@@ -103,7 +105,7 @@ def write_gguf(model: Llama, path: Path, dtype: str, *, name: str, vocabulary: S
 
 
 def context_of(constants: Constants) -> int:
-    """Return the positions of a file's model: as many as a sliding window has, for llama.cpp would see beyond it."""
+    """Count the positions of a file's model: as many as a sliding window has, for llama.cpp would see beyond it."""
     if constants.traits.gguf.windows:
         return constants.max_positions
     windows = [each.sliding_window for each in (constants, constants.apart) if each and each.sliding_window]
@@ -111,7 +113,7 @@ def context_of(constants: Constants) -> int:
 
 
 def architecture_of(spec: LlamaSpec) -> str:
-    """Return the architecture that computes a model; `ValueError` if none does, naming another format.
+    """Choose the architecture that computes a model; `ValueError` if none does, naming another format.
 
     A model of an architecture that wants heads as wide as the residual stream, and has fewer, is a `llama`.
 
@@ -219,7 +221,7 @@ def _attributes(spec: LlamaSpec, layers: Sequence[LayerWidths], arch: str, name:
 
 
 def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
-    """Return a tensor under its GGUF name; rows of queries and keys in the order that the architecture wants."""
+    """Put a tensor under its GGUF name; rows of queries and keys in the order that the architecture wants."""
     traits = spec.constants.traits
     name = gguf_name(tensor.name, spec.constants.family if architecture == traits.gguf.architecture else "llama")
     if traits.norm_offset and tensor.name.endswith("norm.weight"):
@@ -233,7 +235,7 @@ def _in_gguf(tensor: Tensor, spec: LlamaSpec, architecture: str) -> Tensor:
 
 
 def _matrices(tensor: Tensor, experts: int, side: int) -> Tensor:
-    """Return a tensor of experts that lie side by side as one of a matrix for each of them."""
+    """Turn a tensor of experts that lie side by side into one of a matrix for each of them."""
     rows, columns = tensor.shape
     shape = (experts, rows, columns // experts) if side else (experts, rows // experts, columns)
     return tensor._replace(shape=shape, read=lambda: expert_matrices(tensor.read(), experts, side))
@@ -263,3 +265,66 @@ def _stored(tensor: Tensor, kind: Type) -> np.ndarray:
         return converted(tensor, _FLOAT16)
     values = converted(tensor, np.dtype(np.float32))
     return values if kind == Type.F32 else gguf.quants.quantize(values, kind)
+
+
+# --- matrices of 4 bits ----------------------------------------------------------------------------
+#
+# A block of Q4_1 is 20 bytes: d and m as float16, then 16 bytes of which byte k has integer k in its low and integer
+# k + 16 in its high half; a weight is d·q + m. That is what a `Quantized` matrix holds (α = d, the offset = m) but for
+# the type of d and m: each is off by at most 2⁻¹¹ of itself, so a weight by at most 2⁻¹¹ (15·α + |m|).
+
+BITS, GROUP = 4, gguf.GGML_QUANT_SIZES[Type.Q4_1][0]
+
+
+def check_blocks(model: Llama) -> bool:
+    """Say whether a model has matrices to be written as blocks; `ValueError` if they do not fit, naming what does."""
+    if (quantization := quantization_of(model)) is None:
+        return False
+    if (quantization.bits, quantization.group_size) != (BITS, GROUP):
+        raise ValueError(
+            f"format gguf: expected matrices of {BITS} bits in groups of {GROUP} (blocks of Q4_1), got "
+            f"{quantization.bits} bits in groups of {quantization.group_size}; choose --dequantize, with --dtype q8_0 "
+            "or float16 to stay small, or recover the model with those"
+        )
+    return True
+
+
+def gguf_tensors(model: Llama, layers: Sequence[LayerWidths]) -> list[Tensor]:
+    """List what `model_tensors` does, but of a quantised matrix one tensor, whose `read` gives rows of blocks.
+
+    Its shape is that of the matrix, `[outputs, inputs]`; its dtype is uint8.
+    """
+
+    def without_empty(matrix: Weight) -> Weight:  # an empty sub-block is widened by zeros, and has no integers
+        empty = isinstance(matrix, Quantized) and 0 in matrix.shape
+        return param(matrix.axes, matrix.dense()) if empty else matrix
+
+    tensors: list[Tensor] = []
+    parts: dict[str, dict[str, Tensor]] = {}
+    for tensor in model_tensors(with_matrices(model, without_empty), layers):
+        name, _, kind = tensor.name.rpartition(".")
+        if kind in QUANTIZED.values():
+            parts.setdefault(name, {})[kind] = tensor
+        else:
+            tensors.append(tensor)
+    return tensors + [
+        _blocks(f"{name}.weight", *(each[kind] for kind in QUANTIZED.values())) for name, each in parts.items()
+    ]
+
+
+def _blocks(name: str, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    outputs, groups = scale.shape
+
+    def read() -> np.ndarray:
+        blocks = np.empty((outputs, groups, 20), np.uint8)
+        for place, numbers in ((slice(0, 2), scale.read()), (slice(2, 4), offset.read())):
+            if numbers.size and np.abs(numbers).max() > np.finfo(np.float16).max:
+                raise ValueError(
+                    f"{name}: has a scale or offset of {np.abs(numbers).max():.3g}, beyond float16; choose --dequantize"
+                )
+            halves = np.ascontiguousarray(numbers, np.float32).astype("<f2")
+            blocks[..., place] = halves.view(np.uint8).reshape(outputs, groups, 2)
+        blocks[..., 4:] = packed.read().reshape(outputs, groups, 16)
+        return blocks.reshape(outputs, groups * 20)
+
+    return Tensor(name, (outputs, groups * GROUP), read, np.dtype(np.uint8))

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from saap_jax.config.jobs import ExportConfig
 from saap_jax.export.gguf_file import context_of, write_gguf
-from saap_jax.export.gguf_vocabulary import Pair, copied_vocabulary, no_vocabulary, vocabulary_of
+from saap_jax.export.gguf_vocabulary import copied_vocabulary, no_vocabulary, vocabulary_of
 from saap_jax.export.hf import write_hf
 from saap_jax.export.verify import Agreement, check_agreement, check_tokenizer, sample_tokens
 from saap_jax.export.widths import without_empty_layers
@@ -28,7 +28,6 @@ from saap_jax.llama.files.source import loader_of
 from saap_jax.llama.files.tokenizer import Tokenizer
 from saap_jax.llama.files.write import new_output, write_further, write_json, write_tokenizer
 from saap_jax.llama.quantized import dequantized, quantization_of
-from saap_jax.runs.origin import Loader
 from saap_jax.runtime.remote import is_remote, staged
 from saap_jax.structures import count_parameters
 
@@ -82,42 +81,48 @@ def export_model(config: ExportConfig, *, step: Step = contextlib.nullcontext) -
 
 def _export(config: ExportConfig, source: Path, teacher: Path | None, out: Path, step: Step) -> Exported:
     """Do what `export_model` does, to a path of this machine."""
+    notes: list[str] = []
     with new_output(out, "the model", suffix=".gguf" if config.format == "gguf" else None) as place:
         with step("load the model"):
-            model = load_model(source)
-            tokenizer, notes = _tokenizer(source)
+            model, tokenizer = load_model(source), None
+            with contextlib.suppress(FileNotFoundError):
+                tokenizer = load_tokenizer(source)
+            if tokenizer is None:
+                notes.append(f"{source} has no tokenizer, so there is none in what was written either")
             origin = origins.origin_of(config.model, source)
-        written, more = _in_floats(config, model)
-        blocks = written is model and quantization_of(model) is not None
-        notes += more
+        written, quantization = model, quantization_of(model)
+        blocks = quantization is not None and config.format == "gguf" and not config.dequantize
+        if blocks:
+            notes.append("quantised matrices are Q4_1: their integers as they are, scales and offsets in float16")
+        elif quantization is not None:
+            written, bits = dequantized(model), quantization.bits
+            notes.append(
+                f"matrices of {bits} bits were dequantised to {config.dtype}, so the model is no smaller there"
+            )
         if config.format not in ("ragged", "gguf"):
             layers, written = len(written.spec.layers), without_empty_layers(written)
             if gone := layers - len(written.spec.layers):
-                notes += (f"{gone} layers without heads and channels, which compute nothing, are left out",)
+                notes.append(f"{gone} layers without heads and channels, which compute nothing, are left out")
         positions = context_of(model.constants) if config.format == "gguf" else model.constants.max_positions
         tokens = sample_tokens(tokenizer, model.spec.vocab, positions)
         beside = None if teacher is None else _teacher(teacher, model, config.teacher)
         with step("write"):
             kind, added, more = _write(config, written, tokenizer, source, place, beside)
+            notes += more
         with step("read back and compare"):
             if beside is not None:
                 check_agreement(beside, load_model(place / TEACHER), tokens, config.dtype)
             agreement = check_agreement(model, load_model(place), tokens, config.dtype, blocks=blocks)
-            written_parameters = count_written(place)
+            parameters = (count_parameters(model), count_written(place))
             if place.is_dir():
-                made = origins.exported(config, (count_parameters(model), written_parameters), (*notes, *more))
-                write_further(origins.files_of(origin, made, _loader(config, place), out.name), place)
+                loader = "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
+                made = origins.exported(config, parameters, tuple(notes))
+                write_further(origins.files_of(origin, made, loader, out.name), place)
             if tokenizer is not None:
                 check_tokenizer(tokenizer, load_tokenizer(place), str(out))
-    return Exported(
-        kind=kind,
-        parameters=count_parameters(model),
-        added=added,
-        written=written_parameters,
-        bytes=sum(file.stat().st_size for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()),
-        agreement=agreement,
-        notes=(*notes, *more),
-    )
+    files = [file for file in (out.rglob("*") if out.is_dir() else [out]) if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return Exported(kind, parameters[0], added, parameters[1], size, agreement, tuple(notes))
 
 
 def count_written(place: Path) -> int:
@@ -134,31 +139,8 @@ def count_written(place: Path) -> int:
     return total
 
 
-def _loader(config: ExportConfig, place: Path) -> Loader:
-    """Return what loads the directory that was written."""
-    return "maxtext" if config.format == "maxtext" else loader_of(read_object(place / "config.json"))
-
-
-def _tokenizer(source: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    """Return the tokenizer of a model; None, with a note, where it has none."""
-    try:
-        return load_tokenizer(source), ()
-    except FileNotFoundError:
-        return None, (f"{source} has no tokenizer, so there is none in what was written either",)
-
-
-def _in_floats(config: ExportConfig, model: Llama) -> tuple[Llama, tuple[str, ...]]:
-    """Return the model as the format takes it: dequantised, with a note, unless as blocks of GGUF."""
-    if (quantization := quantization_of(model)) is None:
-        return model, ()
-    if config.format == "gguf" and not config.dequantize:
-        return model, ("quantised matrices are Q4_1: their integers as they are, scales and offsets in float16",)
-    note = f"matrices of {quantization.bits} bits were dequantised to {config.dtype}, so the model is no smaller there"
-    return dequantized(model), (note,)
-
-
 def _teacher(source: Path, student: Llama, name: str) -> Llama:
-    """Return the unpruned model that MaxText distils from, in floats."""
+    """Load the unpruned model that MaxText distils from, in floats."""
     teacher = load_model(source)
     if teacher.spec.vocab != student.spec.vocab:
         raise ValueError(
@@ -171,9 +153,13 @@ def _teacher(source: Path, student: Llama, name: str) -> Llama:
 def _write(
     config: ExportConfig, model: Llama, tokenizer: Tokenizer | None, source: Path, place: Path, teacher: Llama | None
 ) -> tuple[str, int, tuple[str, ...]]:
-    """Write one format; return what it is called, the parameters added, and notes."""
+    """Write one format; tell what it is called, the parameters added, and notes."""
     if config.format == "gguf":
-        vocabulary = _vocabulary(model, tokenizer, source)
+        vocabulary = no_vocabulary()
+        if source.is_file():
+            vocabulary = copied_vocabulary(source)
+        elif tokenizer is not None:
+            vocabulary = vocabulary_of(tokenizer, model.spec.vocab, model.constants)
         name = Path(config.out).stem
         written = write_gguf(model, place, config.dtype, name=name, vocabulary=vocabulary)
         notes = (f"{written.wider} matrices are F16: their rows are no multiple of 32",) if written.wider else ()
@@ -229,9 +215,3 @@ def _write_maxtext(
     elif len(teacher.spec.layers) != len(model.spec.layers):
         notes += ("whole layers went, so MaxText can compare logits, but not features of layers: leave distill_beta 0",)
     return f"MaxText, decoder block {maxtext.BLOCKS[model.constants.family].name}", 0, notes
-
-
-def _vocabulary(model: Llama, tokenizer: Tokenizer | None, source: Path) -> list[Pair]:
-    if source.is_file():
-        return copied_vocabulary(source)
-    return no_vocabulary() if tokenizer is None else vocabulary_of(tokenizer, model.spec.vocab, model.constants)

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from saap_jax.config.use import GenerateConfig
 from saap_jax.llama import load_model, load_tokenizer
@@ -20,36 +20,13 @@ def write_texts(config: GenerateConfig, write: Callable[[str], object], *, with_
         ValueError: bad settings, or a prompt that does not fit the model.
         FileNotFoundError: no such model.
     """
-    prompts = [_from_standard_input() if prompt == "-" else prompt for prompt in config.prompts]
-    pieces = continuations(config, prompts)
-    shown = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if with_prompts else [""] * len(prompts)
-    if len(prompts) == 1:
-        try:
-            for piece in itertools.chain(shown, (piece for _, piece in pieces)):
-                write(piece)
-        finally:
-            write("\n")
-        return
-    texts = list(shown)
-    for row, piece in pieces:
-        texts[row] += piece
-    for number, text in enumerate(texts, start=1):
-        write(f"--- {number}\n{text}\n")
-
-
-def continuations(config: GenerateConfig, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield (prompt, piece of its continuation) as it comes; errors come from the call.
-
-    Raises:
-        ValueError: bad settings, or a prompt that does not fit the model.
-        FileNotFoundError: no such model.
-    """
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
-    tokenizer = load_tokenizer(config.model)
-    model = decoder_of(load_model(config.model, config.dtype))  # the stacked layers are not kept beside it
-    return stream_texts(
-        model,
-        tokenizer,
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in config.prompts]
+    if "-" in config.prompts and not all(prompts):
+        raise ValueError("prompts: expected some text on standard input for -, got none")
+    pieces = stream_texts(
+        decoder_of(load_model(config.model, config.dtype)),  # the stacked layers are not kept beside it
+        load_tokenizer(config.model),
         prompts,
         max_new_tokens=config.max_new_tokens,
         stop_strings=config.stop,
@@ -57,10 +34,15 @@ def continuations(config: GenerateConfig, prompts: Sequence[str]) -> Iterator[tu
         chat=config.chat,
         batch_size=config.batch_size,
     )
-
-
-def _from_standard_input() -> str:
-    text = sys.stdin.read()
-    if not text:
-        raise ValueError("prompts: expected some text on standard input for -, got none")
-    return text
+    texts = [f"{prompt}\n\n" if config.chat else prompt for prompt in prompts] if with_prompts else [""] * len(prompts)
+    if len(prompts) == 1:
+        try:
+            for piece in itertools.chain(texts, (piece for _, piece in pieces)):
+                write(piece)
+        finally:
+            write("\n")
+        return
+    for row, piece in pieces:
+        texts[row] += piece
+    for number, text in enumerate(texts, start=1):
+        write(f"--- {number}\n{text}\n")

@@ -4,8 +4,7 @@ Runs hold no task results, so every model is loaded and scored. A candidate of a
 says it keeps; of a variant with several seeds, each seed is a model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,14 +21,10 @@ from saap_jax.runs.references import Reference, loadable
 from saap_jax.runs.standing import DENSE
 from saap_jax.runtime.progress import Track
 from saap_jax.surgery.cut import cut
-from saap_jax.types import Keep
-
-Results = list[tuple[TaskResult, ...]]
-"""Of each seed of a model, the results of its tasks."""
 
 
 def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) -> tuple[ComparedTask, ...]:
-    """Return how the accuracies of two models differ on each task and over all, by the paired bootstrap over items.
+    """Compare the accuracies of two models on each task and over all, by the paired bootstrap over items.
 
     A model without seeds (unpruned, loaded) stands beside each seed of the other; with seeds on both sides, the same
     seeds are paired.
@@ -39,9 +34,8 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
     """
     tasks = find_tasks(config)
 
-    def score(reference: Reference) -> Results:
-        tokenizer = load_tokenizer(reference.tokenizer)
-        progress = scoring(track, reference.text)
+    def score(reference: Reference) -> list[tuple[TaskResult, ...]]:
+        tokenizer, progress = load_tokenizer(reference.tokenizer), scoring(track, reference.text)
         with attending(config.attention):
             return [
                 run_named(model, tokenizer, tasks, batch_size=config.batch_size, progress=progress)
@@ -51,29 +45,20 @@ def compare_tasks(config: AbConfig, a: Reference, b: Reference, track: Track) ->
     of_a = score(a)
     of_b = of_a if a.text == b.text else score(b)
     metrics = {result.task: compared_metric(result, config.task_metric) for result in of_a[0]}
-    return compared(of_a, of_b, metrics, resamples=config.resamples, seed=config.seed)
-
-
-def compared(
-    of_a: Results, of_b: Results, metrics: Mapping[str, str], *, resamples: int, seed: int
-) -> tuple[ComparedTask, ...]:
-    """Return the lines of a comparison, of each task and of all, from the results of two models."""
-    seeds = max(len(of_a), len(of_b))
-    outcomes = []
+    seeds, outcomes = max(len(of_a), len(of_b)), []
     for results in (of_a, of_b):
         each = {}
         for number, (task, metric) in enumerate(metrics.items()):
-            values = np.array([seed_results[number].values[metric] for seed_results in results]) > 0.5
+            values = np.array([of_seed[number].values[metric] for of_seed in results]) > 0.5
             each[task] = np.broadcast_to(values, (seeds, values.shape[1]))
         outcomes.append(each)
-    found = paired_tasks(*outcomes, resamples=resamples, seed=seed)
     rows = []
-    for task, difference in found.items():
+    for task, difference in paired_tasks(*outcomes, resamples=config.resamples, seed=config.seed).items():
         names = list(metrics) if task == ALL else [task]
-        accuracies = [float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes]
+        of_a, of_b = (float(np.mean([100 * each[name].mean() for name in names])) for each in outcomes)
         items = sum(outcomes[0][name].shape[1] for name in names)
         metric = " / ".join(dict.fromkeys(metrics[name] for name in names))
-        rows.append(ComparedTask(task, metric, items, (accuracies[0], accuracies[1]), difference))
+        rows.append(ComparedTask(task, metric, items, (of_a, of_b), difference))
     return tuple(rows)
 
 
@@ -86,37 +71,20 @@ def models_of(reference: Reference, dtype: str) -> Iterator[Llama]:
     if reference.run is None:
         yield load_model(reference.text, dtype)
         return
-    own = reference.model["dtype"]
-    if reference.candidate == DENSE:
-        yield load_model(reference.model["name"], own)
+    own, dense = reference.model["dtype"], reference.model["name"]
+    compensated = any(row.get("compensation", "none") != "none" for row in reference.rows)
+    if reference.candidate == DENSE or compensated or not (reference.run / "keeps.npz").exists():
+        why = (
+            "compensation gives a candidate weights of its own" if compensated else "tasks need a model that can be run"
+        )
+        yield load_model(loadable(reference, why), own)
         return
-    read = _keeps(reference)
-    if any(row.get("compensation", "none") != "none" for row in reference.rows):
-        yield load_model(loadable(reference, "compensation gives a candidate weights of its own"), own)
-        return
-    if read is None:
-        yield load_model(loadable(reference, "tasks need a model that can be run"), own)
-        return
-    dense = load_model(reference.model["name"], own)
-    for row in reference.rows:
-        yield cut(dense, read(row["candidate"]))
-
-
-def _keeps(reference: Reference) -> Callable[[str], Keep] | None:
-    """Return what tells the units that a candidate of a run keeps; None where the run does not hold them."""
-    assert reference.run is not None
-    if not (Path(reference.run) / "keeps.npz").exists():
-        return None
-    run = RunDirectory(reference.run, reference.record)
+    model, run = load_model(dense, own), RunDirectory(reference.run, reference.record)
     arrays = run.load_arrays("keeps")
-
-    def read(candidate: str) -> Keep:
-        missing = [name for name in run.structures if f"{candidate}/{name}" not in arrays]
-        if missing:
+    for candidate in (row["candidate"] for row in reference.rows):
+        if missing := [name for name in run.structures if f"{candidate}/{name}" not in arrays]:
             raise ValueError(
                 f"{reference.text}: {reference.run}/keeps.npz does not say which units of {missing[0]} {candidate} "
                 "keeps; run it again with --overwrite"
             )
-        return {name: arrays[f"{candidate}/{name}"].astype(bool) for name in run.structures}
-
-    return read
+        yield cut(model, {name: arrays[f"{candidate}/{name}"].astype(bool) for name in run.structures})

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from saap_jax.recovery.train import State
+from saap_jax.runtime.errors import UnreadableFileError, one_line, reading
 from saap_jax.runtime.processes import is_primary
 
 SCHEMA = 1
@@ -33,6 +34,8 @@ class Saved(NamedTuple):
     progress: dict[str, Any]
 
 
+_WHOLE = "a whole checkpoint (remove it to go on from the one before it, or start anew with --overwrite)"
+
 _QUIET, _ROUNDS = 5, 100
 """Rounds of 50 ms without a new directory after which a failed writer counts as done; rounds at most."""
 
@@ -44,9 +47,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # here: it takes most of a second
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+        def rank(metrics: Any) -> Any:  # of equal losses the first is the best, as for whoever reads it
+            return metrics["loss"], metrics.get("step", 0)
+
         # A line for each file that is written, otherwise; and what fails in the background is raised later, by `wait`.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        best = BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         self._ocp, self._directory, self._failed = ocp, directory, False
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -140,13 +146,11 @@ class Checkpoints:
         """Read the progress of a checkpoint.
 
         Raises:
-            ValueError: it was written by another version.
+            ValueError: it was written by another version, or damaged.
         """
         args = self._ocp.args
-        try:
+        with reading(self._directory / str(step), _WHOLE):
             progress = self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
-        except Exception as error:
-            raise self._unreadable(step, error) from error
         if not isinstance(progress, dict) or progress.get("schema") != SCHEMA:
             raise ValueError(
                 f"checkpoint {step}: expected schema {SCHEMA}, got {str(progress)[:80]}; it was written by "
@@ -161,41 +165,29 @@ class Checkpoints:
             like: a state of the same training.
 
         Raises:
-            ValueError: the checkpoint is of other parameters.
+            ValueError: the checkpoint is of other parameters, or damaged.
         """
         progress, args = self.progress(step), self._ocp.args
         wanted = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, arrays_of(like))
-        try:
-            restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"checkpoint {step}: expected the parameters that are trained now, found others "
-                f"({' '.join(str(error).split())[:200]}); start anew with --overwrite"
-            ) from None
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+        with reading(self._directory / str(step), _WHOLE):
+            try:
+                restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(wanted)))
+            except (ValueError, KeyError) as error:
+                raise UnreadableFileError(
+                    f"checkpoint {step}: expected the parameters that are trained now, found others "
+                    f"({one_line(error)}); start anew with --overwrite"
+                ) from None
         return Saved(with_arrays(like, restored["state"]), progress)
-
-    def _unreadable(self, step: int, error: Exception) -> ValueError:
-        return ValueError(
-            f"checkpoint {step}: cannot be read ({' '.join(str(error).split())[:200]}); it was changed or damaged: "
-            f"remove {self._directory / str(step)} to go on from the one before it, or start anew with --overwrite"
-        )
-
-
-def _rank(metrics: Any) -> Any:
-    """Return what the best checkpoint has least of; of equal losses the first is the best, as for whoever reads it."""
-    return metrics["loss"], metrics.get("step", 0)
 
 
 def arrays_of(state: State) -> dict[str, Any]:
-    """Return the arrays of a state by path; empty ones, which orbax refuses to write, are left out."""
+    """Collect the arrays of a state by path; empty ones, which orbax refuses to write, are left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {_name(path): leaf for path, leaf in leaves if leaf.size}
 
 
 def with_arrays(like: State, arrays: dict[str, Any]) -> State:
-    """Return a state with the arrays of `arrays_of`; empty ones are those of `like`."""
+    """Put into a state the arrays of `arrays_of`; empty ones are those of `like`."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     values = [jnp.asarray(arrays[_name(path)]) if leaf.size else leaf for path, leaf in leaves]
     return jax.tree_util.tree_unflatten(structure, values)

@@ -65,7 +65,7 @@ class Sums(NamedTuple):
 
 
 def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Objective) -> Sums:
-    """Return the summed losses of packed rows; position t predicts token t + 1 where that is a target.
+    """Sum the losses of packed rows; position t predicts token t + 1 where that is a target.
 
     The first token of a piece is never a target, so no piece predicts another one. Where the rows have `top`, that
     stands for the teacher's logits. The divergence of its buckets is never above that of all tokens, because merging
@@ -111,7 +111,7 @@ def sums_of(model: Llama, teacher: Llama | None, rows: Packed, objective: Object
 def masses_of(
     logits: Float[Array, "batch seq vocab"], indices: Int[Array, "batch seq k"]
 ) -> Float[Array, "batch seq buckets"]:
-    """Return the log-probabilities of some tokens, each given once, and behind them that of all others together.
+    """Compute the log-probabilities of some tokens, each given once, and behind them that of all others together.
 
     The others have no bucket where there are none, k being the whole vocabulary. Their logits are summed themselves:
     in float32, 1 - Σ p would leave little of a small rest, and nothing of its gradient.
@@ -124,7 +124,7 @@ def masses_of(
 
 
 def total_of(sums: Sums, objective: Objective) -> Float[Array, ""]:
-    """Return what is minimised, summed over the tokens; divide by their number for the mean.
+    """Sum what is minimised over the tokens; divide by their number for the mean.
 
     Source: Hinton et al. (arXiv:1503.02531), whose factor T² keeps the gradient's size as the temperature changes.
     """
@@ -150,7 +150,7 @@ def _distance(
 
 
 def cast(model: Llama, dtype: Any) -> Llama:
-    """Return the model with its parameters in another type; "float32" keeps wider ones, and raises narrower ones.
+    """Turn the parameters of a model into another type; "float32" keeps wider ones, and raises narrower ones.
 
     Variables that are no `nnx.Param`, such as those of quantised matrices and adapters, stay what they are: the
     products that they are part of convert them.
@@ -159,10 +159,7 @@ def cast(model: Llama, dtype: Any) -> Llama:
     def convert(variable: Any) -> Any:
         if not isinstance(variable, nnx.Param):
             return variable
-        return jax.tree.map(lambda x: x.astype(_type(x, dtype)), variable)
+        wide = jnp.float64 if dtype == "float32" else dtype
+        return jax.tree.map(lambda x: x.astype(wide if x.dtype == jnp.float64 else dtype), variable)
 
     return jax.tree.map(convert, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def _type(x: Array, dtype: Any) -> Any:
-    return x.dtype if x.dtype == jnp.float64 and dtype == "float32" else dtype

@@ -41,7 +41,7 @@ def quantize(
     matrices: tuple[str, ...] = tuple(MATRICES),
     rounding: Rounding = "search",
 ) -> Llama:
-    """Return a model whose named matrices are quantised; embeddings, norms and biases stay as they are.
+    """Quantise the named matrices of a model; embeddings, norms and biases stay as they are.
 
     Args:
         bits: 2, 3, 4 or 8 an integer.
@@ -73,7 +73,7 @@ def quantize(
 def quantize_matrix(
     weight: Float[np.ndarray, "inputs outputs"], bits: int, group_size: int, rounding: Rounding
 ) -> tuple[np.ndarray, Float[np.ndarray, "groups outputs"], Float[np.ndarray, "groups outputs"]]:
-    """Return packed integers `[groups, bytes, outputs]`, scales and offsets of one matrix of one layer."""
+    """Compute packed integers `[groups, bytes, outputs]`, scales and offsets of one matrix of one layer."""
     inputs, outputs = weight.shape
     groups = inputs // group_size
     rows = np.ascontiguousarray(weight.reshape(groups, group_size, outputs).swapaxes(1, 2)).reshape(-1, group_size)
@@ -107,7 +107,7 @@ def nearest(rows: Float[Array, "rows group"], levels: int) -> Fitted:
 
 @functools.partial(jax.jit, static_argnames="levels")
 def searched(rows: Float[Array, "rows group"], levels: int) -> Fitted:
-    """Return the best of `nearest` and of `SHRINK` grids about the middle of the range, each refitted.
+    """Find the best of `nearest` and of `SHRINK` grids about the middle of the range, each refitted.
 
     The refit gives the integers of a grid the α and m that minimise Σ (w − αq − m)²: α = cov(q, w)/var(q),
     m = mean w − α·mean q.

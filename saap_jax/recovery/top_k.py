@@ -82,11 +82,11 @@ class Kept(NamedTuple):
         return -(-len(self.rows) // self.block_rows)
 
     def numbers(self, block: int) -> Int32[np.ndarray, "some"]:
-        """Return the numbers of the rows of a block."""
+        """List the numbers of the rows of a block."""
         return self.rows[block * self.block_rows :][: self.block_rows]
 
     def path(self, block: int, name: str) -> Path:
-        """Return the file of an array of a block."""
+        """Name the file of an array of a block."""
         return self.directory / f"{block:06}.{name}.npy"
 
     def has(self, block: int) -> bool:
@@ -124,7 +124,7 @@ class Kept(NamedTuple):
         return array[row]
 
     def _map(self, block: int, name: str) -> np.ndarray | None:
-        """Return an array of a block where it lies, None where it is not what it has to be."""
+        """Map an array of a block where it lies, None where it is not what it has to be."""
         count, dtype = self.files[name]
         try:
             array = np.load(self.path(block, name), mmap_mode="r", allow_pickle=False)
@@ -164,13 +164,15 @@ def keep_top_k(
             for first in range(0, len(numbers), kept.batch)
         ]
         for name, parts in zip(kept.files, zip(*made, strict=True), strict=True):
-            write_atomically(kept.path(block, name), _npy(np.concatenate(parts)))
+            file = io.BytesIO()
+            np.save(file, np.concatenate(parts), allow_pickle=False)
+            write_atomically(kept.path(block, name), file.getvalue())
     barrier("the dense model's likeliest tokens")
     return sum(int((rows.segments[kept.numbers(block)] >= 0).sum()) for block in missing)
 
 
 def _missing(kept: Kept, about: Mapping[str, Any]) -> list[int]:
-    """Return the blocks that have to be made, in a directory that then says what they are of."""
+    """List the blocks that have to be made, in a directory that then says what they are of."""
     file = kept.directory / "about.json"
     if file.exists():
         found = read_json(file)
@@ -190,7 +192,7 @@ def _missing(kept: Kept, about: Mapping[str, Any]) -> list[int]:
 
 
 def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective: Objective) -> list[np.ndarray]:
-    """Return the arrays of some rows, at most `kept.batch`."""
+    """Make the arrays of some rows, at most `kept.batch`."""
     batch = padded_rows({name: rows.arrays()[name][numbers] for name in FIELDS}, kept.batch)
     packed = Packed(*(shard(batch[name], teacher) for name in FIELDS), top=None)
     with on_mesh_of(teacher):
@@ -211,7 +213,7 @@ def _made(kept: Kept, teacher: Llama, rows: Rows, numbers: np.ndarray, objective
 
 @functools.partial(jax.jit, static_argnames=("k", "objective"))
 def top_k_of(teacher: Llama, rows: Packed, *, k: int, objective: Objective) -> TopK:
-    """Return the k likeliest tokens behind each token of rows `[batch, seq]` but the last, at the temperature.
+    """Find the k likeliest tokens behind each token of rows `[batch, seq]` but the last, at the temperature.
 
     The logits of all positions are in memory at once only where they are few, see `over_positions`.
     """
@@ -227,7 +229,7 @@ def top_k_of(teacher: Llama, rows: Packed, *, k: int, objective: Objective) -> T
 
 
 def _likeliest(logits: Float[Array, "batch seq vocab"], k: int) -> Int[Array, "batch seq k"]:
-    """Return the k likeliest tokens; each device looks at whole logits, of its own examples alone.
+    """Find the k likeliest tokens; each device looks at whole logits, of its own examples alone.
 
     A sort is not split by itself: left to the partitioner, every device would gather those of the whole batch.
     """
@@ -241,9 +243,3 @@ def _likeliest(logits: Float[Array, "batch seq vocab"], k: int) -> Int[Array, "b
     parts = tuple(axis for axis in BATCH if sizes.get(axis, 1) > 1) if batch_shards(len(logits)) > 1 else ()
     spec = PartitionSpec(parts or None)
     return jax.shard_map(find, in_specs=spec, out_specs=spec)(logits)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()

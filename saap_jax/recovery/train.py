@@ -84,12 +84,12 @@ def split(model: Llama, trainable: type[nnx.Variable], teacher: Llama | None = N
 
 
 def join(trained: Parameters, frozen: Frozen) -> Llama:
-    """Return the model again."""
+    """Put the model together again."""
     return nnx.merge(frozen.graph, trained, frozen.parameters)
 
 
 def start(trained: Parameters, schedule: Schedule) -> State:
-    """Return the state before the first step.
+    """Make the state before the first step.
 
     The parameters are copied, because a step takes its state's memory, and raised to float32 where they are narrower:
     most updates are smaller than what bfloat16 tells apart. The optimiser's state lies where the parameters do.
@@ -101,13 +101,13 @@ def start(trained: Parameters, schedule: Schedule) -> State:
 
 @functools.cache
 def learning_rate_of(schedule: Schedule) -> optax.Schedule:
-    """Return the learning rate as a function of the step, from 0."""
+    """Make the learning rate as a function of the step, from 0."""
     return optax.warmup_cosine_decay_schedule(0.0, schedule.learning_rate, schedule.warmup, schedule.steps)
 
 
 @functools.cache
 def optimizer_of(schedule: Schedule) -> optax.GradientTransformation:
-    """Return AdamW after clipping; norms and biases do not decay."""
+    """Make AdamW after clipping; norms and biases do not decay."""
     clip = optax.clip_by_global_norm(schedule.clip) if schedule.clip else optax.identity()
 
     def decays(trained: Parameters) -> Any:
@@ -166,7 +166,7 @@ def train_step(
 def held_out_step(
     trained: Parameters, parameters: Parameters, rows: Packed, *, graph: Any, objective: Objective
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return the summed loss of rows `[batch, seq]` in nats, and how many tokens it predicts."""
+    """Sum the loss of rows `[batch, seq]` in nats, and count the tokens that it predicts."""
     sums = sums_of(
         join(trained, Frozen(graph, parameters)), None, rows, objective._replace(distillation=0.0, hidden=0.0)
     )
@@ -176,7 +176,7 @@ def held_out_step(
 def microbatches(
     batch: dict[str, np.ndarray], size: int, like: Any = None, top: Sequence[np.ndarray] | None = None
 ) -> Packed:
-    """Return the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them.
+    """Lay out the rows of a batch as `[microbatches, size, seq]`, where the devices that hold `like` want them.
 
     Args:
         top: the fields of `TopK` of these rows, `[batch, ...]`.
@@ -189,7 +189,7 @@ def microbatches(
 
 
 def rate_at(schedule: Schedule, step: int) -> float:
-    """Return the learning rate of a step, from 0."""
+    """Compute the learning rate of a step, from 0."""
     if step < schedule.warmup:
         return schedule.learning_rate * step / schedule.warmup
     done = min(1.0, (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup))

@@ -10,7 +10,6 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -67,14 +66,15 @@ class Reference(NamedTuple):
 
 
 def find(text: str) -> Reference:
-    """Return the model that a reference stands for, without loading any.
+    """Find the model that a reference stands for, without loading any.
 
     Raises:
         ValueError: a run without a candidate, or one that the run does not have.
     """
     path = Path(text)
     if (path / "run.json").is_file() and not (path / "config.json").is_file():
-        raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {_examples(path)}")
+        example = next((row["candidate"] for row in read_candidates(path)[0]), DENSE)
+        raise ValueError(f"{text} is a run: expected RUN:CANDIDATE or RUN:{DENSE}, such as {path}:{example}")
     if path.exists() or ":" not in text or is_remote(text):
         return Reference(text)
     for place in (place for place, letter in enumerate(text) if letter == ":"):
@@ -94,10 +94,6 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
     rows = rows or [row for row in known if together(row) == candidate]
     if not rows:
         names = [DENSE, *dict.fromkeys(name for row in known for name in (row["candidate"], together(row)))]
-        for stem in (candidate, candidate.rpartition("@")[0]):  # without a ratio, or with one that there is not
-            if same := [name for name in names if stem and name.rpartition("@")[0] == stem]:
-                ratios = ", ".join(name.rpartition("@")[2] for name in same)
-                raise ValueError(f"{text}: expected {stem} at a ratio of the run, {ratios}, such as {run}:{same[0]}")
         near = difflib.get_close_matches(candidate, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"such as {names[-1]!r}"
         raise ValueError(f"{text}: expected one of the {len(names)} models of {run}, {hint}")
@@ -105,7 +101,7 @@ def _of_run(text: str, run: Path, candidate: str) -> Reference:
 
 
 def together(row: Row) -> str:
-    """Return the name of a candidate with all its seeds.
+    """Name a candidate with all its seeds.
 
     >>> together({"candidate": "wanda, seed 1@0.2", "variant": "wanda", "seed": 1, "ratio_asked": 0.2})
     'wanda@0.2'
@@ -115,7 +111,7 @@ def together(row: Row) -> str:
 
 
 def recorded_losses(reference: Reference) -> Losses:
-    """Return the losses that a run holds of one of its models.
+    """Read the losses that a run holds of one of its models.
 
     Raises:
         ValueError: an older run, without losses, or seeds that were evaluated on different windows.
@@ -144,14 +140,14 @@ def recorded_losses(reference: Reference) -> Losses:
 
 
 def text_digests(reference: Reference) -> dict[str, str]:
-    """Return `{metric: digest of its windows}` as far as a run has them on record; none of a model to load."""
+    """Read `{metric: digest of its windows}` as far as a run has them on record; none of a model to load."""
     inputs = reference.record.get("inputs", {})
     names = [metric["name"] for metric in reference.record.get("metrics", ())]
     return {name: inputs[key] for name in names if (key := f"evaluation text of {name!r}") in inputs}
 
 
 def loadable(reference: Reference, why: str) -> str:
-    """Return the name by which a model can be loaded: of a run, the unpruned one and the best, which was cut.
+    """Name what can be loaded for a model: of a run, the unpruned one and the best, which was cut.
 
     Raises:
         ValueError: a candidate that there is as masks only; `why` says what needs more.
@@ -160,29 +156,14 @@ def loadable(reference: Reference, why: str) -> str:
         return reference.text
     if reference.candidate == DENSE:
         return reference.model["name"]
-    row, best = reference.rows[0], reference.run / "best"
-    if len(reference.rows) == 1 and _is_best(reference) and (best / "config.json").is_file():
+    row, record, best = reference.rows[0], reference.record, reference.run / "best"
+    is_best = len(reference.rows) == 1 and cut_of(record).get("candidate") == row["candidate"]
+    if is_best and (best / "config.json").is_file():
         return str(best)
-    raise ValueError(
-        f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; "
-        f"{_cut_alone(reference.record, row)}"
-    )
-
-
-def _cut_alone(record: RunRecord, row: Row) -> str:
-    """Say how a candidate becomes a model, by a command where it is one of a comparison or a frontier."""
-    if not {"estimator", "ratio_asked"} <= row.keys():  # as of a place alone
-        return "name a model that was cut, as saap prune writes it"
-    usual = dataclasses.asdict(CompareConfig())  # an older run lacks some of it
-    whole: Any = {**record, "config": usual | dict(record.get("config", {}))}
-    command = prune_command(whole, {"scenario": "all", "seed": 0, **row})
-    return f"cut it ({command} --out DIRECTORY) and name that directory"
-
-
-def _is_best(reference: Reference) -> bool:
-    return cut_of(reference.record).get("candidate") == reference.rows[0]["candidate"]
-
-
-def _examples(run: Path) -> str:
-    names: Sequence[str] = [row["candidate"] for row in read_candidates(run)[0]]
-    return f"{run}:{names[0] if names else DENSE}"
+    said = "name a model that was cut, as saap prune writes it"
+    if {"estimator", "ratio_asked"} <= row.keys():  # not of a place alone
+        usual = dataclasses.asdict(CompareConfig())  # an older run lacks some of it
+        whole: Any = {**record, "config": usual | dict(record.get("config", {}))}
+        command = prune_command(whole, {"scenario": "all", "seed": 0, **row})
+        said = f"cut it ({command} --out DIRECTORY) and name that directory"
+    raise ValueError(f"{reference.text}: {why}, but a candidate of a run is masks over the unpruned model; {said}")

@@ -67,12 +67,6 @@ def test_taken_up_again_to_the_last_bit():
         np.testing.assert_array_equal(sums, whole[number])
 
 
-def test_equal_keep_sets_have_equal_losses():
-    found = all_losses(batched(5), [KEEPS[0], KEEPS[1], KEEPS[0]])
-    np.testing.assert_allclose(found[0], found[2], rtol=1e-6)
-    assert np.abs(found[0] - found[1]).min() > 1e-3
-
-
 @pytest.mark.slow
 def test_one_program_for_all():
     model = dense_model(mlp=7)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.cost import (
-    directory_bytes,
     forward_bytes,
     forward_seconds,
     forward_step,
@@ -29,32 +28,6 @@ def test_weight_bytes(tied):
     assert count_parameters(model) == parameters
     assert weight_bytes(model) == 4 * parameters
     assert weight_bytes(jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)) == 2 * parameters
-
-
-def test_weight_bytes_of_a_cut_model():
-    model = dense_model("gqa", layers=2, mlp=6)
-    keep = existing_units(model.segments)
-    keep["mlp"][0, 0] = False
-    keep["attention"][1, 1] = False
-    assert weight_bytes(model) - weight_bytes(cut(model, keep)) == 4 * (24 + 192)
-
-
-def test_directory_bytes(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(b"x" * 7)
-    (tmp_path / "b.safetensors").write_bytes(b"x" * 11)
-    (tmp_path / "config.json").write_bytes(b"x" * 5)
-    assert directory_bytes(tmp_path, "*.safetensors") == 18
-    assert directory_bytes(tmp_path) == 23
-    assert directory_bytes(tmp_path, "*.gguf") == 0
-
-
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_forward_seconds_is_one_number_a_model(repeats):
-    model = dense_model()
-    pruned = cut(model, random_keep(existing_units(model.segments), 0.5))
-    seconds = forward_seconds([model, pruned], random_tokens(2, 6), repeats=repeats)
-    assert len(seconds) == 2
-    assert all(np.isfinite(number) and number > 0 for number in seconds)
 
 
 def test_forward_seconds_times_compiled_programs():

@@ -68,10 +68,6 @@ class TestKnee:
         assert knee(x, x**4) == pytest.approx(0.25 ** (1 / 3), abs=1e-3)
         assert knee(0.6 * x, 3 + 2 * x**2) == pytest.approx(0.3, abs=1e-3), "no matter the units of the axes"
 
-    def test_several_curves_at_once(self):
-        x = np.linspace(0, 1, 101)
-        np.testing.assert_allclose(knee(x, np.stack([x**2, x**4])), [0.5, 0.63], atol=0.01)
-
     @pytest.mark.parametrize("curve", [lambda x: x, np.sqrt, lambda x: -(x**2), lambda x: x**2 + np.inf * (x == 1)])
     def test_none_where_there_is_none(self, curve):
         """Negative control: straight, concave, falling, not finite."""

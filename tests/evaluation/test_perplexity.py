@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.evaluation.perplexity import WindowLosses, loss_step, metric_name, window_losses
-from saap_jax.llama.segments import existing_units, masks, ones_gates
+from saap_jax.evaluation.perplexity import loss_step, window_losses
+from saap_jax.llama.segments import existing_units, masks
 from saap_jax.surgery.cut import cut
 from tests.helpers import changed, dense_model, length_mask, random_keep, random_tokens, reference_losses
 
@@ -49,11 +49,6 @@ def test_batch_size_and_padding_rows_change_nothing(size):
     assert other.sums.dtype == np.float64
 
 
-def test_perplexity_of_a_known_loss():
-    """Two windows of 2 and 3 tokens with losses of 1 and 4 nats: exp(5 / 5)."""
-    assert WindowLosses(np.asarray([1.0, 4.0]), np.asarray([2, 3])).perplexity == pytest.approx(np.e)
-
-
 def test_uniform_model_has_the_perplexity_of_its_vocabulary():
     model = changed(dense_model(), "norm", jnp.zeros_like)
     assert window_losses(model, batched(5)).perplexity == pytest.approx(24, rel=1e-6)
@@ -65,13 +60,6 @@ def test_masked_equals_cut():
     masked, pruned = window_losses(model, batched(5), masks(keep)), window_losses(cut(model, keep), batched(5))
     np.testing.assert_allclose(masked.sums, pruned.sums, rtol=1e-5)
     assert masked.perplexity != pytest.approx(window_losses(model, batched(5)).perplexity, rel=1e-2)
-
-
-def test_no_gates_remove_nothing():
-    model = dense_model()
-    np.testing.assert_array_equal(
-        window_losses(model, batched(5)).sums, window_losses(model, batched(5), ones_gates(model.segments)).sums
-    )
 
 
 def test_one_compilation_for_all_candidates():
@@ -89,20 +77,3 @@ def test_one_compilation_for_all_candidates():
 def test_no_window_is_refused():
     with pytest.raises(ValueError, match="evaluation: expected at least one window, got none"):
         window_losses(dense_model(), [])
-
-
-def test_metric_name_tells_the_window_length():
-    assert metric_name(128, "builtin:reference") == "ppl@128 builtin:reference"
-    assert metric_name(128, "a") != metric_name(256, "a")
-
-
-def test_progress_sees_every_batch():
-    seen = []
-
-    def progress(batches):
-        for batch in batches:
-            seen.append(len(batch[0]))
-            yield batch
-
-    window_losses(dense_model(), batched(2), progress=progress)
-    assert seen == [2, 2, 2]

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from saap_jax.cli import main
-from saap_jax.config.use import BenchConfig
 from saap_jax.evaluation.cost import step_bytes, weight_bytes
-from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, spread, time_in_turns, time_once
-from saap_jax.jobs.bench import bench
+from saap_jax.evaluation.timing import Times, Workload, compile_programs, speed_up, time_in_turns, time_once
 from saap_jax.llama import load_model, save_model
 from saap_jax.llama.decoder import single_layers
 from saap_jax.llama.generate import generate, stops_of
@@ -72,10 +70,6 @@ def test_speed_ups_are_ratios_of_the_same_round(programs):
     assert (same.prefill, same.step, same.measured_step.median) == (1, 1, 1)
 
 
-def test_spread():
-    assert spread(iter([4.0, 1.0, 2.0, 3.0])) == (2.5, 1.0, 4.0)
-
-
 def test_a_workload_beyond_the_positions_is_refused(models):
     with pytest.raises(ValueError, match="2040 tokens and 9 new ones make 2049, more than the model's 2048 positions"):
         compile_programs(models[0], Workload(1, 2040, 9))
@@ -121,17 +115,6 @@ def test_command(capsys, tmp_path, tiny_model_directory, pruned_directory):
     assert result["devices"]["platform"] == "cpu"
 
 
-@pytest.mark.slow
-def test_the_first_model_is_the_baseline_if_none_is_named(tiny_model_directory):
-    name = str(tiny_model_directory)
-    config = BenchConfig(models=(name,), baseline="", batch_sizes=(1, 2), prompt_lengths=(4,), new_tokens=1, repeats=1)
-    result = bench(config)
-    assert result["baseline"] == name
-    assert [row["batch"] for row in result["workloads"]] == [1, 2]
-    assert "tokens_per_second" not in result["workloads"][0]
-    assert result["workloads"][0]["prefill_speed_up"]["median"] == 1
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -148,7 +131,3 @@ def test_refused(capsys, tiny_model_directory, more, message):
     words = ["bench", str(tiny_model_directory), "--repeats", "1"]
     words += [] if "--baseline" in more else ["--baseline", ""]
     assert message in refused(capsys, [*words, *more])
-
-
-def test_a_model_twice_is_refused(capsys, tiny_model_directory):
-    assert "each once" in refused(capsys, ["bench", str(tiny_model_directory), str(tiny_model_directory)])

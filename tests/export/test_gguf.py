@@ -88,19 +88,6 @@ def test_rows_are_permuted(tmp_path):
     assert np.abs(forward(load_model(tmp_path / "x.gguf"), TOKENS) - forward(model, TOKENS)).max() > 1e-2
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision(dtype, tmp_path):
-    model = random_model(EMPTY)
-    written(model, tmp_path / "x.gguf", dtype)
-    kinds = types_of(tmp_path / "x.gguf")
-    assert {kind for name, kind in kinds.items() if "norm" not in name} == {"F16" if dtype == "float16" else "BF16"}
-    assert {kind for name, kind in kinds.items() if "norm" in name} == {"F32"}
-    loaded = load_model(tmp_path / "x.gguf")
-    expected = np.asarray(model.embedding[...])
-    error = np.abs(np.asarray(loaded.embedding[...]) - expected) / np.abs(expected)
-    assert 0 < error.max() <= (2.0**-11 if dtype == "float16" else 2.0**-8)
-
-
 def test_q8_0(tmp_path):
     model = random_model(spec_of((2, 2, 64), (2, 2, 40)))
     assert written(model, tmp_path / "x.gguf", "q8_0") == ("deci", 0, 1)

@@ -9,10 +9,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saap_jax.export.gguf_file import write_gguf
-from saap_jax.export.gguf_vocabulary import copied_vocabulary, vocabulary_of
+from saap_jax.export.gguf_vocabulary import vocabulary_of
 from saap_jax.llama import Constants, load_tokenizer
 from saap_jax.llama.files.gguf_tokenizer import NORMALIZERS, PRE_TOKENIZERS
-from saap_jax.llama.files.load import resolve
 from tests.export.models import spec_of
 from tests.helpers import random_model
 from tests.llama.conftest import smollm2_tokenizer  # noqa: F401  a fixture
@@ -82,14 +81,6 @@ def test_the_pre_tokenizers_differ():
     assert all(one != other for one, other in itertools.combinations(ids, 2))
 
 
-def test_the_packaged_tokenizer(smollm2_tokenizer):  # noqa: F811
-    pairs = pairs_of(smollm2_tokenizer)
-    theirs = {key: value for key, value, _ in copied_vocabulary(resolve("smollm2-135m"))}
-    for key in ("model", "pre", "tokens", "merges", "bos_token_id", "eos_token_id", "padding_token_id"):
-        assert pairs[f"tokenizer.ggml.{key}"] == theirs[f"tokenizer.ggml.{key}"], key
-    assert pairs["tokenizer.chat_template"] == theirs["tokenizer.chat_template"]
-
-
 def test_ids_and_types():
     tokenizer = trained("gpt-2")
     constants = Constants(bos_token=5, eos_tokens=(7, 8, 9))
@@ -118,9 +109,3 @@ def test_refusals(changes, message):
         pairs_of(trained("gpt-2", **changes))
     assert "--format hf, padded or ragged instead" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_tokenizer_of_a_larger_vocabulary_is_refused():
-    tokenizer = trained("gpt-2")
-    with pytest.raises(ValueError, match="expected token ids below the model's 100 embeddings"):
-        pairs_of(tokenizer, 100)

@@ -324,9 +324,6 @@ class TestLimitsFile:
         assert config.max_ppl_increase.endswith("%")
         assert f"--limits {name}`" in packaged(".toml")[name].read_text()
 
-    def test_there_are_templates(self):
-        assert packaged(".toml").keys() == {"gates/default", "gates/strict", "gates/size"}
-
 
 def test_losses_are_those_of_evaluate(tiny_model_directory, capsys):
     """The perplexity that `ab` shows is that of `evaluate`."""

@@ -51,19 +51,6 @@ def test_standard_input(words, capsys, monkeypatch, tiny_model_directory):
     assert capsys.readouterr().out == expected(tiny_model_directory, ["the dog"])[0] + "\n"
 
 
-def test_stop(words, capsys, tiny_model_directory):
-    whole = expected(tiny_model_directory, ["the cat"])[0]
-    stop = whole[3:5]
-    assert main.main([*words, "the cat", *SHORT, "--stop", stop, "never"]) == 0
-    assert capsys.readouterr().out == whole.partition(stop)[0] + "\n"
-
-
-def test_help(capsys):
-    assert main.main(["generate", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(option in text for option in ("--chat", "--top-p", "--max-new-tokens", "--stop", "--seed"))
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -80,11 +67,6 @@ def test_help(capsys):
 )
 def test_refused(words, capsys, more, message):
     assert message in refused(capsys, [*words, *more])
-
-
-def test_no_model(capsys):
-    assert "no/such/model: no such file" in refused(capsys, ["generate", "no/such/model", "text"])
-    assert "expected one or more texts" in refused(capsys, ["generate"])
 
 
 def test_empty_standard_input(words, capsys, monkeypatch):

@@ -20,11 +20,9 @@ from safetensors.numpy import load_file
 
 import saap_jax
 from saap_jax.cli import main
-from saap_jax.config.recover import MethodConfig
 from saap_jax.evaluation.cost import weight_bytes
 from saap_jax.jobs import recover as job
 from saap_jax.jobs.origins import NAMES
-from saap_jax.jobs.recover import method_of
 from saap_jax.llama import load_model
 from saap_jax.llama.quantized import Quantized
 from saap_jax.recovery import loop
@@ -217,19 +215,6 @@ def test_a_directory_in_the_way_is_refused_before_any_work(options, capsys, tmp_
     said = refused(capsys, ["recover", *options, "--out", str(tmp_path / "there")])
     assert "out: expected a directory that does not exist yet" in said
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-def test_decoding_is_timed(options, capsys, tmp_path):
-    more = ["--new-tokens", "3", "--repeats", "2", "--training.max-steps", "3"]
-    assert main.main(["recover", *options, *more]) == 0
-    assert "decoding (tokens a second)" in capsys.readouterr().out
-    run = read_run(tmp_path / "runs" / "recover")
-    assert all(run[name]["tokens_per_second"] > 0 for name in ("dense", "before", "after"))
-
-
-def test_the_method_takes_its_options():
-    assert method_of(MethodConfig(name="full")).name == "full"
 
 
 def process(words: list[str]) -> subprocess.Popen:

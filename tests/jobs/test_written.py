@@ -13,7 +13,7 @@ from saap_jax.config.recover import MethodConfig, RecoverConfig, TrainingConfig,
 from saap_jax.config.use import GenerateConfig
 from saap_jax.jobs import compare, judged, prune, recover
 from saap_jax.jobs import written as module
-from saap_jax.jobs.generate import continuations
+from saap_jax.jobs.generate import write_texts
 from saap_jax.llama import load_model, load_tokenizer
 from saap_jax.report.kinds.written import written_blocks
 from saap_jax.report.write import render_report
@@ -50,10 +50,9 @@ def test_it_is_what_generate_says(config):
     assert [text["prompt"] for text in texts] == list(module.PROMPTS)
     for name, model in models.items():
         options = GenerateConfig(model=model, prompts=module.PROMPTS, max_new_tokens=6)
-        said = dict.fromkeys(range(len(texts)), "")
-        for row, piece in continuations(options, module.PROMPTS):
-            said[row] += piece
-        assert [text["texts"][name] for text in texts] == [*said.values()]
+        said: list[str] = []
+        write_texts(options, said.append, with_prompts=False)
+        assert said == [f"--- {number}\n{text['texts'][name]}\n" for number, text in enumerate(texts, 1)]
     assert len({text["texts"][name] for text in texts for name in models}) > 1, "negative control"
     assert read_origin(run.path / "best")["steps"][0]["written"] == texts
     page, card = render_report(run.path), (run.path / "best" / "README.md").read_text()

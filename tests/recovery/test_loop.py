@@ -11,11 +11,10 @@ from flax import nnx
 
 from saap_jax.config.recover import TrainingConfig
 from saap_jax.recovery.checkpoints import Checkpoints, arrays_of
-from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, steps_of, train
+from saap_jax.recovery.loop import NotFiniteError, Training, held_out_loss, train
 from saap_jax.recovery.objective import Objective, sums_of
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split, start
-from saap_jax.runtime.digests import digest_of
 from tests.helpers import VOCAB, changed, dense_model, ragged_model
 from tests.recovery.helpers import LENGTH, LORA_LIKE, packed, regular_rows, rows_of
 
@@ -50,11 +49,6 @@ def run(directory, training, *, stop=None):
 def same(one, other) -> bool:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
-
-
-def test_steps_are_counted_and_bounded():
-    assert steps_of(ROWS, batch_size=4, epochs=4, most=0) == 9
-    assert steps_of(ROWS, batch_size=4, epochs=4, most=5) == 5
 
 
 @pytest.mark.slow
@@ -188,12 +182,6 @@ def test_empty_arrays_survive_a_checkpoint(tmp_path):
         fewer = start(split(LORA_LIKE.prepare(ragged_model(), jax.random.key(0)), LORA_LIKE.trainable)[0], Schedule())
         with pytest.raises(ValueError, match="expected the parameters that are trained now, found others"):
             checkpoints.read(0, fewer)
-
-
-def test_a_digest_tells_models_apart():
-    model = ragged_model()
-    assert digest_of(model) == digest_of(ragged_model())
-    assert digest_of(model) != digest_of(changed(model, "segments/2/mlp/down", lambda x: x.at[0, 0, 0].add(1e-6)))
 
 
 def trouble(directory, training) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saap_jax.data.packing import pack
-from saap_jax.recovery.objective import Objective, cast, sums_of, total_of
+from saap_jax.recovery.objective import Objective, sums_of, total_of
 from tests.helpers import dense_model, forward, ragged_model, reference_losses
 from tests.recovery.helpers import LENGTH, packed, pieces_of, rows_of
 
@@ -111,16 +111,3 @@ def test_distance_of_hidden_states_by_hand():
         total_of(found, objective), total_of(plain, objective) + 0.25 * found.distance, rtol=1e-6
     )
     np.testing.assert_allclose(sums(teacher, teacher, rows, objective).distance, 0, atol=1e-6)
-
-
-def test_bfloat16_computes_nearly_the_same():
-    model, rows = dense_model(), packed(rows_of(5, 7))
-    narrow, wide = (loss_of(model, rows, Objective(compute=dtype)) for dtype in ("bfloat16", "float32"))
-    assert narrow != wide
-    np.testing.assert_allclose(narrow, wide, rtol=0.03)
-
-
-def test_a_cast_keeps_axes_and_changes_types():
-    model = cast(dense_model(), "bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
-    assert model.segments[0].mlp.gate.axes == ("layers", "embed", "mlp")

@@ -10,18 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saap_jax.cli import main
-from saap_jax.evaluation.cost import directory_bytes, token_macs, weight_bytes
 from saap_jax.llama import load_model, quantized, save_model
-from saap_jax.llama.model import param
 from saap_jax.llama.product import product
-from saap_jax.llama.quantized import MATRICES, Quantization, Quantized, dequantized, pack, quantization_of, unpack
+from saap_jax.llama.quantized import Quantized, dequantized, pack, quantization_of, unpack
 from saap_jax.llama.segments import existing_units
-from saap_jax.recovery import check_group_size, lora, quantize
+from saap_jax.recovery import check_group_size, quantize
 from saap_jax.recovery.quantization import nearest, quantize_matrix, searched
-from saap_jax.structures import count_parameters, discover
+from saap_jax.structures import discover
 from saap_jax.surgery.cut import cut
 from tests.helpers import forward, random_model, random_tokens
-from tests.recovery.models import constant_groups, pruned_model, spec_of
+from tests.recovery.models import pruned_model, spec_of
 
 BITS = [2, 3, 4, 8]
 TOKENS = jnp.asarray(random_tokens(2, 7))
@@ -114,13 +112,6 @@ class TestRounding:
             assert np.isfinite([scale, offset]).all()
             assert np.abs(q * scale[:, None] + offset[:, None] - rows).max() <= rows[0, 7]
 
-    def test_constant_groups_are_exact(self):
-        model = constant_groups(pruned_model())
-        quantised = quantize(model, group_size=8, bits=2)
-        for name, block in (("value", "attention"), ("gate", "mlp")):
-            ours, theirs = (getattr(getattr(each.segments[0], block), name)[...] for each in (quantised, model))
-            np.testing.assert_array_equal(ours, theirs)
-
 
 class TestProduct:
     @pytest.mark.slow
@@ -150,30 +141,6 @@ class TestProduct:
         for one, other in zip(both(x), whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.slow
-    def test_half_precision_stays(self):
-        matrix = layer_of(stacked(normal(16, 5), 4, 8))
-        for rows in (1, 5):
-            x = jnp.asarray(normal(1, rows, 16), jnp.bfloat16)
-            y = matrix.product("btf,fd->btd", x)
-            assert y.dtype == jnp.bfloat16
-            np.testing.assert_allclose(y.astype(jnp.float32), x.astype(jnp.float32) @ matrix.dense(), atol=0.1)
-
-    def test_dense_matrices_are_multiplied_as_ever(self):
-        """The seam adds nothing to the program of plain floats, nor does it change a bit."""
-        x, weight = jnp.asarray(normal(2, 3, 2, 4)), jnp.asarray(normal(2, 4, 5))
-
-        def direct(x, weight):
-            return jnp.einsum("btkh,khd->btd", x, weight)
-
-        def seam(x, weight):
-            return product("btkh,khd->btd", x, param(("kv_heads", "head_dim", "embed"), weight))
-
-        assert str(jax.make_jaxpr(direct)(x, weight)) == str(jax.make_jaxpr(seam)(x, weight))
-        np.testing.assert_array_equal(direct(x, weight), seam(x, weight))
-        flat = product("btf,fd->btd", x.reshape(2, 3, 8), param(("kv_heads", "head_dim", "embed"), weight))
-        np.testing.assert_array_equal(flat, jnp.einsum("btf,fd->btd", x.reshape(2, 3, 8), weight.reshape(8, 5)))
-
 
 class TestModels:
     @pytest.mark.slow
@@ -185,26 +152,6 @@ class TestModels:
         assert jax.tree.structure(plain) == jax.tree.structure(model)
         np.testing.assert_allclose(forward(quantised, TOKENS), forward(plain, TOKENS), rtol=1e-5, atol=1e-5)
         assert np.abs(forward(quantised, TOKENS) - forward(model, TOKENS)).max() > 0.01
-
-    def test_sizes_are_those_of_the_matrices(self):
-        model = pruned_model()
-        quantised = quantize(model, group_size=8)
-        assert quantised.spec == model.spec
-        assert count_parameters(quantised) == count_parameters(model)
-        assert token_macs(quantised, 5) == token_macs(model, 5)
-        assert weight_bytes(quantised) < 0.5 * weight_bytes(model)
-        assert quantization_of(quantised) == Quantization(4, 8, tuple(MATRICES))
-
-    def test_some_matrices(self):
-        quantised = quantize(pruned_model(), group_size=8, matrices=("down", "query"))
-        assert quantization_of(quantised) == Quantization(4, 8, ("query", "down"))
-
-    def test_models_of_two_kinds_are_refused(self):
-        """Negative control of `quantization_of`: what a config could not say."""
-        quantised, other = (quantize(pruned_model(), bits=bits, group_size=8) for bits in (4, 8))
-        quantised.segments[0].mlp.up = other.segments[0].mlp.up
-        with pytest.raises(ValueError, match="quantised alike"):
-            quantization_of(quantised)
 
     @pytest.mark.slow
     def test_pruning_comes_first(self):
@@ -239,10 +186,6 @@ class TestWidths:
         with pytest.raises(ValueError, match=message):
             quantize(random_model(spec), bits=bits, group_size=size)
 
-    def test_what_the_message_says_helps(self):
-        check_group_size(spec_of((2, 16), (4, 32)), 4, 16)
-        check_group_size(spec_of((2, 16), (1, 12)), 4, 8, ("query", "up", "output"))
-
 
 class TestSaving:
     @pytest.mark.parametrize("bits", BITS)
@@ -254,36 +197,6 @@ class TestSaving:
         for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(model), strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("bits", BITS)
-    def test_bytes_on_disk(self, bits, tmp_path):
-        """Within 5 % of b/8 a weight, scales and offsets, and the floats that are not quantised."""
-        spec = spec_of((2, 96), (2, 64), embed=64)
-        model = quantize(
-            random_model(spec), bits=bits, group_size=32, rounding="nearest", matrices=("gate", "up", "down")
-        )
-        weights = 3 * 64 * (96 + 64)
-        floats = count_parameters(model) - weights
-        expected = weights * bits / 8 + weights / 32 * 2 * 4 + 4 * floats
-        path = save_model(model, tmp_path / "model")
-        assert weight_bytes(model) == expected
-        header = int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little") + 8
-        assert directory_bytes(path, "*.safetensors") - header == expected
-
-    def test_half_precision_leaves_the_scales(self, tmp_path):
-        path = save_model(quantize(pruned_model(), group_size=8), tmp_path / "model", dtype="bfloat16")
-        model = load_model(path, "bfloat16")
-        assert model.embedding.dtype == jnp.bfloat16
-        assert model.segments[0].mlp.up.scale.dtype == jnp.float32
-        logits = forward(model, TOKENS)
-        assert np.isfinite(logits).all()
-
-    def test_a_model_with_adapters_is_not_saved(self, tmp_path):
-        model = lora(rank=2).prepare(pruned_model(), jax.random.key(0))
-        with pytest.raises(ValueError, match="got Adapted for query; merge it first"):
-            save_model(model, tmp_path / "model")
-        assert not list(tmp_path.iterdir())
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

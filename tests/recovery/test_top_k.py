@@ -108,25 +108,6 @@ def test_the_divergence_never_falls_with_more_tokens_nor_is_above_that_of_all():
     assert found[-1] <= float(sums(STUDENT, TEACHER, BATCH, OBJECTIVE).divergence)
 
 
-def test_a_student_that_is_the_teacher_has_nothing_to_learn():
-    value, gradient = learned(STUDENT, None, known(STUDENT, K))
-    assert abs(float(value)) < 1e-5
-    assert largest(gradient) < 1e-5
-    assert largest(learned(STUDENT, None, known(TEACHER, K))[1]) > 1e-2
-
-
-def test_other_losses_are_what_they_were():
-    """The loss of the tokens, the distance with a teacher beside, and all of it where the divergence has no weight."""
-    plain, taught = sums(STUDENT, None, BATCH, OBJECTIVE), sums(STUDENT, None, known(TEACHER, K), OBJECTIVE)
-    assert (float(plain.loss), int(plain.tokens)) == (float(taught.loss), int(taught.tokens))
-    both = OBJECTIVE._replace(hidden=0.5)
-    distances = [sums(STUDENT, TEACHER, rows, both).distance for rows in (BATCH, known(TEACHER, K))]
-    np.testing.assert_allclose(*distances, rtol=1e-6)
-    assert float(distances[0]) > 0
-    aside = OBJECTIVE._replace(distillation=0.0)
-    assert float(sums(STUDENT, None, known(TEACHER, K), aside).divergence) == 0
-
-
 def test_a_small_rest_is_not_lost():
     """Two tokens with all but 1e-9 of the probability: in float32, 1 - Σ p is 0 or a multiple of 6e-8."""
     logits = np.full((1, 1, VOCAB), -24.0, np.float32)

@@ -76,9 +76,7 @@ def test_what_stands_for_nothing(run, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'wanda@0.2'"):
         find(f"{run}:wnda@0.2")
     for name in ("wanda", "wanda@0.5"):
-        with pytest.raises(
-            ValueError, match="run:.*: expected wanda at a ratio of the run, 0.2, such as .*run:wanda@0.2$"
-        ):
+        with pytest.raises(ValueError, match="did you mean 'wanda@0.2'"):
             find(f"{run}:{name}")
     with pytest.raises(ValueError, match="expected one of the 4 models of .*run, such as"):
         find(f"{run}:x")
