@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from saap_jax.evaluation.differences import paired_difference
-from saap_jax.report.figures.axes import logarithmic, spread
+from saap_jax.report.figures.draw import logarithmic
 
 matplotlib.rcParams["svg.hashsalt"] = "arena"  # the same figure is the same file
 
@@ -38,6 +38,26 @@ class Line(NamedTuple):
     def perplexity(self, text: str) -> float:
         """Return the perplexity of all seeds together."""
         return math.exp(self.losses[text].mean())
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Return the places nearest to the wanted ones (ascending) that are `gap` apart, within [low, high] if they fit.
+
+    Nearest is least squares: less the gaps before them, the places are the isotonic regression of the wanted ones.
+
+    >>> spread([10.0, 11.0, 50.0], gap=10.0, low=0.0, high=60.0)
+    [5.5, 15.5, 50.0]
+    """
+    blocks: list[tuple[float, int]] = []  # mean and number of neighbours that touch
+    for index, place in enumerate(wanted):
+        mean, many = place - gap * index, 1
+        while blocks and blocks[-1][0] > mean:
+            before, number = blocks.pop()
+            mean, many = (before * number + mean * many) / (number + many), number + many
+        blocks.append((mean, many))
+    last = high - gap * (len(wanted) - 1)
+    means = [min(max(mean, low), max(last, low)) for mean, many in blocks for _ in range(many)]
+    return [mean + gap * index for index, mean in enumerate(means)]
 
 
 def draw_ratios(found: Mapping[float, Sequence[Line]], dense: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -1,32 +1,29 @@
-"""Blocks for a terminal: words, and tables that `terminal.show` fits into its width."""
+"""Blocks for a terminal: words, and tables that `console.show` fits into its width."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table as Drawn
 from rich.text import Text
 
 from saap_jax.cli.console import show, show_lines
-from saap_jax.report.page.blocks import Block, Bullets, Cell, Code, Folded, Part, Table, Words, text_table
+from saap_jax.report.blocks import Block, Code, Section, Table, Words, text_table
 from saap_jax.runtime.visible import visible
 
-_STYLES = {"best": "bold"}
-_VERDICTS = {True: "green", False: "bold red"}
+_STYLES = {"best": "bold", "good": "green", "bad": "bold red"}
 
 
 def show_blocks(*blocks: Block) -> None:
-    """Print blocks; figures and files have no place on a terminal."""
+    """Print blocks; figures have no place on a terminal, nor has what is folded."""
     for block in blocks:
         match block:
             case Table():
                 show(drawn(block))
             case Words():
                 show(block.text)
-            case Bullets():
-                show(*block.lines)
             case Code():
                 show_lines(block.text)
-            case Part() | Folded():
+            case Section() if not block.folded:
                 show(block.title)
                 show_blocks(*block.blocks)
 
@@ -38,8 +35,8 @@ def show_facts(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] 
 
 
 def drawn(table: Table) -> Drawn:
-    """Return a table for the terminal."""
-    columns = max([len(table.header), *(len(line.cells) for line in table.lines)])
+    """Return a table for the terminal, without its wide columns."""
+    narrow = [place for place, column in enumerate(table.columns) if not column.wide]
     found = Drawn(
         title=Text(visible(table.title), style="italic") if table.title else None,
         caption=Text(visible("\n".join(table.notes))) if table.notes else None,
@@ -47,15 +44,11 @@ def drawn(table: Table) -> Drawn:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        show_header=bool(table.header),
+        show_header=any(table.header),
     )
-    for place, name in enumerate(table.header or [""] * columns):
-        found.add_column(Text(name), justify="left" if place < table.words else "right")
-    for line in table.lines:
-        found.add_row(*_cells(line.cells), style=_STYLES.get(line.mark), end_section=line.last)
+    for column in (table.columns[place] for place in narrow):
+        found.add_column(Text(column.head), justify="left" if column.words else "right")
+    for row in table.rows:
+        cells = table.cells(row)
+        found.add_row(*(Text(visible(cells[place])) for place in narrow), style=_STYLES.get(row.get("mark", ""), ""))
     return found
-
-
-def _cells(cells: Sequence[Cell]) -> Iterator[Text]:
-    for cell in cells:
-        yield Text(visible(cell.text), style="" if cell.verdict is None else _VERDICTS[cell.verdict])

@@ -34,15 +34,15 @@ from saap_jax.runtime.remote import is_remote
 def compare(config: CompareConfig, options: RunOptions) -> None:
     """Run `saap compare`."""
     from saap_jax.jobs import compare as comparison
-    from saap_jax.report.kinds.variants import cut_rows, cut_table, structure_sentences, variant_table
-    from saap_jax.runs.standing import comparison_rows
+    from saap_jax.report.pages.compare import comparison_table, cut_table, structure_sentences
+    from saap_jax.runs.standing import cut_of
 
     with progress() as track:
         run = comparison.compare(config, overwrite=options.overwrite, track=track)
     candidates = run.candidates()
     show(*structure_sentences(run.record))
-    show_blocks(variant_table(run.record, comparison_rows(run.record, candidates)))
-    if cut_rows(run.record):
+    show_blocks(comparison_table(run.record, candidates))
+    if cut_of(run.record):
         show_blocks(cut_table(run.record))
     show_paths(report=run.path / "report.html", model=run.path / "best")
 
@@ -50,10 +50,7 @@ def compare(config: CompareConfig, options: RunOptions) -> None:
 def score(config: ScoreConfig, options: RunOptions) -> None:
     """Run `saap score`."""
     from saap_jax.jobs.score import score_run
-    from saap_jax.report.kinds.fusion import fusion_table
-    from saap_jax.report.kinds.patterns import pattern_table
-    from saap_jax.report.kinds.score import find_patterns
-    from saap_jax.report.kinds.scores import rank_table
+    from saap_jax.report.pages.score import find_patterns, fusion_table, pattern_table, rank_table
 
     with progress() as track:
         run, calibrated = score_run(config, overwrite=options.overwrite, track=track)
@@ -87,7 +84,7 @@ def prune(config: PruneConfig) -> None:
 def recover(config: RecoverConfig, options: RunOptions) -> None:
     """Run `saap recover`."""
     from saap_jax.jobs import recover as job
-    from saap_jax.report.kinds.recover import recovery_table, summary
+    from saap_jax.report.pages.recover import recovery_table, summary
 
     with progress() as track:
         run = job.recover(config, overwrite=options.overwrite, track=track, note=track.note)
@@ -99,7 +96,7 @@ def recover(config: RecoverConfig, options: RunOptions) -> None:
 def fidelity(config: FidelityConfig, options: RunOptions) -> None:
     """Run `saap fidelity`."""
     from saap_jax.jobs import fidelity as job
-    from saap_jax.report.kinds.fidelity import BRIEF, fidelity_table
+    from saap_jax.report.pages.fidelity import BRIEF, fidelity_table
 
     with progress() as track:
         run, rows, *_ = job.judge(config, overwrite=options.overwrite, track=track)
@@ -111,8 +108,8 @@ def frontier(config: FrontierConfig, options: RunOptions) -> None:
     """Run `saap frontier`."""
     from saap_jax.evaluation.crossing import found_variants
     from saap_jax.jobs import frontier as job
-    from saap_jax.report.kinds.common import suggestion_blocks
-    from saap_jax.report.kinds.frontier import frontier_table, summary
+    from saap_jax.report.pages.common import suggestion_blocks
+    from saap_jax.report.pages.frontier import frontier_table, summary
 
     with progress() as track:
         run = job.frontier(config, overwrite=options.overwrite, track=track)
@@ -126,8 +123,8 @@ def frontier(config: FrontierConfig, options: RunOptions) -> None:
 def sensitivity(config: SensitivityConfig, options: RunOptions) -> None:
     """Run `saap sensitivity`."""
     from saap_jax.jobs import sensitivity as job
-    from saap_jax.report.kinds.common import suggestion_blocks
-    from saap_jax.report.kinds.sensitivity import extreme_table
+    from saap_jax.report.pages.common import suggestion_blocks
+    from saap_jax.report.pages.sensitivity import extreme_table
 
     with progress() as track:
         run = job.sensitivity(config, overwrite=options.overwrite, track=track)
@@ -160,7 +157,7 @@ def export(config: ExportConfig) -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """Run `saap evaluate`."""
     from saap_jax.jobs import evaluate as job
-    from saap_jax.report.kinds.tasks import evaluation_blocks
+    from saap_jax.report.pages.measured import evaluation_blocks
 
     with progress() as track:
         rows = job.evaluate(config, track=track)
@@ -181,7 +178,7 @@ def report(config: ReportConfig) -> None:
 def ab(config: AbConfig) -> int:
     """Run `saap ab`; return 1 when a limit is broken."""
     from saap_jax.jobs import ab as job
-    from saap_jax.report.kinds.quality import comparison_blocks
+    from saap_jax.report.pages.measured import comparison_blocks
 
     with progress() as track:
         comparison = job.ab(config, track=track)
@@ -199,7 +196,7 @@ def generate(config: GenerateConfig) -> None:
 def bench(config: BenchConfig) -> None:
     """Run `saap bench`."""
     from saap_jax.jobs import bench as benchmark
-    from saap_jax.report.kinds.bench import bench_blocks
+    from saap_jax.report.pages.measured import bench_blocks
 
     with progress() as track:
         result = benchmark.bench(config, track=track)

@@ -9,7 +9,7 @@ from typing import Any
 from saap_jax.cli.blocks import show_blocks, show_facts
 from saap_jax.estimation.registry import ESTIMATORS
 from saap_jax.recipes import RECIPES, Recipe
-from saap_jax.report.page.blocks import text_table
+from saap_jax.report.blocks import text_table
 from saap_jax.steps import known as _known  # noqa: F401  the package's own steps are registered
 from saap_jax.steps.base import STEPS, Step, default_of, literal
 from saap_jax.steps.score.oracles import ORACLES

@@ -10,7 +10,7 @@ from saap_jax.planning.chips import GIB, target_of
 from saap_jax.planning.models import spec_of
 from saap_jax.planning.plan import Record, plan_one
 from saap_jax.planning.search import search, settings_of
-from saap_jax.report.page.blocks import Block, Bullets, Words, text_table
+from saap_jax.report.blocks import Block, Words, text_table
 from saap_jax.runtime.files import check_target, write_atomically
 
 
@@ -49,7 +49,7 @@ def shown(config: PlanConfig, result: Record) -> list[Block]:
             f"{config.task} of {config.model} does not fit {record['target']}: it needs {record['overrun'] / GIB:.1f} "
             f"GiB more than the {record['memory'] / GIB:.1f} GiB of a device."
         )
-        return [Words(said), Bullets((*record["remedies"], "Or let --search find a machine."))]
+        return [*map(Words, (said, *record["remedies"], "Or let --search find a machine."))]
     return [*plan_tables(config, record), *map(Words, _sentences(config, record))]
 
 

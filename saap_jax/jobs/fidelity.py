@@ -9,7 +9,7 @@ from saap_jax.evaluation.rank_correlation import Fidelity, fidelity
 from saap_jax.jobs.candidates import cache_of, key_of
 from saap_jax.jobs.job import Ending, check, finish, job, load
 from saap_jax.jobs.score import check_scores, scores_of, structures
-from saap_jax.report.kinds.fidelity import fidelity_files
+from saap_jax.report.pages.fidelity import fidelity_files
 from saap_jax.runs.changes import read_changes
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores

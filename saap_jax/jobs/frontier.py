@@ -22,7 +22,7 @@ from saap_jax.jobs.candidates import (
     runners_of,
 )
 from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
-from saap_jax.report.kinds.frontier import frontier_files
+from saap_jax.report.pages.frontier import frontier_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores
 from saap_jax.runs.stages import Stage

@@ -33,7 +33,7 @@ from saap_jax.recovery.methods import METHODS, Method
 from saap_jax.recovery.objective import Objective, cast
 from saap_jax.recovery.top_k import Kept, keep_top_k
 from saap_jax.recovery.train import Schedule, join, split
-from saap_jax.report.kinds.recover import recovery_files
+from saap_jax.report.pages.recover import recovery_files
 from saap_jax.runs.directory import RunDirectory, flatten, plain
 from saap_jax.runs.stages import Stage
 from saap_jax.runs.tensorboard import write_scalars

@@ -17,7 +17,7 @@ from saap_jax.evaluation.resample import FEWEST
 from saap_jax.evaluation.sensitivity import Cost, Place, Plan, changes_of, costs_of, nearest_share, plan_of, predicted
 from saap_jax.jobs.candidates import Evaluator, Row, about_run, candidate_of, keeps_file, runners_of
 from saap_jax.jobs.job import Ending, check, check_judged, finish, job, load
-from saap_jax.report.kinds.sensitivity import sensitivity_files
+from saap_jax.report.pages.sensitivity import sensitivity_files
 from saap_jax.runs.directory import RunDirectory
 from saap_jax.runs.scores import save_scores
 from saap_jax.runs.standing import DENSE

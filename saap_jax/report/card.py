@@ -1,12 +1,10 @@
 """The model card of a directory, `README.md`: what was done to which model, in figures that are on record alone."""
 
-from collections.abc import Iterable
-
 from huggingface_hub import ModelCardData
 
-from saap_jax.report.kinds.origin import VERBS, is_pruned, origin_licence, origin_sizes, origin_summary, step_blocks
-from saap_jax.report.page.blocks import Block, Code, Words
-from saap_jax.report.page.markdown import block_lines, escaped
+from saap_jax.report.blocks import Code, Section, Words
+from saap_jax.report.markdown import escaped, markdown_text
+from saap_jax.report.pages.origin import VERBS, is_pruned, origin_licence, origin_sizes, origin_summary, step_blocks
 from saap_jax.runs.origin import Loader, Origin
 from saap_jax.runtime.visible import visible
 
@@ -40,16 +38,15 @@ _USE: dict[Loader, tuple[str, str]] = {
 
 def card(origin: Origin, name: str) -> str:
     """Return the card of a model, which is called `name`: metadata in YAML, then Markdown."""
-    lines = [f"# {escaped(name) or 'model'}", ""]
-    for block in (Words(origin_summary(origin, name)), *origin_sizes(origin)):
-        lines += block_lines(block, 2)
-    for step in origin["steps"]:
-        lines += _section(VERBS[step["kind"]], step_blocks(step))
     said, code = _USE[origin["loader"]]
-    lines += _section("Use", [Words(said), Code("use", code)])
-    lines += _section("Licence", [Words(origin_licence(origin))])
-    body = "\n".join(lines).rstrip()
-    return f"---\n{metadata(origin)}\n---\n\n{visible(body)}\n"
+    blocks = [
+        Words(origin_summary(origin, name)),
+        *origin_sizes(origin),
+        *(Section(VERBS[step["kind"]], [*step_blocks(step)]) for step in origin["steps"]),
+        Section("Use", [Words(said), Code("use", code)]),
+        Section("Licence", [Words(origin_licence(origin))]),
+    ]
+    return f"---\n{metadata(origin)}\n---\n\n# {visible(escaped(name)) or 'model'}\n\n{visible(markdown_text(blocks))}"
 
 
 def metadata(origin: Origin) -> str:
@@ -65,7 +62,3 @@ def metadata(origin: Origin) -> str:
         tags=[*(["pruned"] if is_pruned(origin) else []), "saap_jax"],
     )
     return data.to_yaml(line_break="\n")
-
-
-def _section(title: str, blocks: Iterable[Block]) -> list[str]:
-    return [f"## {title}", "", *(line for block in blocks for line in block_lines(block, 3))]

@@ -1,32 +1,43 @@
 """The report of one run or of several: the page, the same as Markdown and CSV, and figures for papers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saap_jax.report.figures.paper import paper_figures
-from saap_jax.report.kinds.overview import CSV_HEADER, overview_sections, report_data
-from saap_jax.report.kinds.views import read_view
-from saap_jax.report.page.blocks import Detail, Page, RunView
-from saap_jax.report.page.csv_text import data_text
-from saap_jax.report.page.html import render_page
-from saap_jax.report.page.markdown import MARK, markdown_report
-from saap_jax.runs.directory import read_run, write_atomically
-from saap_jax.runs.origin import FILE
+from saap_jax.report.blocks import Figure, Page, Section, View, Words, leaves
+from saap_jax.report.csv_text import table_csv
+from saap_jax.report.figures.draw import saved
+from saap_jax.report.formats import slug
+from saap_jax.report.html import render_page
+from saap_jax.report.markdown import MARK, markdown_report
+from saap_jax.report.pages.common import closing_sections, model_name, suggestions_section
+from saap_jax.report.pages.compare import compare_sections
+from saap_jax.report.pages.fidelity import fidelity_sections
+from saap_jax.report.pages.frontier import frontier_sections
+from saap_jax.report.pages.origin import origin_view
+from saap_jax.report.pages.recover import recover_sections
+from saap_jax.report.pages.score import score_sections
+from saap_jax.report.pages.sensitivity import sensitivity_sections
+from saap_jax.report.pages.several import overview_sections, results_table
+from saap_jax.runs.directory import read_candidates, read_run, write_atomically
+from saap_jax.runs.origin import read_origin
+from saap_jax.runs.records import RunRecord
+from saap_jax.runtime.words import plural
 
-OPEN = 3
-"""Runs up to this number are shown open; more of them are closed until somebody opens them."""
+SECTIONS: dict[str, Callable[[Path, RunRecord], list[Section]]] = {
+    "fidelity": fidelity_sections,
+    "frontier": frontier_sections,
+    "recover": recover_sections,
+    "score": score_sections,
+    "sensitivity": sensitivity_sections,
+}
+"""Kind of a run, as `run.json` says: its sections, made of its directory and its record; `compare` has rows too."""
 
-_MANY_RUNS, _MANY_CANDIDATES = 4, 600
-"""More runs, or more candidates in all, and each is shown in less detail."""
+_BY_CONFIG = {"channels_per_layer": "fidelity", "keep_statistics": "score", "best_ratio": "compare"}
+"""A field of the configuration that tells the kind of a run that has not come far enough to record it."""
 
-_MARKS = (
-    b'<meta name="generator" content="saap_jax">',
-    b"saap_jax</title>",
-    MARK.encode(),
-    ",".join(CSV_HEADER).encode(),
-)
-"""What a file of ours begins with; the second is of pages before the first was written into them."""  # fmt: skip
+_MARKS = (b'<meta name="generator" content="saap_jax">', MARK.encode(), b"run,kind,model,")
+"""What a file of ours has near its beginning."""
 
 
 def write_report(run_dir: str | os.PathLike[str], *, status: str = "") -> Path:
@@ -42,13 +53,13 @@ def render_report(run_dir: str | os.PathLike[str], *, status: str = "") -> str:
     Raises:
         FileNotFoundError, ValueError: the directory holds no readable run.
     """
-    return render_page(report_page([read_view(run_dir, Detail(), status=status)], folded=False))
+    return render_page(report_page([read_view(run_dir, status=status)]))
 
 
-def report_page(views: Sequence[RunView], *, folded: bool) -> Page:
+def report_page(views: Sequence[View]) -> Page:
     """Return the page of one run, or of several side by side."""
     title = views[0].name if len(views) == 1 else f"{len(views)} runs side by side"
-    return Page(title, overview_sections(views), views, folded)
+    return Page(title, overview_sections(views), views)
 
 
 def write_reports(
@@ -60,8 +71,8 @@ def write_reports(
 ) -> list[Path]:
     """Write the report of run directories of any kind; return the paths of page, Markdown, CSV and figures.
 
-    Markdown, and CSV of the comparisons, lie beside the page, under its name. A file that is no report of ours is never
-    replaced unless `overwrite` says so; neither is a figure.
+    Markdown, and the rows of the comparisons as CSV, lie beside the page, under its name. A file that is no report of
+    ours is never replaced unless `overwrite` says so; neither is a figure.
 
     Args:
         out: the page; empty: `report.html`, in the run's directory if there is one run, else in the working directory.
@@ -72,43 +83,79 @@ def write_reports(
     """
     if not runs:
         raise ValueError("report: expected at least one run directory, got none; name one, such as runs/quickstart")
-    page_path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
-    if page_path.suffix not in (".html", ".htm"):
-        raise ValueError(f"--out: expected a file that ends in .html, got {page_path}")
-    views = read_views(runs)
-    page = report_page(views, folded=len(views) > OPEN)
-    texts = {page_path: render_page(page), page_path.with_suffix(".md"): markdown_report(page)}
-    if any(view.compared for view in views):
-        texts[page_path.with_suffix(".csv")] = data_text(report_data(views))
-    for path in texts:
-        if not overwrite and not is_ours(path):
-            raise ValueError(f"{path} is no report of saap; pass --overwrite to replace it, or another --out")
-    drawn = {Path(figures) / name: content for name, content in paper_figures(page)} if figures else {}
-    taken = [] if overwrite else [path for path in drawn if path.exists() and b"saap_jax" not in path.read_bytes()]
+    path = Path(out) if out else (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"--out: expected a file that ends in .html, got {path}")
+    page = report_page(read_views(runs))
+    texts = {path: render_page(page), path.with_suffix(".md"): markdown_report(page)}
+    if any(view.rows for view in page.views):
+        texts[path.with_suffix(".csv")] = table_csv(results_table(page.views))
+    for each in texts:
+        if not overwrite and not is_ours(each):
+            raise ValueError(f"{each} is no report of saap; pass --overwrite to replace it, or another --out")
+    drawn = _drawn(page, Path(figures)) if figures else {}
+    taken = [] if overwrite else [each for each in drawn if each.exists() and b"saap_jax" not in each.read_bytes()]
     if taken:
         raise ValueError(f"{taken[0]} is no figure of saap; pass --overwrite to replace it, or other --figures")
-    for path, content in ({path: text.encode() for path, text in texts.items()} | drawn).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+    for each, content in ({each: text.encode() for each, text in texts.items()} | drawn).items():
+        each.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(each, content)
     return [*texts, *drawn]
 
 
-def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[RunView]:
-    """Read the runs, in as much detail as their number allows, under names that differ."""
-    for run in runs:
-        if not any((Path(run) / name).exists() for name in ("run.json", FILE)):
-            read_run(run)  # refuses it, before any work is done
-    files = [Path(run) / "metrics.jsonl" for run in runs]
-    candidates = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
-    many = len(runs) > _MANY_RUNS or (len(runs) > 1 and candidates > _MANY_CANDIDATES)
-    detail = (
-        Detail(8 if len(runs) <= 10 else 6, drawn=False, downloads=False)
-        if many
-        else Detail(20 if len(runs) == 1 else 12)
-    )
+def _drawn(page: Page, directory: Path) -> dict[Path, bytes]:
+    """Return every figure of a page as files."""
+    groups = [("", page.overview), *((f"{slug(view.name)}-", view.sections) for view in page.views)]
+    found = {f"{prefix}{each.name}": each for prefix, sections in groups for each in leaves(sections)
+             if isinstance(each, Figure)}  # fmt: skip
+    return {directory / f"{stem}.{ending}": saved(each, ending) for stem, each in found.items()
+            for ending in ("svg", "png", "pdf")}  # fmt: skip
+
+
+def read_views(runs: Sequence[str | os.PathLike[str]]) -> list[View]:
+    """Read the runs, under names that differ."""
     names = names_of([Path(run) for run in runs]) if len(runs) > 1 else [""]
     ids = [f"run-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
-    return [read_view(run, detail, id=id, name=name) for run, id, name in zip(runs, ids, names, strict=True)]
+    return [read_view(run, id=id, name=name) for run, id, name in zip(runs, ids, names, strict=True)]
+
+
+def read_view(run_dir: str | os.PathLike[str], *, id: str = "", name: str = "", status: str = "") -> View:
+    """Read a run of any kind, or the directory of a model that a command made.
+
+    `name` is what the page calls it, by default as its record does. So is `status`: a page is written before the record
+    says that the run is finished.
+
+    Raises:
+        FileNotFoundError, ValueError: the directory holds no readable run or model.
+    """
+    path = Path(run_dir)
+    if not (path / "run.json").exists() and (origin := read_origin(path)) is not None:
+        return origin_view(path, origin, id=id, name=name)
+    run = read_run(path)
+    kind, rows = kind_of(run), []
+    if kind == "compare":
+        candidates, corrupt = read_candidates(path)
+        sections, rows = compare_sections(run, candidates)
+        if corrupt:
+            said = Words(f"{plural(corrupt, 'unreadable line')} of metrics.jsonl left out.")
+            sections[0] = sections[0]._replace(blocks=[*sections[0].blocks, said])
+    elif kind in SECTIONS:
+        sections = SECTIONS[kind](path, run)
+    else:
+        said = Words(f"A run of kind {kind}, of which a report says no more than what follows.", soft=False)
+        sections = [Section("Summary", [said]), *suggestions_section(run), *closing_sections(run)]
+    status, name = status or run.get("status", "unknown"), name or run.get("name", path.name)
+    return View(name, kind, status, model_name(run), sections, run, rows, id)
+
+
+def kind_of(run: RunRecord) -> str:
+    """Return the kind of a run; of one that has only begun, what its configuration says.
+
+    >>> kind_of({"kind": "score"}), kind_of({"config": {"channels_per_layer": 4}}), kind_of({"config": {}})
+    ('score', 'fidelity', 'compare')
+    """
+    config = run.get("config", {})
+    return run.get("kind") or next((kind for field, kind in _BY_CONFIG.items() if field in config), "compare")
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -118,14 +165,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     ['a/x', 'b/x', 'b/y', 'b/y (2)']
     """
     parts = [path.resolve().parts for path in paths]
-    length = next(
-        (
-            count
-            for count in range(1, max(map(len, parts)) + 1)
-            if len({part[-count:] for part in parts}) == len(set(parts))
-        ),
-        1,
-    )
+    lengths = range(1, max(map(len, parts)) + 1)
+    length = next((n for n in lengths if len({part[-n:] for part in parts}) == len(set(parts))), 1)
     names: list[str] = []
     for part in parts:
         name = "/".join(part[-length:])
@@ -136,10 +177,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def is_ours(path: Path) -> bool:
     """Return whether a report may be written to a path: nothing is there, or an earlier report."""
-    if not path.exists():
-        return True
     if not path.is_file():
-        return False
+        return not path.exists()
     with open(path, "rb") as file:
         start = file.read(4096)
     return any(mark in start for mark in _MARKS)

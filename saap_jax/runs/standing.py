@@ -1,4 +1,4 @@
-"""What the tables and figures of a comparison show: one row a variant and ratio, over its seeds, and who is the best.
+"""What a comparison found: one row a variant and ratio, over its seeds, who is the best, and how surely.
 
 The best of a ratio is the variant with the lowest perplexity, out of the calibration domain where that was measured.
 Every other one is compared with it by a paired bootstrap over seeds and windows; p-values are adjusted for how many
@@ -9,13 +9,13 @@ left is tied, and its p-values hold at any time.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from saap_jax.evaluation.differences import p_values_against
-from saap_jax.evaluation.resample import FEWEST, LEVEL, holm
+from saap_jax.evaluation.differences import Difference, differences_against, p_values_against
+from saap_jax.evaluation.resample import FEWEST, LEVEL, holm, resamples_for, smallest_p_value
 from saap_jax.evaluation.scales import scale_of
 from saap_jax.runs.records import Cut, Metric, Row, RunRecord
 
@@ -67,6 +67,23 @@ class ComparisonRow(NamedTuple):
     def tied(self) -> bool:
         """True where the difference from the best of its ratio may be chance."""
         return self.p_value >= LEVEL
+
+
+class Against(NamedTuple):
+    """A variant beside the best of its ratio on one text."""
+
+    candidate: str
+    label: str
+    asked: float
+    metric: str
+    domain: str
+    """ "in" or "out"."""
+    difference: Difference
+    """Above 0: the best is better."""
+    p_value: float
+    """Adjusted for the number of variants that are compared with the best on this text (Holm)."""
+    floor: bool
+    """True where it is the smallest that so many resamples can give, an upper bound."""
 
 
 def metrics(run: RunRecord) -> list[Metric]:
@@ -132,20 +149,12 @@ def cut_of(run: RunRecord) -> Cut:
 
 
 def labels(candidates: Sequence[Row]) -> list[str]:
-    """Return the variant of each candidate; of older records the name without ratio, and allocation if these differ.
+    """Return the variant of each candidate; of older records the name without its ratio.
 
     >>> labels([{"candidate": "wanda,seed=1@0.2", "variant": "wanda"}, {"candidate": "fisher@0.2"}])
     ['wanda', 'fisher']
     """
-    older = [candidate for candidate in candidates if "variant" not in candidate]
-    several = len({candidate.get("allocation") for candidate in older}) > 1
-    found = []
-    for candidate in candidates:
-        label = candidate.get("variant") or candidate["candidate"].rpartition("@")[0] or candidate["candidate"]
-        allocation = str(candidate.get("allocation"))
-        add = several and "variant" not in candidate and allocation not in label
-        found.append(f"{label} ({allocation})" if add else label)
-    return found
+    return [each.get("variant") or each["candidate"].rpartition("@")[0] or each["candidate"] for each in candidates]
 
 
 def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[ComparisonRow]:
@@ -185,6 +194,63 @@ def comparison_rows(run: RunRecord, candidates: Sequence[Row]) -> list[Compariso
     return rows
 
 
+def against_best(run: RunRecord, variants: Sequence[Variant], rows: Sequence[ComparisonRow]) -> list[Against]:
+    """Return each variant beside the best of its ratio, on every text of which the losses of windows were recorded.
+
+    The best is that of the rows on every text; others may be below it in domain. On the text that judged a race,
+    p-values are the race's: who is left was chosen by looking, so its tests are those that count.
+
+    Args:
+        variants: the records of variants over their seeds, see `merged`.
+        rows: the same as rows, best first within a ratio.
+    """
+    losses = {variant["candidate"]: variant["losses_by_seed"] for variant in variants}
+    races = {(race["ratio"], race.get("metric")): race["p_values"] for race in run.get("race", [])}
+    found = []
+    for asked, metric in itertools.product(dict.fromkeys(row.asked for row in rows), metrics(run)):
+        name = metric["name"]
+        group = {row: np.atleast_2d(losses[row.candidate].get(name, ())).astype(np.float64)
+                 for row in rows if row.asked == asked and row.candidate in losses}  # fmt: skip
+        base = next((group.pop(row) for row in list(group) if row.best), np.empty(0))
+        group = {row: each for row, each in group.items() if each.shape == base.shape and each.size}
+        if not group:
+            continue
+        resamples = resamples_for(len(group))
+        differences = differences_against(
+            base, np.stack(list(group.values())), resamples=resamples, scale=scale_of(name)
+        )
+        known = races.get((asked, name))
+        adjusted = holm([difference.p_value for difference in differences]).tolist()
+        found += [
+            Against(row.candidate, row.label, asked, name, metric["domain"], difference,
+                    known.get(row.label, math.nan) if known else p,
+                    not known and difference.p_value <= smallest_p_value(resamples))
+            for row, difference, p in zip(group, differences, adjusted, strict=True)
+        ]  # fmt: skip
+    return found
+
+
+def differences_from_dense(
+    run: RunRecord, variants: Sequence[Variant], metric: str, wanted: Collection[str]
+) -> dict[str, Difference]:
+    """Return how far variants of some labels are above the unpruned model on a text, by candidate.
+
+    Those without losses of all windows of the unpruned model are left out. Windows and seeds are drawn as for the
+    comparison of variants; all seeds have the same unpruned model.
+    """
+    dense = np.asarray(run.get(DENSE, {}).get("losses", {}).get(metric, ()), np.float64)
+    groups: dict[int, dict[str, np.ndarray]] = {}
+    for variant in variants:
+        losses = np.asarray(variant["losses_by_seed"].get(metric, ()), np.float64)
+        if variant["label"] in wanted and losses.ndim == 2 and dense.size and losses.shape[1:] == dense.shape:
+            groups.setdefault(len(losses), {})[variant["candidate"]] = losses
+    found: dict[str, Difference] = {}
+    for seeds, group in groups.items():
+        base, others = np.tile(dense, (seeds, 1)), np.stack(list(group.values()))
+        found |= zip(group, differences_against(base, others, scale=scale_of(metric)), strict=True)
+    return found
+
+
 def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
     """Return the labels of so many variants, those that are best at some ratio first of all.
 
@@ -194,10 +260,10 @@ def leading(rows: Sequence[ComparisonRow], limit: int) -> list[str]:
     for row in rows:
         if row.candidate != DENSE:
             groups.setdefault(row.asked, []).append(row.label)
-    turns = itertools.zip_longest(*(group for _, group in sorted(groups.items(), reverse=True)))
-    chosen = set(list(dict.fromkeys(label for turn in turns for label in turn if label is not None))[:limit])
-    ordered = dict.fromkeys(label for _, group in sorted(groups.items(), reverse=True) for label in group)
-    return [label for label in ordered if label in chosen]
+    descending = [group for _, group in sorted(groups.items(), reverse=True)]
+    turns = dict.fromkeys(label for turn in itertools.zip_longest(*descending) for label in turn if label is not None)
+    chosen = {*itertools.islice(turns, limit)}
+    return [label for label in dict.fromkeys(itertools.chain(*descending)) if label in chosen]
 
 
 def untested(rows: Sequence[ComparisonRow]) -> str:

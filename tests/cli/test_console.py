@@ -12,7 +12,7 @@ from saap_jax.cli.blocks import show_blocks
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import load_model, save_model
-from saap_jax.report.page.blocks import text_table
+from saap_jax.report.blocks import text_table
 from saap_jax.runtime.steps import telling, within
 from tests.helpers import random_tokens
 

@@ -7,7 +7,7 @@ import pytest
 
 from saap_jax.evaluation.crossing import Bracket, bisect, crossing, first_bracket, found_variants, knee
 from saap_jax.evaluation.resample import FEWEST
-from saap_jax.report.kinds.frontier import notes, summary
+from saap_jax.report.pages.frontier import notes, summary
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 

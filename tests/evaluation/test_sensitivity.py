@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from saap_jax.evaluation.sensitivity import as_costly, changes_of
-from saap_jax.report.kinds.sensitivity import extreme_table, marks_of
-from saap_jax.report.page.formats import TIED
+from saap_jax.report.formats import TIED
+from saap_jax.report.pages.sensitivity import extreme_table, marks_of
 
 METRIC, WINDOWS, COSTS = "loss held_out", 24, (1.0, 0.5, 0.1, 0.01)
 

@@ -12,9 +12,9 @@ from saap_jax.config.method import CalibrationConfig, EstimationConfig, Evaluati
 from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs import prune as pruning
+from saap_jax.report.blocks import Figure, Table
 from saap_jax.report.figures.draw import painted
-from saap_jax.report.kinds.divergence import divergence_section
-from saap_jax.report.page.blocks import Detail, Picture, Table, leaves
+from saap_jax.report.pages.compare import divergence_sections
 from saap_jax.surgery.divergence import Divergence
 
 pytestmark = pytest.mark.slow
@@ -85,16 +85,16 @@ def test_the_report_shows_each_round(run):
     """As the record holds it: before, at best and in which round, with the figure; and nothing where none was."""
     (curve,) = run.record["divergences"].values()
     assert len(curve) == 1 + 2
-    (section,) = divergence_section(run.record, Detail())
-    (table,) = [block for block in leaves(section.blocks) if isinstance(block, Table)]
-    (line,) = [[cell.text for cell in each.cells] for each in table.lines]
+    (section,) = divergence_sections(run.record)
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    (line,) = map(table.cells, table.rows)
     best = min(range(3), key=curve.__getitem__)
     assert line == ["wanda@0.4", f"{curve[0]:.4f}", f"{curve[best]:.4f}", f"{best} of 2"]
-    (picture,) = [block for block in leaves(section.blocks) if isinstance(block, Picture)]
-    (axes,) = painted(picture.plot).axes
+    (figure,) = [block for block in section.blocks if isinstance(block, Figure)]
+    (axes,) = painted(figure).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), curve)
     assert section.title in (run.path / "report.html").read_text()
-    assert not divergence_section({**run.record, "divergences": {}}, Detail())
+    assert not divergence_sections({**run.record, "divergences": {}})
 
 
 def test_taken_up_again_nothing_is_learnt_twice(config, run, tmp_path, monkeypatch):

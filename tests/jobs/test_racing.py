@@ -12,9 +12,8 @@ from saap_jax.config.jobs import CompareConfig
 from saap_jax.config.method import CalibrationConfig, EstimationConfig, EvaluationConfig, GridConfig, ModelConfig
 from saap_jax.jobs import compare
 from saap_jax.jobs.racing import looks_of, read_laps
-from saap_jax.report.kinds.against import against_best
 from saap_jax.runs.directory import RunDirectory
-from saap_jax.runs.standing import comparison_rows, merged
+from saap_jax.runs.standing import against_best, comparison_rows, merged
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,10 @@ from saap_jax.cli import main
 from saap_jax.config.method import CalibrationConfig, ModelConfig
 from saap_jax.config.prune import PruneConfig
 from saap_jax.jobs.prune import prune
-from saap_jax.report.kinds.views import read_view
-from saap_jax.report.page.blocks import Chart, Detail, leaves
-from saap_jax.report.write import render_report, write_reports
+from saap_jax.report.blocks import Figure
+from saap_jax.report.figures.draw import painted
+from saap_jax.report.write import read_view, render_report, write_reports
+from tests.report.shown import blocks_of
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +34,18 @@ def model(tiny_model_directory, tmp_path_factory):
 
 
 def test_it_says_what_the_record_says(model):
-    view = read_view(model, Detail())
+    view = read_view(model)
     step = json.loads((model / "saap.json").read_text())["steps"][0]
     assert (view.name, view.kind, view.status) == ("small", "pruned", "saved")
     page = render_report(model)
     assert "estimator" in page
     assert "magnitude" in page
     assert f"{step['parameters'][1]:,}" in page
-    (chart,) = [block for section in view.sections for block in leaves(section.blocks) if isinstance(block, Chart)]
+    (figure,) = blocks_of(view, Figure)
     keep = json.loads((model / "keep.json").read_text())
-    for structure, heat in zip(("attention", "mlp"), chart.strips[0].cells, strict=True):
-        said = " ".join(str(len(row)) for row in keep[structure]["kept"])
-        assert f"{structure}: of {keep[structure]['units']} each layer keeps {said}" in heat.said
-        shares = [len(row) / keep[structure]["units"] for row in keep[structure]["kept"]]
-        assert list(heat.shares) == pytest.approx(shares)
+    for axis, structure in zip(painted(figure).axes, ("attention", "mlp"), strict=False):
+        shares = [100 * len(row) / keep[structure]["units"] for row in keep[structure]["kept"]]
+        assert axis.collections[0].get_array().ravel().tolist() == pytest.approx(shares)
     gone = [entry for entry in keep.values() if any(len(row) < entry["units"] for row in entry["kept"])]
     assert gone, "negative control"
 

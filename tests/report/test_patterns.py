@@ -1,35 +1,16 @@
-"""Patterns over scenarios: hand-computed numbers, properties, and tables and heat maps that are true to them."""
+"""Patterns over scenarios: hand-computed numbers, properties, and tables that are true to them."""
 
-import csv
-import functools
-import io
 import math
-import re
-from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import colormaps
 
-from saap_jax.report.figures.draw import on_screen, painted
-from saap_jax.report.figures.patterns import _cells, pattern_plot
-from saap_jax.report.kinds.patterns import (
-    Patterns,
-    pattern_data,
-    pattern_notes,
-    pattern_section,
-    pattern_table,
-    patterns,
-    unimportant,
-)
-from saap_jax.report.page.blocks import Detail, Plot
-from saap_jax.report.page.csv_text import data_text
-from tests.report.shown import cells, printed, words
+from saap_jax.report.pages.score import _pattern_section, pattern_notes, pattern_table
+from saap_jax.report.patterns import Patterns, patterns, unimportant
+from tests.report.shown import cells, printed
 
-SVG = "{http://www.w3.org/2000/svg}"
 NAN = np.nan
 
 IMPORTANCE = {
@@ -48,13 +29,6 @@ def example(*scenarios: str, usage: str | None = "used", share: float = 0.4) -> 
     """Return the patterns of the numbers above, of all scenarios or those named."""
     scores = {name: {"i": {"mlp": IMPORTANCE[name]}, "used": {"mlp": USAGE[name]}} for name in scenarios or IMPORTANCE}
     return patterns(scores, "i", usage, share)
-
-
-def plot(found: Patterns, structure: str = "mlp") -> Plot:
-    return pattern_plot(found, structure, " ".join(pattern_notes(found, structure)))
-
-
-DRAWN = functools.cache(lambda: on_screen(plot(example())))
 
 
 def drawn(many: int, seed: int = 0, shape: tuple[int, int] = (4, 6)) -> dict[str, dict]:
@@ -103,19 +77,12 @@ class TestNumbers:
         part = example().structures["mlp"]
         assert (part.units, part.lowest) == (5, 2)
         assert part.consistent.tolist() == [[True, False, False], [False, False, False]]
-        assert (part.agreed, part.share, part.layers) == (1, 0.2, [1, 0])
+        assert (part.agreed, part.share) == (1, 0.2)
         assert part.chance == pytest.approx(0.16)
         assert part.task_specific == 1  # the first of layer 1: second lowest in code, second highest in web
         assert part.agreement == pytest.approx({"web": 0.5, "code": 0.5})
         assert part.usage == pytest.approx({"web": 0.44, "code": 0.6})
         assert part.usage_importance == pytest.approx({"web": 1.0, "code": -1.0})
-        np.testing.assert_allclose(part.ranks["web"], [[0.1, 0.9, 0.5], [0.7, 0.3, NAN]])
-        np.testing.assert_allclose(part.ranks["code"], [[0.1, 0.7, 0.9], [0.3, 0.5, NAN]])
-        assert example().indices == {"mlp": [[0, 0]]}
-
-    def test_equal_scores_share_their_rank(self):
-        scores = {"web": {"i": {"mlp": np.array([[1.0, 1.0, 3.0, NAN]])}}}
-        np.testing.assert_allclose(patterns(scores, "i").structures["mlp"].ranks["web"], [[1 / 3, 1 / 3, 5 / 6, NAN]])
 
     def test_one_scenario_has_nothing_to_agree_with(self):
         part = example("web").structures["mlp"]
@@ -134,12 +101,11 @@ class TestNumbers:
             assert (part.units, part.lowest, part.agreed, part.task_specific) == (0, 0, 0, 0)
             assert np.isnan([part.share, part.chance, *part.agreement.values()]).all()
             assert pattern_notes(found, name) == [f"No {name} units."]
-        assert pattern_section(found, Detail()) == []
-        assert len(data_text(pattern_data(found)).splitlines()) == 1
+        assert _pattern_section(found) == []
 
     def test_float32_does_as_well(self):
         single = {s: {"i": {"mlp": v.astype(np.float32)}} for s, v in IMPORTANCE.items()}
-        assert patterns(single, "i", share=0.4).indices == {"mlp": [[0, 0]]}
+        assert np.argwhere(patterns(single, "i", share=0.4).structures["mlp"].consistent).tolist() == [[0, 0]]
 
 
 class TestProperties:
@@ -181,9 +147,7 @@ class TestProperties:
         assert before.agreed > 0
         np.testing.assert_array_equal(after.consistent, before.consistent[:, order])
         assert after.consistent.tolist() != before.consistent.tolist()
-        assert after._replace(consistent=0, ranks=0, frequencies=0, usage=0) == before._replace(
-            consistent=0, ranks=0, frequencies=0, usage=0
-        )
+        assert after._replace(consistent=0, usage=0) == before._replace(consistent=0, usage=0)
 
     def test_independent_orders_come_near_chance(self):
         part = patterns(drawn(2, shape=(40, 500)), "i", share=0.3).structures["mlp"]
@@ -256,119 +220,3 @@ class TestTables:
         text = printed(pattern_table(patterns(scores, "i", "u"), "mlp"))
         assert max(map(len, text.splitlines())) <= 100
         assert text.count("[red]s & <b>") >= 2
-
-    def test_csv(self):
-        header, *lines = csv.reader(io.StringIO(data_text(pattern_data(example(), only_consistent=False))))
-        assert header == ["structure", "layer", "unit", "rank web", "rank code", "usage web", "usage code",
-                          "consistently_unimportant"]  # fmt: skip
-        assert lines == [
-            ["mlp", "0", "0", "0.1", "0.1", "0", "1", "1"],
-            ["mlp", "0", "1", "0.9", "0.7", "1", "0.4", "0"],
-            ["mlp", "0", "2", "0.5", "0.9", "0.4", "0.2", "0"],
-            ["mlp", "1", "0", "0.7", "0.3", "0.6", "0.8", "0"],
-            ["mlp", "1", "1", "0.3", "0.5", "0.2", "0.6", "0"],
-        ]
-        assert data_text(pattern_data(example())).splitlines()[1:] == ["mlp,0,0,0.1,0.1,0,1,1"]
-        assert data_text(pattern_data(example(usage=None))).splitlines()[1] == "mlp,0,0,0.1,0.1,1"
-
-    def test_csv_quotes_names(self):
-        scores = {'a,"b"': drawn(1)["s0"], "c": drawn(1)["s0"]}
-        (header, *_) = csv.reader(io.StringIO(data_text(pattern_data(patterns(scores, "i")))))
-        assert header[3:5] == ['rank a,"b"', "rank c"]
-
-
-def images(found: Patterns, structure: str, shape: tuple[int, int]) -> list[np.ndarray]:
-    """Return the colours of the heat maps of a figure, in order; colour bars have another shape."""
-    drawn = [image for axis in painted(plot(found, structure)).axes for image in axis.get_images()]
-    shown = [image.to_rgba(image.get_array(), bytes=True) for image in drawn if image.get_array().shape == shape]
-    return [np.asarray(image) for image in shown]
-
-
-class TestFigure:
-    def test_heat_maps_show_the_numbers(self):
-        found = example()
-        ordered = found._replace(structures={"attention": found.structures["mlp"]})  # units in their order
-        shown = images(ordered, "attention", (2, 3))
-        assert len(shown) == 5  # importance, usage of both, and what they agree on
-        part = found.structures["mlp"]
-        for image, values, scale in [
-            (shown[0], part.ranks["web"], colormaps["viridis"].resampled(64)),
-            (shown[1], part.ranks["code"], colormaps["viridis"].resampled(64)),
-            (shown[3], part.frequencies["web"], colormaps["cividis"].resampled(64)),
-            (shown[4], part.frequencies["code"], colormaps["cividis"].resampled(64)),
-        ]:
-            wanted = np.where(np.isnan(values)[..., None], 0, scale(np.nan_to_num(values), bytes=True))
-            np.testing.assert_array_equal(image, wanted)
-        agreed = shown[2]
-        assert (agreed[0, 0] == (0xC4, 0x4A, 0x00, 255)).all()
-        (rest,) = {tuple(colour) for colour in agreed[part.ranks["web"] > 0.1].tolist()}
-        assert 0 < rest[3] < 64  # so faint that it suits a light and a dark page
-        assert not agreed[1, 2].any()  # no unit, no colour
-
-    def test_channels_are_sorted_by_mean_rank_within_their_layer(self):
-        web, code, agreed = images(example(usage=None), "mlp", (2, 3))
-        scale = colormaps["viridis"].resampled(64)
-        np.testing.assert_array_equal(web[0], scale([0.1, 0.5, 0.9], bytes=True))  # mean ranks 0.1, 0.7, 0.8
-        np.testing.assert_array_equal(code[0], scale([0.1, 0.9, 0.7], bytes=True))
-        np.testing.assert_array_equal(web[1, :2], scale([0.3, 0.7], bytes=True))  # mean ranks 0.4, 0.5
-        assert not web[1, 2].any()
-        assert agreed[0, 0].tolist() == [0xC4, 0x4A, 0x00, 255]
-
-    def test_many_units_are_averaged(self):
-        values = np.stack([np.arange(400.0), np.where(np.arange(400) < 399, 7.0, NAN), np.full(400, NAN)])
-        cells = _cells(values)
-        assert cells.shape == (3, 200)
-        np.testing.assert_array_equal(cells[0], np.arange(200) * 2 + 0.5)
-        np.testing.assert_array_equal(cells[1], 7.0)
-        assert np.isnan(cells[2]).all()
-        np.testing.assert_array_equal(_cells(values[:, :200]), values[:, :200])
-        assert _cells(np.ones((1, 201))).tolist() == [[1.0] * 200]
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("many", "usage", "panels"), [(1, "u", 3), (5, None, 6)], ids=str)
-    def test_a_panel_a_scenario(self, many, usage, panels):
-        found = patterns(drawn(many), "i", usage)
-        assert len(images(found, "mlp", (4, 6))) == panels
-        figure = painted(plot(found))
-        shown = words(figure)
-        for number in range(many):
-            assert shown.count(f"s{number}") == (2 if usage else 1)
-        assert ("the lowest 20 %" in shown, "unimportant in all" in shown) == (many == 1, many > 1)
-        assert ("usage by layer" in shown) == (usage is not None)
-        panes = [axis for axis in figure.axes if axis.get_visible() and axis.get_title(loc="left")]
-        lefts = {round(axis.get_position().x0, 3) for axis in panes}
-        assert len(lefts) == (3 if many == 1 else 4)  # five scenarios: three, two below, and what they agree on
-
-    def test_one_layer_of_one_unit_has_one_tick_a_side(self):
-        scores = {"web": {"i": {"attention": np.ones((1, 1))}}}
-        svg = ElementTree.fromstring(on_screen(plot(patterns(scores, "i"), "attention")))
-        shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
-        ticks = [text for text in shown if re.fullmatch(r"[−\d.]+", text)]
-        assert sorted(ticks) == sorted(["0"] * 3 + ["0", "20", "40", "60", "80", "100"] * 2)
-
-    def test_has_a_text_alternative(self):
-        svg = ElementTree.fromstring(DRAWN())
-        assert (svg.attrib["role"], svg.attrib["aria-label"]) == ("img", "Patterns by scenario: mlp")
-        said = svg.findtext(f"{SVG}desc") or ""
-        assert said.startswith("Percentile rank of importance by i and frequency by used of each unit by layer")
-        assert said.endswith(" ".join(pattern_notes(example(), "mlp")))
-
-    def test_equal_input_gives_equal_bytes_whatever_the_settings(self):
-        with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "image.cmap": "gray"}):
-            assert on_screen(plot(example())) == DRAWN()
-        assert on_screen(plot(example("web"))) != DRAWN()
-
-    def test_identifiers_are_unique_and_references_resolve(self):
-        each = [DRAWN(), on_screen(plot(patterns(drawn(2), "i"), "attention"))]
-        page = ElementTree.fromstring(f"<div>{''.join(each)}</div>")
-        ids = [element.attrib["id"] for element in page.iter() if "id" in element.attrib]
-        used = set(re.findall(r'(?:url\(|href=")#([^")]+)', "".join(each)))
-        assert len(ids) == len(set(ids)) > 0
-        assert used == set(ids)
-
-    def test_names_stay_text(self):
-        odd = ['<b>&"x"</b> $a_1$', "-->]]></svg>", "日本語", "url(#x) #010203"]
-        scores = {name: {odd[0]: by["i"]} for name, by in zip(odd, drawn(4).values(), strict=True)}
-        svg = ElementTree.fromstring(on_screen(plot(patterns(scores, odd[0]))))
-        assert {*odd, f"by {odd[0]}"} <= {"".join(text.itertext()) for text in svg.iter(f"{SVG}text")}
-        assert svg.find(f".//{SVG}b") is None

@@ -1,1 +1,1 @@
-"""Every figure, drawn once by matplotlib, in a style for the screen and one for papers."""
+"""Every figure, drawn by matplotlib: curves, maps, ranks, couplings."""

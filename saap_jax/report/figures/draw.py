@@ -1,216 +1,148 @@
-"""A figure is drawn once, and rendered in one of two styles: for the screen, inline in a page, and for papers.
+"""How figures are drawn: one style, SVG as matplotlib writes it, equal bytes for equal figures.
 
-On the screen axes and text take the page's colour and lines its palette, light or dark; text stays text. On paper
-letters are drawn as they are set, on white. Equal figures give equal bytes whatever the user's matplotlib settings are.
-Matplotlib is imported when the first figure is drawn, since that takes long.
+Axes and text have the colour `INK`, for which the page's style sheet puts the colour of its text, light or dark; lines
+have colours that are seen on both. Matplotlib is imported when the first figure is drawn, since that takes long.
 """
 
-import hashlib
 import io
-import re
+import math
 import warnings
-from contextlib import AbstractContextManager, ExitStack
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from saap_jax.evaluation.scales import format_ppl
+from saap_jax.report.blocks import Figure
 
-from saap_jax.report.figures.palette import COLOURS, GREY, INK, PAPER
-from saap_jax.report.page.blocks import Plot
+INK = "#010203"
 
-DPI = 100
-"""Pixels of the page an inch of a figure."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#56b4e9", "#8c6bb1")
+"""Told apart by the colour-blind, on white and on black: Okabe and Ito's with a darker orange, and violet for black."""
 
-WIDTH = 6.75
-"""Inches of a figure on paper: the width of a page's text, or of two columns."""
+GREY = "#808080"
+"""Baselines, in which nobody is interested but to see that the others are better."""
 
-COLUMN = 3.25
-"""Inches of a narrow figure on paper: the width of a column."""
+BASELINES = ("random", "magnitude")
+"""Estimators that others are held against."""
 
-_WIDE = 5.0
-"""Inches from which on a figure is no narrow one."""
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = "osD^vP*X"
 
-_BOTH = {
+STYLE = {
     "axes.edgecolor": INK,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "grid.color": INK,
+    "axes.titlesize": 9,
+    "font.size": 8.5,
+    "legend.fontsize": 8,
     "legend.frameon": False,
-    "legend.handlelength": 3.0,
-    "lines.linewidth": 1.3,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
-    "lines.solid_capstyle": "butt",
-    "path.simplify": False,  # dots are lines of no length
+    "pdf.fonttype": 42,  # text stays text, as in SVG
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",
     "svg.hashsalt": "saap_jax",
     "text.color": INK,
     "text.parse_math": False,  # names are no formulas
     "xtick.color": INK,
-    "xtick.major.width": 0.6,
     "ytick.color": INK,
-    "ytick.major.width": 0.6,
 }
 
-SCREEN = _BOTH | {
-    "axes.facecolor": "none",
-    "axes.labelsize": 9,
-    "axes.titlesize": 9.5,
-    "figure.facecolor": "none",
-    "font.size": 9,
-    "legend.fontsize": 8.5,
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-}
 
-ON_PAPER = _BOTH | {
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "font.size": 8,
-    "legend.fontsize": 7.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "pdf.fonttype": 42,  # text stays text
-    "savefig.dpi": 300,
-    "svg.fonttype": "path",  # looks alike wherever it is placed
-}
-
-_ABOUT = {
-    "svg": {"Creator": "saap_jax", "Date": None},
-    "png": {"Software": "saap_jax"},
-    "pdf": {"Creator": "saap_jax", "CreationDate": None},
-}
-"""Metadata of each kind of file."""
+def inline(figure: Figure) -> str:
+    """Return a figure as SVG within a page, on the page's own background."""
+    svg = saved(figure, "svg", "none").decode()
+    return svg[svg.index("<svg") :]
 
 
-def painted(plot: Plot, style: dict[str, Any] = SCREEN) -> Any:
-    """Return a plot as a matplotlib figure in a style, laid out."""
-    width, height = plot.width, plot.height
-    if style is ON_PAPER:
-        width = WIDTH if plot.width > _WIDE else COLUMN
-        height = plot.paper or plot.height * width / plot.width
-    with _styled(style):
-        from matplotlib.figure import Figure
+def saved(figure: Figure, ending: str = "svg", background: str = "white") -> bytes:
+    """Return a figure as a file: svg, png or pdf."""
+    import matplotlib.style
 
-        figure = Figure(figsize=(width, height), layout="constrained")
-        plot.paint(figure)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once
-    return figure
-
-
-def on_paper(plot: Plot) -> dict[str, bytes]:
-    """Return a plot as files, by the ending of their name."""
-    figure = painted(plot, ON_PAPER)
-    return {ending: saved(figure, ending) for ending in _ABOUT}
-
-
-def saved(figure: Any, ending: str, style: dict[str, Any] = ON_PAPER) -> bytes:
-    """Return a figure as a file."""
+    about = {"svg": {"Creator": "saap_jax", "Date": None, "Title": figure.title}, "png": {"Software": "saap_jax"}}
+    about["pdf"] = {"Creator": "saap_jax", "CreationDate": None, "Title": figure.title}
     file = io.BytesIO()
-    with _styled(style):
-        figure.savefig(file, format=ending, metadata=_ABOUT[ending])
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn in the page's
+        painted(figure).savefig(file, format=ending, metadata=about[ending], facecolor=background)
     return file.getvalue()
 
 
-def on_screen(plot: Plot, *, alone: bool = False) -> str:
-    """Return a plot as SVG for a page; `alone`, for a file of its own: dark on white.
-
-    Identifiers begin with a digest of title and drawing, so that a page may hold several; matplotlib's own, which
-    follow the last digit of a layout, never the same twice, are counted. A narrow figure is as wide as its place on the
-    page, others have a width in pixels. Letters that matplotlib's font lacks are drawn in the page's.
-    """
-    root, _, body = saved(painted(plot), "svg", SCREEN).decode().partition("<svg")[2].partition(">")
-    body = body.rpartition("</svg>")[0]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    used = dict.fromkeys(re.findall(r'(?:url\(|xlink:href=")#([^")]+)', body))
-    drawn = re.sub(r' id="[^"]*"|(?:url\(|xlink:href=")#[^")]+', "", body)
-    digest = "s" + hashlib.sha256(f"{plot.title}\n{drawn}".encode()).hexdigest()[:8]
-    names = {name: f"{digest}-{place}" for place, name in enumerate(used)}
-    body = re.sub(r"<[^<>]+>", lambda match: _page_tag(match[0], names), body)
-    body = re.sub(r"(<defs>\s*<path [^>]*?) style=\"[^\"]*\"", r"\1", body)  # where it is used, it has the same
-    body = _CIRCLE.sub(r'<circle\1r="\2"/>', body)
-    body = _without_groups(re.sub(r'<path d="[^"]*" style="fill:none"/>|<defs>\s*</defs>', "", body))
-    box = re.search(r'viewBox="[^"]*"', root)
-    size = f'width="{DPI * plot.width:.0f}" height="{DPI * plot.height:.0f}"' if plot.width > _WIDE else 'class="plot"'
-    paper = "background: white; color: black; font-family: system-ui, sans-serif; " if alone else ""
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {box[0] if box else ""} {size} role="img" '
-        f'aria-label="{escape(plot.title)}" fill="currentColor" font-size="8.5" '
-        f'style="{paper}stroke-linejoin: round; stroke-linecap: butt">'
-    )
-    said = f"<title>{escape(plot.title)}</title>\n<desc>{escape(plot.description)}</desc>"
-    return f"{head}\n{said}\n{body.strip()}\n</svg>" + ("\n" if alone else "")
-
-
-def marker_path(marker: str, size: float = 9.0) -> str:
-    """Return a marker of matplotlib as the path of an SVG about the origin, for keys outside of figures."""
-    from matplotlib.markers import MarkerStyle
-
-    style = MarkerStyle(marker)
-    path = style.get_path().transformed(style.get_transform()).transformed(_flipped(size))
-    codes = [] if path.codes is None else np.asarray(path.codes).tolist()
-    if codes[1:-1] == [path.CURVE4] * 24:  # a circle
-        radius = f"{size / 2:g}"
-        return f"M-{radius} 0a{radius} {radius} 0 1 0 {size:g} 0a{radius} {radius} 0 1 0-{size:g} 0z"
-    letters = {1: "M", 2: "L", 3: "Q", 4: "C"}
-    parts = []
-    for points, code in path.iter_segments(simplify=False):
-        numbers = " ".join(f"{number:.2f}".rstrip("0").rstrip(".") for number in points)
-        parts.append(f"{letters[int(code)]}{numbers}" if int(code) in letters else "Z")
-    return "".join(parts)
-
-
-def _flipped(size: float) -> Any:
-    from matplotlib.transforms import Affine2D
-
-    return Affine2D().scale(size, -size)
-
-
-def _styled(style: dict[str, Any]) -> AbstractContextManager:
-    """Return matplotlib's settings while a figure is drawn: its defaults and a style; no warning of letters."""
+def painted(figure: Figure) -> Any:
+    """Return a matplotlib figure, not yet rendered."""
     import matplotlib.style
+    from matplotlib.figure import Figure as Drawing
 
-    stack = ExitStack()
-    stack.enter_context(matplotlib.style.context(["default", style]))
-    stack.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", "Glyph")
-    return stack
-
-
-def _page_tag(tag: str, names: dict[str, str]) -> str:
-    """Return a tag as a page wants it: its colours and font, no spaces, and only identifiers that are used, renamed."""
-    tag = re.sub(r"([:;]) ", r"\1", " ".join(tag.split()).replace("xlink:href", "href"))
-    tag = re.sub(r"#[0-9a-f]{6}\b", lambda match: _PAINTS.get(match[0], match[0]), tag)
-    if tag.startswith(("<path", "<use", "<text")):
-        tag = re.sub(r' (d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), tag)  # to 0.1 points
-        tag = re.sub(r" ?([MLCQz]) ?", r"\1", tag) if tag.startswith("<path") else tag
-        tag = re.sub(r' transform="rotate\(-0 [^"]*"|;stroke-linejoin:miter|;stroke-dashoffset:0', "", tag)
-    if tag.startswith(("<text", "<use")):
-        tag = re.sub(r"font-family:'DejaVu Sans'[^;\"]*;|fill:currentColor;?|font-size:8.5px;", "", tag)
-    tag = re.sub(r' id="([^"]*)"', lambda match: f' id="{names[match[1]]}"' if match[1] in names else "", tag)
-    return re.sub(r'(url\(|href=")#([^")]+)', lambda match: f"{match[1]}#{names[match[2]]}", tag)
+    with matplotlib.style.context(["default", STYLE]):
+        drawing = Drawing(figsize=(figure.width, figure.height))
+        figure.paint(drawing)
+    return drawing
 
 
-def _without_groups(body: str) -> str:
-    """Return a drawing without the groups that say nothing, one element a line."""
-    kept, groups = [], []
-    for part in re.split(r"(<g\b[^>]*>|</g>)", body):
-        if part.startswith("<g") and part.endswith("/>"):
-            continue
-        if part.startswith("<g"):
-            groups.append(part != "<g>")
-        if part != "<g>" and (part != "</g>" or groups.pop()):
-            kept.append(part)
-    return re.sub(r"\s*\n\s*", "\n", "".join(kept))
+class LineStyle(NamedTuple):
+    """How a line is drawn."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What matplotlib draws it by."""
+        return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
 
 
-_CIRCLE = re.compile(r'<path( id="[^"]*" )d="M0 ([\d.]+)(?:C[^CZz"]*){8}z ?"/>')
-"""A round marker, as matplotlib draws it."""
+def line_style(place: int, name: str = "") -> LineStyle:
+    """Return how the line at a place is drawn, that of a baseline grey.
 
-_PAINTS = {colour: f"var(--c{place},{colour})" for place, colour in enumerate((*COLOURS, GREY))}
-_PAINTS |= {INK: "currentColor", PAPER: f"var(--page,{PAPER})"}
-"""Colours of a plot -> what they are on a page; in a file of its own, what they are."""
+    >>> line_style(8), line_style(8, "random > uniform").colour == GREY
+    (LineStyle(colour='#d55e00', dash=(0, (5, 2)), marker='o'), True)
+    """
+    row, colour = divmod(place, len(COLOURS))
+    baseline = is_baseline(name)
+    dash = _DASHES[(place if baseline else row) % len(_DASHES)]
+    return LineStyle(GREY if baseline else COLOURS[colour], dash, _MARKERS[place % len(_MARKERS)])
+
+
+def is_baseline(name: str) -> bool:
+    """Return whether a variant is one of a baseline alone, whatever follows its scores.
+
+    >>> [is_baseline(name) for name in ("random", "magnitude,global", "magnitude(order=1) > uniform", "random+wanda")]
+    [True, True, True, False]
+    """
+    return name.partition(",")[0].partition(" > ")[0].partition("(")[0] in BASELINES
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers within [low, high], the coarsest set that has at least four, thinned to nine at most.
+
+    >>> log_ticks(9.0, 20_000.0)
+    [10.0, 100.0, 1000.0, 10000.0]
+    >>> log_ticks(11.0, 90.0)
+    [15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0]
+    """
+    ticks: list[float] = []
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for steps in ((10,), (10, 20, 50), (10, 15, 20, 30, 40, 50, 60, 80), tuple(range(10, 100, 2)), range(100, 1000, 5)):
+        unit = 10 if steps[0] == 10 else 100
+        ticks = [float(f"{step}e{decade}") / unit for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: math.ceil(len(ticks) / 9)] if ticks else [low]
+
+
+def logarithmic(axis: Any) -> None:
+    """Give the vertical axis a logarithmic scale with few round numbers, written out, and lines across."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_yscale("log")
+    ticks = log_ticks(*axis.get_ylim())
+    axis.set_yticks(ticks, [f"{tick:g}" if tick < 1e5 else format_ppl(tick) for tick in ticks])
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)

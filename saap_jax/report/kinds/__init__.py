@@ -1,1 +1,0 @@
-"""The sections of each kind of run, built from its records."""

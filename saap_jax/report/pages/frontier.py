@@ -1,0 +1,188 @@
+"""What `saap frontier` finds: how far each variant can go, as a table, a figure and a sentence."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from saap_jax.evaluation.crossing import Found, found_variants
+from saap_jax.evaluation.resample import FEWEST, LEVEL, format_interval
+from saap_jax.evaluation.scales import format_figure, scale_of
+from saap_jax.report.blocks import Block, Column, Figure, Section, Table, Words
+from saap_jax.report.figures.curves import Curve, Limit, ratio_figure
+from saap_jax.report.formats import BEST, TIED, format_estimate, format_percent, marked
+from saap_jax.report.pages.common import closing_sections, files_of, suggestions_section
+from saap_jax.report.pages.compare import candidate_table
+from saap_jax.runs.reading import read_rows
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import DENSE, mean_figure
+from saap_jax.runtime.words import plural, some
+
+
+def frontier_sections(path: Path, run: RunRecord) -> list[Section]:
+    """Return the sections of a run, finished or not."""
+    said, blocks = "Nothing is found yet.", []
+    if run.get("frontier"):
+        candidates = read_rows(path, run, "frontier")
+        found = found_variants(run, candidates)
+        said, blocks = summary(run, found), frontier_blocks(run, candidates, found)
+    return [
+        Section("Summary", [Words(said, soft=False)]),
+        *suggestions_section(run),
+        *([Section("How far each variant goes", blocks)] if blocks else []),
+        *closing_sections(run),
+    ]
+
+
+def frontier_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
+    """Return the files of a run: figure, table, results of each seed, and every candidate that was measured."""
+    found = found_variants(run, candidates)
+    said = Words(summary(run, found), soft=False)
+    return files_of("frontier", [said, *frontier_blocks(run, candidates, found)])
+
+
+def frontier_blocks(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> list[Block]:
+    """Return figure and table of what was found, then each seed and all that was measured."""
+    figure = frontier_figure(run, candidates, found)
+    seeds, curve = _seed_table(run, candidates), candidate_table(run, candidates, "curve")
+    more = [Section(table.title, [table], folded=True) for table in (seeds, curve)]
+    return [*([figure] if figure else []), frontier_table(run, found), *more]
+
+
+def summary(run: RunRecord, found: Sequence[Found]) -> str:
+    """Say who can be pruned furthest within the limit, and where the knee of its curve is; or why that is not known."""
+    best, frontier = found[0], run["frontier"]
+    limit = f"+{frontier['percent']:g} % of {frontier['metric']}"
+    if not best.ratio.mean > 0:
+        return f"No variant keeps within {limit} at a ratio of {100 * frontier['tolerance']:g} %."
+    tied, tested = [each.variant for each in found if each.tied], best.windows >= FEWEST
+    if len(found) == 1 or not tested:
+        lead = f"{best.variant} reaches"
+    elif tied:
+        lead = f"No variant is known to go furthest within {limit}: {best.variant} reaches"
+    else:
+        lead = f"{best.variant} goes furthest within {limit}:"
+    scale = scale_of(frontier["metric"])
+    said = (
+        f"{lead} {format_estimate(*best.ratio[:2])} % of the prunable parameters ({plural(best.seeds, 'seed')})"
+        f"{'' if limit in lead else f' within {limit}'}, at a {scale.noun} of {format_figure(best.ppl, scale)} of "
+        f"at most {format_figure(frontier['limit'], scale)}"
+    )
+    if tied:
+        said += f", from which cannot be told apart {some(tied)}"
+    if not tested:
+        return f"{said}. Whether another goes as far is not known, nor where the knee is: {untested(found)}."
+    if math.isnan(best.knee.mean):
+        return f"{said}; its curve has no knee between 0 and {100 * max(frontier['ratios']):g} %."
+    return f"{said}; the knee of its curve is at {format_estimate(*best.knee[:2])} %."
+
+
+def untested(found: Sequence[Found]) -> str:
+    """Say why there are no intervals; empty where the windows suffice."""
+    windows = found[0].windows
+    return "" if windows >= FEWEST else f"{plural(windows, 'window')}, where an interval takes {FEWEST}"
+
+
+def notes(run: RunRecord, found: Sequence[Found]) -> list[str]:
+    """Say what the numbers mean, and what is special about some of them."""
+    frontier, ties = run["frontier"], any(each.tied for each in found)
+    scale = scale_of(frontier["metric"])
+    chord = "log perplexity" if scale.logarithmic else "loss"
+    said = [
+        f"limit: {frontier['metric']} at most {format_figure(frontier['limit'], scale)}, the unpruned model's "
+        f"{format_figure(run[DENSE]['ppl'][frontier['metric']], scale)} +{frontier['percent']:g} %",
+        f"ratio: the first crossing from below on the grid {', '.join(f'{100 * r:g}' for r in frontier['ratios'])} %, "
+        f"bisected to {100 * frontier['tolerance']:g} % ({frontier['rounds']} rounds)",
+        f"knee: furthest below the chord of {chord} against ratio, a point of the grid",
+        f"± standard deviation over seeds; no intervals: {why}"
+        if (why := untested(found))
+        else "± standard deviation over seeds; [95 % interval, bootstrap over seeds and windows]",
+        f"{BEST} largest ratio"
+        + (f"   {TIED} cannot be told apart from it (paired bootstrap, Holm, {100 * LEVEL:g} %)" if ties else ""),
+    ]
+    for each in found:
+        of = f" for {each.everywhere} of {each.seeds} seeds" if each.everywhere < each.seeds else ""
+        if each.everywhere:
+            said.append(f"{each.variant} holds the limit up to the largest ratio that its search can meet{of}")
+        if each.again:
+            again = ", ".join(f"{100 * ratio:g}" for ratio in each.again)
+            said.append(f"{each.variant} is not monotone: it holds the limit again at {again} %, above the crossing")
+    return said
+
+
+def frontier_table(run: RunRecord, found: Sequence[Found]) -> Table:
+    """Return a row a variant, the largest ratio first."""
+    scale = scale_of(run["frontier"]["metric"])
+
+    def interval(low: float, high: float) -> str:
+        return format_interval(low, high, format_percent) or "n/a"
+
+    columns = [
+        Column("variant", ("variant", "best", "tied", "seeds"), marked, True),
+        Column("largest ratio %", ("ratio", "ratio_spread"), format_estimate),
+        Column("interval", ("ratio_low", "ratio_high"), interval),
+        Column("actual %", ("ratio_actual",), format_percent),
+        Column(f"{scale.short} there", ("ppl",), lambda value: format_figure(float(value), scale)),
+        Column("knee %", ("knee", "knee_spread"), format_estimate),
+        Column("interval", ("knee_low", "knee_high"), interval),
+    ]
+    rows = []
+    for each in found:
+        best = each is found[0] and each.ratio.mean > 0
+        row = {"variant": each.variant, "best": best, "tied": each.tied, "seeds": each.seeds, "ppl": each.ppl,
+               "ratio_actual": each.actual, "mark": "best" * best}  # fmt: skip
+        for name in ("ratio", "knee"):
+            mean, *rest = getattr(each, name)
+            row |= {name: mean} | dict(zip((f"{name}_{end}" for end in ("spread", "low", "high")), rest, strict=True))
+        rows.append(row)
+    title = f"largest ratio within +{run['frontier']['percent']:g} % of {run['frontier']['metric']}"
+    return Table(title, columns, rows, notes(run, found))
+
+
+def _seed_table(run: RunRecord, candidates: Sequence[Row]) -> Table:
+    """Return what was found of each variant and seed."""
+    measured = {candidate["candidate"]: candidate for candidate in candidates} | {DENSE: run[DENSE]}
+    names = [metric["name"] for metric in run["metrics"]]
+    rows = []
+    for line in run["frontier"]["lines"]:
+        row = measured[line["candidate"]]
+        again, actual = " ".join(map(str, line["again"])), row.get("ratio_actual", 0.0)
+        rows.append({**line, "again": again, "ratio_actual": actual, "parameters": row["parameters"], **row["ppl"]})
+    columns = [
+        Column("variant", ("variant",), words=True),
+        Column("seed", ("seed",)),
+        Column("largest ratio %", ("ratio",), format_percent),
+        Column("breaks at %", ("breaks_at",), format_percent),
+        Column("largest possible %", ("largest_possible",), format_percent),
+        Column("rounds", ("rounds",)),
+        Column("candidate", ("candidate",)),
+        Column("again at", ("again",)),
+        Column("actual %", ("ratio_actual",), format_percent),
+        Column("parameters", ("parameters",), "{:,}".format),
+        *(
+            Column(name, (name,), lambda value, name=name: format_figure(float(value), scale_of(name)))
+            for name in names
+        ),
+    ]
+    return Table("Each seed", columns, rows, file="frontier")
+
+
+def frontier_figure(run: RunRecord, candidates: Sequence[Row], found: Sequence[Found]) -> Figure | None:
+    """Return the curves of variants, by asked ratio, with the limit, the largest ratios and the knees.
+
+    A curve is the mean over the seeds of log perplexity, on the grid and where bisection tried the same ratio for all
+    of them; its upright lines go from the lowest seed to the highest.
+    """
+    frontier, scale = run["frontier"], scale_of(run["frontier"]["metric"])
+    metric, seeds, curves = frontier["metric"], len(run["seeds"]["calibration"]), []
+    for each in found:
+        values: dict[float, list[float]] = {}
+        for candidate in candidates:
+            if candidate["variant"] == each.variant:
+                values.setdefault(candidate["ratio_asked"], []).append(float(candidate["ppl"][metric]))
+        whole = {r: ppl for r, ppl in sorted(values.items()) if len(ppl) == seeds and all(map(math.isfinite, ppl))}
+        points = [(0.0, float(run[DENSE]["ppl"][metric])), *((r, mean_figure(metric, ppl)) for r, ppl in whole.items())]
+        ends = [(ratio, min(ppl), max(ppl)) for ratio, ppl in whole.items() if seeds > 1]
+        crossing = each.ratio.mean if each.everywhere < each.seeds else math.nan
+        curves.append(Curve(each.variant, points, ends, crossing, each.knee.mean))
+    limit = Limit(frontier["limit"], f"limit +{frontier['percent']:g} % {format_figure(frontier['limit'], scale)}")
+    return ratio_figure("frontier", f"How far each variant can be pruned: {metric}", curves, scale, limit)

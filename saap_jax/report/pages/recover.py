@@ -1,0 +1,144 @@
+"""What `saap recover` finds: before and after beside the dense model, and the course of the training."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saap_jax.evaluation.differences import decimals_of, paired_difference
+from saap_jax.evaluation.resample import few, format_interval
+from saap_jax.evaluation.scales import format_ppl
+from saap_jax.report.blocks import Block, Column, Figure, Section, Table, Words
+from saap_jax.report.figures.curves import learning_figure
+from saap_jax.report.formats import (
+    TIED,
+    format_count,
+    format_mebibytes,
+    format_millions,
+    format_percent,
+    format_relative,
+)
+from saap_jax.report.pages.common import DOMAINS, closing_sections, files_of
+from saap_jax.runs.reading import read_rows
+from saap_jax.runs.records import Row, RunRecord
+from saap_jax.runs.standing import metrics, number
+from saap_jax.runtime.words import plural, signed
+
+VARIANTS = {"dense": "dense", "before": "pruned", "after": "recovered"}
+"""Key of a model in the record -> what the table calls it."""
+
+
+def recover_sections(path: Path, run: RunRecord) -> list[Section]:
+    """Return the sections of a run, finished or not."""
+    candidates = read_rows(path, run, "recover")
+    said = summary(run) if {"data", "training", "after"} <= run.keys() else ["The training is not finished."]
+    blocks: list[Block] = [recovery_table(run)] if {"before", "after"} <= run.keys() else []
+    course = [_course(candidates)] if any("step" in row for row in candidates) else []
+    return [
+        Section("Summary", [Words(each, soft=False) for each in said]),
+        *([Section("What came back", blocks)] if blocks else []),
+        *([Section("The course of the training", course)] if course else []),
+        *closing_sections(run),
+    ]
+
+
+def recovery_files(run: RunRecord, candidates: Sequence[Row]) -> dict[str, str]:
+    """Return the files of a run: the table, and the figure of every step."""
+    return files_of("recovery", [recovery_table(run), _course(candidates)])
+
+
+def recovery_table(run: RunRecord) -> Table:
+    """Return a row a model, each beside the one before the training."""
+    before, texts = run["before"], [metric["name"] for metric in metrics(run)]
+    rows = []
+    for key, name in VARIANTS.items():
+        if key in run:
+            known = run[key]
+            row = {"model": name, **known["ppl"], **{f"before {text}": before["ppl"].get(text) for text in texts}}
+            rows.append(row | {field: known.get(field) for field in ("parameters", "bytes", "tokens_per_second")})
+
+    def figure(value: float, base: float | None) -> str:
+        change = "" if base is None or value == base else f" ({format_relative(base, value)})"
+        return format_ppl(number(value)) + change
+
+    columns = [
+        Column("model", ("model",), words=True),
+        Column("parameters (M)", ("parameters",), format_millions),
+        Column("weights (MiB)", ("bytes",), format_mebibytes),
+        *([Column("tokens a second", ("tokens_per_second",), format_count)]
+          if any(row["tokens_per_second"] for row in rows) else []),
+        *(Column(f"{each['name']} ({each['domain']})", (each["name"], f"before {each['name']}"), figure)
+          for each in metrics(run)),
+    ]  # fmt: skip
+    config, training = run.get("config", {}), run.get("training")
+    title = f"{config['method']['name']}, {training['steps']} steps of {training['rows']} rows" if training else ""
+    return Table(title, columns, rows, [f"in brackets: change from the {VARIANTS['before']} model"], "recovery")
+
+
+def summary(run: RunRecord) -> list[str]:
+    """Say what was trained on what, which parameters the recovered model has, and what it changed against what."""
+    data, training = run["data"], run["training"]
+    tokens, held = run["config"]["data"]["length"], data["held_out_rows"]
+    lines = [
+        f"text: {plural(data['documents'], 'document')} in {data['rows']:,} rows of {tokens} tokens, "
+        f"{format_percent(data['filled'])} % filled; "
+        f"{data['predicted']:,} tokens to predict an epoch; {held:,} rows held out; {data['cut']:,} responses cut, "
+        f"{data['left_out']:,} pieces without a token to predict left out"
+    ]
+    trained = f"{training['trained']:,} numbers trained, of a model of {run['model']['parameters']:,}"
+    if training["best_step"] is None:
+        why = "no held-out loss was finite" if held else "no text was held out"
+        lines.append(f"{trained}; the model is that of step {training['steps']}, the last one: {why}")
+    else:
+        stopped = " (stopped: no lower held-out loss came)" if training["stopped"] else ""
+        lines.append(
+            f"{trained}; the model is that of step {training['best_step']} of {training['steps']}{stopped}, where the "
+            f"held-out loss was lowest: {training['best_loss']:.4f}, at first {training['first_loss']:.4f}"
+        )
+    return [*lines, *changes(run)]
+
+
+def changes(run: RunRecord) -> list[str]:
+    """Say of each text how the recovered model stands to the one that was trained and to the dense one.
+
+    With the interval of the paired bootstrap over the windows where their losses are on record and suffice.
+    """
+    lines = []
+    for metric in metrics(run):
+        name, said = metric["name"], []
+        for key, of in (("before", "the model before"), ("dense", "the dense model")):
+            if "after" not in run or key not in run:
+                continue
+            base, after = (number(run[which]["ppl"].get(name)) for which in (key, "after"))
+            said.append(f"{format_relative(base, after)}{_interval(run, key, name)} against {of} ({format_ppl(base)})")
+        if said:
+            windows = len(run["after"].get("losses", {}).get(name, ()))
+            on = f" on {plural(windows, 'window')} {DOMAINS[metric['domain']]}" if windows else ""
+            lines.append(f"{name}{on}: recovered {format_ppl(after)}, {' and '.join(said)}")
+    return lines
+
+
+def _interval(run: RunRecord, key: str, name: str) -> str:
+    losses = [run[which].get("losses", {}).get(name, ()) for which in ("after", key)]
+    if not losses[0] or len(losses[0]) != len(losses[1]):
+        return ""
+    difference = paired_difference(*(np.array(each, np.float64)[None] for each in losses))
+    _, low, high = difference.percent
+    if difference.same or not math.isfinite(difference.value):
+        return ""
+    if math.isnan(low):
+        return f" ({few(difference.windows)})"
+    digits = decimals_of(difference.percent[0])
+    tied = "" if difference.sure else f", {TIED} not to be told apart,"
+    return f" ({format_interval(low, high, lambda end: signed(end, digits))} %){tied}"
+
+
+def _course(candidates: Sequence[Row]) -> Figure:
+    """Return the losses of all steps, those that are finite."""
+    steps = sorted((row for row in candidates if "step" in row), key=lambda row: row["step"])
+    curves = {
+        name: [(row["step"], value) for row in steps if math.isfinite(value := number(row.get(field)))]
+        for field, name in (("loss", "training"), ("held_out", "held out"))
+    }
+    return learning_figure("training", "Loss of training", curves, "step", "loss (nats a token)")

@@ -1,0 +1,263 @@
+"""A score run: how estimators agree, where they see importance, how fusions came about, what scenarios share."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata
+
+from saap_jax.report.blocks import Block, Column, Row, Section, Table, Words, text_table
+from saap_jax.report.figures.maps import share_figure
+from saap_jax.report.formats import format_correlation, format_percent, slug
+from saap_jax.report.pages.common import closing_sections, model_name
+from saap_jax.report.patterns import Patterns, patterns, rank_agreement
+from saap_jax.runs.records import Fused, RunRecord
+from saap_jax.runs.score_arrays import ByScenario, read_scores, structures_of
+from saap_jax.runtime.words import plural
+from saap_jax.steps.score.fusion import scope_parts
+from saap_jax.types import STRUCTURES, Scores
+
+_USAGE = re.compile(r"activation_frequency(\([^()]*\))?")
+_RANDOM = re.compile(r"random(\([^()]*\))?")
+"""Names of estimators, with hyper-parameters or without; a fusion that one of them is part of does not match."""
+
+
+def score_sections(path: Path, run: RunRecord) -> list[Section]:
+    """Return the sections of a score run, made from `run.json` and `scores.npz` alone.
+
+    Raises:
+        ValueError: scores of another layout, or patterns that name an unknown estimator.
+    """
+    scores = read_scores(path, structures_of(run))
+    found = find_patterns(run, scores)
+    several = {scenario: each for scenario, each in scores.items() if len(each) > 1}
+    agreement = [rank_table(each, scenario) for scenario, each in several.items()]
+    return [
+        Section("Summary", [Words(said, soft=False) for said in summary(scores, found)]),
+        *([Section("Do estimators agree?", agreement)] if agreement else []),
+        *_layer_section(scores),
+        *fusion_section(run),
+        *_pattern_section(found),
+        *closing_sections(run, _about(run, scores)),
+    ]
+
+
+def summary(scores: ByScenario, found: Patterns | None) -> list[str]:
+    """Say in words what was scored, which estimators agree most and least, and what scenarios have in common."""
+    if not scores:
+        return ["Nothing is scored yet."]
+    (scenario, by_estimator), many = next(iter(scores.items())), len(scores)
+    first = next(iter(by_estimator.values()))
+    units = ", ".join(f"{(~np.isnan(np.asarray(values))).sum():,} {name}" for name, values in first.items())
+    what = f"{plural(len(by_estimator), 'estimator')} scored all units ({units})"
+    sentences = [f"{what} in {plural(many, 'scenario')}: {', '.join(scores)}."]
+    chosen = {name: values for name, values in by_estimator.items() if not _RANDOM.fullmatch(name)}
+    for structure in first:
+        matrix = rank_agreement(chosen, structure)
+        names, pairs = list(chosen), itertools.combinations(range(len(chosen)), 2)
+        known = [(matrix[i, j], names[i], names[j]) for i, j in pairs if math.isfinite(matrix[i, j])]
+        if len(known) > 1:
+            (most, *alike), (least, *unlike) = max(known), min(known)
+            where = f"On {structure} units" + (f" of scenario {scenario}" if many > 1 else "")
+            agree = f"{' and '.join(alike)} agree most (Spearman {format_correlation(most)})"
+            sentences.append(f"{where}, {agree}, {' and '.join(unlike)} least ({format_correlation(least)}).")
+    return sentences + ([pattern_notes(found, structure)[0] for structure in found.structures] if found else [])
+
+
+def _about(run: RunRecord, scores: ByScenario) -> dict[str, str]:
+    """Return the facts of a score run's configuration that its scores depend on."""
+    config, model = run.get("config", {}), run.get("config", {}).get("model", "")
+    calibration, windows = config.get("calibration", {}), run.get("scenarios", {})
+    shapes = {
+        name: f"{many:,} windows of {length:,} tokens" if length > 1 else plural(many, "example")
+        for name, (many, length) in windows.items()
+    }
+    listed = {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in calibration.items()}
+    said = {
+        "model": model_name(run),
+        "parameter type": None if isinstance(model, str) else model.get("dtype"),
+        "scenarios": ", ".join(f"{n} ({shapes[n]})" if n in shapes else n for n in (scores or windows)),
+        "calibration": ", ".join(f"{name} {value}" for name, value in listed.items()),
+        "statistics of": config.get("from_run"),
+        "estimators": ", ".join(next(iter(scores.values()), {})),
+    }
+    return {name: str(value) for name, value in said.items() if value not in (None, "")}
+
+
+# --- agreement and layers ----------------------------------------------------------------------------
+
+
+def rank_table(scores: dict[str, Scores], scenario: str | None = None) -> Table:
+    """Return rank correlations: of our models attention units below the diagonal and MLP channels above it, of a traced
+    model those of all structures.
+
+    A `scenario` is named in the title.
+    """
+    halves = all(set(STRUCTURES) <= set(by_structure) for by_structure in scores.values())
+    if halves:
+        lower, upper = (rank_agreement(scores, structure) for structure in STRUCTURES)
+    else:
+        flat: dict[str, Scores] = {name: {"": np.concatenate([np.ravel(v) for v in each.values()])[None]}
+                                   for name, each in scores.items()}  # fmt: skip
+        lower = upper = rank_agreement(flat, "")
+    cells = np.tril(lower, -1) + np.triu(upper, 1)
+    rows: list[Row] = []
+    for place, name in enumerate(scores):
+        values = [None if place == other else float(value) for other, value in enumerate(cells[place])]
+        rows.append({"estimator": f"{place + 1} {name}"} | {str(n): value for n, value in enumerate(values, 1)})
+    of = "" if scenario is None else f" in scenario {scenario}"
+    where = "attention units below the diagonal, MLP channels above" if halves else "units of all structures"
+    columns = [Column(str(n), (str(n),), format_correlation) for n in range(1, len(scores) + 1)]
+    title = f"Spearman rank correlation of scores{of}: {where}"
+    notes = [f"{title}. Blue agrees, orange disagrees."]
+    return Table(
+        title, [Column("estimator", ("estimator",), words=True), *columns], rows, notes, "agreement", matrix=True
+    )
+
+
+def layer_ranks(scores: np.ndarray) -> np.ndarray:
+    """Return the mean percentile rank of each layer's units among all of a structure; NaN where it has none.
+
+    >>> layer_ranks(np.array([[1.0, 2.0], [3.0, np.nan]])).round(3).tolist()
+    [0.333, 0.833]
+    """
+    values = np.asarray(scores, np.float64)
+    exists = np.isfinite(values)
+    ranks = np.full(values.shape, np.nan)
+    ranks[exists] = (rankdata(values[exists]) - 0.5) / max(int(exists.sum()), 1)
+    counts = exists.sum(axis=1)
+    return np.where(counts > 0, np.where(exists, ranks, 0).sum(axis=1) / np.maximum(counts, 1), np.nan)
+
+
+def _layer_section(scores: ByScenario) -> list[Section]:
+    """Return where each estimator sees importance: a map a scenario, of estimators and layers."""
+    figures = []
+    for scenario, by_estimator in scores.items():
+        panels = {
+            structure: np.stack([layer_ranks(np.asarray(each[structure])) for each in by_estimator.values()])
+            for structure in next(iter(by_estimator.values()))
+            if all(structure in each for each in by_estimator.values())
+        }
+        panels = {name: cells for name, cells in panels.items() if np.isfinite(cells).any()}
+        if panels:
+            title = f"Mean rank by layer, {scenario}"
+            figures.append(share_figure(f"layers-{slug(scenario)}", title, panels, [*by_estimator], "percentile"))
+    said = "Mean percentile rank of each layer's units among all of their structure: bright is important."
+    return [Section("Where importance lies", [Words(said), *figures])] if figures else []
+
+
+# --- fusions -----------------------------------------------------------------------------------------
+
+
+def fusion_section(run: RunRecord) -> list[Section]:
+    """Return how a run's fused scores came about; nothing where none was fused."""
+    table = fusion_table(run.get("fusions", {}))
+    said = (
+        "A unit's fused score is a weighted sum over the estimators that are its members, by the weight 1 / (2 σ²) of "
+        "the unit's scope. The scores of a member have a unit of their own, and so have its σ and weight: compare them "
+        "between scopes and scenarios, not between members."
+    )
+    return [Section("How fused scores came about", [Words(said), table])] if table.rows else []
+
+
+def fusion_table(fusions: dict[str, dict[str, Fused]]) -> Table:
+    """Return σ and weight of every member and scope; all layers of a structure are one row, as a range."""
+    lines = []
+    for scenario, by_name in fusions.items():
+        for name, fused in by_name.items():
+            for member, sigmas in fused["sigmas"].items():
+                for structure, group in itertools.groupby(sigmas, key=lambda scope: scope_parts(scope)[0]):
+                    scopes = list(group)
+                    layers = "" if scope_parts(scopes[0])[1] is None else f", {plural(len(scopes), 'layer')}"
+                    ranges = (_range(fused[kind][member][scope] for scope in scopes) for kind in ("sigmas", "weights"))
+                    lines.append([scenario, name, member, f"{structure}{layers}", *ranges])
+    header = ["scenario", "fused", "member", "scope", "σ", "weight"]
+    return text_table("σ and weights of fused scores", header, lines, words=4)
+
+
+def _range(values: Iterable[float]) -> str:
+    found = list(map(float, values))
+    low, high = min(found), max(found)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
+# --- patterns ----------------------------------------------------------------------------------------
+
+
+def find_patterns(run: RunRecord, scores: ByScenario) -> Patterns | None:
+    """Return the patterns of a run; None where there is nothing to compare, or no estimator of importance.
+
+    They are of two scenarios or more, or where usage frequencies were scored. The estimator of importance is
+    `config.patterns.importance`, else the first that is neither random nor a frequency and whose scores differ between
+    scenarios (weights alone say nothing of them).
+    """
+    asked = run.get("config", {}).get("patterns", {})
+    names = list(next(iter(scores.values()), {}))
+    usage = next(filter(_USAGE.fullmatch, names), None)
+    importance = asked.get("importance") or _importance(scores)
+    if not importance or (len(scores) < 2 and usage is None):
+        return None
+    return patterns(scores, importance, usage, asked.get("share", 0.2))
+
+
+def _importance(scores: ByScenario) -> str:
+    """Return the first estimator that is neither random nor a frequency, if possible one that reads the text."""
+    (first, *others) = scores.values() or [{}]
+    likely = [name for name in first if not (_USAGE.fullmatch(name) or _RANDOM.fullmatch(name))]
+
+    def differs(name: str) -> bool:
+        return any(
+            not np.array_equal(first[name][part], other[name][part], equal_nan=True)
+            for other in others
+            if name in other
+            for part in first[name]
+        )
+
+    return next(filter(differs, likely), next(iter(likely), ""))
+
+
+def _pattern_section(found: Patterns | None) -> list[Section]:
+    """Return what scenarios have in common, a table a structure and what is unimportant in all of them by layer."""
+    blocks: list[Block] = []
+    for name, part in found.structures.items() if found else ():
+        if found and part.units:
+            by_layer = [[str(layer), str(units)] for layer, units in enumerate(part.consistent.sum(axis=1))]
+            counts = text_table(f"{name}: unimportant units by layer", ("layer", "units"), by_layer)
+            blocks += [pattern_table(found, name), Section(counts.title, [counts], folded=True)]
+    said = "~ is Spearman's rank correlation over all units. Unimportant units are the lowest of their structure."
+    return [Section("Patterns by scenario", [Words(said), *blocks])] if blocks else []
+
+
+def pattern_table(found: Patterns, structure: str) -> Table:
+    """Return a structure's table, a row a scenario."""
+    part, many = found.structures[structure], len(found.scenarios) > 1
+    columns = [Column("scenario", ("scenario",), words=True)]
+    if found.usage:
+        columns.append(Column("mean usage %", ("usage",), format_percent))
+        columns.append(Column("usage ~ importance", ("usage_importance",), format_correlation))
+    columns += [Column("importance ~ other scenarios", ("agreement",), format_correlation)] if many else []
+    kinds = {"usage": part.usage, "usage_importance": part.usage_importance, "agreement": part.agreement}
+    rows = [{"scenario": each} | {name: values.get(each) for name, values in kinds.items()} for each in found.scenarios]
+    title = f"{structure}, {part.units:,} units: patterns by scenario"
+    return Table(title, columns, rows, pattern_notes(found, structure))
+
+
+def pattern_notes(found: Patterns, structure: str) -> list[str]:
+    """Say how many units of a structure are unimportant in all scenarios, against chance, and how many change sides."""
+    part, many = found.structures[structure], len(found.scenarios)
+    if not part.units:
+        return [f"No {structure} units."]
+    lowest = f"lowest {100 * found.share:g} % by {found.importance}"
+    counted = f"{part.agreed:,} of {part.units:,} {structure} units ({format_percent(part.share)} %)"
+    if many == 1:
+        return [f"{counted} are the {lowest}: with one scenario, consistently unimportant is no more than that."]
+    alike, are = format_percent(part.lowest / part.units), "unit is" if part.task_specific == 1 else "units are"
+    chance = f"{100 * part.chance:.1g}" if 0 < part.chance < 0.0005 else format_percent(part.chance)
+    return [
+        f"{counted} are among the {lowest} in all {many} scenarios; independent orders would give {chance} %, equal "
+        f"ones {alike} %.",
+        f"{part.task_specific:,} {are} among the lowest in one scenario and in the upper half of another.",
+    ]

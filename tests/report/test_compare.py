@@ -1,0 +1,187 @@
+"""The page of a comparison: its numbers are those of the rows, intervals and ties as evaluation computes them."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.differences import differences_against, paired_difference
+from saap_jax.evaluation.resample import LEVEL, holm
+from saap_jax.report.blocks import Figure, Table, Words
+from saap_jax.report.csv_text import table_csv
+from saap_jax.report.figures.draw import painted
+from saap_jax.report.pages.compare import candidate_table, comparison_table, csv_table, summary
+from saap_jax.report.write import read_view, render_report
+from saap_jax.runs.standing import against_best, comparison_rows, leading, merged
+from tests.report import conftest as fake
+from tests.report.shown import blocks_of, cells, curves
+
+OUT = fake.METRICS[1]
+
+
+def rows_of(table: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table_csv(table))))
+
+
+def two(first: float, second: float, **more) -> list[dict]:
+    return [fake.candidate("a", 0.2, (first, first), **more), fake.candidate("b", 0.2, (second, second), **more)]
+
+
+class TestRows:
+    def test_csv_parsed_back_is_what_the_run_measured(self):
+        lines = fake.candidates()
+        found = {row["candidate"]: row for row in rows_of(comparison_table(fake.fields(), lines))}
+        assert found.keys() == {"dense", *(line["candidate"] for line in lines)}
+        for line in lines:
+            row = found[line["candidate"]]
+            for domain, name in zip(("in", "out"), fake.METRICS, strict=True):
+                assert float(row[f"ppl_{domain}"] or "nan") == pytest.approx(line["ppl"][name], nan_ok=True, rel=1e-15)
+            assert float(row["ratio_actual"]) == line["ratio_actual"]
+            assert float(row["parameters"]) == line["parameters"]
+        best = {row["ratio_asked"]: name for name, row in found.items() if row["best"] == "1"}
+        assert best == {"0.2": "wanda > uniform > bias@0.2", "0.5": "wanda > uniform > bias@0.5"}
+
+    def test_intervals_and_p_values_are_those_of_the_paired_bootstrap(self):
+        lines = [line for line in fake.candidates() if line["ratio_asked"] == 0.2]
+        losses = {line["candidate"]: np.array([line["losses"][OUT]]) for line in lines}
+        base = losses.pop("wanda > uniform > bias@0.2")
+        found = {row["candidate"]: row for row in rows_of(comparison_table(fake.fields(), lines))}
+        wanted = dict(zip(losses, differences_against(base, np.stack(list(losses.values()))), strict=True))
+        adjusted = dict(zip(losses, holm([each.p_value for each in wanted.values()]), strict=True))
+        for name, difference in wanted.items():
+            shown = [float(found[name][field]) for field in ("change_out", "low_out", "high_out", "wins", "p")]
+            assert shown == pytest.approx([*difference.percent, difference.win_rate, adjusted[name]])
+            assert found[name]["tied"] == str(int(adjusted[name] >= LEVEL))
+
+    def test_marks(self):
+        near = two(50.0, 50.001)
+        assert [row[0] for row in cells(comparison_table(fake.fields(), near))] == ["dense", "a *", "b ≈"]
+        far = two(50.0, 90.0)
+        assert [row[0] for row in cells(comparison_table(fake.fields(), far))] == ["dense", "a *", "b"]
+        few = [{**line, "losses": {name: each[:7] for name, each in line["losses"].items()}} for line in near]
+        table = comparison_table(fake.fields(), few)
+        assert [row[0] for row in cells(table)] == ["dense", "a *", "b"], "of seven windows nothing is tied"
+        assert any("7 windows, where a test takes 8" in note for note in table.notes)
+
+    def test_several_seeds_are_one_row_with_their_spread(self):
+        lines = [fake.candidate("a", 0.2, (40.0, ppl), seed) for seed, ppl in enumerate((50.0, 52.0, 57.0))]
+        table = comparison_table(fake.fields(), lines)
+        row = rows_of(table)[1]
+        assert float(row["ppl_out"]) == pytest.approx(math.exp(np.log([50.0, 52.0, 57.0]).mean()))
+        assert float(row["spread_out"]) == pytest.approx(np.std([50.0, 52.0, 57.0], ddof=1))
+        assert row["seeds"] == "3"
+        assert any("± standard deviation over 3 seeds" in note for note in table.notes)
+        each = rows_of(candidate_table(fake.fields(), lines))
+        assert sorted((row["seed"], row[OUT]) for row in each[1:]) == [("0", "50.0"), ("1", "52.0"), ("2", "57.0")]
+
+    def test_a_race_has_its_own_verdict(self):
+        lines = two(50.0, 50.1)
+        lines[1]["windows"] = 12
+        race = {"ratio": 0.2, "metric": OUT, "left": ["a"], "windows": {"a": 24, "b": 12}, "p_values": {"b": 0.01},
+                "budget": 24, "evaluated": 36, "keep_sets": 2}  # fmt: skip
+        run = fake.fields() | {"race": [race]}
+        table = comparison_table(run, lines)
+        assert cells(table)[2][:3] == ["b", "~50.10", "~50.10"]
+        assert [row["p"] for row in rows_of(table)[1:]] == ["", "0.01"]
+        notes = " ".join(table.notes)
+        assert "75 % of the windows were evaluated; the verdict is of these keep-sets" in notes
+        assert summary(run, comparison_rows(run, lines))[0].startswith("At 20 % asked, a is best out of domain")
+
+    def test_candidates_as_csv(self):
+        lines = fake.candidates()
+        text = csv_table(fake.fields(), lines)
+        assert len(text.splitlines()) == 2 + len(lines)
+        assert csv_table(fake.fields(), lines[1:]) != text, "negative control"
+
+    def test_the_first_variants_of_a_figure_are_the_best_somewhere(self):
+        rows = comparison_rows(fake.fields(), fake.candidates())
+        assert leading(rows, 2) == ["wanda > uniform > bias", "gate_fisher"]
+        assert set(leading(rows, 99)) == set(fake.VARIANTS)
+
+    def test_against_is_of_each_text(self):
+        lines = fake.candidates()
+        found = against_best(fake.fields(), merged(lines), comparison_rows(fake.fields(), lines))
+        assert {one.metric for one in found} == set(fake.METRICS)
+        one = next(one for one in found if one.candidate == "gate_fisher@0.5" and one.domain == "in")
+        pair = [np.array([line["losses"][fake.METRICS[0]]]) for line in lines if line["candidate"] in
+                ("gate_fisher@0.5", "wanda > uniform > bias@0.5")]  # fmt: skip
+        wanted = paired_difference(*pair)
+        assert one.difference[:3] == pytest.approx(wanted[:3])
+
+
+class TestPage:
+    def test_sections(self, run):
+        view = read_view(run.path)
+        assert [section.title for section in view.sections] == [
+            "Summary", "Perplexity against ratio", "Comparison", "What is kept where", "The cut model",
+            "Time, memory and cost", "To reproduce",
+        ]  # fmt: skip
+        page = render_report(run.path)
+        assert "113.0" in page
+        assert "−16.0 %" in page
+        assert f"{fake.PARAMETERS:,} parameters" in page
+        assert "differs by at most 8.7e-09 (relative)" in page
+
+    def test_curves_and_their_intervals(self, run):
+        view = read_view(run.path)
+        _, figure = blocks_of(view, Figure, "Perplexity against ratio")
+        shown = curves(figure)
+        first = next(iter(fake.candidates()))
+        assert [points[0] for points in shown.values()] == [(0.0, fake.DENSE[1])] * len(fake.VARIANTS)
+        assert shown["gate_fisher"][1] == pytest.approx((0.2003, 34.0 * (2.4 - 0.17 * 4)))
+        line = next(line for line in fake.candidates() if line["candidate"] == "gate_fisher@0.2")
+        dense = fake.fields()["dense"]["losses"][OUT]
+        difference = paired_difference(np.array([line["losses"][OUT]]), np.array([dense]))
+        whiskers = [path for each in painted(figure).axes[0].collections for path in each.get_paths()]
+        ends = [path.vertices[:, 1].tolist() for path in whiskers if path.vertices[0, 0] == pytest.approx(0.2003)]
+        wanted = [fake.DENSE[1] * math.exp(end) for end in (difference.low, difference.high)]
+        assert any(end == pytest.approx(wanted) for end in ends)
+        assert first["variant"] == "random"
+        assert max(value for _, value in shown["magnitude > uniform"]) < 1000, "drawn on the upper edge"
+
+    def test_widths_kept(self, run):
+        view = read_view(run.path)
+        figures = blocks_of(view, Figure, "What is kept where")
+        assert [figure.title for figure in figures] == ["20 % asked", "50 % asked"]
+        attention, mlp = painted(figures[0]).axes[:2]
+        rows = [row["candidate"] for row in view.rows if row["ratio_asked"] == 0.2]
+        named = {line["candidate"]: line["kept"] for line in fake.candidates()}
+        for axis, structure in ((attention, "attention"), (mlp, "mlp")):
+            wanted = [np.array(named[name][structure]) / fake.UNITS[structure] for name in rows]
+            np.testing.assert_allclose(axis.collections[0].get_array(), 100 * np.array(wanted))
+
+    @pytest.mark.parametrize(
+        ("field", "title"),
+        [("metrics", ""), ("best", "The cut model"), ("model", "What is kept where"), ("seeds", ""), ("dense", "")],
+    )
+    def test_without_a_record_there_is_a_page_without_its_block(self, run, field, title):
+        record = run.record
+        record.pop(field)
+        run.update(**record)
+        whole = [section.title for section in read_view(fake.kept_run(run.path.parent / "whole").path).sections]
+        (run.path / "run.json").write_text(json.dumps(record))
+        titles = [section.title for section in read_view(run.path).sections]
+        assert set(titles) == set(whole) - {title}
+        assert render_report(run.path)
+
+    def test_older_and_unfinished_runs(self, tmp_path):
+        older = [{key: value for key, value in line.items() if key not in ("variant", "losses", "seed")}
+                 for line in fake.candidates()]  # fmt: skip
+        run = fake.kept_run(tmp_path / "older", older)
+        assert "Δ" not in " ".join(blocks_of(read_view(run.path), Table, "Comparison")[0].header)
+        begun = fake.kept_run(tmp_path / "begun", [], status="running")
+        view = read_view(begun.path)
+        assert view.status == "running"
+        assert "No candidate is finished yet." in [block.text for block in blocks_of(view, Words, "Summary")]
+        torn = fake.kept_run(tmp_path / "torn")
+        with open(torn.path / "metrics.jsonl", "a") as file:
+            file.write('{"candidate": "b')
+        assert "1 unreadable line of metrics.jsonl left out." in render_report(torn.path)
+
+    def test_seeds_are_shown_one_by_one_behind_a_fold(self, tmp_path):
+        lines = [fake.candidate("a", 0.2, (40.0, ppl), seed) for seed, ppl in enumerate((50.0, 52.0))]
+        run = fake.kept_run(tmp_path / "seeds", lines)
+        assert "<details><summary>Each seed</summary>" in render_report(run.path)

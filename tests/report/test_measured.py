@@ -1,0 +1,91 @@
+"""What `ab` shows and writes: rows, and JSON that parses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from saap_jax.evaluation.differences import paired_difference, paired_tasks
+from saap_jax.evaluation.limits import Check, check_accuracy, check_perplexity
+from saap_jax.report.blocks import Words
+from saap_jax.report.pages.measured import ALONE, check_table, comparison_blocks, task_table, text_comparison_table
+from saap_jax.runs.outcomes import Compared, ComparedTask, Comparison, comparison_json
+from tests.report.shown import printed
+
+GOOD = Check("max_size", "weights", "80 % of B", "70.0 % of 513.1 MiB", True)
+BAD = Check("max_ppl_increase", "ppl@128 builtin:reference", "+1 %", "+2.0 % (+1.0 to +3.0 %)", False)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    return [block.text for block in comparison_blocks(comparison) if isinstance(block, Words)]
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    b = np.random.default_rng(0).normal(3, 1, (1, 24))
+    c = b.copy()
+    c[0, 0] = math.inf
+    rows = [
+        Compared("ppl@128 builtin:reference", "in", 24, (30.0, 20.0), paired_difference(b + 0.4, b, resamples=999)),
+        Compared("ppl@128 builtin:descriptions", "out", 24, (20.0, 20.0), paired_difference(b, b, resamples=999)),
+        Compared("ppl@128 text:x[/]y.txt", "", 24, (math.inf, 20.0), paired_difference(c, b, resamples=999)),
+    ]
+    return Comparison("runs/x:wanda [a]@0.2", "runs/x:dense", 1, 999, tuple(rows))
+
+
+def test_table_and_sentences(comparison):
+    text = printed(text_comparison_table(comparison))
+    assert max(map(len, text.splitlines())) <= 100
+    for part in ("wanda [a]@0.2", "+49.2", "+49.2 to +49.2", "≤ 0.002", "999 resamples give no p below 0.002", "inf"):
+        assert part in text
+    assert "x[/]y" in text.replace("\n", "")
+    first, second, third, fourth = sentences(comparison)
+    assert first == "ppl@128 builtin:reference: A has a higher perplexity than B by 49.2 % (49.2 to 49.2 %)"
+    assert second.endswith("the difference is exactly 0")
+    assert third.endswith("not finite")
+    assert fourth == ALONE, "what the p-values are of"
+    assert sentences(comparison._replace(metrics=comparison.metrics[2:])) == [third], "there is none"
+
+
+def test_of_few_windows_and_items_there_is_no_interval_and_no_verdict():
+    b = np.random.default_rng(0).normal(3, 1, (1, 2))
+    rows = (Compared("ppl@8 text:x", "", 2, (30.0, 20.0), paired_difference(b + 0.4, b)),)
+    right = np.array([True, True, False])
+    tasks = (
+        ComparedTask(
+            "boolq", "acc", 3, (66.7, 0.0), paired_tasks({"boolq": right[None]}, {"boolq": ~right[None]})["boolq"]
+        ),
+    )
+    comparison = Comparison("a", "b", 1, 10_000, rows, tasks)
+    for table, wanted in ((text_comparison_table(comparison), "+49.2"), (task_table(comparison), "+33.3")):
+        text = printed(table)
+        assert wanted in text
+        assert "n/a" in text
+        assert "nan" not in text
+        assert " to +" not in text
+    found = json.loads(comparison_json(comparison))
+    assert [row["p_value"] for row in (*found["metrics"], *found["tasks"])] == ["NaN", "NaN"]
+    assert not any(row["sure"] for row in (*found["metrics"], *found["tasks"]))
+    assert all("who is better is not known" in said for said in sentences(comparison))
+    assert len(sentences(comparison)) == 2
+    for check, what in ((check_perplexity("m", rows[0].difference, 5.0), "windows; here are 2"),
+                        (check_accuracy("t", tasks[0].difference, 5.0), "items; here are 3")):  # fmt: skip
+        assert check.measured.endswith(f"without an interval, which takes 8 {what}")
+
+
+def test_json(comparison):
+    found = json.loads(comparison_json(comparison))
+    assert found["a"] == comparison.a
+    assert found["smallest_p_value"] == 0.002
+    first, second, third = found["metrics"]
+    assert first["percent"]["value"] == pytest.approx(100 * math.expm1(0.4))
+    assert first["sure"]
+    assert (second["nats"]["value"], second["win_rate"], second["p_value"]) == (0, 0.5, 1)
+    assert (third["ppl_a"], third["p_value"], third["domain"]) == ("Infinity", "NaN", None)
+
+
+def test_checks():
+    text = printed(check_table([GOOD, BAD]))
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("PASS") == text.count("FAIL") == 1
