@@ -66,7 +66,7 @@ def recovery_table(run: RunRecord) -> Table:
         Column("model", ("model",), words=True),
         Column("parameters (M)", ("parameters",), format_millions),
         Column("weights (MiB)", ("bytes",), format_mebibytes),
-        *([Column("tokens a second", ("tokens_per_second",), format_count)]
+        *([Column("decoding (tokens a second)", ("tokens_per_second",), format_count)]
           if any(row["tokens_per_second"] for row in rows) else []),
         *(Column(f"{each['name']} ({each['domain']})", (each["name"], f"before {each['name']}"), figure)
           for each in metrics(run)),
