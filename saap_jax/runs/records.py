@@ -403,7 +403,7 @@ class Configuration(TypedDict, total=False):
     patterns: PatternChoice
     search: dict[str, Any]
     data: TextChoice
-    method: MethodChoice
+    method: str | MethodChoice
     from_run: str
     best_ratio: float | None
     estimator: str

@@ -20,8 +20,8 @@ from saap_jax.evaluation.candidates import candidates_step
 from saap_jax.evaluation.crossing import found_variants
 from saap_jax.jobs import compare, frontier, job
 from saap_jax.llama import load_model, load_tokenizer
-from saap_jax.report.pages.frontier import frontier_files, summary
 from saap_jax.report.markdown import escaped
+from saap_jax.report.pages.frontier import frontier_files, summary
 from saap_jax.subjects.llama import scenarios_of, texts_of
 from saap_jax.types import STRUCTURES
 from tests.report.shown import missing_from_page

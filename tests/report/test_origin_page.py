@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from saap_jax.config.compensation import CompensationConfig
 
 from saap_jax.cli import main
 from saap_jax.config.method import CalibrationConfig, ModelConfig
@@ -24,8 +23,7 @@ def model(tiny_model_directory, tmp_path_factory):
         PruneConfig(
             model=ModelConfig(name=str(tiny_model_directory)),
             calibration=CalibrationConfig(examples=4, length=16, batch_size=2),
-            compensation=CompensationConfig(method="none"),
-            estimator="magnitude",
+            method="magnitude > uniform",
             ratio=0.3,
             out=str(out),
         )
@@ -38,7 +36,7 @@ def test_it_says_what_the_record_says(model):
     step = json.loads((model / "saap.json").read_text())["steps"][0]
     assert (view.name, view.kind, view.status) == ("small", "pruned", "saved")
     page = render_report(model)
-    assert "estimator" in page
+    assert "method" in page
     assert "magnitude" in page
     assert f"{step['parameters'][1]:,}" in page
     (figure,) = blocks_of(view, Figure)

@@ -137,7 +137,7 @@ def _notes(run: RunRecord, candidates: Sequence[Row]) -> list[str]:
     traced = any("among" in row for row in candidates)
     said = [
         f"{metric}, {format_figure(run[DENSE]['ppl'][metric], scale_of(metric))} unpruned; units of the lowest scores "
-        f"by {run['config']['estimator']} go, of one layer alone",
+        f"by {run['config'].get('method') or run['config'].get('estimator')} go, of one layer alone",
         "× average: loss a removed parameter, beside that of "
         f"{'all structures' if traced else 'all layers of the structure'} together",
     ]
