@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +27,7 @@ def traced_factory(name: str) -> Found:
     """Trace what a factory returns: a function of parameters and inputs, and both.
 
     The factory takes nothing and returns `(function, params, *inputs)`; arrays may be abstract (`jax.eval_shape`), so
-    that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too. The current
-    directory is searched for the module first.
+    that a model of any size needs no memory. One that returns a `Problem`, as pruning needs it, serves too.
 
     Raises:
         ValueError: no such module or factory, a factory that fails or returns something else, or a function that cannot
@@ -68,32 +66,26 @@ def made_problem(name: str) -> Problem:
 
 
 def made_by(name: str) -> Any:
-    """Call a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`; no mesh that it sets stays in force."""
+    """Call a factory, `MODULE:FACTORY` or `FILE.py:FACTORY`; no mesh that it sets stays in force.
+
+    The current directory is searched for a module first.
+    """
     place, _, attribute = name.rpartition(":")
-    with jax.set_mesh(jax.sharding.get_mesh()):
-        return _call(_find(place, attribute), name)
-
-
-def _find(place: str, attribute: str) -> Callable[[], Any]:
-    where = f"{place}:{attribute}"
     of_file = place.endswith(".py")
     if of_file and not Path(place).is_file():
-        raise ValueError(f"{where}: expected a Python file, found none at {place}; check the path")
+        raise ValueError(f"{name}: expected a Python file, found none at {place}; check the path")
     if not of_file and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        found = run_file(place) if of_file else vars(importlib.import_module(place))
-    except (Exception, SystemExit) as error:  # whatever the module raises
-        hint = "" if of_file else "; check the module's name"
-        raise ValueError(f"{where}: {type(error).__name__}: {error}{hint}") from error
-    if not callable(found.get(attribute)):
-        names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
-        raise ValueError(f"{where}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
-    return found[attribute]
-
-
-def _call(factory: Callable[[], Any], name: str) -> Any:
-    try:
-        return factory()
-    except (Exception, SystemExit) as error:  # whatever the factory raises
-        raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error
+    with jax.set_mesh(jax.sharding.get_mesh()):
+        try:
+            found = run_file(place) if of_file else vars(importlib.import_module(place))
+        except (Exception, SystemExit) as error:  # whatever the module raises
+            hint = "" if of_file else "; check the module's name"
+            raise ValueError(f"{name}: {type(error).__name__}: {error}{hint}") from error
+        if not callable(found.get(attribute)):
+            names = ", ".join(sorted(name for name, value in found.items() if callable(value) and name[0] != "_")[:8])
+            raise ValueError(f"{name}: expected a function {attribute!r} in {place}, which has {names or 'none'}")
+        try:
+            return found[attribute]()
+        except (Exception, SystemExit) as error:  # whatever the factory raises
+            raise ValueError(f"{name}: the factory failed: {type(error).__name__}: {error}") from error

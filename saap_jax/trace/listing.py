@@ -12,15 +12,14 @@ from saap_jax.structures.structures import count_parameters, discover, prunable_
 from saap_jax.trace.axes import REASONS, Place
 from saap_jax.trace.own_code import Verdict
 from saap_jax.trace.patterns import groups_of
-from saap_jax.trace.trace import AxisMember, Traced, TracedStructure, trace
+from saap_jax.trace.trace import Traced, TracedStructure, trace
 
 
 def listing(name: str, model: Llama) -> tuple[Table, str]:
     """Tabulate the structures of a model of ours, with a sentence on its size."""
     structures = discover(model)
-    table = Table(title=f"coupled structures of {name}", title_justify="left")
-    for column in ("structure", "members (path, axis)", "units a layer", "units", "parameters a unit"):
-        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
+    columns = "structure", "members (path, axis)", "units a layer", "units", "parameters a unit"
+    table = _table(f"coupled structures of {name}", *columns)
     for structure in structures.values():
         members = "\n".join(f"{member.path}, {member.axis}" for member in structure.members)
         units, each = _range(structure.units), _range(structure.parameters_per_unit)
@@ -38,43 +37,28 @@ def traced_model(model: Llama) -> Traced:
     return trace(Llama.__call__, shapes, jax.ShapeDtypeStruct((1, 16), jnp.int32))
 
 
-def describe(traced: Traced, *, pinned: bool = True) -> str:
-    """Describe the structures as text: what is prunable, then (if asked for) what is pinned, and why."""
+def describe(traced: Traced) -> str:
+    """Describe the structures as text: what is prunable, then what is pinned, and why."""
     lines = []
-    for structure in sorted(traced.structures, key=lambda structure: not structure.prunable):
-        if structure.prunable or pinned:
-            lines += _described(structure)
+    for each in sorted(traced.structures, key=lambda structure: not structure.prunable):
+        times = f" in each of {each.copies}" if each.copies > 1 else ""
+        head = f"{each.name}: {each.units} units{times}, {each.parameters_per_unit:,} parameters a unit"
+        lines.append(head + (", prunable" if each.prunable else ", pinned"))
+        for member in each.members:
+            places = [] if member.places == (Place(0, 1),) else member.places
+            said = [f" from {p.offset}, block {p.block}" + "".join(f", {n} times every {s}" for n, s in p.repeats)
+                    for p in places]  # fmt: skip
+            lines.append(f"    {member.path}[{member.axis}]{''.join(said)}")
+        lines += [f"    it {reason}" for reason in each.pinned]
+        if each.prunable:
+            lines += [f"    changes the statistic of {where}" for where in each.normalised]
+            lines += [f"    acts at {gate.where}, operand {gate.operand}, axis {gate.axis}" for gate in each.gates]
     lines += [f"no rule for {operation}: its axes are pinned" for operation in traced.unknown]
     return "\n".join(lines)
 
 
-def _described(structure: TracedStructure) -> list[str]:
-    times = f" in each of {structure.copies}" if structure.copies > 1 else ""
-    head = f"{structure.name}: {structure.units} units{times}, {structure.parameters_per_unit:,} parameters a unit"
-    lines = [head + (", prunable" if structure.prunable else ", pinned")]
-    lines += [f"    {member.path}[{member.axis}]{_placed(member)}" for member in structure.members]
-    lines += [f"    it {reason}" for reason in structure.pinned]
-    if structure.prunable:
-        lines += [f"    changes the statistic of {where}" for where in structure.normalised]
-        lines += [f"    acts at {gate.where}, operand {gate.operand}, axis {gate.axis}" for gate in structure.gates]
-    return lines
-
-
-def _placed(member: AxisMember) -> str:
-    if len(member.places) == 1 and member.places[0] == Place(0, 1):
-        return ""
-    return "".join(
-        f" from {place.offset}, block {place.block}"
-        + "".join(f", {count} times every {stride}" for count, stride in place.repeats)
-        for place in member.places
-    )
-
-
-def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
-    """Record the structures of a program as a run keeps them, with `pinned=False` without those that are pinned."""
-    structures = sorted(
-        (each for each in traced.structures if pinned or each.prunable), key=lambda each: not each.prunable
-    )
+def coupling_record(traced: Traced) -> Couplings:
+    """Record the structures of a program as a run keeps them."""
     return {
         "parameters": {path: list(shape) for path, shape in traced.shapes.items()},
         "structures": [
@@ -84,7 +68,7 @@ def coupling_record(traced: Traced, *, pinned: bool = True) -> Couplings:
                 "label": _label(each),
                 "pinned": bool(each.pinned),
             }
-            for each in structures
+            for each in sorted(traced.structures, key=lambda each: not each.prunable)
         ],
     }
 
@@ -124,29 +108,30 @@ def traced_tables(name: str, traced: Traced, verdicts: Mapping[str, Verdict]) ->
 
 
 def _prunable_table(name: str, structures: Sequence[TracedStructure], verdicts: Mapping[str, Verdict]) -> Table:
-    table = Table(title=f"prunable structures of {name}", title_justify="left")
-    for column in ("structure", "role", "units", "parameters a unit", "own code"):
-        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
+    table = _table(f"prunable structures of {name}", "structure", "role", "units", "parameters a unit", "own code")
     for pattern, group in groups_of(structures).items():
         first, layers = group[0], len(group) * group[0].copies
         units = f"{first.units}" + (f" in each of {layers}" if layers > 1 else "")
         role = first.role + (", averaged by a norm" if first.normalised and first.role == "stream" else "")
-        table.add_row(
-            pattern, role, units, f"{first.parameters_per_unit:,}", str(verdicts[first.name]._replace(detail=""))
-        )
+        verdict = str(verdicts[first.name]._replace(detail=""))
+        table.add_row(pattern, role, units, f"{first.parameters_per_unit:,}", verdict)
     return table
 
 
 def _pinned_table(structures: Sequence[TracedStructure]) -> Table:
-    table = Table(title="pinned: what keeps its size, and why", title_justify="left")
-    for column in ("axis", "units", "because it"):
-        table.add_column(column, justify="right" if column == "units" else "left")
+    table = _table("pinned: what keeps its size, and why", "axis", "units", "because it")
     for pattern, group in groups_of(structures).items():
         first, *others = sorted(group[0].pinned, key=lambda reason: reason.kind != "unknown")
         further = dict.fromkeys(REASONS[reason.kind] for reason in others if reason.kind != first.kind)
-        reasons = [str(first), *further]
         times = f" in each of {len(group)}" if len(group) > 1 else ""
-        table.add_row(pattern, f"{group[0].units}{times}", "; ".join(reasons))
+        table.add_row(pattern, f"{group[0].units}{times}", "; ".join([str(first), *further]))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column.startswith(("units", "param")) else "left")
     return table
 
 

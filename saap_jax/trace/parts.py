@@ -44,8 +44,7 @@ def tile(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         if held == size:
             out.append(node)
         elif held <= 1:
-            notes.pin(node, "repeat", "tile")
-            out.append(notes.axes.pinned(size, "repeat", "tile"))
+            out.append(notes.lost(node, size, "repeat", "tile"))
         else:
             out.append(notes.axes.product([notes.axes.pinned(size // held, "repeat", "tile"), node]))
     return [tuple(out)]
@@ -74,24 +73,20 @@ def slice_(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
         elif stride == 1:
             before, part, _ = _cut(notes, node, [start, limit - start, size - limit], "slice")
             out.append(part)
-        elif start < stride and size % stride == 0 and limit > size - stride + start:
-            out.append(_every(notes, node, stride))
+        elif (
+            start < stride
+            and size % stride == 0
+            and limit > size - stride + start
+            and (pair := notes.axes.factor_at(node, size // stride))
+        ):
+            notes.pin(pair[1], "split", "slice")
+            out.append(pair[0])
         else:
-            notes.pin(node, "split", "slice")
             part = notes.axes.atom(limit - start)
-            out.append(notes.axes.pinned(-(-(limit - start) // stride), "split", "slice"))
+            out.append(notes.lost(node, -(-(limit - start) // stride), "split", "slice"))
         taken.append((before, part, node))
     notes.slices[notes.axes.site.path] = taken
     return [tuple(out)]
-
-
-def _every(notes: Notes, node: int, stride: int) -> int:
-    pair = notes.axes.factor_at(node, notes.axes.size(node) // stride)
-    if pair is None:
-        notes.pin(node, "split", "slice")
-        return notes.axes.pinned(notes.axes.size(node) // stride, "split", "slice")
-    notes.pin(pair[1], "split", "slice")
-    return pair[0]
 
 
 def _cut(notes: Notes, node: int, sizes: Sequence[int], detail: str) -> list[int]:
@@ -130,23 +125,21 @@ def pad(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
                 notes.pin(end, "constant", "pad")
             out.append(notes.axes.total([ends[0], node, ends[1]]))
         else:
-            notes.pin(node, "split", "pad")
-            out.append(notes.axes.pinned(size, "split", "pad"))
+            out.append(notes.lost(node, size, "split", "pad"))
     return [tuple(out)]
 
 
 def dynamic_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
     """`dynamic_slice`: whole axes pass; an axis of which a part is taken is read by position."""
-    return [
-        tuple(_partial(notes, node, int(size)) for node, size in zip(ins[0], eqn.params["slice_sizes"], strict=True))
-    ]
+    sizes = map(int, eqn.params["slice_sizes"])
+    return [tuple(_taken(notes, node, size, eqn) for node, size in zip(ins[0], sizes, strict=True))]
 
 
-def _partial(notes: Notes, node: int, size: int) -> int:
-    if notes.axes.size(node) == size:
+def _taken(notes: Notes, node: int, size: int, eqn: JaxprEqn, whole: bool = True) -> int:
+    """Take a part of an axis by position; one of its whole size is the axis, unless that is not so for sure."""
+    if whole and notes.axes.size(node) == size:
         return node
-    notes.pin(node, "lookup", "dynamic_slice")
-    return notes.axes.pinned(size, "lookup", "dynamic_slice")
+    return notes.lost(node, size, "lookup", eqn.primitive.name)
 
 
 def dynamic_update_slice(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -180,7 +173,8 @@ def gather(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
             if axis not in numbers.collapsed_slice_dims:
                 window.append(notes.axes.fresh(1))
             continue
-        taken = _partial_gather(notes, node, int(size), axis in numbers.start_index_map)
+        one = axis in numbers.start_index_map and size == 1
+        taken = _taken(notes, node, int(size), eqn, whole=not one)
         if axis not in numbers.collapsed_slice_dims:
             window.append(taken)
     rank = len(shape_of(eqn.outvars[0]))
@@ -199,13 +193,6 @@ def _chosen_axes(notes: Notes, operand: Sequence[int], indexed: Sequence[Any], s
         elif int(sizes[axis]) != 1:
             used(notes.axes, known)
     return chosen
-
-
-def _partial_gather(notes: Notes, node: int, size: int, indexed: bool) -> int:
-    if notes.axes.size(node) == size and not (indexed and size == 1):
-        return node
-    notes.pin(node, "lookup", "gather")
-    return notes.axes.pinned(size, "lookup", "gather")
 
 
 def scatter(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layout]:
@@ -258,8 +245,7 @@ def convolution(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[Layo
         if notes.axes.size(right[window]) == 1 and how == (1, (0, 0), 1):
             out[position] = left[axis]
         else:
-            notes.pin(left[axis], "window", "conv_general_dilated")
-            out[position] = notes.axes.pinned(sizes[position], "window", "conv_general_dilated")
+            out[position] = notes.lost(left[axis], sizes[position], "window", "conv_general_dilated")
     return [tuple(out[axis] for axis in range(len(sizes)))]
 
 
@@ -276,8 +262,7 @@ def reduce_window(notes: Notes, eqn: JaxprEqn, ins: Sequence[Layout]) -> list[La
         if (width, stride, tuple(padding), dilation) == (1, 1, (0, 0), (1, 1)):
             out.append(node)
         else:
-            notes.pin(node, "window", name)
-            out.append(notes.axes.pinned(size, "window", name))
+            out.append(notes.lost(node, size, "window", name))
     return [tuple(out)]
 
 

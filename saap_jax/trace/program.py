@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn, Literal
 
 from saap_jax.trace.jaxpr import CALLS, called_program, opened, scan_split, shape_of
 from saap_jax.trace.parts import PART_RULES
@@ -30,6 +30,11 @@ class Site(NamedTuple):
     eqn: JaxprEqn
     parent: "Site | None" = None
     branch: int = 0
+
+    @property
+    def above(self) -> "list[Site]":
+        """The equations that hold the programs around it, the innermost first."""
+        return [] if self.parent is None else [self.parent, *self.parent.above]
 
     @property
     def path(self) -> tuple[int, ...]:
@@ -73,11 +78,6 @@ class Follower:
         """The node of the axis that each scan runs over, by the path of its equation."""
         self.layouts: dict[tuple[int, ...], tuple[Layout, ...]] = {}
         """The layouts of the results of each equation, by its path."""
-        self.equations = 0
-
-    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        """Follow a program to its results."""
-        return self._run(jaxpr, constants, inputs, None, 0, ())
 
     def constant(self, value: Any) -> Value:
         """Lay out an array that is neither parameter nor input: each axis keeps its size."""
@@ -85,20 +85,13 @@ class Follower:
         detail = f"an array of shape {shape}"
         return Value(tuple(self.notes.axes.pinned(int(size), "constant", detail) for size in shape), False)
 
-    def _run(
-        self,
-        jaxpr: Jaxpr,
-        constants: Sequence[Any],
-        inputs: Sequence[Value],
-        parent: Site | None,
-        branch: int,
-        loops: tuple[int, ...],
-    ) -> list[Value]:
-        notes = self.notes
+    def run(self, program: Any, inputs: Sequence[Value], parent: Site | None = None, branch: int = 0) -> list[Value]:
+        """Follow a program, inside an equation or not, to its results."""
+        notes, (jaxpr, constants) = self.notes, opened(program)
+        around = [parent, *parent.above] if parent else []
+        loops = tuple(self.lengths[site.path] for site in around[::-1] if site.path in self.lengths)
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-        known.update(
-            (variable, self.constant(value)) for variable, value in zip(jaxpr.constvars, constants, strict=True)
-        )
+        known |= {each: self.constant(value) for each, value in zip(jaxpr.constvars, constants, strict=True)}
         for value in inputs:
             self.seen[Seen(value.layout, loops)] = None
 
@@ -109,16 +102,13 @@ class Follower:
             return self.constant(atom.val)._replace(positions=zero)
 
         for index, eqn in enumerate(jaxpr.eqns):
-            self.equations += 1
             site = notes.axes.site = Site(index, eqn, parent, branch)
-            values = [read(atom) for atom in eqn.invars]
-            inner = INNER.get(eqn.primitive.name)
-            if inner is not None:
-                results = inner(self, site, values, loops)
+            values, name = [read(atom) for atom in eqn.invars], eqn.primitive.name
+            if name in INNER:
+                results = INNER[name](self, site, values)
             else:
                 notes.active = tuple(value.active for value in values)
                 notes.positions, notes.found = tuple(value.positions for value in values), {}
-                name = eqn.primitive.name
                 rule = RULES.get(name) or PART_RULES.get(name) or unknown
                 layouts = rule(notes, eqn, [value.layout for value in values])
                 numbers = follow(notes.axes, notes.positions, eqn)
@@ -132,12 +122,6 @@ class Follower:
                 known[variable] = value
                 self.seen[Seen(value.layout, loops)] = None
         return [read(atom) for atom in jaxpr.outvars]
-
-    def inside(
-        self, program: Any, inputs: Sequence[Value], site: Site, branch: int, loops: tuple[int, ...]
-    ) -> list[Value]:
-        """Follow a program inside an equation to its results."""
-        return self._run(*opened(program), inputs, site, branch, loops)
 
     def plain(self, values: Sequence[Value]) -> list[Value]:
         """Forget of values all but their axes; those that are positions are used as numbers."""
@@ -153,11 +137,11 @@ class Follower:
         ]
 
 
-def _call(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
-    return follower.inside(called_program(site.eqn), values, site, 0, loops)
+def _call(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
+    return follower.run(called_program(site.eqn), values, site)
 
 
-def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+def _scan(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
     parameters, axes = site.eqn.params, follower.notes.axes
     first, last = scan_split(site.eqn)
     constants, carry, stacked = values[:first], values[first:last], values[last:]
@@ -169,32 +153,29 @@ def _scan(follower: Follower, site: Site, values: list[Value], loops: tuple[int,
         axes.equate(length, value.layout[0], "stacked")
     axes.pin(length, "scan", f"of {parameters['length']} iterations")
     rows = [Value(value.layout[1:], value.active) for value in stacked]
-    results = follower.plain(
-        follower.inside(parameters["jaxpr"], [*constants, *carry, *rows], site, 0, (*loops, length))
-    )
+    results = follower.plain(follower.run(parameters["jaxpr"], [*constants, *carry, *rows], site))
     axes.site = site
-    count = len(carry)
-    after = follower.same(carry, results[:count])
-    return after + [Value((length, *value.layout), value.active) for value in results[count:]]
+    after = follower.same(carry, results[: len(carry)])
+    return after + [Value((length, *value.layout), value.active) for value in results[len(carry) :]]
 
 
-def _while(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+def _while(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
     parameters = site.eqn.params
     first = parameters["cond_nconsts"]
     last = first + parameters["body_nconsts"]
     active = any(value.active for value in values)
     values = follower.plain(values)
     carry = [value._replace(active=active) for value in values[last:]]
-    follower.inside(parameters["cond_jaxpr"], [*values[:first], *carry], site, 0, loops)
-    results = follower.plain(follower.inside(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1, loops))
+    follower.run(parameters["cond_jaxpr"], [*values[:first], *carry], site)
+    results = follower.plain(follower.run(parameters["body_jaxpr"], [*values[first:last], *carry], site, 1))
     follower.notes.axes.site = site
     return follower.same(carry, results)
 
 
-def _cond(follower: Follower, site: Site, values: list[Value], loops: tuple[int, ...]) -> list[Value]:
+def _cond(follower: Follower, site: Site, values: list[Value]) -> list[Value]:
     values = follower.plain(values)
     branches = [
-        follower.plain(follower.inside(program, values[1:], site, branch, loops))
+        follower.plain(follower.run(program, values[1:], site, branch))
         for branch, program in enumerate(site.eqn.params["branches"])
     ]
     follower.notes.axes.site = site

@@ -78,6 +78,11 @@ class Notes:
         """Say that an axis keeps its size."""
         self.axes.pin(node, kind, detail)
 
+    def lost(self, node: int, size: int, kind: str, detail: str) -> int:
+        """Say that an axis keeps its size, and make another one of what is left of it, which keeps its own."""
+        self.axes.pin(node, kind, detail)
+        return self.axes.pinned(size, kind, detail)
+
     def equate(self, first: int, second: int) -> int:
         """Say that two axes have the same size; return the more telling node."""
         self.axes.equate(first, second, "its blocks do not fit those of another axis")

@@ -178,7 +178,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     values += [
         Value(tuple(axes.pinned(size, "input", "") for size in shape), True) for shape in variables[len(paths) :]
     ]
-    last = follower.run(program.jaxpr, program.consts, values)
+    last = follower.run(program, values)
     axes.site = None
     for result in follower.plain(last):
         for node in result.layout:
@@ -195,7 +195,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
         atoms[name] = coupling.atom
     unknown = tuple(f"{name} at {site.place}" for name, site in follower.notes.unknown)
     shapes = dict(zip(paths, variables, strict=False))
-    return Traced(tuple(structures), unknown, follower.equations, shapes, program, results, follower, atoms, layouts)
+    return Traced(tuple(structures), unknown, len(follower.layouts), shapes, program, results, follower, atoms, layouts)
 
 
 def parameter_paths(params: Any) -> list[str]:
@@ -384,15 +384,9 @@ def _structure(follower: Follower, layouts: dict[str, Layout], coupling: Couplin
 
 
 def _gate(follower: Follower, found: Contraction, atom: int, copied: list[int]) -> Gate:
-    axes, along = follower.notes.axes, []
-    scans: dict[int, tuple[int, ...]] = {}
-    site = found.site.parent
-    while site is not None:
-        if site.path in follower.lengths:
-            scans[axes.find(follower.lengths[site.path])] = site.path
-        site = site.parent
+    axes, scans = follower.notes.axes, follower.lengths
+    around = {axes.find(scans[site.path]): site.path for site in found.site.above if site.path in scans}
     roots = [axes.find(node) for node in found.layout]
-    for companion in copied:
-        along.append(roots.index(companion) if companion in roots else scans[companion])
+    along = [roots.index(companion) if companion in roots else around[companion] for companion in copied]
     places = axes.places(found.node, atom)
     return Gate(found.site.path, found.operand, found.axis, places, tuple(along), str(found.site))

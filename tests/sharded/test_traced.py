@@ -14,7 +14,7 @@ from saap_jax.config.mesh import MeshConfig
 from saap_jax.runtime.mesh import layout_of
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.subject.problem import place_rows
-from tests.trace.subject.problems import calibrate
+from tests.trace.subject.problems import calibrate, repaired, selected
 from tests.trace.subject.test_compensation import transformer, transformer_problem
 
 pytestmark = pytest.mark.sharded
@@ -22,13 +22,10 @@ NAMES = ("magnitude", "taylor_element", "taylor_element_second", "gate_taylor", 
          "fluctuation", "ablation")  # fmt: skip
 
 
-COMPENSATION = CompensationConfig(method="least_squares", damping=0.1)
-
-
 def compensated(subject, keep, place):
     """Return a compensated model's losses, dense and masked; those of the cut and of the loaded one are the same."""
     held_out = subject.problem.held_out
-    new, corrections = subject.compensated(keep, subject.problem.calibration, COMPENSATION, batch_size=8)
+    new, corrections = repaired(subject, keep, damping=0.1)
     assert corrections
     (group,) = new.losses(held_out, [subject.existing, keep], batch_size=8, at_once=2)
     cut = new.cut(keep)
@@ -44,7 +41,7 @@ def alone(tmp_path_factory):
     """What one device finds: scores, chosen units, losses."""
     subject = transformer(x64=False)
     found = calibrate(subject, NAMES, batch_size=8)
-    keep = choose_calibrated(subject, found, "wanda", 0.3, SearchConfig()).keep
+    keep = selected(subject, found, "wanda", 0.3).keep
     return found, keep, compensated(subject, keep, tmp_path_factory.mktemp("alone") / "cut")[0]
 
 

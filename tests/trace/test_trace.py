@@ -91,13 +91,6 @@ def test_a_unit_leaves_all_members_or_none(name):
                     jax.eval_shape(function, without(example, traced, structure, left_out), *example.inputs)
 
 
-def test_code_that_holds_its_sizes_is_told():
-    example = EXAMPLES["linen_mlp"]()
-    traced = trace(example.function, example.params, *example.inputs)
-    error = retrace(example.function, traced, traced.prunable[0], example.params, *example.inputs)
-    assert error.startswith("ScopeParamShapeError: For parameter")
-
-
 @pytest.mark.parametrize(
     ("name", "roles"),
     [
@@ -111,12 +104,6 @@ def test_roles(name, roles):
     example = EXAMPLES[name]()
     found = trace(example.function, example.params, *example.inputs).prunable
     assert {each.units: each.role for each in found} == roles
-
-
-def test_query_heads_have_a_role_of_their_own():
-    model = dense_model("gqa", layers=1, mlp=7)
-    found = {each.role for each in trace(lambda model, tokens: model(tokens), model, TOKENS).prunable}
-    assert found == {"stream", "channels", "heads", "query heads", "head width"}
 
 
 def members_named(model, axis: str) -> set[tuple[str, int]]:
@@ -233,7 +220,6 @@ def test_a_text_names_members_gates_and_reasons():
     assert "    it is looked up by position (gather) at gather[" in text
     assert "    changes the statistic of scan[" in text
     assert "    acts at scan[" in text
-    assert "pinned" not in describe(trace(lambda w, x: x @ w @ w.T, floats(3, 4), floats(2, 3)), pinned=False)
 
 
 def test_an_operation_without_a_rule_pins_what_it_touches_and_says_where():

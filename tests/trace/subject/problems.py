@@ -9,9 +9,13 @@ import numpy as np
 import optax
 
 from saap_jax.api import calibrate as calibrate_examples
+from saap_jax.config import SearchConfig
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.config.traced import FUSED
+from saap_jax.llama.segments import masks
+from saap_jax.selection.choose import choose, choose_calibrated
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import TracedSubject, subject_of
+from saap_jax.trace.subject import Losses, TracedSubject, subject_of
 from saap_jax.trace.subject import problem as traced
 from tests.models_for_tracing import EXAMPLES
 from tests.trace.test_gates import drawn, example_of
@@ -101,6 +105,38 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
 def calibrate(subject, estimators, **options):
     """Return the scores by all calibration examples of a subject's problem."""
     return calibrate_examples(subject, subject.problem.scenarios, estimators, **{"fusion": FUSED, **options})
+
+
+def chosen(subject, scores, ratio, allocation="uniform", **limits):
+    """Choose units by scores; `limits` are by structures' names: `min_keep`, `max_ratio`, `multiple_of`."""
+    named = {f"{name}_each": value for name, value in limits.items()}
+    return choose(subject, scores, ratio, SearchConfig(allocation=allocation, **named))
+
+
+def selected(subject, calibrated, estimator, ratio):
+    """Choose units by the scores of an estimator, as many of every structure."""
+    return choose_calibrated(subject, calibrated, estimator, ratio, SearchConfig())
+
+
+def drawn_scores(subject, seed=0):
+    """Draw a score for every unit."""
+    random = np.random.default_rng(seed)
+    return {name: random.lognormal(0, 1, gate.shape) for name, gate in subject.ones.items()}
+
+
+def repaired(subject, keep, batch_size=8, examples=None, **options):
+    """Correct by least squares, on the calibration examples: the new subject, and what was done."""
+    examples = subject.problem.calibration if examples is None else examples
+    config = CompensationConfig(method="least_squares", **options)
+    return subject.compensated(keep, examples, config, batch_size=batch_size)
+
+
+def masked_losses(subject, keep, examples=None, params=None, batch_size=8):
+    """Compute the losses under a keep-set (None: of the dense model), of held-out examples unless others are given."""
+    problem = subject.problem
+    gates = subject.ones if keep is None else masks(keep)
+    examples = problem.held_out if examples is None else examples
+    return Losses(subject, batch_size=batch_size).of(gates, problem.params if params is None else params, examples)
 
 
 def cut_losses(subject, keep, params, batch_size=8):

@@ -10,17 +10,22 @@ import pytest
 from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from saap_jax.selection.choose import choose as select_scores
-from saap_jax.selection.choose import choose_calibrated as select
 
 import saap_jax
 from saap_jax.adapters import from_linen, from_nnx
-from saap_jax.config import SearchConfig
-from saap_jax.llama.segments import masks
 from saap_jax.trace.cut import keep_units
-from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.trace import trace
-from tests.trace.subject.problems import calibrate, cut_losses, square, stacked
+from tests.trace.subject.problems import (
+    calibrate,
+    chosen,
+    cut_losses,
+    drawn_scores,
+    masked_losses,
+    selected,
+    square,
+    stacked,
+)
 
 
 def drawn(*shape, seed=0):
@@ -166,14 +171,14 @@ def test_quantised_weights_go_with_their_scales():
         "layers/up/values", "layers/up/scale", "layers/down/values", "layers/down/scale",
     }  # fmt: skip
     calibrated = calibrate(subject, ["gate_taylor", "ablation", "random"])
-    keep = select(subject, calibrated, "gate_taylor", 0.3, SearchConfig()).keep
+    keep = selected(subject, calibrated, "gate_taylor", 0.3).keep
     assert not keep[hidden.name].all()
     _, less = cut(subject, keep)
     assert less["layers"]["up"]["values"].dtype == jnp.int8
     assert (
         less["layers"]["up"]["values"].shape[2] == less["layers"]["up"]["scale"].shape[1] == keep[hidden.name][0].sum()
     )
-    masked = Losses(subject).of(masks(keep), subject.problem.params, subject.problem.held_out)
+    masked = masked_losses(subject, keep)
     np.testing.assert_allclose(cut_losses(subject, keep, less), masked, rtol=1e-5)
 
 
@@ -215,16 +220,14 @@ def test_sharded_arrays_stay_sharded(kept):
     """Where the new width divides the devices; where it does not, the axis is held whole, and the rest stays."""
     problem, mesh = sharded(2)
     subject = subject_of(problem)
-    scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    config = SearchConfig(min_keep_each={"in[1]": kept}, max_ratio_each={"in[1]": 1 - kept / 4})
-    keep = select_scores(subject, scores, 0.2, config).keep
+    keep = chosen(subject, drawn_scores(subject), 0.2).keep
     keep["in[1]"][:] = np.arange(4) < kept
     function, params = cut(subject, keep)
     axis = "data" if kept % 2 == 0 else None
     assert params["in"].sharding == NamedSharding(mesh, P(None, axis))
     assert params["layers"]["up"].sharding == NamedSharding(mesh, P("data", None, None))
     assert params["out"].sharding.spec[0] == axis
-    masked = Losses(subject).of(masks(keep), problem.params, problem.held_out)
+    masked = masked_losses(subject, keep)
     np.testing.assert_allclose(cut_losses(subject, keep, params), masked, rtol=1e-4)
     x, y = problem.held_out
     np.testing.assert_allclose(jnp.square(function(params, x) - y).mean(), masked.mean(), rtol=1e-4)

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
 
-from saap_jax.llama.segments import masks
+from saap_jax.config.compensation import CompensationConfig
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import Losses, subject_of
-from tests.trace.subject.problems import problem_of, square, subject_of_model, trained
+from saap_jax.trace.subject import subject_of
+from tests.trace.subject.problems import masked_losses, problem_of, repaired, square, subject_of_model, trained
 
 D, F, HEADS, WIDTH, LAYERS, SEQ, COUNT = 6, 9, 3, 4, 2, 5, 24
 ROADS = ("dense", "pruned")
@@ -97,8 +96,7 @@ def test_one_hidden_layer_is_numpys_least_squares(road, x64):
     problem = mlp_problem()
     subject = subject_of(problem)
     keep = keep_for(subject)
-    config = CompensationConfig(method="least_squares", propagate=road, damping=0.1)
-    new, (correction,) = subject.compensated(keep, problem.calibration, config)
+    new, (correction,) = repaired(subject, keep, propagate=road, damping=0.1)
     p = jax.tree.map(np.asarray, problem.params)
     a, kept = np.maximum(np.asarray(problem.calibration[0]) @ p["up"], 0), keep["down[0]"][0]
     matrix = ridge(a, a @ p["down"], p["down"], kept, 0.1)
@@ -149,8 +147,7 @@ def test_a_scanned_transformer_is_a_loop_in_numpy(road, x64):
     key = next(each.name for each in subject.structures if each.role == "head width" and "key" in each.name)
     assert next(each.copied for each in subject.structures if each.name == "layers/out[2]") == (HEADS, LAYERS)
     keep = keep_for(subject) | {key: subject.existing[key]}  # what goes there changes the heads' own activations
-    config = CompensationConfig(method="least_squares", propagate=road, damping=0.1)
-    new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
+    new, corrections = repaired(subject, keep, 4, propagate=road, damping=0.1)
     order = {"dense": [0, 1, 0, 1], "pruned": [0, 0, 1, 1]}[road]
     assert [each.layer for each in corrections] == order
     assert {each.structure for each in corrections} == {"layers/key[2] × layers/out[2]", "layers/down[1]"}
@@ -167,13 +164,11 @@ def test_a_scanned_transformer_is_a_loop_in_numpy(road, x64):
 @pytest.mark.parametrize("road", ROADS)
 def test_nothing_pruned_leaves_every_bit_as_it_is(road):
     subject = transformer(x64=False)
-    problem = subject.problem
-    config = CompensationConfig(method="least_squares", propagate=road)
-    new, corrections = subject.compensated(subject.existing, problem.calibration, config, batch_size=4)
+    new, corrections = repaired(subject, subject.existing, 4, propagate=road)
     assert not corrections
     for one, other in zip(*(jax.tree.leaves(each.problem.params) for each in (subject, new)), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-    pruned, _ = subject.compensated(keep_for(subject), problem.calibration, config, batch_size=4)
+    pruned, _ = repaired(subject, keep_for(subject), 4, propagate=road)
     assert pruned.digests()["parameters"] != subject.digests()["parameters"]
 
 
@@ -186,17 +181,9 @@ def test_units_that_others_can_stand_in_for_are_restored(road, x64):
     problem = dataclasses.replace(problem, params=problem.params | {"up": up})
     subject = subject_of(problem)
     keep = {"down[0]": ~np.isin(np.arange(F), (3, 5))[None]}
-    config = CompensationConfig(method="least_squares", propagate=road, damping=1e-10)
-    new, _ = subject.compensated(keep, problem.calibration, config)
-    gates = masks(keep)
-    dense, plain, found = (
-        Losses(subject).of(each, params, problem.held_out)
-        for each, params in (
-            (subject.ones, problem.params),
-            (gates, problem.params),
-            (gates, new.problem.params),
-        )
-    )
+    new, _ = repaired(subject, keep, propagate=road, damping=1e-10)
+    dense, plain = masked_losses(subject, None), masked_losses(subject, keep)
+    found = masked_losses(new, keep)
     np.testing.assert_allclose(found, dense, rtol=1e-6)
     assert np.abs(plain - dense).max() > 1e-2
 
@@ -208,25 +195,16 @@ def test_the_held_out_loss_falls_and_masked_is_cut(name):
     problem = trained(name, count=64, steps=200)
     subject = subject_of(problem, refused=True)
     keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
-    judge = Losses(subject, batch_size=16)
-
-    def loss(params):
-        return judge.of(masks(keep), params, problem.held_out).mean()
-
-    plain, dense = loss(problem.params), judge.of(subject.ones, problem.params, problem.held_out).mean()
-    shuffled = jax.tree.map(lambda leaf: leaf[:, ::-1] if leaf.ndim > 1 else leaf, problem.calibration)
+    plain, dense = masked_losses(subject, keep).mean(), masked_losses(subject, None).mean()
     for road in ROADS:
-        config = CompensationConfig(method="least_squares", propagate=road)
-        new, corrections = subject.compensated(keep, problem.calibration, config, batch_size=4)
-        found = loss(new.problem.params)
+        new, corrections = repaired(subject, keep, 4, propagate=road)
+        found = masked_losses(new, keep).mean()
         assert dense < found < 0.8 * plain, (dense, found, plain)
         assert all(each.corrected < each.error for each in corrections)
-        cut = new.cut(keep)
-        np.testing.assert_allclose(cut.losses(problem.held_out, 16).mean, found, rtol=1e-4)
-    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), shuffled)
-    fixed = CompensationConfig(method="least_squares", propagate="dense", damping=0.01)
-    wrong, _ = subject.compensated(keep, constant, fixed, batch_size=4)
-    assert loss(wrong.problem.params) > found
+        np.testing.assert_allclose(new.cut(keep).losses(problem.held_out, 16).mean, found, rtol=1e-4)
+    constant = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), problem.calibration)
+    wrong, _ = repaired(subject, keep, 4, constant, propagate="dense", damping=0.01)
+    assert masked_losses(wrong, keep).mean() > found
 
 
 @pytest.mark.slow
@@ -237,18 +215,12 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
     Of each structure by itself; with all of them, what is masked is what is cut.
     """
     subject = subject_of_model(name)
-    problem, restored = subject.problem, []
-    config = CompensationConfig(method="least_squares", propagate="dense")
-    moments = subject.moments(problem.calibration, 4)
-
-    def compensated(keep):
-        return subject.compensated(keep, problem.calibration, config, batch_size=4, moments=moments)
-
+    restored = []
     for each in subject.structures:
         keep = keep_for(subject, only={each.name})
         if each.name in subject.uncompensated("least_squares") or keep[each.name].all():
             continue
-        _, corrections = compensated(keep)
+        _, corrections = repaired(subject, keep, 4, propagate="dense")
         assert corrections, each.name
         assert all(c.corrected <= c.error * (1 + 1e-6) for c in corrections)
         before, after = (np.mean([getattr(each, name) for each in corrections]) for name in ("error", "corrected"))
@@ -256,35 +228,21 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
         restored.append(after < 0.98 * before)
     assert any(restored)
     keep = keep_for(subject, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
-    new, corrections = compensated(keep)
+    new, corrections = repaired(subject, keep, 4, propagate="dense")
     assert corrections
-    plain, masked = (Losses(subject).of(masks(keep), each.problem.params, problem.held_out) for each in (subject, new))
-    np.testing.assert_allclose(new.cut(keep).losses(problem.held_out, 8).means, masked, rtol=1e-3, atol=1e-6)
+    plain, masked = masked_losses(subject, keep), masked_losses(new, keep)
+    np.testing.assert_allclose(new.cut(keep).losses(subject.problem.held_out, 8).means, masked, rtol=1e-3, atol=1e-6)
     assert np.abs(masked - plain).max() > 1e-5, "control"
 
 
 @pytest.mark.slow
-def test_moments_serve_all_keep_sets_and_batches_change_nothing(x64):
+@pytest.mark.parametrize("road", ROADS)
+def test_batches_change_nothing(road, x64):
+    """Seven do not divide the examples."""
     subject = transformer(x64=True)
-    problem = subject.problem
-    config = CompensationConfig(method="least_squares", propagate="dense", damping=0.1)
-    moments = subject.moments(problem.calibration, 7)  # which does not divide the examples
-    for seed in (0, 1):
-        keep = keep_for(subject, seed)
-        one, other = (
-            subject.compensated(keep, problem.calibration, config, batch_size=size, moments=known)[0].problem.params
-            for size, known in ((4, None), (7, moments))
-        )
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
-    for road in ROADS:
-        config = dataclasses.replace(config, propagate=road)
-        one, other = (
-            subject.compensated(keep, problem.calibration, config, batch_size=size)[0].problem.params
-            for size in (5, 24)
-        )
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
+    one, other = (repaired(subject, keep_for(subject), size, propagate=road, damping=0.1)[0] for size in (7, 24))
+    for a, b in zip(*(jax.tree.leaves(each.problem.params) for each in (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.slow
@@ -292,8 +250,7 @@ def test_the_damping_is_chosen_on_every_fourth_batch(x64):
     problem = mlp_problem()
     subject = subject_of(problem)
     keep = keep_for(subject)
-    config = CompensationConfig(method="least_squares")
-    new, (correction,) = subject.compensated(keep, problem.calibration, config, batch_size=2)
+    new, (correction,) = repaired(subject, keep, 2)
     p, kept = jax.tree.map(np.asarray, problem.params), keep["down[0]"][0]
     a = np.maximum(np.asarray(problem.calibration[0]) @ p["up"], 0)
     held = np.arange(COUNT) // 2 % 4 == 3
@@ -317,8 +274,7 @@ def test_types_and_kinds_of_arrays_stay():
     params["down"] = np.asarray(params["down"])
     run = lambda p, x: problem.function(p, x.astype(jnp.bfloat16)).astype(jnp.float32)  # noqa: E731
     subject = subject_of(dataclasses.replace(problem, function=run, params=params))
-    config = CompensationConfig(method="least_squares")
-    new, _ = subject.compensated(keep_for(subject), problem.calibration, config, batch_size=4)
+    new, _ = repaired(subject, keep_for(subject), 4)
     for name, value in new.problem.params.items():
         assert (type(value), value.dtype) == (type(params[name]), jnp.bfloat16)
 
@@ -327,13 +283,12 @@ def test_types_and_kinds_of_arrays_stay():
 
 
 @pytest.mark.slow
-def test_experts_and_what_is_multiplied_with_them_are_left_alone():
-    problem = problem_of("moe", 16)
-    subject = subject_of(problem)
-    config = CompensationConfig(method="least_squares")
+def test_what_cannot_be_corrected_is_left_alone_with_a_reason():
+    """Experts and what meets one matrix with them; streams; widths that meet no parameter."""
+    subject = subject_of(problem_of("moe", 16))
     both = keep_for(subject, share=0.3)
     assert not both["down[0]"].all()
-    new, corrections = subject.compensated(both, problem.calibration, config, batch_size=4)
+    new, corrections = repaired(subject, both, 4)
     assert not corrections
     assert new.digests() == subject.digests()
     assert subject.uncompensated("least_squares", both) == {
@@ -341,13 +296,8 @@ def test_experts_and_what_is_multiplied_with_them_are_left_alone():
         "down[1]": "down also loses units of down[0]",
     }
     channels = keep_for(subject, only={"down[1]"})
-    new, corrections = subject.compensated(channels, problem.calibration, config, batch_size=4)
-    assert [each.structure for each in corrections] == ["down[1]"]
+    assert [each.structure for each in repaired(subject, channels, 4)[1]] == ["down[1]"]
     assert subject.uncompensated("least_squares", channels) == {}
-
-
-@pytest.mark.slow
-def test_streams_and_widths_without_a_matrix_are_left_alone():
     subject = subject_of(problem_of("vit", 8), norms=True, refused=True)
     left = subject.uncompensated("least_squares")
     assert left.keys() == {"bias1[0]", "key[2]"}
@@ -356,20 +306,16 @@ def test_streams_and_widths_without_a_matrix_are_left_alone():
     keep = {name: units.copy() for name, units in subject.existing.items()}
     for name in left:
         keep[name][:, 0] = False
-    config = CompensationConfig(method="least_squares")
-    new, corrections = subject.compensated(keep, subject.problem.calibration, config, batch_size=2)
-    assert not corrections
-    assert new.digests() == subject.digests()
+    assert not repaired(subject, keep, 2)[1]
 
 
 def test_too_few_examples_and_other_keep_sets_are_refused():
     problem = mlp_problem(np.float32)
     subject = subject_of(problem)
-    config = CompensationConfig(method="least_squares")
-    with pytest.raises(ValueError, match=r"compensation.damping: expected at least 4 microbatches .* got 3"):
-        subject.compensated(keep_for(subject), problem.calibration, config, batch_size=8)
+    with pytest.raises(ValueError, match=r"damping: expected at least 4 microbatches .* got 3"):
+        repaired(subject, keep_for(subject), 8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
-        subject.compensated({"down[0]": np.ones((1, 8), bool)}, problem.calibration, config)
+        repaired(subject, {"down[0]": np.ones((1, 8), bool)})
     for method in ("scales", "least_squares+scales", "bias"):
         with pytest.raises(ValueError, match=r"expected none or least_squares for a traced model, got"):
             subject.check_compensation(CompensationConfig(method=method), 8)

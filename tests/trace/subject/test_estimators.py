@@ -28,14 +28,11 @@ def scores(subject):
     return {name: found.scores(name) for name in found.estimators}
 
 
-MADE = {}
-
-
 def losses(subject, gates):
-    """Return the loss of each calibration example."""
-    if id(subject) not in MADE:
-        MADE[id(subject)] = Losses(subject, batch_size=5)
-    return MADE[id(subject)].of(gates, subject.problem.params, subject.problem.calibration)
+    """Compute the loss of each calibration example."""
+    problem = subject.problem
+    judge = subject.program("calibration losses", lambda: Losses(subject, batch_size=5))
+    return judge.of(gates, problem.params, problem.calibration)
 
 
 def test_the_dense_losses_are_the_functions(subject):

@@ -7,17 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose as select_scores
-from saap_jax.selection.choose import choose_calibrated as select
 
-from saap_jax.config import SearchConfig
-from saap_jax.llama.segments import masks
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.interpret import Changes, evaluate, gated
 from saap_jax.trace.problem import Problem
-from saap_jax.trace.subject import Losses, cut, subject_of
+from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.trace import trace
-from tests.trace.subject.problems import calibrate, cut_losses
+from tests.trace.subject.problems import calibrate, chosen, cut_losses, masked_losses, selected
 
 E, K, D, F = 5, 2, 4, 6
 
@@ -125,6 +121,7 @@ def test_masked_is_cut_is_experts_taken_out_by_hand(router):
     run, same, changed = jax.jit(gated(traced)), jax.jit(model(router)), 0.0
     with jax.numpy_rank_promotion("allow"):
         original = model(router)(params, x)
+        np.testing.assert_allclose(run({found.name: jnp.ones(E)}, params, x), original, 1e-5)
         for count in range(1, E - least + 1):
             for gone in itertools.combinations(range(E), count) if count < 3 else [(0, 2, 4)]:
                 keep = {found.name: ~np.isin(np.arange(E), gone)}
@@ -156,14 +153,6 @@ def test_a_gate_of_zero_on_the_logits_is_not_enough():
     assert worst > 1e-2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("router", ROUTERS)
-def test_gates_of_one_change_nothing(router):
-    found, traced, params, x = experts_of(router)
-    with jax.numpy_rank_promotion("allow"):
-        np.testing.assert_allclose(gated(traced)({found.name: jnp.ones(E)}, params, x), model(router)(params, x), 1e-5)
-
-
 def weighted_by_place(params, h):
     values, places = jax.lax.top_k(jax.nn.softmax(h @ params["router"]), K)
     return by_one_hot(params, h) + (values * places).sum(-1, keepdims=True)
@@ -187,25 +176,19 @@ def counted_twice(params, h):
     )
 
 
-@pytest.mark.parametrize("router", [weighted_by_place, of_numbered, counted_twice])
+@pytest.mark.parametrize("router", [weighted_by_place, of_numbered, counted_twice, of_another_axis])
 def test_positions_that_are_used_as_numbers_pin_the_experts(router):
-    params = parameters()
-    params.pop("bias")
+    """Control: a table that is looked up with positions of experts loses its rows with them."""
+    params = {name: value for name, value in parameters().items() if name != "bias"}
+    params |= {"table": jnp.ones((E, D))} if router is of_another_axis else {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         traced = trace(model(router), params, jnp.ones((1, 9, D)))
     (found,) = [each for each in traced.structures if ("router", 1) in {(m.path, m.axis) for m in each.members}]
-    assert not found.prunable
-    assert "order" in {reason.kind for reason in found.pinned}
-
-
-def test_what_is_looked_up_with_places_of_experts_is_theirs():
-    """A table that is looked up with positions of experts loses its rows with them."""
-    params = parameters() | {"table": jnp.ones((E, D))}
-    params.pop("bias")
-    with jax.numpy_rank_promotion("allow"):
-        traced = trace(model(of_another_axis), params, jnp.ones((1, 9, D)))
-    (found,) = [each for each in traced.prunable if each.role == "experts"]
-    assert ("table", 0) in {(member.path, member.axis) for member in found.members}
+    if router is of_another_axis:
+        assert found.prunable
+        assert ("table", 0) in {(member.path, member.axis) for member in found.members}
+    else:
+        assert "order" in {reason.kind for reason in found.pinned}
 
 
 def of_experts(router=by_one_hot, count=6):
@@ -233,13 +216,12 @@ def test_the_pipeline_leaves_as_many_experts_as_are_chosen(router):
         scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
         scores[found.name] = scores[found.name] * 0 + 1e-9
         alone = {each.name: 0.0 for each in subject.structures if each is not found}
-        config = SearchConfig(allocation="global", min_keep_each={"*": 0}, max_ratio_each=alone)
-        keep = select_scores(subject, scores, 0.5, config).keep
+        limits = {"min_keep": {"*": 0}, "max_ratio": alone}
+        keep = chosen(subject, scores, 0.5, "global", **limits).keep
         assert keep[found.name].sum() == K
         with pytest.raises(ValueError, match="the largest possible ratio is"):
-            select_scores(subject, scores, 0.8, config)
-        losses = Losses(subject)
-        masked = losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
+            chosen(subject, scores, 0.8, "global", **limits)
+        masked = masked_losses(subject, keep)
         np.testing.assert_allclose(cut_losses(subject, keep, cut(subject, keep)[1]), masked, rtol=1e-4)
 
 
@@ -256,6 +238,6 @@ def test_gate_scores_of_experts_are_derivatives_and_ablation_is_taking_out():
             after = problem.loss(problem.function(without(problem.params, [expert]), x), y)
             np.testing.assert_allclose(calibrated.scores("ablation")[found.name][0, expert], after - before, 1e-3, 1e-5)
         assert (calibrated.scores("gate_taylor")[found.name] > 0).all()
-        keep = select(subject, calibrated, "taylor_element", 0.3, SearchConfig()).keep
+        keep = selected(subject, calibrated, "taylor_element", 0.3).keep
         assert keep[found.name].sum() >= K
     assert dataclasses.is_dataclass(problem)

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose as select_scores
 
-from saap_jax.config import SearchConfig
 from saap_jax.trace.interpret import gated
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import cut, load_pruned, subject_of
 from saap_jax.trace.subject.problem import at_shapes
 from tests.models_for_tracing import attend, layer_norm
+from tests.trace.subject.problems import chosen
 
 HEADS, WIDTH, DIM, HIDDEN, VOCABULARY, LONGEST = 4, 6, 8, 12, 11, 16
 
@@ -62,7 +61,7 @@ def pruned():
     subject = subject_of(language_model(), refused=True)
     random = np.random.default_rng(1)
     scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    return subject, select_scores(subject, scores, 0.4, SearchConfig()).keep
+    return subject, chosen(subject, scores, 0.4).keep
 
 
 @pytest.mark.slow
@@ -96,17 +95,13 @@ def test_a_shape_is_traced_once(pruned):
     assert calls == [(1, 5), (1, 9)]
 
 
-def test_a_loaded_model_takes_other_lengths_too(pruned, tmp_path):
+def test_a_loaded_model_takes_other_lengths_and_refuses_what_the_dense_one_does(pruned, tmp_path):
     subject, keep = pruned
     small = subject.cut(keep)
     small.save(tmp_path / "model", keep)
     function, params = load_pruned(tmp_path / "model", language_model(5))
     tokens = jnp.asarray([[1, 2, 3, 4, 5, 6, 7, 8, 9]], jnp.int32)
     np.testing.assert_allclose(function(params, tokens), small.function(small.params, tokens), rtol=1e-6)
-
-
-def test_inputs_that_the_dense_model_refuses_are_refused(pruned):
-    function, params = cut(*pruned)
     with pytest.raises(ValueError, match=r"cannot be traced with inputs int32\[1, 17\]: .*inputs that the dense model"):
         function(params, jnp.zeros((2, LONGEST + 1), jnp.int32))
 

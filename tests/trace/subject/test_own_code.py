@@ -5,15 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose as select_scores
 
-from saap_jax.config import SearchConfig
 from saap_jax.trace.own_code import verdicts
 from saap_jax.trace.patterns import by_name, groups_of, matching
 from saap_jax.trace.subject import subject_of
 from saap_jax.trace.trace import trace
 from tests.models_for_tracing import attend
-from tests.trace.subject.problems import stacked
+from tests.trace.subject.problems import chosen, stacked
 
 
 def drawn(**shapes):
@@ -89,7 +87,7 @@ def test_what_the_code_does_not_take_is_off_unless_asked_for():
     scores = {name: np.ones(gate.shape) for name, gate in subject.ones.items()}
     (name,) = subject.left_out
     with pytest.raises(ValueError, match=r"is left alone, as the model's own code gives other outputs"):
-        select_scores(subject, scores, 0.1, SearchConfig(max_ratio_each={name: 0.5}))
+        chosen(subject, scores, 0.1, max_ratio={name: 0.5})
 
 
 def test_nothing_left_says_what_to_ask_for():
@@ -123,12 +121,8 @@ def of_layers():
 def test_patterns_name_several_structures():
     subject = subject_of(of_layers())
     scores = {name: np.random.default_rng(0).uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    config = SearchConfig(
-        allocation="global",
-        multiple_of_each={"layers/*/down[0]": 2},
-        max_ratio_each={"layers/*": 0.9, "layers/1/down[0]": 0.0},
-    )
-    keep = select_scores(subject, scores, 0.3, config).keep
+    limits = {"multiple_of": {"layers/*/down[0]": 2}, "max_ratio": {"layers/*": 0.9, "layers/1/down[0]": 0.0}}
+    keep = chosen(subject, scores, 0.3, "global", **limits).keep
     assert keep["layers/1/down[0]"].all()
     assert all(kept.sum() % 2 == 0 for kept in keep.values())
     assert any(not kept.all() for kept in keep.values())
@@ -137,14 +131,9 @@ def test_patterns_name_several_structures():
 def test_a_pattern_that_fits_nothing_is_refused():
     subject = subject_of(of_layers())
     scores = {name: np.ones(gate.shape) for name, gate in subject.ones.items()}
-    for field in ("min_keep_each", "max_ratio_each", "multiple_of_each"):
-        with pytest.raises(ValueError, match=rf"search.{field}: expected names .* or patterns of them, got layer/\*"):
-            select_scores(
-                subject,
-                scores,
-                0.1,
-                SearchConfig(**{field: {"layer/*": 1.0 if field == "max_ratio_each" else 1}}),
-            )
+    for option, value in (("min_keep", 1), ("max_ratio", 1.0), ("multiple_of", 1)):
+        with pytest.raises(ValueError, match=rf"{option}.*: expected names .* or patterns of them, got layer/\*"):
+            chosen(subject, scores, 0.1, **{option: {"layer/*": value}})
 
 
 def test_a_name_goes_before_a_pattern_and_a_later_pattern_before_an_earlier():

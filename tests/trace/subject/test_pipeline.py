@@ -9,7 +9,6 @@ import pytest
 from saap_jax.selection.choose import choose as select_scores
 from saap_jax.selection.choose import choose_calibrated as select
 
-from saap_jax.config import SearchConfig
 from saap_jax.llama.segments import masks
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, cut, subject_of
@@ -17,8 +16,12 @@ from tests.models_for_tracing import EXAMPLES
 from tests.trace.subject.problems import (
     MIXED,
     calibrate,
+    chosen,
     cut_losses,
+    drawn_scores,
+    masked_losses,
     problem_of,
+    selected,
     square,
     stacked,
     subject_of_model,
@@ -34,26 +37,19 @@ def subject():
     return subject_of(stacked())
 
 
-def drawn_scores(subject, seed=0):
-    random = np.random.default_rng(seed)
-    return {name: random.lognormal(0, 1, gate.shape) for name, gate in subject.ones.items()}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_quarter_of_every_structure_goes_and_masked_is_cut(name):
     subject = subject_of_model(name)
     problem = subject.problem
     calibrated = calibrate(subject, ["gate_taylor"], batch_size=4)
-    selection = select(subject, calibrated, "gate_taylor", 0.25, SearchConfig())
+    selection = selected(subject, calibrated, "gate_taylor", 0.25)
     assert selection.actual >= 0.25
     for structure in subject.structures:
         kept = selection.keep[structure.name].sum(1)
         assert len(set(kept.tolist())) == 1
         assert kept[0] >= 0.5 * structure.units or structure.units < 5
-    losses = Losses(subject, batch_size=4)
-    masked = losses.of(masks(selection.keep), problem.params, problem.held_out)
-    dense = losses.of(subject.ones, problem.params, problem.held_out)
+    masked, dense = (masked_losses(subject, keep, batch_size=4) for keep in (selection.keep, None))
     function, params = cut(subject, selection.keep)
     removed = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
     removed -= sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -72,7 +68,7 @@ def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ra
     """Both structures of the model meet in the matrices of its layers."""
     scores = drawn_scores(subject)
     assert subject.prunable == sum(leaf.size for leaf in jax.tree.leaves(subject.problem.params))
-    selection = select_scores(subject, scores, ratio, SearchConfig(allocation=allocation))
+    selection = chosen(subject, scores, ratio, allocation)
     _, params = cut(subject, selection.keep)
     left = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert selection.removed == subject.prunable - left == subject.removed(selection.keep)
@@ -88,29 +84,23 @@ def test_the_budget_counts_what_two_structures_hold_once(subject, allocation, ra
 
 
 def test_limits_of_single_structures(subject):
-    config = SearchConfig(
-        allocation="global", multiple_of_each={"layers/down[1]": 2}, min_keep_each={"in[1]": 3}, max_ratio_each={}
-    )
-    selection = select_scores(subject, drawn_scores(subject), 0.4, config)
-    assert selection.keep["layers/down[1]"].sum(1).tolist() in ([2, 2], [4, 4])
-    assert selection.keep["in[1]"].sum() >= 3
-    alone = SearchConfig(max_ratio_each={"in[1]": 0.0})
-    assert select_scores(subject, drawn_scores(subject), 0.3, alone).keep["in[1]"].all()
+    limits = {"multiple_of": {"layers/down[1]": 2}, "min_keep": {"in[1]": 3}}
+    keep = chosen(subject, drawn_scores(subject), 0.4, "global", **limits).keep
+    assert keep["layers/down[1]"].sum(1).tolist() in ([2, 2], [4, 4])
+    assert keep["in[1]"].sum() >= 3
+    assert chosen(subject, drawn_scores(subject), 0.3, max_ratio={"in[1]": 0.0}).keep["in[1]"].all()
 
 
 def test_candidates_compile_once(subject):
     losses = Losses(subject, batch_size=2)
     for seed in range(3):
-        keep = select_scores(subject, drawn_scores(subject, seed), 0.1 * seed, SearchConfig()).keep
+        keep = chosen(subject, drawn_scores(subject, seed), 0.1 * seed).keep
         losses.of(masks(keep), subject.problem.params, subject.problem.held_out)
     assert losses.step._cache_size() == 1
 
 
 def test_a_padded_batch_is_the_whole_pass(subject):
-    every = [
-        Losses(subject, batch_size=size).of(subject.ones, subject.problem.params, subject.problem.held_out)
-        for size in (2, 5, 64)
-    ]
+    every = [masked_losses(subject, None, batch_size=size) for size in (2, 5, 64)]
     for each in every[1:]:
         np.testing.assert_allclose(each, every[0], rtol=1e-5)
 
@@ -126,11 +116,10 @@ def test_gate_taylor_removes_less_than_chance(name):
     subject = subject_of(problem, refused=True)
     chance = [f"random(seed={seed})" for seed in range(8)]
     calibrated = calibrate(subject, ["gate_taylor", *chance], batch_size=64)
-    losses, found = Losses(subject, batch_size=64), {}
-    for estimator in calibrated.estimators:
-        keep = select(subject, calibrated, estimator, 0.25, SearchConfig()).keep
-        found[estimator] = losses.of(masks(keep), problem.params, problem.held_out).mean()
-    dense = losses.of(subject.ones, problem.params, problem.held_out).mean()
+    keeps = [subject.existing, *(selected(subject, calibrated, each, 0.25).keep for each in calibrated.estimators)]
+    (group,) = subject.losses(problem.held_out, keeps, batch_size=64, at_once=len(keeps))
+    dense, *rest = (group[number].mean for number in range(len(keeps)))
+    found = dict(zip(calibrated.estimators, rest, strict=True))
     assert dense < found["gate_taylor"] < np.mean([found[each] for each in chance])
 
 
@@ -148,8 +137,8 @@ def test_half_precision():
     for name in calibrated.estimators:
         for structure, values in calibrated.scores(name).items():
             np.testing.assert_allclose(values, exact.scores(name)[structure], rtol=0.3, atol=0.05)
-    keep = select(subject, calibrated, "gate_taylor", 0.4, SearchConfig()).keep
-    masked = Losses(subject).of(masks(keep), half.params, half.held_out).mean()
+    keep = selected(subject, calibrated, "gate_taylor", 0.4).keep
+    masked = masked_losses(subject, keep).mean()
     _, less = cut(subject, keep)
     assert less["in"].dtype == jnp.bfloat16
     assert abs(cut_losses(subject, keep, less).mean() / masked - 1) <= subject.tolerance
@@ -218,22 +207,16 @@ def test_wrong_problems_are_refused():
 def test_wrong_estimators_and_budgets_are_refused(subject):
     for names, message in (
         (["block_influence"], "estimator 'block_influence': needs block_change, which is not observed of a traced"),
-        (["gate_taylr"], "did you mean 'gate_taylor'"),
-        (["random", "random"], "is named twice"),
         (["gate_taylor/magnitude"], "two around a slash"),
-        ([], "expected at least one estimator"),
-        (["gate_taylor+block_influence"], "needs block_change"),
         (["gate_fisher(objective='margin')"], "needs gate_gradient_margin"),
     ):
         with pytest.raises(ValueError, match=message):
             calibrate(subject, names)
     scores = drawn_scores(subject)
     with pytest.raises(ValueError, match=r"search.min_keep_each: expected names of structures in\[1\], .* got up"):
-        select_scores(subject, scores, 0.2, SearchConfig(min_keep_each={"up": 2}))
+        chosen(subject, scores, 0.2, min_keep={"up": 2})
     with pytest.raises(ValueError, match="the largest possible ratio is 0.3700 under"):
-        select_scores(subject, scores, 0.6, SearchConfig(max_ratio_each={"*": 0.3}))
-    with pytest.raises(ValueError, match="expected a number in"):
-        select_scores(subject, scores, 1.0, SearchConfig())
+        chosen(subject, scores, 0.6, max_ratio={"*": 0.3})
     wrong = dataclasses.replace(subject.problem, params=jax.tree.map(lambda w: w * jnp.nan, subject.problem.params))
     with pytest.raises(ValueError, match="the loss of 5 examples is not finite"):
         calibrate(dataclasses.replace(subject, problem=wrong, programs={}), ["gate_taylor"])

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose as select_scores
 from safetensors.flax import load_file, save_file
 
-from saap_jax.config import SearchConfig
 from saap_jax.trace.subject import cut, load_pruned, subject_of
-from tests.trace.subject.problems import stacked
+from tests.trace.subject.problems import chosen, stacked
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +18,7 @@ def pruned(tmp_path_factory):
     subject = subject_of(stacked())
     random = np.random.default_rng(0)
     scores = {name: random.uniform(size=gate.shape) for name, gate in subject.ones.items()}
-    keep = select_scores(subject, scores, 0.4, SearchConfig()).keep
+    keep = chosen(subject, scores, 0.4).keep
     path = tmp_path_factory.mktemp("pruned") / "model"
     subject.cut(keep).save(path, keep, {"estimator": "random"})
     return path, subject, keep
