@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from saap_jax.config.compensation import CompensationConfig
 
 import saap_jax
 from saap_jax.adapters import from_nnx
 from saap_jax.cli.main import main
-from saap_jax.config import SearchConfig
 from saap_jax.data import Windows, pairs
 from saap_jax.evaluation.perplexity import window_losses
 from saap_jax.llama import LayerWidths, LlamaSpec, random_llama
@@ -84,9 +82,8 @@ def through_the_api(model, windows):
     scored = saap_jax.score_units(model, windows, ["gate_fisher"])
     keep = saap_jax.select_units(model, scored, 0.3).keep
     cut = saap_jax.cut(model, keep)
-    corrected = saap_jax.compensate(
-        model, keep, pairs(windows, 8), CompensationConfig(method="least_squares", damping=0.1)
-    ).model
+    method = "gate_fisher > uniform > least_squares(damping=0.1)"
+    corrected = saap_jax.run_chain(model, method, windows, 0.3).subject.model
     losses = [saap_jax.perplexity(model, windows, kept) for kept in (None, keep)]
     return scored, keep, losses + [saap_jax.perplexity(each, windows) for each in (cut, corrected)], corrected
 
@@ -135,7 +132,7 @@ RANDOM = np.random.default_rng(0)
 PARAMS = {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in (("up", (16, 24)), ("down", (24, 4)))}
 X = RANDOM.normal(size=(16, 16)).astype(np.float32)
 Y = np.sin(X[:, :4])
-FOURS = SearchConfig(multiple_of_each={"down[0]": 4})
+FOURS = "gate_taylor > within(multiple_of={'down[0]': 4}) > uniform"
 
 
 def mean_square(outputs, targets):
@@ -157,14 +154,14 @@ def placed(mesh):
 
 @pytest.fixture(scope="module")
 def pruned():
-    return saap_jax.prune(problem(plain), ratio=0.3, search=FOURS)
+    return saap_jax.prune(problem(plain), ratio=0.3, method=FOURS)
 
 
 @pytest.mark.parametrize(("arrays", "inside"), [(True, False), (False, True), (True, True)])
 def test_a_traced_model_is_pruned_as_on_one_device(arrays, inside, mesh, pruned):
     params, x, y = placed(mesh) if arrays else (PARAMS, X, Y)
     with in_force(mesh, inside):
-        made = saap_jax.prune(problem(plain, params, x, y), ratio=0.3, search=FOURS)
+        made = saap_jax.prune(problem(plain, params, x, y), ratio=0.3, method=FOURS)
         outputs = [each(made.params, x) for each in (made.function, jax.jit(made.function))]
     (name,) = pruned.keep
     np.testing.assert_array_equal(made.keep[name], pruned.keep[name])
@@ -204,14 +201,14 @@ def test_a_module_that_was_made_on_the_mesh(mesh):
         module.up.kernel.set_value(put(np.asarray(module.up.kernel[...]), mesh, None, "model"))
         _, x, y = placed(mesh)
         given = {"loss": mean_square, "calibration": (x, y), "held_out": (x, y)}
-        search = SearchConfig(multiple_of_each={"down/kernel[0]": 4})
-        made = saap_jax.prune(module, ratio=0.3, search=search, **given)
+        method = "gate_taylor > within(multiple_of={'down/kernel[0]': 4}) > uniform"
+        made = saap_jax.prune(module, ratio=0.3, method=method, **given)
         made.model.eval()  # it came as it was given, in training, whose statistics Flax cannot write on these axes
         np.testing.assert_allclose(made.model(x), made.function(made.params, x), rtol=1e-4, atol=1e-5)
         assert subject_of(from_nnx(module, **given)).prunable
     graph, state = nnx.split(module)
     here = nnx.merge(graph, jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[0]), state))
-    other = saap_jax.prune(here, loss=mean_square, calibration=(X, Y), held_out=(X, Y), ratio=0.3, search=search)
+    other = saap_jax.prune(here, loss=mean_square, calibration=(X, Y), held_out=(X, Y), ratio=0.3, method=method)
     assert made.losses == pytest.approx(other.losses, rel=1e-4)
     assert all(np.array_equal(made.keep[name], kept) for name, kept in other.keep.items())
 

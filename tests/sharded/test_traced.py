@@ -5,9 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.search import SearchConfig
-from saap_jax.selection.choose import choose_calibrated
 
 from saap_jax.cli.main import main
 from saap_jax.config.mesh import MeshConfig
@@ -75,7 +72,7 @@ from tests.trace.subject.test_compensation import transformer_problem as problem
 def test_compare_and_prune_take_a_mesh(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
-    words = ["compare", "mine.py:problem", "--estimation.estimators", "wanda", "gate_taylor", "--ratios", "0.3"]
+    words = ["compare", "mine.py:problem", "--methods", "wanda", "gate_taylor", "--ratios", "0.3"]
     assert main([*words, "--name", "alone"]) == 0
     assert main([*words, "--name", "spread", "--mesh.data", "4", "--mesh.fsdp", "2"]) == 0
     alone, spread = (

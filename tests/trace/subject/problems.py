@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saap_jax.api import calibrate as calibrate_examples
-from saap_jax.config import SearchConfig
-from saap_jax.config.compensation import CompensationConfig
-from saap_jax.config.traced import FUSED
+from saap_jax.api import score_units, select_units
 from saap_jax.llama.segments import masks
-from saap_jax.selection.choose import choose, choose_calibrated
+from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import Losses, TracedSubject, subject_of
 from saap_jax.trace.subject import problem as traced
@@ -102,20 +99,24 @@ def trained(name: str, count: int = 64, steps: int = 300) -> Problem:
     return dataclasses.replace(problem, params=params, calibration=halves[0], held_out=halves[1])
 
 
-def calibrate(subject, estimators, **options):
-    """Return the scores by all calibration examples of a subject's problem."""
-    return calibrate_examples(subject, subject.problem.scenarios, estimators, **{"fusion": FUSED, **options})
+SAAP = "fused(taylor_element, gate_taylor, attention=fused)"
+"""What SAAP fuses in a traced model: a sum over elements, and the gradients of gates."""
+
+
+def calibrate(subject, estimators, stability=False, **options):
+    """Score the units by all calibration examples of a subject's problem."""
+    return score_units(subject, subject.problem.scenarios, estimators, stability=stability, **options)
 
 
 def chosen(subject, scores, ratio, allocation="uniform", **limits):
     """Choose units by scores; `limits` are by structures' names: `min_keep`, `max_ratio`, `multiple_of`."""
-    named = {f"{name}_each": value for name, value in limits.items()}
-    return choose(subject, scores, ratio, SearchConfig(allocation=allocation, **named))
+    said = ", ".join(f"{name}={value}" for name, value in limits.items())
+    return select_units(subject, scores, ratio, f"within({said}) > {allocation}" if limits else allocation)
 
 
 def selected(subject, calibrated, estimator, ratio):
     """Choose units by the scores of an estimator, as many of every structure."""
-    return choose_calibrated(subject, calibrated, estimator, ratio, SearchConfig())
+    return select_units(subject, calibrated, ratio, estimator=estimator)
 
 
 def drawn_scores(subject, seed=0):
@@ -127,8 +128,9 @@ def drawn_scores(subject, seed=0):
 def repaired(subject, keep, batch_size=8, examples=None, **options):
     """Correct by least squares, on the calibration examples: the new subject, and what was done."""
     examples = subject.problem.calibration if examples is None else examples
-    config = CompensationConfig(method="least_squares", **options)
-    return subject.compensated(keep, examples, config, batch_size=batch_size)
+    step = LeastSquares(**options)
+    step.check(subject, -(-len(jax.tree.leaves(examples)[0]) // batch_size))
+    return subject.repaired(keep, examples, step, dense=subject, batch_size=batch_size)
 
 
 def masked_losses(subject, keep, examples=None, params=None, batch_size=8):

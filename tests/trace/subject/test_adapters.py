@@ -17,6 +17,7 @@ from saap_jax.trace.cut import keep_units
 from saap_jax.trace.subject import cut, subject_of
 from saap_jax.trace.trace import trace
 from tests.trace.subject.problems import (
+    SAAP,
     calibrate,
     chosen,
     cut_losses,
@@ -184,7 +185,12 @@ def test_quantised_weights_go_with_their_scales():
 
 def test_estimators_of_weights_refuse_integers_by_name():
     subject = subject_of(quantised())
-    for name in ("magnitude", "taylor_element", "saap", "gate_taylor+fisher"):
+    for name in (
+        "magnitude",
+        "taylor_element",
+        SAAP,
+        "gate_taylor+fisher",
+    ):
         with pytest.raises(ValueError, match=r"got int8 in layers/\w+/values \(quantised\?\); use one of gate_\*"):
             calibrate(subject, [name])
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saap_jax.config.compensation import CompensationConfig
+from saap_jax.steps.repair.bias import Bias
+from saap_jax.steps.repair.least_squares import LeastSquares
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
 from tests.trace.subject.problems import masked_losses, problem_of, repaired, square, subject_of_model, trained
@@ -194,7 +195,7 @@ def test_the_held_out_loss_falls_and_masked_is_cut(name):
     """Of a trained model a quarter to a third goes; negative control: corrections made on noise do not help as much."""
     problem = trained(name, count=64, steps=200)
     subject = subject_of(problem, refused=True)
-    keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
+    keep = keep_for(subject, share=0.3, only=subject.existing.keys() - subject.unrepaired(LeastSquares()).keys())
     plain, dense = masked_losses(subject, keep).mean(), masked_losses(subject, None).mean()
     for road in ROADS:
         new, corrections = repaired(subject, keep, 4, propagate=road)
@@ -218,7 +219,7 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
     restored = []
     for each in subject.structures:
         keep = keep_for(subject, only={each.name})
-        if each.name in subject.uncompensated("least_squares") or keep[each.name].all():
+        if each.name in subject.unrepaired(LeastSquares()) or keep[each.name].all():
             continue
         _, corrections = repaired(subject, keep, 4, propagate="dense")
         assert corrections, each.name
@@ -227,7 +228,7 @@ def test_what_each_corrected_matrix_writes_nears_the_dense_output(name):
         assert after < 0.99 * before or before == 0, each.name  # dead channels leave nothing to correct
         restored.append(after < 0.98 * before)
     assert any(restored)
-    keep = keep_for(subject, only=subject.existing.keys() - subject.uncompensated("least_squares").keys())
+    keep = keep_for(subject, only=subject.existing.keys() - subject.unrepaired(LeastSquares()).keys())
     new, corrections = repaired(subject, keep, 4, propagate="dense")
     assert corrections
     plain, masked = masked_losses(subject, keep), masked_losses(new, keep)
@@ -291,15 +292,15 @@ def test_what_cannot_be_corrected_is_left_alone_with_a_reason():
     new, corrections = repaired(subject, both, 4)
     assert not corrections
     assert new.digests() == subject.digests()
-    assert subject.uncompensated("least_squares", both) == {
+    assert subject.unrepaired(LeastSquares(), both) == {
         "down[0]": "its units are experts, whose rows go to others",
         "down[1]": "down also loses units of down[0]",
     }
     channels = keep_for(subject, only={"down[1]"})
     assert [each.structure for each in repaired(subject, channels, 4)[1]] == ["down[1]"]
-    assert subject.uncompensated("least_squares", channels) == {}
+    assert subject.unrepaired(LeastSquares(), channels) == {}
     subject = subject_of(problem_of("vit", 8), norms=True, refused=True)
-    left = subject.uncompensated("least_squares")
+    left = subject.unrepaired(LeastSquares())
     assert left.keys() == {"bias1[0]", "key[2]"}
     assert left["bias1[0]"] == "it is a stream that several parts read, or that a norm averages over"
     assert left["key[2]"].startswith("its units meet no parameter as it is at dot_general[")
@@ -316,6 +317,8 @@ def test_too_few_examples_and_other_keep_sets_are_refused():
         repaired(subject, keep_for(subject), 8)
     with pytest.raises(ValueError, match=r"expected down\[0\] of shape \(1, 9\)"):
         repaired(subject, {"down[0]": np.ones((1, 8), bool)})
-    for method in ("scales", "least_squares+scales", "bias"):
-        with pytest.raises(ValueError, match=r"expected none or least_squares for a traced model, got"):
-            subject.check_compensation(CompensationConfig(method=method), 8)
+    with pytest.raises(ValueError, match="bias: expected no repair, or least_squares, for a traced model"):
+        subject.check_repair(Bias(), 8)
+    new, _ = repaired(subject, keep_for(subject), 2)
+    with pytest.raises(ValueError, match="expected one repair of a traced model, got a second one behind it"):
+        new.repaired(keep_for(subject), problem.calibration, LeastSquares(), dense=subject)

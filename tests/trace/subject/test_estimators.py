@@ -9,11 +9,11 @@ from saap_jax.estimation import GATE_GRADIENT, WEIGHT_GRADIENT
 from saap_jax.trace.cut import keep_units, smaller
 from saap_jax.trace.subject import Losses, subject_of
 from saap_jax.trace.subject.observe import observe
-from tests.trace.subject.problems import calibrate, square, stacked
+from tests.trace.subject.problems import SAAP, calibrate, square, stacked
 
 ALL = (
     "random", "magnitude", "taylor_vector", "taylor_element", "taylor_element_second", "fisher", "gate_taylor",
-    "gate_taylor_signed", "gate_fisher", "gate_hessian(probes=64)", "saap", "ablation",
+    "gate_taylor_signed", "gate_fisher", "gate_hessian(probes=64)", SAAP, "ablation",
 )  # fmt: skip
 
 
@@ -125,10 +125,10 @@ def test_the_probed_hessian_nears_the_exact_diagonal(subject, scores):
 def test_the_fusion_is_the_librarys(scores):
     expected = {
         name: sum(scores[m][name] / scores[m][name].mean() for m in ("taylor_element", "gate_taylor")) / 2
-        for name in scores["saap"]
+        for name in scores[SAAP]
     }
     for name, values in expected.items():
-        np.testing.assert_allclose(scores["saap"][name], values, rtol=1e-4)
+        np.testing.assert_allclose(scores[SAAP][name], values, rtol=1e-4)
 
 
 def test_the_gate_gradient_is_the_sum_over_the_matrix_that_reads_the_unit(subject):

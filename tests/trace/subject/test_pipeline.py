@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose as select_scores
-from saap_jax.selection.choose import choose_calibrated as select
 
 from saap_jax.llama.segments import masks
 from saap_jax.trace.problem import Problem

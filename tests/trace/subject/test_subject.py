@@ -7,21 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saap_jax.selection.choose import choose
 
+from saap_jax.api import select_units
 from saap_jax.config import (
     CalibrationConfig,
     CompareConfig,
-    EstimationConfig,
     EvaluationConfig,
     FidelityConfig,
-    FusionConfig,
-    GridConfig,
     MeshConfig,
     ModelConfig,
     PruneConfig,
     ScoreConfig,
-    SearchConfig,
     SensitivityConfig,
     for_factory,
 )
@@ -31,7 +27,7 @@ from saap_jax.report.page.html import render_page
 from saap_jax.report.write import read_views, report_page
 from saap_jax.trace.problem import Problem
 from saap_jax.trace.subject import subject_of
-from tests.trace.subject.problems import calibrate, chosen, masked_losses, stacked, trained
+from tests.trace.subject.problems import SAAP, calibrate, chosen, drawn_scores, masked_losses, stacked, trained
 
 FACTORY = """
 import dataclasses, jax
@@ -68,9 +64,9 @@ def config(factory, tmp_path_factory) -> CompareConfig:
         CompareConfig,
         factory,
         runs=str(tmp_path_factory.mktemp("runs")),
-        estimation=EstimationConfig(estimators=("random", "gate_taylor", "saap")),
+        methods=(f"{{random,gate_taylor,{SAAP}}} > {{uniform,global}}",),
         calibration=CalibrationConfig(scenarios=(), examples=8),
-        grid=GridConfig(allocations=("uniform", "global", "adaptive"), seeds=(0, 1), scenarios=("all", "b")),
+        seeds=(0, 1),
         ratios=(0.2, 0.4),
     )
 
@@ -111,11 +107,11 @@ def test_a_digest_is_of_all_that_a_figure_depends_on():
 class TestCompare:
     def test_every_combination_is_judged_by_its_own_masks(self, config, run, factory):
         rows = run.candidates()
-        assert len(rows) == 3 * 3 * 2 * 2 * 2
+        assert len(rows) == 3 * 2 * 2 * 2
         assert run.record["metrics"] == [{"name": "loss near", "domain": "in"}, {"name": "loss far", "domain": "out"}]
         own = subject_of(trained("moe", 32))
         arrays = run.load_arrays("keeps")
-        for row in rows[::11]:
+        for row in rows[::5]:
             keep = {name: arrays[f"{row['candidate']}/{name}"] for name in own.existing}
             assert own.removed(keep) / own.prunable == pytest.approx(row["ratio_actual"])
             assert row["ratio_actual"] >= row["ratio_asked"] - 1e-9
@@ -137,7 +133,7 @@ class TestOthers:
     def test_fidelity_of_the_oracle_to_itself_is_one(self, factory, tmp_path):
         config = for_factory(
             FidelityConfig, factory, runs=str(tmp_path), channels_per_layer=3, resamples=50,
-            estimation=EstimationConfig(estimators=("ablation", "random")),
+            estimators=("ablation", "random"),
         )  # fmt: skip
         _, rows, _, exact = fidelity.judge(config)
         found = {(row.estimator, row.scope): row.value for row in rows if row.measure == "spearman"}
@@ -148,9 +144,9 @@ class TestOthers:
     @pytest.mark.slow
     def test_kept_statistics_score_as_a_pass_does(self, factory, tmp_path):
         names = ("gate_hessian", "fisher", "gate_taylor", "taylor_element")
-        options = {"runs": str(tmp_path), "estimation": EstimationConfig(estimators=names)}
+        options = {"runs": str(tmp_path), "estimators": names}
         first, _ = score_run(for_factory(ScoreConfig, factory, name="first", **options))
-        options["estimation"] = EstimationConfig(estimators=("saap", "gate_fisher", "gate_hessian"))
+        options["estimators"] = (SAAP, "gate_fisher", "gate_hessian")
         again = score_run(for_factory(ScoreConfig, factory, name="again", from_run=str(first.path), **options))[1]
         fresh = score_run(for_factory(ScoreConfig, factory, name="fresh", **options))[1]
         for scenario, name in itertools.product(("a", "b"), again.estimators):
@@ -211,16 +207,9 @@ class TestLosses:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (CompareConfig, {"search": SearchConfig(skip_layers=(0,))}, "search.skip_layers: is for attention and MLP"),
-        (
-            CompareConfig,
-            {"search": SearchConfig(attention_share=0.1)},
-            "search.attention_share: is for attention and MLP",
-        ),
         (CompareConfig, {"mesh": MeshConfig(tensor=2)}, "mesh: expected data and fsdp alone for a traced .* tensor 2"),
         (CompareConfig, {"mesh": MeshConfig(expert=2)}, "mesh: expected data and fsdp alone for a traced .* expert 2"),
         (PruneConfig, {"mesh": MeshConfig(rules=("vocab=",))}, "mesh: expected data and fsdp alone .* rules vocab="),
-        (CompareConfig, {"fusion": FusionConfig()}, "fusion.attention: expected none for a traced model"),
         (CompareConfig, {"model": ModelConfig(name="a:b", dtype="bfloat16")}, "model.dtype: a factory's program is as"),
         (FidelityConfig, {"calibration": CalibrationConfig(length=64)}, "calibration.length: a factory's program is"),
         (FidelityConfig, {"calibration": CalibrationConfig(bos="never")}, "calibration.bos: a factory's program is"),
@@ -236,8 +225,10 @@ def test_what_is_not_for_traced_models_is_refused(kind, fields, message):
 
 
 def test_what_is_for_traced_models_alone_is_refused_elsewhere():
-    with pytest.raises(ValueError, match=r"search.min_keep_each: names structures of traced models, got {'mlp': 2}"):
-        CompareConfig(search=SearchConfig(min_keep_each={"mlp": 2}))
+    subject = subject_of(stacked())
+    for limit in ("protect=(0,)", "attention=0.1"):
+        with pytest.raises(ValueError, match=f"within.{limit.split('=')[0]}: is for attention and MLP"):
+            select_units(subject, drawn_scores(subject), 0.3, f"within({limit}) > uniform")
     with pytest.raises(ValueError, match=r"model.norms: is for traced models, .* got 'smollm2-135m'"):
         ModelConfig(norms=True)
 
