@@ -48,22 +48,6 @@ class Sums(NamedTuple):
     """Rows."""
 
 
-class Moments(NamedTuple):
-    """What least squares on the dense model's activations reads of examples, by place."""
-
-    fit: dict[Tap, Sums]
-    held: dict[Tap, Sums] | None
-    """Of every `HELD_OUT`-th batch; None where there are too few."""
-
-
-class Compensated(NamedTuple):
-    """Parameters whose kept units stand in for the removed ones, and what was done where."""
-
-    params: Any
-    """Of the shapes of the given ones, what belongs to removed units 0 in corrected matrices."""
-    corrections: list[Correction]
-
-
 # --- what is corrected ---------------------------------------------------------------------------
 
 
@@ -124,28 +108,6 @@ def _due(subject: TracedProblem, keep: Keep) -> list[tuple[Writer, np.ndarray]]:
 # --- sums ----------------------------------------------------------------------------------------
 
 
-def moments_of(subject: TracedProblem, examples: Examples, batch_size: int) -> Moments:
-    """Gather the second moments of the dense model's activations at every writer, from one pass over the examples."""
-    writers = correctable(subject)
-
-    def make() -> Callable[..., dict[Tap, Sums]]:
-        run = _rows_of(subject, writers)
-
-        def step(params: Any, inputs: Any, weights: Array) -> dict[Tap, Sums]:
-            rows = jax.vmap(lambda row: run({}, params, row))(inputs)
-            return {place: _sums(active, weights) for place, active in rows.items()}
-
-        return jax.jit(step)
-
-    step = subject.program("moments", make)
-    parts: list[dict[Tap, Sums] | None] = [None, None]
-    for number, ((inputs, _), weights) in enumerate(batches(examples, batch_size, subject.layout)):
-        _add(parts, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
-    fit, held = parts
-    assert fit is not None
-    return Moments(fit, held)
-
-
 def _rows_of(subject: TracedProblem, writers: Sequence[Writer]) -> Callable[..., dict[Tap, Array]]:
     """Make `run(gates, params, inputs)` of one example: the rows of each system at each writer."""
     run = tapped(subject.traced, [writer.tap for writer in writers])
@@ -182,14 +144,15 @@ def compensate(
     *,
     batch_size: int = 8,
     progress: Progress = silent,
-) -> Compensated:
-    """Correct the matrices that carry kept units onward, on calibration examples.
+) -> tuple[Any, list[Correction]]:
+    """Correct the matrices that carry kept units onward, on calibration examples; `progress` wraps the corrections.
 
-    Args:
-        progress: wraps the corrections.
+    Returns:
+        Parameters of the shapes of the given ones, what belongs to removed units 0 in corrected matrices; and what was
+        done where.
 
     Raises:
-        ValueError: a keep-set of another model, a method that can do nothing here, or too few batches of examples.
+        ValueError: a repair that can do nothing here.
     """
     params = subject.problem.params
     check_repair(subject, repair)
@@ -202,18 +165,17 @@ def compensate(
         ]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
-    due = _due(subject, keep)
+    due, parts = _due(subject, keep), list(batches(examples, batch_size, subject.layout))
     if repair.propagate == "pruned":
-        problems = _in_order(subject, keep, due, list(batches(examples, batch_size, subject.layout)), now, progress)
+        problems = _in_order(subject, keep, due, parts, now, progress)
     else:
-        known = moments_of(subject, examples, batch_size) if due else None
-        problems = _at_once(subject, due, known, progress)
+        problems = _at_once(subject, due, parts, progress)
     for writer, system, kept, weight, sums in problems:
         matrix, _, damping, errors = corrected(sums, weight, kept, repair)
         values[writer.path] = writer.replaced(values[writer.path], system, np.asarray(matrix))
         lost = [name for name in writer.units if not writer.kept({name: keep[name]})[system].all()]
         corrections.append(Correction(" × ".join(lost), system, damping, *errors))
-    return Compensated(now(), corrections)
+    return now(), corrections
 
 
 Solvable = tuple[Writer, int, np.ndarray, Array, tuple[Normal, Normal | None]]
@@ -228,21 +190,35 @@ def _weight(subject: TracedProblem, writer: Writer) -> Float[Array, "systems coo
 
 
 def _at_once(
-    subject: TracedProblem, due: Sequence[tuple[Writer, np.ndarray]], known: Moments | None, progress: Progress
+    subject: TracedProblem, due: Sequence[tuple[Writer, np.ndarray]], parts: Sequence[Any], progress: Progress
 ) -> Iterator[Solvable]:
-    """Pose the problems of all systems toward their own outputs, T = a W, from the dense model's moments."""
+    """Pose the problems of all systems toward their own outputs, T = a W, from one pass of the dense model."""
+
+    def make() -> Callable[..., dict[Tap, Sums]]:
+        run = _rows_of(subject, correctable(subject))
+
+        def step(params: Any, inputs: Any, weights: Array) -> dict[Tap, Sums]:
+            rows = jax.vmap(lambda row: run({}, params, row))(inputs)
+            return {place: _sums(active, weights) for place, active in rows.items()}
+
+        return jax.jit(step)
+
+    step = subject.program("moments", make)
+    sums: list[dict[Tap, Sums] | None] = [None, None]
+    for number, ((inputs, _), weights) in enumerate(parts if due else ()):
+        _add(sums, number, step(subject.problem.params, inputs, jnp.asarray(weights)))
+
+    def toward_itself(sums: Sums, weight: Array, system: int) -> Normal:
+        product, mean = sums.product[system], sums.mean[system]
+        cross = jnp.matmul(product, weight, precision="highest")
+        return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
+
     for writer, kept in progress(due):
         weight = _weight(subject, writer)
         for system in np.flatnonzero(~kept.all(1)).tolist():
-
-            def toward_itself(sums: Sums, weight: Array = weight[system], system: int = system) -> Normal:
-                product, mean = sums.product[system], sums.mean[system]
-                cross = jnp.matmul(product, weight, precision="highest")
-                return Normal(product, cross, mean, mean @ weight, jnp.sum(weight * cross), sums.weight)
-
-            assert known is not None
-            held = toward_itself(known.held[writer.tap]) if known.held else None
-            yield writer, system, kept[system], weight[system], (toward_itself(known.fit[writer.tap]), held)
+            fit, held = (part and toward_itself(part[writer.tap], weight[system], system) for part in sums)
+            assert fit is not None
+            yield writer, system, kept[system], weight[system], (fit, held)
 
 
 def _in_order(

@@ -294,9 +294,8 @@ class TracedSubject(TracedProblem, Subject):
         self.check_keep(keep)
         if dense is not self:
             raise ValueError("repair: expected one repair of a traced model, got a second one behind it")
-        made = compensate(self, keep, examples, repair, batch_size=batch_size, progress=progress)
-        problem = dataclasses.replace(self.problem, params=made.params)
-        return dataclasses.replace(self, problem=problem), made.corrections
+        params, corrections = compensate(self, keep, examples, repair, batch_size=batch_size, progress=progress)
+        return dataclasses.replace(self, problem=dataclasses.replace(self.problem, params=params)), corrections
 
     def unrepaired(self, repair: Repair, keep: Keep | None = None) -> dict[str, str]:
         """Tell why a repair leaves structures as they are, by name; with `keep` those that lose units."""
